@@ -1,0 +1,23 @@
+"""UQFF, the Universal Quantized File Format of mistral.rs."""
+
+from uqff.blob import Layer, deserialize, serialize
+from uqff.codes import DType, Family, Version
+from uqff.errors import FormatError, ShapeError, ShardError, UnsupportedError, UqffError
+from uqff.families.base import QuantizedTensor
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "DType",
+    "Family",
+    "FormatError",
+    "Layer",
+    "QuantizedTensor",
+    "ShapeError",
+    "ShardError",
+    "UnsupportedError",
+    "UqffError",
+    "Version",
+    "deserialize",
+    "serialize",
+]

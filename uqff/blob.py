@@ -1,0 +1,217 @@
+"""The pre-1.0 blob: one quantised layer, weight and bias, as bytes.
+
+A reader takes the first five bytes, chooses the family's layout by the type byte, and reads the whole blob with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from uqff.codes import DType, Family, Version
+from uqff.errors import FormatError, ShapeError, UnsupportedError, UqffError
+from uqff.families import family_of
+from uqff.families.base import QuantizedTensor, tensor_fields, tensor_part
+from uqff.schema.header import HEADER
+from uqff.schema.layout import FieldTrace, Layout, Scope, Violation
+from uqff.views import writable_alias
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["LATEST", "Layer", "blob_size", "chunks", "deserialize", "read_fields", "serialize", "trace"]
+
+LATEST = Version(0, 2, 0)
+"""The pre-1.0 version written unless another is asked for."""
+
+
+class Layer(NamedTuple):
+    """What a blob holds: a weight, and a bias if there is one.
+
+    Attributes:
+        weight: the quantised weight.
+        bias: ``[out]`` in the dtype it is stored in, or None.
+    """
+
+    weight: QuantizedTensor
+    bias: torch.Tensor | None = None
+
+
+def read_fields(buffer: Any, *, trace: list[FieldTrace] | None = None) -> tuple[type[QuantizedTensor], Scope]:
+    """Parse and validate a blob down to its fields; touches no payload and does not import torch.
+
+    Args:
+        buffer: any bytes-like object.
+        trace: a list that receives every field with its place.
+
+    Returns:
+        The record class of the family, and the fields by name.
+
+    Raises:
+        FormatError: the bytes break a rule.
+        UnsupportedError: a version or type that this library does not know.
+        ShapeError: weight and bias do not fit each other.
+    """
+    record = family_of(HEADER.read(buffer, exact=False)["quant_type"])
+    fields = record.LAYOUT.read(buffer, trace=trace)
+    try:
+        _validate(record, fields)
+    except Violation as broken:
+        raise broken.error(
+            broken.problem,
+            field=broken.field,
+            offset=_offset_of(record.LAYOUT, buffer, broken.field),
+            expected=broken.expected,
+            got=broken.got,
+        ) from None
+    return record, fields
+
+
+def _offset_of(layout: Layout, buffer: Any, field: str | None) -> int | None:
+    places: list[FieldTrace] = []
+    layout.read(buffer, trace=places)
+    return next((p.offset for p in places if p.path == field), None)
+
+
+def _validate(record: type[QuantizedTensor], fields: Scope) -> None:
+    """The rules that hold for blobs of every family, then the family's own."""
+    version: Version = fields["version"]
+    if version < record.family.since:
+        raise Violation(
+            f"{record.family.title} blobs did not exist yet",
+            field="version",
+            expected=f"at least {record.family.since}",
+            got=version,
+        )
+    for path, dtype in _dtypes(fields):
+        if version < dtype.since:
+            raise Violation(
+                f"dtype {dtype.name} did not exist yet", field=path, expected=f"version {dtype.since}", got=version
+            )
+    record.validate(fields)
+
+
+def _dtypes(fields: Scope) -> Iterator[tuple[str, DType]]:
+    for name, value in fields.items():
+        if isinstance(value, Mapping):
+            yield f"{name}.dtype", value["dtype"]
+
+
+def _check_bias(weight_shape: tuple[int, ...], bias_shape: tuple[int, ...]) -> None:
+    """A bias is one number per output: ``[out]``, or ``[experts, out]`` for stacked experts."""
+    allowed = [weight_shape[at:-1] for at in range(len(weight_shape) - 1)]
+    if bias_shape not in allowed:
+        expected = " or ".join(str(list(shape)) for shape in reversed(allowed)) or "no bias"
+        raise ShapeError("bias does not fit weight", field="bias.shape", expected=expected, got=list(bias_shape))
+
+
+def deserialize(buffer: Any) -> Layer:
+    """Read one blob.
+
+    Payload tensors are views of ``buffer`` and keep it alive; only small parts that lie at an unaligned address are
+    copied.  Views of a read-only buffer must not be written to.
+
+    Args:
+        buffer: any bytes-like object: ``bytes``, ``bytearray``, ``memoryview``, ``mmap``, a uint8 numpy array.
+
+    Returns:
+        The weight and the bias.
+
+    Raises:
+        FormatError: the bytes break a rule of the format.
+        UnsupportedError: a version or type that this library does not know.
+        ShapeError: weight and bias do not fit each other.
+    """
+    view = writable_alias(_flat(buffer))
+    record, fields = read_fields(view)
+    weight = record.parse(fields)
+    if fields["bias"] is None:
+        return Layer(weight)
+    bias_shape = fields["bias"]["shape"]
+    try:
+        _check_bias(weight.shape, bias_shape)
+    except ShapeError as error:
+        error.offset = _offset_of(record.LAYOUT, view, error.field)
+        raise
+    return Layer(weight, tensor_part(fields["bias"]))
+
+
+def _flat(buffer: Any) -> memoryview:
+    try:
+        return memoryview(buffer).cast("B")
+    except TypeError as exc:
+        raise FormatError("not a contiguous bytes-like object", got=type(buffer).__name__) from exc
+
+
+def _outline(weight: QuantizedTensor | Layer, bias: torch.Tensor | None, version: Any) -> tuple[Layout, dict[str, Any]]:
+    if isinstance(weight, Layer):
+        weight, layer_bias = weight
+        if bias is None:
+            bias = layer_bias
+    fields = {
+        "version": Version(*version),
+        "quant_type": weight.family,
+        **weight.build(),
+        "bias": None if bias is None else tensor_fields(bias, name="bias"),
+    }
+    if bias is not None:
+        _check_bias(weight.shape, tuple(bias.shape))
+    try:
+        _validate(type(weight), fields)
+    except Violation as broken:
+        error = UnsupportedError if broken.field == "version" or "exist yet" in broken.problem else broken.error
+        raise error(broken.problem, field=broken.field, expected=broken.expected, got=broken.got) from None
+    return weight.LAYOUT, fields
+
+
+def chunks(
+    weight: QuantizedTensor | Layer, bias: torch.Tensor | None = None, *, version: tuple[int, int, int] = LATEST
+) -> list[Any]:
+    """The blob as a list of byte chunks that need not be joined to be written; payloads are not copied.
+
+    Takes and raises what :func:`serialize` does.
+    """
+    layout, fields = _outline(weight, bias, version)
+    return layout.chunks(fields)
+
+
+def blob_size(
+    weight: QuantizedTensor | Layer, bias: torch.Tensor | None = None, *, version: tuple[int, int, int] = LATEST
+) -> int:
+    """How long the blob will be. Tensors may be on the meta device: sizes are known before payloads exist."""
+    layout, fields = _outline(weight, bias, version)
+    return layout.nbytes(fields)
+
+
+def serialize(
+    weight: QuantizedTensor | Layer, bias: torch.Tensor | None = None, *, version: tuple[int, int, int] = LATEST
+) -> bytes:
+    """Write one blob.
+
+    Args:
+        weight: the quantised weight, or a layer (whose bias is then the default).
+        bias: ``[out]``, in the dtype to be stored.
+        version: 0.1.0, 0.1.1, 0.1.2, 0.1.3 or 0.2.0.
+
+    Raises:
+        UnsupportedError: the family or a dtype does not exist in that version, or the version does not exist.
+        ShapeError: the bias does not fit the weight.
+        FormatError: a length does not fit its field, or the record is not consistent.
+    """
+    return b"".join(chunks(weight, bias, version=version))
+
+
+def trace(buffer: Any) -> list[FieldTrace]:
+    """Every field of a valid blob with offset, size, type, value and meaning, in file order."""
+    places: list[FieldTrace] = []
+    read_fields(_flat(buffer), trace=places)
+    return places
+
+
+def family_of_blob(buffer: Any) -> Family:
+    """The family of a blob, from its first five bytes."""
+    family: Family = HEADER.read(buffer, exact=False)["quant_type"]
+    return family
+
+
+__all__ += ["UqffError", "family_of_blob"]

@@ -1,0 +1,116 @@
+"""Every exception that uqff raises on purpose.
+
+::
+
+    UqffError
+    ├── FormatError        bytes that break a rule of the format
+    ├── UnsupportedError   a valid file that this library does not handle (newer version, unknown type)
+    ├── ShapeError         a shape that a family, or a pair of weight and bias, cannot have
+    └── ShardError         a slice that cannot be cut, or a set of shards that does not fit together
+
+Each error names what it knows of: file, layer, field path, byte offset, expected and got.  The parts are attributes and,
+joined, the message.  Lower rooms know fields and offsets, higher rooms know layers and files: ``error.within(...)``
+returns the same error with the missing parts filled in.
+"""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+__all__ = ["FormatError", "ShapeError", "ShardError", "UnsupportedError", "UqffError"]
+
+_Self = TypeVar("_Self", bound="UqffError")
+
+
+def _printable(text: str) -> str:
+    """Escape what a terminal would act on: names and values come from files."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
+class UqffError(Exception):
+    """The root of the tree; catch it to catch everything.
+
+    Attributes:
+        problem: what is wrong, in one phrase.
+        file: path of the file, if known.
+        layer: key of the layer, if known.
+        field: dotted path of the field, as in the spec's offset tables.
+        offset: byte offset of the field, from the start of ``file`` if one is known, else from the start of the buffer.
+        expected: what the rule asks for.
+        got: what was found.
+    """
+
+    def __init__(
+        self,
+        problem: str,
+        *,
+        file: str | None = None,
+        layer: str | None = None,
+        field: str | None = None,
+        offset: int | None = None,
+        expected: object = None,
+        got: object = None,
+    ) -> None:
+        self.problem = problem
+        self.file = file
+        self.layer = layer
+        self.field = field
+        self.offset = offset
+        self.expected = expected
+        self.got = got
+        super().__init__(problem)
+
+    def __str__(self) -> str:
+        where = [
+            f"file {self.file}" if self.file is not None else "",
+            f"layer {self.layer}" if self.layer is not None else "",
+            f"field {self.field}" if self.field is not None else "",
+            f"offset {self.offset}" if self.offset is not None else "",
+        ]
+        what = [
+            f"expected {self.expected}" if self.expected is not None else "",
+            f"got {self.got}" if self.got is not None else "",
+        ]
+        message = self.problem
+        if any(what):
+            message += ": " + ", ".join(filter(None, what))
+        if any(where):
+            message += " (" + ", ".join(filter(None, where)) + ")"
+        return _printable(message)
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (type(self), (self.problem,), self.__dict__)
+
+    def within(
+        self: _Self, *, file: str | None = None, layer: str | None = None, base: int = 0, prefix: str = ""
+    ) -> _Self:
+        """Fill in the place, keeping what is known already.
+
+        Args:
+            file: path to name if no file is named yet.
+            layer: key to name if no layer is named yet.
+            base: where the buffer that ``offset`` counts from begins in the file.
+            prefix: field path to put in front.
+        """
+        self.file = self.file if self.file is not None else file
+        self.layer = self.layer if self.layer is not None else layer
+        self.offset = self.offset + base if self.offset is not None else None
+        if prefix:
+            self.field = f"{prefix}.{self.field}" if self.field else prefix
+        return self
+
+
+class FormatError(UqffError):
+    """The bytes break a rule of the format."""
+
+
+class UnsupportedError(UqffError):
+    """The bytes may be right, but this library does not handle them: a newer version, an unknown type."""
+
+
+class ShapeError(UqffError):
+    """A shape that the family cannot store, or that does not fit its companion."""
+
+
+class ShardError(UqffError):
+    """A slice that cannot be cut exactly, or a set of shard files with a gap or a repeated key."""

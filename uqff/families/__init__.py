@@ -1,0 +1,21 @@
+"""The seven families, by the type byte of a blob."""
+
+from uqff.codes import Family
+from uqff.families.afq import AFQ
+from uqff.families.base import QuantizedTensor
+from uqff.families.f8q8 import F8Q8
+from uqff.families.fp8 import FP8
+from uqff.families.gguf import GGUF
+from uqff.families.hqq import HQQ
+from uqff.families.mxfp4 import MXFP4
+from uqff.families.unquant import Unquant
+
+__all__ = ["AFQ", "F8Q8", "FAMILIES", "FP8", "GGUF", "HQQ", "MXFP4", "QuantizedTensor", "Unquant", "family_of"]
+
+FAMILIES: tuple[type[QuantizedTensor], ...] = (GGUF, Unquant, HQQ, FP8, AFQ, F8Q8, MXFP4)
+"""The record of each family, at the index of its type byte."""
+
+
+def family_of(family: Family) -> type[QuantizedTensor]:
+    """The record of a family."""
+    return FAMILIES[family]

@@ -1,0 +1,262 @@
+"""What every family fulfils: :class:`QuantizedTensor`.
+
+Every room has the same verbs in the same order: declared layout, record, ``parse`` / ``build``, ``validate``,
+``check_payload``, ``dequantize``, ``quantize``.  Families share primitives and do not inherit from each other.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import fields as dataclass_fields
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+
+import numpy as np
+
+from uqff.codes import DType, Family
+from uqff.errors import UnsupportedError
+from uqff.schema.layout import Layout, Placeholder, Scope
+from uqff.views import bytes_of, tensor_of
+
+if TYPE_CHECKING:
+    import torch
+    from typing_extensions import Self
+
+__all__ = [
+    "PayloadProblem",
+    "QuantizedTensor",
+    "bytes_part",
+    "first_bad",
+    "not_finite",
+    "payload",
+    "raw_bytes",
+    "stored",
+    "tensor_fields",
+    "tensor_part",
+    "typed",
+]
+
+
+class PayloadProblem(NamedTuple):
+    """A payload element that breaks a rule: which field, at which byte of that field, and what was expected."""
+
+    field: str
+    offset: int
+    problem: str
+    expected: str
+    got: str
+
+
+class QuantizedTensor(ABC):
+    """A weight as it is stored: codes, scales and whatever else its family keeps. Frozen; a view of its file.
+
+    Subclasses are frozen dataclasses whose tensor attributes are the stored parts, in file order.
+    """
+
+    family: ClassVar[Family]
+    """Which of the seven families."""
+    LAYOUT: ClassVar[Layout]
+    """The whole pre-1.0 blob, header and bias included."""
+
+    @property
+    @abstractmethod
+    def kind(self) -> str:
+        """The type's short name, as in-situ quantisation options spell it: ``q4k``, ``hqq4``, ``fp8``, ``afq3``, ..."""
+
+    @property
+    @abstractmethod
+    def shape(self) -> tuple[int, ...]:
+        """Logical dimensions of the weight, in elements: ``(out, in)`` or ``(experts, out, in)``."""
+
+    @classmethod
+    @abstractmethod
+    def parse(cls, blob: Scope) -> Self:
+        """The record of a parsed and validated blob; payload tensors are views of it."""
+
+    @abstractmethod
+    def build(self) -> dict[str, Any]:
+        """The fields of the blob, without header and bias: what :attr:`LAYOUT` builds from."""
+
+    @staticmethod
+    @abstractmethod
+    def validate(blob: Scope) -> None:
+        """Check every rule that spans several fields; both directions call it.
+
+        Raises:
+            Violation: naming the field.
+        """
+
+    @staticmethod
+    @abstractmethod
+    def check_payload(blob: Scope) -> Iterator[PayloadProblem]:
+        """Find payload elements that no sound writer produces: scales that are not finite, codes out of range."""
+
+    @abstractmethod
+    def _dequantize(self) -> torch.Tensor:
+        """The reference dequantiser, in float32."""
+
+    def dequantize(self, dtype: torch.dtype | None = None) -> torch.Tensor:
+        """The weight as plain numbers: computed in float32 by the family's formula, then cast.
+
+        Args:
+            dtype: of the result; float32 if None. The cast rounds to nearest even.
+
+        Returns:
+            A new tensor of :attr:`shape` on the device of the record. The record is not modified.
+        """
+        import torch
+
+        return self._dequantize().to(dtype or torch.float32)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all stored tensors, without framing and bias."""
+        return sum(part.nbytes for part in self._tensors().values())
+
+    @property
+    def numel(self) -> int:
+        """Number of weights."""
+        return math.prod(self.shape)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the stored tensors are."""
+        return next(iter(self._tensors().values())).device
+
+    def to(self, device: torch.device | str) -> Self:
+        """The same record with its tensors on ``device``; the record itself if they are there already."""
+        moved = {name: part.to(device) for name, part in self._tensors().items()}
+        if all(moved[name] is part for name, part in self._tensors().items()):
+            return self
+        return replace(self, **moved)  # type: ignore[type-var]
+
+    def _tensors(self) -> dict[str, torch.Tensor]:
+        values = {f.name: getattr(self, f.name) for f in dataclass_fields(self)}  # type: ignore[arg-type]
+        return {name: value for name, value in values.items() if hasattr(value, "nbytes")}
+
+    def __eq__(self, other: object) -> bool:
+        """Equality by bytes: same family, same parameters, same bits in every stored tensor."""
+        if type(other) is not type(self):
+            return NotImplemented
+        return all(
+            _same(getattr(self, f.name), getattr(other, f.name))
+            for f in dataclass_fields(self)  # type: ignore[arg-type]
+        )
+
+    __hash__ = None  # type: ignore[assignment]  # compared by content that may be gigabytes
+
+    def __repr__(self) -> str:
+        bits = 8 * self.nbytes / self.numel
+        return (
+            f"<{type(self).__name__} {self.kind} {list(self.shape)}, "
+            f"{self.nbytes:,} bytes, {bits:.2f} bits/weight, {self.device}>"
+        )
+
+
+def _same(a: Any, b: Any) -> bool:
+    import torch
+
+    if not isinstance(a, torch.Tensor):
+        return bool(a == b)
+    if a.dtype != b.dtype or a.shape != b.shape:
+        return False
+    return bool(torch.equal(raw_bytes(a).reshape(-1), raw_bytes(b).reshape(-1).to(a.device)))
+
+
+def stored(tensor: torch.Tensor, *, name: str) -> DType:
+    """The format's dtype of a torch tensor.
+
+    Raises:
+        UnsupportedError: for a dtype that has no code.
+    """
+    dtype = DType.of_torch(tensor.dtype)
+    if dtype is None:
+        allowed = ", ".join(d.name for d in DType if d.storable)
+        raise UnsupportedError("dtype has no code in the format", field=name, expected=allowed, got=tensor.dtype)
+    return dtype
+
+
+def raw_bytes(tensor: torch.Tensor) -> torch.Tensor:
+    """The little-endian bytes of a tensor, uint8 ``[..., last × itemsize]``; a view if it is contiguous."""
+    import torch
+
+    tensor = tensor.contiguous()
+    return (tensor if tensor.ndim else tensor.reshape(1)).view(torch.uint8)
+
+
+def typed(data: torch.Tensor, dtype: DType) -> torch.Tensor:
+    """The inverse of :func:`raw_bytes`; a view where alignment allows, else a copy."""
+    if data.data_ptr() % dtype.itemsize:
+        data = data.clone()
+    return data.view(dtype.torch)
+
+
+def tensor_part(record: Scope) -> torch.Tensor:
+    """A parsed tensor record as a typed tensor: for small parts, which are copied if they are not aligned."""
+    return tensor_of(record["data"], record["dtype"], record["shape"])
+
+
+def bytes_part(record: Scope) -> torch.Tensor:
+    """A parsed tensor record as its bytes, uint8 ``[..., last × itemsize]``: for payloads, which are never copied."""
+    *outer, last = record["shape"]
+    return tensor_of(record["data"], DType.U8, (*outer, last * record["dtype"].itemsize))
+
+
+def tensor_fields(
+    tensor: torch.Tensor, *, name: str, dtype: DType | None = None, shape: tuple[int, ...] | None = None
+) -> dict[str, Any]:
+    """The fields of a tensor record R.
+
+    Args:
+        tensor: the tensor; on the meta device, only its size counts.
+        name: field name, for errors.
+        dtype: the stored dtype, if the tensor holds raw bytes of another.
+        shape: the stored shape, likewise.
+    """
+    return {
+        "dtype": dtype or stored(tensor, name=name),
+        "shape": tuple(tensor.shape) if shape is None else shape,
+        "data": payload(tensor),
+    }
+
+
+def payload(tensor: torch.Tensor) -> Any:
+    """The bytes of a tensor, or a placeholder of their number if it has none (meta device)."""
+    return Placeholder(tensor.nbytes) if tensor.is_meta else bytes_of(tensor.cpu())
+
+
+_EXPONENT_BITS = {
+    DType.F16: ("<u2", 0x7C00),
+    DType.BF16: ("<u2", 0x7F80),
+    DType.F32: ("<u4", 0x7F800000),
+    DType.F64: ("<u8", 0x7FF0000000000000),
+}
+"""The bits that are all set in infinities and NaNs."""
+
+
+def not_finite(record: Scope, field: str) -> Iterator[PayloadProblem]:
+    """Report the first element of a tensor record that is infinite or not a number. Integers have none."""
+    dtype: DType = record["dtype"]
+    if dtype is DType.F8E4M3:
+        codes = np.frombuffer(record["data"], np.uint8)
+        bad = (codes & 0x7F) == 0x7F
+    elif dtype in _EXPONENT_BITS:
+        code, exponent = _EXPONENT_BITS[dtype]
+        bits = np.frombuffer(record["data"], code)
+        bad = (bits & exponent) == exponent
+    else:
+        return
+    yield from first_bad(bad, field, dtype.itemsize, "a finite number")
+
+
+def first_bad(
+    bad: np.ndarray[Any, np.dtype[np.bool_]], field: str, stride: int, expected: str
+) -> Iterator[PayloadProblem]:
+    """Report how many elements are bad, and where the first is."""
+    count = int(np.count_nonzero(bad))
+    if count:
+        first = int(np.argmax(bad))
+        what = "1 element breaks a rule" if count == 1 else f"{count} elements break a rule"
+        yield PayloadProblem(field, first * stride, what, expected, f"element {first}")

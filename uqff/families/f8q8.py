@@ -1,0 +1,119 @@
+"""F8Q8: 8-bit integers in blocks of 32, the scale of a block in one byte (e4m3, divided by 416).
+
+::
+
+    offset  0            4       5          6               10        14
+            version u32  type=5  bias_flag  num_blocks u32  ndim u32  shape u32 × ndim  33-byte blocks  [R bias]
+
+    block:  | d: e4m3, 1 byte | qs: 32 × i8 |                                                1 + 32 = 33 bytes
+
+Blocks cut the *flattened* weight; only the very end is padded (with zero codes), so a block runs across rows where the
+input dimension is not a multiple of 32.  Dequantise: ``qs * (float32(d) / 416)``.
+
+Authority: mistral.rs, ``mistralrs-quant/src/f8q8/mod.rs`` (``BlockF8Q8``, ``serialize_with_bias``, ``dequantize``).
+416 is what the float8 crate calls the largest e4m3 number: ``F8E4M3::MAX`` is code 0x7D.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+
+from uqff.codes import Family
+from uqff.families.base import PayloadProblem, QuantizedTensor, first_bad, payload
+from uqff.schema.header import BIAS_FLAG, blob_layout
+from uqff.schema.layout import U32, Derived, Dims, Layout, Scalar, Scope, Span, Vector, Violation
+from uqff.views import flat_bytes
+
+if TYPE_CHECKING:
+    import torch
+    from typing_extensions import Self
+
+__all__ = ["F8Q8"]
+
+BLOCK_SIZE = 32
+D_SCALE = 416.0
+
+BLOCK = Layout(
+    "d" / Scalar("B", "e4m3") * "scale of the block times 416, as an e4m3 code",
+    "qs" / Vector(BLOCK_SIZE, "b", "i8") * "the codes, in element order",
+)
+
+
+def _blocks_bytes(blob: Any) -> int:
+    return BLOCK.fixed_size * int(blob["num_blocks"])
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class F8Q8(QuantizedTensor):
+    """A weight of 8-bit blocks with 8-bit scales.
+
+    Attributes:
+        blocks: uint8 ``[num_blocks, 33]``.
+        weight_shape: logical dimensions.
+    """
+
+    blocks: torch.Tensor
+    weight_shape: tuple[int, ...]
+
+    family: ClassVar[Family] = Family.F8Q8
+    LAYOUT: ClassVar[Layout] = blob_layout(
+        Family.F8Q8,
+        "bias_flag" / BIAS_FLAG * "1 if a bias follows at the end, else 0",
+        "num_blocks"
+        / Derived(U32, lambda b: b["data"].nbytes // BLOCK.fixed_size)
+        * "number of blocks, ⌈∏`shape` / 32⌉",
+        "ndim" / Derived(U32, lambda b: len(b["shape"])) * "number of dimensions",
+        "shape" / Dims("ndim") * "logical dimensions in elements, outermost first",
+        "data" / Span(_blocks_bytes, f"{BLOCK.fixed_size}·num_blocks") * "the blocks",
+    )
+
+    @property
+    def kind(self) -> str:
+        """Always ``f8q8``."""
+        return "f8q8"
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """``(out, in)`` or ``(experts, out, in)``."""
+        return self.weight_shape
+
+    @classmethod
+    def parse(cls, blob: Scope) -> Self:
+        """See :meth:`QuantizedTensor.parse`."""
+        return cls(flat_bytes(blob["data"]).view(-1, BLOCK.fixed_size), blob["shape"])
+
+    def build(self) -> dict[str, Any]:
+        """See :meth:`QuantizedTensor.build`."""
+        return {"shape": self.weight_shape, "data": payload(self.blocks)}
+
+    @staticmethod
+    def validate(blob: Scope) -> None:
+        """There are exactly as many blocks as the shape needs."""
+        if not blob["shape"]:
+            raise Violation("weight without dimensions", field="ndim", expected="at least 1", got=0)
+        expected = -(-math.prod(blob["shape"]) // BLOCK_SIZE)
+        got = blob["data"].nbytes // BLOCK.fixed_size
+        if got != expected:
+            raise Violation("block count does not fit shape", field="num_blocks", expected=expected, got=got)
+
+    @staticmethod
+    def check_payload(blob: Scope) -> Iterator[PayloadProblem]:
+        """No scale is NaN, and the padding after the last element is zero."""
+        blocks = np.frombuffer(blob["data"], np.uint8).reshape(-1, BLOCK.fixed_size)
+        yield from first_bad((blocks[:, 0] & 0x7F) == 0x7F, "data", BLOCK.fixed_size, "a scale that is a number")
+        padding = blocks[:, 1:].reshape(-1)[math.prod(blob["shape"]) :]
+        if padding.any():
+            at = blob["data"].nbytes - len(padding) + int(np.argmax(padding != 0))
+            yield PayloadProblem("data", at, "padding after the last element", "0", str(padding[padding != 0][0]))
+
+    def _dequantize(self) -> torch.Tensor:
+        import torch
+
+        d = self.blocks[:, :1].contiguous().view(torch.float8_e4m3fn).to(torch.float32) / D_SCALE
+        qs = self.blocks[:, 1:].contiguous().view(torch.int8).to(torch.float32)
+        return (qs * d).reshape(-1)[: self.numel].reshape(self.shape)

@@ -1,0 +1,111 @@
+"""FP8: one e4m3 number per weight, one scale per tensor.
+
+::
+
+    offset  0            4       5          6
+            version u32  type=3  bias_flag  R weight (F8E4M3)  f32 dequant_w_scale  f32 dequant_x_scale
+                                            f32 quant_scale  u32 dtype=9  [R bias]
+
+Dequantise: ``float32(weight) * dequant_w_scale``.  ``dequant_x_scale`` is a copy of the weight's scale that the CPU path
+never uses; ``quant_scale`` is what the weights were multiplied by.  All three are kept as stored.
+
+Authority: mistral.rs, ``mistralrs-quant/src/fp8/mod.rs`` (``serialize_with_bias``, ``dequantize``), ``fp8/quantize.rs``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+
+from uqff.codes import DType, Family
+from uqff.families.base import PayloadProblem, QuantizedTensor, not_finite, payload, tensor_fields, tensor_part
+from uqff.schema.header import BIAS_FLAG, blob_layout
+from uqff.schema.layout import U32, Checked, Layout, Scalar, Scope, Violation
+from uqff.schema.tensor import TENSOR
+from uqff.views import tensor_of
+
+if TYPE_CHECKING:
+    import torch
+    from typing_extensions import Self
+
+__all__ = ["FP8"]
+
+_SCALES = ("dequant_w_scale", "dequant_x_scale", "quant_scale")
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class FP8(QuantizedTensor):
+    """An e4m3 weight with one scale.
+
+    Attributes:
+        weight: float8_e4m3fn ``[..., out, in]``.
+        dequant_w_scale: float32 ``[]``, multiplies the codes.
+        dequant_x_scale: float32 ``[]``, a copy of ``dequant_w_scale`` meant for activations; unused.
+        quant_scale: float32 ``[]``, what the weights were multiplied by.
+    """
+
+    weight: torch.Tensor
+    dequant_w_scale: torch.Tensor
+    dequant_x_scale: torch.Tensor
+    quant_scale: torch.Tensor
+
+    family: ClassVar[Family] = Family.FP8
+    LAYOUT: ClassVar[Layout] = blob_layout(
+        Family.FP8,
+        "bias_flag" / BIAS_FLAG * "1 if a bias follows at the end, else 0",
+        "weight" / TENSOR * "the codes, F8E4M3 `[..., out, in]`",
+        "dequant_w_scale" / Scalar("f", "f32") * "multiplies the codes on dequantising",
+        "dequant_x_scale" / Scalar("f", "f32") * "meant for activations; the writer repeats `dequant_w_scale`",
+        "quant_scale" / Scalar("f", "f32") * "what the weights were multiplied by on quantising",
+        "dtype" / Checked.choice(U32, DType.F8E4M3.code) * "dtype code of the quantised numbers, always 9 (F8E4M3)",
+    )
+
+    @property
+    def kind(self) -> str:
+        """Always ``fp8``."""
+        return "fp8"
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """``(out, in)`` or ``(experts, out, in)``."""
+        return tuple(self.weight.shape)
+
+    @classmethod
+    def parse(cls, blob: Scope) -> Self:
+        """See :meth:`QuantizedTensor.parse`."""
+        scales = (tensor_of(blob[name], DType.F32, ()) for name in _SCALES)
+        return cls(tensor_part(blob["weight"]), *scales)
+
+    def build(self) -> dict[str, Any]:
+        """See :meth:`QuantizedTensor.build`."""
+        return {
+            "weight": tensor_fields(self.weight, name="weight"),
+            **{name: payload(getattr(self, name)) for name in _SCALES},
+            "dtype": DType.F8E4M3.code,
+        }
+
+    @staticmethod
+    def validate(blob: Scope) -> None:
+        """The weight is F8E4M3 and has at least one dimension."""
+        weight = blob["weight"]
+        if weight["dtype"] is not DType.F8E4M3:
+            raise Violation("wrong dtype", field="weight.dtype", expected="9 F8E4M3", got=weight["dtype"].name)
+        if not weight["shape"]:
+            raise Violation("weight without dimensions", field="weight.ndim", expected="at least 1", got=0)
+
+    @staticmethod
+    def check_payload(blob: Scope) -> Iterator[PayloadProblem]:
+        """Codes are not NaN, scales are finite."""
+        yield from not_finite(blob["weight"], "weight.data")
+        for name in _SCALES:
+            value = np.frombuffer(blob[name], "<f4")[0]
+            if not np.isfinite(value):
+                yield PayloadProblem(name, 0, "scale is not finite", "a finite number", str(value))
+
+    def _dequantize(self) -> torch.Tensor:
+        import torch
+
+        return self.weight.to(torch.float32) * self.dequant_w_scale

@@ -1,0 +1,221 @@
+"""HQQ: half-quadratic quantisation; groups in columns (axis 0) or rows (axis 1), a scale and a zero per group.
+
+::
+
+    offset  0            4       5          6
+            version u32  type=2  bias_flag  R w_q  R scales  R zeros  u32 ndim  u32 × ndim shape  u8 bits
+            u32 group_size  u8 axis  u32 optimization_steps  u8 round_zeros  u8 channel_wise  [R bias]
+
+The flattened weight is a matrix M: axis 0: ``[group_size, N]``, a group is a column; axis 1: ``[N, group_size]``, a group
+is a row; N = elements / group_size.  M is packed along its rows: the packed matrix has ``rows/p`` rows, and row r of it
+holds the rows ``r, r + rows/p, ...`` of M, the first of them in the highest bits.
+
+::
+
+    8 bit  U8    0 0 0 0 0 0 0 0
+    4 bit  U8    0 0 0 0 1 1 1 1                   digit: which p-th part of the rows the bits belong to
+    2 bit  U8    0 0 1 1 2 2 3 3
+    1 bit  U8    0 1 2 3 4 5 6 7
+    3 bit  I32   - - 0 0 0 1 1 1 2 2 2 ... 9 9 9   rows padded with zero rows to a multiple of 10
+
+Dequantise: ``(q - zero) * scale``.  The engine's CPU and CUDA paths know axis 0 only, and fail on 3-bit padding.
+
+Authority: mistral.rs, ``mistralrs-quant/src/hqq/mod.rs`` (``bitpack_type``, ``dequantize``, ``serialize_with_bias``);
+packing: mobiusml/hqq, ``hqq/core/bitpack.py``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from uqff.codes import DType, Family
+from uqff.families.base import (
+    PayloadProblem,
+    QuantizedTensor,
+    bytes_part,
+    not_finite,
+    tensor_fields,
+    tensor_part,
+    typed,
+)
+from uqff.schema.header import BIAS_FLAG, blob_layout
+from uqff.schema.layout import U8, U32, Checked, Derived, Dims, Layout, Scope, Violation
+from uqff.schema.tensor import TENSOR
+
+if TYPE_CHECKING:
+    import torch
+    from typing_extensions import Self
+
+__all__ = ["HQQ"]
+
+CODES_PER_WORD = {8: 1, 4: 2, 3: 10, 2: 4, 1: 8}
+"""Codes in one element of ``w_q``, by bits."""
+SCALE_DTYPES = (DType.F32, DType.F16, DType.BF16)
+
+
+def word_dtype(bits: int) -> DType:
+    """The dtype of ``w_q``: 3-bit codes come ten to an I32, all others fill a U8."""
+    return DType.I32 if bits == 3 else DType.U8
+
+
+def _decode_group_size(number: int) -> int:
+    if not number:
+        raise Violation("value out of range", expected="at least 1", got=number)
+    return number
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class HQQ(QuantizedTensor):
+    """A weight of half-quadratic groups. With M = [rows, columns] as in the module docstring:
+
+    Attributes:
+        w_q: uint8 ``[⌈rows/p⌉, columns]``, p codes a byte; for 3 bits, the bytes of I32 words, ``[⌈rows/10⌉, 4·columns]``.
+        scales: float32 (float16, bfloat16) ``[1, N]`` for axis 0, ``[N, 1]`` for axis 1.
+        zeros: same dtype and shape as ``scales``.
+        weight_shape: logical dimensions.
+        bits: 1, 2, 3, 4 or 8.
+        group_size: weights per group.
+        axis: 0 (groups are columns) or 1 (groups are rows).
+        optimization_steps: of the solver; None if not stated (stored as 0; the engine then takes 20).
+        round_zeros: whether the zeros were rounded.
+        channel_wise: whether groups were used at all.
+    """
+
+    w_q: torch.Tensor
+    scales: torch.Tensor
+    zeros: torch.Tensor
+    weight_shape: tuple[int, ...]
+    bits: int
+    group_size: int
+    axis: int = 0
+    optimization_steps: int | None = None
+    round_zeros: bool = False
+    channel_wise: bool = True
+
+    family: ClassVar[Family] = Family.HQQ
+    LAYOUT: ClassVar[Layout] = blob_layout(
+        Family.HQQ,
+        "bias_flag" / BIAS_FLAG * "1 if a bias follows at the end, else 0",
+        "w_q" / TENSOR * "the packed codes, U8, for 3 bits I32",
+        "scales" / TENSOR * "scale of each group, `[1, N]` (axis 0) or `[N, 1]` (axis 1)",
+        "zeros" / TENSOR * "zero point of each group, like `scales`",
+        "ndim" / Derived(U32, lambda b: len(b["shape"])) * "number of dimensions of the weight",
+        "shape" / Dims("ndim") * "logical dimensions in elements, outermost first",
+        "bits" / Checked.choice(U8, *CODES_PER_WORD) * "bits per code: 1, 2, 3, 4 or 8",
+        "group_size" / Checked(U32, _decode_group_size, int) * "weights per group",
+        "axis" / Checked.choice(U8, 0, 1) * "0: groups are columns of M; 1: rows",
+        "optimization_steps" / U32 * "steps of the solver; 0 stands for none stated",
+        "round_zeros" / Checked.choice(U8, 0, 1) * "1 if the zeros were rounded",
+        "channel_wise" / Checked.choice(U8, 0, 1) * "1 if quantised in groups",
+    )
+
+    @property
+    def kind(self) -> str:
+        """``hqq1``, ``hqq2``, ``hqq3``, ``hqq4`` or ``hqq8``."""
+        return f"hqq{self.bits}"
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """``(out, in)`` or ``(experts, out, in)``."""
+        return self.weight_shape
+
+    @classmethod
+    def parse(cls, blob: Scope) -> Self:
+        """See :meth:`QuantizedTensor.parse`."""
+        return cls(
+            bytes_part(blob["w_q"]),
+            tensor_part(blob["scales"]),
+            tensor_part(blob["zeros"]),
+            blob["shape"],
+            blob["bits"],
+            blob["group_size"],
+            blob["axis"],
+            blob["optimization_steps"] or None,
+            bool(blob["round_zeros"]),
+            bool(blob["channel_wise"]),
+        )
+
+    def build(self) -> dict[str, Any]:
+        """See :meth:`QuantizedTensor.build`."""
+        dtype = word_dtype(self.bits)
+        rows, row_bytes = self.w_q.shape
+        return {
+            "w_q": tensor_fields(self.w_q, name="w_q", dtype=dtype, shape=(rows, row_bytes // dtype.itemsize)),
+            "scales": tensor_fields(self.scales, name="scales"),
+            "zeros": tensor_fields(self.zeros, name="zeros"),
+            "shape": self.weight_shape,
+            "bits": self.bits,
+            "group_size": self.group_size,
+            "axis": self.axis,
+            "optimization_steps": self.optimization_steps or 0,
+            "round_zeros": int(self.round_zeros),
+            "channel_wise": int(self.channel_wise),
+        }
+
+    @staticmethod
+    def validate(blob: Scope) -> None:
+        """The packed matrix and the groups fit the shape."""
+        w_q, scales, zeros = blob["w_q"], blob["scales"], blob["zeros"]
+        bits, group_size, axis = blob["bits"], blob["group_size"], blob["axis"]
+        dtype = word_dtype(bits)
+        if w_q["dtype"] is not dtype:
+            raise Violation("wrong dtype", field="w_q.dtype", expected=dtype.name, got=w_q["dtype"].name)
+        if scales["dtype"] not in SCALE_DTYPES:
+            allowed = ", ".join(d.name for d in SCALE_DTYPES)
+            raise Violation("wrong dtype", field="scales.dtype", expected=allowed, got=scales["dtype"].name)
+        if zeros["dtype"] is not scales["dtype"]:
+            raise Violation("wrong dtype", field="zeros.dtype", expected=scales["dtype"].name, got=zeros["dtype"].name)
+        if not blob["shape"]:
+            raise Violation("weight without dimensions", field="ndim", expected="at least 1", got=0)
+        numel = math.prod(blob["shape"])
+        if numel % group_size:
+            raise Violation(
+                "weight is not whole groups", field="group_size", expected=f"a divisor of {numel}", got=group_size
+            )
+        groups = numel // group_size
+        rows, columns = (group_size, groups) if axis == 0 else (groups, group_size)
+        per_word = CODES_PER_WORD[bits]
+        if bits != 3 and rows % per_word:
+            raise Violation(
+                "matrix rows do not pack", field="w_q.shape", expected=f"rows in multiples of {per_word}", got=rows
+            )
+        expected_scales = (1, groups) if axis == 0 else (groups, 1)
+        for name, part, expected in (
+            ("w_q", w_q, (-(-rows // per_word), columns)),
+            ("scales", scales, expected_scales),
+            ("zeros", zeros, expected_scales),
+        ):
+            if part["shape"] != expected:
+                raise Violation(
+                    "shape does not fit weight and groups",
+                    field=f"{name}.shape",
+                    expected=list(expected),
+                    got=list(part["shape"]),
+                )
+
+    @staticmethod
+    def check_payload(blob: Scope) -> Iterator[PayloadProblem]:
+        """Scales and zeros are finite."""
+        yield from not_finite(blob["scales"], "scales.data")
+        yield from not_finite(blob["zeros"], "zeros.data")
+
+    def _dequantize(self) -> torch.Tensor:
+        import torch
+
+        words = typed(self.w_q, word_dtype(self.bits))
+        matrix = unpack_planes(words, self.bits)
+        rows = self.group_size if self.axis == 0 else self.numel // self.group_size
+        codes = matrix[:rows].to(torch.float32)
+        return ((codes - self.zeros.to(torch.float32)) * self.scales.to(torch.float32)).reshape(self.shape)
+
+
+def unpack_planes(words: torch.Tensor, bits: int) -> torch.Tensor:
+    """The rows of a packed matrix, ``[h, columns]`` to uint8 ``[p·h, columns]``; the highest bits come first."""
+    import torch
+
+    top = CODES_PER_WORD[bits] - 1
+    planes = [(words >> bits * (top - i) & (1 << bits) - 1).to(torch.uint8) for i in range(top + 1)]
+    return torch.cat(planes)
