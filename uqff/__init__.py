@@ -2,6 +2,8 @@
 
 from uqff.blob import Layer, deserialize, serialize
 from uqff.codes import DType, Family, Version
+from uqff.container import UqffFile, save
+from uqff.container import open_uqff as open
 from uqff.errors import FormatError, ShapeError, ShardError, UnsupportedError, UqffError
 from uqff.families.base import QuantizedTensor
 
@@ -17,7 +19,10 @@ __all__ = [
     "ShardError",
     "UnsupportedError",
     "UqffError",
+    "UqffFile",
     "Version",
     "deserialize",
+    "open",
+    "save",
     "serialize",
 ]

@@ -10,7 +10,7 @@ from enum import Enum, IntEnum
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
-    import torch
+    from torch import dtype as TorchDType
 
 __all__ = ["VERSIONS", "DType", "Family", "Version"]
 
@@ -107,11 +107,11 @@ class DType(Enum):
         return self.itemsize > 0
 
     @property
-    def torch(self) -> torch.dtype:
+    def torch(self) -> TorchDType:
         """The torch dtype of the same bits."""
         import torch
 
-        dtype: torch.dtype = getattr(torch, self.torch_name)
+        dtype: TorchDType = getattr(torch, self.torch_name)
         return dtype
 
     @classmethod
@@ -120,7 +120,7 @@ class DType(Enum):
         return _BY_CODE.get(code)
 
     @classmethod
-    def of_torch(cls, dtype: torch.dtype) -> DType | None:
+    def of_torch(cls, dtype: TorchDType) -> DType | None:
         """The dtype of a torch dtype, None if the format has none."""
         return _BY_TORCH_NAME.get(str(dtype).removeprefix("torch."))
 

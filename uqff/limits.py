@@ -1,6 +1,6 @@
 """Every bound that protects a reader from hostile or broken input, with its reason.
 
-The rule behind all of them: nothing is allocated beyond the size of the input plus a constant, and time is linear in it.
+The rule behind all of them: nothing is allocated beyond the input's size plus a constant, and time is linear in it.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ U32_MAX: Final = 2**32 - 1
 """Largest length, dimension or count that a pre-1.0 field can state."""
 
 MAX_RANK: Final = 8
-"""Most dimensions of a tensor. Weights have 2 or 3, biases 1; a claim of four thousand million must not be allocated."""
+"""Most dimensions of a tensor. Weights have 2 or 3, biases 1; a claim of 2**32 - 1 must not be allocated."""
 
 MAX_HEADER_BYTES: Final = 100_000_000
-"""Longest safetensors header (the reference implementation's own limit): JSON is parsed whole, so it must be bounded."""
+"""Longest safetensors header (the reference implementation's own limit): JSON is parsed whole, so it is bounded."""
 
 MAX_SHARDS: Final = 100_000
 """Most shard files in a set: the number in a file name must not make a reader count to 10**30."""

@@ -52,28 +52,30 @@ def float32_to_bf16(x: F32) -> U16:
         float32   s eeeeeeee mmmmmmm|mmmmmmmmmmmmmmmm
         bfloat16  s eeeeeeee mmmmmmm|                   a carry out of m goes into e, up to infinity
     """
-    bits = np.ascontiguousarray(x, np.float32).view(np.uint32)
+    bits = np.asarray(x, np.float32).view(np.uint32)
     round_up = np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))
     rounded = ((bits + round_up) >> np.uint32(16)).astype(np.uint16)
     quiet = ((bits >> np.uint32(16)) | np.uint32(0x0040)).astype(np.uint16)
-    return np.where(np.isnan(x), quiet, rounded)
+    nearest: U16 = np.where(np.isnan(x), quiet, rounded)
+    return nearest
 
 
 def bf16_to_float32(bits: U16) -> F32:
     """The value of bfloat16 bit patterns; exact."""
-    return (np.ascontiguousarray(bits).astype(np.uint32) << np.uint32(16)).view(np.float32)
+    value: F32 = (np.asarray(bits).astype(np.uint32) << np.uint32(16)).view(np.float32)
+    return value
 
 
 def float32_to_f16(x: F32) -> U16:
     """Bit patterns of the nearest float16, ties to even; infinity from 65520 on."""
     with np.errstate(over="ignore"):
-        half: U16 = np.ascontiguousarray(x, np.float32).astype(np.float16).view(np.uint16)
+        half: U16 = np.asarray(x, np.float32).astype(np.float16).view(np.uint16)
         return half
 
 
 def f16_to_float32(bits: U16) -> F32:
     """The value of float16 bit patterns; exact."""
-    value: F32 = np.ascontiguousarray(bits).view(np.float16).astype(np.float32)
+    value: F32 = np.asarray(bits).view(np.float16).astype(np.float32)
     return value
 
 
@@ -86,18 +88,18 @@ def float32_to_e4m3(x: F32) -> U8:
 
         s eeee mmm    e = 0: m * 2^-9 (subnormal), else (8 + m) * 2^(e - 10); 0x7E is 448, 0x7F NaN
     """
-    x = np.ascontiguousarray(x, np.float32)
+    x = np.asarray(x, np.float32)
     with np.errstate(invalid="ignore", over="ignore"):
         magnitude = np.minimum(np.abs(x), np.float32(448))
-        _, exponent = np.frexp(magnitude)
+        exponent = (magnitude.view(np.int32) >> 23) - 127
         # One unit in the last place of the target: 2^-3 of the leading bit's weight, 2^-9 for subnormals. Scaling by a
         # power of two is exact, so np.rint (ties to even) is the only rounding.
-        unit = np.maximum(exponent - 4, -9)
+        unit = np.maximum(exponent - 3, -9)
         units = np.rint(np.ldexp(magnitude.astype(np.float64), -unit)).astype(np.int64)
-        # units is 8..16 above the subnormals (16 carries into the exponent), 0..8 within.
-        code = units + 8 * (unit + 9)
-    code = np.where(np.isnan(x), 0x7F, code)
-    return (code | (np.signbit(x).astype(np.int64) << 7)).astype(np.uint8)
+    # units is 8..16 above the subnormals (16 carries into the exponent), 0..8 within.
+    code = np.where(np.isnan(x), 0x7F, units + 8 * (unit + 9))
+    signed: U8 = (code | (np.signbit(x).astype(np.int64) << 7)).astype(np.uint8)
+    return signed
 
 
 def e4m3_to_float32(bits: U8) -> F32:

@@ -1,6 +1,6 @@
 """The border between buffers and tensors: views where alignment allows, copies of small parts where it does not.
 
-A view shares memory with the buffer it came from and keeps it alive.  Views of read-only buffers must not be written to.
+A view shares memory with the buffer it came from and keeps it alive.  Never write to a view of a read-only buffer.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def bytes_of(tensor: torch.Tensor) -> memoryview:
     import torch
 
     flat = tensor.detach().contiguous().reshape(-1)
-    return memoryview(flat.view(torch.uint8).numpy())
+    return flat.view(torch.uint8).numpy().data
 
 
 def flat_bytes(data: memoryview) -> torch.Tensor:

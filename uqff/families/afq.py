@@ -149,6 +149,8 @@ def unpack_stream(w_q: torch.Tensor, bits: int) -> torch.Tensor:
     # A period of lcm(bits, 8) bits is whole codes and whole bytes: b bytes hold 8 codes for odd b, and so on.
     period = {2: 1, 3: 3, 4: 1, 6: 3, 8: 1}[bits]
     chunks = w_q.reshape(*w_q.shape[:-1], -1, period).to(torch.int32)
-    word = sum(chunks[..., i] << 8 * i for i in range(period))
+    word = torch.zeros_like(chunks[..., 0])
+    for i in range(period):
+        word |= chunks[..., i] << 8 * i
     codes = [word >> bits * j & (1 << bits) - 1 for j in range(8 * period // bits)]
     return torch.stack(codes, dim=-1).to(torch.uint8).reshape(*w_q.shape[:-1], -1)

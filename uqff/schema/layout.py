@@ -61,7 +61,7 @@ _T = TypeVar("_T")
 _NUMPY = {"B": "u1", "b": "i1", "H": "<u2", "h": "<i2", "I": "<u4", "e": "<f2", "f": "<f4"}
 
 
-class Violation(Exception):  # noqa: N818 - not an error by itself: the enclosing Layout turns it into one with a place
+class Violation(Exception):
     """A broken rule, raised by a brick that knows neither its name nor its offset."""
 
     def __init__(
@@ -163,8 +163,8 @@ class Span(Construct):  # type: ignore[misc]
     Args:
         size: the number of bytes, from the fields before it.
         label: how the spec writes that number.
-        declared: name of a u32 field before it that states the size too. The writers of the engine let it wrap at 4 GiB,
-            so it is compared modulo 2**32 and the size counts.
+        declared: name of a u32 field before it that states the size too. Old writers of the engine let it wrap at
+            4 GiB, so it is compared modulo 2**32 and the computed size counts.
     """
 
     def __init__(self, size: Callable[[Any], int], label: str, *, declared: str | None = None) -> None:
@@ -446,7 +446,7 @@ class Layout(construct.Struct):  # type: ignore[misc]
             rows.append(Row(offset, size, name, type_label(brick), meaning))
             constant += fixed
             if variable:
-                if isinstance(brick, (Layout, Extension)) or (isinstance(brick, Span)):
+                if isinstance(brick, (Layout, Extension, Span)):
                     base, constant = f"end of `{name}`", 0
                 else:
                     base = f"{base} + {variable}" if base else variable

@@ -55,7 +55,8 @@ def _data_bytes(blob: Any) -> int:
             expected=f"a last dimension in multiples of {block_type.block_size}",
             got=shape[-1],
         )
-    return math.prod(shape) // block_type.block_size * block_type.type_size
+    size: int = math.prod(shape) // block_type.block_size * block_type.type_size
+    return size
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -1,0 +1,122 @@
+"""A file in memory without reading it: a private mapping, and the tensors in it."""
+
+from __future__ import annotations
+
+import contextlib
+import mmap
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from uqff.container.framing import Entry, Header, parse_header
+from uqff.errors import FormatError, UnsupportedError, UqffError
+from uqff.views import flat_bytes
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["MappedFile", "TensorMap"]
+
+_TORCH_NAMES = {
+    "BOOL": "bool",
+    "U8": "uint8",
+    "I8": "int8",
+    "F8_E5M2": "float8_e5m2",
+    "F8_E4M3": "float8_e4m3fn",
+    "F8_E8M0": "float8_e8m0fnu",
+    "I16": "int16",
+    "U16": "uint16",
+    "F16": "float16",
+    "BF16": "bfloat16",
+    "I32": "int32",
+    "U32": "uint32",
+    "F32": "float32",
+    "C64": "complex64",
+    "F64": "float64",
+    "I64": "int64",
+    "U64": "uint64",
+}
+
+
+class MappedFile:
+    """A safetensors file, mapped; only its header is read.
+
+    The mapping is private and copy-on-write: torch can wrap it without a copy, and the file on disk cannot be changed
+    through it.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._map: mmap.mmap | None = None
+        with open(path, "rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            if size:
+                self._map = _private_map(file.fileno(), size)
+        try:
+            self.view = memoryview(self._map) if self._map is not None else memoryview(b"")
+            self.header: Header = parse_header(self.view)
+        except UqffError as error:
+            self.close()
+            raise error.within(file=str(path)) from None
+
+    def slice(self, entry: Entry) -> memoryview:
+        """The bytes of an entry."""
+        return self.view[entry.begin : entry.end]
+
+    def close(self) -> None:
+        """Unmap the file, or leave that to the last tensor that still looks into it."""
+        self.view = memoryview(b"")
+        if self._map is not None:
+            with contextlib.suppress(BufferError):
+                self._map.close()
+            self._map = None
+
+
+def _private_map(fd: int, size: int) -> mmap.mmap:
+    if not hasattr(mmap, "MAP_PRIVATE"):
+        return mmap.mmap(fd, size, access=mmap.ACCESS_COPY)
+    # Without NORESERVE a kernel may refuse to map, copy-on-write, a file that is larger than its memory.
+    flags = mmap.MAP_PRIVATE | getattr(mmap, "MAP_NORESERVE", 0)
+    return mmap.mmap(fd, size, flags=flags, prot=mmap.PROT_READ | mmap.PROT_WRITE)
+
+
+class TensorMap(Mapping[str, "torch.Tensor"]):
+    """Plain tensors of mapped files by name; each is made, as a view, when it is asked for."""
+
+    def __init__(self, files: list[MappedFile]) -> None:
+        self._places: dict[str, tuple[MappedFile, Entry]] = {}
+        for file in files:
+            for name, entry in file.header.entries.items():
+                if name in self._places:
+                    other = self._places[name][0].path
+                    raise FormatError(
+                        "tensor occurs in two files", file=str(file.path), field=name, got=f"also {other}"
+                    )
+                self._places[name] = (file, entry)
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        import torch
+
+        file, entry = self._places[name]
+        dtype = getattr(torch, _TORCH_NAMES.get(entry.dtype, ""), None)
+        if dtype is None:
+            raise UnsupportedError(
+                "torch has no such dtype", file=str(file.path), field=name, offset=entry.begin, got=entry.dtype
+            )
+        if entry.begin == entry.end:
+            return torch.empty(entry.shape, dtype=dtype)
+        flat = flat_bytes(file.slice(entry))
+        if flat.data_ptr() % dtype.itemsize:
+            flat = flat.clone()
+        return flat.view(dtype).view(entry.shape)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._places)
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def entry(self, name: str) -> Entry:
+        """Dtype, shape and place of a tensor, without making it."""
+        return self._places[name][1]

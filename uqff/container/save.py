@@ -1,0 +1,161 @@
+"""Writing a model: layer by layer, in the engine's own container bytes.
+
+Authority: mistral.rs v0.6.0, ``mistralrs-core/src/pipeline/isq.rs`` (``write_uqff``: shards by cumulated blob size).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from uqff.blob import LATEST, Layer, blob_size, chunks
+from uqff.container.atomic import atomic_file
+from uqff.container.framing import build_header
+from uqff.container.shards import NUMBERED, PathLike, shard_name
+from uqff.errors import FormatError, ShardError, UqffError
+from uqff.families.base import QuantizedTensor
+
+__all__ = ["SHARD_BYTES", "BlobSource", "Progress", "plan_shards", "save", "shard_paths", "write_shard"]
+
+SHARD_BYTES = 10 * 2**30
+"""A shard is closed when the next blob would carry it beyond this (the engine's own bound)."""
+
+Progress = Callable[[str, int, int], None]
+"""Called after each layer with its key, the bytes written so far and the bytes to write in all."""
+
+BlobSource = Callable[[int], list[Any]]
+"""Gives the chunks of the blob of a layer index; called once per layer, in file order."""
+
+
+def save(
+    layers: Mapping[Any, Layer | QuantizedTensor],
+    path: PathLike,
+    *,
+    version: tuple[int, int, int] = LATEST,
+    shard_bytes: int = SHARD_BYTES,
+    progress: Progress | None = None,
+) -> list[Path]:
+    """Write a pre-1.0 ``.uqff`` file, or several if it grows beyond ``shard_bytes``.
+
+    One layer is held at a time: a lazy mapping (such as an open file) is asked for each layer twice, first for its size,
+    then for its bytes.  Each file is written under a temporary name, flushed and renamed.
+
+    Args:
+        layers: layer index (``int`` or decimal text) to layer.
+        path: the file to write. If there is one shard it is written under this name; if there are more, shard N is named
+            ``<stem>-N.uqff`` (a stem that ends in ``-0`` is taken without it).
+        version: pre-1.0 version to write.
+        shard_bytes: payload after which a new shard begins; a larger single layer still gets a shard of its own.
+        progress: see :data:`Progress`.
+
+    Returns:
+        The files written.
+
+    Raises:
+        UqffError: a layer cannot be expressed in ``version``, a key is not a layer index, or a shard of an older, longer
+            set of the same name would stay behind.
+        OSError: writing failed; no half-written file stays.
+    """
+    keys = _indexed(layers)
+    sizes: dict[int, int] = {}
+    for index, key in sorted(keys.items()):
+        try:
+            sizes[index] = blob_size(_layer(layers[key]), version=version)
+        except UqffError as error:
+            raise error.within(layer=str(key)) from None
+    names = {index: key if isinstance(key, str) else str(key) for index, key in keys.items()}
+    shards = plan_shards(sizes, shard_bytes)
+    paths = shard_paths(Path(path), len(shards))
+    total, done = sum(sizes.values()), 0
+    for shard, target in zip(shards, paths, strict=True):
+
+        def blob(index: int) -> list[Any]:
+            return chunks(_layer(layers[keys[index]]), version=version)
+
+        def count(key: str, size: int, before: int = done) -> None:
+            if progress is not None:
+                progress(key, before + size, total)
+
+        write_shard(target, {names[index]: (sizes[index], index) for index in shard}, blob, count)
+        done += sum(sizes[index] for index in shard)
+    return paths
+
+
+def _layer(layer: Layer | QuantizedTensor) -> Layer:
+    return layer if isinstance(layer, Layer) else Layer(layer)
+
+
+def _indexed(layers: Mapping[Any, Any]) -> dict[int, Any]:
+    keys: dict[int, Any] = {}
+    for key in layers:
+        text = str(key)
+        if isinstance(key, bool) or not (text.isascii() and text.isdigit()):
+            raise FormatError("key is not a layer index", layer=text, expected="a decimal number", got=repr(key))
+        if int(text) in keys:
+            raise FormatError("layer index occurs twice", layer=text, got=f"also {keys[int(text)]!r}")
+        keys[int(text)] = key
+    if not keys:
+        raise FormatError("no layers to save")
+    return keys
+
+
+def plan_shards(sizes: Mapping[int, int], shard_bytes: int = SHARD_BYTES) -> list[list[int]]:
+    """Cut the layers, in index order, into shards."""
+    shards: list[list[int]] = [[]]
+    filled = 0
+    for index in sorted(sizes):
+        if shards[-1] and filled + sizes[index] > shard_bytes:
+            shards.append([])
+            filled = 0
+        shards[-1].append(index)
+        filled += sizes[index]
+    return shards
+
+
+def shard_paths(path: Path, count: int) -> list[Path]:
+    """The file names of a set of ``count`` shards; refuses if a longer set of that name is there already."""
+    match = NUMBERED.fullmatch(path.name)
+    first = match is not None and int(match["number"]) == 0
+    stem = match["stem"] if match is not None and first else path.name.removesuffix(".uqff")
+    if count == 1 and not first:
+        return [path]
+    stale = path.with_name(shard_name(stem, count))
+    if stale.exists():
+        raise ShardError("a longer set of shards of that name exists: remove it first", file=str(stale))
+    return [path.with_name(shard_name(stem, number)) for number in range(count)]
+
+
+def write_shard(
+    path: Path,
+    blobs: Mapping[str, tuple[int, int]],
+    blob: BlobSource,
+    progress: Callable[[str, int], None],
+) -> None:
+    """Write one file of blobs, streaming.
+
+    Args:
+        path: the file.
+        blobs: name in the file to (size, layer index).
+        blob: gives the chunks of a layer.
+        progress: called after each blob with its name and the bytes of blobs written to this file so far.
+
+    Raises:
+        FormatError: a blob turns out to have another size than announced; the file is not created.
+    """
+    header, order = build_header((name, "U8", (size,)) for name, (size, _) in blobs.items())
+    done = 0
+    with atomic_file(path) as file:
+        file.write(header)
+        for name in order:
+            size, index = blobs[name]
+            written = 0
+            for chunk in blob(index):
+                file.write(chunk)
+                written += memoryview(chunk).nbytes
+            if written != size:
+                raise FormatError(
+                    "layer changed while it was written", layer=name, expected=f"{size} bytes", got=written
+                )
+            done += written
+            progress(name, done)
