@@ -11,8 +11,8 @@
 
 Dequantise: ``q * scale + bias``.  ``biases`` belong to the groups; the layer's own ``bias`` is another thing.
 
-Authority: mistral.rs, ``mistralrs-quant/src/afq/mod.rs`` (``serialize_with_bias``), ``afq/ops.rs`` (``afq_dequantize_op``);
-packing: MLX, ``mlx/backend/cpu/quantized.cpp``.
+Authority: mistral.rs, ``mistralrs-quant/src/afq/mod.rs`` (``serialize_with_bias``), ``afq/ops.rs``
+(``afq_dequantize_op``); packing: MLX, ``mlx/backend/cpu/quantized.cpp``.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from uqff.codes import DType, Family
-from uqff.families.base import PayloadProblem, QuantizedTensor, bytes_part, not_finite, tensor_fields, tensor_part
+from uqff.families.base import PayloadProblem, QuantizedTensor, bytes_part, not_finite, stored_part, tensor_fields
+from uqff.families.parts import lazily_typed
 from uqff.schema.header import BIAS_FLAG, blob_layout
 from uqff.schema.layout import U8, Checked, Layout, Scope, Violation
 from uqff.schema.tensor import TENSOR
@@ -38,6 +39,7 @@ GROUP_SIZES = (32, 64, 128)
 SCALE_DTYPES = (DType.F32, DType.F16, DType.BF16)
 
 
+@lazily_typed("scales", "biases")
 @dataclass(frozen=True, eq=False, repr=False)
 class AFQ(QuantizedTensor):
     """A weight of affine groups.
@@ -82,8 +84,8 @@ class AFQ(QuantizedTensor):
         """See :meth:`QuantizedTensor.parse`."""
         return cls(
             bytes_part(blob["w_q"]),
-            tensor_part(blob["scales"]),
-            tensor_part(blob["biases"]),
+            stored_part(blob["scales"]),  # type: ignore[arg-type]
+            stored_part(blob["biases"]),  # type: ignore[arg-type]
             blob["bits"],
             blob["group_size"],
         )

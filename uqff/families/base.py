@@ -17,8 +17,9 @@ import numpy as np
 
 from uqff.codes import DType, Family
 from uqff.errors import UnsupportedError
+from uqff.families.parts import Part
 from uqff.schema.layout import Layout, Placeholder, Scope
-from uqff.views import bytes_of, tensor_of
+from uqff.views import bytes_of, flat_bytes, tensor_of
 
 if TYPE_CHECKING:
     import torch
@@ -33,9 +34,9 @@ __all__ = [
     "payload",
     "raw_bytes",
     "stored",
+    "stored_part",
     "tensor_fields",
     "tensor_part",
-    "typed",
 ]
 
 
@@ -113,7 +114,7 @@ class QuantizedTensor(ABC):
     @property
     def nbytes(self) -> int:
         """Bytes of all stored tensors, without framing and bias."""
-        return sum(part.nbytes for part in self._tensors().values())
+        return sum(part.nbytes for part in self._parts().values())
 
     @property
     def numel(self) -> int:
@@ -123,18 +124,21 @@ class QuantizedTensor(ABC):
     @property
     def device(self) -> torch.device:
         """Where the stored tensors are."""
-        return next(iter(self._tensors().values())).device
+        return next(iter(self._parts().values())).device
 
     def to(self, device: torch.device | str) -> Self:
         """The same record with its tensors on ``device``; the record itself if they are there already."""
-        moved = {name: part.to(device) for name, part in self._tensors().items()}
-        if all(moved[name] is part for name, part in self._tensors().items()):
+        import torch
+
+        target = torch.empty(0, device=device).device
+        if all(part.device == target for part in self._parts().values()):
             return self
+        moved = {name: getattr(self, name).to(target) for name in self._parts()}
         return replace(self, **moved)  # type: ignore[type-var]
 
-    def _tensors(self) -> dict[str, torch.Tensor]:
-        values = {f.name: getattr(self, f.name) for f in dataclass_fields(self)}  # type: ignore[arg-type]
-        return {name: value for name, value in values.items() if hasattr(value, "nbytes")}
+    def _parts(self) -> dict[str, torch.Tensor | Part]:
+        """What is stored, by attribute name, without making unaligned parts into tensors."""
+        return {name: value for name, value in self.__dict__.items() if hasattr(value, "nbytes")}
 
     def __eq__(self, other: object) -> bool:
         """Equality by bytes: same family, same parameters, same bits in every stored tensor."""
@@ -186,16 +190,17 @@ def raw_bytes(tensor: torch.Tensor) -> torch.Tensor:
     return (tensor if tensor.ndim else tensor.reshape(1)).view(torch.uint8)
 
 
-def typed(data: torch.Tensor, dtype: DType) -> torch.Tensor:
-    """The inverse of :func:`raw_bytes`; a view where alignment allows, else a copy."""
-    if data.data_ptr() % dtype.itemsize:
-        data = data.clone()
-    return data.view(dtype.torch)
-
-
 def tensor_part(record: Scope) -> torch.Tensor:
     """A parsed tensor record as a typed tensor: for small parts, which are copied if they are not aligned."""
     return tensor_of(record["data"], record["dtype"], record["shape"])
+
+
+def stored_part(record: Scope) -> torch.Tensor | Part:
+    """A parsed tensor record for a :class:`StoredTensor` field: never copied; typed if it is aligned."""
+    data = flat_bytes(record["data"])
+    if data.data_ptr() % record["dtype"].itemsize:
+        return Part(data, record["dtype"], record["shape"])
+    return data.view(record["dtype"].torch).view(record["shape"])
 
 
 def bytes_part(record: Scope) -> torch.Tensor:

@@ -6,10 +6,10 @@
             version u32  type=3  bias_flag  R weight (F8E4M3)  f32 dequant_w_scale  f32 dequant_x_scale
                                             f32 quant_scale  u32 dtype=9  [R bias]
 
-Dequantise: ``float32(weight) * dequant_w_scale``.  ``dequant_x_scale`` is a copy of the weight's scale that the CPU path
-never uses; ``quant_scale`` is what the weights were multiplied by.  All three are kept as stored.
+Dequantise: ``float32(weight) * dequant_w_scale``.  ``dequant_x_scale`` is a copy of the weight's scale that the CPU
+path never uses; ``quant_scale`` is what the weights were multiplied by.  All three are kept as stored.
 
-Authority: mistral.rs, ``mistralrs-quant/src/fp8/mod.rs`` (``serialize_with_bias``, ``dequantize``), ``fp8/quantize.rs``.
+Authority: mistral.rs, ``mistralrs-quant/src/fp8/mod.rs`` (``serialize_with_bias``, ``dequantize``) and ``quantize.rs``.
 """
 
 from __future__ import annotations

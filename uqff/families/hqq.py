@@ -6,9 +6,9 @@
             version u32  type=2  bias_flag  R w_q  R scales  R zeros  u32 ndim  u32 × ndim shape  u8 bits
             u32 group_size  u8 axis  u32 optimization_steps  u8 round_zeros  u8 channel_wise  [R bias]
 
-The flattened weight is a matrix M: axis 0: ``[group_size, N]``, a group is a column; axis 1: ``[N, group_size]``, a group
-is a row; N = elements / group_size.  M is packed along its rows: the packed matrix has ``rows/p`` rows, and row r of it
-holds the rows ``r, r + rows/p, ...`` of M, the first of them in the highest bits.
+The flattened weight is a matrix M: ``[group_size, N]`` for axis 0 (a group is a column), ``[N, group_size]`` for axis 1
+(a group is a row); N = elements / group_size.  M is packed along its rows: the packed matrix has ``rows/p`` rows, and
+row r of it holds the rows ``r, r + rows/p, ...`` of M, the first of them in the highest bits.
 
 ::
 
@@ -37,10 +37,10 @@ from uqff.families.base import (
     QuantizedTensor,
     bytes_part,
     not_finite,
+    stored_part,
     tensor_fields,
-    tensor_part,
-    typed,
 )
+from uqff.families.parts import lazily_typed, typed
 from uqff.schema.header import BIAS_FLAG, blob_layout
 from uqff.schema.layout import U8, U32, Checked, Derived, Dims, Layout, Scope, Violation
 from uqff.schema.tensor import TENSOR
@@ -67,12 +67,13 @@ def _decode_group_size(number: int) -> int:
     return number
 
 
+@lazily_typed("scales", "zeros")
 @dataclass(frozen=True, eq=False, repr=False)
 class HQQ(QuantizedTensor):
-    """A weight of half-quadratic groups. With M = [rows, columns] as in the module docstring:
+    """A weight of half-quadratic groups; M is the matrix ``[rows, columns]`` of the module docstring.
 
     Attributes:
-        w_q: uint8 ``[⌈rows/p⌉, columns]``, p codes a byte; for 3 bits, the bytes of I32 words, ``[⌈rows/10⌉, 4·columns]``.
+        w_q: uint8 ``[⌈rows/p⌉, columns]``, p codes a byte; for 3 bits bytes of I32s, ``[⌈rows/10⌉, 4·columns]``.
         scales: float32 (float16, bfloat16) ``[1, N]`` for axis 0, ``[N, 1]`` for axis 1.
         zeros: same dtype and shape as ``scales``.
         weight_shape: logical dimensions.
@@ -127,8 +128,8 @@ class HQQ(QuantizedTensor):
         """See :meth:`QuantizedTensor.parse`."""
         return cls(
             bytes_part(blob["w_q"]),
-            tensor_part(blob["scales"]),
-            tensor_part(blob["zeros"]),
+            stored_part(blob["scales"]),  # type: ignore[arg-type]
+            stored_part(blob["zeros"]),  # type: ignore[arg-type]
             blob["shape"],
             blob["bits"],
             blob["group_size"],

@@ -26,8 +26,8 @@ from uqff.families.base import (
     raw_bytes,
     stored,
     tensor_fields,
-    typed,
 )
+from uqff.families.parts import typed
 from uqff.schema.header import BIAS_FLAG, blob_layout
 from uqff.schema.layout import Layout, Scope, Violation
 from uqff.schema.tensor import TENSOR

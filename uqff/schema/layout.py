@@ -123,6 +123,10 @@ class Cursor:
         """The offset of the next byte."""
         return self._at
 
+    def seek(self, offset: int) -> None:
+        """Go back to an offset."""
+        self._at = offset
+
     @property
     def remaining(self) -> int:
         """How many bytes are left."""
@@ -345,12 +349,34 @@ class Layout(construct.Struct):  # type: ignore[misc]
         self._fields = tuple((field.name, _unwrapped(field), field.docs) for field in fields)
         if any(not name or not meaning for name, _, meaning in self._fields):
             raise TypeError("every field of a layout has a name and a meaning")
+        self._runs = _runs_of(self._fields)
 
     def _parse(self, stream: Cursor, context: Any, path: str) -> Container:
+        if stream.trace is None:
+            start = stream.tell()
+            try:
+                return self._parse_runs(stream)
+            except (Violation, UqffError):
+                stream.seek(start)  # parsed again, field by field, to name the one that is wrong
+        return self._parse_fields(stream, path)
+
+    def _parse_runs(self, stream: Cursor) -> Container:
+        """Parse sound bytes quickly: every run of integers with one ``struct`` call."""
         scope = Container()
+        for run, names, decoders, brick in self._runs:
+            if run is None:
+                scope[names[0]] = brick._parse(stream, scope, "")
+                continue
+            for name, decode, number in zip(names, decoders, run.unpack(stream.read(run.size)), strict=True):
+                scope[name] = number if decode is None else decode(number)
+        return scope
+
+    def _parse_fields(self, stream: Cursor, path: str) -> Container:
+        scope = Container()
+        starts: dict[str, int] = {}
         trace = stream.trace
         for name, brick, meaning in self._fields:
-            start = stream.tell()
+            start = starts[name] = stream.tell()
             first = 0 if trace is None else len(trace)
             try:
                 value = brick._parse(stream, scope, path)
@@ -358,7 +384,7 @@ class Layout(construct.Struct):  # type: ignore[misc]
                 raise broken.error(
                     broken.problem,
                     field=broken.field or name,
-                    offset=start,
+                    offset=starts.get(broken.field or name, start),
                     expected=broken.expected,
                     got=broken.got,
                 ) from None
@@ -460,6 +486,29 @@ def _unwrapped(brick: Construct) -> Construct:
     return brick
 
 
+_Run = tuple[struct.Struct | None, tuple[str, ...], tuple[Callable[[int], Any] | None, ...], Any]
+
+
+def _runs_of(fields: tuple[tuple[str, Construct, str], ...]) -> list[_Run]:
+    """Group neighbouring integers: (struct, names, decoders, None) a run, (None, (name,), (), brick) anything else."""
+    runs: list[_Run] = []
+    for name, brick, _ in fields:
+        decode = brick.decode if isinstance(brick, Checked) else None
+        number = brick
+        while isinstance(number, (Checked, Derived)):
+            decode = decode or (number.decode if isinstance(number, Checked) else None)
+            number = number.subcon
+        if not isinstance(number, construct.FormatField):
+            runs.append((None, (name,), (), brick))
+            continue
+        run, names, decoders, _ = runs[-1] if runs else (None, (), (), None)
+        if run is None:
+            runs.append((struct.Struct(number.fmtstr), (name,), (decode,), None))
+        else:
+            runs[-1] = (struct.Struct(run.format + number.fmtstr[1:]), (*names, name), (*decoders, decode), None)
+    return runs
+
+
 def size_terms(brick: Construct) -> tuple[int, str]:
     """The size of a brick as a number of bytes and a text for what depends on other fields."""
     if isinstance(brick, Span):
@@ -467,7 +516,7 @@ def size_terms(brick: Construct) -> tuple[int, str]:
     if isinstance(brick, Dims):
         return 0, f"4·{brick.count}"
     if isinstance(brick, Extension):
-        return 0, f"R if `{brick.flag}`"
+        return 0, f"{brick.subcon.label} or 0"
     if isinstance(brick, Layout):
         return 0, brick.label
     return int(brick.sizeof()), ""
