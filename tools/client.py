@@ -1,0 +1,184 @@
+"""Run the real mistral.rs client (PyPI `mistralrs`) in a process of its own.
+
+The other tools import `Client`; the client's own interpreter runs this same file with a job in JSON as its argument,
+and needs nothing but mistralrs for it. One process serves one job, because the client panics (across threads) rather
+than raises on much bad input.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+RESULT = "uqff-client-result:"
+ANSI = re.compile(r"\x1b\[[0-9;]*m")
+WRITTEN = "Applied in-situ quantization into"
+LOADED = "Loaded in-situ quantization artifacts into"
+PROMPT = "t5 t9 t17 t30 t41 t11 t23"
+
+
+class ClientError(Exception):
+    """The client failed, panicked or ran out of time.
+
+    `reason` says how in one line; `output` is all that it printed. The message has both, less the lines of level INFO.
+    """
+
+    def __init__(self, reason: str, output: str) -> None:
+        self.reason = reason
+        self.output = output
+        lines = [line for line in output.splitlines()[-40:] if " INFO " not in line]
+        super().__init__("\n".join([reason, *lines]))
+
+    @property
+    def loaded(self) -> bool:
+        """Whether the client had taken in every layer of a UQFF before it failed."""
+        return LOADED in self.output
+
+
+@dataclasses.dataclass(frozen=True)
+class Generation:
+    """What a greedy run answered: the tokens' texts and their logits.
+
+    0.6.0 fills its response's `logprob` with the raw logit when the temperature is 0.
+    """
+
+    tokens: list[str]
+    logits: list[float]
+    finish_reason: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Client:
+    """A mistralrs installation, named by the Python interpreter that can import it."""
+
+    python: Path
+    timeout: float = 60.0
+
+    def about(self) -> dict[str, str]:
+        """`version` of mistralrs, and the `machine`, `system` and `libc` it runs on."""
+        about: dict[str, str] = self._run({"do": "about"})
+        return about
+
+    def write(
+        self,
+        model: Path,
+        output: Path,
+        *,
+        architecture: str,
+        dtype: str,
+        isq: str | None,
+        topology: Path | None = None,
+    ) -> Path:
+        """Quantise checkpoint folder `model` to `isq` and write the UQFF; return the written path.
+
+        The client derives the shard's name from `output`: `q4k.uqff` is written as `q4k-0.uqff`. Having written, it
+        tries the model in a dummy run, and may die of that: the 0.6.0 wheel is built for AVX-VNNI, and without it
+        `vec_dot` of Q5_1, Q3K and Q5K ends in SIGILL. That does not count against the file.
+        """
+        which = {"model_id": str(model), "arch": architecture, "dtype": dtype, "write_uqff": str(output)}
+        if topology is not None:
+            which["topology"] = str(topology)
+        written = output.with_name(f"{output.stem}-0.uqff")
+        written.unlink(missing_ok=True)
+        try:
+            self._run({"do": "load", "which": which, "isq": isq})
+        except ClientError as exc:
+            if WRITTEN not in exc.output:
+                raise
+        if not written.exists():
+            raise ClientError(f"the client did not write {written}", "")
+        return written
+
+    def generate(
+        self,
+        model: Path,
+        uqff: list[str],
+        *,
+        architecture: str,
+        dtype: str,
+        tokens: int = 16,
+    ) -> Generation:
+        """Load the shards `uqff`, files in the model directory `model`, and generate greedily from a fixed prompt."""
+        which = {"model_id": str(model), "arch": architecture, "dtype": dtype, "from_uqff": uqff}
+        return Generation(**self._run({"do": "load", "which": which, "isq": None, "tokens": tokens}))
+
+    def _run(self, job: dict[str, Any]) -> Any:
+        command = [str(self.python), str(Path(__file__).resolve()), json.dumps(job)]
+        try:
+            done = subprocess.run(
+                command,
+                capture_output=True,
+                text=True,
+                errors="replace",
+                timeout=self.timeout,
+                check=False,
+                env={**os.environ, "RUST_BACKTRACE": "0"},
+            )
+        except subprocess.TimeoutExpired as exc:
+            raise ClientError(f"no answer within {self.timeout:g} s", _text(exc.stdout) + _text(exc.stderr)) from exc
+        for line in done.stdout.splitlines():
+            if line.startswith(RESULT):
+                return json.loads(line[len(RESULT) :])
+        output = ANSI.sub("", done.stdout + done.stderr)
+        if done.returncode < 0:
+            reason = f"killed by {signal.Signals(-done.returncode).name}"
+        else:
+            reason = next((line for line in reversed(output.splitlines()) if line), "no output")
+        raise ClientError(reason, output)
+
+
+def _text(output: str | bytes | None) -> str:
+    if isinstance(output, bytes):
+        output = output.decode(errors="replace")
+    return ANSI.sub("", output or "")
+
+
+def run_job(job: dict[str, Any]) -> Any:
+    """Do `job` in this process, which must be the client's; see `Client` for the jobs."""
+    import mistralrs  # type: ignore[import-not-found]
+
+    if job["do"] == "about":
+        import importlib.metadata
+        import platform
+
+        return {
+            "version": importlib.metadata.version("mistralrs"),
+            "machine": platform.machine(),
+            "system": platform.system(),
+            "libc": " ".join(platform.libc_ver()),
+        }
+    which = dict(job["which"])
+    which["arch"] = getattr(mistralrs.Architecture, which["arch"].capitalize())
+    which["dtype"] = getattr(mistralrs.ModelDType, which["dtype"])
+    runner = mistralrs.Runner(
+        which=mistralrs.Which.Plain(**which), in_situ_quant=job["isq"], token_source="none", no_paged_attn=True
+    )
+    if "tokens" not in job:
+        return None
+    request = mistralrs.ChatCompletionRequest(
+        model="default",
+        messages=PROMPT,
+        max_tokens=job["tokens"],
+        temperature=0.0,
+        top_k=1,
+        logprobs=True,
+        top_logprobs=1,
+    )
+    choice = runner.send_chat_completion_request(request).choices[0]
+    content = choice.logprobs.content
+    return {
+        "tokens": [entry.token for entry in content],
+        "logits": [entry.logprob for entry in content],
+        "finish_reason": choice.finish_reason,
+    }
+
+
+if __name__ == "__main__":
+    print(RESULT + json.dumps(run_job(json.loads(sys.argv[1]))), flush=True)
