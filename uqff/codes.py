@@ -1,12 +1,13 @@
 """The numbers that every file needs: versions, family ids, tensor dtype codes. One table each.
 
 Authority: mistral.rs, ``mistralrs-quant/src/lib.rs`` (``QuantizedSerdeType``) and ``mistralrs-quant/src/utils/uqff.rs``
-(``write_dtype``, ``read_dtype``).  Ids are never reused.  The ggml type codes belong to one family and live in its room.
+(``write_dtype``, ``read_dtype``).  Ids are never reused.  The ggml type codes live in their family's room.
 """
 
 from __future__ import annotations
 
 from enum import Enum, IntEnum
+from functools import cache
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
@@ -72,8 +73,8 @@ _FAMILY_SINCE = {
 class DType(Enum):
     """The 14 tensor dtypes of the tensor record: (code, bytes per element, safetensors name, torch name, since).
 
-    Codes 10 to 13 are reserved names: the engine can neither write nor read a tensor of them, so their size is 0 here and
-    both directions refuse them.
+    Codes 10 to 13 are reserved names: the engine can neither write nor read a tensor of them, so their size is 0 here
+    and both directions refuse them.
     """
 
     U8 = (0, 1, "U8", "uint8", Version(0, 1, 0))
@@ -109,10 +110,7 @@ class DType(Enum):
     @property
     def torch(self) -> TorchDType:
         """The torch dtype of the same bits."""
-        import torch
-
-        dtype: TorchDType = getattr(torch, self.torch_name)
-        return dtype
+        return _torch_dtype(self.torch_name)
 
     @classmethod
     def of_code(cls, code: int) -> DType | None:
@@ -128,6 +126,14 @@ class DType(Enum):
     def of_safetensors(cls, name: str) -> DType | None:
         """The dtype of a safetensors name, None if the format has none."""
         return _BY_SAFETENSORS.get(name)
+
+
+@cache
+def _torch_dtype(name: str) -> TorchDType:
+    import torch
+
+    dtype: TorchDType = getattr(torch, name)
+    return dtype
 
 
 _BY_CODE = {d.code: d for d in DType}

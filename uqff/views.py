@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from uqff.codes import DType
+
 if TYPE_CHECKING:
     import torch
-
-    from uqff.codes import DType
 
 __all__ = ["bytes_of", "flat_bytes", "tensor_of", "writable_alias"]
 
@@ -40,13 +40,10 @@ def tensor_of(data: memoryview, dtype: DType, shape: tuple[int, ...]) -> torch.T
         dtype: dtype of the elements.
         shape: dimensions in elements.
     """
-    import torch
-
-    raw = np.frombuffer(data, np.uint8)
-    if raw.__array_interface__["data"][0] % dtype.itemsize:
-        raw = raw.copy()
-    flat = torch.from_numpy(raw)
-    return (flat if dtype.itemsize == 1 and dtype.torch is torch.uint8 else flat.view(dtype.torch)).view(shape)
+    flat = flat_bytes(data)
+    if flat.data_ptr() % dtype.itemsize:
+        flat = flat.clone()
+    return (flat if dtype is DType.U8 else flat.view(dtype.torch)).view(shape)
 
 
 def bytes_of(tensor: torch.Tensor) -> memoryview:
