@@ -19,6 +19,7 @@ __all__ = [
     "float32_to_f16",
     "pack_planes",
     "pack_row",
+    "packed_rows",
     "round_half_away",
     "unpack_planes",
     "unpack_row",
@@ -161,14 +162,23 @@ def pack_planes(codes: U8, bits: int) -> npt.NDArray[Any]:
     """
     planes = PLANES[bits]
     rows, columns = codes.shape
-    if bits == 3:
-        codes = np.concatenate([codes, np.zeros((-rows % planes, columns), np.uint8)])
-    elif rows % planes:
-        raise ValueError(f"expected a multiple of {planes} rows for {bits}-bit planes, got {rows}")
-    packed = np.zeros((len(codes) // planes, columns), np.int32 if bits == 3 else np.uint8)
-    for plane in codes.reshape(planes, -1, columns):
-        packed = (packed << bits) | plane if planes > 1 else plane.copy()
+    packed = np.zeros((packed_rows(rows, bits), columns), np.int32 if bits == 3 else np.uint8)
+    padding = np.zeros((planes * len(packed) - rows, columns), np.uint8)
+    for plane in np.concatenate([codes, padding]).reshape(planes, -1, columns):
+        packed = (packed << bits) | plane
     return packed
+
+
+def packed_rows(rows: int, bits: int) -> int:
+    """Rows of the elements that hold ``rows`` rows of codes.
+
+    Raises:
+        ValueError: ``rows`` is not a multiple of the planes; only 3-bit codes are padded.
+    """
+    planes = PLANES[bits]
+    if bits != 3 and rows % planes:
+        raise ValueError(f"expected a multiple of {planes} rows for {bits}-bit planes, got {rows}")
+    return -(-rows // planes)
 
 
 def unpack_planes(packed: npt.NDArray[Any], bits: int) -> U8:

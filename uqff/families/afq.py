@@ -19,11 +19,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
 
 from uqff.codes import DType, Family
 from uqff.families.base import PayloadProblem, QuantizedTensor, bytes_part, not_finite, stored_part, tensor_fields
 from uqff.families.parts import lazily_typed
+from uqff.packing import float32_to_bf16, float32_to_f16, pack_row, round_half_away
 from uqff.schema.header import BIAS_FLAG, blob_layout
 from uqff.schema.layout import U8, Checked, Layout, Scope, Violation
 from uqff.schema.tensor import TENSOR
@@ -32,7 +36,11 @@ if TYPE_CHECKING:
     import torch
     from typing_extensions import Self
 
-__all__ = ["AFQ"]
+__all__ = ["AFQ", "cast", "quantize"]
+
+FloatArray: TypeAlias = npt.NDArray[np.float32]
+ByteArray: TypeAlias = npt.NDArray[np.uint8]
+ScalesDType: TypeAlias = Literal["float32", "float16", "bfloat16"]
 
 BITS = (2, 3, 4, 6, 8)
 GROUP_SIZES = (32, 64, 128)
@@ -156,3 +164,41 @@ def unpack_stream(w_q: torch.Tensor, bits: int) -> torch.Tensor:
         word |= chunks[..., i] << 8 * i
     codes = [word >> bits * j & (1 << bits) - 1 for j in range(8 * period // bits)]
     return torch.stack(codes, dim=-1).to(torch.uint8).reshape(*w_q.shape[:-1], -1)
+
+
+FLAT = np.float32(1e-12)
+"""A group whose range is below this gets scale 1; all its codes are then 0."""
+
+
+def quantize(w: FloatArray, bits: int, group_size: int) -> tuple[ByteArray, FloatArray, FloatArray]:
+    """Quantise along the last dimension.
+
+    Args:
+        w: finite float32 ``[..., in]``, ``in`` a multiple of ``group_size``.
+        bits: 2, 3, 4, 6 or 8.
+        group_size: 32, 64 or 128.
+
+    Returns:
+        The packed codes as bytes, uint8 ``[..., in * bits / 8]``; scales and biases, float32
+        ``[..., in / group_size]``, to be cast by :func:`cast`. The codes are made with the scale before the cast. A
+        zero bias is +0.0 (the engine's depends on its compiler's choice for the minimum of -0.0 and +0.0).
+    """
+    top = np.float32(2**bits - 1)
+    groups = w.reshape(*w.shape[:-1], w.shape[-1] // group_size, group_size)
+    with np.errstate(all="ignore"):
+        bias = groups.min(-1, keepdims=True) + np.float32(0)
+        span = groups.max(-1, keepdims=True) - bias
+        scale = np.where(np.abs(span) < FLAT, np.float32(1), span / top)
+        codes = np.clip(round_half_away((groups - bias) / scale), np.float32(0), top)
+    # inf / inf: a range beyond float32 has an infinite scale. Rust casts NaN to 0.
+    packed = pack_row(np.nan_to_num(codes, nan=0.0).astype(np.uint8).reshape(w.shape), bits)
+    return packed, scale[..., 0], bias[..., 0]
+
+
+def cast(values: FloatArray, dtype: ScalesDType) -> npt.NDArray[Any]:
+    """Scales or biases as they are stored, rounded to nearest even: float32 values, or uint16 bit patterns."""
+    if dtype == "float16":
+        return float32_to_f16(values)
+    if dtype == "bfloat16":
+        return float32_to_bf16(values)
+    return values

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 import numpy as np
 
 from uqff.codes import DType, Family
-from uqff.errors import UnsupportedError
+from uqff.errors import ShapeError, UnsupportedError
 from uqff.families.parts import Part
 from uqff.schema.layout import Layout, Placeholder, Scope
 from uqff.views import bytes_of, flat_bytes, tensor_of
@@ -33,6 +33,7 @@ __all__ = [
     "not_finite",
     "payload",
     "raw_bytes",
+    "same_bytes",
     "stored",
     "stored_part",
     "tensor_fields",
@@ -98,18 +99,39 @@ class QuantizedTensor(ABC):
     def _dequantize(self) -> torch.Tensor:
         """The reference dequantiser, in float32."""
 
-    def dequantize(self, dtype: torch.dtype | None = None) -> torch.Tensor:
+    def dequantize(self, dtype: torch.dtype | None = None, *, out: torch.Tensor | None = None) -> torch.Tensor:
         """The weight as plain numbers: computed in float32 by the family's formula, then cast.
 
+        On the CPU a kernel does it if there is one (:mod:`uqff.kernels`), else the reference; the bits are the same.
+
         Args:
-            dtype: of the result; float32 if None. The cast rounds to nearest even.
+            dtype: of the result; float32 if None, or the dtype of ``out``. The cast rounds to nearest even.
+            out: where to write: a contiguous float32, bfloat16 or float16 tensor of :attr:`shape`, on the same device.
+                New memory costs more time than a kernel, so a loop over layers gains from reusing it.
 
         Returns:
-            A new tensor of :attr:`shape` on the device of the record. The record is not modified.
+            ``out``, else a new tensor of :attr:`shape` on the device of the record. The record is not modified.
+
+        Raises:
+            ShapeError: ``out`` is not such a tensor.
         """
         import torch
 
-        return self._dequantize().to(dtype or torch.float32)
+        from uqff import kernels
+
+        if out is not None:
+            _check_out(self, out, dtype or out.dtype)
+        dtype = dtype or (torch.float32 if out is None else out.dtype)
+        result = kernels.dequantize(self, dtype, out)
+        if result is not None:
+            return result
+        plain = self._dequantize()
+        if out is not None:
+            return out.copy_(plain)
+        # Plain float32 weights need no arithmetic: the reference may give the stored tensor itself, a view of a file.
+        memory = plain.untyped_storage().data_ptr()
+        stored_itself = any(part.data.untyped_storage().data_ptr() == memory for part in self._parts().values())
+        return plain.to(dtype, copy=stored_itself)
 
     @property
     def nbytes(self) -> int:
@@ -145,28 +167,52 @@ class QuantizedTensor(ABC):
         if type(other) is not type(self):
             return NotImplemented
         return all(
-            _same(getattr(self, f.name), getattr(other, f.name))
+            same_bytes(getattr(self, f.name), getattr(other, f.name))
             for f in dataclass_fields(self)  # type: ignore[arg-type]
         )
 
     __hash__ = None  # type: ignore[assignment]  # compared by content that may be gigabytes
 
     def __repr__(self) -> str:
-        bits = 8 * self.nbytes / self.numel
+        bits = 8 * self.nbytes / max(self.numel, 1)
         return (
             f"<{type(self).__name__} {self.kind} {list(self.shape)}, "
             f"{self.nbytes:,} bytes, {bits:.2f} bits/weight, {self.device}>"
         )
 
 
-def _same(a: Any, b: Any) -> bool:
+def same_bytes(a: Any, b: Any) -> bool:
+    """Whether two tensors have the same dtype, shape and bits, on whatever devices; else whether two values are equal.
+
+    A tensor on the meta device has no bits: it is the same as itself only.
+    """
     import torch
 
-    if not isinstance(a, torch.Tensor):
+    if not isinstance(a, torch.Tensor) or not isinstance(b, torch.Tensor):
         return bool(a == b)
-    if a.dtype != b.dtype or a.shape != b.shape:
+    if a is b:
+        return True
+    if a.dtype != b.dtype or a.shape != b.shape or a.is_meta or b.is_meta:
         return False
     return bool(torch.equal(raw_bytes(a).reshape(-1), raw_bytes(b).reshape(-1).to(a.device)))
+
+
+def _check_out(record: QuantizedTensor, out: torch.Tensor, dtype: torch.dtype) -> None:
+    import torch
+
+    allowed = (torch.float32, torch.bfloat16, torch.float16)
+    problem, expected, got = "", "", ""
+    if out.dtype not in allowed or out.dtype != dtype:
+        wanted = (dtype,) if dtype in allowed else allowed
+        problem, expected, got = "wrong dtype", " or ".join(map(str, wanted)), str(out.dtype)
+    elif tuple(out.shape) != record.shape:
+        problem, expected, got = "wrong shape", str(list(record.shape)), str(list(out.shape))
+    elif out.device != record.device:
+        problem, expected, got = "wrong device", str(record.device), str(out.device)
+    elif not out.is_contiguous():
+        problem, expected, got = "not contiguous", "a contiguous tensor", f"strides {out.stride()}"
+    if problem:
+        raise ShapeError(problem, field="out", expected=expected, got=got)
 
 
 def stored(tensor: torch.Tensor, *, name: str) -> DType:

@@ -19,12 +19,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 
 from uqff.codes import Family
 from uqff.families.base import PayloadProblem, QuantizedTensor, first_bad, payload
+from uqff.packing import float32_to_e4m3, round_half_away
 from uqff.schema.header import BIAS_FLAG, blob_layout
 from uqff.schema.layout import U32, Derived, Dims, Layout, Scalar, Scope, Span, Vector, Violation
 from uqff.views import flat_bytes
@@ -33,10 +35,14 @@ if TYPE_CHECKING:
     import torch
     from typing_extensions import Self
 
-__all__ = ["F8Q8"]
+__all__ = ["F8Q8", "quantize"]
+
+FloatArray: TypeAlias = npt.NDArray[np.float32]
+ByteArray: TypeAlias = npt.NDArray[np.uint8]
 
 BLOCK_SIZE = 32
 D_SCALE = 416.0
+"""``F8E4M3::MAX`` of the float8 crate, code 0x7D; the largest finite e4m3 number, 448, is its ``INFINITY``."""
 
 BLOCK = Layout(
     "d" / Scalar("B", "e4m3") * "scale of the block times 416, as an e4m3 code",
@@ -117,3 +123,24 @@ class F8Q8(QuantizedTensor):
         d = self.blocks[:, :1].contiguous().view(torch.float8_e4m3fn).to(torch.float32) / D_SCALE
         qs = self.blocks[:, 1:].contiguous().view(torch.int8).to(torch.float32)
         return (qs * d).reshape(-1)[: self.numel].reshape(self.shape)
+
+
+def quantize(w: FloatArray) -> ByteArray:
+    """Quantise the flattened weight; blocks run across rows, the last one is padded with zeros.
+
+    Args:
+        w: finite float32, any shape, flattened in C order.
+
+    Returns:
+        uint8 ``[ceil(n / 32), 33]``: the scale ``e4m3(d * 416)``, then 32 int8 codes ``round(w / d)``, made with the d
+        before its rounding. d is a 127th of the largest magnitude.
+    """
+    flat = w.reshape(-1)
+    blocks = np.concatenate([flat, np.zeros(-len(flat) % BLOCK_SIZE, np.float32)]).reshape(-1, BLOCK_SIZE)
+    with np.errstate(all="ignore"):
+        d = np.abs(blocks).max(-1, keepdims=True, initial=0) / np.float32(127)
+        inverse = np.where(d == 0, np.float32(0), np.float32(1) / d)
+        # A subnormal d has an infinite inverse: Rust's casts saturate infinity and turn 0 * inf, a NaN, into 0.
+        codes = np.clip(round_half_away(blocks * inverse), np.float32(-128), np.float32(127))
+        scale = float32_to_e4m3(d * np.float32(D_SCALE))
+    return np.concatenate([scale, np.nan_to_num(codes, nan=0.0).astype(np.int8).view(np.uint8)], axis=-1)

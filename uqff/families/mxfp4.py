@@ -18,9 +18,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 
 from uqff.codes import DType, Family
 from uqff.families.base import PayloadProblem, QuantizedTensor, first_bad, tensor_fields, tensor_part
@@ -32,7 +33,10 @@ if TYPE_CHECKING:
     import torch
     from typing_extensions import Self
 
-__all__ = ["MXFP4"]
+__all__ = ["MXFP4", "floor_log2", "quantize", "scale_bytes"]
+
+FloatArray: TypeAlias = npt.NDArray[np.float32]
+ByteArray: TypeAlias = npt.NDArray[np.uint8]
 
 BLOCK_SIZE = 32
 _E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0)
@@ -115,3 +119,47 @@ class MXFP4(QuantizedTensor):
         scales = (self.scales.to(torch.int32) << 23).view(torch.float32)
         blocks = values.reshape(*self.scales.shape, BLOCK_SIZE) * scales.unsqueeze(-1)
         return blocks.reshape(self.shape)
+
+
+THRESHOLDS = np.array([0.25, 0.75, 1.25, 1.75, 2.5, 3.5, 5.0], np.float32)
+"""Code k is taken from ``THRESHOLDS[k - 1]`` on: the midpoints of 0, 0.5, 1, 1.5, 2, 3, 4, 6; ties go up."""
+
+BIAS = 127
+"""A scale byte s means 2^(s - 127)."""
+
+
+def quantize(w: FloatArray) -> tuple[ByteArray, ByteArray]:
+    """Quantise along the last dimension.
+
+    Args:
+        w: finite float32 ``[..., in]``, ``in`` a multiple of 32.
+
+    Returns:
+        Codes uint8 ``[..., in / 2]``, the even element in the low nibble; scale bytes uint8 ``[..., in / 32]``. Bit 3
+        of a code is the sign of elements below zero: -0.1 may become code 8, -0.0 becomes 0.
+    """
+    blocks = w.reshape(*w.shape[:-1], w.shape[-1] // BLOCK_SIZE, BLOCK_SIZE)
+    with np.errstate(all="ignore"):
+        scales = scale_bytes(np.abs(blocks).max(-1))
+        scaled = blocks * np.ldexp(np.float32(1), BIAS - scales.astype(np.int32))[..., None]
+        codes = np.searchsorted(THRESHOLDS, np.abs(scaled), side="right").astype(np.uint8)
+        codes |= (scaled < 0).astype(np.uint8) << 3
+    codes = codes.reshape(w.shape)
+    return codes[..., 0::2] | codes[..., 1::2] << 4, scales
+
+
+def scale_bytes(absmax: FloatArray) -> ByteArray:
+    """``floor(log2f(absmax / 6)) + 127`` within 0..254, and 127 for a block of zeros."""
+    exponent = np.maximum(floor_log2(absmax / np.float32(6)), np.float32(-BIAS)).astype(np.int32)
+    return np.where(absmax == 0, BIAS, np.clip(exponent + BIAS, 0, 254)).astype(np.uint8)
+
+
+def floor_log2(x: FloatArray) -> FloatArray:
+    """``floor(log2f(x))``, -inf for 0.
+
+    log2f rounds to float32 before the floor. Just below 2^k it rounds up to k, from 1 ulp for k = 3 up to 44 ulps for
+    k beyond 64; the result is then one more than the exponent of x. Rounding from float64 takes the same side as
+    glibc's log2f for every float32.
+    """
+    with np.errstate(divide="ignore"):
+        return np.floor(np.log2(x.astype(np.float64)).astype(np.float32))

@@ -42,6 +42,9 @@ class BlockType:
     block_size: int
     layout: Layout
 
+    def __reduce__(self) -> tuple[object, ...]:
+        return (block_type_of_code, (self.code,))
+
     @property
     def kind(self) -> str:
         """The ISQ name: the type's name in lower case."""

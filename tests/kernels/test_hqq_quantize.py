@@ -1,0 +1,55 @@
+"""The HQQ kernel gives the reference's bytes."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from quantize_inputs import assert_same, weights
+
+from uqff import glibc as libm
+from uqff.families import hqq as reference
+from uqff.kernels import hqq_quantize as kernel
+from uqff.kernels.libm import expf, logf
+
+
+@pytest.mark.parametrize("bits", [8, 4, 3, 2, 1])
+def test_equals_reference(bits: int) -> None:
+    for name, w in weights().items():
+        before = w.copy()
+        assert_same(kernel.quantize(w, bits), reference.quantize(w, bits), name)
+        assert w.tobytes() == before.tobytes(), name
+
+
+@pytest.mark.parametrize(
+    ("shape", "group_size"),
+    [((64, 1), 64), ((3, 64), 64), ((9, 8), 8), ((11, 40), 40), ((2, 3, 64), 64), ((64, 1025), 64), ((16, 7), 16)],
+)
+def test_shapes(shape: tuple[int, ...], group_size: int) -> None:
+    """Strips of columns that are not full, and numbers of elements that are not a multiple of the 32 running sums."""
+    w = np.random.default_rng(2).standard_normal(shape, dtype=np.float32)
+    for steps in (1, 3, 20):
+        assert_same(kernel.quantize(w, 4, group_size, steps), reference.quantize(w, 4, group_size, steps), str(steps))
+
+
+def test_threads_change_nothing() -> None:
+    """The error that ends the optimisation is summed across all threads' columns, in one order."""
+    w = np.random.default_rng(3).standard_normal((64, kernel.STRIP * 3 + 5), dtype=np.float32)
+    expected = kernel.quantize(w, 4, threads=1)
+    assert_same(kernel.quantize(w, 4, threads=3), expected, "3 threads")
+    assert_same(expected, reference.quantize(w, 4), "1 thread")
+
+
+def test_libm_equals_reference() -> None:
+    rng = np.random.default_rng(4)
+    bits = rng.integers(0x00800000, 0x7F800000, 20_000).astype(np.int32)
+    x = np.concatenate([bits.view(np.float32), np.float32(rng.uniform(0.1, 4, 20_000))])
+    assert np.array([logf(v) for v in x], np.float32).tobytes() == libm.logf(x).tobytes()
+    x = np.float32(rng.uniform(-87, 88, 20_000))
+    assert np.array([expf(v) for v in x], np.float32).tobytes() == libm.expf(x).tobytes()
+
+
+def test_refuses_unequal_planes_as_the_reference_does() -> None:
+    w = np.zeros((6, 10), np.float32)
+    for quantize in (kernel.quantize, reference.quantize):
+        with pytest.raises(ValueError, match="expected a multiple of 4 rows for 2-bit planes, got 6"):
+            quantize(w, 2, 6)

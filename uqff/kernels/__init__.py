@@ -1,0 +1,84 @@
+"""Fast twins of the reference paths on the CPU, and the one place where a kernel or the reference is chosen.
+
+Kernels need numba and are bit-equal to the reference (NaN payloads aside).  ``UQFF_KERNELS=reference`` turns them off;
+without numba the reference serves, with one warning.  numba is imported when a kernel is first needed.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from functools import lru_cache
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from uqff.codes import Family
+
+if TYPE_CHECKING:
+    import torch
+
+    from uqff.families.base import QuantizedTensor
+
+__all__ = ["dequantize", "enabled"]
+
+ENVIRONMENT_VARIABLE = "UQFF_KERNELS"
+
+_DEQUANTIZE = {
+    Family.GGUF: "uqff.kernels.gguf_dequantize",
+    Family.UNQUANT: "uqff.kernels.unquant_dequantize",
+    Family.HQQ: "uqff.kernels.hqq_dequantize",
+    Family.FP8: "uqff.kernels.fp8_dequantize",
+    Family.AFQ: "uqff.kernels.afq_dequantize",
+    Family.F8Q8: "uqff.kernels.f8q8_dequantize",
+    Family.MXFP4: "uqff.kernels.mxfp4_dequantize",
+}
+"""Modules with a ``dequantize(record, out, form) -> bool``: False if the record has no kernel (a few small shapes)."""
+
+
+def enabled() -> bool:
+    """Whether kernels are used: numba can be imported and compiles, and ``UQFF_KERNELS`` does not say ``reference``.
+
+    Raises:
+        ValueError: ``UQFF_KERNELS`` is neither empty, ``numba`` nor ``reference``.
+    """
+    choice = os.environ.get(ENVIRONMENT_VARIABLE, "")
+    if choice not in ("", "numba", "reference"):
+        raise ValueError(f"{ENVIRONMENT_VARIABLE}: expected 'numba' or 'reference', got {choice!r}")
+    return choice != "reference" and _compiles()
+
+
+@lru_cache
+def _compiles() -> bool:
+    try:
+        import numba
+    except ImportError as error:
+        warnings.warn(f"numba cannot be imported ({error}): the slow reference paths serve", stacklevel=4)
+        return False
+    return not numba.config.DISABLE_JIT  # type: ignore[attr-defined]
+
+
+def dequantize(record: QuantizedTensor, dtype: torch.dtype, out: torch.Tensor | None = None) -> torch.Tensor | None:
+    """The weight of a record, by a kernel if there is one.
+
+    Args:
+        record: with all its tensors on one device.
+        dtype: of the result.
+        out: where to write: contiguous, of the record's shape, ``dtype`` and device. A new tensor if None.
+
+    Returns:
+        ``out`` or the new tensor; None if no kernel applies (kernels are off, the record is not on the CPU, the
+        dtype is not float32, bfloat16 or float16, the weight is too small), in which case nothing was written.
+    """
+    if record.device.type != "cpu" or not enabled():
+        return None
+    import torch
+
+    from uqff.kernels import memory, numerics
+
+    forms = {torch.float32: numerics.F32, torch.bfloat16: numerics.BF16, torch.float16: numerics.F16}
+    if dtype not in forms:
+        return None
+    if out is None:
+        out = memory.empty(record.shape, dtype)
+    kernels = import_module(_DEQUANTIZE[record.family])
+    return out if kernels.dequantize(record, memory.bytes_of(out), forms[dtype]) else None

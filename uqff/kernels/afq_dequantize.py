@@ -1,0 +1,122 @@
+"""Kernels for AFQ: the twins of ``AFQ._dequantize``. The items are groups; ``q * scale + bias``, two roundings."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from uqff.codes import DType
+from uqff.kernels.memory import bytes_of
+from uqff.kernels.numerics import BF16, F16, F32, Bytes, over, plain, put_pair
+from uqff.kernels.vectors import LANES, halves, kernel, load_u8, number, quarters, ramp, splat, word
+
+if TYPE_CHECKING:
+    from uqff.families.afq import AFQ
+
+__all__ = ["dequantize"]
+
+_SCALES = {DType.F32: F32, DType.BF16: BF16, DType.F16: F16}
+
+
+def dequantize(record: AFQ, out: Bytes, form: int) -> bool:
+    """See :func:`uqff.kernels.dequantize`."""
+    kernel, group = _KERNELS[record.bits], record.group_size
+    codes, scales, biases = (bytes_of(part) for part in (record.w_q, record.scales, record.biases))
+    dtype = DType.of_torch(record.scales.dtype)
+    if dtype not in _SCALES or record.biases.dtype != record.scales.dtype:
+        return False
+    kind = _SCALES[dtype]
+    over(
+        record.numel // group,
+        group,
+        lambda lo, hi: kernel(codes, scales, biases, kind, group, out, form, lo, hi),
+    )
+    return True
+
+
+@kernel
+def _codes_2(codes: Bytes, i: int) -> Any:
+    return splat(word(codes, i >> 2)) >> ramp(2, 16) & 0x03
+
+
+@kernel
+def _afq2(
+    codes: Bytes, scales: Bytes, biases: Bytes, kind: int, size: int, out: Bytes, form: int, lo: int, hi: int
+) -> None:
+    for group in range(lo, hi):
+        scale, bias = plain(scales, group, kind), plain(biases, group, kind)
+        for i in range(group * size, (group + 1) * size, 2 * LANES):
+            a, b = number(_codes_2(codes, i)), number(_codes_2(codes, i + LANES))
+            put_pair(out, i, form, a * scale + bias, b * scale + bias)
+
+
+@kernel
+def _codes_3(codes: Bytes, i: int) -> Any:
+    # 8 codes in 3 bytes, 8 in the next 3: the second word begins a byte early, to end where the codes end
+    at = 3 * (i >> 3)
+    return halves(word(codes, at), word(codes, at + 2) >> 8) >> ramp(3, 8) & 0x07
+
+
+@kernel
+def _afq3(
+    codes: Bytes, scales: Bytes, biases: Bytes, kind: int, size: int, out: Bytes, form: int, lo: int, hi: int
+) -> None:
+    for group in range(lo, hi):
+        scale, bias = plain(scales, group, kind), plain(biases, group, kind)
+        for i in range(group * size, (group + 1) * size, 2 * LANES):
+            a, b = number(_codes_3(codes, i)), number(_codes_3(codes, i + LANES))
+            put_pair(out, i, form, a * scale + bias, b * scale + bias)
+
+
+@kernel
+def _codes_4(codes: Bytes, i: int) -> Any:
+    at = i >> 1
+    return halves(word(codes, at), word(codes, at + 4)) >> ramp(4, 8) & 0x0F
+
+
+@kernel
+def _afq4(
+    codes: Bytes, scales: Bytes, biases: Bytes, kind: int, size: int, out: Bytes, form: int, lo: int, hi: int
+) -> None:
+    for group in range(lo, hi):
+        scale, bias = plain(scales, group, kind), plain(biases, group, kind)
+        for i in range(group * size, (group + 1) * size, 2 * LANES):
+            a, b = number(_codes_4(codes, i)), number(_codes_4(codes, i + LANES))
+            put_pair(out, i, form, a * scale + bias, b * scale + bias)
+
+
+@kernel
+def _codes_6(codes: Bytes, i: int) -> Any:
+    # 4 codes in 3 bytes, four times: the last word begins a byte early
+    at = 6 * (i >> 3)
+    words = quarters(word(codes, at), word(codes, at + 3), word(codes, at + 6), word(codes, at + 8) >> 8)
+    return words >> ramp(6, 4) & 0x3F
+
+
+@kernel
+def _afq6(
+    codes: Bytes, scales: Bytes, biases: Bytes, kind: int, size: int, out: Bytes, form: int, lo: int, hi: int
+) -> None:
+    for group in range(lo, hi):
+        scale, bias = plain(scales, group, kind), plain(biases, group, kind)
+        for i in range(group * size, (group + 1) * size, 2 * LANES):
+            a, b = number(_codes_6(codes, i)), number(_codes_6(codes, i + LANES))
+            put_pair(out, i, form, a * scale + bias, b * scale + bias)
+
+
+@kernel
+def _codes_8(codes: Bytes, i: int) -> Any:
+    return load_u8(codes, i)
+
+
+@kernel
+def _afq8(
+    codes: Bytes, scales: Bytes, biases: Bytes, kind: int, size: int, out: Bytes, form: int, lo: int, hi: int
+) -> None:
+    for group in range(lo, hi):
+        scale, bias = plain(scales, group, kind), plain(biases, group, kind)
+        for i in range(group * size, (group + 1) * size, 2 * LANES):
+            a, b = number(_codes_8(codes, i)), number(_codes_8(codes, i + LANES))
+            put_pair(out, i, form, a * scale + bias, b * scale + bias)
+
+
+_KERNELS = {2: _afq2, 3: _afq3, 4: _afq4, 6: _afq6, 8: _afq8}

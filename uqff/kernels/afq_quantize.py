@@ -1,0 +1,90 @@
+"""AFQ quantiser, the fast twin of :mod:`uqff.families.afq`, bit-equal to it."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+from numba import njit
+
+from uqff.kernels.bits import bits_of, float_of, half_away, pack8
+from uqff.kernels.threads import run_ranges
+
+__all__ = ["quantize"]
+
+F32: TypeAlias = npt.NDArray[np.float32]
+U8: TypeAlias = npt.NDArray[np.uint8]
+
+FLAT = np.float32(1e-12)
+LARGEST = np.float32(np.finfo(np.float32).max)
+LARGEST_GROUP = 128
+
+GRAIN = 4096
+"""Groups of a range at least."""
+
+
+def quantize(w: F32, bits: int, group_size: int, threads: int | None = None) -> tuple[U8, F32, F32]:
+    """See :func:`uqff.families.afq.quantize`; ``w`` must be C-contiguous."""
+    flat = w.reshape(-1)
+    groups = flat.size // group_size
+    packed = np.empty(flat.size * bits // 8, np.uint8)
+    scales, biases = np.empty((2, groups), np.float32)
+    kernel = quantize_groups(bits, group_size)
+    run_ranges(lambda lo, hi: kernel(flat, packed, scales, biases, lo, hi), groups, grain=GRAIN, threads=threads)
+    grouped = (*w.shape[:-1], w.shape[-1] // group_size)
+    return packed.reshape(*w.shape[:-1], -1), scales.reshape(grouped), biases.reshape(grouped)
+
+
+@cache
+def quantize_groups(bits: int, group_size: int) -> Any:
+    """The kernel of one type, over groups [lo, hi) of the flattened weight; sizes are compiled in."""
+    top = np.float32(2**bits - 1)
+    top_code = np.int32(2**bits - 1)
+    eights = group_size // 8
+    group_bytes = group_size * bits // 8
+    # Codes leave in words of as many bits as eight of them have, or, where no word is so wide (3 and 6 bits), 32 codes
+    # in three words of a third more.
+    word = np.dtype({2: np.uint16, 3: np.uint32, 4: np.uint32, 6: np.uint64, 8: np.uint64}[bits])
+    words = group_bytes // word.itemsize
+    crossing = bits in (3, 6)
+    width = np.uint64(8 * bits)
+    third = np.uint64(8 * bits // 3)
+
+    @njit(nogil=True, cache=True, error_model="numpy", fastmath=False)
+    def kernel(w, packed, scales, biases, lo, hi):  # type: ignore[no-untyped-def]
+        codes = np.empty(LARGEST_GROUP, np.uint8)
+        codes8 = codes.view(np.uint64)
+        out = packed.view(word)
+        for g in range(lo, hi):
+            group = w[g * group_size : (g + 1) * group_size]
+            # Integers in the order of the floats: their minimum and maximum vectorise, those of floats do not.
+            low, high = np.int32(0x7FFFFFFF), np.int32(-0x80000000)
+            for i in range(group_size):
+                key = np.int32(bits_of(group[i]))
+                key ^= (key >> np.int32(31)) & np.int32(0x7FFFFFFF)
+                low, high = min(low, key), max(high, key)
+            bias = float_of(np.uint32(low ^ ((low >> np.int32(31)) & np.int32(0x7FFFFFFF)))) + np.float32(0)
+            span = float_of(np.uint32(high ^ ((high >> np.int32(31)) & np.int32(0x7FFFFFFF)))) - bias
+            scale = np.float32(1) if span < FLAT else span / top
+            scales[g] = scale
+            biases[g] = bias
+            if span <= LARGEST:
+                for i in range(group_size):
+                    codes[i] = min(half_away((group[i] - bias) / scale), top_code)
+            else:
+                codes[:] = 0
+            run = out[g * words : (g + 1) * words]
+            if crossing:
+                for k in range(eights // 4):
+                    a, b = pack8(codes8[4 * k], bits), pack8(codes8[4 * k + 1], bits)
+                    c, d = pack8(codes8[4 * k + 2], bits), pack8(codes8[4 * k + 3], bits)
+                    run[3 * k] = a | (b << width)
+                    run[3 * k + 1] = (b >> third) | (c << (width - third))
+                    run[3 * k + 2] = (c >> (third + third)) | (d << third)
+            else:
+                for k in range(eights):
+                    run[k] = pack8(codes8[k], bits)
+
+    return kernel

@@ -1,0 +1,123 @@
+"""Bit primitives for the kernels: reinterpreted floats, rounding, narrow floats, codes packed within 64 bits.
+
+All are inlined into the loops that use them, branch-free, and written so that those loops vectorise.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from numba import njit, types
+from numba.extending import intrinsic
+
+__all__ = ["bf16_bits", "bits_of", "copy32", "e4m3_code", "float_of", "half_away", "pack8"]
+
+BELOW_HALF = np.float32(0.49999997)
+"""The float32 before 0.5: ``trunc(x + BELOW_HALF)`` rounds half up; ``trunc(x + 0.5)`` would take 0.49999997 to 1."""
+
+MAGNITUDE = np.uint32(0x7FFFFFFF)
+
+E4M3_TOP = np.uint32(0x43E00000)
+"""448.0"""
+E4M3_NORMAL = np.uint32(0x3C800000)
+"""2^-6, the smallest normal e4m3."""
+E4M3_REBIAS = np.uint32((127 - 7) << 3)
+UNITS_OF_2_9 = np.float32(2.0**14)
+"""A float32 in [2^14, 2^15) counts in units of 2^-9: adding it rounds to a multiple of these, ties to even."""
+UNITS_OF_2_9_BITS = np.uint32(0x46800000)
+
+
+def _bits_of(typingctx: Any, value: Any) -> Any:
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.bitcast(args[0], ir.IntType(32))
+
+    return types.uint32(types.float32), codegen
+
+
+def _float_of(typingctx: Any, bits: Any) -> Any:
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.bitcast(args[0], ir.FloatType())
+
+    return types.float32(types.uint32), codegen
+
+
+def _copy32(typingctx: Any, target: Any, to: Any, source: Any, start: Any) -> Any:
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        target, to, source, start = args
+        vector = ir.VectorType(ir.IntType(8), 32).as_pointer()
+
+        def at(array: Any, kind: Any, offset: Any) -> Any:
+            data = context.make_array(kind)(context, builder, array).data
+            return builder.bitcast(builder.gep(data, [offset]), vector)
+
+        moved = builder.load(at(source, signature.args[2], start), align=1)
+        builder.store(moved, at(target, signature.args[0], to), align=1)
+        return context.get_dummy_value()
+
+    return types.none(target, types.intp, source, types.intp), codegen
+
+
+bits_of: Any = intrinsic(_bits_of)
+"""``bits_of(x)``: the bits of a float32, as uint32."""
+
+float_of: Any = intrinsic(_float_of)
+"""``float_of(bits)``: the float32 that has the bits of a uint32."""
+
+copy32: Any = intrinsic(_copy32)
+"""``copy32(target, to, source, start)`` on uint8 vectors: ``target[to:to + 32] = source[start:start + 32]``, unchecked.
+
+One load and one store of whatever width the CPU has; a loop would copy byte by byte, for fear of overlap.
+"""
+
+
+@njit(inline="always", error_model="numpy")
+def half_away(x: Any) -> Any:
+    """The nearest integer of a float32 within +-2^22, ties away from zero, as int32."""
+    return np.int32(x + (BELOW_HALF if x >= np.float32(0) else -BELOW_HALF))
+
+
+@njit(inline="always", error_model="numpy")
+def bf16_bits(bits: Any) -> Any:
+    """The bits of a float32, not a NaN, rounded to bfloat16: the low 16 are zero."""
+    odd = (bits >> np.uint32(16)) & np.uint32(1)
+    return (bits + np.uint32(0x7FFF) + odd) & np.uint32(0xFFFF0000)
+
+
+@njit(inline="always", error_model="numpy")
+def e4m3_code(bits: Any) -> Any:
+    """The e4m3 code, as uint32, of a float32 given by its bits: nearest, ties to even, 448 and beyond 0x7E, NaN 0xFF.
+
+    ::
+
+        float32  s eeeeeeee mmm|mmmmmmmmmmmmmmmmmmmm
+        e4m3     s     eeee mmm|                         e less 120; below 2^-6 units of 2^-9 are counted instead
+    """
+    magnitude = bits & MAGNITUDE
+    low = min(magnitude, E4M3_TOP)
+    odd = (low >> np.uint32(20)) & np.uint32(1)
+    normal = ((low + np.uint32(0x7FFFF) + odd) >> np.uint32(20)) - E4M3_REBIAS
+    subnormal = bits_of(float_of(low) + UNITS_OF_2_9) - UNITS_OF_2_9_BITS
+    code = (subnormal if low < E4M3_NORMAL else normal) | ((bits >> np.uint32(24)) & np.uint32(0x80))
+    return np.uint32(0xFF) if magnitude > np.uint32(0x7F800000) else code
+
+
+@njit(inline="always", error_model="numpy")
+def pack8(codes: Any, bits: Any) -> Any:
+    """Eight codes, one in each byte of a uint64, moved together into the lowest ``8 * bits`` bits, the first lowest.
+
+    Three steps halve the number of gaps. With 3 bits, two of the four 16-bit parts shown::
+
+        .....ddd.....ccc  .....bbb.....aaa    pairs close up within 16 bits
+        ..........dddccc  ..........bbbaaa    then within 32 bits
+        ................  ....dddcccbbbaaa    then within 64
+    """
+    one = np.uint64(bits)
+    codes = (codes & np.uint64(0x00FF00FF00FF00FF)) | ((codes & np.uint64(0xFF00FF00FF00FF00)) >> (np.uint64(8) - one))
+    codes = (codes & np.uint64(0x0000FFFF0000FFFF)) | (
+        (codes & np.uint64(0xFFFF0000FFFF0000)) >> (np.uint64(16) - np.uint64(2) * one)
+    )
+    return (codes & np.uint64(0x00000000FFFFFFFF)) | (
+        (codes & np.uint64(0xFFFFFFFF00000000)) >> (np.uint64(32) - np.uint64(4) * one)
+    )

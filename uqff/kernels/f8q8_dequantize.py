@@ -1,0 +1,38 @@
+"""The kernel for F8Q8: the twin of ``F8Q8._dequantize``. The items are blocks."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from uqff.kernels.memory import bytes_of
+from uqff.kernels.numerics import F32, Bytes, e4m3, over, put_pair
+from uqff.kernels.vectors import first_signed, kernel, load_bytes, second_signed
+
+if TYPE_CHECKING:
+    from uqff.families.f8q8 import F8Q8
+
+__all__ = ["dequantize"]
+
+
+def dequantize(record: F8Q8, out: Bytes, form: int) -> bool:
+    """See :func:`uqff.kernels.dequantize`."""
+    blocks, whole = bytes_of(record.blocks), record.numel // 32
+    over(whole, 32, lambda lo, hi: _f8q8(blocks, out, form, lo, hi))
+    rest = record.numel % 32
+    if rest:
+        size = 4 if form == F32 else 2
+        last = np.empty(32 * size, np.uint8)
+        _f8q8(blocks[33 * whole :], last, form, 0, 1)
+        out[32 * size * whole :] = last[: size * rest]
+    return True
+
+
+@kernel
+def _f8q8(blocks: Bytes, out: Bytes, form: int, lo: int, hi: int) -> None:
+    for block in range(lo, hi):
+        at = 33 * block
+        d = e4m3(blocks[at]) / np.float32(416)
+        codes = load_bytes(blocks, at + 1)
+        put_pair(out, 32 * block, form, first_signed(codes) * d, second_signed(codes) * d)

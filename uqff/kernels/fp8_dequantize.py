@@ -1,0 +1,31 @@
+"""The FP8 kernel, the twin of ``FP8._dequantize``. The items are weights; a last vector overlaps the one before."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from uqff.kernels.memory import bytes_of
+from uqff.kernels.numerics import Bytes, e4m3_lanes, f32, over, put
+from uqff.kernels.vectors import LANES, kernel, load_u8
+
+if TYPE_CHECKING:
+    from uqff.families.fp8 import FP8
+
+__all__ = ["dequantize"]
+
+
+def dequantize(record: FP8, out: Bytes, form: int) -> bool:
+    """See :func:`uqff.kernels.dequantize`."""
+    if record.numel < LANES:
+        return False
+    codes, scale = bytes_of(record.weight), bytes_of(record.dequant_w_scale)
+    over(record.numel, 1, lambda lo, hi: _fp8(codes, scale, out, form, lo, hi))
+    return True
+
+
+@kernel
+def _fp8(codes: Bytes, scale: Bytes, out: Bytes, form: int, lo: int, hi: int) -> None:
+    d = f32(scale, 0)
+    for start in range(lo, hi, LANES):
+        at = min(start, hi - LANES)
+        put(out, at, form, e4m3_lanes(load_u8(codes, at)) * d)

@@ -1,0 +1,272 @@
+"""Kernels for the ggml types: the twins of :mod:`uqff.families.gguf.dequantize`, where the bits are drawn.
+
+The items of a kernel are blocks.  The order of float operations is the reference's, one rounding each.  A range of F32,
+F16 or BF16 has at least 16 numbers; its last vector overlaps the one before.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from uqff.kernels.memory import bytes_of
+from uqff.kernels.numerics import Bytes, Kernel, f16, f16_lanes, f32, f32_lanes, over, put, put_pair
+from uqff.kernels.vectors import (
+    LANES,
+    first,
+    first_signed,
+    halves,
+    kernel,
+    lane,
+    load_bytes,
+    load_i8,
+    load_i32,
+    load_nibbles,
+    load_u8,
+    load_u16,
+    number,
+    quarters,
+    ramp,
+    second,
+    second_signed,
+    spread_bits,
+    word,
+)
+
+if TYPE_CHECKING:
+    from uqff.families.gguf import GGUF
+
+__all__ = ["KERNELS", "dequantize"]
+
+
+def dequantize(record: GGUF, out: Bytes, form: int) -> bool:
+    """See :func:`uqff.kernels.dequantize`."""
+    block_type = record.block_type
+    if block_type.block_size == 1 and record.numel < LANES:
+        return False
+    kernel, data = KERNELS[block_type.name], bytes_of(record.data)
+    items = record.numel // block_type.block_size
+    over(items, block_type.block_size, lambda lo, hi: kernel(data, out, form, lo, hi))
+    return True
+
+
+@kernel
+def _q4_0(data: Bytes, out: Bytes, form: int, lo: int, hi: int) -> None:
+    for block in range(lo, hi):
+        at = 18 * block
+        d = f16(data, at)
+        codes = load_nibbles(data, at + 2) - 8
+        put_pair(out, 32 * block, form, first_signed(codes) * d, second_signed(codes) * d)
+
+
+@kernel
+def _q4_1(data: Bytes, out: Bytes, form: int, lo: int, hi: int) -> None:
+    for block in range(lo, hi):
+        at = 20 * block
+        d, m = f16(data, at), f16(data, at + 2)
+        codes = load_nibbles(data, at + 4)
+        put_pair(out, 32 * block, form, first(codes) * d + m, second(codes) * d + m)
+
+
+@kernel
+def _q5_0(data: Bytes, out: Bytes, form: int, lo: int, hi: int) -> None:
+    for block in range(lo, hi):
+        at = 22 * block
+        d, qh = f16(data, at), word(data, at + 2)
+        codes = (load_nibbles(data, at + 6) | spread_bits(qh, 16)) - 16
+        put_pair(out, 32 * block, form, first_signed(codes) * d, second_signed(codes) * d)
+
+
+@kernel
+def _q5_1(data: Bytes, out: Bytes, form: int, lo: int, hi: int) -> None:
+    for block in range(lo, hi):
+        at = 24 * block
+        d, m, qh = f16(data, at), f16(data, at + 2), word(data, at + 4)
+        codes = load_nibbles(data, at + 8) | spread_bits(qh, 16)
+        put_pair(out, 32 * block, form, first(codes) * d + m, second(codes) * d + m)
+
+
+@kernel
+def _q8(data: Bytes, out: Bytes, form: int, lo: int, hi: int, type_size: int) -> None:
+    """Q8_0 and Q8_1: the scale first, the 32 codes last; what Q8_1 has in between is not used."""
+    for block in range(lo, hi):
+        at = type_size * block
+        d, codes = f16(data, at), load_bytes(data, at + type_size - 32)
+        put_pair(out, 32 * block, form, first_signed(codes) * d, second_signed(codes) * d)
+
+
+def _q8_0(data: Bytes, out: Bytes, form: int, lo: int, hi: int) -> None:
+    _q8(data, out, form, lo, hi, 34)
+
+
+def _q8_1(data: Bytes, out: Bytes, form: int, lo: int, hi: int) -> None:
+    _q8(data, out, form, lo, hi, 36)
+
+
+# K types: the planes are written out, so that all shifts are constants; LLVM does not unroll a loop of this size.
+
+
+@kernel
+def _put_q2k(out: Bytes, at: int, form: int, codes: Any, scales: Any, minimums: Any, group: int) -> None:
+    """The 32 weights of groups ``group`` and ``group + 1``."""
+    x = first(codes) * lane(scales, group) - lane(minimums, group)
+    y = second(codes) * lane(scales, group + 1) - lane(minimums, group + 1)
+    put_pair(out, at + 16 * group, form, x, y)
+
+
+@kernel
+def _q2k(data: Bytes, out: Bytes, form: int, lo: int, hi: int) -> None:
+    for block in range(lo, hi):
+        at, to = 84 * block, 256 * block
+        d, dmin = f16(data, at + 80), f16(data, at + 82)
+        packed = load_u8(data, at)
+        scales, minimums = number(packed & 0x0F) * d, number(packed >> 4) * dmin
+        for run in range(2):
+            qs = load_bytes(data, at + 16 + 32 * run)
+            _put_q2k(out, to, form, qs & 3, scales, minimums, 8 * run)
+            _put_q2k(out, to, form, qs >> 2 & 3, scales, minimums, 8 * run + 2)
+            _put_q2k(out, to, form, qs >> 4 & 3, scales, minimums, 8 * run + 4)
+            _put_q2k(out, to, form, qs >> 6, scales, minimums, 8 * run + 6)
+
+
+@kernel
+def _scales_q3k(data: Bytes, at: int) -> Any:
+    """The 16 six-bit scales, minus 32; four bytes at a time."""
+    low, high, top = word(data, at), word(data, at + 4), word(data, at + 8)
+    scales = quarters(
+        low & 0x0F0F0F0F | (top & 0x03030303) << 4,
+        high & 0x0F0F0F0F | (top >> 2 & 0x03030303) << 4,
+        low >> 4 & 0x0F0F0F0F | (top >> 4 & 0x03030303) << 4,
+        high >> 4 & 0x0F0F0F0F | (top >> 6 & 0x03030303) << 4,
+    )
+    return (scales >> ramp(8, 4) & 0x3F) - 32
+
+
+@kernel
+def _put_scaled(out: Bytes, at: int, form: int, codes: Any, scales: Any, group: int) -> None:
+    """The 32 weights of groups ``group`` and ``group + 1``; the codes are signed."""
+    x, y = first_signed(codes) * lane(scales, group), second_signed(codes) * lane(scales, group + 1)
+    put_pair(out, at + 16 * group, form, x, y)
+
+
+@kernel
+def _q3k(data: Bytes, out: Bytes, form: int, lo: int, hi: int) -> None:
+    for block in range(lo, hi):
+        at, to = 110 * block, 256 * block
+        scales = number(_scales_q3k(data, at + 96)) * f16(data, at + 108)
+        third = load_bytes(data, at)
+        for run in range(2):
+            qs = load_bytes(data, at + 32 + 32 * run)
+            _put_scaled(out, to, form, (qs & 3 | (third & 1) << 2) - 4, scales, 8 * run)
+            _put_scaled(out, to, form, (qs >> 2 & 3 | (third & 2) << 1) - 4, scales, 8 * run + 2)
+            _put_scaled(out, to, form, (qs >> 4 & 3 | third & 4) - 4, scales, 8 * run + 4)
+            _put_scaled(out, to, form, (qs >> 6 | third >> 1 & 4) - 4, scales, 8 * run + 6)
+            third = third >> 4
+
+
+@kernel
+def _scales_q4k(data: Bytes, at: int) -> Any:
+    """The 8 six-bit scales, then the 8 six-bit minimums; four bytes at a time."""
+    s, m, both = word(data, at), word(data, at + 4), word(data, at + 8)
+    packed = quarters(
+        s & 0x3F3F3F3F,
+        both & 0x0F0F0F0F | s >> 2 & 0x30303030,
+        m & 0x3F3F3F3F,
+        both >> 4 & 0x0F0F0F0F | m >> 2 & 0x30303030,
+    )
+    return packed >> ramp(8, 4) & 0x3F
+
+
+@kernel
+def _put_affine(out: Bytes, at: int, form: int, codes: Any, scales: Any, group: int) -> None:
+    """The 32 weights of a group; lanes 8 to 15 of the scales are the minimums."""
+    scale, minimum = lane(scales, group), lane(scales, group + 8)
+    put_pair(out, at + 32 * group, form, first(codes) * scale - minimum, second(codes) * scale - minimum)
+
+
+@kernel
+def _q4k(data: Bytes, out: Bytes, form: int, lo: int, hi: int) -> None:
+    for block in range(lo, hi):
+        at, to = 144 * block, 256 * block
+        scales = number(_scales_q4k(data, at + 4)) * halves(f16(data, at), f16(data, at + 2))
+        for run in range(4):
+            qs = load_bytes(data, at + 16 + 32 * run)
+            _put_affine(out, to, form, qs & 0x0F, scales, 2 * run)
+            _put_affine(out, to, form, qs >> 4, scales, 2 * run + 1)
+
+
+@kernel
+def _q5k(data: Bytes, out: Bytes, form: int, lo: int, hi: int) -> None:
+    for block in range(lo, hi):
+        at, to = 176 * block, 256 * block
+        scales = number(_scales_q4k(data, at + 4)) * halves(f16(data, at), f16(data, at + 2))
+        fifth = load_bytes(data, at + 16)
+        for run in range(4):
+            qs = load_bytes(data, at + 48 + 32 * run)
+            _put_affine(out, to, form, qs & 0x0F | (fifth & 1) << 4, scales, 2 * run)
+            _put_affine(out, to, form, qs >> 4 | (fifth & 2) << 3, scales, 2 * run + 1)
+            fifth = fifth >> 2
+
+
+@kernel
+def _q6k(data: Bytes, out: Bytes, form: int, lo: int, hi: int) -> None:
+    for block in range(lo, hi):
+        at, to = 210 * block, 256 * block
+        scales = number(load_i8(data, at + 192)) * f16(data, at + 208)
+        for run in range(2):
+            a, b = load_bytes(data, at + 64 * run), load_bytes(data, at + 64 * run + 32)
+            qh = load_bytes(data, at + 128 + 32 * run)
+            _put_scaled(out, to, form, (a & 0x0F | (qh & 0x03) << 4) - 32, scales, 8 * run)
+            _put_scaled(out, to, form, (b & 0x0F | (qh & 0x0C) << 2) - 32, scales, 8 * run + 2)
+            _put_scaled(out, to, form, (a >> 4 | qh & 0x30) - 32, scales, 8 * run + 4)
+            _put_scaled(out, to, form, (b >> 4 | qh >> 2 & 0x30) - 32, scales, 8 * run + 6)
+
+
+@kernel
+def _q8k(data: Bytes, out: Bytes, form: int, lo: int, hi: int) -> None:
+    for block in range(lo, hi):
+        at = 292 * block
+        d = f32(data, at)
+        for i in range(0, 256, 32):
+            codes = load_bytes(data, at + 4 + i)
+            put_pair(out, 256 * block + i, form, first_signed(codes) * d, second_signed(codes) * d)
+
+
+@kernel
+def _f32(data: Bytes, out: Bytes, form: int, lo: int, hi: int) -> None:
+    for start in range(lo, hi, LANES):
+        at = min(start, hi - LANES)
+        put(out, at, form, f32_lanes(load_i32(data, 4 * at)))
+
+
+@kernel
+def _f16(data: Bytes, out: Bytes, form: int, lo: int, hi: int) -> None:
+    for start in range(lo, hi, LANES):
+        at = min(start, hi - LANES)
+        put(out, at, form, f16_lanes(load_u16(data, 2 * at)))
+
+
+@kernel
+def _bf16(data: Bytes, out: Bytes, form: int, lo: int, hi: int) -> None:
+    for start in range(lo, hi, LANES):
+        at = min(start, hi - LANES)
+        put(out, at, form, f32_lanes(load_u16(data, 2 * at) << 16))
+
+
+KERNELS: dict[str, Kernel] = {
+    "F32": _f32,
+    "F16": _f16,
+    "BF16": _bf16,
+    "Q4_0": _q4_0,
+    "Q4_1": _q4_1,
+    "Q5_0": _q5_0,
+    "Q5_1": _q5_1,
+    "Q8_0": _q8_0,
+    "Q8_1": _q8_1,
+    "Q2K": _q2k,
+    "Q3K": _q3k,
+    "Q4K": _q4k,
+    "Q5K": _q5k,
+    "Q6K": _q6k,
+    "Q8K": _q8k,
+}
+"""By the type's name."""

@@ -1,0 +1,224 @@
+"""Quantisers of the ggml block types: the fast twin of ``uqff.families.gguf.quantize``, equal to it bit for bit.
+
+A kernel is ``kernel(x, out, lo, hi)``: it reads the blocks ``lo <= b < hi`` of ``x float32 [n_blocks, block_size]`` and
+writes the same rows of ``out uint8 [n_blocks, type_size]``. What the arithmetic means, and where it comes from, is told
+in the reference. Here are the types without a search; ``gguf_quantize_k`` has the others.
+"""
+
+# numba infers the types of what it compiles; annotations would neither be read by it nor checked.
+# mypy: disable-error-code="no-untyped-def, no-untyped-call"
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from uqff.kernels.arithmetic import (
+    ONE,
+    ZERO,
+    f16_bits,
+    f16_value,
+    inline,
+    kernel,
+    largest_magnitude,
+    minimum_and_maximum,
+    put_f16,
+    reciprocal,
+    signed_code,
+    truncated_code,
+)
+from uqff.kernels.gguf_quantize_k import q2k, q3k, q4k, q5k, q6k
+from uqff.kernels.threads import run_ranges
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Blocks of 32 with one scale
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@kernel
+def q4_0(x, out, lo, hi):
+    for block in range(lo, hi):
+        d = largest_magnitude(x, block, 32) / np.float32(-8)
+        inverse = reciprocal(d)
+        put_f16(out, block, 0, f16_bits(d))
+        for j in range(16):
+            low = truncated_code(x[block, j] * inverse + np.float32(8.5), np.float32(15))
+            high = truncated_code(x[block, 16 + j] * inverse + np.float32(8.5), np.float32(15))
+            out[block, 2 + j] = np.uint8(low | high << np.int32(4))
+
+
+@kernel
+def q4_1(x, out, lo, hi):
+    for block in range(lo, hi):
+        least, greatest = minimum_and_maximum(x, block, 32)
+        d = (greatest - least) / np.float32(15)
+        inverse = reciprocal(d)
+        put_f16(out, block, 0, f16_bits(d))
+        put_f16(out, block, 2, f16_bits(least))
+        for j in range(16):
+            low = truncated_code((x[block, j] - least) * inverse + np.float32(0.5), np.float32(15))
+            high = truncated_code((x[block, 16 + j] - least) * inverse + np.float32(0.5), np.float32(15))
+            out[block, 4 + j] = np.uint8(low | high << np.int32(4))
+
+
+@kernel
+def q5_0(x, out, lo, hi):
+    codes = np.empty(32, np.int32)
+    for block in range(lo, hi):
+        d = largest_magnitude(x, block, 32) / np.float32(-16)
+        inverse = reciprocal(d)
+        put_f16(out, block, 0, f16_bits(d))
+        for j in range(32):
+            codes[j] = truncated_code(x[block, j] * inverse + np.float32(16.5), np.float32(31))
+        _put_five_bits(codes, out, block, 2)
+
+
+@kernel
+def q5_1(x, out, lo, hi):
+    codes = np.empty(32, np.int32)
+    for block in range(lo, hi):
+        least, greatest = minimum_and_maximum(x, block, 32)
+        d = (greatest - least) / np.float32(31)
+        inverse = reciprocal(d)
+        put_f16(out, block, 0, f16_bits(d))
+        put_f16(out, block, 2, f16_bits(least))
+        for j in range(32):
+            codes[j] = truncated_code((x[block, j] - least) * inverse + np.float32(0.5), np.float32(31))
+        _put_five_bits(codes, out, block, 4)
+
+
+@kernel
+def q8_0(x, out, lo, hi):
+    for block in range(lo, hi):
+        d = abs(largest_magnitude(x, block, 32)) / np.float32(127)
+        inverse = reciprocal(d)
+        put_f16(out, block, 0, f16_bits(d))
+        for j in range(32):
+            code = np.int32(signed_code(x[block, j] * inverse, np.float32(-128), np.float32(127)))
+            out[block, 2 + j] = np.uint8(code & np.int32(0xFF))
+
+
+@kernel
+def q8_1(x, out, lo, hi):
+    for block in range(lo, hi):
+        d = abs(largest_magnitude(x, block, 32)) / np.float32(127)
+        inverse = reciprocal(d)
+        total = np.int32(0)
+        for j in range(32):
+            code = np.int32(signed_code(x[block, j] * inverse, np.float32(-128), np.float32(127)))
+            total += code
+            out[block, 4 + j] = np.uint8(code & np.int32(0xFF))
+        d_bits = f16_bits(d)
+        s = f16_value(f16_bits(np.float32(total))) * f16_value(d_bits)
+        put_f16(out, block, 0, d_bits)
+        put_f16(out, block, 2, f16_bits(s))
+
+
+@inline
+def _put_five_bits(codes, out, block, at):
+    """Four bytes of fifth bits, then the nibbles."""
+    fifth = np.int32(0)
+    for j in range(32):
+        fifth |= codes[j] >> np.int32(4) << np.int32(j)
+    for k in range(4):
+        out[block, at + k] = np.uint8(fifth >> np.int32(8 * k) & np.int32(0xFF))
+    for j in range(16):
+        out[block, at + 4 + j] = np.uint8(codes[j] & np.int32(15) | (codes[16 + j] & np.int32(15)) << np.int32(4))
+
+
+@kernel
+def q8k(x, out, lo, hi, extreme):
+    """``extreme`` is -128 or -127."""
+    for block in range(lo, hi):
+        largest = largest_magnitude(x, block, 256)
+        if largest == ZERO:
+            for j in range(4 + 256 + 32):
+                out[block, j] = np.uint8(0)
+            continue
+        iscale = np.float32(extreme) / largest
+        of_nan = np.float32(127) if extreme == -128 else ZERO
+        bits = np.int64(np.float32(ONE / iscale).view(np.int32))
+        for k in range(4):
+            out[block, k] = np.uint8(bits >> 8 * k & 0xFF)
+        for j in range(16):
+            total = np.int32(0)
+            for i in range(16):
+                v = iscale * x[block, j * 16 + i]
+                code = np.int32(signed_code(v if v == v else of_nan, np.float32(-128), np.float32(127)))
+                total += code
+                out[block, 4 + j * 16 + i] = np.uint8(code & np.int32(0xFF))
+            out[block, 260 + 2 * j] = np.uint8(total & np.int32(0xFF))
+            out[block, 261 + 2 * j] = np.uint8(total >> np.int32(8) & np.int32(0xFF))
+
+
+GRAIN = 1 << 16
+"""Elements of the smallest range worth a thread; whole tiles of every type."""
+
+
+class _Kernel(NamedTuple):
+    run: Callable[..., None]
+    block_size: int
+    type_size: int
+
+
+KERNELS: dict[str, _Kernel] = {  # type sizes as the sum of the fields, in file order
+    "Q4_0": _Kernel(q4_0, 32, 2 + 16),
+    "Q4_1": _Kernel(q4_1, 32, 2 + 2 + 16),
+    "Q5_0": _Kernel(q5_0, 32, 2 + 4 + 16),
+    "Q5_1": _Kernel(q5_1, 32, 2 + 2 + 4 + 16),
+    "Q8_0": _Kernel(q8_0, 32, 2 + 32),
+    "Q8_1": _Kernel(q8_1, 32, 2 + 2 + 32),
+    "Q2K": _Kernel(q2k, 256, 16 + 64 + 2 + 2),
+    "Q3K": _Kernel(q3k, 256, 32 + 64 + 12 + 2),
+    "Q4K": _Kernel(q4k, 256, 2 + 2 + 12 + 128),
+    "Q5K": _Kernel(q5k, 256, 2 + 2 + 12 + 32 + 128),
+    "Q6K": _Kernel(q6k, 256, 128 + 64 + 16 + 2),
+    "Q8K": _Kernel(q8k, 256, 4 + 256 + 16 * 2),
+}
+
+
+def quantize(
+    name: str,
+    x: npt.NDArray[np.float32],
+    *,
+    extreme: int = -128,
+    threads: int | None = None,
+    out: npt.NDArray[np.uint8] | None = None,
+) -> npt.NDArray[np.uint8]:
+    """Quantises blocks, on several threads.
+
+    Args:
+        name: the type, as in ``KERNELS``.
+        x: float32 ``[n_blocks, block_size]``, C order, finite; not modified.
+        extreme: for Q8K only, the code of the element of largest magnitude: -128 or -127, see ``quantize_q8k``.
+        threads: at most so many; ``num_threads()`` if None.
+        out: uint8 ``[n_blocks, type_size]``, C order, to write into; a new array if None.
+
+    Returns:
+        ``out``.
+
+    Raises:
+        KeyError: no such type.
+        ValueError: a wrong dtype, shape or order, or another ``extreme``.
+    """
+    run, block_size, type_size = KERNELS[name]
+    if x.dtype != np.float32 or x.ndim != 2 or x.shape[1] != block_size or not x.flags.c_contiguous:
+        raise ValueError(f"{name}: expected float32 [n_blocks, {block_size}] in C order, got {x.dtype} {list(x.shape)}")
+    shape = (len(x), type_size)
+    target = np.empty(shape, np.uint8) if out is None else out
+    if target.dtype != np.uint8 or target.shape != shape or not target.flags.carray:
+        found = f"{target.dtype} {list(target.shape)}"
+        raise ValueError(f"{name}: expected writeable uint8 {list(shape)} in C order, got {found}")
+    if extreme not in (-128, -127):
+        raise ValueError(f"the code of the element of largest magnitude: expected -128 or -127, got {extreme}")
+    # One compiled version serves read-only and writeable sources: numba tells them apart.
+    source = x.view()
+    source.flags.writeable = False
+    more = (extreme,) if name == "Q8K" else ()
+    run_ranges(lambda lo, hi: run(source, target, lo, hi, *more), len(x), grain=GRAIN // block_size, threads=threads)
+    return target

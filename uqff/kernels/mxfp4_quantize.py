@@ -1,0 +1,101 @@
+"""MXFP4 quantiser, the fast twin of :mod:`uqff.families.mxfp4`, bit-equal to it."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+from numba import njit
+
+from uqff.families.mxfp4 import BIAS, floor_log2
+from uqff.families.mxfp4 import BLOCK_SIZE as BLOCK
+from uqff.kernels.bits import MAGNITUDE, bits_of, float_of, pack8
+from uqff.kernels.threads import run_ranges
+
+__all__ = ["quantize"]
+
+F32: TypeAlias = npt.NDArray[np.float32]
+U8: TypeAlias = npt.NDArray[np.uint8]
+U32: TypeAlias = npt.NDArray[np.uint32]
+
+PAIR = 2 * BLOCK
+"""Blocks are taken in pairs: a loop over 64 elements vectorises, one over 32 is unrolled into scalar code instead."""
+
+GRAIN = 4096
+"""Pairs of a range at least."""
+
+
+def quantize(w: F32, threads: int | None = None) -> tuple[U8, U8]:
+    """See :func:`uqff.families.mxfp4.quantize`; ``w`` must be C-contiguous."""
+    flat = w.reshape(-1)
+    blocks = flat.size // BLOCK
+    codes = np.empty((blocks, BLOCK // 2), np.uint8)
+    scales = np.empty(blocks, np.uint8)
+    first = first_of_next()
+    run_ranges(
+        lambda lo, hi: quantize_pairs(flat, first, codes.reshape(-1), scales, lo, hi),
+        blocks // 2,
+        grain=GRAIN,
+        threads=threads,
+    )
+    if blocks % 2:
+        last = np.concatenate([flat[-BLOCK:], np.zeros(BLOCK, np.float32)])
+        last_codes, last_scales = np.empty(BLOCK, np.uint8), np.empty(2, np.uint8)
+        quantize_pairs(last, first, last_codes, last_scales, 0, 1)
+        codes[-1], scales[-1] = last_codes[: BLOCK // 2], last_scales[0]
+    rows, columns = w.shape[:-1], w.shape[-1]
+    return codes.reshape(*rows, columns // 2), scales.reshape(*rows, columns // BLOCK)
+
+
+@cache
+def first_of_next() -> U32:
+    """Per exponent field of ``absmax / 6``, the bits from which on its logarithm rounds up to the next integer.
+
+    uint32 ``[256]``, found by asking the reference about the last 64 values of each binade (44 round up at most); the
+    start of the next binade where none does. The subnormals count as one binade, with field 0.
+    """
+    ends = np.arange(1, 255, dtype=np.uint32) << np.uint32(23)
+    last = ends[:, None] - np.arange(64, 0, -1, dtype=np.uint32)
+    rounded_up = floor_log2(last.view(np.float32)) == np.arange(1, 255)[:, None] - BIAS
+    first = np.zeros(256, np.uint32)
+    first[:254] = ends - rounded_up.sum(-1, dtype=np.uint32)
+    return first
+
+
+@njit(nogil=True, cache=True, error_model="numpy", fastmath=False)
+def quantize_pairs(w, first, codes, scales, lo, hi):  # type: ignore[no-untyped-def]
+    """Pairs of blocks [lo, hi) of the flattened weight; ``first`` from :func:`first_of_next`."""
+    nibbles = np.empty(PAIR, np.uint8)
+    nibbles8 = nibbles.view(np.uint64)
+    words = codes.view(np.uint32)
+    for p in range(lo, hi):
+        pair = w[p * PAIR : (p + 1) * PAIR]
+        run = words[p * (PAIR // 8) : (p + 1) * (PAIR // 8)]
+        peak0, peak1 = np.uint32(0), np.uint32(0)
+        for i in range(PAIR):
+            magnitude = bits_of(pair[i]) & MAGNITUDE
+            peak0 = max(peak0, magnitude if i < BLOCK else np.uint32(0))
+            peak1 = max(peak1, magnitude if i >= BLOCK else np.uint32(0))
+        scale0, scale1 = scale_of(peak0, first), scale_of(peak1, first)
+        scales[2 * p], scales[2 * p + 1] = np.uint8(scale0), np.uint8(scale1)
+        inverse0 = float_of((np.uint32(2 * BIAS) - scale0) << np.uint32(23))
+        inverse1 = float_of((np.uint32(2 * BIAS) - scale1) << np.uint32(23))
+        for i in range(PAIR):
+            x = pair[i] * (inverse0 if i < BLOCK else inverse1)
+            a = abs(x)
+            code = np.int32(a >= np.float32(0.25)) + np.int32(a >= np.float32(0.75))
+            code += np.int32(a >= np.float32(1.25)) + np.int32(a >= np.float32(1.75))
+            code += np.int32(a >= np.float32(2.5)) + np.int32(a >= np.float32(3.5)) + np.int32(a >= np.float32(5))
+            nibbles[i] = np.uint8(code + np.int32(8) * np.int32(x < np.float32(0)))
+        for k in range(PAIR // 8):
+            run[k] = np.uint32(pack8(nibbles8[k], 4))
+
+
+@njit(inline="always", error_model="numpy")
+def scale_of(peak, first):  # type: ignore[no-untyped-def]
+    """The scale byte, as uint32, of a block whose largest magnitude has the bits ``peak``; 252 at most."""
+    sixth = bits_of(float_of(peak) / np.float32(6))
+    field = sixth >> np.uint32(23)
+    return np.uint32(BIAS) if peak == np.uint32(0) else field + np.uint32(sixth >= first[field])

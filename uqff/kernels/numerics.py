@@ -1,0 +1,222 @@
+"""Narrow floats by their bits, and the last step of every dequantise kernel: 16 numbers into the caller's buffer.
+
+Every kernel computes in float32 and ends in :func:`put`, which writes float32, bfloat16 or float16.  So there is one
+compiled kernel a type, whatever the dtype of the result.
+
+::
+
+    float32   s eeeeeeee mmmmmmmmmmmmmmmmmmmmmmm     bias 127
+    bfloat16  s eeeeeeee mmmmmmm                     bias 127
+    float16   s eeeee mmmmmmmmmm                     bias 15
+    e4m3      s eeee mmm                             bias 7; no infinity, 0x7F and 0xFF are NaN
+
+What reads a number here drops the payload of a NaN.  A CPU's own NaNs have none either, so none ever reaches
+:func:`put`, which can then round without looking for NaNs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from uqff.kernels.threads import run_ranges
+from uqff.kernels.vectors import (
+    HAS_HALF,
+    LANES,
+    as_f32,
+    as_i32,
+    float_of_bits,
+    half_bits,
+    half_values,
+    kernel,
+    number,
+    splat,
+    store_f32,
+    store_high_u16,
+    store_u16,
+    where_less,
+    word,
+)
+
+__all__ = [
+    "BF16",
+    "F16",
+    "F32",
+    "Bytes",
+    "Kernel",
+    "bf16",
+    "e4m3",
+    "e4m3_lanes",
+    "f16",
+    "f16_lanes",
+    "f32",
+    "f32_lanes",
+    "over",
+    "plain",
+    "put",
+    "put_pair",
+]
+
+Bytes: TypeAlias = npt.NDArray[np.uint8]
+
+F32, BF16, F16 = 0, 1, 2
+"""What :func:`put` writes."""
+
+
+Kernel: TypeAlias = Callable[[Bytes, Bytes, int, int, int], None]
+"""``(data, out, form, lo, hi)``: items ``[lo, hi)`` of ``data`` into ``out``."""
+
+
+def over(items: int, weights: int, work: Callable[[int, int], None]) -> None:
+    """Run ``work(lo, hi)`` over ``items`` of ``weights`` numbers each, on as many threads as it is worth.
+
+    A range has at least 64 Ki numbers, which take some 10 µs, and at least 16 items.
+    """
+    run_ranges(work, items, grain=max(-(-65536 // weights), 16))
+
+
+@kernel
+def f32(data: Bytes, at: int) -> Any:
+    """The little-endian float32 at ``data[at]``; NaN becomes 0x7FC00000."""
+    bits = np.int64(word(data, at))
+    return float_of_bits(0x7FC00000 if bits & 0x7FFFFFFF > 0x7F800000 else bits)
+
+
+@kernel
+def bf16(data: Bytes, at: int) -> Any:
+    """The float32 of the little-endian bfloat16 at ``data[at]``; NaN becomes 0x7FC00000."""
+    bits = np.int64(data[at]) << 16 | np.int64(data[at + 1]) << 24
+    return float_of_bits(0x7FC00000 if bits & 0x7FFFFFFF > 0x7F800000 else bits)
+
+
+@kernel
+def f16(data: Bytes, at: int) -> Any:
+    """The float32 of the little-endian float16 at ``data[at]``; NaN becomes 0x7FC00000."""
+    bits = np.int64(data[at]) | np.int64(data[at + 1]) << 8
+    sign, magnitude = (bits & 0x8000) << 16, bits & 0x7FFF
+    if magnitude >= 0x7C00:
+        return float_of_bits(0x7FC00000 if magnitude > 0x7C00 else sign | 0x7F800000)
+    if magnitude >= 0x0400:
+        return float_of_bits(sign | (magnitude << 13) + (112 << 23))
+    value = np.float32(magnitude) * np.float32(2.0**-24)
+    return -value if sign else value
+
+
+@kernel
+def plain(data: Bytes, i: int, form: int) -> Any:
+    """Number ``i`` of an array of float32, bfloat16 or float16 numbers."""
+    if form == F32:
+        return f32(data, 4 * i)
+    return bf16(data, 2 * i) if form == BF16 else f16(data, 2 * i)
+
+
+@kernel
+def e4m3(code: int) -> Any:
+    """The float32 of an e4m3 code; exact."""
+    magnitude = code & 0x7F
+    if magnitude == 0x7F:
+        value = np.float32(np.nan)
+    elif magnitude >= 8:
+        value = float_of_bits((magnitude << 20) + (120 << 23))
+    else:
+        value = np.float32(magnitude) * np.float32(2.0**-9)
+    return -value if code & 0x80 else value
+
+
+@kernel
+def f32_lanes(bits: Any) -> Any:
+    """:func:`f32` of 16 bit patterns."""
+    return as_f32(where_less(splat(0x7F800000), bits & 0x7FFFFFFF, splat(0x7FC00000), bits))
+
+
+@kernel
+def _f16_by_cpu(bits: Any) -> Any:
+    return f32_lanes(as_i32(half_values(bits)))
+
+
+@kernel
+def _f16_by_bits(bits: Any) -> Any:
+    magnitude = bits & 0x7FFF
+    normal = (magnitude << 13) + (112 << 23)
+    subnormal = as_i32(number(magnitude) * np.float32(2.0**-24))
+    finite = where_less(magnitude, 0x0400, subnormal, normal)
+    special = where_less(magnitude, 0x7C01, splat(0x7F800000), splat(0x7FC00000))
+    return as_f32(where_less(magnitude, 0x7C00, finite, special) | (bits & 0x8000) << 16)
+
+
+f16_lanes = _f16_by_cpu if HAS_HALF else _f16_by_bits
+""":func:`f16` of 16 bit patterns."""
+
+
+@kernel
+def e4m3_lanes(codes: Any) -> Any:
+    """:func:`e4m3` of 16 codes."""
+    magnitude = codes & 0x7F
+    subnormal = as_i32(number(magnitude) * np.float32(2.0**-9))
+    finite = where_less(magnitude, 8, subnormal, (magnitude << 20) + (120 << 23))
+    value = where_less(magnitude, 0x7F, finite, splat(0x7FC00000))
+    return as_f32(value | (codes & 0x80) << 24)
+
+
+@kernel
+def _round_to_bf16(x: Any) -> Any:
+    """Bits whose high halves are the nearest bfloat16s, ties to even; the low halves mean nothing.
+
+    A carry out of the mantissa goes into the exponent, as it should. A NaN without payload stays what it is; one with a
+    payload might be carried away, which is why there are none.
+    """
+    bits = as_i32(x)
+    return bits + 0x7FFF + ((bits >> 16) & 1)
+
+
+@kernel
+def _to_f16_by_bits(x: Any) -> Any:
+    """The nearest float16s, ties to even, as bits; infinity from 65520 on, NaN stays NaN.
+
+    Below 2**-14 the target's unit is 2**-24, which is the unit of float32 numbers from 0.5 on: adding 0.5 rounds.
+    """
+    bits = as_i32(x)
+    magnitude = bits & 0x7FFFFFFF
+    normal = (magnitude - (112 << 23) + 0x0FFF + ((magnitude >> 13) & 1)) >> 13
+    subnormal = as_i32(as_f32(magnitude) + np.float32(0.5)) - 0x3F000000
+    finite = where_less(magnitude, 113 << 23, subnormal, normal)
+    number_or_infinity = where_less(magnitude, 0x477FF000, finite, splat(0x7C00))
+    half = where_less(splat(0x7F800000), magnitude, splat(0x7E00), number_or_infinity)
+    return half | (bits >> 16) & 0x8000
+
+
+_to_f16 = half_bits if HAS_HALF else _to_f16_by_bits
+
+
+@kernel
+def put(out: Bytes, at: int, form: int, x: Any) -> None:
+    """Write 16 numbers to a result.
+
+    Args:
+        out: the bytes of the result.
+        at: element of the result to begin with.
+        form: :data:`F32`, :data:`BF16` or :data:`F16`. It is the same for a whole call, so the branch costs nothing.
+        x: float32 vector, any NaN in it without payload.
+    """
+    if form == F32:
+        store_f32(out, 4 * at, x)
+    elif form == BF16:
+        store_u16(out, 2 * at, _round_to_bf16(x) >> 16)
+    else:
+        store_u16(out, 2 * at, _to_f16(x))
+
+
+@kernel
+def put_pair(out: Bytes, at: int, form: int, x: Any, y: Any) -> None:
+    """Write 32 numbers: :func:`put` of two vectors, which costs less than two calls."""
+    if form == F32:
+        store_f32(out, 4 * at, x)
+        store_f32(out, 4 * (at + LANES), y)
+    elif form == BF16:
+        store_high_u16(out, 2 * at, _round_to_bf16(x), _round_to_bf16(y))
+    else:
+        store_u16(out, 2 * at, _to_f16(x))
+        store_u16(out, 2 * (at + LANES), _to_f16(y))

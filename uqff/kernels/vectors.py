@@ -1,0 +1,426 @@
+"""Sixteen or 32 numbers at a time: vectors for numba kernels, so that they do not depend on LLVM vectorising a loop.
+
+A block's inner loop is 16 or 32 long and known when compiling; LLVM unrolls such loops before its vectoriser sees them.
+So the kernels say what they mean: :data:`I32` and :data:`F32` are numba types of 16 lanes, :data:`U8` one of 32, which
+LLVM maps to whatever the CPU has (one AVX-512 register, two AVX2, four SSE or NEON).  All operations are lane by lane;
+scalars on the right are spread over all lanes.  Floats are never contracted: no flag here allows LLVM to.
+
+==============================  ==========================================================================
+``load_u8`` ``load_i8``         ``(bytes, at) -> I32``: 16 bytes, widened
+``load_u16`` ``load_i32``       ``(bytes, at) -> I32``: 16 little-endian words, from any address
+``load_bytes``                  ``(bytes, at) -> U8``: 32 bytes
+``load_nibbles``                ``(bytes, at) -> U8``: 16 bytes; their low nibbles, then their high nibbles
+``spread_bits``                 ``(word, value) -> U8``: ``value`` where the bit is set, lowest bit first, else 0
+``first`` ``second``            ``(U8) -> F32``: the first or last 16 bytes as numbers
+``first_signed`` ...            the same of signed bytes
+``load_f32``                    ``(float32s, at) -> F32``
+``store_f32``                   ``(array, at, F32)``: to a float32 array, or to bytes at any address
+``store_u16``                   ``(bytes, at, I32)``: the low halves, to any address
+``store_high_u16``              ``(bytes, at, I32, I32)``: the high halves of both, to any address
+``word``                        ``(bytes, at) -> uint32``: one little-endian word, from any address
+``splat``                       ``(float32) -> F32``, ``(integer) -> I32``
+``halves``                      ``(a, b) -> I32``: lanes 0-7 hold a, 8-15 hold b
+``quarters``                    ``(a, b, c, d) -> I32``: four lanes each
+``ramp``                        ``(step, period) -> I32``: lane i holds ``step * (i mod period)``, period a power of 2
+``lane``                        ``(F32, i) -> float32``
+``float_of_bits``               ``(integer) -> float32`` with those bits
+``number``                      ``(I32) -> F32``: the value as a float, exact below 2**24
+``as_f32`` ``as_i32``           the same bits as the other type
+``half_bits``                   ``(F32) -> I32``: rounded to float16; only where ``HAS_HALF``
+``half_values``                 ``(I32) -> F32``: the reverse, likewise
+``where_less``                  ``(a, b, x, y)``: x where a < b (signed), else y
+``+ - & | << >>``               of I32 and U8, modulo their size; ``>>`` shifts zeros in
+``+ - *``                       of F32
+==============================  ==========================================================================
+
+Nothing checks bounds: the callers do.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
+
+import numba
+from llvmlite import ir
+from numba import extending, types
+from numba.core.imputils import lower_builtin
+from numba.core.registry import cpu_target
+from numba.core.typing import templates
+from numba.extending import models, register_model, type_callable
+
+__all__ = [
+    "HAS_HALF",
+    "LANES",
+    "as_f32",
+    "as_i32",
+    "first",
+    "first_signed",
+    "float_of_bits",
+    "half_bits",
+    "half_values",
+    "halves",
+    "kernel",
+    "lane",
+    "load_bytes",
+    "load_f32",
+    "load_i8",
+    "load_i32",
+    "load_nibbles",
+    "load_u8",
+    "load_u16",
+    "number",
+    "quarters",
+    "ramp",
+    "second",
+    "second_signed",
+    "splat",
+    "spread_bits",
+    "store_f32",
+    "store_high_u16",
+    "store_u16",
+    "where_less",
+    "word",
+]
+
+LANES = 16
+
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+
+
+def kernel(function: _Function) -> _Function:
+    """Compile on the first call, once per machine: without the GIL, with C's arithmetic, kept in numba's cache."""
+    return cast(_Function, numba.njit(nogil=True, cache=True, error_model="numpy", fastmath=False)(function))
+
+
+def intrinsic(function: Callable[..., Any]) -> Any:
+    """What kernels call by the function's name, without its first argument: code that the function generates."""
+    return extending.intrinsic(function)
+
+
+def signature(result: Any, *arguments: Any) -> Any:
+    """Numba's signature."""
+    return templates.signature(result, *arguments)  # type: ignore[no-untyped-call]
+
+
+class Vector(types.Type):
+    """The numba type of so many lanes."""
+
+    def __init__(self, element: Any, lanes: int) -> None:
+        self.element = element
+        self.lanes = lanes
+        super().__init__(name=f"{element} x {lanes}")
+
+
+U8 = Vector(types.uint8, 2 * LANES)
+I32 = Vector(types.int32, LANES)
+F32 = Vector(types.float32, LANES)
+
+_I1, _I8, _I16, _INT32, _FLOAT = (ir.IntType(1), ir.IntType(8), ir.IntType(16), ir.IntType(32), ir.FloatType())
+
+
+def _of(element: ir.Type) -> ir.VectorType:
+    return ir.VectorType(element, LANES)
+
+
+_LLVM = {U8: ir.VectorType(_I8, 2 * LANES), I32: _of(_INT32), F32: _of(_FLOAT)}
+
+
+@register_model(Vector)
+class _VectorModel(models.PrimitiveModel):
+    def __init__(self, manager: Any, vector: Vector) -> None:
+        super().__init__(manager, vector, _LLVM[vector])  # type: ignore[no-untyped-call]
+
+
+def _shuffle(builder: Any, a: Any, b: Any, lanes: list[int]) -> Any:
+    return builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(_INT32, len(lanes)), lanes))
+
+
+def _spread(builder: Any, scalars: list[Any], lanes: int = LANES) -> Any:
+    """A vector of lanes / n copies of each of n scalars."""
+    n = len(scalars)
+    vector = ir.Constant(ir.VectorType(scalars[0].type, n), ir.Undefined)
+    for i, scalar in enumerate(scalars):
+        vector = builder.insert_element(vector, scalar, ir.Constant(_INT32, i))
+    return _shuffle(builder, vector, vector, [i * n // lanes for i in range(lanes)])
+
+
+def _address(context: Any, builder: Any, array_type: Any, array: Any, at: Any, pointee: ir.Type) -> Any:
+    data = context.make_array(array_type)(context, builder, array).data
+    return builder.bitcast(builder.gep(data, [at]), pointee.as_pointer())
+
+
+def _is_array(numba_type: Any) -> bool:
+    return isinstance(numba_type, types.Array) and numba_type.layout == "C"
+
+
+def _loader(element: ir.Type, result: Vector, widen: str | None) -> Any:
+    def load(_typing: Any, array: Any, at: Any) -> Any:
+        def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+            pointer = _address(context, builder, sig.args[0], args[0], args[1], _of(element))
+            vector = builder.load(pointer, align=sig.args[0].dtype.bitwidth // 8)
+            return getattr(builder, widen)(vector, _LLVM[result]) if widen else vector
+
+        return (signature(result, array, types.intp), generate) if _is_array(array) else None
+
+    return intrinsic(load)
+
+
+load_u8 = _loader(_I8, I32, "zext")
+load_i8 = _loader(_I8, I32, "sext")
+load_u16 = _loader(_I16, I32, "zext")
+load_i32 = _loader(_INT32, I32, None)
+load_f32 = _loader(_FLOAT, F32, None)
+
+
+@intrinsic
+def load_bytes(_typing: Any, array: Any, at: Any) -> Any:
+    """32 bytes as they are."""
+
+    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        return builder.load(_address(context, builder, sig.args[0], args[0], args[1], _LLVM[U8]), align=1)
+
+    return (signature(U8, array, types.intp), generate) if _is_array(array) else None
+
+
+@intrinsic
+def load_nibbles(_typing: Any, array: Any, at: Any) -> Any:
+    """16 bytes: their low nibbles, then their high nibbles."""
+
+    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        packed = builder.load(_address(context, builder, sig.args[0], args[0], args[1], _of(_I8)), align=1)
+        low = builder.and_(packed, ir.Constant(_of(_I8), [0x0F] * LANES))
+        high = builder.lshr(packed, ir.Constant(_of(_I8), [4] * LANES))
+        return _shuffle(builder, low, high, list(range(2 * LANES)))
+
+    return (signature(U8, array, types.intp), generate) if _is_array(array) else None
+
+
+@intrinsic
+def spread_bits(_typing: Any, bits: Any, value: Any) -> Any:
+    """``value`` in the lanes whose bit of a 32-bit word is set, lowest bit first; 0 in the others."""
+
+    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        word = context.cast(builder, args[0], sig.args[0], types.uint32)
+        chosen = builder.bitcast(word, ir.VectorType(_I1, 2 * LANES))
+        lanes = _spread(builder, [context.cast(builder, args[1], sig.args[1], types.uint8)], 2 * LANES)
+        return builder.select(chosen, lanes, ir.Constant(_LLVM[U8], [0] * 2 * LANES))
+
+    return signature(U8, bits, value), generate
+
+
+def _half(start: int, widen: str) -> Any:
+    def half(_typing: Any, vector: Any) -> Any:
+        def generate(_context: Any, builder: Any, _sig: Any, args: Any) -> Any:
+            lanes = _shuffle(builder, args[0], args[0], list(range(start, start + LANES)))
+            return builder.sitofp(getattr(builder, widen)(lanes, _LLVM[I32]), _LLVM[F32])
+
+        return (signature(F32, U8), generate) if vector is U8 else None
+
+    return intrinsic(half)
+
+
+first, second = _half(0, "zext"), _half(LANES, "zext")
+first_signed, second_signed = _half(0, "sext"), _half(LANES, "sext")
+
+
+def _storer(element: ir.Type, source: Vector, narrow: str | None) -> Any:
+    def store(_typing: Any, array: Any, at: Any, vector: Any) -> Any:
+        def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+            pointer = _address(context, builder, sig.args[0], args[0], args[1], _of(element))
+            value = getattr(builder, narrow)(args[2], _of(element)) if narrow else args[2]
+            builder.store(value, pointer, align=sig.args[0].dtype.bitwidth // 8)
+            return context.get_dummy_value()
+
+        fits = _is_array(array) and vector is source
+        return (signature(types.none, array, types.intp, source), generate) if fits else None
+
+    return intrinsic(store)
+
+
+store_f32 = _storer(_FLOAT, F32, None)
+store_u16 = _storer(_I16, I32, "trunc")
+
+
+@intrinsic
+def store_high_u16(_typing: Any, array: Any, at: Any, a: Any, b: Any) -> Any:
+    """The high halves of 32 lanes: one instruction picks them from two registers."""
+
+    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        halves_of = ir.VectorType(_I16, 2 * LANES)
+        a, b = (builder.bitcast(vector, halves_of) for vector in args[2:])
+        high = _shuffle(builder, a, b, list(range(1, 4 * LANES, 2)))
+        pointer = _address(context, builder, sig.args[0], args[0], args[1], halves_of)
+        builder.store(high, pointer, align=1)
+        return context.get_dummy_value()
+
+    fits = _is_array(array) and a is I32 and b is I32
+    return (signature(types.none, array, types.intp, a, b), generate) if fits else None
+
+
+@intrinsic
+def word(_typing: Any, array: Any, at: Any) -> Any:
+    """One little-endian uint32 of a byte array."""
+
+    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        return builder.load(_address(context, builder, sig.args[0], args[0], args[1], _INT32), align=1)
+
+    return (signature(types.uint32, array, types.intp), generate) if _is_array(array) else None
+
+
+def _from_scalars(_typing: Any, *scalars: Any) -> Any:
+    element = types.float32 if scalars[0] == types.float32 else types.int32
+    vector = F32 if element == types.float32 else I32
+
+    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        return _spread(builder, [context.cast(builder, a, t, element) for a, t in zip(args, sig.args, strict=True)])
+
+    if vector is I32 and not all(isinstance(s, types.Integer) for s in scalars):
+        return None
+    return signature(vector, *scalars), generate
+
+
+@intrinsic
+def splat(typing: Any, a: Any) -> Any:
+    """16 copies of a scalar."""
+    return _from_scalars(typing, a)
+
+
+@intrinsic
+def halves(typing: Any, a: Any, b: Any) -> Any:
+    """8 copies each of two scalars."""
+    return _from_scalars(typing, a, b)
+
+
+@intrinsic
+def quarters(typing: Any, a: Any, b: Any, c: Any, d: Any) -> Any:
+    """4 copies each of four scalars."""
+    return _from_scalars(typing, a, b, c, d)
+
+
+@intrinsic
+def ramp(_typing: Any, step: Any, period: Any) -> Any:
+    """Lane i holds ``step * (i mod period)``; the period is a power of two."""
+
+    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        step, period = (_spread(builder, [context.cast(builder, a, types.intp, types.int32)]) for a in args)
+        index = ir.Constant(_of(_INT32), list(range(LANES)))
+        within = builder.and_(index, builder.sub(period, ir.Constant(_of(_INT32), [1] * LANES)))
+        return builder.mul(step, within)
+
+    return signature(I32, types.intp, types.intp), generate
+
+
+@intrinsic
+def float_of_bits(_typing: Any, bits: Any) -> Any:
+    """The float32 of a bit pattern."""
+
+    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        return builder.bitcast(context.cast(builder, args[0], sig.args[0], types.int32), _FLOAT)
+
+    return (signature(types.float32, bits), generate) if isinstance(bits, types.Integer) else None
+
+
+@intrinsic
+def lane(_typing: Any, vector: Any, i: Any) -> Any:
+    """One lane of a vector."""
+
+    def generate(_context: Any, builder: Any, _sig: Any, args: Any) -> Any:
+        return builder.extract_element(args[0], builder.trunc(args[1], _INT32))
+
+    return signature(vector.element, vector, types.intp), generate
+
+
+def _conversion(source: Vector, result: Vector, instruction: str) -> Any:
+    def convert(_typing: Any, vector: Any) -> Any:
+        def generate(_context: Any, builder: Any, _sig: Any, args: Any) -> Any:
+            return getattr(builder, instruction)(args[0], _LLVM[result])
+
+        return (signature(result, source), generate) if vector is source else None
+
+    return intrinsic(convert)
+
+
+def _has_half() -> bool:
+    """Whether the CPU rounds to float16 by itself; where it does not, LLVM would call a function that may not exist."""
+    triple, _, features = cpu_target.target_context.codegen().magic_tuple()[:3]
+    return "+f16c" in features.split(",") or triple.startswith(("aarch64", "arm64"))
+
+
+HAS_HALF = _has_half()
+
+
+@intrinsic
+def half_bits(_typing: Any, vector: Any) -> Any:
+    """The nearest float16s, ties to even, as bits. Only where :data:`HAS_HALF`."""
+
+    def generate(_context: Any, builder: Any, _sig: Any, args: Any) -> Any:
+        half = builder.fptrunc(args[0], _of(ir.HalfType()))
+        return builder.zext(builder.bitcast(half, _of(_I16)), _LLVM[I32])
+
+    return (signature(I32, F32), generate) if vector is F32 else None
+
+
+@intrinsic
+def half_values(_typing: Any, bits: Any) -> Any:
+    """The values of 16 float16 bit patterns. Only where :data:`HAS_HALF`."""
+
+    def generate(_context: Any, builder: Any, _sig: Any, args: Any) -> Any:
+        half = builder.bitcast(builder.trunc(args[0], _of(_I16)), _of(ir.HalfType()))
+        return builder.fpext(half, _LLVM[F32])
+
+    return (signature(F32, I32), generate) if bits is I32 else None
+
+
+number = _conversion(I32, F32, "sitofp")
+as_f32 = _conversion(I32, F32, "bitcast")
+as_i32 = _conversion(F32, I32, "bitcast")
+
+
+@intrinsic
+def where_less(_typing: Any, a: Any, b: Any, x: Any, y: Any) -> Any:
+    """``x`` in the lanes where ``a < b`` as signed integers, ``y`` in the others; ``b`` may be a scalar."""
+
+    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        limit = args[1] if sig.args[1] is I32 else _spread(builder, [context.cast(builder, args[1], b, types.int32)])
+        return builder.select(builder.icmp_signed("<", args[0], limit), args[2], args[3])
+
+    return (signature(x, a, b, x, x), generate) if a is I32 and x is y else None
+
+
+def _operator(function: Any, vector: Vector, scalar: Any, instruction: str) -> None:
+    """Give an operator its meaning for two vectors, and for a vector and a scalar on its right."""
+
+    def _type(_context: Any) -> Any:
+        def typer(a: Any, b: Any) -> Any:
+            return vector if a is vector and (b is vector or isinstance(b, scalar)) else None
+
+        return typer
+
+    def _vectors(_context: Any, builder: Any, _sig: Any, args: Any) -> Any:
+        return getattr(builder, instruction)(args[0], args[1])
+
+    def _scalar(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        value = context.cast(builder, args[1], sig.args[1], vector.element)
+        return getattr(builder, instruction)(args[0], _spread(builder, [value], vector.lanes))
+
+    type_callable(function)(_type)
+    lower_builtin(function, vector, vector)(_vectors)  # type: ignore[no-untyped-call]
+    lower_builtin(function, vector, scalar)(_scalar)  # type: ignore[no-untyped-call]
+
+
+for _function, _instruction in (
+    (operator.add, "add"),
+    (operator.sub, "sub"),
+    (operator.and_, "and_"),
+    (operator.or_, "or_"),
+    (operator.lshift, "shl"),
+    (operator.rshift, "lshr"),
+):
+    _operator(_function, I32, types.Integer, _instruction)
+    _operator(_function, U8, types.Integer, _instruction)
+for _function, _instruction in ((operator.add, "fadd"), (operator.sub, "fsub"), (operator.mul, "fmul")):
+    # float32 only: a float64 scalar would be rounded silently
+    _operator(_function, F32, type(types.float32), _instruction)
