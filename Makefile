@@ -18,6 +18,7 @@ help:
 	@echo "make lint     ruff, mypy, generated files up to date"
 	@echo "make bench    speed, side by side with other tools"
 	@echo "make interop  the real client reads what we write, and the other way round"
+	@echo "make golden   regenerate tests/golden with the client that make interop installed"
 	@echo "make vectors  regenerate spec/vectors and the tables of the spec"
 
 demo: $(VENV)/.demo
@@ -26,10 +27,11 @@ demo: $(VENV)/.demo
 test: $(VENV)/.test
 	$(BIN)/python -m pytest -n 2
 
-lint: $(VENV)/.lint
+lint: $(VENV)/.lint $(VENV)/.test
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/python -m tools.vectors --check
 	$(BIN)/python tools/spec_tables.py --check
 
 bench: $(VENV)/.bench
@@ -39,8 +41,11 @@ interop: $(VENV)/.demo
 	$(BIN)/python tools/interop.py
 
 vectors: $(VENV)/.test
-	$(BIN)/python tools/vectors.py
+	$(BIN)/python -m tools.vectors
 	$(BIN)/python tools/spec_tables.py
+
+golden: $(VENV)/.demo
+	$(BIN)/python tools/golden.py --client .venvs/mistralrs-0.6.0/bin/python
 
 clean:
 	rm -rf $(VENV) .venvs build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

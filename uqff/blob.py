@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from uqff.codes import DType, Family, Version
 from uqff.errors import FormatError, ShapeError, UnsupportedError, UqffError
 from uqff.families import family_of
-from uqff.families.base import QuantizedTensor, tensor_fields, tensor_part
+from uqff.families.base import QuantizedTensor, same_bytes, tensor_fields, tensor_part
+from uqff.schema.bricks import FieldTrace, Placeholder, Scope, Violation
 from uqff.schema.header import HEADER
-from uqff.schema.layout import FieldTrace, Layout, Scope, Violation
+from uqff.schema.layout import Layout, offset_of_field
 from uqff.views import writable_alias
 
 if TYPE_CHECKING:
@@ -35,6 +36,16 @@ class Layer(NamedTuple):
 
     weight: QuantizedTensor
     bias: torch.Tensor | None = None
+
+    def __eq__(self, other: object) -> bool:
+        """Equality by bytes, of weight and bias."""
+        return isinstance(other, Layer) and self.weight == other.weight and same_bytes(self.bias, other.bias)
+
+    def __ne__(self, other: object) -> bool:
+        return not self == other
+
+    def __hash__(self) -> int:
+        raise TypeError("unhashable type: 'Layer'")
 
 
 def read_fields(buffer: Any, *, trace: list[FieldTrace] | None = None) -> tuple[type[QuantizedTensor], Scope]:
@@ -70,11 +81,17 @@ def read_fields(buffer: Any, *, trace: list[FieldTrace] | None = None) -> tuple[
 def _offset_of(layout: Layout, buffer: Any, field: str | None) -> int | None:
     places: list[FieldTrace] = []
     layout.read(buffer, trace=places)
-    return next((p.offset for p in places if p.path == field), None)
+    return None if field is None else offset_of_field(places, field)
 
 
-def _validate(record: type[QuantizedTensor], fields: Scope) -> None:
-    """The rules that hold for blobs of every family, then the family's own."""
+def _validate(record: type[QuantizedTensor], fields: Scope, *, too_old: type[UqffError] = FormatError) -> None:
+    """The rules that hold for blobs of every family, and between them the family's own.
+
+    Args:
+        record: of the family.
+        fields: of the blob.
+        too_old: what to raise if the version does not have the family or a dtype yet.
+    """
     version: Version = fields["version"]
     if version < record.family.since:
         raise Violation(
@@ -82,13 +99,20 @@ def _validate(record: type[QuantizedTensor], fields: Scope) -> None:
             field="version",
             expected=f"at least {record.family.since}",
             got=version,
+            error=too_old,
         )
     for path, dtype in _dtypes(fields):
         if version < dtype.since:
             raise Violation(
-                f"dtype {dtype.name} did not exist yet", field=path, expected=f"version {dtype.since}", got=version
+                f"dtype {dtype.name} did not exist yet",
+                field=path,
+                expected=f"version {dtype.since}",
+                got=version,
+                error=too_old,
             )
     record.validate(fields)
+    if fields["bias"] is not None:
+        _check_bias(record.shape_of(fields), fields["bias"]["shape"])
 
 
 def _dtypes(fields: Scope) -> Iterator[tuple[str, DType]]:
@@ -102,7 +126,8 @@ def _check_bias(weight_shape: tuple[int, ...], bias_shape: tuple[int, ...]) -> N
     allowed = [weight_shape[at:-1] for at in range(len(weight_shape) - 1)]
     if bias_shape not in allowed:
         expected = " or ".join(str(list(shape)) for shape in reversed(allowed)) or "no bias"
-        raise ShapeError("bias does not fit weight", field="bias.shape", expected=expected, got=list(bias_shape))
+        got = list(bias_shape)
+        raise Violation("bias does not fit weight", field="bias.shape", expected=expected, got=got, error=ShapeError)
 
 
 def deserialize(buffer: Any) -> Layer:
@@ -122,24 +147,15 @@ def deserialize(buffer: Any) -> Layer:
         UnsupportedError: a version or type that this library does not know.
         ShapeError: weight and bias do not fit each other.
     """
-    view = writable_alias(_flat(buffer))
-    record, fields = read_fields(view)
-    weight = record.parse(fields)
-    if fields["bias"] is None:
-        return Layer(weight)
-    bias_shape = fields["bias"]["shape"]
-    try:
-        _check_bias(weight.shape, bias_shape)
-    except ShapeError as error:
-        error.offset = _offset_of(record.LAYOUT, view, error.field)
-        raise
-    return Layer(weight, tensor_part(fields["bias"]))
+    record, fields = read_fields(writable_alias(_flat(buffer)))
+    bias = fields["bias"]
+    return Layer(record.parse(fields), None if bias is None else tensor_part(bias))
 
 
 def _flat(buffer: Any) -> memoryview:
     try:
         return memoryview(buffer).cast("B")
-    except TypeError as exc:
+    except (TypeError, ValueError) as exc:
         raise FormatError("not a contiguous bytes-like object", got=type(buffer).__name__) from exc
 
 
@@ -154,13 +170,11 @@ def _outline(weight: QuantizedTensor | Layer, bias: torch.Tensor | None, version
         **weight.build(),
         "bias": None if bias is None else tensor_fields(bias, name="bias"),
     }
-    if bias is not None:
-        _check_bias(weight.shape, tuple(bias.shape))
+    weight.LAYOUT.nbytes(fields)  # each field by itself; the rules that span several take that for granted
     try:
-        _validate(type(weight), fields)
+        _validate(type(weight), fields, too_old=UnsupportedError)
     except Violation as broken:
-        error = UnsupportedError if broken.field == "version" or "exist yet" in broken.problem else broken.error
-        raise error(broken.problem, field=broken.field, expected=broken.expected, got=broken.got) from None
+        raise broken.error(broken.problem, field=broken.field, expected=broken.expected, got=broken.got) from None
     return weight.LAYOUT, fields
 
 
@@ -172,7 +186,10 @@ def chunks(
     Takes and raises what :func:`serialize` does.
     """
     layout, fields = _outline(weight, bias, version)
-    return layout.chunks(fields)
+    made = layout.chunks(fields)
+    if any(isinstance(chunk, Placeholder) for chunk in made):
+        raise FormatError("payload has no bytes: it is on the meta device")
+    return made
 
 
 def blob_size(

@@ -8,7 +8,7 @@
     ├── ShapeError         a shape that a family, or a pair of weight and bias, cannot have
     └── ShardError         a slice that cannot be cut, or a set of shards that does not fit together
 
-Each error names what it knows of: file, layer, field path, byte offset, expected and got.  The parts are attributes and,
+Each error names what it knows of: file, layer, field path, byte offset, expected and got.  The parts are attributes and
 joined, the message.  Lower rooms know fields and offsets, higher rooms know layers and files: ``error.within(...)``
 returns the same error with the missing parts filled in.
 """
@@ -17,12 +17,21 @@ from __future__ import annotations
 
 from typing import TypeVar
 
-__all__ = ["FormatError", "ShapeError", "ShardError", "UnsupportedError", "UqffError"]
+__all__ = ["FormatError", "ShapeError", "ShardError", "UnsupportedError", "UqffError", "printable"]
 
 _Self = TypeVar("_Self", bound="UqffError")
 
 
-def _printable(text: str) -> str:
+_LONGEST_PART = 400
+"""Characters of a field, key or value that a message shows: a name in a hostile file may have a hundred million."""
+
+
+def _shortened(part: object) -> str:
+    text = str(part)
+    return text if len(text) <= _LONGEST_PART else text[: _LONGEST_PART - 3] + "..."
+
+
+def printable(text: str) -> str:
     """Escape what a terminal would act on: names and values come from files."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 
@@ -63,20 +72,20 @@ class UqffError(Exception):
     def __str__(self) -> str:
         where = [
             f"file {self.file}" if self.file is not None else "",
-            f"layer {self.layer}" if self.layer is not None else "",
-            f"field {self.field}" if self.field is not None else "",
+            f"layer {_shortened(self.layer)}" if self.layer is not None else "",
+            f"field {_shortened(self.field)}" if self.field is not None else "",
             f"offset {self.offset}" if self.offset is not None else "",
         ]
         what = [
-            f"expected {self.expected}" if self.expected is not None else "",
-            f"got {self.got}" if self.got is not None else "",
+            f"expected {_shortened(self.expected)}" if self.expected is not None else "",
+            f"got {_shortened(self.got)}" if self.got is not None else "",
         ]
         message = self.problem
         if any(what):
             message += ": " + ", ".join(filter(None, what))
         if any(where):
             message += " (" + ", ".join(filter(None, where)) + ")"
-        return _printable(message)
+        return printable(message)
 
     def __reduce__(self) -> tuple[object, ...]:
         return (type(self), (self.problem,), self.__dict__)

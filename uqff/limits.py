@@ -7,7 +7,15 @@ from __future__ import annotations
 
 from typing import Final
 
-__all__ = ["MAX_HEADER_BYTES", "MAX_RANK", "MAX_SHARDS", "U32_MAX"]
+__all__ = [
+    "MAX_CONFIG_BYTES",
+    "MAX_HEADER_BYTES",
+    "MAX_MODEL_LAYERS",
+    "MAX_PATTERN",
+    "MAX_RANK",
+    "MAX_SHARDS",
+    "U32_MAX",
+]
 
 U32_MAX: Final = 2**32 - 1
 """Largest length, dimension or count that a pre-1.0 field can state."""
@@ -20,3 +28,12 @@ MAX_HEADER_BYTES: Final = 100_000_000
 
 MAX_SHARDS: Final = 100_000
 """Most shard files in a set: the number in a file name must not make a reader count to 10**30."""
+
+MAX_CONFIG_BYTES: Final = 10_000_000
+"""Longest ``config.json`` or recipe: parsed whole, and a few kilobytes in practice."""
+
+MAX_MODEL_LAYERS: Final = 200_000
+"""Most weights that a configuration may announce: its numbers are multiplied before any weight is looked for."""
+
+MAX_PATTERN: Final = 500
+"""Most states of a compiled pattern over layer names: matching costs their number times the length of the name."""

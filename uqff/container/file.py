@@ -13,23 +13,24 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from uqff.blob import Layer, deserialize, read_fields
 from uqff.codes import Version
-from uqff.container.framing import Entry
+from uqff.container.framing import LENGTH_BYTES, Entry
 from uqff.container.mapped import MappedFile, TensorMap
 from uqff.container.shards import PathLike, resolve, shard_name
-from uqff.errors import FormatError, ShardError, UnsupportedError, UqffError
+from uqff.errors import FormatError, ShardError, UnsupportedError, UqffError, printable
 from uqff.families.base import QuantizedTensor
+from uqff.schema.bricks import FieldTrace, Scope
 from uqff.schema.header import HEADER
-from uqff.schema.layout import FieldTrace, Scope
 
 if TYPE_CHECKING:
     from types import TracebackType
 
     from typing_extensions import Self
 
-__all__ = ["RESIDUAL_NAME", "Place", "UqffFile", "open_uqff"]
+__all__ = ["INDEX", "RESIDUAL_NAME", "Place", "UqffFile", "open_uqff"]
 
 RESIDUAL_NAME = "residual.safetensors"
-_INDEX = re.compile(r"[0-9]{1,9}")
+INDEX = re.compile(r"[0-9]{1,9}")
+"""The text of a layer index. Bounded: no model has 10**9 layers, and a number of any length would be slow to read."""
 _V1_KEYS = ("uqff.version.major", ".weight.format")
 
 
@@ -44,8 +45,8 @@ class Place(NamedTuple):
 class UqffFile(Mapping[str, Layer]):
     """An open model: layer keys to layers, in the order of the layer index. Made by :func:`uqff.open`.
 
-    Keys are the texts in the file (``"0"``, ``"1"``, ...); an ``int`` finds the layer of that index.  Layers are made when
-    asked for, as views of the mapped file; they stay valid after the file is closed.
+    Keys are the texts in the file (``"0"``, ``"1"``, ...); an ``int`` finds the layer of that index.  Layers are made
+    when asked for, as views of the mapped file; they stay valid after the file is closed.
 
     Attributes:
         paths: the shard files, in order.
@@ -80,30 +81,34 @@ class UqffFile(Mapping[str, Layer]):
         self.metadata.update(file.header.metadata)
         for key in file.header.entries:
             if key == _V1_KEYS[0] or key.endswith(_V1_KEYS[1]):
-                raise UnsupportedError("a UQFF 1.x file: this release handles 0.x", file=str(file.path), field=key)
+                raise UnsupportedError(
+                    "a UQFF 1.x file: this release handles 0.x", file=str(file.path), field=key, offset=LENGTH_BYTES
+                )
         for key, entry in file.header.entries.items():
             self._check_entry(file, key, entry)
             index = int(key)
             if index in self._by_index:
                 other = self._by_index[index]
-                where = self._layers[other][0].path.name
-                raise FormatError(
+                first = self._layers[other][0]
+                error = FormatError if first is file else ShardError
+                raise error(
                     "layer index occurs twice",
                     file=str(file.path),
                     layer=key,
                     offset=entry.begin,
-                    got=f"also {other} in {where}",
+                    got=f"also {other} in {first.path.name}",
                 )
             self._by_index[index] = key
             self._layers[key] = (file, entry)
 
     @staticmethod
     def _check_entry(file: MappedFile, key: str, entry: Entry) -> None:
-        if not _INDEX.fullmatch(key):
+        if not INDEX.fullmatch(key):
             raise FormatError(
                 "key is not a layer index",
                 file=str(file.path),
                 field=f"header.{key}",
+                offset=LENGTH_BYTES,
                 expected="a decimal number",
                 got=key,
             )
@@ -117,8 +122,15 @@ class UqffFile(Mapping[str, Layer]):
                 got=f"{entry.dtype} {list(entry.shape)}",
             )
 
+    def _name(self, key: object) -> str | None:
+        if isinstance(key, int) and not isinstance(key, bool):
+            return self._by_index.get(key)
+        return key if isinstance(key, str) and key in self._layers else None
+
     def _find(self, key: str | int) -> tuple[str, MappedFile, Entry]:
-        name = self._by_index[key] if isinstance(key, int) else key
+        name = self._name(key)
+        if name is None:
+            raise KeyError(key)
         return (name, *self._layers[name])
 
     def __getitem__(self, key: str | int) -> Layer:
@@ -141,7 +153,7 @@ class UqffFile(Mapping[str, Layer]):
         return len(self._order)
 
     def __contains__(self, key: object) -> bool:
-        return key in self._by_index if isinstance(key, int) else key in self._layers
+        return self._name(key) is not None
 
     def blob(self, key: str | int) -> memoryview:
         """The bytes of a layer's blob, as they are in the file."""
@@ -200,7 +212,7 @@ class UqffFile(Mapping[str, Layer]):
         self.close()
 
     def __repr__(self) -> str:
-        names = ", ".join(path.name for path in self.paths[:3]) + (", ..." if len(self.paths) > 3 else "")
+        names = ", ".join(printable(path.name) for path in self.paths[:3]) + (", ..." if len(self.paths) > 3 else "")
         return f"<UqffFile {names}: {len(self)} layers>"
 
 

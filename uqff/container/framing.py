@@ -97,6 +97,8 @@ def parse_header(view: memoryview) -> Header:
     fields = _load_json(raw)
     data_begin = LENGTH_BYTES + length
     metadata = _parse_metadata(fields.pop(METADATA_KEY, {}))
+    if b"\\u" in raw:
+        _check_texts([*fields, *metadata, *metadata.values()])
     entries = [_parse_entry(name, fields[name], data_begin) for name in fields]
     entries.sort(key=lambda entry: (entry.begin, entry.end))
     _check_tiling(entries, data_begin, len(view))
@@ -112,18 +114,30 @@ def _explained(view: memoryview, problem: str, field: str, offset: int, expected
 
 def _load_json(raw: bytes) -> dict[str, Any]:
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        table = dict(pairs)
-        if len(table) != len(pairs):
-            names = [name for name, _ in pairs]
-            twice = next(name for name in names if names.count(name) > 1)
-            raise FormatError("key occurs twice", field=f"header.{twice}", offset=LENGTH_BYTES)
+        table: dict[str, Any] = {}
+        for name, value in pairs:
+            if name in table:
+                raise FormatError("key occurs twice", field=f"header.{name}", offset=LENGTH_BYTES)
+            table[name] = value
         return table
+
+    def natural(digits: str) -> int:
+        if len(digits) > 19 or digits.startswith("-"):
+            raise FormatError(
+                "number out of range",
+                field="header",
+                offset=LENGTH_BYTES,
+                expected="0 to 2**63 - 1",
+                got=_short(digits),
+            )
+        return int(digits)
 
     def refuse(constant: str) -> Any:
         raise FormatError("not a JSON number", field="header", offset=LENGTH_BYTES, got=constant)
 
     try:
-        fields = json.loads(raw.decode("utf-8"), object_pairs_hook=unique, parse_constant=refuse)
+        text = raw.decode("utf-8")
+        fields = json.loads(text, object_pairs_hook=unique, parse_int=natural, parse_constant=refuse)
     except UnicodeDecodeError as exc:
         at = LENGTH_BYTES + exc.start
         raise FormatError("header is not UTF-8", field="header", offset=at, got=exc.reason) from exc
@@ -133,6 +147,15 @@ def _load_json(raw: bytes) -> dict[str, Any]:
     if not isinstance(fields, dict):
         raise FormatError("header is not a JSON object", field="header", offset=LENGTH_BYTES)
     return fields
+
+
+def _check_texts(texts: Iterable[str]) -> None:
+    """Refuse escapes that name half a character: such a text could neither be printed nor written again."""
+    try:
+        "".join(texts).encode("utf-8")
+    except UnicodeEncodeError as exc:
+        got = exc.object[exc.start]
+        raise FormatError("text is not Unicode", field="header", offset=LENGTH_BYTES, got=got) from exc
 
 
 def _parse_metadata(metadata: Any) -> dict[str, str]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import mmap
 import os
+import stat
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -39,6 +41,10 @@ _TORCH_NAMES = {
 }
 
 
+_MAP_NORESERVE: int = getattr(mmap, "MAP_NORESERVE", 0x4000 if sys.platform == "linux" else 0)
+"""Without it a kernel may refuse to map, copy-on-write, a file that is larger than its memory."""
+
+
 class MappedFile:
     """A safetensors file, mapped; only its header is read.
 
@@ -49,6 +55,9 @@ class MappedFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._map: mmap.mmap | None = None
+        self._closed = False
+        if stat.S_ISFIFO(os.stat(path).st_mode):  # opening one would wait for a writer
+            raise FormatError("not a file but a pipe", file=str(path))
         with open(path, "rb") as file:
             size = os.fstat(file.fileno()).st_size
             if size:
@@ -61,11 +70,24 @@ class MappedFile:
             raise error.within(file=str(path)) from None
 
     def slice(self, entry: Entry) -> memoryview:
-        """The bytes of an entry."""
+        """The bytes of an entry.
+
+        Raises:
+            ValueError: the file is closed.
+        """
+        if self._closed:
+            raise ValueError(f"file is closed: {self.path}")
         return self.view[entry.begin : entry.end]
+
+    def advise(self, begin: int, end: int, advice: int) -> None:
+        """Tell the system how the pages of bytes ``begin`` to ``end`` will be used: one of ``mmap.MADV_*``."""
+        if self._map is not None and begin < end:
+            start = begin - begin % mmap.PAGESIZE
+            self._map.madvise(advice, start, end - start)
 
     def close(self) -> None:
         """Unmap the file, or leave that to the last tensor that still looks into it."""
+        self._closed = True
         self.view = memoryview(b"")
         if self._map is not None:
             with contextlib.suppress(BufferError):
@@ -76,8 +98,7 @@ class MappedFile:
 def _private_map(fd: int, size: int) -> mmap.mmap:
     if not hasattr(mmap, "MAP_PRIVATE"):
         return mmap.mmap(fd, size, access=mmap.ACCESS_COPY)
-    # Without NORESERVE a kernel may refuse to map, copy-on-write, a file that is larger than its memory.
-    flags = mmap.MAP_PRIVATE | getattr(mmap, "MAP_NORESERVE", 0)
+    flags = mmap.MAP_PRIVATE | _MAP_NORESERVE
     return mmap.mmap(fd, size, flags=flags, prot=mmap.PROT_READ | mmap.PROT_WRITE)
 
 

@@ -5,12 +5,15 @@ Authority: mistral.rs v0.6.0, ``mistralrs-core/src/pipeline/isq.rs`` (``write_uq
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from uqff.blob import LATEST, Layer, blob_size, chunks
-from uqff.container.atomic import atomic_file
+from uqff.container.atomic import atomic_file, atomic_files
+from uqff.container.file import INDEX
 from uqff.container.framing import build_header
 from uqff.container.shards import NUMBERED, PathLike, shard_name
 from uqff.errors import FormatError, ShardError, UqffError
@@ -38,13 +41,14 @@ def save(
 ) -> list[Path]:
     """Write a pre-1.0 ``.uqff`` file, or several if it grows beyond ``shard_bytes``.
 
-    One layer is held at a time: a lazy mapping (such as an open file) is asked for each layer twice, first for its size,
-    then for its bytes.  Each file is written under a temporary name, flushed and renamed.
+    One layer is held at a time: a lazy mapping (such as an open file) is asked for each layer twice, first for its
+    size, then for its bytes.  Files are written under temporary names, flushed, and renamed when all are complete: a
+    failure leaves an older set of the same name as it was.
 
     Args:
         layers: layer index (``int`` or decimal text) to layer.
-        path: the file to write. If there is one shard it is written under this name; if there are more, shard N is named
-            ``<stem>-N.uqff`` (a stem that ends in ``-0`` is taken without it).
+        path: the file to write. If there is one shard it is written under this name; if there are more, shard N is
+            named ``<stem>-N.uqff`` (a stem that ends in ``-0`` is taken without it).
         version: pre-1.0 version to write.
         shard_bytes: payload after which a new shard begins; a larger single layer still gets a shard of its own.
         progress: see :data:`Progress`.
@@ -53,8 +57,8 @@ def save(
         The files written.
 
     Raises:
-        UqffError: a layer cannot be expressed in ``version``, a key is not a layer index, or a shard of an older, longer
-            set of the same name would stay behind.
+        UqffError: a layer cannot be expressed in ``version``, a key is not a layer index, or a shard of an older set of
+            the same name would stay behind.
         OSError: writing failed; no half-written file stays.
     """
     keys = _indexed(layers)
@@ -68,17 +72,22 @@ def save(
     shards = plan_shards(sizes, shard_bytes)
     paths = shard_paths(Path(path), len(shards))
     total, done = sum(sizes.values()), 0
-    for shard, target in zip(shards, paths, strict=True):
 
-        def blob(index: int) -> list[Any]:
+    def blob(index: int) -> list[Any]:
+        try:
             return chunks(_layer(layers[keys[index]]), version=version)
+        except UqffError as error:
+            raise error.within(layer=names[index]) from None
 
-        def count(key: str, size: int, before: int = done) -> None:
-            if progress is not None:
-                progress(key, before + size, total)
+    with atomic_files() as create:
+        for shard, target in zip(shards, paths, strict=True):
 
-        write_shard(target, {names[index]: (sizes[index], index) for index in shard}, blob, count)
-        done += sum(sizes[index] for index in shard)
+            def count(key: str, size: int, before: int = done) -> None:
+                if progress is not None:
+                    progress(key, before + size, total)
+
+            write_shard(target, {names[index]: (sizes[index], index) for index in shard}, blob, count, create)
+            done += sum(sizes[index] for index in shard)
     return paths
 
 
@@ -90,7 +99,7 @@ def _indexed(layers: Mapping[Any, Any]) -> dict[int, Any]:
     keys: dict[int, Any] = {}
     for key in layers:
         text = str(key)
-        if isinstance(key, bool) or not (text.isascii() and text.isdigit()):
+        if isinstance(key, bool) or not INDEX.fullmatch(text):
             raise FormatError("key is not a layer index", layer=text, expected="a decimal number", got=repr(key))
         if int(text) in keys:
             raise FormatError("layer index occurs twice", layer=text, got=f"also {keys[int(text)]!r}")
@@ -114,16 +123,20 @@ def plan_shards(sizes: Mapping[int, int], shard_bytes: int = SHARD_BYTES) -> lis
 
 
 def shard_paths(path: Path, count: int) -> list[Path]:
-    """The file names of a set of ``count`` shards; refuses if a longer set of that name is there already."""
+    """The file names of a set of ``count`` shards; refuses if other shards of that name would stay beside them."""
     match = NUMBERED.fullmatch(path.name)
     first = match is not None and int(match["number"]) == 0
     stem = match["stem"] if match is not None and first else path.name.removesuffix(".uqff")
     if count == 1 and not first:
         return [path]
-    stale = path.with_name(shard_name(stem, count))
-    if stale.exists():
-        raise ShardError("a longer set of shards of that name exists: remove it first", file=str(stale))
-    return [path.with_name(shard_name(stem, number)) for number in range(count)]
+    names = [shard_name(stem, number) for number in range(count)]
+    for present in sorted(os.listdir(path.parent)):
+        other = NUMBERED.fullmatch(present)
+        if other is not None and other["stem"] == stem and present not in names:
+            raise ShardError(
+                "a shard of another set of that name exists: remove it first", file=str(path.parent / present)
+            )
+    return [path.parent / name for name in names]
 
 
 def write_shard(
@@ -131,6 +144,7 @@ def write_shard(
     blobs: Mapping[str, tuple[int, int]],
     blob: BlobSource,
     progress: Callable[[str, int], None],
+    create: Callable[[Path], AbstractContextManager[BinaryIO]] = atomic_file,
 ) -> None:
     """Write one file of blobs, streaming.
 
@@ -139,13 +153,14 @@ def write_shard(
         blobs: name in the file to (size, layer index).
         blob: gives the chunks of a layer.
         progress: called after each blob with its name and the bytes of blobs written to this file so far.
+        create: opens the file for writing.
 
     Raises:
         FormatError: a blob turns out to have another size than announced; the file is not created.
     """
     header, order = build_header((name, "U8", (size,)) for name, (size, _) in blobs.items())
     done = 0
-    with atomic_file(path) as file:
+    with create(path) as file:
         file.write(header)
         for name in order:
             size, index = blobs[name]

@@ -58,13 +58,13 @@ def _resolve_directory(directory: Path) -> tuple[list[Path], bool]:
     if not names:
         raise ShardError(f"no {SUFFIX} file in the directory", file=str(directory))
     matches = {name: NUMBERED.fullmatch(name) for name in names}
-    stems = {match["stem"] if match else name for name, match in matches.items()}
-    if len(stems) > 1:
+    models = {match["stem"] + "-N" + SUFFIX if match else name for name, match in matches.items()}
+    if len(models) > 1:
         raise ShardError(
-            "several models in the directory: name one of the files", file=str(directory), got=", ".join(sorted(stems))
+            "several models in the directory: name one of the files", file=str(directory), got=", ".join(sorted(models))
         )
-    (first,) = {match["stem"] if match else None for match in matches.values()}
-    return ([directory / names[0]], True) if first is None else _resolve_set(directory, first)
+    first = matches[names[0]]
+    return ([directory / names[0]], True) if first is None else _resolve_set(directory, first["stem"])
 
 
 def _resolve_set(directory: Path, stem: str) -> tuple[list[Path], bool]:
@@ -79,7 +79,13 @@ def _resolve_set(directory: Path, stem: str) -> tuple[list[Path], bool]:
                 "two shards of one number", file=str(directory / entry.name), got=f"also {shards[number].name}"
             )
         shards[number] = directory / entry.name
-    missing = next(n for n in range(MAX_SHARDS + 1) if n not in shards)
+    if not shards:
+        raise ShardError("shards are not regular files", file=str(directory / shard_name(stem, 0)))
+    if len(shards) > MAX_SHARDS:
+        raise ShardError(
+            "too many shards", file=str(directory), expected=f"at most {MAX_SHARDS}", got=f"{len(shards)} of {stem}"
+        )
+    missing = next(n for n in range(len(shards) + 1) if n not in shards)
     if missing == 0 and len(shards) == 1:
         return list(shards.values()), False
     if missing < len(shards):

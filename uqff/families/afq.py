@@ -28,8 +28,9 @@ from uqff.codes import DType, Family
 from uqff.families.base import PayloadProblem, QuantizedTensor, bytes_part, not_finite, stored_part, tensor_fields
 from uqff.families.parts import lazily_typed
 from uqff.packing import float32_to_bf16, float32_to_f16, pack_row, round_half_away
+from uqff.schema.bricks import U8, Checked, Scope, Violation
 from uqff.schema.header import BIAS_FLAG, blob_layout
-from uqff.schema.layout import U8, Checked, Layout, Scope, Violation
+from uqff.schema.layout import Layout
 from uqff.schema.tensor import TENSOR
 
 if TYPE_CHECKING:
@@ -108,6 +109,17 @@ class AFQ(QuantizedTensor):
             "bits": self.bits,
             "group_size": self.group_size,
         }
+
+    @staticmethod
+    def kind_of(blob: Scope) -> str:
+        """See :meth:`QuantizedTensor.kind_of`."""
+        return f"afq{blob['bits']}"
+
+    @staticmethod
+    def shape_of(blob: Scope) -> tuple[int, ...]:
+        """See :meth:`QuantizedTensor.shape_of`."""
+        *outer, words = blob["w_q"]["shape"]
+        return (*outer, 32 * words // blob["bits"])
 
     @staticmethod
     def validate(blob: Scope) -> None:

@@ -18,7 +18,8 @@ import numpy as np
 from uqff.codes import DType, Family
 from uqff.errors import ShapeError, UnsupportedError
 from uqff.families.parts import Part
-from uqff.schema.layout import Layout, Placeholder, Scope
+from uqff.schema.bricks import Placeholder, Scope
+from uqff.schema.layout import Layout
 from uqff.views import bytes_of, flat_bytes, tensor_of
 
 if TYPE_CHECKING:
@@ -80,6 +81,16 @@ class QuantizedTensor(ABC):
     @abstractmethod
     def build(self) -> dict[str, Any]:
         """The fields of the blob, without header and bias: what :attr:`LAYOUT` builds from."""
+
+    @staticmethod
+    @abstractmethod
+    def kind_of(blob: Scope) -> str:
+        """:attr:`kind`, from the fields of a blob."""
+
+    @staticmethod
+    @abstractmethod
+    def shape_of(blob: Scope) -> tuple[int, ...]:
+        """:attr:`shape`, from the fields of a valid blob."""
 
     @staticmethod
     @abstractmethod

@@ -27,8 +27,9 @@ import numpy.typing as npt
 from uqff.codes import Family
 from uqff.families.base import PayloadProblem, QuantizedTensor, first_bad, payload
 from uqff.packing import float32_to_e4m3, round_half_away
+from uqff.schema.bricks import U32, Derived, Dims, Scalar, Scope, Span, Vector, Violation
 from uqff.schema.header import BIAS_FLAG, blob_layout
-from uqff.schema.layout import U32, Derived, Dims, Layout, Scalar, Scope, Span, Vector, Violation
+from uqff.schema.layout import Layout
 from uqff.views import flat_bytes
 
 if TYPE_CHECKING:
@@ -96,6 +97,17 @@ class F8Q8(QuantizedTensor):
     def build(self) -> dict[str, Any]:
         """See :meth:`QuantizedTensor.build`."""
         return {"shape": self.weight_shape, "data": payload(self.blocks)}
+
+    @staticmethod
+    def kind_of(blob: Scope) -> str:
+        """See :meth:`QuantizedTensor.kind_of`."""
+        return "f8q8"
+
+    @staticmethod
+    def shape_of(blob: Scope) -> tuple[int, ...]:
+        """See :meth:`QuantizedTensor.shape_of`."""
+        shape: tuple[int, ...] = blob["shape"]
+        return shape
 
     @staticmethod
     def validate(blob: Scope) -> None:

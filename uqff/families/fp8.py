@@ -24,8 +24,9 @@ import numpy.typing as npt
 from uqff.codes import DType, Family
 from uqff.families.base import PayloadProblem, QuantizedTensor, not_finite, payload, tensor_fields, tensor_part
 from uqff.packing import bf16_to_float32, float32_to_bf16, float32_to_e4m3
+from uqff.schema.bricks import U32, Checked, Scalar, Scope, Violation
 from uqff.schema.header import BIAS_FLAG, blob_layout
-from uqff.schema.layout import U32, Checked, Layout, Scalar, Scope, Violation
+from uqff.schema.layout import Layout
 from uqff.schema.tensor import TENSOR
 from uqff.views import tensor_of
 
@@ -91,6 +92,17 @@ class FP8(QuantizedTensor):
             **{name: payload(getattr(self, name)) for name in _SCALES},
             "dtype": DType.F8E4M3.code,
         }
+
+    @staticmethod
+    def kind_of(blob: Scope) -> str:
+        """See :meth:`QuantizedTensor.kind_of`."""
+        return "fp8"
+
+    @staticmethod
+    def shape_of(blob: Scope) -> tuple[int, ...]:
+        """See :meth:`QuantizedTensor.shape_of`."""
+        shape: tuple[int, ...] = blob["weight"]["shape"]
+        return shape
 
     @staticmethod
     def validate(blob: Scope) -> None:

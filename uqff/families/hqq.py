@@ -46,8 +46,9 @@ from uqff.families.base import (
 from uqff.families.parts import lazily_typed, typed
 from uqff.glibc import expf, logf
 from uqff.packing import pack_planes, round_half_away
+from uqff.schema.bricks import U8, U32, Checked, Derived, Dims, Scope, Violation
 from uqff.schema.header import BIAS_FLAG, blob_layout
-from uqff.schema.layout import U8, U32, Checked, Derived, Dims, Layout, Scope, Violation
+from uqff.schema.layout import Layout
 from uqff.schema.tensor import TENSOR
 
 if TYPE_CHECKING:
@@ -149,9 +150,9 @@ class HQQ(QuantizedTensor):
     def build(self) -> dict[str, Any]:
         """See :meth:`QuantizedTensor.build`."""
         dtype = word_dtype(self.bits)
-        rows, row_bytes = self.w_q.shape
+        *rows, row_bytes = self.w_q.shape
         return {
-            "w_q": tensor_fields(self.w_q, name="w_q", dtype=dtype, shape=(rows, row_bytes // dtype.itemsize)),
+            "w_q": tensor_fields(self.w_q, name="w_q", dtype=dtype, shape=(*rows, row_bytes // dtype.itemsize)),
             "scales": tensor_fields(self.scales, name="scales"),
             "zeros": tensor_fields(self.zeros, name="zeros"),
             "shape": self.weight_shape,
@@ -162,6 +163,17 @@ class HQQ(QuantizedTensor):
             "round_zeros": int(self.round_zeros),
             "channel_wise": int(self.channel_wise),
         }
+
+    @staticmethod
+    def kind_of(blob: Scope) -> str:
+        """See :meth:`QuantizedTensor.kind_of`."""
+        return f"hqq{blob['bits']}"
+
+    @staticmethod
+    def shape_of(blob: Scope) -> tuple[int, ...]:
+        """See :meth:`QuantizedTensor.shape_of`."""
+        shape: tuple[int, ...] = blob["shape"]
+        return shape
 
     @staticmethod
     def validate(blob: Scope) -> None:

@@ -25,8 +25,9 @@ import numpy.typing as npt
 
 from uqff.codes import DType, Family
 from uqff.families.base import PayloadProblem, QuantizedTensor, first_bad, tensor_fields, tensor_part
+from uqff.schema.bricks import Scope, Violation
 from uqff.schema.header import BIAS_FLAG, blob_layout
-from uqff.schema.layout import Layout, Scope, Violation
+from uqff.schema.layout import Layout
 from uqff.schema.tensor import TENSOR
 
 if TYPE_CHECKING:
@@ -84,6 +85,17 @@ class MXFP4(QuantizedTensor):
             "blocks": tensor_fields(self.blocks, name="blocks"),
             "scales": tensor_fields(self.scales, name="scales"),
         }
+
+    @staticmethod
+    def kind_of(blob: Scope) -> str:
+        """See :meth:`QuantizedTensor.kind_of`."""
+        return "mxfp4"
+
+    @staticmethod
+    def shape_of(blob: Scope) -> tuple[int, ...]:
+        """See :meth:`QuantizedTensor.shape_of`."""
+        *outer, row = blob["blocks"]["shape"]
+        return (*outer, 2 * row)
 
     @staticmethod
     def validate(blob: Scope) -> None:

@@ -28,8 +28,9 @@ from uqff.families.base import (
     tensor_fields,
 )
 from uqff.families.parts import typed
+from uqff.schema.bricks import Scope, Violation
 from uqff.schema.header import BIAS_FLAG, blob_layout
-from uqff.schema.layout import Layout, Scope, Violation
+from uqff.schema.layout import Layout
 from uqff.schema.tensor import TENSOR
 
 if TYPE_CHECKING:
@@ -87,6 +88,17 @@ class Unquant(QuantizedTensor):
     def build(self) -> dict[str, Any]:
         """See :meth:`QuantizedTensor.build`."""
         return {"weight": tensor_fields(self.data, name="weight", dtype=self.dtype, shape=self.shape)}
+
+    @staticmethod
+    def kind_of(blob: Scope) -> str:
+        """See :meth:`QuantizedTensor.kind_of`."""
+        return "unquant"
+
+    @staticmethod
+    def shape_of(blob: Scope) -> tuple[int, ...]:
+        """See :meth:`QuantizedTensor.shape_of`."""
+        shape: tuple[int, ...] = blob["weight"]["shape"]
+        return shape
 
     @staticmethod
     def validate(blob: Scope) -> None:

@@ -15,7 +15,8 @@ from construct import Construct
 
 from uqff.codes import VERSIONS, Family, Version
 from uqff.errors import UnsupportedError
-from uqff.schema.layout import U8, U32, Checked, Derived, Extension, Layout, Violation
+from uqff.schema.bricks import U8, U32, Checked, Derived, Violation
+from uqff.schema.layout import Extension, Layout
 from uqff.schema.tensor import TENSOR
 
 __all__ = ["HEADER", "blob_layout"]
@@ -30,7 +31,10 @@ def _decode_version(word: int) -> Version:
 
 
 def _encode_version(version: Version) -> int:
-    return version[0] << 16 | version[1] << 8 | version[2]
+    word = version[0] << 16 | version[1] << 8 | version[2]
+    if _decode_version(word) != version:
+        raise Violation("unknown version", expected="numbers that fit a byte", got=version, error=UnsupportedError)
+    return word
 
 
 def _decode_family(number: int) -> Family:

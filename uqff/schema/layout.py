@@ -1,95 +1,32 @@
-"""The bricks of a declared layout, on top of ``construct``.
+"""The layout: named bricks, one after another, and everything that is read off their declaration.
 
-``construct`` supplies the integers, the combinators and the declaration syntax (``"name" / brick * "meaning"``).  Added
-here is what a file of gigabytes needs: payloads that are never copied, errors that name field and offset, a trace of
-which bytes belong to which field, and a table of offsets to print.
-
-==============  ========================================================================================
-brick           what it declares
-==============  ========================================================================================
-``Layout``      named fields, one after another; may be a field of another layout
-``Span``        "n bytes here": bounds-checked, parsed to a view, built by appending
-``Scalar``      a fixed-size number kept as its bytes, so that every bit pattern survives a round trip
-``Vector``      a fixed count of such numbers
-``Dims``        as many u32 as a field before says
-``Checked``     an integer that only certain values may have
-``Derived``     an integer that follows from later fields: computed on building
-``Extension``   a layout that is present if a flag before it says so
-==============  ========================================================================================
+A :class:`Layout` parses, builds, computes sizes, says which bytes belong to which field, and prints the offset table of
+the spec.  :class:`Extension` is a layout within one that is present only if a flag before it says so.
 """
 
 from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import construct
-from construct import Construct, Container, Int8ul, Int32ul, Renamed, Subconstruct
+from construct import Construct, Renamed, Subconstruct
 
 from uqff.errors import FormatError, UqffError
-from uqff.limits import MAX_RANK, U32_MAX
+from uqff.schema.bricks import (
+    Checked,
+    Cursor,
+    Derived,
+    Dims,
+    FieldTrace,
+    Scalar,
+    Sink,
+    Span,
+    Violation,
+)
 
-__all__ = [
-    "U8",
-    "U32",
-    "Checked",
-    "Cursor",
-    "Derived",
-    "Dims",
-    "Extension",
-    "FieldTrace",
-    "Layout",
-    "Placeholder",
-    "Row",
-    "Scalar",
-    "Scope",
-    "Sink",
-    "Span",
-    "Vector",
-    "Violation",
-]
-
-U8 = Int8ul
-U32 = Int32ul
-
-Scope = Mapping[str, Any]
-"""The fields of the enclosing layout that stand before the present one."""
-
-_T = TypeVar("_T")
-_NUMPY = {"B": "u1", "b": "i1", "H": "<u2", "h": "<i2", "I": "<u4", "e": "<f2", "f": "<f4"}
-
-
-class Violation(Exception):
-    """A broken rule, raised by a brick that knows neither its name nor its offset."""
-
-    def __init__(
-        self,
-        problem: str,
-        *,
-        field: str | None = None,
-        expected: object = None,
-        got: object = None,
-        error: type[UqffError] = FormatError,
-    ) -> None:
-        super().__init__(problem)
-        self.problem = problem
-        self.field = field
-        self.expected = expected
-        self.got = got
-        self.error = error
-
-
-class FieldTrace(NamedTuple):
-    """One parsed field: where it lies and what it says."""
-
-    path: str
-    offset: int
-    size: int
-    type: str
-    value: Any
-    meaning: str
+__all__ = ["Extension", "Layout", "Row", "offset_of_field", "size_terms", "type_label"]
 
 
 class Row(NamedTuple):
@@ -100,227 +37,6 @@ class Row(NamedTuple):
     field: str
     type: str
     meaning: str
-
-
-@dataclass(frozen=True)
-class Placeholder:
-    """Stands for payload bytes that do not exist yet, where only their number matters."""
-
-    nbytes: int
-
-
-class Cursor:
-    """A read-only stream over a buffer that hands out views, never copies."""
-
-    __slots__ = ("_at", "_view", "trace")
-
-    def __init__(self, view: memoryview, trace: list[FieldTrace] | None = None) -> None:
-        self._view = view
-        self._at = 0
-        self.trace = trace
-
-    def tell(self) -> int:
-        """The offset of the next byte."""
-        return self._at
-
-    def seek(self, offset: int) -> None:
-        """Go back to an offset."""
-        self._at = offset
-
-    @property
-    def remaining(self) -> int:
-        """How many bytes are left."""
-        return len(self._view) - self._at
-
-    def read(self, count: int) -> memoryview:
-        """A view of the next ``count`` bytes; refuses, without moving, if there are fewer."""
-        end = self._at + count
-        if end > len(self._view):
-            raise Violation("truncated", expected=f"{count} bytes", got=f"{self.remaining} left")
-        chunk = self._view[self._at : end]
-        self._at = end
-        return chunk
-
-
-class Sink:
-    """A write-only stream that collects chunks without joining them, and counts."""
-
-    def __init__(self) -> None:
-        self.chunks: list[Any] = []
-        self.nbytes = 0
-
-    def write(self, chunk: bytes) -> int:
-        """Append small bytes (construct's protocol)."""
-        self.append(chunk, len(chunk))
-        return len(chunk)
-
-    def append(self, chunk: Any, nbytes: int) -> None:
-        """Append anything that stands for ``nbytes`` bytes."""
-        if nbytes:
-            self.chunks.append(chunk)
-        self.nbytes += nbytes
-
-
-class Span(Construct):  # type: ignore[misc]
-    """``size`` bytes of payload: parsed to a memoryview, built from anything with ``nbytes``.
-
-    Args:
-        size: the number of bytes, from the fields before it.
-        label: how the spec writes that number.
-        declared: name of a u32 field before it that states the size too. Old writers of the engine let it wrap at
-            4 GiB, so it is compared modulo 2**32 and the computed size counts.
-    """
-
-    def __init__(self, size: Callable[[Any], int], label: str, *, declared: str | None = None) -> None:
-        super().__init__()
-        self.size = size
-        self.label = label
-        self.declared = declared
-
-    def _parse(self, stream: Cursor, context: Any, path: str) -> memoryview:
-        size = self.size(context)
-        if self.declared is not None and context[self.declared] != size & U32_MAX:
-            raise Violation(
-                "length does not fit shape and dtype", field=self.declared, expected=size, got=context[self.declared]
-            )
-        return stream.read(size)
-
-    def _build(self, obj: Any, stream: Sink, context: Any, path: str) -> Any:
-        size = self.size(context)
-        if obj.nbytes != size:
-            raise Violation("payload has the wrong size", expected=f"{size} bytes", got=f"{obj.nbytes}")
-        stream.append(obj, size)
-        return obj
-
-
-class Scalar(Construct):  # type: ignore[misc]
-    """A little-endian number of fixed size, kept as bytes: a signalling NaN would not survive a Python float."""
-
-    def __init__(self, code: str, label: str) -> None:
-        super().__init__()
-        self.code = struct.Struct("<" + code)
-        self.label = label
-
-    def _parse(self, stream: Cursor, context: Any, path: str) -> memoryview:
-        return stream.read(self.code.size)
-
-    def _build(self, obj: Any, stream: Sink, context: Any, path: str) -> Any:
-        if obj.nbytes != self.code.size:
-            raise Violation("number has the wrong size", expected=f"{self.code.size} bytes", got=f"{obj.nbytes}")
-        stream.append(obj, self.code.size)
-        return obj
-
-    def _sizeof(self, context: Any, path: str) -> int:
-        return self.code.size
-
-    def decode(self, raw: memoryview) -> Any:
-        """The number, for people to read."""
-        return self.code.unpack(raw)[0]
-
-    @property
-    def numpy(self) -> tuple[str, tuple[int, ...]]:
-        """The same as a numpy dtype string and the shape of one such field."""
-        return _NUMPY[self.code.format[-1]], ()
-
-
-class Vector(Scalar):
-    """A fixed number of equal little-endian numbers."""
-
-    def __init__(self, count: int, code: str, label: str) -> None:
-        super().__init__(f"{count}{code}", f"{label} × {count}")
-        self.count = count
-
-    def decode(self, raw: memoryview) -> list[Any]:
-        """The numbers, for people to read."""
-        return list(self.code.unpack(raw))
-
-    @property
-    def numpy(self) -> tuple[str, tuple[int, ...]]:
-        """The same as a numpy dtype string and the shape of one such field."""
-        return _NUMPY[self.code.format[-1]], (self.count,)
-
-
-class Dims(Construct):  # type: ignore[misc]
-    """A shape: as many u32 as the field ``count`` says, row major, none of them 0."""
-
-    def __init__(self, count: str = "ndim") -> None:
-        super().__init__()
-        self.count = count
-
-    def _parse(self, stream: Cursor, context: Any, path: str) -> tuple[int, ...]:
-        ndim = context[self.count]
-        if ndim > MAX_RANK:
-            raise Violation("too many dimensions", field=self.count, expected=f"at most {MAX_RANK}", got=ndim)
-        dims: tuple[int, ...] = struct.unpack(f"<{ndim}I", stream.read(4 * ndim))
-        if 0 in dims:
-            raise Violation("empty dimension", expected="every dimension at least 1", got=list(dims))
-        return dims
-
-    def _build(self, obj: Any, stream: Sink, context: Any, path: str) -> Any:
-        if len(obj) > MAX_RANK:
-            raise Violation("too many dimensions", expected=f"at most {MAX_RANK}", got=len(obj))
-        if not all(1 <= dim <= U32_MAX for dim in obj):
-            raise Violation("dimension out of range", expected="1 to 2**32 - 1", got=list(obj))
-        stream.write(struct.pack(f"<{len(obj)}I", *obj))
-        return obj
-
-
-class Checked(Subconstruct, Generic[_T]):  # type: ignore[misc]
-    """An integer with a meaning: ``decode`` gives it or raises Violation, ``encode`` gives the integer back."""
-
-    def __init__(
-        self, subcon: Construct, decode: Callable[[int], _T], encode: Callable[[_T], int], *, label: str = ""
-    ) -> None:
-        super().__init__(subcon)
-        self.decode = decode
-        self.encode = encode
-        self.label = label
-
-    def _parse(self, stream: Cursor, context: Any, path: str) -> _T:
-        return self.decode(self.subcon._parse(stream, context, path))
-
-    def _build(self, obj: _T, stream: Sink, context: Any, path: str) -> _T:
-        number = self.encode(obj)
-        self.decode(number)
-        self.subcon._build(number, stream, context, path)
-        return obj
-
-    @classmethod
-    def choice(cls, subcon: Construct, *allowed: int) -> Checked[int]:
-        """An integer out of a list."""
-
-        def decode(number: int) -> int:
-            if number not in allowed:
-                raise Violation("value out of range", expected=" or ".join(map(str, allowed)), got=number)
-            return number
-
-        return Checked(subcon, decode, int)
-
-
-class Derived(Subconstruct):  # type: ignore[misc]
-    """An integer that later fields determine: parsed as stored (whoever uses it checks it), computed on building.
-
-    Args:
-        subcon: the integer.
-        value: computes it from the fields to be built; a value above the integer's range is an error.
-    """
-
-    def __init__(self, subcon: Construct, value: Callable[[Any], int]) -> None:
-        super().__init__(subcon)
-        self.flagbuildnone = True
-        self.value = value
-
-    def _parse(self, stream: Cursor, context: Any, path: str) -> int:
-        number: int = self.subcon._parse(stream, context, path)
-        return number
-
-    def _build(self, obj: Any, stream: Sink, context: Any, path: str) -> int:
-        value = self.value(context)
-        top = 256 ** int(self.subcon.sizeof()) - 1
-        if value > top:
-            raise Violation("does not fit its field", expected=f"at most {top}", got=value)
-        self.subcon._build(value, stream, context, path)
-        return value
 
 
 class Extension(Subconstruct):  # type: ignore[misc]
@@ -351,7 +67,7 @@ class Layout(construct.Struct):  # type: ignore[misc]
             raise TypeError("every field of a layout has a name and a meaning")
         self._runs = _runs_of(self._fields)
 
-    def _parse(self, stream: Cursor, context: Any, path: str) -> Container:
+    def _parse(self, stream: Cursor, context: Any, path: str) -> dict[str, Any]:
         if stream.trace is None:
             start = stream.tell()
             try:
@@ -360,9 +76,9 @@ class Layout(construct.Struct):  # type: ignore[misc]
                 stream.seek(start)  # parsed again, field by field, to name the one that is wrong
         return self._parse_fields(stream, path)
 
-    def _parse_runs(self, stream: Cursor) -> Container:
+    def _parse_runs(self, stream: Cursor) -> dict[str, Any]:
         """Parse sound bytes quickly: every run of integers with one ``struct`` call."""
-        scope = Container()
+        scope: dict[str, Any] = {}
         for run, names, decoders, brick in self._runs:
             if run is None:
                 scope[names[0]] = brick._parse(stream, scope, "")
@@ -371,8 +87,8 @@ class Layout(construct.Struct):  # type: ignore[misc]
                 scope[name] = number if decode is None else decode(number)
         return scope
 
-    def _parse_fields(self, stream: Cursor, path: str) -> Container:
-        scope = Container()
+    def _parse_fields(self, stream: Cursor, path: str) -> dict[str, Any]:
+        scope: dict[str, Any] = {}
         starts: dict[str, int] = {}
         trace = stream.trace
         for name, brick, meaning in self._fields:
@@ -388,20 +104,30 @@ class Layout(construct.Struct):  # type: ignore[misc]
                     expected=broken.expected,
                     got=broken.got,
                 ) from None
+            except construct.StreamError:
+                # construct hides the cursor's Violation behind an error of its own, without place and size.
+                raise FormatError(
+                    "truncated",
+                    field=name,
+                    offset=start,
+                    expected=f"{brick.sizeof()} bytes",
+                    got=f"{stream.remaining} left",
+                ) from None
             except UqffError as error:
+                if trace is not None:
+                    _put_within(name, trace, first)
                 raise error.within(prefix=name) from None
             scope[name] = value
             if trace is not None:
-                nested = trace[first:]
-                if nested:
-                    trace[first:] = [t._replace(path=f"{name}.{t.path}") for t in nested]
+                if len(trace) > first:
+                    _put_within(name, trace, first)
                 elif stream.tell() > start:
                     shown = brick.decode(value) if isinstance(brick, Scalar) else value
                     trace.append(FieldTrace(name, start, stream.tell() - start, type_label(brick), shown, meaning))
         return scope
 
     def _build(self, obj: Any, stream: Sink, context: Any, path: str) -> Any:
-        scope = Container(obj)
+        scope: dict[str, Any] = dict(obj)
         for name, brick, _ in self._fields:
             try:
                 scope[name] = brick._build(scope.get(name), stream, scope, path)
@@ -413,7 +139,7 @@ class Layout(construct.Struct):  # type: ignore[misc]
                 raise error.within(prefix=name) from None
         return scope
 
-    def read(self, buffer: Any, *, trace: list[FieldTrace] | None = None, exact: bool = True) -> Container:
+    def read(self, buffer: Any, *, trace: list[FieldTrace] | None = None, exact: bool = True) -> dict[str, Any]:
         """Parse a buffer. Payloads are views of it.
 
         Args:
@@ -464,19 +190,21 @@ class Layout(construct.Struct):  # type: ignore[misc]
     def rows(self) -> list[Row]:
         """The offset table of the spec. A field after one of variable size is placed relative to it."""
         rows: list[Row] = []
-        base, constant = "", 0
+        anchor, constant, dims = "", 0, ""
         for name, brick, meaning in self._fields:
-            offset = f"{base} + {constant}" if base and constant else base or str(constant)
+            offset = " + ".join(filter(None, [anchor, str(constant) if constant else "", dims])) or "0"
             fixed, variable = size_terms(brick)
-            size = " + ".join(filter(None, [str(fixed) if fixed or not variable else "", variable]))
-            rows.append(Row(offset, size, name, type_label(brick), meaning))
+            rows.append(Row(offset, variable or str(fixed), name, type_label(brick), meaning))
             constant += fixed
-            if variable:
-                if isinstance(brick, (Layout, Extension, Span)):
-                    base, constant = f"end of `{name}`", 0
-                else:
-                    base = f"{base} + {variable}" if base else variable
+            if isinstance(brick, (Layout, Extension, Span)):
+                anchor, constant, dims = f"end of `{name}`", 0, ""
+            else:
+                dims = " + ".join(filter(None, [dims, variable]))
         return rows
+
+
+def _put_within(name: str, trace: list[FieldTrace], first: int) -> None:
+    trace[first:] = [field._replace(path=f"{name}.{field.path}") for field in trace[first:]]
 
 
 def _unwrapped(brick: Construct) -> Construct:
@@ -537,3 +265,13 @@ def type_label(brick: Construct) -> str:
     if isinstance(brick, Span):
         return "bytes"
     return {1: "u8", 2: "u16", 4: "u32"}[int(brick.sizeof())]
+
+
+def offset_of_field(trace: list[FieldTrace], path: str) -> int | None:
+    """Where a field begins in its blob. A shape of no dimensions has no bytes: it would begin behind its count."""
+    for field in trace:
+        if field.path == path:
+            return field.offset
+        if path.endswith("shape") and field.path == path.removesuffix("shape") + "ndim" and not field.value:
+            return field.offset + field.size
+    return None

@@ -13,7 +13,8 @@ import math
 from typing import Any
 
 from uqff.codes import DType
-from uqff.schema.layout import U32, Checked, Derived, Dims, Layout, Span, Violation
+from uqff.schema.bricks import U32, Checked, Derived, Dims, Span, Violation
+from uqff.schema.layout import Layout
 
 __all__ = ["TENSOR"]
 

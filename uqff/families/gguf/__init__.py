@@ -1,4 +1,4 @@
-"""The GGUF family: ggml's block types. See :mod:`uqff.families.gguf.record` for the blob, ``blocks`` for the layouts."""
+"""The GGUF family, ggml's block types: :mod:`~uqff.families.gguf.record` is the room, ``blocks`` has the layouts."""
 
 from uqff.families.gguf.record import GGUF
 

@@ -1,7 +1,8 @@
 """The block layouts of the ggml types, bottom-up: each declared once, sizes and numpy views derived.
 
 A block stores 32 (legacy types) or 256 (K types, "super-blocks") consecutive weights.  F32, F16 and BF16 are blocks of
-one.  Authority: ggml, ``ggml-common.h`` (``block_q4_0`` ... ``block_q8_K``); candle, ``candle-core/src/quantized/k_quants.rs``.
+one.  Authority: ggml, ``ggml-common.h`` (``block_q4_0`` ... ``block_q8_K``); candle,
+``candle-core/src/quantized/k_quants.rs``.
 The stored codes are those of ggml's ``enum ggml_type``; gaps are types that UQFF does not hold.
 """
 
@@ -13,7 +14,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from uqff.schema.layout import Layout, Scalar, Vector
+from uqff.schema.bricks import Scalar, Vector
+from uqff.schema.layout import Layout
 
 if TYPE_CHECKING:
     import torch
@@ -73,7 +75,7 @@ class BlockType:
 
         parts, start = [], 0
         for _, brick, _ in self.layout.members:
-            code, shape = brick.numpy
+            code, _ = brick.numpy
             size = brick.code.size
             raw = blocks[:, start : start + size].contiguous()
             part = raw if code == "u1" else raw.view(getattr(torch, _TORCH[code]))

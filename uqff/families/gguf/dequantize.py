@@ -1,7 +1,8 @@
 """The reference dequantisers of the ggml types, in torch: one function a type, fields in file order.
 
 Each takes uint8 ``[n, type_size]`` and gives float32 ``[n, block_size]``.  The order of float operations is ggml's
-(``ggml-quants.c``, ``dequantize_row_*``), so results are bit-equal to it and to gguf-py: ``(d * scale) * q - (dmin * m)``.
+(``ggml-quants.c``, ``dequantize_row_*``), so results are bit-equal to it and to gguf-py:
+``(d * scale) * q - (dmin * m)``.
 """
 
 from __future__ import annotations

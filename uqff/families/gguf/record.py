@@ -3,10 +3,11 @@
 ::
 
     offset  0            4       5                9          10              14        18
-            version u32  type=0  data_length u32  bias_flag  ggml_dtype u32  ndim u32  shape u32 × ndim  blocks  [R bias]
+            version u32  type=0  data_length u32  bias_flag  ggml_dtype u32  ndim u32  shape          blocks  [R bias]
 
-The shape is in elements and row major (not reversed as in GGUF files).  The bias flag stands *after* the length here and
-before the body in every other family.  ``data_length`` wraps at 4 GiB in old writers; shape and type give the true size.
+The shape is in elements and row major (not reversed as in GGUF files).  The bias flag stands *after* the length here
+and before the body in every other family.  ``data_length`` wraps at 4 GiB in old writers; shape and type give the true
+size.
 
 Authority: mistral.rs, ``mistralrs-quant/src/gguf/mod.rs`` (``serialize_with_bias``, ``deserialize``).
 """
@@ -24,8 +25,9 @@ from uqff.codes import DType, Family
 from uqff.families.base import PayloadProblem, QuantizedTensor, first_bad, not_finite, payload
 from uqff.families.gguf.blocks import BLOCK_TYPES, BlockType, block_type_of_code
 from uqff.families.gguf.dequantize import DEQUANTIZERS
+from uqff.schema.bricks import U32, Checked, Derived, Dims, Scope, Span, Violation
 from uqff.schema.header import BIAS_FLAG, blob_layout
-from uqff.schema.layout import U32, Checked, Derived, Dims, Layout, Scope, Span, Violation
+from uqff.schema.layout import Layout
 from uqff.views import flat_bytes
 
 if TYPE_CHECKING:
@@ -109,6 +111,18 @@ class GGUF(QuantizedTensor):
     def build(self) -> dict[str, Any]:
         """See :meth:`QuantizedTensor.build`."""
         return {"ggml_dtype": self.block_type, "shape": self.shape, "data": payload(self.data)}
+
+    @staticmethod
+    def kind_of(blob: Scope) -> str:
+        """See :meth:`QuantizedTensor.kind_of`."""
+        kind: str = blob["ggml_dtype"].kind
+        return kind
+
+    @staticmethod
+    def shape_of(blob: Scope) -> tuple[int, ...]:
+        """See :meth:`QuantizedTensor.shape_of`."""
+        shape: tuple[int, ...] = blob["shape"]
+        return shape
 
     @staticmethod
     def validate(blob: Scope) -> None:

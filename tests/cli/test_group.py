@@ -1,0 +1,132 @@
+"""The command line as a whole: its table of commands, errors, exit codes, pipes, and how little it imports."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+import pytest
+from click.testing import CliRunner
+from tiny_files import GOLDEN, ROOT, unquant, write_file
+
+import uqff
+from uqff.cli import COMMANDS, LazyGroup, main
+
+FILE = GOLDEN / "qwen2-f32" / "q4k-0.uqff"
+
+
+def test_version() -> None:
+    """The version of the package."""
+    assert CliRunner().invoke(main, ["--version"]).output == f"uqff {uqff.__version__}\n"
+
+
+def test_help_lists_the_table() -> None:
+    """In the order of the table, each with its line."""
+    result = CliRunner().invoke(main, ["--help"])
+    assert result.exit_code == 0
+    listed = result.output.partition("Commands:\n")[2].splitlines()
+    width = max(map(len, COMMANDS))
+    assert listed == [f"  {name:<{width}}  {text}" for name, (_, text) in COMMANDS.items()]
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_table_agrees_with_the_commands(name: str) -> None:
+    """Every entry can be imported, and its line is the command's own."""
+    assert isinstance(main, LazyGroup)
+    command = main.get_command(click.Context(main), name)
+    assert command is not None
+    assert command.get_short_help_str(limit=1000) == COMMANDS[name][1]
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["--version"], ["inspect", "--help"], ["inspect", str(FILE)], ["verify", str(FILE)]]
+)
+def test_torch_is_not_imported(arguments: list[str]) -> None:
+    """It takes seconds, and these answer in tenths of one; numba neither."""
+    script = (
+        "import sys\n"
+        "from uqff.cli import main\n"
+        "try:\n    main()\n"
+        "except SystemExit as end:\n    assert end.code == 0, end.code\n"
+        "print('imported:', sorted({'torch', 'numba', 'safetensors'} & set(sys.modules)))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script, *arguments], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "imported: []"
+    assert done.stderr == ""
+
+
+def test_help_imports_no_command() -> None:
+    """Commands to come may be heavy; the table is enough for --help."""
+    script = (
+        "import sys\n"
+        "from uqff.cli import main\n"
+        "try:\n    main(['--help'])\n"
+        "except SystemExit:\n    pass\n"
+        "print([name for name in sys.modules if name.startswith('uqff.cli.') or name == 'rich'])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+@pytest.mark.parametrize("arguments", [[], ["unknown"], ["inspect"], ["verify"], ["inspect", "no/such/file"]])
+def test_a_wrong_call_is_2(arguments: list[str]) -> None:
+    """Nothing on the standard output but help."""
+    assert CliRunner().invoke(main, arguments).exit_code == 2
+
+
+@pytest.mark.parametrize("command", ["inspect", "verify"])
+def test_a_file_that_cannot_be_read_is_2(command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An error of the system is no violation."""
+    path = write_file(tmp_path / "m.uqff", {"0": unquant([1.0])})
+
+    def refuse(_path: object) -> None:
+        raise PermissionError(13, "Permission denied", "a\x1b[31m.uqff")
+
+    monkeypatch.setattr("uqff.container.file.MappedFile", refuse)
+    result = CliRunner().invoke(main, [command, str(path)])
+    assert (result.exit_code, result.stdout, result.stderr) == (2, "", "uqff: Permission denied: a\\x1b[31m.uqff\n")
+
+
+def test_control_c_is_quiet(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No traceback, no "Aborted!": the shell's own code for it."""
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("uqff.container.file.MappedFile", interrupt)
+    result = CliRunner().invoke(main, ["inspect", str(FILE)])
+    assert (result.exit_code, result.output) == (130, "")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="SIGPIPE is POSIX")
+def test_a_closed_pipe_is_quiet() -> None:
+    """`uqff inspect ... | head` says nothing when head has seen enough."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "uqff", "inspect", str(FILE), "--json"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdout.close()
+    with process.stderr:
+        assert process.stderr.read() == b""
+    assert process.wait(timeout=60) == 141
+
+
+def test_the_script_of_a_checkout() -> None:
+    """tools/inspect_uqff.py is `uqff inspect`, from anywhere."""
+    script = [sys.executable, str(ROOT / "tools" / "inspect_uqff.py"), str(FILE)]
+    done = subprocess.run(script, capture_output=True, text=True, check=True, cwd=ROOT / "tests")
+    assert done.stdout == CliRunner().invoke(main, ["inspect", str(FILE)]).output
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
+def test_output_fits_the_encoding(encoding: str) -> None:
+    """Bars are blocks or, where there are none, number signs; nothing cannot be printed."""
+    result = CliRunner(charset=encoding).invoke(main, ["inspect", str(FILE), "0"])
+    assert result.exit_code == 0
+    text = result.stdout_bytes.decode(encoding)
+    assert ("█" in text, "#" in text) == (encoding == "utf-8", encoding == "ascii")
+    assert ("u32 × ndim" in text, "u32 \\xd7 ndim" in text) == (encoding == "utf-8", encoding == "ascii")

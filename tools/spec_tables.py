@@ -1,0 +1,284 @@
+"""Write the tables of the spec from the declared layouts, the code's own tables and the vectors.
+
+A table stands between ``<!-- table: NAME -->`` and ``<!-- end -->``; whatever is between them is replaced.  With
+``--check`` nothing is written and any difference ends with exit status 1.
+
+=======================  =================================================================================
+name                     table
+=======================  =================================================================================
+``HEADER``, ``TENSOR``   offset table of a shared layout
+``AFQ.LAYOUT``, ...      offset table of a family
+``Q4K.BLOCK``, ...       offset table of a ggml block, ``F8Q8.BLOCK`` of an F8Q8 block
+``VERSIONS``             versions with what each added
+``FAMILIES``             type bytes
+``DTYPES``               tensor dtypes
+``GGML_TYPES``           ggml types with their sizes
+``ARCHITECTURES``        order of the layers by architecture
+``LIMITS``               bounds of a reader
+``EXAMPLE folder/name``  a vector, field by field
+``VECTORS``              index of the valid vectors
+``FILES``                index of the valid files
+``BAD``                  index of the broken files
+=======================  =================================================================================
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import inspect
+import itertools
+import json
+import re
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from uqff import limits
+from uqff.architectures import ARCHITECTURES
+from uqff.codes import VERSIONS, DType, Family
+from uqff.families import FAMILIES, f8q8
+from uqff.families.gguf.blocks import BLOCK_TYPES, BlockType
+from uqff.schema.header import HEADER
+from uqff.schema.layout import Layout, size_terms
+from uqff.schema.tensor import TENSOR
+
+SPEC = Path(__file__).parents[1] / "spec"
+VECTORS = SPEC / "vectors"
+
+MARKED = re.compile(r"(<!-- table: (?P<name>[^\n]+?) -->\n).*?(<!-- end -->)", re.DOTALL)
+TOOL_LIMITS = {"MAX_PATTERN"}
+"""Bounds on what users write, not on files of the format."""
+SHOWN_BYTES = 8
+"""Bytes of a field that a worked example shows; of longer ones, the first."""
+
+
+def markdown(heads: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
+    """A Markdown table."""
+
+    def line(cells: Iterable[object]) -> str:
+        return "| " + " | ".join(str(cell).replace("|", "\\|") for cell in cells) + " |"
+
+    heads = list(heads)
+    return "\n".join([line(heads), "|" + "---|" * len(heads), *map(line, rows)])
+
+
+def offset_table(layout: Layout) -> str:
+    """Offset, size, field, type, meaning."""
+    rows = ((r.offset, r.size, f"`{r.field}`", r.type, r.meaning) for r in layout.rows())
+    return markdown(("offset", "size", "field", "type", "meaning"), rows)
+
+
+def block_table(layout: Layout) -> str:
+    """An offset table and the sum of its sizes."""
+    sizes = [size_terms(brick)[0] for _, brick, _ in layout.members]
+    total = f" = {layout.fixed_size}" if len(sizes) > 1 else ""
+    return f"{offset_table(layout)}\n\nSize: {' + '.join(map(str, sizes))}{total} bytes."
+
+
+def _layout_tables() -> dict[str, Callable[[], str]]:
+    tables: dict[str, Callable[[], str]] = {
+        "HEADER": lambda: offset_table(HEADER),
+        "TENSOR": lambda: offset_table(TENSOR),
+    }
+    for record in FAMILIES:
+        tables[f"{record.family.name}.LAYOUT"] = lambda layout=record.LAYOUT: offset_table(layout)  # type: ignore[misc]
+    for block_type in BLOCK_TYPES:
+        tables[f"{block_type.name}.BLOCK"] = lambda layout=block_type.layout: block_table(layout)  # type: ignore[misc]
+    tables["F8Q8.BLOCK"] = lambda: block_table(f8q8.BLOCK)
+    return tables
+
+
+def version_table() -> str:
+    """Versions with their word."""
+    rows = []
+    for version, adds in VERSIONS.items():
+        word = version.major << 16 | version.minor << 8 | version.patch
+        families = ", ".join(f.title for f in Family if f.since == version)
+        dtypes = ", ".join(d.name for d in DType if d.since == version)
+        rows.append((version, f"`{word.to_bytes(4, 'little').hex(' ')}`", adds, families, dtypes))
+    return markdown(("version", "bytes on disk", "history", "families since", "dtypes since"), rows)
+
+
+def family_table() -> str:
+    """Type bytes."""
+    rows = ((f.value, f"[{f.title}](families/{f.name.lower()}.md)", f.since) for f in Family)
+    return markdown(("type byte", "family", "since"), rows)
+
+
+def dtype_table() -> str:
+    """Tensor dtypes."""
+    rows = (
+        (d.code, d.name, d.itemsize if d.storable else "reserved", d.safetensors or "", d.since)
+        for d in sorted(DType, key=lambda d: d.code)
+    )
+    return markdown(("code", "dtype", "bytes per element", "name in safetensors", "since"), rows)
+
+
+def ggml_table() -> str:
+    """Ggml types with their sizes."""
+
+    def row(t: BlockType) -> tuple[object, ...]:
+        fields = ", ".join(f"`{name}` {size_terms(brick)[0]}" for name, brick, _ in t.layout.members)
+        return t.code, t.name, t.block_size, t.type_size, f"{8 * t.type_size / t.block_size:g}", fields
+
+    return markdown(
+        ("code", "type", "weights per block", "bytes per block", "bits per weight", "fields and bytes"),
+        map(row, BLOCK_TYPES),
+    )
+
+
+def architecture_table() -> str:
+    """Order of the layers."""
+    heads = ("architecture", "in `config.json`", "in front", "weights of a layer", "each expert", "in place of experts")
+    rows = (
+        (
+            a.title,
+            _names(a.classes),
+            f"`{a.prefix}model.layers.i.`",
+            _names(a.block),
+            _names(a.experts),
+            _names(a.dense),
+        )
+        for a in ARCHITECTURES
+    )
+    return markdown(heads, rows)
+
+
+def _names(names: Iterable[str]) -> str:
+    return ", ".join(f"`{name}`" for name in names)
+
+
+def limit_table() -> str:
+    """Each bound with the reason that its docstring states."""
+    statements = ast.parse(inspect.getsource(limits)).body
+    rows = []
+    for statement, below in itertools.pairwise(statements):
+        if not isinstance(statement, ast.AnnAssign) or not isinstance(statement.target, ast.Name):
+            continue
+        if statement.target.id in TOOL_LIMITS:
+            continue
+        if not isinstance(below, ast.Expr) or not isinstance(below.value, ast.Constant):
+            raise TypeError(f"{statement.target.id} has no reason")
+        name, reason = statement.target.id, " ".join(str(below.value.value).split())
+        rows.append((f"`{name}`", f"{getattr(limits, name):,}", reason))
+    return markdown(("bound", "value", "meaning and reason"), rows)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Vectors
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def _vector(name: str) -> tuple[dict[str, Any], bytes]:
+    return json.loads((VECTORS / f"{name}.json").read_text("utf-8")), (VECTORS / f"{name}.bin").read_bytes()
+
+
+def example_table(name: str) -> str:
+    """A vector, field by field, with the sum of the sizes."""
+    vector, blob = _vector(name)
+    rows = []
+    for field in vector["fields"]:
+        raw = blob[field["offset"] : field["offset"] + field["size"]]
+        shown = raw[:SHOWN_BYTES].hex(" ") + (" …" if len(raw) > SHOWN_BYTES else "")
+        value = field.get("means", field.get("value", ""))
+        rows.append((field["offset"], field["size"], f"`{shown}`", f"`{field['path']}`", value))
+    sizes = " + ".join(str(field["size"]) for field in vector["fields"])
+    table = markdown(("offset", "size", "bytes", "field", "value"), rows)
+    return f"{table}\n\nTotal: {sizes} = {len(blob)} bytes. File: `vectors/{name}.bin`."
+
+
+def vector_index() -> str:
+    """All valid vectors."""
+    rows = []
+    for family in Family:
+        folder = family.name.lower()
+        for path in sorted((VECTORS / folder).glob("*.json")):
+            vector, _ = _vector(f"{folder}/{path.stem}")
+            bias = vector["bias"]["dtype"] if vector["bias"] else ""
+            source = vector["provenance"].get("client", "synthetic")
+            link = f"[{folder}/{path.stem}]({folder}/{path.name})"
+            shape = "×".join(map(str, vector["shape"]))
+            rows.append((link, vector["kind"], vector["version"], shape, bias, vector["size"], source, vector["note"]))
+    heads = ("vector", "kind", "version", "shape", "bias", "bytes", "source", "what for")
+    return f"{len(rows)} vectors.\n\n{markdown(heads, rows)}"
+
+
+def file_index() -> str:
+    """All valid files."""
+    index = json.loads((VECTORS / "container" / "index.json").read_text("utf-8"))
+    rows = (
+        (f"[{e['file']}]({e['file']})", ", ".join(f"`{layer['key']}`" for layer in e["layers"]), e["note"])
+        for e in index
+    )
+    return markdown(("file", "keys by index", "what for"), rows)
+
+
+def bad_index() -> str:
+    """All broken files."""
+    index = json.loads((VECTORS / "bad" / "index.json").read_text("utf-8"))
+    rows = []
+    for e in index:
+        rule = f"[{e['rule']}](../../{e['section']})"
+        where = "" if e["field"] is None else f"`{_visible(e['field'])}`"
+        rows.append((f"[{e['file']}]({e['file']})", rule, e["error"], where, e["offset"]))
+    return f"{len(rows)} files.\n\n{markdown(('file', 'violated rule', 'error', 'field', 'offset'), rows)}"
+
+
+def _visible(name: str) -> str:
+    return name if name.isascii() and name.isprintable() else name.encode("unicode_escape").decode()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Pages
+# ---------------------------------------------------------------------------------------------------------------------
+
+TABLES: dict[str, Callable[[], str]] = {
+    **_layout_tables(),
+    "VERSIONS": version_table,
+    "FAMILIES": family_table,
+    "DTYPES": dtype_table,
+    "GGML_TYPES": ggml_table,
+    "ARCHITECTURES": architecture_table,
+    "LIMITS": limit_table,
+    "VECTORS": vector_index,
+    "FILES": file_index,
+    "BAD": bad_index,
+}
+
+
+def table(name: str) -> str:
+    """The table of a marker.
+
+    Raises:
+        KeyError: there is none of that name.
+    """
+    kind, _, argument = name.partition(" ")
+    return example_table(argument) if kind == "EXAMPLE" else TABLES[name]()
+
+
+def rewritten(text: str) -> str:
+    """A page with all its tables as they should be."""
+    return MARKED.sub(lambda found: f"{found[1]}\n{table(found['name'])}\n\n{found[3]}", text)
+
+
+def main() -> int:
+    """See the module docstring."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else "")
+    parser.add_argument("--check", action="store_true", help="write nothing, exit 1 on any difference")
+    check = parser.parse_args().check
+    stale = []
+    for page in sorted(SPEC.rglob("*.md")):
+        text = page.read_text("utf-8")
+        wanted = rewritten(text)
+        if wanted != text:
+            stale.append(page)
+            print(f"{'differs' if check else 'written'}: {page.relative_to(SPEC.parent)}")
+            if not check:
+                page.write_text(wanted, "utf-8")
+    return 1 if check and stale else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,55 @@
+"""Write all vectors into ``spec/vectors/``; with ``--check``, only say whether anything differs."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+VECTORS = Path(__file__).parents[2] / "spec" / "vectors"
+
+
+def expected_files() -> dict[str, bytes]:
+    """Path below ``spec/vectors/`` and content of every generated file."""
+    from tools.vectors import bad, client, describe, framing, good
+
+    files: dict[str, bytes] = {}
+    for vector in [*good.synthetic(), *client.written_by_client()]:
+        stem = f"{vector.folder}/{vector.name}"
+        if f"{stem}.bin" in files:
+            raise ValueError(f"two vectors are called {stem}")
+        files[f"{stem}.bin"] = vector.blob
+        files[f"{stem}.json"] = describe.text(describe.describe(vector)).encode()
+    files.update(framing.sound_files())
+    files.update(bad.files())
+    return files
+
+
+def present_files() -> dict[str, bytes]:
+    """Path and content of every generated file that is there."""
+    found = (path for path in VECTORS.rglob("*") if path.is_file() and path.suffix != ".md")
+    return {path.relative_to(VECTORS).as_posix(): path.read_bytes() for path in found}
+
+
+def main() -> int:
+    """See the module docstring."""
+    parser = argparse.ArgumentParser(prog="python -m tools.vectors", description=__doc__)
+    parser.add_argument("--check", action="store_true", help="compare, write nothing, exit 1 on any difference")
+    check = parser.parse_args().check
+    expected, present = expected_files(), present_files()
+    changed = sorted(path for path in expected.keys() | present.keys() if expected.get(path) != present.get(path))
+    for path in changed:
+        print(f"{'differs' if check else 'written' if path in expected else 'removed'}: {path}")
+        if not check:
+            target = VECTORS / path
+            if path in expected:
+                target.parent.mkdir(parents=True, exist_ok=True)
+                target.write_bytes(expected[path])
+            else:
+                target.unlink()
+    print(f"{len(expected)} files, {len(changed)} {'differ' if check else 'changed'}")
+    return 1 if check and changed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

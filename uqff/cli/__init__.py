@@ -1,0 +1,84 @@
+"""The command line: ``uqff COMMAND``. Commands parse arguments and show results; all logic is elsewhere.
+
+A command's module is imported when the command is run; ``uqff --help`` reads the table below and imports none.  Exit
+codes: 0 fine, 1 the file is not right, 2 the call is not right (usage, a file that cannot be read), 130 interrupted,
+141 the reader of a pipe went away.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from importlib import import_module
+from typing import Any
+
+import click
+
+from uqff import __version__
+from uqff.errors import UqffError, printable
+
+__all__ = ["COMMANDS", "LazyGroup", "main"]
+
+COMMANDS: dict[str, tuple[str, str]] = {
+    "inspect": ("uqff.cli.inspect:inspect", "Show what is in a file, or one layer in full."),
+    "diff": ("uqff.cli.diff:diff", "Compare two models, or a model and its checkpoint, layer by layer."),
+    "quantize": ("uqff.cli.quantize:quantize", "Quantise a checkpoint."),
+    "verify": ("uqff.cli.verify:verify", "Check a file against every rule of the format."),
+}
+"""Name of a command to ``module:attribute`` and its one line of help, in the order of ``--help``."""
+
+INTERRUPTED = 128 + 2
+PIPE_CLOSED = 128 + 13
+"""What a shell reports for a process that ended by SIGINT or SIGPIPE."""
+
+
+class LazyGroup(click.Group):
+    """A group whose commands are imported when they are run, and whose errors become messages and exit codes."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """The names in the table."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import a command."""
+        if cmd_name not in COMMANDS:
+            return None
+        module, _, attribute = COMMANDS[cmd_name][0].partition(":")
+        command: click.Command = getattr(import_module(module), attribute)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """List the commands without importing them."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run a command."""
+        for stream in (sys.stdout, sys.stderr):
+            if hasattr(stream, "reconfigure"):
+                stream.reconfigure(errors="backslashreplace")
+        try:
+            result = super().invoke(ctx)
+            sys.stdout.flush()
+        except UqffError as error:
+            _fail(ctx, str(error), 1)
+        except BrokenPipeError:
+            # What is left in the buffer must not complain when the interpreter exits.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            ctx.exit(PIPE_CLOSED)
+        except OSError as error:
+            _fail(ctx, f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}", 2)
+        except KeyboardInterrupt:
+            ctx.exit(INTERRUPTED)
+        return result
+
+
+def _fail(ctx: click.Context, message: str, code: int) -> None:
+    click.echo(f"uqff: {printable(message)}", err=True)
+    ctx.exit(code)
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="uqff", message="%(prog)s %(version)s")
+def main() -> None:
+    """Read, check and write UQFF, the quantised file format of mistral.rs."""

@@ -1,0 +1,276 @@
+"""``uqff inspect``."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from uqff.container import UqffFile, open_uqff
+from uqff.errors import UqffError, printable
+
+if TYPE_CHECKING:
+    from uqff.inspection import FieldRow, FileSummary, LayerReport, LayerRow, Statistics
+
+__all__ = ["inspect"]
+
+_SHOWN_RAW = 8
+"""Bytes of a field that fit into the table of fields."""
+
+
+@click.command(short_help="Show what is in a file, or one layer in full.")
+@click.argument("path", type=click.Path(exists=True))
+@click.argument("key", required=False)
+@click.option("--hex", "dump", is_flag=True, help="With KEY: dump the layer's bytes, each field annotated.")
+@click.option(
+    "--hex-bytes",
+    "limit",
+    type=click.IntRange(min=0),
+    default=64,
+    show_default=True,
+    help="Bytes of each field in the dump; 0 for all.",
+)
+@click.option(
+    "--stats/--no-stats", default=True, show_default=True, help="With KEY: dequantise and measure the weight."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON (described in spec/inspect-json.md).")
+@click.pass_context
+def inspect(ctx: click.Context, path: str, key: str | None, dump: bool, limit: int, stats: bool, as_json: bool) -> None:
+    """Show what is in a file.
+
+    PATH is a .uqff file (the other shards of its set are found), or a model directory. KEY is the index of a layer:
+    then all its fields are shown with offset, size, type, bytes and value, and the dequantised weight is measured.
+
+    Exits with 1 if a layer is broken; the others are shown all the same.
+    """
+    if dump and key is None:
+        raise click.UsageError("--hex needs a KEY")
+    with open_uqff(path) as file:
+        error = _inspect_file(file, as_json) if key is None else _inspect_layer(file, key, dump, limit, stats, as_json)
+    if error is not None:
+        click.echo(f"uqff: {error}", err=True)
+        ctx.exit(1)
+
+
+def _inspect_file(file: UqffFile, as_json: bool) -> str | None:
+    from uqff.inspection.document import summary_document
+    from uqff.inspection.summary import summarize
+
+    summary = summarize(file)
+    if as_json:
+        _echo_json(summary_document(summary))
+    else:
+        _show_summary(summary)
+    problems = [f"{len(summary.broken)} of {len(summary.layers)} layers broken"] if summary.broken else []
+    if summary.residual is not None and summary.residual.error is not None:
+        problems.append(str(summary.residual.error))
+    return "; ".join(problems) or None
+
+
+def _inspect_layer(file: UqffFile, key: str, dump: bool, limit: int, stats: bool, as_json: bool) -> str | None:
+    from uqff.inspection.document import layer_document
+    from uqff.inspection.layer import report_layer
+
+    report = report_layer(file, _find(file, key), statistics=stats, dump=dump, limit=limit)
+    if as_json:
+        _echo_json(layer_document(report))
+    else:
+        _show_layer(report)
+    return None if report.row.error is None else str(report.row.error)
+
+
+def _find(file: UqffFile, key: str) -> str:
+    if key in file:
+        return key
+    by_index = {int(name): name for name in file}
+    found = by_index.get(int(key)) if key.isascii() and key.isdecimal() and len(key) < 10 else None
+    if found is None:
+        keys = list(file)
+        known = f"{keys[0]} to {keys[-1]}" if keys else "none at all"
+        raise click.BadParameter(f"no layer {printable(key)}; there are: {known}", param_hint="'KEY'")
+    return found
+
+
+def _echo_json(document: dict[str, Any]) -> None:
+    print(json.dumps(document, indent=2, allow_nan=False))
+
+
+def _show_summary(summary: FileSummary) -> None:
+    from uqff.cli.render import echo_heading, echo_pairs, echo_table, size
+
+    bits = "-" if summary.bits_per_weight is None else f"{summary.bits_per_weight:.4f}"
+    pairs = [
+        ("generation", summary.generation),
+        ("version", ", ".join(map(str, summary.versions)) or "-"),
+        ("shards", str(len(summary.files))),
+        ("layers", str(len(summary.layers)) + (f", {len(summary.broken)} broken" if summary.broken else "")),
+        ("types", ", ".join(f"{row.layers} {row.kind}" for row in summary.types) or "-"),
+        ("weights", f"{summary.weights:,}"),
+        ("payload", size(summary.payload_bytes)),
+        ("bits/weight", bits),
+        ("size", size(summary.nbytes)),
+        ("residual", _residual_text(summary)),
+        *((f"metadata {name}", text) for name, text in summary.metadata.items()),
+    ]
+    echo_heading(summary.files[0].path)
+    echo_pairs([(printable(name), text) for name, text in pairs])
+    if len(summary.files) > 1:
+        print()
+        columns = [("shard", "left"), ("layers", "right"), ("size", "left")]
+        echo_table(columns, ([f.path, str(f.layers), size(f.nbytes)] for f in summary.files))
+    if len(summary.types) > 1:
+        print()
+        columns = [
+            (name, "right" if name in ("layers", "weights", "bits/weight") else "left") for name in _TYPE_COLUMNS
+        ]
+        echo_table(
+            columns,
+            (
+                [t.kind, str(t.layers), f"{t.weights:,}", f"{t.bits_per_weight:.4f}", size(t.payload_bytes)]
+                for t in summary.types
+            ),
+        )
+    print()
+    _show_layers(summary)
+
+
+_TYPE_COLUMNS = ("type", "layers", "weights", "bits/weight", "payload")
+
+
+def _residual_text(summary: FileSummary) -> str:
+    from uqff.cli.render import size
+
+    residual = summary.residual
+    if residual is None:
+        return "-"
+    if residual.error is not None:
+        return f"broken: {residual.error.problem}"
+    return f"{residual.tensors} tensors, {size(residual.nbytes)}"
+
+
+def _show_layers(summary: FileSummary) -> None:
+    from uqff.cli.render import echo_table
+
+    columns = [
+        ("layer", "right"),
+        ("type", "left"),
+        ("family", "left"),
+        ("shape", "left"),
+        ("weights", "right"),
+        ("bits/weight", "right"),
+        ("payload", "right"),
+        ("bias", "left"),
+        ("offset", "right"),
+        ("size", "right"),
+    ]
+    if len(summary.files) > 1:
+        columns.append(("file", "left"))
+    if summary.broken:
+        columns.append(("error", "left"))
+    rows = []
+    for row in summary.layers:
+        cells = [row.key, *_outline_cells(row), f"{row.offset:,}", f"{row.nbytes:,}"]
+        if len(summary.files) > 1:
+            cells.append(row.path)
+        if summary.broken:
+            cells.append("" if row.error is None else _error_text(row.error))
+        rows.append(cells)
+    echo_table(columns, rows)
+
+
+def _error_text(error: UqffError) -> str:
+    """Without file and layer, which the row shows."""
+    short = UqffError(error.problem, field=error.field, offset=error.offset, expected=error.expected, got=error.got)
+    return str(short)
+
+
+def _outline_cells(row: LayerRow) -> list[str]:
+    outline = row.outline
+    if outline is None:
+        return ["broken", "-", "-", "-", "-", "-", "-"]
+    return [
+        outline.kind,
+        outline.family.title,
+        _shape_text(outline.shape),
+        f"{outline.weights:,}",
+        f"{row.bits_per_weight:.4f}",
+        f"{outline.payload_bytes:,}",
+        "-" if outline.bias is None else f"{outline.bias[0].name} {_shape_text(outline.bias[1])}",
+    ]
+
+
+def _shape_text(shape: tuple[int, ...]) -> str:
+    return f"[{', '.join(map(str, shape))}]"
+
+
+def _show_layer(report: LayerReport) -> None:
+    from uqff.cli.render import echo_heading, echo_pairs, echo_table, size
+
+    row, outline = report.row, report.row.outline
+    echo_heading(f"{row.path}: layer {row.key}")
+    pairs = [("blob", f"{size(row.nbytes)} at {row.offset:,}")]
+    if outline is not None:
+        pairs += [
+            ("version", str(outline.version)),
+            ("type", f"{outline.kind} ({outline.family.title})"),
+            ("shape", f"{_shape_text(outline.shape)}, {outline.weights:,} weights"),
+            ("payload", size(outline.payload_bytes)),
+            ("bits/weight", f"{row.bits_per_weight:.4f}"),
+            ("bias", _outline_cells(row)[-1]),
+        ]
+    if row.error is not None:
+        pairs.append(("broken", _error_text(row.error)))
+    echo_pairs(pairs)
+    print()
+    columns = [(name, "right" if name in ("offset", "size") else "left") for name in _FIELD_COLUMNS]
+    echo_table(columns, map(_field_cells, report.fields))
+    if report.hexdump is not None:
+        print()
+        for line in report.hexdump:
+            print(printable(str(line)))
+    if report.statistics is not None:
+        print()
+        _show_statistics(report.statistics)
+
+
+_FIELD_COLUMNS = ("offset", "size", "type", "field", "bytes", "value")
+
+
+def _field_cells(field: FieldRow) -> list[str]:
+    from uqff.inspection.values import number_text, value_text
+
+    raw = field.raw[:_SHOWN_RAW].hex(" ") + (" ..." if field.nbytes > _SHOWN_RAW else "")
+    value = value_text(field.value)
+    if field.preview is not None:
+        more = ["..."] if field.preview_is_partial else []
+        value = ", ".join([*map(number_text, field.preview), *more])
+    return [f"{field.offset:,}", f"{field.nbytes:,}", field.type, field.path, raw, value]
+
+
+def _show_statistics(found: Statistics) -> None:
+    from uqff.cli.render import bar, echo_heading, echo_pairs, echo_table, number
+
+    echo_heading("dequantised weight")
+    echo_pairs(
+        [
+            ("min", number(found.min)),
+            ("max", number(found.max)),
+            ("mean", number(found.mean)),
+            ("std", number(found.std)),
+            ("abs mean", number(found.abs_mean)),
+            ("zeros", f"{found.zeros:,} ({found.zeros_percent:.2f} %)"),
+            ("NaN", f"{found.nan:,}"),
+            ("Inf", f"{found.inf:,}"),
+        ]
+    )
+    print()
+    most = max(found.histogram)
+    edges = found.edges
+    echo_table(
+        [("from", "right"), ("to", "right"), ("weights", "right"), ("", "left")],
+        (
+            [number(edges[at]), number(edges[at + 1]), f"{count:,}", bar(count, most)]
+            for at, count in enumerate(found.histogram if edges else ())
+        ),
+    )

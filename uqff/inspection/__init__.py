@@ -1,0 +1,25 @@
+"""What is in a file, as data: summaries, field maps, statistics, annotated dumps. Prints nothing.
+
+Nothing here imports torch, except for the statistics of a dequantised weight.
+"""
+
+from uqff.inspection.hexdump import HexLine, hexdump
+from uqff.inspection.layer import FieldRow, LayerReport, report_layer
+from uqff.inspection.outline import Outline, read_outline
+from uqff.inspection.statistics import Statistics, statistics_of
+from uqff.inspection.summary import FileSummary, LayerRow, summarize
+
+__all__ = [
+    "FieldRow",
+    "FileSummary",
+    "HexLine",
+    "LayerReport",
+    "LayerRow",
+    "Outline",
+    "Statistics",
+    "hexdump",
+    "read_outline",
+    "report_layer",
+    "statistics_of",
+    "summarize",
+]

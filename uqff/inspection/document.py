@@ -1,0 +1,141 @@
+"""The same findings as JSON documents, schema 1, described in ``spec/inspect-json.md``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from uqff.errors import UqffError
+from uqff.inspection.layer import LayerReport
+from uqff.inspection.statistics import Statistics
+from uqff.inspection.summary import FileSummary, LayerRow
+from uqff.inspection.values import json_value
+
+__all__ = ["SCHEMA", "layer_document", "summary_document"]
+
+SCHEMA = 1
+"""Raised when a member is renamed, removed or changes its meaning; new members do not raise it."""
+
+
+def summary_document(summary: FileSummary) -> dict[str, Any]:
+    """A model as a JSON object."""
+    residual = summary.residual
+    return {
+        "schema": SCHEMA,
+        "generation": summary.generation,
+        "versions": [str(version) for version in summary.versions],
+        "files": [{"path": f.path, "bytes": f.nbytes, "layers": f.layers} for f in summary.files],
+        "metadata": summary.metadata,
+        "residual": None
+        if residual is None
+        else {
+            "path": residual.path,
+            "bytes": residual.nbytes,
+            "tensors": residual.tensors,
+            "error": _error(residual.error),
+        },
+        "totals": {
+            "layers": len(summary.layers),
+            "broken": len(summary.broken),
+            "bytes": summary.nbytes,
+            "weights": summary.weights,
+            "payload_bytes": summary.payload_bytes,
+            "bits_per_weight": summary.bits_per_weight,
+        },
+        "types": [
+            {
+                "type": row.kind,
+                "layers": row.layers,
+                "weights": row.weights,
+                "payload_bytes": row.payload_bytes,
+                "bits_per_weight": row.bits_per_weight,
+            }
+            for row in summary.types
+        ],
+        "layers": [_layer(row) for row in summary.layers],
+    }
+
+
+def layer_document(report: LayerReport) -> dict[str, Any]:
+    """One layer as a JSON object."""
+    document = {
+        "schema": SCHEMA,
+        "layer": _layer(report.row),
+        "fields": [
+            {
+                "path": field.path,
+                "offset": field.offset,
+                "bytes": field.nbytes,
+                "type": field.type,
+                "raw": field.raw.hex(),
+                "value": json_value(field.value),
+                "preview": json_value(field.preview),
+                "meaning": field.meaning,
+            }
+            for field in report.fields
+        ],
+        "statistics": None if report.statistics is None else _statistics(report.statistics),
+    }
+    if report.hexdump is not None:
+        document["hexdump"] = [
+            {
+                "offset": line.offset,
+                "raw": line.data.hex(),
+                "skipped": line.skipped,
+                "field": line.field,
+                "value": line.value,
+                "meaning": line.meaning,
+            }
+            for line in report.hexdump
+        ]
+    return document
+
+
+def _layer(row: LayerRow) -> dict[str, Any]:
+    outline = row.outline
+    return {
+        "key": row.key,
+        "index": row.index,
+        "file": row.path,
+        "offset": row.offset,
+        "bytes": row.nbytes,
+        "version": None if outline is None else str(outline.version),
+        "family": None if outline is None else json_value(outline.family),
+        "type": None if outline is None else outline.kind,
+        "shape": None if outline is None else list(outline.shape),
+        "weights": None if outline is None else outline.weights,
+        "payload_bytes": None if outline is None else outline.payload_bytes,
+        "bits_per_weight": row.bits_per_weight,
+        "bias": None
+        if outline is None or outline.bias is None
+        else {"dtype": outline.bias[0].name, "shape": list(outline.bias[1])},
+        "error": _error(row.error),
+    }
+
+
+def _statistics(found: Statistics) -> dict[str, Any]:
+    return {
+        "count": found.count,
+        "nan": found.nan,
+        "inf": found.inf,
+        "zeros": found.zeros,
+        "min": found.min,
+        "max": found.max,
+        "mean": found.mean,
+        "std": found.std,
+        "abs_mean": found.abs_mean,
+        "histogram": {"edges": found.edges, "counts": list(found.histogram)},
+    }
+
+
+def _error(error: UqffError | None) -> dict[str, Any] | None:
+    if error is None:
+        return None
+    return {
+        "problem": error.problem,
+        "file": error.file,
+        "layer": error.layer,
+        "field": error.field,
+        "offset": error.offset,
+        "expected": None if error.expected is None else str(error.expected),
+        "got": None if error.got is None else str(error.got),
+    }

@@ -1,0 +1,75 @@
+"""What a layer is, from its parsed fields alone: type, logical shape, stored bytes. No tensor is made."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from uqff.codes import DType, Family, Version
+from uqff.container import UqffFile
+from uqff.families.base import QuantizedTensor
+from uqff.schema.bricks import FieldTrace, Scope
+
+__all__ = ["Outline", "read_outline"]
+
+
+class Outline(NamedTuple):
+    """A valid layer in numbers.
+
+    Attributes:
+        version: of its blob.
+        family: of its blob.
+        kind: short name of its type, as :attr:`QuantizedTensor.kind`.
+        shape: logical dimensions of the weight, in elements.
+        payload_bytes: bytes of the stored weight, without framing and bias, as :attr:`QuantizedTensor.nbytes`.
+        bias: dtype and shape of the bias, if there is one.
+        record: the class of its record.
+        fields: all fields by name.
+    """
+
+    version: Version
+    family: Family
+    kind: str
+    shape: tuple[int, ...]
+    payload_bytes: int
+    bias: tuple[DType, tuple[int, ...]] | None
+    record: type[QuantizedTensor]
+    fields: Scope
+
+    @property
+    def weights(self) -> int:
+        """Number of weights."""
+        return math.prod(self.shape)
+
+
+def read_outline(file: UqffFile, key: str, *, trace: list[FieldTrace] | None = None) -> Outline:
+    """Parse and validate a layer without touching its payload.
+
+    Args:
+        file: an open model.
+        key: key of a layer in it.
+        trace: a list that receives every field with its place in the blob; on an error, those before the broken one.
+
+    Raises:
+        UqffError: the blob breaks a rule, among them that the bias must fit the weight; file, layer, field and offset
+            in the file are named.
+    """
+    record, fields = file.fields(key, trace=trace)
+    bias = fields["bias"]
+    return Outline(
+        version=fields["version"],
+        family=record.family,
+        kind=record.kind_of(fields),
+        shape=record.shape_of(fields),
+        payload_bytes=sum(map(_nbytes, (value for name, value in fields.items() if name != "bias"))),
+        bias=None if bias is None else (bias["dtype"], tuple(bias["shape"])),
+        record=record,
+        fields=fields,
+    )
+
+
+def _nbytes(value: object) -> int:
+    if isinstance(value, Mapping):
+        value = value["data"]
+    return value.nbytes if isinstance(value, memoryview) else 0

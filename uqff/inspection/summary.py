@@ -1,0 +1,178 @@
+"""A model at a glance: its files, its types, a row for every layer. A broken layer is a row with an error."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from uqff.codes import Version
+from uqff.container import UqffFile
+from uqff.container.file import RESIDUAL_NAME
+from uqff.errors import UqffError
+from uqff.inspection.outline import Outline, read_outline
+from uqff.schema.bricks import FieldTrace
+
+__all__ = ["FileRow", "FileSummary", "LayerRow", "ResidualRow", "TypeRow", "layer_row", "summarize"]
+
+GENERATION = "0.x"
+"""The only generation that this release opens."""
+
+
+@dataclass(frozen=True)
+class FileRow:
+    """A shard: path as opened, size in bytes, number of layers."""
+
+    path: str
+    nbytes: int
+    layers: int
+
+
+@dataclass(frozen=True)
+class ResidualRow:
+    """``residual.safetensors``: path, size in bytes, number of tensors, or what is wrong with it."""
+
+    path: str
+    nbytes: int
+    tensors: int
+    error: UqffError | None = None
+
+
+@dataclass(frozen=True)
+class TypeRow:
+    """All layers of one type taken together."""
+
+    kind: str
+    layers: int
+    weights: int
+    payload_bytes: int
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Stored bits per weight, without framing and bias."""
+        return 8 * self.payload_bytes / self.weights
+
+
+@dataclass(frozen=True)
+class LayerRow:
+    """One layer.
+
+    Attributes:
+        key: as in the file.
+        index: the number that the key stands for.
+        path: file that holds the blob.
+        offset: of the blob, from the start of that file.
+        nbytes: of the blob.
+        outline: what the blob holds; None if it is broken.
+        error: what is wrong with it, if anything.
+    """
+
+    key: str
+    index: int
+    path: str
+    offset: int
+    nbytes: int
+    outline: Outline | None
+    error: UqffError | None = None
+
+    @property
+    def bits_per_weight(self) -> float | None:
+        """Stored bits per weight, without framing and bias."""
+        return None if self.outline is None else 8 * self.outline.payload_bytes / self.outline.weights
+
+
+@dataclass(frozen=True)
+class FileSummary:
+    """A model: its files, and its layers in the order of their index."""
+
+    files: tuple[FileRow, ...]
+    metadata: dict[str, str]
+    layers: tuple[LayerRow, ...]
+    residual: ResidualRow | None
+    generation: str = GENERATION
+
+    @property
+    def outlines(self) -> list[Outline]:
+        """Of the layers that are not broken."""
+        return [row.outline for row in self.layers if row.outline is not None]
+
+    @property
+    def broken(self) -> list[LayerRow]:
+        """The layers that could not be read."""
+        return [row for row in self.layers if row.error is not None]
+
+    @property
+    def versions(self) -> list[Version]:
+        """Every version that occurs among the readable blobs, ascending."""
+        return sorted({outline.version for outline in self.outlines})
+
+    @property
+    def types(self) -> list[TypeRow]:
+        """The types that occur, most weights first."""
+        by_kind: dict[str, list[Outline]] = {}
+        for outline in self.outlines:
+            by_kind.setdefault(outline.kind, []).append(outline)
+        rows = [
+            TypeRow(kind, len(group), sum(o.weights for o in group), sum(o.payload_bytes for o in group))
+            for kind, group in by_kind.items()
+        ]
+        return sorted(rows, key=lambda row: (-row.weights, row.kind))
+
+    @property
+    def nbytes(self) -> int:
+        """Size of all shards."""
+        return sum(file.nbytes for file in self.files)
+
+    @property
+    def weights(self) -> int:
+        """Number of weights of the readable layers."""
+        return sum(outline.weights for outline in self.outlines)
+
+    @property
+    def payload_bytes(self) -> int:
+        """Stored bytes of the readable weights, without framing and biases."""
+        return sum(outline.payload_bytes for outline in self.outlines)
+
+    @property
+    def bits_per_weight(self) -> float | None:
+        """Stored bits per weight over all readable layers; None if there is none."""
+        return 8 * self.payload_bytes / self.weights if self.weights else None
+
+
+def summarize(file: UqffFile) -> FileSummary:
+    """Read every layer's fields, and no payload.
+
+    Args:
+        file: an open model.
+    """
+    layers = tuple(layer_row(file, key) for key in file)
+    counts = {str(path): 0 for path in file.paths}
+    for row in layers:
+        counts[row.path] += 1
+    files = tuple(FileRow(str(path), path.stat().st_size, counts[str(path)]) for path in file.paths)
+    return FileSummary(files, dict(file.metadata), layers, _residual_row(file))
+
+
+def layer_row(file: UqffFile, key: str, *, trace: list[FieldTrace] | None = None) -> LayerRow:
+    """The row of one layer.
+
+    Args:
+        file: an open model.
+        key: key of a layer in it.
+        trace: a list that receives the fields with their places, up to the first broken one.
+    """
+    place = file.place(key)
+    outline, error = None, None
+    try:
+        outline = read_outline(file, key, trace=trace)
+    except UqffError as exc:
+        error = exc
+    return LayerRow(key, int(key), str(place.path), place.offset, place.nbytes, outline, error)
+
+
+def _residual_row(file: UqffFile) -> ResidualRow | None:
+    path = file.paths[0].parent / RESIDUAL_NAME
+    if not path.is_file():
+        return None
+    try:
+        return ResidualRow(str(path), path.stat().st_size, len(file.residual))
+    except UqffError as error:
+        return ResidualRow(str(path), path.stat().st_size, 0, error)

@@ -1,0 +1,205 @@
+"""Every rule of the format over every byte of a model, with as many violations as there are.
+
+What :func:`uqff.open` refuses at the first sight is collected here layer by layer; on top of it come the rules about
+payloads (finite scales, codes in range), about layers as a set (indices from 0 without a gap, one version) and about
+``residual.safetensors``.  A container that cannot be opened is one violation.  torch is imported for ``deep`` only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+from uqff.codes import Version
+from uqff.container import UqffFile, open_uqff
+from uqff.container.shards import PathLike
+from uqff.errors import UqffError, printable
+from uqff.families.base import PayloadProblem, not_finite
+from uqff.inspection.outline import Outline, read_outline
+from uqff.schema.bricks import FieldTrace
+from uqff.schema.layout import offset_of_field
+
+__all__ = ["Progress", "Violation", "verify"]
+
+
+@dataclass(frozen=True)
+class Violation:
+    """A broken rule.
+
+    Attributes:
+        problem: what is wrong, in one phrase.
+        file: path of the file.
+        layer: key of the layer, if it is about one.
+        field: dotted path of the field, as in the spec's offset tables.
+        offset: of the offending byte, from the start of the file.
+        expected: what the rule asks for.
+        got: what was found.
+    """
+
+    problem: str
+    file: str | None = None
+    layer: str | None = None
+    field: str | None = None
+    offset: int | None = None
+    expected: str | None = None
+    got: str | None = None
+
+    @classmethod
+    def of(cls, error: UqffError) -> Violation:
+        """The same as an error says."""
+        expected = None if error.expected is None else str(error.expected)
+        got = None if error.got is None else str(error.got)
+        return cls(error.problem, error.file, error.layer, error.field, error.offset, expected, got)
+
+    def __str__(self) -> str:
+        """One line: ``FILE: layer K, field F, offset N: problem: expected E, got G``, fit for a terminal."""
+        place = [
+            f"layer {self.layer}" if self.layer is not None else "",
+            f"field {self.field}" if self.field is not None else "",
+            f"offset {self.offset}" if self.offset is not None else "",
+        ]
+        what = [
+            f"expected {self.expected}" if self.expected is not None else "",
+            f"got {self.got}" if self.got is not None else "",
+        ]
+        parts = [self.file or "", ", ".join(filter(None, place)), self.problem, ", ".join(filter(None, what))]
+        return printable(": ".join(filter(None, parts)))
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a check has come: layers and bytes of blobs, done and in all."""
+
+    layers: int
+    of_layers: int
+    nbytes: int
+    of_nbytes: int
+
+
+def verify(
+    path: PathLike | Sequence[PathLike],
+    *,
+    deep: bool = False,
+    progress: Callable[[Progress], None] | None = None,
+) -> Iterator[Violation]:
+    """Check a model; an iterator that is empty for a sound one.
+
+    Args:
+        path: what :func:`uqff.open` takes.
+        deep: dequantise every layer too, and report values that are not finite.
+        progress: called once before the first layer and after every layer.
+
+    Yields:
+        Violations: of the set of layers, then layer by layer in the order of their index, then of the residual.
+
+    Raises:
+        OSError: a file cannot be read.
+    """
+    try:
+        file = open_uqff(path)
+    except UqffError as error:
+        yield Violation.of(error)
+        return
+    with file:
+        yield from _check_indices(file)
+        yield from _check_layers(file, deep, progress or (lambda _: None))
+        try:
+            _ = file.residual
+        except UqffError as error:
+            yield Violation.of(error)
+
+
+def _check_indices(file: UqffFile) -> Iterator[Violation]:
+    """A loader numbers the layers of the model from 0 and finds each of them."""
+    previous = -1
+    for key in file:
+        index = int(key)
+        if index != previous + 1:
+            place = file.place(key)
+            yield Violation(
+                "gap in the layer indices",
+                file=str(place.path),
+                layer=key,
+                offset=place.offset,
+                expected=f"layer {previous + 1}",
+                got=f"layer {index}",
+            )
+        previous = index
+
+
+def _check_layers(file: UqffFile, deep: bool, progress: Callable[[Progress], None]) -> Iterator[Violation]:
+    sizes = {key: file.place(key).nbytes for key in file}
+    total, done = sum(sizes.values()), 0
+    progress(Progress(0, len(sizes), 0, total))
+    first: Version | None = None
+    for count, (key, size) in enumerate(sizes.items(), 1):
+        trace: list[FieldTrace] = []
+        try:
+            outline = read_outline(file, key, trace=trace)
+        except UqffError as error:
+            yield Violation.of(error)
+        else:
+            first = first or outline.version
+            yield from _check_version(file, key, outline.version, first)
+            yield from _check_payload(file, key, outline, trace)
+            if deep:
+                yield from _check_weight(file, key)
+        done += size
+        progress(Progress(count, len(sizes), done, total))
+
+
+def _check_version(file: UqffFile, key: str, version: Version, first: Version) -> Iterator[Violation]:
+    if version != first:
+        place = file.place(key)
+        yield Violation(
+            "layers of several versions",
+            file=str(place.path),
+            layer=key,
+            field="version",
+            offset=place.offset,
+            expected=f"{first} as in the layers before",
+            got=str(version),
+        )
+
+
+def _check_payload(file: UqffFile, key: str, outline: Outline, trace: list[FieldTrace]) -> Iterator[Violation]:
+    place = file.place(key)
+    for problem in _payload_problems(outline):
+        start = offset_of_field(trace, problem.field)
+        yield Violation(
+            problem.problem,
+            file=str(place.path),
+            layer=key,
+            field=problem.field,
+            offset=None if start is None else place.offset + start + problem.offset,
+            expected=problem.expected,
+            got=problem.got,
+        )
+
+
+def _payload_problems(outline: Outline) -> Iterator[PayloadProblem]:
+    yield from outline.record.check_payload(outline.fields)
+    if outline.fields["bias"] is not None:
+        yield from not_finite(outline.fields["bias"], "bias.data")
+
+
+def _check_weight(file: UqffFile, key: str) -> Iterator[Violation]:
+    import numpy as np
+
+    place = file.place(key)
+    try:
+        weight = file[key].weight.dequantize().numpy().reshape(-1)
+    except UqffError as error:
+        yield Violation.of(error)
+        return
+    bad = ~np.isfinite(weight)
+    count = int(np.count_nonzero(bad))
+    if count:
+        first = int(np.argmax(bad))
+        yield Violation(
+            "weight dequantises to numbers that are not finite",
+            file=str(place.path),
+            layer=key,
+            expected=f"{weight.size} finite numbers",
+            got=f"{count} that are not, the first is element {first}: {weight[first]}",
+        )
