@@ -6,11 +6,14 @@ from uqff.container import UqffFile, save
 from uqff.container import open_uqff as open
 from uqff.errors import FormatError, ShapeError, ShardError, UnsupportedError, UqffError
 from uqff.families.base import QuantizedTensor
+from uqff.isq import Fallback, FallbackWarning, quantize
 
 __version__ = "0.1.0"
 
 __all__ = [
     "DType",
+    "Fallback",
+    "FallbackWarning",
     "Family",
     "FormatError",
     "Layer",
@@ -23,6 +26,7 @@ __all__ = [
     "Version",
     "deserialize",
     "open",
+    "quantize",
     "save",
     "serialize",
 ]

@@ -85,31 +85,31 @@ UP, DOWN = list(range(16)), list(range(15, -1, -1))
 
 
 def test_q4_0_by_hand() -> None:
-    """d * (q - 8); byte j holds elements j and j + 16."""
+    """D * (q - 8); byte j holds elements j and j + 16."""
     assert dequantize("Q4_0", f16(0.5) + NIBBLES) == [0.5 * (q - 8) for q in UP + DOWN]
 
 
 def test_q4_1_by_hand() -> None:
-    """d * q + m."""
+    """D * q + m."""
     assert dequantize("Q4_1", f16(2, -3) + NIBBLES) == [2.0 * q - 3 for q in UP + DOWN]
 
 
 def test_q5_0_by_hand() -> None:
-    """d * (q - 16); the fifth bit of element j is bit j of qh."""
+    """D * (q - 16); the fifth bit of element j is bit j of qh."""
     qh = u32(0x8000_0001)  # elements 0 and 31
     codes = [0 + 16, *UP[1:], *DOWN[:-1], 0 + 16]
     assert dequantize("Q5_0", f16(0.25) + qh + NIBBLES) == [0.25 * (q - 16) for q in codes]
 
 
 def test_q5_1_by_hand() -> None:
-    """d * q + m; fifth bits as in Q5_0."""
+    """D * q + m; fifth bits as in Q5_0."""
     qh = u32(0x0001_8000)  # elements 15 and 16
     codes = [*UP[:15], 15 + 16, 15 + 16, *DOWN[1:]]
     assert dequantize("Q5_1", f16(0.5, 1) + qh + NIBBLES) == [0.5 * q + 1 for q in codes]
 
 
 def test_q8_0_and_q8_1_by_hand() -> None:
-    """d * q; the sum of Q8_1 plays no part."""
+    """D * q; the sum of Q8_1 plays no part."""
     codes = list(range(-16, 16))
     raw = np.array(codes, np.int8).tobytes()
     assert dequantize("Q8_0", f16(0.5) + raw) == [0.5 * q for q in codes]
@@ -118,7 +118,7 @@ def test_q8_0_and_q8_1_by_hand() -> None:
 
 
 def test_q2k_by_hand() -> None:
-    """d * scale * q - dmin * min; 16 sub-blocks of 16, four of them in the bits of a run of 32 bytes."""
+    """D * scale * q - dmin * min; 16 sub-blocks of 16, four of them in the bits of a run of 32 bytes."""
     scales = bytes(sub | 2 << 4 for sub in range(16))
     qs = bytes([0b11_10_01_00]) * 64
     expected = []
@@ -129,7 +129,7 @@ def test_q2k_by_hand() -> None:
 
 
 def test_q3k_by_hand() -> None:
-    """d * (scale - 32) * (q - 4 where the high bit is missing)."""
+    """D * (scale - 32) * (q - 4 where the high bit is missing)."""
     hmask = bytes([0b0101_0101]) * 32  # elements of even runs of 32 have their third bit
     qs = bytes([0b11_10_01_00]) * 64
     # Sub-block i has scale 32 + i, so d * i. Bytes 0-7: low nibbles of i and i + 8; bytes 8-11: all high bits are 2.
@@ -151,7 +151,7 @@ K4_PACKED = bytes(
 
 
 def test_q4k_by_hand() -> None:
-    """d * scale * q - dmin * min; runs of 64: low nibbles, then high nibbles."""
+    """D * scale * q - dmin * min; runs of 64: low nibbles, then high nibbles."""
     qs = bytes(j % 16 | (15 - j % 16) << 4 for j in range(128))
     expected = []
     for element in range(256):
@@ -174,7 +174,7 @@ def test_q5k_by_hand() -> None:
 
 
 def test_q6k_by_hand() -> None:
-    """d * scale * (q - 32); halves of 128: low four bits in runs of 64 bytes, high two in runs of 32."""
+    """D * scale * (q - 32); halves of 128: low four bits in runs of 64 bytes, high two in runs of 32."""
     ql = bytes(j % 16 | (15 - j % 16) << 4 for j in range(128))
     qh = bytes([0b11_10_01_00]) * 64
     scales = np.array(range(-8, 8), np.int8).tobytes()
@@ -187,7 +187,7 @@ def test_q6k_by_hand() -> None:
 
 
 def test_q8k_by_hand() -> None:
-    """d * q with d in F32; the sums play no part."""
+    """D * q with d in F32; the sums play no part."""
     codes = list(range(-128, 128))
     block = np.array([0.3], "<f4").tobytes() + np.array(codes, np.int8).tobytes() + run(32)
     assert dequantize("Q8K", block) == (np.float32(0.3) * np.array(codes, np.float32)).tolist()
@@ -277,7 +277,7 @@ def test_record_of_every_type(block_type: BlockType) -> None:
     ],
 )
 def test_broken_rules(blob: bytes, field: str, offset: int) -> None:
-    """Each rule of the layout, with the field and place that it blames; the first of each pair of hex is a near miss."""
+    """Each rule of the layout, with the field and place that it blames."""
     with pytest.raises(FormatError) as caught:
         uqff.deserialize(blob)
     assert (caught.value.field, caught.value.offset) == (field, offset)

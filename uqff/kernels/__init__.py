@@ -32,7 +32,8 @@ _DEQUANTIZE = {
     Family.F8Q8: "uqff.kernels.f8q8_dequantize",
     Family.MXFP4: "uqff.kernels.mxfp4_dequantize",
 }
-"""Modules with a ``dequantize(record, out, form) -> bool``: False if the record has no kernel (a few small shapes)."""
+"""Modules with a ``dequantize(record, out, form) -> bool``: False, and nothing written, if the record has no kernel
+(small shapes, unusual dtypes) or its parts do not fit each other, which the reference then reports."""
 
 
 def enabled() -> bool:

@@ -22,7 +22,9 @@ def dequantize(record: AFQ, out: Bytes, form: int) -> bool:
     kernel, group = _KERNELS[record.bits], record.group_size
     codes, scales, biases = (bytes_of(part) for part in (record.w_q, record.scales, record.biases))
     dtype = DType.of_torch(record.scales.dtype)
-    if dtype not in _SCALES or record.biases.dtype != record.scales.dtype:
+    if dtype not in _SCALES or record.biases.dtype != record.scales.dtype or group % (2 * LANES):
+        return False
+    if not len(codes) * 8 // record.bits // group * dtype.itemsize == len(scales) == len(biases):
         return False
     kind = _SCALES[dtype]
     over(

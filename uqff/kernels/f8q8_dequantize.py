@@ -19,6 +19,8 @@ __all__ = ["dequantize"]
 def dequantize(record: F8Q8, out: Bytes, form: int) -> bool:
     """See :func:`uqff.kernels.dequantize`."""
     blocks, whole = bytes_of(record.blocks), record.numel // 32
+    if len(blocks) < 33 * -(-record.numel // 32):
+        return False
     over(whole, 32, lambda lo, hi: _f8q8(blocks, out, form, lo, hi))
     rest = record.numel % 32
     if rest:

@@ -16,9 +16,9 @@ __all__ = ["dequantize"]
 
 def dequantize(record: FP8, out: Bytes, form: int) -> bool:
     """See :func:`uqff.kernels.dequantize`."""
-    if record.numel < LANES:
-        return False
     codes, scale = bytes_of(record.weight), bytes_of(record.dequant_w_scale)
+    if record.numel < LANES or len(scale) != 4:
+        return False
     over(record.numel, 1, lambda lo, hi: _fp8(codes, scale, out, form, lo, hi))
     return True
 

@@ -1,21 +1,23 @@
 """Kernels for HQQ: the twins of ``HQQ._dequantize``; ``(q - zero) * scale``, two roundings.
 
-One kernel an axis: its items are the columns (axis 0) or rows (axis 1) of the packed matrix, and one load of 16 packed
-elements gives 16 codes of every plane.  A last vector of fewer than 16 columns overlaps the one before.
+One kernel an axis: its items are the columns (axis 0) or rows (axis 1) of the packed matrix.  Both take 32 columns at a
+time; the last 32 of a row overlap the ones before.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from uqff.kernels.memory import bytes_of
-from uqff.kernels.numerics import Bytes, f32, f32_lanes, over, put
+from uqff.kernels.numerics import Bytes, f32, f32_lanes, over, put_pair
 from uqff.kernels.vectors import LANES, kernel, load_i32, load_u8, number
 
 if TYPE_CHECKING:
     from uqff.families.hqq import HQQ
 
 __all__ = ["dequantize"]
+
+WIDTH = 2 * LANES
 
 
 def dequantize(record: HQQ, out: Bytes, form: int) -> bool:
@@ -27,11 +29,12 @@ def dequantize(record: HQQ, out: Bytes, form: int) -> bool:
     bits, planes = record.bits, CODES_PER_WORD[record.bits]
     groups = record.numel // record.group_size
     rows, columns = (record.group_size, groups) if record.axis == 0 else (groups, record.group_size)
-    if columns < LANES:
-        return False
     words = bytes_of(record.w_q)
     scales, zeros = (bytes_of(part.to(torch.float32)) for part in (record.scales, record.zeros))
     height = -(-rows // planes)
+    fits = len(words) == height * columns * (4 if bits == 3 else 1) and len(scales) == len(zeros) == 4 * groups
+    if columns < WIDTH or not fits:
+        return False
     kernel, items = (_columns, columns) if record.axis == 0 else (_rows, height)
     over(
         items,
@@ -39,6 +42,17 @@ def dequantize(record: HQQ, out: Bytes, form: int) -> bool:
         lambda lo, hi: kernel(words, scales, zeros, bits, planes, rows, columns, out, form, lo, hi),
     )
     return True
+
+
+@kernel
+def _load(words: Bytes, at: int, bits: int) -> Any:
+    """16 packed elements: I32 for 3 bits, else U8."""
+    return load_i32(words, 4 * at) if bits == 3 else load_u8(words, at)
+
+
+@kernel
+def _floats(numbers: Bytes, i: int) -> Any:
+    return f32_lanes(load_i32(numbers, 4 * i))
 
 
 @kernel
@@ -57,16 +71,17 @@ def _columns(
 ) -> None:
     height, mask = (rows + planes - 1) // planes, (1 << bits) - 1
     for row in range(height):
-        for start in range(lo, hi, LANES):
-            column = min(start, hi - LANES)
+        for start in range(lo, hi, WIDTH):
+            column = min(start, hi - WIDTH)
             at = row * columns + column
-            word = load_i32(words, 4 * at) if bits == 3 else load_u8(words, at)
-            zero, scale = f32_lanes(load_i32(zeros, 4 * column)), f32_lanes(load_i32(scales, 4 * column))
-            for plane in range(planes):
-                into = plane * height + row
-                if into < rows:
-                    q = word >> bits * (planes - 1 - plane) & mask
-                    put(out, into * columns + column, form, (number(q) - zero) * scale)
+            a, b = _load(words, at, bits), _load(words, at + LANES, bits)
+            zero_a, scale_a = _floats(zeros, column), _floats(scales, column)
+            zero_b, scale_b = _floats(zeros, column + LANES), _floats(scales, column + LANES)
+            for plane in range(min(planes, (rows - row + height - 1) // height)):
+                shift = bits * (planes - 1 - plane)
+                x = (number(a >> shift & mask) - zero_a) * scale_a
+                y = (number(b >> shift & mask) - zero_b) * scale_b
+                put_pair(out, at + plane * height * columns, form, x, y)
 
 
 @kernel
@@ -89,8 +104,9 @@ def _rows(
         for row in range(lo, min(hi, rows - plane * height)):
             into = plane * height + row
             zero, scale = f32(zeros, 4 * into), f32(scales, 4 * into)
-            for start in range(0, columns, LANES):
-                column = min(start, columns - LANES)
+            for start in range(0, columns, WIDTH):
+                column = min(start, columns - WIDTH)
                 at = row * columns + column
-                word = load_i32(words, 4 * at) if bits == 3 else load_u8(words, at)
-                put(out, into * columns + column, form, (number(word >> shift & mask) - zero) * scale)
+                x = (number(_load(words, at, bits) >> shift & mask) - zero) * scale
+                y = (number(_load(words, at + LANES, bits) >> shift & mask) - zero) * scale
+                put_pair(out, into * columns + column, form, x, y)

@@ -17,6 +17,8 @@ __all__ = ["dequantize"]
 def dequantize(record: MXFP4, out: Bytes, form: int) -> bool:
     """See :func:`uqff.kernels.dequantize`."""
     blocks, scales = bytes_of(record.blocks), bytes_of(record.scales)
+    if len(blocks) != 16 * len(scales):
+        return False
     over(len(scales), 32, lambda lo, hi: _mxfp4(blocks, scales, out, form, lo, hi))
     return True
 

@@ -73,9 +73,9 @@ Kernel: TypeAlias = Callable[[Bytes, Bytes, int, int, int], None]
 def over(items: int, weights: int, work: Callable[[int, int], None]) -> None:
     """Run ``work(lo, hi)`` over ``items`` of ``weights`` numbers each, on as many threads as it is worth.
 
-    A range has at least 64 Ki numbers, which take some 10 µs, and at least 16 items.
+    A range has at least 64 Ki numbers, which take some 10 µs, and at least 32 items.
     """
-    run_ranges(work, items, grain=max(-(-65536 // weights), 16))
+    run_ranges(work, items, grain=max(-(-65536 // weights), 32))
 
 
 @kernel

@@ -1,0 +1,253 @@
+"""Which weights of a model are layers of a UQFF, and in which order: layer index to weight, per architecture.
+
+A pre-1.0 file knows its layers by number only.  Index 0 is the output projection (``lm_head``; of a tied model it is
+the embedding matrix, quantised, while the dense one stays in the residual).  Then come the decoder layers, each with
+its projections in the order declared here.  Everything else is residual: embedding, norms, the router of Qwen3-MoE.
+
+Authority: mistral.rs v0.6.0, ``mistralrs-core/src/models/*.rs`` and ``vision_models/gemma3/text.rs`` (``get_layers``);
+v0.8.0 has the same order on a CPU.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Final, Literal
+
+from uqff.errors import FormatError, UnsupportedError, UqffError
+from uqff.limits import MAX_MODEL_LAYERS
+from uqff.selector import Pattern
+
+__all__ = ["ARCHITECTURES", "Architecture", "LayerName", "architecture_of", "layer_names", "selected_layers"]
+
+
+@dataclass(frozen=True)
+class LayerName:
+    """A layer of a UQFF.
+
+    Attributes:
+        index: its number in a pre-1.0 file.
+        module: path of the layer in the model, without ``.weight``.
+        weight: name of its weight in the checkpoint; not ``module.weight`` for the head of a tied model.
+        block: number of the decoder layer it belongs to, None for the head.
+    """
+
+    index: int
+    module: str
+    weight: str
+    block: int | None
+
+    @property
+    def bias(self) -> str:
+        """Name that its bias has in the checkpoint, if there is one."""
+        return f"{self.module}.bias"
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """The declared order of one architecture.
+
+    Attributes:
+        title: as its authors call it.
+        classes: values of ``architectures`` in ``config.json``.
+        block: weights of a decoder layer, in order, relative to it.
+        experts: weights of an expert, in order; ``{expert}`` is its number. They follow ``block``.
+        dense: what a decoder layer has in place of experts, if it has none of its own.
+        expert_count: the number of experts in ``config.json``.
+        tied: whether head and embedding are one matrix if ``tie_word_embeddings`` does not say; ``always``, whatever
+            it says.
+        prefix: in front of every name.
+        text_config: where the numbers of the language model are, if not at the top of ``config.json``.
+    """
+
+    title: str
+    classes: tuple[str, ...]
+    block: tuple[str, ...]
+    experts: tuple[str, ...] = ()
+    dense: tuple[str, ...] = ()
+    expert_count: str = ""
+    tied: bool | Literal["always"] = False
+    prefix: str = ""
+    text_config: str = ""
+
+
+ATTENTION: Final = tuple(f"self_attn.{name}_proj" for name in "qkvo")
+MLP: Final = ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
+
+ARCHITECTURES: Final = (
+    Architecture("Llama", ("LlamaForCausalLM",), ATTENTION + MLP),
+    Architecture("Mistral", ("MistralForCausalLM",), ATTENTION + MLP),
+    Architecture("Qwen2", ("Qwen2ForCausalLM",), ATTENTION + MLP),
+    Architecture("Qwen3", ("Qwen3ForCausalLM",), ATTENTION + MLP),
+    Architecture(
+        "Qwen3-MoE",
+        ("Qwen3MoeForCausalLM",),
+        ATTENTION,
+        experts=tuple(f"mlp.experts.{{expert}}.{name}_proj" for name in ("gate", "up", "down")),
+        dense=MLP,
+        expert_count="num_experts",
+    ),
+    Architecture(
+        "Mixtral",
+        ("MixtralForCausalLM",),
+        (*ATTENTION, "block_sparse_moe.gate"),
+        experts=tuple(f"block_sparse_moe.experts.{{expert}}.{name}" for name in ("w1", "w2", "w3")),
+        expert_count="num_local_experts",
+    ),
+    Architecture(
+        "Phi-3",
+        ("Phi3ForCausalLM",),
+        ("self_attn.qkv_proj", "self_attn.o_proj", "mlp.gate_up_proj", "mlp.down_proj"),
+    ),
+    Architecture("Gemma", ("GemmaForCausalLM",), ATTENTION + MLP, tied="always"),
+    Architecture("Gemma 2", ("Gemma2ForCausalLM",), ATTENTION + MLP, tied="always"),
+    Architecture("Gemma 3 text", ("Gemma3ForCausalLM",), ATTENTION + MLP, tied=True),
+    Architecture(
+        "Gemma 3",
+        ("Gemma3ForConditionalGeneration",),
+        ATTENTION + MLP,
+        tied=True,
+        prefix="language_model.",
+        text_config="text_config",
+    ),
+)
+"""The architectures whose layer order is known."""
+
+_BY_CLASS = {name: architecture for architecture in ARCHITECTURES for name in architecture.classes}
+
+
+def architecture_of(config: Mapping[str, Any]) -> Architecture:
+    """The architecture that a ``config.json`` names.
+
+    Raises:
+        UnsupportedError: none, or an unknown one; the known ones are listed.
+    """
+    names = config.get("architectures")
+    for name in names if isinstance(names, list) else ():
+        if isinstance(name, str) and name in _BY_CLASS:
+            return _BY_CLASS[name]
+    raise UnsupportedError(
+        "unknown architecture",
+        field="config.architectures",
+        expected=f"one of {', '.join(_BY_CLASS)}",
+        got=names if names else "none",
+    )
+
+
+def layer_names(config: Mapping[str, Any]) -> list[LayerName]:
+    """The layers of a model in the order of the layer index.
+
+    Args:
+        config: the parsed ``config.json``.
+
+    Raises:
+        UnsupportedError: the architecture is unknown.
+        FormatError: the configuration lacks a number or has a senseless one.
+    """
+    architecture = architecture_of(config)
+    if architecture.text_config:
+        config = config.get(architecture.text_config)  # type: ignore[assignment]
+        if not isinstance(config, dict):
+            raise FormatError("not an object", field=f"config.{architecture.text_config}", got=type(config).__name__)
+    prefix = architecture.prefix
+    tied = is_tied(architecture, config)
+    head = f"{prefix}lm_head"
+    names = [LayerName(0, head, f"{prefix}model.embed_tokens.weight" if tied else f"{head}.weight", None)]
+    blocks = _count(config, "num_hidden_layers", least=1)
+    per_block = len(architecture.block) + len(architecture.experts) * _expert_count(architecture, config)
+    if blocks * per_block > MAX_MODEL_LAYERS:
+        raise FormatError(
+            "more layers than any model has",
+            field="config.num_hidden_layers",
+            expected=f"at most {MAX_MODEL_LAYERS} weights",
+            got=f"{blocks} x {per_block}",
+        )
+    for block in range(blocks):
+        for path in _block_paths(architecture, config, block):
+            module = f"{prefix}model.layers.{block}.{path}"
+            names.append(LayerName(len(names), module, f"{module}.weight", block))
+    return names
+
+
+def selected_layers(
+    config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], pattern: Pattern
+) -> list[LayerName]:
+    """The weights whose name a pattern is found in, as layers.
+
+    Args:
+        config: the parsed ``config.json``; the order of a known architecture is kept, whatever else matches follows in
+            natural order (``layers.2`` before ``layers.10``).
+        shapes: the checkpoint's tensors; only matrices (and stacks of them) named ``<module>.weight`` can be layers.
+        pattern: searched in ``<module>.weight``.
+
+    Raises:
+        FormatError: nothing matches.
+    """
+    try:
+        known = layer_names(config)
+    except UqffError:
+        known = []
+    chosen = {name.module: name.weight for name in known if name.weight in shapes}
+    others = (name.removesuffix(".weight") for name in shapes if name.endswith(".weight"))
+    for module in sorted(others, key=_natural):
+        chosen.setdefault(module, f"{module}.weight")
+    names: list[LayerName] = []
+    for module, weight in chosen.items():
+        if len(shapes[weight]) in (2, 3) and pattern.search(f"{module}.weight"):
+            names.append(LayerName(len(names), module, weight, _block_of(module)))
+    if not names:
+        raise FormatError("no weight matches", field="layers", got=pattern.text)
+    return names
+
+
+def _natural(name: str) -> list[tuple[int, int, str]]:
+    """Sort key that takes runs of digits as numbers."""
+    return [(0, int(run[:18]), run) if run.isdecimal() else (1, 0, run) for run in re.findall(r"[0-9]+|[^0-9]+", name)]
+
+
+def _block_of(module: str) -> int | None:
+    """The engine's rule for the number of a decoder layer, or of whatever else calls itself a layer."""
+    match = re.search(r"(?:^|\.)(?:layers?|h)\.([0-9]{1,9})(?:\.|$)", module)
+    return int(match[1]) if match else None
+
+
+def is_tied(architecture: Architecture, config: Mapping[str, Any]) -> bool:
+    """Whether the head of a model is its embedding matrix."""
+    if architecture.tied == "always":
+        return True
+    tied = config.get("tie_word_embeddings")
+    return architecture.tied if tied is None else tied is True
+
+
+def _block_paths(architecture: Architecture, config: Mapping[str, Any], block: int) -> Iterator[str]:
+    yield from architecture.block
+    experts = _expert_count(architecture, config)
+    if architecture.dense and not (experts and _is_sparse(config, block)):
+        yield from architecture.dense
+        return
+    for expert in range(experts):
+        for template in architecture.experts:
+            yield template.format(expert=expert)
+
+
+def _expert_count(architecture: Architecture, config: Mapping[str, Any]) -> int:
+    return _count(config, architecture.expert_count, least=0) if architecture.experts else 0
+
+
+def _is_sparse(config: Mapping[str, Any], block: int) -> bool:
+    """The rule of Qwen3-MoE: every ``decoder_sparse_step``-th layer has experts, but for those listed."""
+    dense = config.get("mlp_only_layers") or []
+    if not isinstance(dense, list):
+        raise FormatError("not a list", field="config.mlp_only_layers", got=type(dense).__name__)
+    step = _count(config, "decoder_sparse_step", least=1) if "decoder_sparse_step" in config else 1
+    return block not in dense and (block + 1) % step == 0
+
+
+def _count(config: Mapping[str, Any], key: str, *, least: int) -> int:
+    value = config.get(key)
+    if type(value) is not int or not least <= value <= MAX_MODEL_LAYERS:
+        raise FormatError(
+            "not a count", field=f"config.{key}", expected=f"a number from {least} to {MAX_MODEL_LAYERS}", got=value
+        )
+    return value

@@ -1,0 +1,196 @@
+"""Two models layer by layer: two UQFF, or a UQFF and the checkpoint it was made from."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from uqff.architectures import layer_names, selected_layers
+from uqff.container import UqffFile, open_uqff
+from uqff.container.shards import SUFFIX, PathLike
+from uqff.distance import Distance, distance
+from uqff.errors import ShapeError, ShardError, UnsupportedError
+from uqff.families.base import same_bytes
+from uqff.quantizers import Loaded
+from uqff.selector import Pattern
+from uqff.sources.safetensors import Checkpoint, open_checkpoint
+
+__all__ = ["LayerDifference", "Side", "compare", "comparison_document"]
+
+LOADED_DTYPES = ("F32", "F16", "BF16")
+
+
+@dataclass(frozen=True)
+class Side:
+    """A layer on one side.
+
+    Attributes:
+        kind: its type; in a checkpoint its dtype.
+        nbytes: of the blob; in a checkpoint of the weight.
+    """
+
+    kind: str
+    nbytes: int
+
+
+@dataclass(frozen=True)
+class LayerDifference:
+    """A layer on both sides.
+
+    Attributes:
+        key: the layer's key.
+        module: its path in the model, if a checkpoint tells.
+        shape: of the weight.
+        a: the first side.
+        b: the second side.
+        identical: whether weight and bias have the same bytes; the version word does not count. Never, if one side is a
+            checkpoint.
+        distance: of b's weight from a's; of the UQFF's from the checkpoint's, if there is one. Biases are not counted.
+    """
+
+    key: str
+    module: str | None
+    shape: tuple[int, ...]
+    a: Side
+    b: Side
+    identical: bool
+    distance: Distance
+
+
+def compare(a: PathLike, b: PathLike, *, layers: Pattern | None = None) -> Iterator[LayerDifference]:
+    """Compare two models.
+
+    Args:
+        a: a UQFF (anything :func:`uqff.open` takes) or a checkpoint directory.
+        b: likewise; at most one of them may be a checkpoint.
+        layers: which weights of the checkpoint are layers, if its architecture does not say; as for quantising.
+
+    Yields:
+        The layers in the order of the layer index, each compared when it is asked for.
+
+    Raises:
+        ShardError: the two do not have the same layers.
+        ShapeError: a layer has different shapes.
+        UqffError: a file breaks a rule.
+        OSError: a file cannot be read.
+    """
+    checkpoints = is_checkpoint(a), is_checkpoint(b)
+    if all(checkpoints):
+        raise UnsupportedError("two checkpoints: one side must be a UQFF", file=str(a), got=str(b))
+    if any(checkpoints):
+        source, model = (a, b) if checkpoints[0] else (b, a)
+        yield from _compare_with_source(source, model, layers, source_first=checkpoints[0])
+    else:
+        yield from _compare_models(a, b)
+
+
+def is_checkpoint(path: PathLike) -> bool:
+    """Whether a path is a directory without UQFF files but with weights."""
+    if not os.path.isdir(path):
+        return False
+    names = os.listdir(path)
+    return not any(name.endswith(SUFFIX) for name in names) and any(name.endswith(".safetensors") for name in names)
+
+
+def _compare_models(a: PathLike, b: PathLike) -> Iterator[LayerDifference]:
+    with open_uqff(a) as first, open_uqff(b) as second:
+        indices = _indices(first), _indices(second)
+        _check_same_keys(a, indices[0], b, indices[1])
+        for index, key in indices[0].items():
+            other = indices[1][index]
+            (layer, bias), (opposite, opposite_bias) = first[key], second[other]
+            _check_shape(str(b), other, layer.shape, opposite.shape)
+            yield LayerDifference(
+                key,
+                None,
+                layer.shape,
+                Side(layer.kind, len(first.blob(key))),
+                Side(opposite.kind, len(second.blob(other))),
+                layer == opposite and same_bytes(bias, opposite_bias),
+                distance(layer, opposite),
+            )
+
+
+def _compare_with_source(
+    source: PathLike, model: PathLike, layers: Pattern | None, *, source_first: bool
+) -> Iterator[LayerDifference]:
+    with open_checkpoint(source) as checkpoint, open_uqff(model) as file:
+        names = _names(checkpoint, layers)
+        indices = _indices(file)
+        _check_same_keys(source, {name.index: str(name.index) for name in names}, model, indices)
+        for name in names:
+            key = indices[name.index]
+            layer = file[key].weight
+            if name.weight not in checkpoint:
+                raise ShardError("the checkpoint lacks a weight", file=str(source), layer=name.module, got=name.weight)
+            stored = checkpoint.dtype(name.weight)
+            if stored not in LOADED_DTYPES:
+                expected = ", ".join(LOADED_DTYPES)
+                raise UnsupportedError("weight cannot be compared", layer=name.module, expected=expected, got=stored)
+            _check_shape(str(model), key, checkpoint.shape(name.weight), layer.shape)
+            weight = checkpoint[name.weight]
+            true = Side(stored.lower(), checkpoint.nbytes(name.weight))
+            made = Side(layer.kind, len(file.blob(key)))
+            sides = (true, made) if source_first else (made, true)
+            far = distance(Loaded(weight, weight.dtype).values, layer)
+            yield LayerDifference(key, name.module, layer.shape, sides[0], sides[1], False, far)
+            checkpoint.release(name.weight)
+
+
+def _names(checkpoint: Checkpoint, layers: Pattern | None) -> list[Any]:
+    if layers is None:
+        return list(layer_names(checkpoint.config))
+    return list(selected_layers(checkpoint.config, {name: checkpoint.shape(name) for name in checkpoint}, layers))
+
+
+def _indices(file: UqffFile) -> dict[int, str]:
+    return {int(key): key for key in file}
+
+
+def _check_same_keys(a: PathLike, ours: Mapping[int, str], b: PathLike, theirs: Mapping[int, str]) -> None:
+    for path, here, there in ((b, ours, theirs), (a, theirs, ours)):
+        missing = sorted(set(here) - set(there))
+        if missing:
+            raise ShardError(
+                "the two do not have the same layers",
+                file=str(path),
+                expected=f"{len(here)} layers",
+                got=f"{len(there)}, without {', '.join(map(str, missing[:5]))}{', ...' if missing[5:] else ''}",
+            )
+
+
+def _check_shape(path: str, key: str, ours: tuple[int, ...], theirs: tuple[int, ...]) -> None:
+    if ours != theirs:
+        raise ShapeError("weights differ in shape", file=path, layer=key, expected=list(ours), got=list(theirs))
+
+
+def comparison_document(differences: list[LayerDifference], a: PathLike, b: PathLike) -> dict[str, Any]:
+    """A comparison as JSON values; numbers that are not finite become null."""
+    return {
+        "a": str(Path(a)),
+        "b": str(Path(b)),
+        "identical": all(each.identical for each in differences),
+        "layers": [
+            {
+                "key": each.key,
+                "module": each.module,
+                "shape": list(each.shape),
+                "a": {"type": each.a.kind, "bytes": each.a.nbytes},
+                "b": {"type": each.b.kind, "bytes": each.b.nbytes},
+                "identical": each.identical,
+                "rms": _number(each.distance.rms),
+                "relative_rms": _number(each.distance.relative),
+                "max_error": _number(each.distance.largest),
+                "cosine": _number(each.distance.cosine),
+            }
+            for each in differences
+        ],
+    }
+
+
+def _number(value: float) -> float | None:
+    return value if math.isfinite(value) else None

@@ -1,0 +1,190 @@
+"""How far two weights are from each other, measured tile by tile: neither is dequantised as a whole."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from uqff.families import AFQ, F8Q8, FP8, GGUF, HQQ, MXFP4, QuantizedTensor, Unquant
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["Distance", "Measure", "distance"]
+
+F32: TypeAlias = npt.NDArray[np.float32]
+
+TILE = 1 << 19
+"""Weights that are dequantised together, at least a row: what stays in a cache."""
+
+
+@dataclass(frozen=True)
+class Distance:
+    """The distance of a weight b from a weight a; NaN or infinite weights make it NaN.
+
+    Attributes:
+        rms: root mean square of b - a.
+        norm: root mean square of a.
+        largest: largest magnitude of b - a.
+        cosine: of the angle between a and b as vectors; 1 if both are zero.
+    """
+
+    rms: float
+    norm: float
+    largest: float
+    cosine: float
+
+    @property
+    def relative(self) -> float:
+        """``rms`` over ``norm``; 0 if both are zero."""
+        if self.norm == 0:
+            return 0.0 if self.rms == 0 else math.inf
+        return self.rms / self.norm
+
+
+class Measure:
+    """Sums up pairs of tiles; the sums are kept in float64."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.squares_a = self.squares_b = self.products = self.squares_difference = self.largest = 0.0
+
+    def add(self, a: F32, b: F32) -> None:
+        """Add a tile of both weights, flat and of one length."""
+        difference = b - a
+        self.count += a.size
+        self.squares_a += float(np.dot(a, a))
+        self.squares_b += float(np.dot(b, b))
+        self.products += float(np.dot(a, b))
+        self.squares_difference += float(np.dot(difference, difference))
+        if difference.size:
+            extremes = float(difference.max()), -float(difference.min())
+            # max() would drop a NaN.
+            self.largest = math.nan if any(map(math.isnan, extremes)) else max(self.largest, *extremes)
+
+    def result(self) -> Distance:
+        """The distance over all tiles."""
+        if self.count == 0:
+            return Distance(0.0, 0.0, 0.0, 1.0)
+        rms = math.sqrt(self.squares_difference / self.count)
+        norm = math.sqrt(self.squares_a / self.count)
+        norms = math.sqrt(self.squares_a) * math.sqrt(self.squares_b)
+        zeros = self.squares_a == self.squares_b == 0
+        cosine = self.products / norms if norms else (1.0 if zeros else 0.0)
+        return Distance(rms, norm, self.largest, max(-1.0, min(1.0, cosine)))
+
+
+def distance(a: F32 | QuantizedTensor, b: QuantizedTensor) -> Distance:
+    """The distance of a record from a plain weight or another record of the same shape.
+
+    Args:
+        a: what is taken as true: float32 of the record's shape, C-contiguous; or a record.
+        b: what is measured.
+    """
+    measure = Measure()
+    if isinstance(a, QuantizedTensor):
+        # Families are cut differently: the one that is dequantised whole goes by the tiles of the other.
+        a = a.dequantize().numpy()
+    scratch = np.empty(0, np.float32)
+    for part, tile in tiles(b):
+        if scratch.size < tile.numel:
+            scratch = np.empty(tile.numel, np.float32)
+        values = _dequantized(tile, scratch[: tile.numel])
+        measure.add(_flat(part(a)), values)
+    return measure.result()
+
+
+def _dequantized(tile: QuantizedTensor, scratch: F32) -> F32:
+    import torch
+
+    tile.dequantize(torch.float32, out=torch.from_numpy(scratch).view(tile.shape))
+    return scratch
+
+
+def _flat(values: F32) -> F32:
+    return np.ascontiguousarray(values).reshape(-1)
+
+
+def tiles(record: QuantizedTensor) -> Iterator[tuple[Any, QuantizedTensor]]:
+    """A record in pieces of about :data:`TILE` weights.
+
+    Yields:
+        A function that takes the piece out of a plain array of the record's shape, and the piece as a record.
+    """
+    if isinstance(record, F8Q8):
+        yield from _runs_of_blocks(record)
+    elif isinstance(record, HQQ) and record.axis == 0:
+        yield from _columns_of_groups(record)
+    elif isinstance(record, HQQ):
+        yield (lambda values: values), record
+    else:
+        yield from _rows(record)
+
+
+def _rows(record: QuantizedTensor) -> Iterator[tuple[Any, QuantizedTensor]]:
+    columns = record.shape[-1]
+    step = max(1, TILE // columns)
+    for start in range(0, record.numel // columns, step):
+        rows = slice(start, start + step)
+
+        def part(values: F32, rows: slice = rows) -> F32:
+            taken: F32 = values.reshape(-1, columns)[rows]
+            return taken
+
+        def cut(tensor: torch.Tensor, rows: slice = rows) -> torch.Tensor:
+            return tensor.reshape(-1, tensor.shape[-1])[rows]
+
+        if isinstance(record, GGUF):
+            yield part, GGUF(cut(record.data), record.block_type)
+        elif isinstance(record, AFQ):
+            scales, biases = cut(record.scales), cut(record.biases)
+            yield part, AFQ(cut(record.w_q), scales, biases, record.bits, record.group_size)
+        elif isinstance(record, FP8):
+            yield part, replace(record, weight=cut(record.weight))
+        elif isinstance(record, MXFP4):
+            yield part, MXFP4(cut(record.blocks), cut(record.scales))
+        else:
+            assert isinstance(record, Unquant)
+            yield part, Unquant(cut(record.data), record.dtype)
+
+
+def _runs_of_blocks(record: F8Q8) -> Iterator[tuple[Any, QuantizedTensor]]:
+    """Blocks run across rows."""
+    step = TILE // 32
+    for start in range(0, len(record.blocks), step):
+        span = slice(32 * start, min(32 * (start + step), record.numel))
+
+        def part(values: F32, span: slice = span) -> F32:
+            taken: F32 = values.reshape(-1)[span]
+            return taken
+
+        yield part, F8Q8(record.blocks[start : start + step], (1, span.stop - span.start))
+
+
+def _columns_of_groups(record: HQQ) -> Iterator[tuple[Any, QuantizedTensor]]:
+    """Groups are columns of the weight seen as ``[group_size, N]``."""
+    groups = record.numel // record.group_size
+    width = record.w_q.shape[-1] // groups
+    step = max(1, TILE // record.group_size)
+    for start in range(0, groups, step):
+        columns = slice(start, min(start + step, groups))
+
+        def part(values: F32, columns: slice = columns) -> F32:
+            taken: F32 = values.reshape(record.group_size, -1)[:, columns]
+            return taken
+
+        yield (
+            part,
+            replace(
+                record,
+                w_q=record.w_q[:, width * columns.start : width * columns.stop].contiguous(),
+                scales=record.scales[:, columns],
+                zeros=record.zeros[:, columns],
+                weight_shape=(record.group_size, columns.stop - columns.start),
+            ),
+        )

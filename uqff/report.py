@@ -1,0 +1,195 @@
+"""What a run of the pipeline made: per layer, per type, as a document."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from uqff.codes import Version
+from uqff.distance import Distance
+from uqff.isq import Fallback
+from uqff.recipe import Rule
+
+__all__ = ["LayerReport", "Output", "Result", "TypeRow", "result_document", "type_rows"]
+
+
+@dataclass(frozen=True)
+class LayerReport:
+    """What became of a layer.
+
+    Attributes:
+        index: number in the file.
+        module: path in the model.
+        requested: the type asked for.
+        stored: the type it has.
+        shape: of the weight.
+        nbytes: of its blob, bias and framing included.
+        distance: of the stored weight from the weight as loaded.
+    """
+
+    index: int
+    module: str
+    requested: str
+    stored: str
+    shape: tuple[int, ...]
+    nbytes: int
+    distance: Distance
+
+    @property
+    def weights(self) -> int:
+        """Number of weights."""
+        return math.prod(self.shape)
+
+
+@dataclass
+class Output:
+    """One type of a run.
+
+    Attributes:
+        kind: asked for by default.
+        shards: names of the files.
+        nbytes: of the files.
+        layers: by index.
+        fallbacks: layers that are stored as another type than asked for.
+    """
+
+    kind: str
+    shards: list[str] = field(default_factory=list)
+    nbytes: int = 0
+    layers: list[LayerReport] = field(default_factory=list)
+    fallbacks: list[Fallback] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run made.
+
+    Attributes:
+        path: the model directory.
+        dtype: the load dtype, as safetensors spells it.
+        version: of the format.
+        outputs: one per type.
+        residual_tensors: how many tensors were left as they are.
+        residual_bytes: of ``residual.safetensors``.
+        unmatched: rules of the recipe that select nothing.
+    """
+
+    path: Path
+    dtype: str
+    version: Version
+    outputs: list[Output]
+    residual_tensors: int
+    residual_bytes: int
+    unmatched: list[Rule]
+
+
+@dataclass(frozen=True)
+class TypeRow:
+    """All layers of one stored type.
+
+    Attributes:
+        kind: the type.
+        layers: how many.
+        weights: in all of them.
+        nbytes: of their blobs.
+        relative: root mean square error of all their weights over the root mean square of these.
+        worst: the layers of the largest relative error, the worst first; at most three.
+    """
+
+    kind: str
+    layers: int
+    weights: int
+    nbytes: int
+    relative: float
+    worst: tuple[LayerReport, ...]
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Of the blobs, framing and biases included."""
+        return 8 * self.nbytes / self.weights
+
+
+WORST = 3
+
+
+def type_rows(layers: Iterable[LayerReport]) -> list[TypeRow]:
+    """The layers of an output by stored type, in the order in which the types first occur."""
+    groups: dict[str, list[LayerReport]] = {}
+    for layer in layers:
+        groups.setdefault(layer.stored, []).append(layer)
+    return [_type_row(kind, group) for kind, group in groups.items()]
+
+
+def _type_row(kind: str, layers: list[LayerReport]) -> TypeRow:
+    error = math.fsum(layer.distance.rms**2 * layer.weights for layer in layers)
+    signal = math.fsum(layer.distance.norm**2 * layer.weights for layer in layers)
+    worst = sorted((layer for layer in layers if layer.distance.relative > 0), key=lambda r: -r.distance.relative)
+    return TypeRow(
+        kind,
+        len(layers),
+        sum(layer.weights for layer in layers),
+        sum(layer.nbytes for layer in layers),
+        math.sqrt(error / signal) if signal else 0.0,
+        tuple(worst[:WORST]),
+    )
+
+
+def result_document(result: Result) -> dict[str, Any]:
+    """The result as JSON values: names as in the report that the engine writes beside 1.x files."""
+    return {
+        "path": str(result.path),
+        "uqff_version": str(result.version),
+        "dtype": result.dtype,
+        "residual": {"tensors": result.residual_tensors, "bytes": result.residual_bytes},
+        "unmatched": [{"selector": rule.selector, "line": rule.line} for rule in result.unmatched],
+        "outputs": [_output_document(output) for output in result.outputs],
+    }
+
+
+def _output_document(output: Output) -> dict[str, Any]:
+    return {
+        "quant": output.kind,
+        "shards": output.shards,
+        "bytes": output.nbytes,
+        "layers": len(output.layers),
+        "types": [
+            {
+                "stored": row.kind,
+                "layers": row.layers,
+                "weights": row.weights,
+                "bytes": row.nbytes,
+                "bits_per_weight": row.bits_per_weight,
+                "relative_rms": row.relative,
+                "worst": [layer.module for layer in row.worst],
+            }
+            for row in type_rows(output.layers)
+        ],
+        "fallbacks": [
+            {
+                "module": fallback.module,
+                "from": fallback.requested,
+                "to": fallback.resolved,
+                "shape": list(fallback.shape),
+                "reason": fallback.reason,
+            }
+            for fallback in output.fallbacks
+        ],
+        "layer_details": [
+            {
+                "index": layer.index,
+                "module": layer.module,
+                "requested": layer.requested,
+                "stored": layer.stored,
+                "shape": list(layer.shape),
+                "bytes": layer.nbytes,
+                "rms": layer.distance.rms,
+                "relative_rms": layer.distance.relative,
+                "max_error": layer.distance.largest,
+                "cosine": layer.distance.cosine,
+            }
+            for layer in output.layers
+        ],
+    }

@@ -1,0 +1,228 @@
+"""A Hugging Face checkpoint: ``config.json`` and weights in safetensors files, one or several with an index.
+
+::
+
+    config.json
+    model.safetensors                      or   model.safetensors.index.json
+                                                {"metadata": ..., "weight_map": {tensor: file name, ...}}
+                                                model-00001-of-00002.safetensors, ...
+
+Nothing but headers is read on opening; tensors are views of mapped files.  File names in the index must be plain names
+of siblings, so that an index cannot point a reader elsewhere.
+
+Authority: transformers, ``modeling_utils.py`` (``_get_resolved_checkpoint_files``), ``utils/hub.py``
+(``get_checkpoint_shard_files``).
+"""
+
+from __future__ import annotations
+
+import json
+import mmap
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from uqff.container.mapped import MappedFile, TensorMap
+from uqff.container.shards import PathLike
+from uqff.errors import FormatError, ShardError, UnsupportedError
+from uqff.limits import MAX_CONFIG_BYTES, MAX_HEADER_BYTES, MAX_SHARDS
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    import torch
+    from typing_extensions import Self
+
+__all__ = ["CONFIG_NAME", "Checkpoint", "open_checkpoint", "read_json"]
+
+CONFIG_NAME: Final = "config.json"
+SINGLE_NAME: Final = "model.safetensors"
+INDEX_NAME: Final = "model.safetensors.index.json"
+
+HUB_PATTERNS: Final = ("*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja", "*.model", "merges.txt")
+"""What is fetched of a repository on the hub."""
+
+
+class Checkpoint(Mapping[str, "torch.Tensor"]):
+    """An open checkpoint: tensor names to tensors, views of the mapped files. Made by :func:`open_checkpoint`.
+
+    Attributes:
+        path: the directory.
+        config: the parsed ``config.json``; empty if there is none.
+    """
+
+    def __init__(self, path: Path, config: dict[str, Any], files: list[MappedFile]) -> None:
+        self.path = path
+        self.config = config
+        self._files = files
+        self._tensors = TensorMap(files)
+        self._file_of = {name: file for file in files for name in file.header.entries}
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        return self._tensors[name]
+
+    def __iter__(self) -> Any:
+        return iter(self._tensors)
+
+    def __len__(self) -> int:
+        return len(self._tensors)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of a tensor, without making it."""
+        return self._tensors.entry(name).shape
+
+    def dtype(self, name: str) -> str:
+        """Dtype of a tensor as safetensors spells it, without making it."""
+        return self._tensors.entry(name).dtype
+
+    def nbytes(self, name: str) -> int:
+        """Bytes of a tensor."""
+        entry = self._tensors.entry(name)
+        return entry.end - entry.begin
+
+    def fetch(self, name: str) -> None:
+        """Ask the system to read a tensor from the disk in the background."""
+        self._advise(name, "MADV_WILLNEED")
+
+    def release(self, name: str, start: int = 0, stop: int | None = None) -> None:
+        """Give back the memory of a tensor's bytes, all or ``start`` to ``stop``; a later look reads them again."""
+        self._advise(name, "MADV_DONTNEED", start, stop)
+
+    def _advise(self, name: str, advice: str, start: int = 0, stop: int | None = None) -> None:
+        if hasattr(mmap, advice):
+            entry = self._tensors.entry(name)
+            stop = entry.end - entry.begin if stop is None else stop
+            self._file_of[name].advise(entry.begin + start, entry.begin + stop, getattr(mmap, advice))
+
+    def close(self) -> None:
+        """Release the files. Tensors already taken out stay valid."""
+        for file in self._files:
+            file.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<Checkpoint {self.path}: {len(self)} tensors>"
+
+
+def open_checkpoint(source: PathLike) -> Checkpoint:
+    """Open a checkpoint for reading.
+
+    Args:
+        source: a directory; or, if there is none of that name, the id of a repository on the Hugging Face hub
+            (``owner/name``), which is downloaded into the hub's cache. The latter needs ``huggingface_hub``.
+
+    Raises:
+        FormatError: a file breaks a rule.
+        ShardError: the index and the files do not fit together.
+        UnsupportedError: a hub id without ``huggingface_hub``.
+        FileNotFoundError: no such directory, or no weights in it.
+        OSError: a file cannot be read.
+    """
+    path = Path(source)
+    if not path.is_dir():
+        path = _download(str(source), path)
+    config_path = path / CONFIG_NAME
+    config = read_json(config_path, MAX_CONFIG_BYTES) if config_path.is_file() else {}
+    files: list[MappedFile] = []
+    try:
+        if (path / SINGLE_NAME).is_file():
+            files.append(MappedFile(path / SINGLE_NAME))
+        elif (path / INDEX_NAME).is_file():
+            _open_shards(path / INDEX_NAME, files)
+        else:
+            files.append(MappedFile(_only_file(path)))
+        return Checkpoint(path, config, files)
+    except BaseException:
+        for file in files:
+            file.close()
+        raise
+
+
+def _only_file(directory: Path) -> Path:
+    found = sorted(directory.glob("*.safetensors"))
+    if len(found) == 1:
+        return found[0]
+    if not found:
+        raise FileNotFoundError(f"no safetensors file in {directory}")
+    raise ShardError(
+        "several safetensors files without an index",
+        file=str(directory),
+        expected=f"{SINGLE_NAME} or {INDEX_NAME}",
+        got=", ".join(path.name for path in found[:5]),
+    )
+
+
+def _open_shards(index: Path, files: list[MappedFile]) -> None:
+    weight_map = read_json(index, MAX_HEADER_BYTES).get("weight_map")
+    if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
+        raise FormatError("not a map of tensors to file names", file=str(index), field="weight_map")
+    names = sorted(set(weight_map.values()))
+    if len(names) > MAX_SHARDS:
+        raise FormatError("too many files", file=str(index), field="weight_map", expected=MAX_SHARDS, got=len(names))
+    for name in names:
+        _check_sibling(index, name)
+    for name in names:
+        if not (index.parent / name).is_file():
+            raise ShardError("a file of the index is missing", file=str(index), field="weight_map", got=name)
+        files.append(MappedFile(index.parent / name))
+    entries = dict(zip(names, (file.header.entries for file in files), strict=True))
+    for tensor, name in weight_map.items():
+        if tensor not in entries[name]:
+            raise ShardError("a tensor of the index is missing", file=str(index.parent / name), field=tensor)
+
+
+def _check_sibling(index: Path, name: str) -> None:
+    """A plain name: no directory part, on any system, and no hidden file."""
+    if not name.endswith(".safetensors") or name.startswith(".") or any(c in name for c in "/\\:\0"):
+        raise FormatError(
+            "not the name of a sibling file",
+            file=str(index),
+            field="weight_map",
+            expected="a plain name that ends in .safetensors",
+            got=name,
+        )
+
+
+def read_json(path: Path, most: int) -> dict[str, Any]:
+    """A JSON object from a file.
+
+    Args:
+        path: of the file.
+        most: bytes that are read at most.
+
+    Raises:
+        FormatError: the file is longer, or not a JSON object.
+    """
+    with open(path, "rb") as file:
+        raw = file.read(most + 1)
+    if len(raw) > most:
+        raise FormatError("file is too long", file=str(path), expected=f"at most {most} bytes")
+    try:
+        value = json.loads(raw.decode("utf-8"))
+    except (ValueError, RecursionError) as exc:
+        raise FormatError("not JSON", file=str(path), got=str(exc)) from exc
+    if not isinstance(value, dict):
+        raise FormatError("not a JSON object", file=str(path), got=type(value).__name__)
+    return value
+
+
+def _download(source: str, path: Path) -> Path:
+    parts = source.split("/")
+    if path.exists() or source.startswith((".", "/", "~")) or len(parts) != 2 or not all(parts):
+        raise FileNotFoundError(f"no such directory: {source}")
+    try:
+        from huggingface_hub import snapshot_download
+    except ImportError:
+        raise UnsupportedError(
+            "no such directory, and reading a repository of the hub needs huggingface_hub "
+            "(pip install 'uqff-format[hub]')",
+            got=source,
+        ) from None
+    return Path(snapshot_download(source, allow_patterns=list(HUB_PATTERNS)))
