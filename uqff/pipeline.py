@@ -24,6 +24,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+import numpy as np
+
 from uqff import blob
 from uqff.architectures import LayerName, layer_names, selected_layers
 from uqff.codes import DType, Version
@@ -258,13 +260,14 @@ class _Job:
 
     def _run_layers(self, writer: Writer, shards: list[StreamedShards], progress: Progress | None) -> None:
         sizes = [math.prod(self.checkpoint.shape(name.weight)) for name in self.names]
+        scratch = np.empty(max(sizes), np.float32)
         room = max(self._footprint(at, sizes[at]) for at in range(len(self.names))) + SLACK
         done = 0
         for at, name in enumerate(self.names):
             if at + 1 < len(self.names):
                 self.checkpoint.fetch(self.names[at + 1].weight)
             writer.wait_below(room - self._footprint(at, sizes[at]))
-            loaded = Loaded(self.checkpoint[name.weight], self.dtype.torch)
+            loaded = Loaded(self.checkpoint[name.weight], self.dtype.torch, scratch)
             for output, plans, files in zip(self.outputs, self.plans, shards, strict=True):
                 planned = plans[at]
                 try:

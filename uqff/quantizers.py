@@ -6,7 +6,6 @@ and one in :mod:`uqff.kernels` (the fast twin, bit-equal to it).
 
 from __future__ import annotations
 
-import math
 from functools import cached_property
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
@@ -32,8 +31,8 @@ HQQ_BITS: Final = {"hqq1": 1, "hqq2": 2, "hqq3": 3, "hqq4": 4, "hqq8": 8}
 HQQ_STEPS: Final = 10
 """Turns of HQQ's optimiser, as the engine has them."""
 
-TILE: Final = 1 << 20
-"""Weights that are rounded, widened and checked together: what stays in a cache."""
+TILE: Final = 1 << 22
+"""Weights that are rounded, widened and checked together if that takes more than one step."""
 
 REFERENCE_BLOCKS: Final = 1 << 12
 """Blocks that a reference quantiser of ggml's types gets together: it needs some 50 bytes per weight."""
@@ -48,10 +47,18 @@ class Loaded:
         shape: of the weight.
     """
 
-    def __init__(self, weight: torch.Tensor, dtype: torch.dtype) -> None:
+    def __init__(self, weight: torch.Tensor, dtype: torch.dtype, scratch: F32 | None = None) -> None:
+        """Nothing is done yet.
+
+        Args:
+            weight: float32, float16 or bfloat16 on the CPU.
+            dtype: the load dtype.
+            scratch: memory for :attr:`values`, at least as many elements as the weight has; new memory if None.
+        """
         self.weight = weight.detach()
         self.dtype = dtype
         self.shape = tuple(weight.shape)
+        self._scratch = scratch
 
     @cached_property
     def plain(self) -> torch.Tensor:
@@ -60,10 +67,10 @@ class Loaded:
         Raises:
             FormatError: a weight is not finite in that dtype; its position is named.
         """
-        plain = self.weight.to(self.dtype).contiguous()
-        flat = plain.reshape(-1)
-        for at in range(0, len(flat), TILE):
-            _check_finite(flat[at : at + TILE], at, self.shape)
+        plain = self.weight.contiguous()
+        if plain.dtype is not self.dtype:
+            plain = Unquant.of(plain).dequantize(self.dtype)
+        _check_finite(plain.reshape(-1), 0, self.shape)
         return plain
 
     @cached_property
@@ -77,14 +84,24 @@ class Loaded:
 
         if self.dtype is torch.float32 and self.weight.dtype is torch.float32:
             return self.plain.numpy()
+        wide = self._wide()
+        if self.dtype is self.weight.dtype:
+            Unquant.of(self.plain).dequantize(out=wide)
+            return wide.numpy()
         flat = self.weight.contiguous().reshape(-1)
-        # numpy asks for large pages where torch does not: filling new memory is otherwise most of the time.
-        wide = torch.from_numpy(np.empty(len(flat), np.float32))
         for at in range(0, len(flat), TILE):
-            tile = wide[at : at + TILE]
-            tile.copy_(flat[at : at + TILE].to(self.dtype))
+            tile = Unquant.of(flat[at : at + TILE]).dequantize(self.dtype)
             _check_finite(tile, at, self.shape)
-        return wide.reshape(self.shape).numpy()
+            Unquant.of(tile).dequantize(out=wide.reshape(-1)[at : at + TILE])
+        return wide.numpy()
+
+    def _wide(self) -> torch.Tensor:
+        import torch
+
+        count = self.weight.numel()
+        # numpy asks for large pages where torch does not: filling new memory is otherwise most of the time.
+        scratch = np.empty(count, np.float32) if self._scratch is None else self._scratch[:count]
+        return torch.from_numpy(scratch).view(self.shape)
 
 
 def encode(loaded: Loaded, kind: str, *, engine: str, group_size: int = 64) -> QuantizedTensor:
@@ -124,17 +141,34 @@ def encode(loaded: Loaded, kind: str, *, engine: str, group_size: int = 64) -> Q
     return MXFP4(*map(_tensor, _quantizer("mxfp4")(values)))
 
 
-def _check_finite(tile: torch.Tensor, start: int, shape: tuple[int, ...]) -> None:
-    """One pass without a temporary: the extremes of a tile with a NaN are NaN."""
+def _check_finite(flat: torch.Tensor, start: int, shape: tuple[int, ...]) -> None:
+    """Refuse a run of weights that begins at element ``start`` of a weight of that shape."""
     import torch
 
-    if not len(tile) or all(math.isfinite(extreme) for extreme in torch.aminmax(tile)):
+    bits: Any = flat.view(torch.int16 if flat.itemsize == 2 else torch.int32).numpy()
+    infinity = {torch.float32: 0x7F800000, torch.float16: 0x7C00, torch.bfloat16: 0x7F80}[flat.dtype]
+    if _largest_magnitude(bits.view(np.uint16 if flat.itemsize == 2 else np.uint32)) < infinity:
         return
-    first = int(torch.argmax((~torch.isfinite(tile)).to(torch.uint8)))
+    first = next(
+        at + int(np.argmax(bad))
+        for at in range(0, len(flat), TILE)
+        if (bad := ~torch.isfinite(flat[at : at + TILE]).numpy()).any()
+    )
     position = tuple(int(i) for i in np.unravel_index(start + first, shape))
     raise FormatError(
-        "weight is not finite", field="weight", expected="finite numbers", got=f"{float(tile[first])} at {position}"
+        "weight is not finite", field="weight", expected="finite numbers", got=f"{float(flat[first])} at {position}"
     )
+
+
+def _largest_magnitude(bits: npt.NDArray[Any]) -> int:
+    """See :func:`uqff.kernels.finite.largest_magnitude`."""
+    if _kernels_enabled():
+        from uqff.kernels import finite
+
+        return finite.largest_magnitude(bits)
+    mask = np.iinfo(bits.dtype).max >> 1
+    tiles = (bits[at : at + TILE] for at in range(0, len(bits), TILE))
+    return max((int((tile & mask).max()) for tile in tiles), default=0)
 
 
 def _tensor(array: npt.NDArray[Any]) -> torch.Tensor:

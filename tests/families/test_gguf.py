@@ -301,3 +301,15 @@ def test_length_stands_before_the_bias_flag() -> None:
         ("shape", 18),
         ("data", 26),
     ]
+
+
+@pytest.mark.parametrize("kind", ["f32", "f16", "bf16", "q8_0"])
+def test_blocks_at_an_odd_offset_of_their_storage(kind: str) -> None:
+    """A slice of a tensor may begin anywhere in its storage: views of wider numbers need an aligned copy."""
+    block_type = block_type_of_kind(kind)
+    assert block_type is not None
+    whole = torch.arange(1 + 8 * block_type.type_size, dtype=torch.int32).to(torch.uint8)
+    record = GGUF(whole[1:].view(8, block_type.type_size), block_type)
+    copied = GGUF(record.data.clone(), block_type)
+    bits = [r._dequantize().view(torch.int32) for r in (record, copied)]
+    assert torch.equal(*bits)

@@ -54,7 +54,8 @@ def resolve(path: PathLike | Sequence[PathLike]) -> tuple[list[Path], bool]:
 
 
 def _resolve_directory(directory: Path) -> tuple[list[Path], bool]:
-    names = sorted(entry.name for entry in os.scandir(directory) if entry.name.endswith(SUFFIX) and entry.is_file())
+    with os.scandir(directory) as entries:
+        names = sorted(entry.name for entry in entries if entry.name.endswith(SUFFIX) and entry.is_file())
     if not names:
         raise ShardError(f"no {SUFFIX} file in the directory", file=str(directory))
     matches = {name: NUMBERED.fullmatch(name) for name in names}
@@ -69,16 +70,16 @@ def _resolve_directory(directory: Path) -> tuple[list[Path], bool]:
 
 def _resolve_set(directory: Path, stem: str) -> tuple[list[Path], bool]:
     shards: dict[int, Path] = {}
-    for entry in os.scandir(directory):
-        match = NUMBERED.fullmatch(entry.name)
-        if match is None or match["stem"] != stem or not entry.is_file():
+    with os.scandir(directory) as entries:
+        names = [entry.name for entry in entries if entry.is_file()]
+    for name in names:
+        match = NUMBERED.fullmatch(name)
+        if match is None or match["stem"] != stem:
             continue
         number = int(match["number"])
         if number in shards:
-            raise ShardError(
-                "two shards of one number", file=str(directory / entry.name), got=f"also {shards[number].name}"
-            )
-        shards[number] = directory / entry.name
+            raise ShardError("two shards of one number", file=str(directory / name), got=f"also {shards[number].name}")
+        shards[number] = directory / name
     if not shards:
         raise ShardError("shards are not regular files", file=str(directory / shard_name(stem, 0)))
     if len(shards) > MAX_SHARDS:

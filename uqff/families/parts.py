@@ -15,16 +15,19 @@ from uqff.codes import DType
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Part", "StoredTensor", "lazily_typed", "typed"]
+__all__ = ["Part", "StoredTensor", "aligned", "lazily_typed", "typed"]
 
 _Record = TypeVar("_Record", bound=type)
 
 
 def typed(data: torch.Tensor, dtype: DType) -> torch.Tensor:
     """Bytes as numbers: uint8 ``[..., last × itemsize]`` to ``[..., last]``; copied only if they are not aligned."""
-    if data.data_ptr() % dtype.itemsize:
-        data = data.clone()
-    return data.view(dtype.torch)
+    return aligned(data, dtype.itemsize).view(dtype.torch)
+
+
+def aligned(data: torch.Tensor, itemsize: int) -> torch.Tensor:
+    """Contiguous bytes at an address, and an offset in their storage, that numbers of ``itemsize`` bytes may have."""
+    return data.clone() if data.data_ptr() % itemsize or data.storage_offset() % itemsize else data
 
 
 @dataclass(frozen=True, eq=False)

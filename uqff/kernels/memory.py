@@ -1,7 +1,8 @@
 """Memory for the kernels: tensors as byte arrays, and new tensors whose first use does not cost more than the kernel.
 
-A fresh page has to be zeroed and mapped on its first write.  In pages of 4 KiB, the default, writing 64 MiB then takes
-ten times as long; numpy asks Linux for pages of 2 MiB, torch does not.
+A fresh page has to be zeroed and mapped on its first write, by the system and not by our threads.  numpy asks Linux for
+pages of 2 MiB, torch takes the default of 4 KiB.  A Q4K weight of 4096 x 4096 to float32 (64 MiB) on 2 cores: 4 ms into
+warm memory, 14 ms into new memory of numpy, 60 ms into new memory of torch.
 """
 
 from __future__ import annotations

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from uqff.families.parts import aligned
 from uqff.schema.bricks import Scalar, Vector
 from uqff.schema.layout import Layout
 
@@ -78,8 +79,9 @@ class BlockType:
             code, _ = brick.numpy
             size = brick.code.size
             raw = blocks[:, start : start + size].contiguous()
-            part = raw if code == "u1" else raw.view(getattr(torch, _TORCH[code]))
-            parts.append(part.to(torch.float32) if part.is_floating_point() else part)
+            if code != "u1":
+                raw = aligned(raw, np.dtype(code).itemsize).view(getattr(torch, _TORCH[code]))
+            parts.append(raw.to(torch.float32) if raw.is_floating_point() else raw)
             start += size
         return parts
 
@@ -88,7 +90,6 @@ _TORCH = {
     "i1": "int8",
     "<i2": "int16",
     "<u4": "int32",
-    "<e": "float16",
     "<f2": "float16",
     "<f4": "float32",
     "<u2": "bfloat16",

@@ -1,0 +1,88 @@
+"""Files that appear whole or not at all."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from uqff.container.atomic import atomic_file, atomic_files, sync_directory
+
+
+def test_new_bytes_appear_at_the_end(tmp_path: Path) -> None:
+    """Until the block ends, the old file is what others see."""
+    path = tmp_path / "file"
+    path.write_bytes(b"old")
+    with atomic_file(path) as file:
+        file.write(b"new")
+        file.flush()
+        assert path.read_bytes() == b"old"
+        assert len(list(tmp_path.iterdir())) == 2
+    assert path.read_bytes() == b"new"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+def test_failed_block_leaves_nothing(tmp_path: Path, error: type[BaseException]) -> None:
+    """Not even a temporary file."""
+
+    def fail() -> None:
+        with atomic_file(tmp_path / "file") as file:
+            file.write(b"half")
+            raise error
+
+    with pytest.raises(error):
+        fail()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_set_is_renamed_together(tmp_path: Path) -> None:
+    """No file of a set is there before all are complete."""
+    with atomic_files() as create:
+        for name in "ab":
+            with create(tmp_path / name) as file:
+                file.write(name.encode())
+        assert not {path.name for path in tmp_path.iterdir()} & {"a", "b"}
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"a": b"a", "b": b"b"}
+
+
+def test_failed_set_leaves_nothing(tmp_path: Path) -> None:
+    """The second file fails: the first does not appear either."""
+
+    def fail() -> None:
+        with atomic_files() as create:
+            with create(tmp_path / "a") as file:
+                file.write(b"a")
+            with create(tmp_path / "b"):
+                raise ValueError("second")
+
+    with pytest.raises(ValueError, match="second"):
+        fail()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_flushed_before_renamed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a power cut a renamed file must hold its bytes: fsync, rename, fsync of the directory."""
+    events: list[str] = []
+    real_fsync, real_replace = os.fsync, os.replace
+
+    def fsync(handle: int) -> None:
+        events.append("fsync")
+        real_fsync(handle)
+
+    def replace(source: Path, target: Path) -> None:
+        assert Path(source).read_bytes() == b"bytes"
+        events.append("rename")
+        real_replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(os, "replace", replace)
+    with atomic_file(tmp_path / "file") as file:
+        file.write(b"bytes")
+    assert events == ["fsync", "rename", "fsync"]
+
+
+def test_sync_of_a_directory_that_is_gone(tmp_path: Path) -> None:
+    """A courtesy, never an error."""
+    sync_directory(tmp_path / "gone")

@@ -1,0 +1,147 @@
+"""What a hostile file may cost: no more memory than its size plus a constant, whatever its numbers claim."""
+
+from __future__ import annotations
+
+import contextlib
+import tracemalloc
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from samples import BLOBS, entry, f32, framed, header, record, run, u32
+
+import uqff
+from uqff import UqffError
+from uqff.blob import chunks, trace
+from uqff.container.framing import parse_header
+
+CONSTANT = 256 * 1024
+"""Bytes that any call may allocate: error objects, small dicts, code loaded on the way."""
+
+HUGE = 2**32 - 1
+
+
+def peak(call: Callable[[], object]) -> int:
+    """Bytes allocated at most, beyond what was there; numpy and bytes count, mapped memory does not."""
+    tracemalloc.start()
+    try:
+        before = tracemalloc.get_traced_memory()[0]
+        with contextlib.suppress(UqffError):
+            call()
+        return tracemalloc.get_traced_memory()[1] - before
+    finally:
+        tracemalloc.stop()
+
+
+HOSTILE = {
+    "gguf-length": header(0) + u32(HUGE) + b"\0" + u32(2, 2, 2**16, 2**16) + run(18),
+    "gguf-ndim": header(0) + u32(18) + b"\0" + u32(2, HUGE) + run(18),
+    "gguf-shape": header(0) + u32(18) + b"\0" + u32(2, 8, *[HUGE - 31] * 8) + run(18),
+    "gguf-shape-wraps-to-length": header(0) + u32(0) + b"\0" + u32(0, 8, *[2**31] * 8),
+    "record-length": header(1) + b"\0" + u32(HUGE, 0, 1, HUGE),
+    "record-ndim": header(1) + b"\0" + u32(4, 6, HUGE) + run(4),
+    "record-ndim-9": header(1) + b"\0" + u32(4, 6, 9, *[1] * 9) + run(4),
+    "record-shape": header(1) + b"\0" + u32(0, 7, 8, *[2**31] * 8),
+    "record-empty": header(1) + b"\0" + u32(0, 0, 8, *[2**32 - 1] * 7, 0),
+    "hqq-shape": BLOBS["hqq"].replace(u32(2, 2, 4), u32(2, HUGE, HUGE)),
+    "hqq-group": BLOBS["hqq"].replace(b"\4" + u32(4), b"\4" + u32(HUGE)),
+    "fp8-length": header(3) + b"\0" + u32(HUGE, 9, 1, HUGE) + f32(1, 1, 1) + u32(9),
+    "afq-length": header(4) + b"\0" + u32(HUGE - 3, 1, 1, 2**30 - 1),
+    "f8q8-blocks": header(5) + b"\0" + u32(HUGE, 2, HUGE, 32) + run(33),
+    "f8q8-shape": header(5) + b"\0" + u32(1, 8, *[HUGE] * 8) + run(33),
+    "mxfp4-length": header(6) + b"\0" + u32(2**31, 0, 2, 2**15, 2**16),
+    "bias-length": BLOBS["unquant"][:5] + b"\1" + BLOBS["unquant"][6:] + u32(HUGE, 0, 1, HUGE),
+    "bias-ndim": BLOBS["unquant"][:5] + b"\1" + BLOBS["unquant"][6:] + u32(0, 0, HUGE),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_claims_are_not_allocated(name: str) -> None:
+    """Fields that claim gigabytes, terabytes, 2**256 elements or four billion dimensions."""
+    blob = HOSTILE[name]
+    with pytest.raises(UqffError):
+        uqff.deserialize(blob)
+    assert peak(lambda: uqff.deserialize(blob)) < CONSTANT
+    assert peak(lambda: trace(blob)) < CONSTANT
+
+
+@pytest.mark.parametrize(
+    "blob",
+    [
+        header(0) + u32(2**20) + b"\0" + u32(1, 2, 2**9, 2**10) + bytes(2**20),
+        header(1) + b"\0" + record("F32", (2**9, 2**9), bytes(2**20)),
+        header(6) + b"\0" + record("U8", (2**10, 2**10), bytes(2**20)) + record("U8", (2**10, 2**6), bytes(2**16)),
+    ],
+    ids=["gguf", "unquant", "mxfp4"],
+)
+def test_parsing_and_building_do_not_copy_payloads(blob: bytes) -> None:
+    """A megabyte of payload costs some kilobytes to read, and as much to write in chunks, aligned or not."""
+    for shift in range(4):
+        view = memoryview(bytes(shift) + blob)[shift:]
+        assert peak(lambda view=view: uqff.deserialize(view)) < CONSTANT  # type: ignore[misc]
+        layer = uqff.deserialize(view)
+        assert peak(lambda layer=layer: chunks(layer)) < CONSTANT  # type: ignore[misc]
+
+
+def test_unaligned_parts_are_not_copied_before_they_are_used() -> None:
+    """Scales of a megabyte at odd addresses: none is made into a tensor by reading the record."""
+    part = record("F32", (2**10, 2**8), bytes(2**20))
+    blob = header(4) + b"\0" + record("U32", (2**10, 2**10), bytes(2**22)) + part + part + bytes([4, 32])
+    for shift in range(4):
+        view = memoryview(bytes(shift) + blob)[shift:]
+        assert peak(lambda view=view: uqff.deserialize(view)) < CONSTANT  # type: ignore[misc]
+        weight = uqff.deserialize(view).weight
+        assert peak(lambda weight=weight: (weight.nbytes, weight.shape, repr(weight))) < CONSTANT  # type: ignore[misc]
+
+
+def test_opening_a_file_costs_its_header(tmp_path: Path) -> None:
+    """Sixteen megabytes of layers that nobody asks for."""
+    blob = header(1) + b"\0" + record("U8", (2**11, 2**11), bytes(2**22))
+    fields = {str(n): entry(len(blob), n * len(blob)) for n in range(4)}
+    (tmp_path / "m.uqff").write_bytes(framed(fields, blob * 4))
+    assert peak(lambda: uqff.open(tmp_path / "m.uqff")) < CONSTANT
+
+
+JSON_FACTOR = 40
+"""Python objects of a JSON text take at most so many times its bytes: ``[],`` is a list of 56 and a pointer."""
+
+HEADERS = {
+    "lists": b'{"a":[' + b"[]," * 50_000 + b"[]]}",
+    "objects": b'{"a":[' + b"{}," * 50_000 + b"{}]}",
+    "numbers": b'{"a":[' + b"1234567," * 30_000 + b"1]}",
+    "texts": b'{"a":[' + b'"ab",' * 50_000 + b'""]}',
+    "keys": b"{" + b",".join(b'"%d":1' % n for n in range(30_000)) + b"}",
+    "metadata": b'{"__metadata__":{' + b",".join(b'"%d":""' % n for n in range(30_000)) + b"}}",
+    "entries": b"{"
+    + b",".join(b'"%d":{"dtype":"U8","shape":[0],"data_offsets":[0,0]}' % n for n in range(5_000))
+    + b"}",
+    "one key": b'{"' + b"k" * 200_000 + b'":1}',
+    "one number": b'{"a":' + b"9" * 200_000 + b"}",
+    "one float": b'{"a":0.' + b"9" * 200_000 + b"}",
+    "nested": b'{"a":' + b"[" * 200_000,
+    "spaces": b"{}" + b" " * 200_000,
+    "escapes": b'{"' + b"\\u0041" * 40_000 + b'":1}',
+}
+
+
+@pytest.mark.parametrize("name", HEADERS)
+def test_headers_cost_no_more_than_their_size(name: str) -> None:
+    """JSON is parsed whole, so its length is bounded; what it becomes is bounded by its length."""
+    data = framed(HEADERS[name])
+    assert peak(lambda: parse_header(memoryview(data))) < JSON_FACTOR * len(data) + CONSTANT
+
+
+def test_header_length_is_refused_before_anything_is_read() -> None:
+    """A sparse file of claims: 2**63 bytes of header, and a hundred million."""
+    for length in (2**63, 100_000_001, 100_000_000):
+        data = length.to_bytes(8, "little") + b"{" + bytes(1000)
+        assert peak(lambda data=data: parse_header(memoryview(data))) < CONSTANT  # type: ignore[misc]
+
+
+def test_long_blob_with_a_late_error_is_not_copied() -> None:
+    """The error is in the last byte, behind four megabytes."""
+    blob = header(1) + b"\0" + record("U8", (2**11, 2**11), bytes(2**22)) + b"x"
+    assert peak(lambda: uqff.deserialize(blob)) < CONSTANT
+    wrong = np.frombuffer(blob, np.uint8)[:-2]
+    assert peak(lambda: uqff.deserialize(wrong)) < CONSTANT
