@@ -147,7 +147,7 @@ def test_other_group_sizes(kind: str, group_size: int, shape: tuple[int, int]) -
 
 @pytest.mark.parametrize("kind", ["q4_0", "q8k", "afq4", "hqq8", "fp8", "f8q8", "unquant"])
 def test_stacks_are_their_matrices(kind: str) -> None:
-    """Blocks and groups along the last dimension do not see the stacking; what has tensor-wide scales keeps its shape."""
+    """Blocks and groups along the last dimension do not see the stacking; every type keeps the shape."""
     stack = weight_of(3, 4, 256)
     record = uqff.quantize(stack, kind)
     assert record.shape == (3, 4, 256)
@@ -265,7 +265,7 @@ def test_fallbacks_are_reported() -> None:
 
 @pytest.mark.parametrize("dtype", LOAD_DTYPES)
 def test_what_fallbacks_store(dtype: torch.dtype) -> None:
-    """ggml's F32 is float32 whatever was loaded; an unquantised weight stays in the load dtype."""
+    """The F32 of ggml is float32 whatever was loaded; an unquantised weight stays in the load dtype."""
     weight = weight_of(4, 40, dtype=dtype)
     with pytest.warns(uqff.FallbackWarning):
         dense = uqff.quantize(weight, "q4_0")

@@ -122,7 +122,7 @@ def kind_name(kind: str | int) -> str:
     raise UnsupportedError("unknown type", field="kind", expected=f"one of {known}", got=kind)
 
 
-def plan(kind: str | int, shape: Sequence[int], *, engine: Engine = "0.9", group_size: int | None = None) -> str:
+def plan(kind: str | int, shape: Sequence[int], engine: Engine = "0.9", *, group_size: int | None = None) -> str:
     """The type a weight of that shape is stored as. Pure arithmetic.
 
     Args:
@@ -138,7 +138,7 @@ def plan(kind: str | int, shape: Sequence[int], *, engine: Engine = "0.9", group
         ShapeError: the engine fails on that shape.
         UnsupportedError: no such type, engine or group size.
     """
-    return resolve(kind, shape, engine=engine, group_size=group_size).kind
+    return resolve(kind, shape, engine, group_size=group_size).kind
 
 
 class Resolution(NamedTuple):
@@ -149,7 +149,7 @@ class Resolution(NamedTuple):
 
 
 def resolve(
-    kind: str | int, shape: Sequence[int], *, engine: Engine = "0.9", group_size: int | None = None
+    kind: str | int, shape: Sequence[int], engine: Engine = "0.9", *, group_size: int | None = None
 ) -> Resolution:
     """What :func:`plan` says, with the reason; same arguments and errors."""
     return Resolution(*_resolve(kind_name(kind), tuple(shape), engine, group_size))
@@ -338,7 +338,7 @@ def quantize(
             "weights are quantised on the CPU", field="weight.device", expected="cpu", got=weight.device
         )
     try:
-        resolved, reason = resolve(name, shape, engine=engine, group_size=group_size)
+        resolved, reason = resolve(name, shape, engine, group_size=group_size)
         if resolved != name:
             _report(Fallback(module, name, resolved, shape, reason), on_fallback)
         return encode(loaded, resolved, engine=engine, group_size=_group_size(name, group_size))

@@ -9,6 +9,9 @@ All sizes follow from shapes, so files are laid out before the first weight is r
 belong, in any order.  The system reads the next layer from the disk in the background; the pages of a layer are given
 back when it is done.  The output directory appears when everything in it is on the disk.
 
+The residual holds what the checkpoint holds, in the load dtype.  (mistral.rs 0.6 computes the norms of Gemma models as
+(w + 1) - 1 and stores them off by an ulp of 1; later versions do not.)
+
 Authority: mistral.rs v0.6.0, ``mistralrs-core/src/pipeline/isq.rs`` (``quantize``, ``write_uqff``).
 """
 
@@ -201,7 +204,7 @@ class _Job:
         requested = recipe.kind_for(name, output.kind, engine=self.engine) if recipe is not None else output.kind
         shape = self.checkpoint.shape(name.weight)
         try:
-            stored, reason = resolve(requested, shape, engine=self.engine)
+            stored, reason = resolve(requested, shape, self.engine)
             record = outline(stored, shape, self.dtype.torch)
             bias = self._bias_outline(name, stored)
             size = blob.blob_size(record, bias, version=self.version)

@@ -150,6 +150,17 @@ def test_unknown_dtype_is_unsupported(dtype: str) -> None:
         parse(framed({"a": entry(0, dtype=dtype)}))
 
 
+@pytest.mark.parametrize(
+    "template", [b'{"a":%s}', b'{"__metadata__":%s}', b'{"a":{"dtype":"U8","shape":%s,"data_offsets":[0,0]}}']
+)
+def test_nesting_just_below_the_limit_of_the_parser(template: bytes) -> None:
+    """What the JSON parser can just take must not be too deep for the message that shows it."""
+    for depth in range(900, 1000, 3):
+        with pytest.raises(FormatError) as caught:
+            parse(framed(template % (b"[" * depth + b"]" * depth)))
+        assert len(str(caught.value)) < 1000
+
+
 def test_many_duplicate_keys_take_linear_time() -> None:
     """A million names with the repeated one last: a search from the front for each name would never end."""
     names = b",".join(b'"%d":0' % n for n in range(200_000))

@@ -180,6 +180,11 @@ def test_inconsistent_record_is_not_written() -> None:
         HQQ(random_bytes(1, (2, 2)), scales, scales, (2, 4), 5, 4),
         HQQ(random_bytes(1, (2, 2)), scales, scales, (2, 4), 4, 0),
         HQQ(random_bytes(1, (4,)), scales, scales, (2, 4), 4, 4),
+        HQQ(random_bytes(1, (2, 2)), scales, scales, (2, 4), 4, 2**33),
+        HQQ(random_bytes(1, (2, 2)), scales, scales, (2, 4), 4, 4, 2),
+        HQQ(random_bytes(1, (2, 2)), scales, scales, (2, 4), 4, 4, optimization_steps=2**32),
+        HQQ(random_bytes(1, (2, 2)), scales, scales, (2, 4), 4, 4, optimization_steps=-1),
+        HQQ(random_bytes(1, (2, 2)), scales, scales, (2**32, 4), 4, 4),
     ):
         with pytest.raises(FormatError):
             uqff.serialize(wrong)

@@ -9,7 +9,7 @@ from samples import DTYPE_CODES, header, record, run, u32, unquant
 from strategies import STORABLE, random_tensor
 
 import uqff
-from uqff import DType, FormatError, UnsupportedError
+from uqff import DType, FormatError, ShapeError, UnsupportedError
 from uqff.families import Unquant
 
 TWO_BY_TWO = {
@@ -63,8 +63,10 @@ def test_of_a_strided_tensor_stores_its_elements_row_major() -> None:
     assert blob[26:] == tensor.contiguous().numpy().tobytes()
 
 
-def test_of_refuses_other_dtypes() -> None:
-    """int8 has no code."""
+def test_of_refuses_other_dtypes_and_scalars() -> None:
+    """int8 has no code; a number without dimensions is no weight."""
+    with pytest.raises(ShapeError, match="weight without dimensions"):
+        Unquant.of(torch.tensor(1.0))
     with pytest.raises(UnsupportedError, match="dtype has no code"):
         Unquant.of(torch.zeros(2, 2, dtype=torch.int8))
 

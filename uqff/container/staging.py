@@ -70,7 +70,7 @@ def staged_directory(target: Path, *, force: bool = False) -> Iterator[Path]:
 
 def _replace(staging: Path, target: Path) -> None:
     """Directories cannot be exchanged portably: an old model steps aside first and comes back if the rename fails."""
-    if not target.exists() or not any(os.scandir(target)):
+    if not target.exists() or not os.listdir(target):
         if os.name == "nt" and target.exists():
             target.rmdir()
         os.rename(staging, target)

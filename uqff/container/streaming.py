@@ -46,7 +46,11 @@ class StreamedFile:
             self._missing[name] = (self.nbytes, self.nbytes + sizes[name])
             self.nbytes += sizes[name]
         self._file = open(path, "xb", buffering=0)  # noqa: SIM115  (closed by finish or close)
-        self._write(0, header)
+        try:
+            self._write(0, header)
+        except BaseException:
+            self.close()
+            raise
 
     def write(self, name: str, chunks: Iterable[Any]) -> None:
         """Write the payload of a tensor.
@@ -121,11 +125,15 @@ class StreamedShards:
         """
         self.files: list[StreamedFile] = []
         self._file_of: dict[int, StreamedFile] = {}
-        for number, shard in enumerate(plan_shards(sizes, shard_bytes)):
-            path = directory / shard_name(stem, number)
-            file = StreamedFile(path, [(str(index), "U8", (sizes[index],)) for index in shard])
-            self.files.append(file)
-            self._file_of.update(dict.fromkeys(shard, file))
+        try:
+            for number, shard in enumerate(plan_shards(sizes, shard_bytes)):
+                path = directory / shard_name(stem, number)
+                file = StreamedFile(path, [(str(index), "U8", (sizes[index],)) for index in shard])
+                self.files.append(file)
+                self._file_of.update(dict.fromkeys(shard, file))
+        except BaseException:
+            self.close()
+            raise
 
     def write(self, index: int, chunks: Iterable[Any]) -> None:
         """Write the blob of a layer; see :meth:`StreamedFile.write`."""

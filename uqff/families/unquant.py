@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from uqff.codes import DType, Family
+from uqff.errors import ShapeError
 from uqff.families.base import (
     PayloadProblem,
     QuantizedTensor,
@@ -76,7 +77,14 @@ class Unquant(QuantizedTensor):
 
     @classmethod
     def of(cls, weight: torch.Tensor) -> Self:
-        """Wrap a plain tensor; shares its memory if it is contiguous."""
+        """Wrap a plain tensor; shares its memory if it is contiguous.
+
+        Raises:
+            ShapeError: a scalar.
+            UnsupportedError: a dtype that the format has no code for.
+        """
+        if not weight.ndim:
+            raise ShapeError("weight without dimensions", field="weight.ndim", expected="at least 1", got=0)
         dtype = stored(weight, name="weight")
         return cls(raw_bytes(weight), dtype)
 

@@ -135,6 +135,10 @@ class Layout(construct.Struct):  # type: ignore[misc]
                 raise broken.error(
                     broken.problem, field=broken.field or name, expected=broken.expected, got=broken.got
                 ) from None
+            except construct.FormatFieldError as exc:
+                raise FormatError(
+                    "does not fit its field", field=name, expected=type_label(brick), got=scope.get(name)
+                ) from exc
             except UqffError as error:
                 raise error.within(prefix=name) from None
         return scope

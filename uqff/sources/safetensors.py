@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import json
 import mmap
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -61,8 +61,11 @@ class Checkpoint(Mapping[str, "torch.Tensor"]):
     def __getitem__(self, name: str) -> torch.Tensor:
         return self._tensors[name]
 
-    def __iter__(self) -> Any:
+    def __iter__(self) -> Iterator[str]:
         return iter(self._tensors)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._file_of
 
     def __len__(self) -> int:
         return len(self._tensors)

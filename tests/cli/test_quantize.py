@@ -1,0 +1,191 @@
+"""`uqff quantize`: what it prints, refuses, and leaves behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+import uqff
+from uqff.cli import main
+from uqff.cli.render import size
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tools"))
+
+from tiny_models import TinyModel
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    """A llama checkpoint whose down_proj is 64 wide: no K type fits it."""
+    TinyModel(hidden_size=256, intermediate_size=64).write(tmp_path / "source")
+    return tmp_path / "source"
+
+
+def run(*arguments: object) -> Result:
+    return CliRunner().invoke(main, ["quantize", *map(str, arguments)])
+
+
+def test_the_tables(source: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    result = run(source, out, "--isq", "Q4K", "--isq", "8", "--format", "0.1")
+    assert result.exit_code == 0, result.output
+    lines = result.stdout.splitlines()
+    sizes = {name: size((out / name).stat().st_size) for name in os.listdir(out)}
+    assert lines[:6] == [
+        str(out),
+        "  version     0.1.3",
+        "  load dtype  F32",
+        f"  residual    4 tensors, {sizes['residual.safetensors']}",
+        f"  q4k         1 shards, {sizes['q4k-0.uqff']}",
+        f"  q8_0        1 shards, {sizes['q8_0-0.uqff']}",
+    ]
+    assert re.split(r"\s{2,}", lines[7]) == [
+        "isq",
+        "stored",
+        "layers",
+        "bytes",
+        "bits/weight",
+        "rel. RMS error",
+        "worst layers",
+    ]
+    rows = [re.split(r"\s+", line, maxsplit=6) for line in lines[8:]]
+    assert [row[:3] for row in rows] == [["q4k", "q4k", "7"], ["q4k", "q4_1", "1"], ["q8_0", "q8_0", "8"]]
+    file = uqff.open(out / "q4k-0.uqff")
+    assert int(rows[1][3].replace(",", "")) == len(file.blob(7))
+    assert rows[1][4] == f"{8 * len(file.blob(7)) / (256 * 64):.3f}"
+    assert rows[1][6].startswith("model.layers.0.mlp.down_proj 0.07")
+    assert result.stderr == (
+        "uqff: fallback: model.layers.0.mlp.down_proj: q4k -> q4_1, shape [256, 64]: "
+        "the last dimension is not a multiple of 256\n"
+    )
+
+
+def test_quiet_is_not_silent_about_fallbacks(source: Path, tmp_path: Path) -> None:
+    assert run(source, tmp_path / "a", "--isq", "q8_0", "--quiet").output == ""
+    result = run(source, tmp_path / "b", "--isq", "q4k", "--quiet")
+    assert result.stdout == ""
+    assert result.stderr.startswith("uqff: fallback: model.layers.0.mlp.down_proj: q4k -> q4_1")
+
+
+def test_json(source: Path, tmp_path: Path) -> None:
+    result = run(source, tmp_path / "out", "--isq", "q4k", "--dtype", "bf16", "--engine", "0.8", "--json")
+    document = json.loads(result.stdout)
+    assert document["path"] == str(tmp_path / "out")
+    assert (document["uqff_version"], document["dtype"]) == ("0.2.0", "BF16")
+    assert document["residual"] == {
+        "tensors": 4,
+        "bytes": (tmp_path / "out" / "residual.safetensors").stat().st_size,
+    }
+    (output,) = document["outputs"]
+    assert (output["quant"], output["shards"], output["layers"]) == ("q4k", ["q4k-0.uqff"], 8)
+    assert output["bytes"] == (tmp_path / "out" / "q4k-0.uqff").stat().st_size
+    assert [(row["stored"], row["layers"]) for row in output["types"]] == [("q4k", 7), ("q4_1", 1)]
+    assert output["fallbacks"] == [
+        {
+            "module": "model.layers.0.mlp.down_proj",
+            "from": "q4k",
+            "to": "q4_1",
+            "shape": [256, 64],
+            "reason": "the last dimension is not a multiple of 256",
+        }
+    ]
+    assert [layer["index"] for layer in output["layer_details"]] == list(range(8))
+    assert output["layer_details"][0].keys() == {
+        "index",
+        "module",
+        "requested",
+        "stored",
+        "shape",
+        "bytes",
+        "rms",
+        "relative_rms",
+        "max_error",
+        "cosine",
+    }
+
+
+def test_recipe_and_pattern(source: Path, tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("0:\n  isq: q5_0\n/router/:\n  isq: q8_0\n")
+    result = run(source, tmp_path / "out", "--isq", "q8_0", "--recipe", recipe)
+    assert result.stderr == "uqff: recipe: /router/ in line 3 matches no layer\n"
+    assert [layer.weight.kind for layer in uqff.open(tmp_path / "out").values()] == ["q8_0"] + ["q5_0"] * 7
+    (source / "config.json").write_text("{}")
+    assert run(source, tmp_path / "no", "--isq", "q8_0").exit_code == 1
+    assert run(source, tmp_path / "some", "--isq", "q8_0", "--layers", "mlp").exit_code == 0
+    assert list(uqff.open(tmp_path / "some")) == ["0", "1", "2"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["--isq", "q9k"], 2, "Invalid value for '--isq': unknown type"),
+        ([], 2, "Missing option '--isq'"),
+        (["--isq", "q8_0", "--layers", "("], 2, "Invalid value for '--layers': bad pattern: missing )"),
+        (["--isq", "q8_0", "--engine", "0.7"], 2, "'0.7' is not one of '0.6', '0.8', '0.9'"),
+        (["--isq", "q8_0", "--format", "1.2"], 2, "'1.2' is not one of '0.1', '0.2'"),
+        (["--isq", "q8_0", "--dtype", "f64"], 2, "'f64' is not one of"),
+        (["--isq", "q8_0", "--recipe", "missing"], 2, "File 'missing' does not exist"),
+        (["--isq", "mxfp4", "--format", "0.1"], 1, "uqff: MXFP4 blobs did not exist yet"),
+        (["--isq", "f8q8", "--engine", "0.6"], 1, "uqff: the engine had no f8q8 yet"),
+    ],
+)
+def test_calls_that_fail(source: Path, tmp_path: Path, arguments: list[str], code: int, message: str) -> None:
+    result = run(source, tmp_path / "out", *arguments)
+    assert (result.exit_code, result.stdout) == (code, "")
+    assert message in result.stderr
+    assert sorted(os.listdir(tmp_path)) == ["source"]
+
+
+def test_a_recipe_with_an_error_is_named_with_its_line(source: Path, tmp_path: Path) -> None:
+    (tmp_path / "r.yaml").write_text("0:\n  isq: q9k\n")
+    result = run(source, tmp_path / "out", "--isq", "q8_0", "--recipe", tmp_path / "r.yaml")
+    assert result.exit_code == 1
+    assert re.fullmatch(rf"uqff: unknown type: .*, got q9k \(file {tmp_path}/r.yaml, field line 2\)\n", result.stderr)
+
+
+def test_out_is_replaced_only_by_force(source: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert run(source, out, "--isq", "q8_0").exit_code == 0
+    result = run(source, out, "--isq", "q4_0")
+    assert (result.exit_code, result.stderr) == (2, f"uqff: exists and is not empty: {out}\n")
+    assert run(source, out, "--isq", "q4_0", "--force").exit_code == 0
+    assert uqff.open(out)[0].weight.kind == "q4_0"
+
+
+def test_no_such_source(tmp_path: Path) -> None:
+    result = run(tmp_path / "missing", tmp_path / "out", "--isq", "q8_0")
+    assert (result.exit_code, result.stderr) == (2, f"uqff: no such directory: {tmp_path / 'missing'}\n")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no SIGTERM to catch")
+def test_a_termination_cleans_up(source: Path, tmp_path: Path) -> None:
+    """SIGTERM in the middle: the exit code of a terminated process, nothing left."""
+    code = (
+        "import sys, time, uqff.pipeline, uqff.cli\n"
+        "encode = uqff.pipeline.encode\n"
+        "def slow(*a, **k):\n"
+        "    print('busy', flush=True); time.sleep(30)\n"
+        "uqff.pipeline.encode = slow\n"
+        "sys.argv = ['uqff', 'quantize', *sys.argv[1:]]\n"
+        "uqff.cli.main()\n"
+    )
+    arguments = [sys.executable, "-c", code, str(source), str(tmp_path / "out"), "--isq", "q8_0"]
+    with subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True) as child:
+        assert child.stdout is not None
+        assert child.stdout.readline() == "busy\n"
+        assert any(name.startswith(".out.tmp-") for name in os.listdir(tmp_path))
+        start = time.perf_counter()
+        child.send_signal(signal.SIGTERM)
+        assert child.wait(20) == 128 + signal.SIGTERM
+        assert time.perf_counter() - start < 15
+    assert os.listdir(tmp_path) == ["source"]

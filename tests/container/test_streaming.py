@@ -1,0 +1,150 @@
+"""Files written tensor by tensor: the reference bytes in any order; the thread that writes them."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import save
+
+from uqff.container.save import plan_shards
+from uqff.container.streaming import StreamedFile, StreamedShards
+from uqff.container.writer import Writer
+from uqff.errors import FormatError
+
+TENSORS = {
+    "b": np.arange(6, dtype=np.float32).reshape(2, 3),
+    "a": np.arange(5, dtype=np.uint8),
+    "c": np.arange(4, dtype=np.float16),
+}
+NAMES = {"float32": "F32", "uint8": "U8", "float16": "F16"}
+
+
+def entries() -> list[tuple[str, str, tuple[int, ...]]]:
+    return [(name, NAMES[array.dtype.name], array.shape) for name, array in TENSORS.items()]
+
+
+@pytest.mark.parametrize("order", list(itertools.permutations(TENSORS)))
+def test_any_order_gives_the_reference_bytes(tmp_path: Path, order: tuple[str, ...]) -> None:
+    with StreamedFile(tmp_path / "x", entries()) as file:
+        for name in order:
+            data = TENSORS[name].tobytes()
+            file.write(name, (data[:3], memoryview(data)[3:], b""))
+        file.finish()
+        assert file.nbytes == (tmp_path / "x").stat().st_size
+    assert (tmp_path / "x").read_bytes() == save(TENSORS)
+
+
+def test_metadata_and_no_tensors(tmp_path: Path) -> None:
+    for metadata in (None, {"a": "b"}):
+        path = tmp_path / str(metadata is None)
+        with StreamedFile(path, [], metadata) as file:
+            file.finish()
+        assert path.read_bytes() == save({}, metadata)
+
+
+@pytest.mark.parametrize("size", [0, 4, 6])
+def test_a_tensor_of_another_size_is_refused(tmp_path: Path, size: int) -> None:
+    with (
+        StreamedFile(tmp_path / "x", entries()) as file,
+        pytest.raises(FormatError, match=f"changed while it was written: expected 5 bytes, got {size}"),
+    ):
+        file.write("a", [bytes(size)])
+
+
+def test_a_tensor_that_is_missing_or_written_twice(tmp_path: Path) -> None:
+    with StreamedFile(tmp_path / "x", entries()) as file:
+        file.write("a", [bytes(5)])
+        with pytest.raises(KeyError):
+            file.write("a", [bytes(5)])
+        with pytest.raises(FormatError, match=r"tensor was never written \(file .*, field b\)"):
+            file.finish()
+
+
+def test_an_existing_file_is_not_touched(tmp_path: Path) -> None:
+    (tmp_path / "x").write_bytes(b"mine")
+    with pytest.raises(FileExistsError):
+        StreamedFile(tmp_path / "x", entries())
+    assert (tmp_path / "x").read_bytes() == b"mine"
+
+
+def test_shards_are_cut_as_they_are_saved(tmp_path: Path) -> None:
+    """The same plan as `uqff.save`, keys sorted as texts within a file."""
+    sizes = {index: 10 + index for index in range(12)}
+    shards = StreamedShards(tmp_path, "m-1", sizes, 100)
+    for index in reversed(sizes):
+        shards.write(index, [bytes([index]) * sizes[index]])
+    shards.finish()
+    plan = plan_shards(sizes, 100)
+    assert [file.path.name for file in shards.files] == [f"m-1-{number}.uqff" for number in range(len(plan))]
+    for file, indices in zip(shards.files, plan, strict=True):
+        expected = {str(index): np.full(sizes[index], index, np.uint8) for index in indices}
+        assert file.path.read_bytes() == save(expected)
+
+
+def test_jobs_run_in_order_and_all_of_them() -> None:
+    done: list[int] = []
+    with Writer() as writer:
+        for number in range(50):
+            writer.submit(lambda number=number: done.append(number), 1)  # type: ignore[misc]
+        writer.join()
+        assert done == list(range(50))
+        writer.submit(lambda: done.append(50), 1)
+    assert done == list(range(51))
+
+
+def test_the_bound_on_what_waits() -> None:
+    """`wait_below` returns once little enough waits; what is being written still counts."""
+    gates = [threading.Event(), threading.Event()]
+    finished: list[str] = []
+
+    def wait() -> None:
+        writer.wait_below(5)
+        finished.append("below")
+
+    with Writer() as writer:
+        for gate in gates:
+            writer.submit(lambda gate=gate: gate.wait(10), 5)  # type: ignore[misc]
+        waiting = threading.Thread(target=wait)
+        waiting.start()
+        time.sleep(0.05)
+        assert finished == []
+        gates[0].set()
+        waiting.join(10)
+        assert finished == ["below"]
+        gates[1].set()
+        writer.wait_below(-1)
+
+
+def test_the_first_failure_is_raised_and_ends_the_work() -> None:
+    done: list[str] = []
+
+    def fail() -> None:
+        raise OSError(28, "No space left on device")
+
+    def run() -> None:
+        with Writer() as writer:
+            writer.submit(fail, 0)
+            with pytest.raises(OSError, match="No space left"):
+                writer.join()
+            writer.submit(lambda: done.append("never"), 0)
+
+    with pytest.raises(OSError, match="No space left"):
+        run()
+    assert done == []
+
+
+def test_files_are_closed_either_way(tmp_path: Path) -> None:
+    with Writer() as writer:
+        file = writer.own(open(tmp_path / "a", "wb"))  # noqa: SIM115
+    assert file.closed
+    try:
+        with Writer() as writer:
+            file = writer.own(open(tmp_path / "b", "wb"))  # noqa: SIM115
+            raise RuntimeError
+    except RuntimeError:
+        assert file.closed

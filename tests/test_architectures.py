@@ -1,0 +1,153 @@
+"""Layer index to weight: the declared order of every architecture, and configurations that lie."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from golden_models import DIRECTORIES, TinyModel
+
+from uqff.architectures import ARCHITECTURES, architecture_of, layer_names, selected_layers
+from uqff.errors import FormatError, UnsupportedError
+from uqff.selector import Pattern
+
+SEVEN = [f"self_attn.{n}_proj" for n in "qkvo"] + [f"mlp.{n}_proj" for n in ("gate", "up", "down")]
+
+
+def modules(name: str, **config: Any) -> list[str]:
+    """The paths of a model's layers."""
+    config = {"architectures": [name], "num_hidden_layers": 2, **config}
+    layers = layer_names(config)
+    assert [layer.index for layer in layers] == list(range(len(layers)))
+    return [layer.module for layer in layers]
+
+
+def in_blocks(*blocks: list[str], prefix: str = "") -> list[str]:
+    head = [f"{prefix}lm_head"]
+    return head + [f"{prefix}model.layers.{i}.{path}" for i, paths in enumerate(blocks) for path in paths]
+
+
+@pytest.mark.parametrize("directory", DIRECTORIES)
+def test_the_order_is_the_clients(directory: str) -> None:
+    """Weight names of every golden model, tied heads included."""
+    case = DIRECTORIES[directory]
+    weights = [layer.weight for layer in layer_names(TinyModel(**case["model"]).config())]
+    assert weights == [f"{name}.weight" for name in case["layers"]]
+
+
+@pytest.mark.parametrize("name", ["Llama", "Mistral", "Qwen2", "Qwen3", "Gemma", "Gemma2", "Gemma3"])
+def test_seven_projections(name: str) -> None:
+    assert modules(f"{name}ForCausalLM") == in_blocks(SEVEN, SEVEN)
+
+
+def test_phi_3_fuses() -> None:
+    four = ["self_attn.qkv_proj", "self_attn.o_proj", "mlp.gate_up_proj", "mlp.down_proj"]
+    assert modules("Phi3ForCausalLM") == in_blocks(four, four)
+
+
+def test_mixtral_has_its_router_before_the_experts() -> None:
+    block = [*SEVEN[:4], "block_sparse_moe.gate"]
+    block += [f"block_sparse_moe.experts.{e}.{w}" for e in range(3) for w in ("w1", "w2", "w3")]
+    assert modules("MixtralForCausalLM", num_local_experts=3) == in_blocks(block, block)
+
+
+def test_qwen3_moe_mixes_dense_and_sparse_layers() -> None:
+    """A layer is dense if it is listed, or not a multiple of the step."""
+    sparse = SEVEN[:4] + [f"mlp.experts.{e}.{n}_proj" for e in range(2) for n in ("gate", "up", "down")]
+    name = "Qwen3MoeForCausalLM"
+    assert modules(name, num_experts=2) == in_blocks(sparse, sparse)
+    assert modules(name, num_experts=2, mlp_only_layers=[0]) == in_blocks(SEVEN, sparse)
+    assert modules(name, num_experts=2, decoder_sparse_step=2) == in_blocks(SEVEN, sparse)
+    assert modules(name, num_experts=0) == in_blocks(SEVEN, SEVEN)
+
+
+def test_gemma_3_with_vision_has_a_prefix_and_a_text_config() -> None:
+    config = {"architectures": ["Gemma3ForConditionalGeneration"], "text_config": {"num_hidden_layers": 1}}
+    assert [layer.module for layer in layer_names(config)] == in_blocks(SEVEN, prefix="language_model.")
+    assert layer_names(config)[0].weight == "language_model.model.embed_tokens.weight"
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "tied"),
+    [
+        ("Llama", None, False),
+        ("Llama", True, True),
+        ("Qwen2", False, False),
+        ("Gemma3", None, True),
+        ("Gemma3", False, False),
+        ("Gemma", False, True),
+        ("Gemma2", None, True),
+    ],
+)
+def test_tied_heads_are_the_embedding(name: str, given: bool | None, tied: bool) -> None:
+    config = {"architectures": [f"{name}ForCausalLM"], "num_hidden_layers": 1}
+    if given is not None:
+        config["tie_word_embeddings"] = given
+    head = layer_names(config)[0]
+    assert (head.module, head.block) == ("lm_head", None)
+    assert head.weight == ("model.embed_tokens.weight" if tied else "lm_head.weight")
+
+
+def test_names_of_weight_bias_and_block() -> None:
+    layer = layer_names({"architectures": ["Qwen2ForCausalLM"], "num_hidden_layers": 12})[-7]
+    assert (layer.index, layer.block) == (78, 11)
+    assert (layer.weight, layer.bias) == (f"{layer.module}.weight", "model.layers.11.self_attn.q_proj.bias")
+
+
+@pytest.mark.parametrize("names", [None, [], "LlamaForCausalLM", ["BertModel"], [3], {}])
+def test_unknown_architectures_are_refused_with_the_list(names: Any) -> None:
+    with pytest.raises(UnsupportedError, match=r"expected one of LlamaForCausalLM, .*Gemma3ForCausalLM") as caught:
+        architecture_of({"architectures": names})
+    for architecture in ARCHITECTURES:
+        assert all(name in str(caught.value) for name in architecture.classes)
+
+
+@pytest.mark.parametrize(
+    ("name", "config", "field"),
+    [
+        ("Llama", {"num_hidden_layers": None}, "config.num_hidden_layers"),
+        ("Llama", {"num_hidden_layers": 0}, "config.num_hidden_layers"),
+        ("Llama", {"num_hidden_layers": True}, "config.num_hidden_layers"),
+        ("Llama", {"num_hidden_layers": "2"}, "config.num_hidden_layers"),
+        ("Llama", {"num_hidden_layers": 10**30}, "config.num_hidden_layers"),
+        ("Llama", {"num_hidden_layers": 100_000}, "config.num_hidden_layers"),
+        ("Mixtral", {}, "config.num_local_experts"),
+        ("Mixtral", {"num_local_experts": 10**5}, "config.num_hidden_layers"),
+        ("Qwen3Moe", {"num_experts": 2, "decoder_sparse_step": 0}, "config.decoder_sparse_step"),
+        ("Qwen3Moe", {"num_experts": 2, "mlp_only_layers": 1}, "config.mlp_only_layers"),
+    ],
+)
+def test_configurations_that_lie(name: str, config: dict[str, Any], field: str) -> None:
+    """Refused before anything is made of the number."""
+    with pytest.raises(FormatError) as caught:
+        modules(f"{name}ForCausalLM", **config)
+    assert caught.value.field == field
+
+
+def test_layers_by_pattern() -> None:
+    """Natural order for what no architecture orders; only matrices and stacks of them; weights, not biases."""
+    shapes: dict[str, tuple[int, ...]] = {f"encoder.layer.{i}.dense.weight": (4, 4) for i in (10, 2, 1)}
+    shapes |= {"encoder.layer.1.norm.weight": (4,), "encoder.layer.1.dense.bias": (4,), "experts.weight": (2, 4, 4)}
+    found = selected_layers({}, shapes, Pattern("."))
+    assert [(layer.module, layer.block) for layer in found] == [
+        ("encoder.layer.1.dense", 1),
+        ("encoder.layer.2.dense", 2),
+        ("encoder.layer.10.dense", 10),
+        ("experts", None),
+    ]
+    assert [layer.index for layer in found] == [0, 1, 2, 3]
+    with pytest.raises(FormatError, match="no weight matches: got norm"):
+        selected_layers({}, shapes, Pattern("norm"))
+
+
+def test_patterns_keep_the_order_of_a_known_architecture() -> None:
+    config = {"architectures": ["LlamaForCausalLM"], "num_hidden_layers": 1}
+    shapes = {
+        f"{module}.weight": (4, 4) for module in (*modules("LlamaForCausalLM", num_hidden_layers=1), "extra.q_proj")
+    }
+    found = selected_layers(config, shapes, Pattern("[oq]_proj"))
+    assert [layer.module for layer in found] == [
+        "model.layers.0.self_attn.q_proj",
+        "model.layers.0.self_attn.o_proj",
+        "extra.q_proj",
+    ]

@@ -1,0 +1,328 @@
+"""The package's quantisers against the client's: every stored byte of every layer, for `tools/interop.py`.
+
+The client quantises a checkpoint and writes it; the package quantises the same weights, and makes of them what the
+client's file must contain. Which type a layer gets is the package's word too (`uqff.isq.plan`): where it says that the
+engine fails on a shape, the client must fail, and the other way round.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from client import Client, ClientError
+from interop_models import Case
+from rich.table import Table
+from stored_parts import Part, blob_part, compare, entries, read_parts, version_entries
+from wheel_q3k import quantize_q3k
+
+import uqff
+from uqff.families import AFQ, GGUF, MXFP4
+from uqff.isq import KINDS, Engine, cast_bias, plan
+
+REPORT = "uqff_report.json"
+
+PROMOTED = {
+    **dict.fromkeys(("afq2", "afq3", "afq4"), "afq6"),
+    **dict.fromkeys(("afq6", "afq8"), "afq8"),
+    **dict.fromkeys(("q2k", "q3k", "q4k", "q4_0", "q4_1"), "q6k"),
+    **dict.fromkeys(("q5k", "q6k", "q8k", "q5_0", "q5_1", "q8_0", "q8_1"), "q8_0"),
+}
+"""What lm_head and the embedding get instead of the type asked for, since UQFF 1.2; other types stay.
+
+Authority: mistral.rs v0.9.2, `mistralrs-quant/src/lib.rs` (`promote_for_sensitive_tensor`).
+"""
+
+WHEEL = "0.6.0"
+"""The client whose Q3K is not what its source says, see `wheel_q3k`."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Generation:
+    """A released client: which rules of `uqff.isq` it follows, and which types it writes."""
+
+    engine: Engine
+    kinds: tuple[str, ...]
+
+    @property
+    def has_entries(self) -> bool:
+        """Whether it writes UQFF 1.x."""
+        return self.engine == "0.9"
+
+
+GENERATIONS = {
+    "0.6.0": Generation("0.6", tuple(kind for kind in KINDS if kind not in ("f8q8", "mxfp4"))),
+    "0.9.5": Generation("0.9", KINDS),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One row of the table.
+
+    `refused` says why the client wrote nothing, and `why` why the package expected that. `problems` are differences
+    that are not bytes of a layer: an entry or a refusal that the other side does not have, a report that says otherwise.
+    """
+
+    version: str
+    case: str
+    kind: str
+    paths: str
+    layers: int = 0
+    size: int = 0
+    differing: int = 0
+    zero_signs: int = 0
+    refused: str = ""
+    problems: tuple[str, ...] = ()
+    note: str = ""
+
+    @property
+    def equal(self) -> bool:
+        """Nothing differs, zero signs aside."""
+        return not self.differing and not self.problems
+
+    def cells(self) -> list[str]:
+        """The cells of the table."""
+        named = [self.version, self.case, self.kind, self.paths]
+        if self.refused:
+            return [*named, "-", "-", "-", "-", f"both refuse: {self.refused}" if self.equal else self.refused]
+        differing = f"{self.differing:,}" if not self.differing else f"[red]{self.differing:,}[/red]"
+        return [*named, str(self.layers), f"{self.size:,}", differing, f"{self.zero_signs:,}", self.note]
+
+
+def asked_kinds(case: Case, kind: str, engine: Engine) -> dict[str, str]:
+    """The layers that the client stores of a checkpoint, by their path in it, and the type each is asked to have.
+
+    UQFF 1.2 stores the embedding as a layer, tied or not, and promotes it and lm_head.
+    """
+    names = case.model.layer_names()
+    if engine != "0.9":
+        return dict.fromkeys(names, kind)
+    sensitive = {"model.embed_tokens", names[0]}
+    return {name: PROMOTED.get(kind, kind) if name in sensitive else kind for name in sorted({*names, *sensitive})}
+
+
+def quantise(case: Case, kind: str, engine: Engine) -> dict[str, uqff.Layer]:
+    """The layers as this package makes them, by their path in the checkpoint.
+
+    Raises uqff.ShapeError if one of them has a shape on which the engine fails.
+    """
+    dtype = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}[case.dtype]
+    tensors = {name: torch.from_numpy(values) for name, values in case.model.tensors().items()}
+    asked = asked_kinds(case, kind, engine)
+    # All shapes before any work: plan raises where the engine fails.
+    planned = {name: plan(of, tensors[f"{name}.weight"].shape, engine=engine) for name, of in asked.items()}
+    layers = {}
+    for name, of in asked.items():
+        weight = uqff.quantize(
+            tensors[f"{name}.weight"], of, engine=engine, dtype=dtype, on_fallback=lambda fallback: None
+        )
+        bias = tensors.get(f"{name}.bias")
+        layers[name] = uqff.Layer(weight, None if bias is None else cast_bias(bias, planned[name], dtype))
+    return layers
+
+
+def with_wheel_q3k(layers: dict[str, uqff.Layer], case: Case) -> dict[str, uqff.Layer]:
+    """The layers with each Q3K weight as the wheel with the defect has it."""
+    return {name: _with_wheel_q3k(name, layer, case) for name, layer in layers.items()}
+
+
+def _with_wheel_q3k(name: str, layer: uqff.Layer, case: Case) -> uqff.Layer:
+    weight = layer.weight
+    if not isinstance(weight, GGUF) or weight.kind != "q3k":
+        return layer
+    dtype = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}[case.dtype]
+    values = torch.from_numpy(case.model.tensors()[f"{name}.weight"]).to(dtype).to(torch.float32).numpy()
+    blocks = torch.from_numpy(quantize_q3k(values.reshape(-1, 256)))
+    return uqff.Layer(GGUF(blocks.reshape(weight.data.shape), weight.block_type), layer.bias)
+
+
+def expected_parts(layers: dict[str, uqff.Layer], case: Case, engine: Engine) -> dict[str, dict[str, Part]]:
+    """What the file must contain, by layer and name; the empty path stands for what belongs to no layer."""
+    if engine == "0.9":
+        return {"": version_entries(), **{name: entries(name, layer) for name, layer in layers.items()}}
+    return {name: {str(i): blob_part(layers[name])} for i, name in enumerate(case.model.layer_names())}
+
+
+def compare_file(
+    stored: dict[str, Part], expected: dict[str, dict[str, Part]]
+) -> tuple[int, int, int, int, tuple[str, ...]]:
+    """Layers, the client's bytes, those that differ, zeros of the other sign, and what else differs."""
+    size = differing = zero_signs = 0
+    problems = []
+    for layer, parts in expected.items():
+        for name, part in parts.items():
+            found = compare(stored.get(name), part)
+            size, differing, zero_signs = size + found.size, differing + found.differing, zero_signs + found.zero_signs
+            if found.differing:
+                problems.append(
+                    f"{layer}: {name}: {found.differing:,} of {found.size:,} bytes differ, first at {found.first}"
+                )
+    for name in sorted(stored.keys() - {name for parts in expected.values() for name in parts}):
+        size, differing = size + len(stored[name].data), differing + max(len(stored[name].data), 1)
+        problems.append(f"only the client's file has {name}")
+    return len(expected.keys() - {""}), size, differing, zero_signs, tuple(problems)
+
+
+def check_report(report: dict[str, Any], layers: dict[str, uqff.Layer], case: Case, kind: str) -> list[str]:
+    """Where the client's `uqff_report.json` and the package disagree about the layers' types."""
+    (output,) = report["outputs"]
+    asked = asked_kinds(case, kind, "0.9")
+    said = {
+        layer["module"]: (layer["default_target"], layer["resolved_target"], layer["stored"], tuple(layer["shape"]))
+        for layer in output["layer_details"]
+    }
+    made = {
+        name: (kind, asked[name], layer.weight.kind, reported_shape(name, layer)) for name, layer in layers.items()
+    }
+    problems = [
+        f"report: {name} is {said.get(name)}, expected {made.get(name)}"
+        for name in sorted({*said, *made})
+        if said.get(name) != made.get(name)
+    ]
+    dense = {name: asked[name] for name, layer in layers.items() if layer.weight.kind in ("f32", "unquant")}
+    facts = {
+        "quant": (output["quant"], kind),
+        "layers": (output["layers"], len(layers)),
+        "actual_counts": (output["actual_counts"], dict(Counter(layer.weight.kind for layer in layers.values()))),
+        "fallback_count": (output["fallback_count"], len(dense)),
+        "fallbacks": ({each["module"]: each["from"] for each in output.get("fallbacks", [])}, dense),
+        "uqff_version": (report["uqff_version"], "1.2.0"),
+    }
+    return problems + [
+        f"report: {fact} is {theirs}, expected {ours}" for fact, (theirs, ours) in facts.items() if theirs != ours
+    ]
+
+
+def reported_shape(name: str, layer: uqff.Layer) -> tuple[int, ...]:
+    """A weight's shape as `uqff_report.json` has it: that of the packed codes where the logical one is not stored."""
+    if isinstance(layer.weight, AFQ | MXFP4):
+        return entries(name, layer)[f"{name}.weight"].shape
+    return layer.weight.shape
+
+
+@dataclasses.dataclass(frozen=True)
+class Written:
+    """What the client made of one checkpoint and type: its tensors and report, or the reason why there are none."""
+
+    parts: dict[str, Part]
+    report: dict[str, Any] | None = None
+    refused: str = ""
+
+
+def let_client_write(client: Client, case: Case, kind: str, checkpoint: Path, scratch: Path) -> Written:
+    """Let the client quantise `checkpoint` into the folder `scratch`, and take in what it wrote."""
+    try:
+        written = client.write(
+            checkpoint, scratch / "0.uqff", architecture=case.model.architecture, dtype=case.dtype, isq=kind
+        )
+    except ClientError as exc:
+        return Written({}, refused=exc.reason)
+    report = scratch / REPORT
+    return Written(read_parts(written), json.loads(report.read_text()) if report.exists() else None)
+
+
+def check(version: str, case: Case, kind: str, written: Written, *, paths: str = "kernels") -> Row:
+    """Compare what the client wrote with what this package makes of the same checkpoint."""
+    generation = GENERATIONS[version]
+    row = Row(version, case.name, kind, paths)
+    try:
+        layers = quantise(case, kind, generation.engine)
+    except uqff.ShapeError as exc:
+        problems = () if written.refused else (f"the package refuses, the client does not: {exc}",)
+        return dataclasses.replace(row, refused=written.refused or str(exc), problems=problems)
+    if written.refused:
+        problem = f"the client refuses, the package does not: {written.refused}"
+        return dataclasses.replace(row, refused=written.refused, problems=(problem,))
+    note = ""
+    if version == WHEEL and any(layer.weight.kind == "q3k" for layer in layers.values()):
+        own = compare_file(written.parts, expected_parts(layers, case, generation.engine))[2]
+        note = f"as the wheel does it, see tools/wheel_q3k.py; as its source does: {own:,} differ"
+        layers = with_wheel_q3k(layers, case)
+    *counts, found = compare_file(written.parts, expected_parts(layers, case, generation.engine))
+    problems = list(found)
+    if generation.has_entries:
+        if written.report is None:
+            problems.append(f"the client wrote no {REPORT}")
+        else:
+            problems += check_report(written.report, layers, case, kind)
+    return Row(version, case.name, kind, paths, *counts, problems=tuple(problems), note=note)
+
+
+def check_all(
+    clients: dict[str, Client], cases: tuple[Case, ...], kinds: tuple[str, ...], folder: Path
+) -> Iterator[Row]:
+    """The rows of every client, checkpoint and type (those in `kinds`, if there are any there).
+
+    The client writes ahead in a thread while the package quantises. `folder` is for checkpoints and the client's files.
+    """
+    jobs = []
+    for index, case in enumerate(cases):
+        checkpoint = folder / str(index)
+        case.model.write(checkpoint)
+        for version in clients:
+            jobs += [
+                (version, case, kind, checkpoint)
+                for kind in GENERATIONS[version].kinds
+                if not kinds or kind in kinds
+            ]
+
+    def write(job: tuple[str, Case, str, Path]) -> Written:
+        version, case, kind, checkpoint = job
+        return let_client_write(clients[version], case, kind, checkpoint, checkpoint / f"{version}-{kind}")
+
+    with ThreadPoolExecutor(2) as pool:
+        for (version, case, kind, _), written in zip(jobs, pool.map(write, jobs), strict=True):
+            yield check(version, case, kind, written)
+            if case.reference:
+                with reference_paths():
+                    yield check(version, case, kind, written, paths="reference")
+
+
+@contextmanager
+def reference_paths() -> Iterator[None]:
+    """Quantise without kernels inside."""
+    before = os.environ.get("UQFF_KERNELS")
+    os.environ["UQFF_KERNELS"] = "reference"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["UQFF_KERNELS"]
+        else:
+            os.environ["UQFF_KERNELS"] = before
+
+
+def table_of(rows: list[Row]) -> Table:
+    """All rows, and a total per client."""
+    table = Table(title="Quantisers: the client's stored bytes against this package's")
+    for column in ("client", "model", "type", "by"):
+        table.add_column(column, no_wrap=True)
+    for column in ("layers", "bytes", "differing", "zero signs"):
+        table.add_column(column, justify="right", no_wrap=True)
+    table.add_column("remark")
+    for before, row in zip([None, *rows], rows, strict=False):
+        if before is not None and (before.version, before.case) != (row.version, row.case):
+            table.add_section()
+        table.add_row(*row.cells())
+    for version in dict.fromkeys(row.version for row in rows):
+        table.add_section()
+        table.add_row(*total(version, [row for row in rows if row.version == version]))
+    return table
+
+
+def total(version: str, rows: list[Row]) -> list[str]:
+    """The cells of a total."""
+    compared = [row for row in rows if not row.refused]
+    kinds = len({row.kind for row in compared})
+    sums = [sum(getattr(row, name) for row in compared) for name in ("layers", "size", "differing", "zero_signs")]
+    refused = f"{len(rows) - len(compared)} rows both refuse" if len(rows) > len(compared) else ""
+    return [version, "all", f"{kinds} types", "", *(f"{number:,}" for number in sums), refused]
