@@ -2,7 +2,7 @@
 
 The other tools import `Client`; the client's own interpreter runs this same file with a job in JSON as its argument,
 and needs nothing but mistralrs for it. One process serves one job, because the client panics (across threads) rather
-than raises on much bad input.
+than raises on much bad input. It gets one thread: on tiny models several do nothing but wait for each other.
 """
 
 from __future__ import annotations
@@ -119,7 +119,7 @@ class Client:
                 errors="replace",
                 timeout=self.timeout,
                 check=False,
-                env={**os.environ, "RUST_BACKTRACE": "0"},
+                env={"RAYON_NUM_THREADS": "1", **os.environ, "RUST_BACKTRACE": "0"},
             )
         except subprocess.TimeoutExpired as exc:
             raise ClientError(f"no answer within {self.timeout:g} s", _text(exc.stdout) + _text(exc.stderr)) from exc

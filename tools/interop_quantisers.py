@@ -10,10 +10,12 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shutil
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ from client import Client, ClientError
 from interop_models import Case
 from rich.table import Table
 from stored_parts import Part, blob_part, compare, entries, read_parts, version_entries
+from tiny_models import TinyModel
 from wheel_q3k import quantize_q3k
 
 import uqff
@@ -29,6 +32,7 @@ from uqff.families import AFQ, GGUF, MXFP4
 from uqff.isq import KINDS, Engine, cast_bias, plan
 
 REPORT = "uqff_report.json"
+TORCH_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 PROMOTED = {
     **dict.fromkeys(("afq2", "afq3", "afq4"), "afq6"),
@@ -110,13 +114,18 @@ def asked_kinds(case: Case, kind: str, engine: Engine) -> dict[str, str]:
     return {name: PROMOTED.get(kind, kind) if name in sensitive else kind for name in sorted({*names, *sensitive})}
 
 
+@lru_cache(maxsize=2)
+def tensors_of(model: TinyModel) -> dict[str, torch.Tensor]:
+    """The checkpoint's tensors in float32."""
+    return {name: torch.from_numpy(values) for name, values in model.tensors().items()}
+
+
 def quantise(case: Case, kind: str, engine: Engine) -> dict[str, uqff.Layer]:
     """The layers as this package makes them, by their path in the checkpoint.
 
     Raises uqff.ShapeError if one of them has a shape on which the engine fails.
     """
-    dtype = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}[case.dtype]
-    tensors = {name: torch.from_numpy(values) for name, values in case.model.tensors().items()}
+    dtype, tensors = TORCH_DTYPES[case.dtype], tensors_of(case.model)
     asked = asked_kinds(case, kind, engine)
     # All shapes before any work: plan raises where the engine fails.
     planned = {name: plan(of, tensors[f"{name}.weight"].shape, engine=engine) for name, of in asked.items()}
@@ -139,8 +148,7 @@ def _with_wheel_q3k(name: str, layer: uqff.Layer, case: Case) -> uqff.Layer:
     weight = layer.weight
     if not isinstance(weight, GGUF) or weight.kind != "q3k":
         return layer
-    dtype = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}[case.dtype]
-    values = torch.from_numpy(case.model.tensors()[f"{name}.weight"]).to(dtype).to(torch.float32).numpy()
+    values = tensors_of(case.model)[f"{name}.weight"].to(TORCH_DTYPES[case.dtype]).to(torch.float32).numpy()
     blocks = torch.from_numpy(quantize_q3k(values.reshape(-1, 256)))
     return uqff.Layer(GGUF(blocks.reshape(weight.data.shape), weight.block_type), layer.bias)
 
@@ -180,9 +188,7 @@ def check_report(report: dict[str, Any], layers: dict[str, uqff.Layer], case: Ca
         layer["module"]: (layer["default_target"], layer["resolved_target"], layer["stored"], tuple(layer["shape"]))
         for layer in output["layer_details"]
     }
-    made = {
-        name: (kind, asked[name], layer.weight.kind, reported_shape(name, layer)) for name, layer in layers.items()
-    }
+    made = {name: (kind, asked[name], layer.weight.kind, reported_shape(name, layer)) for name, layer in layers.items()}
     problems = [
         f"report: {name} is {said.get(name)}, expected {made.get(name)}"
         for name in sorted({*said, *made})
@@ -227,7 +233,9 @@ def let_client_write(client: Client, case: Case, kind: str, checkpoint: Path, sc
     except ClientError as exc:
         return Written({}, refused=exc.reason)
     report = scratch / REPORT
-    return Written(read_parts(written), json.loads(report.read_text()) if report.exists() else None)
+    made = Written(read_parts(written), json.loads(report.read_text()) if report.exists() else None)
+    shutil.rmtree(scratch)
+    return made
 
 
 def check(version: str, case: Case, kind: str, written: Written, *, paths: str = "kernels") -> Row:
@@ -270,9 +278,7 @@ def check_all(
         case.model.write(checkpoint)
         for version in clients:
             jobs += [
-                (version, case, kind, checkpoint)
-                for kind in GENERATIONS[version].kinds
-                if not kinds or kind in kinds
+                (version, case, kind, checkpoint) for kind in GENERATIONS[version].kinds if not kinds or kind in kinds
             ]
 
     def write(job: tuple[str, Case, str, Path]) -> Written:

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from uqff.families import AFQ, F8Q8, FP8, GGUF, HQQ, MXFP4, QuantizedTensor, Unquant
+from uqff.kernels.threads import run_ranges
 
 if TYPE_CHECKING:
     import torch
@@ -67,6 +68,19 @@ class Measure:
             # max() would drop a NaN.
             self.largest = math.nan if any(map(math.isnan, extremes)) else max(self.largest, *extremes)
 
+    @classmethod
+    def sum(cls, measures: list[Measure]) -> Measure:
+        """All in one, added in order."""
+        total = cls()
+        for each in measures:
+            total.count += each.count
+            total.squares_a += each.squares_a
+            total.squares_b += each.squares_b
+            total.products += each.products
+            total.squares_difference += each.squares_difference
+            total.largest = math.nan if math.isnan(each.largest) else max(total.largest, each.largest)
+        return total
+
     def result(self) -> Distance:
         """The distance over all tiles."""
         if self.count == 0:
@@ -86,17 +100,20 @@ def distance(a: F32 | QuantizedTensor, b: QuantizedTensor) -> Distance:
         a: what is taken as true: float32 of the record's shape, C-contiguous; or a record.
         b: what is measured.
     """
-    measure = Measure()
     if isinstance(a, QuantizedTensor):
         # Families are cut differently: the one that is dequantised whole goes by the tiles of the other.
         a = a.dequantize().numpy()
-    scratch = np.empty(0, np.float32)
-    for part, tile in tiles(b):
-        if scratch.size < tile.numel:
-            scratch = np.empty(tile.numel, np.float32)
-        values = _dequantized(tile, scratch[: tile.numel])
-        measure.add(_flat(part(a)), values)
-    return measure.result()
+    values, pieces = a, list(tiles(b))
+    measures = [Measure() for _ in pieces]
+
+    def measure(start: int, stop: int) -> None:
+        scratch = np.empty(max(piece.numel for _, piece in pieces[start:stop]), np.float32)
+        for at in range(start, stop):
+            part, piece = pieces[at]
+            measures[at].add(_flat(part(values)), _dequantized(piece, scratch[: piece.numel]))
+
+    run_ranges(measure, len(pieces))
+    return Measure.sum(measures).result()
 
 
 def _dequantized(tile: QuantizedTensor, scratch: F32) -> F32:
