@@ -1,40 +1,30 @@
-"""How fast weights become plain numbers: every type against memset, the reference and gguf-py.
+"""How fast weights become plain numbers in warm memory: every type against memset and gguf-py.
 
-    python tools/bench/dequantize.py [--rows 4096] [--columns 4096] [--repeat 7] [TYPE ...]
-
-Each figure is the best of several short runs into memory that is warm, "new" into new memory.
-``memset`` writes as many bytes, on as many threads.
+``memset`` writes as many bytes, on as many threads, in turn with the kernels.
 """
 
 from __future__ import annotations
 
-import argparse
 import ctypes
 import importlib.util
-import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
+from machine import interleaved
 
-from uqff import kernels
 from uqff.families import AFQ, F8Q8, FP8, GGUF, HQQ, MXFP4, QuantizedTensor, Unquant
 from uqff.families.gguf.blocks import BLOCK_TYPES, BlockType
 from uqff.families.hqq import CODES_PER_WORD
 from uqff.kernels.memory import empty
-from uqff.kernels.threads import num_threads, run_ranges
+from uqff.kernels.threads import run_ranges
 
+__all__ = ["measure"]
 
-def best(run: Callable[[], object], repeat: int) -> float:
-    """Seconds of the fastest run."""
-    times = []
-    for _ in range(repeat):
-        start = time.perf_counter()
-        run()
-        times.append(time.perf_counter() - start)
-    return min(times)
+SIDE = 4096
+ROUNDS = 9
 
 
 def blocks_of(block_type: BlockType, count: int, rng: np.random.Generator) -> torch.Tensor:
@@ -76,8 +66,8 @@ def records(rows: int, columns: int) -> Iterator[tuple[str, QuantizedTensor]]:
 
 
 def gguf_py(record: QuantizedTensor) -> Callable[[], Any] | None:
-    """gguf-py's dequantiser of the same blocks, if it is installed and has the type."""
-    if not isinstance(record, GGUF) or importlib.util.find_spec("gguf") is None:
+    """gguf-py's dequantiser of the same blocks, if it has the type; of F32 it only makes a view."""
+    if not isinstance(record, GGUF) or record.kind == "f32" or importlib.util.find_spec("gguf") is None:
         return None
     import gguf
 
@@ -101,43 +91,32 @@ def memset(out: torch.Tensor) -> Callable[[], None]:
     return lambda: run_ranges(fill, out.nbytes, grain=1 << 18)
 
 
-def main() -> None:
-    """Print one line a type."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("types", nargs="*", metavar="TYPE")
-    parser.add_argument("--rows", type=int, default=4096)
-    parser.add_argument("--columns", type=int, default=4096)
-    parser.add_argument("--repeat", type=int, default=7)
-    arguments = parser.parse_args()
-    shape = (arguments.rows, arguments.columns)
-    outs = {dtype: empty(shape, dtype).zero_() for dtype in (torch.float32, torch.bfloat16, torch.float16)}
-    print(f"{shape[0]} x {shape[1]}, {num_threads()} threads; GB/s of float32 written; bf16, f16: against float32")
-    print("type      memset  float32         bf16    f16    new  reference  gguf-py")
+def measure() -> list[dict[str, object]]:
+    """One row a type: rates of writing float32, against memset and gguf-py; the narrower floats against float32."""
+    shape = (SIDE, SIDE)
+    outs = {dtype: empty(shape, dtype).zero_() for dtype in (torch.float32, torch.bfloat16)}
+    rows: list[dict[str, object]] = []
     for name, record in records(*shape):
-        if not arguments.types or name in arguments.types:
-            print(f"{name:8} {measure(record, outs, arguments.repeat)}", flush=True)
-
-
-def measure(record: QuantizedTensor, outs: dict[torch.dtype, torch.Tensor], repeat: int) -> str:
-    """The line of one type."""
-    out = outs[torch.float32]
-    floor = best(memset(out), repeat)
-    seconds = {}
-    for dtype, buffer in outs.items():
-        run = partial(kernels.dequantize, record, dtype, buffer)
-        assert run() is buffer
-        seconds[dtype] = best(run, repeat)
-    own = seconds[torch.float32]
-    floor = min(floor, best(memset(out), repeat))
-    fresh = best(partial(kernels.dequantize, record, torch.float32), 3)
-    reference, theirs = best(record._dequantize, 1), gguf_py(record)
-    compared = f"{best(theirs, 1) / own:7.0f}x" if theirs else ""
-    return (
-        f"{out.nbytes / floor / 1e9:7.1f} {out.nbytes / own / 1e9:8.1f} {floor / own:5.0%}"
-        f" {own / seconds[torch.bfloat16]:5.2f}x {own / seconds[torch.float16]:5.2f}x"
-        f" {out.nbytes / fresh / 1e9:6.1f} {reference / own:9.0f}x {compared:>8}"
-    )
-
-
-if __name__ == "__main__":
-    main()
+        wide, narrow = outs.values()
+        tasks: dict[str, Callable[[], object]] = {
+            "memset": memset(wide),
+            "float32": partial(record.dequantize, out=wide),
+            "bfloat16": partial(record.dequantize, out=narrow),
+        }
+        theirs = gguf_py(record)
+        seconds = interleaved(tasks, ROUNDS)
+        own = seconds["float32"]
+        peer = interleaved({"gguf-py": theirs}, 1)["gguf-py"] if theirs else None
+        rows.append(
+            {
+                "type": name,
+                "memset GB/s": round(wide.nbytes / seconds["memset"] / 1e9, 1),
+                "float32 GB/s": round(wide.nbytes / own / 1e9, 1),
+                "of memset": f"{seconds['memset'] / own:.0%}",
+                "bfloat16 / float32 rate": round(own / seconds["bfloat16"], 2),
+                "float32 Mw/s": round(record.numel / own / 1e6),
+                "gguf-py Mw/s": round(record.numel / peer / 1e6) if peer else "",
+                "× gguf-py": round(peer / own, 1) if peer else "",
+            }
+        )
+    return rows
