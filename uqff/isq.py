@@ -306,7 +306,9 @@ def quantize(
     """Quantise a weight to the engine's bytes.
 
     The weight is rounded to its load dtype (to nearest, ties to even), widened to float32 and quantised.  It is not
-    modified.
+    modified.  Of two things the bytes are not the engine's: the sign of a zero in five fields (``m`` of Q4_1 and Q5_1,
+    ``dmin`` of Q4K and Q5K, AFQ's biases), where the engine's releases disagree; and Q3K as the 0.6.0 wheel writes it,
+    which overlooks sub-block 0 in its search for the largest scale if that scale is negative.
 
     Args:
         weight: float32, float16 or bfloat16 ``[out, in]`` or ``[experts, out, in]``, on the CPU, all finite.

@@ -132,6 +132,9 @@ class TensorMap(Mapping[str, "torch.Tensor"]):
             flat = flat.clone()
         return flat.view(dtype).view(entry.shape)
 
+    def __contains__(self, name: object) -> bool:
+        return name in self._places
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._places)
 

@@ -10,6 +10,7 @@ import os
 import warnings
 from functools import lru_cache
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from uqff.codes import Family
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
     from uqff.families.base import QuantizedTensor
 
-__all__ = ["dequantize", "enabled"]
+__all__ = ["compiled_before", "dequantize", "enabled"]
 
 ENVIRONMENT_VARIABLE = "UQFF_KERNELS"
 
@@ -56,6 +57,13 @@ def _compiles() -> bool:
         warnings.warn(f"numba cannot be imported ({error}): the slow reference paths serve", stacklevel=4)
         return False
     return not numba.config.DISABLE_JIT  # type: ignore[attr-defined]
+
+
+def compiled_before() -> bool:
+    """Whether numba's cache beside this package, or where ``NUMBA_CACHE_DIR`` says, holds kernels already."""
+    override = os.environ.get("NUMBA_CACHE_DIR")
+    folder = Path(override) if override else Path(__file__).parent / "__pycache__"
+    return any(folder.rglob("*.nbi"))
 
 
 def dequantize(record: QuantizedTensor, dtype: torch.dtype, out: torch.Tensor | None = None) -> torch.Tensor | None:

@@ -1,0 +1,201 @@
+"""Tiny checkpoints of the architectures that `tiny_models.py` does not make, and what the real client makes of them.
+
+    python tools/tiny_architectures.py --client PYTHON
+
+lets the client (`mistralrs==0.6.0`) quantise each to Q8_0 and writes `tests/golden/ARCHITECTURES.json`: the digests of
+the `.uqff` file and of the residual of each. A file hangs on the order of its layers, so its digest proves that order;
+the values are those of `tiny_models.random_normal`, the same on every machine.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import tempfile
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+from tiny_models import Float32, TinyModel, random_normal
+
+ROOT = Path(__file__).resolve().parent.parent
+DIGESTS = ROOT / "tests" / "golden" / "ARCHITECTURES.json"
+KIND = "q8_0"
+
+HIDDEN, INNER, VOCABULARY, LAYERS = 64, 96, 64, 3
+HEADS, KV_HEADS, HEAD_SIZE = 4, 2, 16
+EXPERTS, EXPERT_INNER = 4, 64
+DENSE_LAYERS = [1]
+"""Of Qwen3-MoE, to have both kinds of layers."""
+
+GELU = {"attention_bias": False, "hidden_act": "gelu_pytorch_tanh"}
+NO_WINDOW = {"sliding_window": None}
+CONFIGS: dict[str, dict[str, Any]] = {
+    "Mistral": NO_WINDOW,
+    "Qwen3": NO_WINDOW | {"use_sliding_window": False, "max_window_layers": LAYERS, "attention_bias": False},
+    "Qwen3Moe": NO_WINDOW
+    | {
+        "use_sliding_window": False,
+        "max_window_layers": LAYERS,
+        "attention_bias": False,
+        "num_experts": EXPERTS,
+        "num_experts_per_tok": 2,
+        "mlp_only_layers": DENSE_LAYERS,
+        "decoder_sparse_step": 1,
+        "moe_intermediate_size": EXPERT_INNER,
+        "norm_topk_prob": True,
+    },
+    "Mixtral": NO_WINDOW | {"num_local_experts": EXPERTS, "num_experts_per_tok": 2},
+    "Phi3": NO_WINDOW | {"rope_scaling": None, "original_max_position_embeddings": 512, "pad_token_id": 0},
+    "Gemma": GELU,
+    "Gemma2": GELU
+    | {
+        "hidden_activation": "gelu_pytorch_tanh",
+        "sliding_window": 512,
+        "attn_logit_softcapping": 50.0,
+        "final_logit_softcapping": 30.0,
+        "query_pre_attn_scalar": HEAD_SIZE,
+    },
+}
+"""What each architecture's `config.json` has besides what all have, by the client's name of it."""
+
+
+def config(name: str) -> dict[str, Any]:
+    """The `config.json` of an architecture."""
+    common = {
+        "architectures": [f"{name}ForCausalLM"],
+        "model_type": name.lower(),
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "head_dim": HEAD_SIZE,
+        "hidden_act": "silu",
+        "hidden_size": HIDDEN,
+        "intermediate_size": INNER,
+        "max_position_embeddings": 512,
+        "num_attention_heads": HEADS,
+        "num_hidden_layers": LAYERS,
+        "num_key_value_heads": KV_HEADS,
+        "rms_norm_eps": 1e-06,
+        "rope_theta": 10000.0,
+        "tie_word_embeddings": False,
+        "torch_dtype": "float32",
+        "vocab_size": VOCABULARY,
+    }
+    return common | CONFIGS[name]
+
+
+def shapes(name: str) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of a checkpoint's tensors."""
+    found: dict[str, tuple[int, ...]] = {
+        "model.embed_tokens.weight": (VOCABULARY, HIDDEN),
+        "model.norm.weight": (HIDDEN,),
+    }
+    if name not in ("Gemma", "Gemma2"):
+        found["lm_head.weight"] = (VOCABULARY, HIDDEN)
+    for index in range(LAYERS):
+        for part, shape in _layer(name, index):
+            found[f"model.layers.{index}.{part}.weight"] = shape
+    return found
+
+
+def _layer(name: str, index: int) -> Iterator[tuple[str, tuple[int, ...]]]:
+    query, kv = HEADS * HEAD_SIZE, KV_HEADS * HEAD_SIZE
+    norms = ["input_layernorm", "post_attention_layernorm"]
+    if name == "Gemma2":
+        norms += ["pre_feedforward_layernorm", "post_feedforward_layernorm"]
+    yield from ((norm, (HIDDEN,)) for norm in norms)
+    if name == "Phi3":
+        yield "self_attn.qkv_proj", (query + 2 * kv, HIDDEN)
+        yield "self_attn.o_proj", (HIDDEN, query)
+        yield "mlp.gate_up_proj", (2 * INNER, HIDDEN)
+        yield "mlp.down_proj", (HIDDEN, INNER)
+        return
+    if name.startswith("Qwen3"):
+        yield from ((f"self_attn.{norm}_norm", (HEAD_SIZE,)) for norm in "qk")
+    yield from ((f"self_attn.{part}_proj", (out, HIDDEN)) for part, out in (("q", query), ("k", kv), ("v", kv)))
+    yield "self_attn.o_proj", (HIDDEN, query)
+    if name == "Mixtral":
+        yield "block_sparse_moe.gate", (EXPERTS, HIDDEN)
+        for expert in range(EXPERTS):
+            yield from _mlp(f"block_sparse_moe.experts.{expert}.", ("w1", "w3", "w2"), INNER)
+    elif name == "Qwen3Moe" and index not in DENSE_LAYERS:
+        yield "mlp.gate", (EXPERTS, HIDDEN)
+        for expert in range(EXPERTS):
+            yield from _mlp(f"mlp.experts.{expert}.", ("gate_proj", "up_proj", "down_proj"), EXPERT_INNER)
+    else:
+        yield from _mlp("mlp.", ("gate_proj", "up_proj", "down_proj"), INNER)
+
+
+def _mlp(prefix: str, names: tuple[str, str, str], inner: int) -> Iterator[tuple[str, tuple[int, ...]]]:
+    for name, shape in zip(names, ((inner, HIDDEN), (inner, HIDDEN), (HIDDEN, inner)), strict=True):
+        yield prefix + name, shape
+
+
+def tensor(name: str, shape: tuple[int, ...]) -> Float32:
+    """A tensor of a checkpoint: its values depend on its name and shape only; norms are about 1."""
+    values = random_normal(np.random.default_rng([7, zlib.crc32(name.encode())]), shape) * np.float32(0.02)
+    return values + np.float32(1) if len(shape) == 1 else values
+
+
+def write(name: str, folder: Path) -> None:
+    """Write a checkpoint of an architecture."""
+    from safetensors.numpy import save_file
+
+    TinyModel(hidden_size=HIDDEN, heads=2, vocab_size=VOCABULARY).write(folder)
+    save_file({each: tensor(each, shape) for each, shape in shapes(name).items()}, folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps(config(name), indent=2))
+
+
+CLIENT = """
+import sys, mistralrs
+model, name, output, isq = sys.argv[1:]
+which = mistralrs.Which.Plain(
+    model_id=model,
+    arch=getattr(mistralrs.Architecture, name),
+    dtype=mistralrs.ModelDType.F32,
+    write_uqff=output,
+)
+mistralrs.Runner(which=which, in_situ_quant=isq, token_source="none", no_paged_attn=True)
+"""
+
+
+def client_digests(python: Path, name: str) -> dict[str, str]:
+    """What the client writes for an architecture: sha256 by file name.
+
+    Raises RuntimeError with the client's last words if it writes nothing.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        write(name, folder / "model")
+        arguments = [str(folder / "model"), name, str(folder / "out" / f"{KIND}.uqff"), KIND]
+        done = subprocess.run(
+            [str(python), "-c", CLIENT, *arguments],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=100,
+            env={**os.environ, "RAYON_NUM_THREADS": "1"},
+        )
+        paths = [folder / "out" / file for file in (f"{KIND}-0.uqff", "residual.safetensors")]
+        if not all(path.exists() for path in paths):
+            raise RuntimeError(f"{name}: {(done.stdout + done.stderr)[-500:]}")
+        return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
+
+
+@click.command()
+@click.option("--client", "python", required=True, type=click.Path(path_type=Path), help="Interpreter with mistralrs.")
+def main(python: Path) -> None:
+    """Let the client write the digests again."""
+    digests = {name: client_digests(python, name) for name in CONFIGS}
+    document = {"client": "mistralrs 0.6.0", "isq": KIND, "dtype": "F32", "digests": digests}
+    DIGESTS.write_text(json.dumps(document, indent=1) + "\n")
+    click.echo(f"{DIGESTS}: {len(digests)} architectures")
+
+
+if __name__ == "__main__":
+    main()
