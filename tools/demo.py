@@ -10,6 +10,8 @@ import json
 import math
 import re
 import shutil
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -250,8 +252,14 @@ def main(model: Path | None, types: str, out: Path) -> None:
     console.print(
         f"\nWritten to {out}: one .uqff per type, residual.safetensors, quality.png, quality.svg, quality.json"
     )
-    console.print("Try next:", style="bold")
-    for command in (f"uqff inspect {first}", f"uqff inspect {first} 0 --hex", f"uqff verify {first} --deep"):
+    console.print(f"\n$ uqff inspect {first}", style="bold")
+    shown = subprocess.run(
+        [sys.executable, "-m", "uqff", "inspect", str(first)], capture_output=True, text=True, check=True
+    )
+    console.print(*shown.stdout.splitlines()[:18], "...", sep="\n", highlight=False, markup=False)
+    console.print("\nTry next:", style="bold")
+    more = (f"uqff quantize {model} OUT --isq q4k --isq hqq8",) if model else ()
+    for command in (f"uqff inspect {first}", f"uqff inspect {first} 0 --hex", f"uqff verify {first} --deep", *more):
         console.print(f"  .venv/bin/{command}", highlight=False, soft_wrap=True)
 
 
