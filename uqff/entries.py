@@ -43,7 +43,7 @@ def family_of_format(entry: RawTensor) -> Family:
         FormatError: the entry is not one byte.
         UnsupportedError: the number is not known.
     """
-    if (entry.dtype, entry.shape) != ("U8", ()):
+    if (entry.dtype, entry.shape, entry.data.nbytes) != ("U8", (), 1):
         got = f"{entry.dtype} {list(entry.shape)}"
         raise FormatError("not a number of one byte", field=FORMAT, expected="U8 []", got=got)
     number = entry.data[0]

@@ -33,6 +33,8 @@ from uqff.schema.entries import BIAS, FORMAT, WEIGHT, RawTensor
 __all__ = ["VERSION_KEYS", "EntryIndex", "is_entry_file"]
 
 VERSION_KEYS = ("uqff.version.major", "uqff.version.minor", "uqff.version.patch")
+_COMPANIONS = SUFFIXES - {WEIGHT, BIAS}
+"""Suffixes that only an entry of a layer has: any tensor may be called a weight or a bias."""
 
 
 def is_entry_file(file: MappedFile) -> bool:
@@ -72,7 +74,7 @@ class EntryIndex:
             if not key:
                 raise _in_header("layer without a key", name, one, "the path of a weight", repr(key))
             self._layers.setdefault(key, {})[suffix] = one
-        elif suffix in SUFFIXES - {WEIGHT, BIAS}:
+        elif suffix in _COMPANIONS:
             raise FormatError(
                 "missing entry",
                 file=str(one.file.path),
