@@ -123,9 +123,10 @@ class Client:
             )
         except subprocess.TimeoutExpired as exc:
             raise ClientError(f"no answer within {self.timeout:g} s", _text(exc.stdout) + _text(exc.stderr)) from exc
-        for line in done.stdout.splitlines():
-            if line.startswith(RESULT):
-                return json.loads(line[len(RESULT) :])
+        # The client's threads may log on the same line, before the result and after it.
+        _, found, answer = done.stdout.partition(RESULT)
+        if found:
+            return json.JSONDecoder().raw_decode(answer)[0]
         output = ANSI.sub("", done.stdout + done.stderr)
         if done.returncode < 0:
             reason = f"killed by {signal.Signals(-done.returncode).name}"
@@ -181,4 +182,4 @@ def run_job(job: dict[str, Any]) -> Any:
 
 
 if __name__ == "__main__":
-    print(RESULT + json.dumps(run_job(json.loads(sys.argv[1]))), flush=True)
+    print(RESULT + json.dumps(run_job(json.loads(sys.argv[1]))) + "\n", end="", flush=True)

@@ -24,6 +24,8 @@ from client import Client
 from interop_models import CASES
 from rich.console import Console
 
+from uqff.isq import KINDS
+
 ROOT = Path(__file__).resolve().parent.parent
 WIDTH = 150
 """Columns of the tables where the output is not a terminal."""
@@ -95,7 +97,7 @@ def check_quantisers(
     failed = [row for row in rows if not row.equal]
     for row in failed:
         for problem in row.problems:
-            console.print(f"{row.version} {row.case} {row.kind} ({row.paths}): {problem}")
+            console.print(f"{row.version} {row.case} {row.kind} ({row.by}): {problem}")
     console.print(f"{len(rows)} checked: {len(failed)} differ")
     return bool(failed)
 
@@ -108,9 +110,7 @@ def check_quantisers(
     type=click.Path(path_type=Path),
     help="Interpreter that has mistralrs 0.6.0 or 0.9.5; else they are installed.",
 )
-@click.option(
-    "--kind", "kinds", multiple=True, type=click.Choice([*quantisers.KINDS, reading.MIXED]), help="Only these."
-)
+@click.option("--kind", "kinds", multiple=True, type=click.Choice([*KINDS, reading.MIXED]), help="Only these.")
 @click.option("--only", type=click.Choice([FILES, QUANTISERS]), help="Only this table.")
 @click.option(
     "--model", "models", multiple=True, type=click.Choice([case.name for case in CASES]), help="Only these quantised."

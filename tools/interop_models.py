@@ -2,7 +2,7 @@
 
 Between them: in-dims that are multiples of 256, of 64, of 32 and of neither; tied and untied; with biases and without;
 every pair of a stored and a load dtype that matters; ordinary weights, outliers, the rows that quantisers treat
-specially, and weights spread over 24 binary orders of magnitude.
+specially, and weights spread over 24 binary orders of magnitude, also where scales overflow or underflow.
 """
 
 from __future__ import annotations
@@ -72,6 +72,8 @@ CASES = (
         "F16",
     ),
     Case("llama wide", WideModel("llama", intermediate_size=256, std=0.5, seed=49), "F32"),
+    Case("llama huge", WideModel("llama", intermediate_size=256, vocab_size=32, std=1e12, seed=55), "F32"),
+    Case("llama tiny", WideModel("llama", intermediate_size=256, vocab_size=32, std=1e-38, seed=56), "F32"),
     Case("qwen2 wide bf16", WideModel("qwen2", intermediate_size=256, std=0.5, tied=True, seed=50), "BF16"),
     Case(
         "qwen2 128",

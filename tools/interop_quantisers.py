@@ -12,12 +12,12 @@ import json
 import os
 import shutil
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from client import Client, ClientError
@@ -56,11 +56,6 @@ class Generation:
     engine: Engine
     kinds: tuple[str, ...]
 
-    @property
-    def has_entries(self) -> bool:
-        """Whether it writes UQFF 1.x."""
-        return self.engine == "0.9"
-
 
 GENERATIONS = {
     "0.6.0": Generation("0.6", tuple(kind for kind in KINDS if kind not in ("f8q8", "mxfp4"))),
@@ -72,14 +67,14 @@ GENERATIONS = {
 class Row:
     """One row of the table.
 
-    `refused` says why the client wrote nothing, and `why` why the package expected that. `problems` are differences
-    that are not bytes of a layer: an entry or a refusal that the other side does not have, a report that says otherwise.
+    `by`: the kernels or the reference paths. `refused`: why the client wrote nothing. `problems`: each part that
+    differs, and what is not in a layer's bytes: a refusal of one side only, a report that says otherwise.
     """
 
     version: str
     case: str
     kind: str
-    paths: str
+    by: str
     layers: int = 0
     size: int = 0
     differing: int = 0
@@ -95,7 +90,7 @@ class Row:
 
     def cells(self) -> list[str]:
         """The cells of the table."""
-        named = [self.version, self.case, self.kind, self.paths]
+        named = [self.version, self.case, self.kind, self.by]
         if self.refused:
             return [*named, "-", "-", "-", "-", f"both refuse: {self.refused}" if self.equal else self.refused]
         differing = f"{self.differing:,}" if not self.differing else f"[red]{self.differing:,}[/red]"
@@ -160,28 +155,35 @@ def expected_parts(layers: dict[str, uqff.Layer], case: Case, engine: Engine) ->
     return {name: {str(i): blob_part(layers[name])} for i, name in enumerate(case.model.layer_names())}
 
 
-def compare_file(
-    stored: dict[str, Part], expected: dict[str, dict[str, Part]]
-) -> tuple[int, int, int, int, tuple[str, ...]]:
-    """Layers, the client's bytes, those that differ, zeros of the other sign, and what else differs."""
-    size = differing = zero_signs = 0
-    problems = []
-    for layer, parts in expected.items():
-        for name, part in parts.items():
-            found = compare(stored.get(name), part)
-            size, differing, zero_signs = size + found.size, differing + found.differing, zero_signs + found.zero_signs
-            if found.differing:
-                problems.append(
-                    f"{layer}: {name}: {found.differing:,} of {found.size:,} bytes differ, first at {found.first}"
-                )
-    for name in sorted(stored.keys() - {name for parts in expected.values() for name in parts}):
-        size, differing = size + len(stored[name].data), differing + max(len(stored[name].data), 1)
-        problems.append(f"only the client's file has {name}")
-    return len(expected.keys() - {""}), size, differing, zero_signs, tuple(problems)
+class FileDifference(NamedTuple):
+    """How a file differs from what it must contain: totals, and a line for each part that does."""
+
+    layers: int
+    size: int
+    differing: int
+    zero_signs: int
+    lines: list[str]
 
 
-def check_report(report: dict[str, Any], layers: dict[str, uqff.Layer], case: Case, kind: str) -> list[str]:
+def compare_file(stored: Mapping[str, Part], expected: Mapping[str, Mapping[str, Part]]) -> FileDifference:
+    """Compare the client's file, part by part, with :func:`expected_parts`. `size` is in the client's bytes."""
+    wanted = {name: (layer, part) for layer, parts in expected.items() for name, part in parts.items()}
+    found = {
+        name: compare(stored.get(name), wanted[name][1] if name in wanted else None) for name in (*wanted, *stored)
+    }
+    lines = []
+    for name, each in found.items():
+        if each.differing:
+            layer = wanted[name][0] if name in wanted else "in the client's file only"
+            lines.append(f"{layer}: {name}: {each.differing:,} of {each.size:,} bytes differ, first at {each.first}")
+    size, differing, zero_signs = (sum(counts) for counts in list(zip(*found.values(), strict=True))[:3])
+    return FileDifference(len(expected.keys() - {""}), size, differing, zero_signs, lines)
+
+
+def check_report(report: dict[str, Any] | None, layers: dict[str, uqff.Layer], case: Case, kind: str) -> list[str]:
     """Where the client's `uqff_report.json` and the package disagree about the layers' types."""
+    if report is None:
+        return [f"the client wrote no {REPORT}"]
     (output,) = report["outputs"]
     asked = asked_kinds(case, kind, "0.9")
     said = {
@@ -238,31 +240,38 @@ def let_client_write(client: Client, case: Case, kind: str, checkpoint: Path, sc
     return made
 
 
-def check(version: str, case: Case, kind: str, written: Written, *, paths: str = "kernels") -> Row:
+def check(version: str, case: Case, kind: str, written: Written, *, by: str = "kernels") -> Row:
     """Compare what the client wrote with what this package makes of the same checkpoint."""
-    generation = GENERATIONS[version]
-    row = Row(version, case.name, kind, paths)
+    engine = GENERATIONS[version].engine
+    row = Row(version, case.name, kind, by)
     try:
-        layers = quantise(case, kind, generation.engine)
+        layers = quantise(case, kind, engine)
     except uqff.ShapeError as exc:
-        problems = () if written.refused else (f"the package refuses, the client does not: {exc}",)
-        return dataclasses.replace(row, refused=written.refused or str(exc), problems=problems)
+        if written.refused:
+            return dataclasses.replace(row, refused=written.refused)
+        return dataclasses.replace(
+            row, refused=str(exc), problems=(f"the package refuses, the client does not: {exc}",)
+        )
     if written.refused:
         problem = f"the client refuses, the package does not: {written.refused}"
         return dataclasses.replace(row, refused=written.refused, problems=(problem,))
+    found = compare_file(written.parts, expected_parts(layers, case, engine))
     note = ""
     if version == WHEEL and any(layer.weight.kind == "q3k" for layer in layers.values()):
-        own = compare_file(written.parts, expected_parts(layers, case, generation.engine))[2]
-        note = f"as the wheel does it, see tools/wheel_q3k.py; as its source does: {own:,} differ"
-        layers = with_wheel_q3k(layers, case)
-    *counts, found = compare_file(written.parts, expected_parts(layers, case, generation.engine))
-    problems = list(found)
-    if generation.has_entries:
-        if written.report is None:
-            problems.append(f"the client wrote no {REPORT}")
-        else:
-            problems += check_report(written.report, layers, case, kind)
-    return Row(version, case.name, kind, paths, *counts, problems=tuple(problems), note=note)
+        note = f"wheel_q3k.py; the package's own: {found.differing:,} differ"
+        found = compare_file(written.parts, expected_parts(with_wheel_q3k(layers, case), case, engine))
+    problems = list(found.lines)
+    if engine == "0.9":
+        problems += check_report(written.report, layers, case, kind)
+    return dataclasses.replace(
+        row,
+        layers=found.layers,
+        size=found.size,
+        differing=found.differing,
+        zero_signs=found.zero_signs,
+        problems=tuple(problems),
+        note=note,
+    )
 
 
 def check_all(
@@ -290,7 +299,7 @@ def check_all(
             yield check(version, case, kind, written)
             if case.reference:
                 with reference_paths():
-                    yield check(version, case, kind, written, paths="reference")
+                    yield check(version, case, kind, written, by="reference")
 
 
 @contextmanager

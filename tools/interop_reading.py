@@ -104,13 +104,16 @@ def write_ours(client_dir: Path, our_dir: Path, layers: Mapping[Any, uqff.Layer]
     return uqff.save(layers, our_dir / "0-0.uqff", version=UQFF_VERSION, **options)
 
 
-def quantise_ours(architecture: str, kind: str) -> tuple[dict[int, uqff.Layer], dict[int, uqff.Layer]]:
-    """The checkpoint's layers by index, quantised by this package, and the same with the wheel's Q3K."""
+Layers = Mapping[Any, uqff.Layer]
+
+
+def quantise_ours(architecture: str, kind: str, keys: list[Any]) -> tuple[Layers, Layers]:
+    """The checkpoint's layers under the file's `keys`: quantised by this package, and with the wheel's Q3K."""
     case = Case(architecture, MODELS[architecture], "F32")
     layers = quantise(case, kind, "0.6")
     wheel = with_wheel_q3k(layers, case)
-    names = case.model.layer_names()
-    return {i: layers[name] for i, name in enumerate(names)}, {i: wheel[name] for i, name in enumerate(names)}
+    names = {key: case.model.layer_names()[int(key)] for key in keys}
+    return {key: layers[name] for key, name in names.items()}, {key: wheel[name] for key, name in names.items()}
 
 
 def run_client(client: Client, files: list[Path], architecture: str) -> Outcome:
@@ -193,7 +196,7 @@ def check(client: Client, architecture: str, kind: str, model: Path, scratch: Pa
         if kind == MIXED:
             made[f"{RE_SAVED}, sharded"] = (layers, {"shard_bytes": written.stat().st_size // 3})
         else:
-            ours, wheel = quantise_ours(architecture, kind)
+            ours, wheel = quantise_ours(architecture, kind, list(layers))
             made[QUANTISED] = (ours, {})
             wheel_equal = not any(layer.differing for layer in compare_layers(client_dir, wheel))
         for name, (our_layers, options) in made.items():

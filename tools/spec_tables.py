@@ -9,7 +9,9 @@ name                     table
 ``HEADER``, ``TENSOR``   offset table of a shared layout
 ``AFQ.LAYOUT``, ...      offset table of a family
 ``Q4K.BLOCK``, ...       offset table of a ggml block, ``F8Q8.BLOCK`` of an F8Q8 block
+``AFQ.ENTRIES``, ...     entries of a family's 1.x layers
 ``VERSIONS``             versions with what each added
+``ENTRY_VERSIONS``       1.x versions with what each added
 ``FAMILIES``             type bytes
 ``DTYPES``               tensor dtypes
 ``GGML_TYPES``           ggml types with their sizes
@@ -37,9 +39,10 @@ from typing import Any
 
 from uqff import limits
 from uqff.architectures import ARCHITECTURES
-from uqff.codes import VERSIONS, DType, Family
+from uqff.codes import ENTRY_VERSIONS, VERSIONS, DType, Family
 from uqff.families import FAMILIES, f8q8
 from uqff.families.gguf.blocks import BLOCK_TYPES, BlockType
+from uqff.schema.entries import Entries
 from uqff.schema.header import HEADER
 from uqff.schema.layout import Layout, size_terms
 from uqff.schema.tensor import TENSOR
@@ -84,10 +87,22 @@ def _layout_tables() -> dict[str, Callable[[], str]]:
     }
     for record in FAMILIES:
         tables[f"{record.family.name}.LAYOUT"] = lambda layout=record.LAYOUT: offset_table(layout)  # type: ignore[misc]
+        tables[f"{record.family.name}.ENTRIES"] = lambda entries=record.ENTRIES: entry_table(entries)  # type: ignore[misc]
     for block_type in BLOCK_TYPES:
         tables[f"{block_type.name}.BLOCK"] = lambda layout=block_type.layout: block_table(layout)  # type: ignore[misc]
     tables["F8Q8.BLOCK"] = lambda: block_table(f8q8.BLOCK)
     return tables
+
+
+def entry_table(entries: Entries) -> str:
+    """Suffix, dtype, shape, meaning; the two entries that every family has are left out."""
+    rows = ((f"`{e.suffix}`", e.dtype_label, f"`{e.shape_label}`", e.since, e.meaning) for e in entries.members)
+    return markdown(("suffix", "dtype", "shape", "since", "meaning"), rows)
+
+
+def entry_version_table() -> str:
+    """1.x versions with their history."""
+    return markdown(("version", "history"), ENTRY_VERSIONS.items())
 
 
 def version_table() -> str:
@@ -237,6 +252,7 @@ def _visible(name: str) -> str:
 TABLES: dict[str, Callable[[], str]] = {
     **_layout_tables(),
     "VERSIONS": version_table,
+    "ENTRY_VERSIONS": entry_version_table,
     "FAMILIES": family_table,
     "DTYPES": dtype_table,
     "GGML_TYPES": ggml_table,

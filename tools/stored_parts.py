@@ -9,7 +9,6 @@ biases. They come from a minimum of -0.0 and 0.0, which the engine's compiler de
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -61,9 +60,6 @@ class Part(NamedTuple):
     shape: tuple[int, ...]
     data: bytes
     zeros: Zeros = NONE
-
-
-Parts = Mapping[str, Part]
 
 
 class Difference(NamedTuple):
@@ -212,5 +208,5 @@ def version_entries() -> dict[str, Part]:
 
 def read_parts(file: Path) -> dict[str, Part]:
     """Every tensor of a safetensors file, read by the `safetensors` package: blobs by index, or 1.x entries."""
-    stored: list[tuple[str, dict[str, Any]]] = safetensors.deserialize(file.read_bytes())
+    stored: list[tuple[str, dict[str, Any]]] = safetensors.deserialize(file.read_bytes())  # type: ignore[no-untyped-call]
     return {name: Part(entry["dtype"], tuple(entry["shape"]), bytes(entry["data"])) for name, entry in stored}

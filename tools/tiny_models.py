@@ -125,7 +125,7 @@ class TinyModel:
         names = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM"}
         torch_dtypes = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
         config: dict[str, Any] = {
-            "architectures": [names[self.architecture]],
+            "architectures": [names.get(self.architecture)],
             "bos_token_id": 1,
             "eos_token_id": 2,
             "hidden_act": "silu",

@@ -1,8 +1,9 @@
 """Q3K as the 0.6.0 wheel of mistralrs writes it: for checking that wheel, never for writing files.
 
 The engine's source takes as super-scale the sub-block scale of largest magnitude, and so do the 0.9.5 wheel and this
-package. The 0.6.0 wheel never takes that of sub-block 0 when it is negative; its source has no such rule, so it seems
-to be compiled wrong. With that one change the quantiser gives the wheel's bytes.
+package. The 0.6.0 wheel compares the magnitude of scale 1 with scale 0 itself, as if the first `abs` were compiled
+away; later comparisons are right. A negative scale 0 therefore never becomes the super-scale, unless scale 1 is NaN.
+With that one change the quantiser gives the wheel's bytes.
 
 The layout is written out here a second time, from the format: `hmask 32 | qs 64 | scales 12 | d f16`. The search for
 the scale of a sub-block is not touched by the defect and taken from the package.
@@ -22,22 +23,22 @@ SUB_BLOCKS = 16
 SUB_BLOCK = 16
 
 
-def quantize_q3k(x: Float32, *, skip_negative_first: bool = True) -> Bytes:
+def quantize_q3k(x: Float32, *, first_without_abs: bool = True) -> Bytes:
     """Blocks float32 `[n, 256]` -> `uint8 [n, 110]`.
 
-    `skip_negative_first` is the wheel's defect; without it the bytes are those of the engine's source.
+    `first_without_abs` is the wheel's defect; without it the bytes are those of the engine's source.
     """
     with np.errstate(all="ignore"):
         scales = search_q3_scale(np.ascontiguousarray(x.reshape(-1, SUB_BLOCK).T)).reshape(-1, SUB_BLOCKS)
-        candidates = scales.copy()
-        if skip_negative_first:
-            candidates[:, 0] = np.where(scales[:, 0] < 0, np.float32(0), scales[:, 0])
+        candidates: Float32 = scales.copy()
+        if first_without_abs:
+            candidates[:, 0] = np.where(np.abs(scales[:, 1]) > scales[:, 0], np.float32(0), scales[:, 0])
         largest = largest_magnitude(candidates.T)[:, None]
         empty = largest == 0
         iscale = np.float32(-32) / largest
         d = np.where(empty, np.float32(0), np.float32(1) / iscale)
         six_bit = np.where(empty, 0, np.clip(nearest_int(iscale * scales), -32, 31) + 32)
-        steps = np.where(empty, np.float32(0), widened_f16(d) * (six_bit - 32).astype(np.float32))[:, :, None]
+        steps: Float32 = np.where(empty, np.float32(0), widened_f16(d) * (six_bit - 32).astype(np.float32))[:, :, None]
         elements = x.reshape(-1, SUB_BLOCKS, SUB_BLOCK)
         codes = np.where(steps != 0, np.clip(nearest_int(elements / steps), -4, 3) + 4, 0).astype(np.uint8)
         return np.concatenate([*_pack(codes.reshape(-1, 256), six_bit.astype(np.uint8)), _f16(d)], axis=1)

@@ -20,7 +20,7 @@ from uqff.views import writable_alias
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["LATEST", "Layer", "blob_size", "chunks", "deserialize", "read_fields", "serialize", "trace"]
+__all__ = ["LATEST", "Layer", "blob_size", "check_bias", "chunks", "deserialize", "read_fields", "serialize", "trace"]
 
 LATEST = Version(0, 2, 0)
 """The pre-1.0 version written unless another is asked for."""
@@ -112,7 +112,7 @@ def _validate(record: type[QuantizedTensor], fields: Scope, *, too_old: type[Uqf
             )
     record.validate(fields)
     if fields["bias"] is not None:
-        _check_bias(record.shape_of(fields), fields["bias"]["shape"])
+        check_bias(record.shape_of(fields), fields["bias"]["shape"])
 
 
 def _dtypes(fields: Scope) -> Iterator[tuple[str, DType]]:
@@ -121,7 +121,7 @@ def _dtypes(fields: Scope) -> Iterator[tuple[str, DType]]:
             yield f"{name}.dtype", value["dtype"]
 
 
-def _check_bias(weight_shape: tuple[int, ...], bias_shape: tuple[int, ...]) -> None:
+def check_bias(weight_shape: tuple[int, ...], bias_shape: tuple[int, ...]) -> None:
     """A bias is one number per output: ``[out]``, or ``[experts, out]`` for stacked experts."""
     allowed = [weight_shape[at:-1] for at in range(len(weight_shape) - 1)]
     if bias_shape not in allowed:

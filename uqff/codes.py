@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, NamedTuple
 if TYPE_CHECKING:
     from torch import dtype as TorchDType
 
-__all__ = ["VERSIONS", "DType", "Family", "Version"]
+__all__ = ["ENTRY_VERSIONS", "VERSIONS", "DType", "Family", "Version"]
 
 
 class Version(NamedTuple):
-    """A format version, ``major.minor.patch``; each part fits a byte."""
+    """A format version, ``major.minor.patch``; each part fits a byte in pre-1.0 files, a u32 in 1.x files."""
 
     major: int
     minor: int
@@ -35,6 +35,15 @@ VERSIONS: dict[Version, str] = {
     Version(0, 2, 0): "names dtypes 10 to 13; F8Q8 and MXFP4 arrived under this number (mistral.rs 0.7 to 0.8.3)",
 }
 """The pre-1.0 versions that were ever written, in order, with what each added."""
+
+ENTRY_VERSIONS: dict[Version, str] = {
+    Version(
+        1, 0, 0
+    ): "one safetensors entry per part, keyed by weight path; all families but Unquant (mistral.rs 0.8.12)",
+    Version(1, 1, 0): "adds Unquant layers and `__metadata__` (mistral.rs 0.8.23)",
+    Version(1, 2, 0): "embeddings are layers; stacked weights of HQQ, FP8 and F8Q8 are no longer read (mistral.rs 0.9)",
+}
+"""The 1.x versions that were ever written, in order, with what each added."""
 
 
 class Family(IntEnum):

@@ -98,6 +98,9 @@ def is_checkpoint(path: PathLike) -> bool:
 
 def _compare_models(a: PathLike, b: PathLike) -> Iterator[LayerDifference]:
     with open_uqff(a) as first, open_uqff(b) as second:
+        if first.generation != second.generation:
+            expected, got = f"{first.generation} as {a}", second.generation
+            raise UnsupportedError("files of two generations", file=str(b), expected=expected, got=got)
         indices = _indices(first), _indices(second)
         _check_same_keys(a, indices[0], b, indices[1])
         for index, key in indices[0].items():
@@ -108,8 +111,8 @@ def _compare_models(a: PathLike, b: PathLike) -> Iterator[LayerDifference]:
                 key,
                 None,
                 layer.shape,
-                Side(layer.kind, len(first.blob(key))),
-                Side(opposite.kind, len(second.blob(other))),
+                Side(layer.kind, _nbytes(first, key)),
+                Side(opposite.kind, _nbytes(second, other)),
                 layer == opposite and same_bytes(bias, opposite_bias),
                 distance(layer, opposite),
             )
@@ -119,6 +122,10 @@ def _compare_with_source(
     source: PathLike, model: PathLike, layers: Pattern | None, *, source_first: bool
 ) -> Iterator[LayerDifference]:
     with open_checkpoint(source) as checkpoint, open_uqff(model) as file:
+        if file.generation != "0.x":
+            raise UnsupportedError(
+                "only 0.x models are compared with a checkpoint", file=str(model), got=file.generation
+            )
         names = _names(checkpoint, layers)
         indices = _indices(file)
         _check_same_keys(source, {name.index: str(name.index) for name in names}, model, indices)
@@ -134,7 +141,7 @@ def _compare_with_source(
             _check_shape(str(model), key, checkpoint.shape(name.weight), layer.shape)
             weight = checkpoint[name.weight]
             true = Side(stored.lower(), checkpoint.nbytes(name.weight))
-            made = Side(layer.kind, len(file.blob(key)))
+            made = Side(layer.kind, _nbytes(file, key))
             sides = (true, made) if source_first else (made, true)
             far = distance(Loaded(weight, weight.dtype).values, layer)
             yield LayerDifference(key, name.module, layer.shape, sides[0], sides[1], False, far)
@@ -147,11 +154,16 @@ def _names(checkpoint: Checkpoint, layers: Pattern | None) -> list[Any]:
     return list(selected_layers(checkpoint.config, {name: checkpoint.shape(name) for name in checkpoint}, layers))
 
 
-def _indices(file: UqffFile) -> dict[int, str]:
-    return {int(key): key for key in file}
+def _indices(file: UqffFile) -> dict[Any, str]:
+    """What makes a layer the same in two files, its index or its path, to its key."""
+    return {int(key) if file.generation == "0.x" else key: key for key in file}
 
 
-def _check_same_keys(a: PathLike, ours: Mapping[int, str], b: PathLike, theirs: Mapping[int, str]) -> None:
+def _nbytes(file: UqffFile, key: str) -> int:
+    return sum(place.nbytes for place in file.places(key).values())
+
+
+def _check_same_keys(a: PathLike, ours: Mapping[Any, str], b: PathLike, theirs: Mapping[Any, str]) -> None:
     for path, here, there in ((b, ours, theirs), (a, theirs, ours)):
         missing = sorted(set(here) - set(there))
         if missing:

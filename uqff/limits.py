@@ -13,6 +13,7 @@ __all__ = [
     "MAX_MODEL_LAYERS",
     "MAX_PATTERN",
     "MAX_RANK",
+    "MAX_REPORT_BYTES",
     "MAX_SHARDS",
     "U32_MAX",
 ]
@@ -31,6 +32,9 @@ MAX_SHARDS: Final = 100_000
 
 MAX_CONFIG_BYTES: Final = 10_000_000
 """Longest ``config.json`` or recipe: parsed whole, and a few kilobytes in practice."""
+
+MAX_REPORT_BYTES: Final = 100_000_000
+"""Longest ``uqff_report.json``: parsed whole; a model of a thousand layers in twenty types has some 5 MB."""
 
 MAX_MODEL_LAYERS: Final = 200_000
 """Most weights that a configuration may announce: its numbers are multiplied before any weight is looked for."""

@@ -1,17 +1,20 @@
 """Every rule of the format over every byte of a model, with as many violations as there are.
 
 What :func:`uqff.open` refuses at the first sight is collected here layer by layer; on top of it come the rules about
-payloads (finite scales, codes in range), about layers as a set (indices from 0 without a gap, one version) and about
-``residual.safetensors``.  A container that cannot be opened is one violation.  torch is imported for ``deep`` only.
+payloads (finite scales, codes in range), about layers as a set (0.x: indices from 0 without a gap, one version), about
+``uqff_report.json`` beside a 1.x file, and about ``residual.safetensors``.  A container that cannot be opened is one
+violation.  torch is imported for ``deep`` only.
 """
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from uqff.codes import Version
 from uqff.container import UqffFile, open_uqff
+from uqff.container.report import check_output, check_report, read_report
 from uqff.container.shards import PathLike
 from uqff.errors import UqffError, printable
 from uqff.families.base import PayloadProblem, not_finite
@@ -101,12 +104,34 @@ def verify(
         yield Violation.of(error)
         return
     with file:
-        yield from _check_indices(file)
+        if file.generation == "0.x":
+            yield from _check_indices(file)
+        else:
+            yield from _check_report(file)
         yield from _check_layers(file, deep, progress or (lambda _: None))
         try:
             _ = file.residual
         except UqffError as error:
             yield Violation.of(error)
+
+
+def _check_report(file: UqffFile) -> Iterator[Violation]:
+    """What stands beside a 1.x file is enforced by the engine's loader."""
+    directory = file.paths[0].parent
+    try:
+        report = read_report(directory)
+    except UqffError as error:
+        yield Violation.of(error)
+        return
+    if report is None:
+        return
+    yield from map(Violation.of, check_report(report, directory))
+    names = {path.name for path in file.paths}
+    for output in report.outputs:
+        if names & set(output.shards):
+            # A broken layer ends the comparison; it is reported as such.
+            with contextlib.suppress(UqffError):
+                yield from map(Violation.of, check_output(output, file))
 
 
 def _check_indices(file: UqffFile) -> Iterator[Violation]:
@@ -128,7 +153,7 @@ def _check_indices(file: UqffFile) -> Iterator[Violation]:
 
 
 def _check_layers(file: UqffFile, deep: bool, progress: Callable[[Progress], None]) -> Iterator[Violation]:
-    sizes = {key: file.place(key).nbytes for key in file}
+    sizes = {key: sum(place.nbytes for place in file.places(key).values()) for key in file}
     total, done = sum(sizes.values()), 0
     progress(Progress(0, len(sizes), 0, total))
     first: Version | None = None
@@ -163,14 +188,18 @@ def _check_version(file: UqffFile, key: str, version: Version, first: Version) -
 
 
 def _check_payload(file: UqffFile, key: str, outline: Outline, trace: list[FieldTrace]) -> Iterator[Violation]:
-    place = file.place(key)
+    places = file.places(key)
     for problem in _payload_problems(outline):
-        start = offset_of_field(trace, problem.field)
+        if "" in places:
+            place, field, start = places[""], problem.field, offset_of_field(trace, problem.field)
+        else:
+            field, start = outline.record.ENTRIES.suffix_of(problem.field), 0
+            place = places[field]
         yield Violation(
             problem.problem,
             file=str(place.path),
             layer=key,
-            field=problem.field,
+            field=field,
             offset=None if start is None else place.offset + start + problem.offset,
             expected=problem.expected,
             got=problem.got,

@@ -15,7 +15,7 @@ import torch
 from samples import BLOB, BLOBS, entry, file_of, framed, header, run, write
 
 import uqff
-from uqff import FormatError, Layer, UnsupportedError, UqffError, UqffFile, Version
+from uqff import FormatError, Layer, UqffError, UqffFile, Version
 from uqff.container.file import Place
 
 MIXED = {str(index): blob for index, blob in enumerate(BLOBS.values())}
@@ -100,17 +100,6 @@ def test_entry_that_is_no_blob(tmp_path: Path, fields: dict[str, object], data: 
     (tmp_path / "m.uqff").write_bytes(framed(fields, data))
     with pytest.raises(FormatError, match="blob is not a row of bytes"):
         uqff.open(tmp_path / "m.uqff")
-
-
-def test_files_of_the_next_generation_are_unsupported(tmp_path: Path) -> None:
-    """Nothing is wrong with them."""
-    for tensors in (
-        {"uqff.version.major": np.array(1, np.uint32)},
-        {"model.layers.0.mlp.up_proj.weight.format": np.array(0, np.uint8)},
-    ):
-        (tmp_path / "m.uqff").write_bytes(safetensors.numpy.save(tensors))
-        with pytest.raises(UnsupportedError, match=r"UQFF 1\.x"):
-            uqff.open(tmp_path / "m.uqff")
 
 
 def test_plain_safetensors_file_is_refused(tmp_path: Path) -> None:

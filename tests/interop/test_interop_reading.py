@@ -133,6 +133,14 @@ def test_client_that_cannot_run_is_an_error_with_its_output(tmp_path: Path) -> N
     assert not caught.value.loaded
 
 
+def test_result_is_found_between_log_lines(tmp_path: Path) -> None:
+    """A thread of the client that logs on the same line neither hides the result nor spoils it."""
+    script = tmp_path / "python"
+    script.write_text("""#!/bin/sh\necho 'INFO uqff-client-result:{"version": "0.6.0"} INFO done'\n""")
+    script.chmod(0o755)
+    assert Client(script).about() == {"version": "0.6.0"}
+
+
 def test_client_that_hangs_is_an_error(tmp_path: Path) -> None:
     """The process is ended at the time limit."""
     script = tmp_path / "python"

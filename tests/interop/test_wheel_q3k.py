@@ -50,7 +50,7 @@ def test_without_the_defect_it_is_the_source() -> None:
     blocks[30:34] *= np.float32(1e-8)
     blocks[35] = 0
     blocks[36, 16:] = 0
-    assert quantize_q3k(blocks, skip_negative_first=False).tobytes() == quantize_by_source(blocks).tobytes()
+    assert quantize_q3k(blocks, first_without_abs=False).tobytes() == quantize_by_source(blocks).tobytes()
 
 
 @pytest.mark.parametrize(("directory", "own"), [("v0/qwen2-f32", 435), ("v0/llama-edge-256-f32", 202)])

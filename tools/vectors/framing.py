@@ -180,10 +180,13 @@ def _index() -> Iterator[BrokenFile]:
         payload = BYTES[: entry["data_offsets"][1]]
         data = framed({"0": entry}, payload)
         yield BrokenFile(f"blob-{name}", INDEX, rule, data, FORMAT, None, len(data) - len(payload))
-    for name, key in (("version", "uqff.version.major"), ("layer", "model.layers.0.mlp.up_proj.weight.format")):
+    for name, key, missing in (
+        ("version", "uqff.version.major", "uqff.version.minor"),
+        ("layer", "model.layers.0.mlp.up_proj.weight.format", "uqff.version.major"),
+    ):
         data = framed({key: _entry(0, N)}, BYTES)
-        rule = "a file of UQFF 1.x is not a pre-1.0 file"
-        yield BrokenFile(f"uqff-1-{name}", INDEX, rule, data, UNSUPPORTED, key, 8)
+        rule = "a file of UQFF 1.x states its version in three entries"
+        yield BrokenFile(f"uqff-1-{name}", INDEX, rule, data, FORMAT, missing, 8)
     rule = "errors within a blob are placed in the file"
     blob = LAYER.replaced({"bias_flag": b"\x02"})
     data = framed({"0": _entry(0, N), "1": _entry(N, 2 * N)}, BYTES + bytes(blob))

@@ -39,8 +39,9 @@ _SHOWN_RAW = 8
 def inspect(ctx: click.Context, path: str, key: str | None, dump: bool, limit: int, stats: bool, as_json: bool) -> None:
     """Show what is in a file.
 
-    PATH is a .uqff file (the other shards of its set are found), or a model directory. KEY is the index of a layer:
-    then all its fields are shown with offset, size, type, bytes and value, and the dequantised weight is measured.
+    PATH is a .uqff file (the other shards of its set are found), or a model directory. KEY is a layer, its index in a
+    0.x file or its path in a 1.x file: then all its fields are shown with offset, size, type, bytes and value, and the
+    dequantised weight is measured.
 
     Exits with 1 if a layer is broken; the others are shown all the same.
     """
@@ -83,7 +84,7 @@ def _inspect_layer(file: UqffFile, key: str, dump: bool, limit: int, stats: bool
 def _find(file: UqffFile, key: str) -> str:
     if key in file:
         return key
-    by_index = {int(name): name for name in file}
+    by_index = {int(name): name for name in file} if file.generation == "0.x" else {}
     found = by_index.get(int(key)) if key.isascii() and key.isdecimal() and len(key) < 10 else None
     if found is None:
         keys = list(file)

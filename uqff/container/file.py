@@ -1,25 +1,23 @@
-"""Opening a model: a mapping from layer key to layer over one or more mapped files.
-
-Authority: mistral.rs v0.6.0, ``mistralrs-core/src/pipeline/isq.rs`` (``load_from_artifacts``, ``write_uqff``).
-"""
+"""Opening a model: a mapping from layer key to layer over one or more mapped files, of either generation."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
-from uqff.blob import Layer, deserialize, read_fields
+from uqff.blob import Layer
 from uqff.codes import Version
-from uqff.container.framing import LENGTH_BYTES, Entry
 from uqff.container.mapped import MappedFile, TensorMap
-from uqff.container.shards import PathLike, resolve, shard_name
-from uqff.errors import FormatError, ShardError, UnsupportedError, UqffError, printable
+from uqff.container.place import Place
+from uqff.container.shards import PathLike, resolve
+from uqff.container.v0 import INDEX, BlobIndex
+from uqff.container.v1 import EntryIndex, is_entry_file
+from uqff.errors import UnsupportedError, printable
 from uqff.families.base import QuantizedTensor
 from uqff.schema.bricks import FieldTrace, Scope
-from uqff.schema.header import HEADER
+from uqff.schema.entries import RawTensor
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -29,28 +27,18 @@ if TYPE_CHECKING:
 __all__ = ["INDEX", "RESIDUAL_NAME", "Place", "UqffFile", "open_uqff"]
 
 RESIDUAL_NAME = "residual.safetensors"
-INDEX = re.compile(r"[0-9]{1,9}")
-"""The text of a layer index. Bounded: no model has 10**9 layers, and a number of any length would be slow to read."""
-_V1_KEYS = ("uqff.version.major", ".weight.format")
-
-
-class Place(NamedTuple):
-    """Where a blob lies: file, offset from the start of the file, length."""
-
-    path: Path
-    offset: int
-    nbytes: int
 
 
 class UqffFile(Mapping[str, Layer]):
-    """An open model: layer keys to layers, in the order of the layer index. Made by :func:`uqff.open`.
+    """An open model: layer keys to layers. Made by :func:`uqff.open`.
 
-    Keys are the texts in the file (``"0"``, ``"1"``, ...); an ``int`` finds the layer of that index.  Layers are made
-    when asked for, as views of the mapped file; they stay valid after the file is closed.
+    Keys of a 0.x file are numbers (``"0"``, ``"1"``, ...), in their order; an ``int`` finds the layer of that index.
+    Keys of a 1.x file are paths of weights (``"lm_head"``, ``"model.layers.0.mlp.up_proj"``, ...), sorted as texts.
+    Layers are made when asked for, as views of the mapped file; they stay valid after the file is closed.
 
     Attributes:
         paths: the shard files, in order.
-        metadata: texts of the container's header; pre-1.0 writers store none.
+        metadata: texts of the containers' headers; writers before 1.1 store none.
     """
 
     def __init__(self, paths: list[Path], *, complete: bool = True) -> None:
@@ -58,137 +46,98 @@ class UqffFile(Mapping[str, Layer]):
         self.metadata: dict[str, str] = {}
         self._files: list[MappedFile] = []
         self._residual: list[MappedFile] = []
-        self._layers: dict[str, tuple[MappedFile, Entry]] = {}
-        self._by_index: dict[int, str] = {}
         try:
             for path in paths:
-                self._add(MappedFile(path))
+                self._files.append(MappedFile(path))
+                self.metadata.update(self._files[-1].header.metadata)
+            kind = EntryIndex if any(map(is_entry_file, self._files)) else BlobIndex
+            self._index: BlobIndex | EntryIndex = kind(self._files, complete=complete)
         except BaseException:
             self.close()
             raise
-        if not complete and 0 not in self._by_index:
-            self.close()
-            raise ShardError(
-                "gap in a set of shards",
-                file=str(paths[0]),
-                expected=f"its sibling {shard_name(paths[0].stem.rpartition('-')[0], 0)}",
-                got="no such file (pass a list to open a shard alone)",
-            )
-        self._order = [self._by_index[index] for index in sorted(self._by_index)]
 
-    def _add(self, file: MappedFile) -> None:
-        self._files.append(file)
-        self.metadata.update(file.header.metadata)
-        for key in file.header.entries:
-            if key == _V1_KEYS[0] or key.endswith(_V1_KEYS[1]):
-                raise UnsupportedError(
-                    "a UQFF 1.x file: this release handles 0.x", file=str(file.path), field=key, offset=LENGTH_BYTES
-                )
-        for key, entry in file.header.entries.items():
-            self._check_entry(file, key, entry)
-            index = int(key)
-            if index in self._by_index:
-                other = self._by_index[index]
-                first = self._layers[other][0]
-                error = FormatError if first is file else ShardError
-                raise error(
-                    "layer index occurs twice",
-                    file=str(file.path),
-                    layer=key,
-                    offset=entry.begin,
-                    got=f"also {other} in {first.path.name}",
-                )
-            self._by_index[index] = key
-            self._layers[key] = (file, entry)
-
-    @staticmethod
-    def _check_entry(file: MappedFile, key: str, entry: Entry) -> None:
-        if not INDEX.fullmatch(key):
-            raise FormatError(
-                "key is not a layer index",
-                file=str(file.path),
-                field=f"header.{key}",
-                offset=LENGTH_BYTES,
-                expected="a decimal number",
-                got=key,
-            )
-        if entry.dtype != "U8" or len(entry.shape) != 1:
-            raise FormatError(
-                "blob is not a row of bytes",
-                file=str(file.path),
-                layer=key,
-                offset=entry.begin,
-                expected="U8 [n]",
-                got=f"{entry.dtype} {list(entry.shape)}",
-            )
-
-    def _name(self, key: object) -> str | None:
-        if isinstance(key, int) and not isinstance(key, bool):
-            return self._by_index.get(key)
-        return key if isinstance(key, str) and key in self._layers else None
-
-    def _find(self, key: str | int) -> tuple[str, MappedFile, Entry]:
-        name = self._name(key)
+    def _find(self, key: str | int) -> str:
+        name = self._index.name(key)
         if name is None:
             raise KeyError(key)
-        return (name, *self._layers[name])
+        return name
 
     def __getitem__(self, key: str | int) -> Layer:
-        """The layer of a key or index.
+        """The layer of a key or, in 0.x, of an index.
 
         Raises:
             KeyError: no such layer.
-            UqffError: the blob is not valid; file, layer, field and offset in the file are named.
+            UqffError: the layer is not valid; file, layer, field and offset in the file are named.
         """
-        name, file, entry = self._find(key)
-        try:
-            return deserialize(file.slice(entry))
-        except UqffError as error:
-            raise error.within(file=str(file.path), layer=name, base=entry.begin) from None
+        return self._index.layer(self._find(key))
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._order)
+        return iter(self._index.keys)
 
     def __len__(self) -> int:
-        return len(self._order)
+        return len(self._index.keys)
 
     def __contains__(self, key: object) -> bool:
-        return self._name(key) is not None
+        return self._index.name(key) is not None
 
-    def blob(self, key: str | int) -> memoryview:
-        """The bytes of a layer's blob, as they are in the file."""
-        _, file, entry = self._find(key)
-        return file.slice(entry)
+    @property
+    def generation(self) -> str:
+        """``0.x`` (blobs by number) or ``1.x`` (entries by weight path)."""
+        return self._index.generation
 
-    def place(self, key: str | int) -> Place:
-        """Where a layer's blob lies."""
-        _, file, entry = self._find(key)
-        return Place(file.path, entry.begin, entry.end - entry.begin)
-
-    def fields(self, key: str | int, *, trace: list[FieldTrace] | None = None) -> tuple[type[QuantizedTensor], Scope]:
-        """The parsed and validated fields of a layer's blob, without its tensors; does not import torch."""
-        name, file, entry = self._find(key)
-        try:
-            return read_fields(file.slice(entry), trace=trace)
-        except UqffError as error:
-            raise error.within(file=str(file.path), layer=name, base=entry.begin) from None
-
-    @cached_property
+    @property
     def version(self) -> Version:
-        """The highest version among the blobs (a file usually has one).
+        """The version of a 1.x file; of a 0.x file, the highest version among the blobs (there usually is one).
 
         Raises:
             UqffError: a blob has no readable header.
         """
-        return max((self._blob_version(key) for key in self), default=Version(0, 1, 0))
+        return self._index.version
 
-    def _blob_version(self, key: str) -> Version:
-        name, file, entry = self._find(key)
-        try:
-            version: Version = HEADER.read(file.slice(entry)[: HEADER.fixed_size], exact=False)["version"]
-        except UqffError as error:
-            raise error.within(file=str(file.path), layer=name, base=entry.begin) from None
-        return version
+    def blob(self, key: str | int) -> memoryview:
+        """The bytes of a layer's blob, as they are in a 0.x file.
+
+        Raises:
+            UnsupportedError: 1.x layers have no blob.
+        """
+        name = self._find(key)
+        if isinstance(self._index, EntryIndex):
+            raise UnsupportedError("a 1.x layer is no blob", file=str(self.place(key).path), layer=name)
+        return self._index.blob(name)
+
+    def entries(self, key: str) -> dict[str, RawTensor]:
+        """The entries of a 1.x layer by suffix (``weight.format``, ``weight``, ...), as they are in the file.
+
+        Raises:
+            UnsupportedError: 0.x layers have no entries.
+        """
+        name = self._find(key)
+        if isinstance(self._index, BlobIndex):
+            raise UnsupportedError("a 0.x layer has no entries", file=str(self.place(key).path), layer=name)
+        return self._index.entries(name)
+
+    def place(self, key: str | int) -> Place:
+        """Where a layer's blob lies; in 1.x, its entry ``weight``."""
+        return self._index.place(self._find(key))
+
+    def places(self, key: str | int) -> dict[str, Place]:
+        """Where each entry of a 1.x layer lies, by suffix; the blob of a 0.x layer stands under ``""``."""
+        return self._index.places(self._find(key))
+
+    def fields(self, key: str | int, *, trace: list[FieldTrace] | None = None) -> tuple[type[QuantizedTensor], Scope]:
+        """The parsed and validated fields of a layer, without its tensors; does not import torch.
+
+        Args:
+            key: of a layer.
+            trace: receives every field with its place: in 0.x from the start of the blob, under the field's name; in
+                1.x from the start of the file that holds the entry, under the entry's suffix.
+        """
+        return self._index.fields(self._find(key), trace)
+
+    @cached_property
+    def extra(self) -> TensorMap:
+        """The tensors of a 1.x file that belong to no layer: readers of the format ignore them."""
+        return TensorMap.of(self._index.extra)
 
     @cached_property
     def residual(self) -> TensorMap:

@@ -116,6 +116,13 @@ class TensorMap(Mapping[str, "torch.Tensor"]):
                     )
                 self._places[name] = (file, entry)
 
+    @classmethod
+    def of(cls, places: Mapping[str, tuple[MappedFile, Entry]]) -> TensorMap:
+        """A map of chosen entries."""
+        chosen = cls([])
+        chosen._places = dict(places)
+        return chosen
+
     def __getitem__(self, name: str) -> torch.Tensor:
         import torch
 

@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from uqff.blob import LATEST, Layer, blob_size, chunks
+from uqff.codes import Version
 from uqff.container.atomic import atomic_file, atomic_files
-from uqff.container.file import INDEX
 from uqff.container.framing import build_header
+from uqff.container.save_v1 import save_entries
 from uqff.container.shards import NUMBERED, PathLike, shard_name
+from uqff.container.v0 import INDEX
 from uqff.errors import FormatError, ShardError, UqffError
 from uqff.families.base import QuantizedTensor
 
@@ -39,28 +41,35 @@ def save(
     shard_bytes: int = SHARD_BYTES,
     progress: Progress | None = None,
 ) -> list[Path]:
-    """Write a pre-1.0 ``.uqff`` file, or several if it grows beyond ``shard_bytes``.
+    """Write a ``.uqff`` file, or several if it grows beyond ``shard_bytes``.
 
-    One layer is held at a time: a lazy mapping (such as an open file) is asked for each layer twice, first for its
-    size, then for its bytes.  Files are written under temporary names, flushed, and renamed when all are complete: a
-    failure leaves an older set of the same name as it was.
+    The version decides on the generation, and that on the keys of ``layers``.  One layer is held at a time: a lazy
+    mapping (such as an open file) is asked for each layer twice, first for its size, then for its bytes.  Files are
+    written under temporary names, flushed, and renamed when all are complete: a failure leaves an older set of the same
+    name as it was.
 
     Args:
-        layers: layer index (``int`` or decimal text) to layer.
+        layers: to layers, from their indices (``int`` or decimal text) for 0.x, from the paths of their weights
+            (``"model.layers.0.mlp.up_proj"``, ...) for 1.x.
         path: the file to write. If there is one shard it is written under this name; if there are more, shard N is
             named ``<stem>-N.uqff`` (a stem that ends in ``-0`` is taken without it).
-        version: pre-1.0 version to write.
-        shard_bytes: payload after which a new shard begins; a larger single layer still gets a shard of its own.
+        version: to write, 0.1.0 to 0.2.0, or 1.0.0 to 1.2.0.
+        shard_bytes: payload after which a new shard begins; a larger single layer (1.x: entry) still gets a shard of
+            its own. A 1.x layer may be cut between two shards, as the engine does.
         progress: see :data:`Progress`.
 
     Returns:
         The files written.
 
     Raises:
-        UqffError: a layer cannot be expressed in ``version``, a key is not a layer index, or a shard of an older set of
-            the same name would stay behind.
+        UqffError: a layer cannot be expressed in ``version``, a key is none of that generation, or a shard of an older
+            set of the same name would stay behind.
         OSError: writing failed; no half-written file stays.
     """
+    if Version(*version) >= (1, 0, 0):
+        return save_entries(
+            layers, Version(*version), shard_bytes, lambda count: shard_paths(Path(path), count), progress
+        )
     keys = _indexed(layers)
     sizes: dict[int, int] = {}
     for index, key in sorted(keys.items()):

@@ -29,6 +29,7 @@ from uqff.families.base import PayloadProblem, QuantizedTensor, bytes_part, not_
 from uqff.families.parts import lazily_typed
 from uqff.packing import float32_to_bf16, float32_to_f16, pack_row, round_half_away
 from uqff.schema.bricks import U8, Checked, Scope, Violation
+from uqff.schema.entries import Entries, Entry
 from uqff.schema.header import BIAS_FLAG, blob_layout
 from uqff.schema.layout import Layout
 from uqff.schema.tensor import TENSOR
@@ -76,6 +77,15 @@ class AFQ(QuantizedTensor):
         "biases" / TENSOR * "value of code 0 of each group, like `scales`",
         "bits" / Checked.choice(U8, *BITS) * "bits per code: 2, 3, 4, 6 or 8",
         "group_size" / Checked.choice(U8, *GROUP_SIZES) * "inputs per group: 32, 64 or 128",
+    )
+
+    ENTRIES: ClassVar[Entries] = Entries(
+        LAYOUT,
+        Entry("weight.bits", "bits", (DType.U8,)),
+        Entry("weight.group_size", "group_size", (DType.U8,)),
+        Entry("weight", "w_q", (DType.U32,), ("...", "in·bits/32")),
+        Entry("weight.scales", "scales", SCALE_DTYPES, ("...", "in/group_size")),
+        Entry("weight.biases", "biases", SCALE_DTYPES, ("...", "in/group_size")),
     )
 
     @property

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import fields as dataclass_fields
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
@@ -18,9 +18,10 @@ import numpy as np
 from uqff.codes import DType, Family
 from uqff.errors import ShapeError, UnsupportedError
 from uqff.families.parts import Part
-from uqff.schema.bricks import Placeholder, Scope
+from uqff.schema.bricks import Placeholder, Scope, Violation
+from uqff.schema.entries import Entries, RawTensor
 from uqff.schema.layout import Layout
-from uqff.views import bytes_of, flat_bytes, tensor_of
+from uqff.views import bytes_of, flat_bytes, tensor_of, writable_alias
 
 if TYPE_CHECKING:
     import torch
@@ -62,6 +63,8 @@ class QuantizedTensor(ABC):
     """Which of the seven families."""
     LAYOUT: ClassVar[Layout]
     """The whole pre-1.0 blob, header and bias included."""
+    ENTRIES: ClassVar[Entries]
+    """The entries of a 1.x layer, without ``weight.format`` and ``bias``; they hold fields of :attr:`LAYOUT`."""
 
     @property
     @abstractmethod
@@ -81,6 +84,53 @@ class QuantizedTensor(ABC):
     @abstractmethod
     def build(self) -> dict[str, Any]:
         """The fields of the blob, without header and bias: what :attr:`LAYOUT` builds from."""
+
+    @classmethod
+    def fields_of(cls, entries: Mapping[str, RawTensor]) -> dict[str, Any]:
+        """The fields that the entries of a 1.x layer hold, validated; does not import torch.
+
+        Args:
+            entries: contents by suffix (``weight``, ``weight.scales``, ...).
+
+        Raises:
+            UqffError: an entry is missing or breaks a rule; ``field`` is its suffix.
+        """
+        try:
+            fields = cls.ENTRIES.parse(entries)
+        except Violation as broken:
+            raise broken.as_error() from None
+        cls._validated(fields)
+        return fields
+
+    @classmethod
+    def _validated(cls, fields: Scope) -> None:
+        try:
+            cls.validate(fields)
+        except Violation as broken:
+            raise broken.as_error(cls.ENTRIES.suffix_of(broken.field)) from None
+
+    @classmethod
+    def from_entries(cls, entries: Mapping[str, RawTensor]) -> Self:
+        """The record of the entries of a 1.x layer; payload tensors are views of them.
+
+        Takes and raises what :meth:`fields_of` does.
+        """
+        aliased = {name: entry._replace(data=writable_alias(entry.data)) for name, entry in entries.items()}
+        return cls.parse(cls.fields_of(aliased))
+
+    def to_entries(self) -> dict[str, RawTensor]:
+        """The entries of a 1.x layer by suffix, in the order in which they are written; payloads are not copied.
+
+        Raises:
+            UqffError: the record is not consistent; ``field`` is the suffix of the entry that cannot be written.
+        """
+        fields = self.build()
+        try:
+            entries = self.ENTRIES.build(fields)
+        except Violation as broken:
+            raise broken.as_error() from None
+        self._validated(fields)
+        return entries
 
     @staticmethod
     @abstractmethod

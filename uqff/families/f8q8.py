@@ -24,10 +24,11 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from uqff.codes import Family
+from uqff.codes import DType, Family, Version
 from uqff.families.base import PayloadProblem, QuantizedTensor, first_bad, payload
 from uqff.packing import float32_to_e4m3, round_half_away
 from uqff.schema.bricks import U32, Derived, Dims, Scalar, Scope, Span, Vector, Violation
+from uqff.schema.entries import Entries, Entry
 from uqff.schema.header import BIAS_FLAG, blob_layout
 from uqff.schema.layout import Layout
 from uqff.views import flat_bytes
@@ -77,6 +78,14 @@ class F8Q8(QuantizedTensor):
         "ndim" / Derived(U32, lambda b: len(b["shape"])) * "number of dimensions",
         "shape" / Dims("ndim") * "logical dimensions in elements, outermost first",
         "data" / Span(_blocks_bytes, f"{BLOCK.fixed_size}·num_blocks") * "the blocks",
+    )
+
+    ENTRIES: ClassVar[Entries] = Entries(
+        LAYOUT,
+        Entry("weight", "data", (DType.U8,), ("33·num_blocks",)),
+        Entry("weight.num_blocks", "num_blocks", (DType.U32,)),
+        Entry("weight.shape", "shape", (DType.U32,), ("ndim",)),
+        stacked_before=Version(1, 2, 0),
     )
 
     @property

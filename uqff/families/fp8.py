@@ -21,10 +21,11 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from uqff.codes import DType, Family
+from uqff.codes import DType, Family, Version
 from uqff.families.base import PayloadProblem, QuantizedTensor, not_finite, payload, tensor_fields, tensor_part
 from uqff.packing import bf16_to_float32, float32_to_bf16, float32_to_e4m3
 from uqff.schema.bricks import U32, Checked, Scalar, Scope, Violation
+from uqff.schema.entries import Entries, Entry
 from uqff.schema.header import BIAS_FLAG, blob_layout
 from uqff.schema.layout import Layout
 from uqff.schema.tensor import TENSOR
@@ -67,6 +68,16 @@ class FP8(QuantizedTensor):
         "dequant_x_scale" / Scalar("f", "f32") * "meant for activations; the writer repeats `dequant_w_scale`",
         "quant_scale" / Scalar("f", "f32") * "what the weights were multiplied by on quantising",
         "dtype" / Checked.choice(U32, DType.F8E4M3.code) * "dtype code of the quantised numbers, always 9 (F8E4M3)",
+    )
+
+    ENTRIES: ClassVar[Entries] = Entries(
+        LAYOUT,
+        Entry("weight", "weight", (DType.F8E4M3,), ("...", "in")),
+        Entry("weight.dequant_w_scale", "dequant_w_scale", (DType.F32,)),
+        Entry("weight.dequant_x_scale", "dequant_x_scale", (DType.F32,)),
+        Entry("weight.quant_scale", "quant_scale", (DType.F32,)),
+        Entry("weight.dtype", "dtype", (DType.U32,)),
+        stacked_before=Version(1, 2, 0),
     )
 
     @property

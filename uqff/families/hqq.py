@@ -34,7 +34,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from uqff.codes import DType, Family
+from uqff.codes import DType, Family, Version
 from uqff.families.base import (
     PayloadProblem,
     QuantizedTensor,
@@ -47,6 +47,7 @@ from uqff.families.parts import lazily_typed, typed
 from uqff.glibc import expf, logf
 from uqff.packing import pack_planes, round_half_away
 from uqff.schema.bricks import U8, U32, Checked, Derived, Dims, Scope, Violation
+from uqff.schema.entries import Entries, Entry
 from uqff.schema.header import BIAS_FLAG, blob_layout
 from uqff.schema.layout import Layout
 from uqff.schema.tensor import TENSOR
@@ -119,6 +120,21 @@ class HQQ(QuantizedTensor):
         "optimization_steps" / U32 * "steps of the solver; 0 stands for none stated",
         "round_zeros" / Checked.choice(U8, 0, 1) * "1 if the zeros were rounded",
         "channel_wise" / Checked.choice(U8, 0, 1) * "1 if quantised in groups",
+    )
+
+    ENTRIES: ClassVar[Entries] = Entries(
+        LAYOUT,
+        Entry("weight", "w_q", (DType.U8, DType.I32), ("rows", "columns")),
+        Entry("weight.scales", "scales", SCALE_DTYPES, ("1", "N")),
+        Entry("weight.zeros", "zeros", SCALE_DTYPES, ("1", "N"), "zero point of each group, like `weight.scales`"),
+        Entry("weight.shape", "shape", (DType.U32,), ("ndim",)),
+        Entry("weight.bits", "bits", (DType.U8,)),
+        Entry("weight.group_size", "group_size", (DType.U32,)),
+        Entry("weight.axis", "axis", (DType.U8,)),
+        Entry("weight.optimization_steps", "optimization_steps", (DType.U32,)),
+        Entry("weight.round_zeros", "round_zeros", (DType.U8,)),
+        Entry("weight.channel_wise", "channel_wise", (DType.U8,)),
+        stacked_before=Version(1, 2, 0),
     )
 
     @property

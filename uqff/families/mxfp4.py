@@ -26,6 +26,7 @@ import numpy.typing as npt
 from uqff.codes import DType, Family
 from uqff.families.base import PayloadProblem, QuantizedTensor, first_bad, tensor_fields, tensor_part
 from uqff.schema.bricks import Scope, Violation
+from uqff.schema.entries import Entries, Entry
 from uqff.schema.header import BIAS_FLAG, blob_layout
 from uqff.schema.layout import Layout
 from uqff.schema.tensor import TENSOR
@@ -62,6 +63,12 @@ class MXFP4(QuantizedTensor):
         "bias_flag" / BIAS_FLAG * "1 if a bias follows at the end, else 0",
         "blocks" / TENSOR * "the nibbles, U8 `[..., out, in/2]`, the lower nibble first",
         "scales" / TENSOR * "the block exponents, U8 `[..., out, in/32]`, bias 127",
+    )
+
+    ENTRIES: ClassVar[Entries] = Entries(
+        LAYOUT,
+        Entry("weight", "blocks", (DType.U8,), ("...", "in/2")),
+        Entry("weight.scales", "scales", (DType.U8,), ("...", "in/32")),
     )
 
     @property

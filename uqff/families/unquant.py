@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from uqff.codes import DType, Family
+from uqff.codes import DType, Family, Version
 from uqff.errors import ShapeError
 from uqff.families.base import (
     PayloadProblem,
@@ -30,6 +30,7 @@ from uqff.families.base import (
 )
 from uqff.families.parts import typed
 from uqff.schema.bricks import Scope, Violation
+from uqff.schema.entries import STORABLE, Entries, Entry
 from uqff.schema.header import BIAS_FLAG, blob_layout
 from uqff.schema.layout import Layout
 from uqff.schema.tensor import TENSOR
@@ -58,6 +59,11 @@ class Unquant(QuantizedTensor):
         Family.UNQUANT,
         "bias_flag" / BIAS_FLAG * "1 if a bias follows at the end, else 0",
         "weight" / TENSOR * "the weight, `[..., out, in]`",
+    )
+
+    ENTRIES: ClassVar[Entries] = Entries(
+        LAYOUT,
+        Entry("weight", "weight", STORABLE, ("...", "in"), since=Version(1, 1, 0)),
     )
 
     @property

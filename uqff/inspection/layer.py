@@ -23,7 +23,7 @@ PREVIEW = 4
 
 @dataclass(frozen=True)
 class FieldRow:
-    """One field of a blob.
+    """One field of a blob, or one entry of a 1.x layer.
 
     Attributes:
         path: dotted name, as in the spec's offset tables.
@@ -72,23 +72,50 @@ def report_layer(
     """
     trace: list[FieldTrace] = []
     row = layer_row(file, key, trace=trace)
-    blob = file.blob(key)
+    pieces = _blob_pieces(file, key, trace) if file.generation == "0.x" else _entry_pieces(file, key, trace)
     measured = None
     if statistics and row.error is None:
         measured = statistics_of(file[key].weight.dequantize().numpy())
-    lines = tuple(hexdump(trace, blob, base=row.offset, limit=limit)) if dump else None
-    return LayerReport(row, tuple(_field_rows(trace, blob, row.offset)), measured, lines)
+    lines = None
+    if dump and file.generation == "0.x":
+        lines = tuple(hexdump(trace, file.blob(key), base=row.offset, limit=limit))
+    elif dump:
+        lines = tuple(
+            line
+            for field, data, _ in pieces
+            for line in hexdump([field._replace(offset=0)], data, base=field.offset, limit=limit)
+        )
+    return LayerReport(row, tuple(_field_rows(pieces)), measured, lines)
 
 
-def _field_rows(trace: list[FieldTrace], blob: memoryview, base: int) -> list[FieldRow]:
+_Piece = tuple[FieldTrace, memoryview, DType | None]
+"""A field placed in its file, its bytes, and what they are if they are elements."""
+
+
+def _blob_pieces(file: UqffFile, key: str, trace: list[FieldTrace]) -> list[_Piece]:
+    blob, base = file.blob(key), file.place(key).offset
     dtypes = {field.path: field.value for field in trace if isinstance(field.value, DType)}
+    return [
+        (
+            field._replace(offset=base + field.offset),
+            blob[field.offset : field.offset + field.size],
+            dtypes.get(f"{field.path.rpartition('.')[0]}.dtype"),
+        )
+        for field in trace
+    ]
+
+
+def _entry_pieces(file: UqffFile, key: str, trace: list[FieldTrace]) -> list[_Piece]:
+    entries = file.entries(key)
+    return [(f, entries[f.path].data, DType.of_safetensors(entries[f.path].dtype)) for f in trace]
+
+
+def _field_rows(pieces: list[_Piece]) -> list[FieldRow]:
     rows = []
-    for field in trace:
-        data = blob[field.offset : field.offset + field.size]
+    for field, data, dtype in pieces:
         preview = value = None
         partial = False
         if isinstance(field.value, memoryview):
-            dtype = dtypes.get(f"{field.path.rpartition('.')[0]}.dtype")
             preview = None if dtype is None else decode_elements(data, dtype, PREVIEW)
             partial = dtype is not None and len(data) > PREVIEW * dtype.itemsize
         else:
@@ -96,7 +123,7 @@ def _field_rows(trace: list[FieldTrace], blob: memoryview, base: int) -> list[Fi
         rows.append(
             FieldRow(
                 field.path,
-                base + field.offset,
+                field.offset,
                 field.size,
                 field.type,
                 bytes(data[:RAW_BYTES]),

@@ -13,9 +13,6 @@ from uqff.schema.bricks import FieldTrace
 
 __all__ = ["FileRow", "FileSummary", "LayerRow", "ResidualRow", "TypeRow", "layer_row", "summarize"]
 
-GENERATION = "0.x"
-"""The only generation that this release opens."""
-
 
 @dataclass(frozen=True)
 class FileRow:
@@ -57,16 +54,16 @@ class LayerRow:
 
     Attributes:
         key: as in the file.
-        index: the number that the key stands for.
-        path: file that holds the blob.
-        offset: of the blob, from the start of that file.
-        nbytes: of the blob.
+        index: the number that the key stands for; None in 1.x.
+        path: file that holds the blob, in 1.x the entry ``weight``.
+        offset: of the blob or that entry, from the start of that file.
+        nbytes: of the blob, or of all entries.
         outline: what the blob holds; None if it is broken.
         error: what is wrong with it, if anything.
     """
 
     key: str
-    index: int
+    index: int | None
     path: str
     offset: int
     nbytes: int
@@ -81,13 +78,13 @@ class LayerRow:
 
 @dataclass(frozen=True)
 class FileSummary:
-    """A model: its files, and its layers in the order of their index."""
+    """A model: its files, and its layers in the order of their keys."""
 
     files: tuple[FileRow, ...]
     metadata: dict[str, str]
     layers: tuple[LayerRow, ...]
     residual: ResidualRow | None
-    generation: str = GENERATION
+    generation: str
 
     @property
     def outlines(self) -> list[Outline]:
@@ -148,7 +145,7 @@ def summarize(file: UqffFile) -> FileSummary:
     for row in layers:
         counts[row.path] += 1
     files = tuple(FileRow(str(path), path.stat().st_size, counts[str(path)]) for path in file.paths)
-    return FileSummary(files, dict(file.metadata), layers, _residual_row(file))
+    return FileSummary(files, dict(file.metadata), layers, _residual_row(file), file.generation)
 
 
 def layer_row(file: UqffFile, key: str, *, trace: list[FieldTrace] | None = None) -> LayerRow:
@@ -165,7 +162,9 @@ def layer_row(file: UqffFile, key: str, *, trace: list[FieldTrace] | None = None
         outline = read_outline(file, key, trace=trace)
     except UqffError as exc:
         error = exc
-    return LayerRow(key, int(key), str(place.path), place.offset, place.nbytes, outline, error)
+    index = int(key) if file.generation == "0.x" else None
+    nbytes = sum(one.nbytes for one in file.places(key).values())
+    return LayerRow(key, index, str(place.path), place.offset, nbytes, outline, error)
 
 
 def _residual_row(file: UqffFile) -> ResidualRow | None:

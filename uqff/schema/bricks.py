@@ -73,6 +73,14 @@ class Violation(Exception):
         self.got = got
         self.error = error
 
+    def as_error(self, field: str | None = None) -> UqffError:
+        """The error to raise where the place is known by name only.
+
+        Args:
+            field: its name there, if it is another than the violation gives.
+        """
+        return self.error(self.problem, field=field or self.field, expected=self.expected, got=self.got)
+
 
 class FieldTrace(NamedTuple):
     """One parsed field: where it lies and what it says."""

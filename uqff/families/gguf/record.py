@@ -26,6 +26,7 @@ from uqff.families.base import PayloadProblem, QuantizedTensor, first_bad, not_f
 from uqff.families.gguf.blocks import BLOCK_TYPES, BlockType, block_type_of_code
 from uqff.families.gguf.dequantize import DEQUANTIZERS
 from uqff.schema.bricks import U32, Checked, Derived, Dims, Scope, Span, Violation
+from uqff.schema.entries import Entries, Entry
 from uqff.schema.header import BIAS_FLAG, blob_layout
 from uqff.schema.layout import Layout
 from uqff.views import flat_bytes
@@ -82,6 +83,13 @@ class GGUF(QuantizedTensor):
         "ndim" / Derived(U32, lambda b: len(b["shape"])) * "number of dimensions",
         "shape" / Dims("ndim") * "dimensions in elements, outermost first",
         "data" / Span(_data_bytes, "data_length", declared="data_length") * "the blocks, row after row",
+    )
+
+    ENTRIES: ClassVar[Entries] = Entries(
+        LAYOUT,
+        Entry("weight", "data", (DType.U8,), ("nbytes",)),
+        Entry("weight.dtype", "ggml_dtype", (DType.U32,)),
+        Entry("weight.shape", "shape", (DType.U32,), ("ndim",)),
     )
 
     @property

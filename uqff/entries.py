@@ -1,0 +1,181 @@
+"""The 1.x layer: one quantised layer, weight and bias, as safetensors entries.
+
+::
+
+    KEY.weight.format   U8 []       the family
+    KEY.weight          ...         the codes
+    KEY.weight.*        ...         what else the family keeps
+    KEY.bias            [out]       if the layer has one
+
+The twin of :mod:`uqff.blob`: entries here, bytes there, the same fields and records behind both.
+
+Authority: mistral.rs v0.9.2, ``mistralrs-quant/src/uqff/reader.rs`` (``load_linear``) and ``serialize_uqff`` of each
+family.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from uqff.blob import Layer, check_bias
+from uqff.codes import ENTRY_VERSIONS, DType, Family, Version
+from uqff.errors import FormatError, UnsupportedError, UqffError
+from uqff.families import FAMILIES, family_of
+from uqff.families.base import QuantizedTensor, tensor_fields, tensor_part
+from uqff.schema.bricks import FieldTrace, Scope, Violation
+from uqff.schema.entries import BIAS, BIAS_RULE, FORMAT, RawTensor
+from uqff.views import writable_alias
+
+__all__ = ["LATEST", "SUFFIXES", "family_of_format", "from_entries", "read_fields", "to_entries", "trace_of"]
+
+LATEST = max(ENTRY_VERSIONS)
+"""The newest 1.x version."""
+
+SUFFIXES = frozenset({FORMAT, BIAS, *(suffix for record in FAMILIES for suffix in record.ENTRIES.suffixes)})
+"""Every suffix that an entry of a layer can have."""
+
+
+def family_of_format(entry: RawTensor) -> Family:
+    """The family of a layer, from its entry ``weight.format``.
+
+    Raises:
+        FormatError: the entry is not one byte.
+        UnsupportedError: the number is not known.
+    """
+    if (entry.dtype, entry.shape, entry.data.nbytes) != ("U8", (), 1):
+        got = f"{entry.dtype} {list(entry.shape)}"
+        raise FormatError("not a number of one byte", field=FORMAT, expected="U8 []", got=got)
+    number = entry.data[0]
+    try:
+        return Family(number)
+    except ValueError:
+        known = ", ".join(f"{f.value} {f.title}" for f in Family)
+        raise UnsupportedError("unknown type", field=FORMAT, expected=f"one of {known}", got=number) from None
+
+
+def read_fields(
+    entries: Mapping[str, RawTensor], version: tuple[int, int, int] = LATEST
+) -> tuple[type[QuantizedTensor], dict[str, Any]]:
+    """Read and validate the fields of a layer; touches no payload and does not import torch.
+
+    Args:
+        entries: contents by suffix, ``weight.format`` among them.
+        version: of the file.
+
+    Returns:
+        The record class of the family, and the fields by the names of its layout, with ``version``, ``quant_type`` and
+        ``bias``.
+
+    Raises:
+        FormatError: an entry is missing, superfluous or breaks a rule.
+        UnsupportedError: a family that this library does not know.
+        ShapeError: weight and bias do not fit each other.
+        In all of them ``field`` is the suffix of the entry.
+    """
+    if FORMAT not in entries:
+        raise FormatError("missing entry", field=FORMAT, expected="U8 []", got="no such entry")
+    record = family_of(family_of_format(entries[FORMAT]))
+    title = record.family.title
+    for suffix in entries:
+        if suffix not in (FORMAT, BIAS, *record.ENTRIES.suffixes):
+            expected = ", ".join(record.ENTRIES.suffixes)
+            raise FormatError(f"not an entry of {title} layers", field=suffix, expected=expected, got=suffix)
+    fields = record.fields_of(entries)
+    try:
+        bias = _bias_fields(entries.get(BIAS))
+        _check_version(record, record.shape_of(fields), Version(*version), FormatError)
+        if bias is not None:
+            check_bias(record.shape_of(fields), bias["shape"])
+    except Violation as broken:
+        raise broken.as_error(BIAS if broken.field == "bias.shape" else None) from None
+    return record, {"version": Version(*version), "quant_type": record.family, **fields, "bias": bias}
+
+
+def _bias_fields(entry: RawTensor | None) -> dict[str, Any] | None:
+    if entry is None:
+        return None
+    return {"dtype": BIAS_RULE.check(entry), "shape": entry.shape, "data": entry.data}
+
+
+def _check_version(
+    record: type[QuantizedTensor], shape: tuple[int, ...], version: Version, error: type[UqffError]
+) -> None:
+    title, since, before = record.family.title, record.ENTRIES.since, record.ENTRIES.stacked_before
+    if version < since:
+        expected = f"version {since}"
+        raise Violation(f"{title} layers did not exist yet", field=FORMAT, expected=expected, got=version, error=error)
+    if before is not None and version >= before and len(shape) > 2:
+        raise Violation(
+            f"stacked {title} weights no longer exist",
+            field="weight",
+            expected=f"two dimensions, or a version before {before}",
+            got=list(shape),
+            error=error,
+        )
+
+
+def from_entries(entries: Mapping[str, RawTensor], version: tuple[int, int, int] = LATEST) -> Layer:
+    """The layer that entries hold. Payload tensors are views of them and keep them alive.
+
+    Takes and raises what :func:`read_fields` does.
+    """
+    aliased = {suffix: entry._replace(data=writable_alias(entry.data)) for suffix, entry in entries.items()}
+    record, fields = read_fields(aliased, version)
+    bias = fields["bias"]
+    return Layer(record.parse(fields), None if bias is None else tensor_part(bias))
+
+
+def to_entries(layer: Layer | QuantizedTensor, version: tuple[int, int, int] = LATEST) -> dict[str, RawTensor]:
+    """The entries of a layer by suffix, in the order in which the engine writes them.
+
+    Payloads are not copied.  Tensors may be on the meta device: dtypes, shapes and sizes are known before payloads are.
+
+    Args:
+        layer: a weight, or a weight with its bias.
+        version: 1.0.0, 1.1.0 or 1.2.0.
+
+    Raises:
+        UnsupportedError: the layer cannot be expressed in that version, or the version does not exist.
+        ShapeError: the bias does not fit the weight.
+        FormatError: the record is not consistent.
+    """
+    weight, bias = layer if isinstance(layer, Layer) else Layer(layer)
+    if Version(*version) not in ENTRY_VERSIONS:
+        known = ", ".join(map(str, ENTRY_VERSIONS))
+        raise UnsupportedError("unknown version", expected=f"one of {known}", got=Version(*version))
+    entries = {FORMAT: RawTensor("U8", (), memoryview(bytes([weight.family]))), **weight.to_entries()}
+    try:
+        _check_version(type(weight), weight.shape, Version(*version), UnsupportedError)
+        if bias is not None:
+            stored = tensor_fields(bias, name=BIAS)
+            entries[BIAS] = RawTensor(stored["dtype"].safetensors, stored["shape"], stored["data"])
+            BIAS_RULE.check(entries[BIAS])
+            check_bias(weight.shape, stored["shape"])
+    except Violation as broken:
+        raise broken.as_error(BIAS if broken.field == "bias.shape" else None) from None
+    return entries
+
+
+def trace_of(
+    record: type[QuantizedTensor], fields: Scope, entries: Mapping[str, RawTensor], offsets: Mapping[str, int]
+) -> Iterator[FieldTrace]:
+    """The entries of a valid layer as fields with place, type, value and meaning, in the order of ``offsets``.
+
+    Args:
+        record: of the family.
+        fields: of :func:`read_fields`.
+        entries: contents by suffix.
+        offsets: where each begins; the places in the result count as these do.
+    """
+    rules = {rule.suffix: rule for rule in (*record.ENTRIES.members, BIAS_RULE)}
+    for suffix, offset in offsets.items():
+        entry, rule = entries[suffix], rules.get(suffix)
+        value: Any = record.family if rule is None else fields[rule.field]
+        if isinstance(value, Mapping):
+            value = value["data"]
+        if rule is not None and rule.dtypes == (DType.F32,) and not rule.dims:
+            value = value.cast("B").cast("f")[0]
+        meaning = "family of the layer" if rule is None else rule.meaning
+        kind = f"{entry.dtype} {list(entry.shape)}"
+        yield FieldTrace(suffix, offset, entry.data.nbytes, kind, value, meaning)
