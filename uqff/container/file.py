@@ -11,7 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from uqff.blob import Layer, deserialize, read_fields
+from uqff.blob import Layer, Sharding, deserialize, read_fields
 from uqff.codes import Version
 from uqff.container.framing import LENGTH_BYTES, Entry
 from uqff.container.mapped import MappedFile, TensorMap
@@ -145,6 +145,26 @@ class UqffFile(Mapping[str, Layer]):
             return deserialize(file.slice(entry))
         except UqffError as error:
             raise error.within(file=str(file.path), layer=name, base=entry.begin) from None
+
+    def layer(self, key: str | int, shard: Sharding | None = None) -> Layer:
+        """The layer of a key or index, or the slice of it that a :class:`uqff.parallel.Shard` names.
+
+        Only the bytes of the slice are read: a slice of the outputs is a view of the file, one of the inputs a copy of
+        its part of every row.  The bias of a slice of the inputs is the whole bias, to be added to the reduced sum.
+
+        Raises:
+            KeyError: no such layer.
+            ShardError: the slice cannot be cut.
+            UqffError: the blob is not valid.
+        """
+        whole = self[key]
+        if shard is None:
+            return whole
+        name, file, _ = self._find(key)
+        try:
+            return shard.apply_to(whole)
+        except UqffError as error:
+            raise error.within(file=str(file.path), layer=name) from None
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._order)

@@ -77,7 +77,8 @@ class BlockType:
         for _, brick, _ in self.layout.members:
             code, _ = brick.numpy
             size = brick.code.size
-            raw = blocks[:, start : start + size].contiguous()
+            # A copy always: of a single block, `contiguous` would be a view that may not be aligned.
+            raw = blocks[:, start : start + size].clone(memory_format=torch.contiguous_format)
             part = raw if code == "u1" else raw.view(getattr(torch, _TORCH[code]))
             parts.append(part.to(torch.float32) if part.is_floating_point() else part)
             start += size
