@@ -93,7 +93,7 @@ def test_slices_join_to_the_whole(case: tuple[QuantizedTensor, int, int, int]) -
 
 
 def exact_hqq(weight: HQQ, dim: int, start: int, length: int) -> bool:
-    """By trying every matrix: is there one in which each group has one scale, and whose rows pack?"""
+    """Whether there is a matrix in which each group has one scale, and whose rows pack, by trying them all."""
     numbers = torch.arange(weight.numel)
     groups = weight.numel // weight.group_size
     group = (numbers % groups if weight.axis == 0 else numbers // weight.group_size).view(weight.shape)
@@ -123,7 +123,7 @@ def exact_hqq(weight: HQQ, dim: int, start: int, length: int) -> bool:
     ],
 )
 def test_hqq_cuts_everything_that_is_exact(bits: int, shape: tuple[int, ...], group_size: int, axis: int) -> None:
-    """The rule for HQQ refuses a slice if and only if no HQQ tensor of its bits holds it. All ranges, by brute force."""
+    """The rule for HQQ refuses a slice if and only if no HQQ tensor of its bits holds it: by brute force."""
     groups = math.prod(shape) // group_size
     if bits != 3 and (group_size if axis == 0 else groups) % CODES_PER_WORD[bits]:
         pytest.skip("such a tensor does not pack")
@@ -180,7 +180,7 @@ def pointers(weight: QuantizedTensor) -> dict[str, tuple[int, int]]:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_alignment_and_memory(kind: str) -> None:
-    """Inputs are cut at blocks, outputs anywhere; a slice of outputs is a view, one of inputs owns exactly its bytes."""
+    """Inputs are cut at blocks, outputs anywhere; a slice of outputs is a view, one of inputs owns its bytes."""
     weight = make(kind, 4, 512)
     assert (weight.alignment(0), weight.alignment(1)) == (1, ALIGNMENT.get(kind, 1))
     rows, columns, whole = weight.narrow(0, 1, 2), weight.narrow(1, 256, 256), pointers(weight)

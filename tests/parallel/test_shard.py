@@ -41,7 +41,10 @@ def test_equal_parts_tile_the_dimension(world_size: int, part: int, dim: int) ->
             "dimension is not divisible by the world size: expected dimension 0 of 6 in equal parts: "
             "world sizes that work are 1, 2, 3, 6, got world size 4 (layer 7)",
         ),
-        (Shard.offset(0, 4, 3), "range beyond the dimension: expected at most 6 along dimension 0, got 4 to 7 (layer 7)"),
+        (
+            Shard.offset(0, 4, 3),
+            "range beyond the dimension: expected at most 6 along dimension 0, got 4 to 7 (layer 7)",
+        ),
         (Shard.offset(0, 2**64 - 1, 1), "range overflows: expected an end within 64 bits, got 18446744073709551616"),
         (Shard.offset(0, -1, 2), "not a range: expected an offset of at least 0, a length of at least 1"),
         (Shard.offset(0, 0, 0), "not a range: expected an offset of at least 0, a length of at least 1"),
@@ -92,7 +95,7 @@ def test_plain_tensors_are_cut_as_views() -> None:
 def test_a_file_gives_slices(tmp_path: Path) -> None:
     """``file.layer(key, shard)``: rows are views of the mapped file; errors name file and layer."""
     layer = Layer(uqff.quantize(torch.arange(32.0).view(4, 8), "fp8"), torch.arange(4.0))
-    uqff.save(tmp_path / "m.uqff", {0: layer})
+    uqff.save({0: layer}, tmp_path / "m.uqff")
     with uqff.open(tmp_path / "m.uqff") as file:
         assert file.layer(0) == layer
         part = file.layer("0", Shard.simple(0, 1, 2))
@@ -106,7 +109,9 @@ def test_a_file_gives_slices(tmp_path: Path) -> None:
         inputs = file.layer(0, Shard.simple(1, 0, 2))
         assert inputs.bias is not None
         assert inputs.bias.tolist() == [0.0, 1.0, 2.0, 3.0]
-        with pytest.raises(ShardError, match=r"world sizes that work are 1, 2, 4, got world size 3 \(file .*, layer 0\)"):
+        with pytest.raises(
+            ShardError, match=r"world sizes that work are 1, 2, 4, got world size 3 \(file .*, layer 0\)"
+        ):
             file.layer("0", Shard.simple(0, 1, 3))
         with pytest.raises(KeyError):
             file.layer(1, Shard.whole())

@@ -177,7 +177,9 @@ class AFQ(QuantizedTensor):
         return self.group_size if self._dim(dim) == len(self.shape) - 1 else 1
 
     def _narrow(self, dim: int, start: int, length: int) -> Self:
-        return narrow_parts(self, dim, start, length, self.group_size, w_q=self.group_size * self.bits // 8, scales=1, biases=1)
+        return narrow_parts(
+            self, dim, start, length, self.group_size, w_q=self.group_size * self.bits // 8, scales=1, biases=1
+        )
 
     def _join(self, slices: list[tuple[int, Self]], dim: int) -> Self:
         return join_parts(slices, dim, "w_q", "scales", "biases")

@@ -1,7 +1,8 @@
 """What every family fulfils: :class:`QuantizedTensor`.
 
 Every room has the same verbs in the same order: declared layout, record, ``parse`` / ``build``, ``validate``,
-``check_payload``, ``dequantize``, ``quantize``, ``narrow``.  Families share primitives and do not inherit from each other.
+``check_payload``, ``dequantize``, ``quantize``, ``narrow``.  Families share primitives and do not inherit from
+each other.
 """
 
 from __future__ import annotations
@@ -318,7 +319,9 @@ def join_parts(slices: list[tuple[int, _Record]], dim: int, *names: str) -> _Rec
     for field in dataclass_fields(first):  # type: ignore[arg-type]
         same = all(same_bytes(getattr(first, field.name), getattr(each, field.name)) for _, each in slices[1:])
         if field.name not in names and not same:
-            raise ShardError("slices were not cut from one weight", field=field.name, expected="the same in every slice")
+            raise ShardError(
+                "slices were not cut from one weight", field=field.name, expected="the same in every slice"
+            )
     return replace(first, **{name: joined([each._parts()[name] for _, each in slices], dim) for name in names})  # type: ignore[type-var]
 
 

@@ -137,7 +137,6 @@ class F8Q8(QuantizedTensor):
         qs = self.blocks[:, 1:].contiguous().view(torch.int8).to(torch.float32)
         return (qs * d).reshape(-1)[: self.numel].reshape(self.shape)
 
-
     def alignment(self, dim: int) -> int:
         """The rows (or inputs) after which blocks begin anew; where they never do within a run, the whole dimension."""
         axis = self._dim(dim)

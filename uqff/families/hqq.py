@@ -232,9 +232,8 @@ class HQQ(QuantizedTensor):
         codes = matrix[:rows].to(torch.float32)
         return ((codes - self.zeros.to(torch.float32)) * self.scales.to(torch.float32)).reshape(self.shape)
 
-
-    # A slice is one range in each run of the flattened weight (`runs`). It is an HQQ tensor again if its elements can be
-    # laid out in a matrix M' in which each group has one scale and whose rows pack:
+    # A slice is one range in each run of the flattened weight (`runs`). It is an HQQ tensor again if its elements can
+    # be laid out in a matrix M' in which each group has one scale and whose rows pack:
     #
     #   axis 0: M' is as wide as the pattern of columns repeats. Runs that fill rows of M whole, or ranges that skip
     #           whole rows, leave the columns as they are; else the pattern repeats when runs begin in the same column
@@ -282,8 +281,8 @@ class HQQ(QuantizedTensor):
         return replace(
             self,
             w_q=self._narrow_codes(dim, start, length, size, groups),
-            scales=picked(self._parts()["scales"], origin),
-            zeros=picked(self._parts()["zeros"], origin),
+            scales=picked(self._parts()["scales"], origin),  # type: ignore[arg-type]
+            zeros=picked(self._parts()["zeros"], origin),  # type: ignore[arg-type]
             weight_shape=(*self.shape[:dim], length, *self.shape[dim + 1 :]),
             group_size=size,
         )

@@ -83,7 +83,10 @@ class Shard:
         """
         if not 0 <= self.dim < len(shape):
             raise ShardError(
-                "no such dimension", layer=layer, expected=f"0 to {len(shape) - 1} for shape {list(shape)}", got=self.dim
+                "no such dimension",
+                layer=layer,
+                expected=f"0 to {len(shape) - 1} for shape {list(shape)}",
+                got=self.dim,
             )
         size = shape[self.dim]
         slice_ = self._equal_part(size, alignment, layer) if self.rank is not None else self._range(size, layer)
