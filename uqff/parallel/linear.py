@@ -101,7 +101,7 @@ class ColumnParallelLayer(QuantizedLinear):
         *,
         key: str | None = None,
     ) -> ColumnParallelLayer | DummyLayer:
-        """The equal part of a whole weight and bias that this rank holds; a :class:`DummyLayer` if there is no weight."""
+        """The equal part of a whole weight and bias of this rank; a :class:`DummyLayer` if there is no weight."""
         comm = comm or Comm()
         return cls.new_with_shard(weight, bias, comm, cls._shard(comm), key=key)
 

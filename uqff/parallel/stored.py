@@ -45,7 +45,7 @@ class StoredWeight(torch.nn.Module):
                 parts[name] = Part(data.view(-1), _stored_dtype(meta), tuple(meta.shape))
             else:
                 parts[name] = data.clone().view(meta.dtype).view(meta.shape)
-        return replace(self._outline, **parts)  # type: ignore[type-var]
+        return replace(self._outline, **parts)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         *_, error_msgs = args
@@ -68,7 +68,7 @@ def outline_of(record: QuantizedTensor) -> QuantizedTensor:
     for name, part in record._parts().items():
         dtype = part.dtype.torch if isinstance(part, Part) else part.dtype
         parts[name] = torch.empty(part.shape, dtype=dtype, device="meta")
-    return replace(record, **parts)
+    return replace(record, **parts)  # type: ignore[type-var]
 
 
 def _stored_dtype(tensor: torch.Tensor) -> Any:
