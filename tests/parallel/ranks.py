@@ -28,14 +28,8 @@ def run_ranks(world_size: int, work: Callable[..., Any], *args: Any, timeout: fl
     context = multiprocessing.get_context("spawn")
     with tempfile.TemporaryDirectory() as directory:
         outcomes: Any = context.SimpleQueue()
-        ranks = [
-            context.Process(
-                target=_rank,
-                args=(Path(directory, "store"), rank, world_size, timeout, outcomes, work, args),
-                daemon=True,
-            )
-            for rank in range(world_size)
-        ]
+        common = (world_size, Path(directory, "store"), timeout, outcomes, work, args)
+        ranks = [context.Process(target=_rank, args=(rank, *common), daemon=True) for rank in range(world_size)]
         for process in ranks:
             process.start()
         received: list[Outcome] = [outcomes.get() for _ in range(world_size - dead)]
@@ -48,7 +42,7 @@ def run_ranks(world_size: int, work: Callable[..., Any], *args: Any, timeout: fl
 
 
 def _rank(
-    store: Path, rank: int, world_size: int, timeout: float, outcomes: Any, work: Callable[..., Any], args: Any
+    rank: int, world_size: int, store: Path, timeout: float, outcomes: Any, work: Callable[..., Any], args: Any
 ) -> None:
     os.environ["UQFF_KERNELS"] = "reference"  # a rank would spend its life compiling kernels
     import torch
@@ -71,7 +65,7 @@ def _rank(
         group = dist.group.WORLD
         assert group is not None
         outcomes.put((rank, work(Comm(group), *args), ""))
-    except BaseException:
+    except BaseException:  # noqa: BLE001  # sent home, whatever it is
         outcomes.put((rank, None, traceback.format_exc()))
     finally:
         if dist.is_initialized():

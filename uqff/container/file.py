@@ -147,7 +147,7 @@ class UqffFile(Mapping[str, Layer]):
             raise error.within(file=str(file.path), layer=name, base=entry.begin) from None
 
     def layer(self, key: str | int, shard: Sharding | None = None) -> Layer:
-        """The layer of a key or index, or the slice of it that a :class:`uqff.parallel.Shard` names.
+        """The layer of a key or index, or the slice of it that a :class:`~uqff.parallel.Shard` names.
 
         Only the bytes of the slice are read: a slice of the outputs is a view of the file, one of the inputs a copy of
         its part of every row.  The bias of a slice of the inputs is the whole bias, to be added to the reduced sum.

@@ -334,15 +334,15 @@ class HQQ(QuantizedTensor):
 
         first, groups = slices[0][1], self.numel // self.group_size
         count, run, step = runs(self.shape, dim)
-        codes = torch.empty(count, run, dtype=torch.uint8)
+        codes = torch.empty(count, run, dtype=torch.uint8, device=first.device)
         shape = (1, groups) if self.axis == 0 else (groups, 1)
-        scales, zeros = (torch.empty(groups, dtype=first.scales.dtype) for _ in range(2))
+        scales, zeros = (torch.empty(groups, dtype=first.scales.dtype, device=first.device) for _ in range(2))
         for start, each in slices:
             length = each.shape[dim]
             words = typed(each.w_q, word_dtype(self.bits))
             flat = each._codes(words, 0, each.numel)
             codes[:, start * step : (start + length) * step] = flat.view(count, -1)
-            origin = self._origin(dim, start, length, each.group_size, each.numel // each.group_size)
+            origin = self._origin(dim, start, length, each.group_size, each.numel // each.group_size).to(first.device)
             scales[origin], zeros[origin] = each.scales.view(-1), each.zeros.view(-1)
         w_q = pack_rows(codes.view(-1, self._columns), self.bits)
         return replace(self, w_q=w_q, scales=scales.view(shape), zeros=zeros.view(shape))

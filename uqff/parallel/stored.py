@@ -45,7 +45,7 @@ class StoredWeight(torch.nn.Module):
                 parts[name] = Part(data.view(-1), _stored_dtype(meta), tuple(meta.shape))
             else:
                 parts[name] = data.clone().view(meta.dtype).view(meta.shape)
-        return replace(self._outline, **parts)
+        return replace(self._outline, **parts)  # type: ignore[type-var]
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         *_, error_msgs = args
@@ -55,7 +55,7 @@ class StoredWeight(torch.nn.Module):
             theirs = bytes(loaded.tolist()).decode(errors="replace")
             error_msgs.append(f"{prefix.rstrip('.')}: another quantised weight: expected {mine}, got {theirs}")
             return
-        super()._load_from_state_dict(state_dict, prefix, *args)  # type: ignore[no-untyped-call]
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def extra_repr(self) -> str:
         """What ``print`` shows."""
