@@ -126,7 +126,7 @@ def test_hqq_cuts_everything_that_is_exact(bits: int, shape: tuple[int, ...], gr
     """The rule for HQQ refuses a slice if and only if no HQQ tensor of its bits holds it: by brute force."""
     groups = math.prod(shape) // group_size
     if bits != 3 and (group_size if axis == 0 else groups) % CODES_PER_WORD[bits]:
-        pytest.skip("such a tensor does not pack")
+        return  # such a tensor does not pack
     weight = make_hqq(bits, shape, group_size, axis)
     for dim, size in enumerate(shape):
         for start in range(size):

@@ -14,6 +14,7 @@ SECTIONS = {
     "opening": "Opening a 1 GiB file of 128 layers and making every layer",
     "quantising": "Quantising 4096 × 4096 float32, warm",
     "dequantising": "Dequantising 4096 × 4096 into a warm buffer",
+    "sharding": "What one rank holds and reads of a file",
     "models": "Quantising a whole model: whole process, page cache warm, kernels cached",
 }
 """Each is a module with ``measure() -> list of rows``."""
