@@ -15,6 +15,7 @@ from weights import INPUTS, KINDS, OUT, activations, blob, bound
 import uqff
 from uqff import CommError, Layer, ShardError
 from uqff.parallel.comm import Comm
+from uqff.parallel.heads import compute_kv_shard
 from uqff.parallel.layer import QuantizedLinear
 from uqff.parallel.linear import ColumnParallelLayer, ReplicatedLayer, RowParallelLayer
 from uqff.parallel.shard import Shard
@@ -76,6 +77,11 @@ def check_exact(comm: Comm) -> None:
     assert torch.equal(row(x.chunk(comm.world_size, -1)[comm.rank]), expected)
     assert torch.equal(torch.cat(comm.all_gather(column(x)), -1), expected)
     fused = ColumnParallelLayer.new_merged(weight, bias, comm, chunks=[OUT // 2, OUT // 4, OUT // 4])
+    shard = compute_kv_shard(2, OUT // 2, comm)  # on four ranks, two hold the same head
+    values = ColumnParallelLayer.new_with_shard(weight, bias, comm, shard)
+    assert isinstance(values, ColumnParallelLayer)
+    assert torch.equal(values(x), expected.narrow(-1, *shard.resolve(weight.shape)[1:]))
+    assert values.gather_serialize() == uqff.serialize(uqff.quantize(weight, "unquant"), bias)
     start = 0
     for layer, n in zip(fused, [OUT // 2, OUT // 4, OUT // 4], strict=True):
         assert isinstance(layer, ColumnParallelLayer)

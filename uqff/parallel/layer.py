@@ -341,8 +341,8 @@ class QuantizedLinear(torch.nn.Module):
         weight = self._whole.join([(start, part.weight) for start, part in parts], cut.dim)
         bias = parts[0][1].bias
         if bias is not None and cut.dim == 0:
-            slices = dict(sorted((start, part.bias) for start, part in parts if part.bias is not None))
-            bias = torch.cat(list(slices.values()))
+            slices = {start: part.bias for start, part in parts if part.bias is not None}
+            bias = torch.cat([slices[start] for start in sorted(slices)])
         return blobs.serialize(weight, bias, version=self.version)
 
     def extra_repr(self) -> str:
