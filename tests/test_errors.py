@@ -7,10 +7,10 @@ import pickle
 
 import pytest
 
-from uqff import FormatError, ShapeError, ShardError, UnsupportedError, UqffError
+from uqff import CommError, FormatError, ShapeError, ShardError, UnsupportedError, UqffError
 from uqff.errors import printable
 
-LEAVES = [FormatError, UnsupportedError, ShapeError, ShardError]
+LEAVES = [FormatError, UnsupportedError, ShapeError, ShardError, CommError]
 
 
 @pytest.mark.parametrize("error", LEAVES)

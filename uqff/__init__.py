@@ -4,13 +4,14 @@ from uqff.blob import Layer, deserialize, serialize
 from uqff.codes import DType, Family, Version
 from uqff.container import UqffFile, save
 from uqff.container import open_uqff as open
-from uqff.errors import FormatError, ShapeError, ShardError, UnsupportedError, UqffError
+from uqff.errors import CommError, FormatError, ShapeError, ShardError, UnsupportedError, UqffError
 from uqff.families.base import QuantizedTensor
 from uqff.isq import Fallback, FallbackWarning, quantize
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "CommError",
     "DType",
     "Fallback",
     "FallbackWarning",

@@ -6,7 +6,7 @@ A reader takes the first five bytes, chooses the family's layout by the type byt
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from uqff.codes import DType, Family, Version
 from uqff.errors import FormatError, ShapeError, UnsupportedError, UqffError
@@ -20,10 +20,28 @@ from uqff.views import writable_alias
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["LATEST", "Layer", "blob_size", "check_bias", "chunks", "deserialize", "read_fields", "serialize", "trace"]
+__all__ = [
+    "LATEST",
+    "Layer",
+    "Sharding",
+    "blob_size",
+    "check_bias",
+    "chunks",
+    "deserialize",
+    "read_fields",
+    "serialize",
+    "trace",
+]
 
 LATEST = Version(0, 2, 0)
 """The pre-1.0 version written unless another is asked for."""
+
+
+class Sharding(Protocol):
+    """Something that knows which slice of a weight it wants, like :class:`uqff.parallel.Shard`."""
+
+    def apply_to(self, weight: Layer) -> Layer:
+        """The slice of a layer, still quantised."""
 
 
 class Layer(NamedTuple):
@@ -36,6 +54,19 @@ class Layer(NamedTuple):
 
     weight: QuantizedTensor
     bias: torch.Tensor | None = None
+
+    def narrow(self, dim: int, start: int, length: int) -> Layer:
+        """The layer of a slice of the weight; see :meth:`QuantizedTensor.narrow`.
+
+        The bias goes with the outputs and experts it belongs to.  A slice of the inputs keeps it whole: it is to be
+        added once, to the sum of the partial products.
+        """
+        weight = self.weight.narrow(dim, start, length)
+        if self.bias is None:
+            return Layer(weight)
+        rank = len(self.weight.shape)
+        axis = dim % rank - (rank - 1 - self.bias.ndim)  # of the bias, whose dimensions end where the inputs begin
+        return Layer(weight, self.bias.narrow(axis, start, length) if 0 <= axis < self.bias.ndim else self.bias)
 
     def __eq__(self, other: object) -> bool:
         """Equality by bytes, of weight and bias."""

@@ -6,7 +6,8 @@
     ├── FormatError        bytes that break a rule of the format
     ├── UnsupportedError   a valid file that this library does not handle (newer version, unknown type)
     ├── ShapeError         a shape that a family, or a pair of weight and bias, cannot have
-    └── ShardError         a slice that cannot be cut, or a set of shards that does not fit together
+    ├── ShardError         a slice that cannot be cut, or a set of shards that does not fit together
+    └── CommError          a collective that failed: a rank died, left, or did not come in time
 
 Each error names what it knows of: file, layer, field path, byte offset, expected and got.  The parts are attributes and
 joined, the message.  Lower rooms know fields and offsets, higher rooms know layers and files: ``error.within(...)``
@@ -17,7 +18,7 @@ from __future__ import annotations
 
 from typing import TypeVar
 
-__all__ = ["FormatError", "ShapeError", "ShardError", "UnsupportedError", "UqffError", "printable"]
+__all__ = ["CommError", "FormatError", "ShapeError", "ShardError", "UnsupportedError", "UqffError", "printable"]
 
 _Self = TypeVar("_Self", bound="UqffError")
 
@@ -123,3 +124,7 @@ class ShapeError(UqffError):
 
 class ShardError(UqffError):
     """A slice that cannot be cut exactly, or a set of shard files with a gap or a repeated key."""
+
+
+class CommError(UqffError):
+    """A collective failed on this rank: another one died, left, or did not come within the group's timeout."""

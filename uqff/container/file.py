@@ -7,14 +7,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from uqff.blob import Layer
+from uqff.blob import Layer, Sharding
 from uqff.codes import Version
 from uqff.container.mapped import MappedFile, TensorMap
 from uqff.container.place import Place
 from uqff.container.shards import PathLike, resolve
 from uqff.container.v0 import INDEX, BlobIndex
 from uqff.container.v1 import EntryIndex, is_entry_file
-from uqff.errors import UnsupportedError, printable
+from uqff.errors import UnsupportedError, UqffError, printable
 from uqff.families.base import QuantizedTensor
 from uqff.schema.bricks import FieldTrace, Scope
 from uqff.schema.entries import RawTensor
@@ -70,6 +70,25 @@ class UqffFile(Mapping[str, Layer]):
             UqffError: the layer is not valid; file, layer, field and offset in the file are named.
         """
         return self._index.layer(self._find(key))
+
+    def layer(self, key: str | int, shard: Sharding | None = None) -> Layer:
+        """The layer of a key or index, or the slice of it that a :class:`~uqff.parallel.Shard` names.
+
+        Only the bytes of the slice are read: a slice of the outputs is a view of the file, one of the inputs a copy of
+        its part of every row.  The bias of a slice of the inputs is the whole bias, to be added to the reduced sum.
+
+        Raises:
+            KeyError: no such layer.
+            ShardError: the slice cannot be cut.
+            UqffError: the layer is not valid.
+        """
+        whole = self[key]
+        if shard is None:
+            return whole
+        try:
+            return shard.apply_to(whole)
+        except UqffError as error:
+            raise error.within(file=str(self.place(key).path), layer=self._find(key)) from None
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._index.keys)

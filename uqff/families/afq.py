@@ -25,7 +25,16 @@ import numpy as np
 import numpy.typing as npt
 
 from uqff.codes import DType, Family
-from uqff.families.base import PayloadProblem, QuantizedTensor, bytes_part, not_finite, stored_part, tensor_fields
+from uqff.families.base import (
+    PayloadProblem,
+    QuantizedTensor,
+    bytes_part,
+    join_parts,
+    narrow_parts,
+    not_finite,
+    stored_part,
+    tensor_fields,
+)
 from uqff.families.parts import lazily_typed
 from uqff.packing import float32_to_bf16, float32_to_f16, pack_row, round_half_away
 from uqff.schema.bricks import U8, Checked, Scope, Violation
@@ -172,6 +181,18 @@ class AFQ(QuantizedTensor):
         groups = codes.reshape(*self.scales.shape, self.group_size)
         scale, bias = (part.to(torch.float32).unsqueeze(-1) for part in (self.scales, self.biases))
         return (groups * scale + bias).reshape(self.shape)
+
+    def alignment(self, dim: int) -> int:
+        """A group along the last dimension, 1 along others."""
+        return self.group_size if self._dim(dim) == len(self.shape) - 1 else 1
+
+    def _narrow(self, dim: int, start: int, length: int) -> Self:
+        return narrow_parts(
+            self, dim, start, length, self.group_size, w_q=self.group_size * self.bits // 8, scales=1, biases=1
+        )
+
+    def _join(self, slices: list[tuple[int, Self]], dim: int) -> Self:
+        return join_parts(slices, dim, "w_q", "scales", "biases")
 
 
 def unpack_stream(w_q: torch.Tensor, bits: int) -> torch.Tensor:

@@ -1,23 +1,24 @@
 """What every family fulfils: :class:`QuantizedTensor`.
 
 Every room has the same verbs in the same order: declared layout, record, ``parse`` / ``build``, ``validate``,
-``check_payload``, ``dequantize``, ``quantize``.  Families share primitives and do not inherit from each other.
+``check_payload``, ``dequantize``, ``quantize``, ``narrow``.  Families share primitives and do not inherit from
+each other.
 """
 
 from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields as dataclass_fields
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeVar
 
 import numpy as np
 
 from uqff.codes import DType, Family
-from uqff.errors import ShapeError, UnsupportedError
-from uqff.families.parts import Part
+from uqff.errors import ShapeError, ShardError, UnsupportedError
+from uqff.families.parts import Part, joined, narrowed
 from uqff.schema.bricks import Placeholder, Scope, Violation
 from uqff.schema.entries import Entries, RawTensor
 from uqff.schema.layout import Layout
@@ -32,15 +33,21 @@ __all__ = [
     "QuantizedTensor",
     "bytes_part",
     "first_bad",
+    "join_parts",
+    "narrow_parts",
     "not_finite",
     "payload",
     "raw_bytes",
+    "runs",
     "same_bytes",
     "stored",
     "stored_part",
     "tensor_fields",
     "tensor_part",
 ]
+
+
+_Record = TypeVar("_Record", bound="QuantizedTensor")
 
 
 class PayloadProblem(NamedTuple):
@@ -194,6 +201,97 @@ class QuantizedTensor(ABC):
         stored_itself = any(part.data.untyped_storage().data_ptr() == memory for part in self._parts().values())
         return plain.to(dtype, copy=stored_itself)
 
+    @abstractmethod
+    def alignment(self, dim: int) -> int:
+        """A slice along ``dim`` can be cut where it begins and ends at multiples of this (or ends with the dimension).
+
+        It is the size of the dimension where no smaller number is sure to work.  :meth:`can_narrow` knows single
+        slices; HQQ can cut some that are not aligned.
+
+        Raises:
+            ShardError: there is no such dimension.
+        """
+
+    def can_narrow(self, dim: int, start: int, length: int) -> bool:
+        """Whether :meth:`narrow` cuts that slice; the range must lie within the dimension."""
+        unit, end = self.alignment(dim), start + length
+        return start % unit == 0 and (end % unit == 0 or end == self.shape[dim])
+
+    def narrow(self, dim: int, start: int, length: int) -> Self:
+        """The slice ``start`` to ``start + length`` along a dimension, still quantised, without any loss.
+
+        ``record.narrow(d, s, n).dequantize()`` has the bits of ``record.dequantize().narrow(d, s, n)``.  Stored tensors
+        are views where the slice is contiguous, else copies of the slice alone; the rest of the record is not touched.
+
+        Args:
+            dim: of :attr:`shape`; from the end if negative.
+            start: first element.
+            length: number of elements, at least 1.
+
+        Raises:
+            ShardError: no such dimension, a range beyond it, or one that cuts a block or group.
+        """
+        axis = self._dim(dim)
+        size = self.shape[axis]
+        if start < 0 or length < 1 or start + length > size:
+            raise ShardError(
+                "slice beyond the dimension",
+                expected=f"a range within the {size} of dimension {axis}",
+                got=f"{start} to {start + length}",
+            )
+        if length == size:
+            return self
+        if not self.can_narrow(axis, start, length):
+            raise ShardError(
+                "slice cannot be cut exactly",
+                expected=f"{self.kind} in multiples of {self.alignment(axis)} along dimension {axis} of {size}",
+                got=f"{start} to {start + length}",
+            )
+        return self._narrow(axis, start, length)
+
+    def join(self, slices: Sequence[tuple[int, Self]], dim: int) -> Self:
+        """The whole from its slices, the inverse of :meth:`narrow`; ``self`` is the whole, possibly on the meta device.
+
+        Args:
+            slices: start and record of each slice, in any order; repeated slices count once.
+            dim: along which they were cut.
+
+        Raises:
+            ShardError: the slices do not cover the dimension once, or were not cut from one record.
+        """
+        axis, at = self._dim(dim), 0
+        unique = dict(sorted(slices, key=lambda each: each[0]))
+        for start, part in unique.items():
+            if start != at or part.kind != self.kind or part._frame(axis) != self._frame(axis):
+                raise ShardError(
+                    "slices do not make up the weight",
+                    expected=f"{self.kind} {list(self.shape)}, dimension {axis} from {at} on",
+                    got=f"{part.kind} {list(part.shape)} from {start} on",
+                )
+            at += part.shape[axis]
+        if at != self.shape[axis]:
+            raise ShardError(
+                "slices do not make up the weight", expected=f"{self.shape[axis]} along dimension {axis}", got=at
+            )
+        return next(iter(unique.values())) if len(unique) == 1 else self._join(list(unique.items()), axis)
+
+    def _frame(self, dim: int) -> tuple[int, ...]:
+        return (*self.shape[:dim], *self.shape[dim + 1 :])
+
+    @abstractmethod
+    def _narrow(self, dim: int, start: int, length: int) -> Self:
+        """Cut a slice that was checked and is not the whole."""
+
+    @abstractmethod
+    def _join(self, slices: list[tuple[int, Self]], dim: int) -> Self:
+        """Join slices that were checked, in order, more than one."""
+
+    def _dim(self, dim: int) -> int:
+        rank = len(self.shape)
+        if not -rank <= dim < rank:
+            raise ShardError("no such dimension", expected=f"0 to {rank - 1} for shape {list(self.shape)}", got=dim)
+        return dim % rank
+
     @property
     def nbytes(self) -> int:
         """Bytes of all stored tensors, without framing and bias."""
@@ -240,6 +338,51 @@ class QuantizedTensor(ABC):
             f"<{type(self).__name__} {self.kind} {list(self.shape)}, "
             f"{self.nbytes:,} bytes, {bits:.2f} bits/weight, {self.device}>"
         )
+
+
+def narrow_parts(record: _Record, dim: int, start: int, length: int, unit: int, **per_unit: int) -> _Record:
+    """Cut parts that have the record's dimensions, the last one in other units.
+
+    Args:
+        record: the record.
+        dim: which dimension.
+        start: first element.
+        length: number of elements.
+        unit: elements of the last dimension that belong together.
+        per_unit: elements of each part for one unit.
+    """
+    last = dim == len(record.shape) - 1
+    changed = {}
+    for name, count in per_unit.items():
+        begin, n = (start // unit * count, length // unit * count) if last else (start, length)
+        changed[name] = narrowed(record._parts()[name], dim, begin, n)
+    return replace(record, **changed)  # type: ignore[type-var]
+
+
+def join_parts(slices: list[tuple[int, _Record]], dim: int, *names: str) -> _Record:
+    """Join the named parts; everything else must be the same in all slices, and is kept.
+
+    Raises:
+        ShardError: the slices differ in something else, like the one scale of a tensor.
+    """
+    first = slices[0][1]
+    for field in dataclass_fields(first):  # type: ignore[arg-type]
+        same = all(same_bytes(getattr(first, field.name), getattr(each, field.name)) for _, each in slices[1:])
+        if field.name not in names and not same:
+            raise ShardError(
+                "slices were not cut from one weight", field=field.name, expected="the same in every slice"
+            )
+    return replace(first, **{name: joined([each._parts()[name] for _, each in slices], dim) for name in names})  # type: ignore[type-var]
+
+
+def runs(shape: tuple[int, ...], dim: int) -> tuple[int, int, int]:
+    """A slice along ``dim`` in the flattened weight is one range in each of several runs.
+
+    Returns:
+        How many runs there are, their length, and the length for one step along ``dim``.
+    """
+    inner = math.prod(shape[dim + 1 :])
+    return math.prod(shape[:dim]), shape[dim] * inner, inner
 
 
 def same_bytes(a: Any, b: Any) -> bool:

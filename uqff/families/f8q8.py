@@ -25,7 +25,8 @@ import numpy as np
 import numpy.typing as npt
 
 from uqff.codes import DType, Family, Version
-from uqff.families.base import PayloadProblem, QuantizedTensor, first_bad, payload
+from uqff.families.base import PayloadProblem, QuantizedTensor, first_bad, payload, runs
+from uqff.families.parts import own
 from uqff.packing import float32_to_e4m3, round_half_away
 from uqff.schema.bricks import U32, Derived, Dims, Scalar, Scope, Span, Vector, Violation
 from uqff.schema.entries import Entries, Entry
@@ -144,6 +145,29 @@ class F8Q8(QuantizedTensor):
         d = self.blocks[:, :1].contiguous().view(torch.float8_e4m3fn).to(torch.float32) / D_SCALE
         qs = self.blocks[:, 1:].contiguous().view(torch.int8).to(torch.float32)
         return (qs * d).reshape(-1)[: self.numel].reshape(self.shape)
+
+    def alignment(self, dim: int) -> int:
+        """The rows (or inputs) after which blocks begin anew; where they never do within a run, the whole dimension."""
+        axis = self._dim(dim)
+        count, length, step = runs(self.shape, axis)
+        if count > 1 and length % BLOCK_SIZE:
+            return self.shape[axis]
+        return BLOCK_SIZE // math.gcd(BLOCK_SIZE, step)
+
+    def _narrow(self, dim: int, start: int, length: int) -> Self:
+        count, _, step = runs(self.shape, dim)
+        shape = (*self.shape[:dim], length, *self.shape[dim + 1 :])
+        blocks = self.blocks.view(count, -1, BLOCK.fixed_size)
+        # Only the end of the last run can lie within a block, whose padding is then part of the slice.
+        begin, end = start * step // BLOCK_SIZE, -(-(start + length) * step // BLOCK_SIZE)
+        return type(self)(own(blocks[:, begin:end].contiguous()).view(-1, BLOCK.fixed_size), shape)
+
+    def _join(self, slices: list[tuple[int, Self]], dim: int) -> Self:
+        import torch
+
+        count, _, _ = runs(self.shape, dim)
+        blocks = torch.cat([each.blocks.view(count, -1, BLOCK.fixed_size) for _, each in slices], dim=1)
+        return type(self)(blocks.view(-1, BLOCK.fixed_size), self.shape)
 
 
 def quantize(w: FloatArray) -> ByteArray:

@@ -22,7 +22,16 @@ import numpy as np
 import numpy.typing as npt
 
 from uqff.codes import DType, Family, Version
-from uqff.families.base import PayloadProblem, QuantizedTensor, not_finite, payload, tensor_fields, tensor_part
+from uqff.families.base import (
+    PayloadProblem,
+    QuantizedTensor,
+    join_parts,
+    narrow_parts,
+    not_finite,
+    payload,
+    tensor_fields,
+    tensor_part,
+)
 from uqff.packing import bf16_to_float32, float32_to_bf16, float32_to_e4m3
 from uqff.schema.bricks import U32, Checked, Scalar, Scope, Violation
 from uqff.schema.entries import Entries, Entry
@@ -137,6 +146,17 @@ class FP8(QuantizedTensor):
         import torch
 
         return self.weight.to(torch.float32) * self.dequant_w_scale
+
+    def alignment(self, dim: int) -> int:
+        """1 along every dimension: all weights share one scale."""
+        self._dim(dim)
+        return 1
+
+    def _narrow(self, dim: int, start: int, length: int) -> Self:
+        return narrow_parts(self, dim, start, length, 1, weight=1)
+
+    def _join(self, slices: list[tuple[int, Self]], dim: int) -> Self:
+        return join_parts(slices, dim, "weight")
 
 
 E4M3_MAX = np.float32(416)

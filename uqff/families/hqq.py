@@ -28,7 +28,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
 import numpy as np
@@ -40,10 +40,11 @@ from uqff.families.base import (
     QuantizedTensor,
     bytes_part,
     not_finite,
+    runs,
     stored_part,
     tensor_fields,
 )
-from uqff.families.parts import lazily_typed, typed
+from uqff.families.parts import lazily_typed, own, picked, typed
 from uqff.glibc import expf, logf
 from uqff.packing import pack_planes, round_half_away
 from uqff.schema.bricks import U8, U32, Checked, Derived, Dims, Scope, Violation
@@ -246,6 +247,136 @@ class HQQ(QuantizedTensor):
         rows = self.group_size if self.axis == 0 else self.numel // self.group_size
         codes = matrix[:rows].to(torch.float32)
         return ((codes - self.zeros.to(torch.float32)) * self.scales.to(torch.float32)).reshape(self.shape)
+
+    # A slice is one range in each run of the flattened weight (`runs`). It is an HQQ tensor again if its elements can
+    # be laid out in a matrix M' in which each group has one scale and whose rows pack:
+    #
+    #   axis 0: M' is as wide as the pattern of columns repeats. Runs that fill rows of M whole, or ranges that skip
+    #           whole rows, leave the columns as they are; else the pattern repeats when runs begin in the same column
+    #           again. Narrower matrices would put two columns into one, so this one decides.
+    #   axis 1: groups are cut into equal parts none of which crosses the edge of a group, run or range.
+
+    def _layout(self, dim: int, start: int, length: int) -> tuple[int, int]:
+        """Group size and number of groups of a slice; whether it packs is not asked."""
+        count, run, step = runs(self.shape, dim)
+        size, groups = length * step, self.numel // self.group_size
+        if self.axis == 0:
+            columns = groups if (run - size) % groups == 0 else groups // math.gcd(groups, run) * size
+            return count * size // columns, columns
+        part = math.gcd(self.group_size, start * step, size, run if count > 1 else 0)
+        while part % 2 == 0 and not self._packs(count * size // part):
+            part //= 2
+        return part, count * size // part
+
+    def _packs(self, rows: int) -> bool:
+        return self.bits == 3 or rows % CODES_PER_WORD[self.bits] == 0
+
+    def alignment(self, dim: int) -> int:
+        """What makes the packed rows of the slice whole; 1 where they always are, as for inputs on axis 0."""
+        axis = self._dim(dim)
+        count, run, step = runs(self.shape, axis)
+        per_word = 1 if self.bits == 3 else CODES_PER_WORD[self.bits]
+        unit = per_word // math.gcd(per_word, count)
+        if self.axis == 0:
+            groups = self.numel // self.group_size
+            if self._packs(count * math.gcd(groups, run) // groups):
+                return 1
+            if run % groups:
+                return self.shape[axis]
+            unit *= groups
+        return unit // math.gcd(unit, step)
+
+    def can_narrow(self, dim: int, start: int, length: int) -> bool:
+        """See :meth:`QuantizedTensor.can_narrow`; true of every slice that is exactly an HQQ tensor."""
+        size, groups = self._layout(self._dim(dim), start, length)
+        return self._packs(size if self.axis == 0 else groups)
+
+    def _narrow(self, dim: int, start: int, length: int) -> Self:
+        size, groups = self._layout(dim, start, length)
+        origin = self._origin(dim, start, length, size, groups)
+        return replace(
+            self,
+            w_q=self._narrow_codes(dim, start, length, size, groups),
+            scales=picked(self._parts()["scales"], origin),  # type: ignore[arg-type]
+            zeros=picked(self._parts()["zeros"], origin),  # type: ignore[arg-type]
+            weight_shape=(*self.shape[:dim], length, *self.shape[dim + 1 :]),
+            group_size=size,
+        )
+
+    def _origin(self, dim: int, start: int, length: int, size: int, groups: int) -> torch.Tensor:
+        """The group of this tensor that each group of a slice comes from, int64 ``[groups]``."""
+        import torch
+
+        _, run, step = runs(self.shape, dim)
+        first = torch.arange(groups) * (1 if self.axis == 0 else size)
+        flat = first // (length * step) * run + start * step + first % (length * step)
+        return flat % (self.numel // self.group_size) if self.axis == 0 else flat // self.group_size
+
+    def _narrow_codes(self, dim: int, start: int, length: int, size: int, groups: int) -> torch.Tensor:
+        import torch
+
+        count, run, step = runs(self.shape, dim)
+        begin, n, columns = start * step, length * step, self._columns
+        if self.bits == 8:  # not packed: the bytes are the flattened weight
+            codes = own(self.w_q.reshape(count, run)[:, begin : begin + n].contiguous())
+            return codes.view((size, groups) if self.axis == 0 else (groups, size))
+        if self.axis == 0 and columns % run == 0:  # whole runs in each row: a range of each, as packed
+            width = self.w_q.shape[1] // columns
+            packed = self.w_q.view(len(self.w_q), columns // run, run * width)
+            return packed[:, :, begin * width : (begin + n) * width].reshape(len(self.w_q), -1)
+        words = typed(self.w_q, word_dtype(self.bits))
+        ranges = [self._codes(words, i * run + begin, i * run + begin + n) for i in range(count)]
+        return pack_rows(torch.cat(ranges).view((size, groups) if self.axis == 0 else (groups, size)), self.bits)
+
+    @property
+    def _columns(self) -> int:
+        return self.numel // self.group_size if self.axis == 0 else self.group_size
+
+    def _codes(self, words: torch.Tensor, begin: int, end: int) -> torch.Tensor:
+        """The codes ``begin`` to ``end`` of the flattened weight, uint8; touches no words but theirs."""
+        import torch
+
+        columns, height, top, pieces = self._columns, len(words), CODES_PER_WORD[self.bits] - 1, []
+        while begin < end:
+            row, column = divmod(begin, columns)
+            n = min(columns - column, end - begin)
+            shift = self.bits * (top - row // height)
+            pieces.append((words[row % height, column : column + n] >> shift & (1 << self.bits) - 1).to(torch.uint8))
+            begin += n
+        return torch.cat(pieces)
+
+    def _join(self, slices: list[tuple[int, Self]], dim: int) -> Self:
+        import torch
+
+        first, groups = slices[0][1], self.numel // self.group_size
+        count, run, step = runs(self.shape, dim)
+        codes = torch.empty(count, run, dtype=torch.uint8, device=first.device)
+        shape = (1, groups) if self.axis == 0 else (groups, 1)
+        scales, zeros = (torch.empty(groups, dtype=first.scales.dtype, device=first.device) for _ in range(2))
+        for start, each in slices:
+            length = each.shape[dim]
+            words = typed(each.w_q, word_dtype(self.bits))
+            flat = each._codes(words, 0, each.numel)
+            codes[:, start * step : (start + length) * step] = flat.view(count, -1)
+            origin = self._origin(dim, start, length, each.group_size, each.numel // each.group_size).to(first.device)
+            scales[origin], zeros[origin] = each.scales.view(-1), each.zeros.view(-1)
+        w_q = pack_rows(codes.view(-1, self._columns), self.bits)
+        return replace(self, w_q=w_q, scales=scales.view(shape), zeros=zeros.view(shape))
+
+
+def pack_rows(codes: torch.Tensor, bits: int) -> torch.Tensor:
+    """Pack a matrix of codes, uint8 ``[rows, columns]``, along its rows: the bytes of ``w_q``."""
+    import torch
+
+    if bits == 8:
+        return codes
+    planes = CODES_PER_WORD[bits]
+    height, columns = -(-len(codes) // planes), codes.shape[1]
+    packed = torch.zeros(height, columns, dtype=word_dtype(bits).torch, device=codes.device)
+    for plane in range(planes):
+        rows = codes[plane * height : (plane + 1) * height]
+        packed[: len(rows)] |= rows.to(packed.dtype) << bits * (planes - 1 - plane)
+    return packed.view(torch.uint8)
 
 
 def unpack_planes(words: torch.Tensor, bits: int) -> torch.Tensor:

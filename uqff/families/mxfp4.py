@@ -24,7 +24,15 @@ import numpy as np
 import numpy.typing as npt
 
 from uqff.codes import DType, Family
-from uqff.families.base import PayloadProblem, QuantizedTensor, first_bad, tensor_fields, tensor_part
+from uqff.families.base import (
+    PayloadProblem,
+    QuantizedTensor,
+    first_bad,
+    join_parts,
+    narrow_parts,
+    tensor_fields,
+    tensor_part,
+)
 from uqff.schema.bricks import Scope, Violation
 from uqff.schema.entries import Entries, Entry
 from uqff.schema.header import BIAS_FLAG, blob_layout
@@ -138,6 +146,16 @@ class MXFP4(QuantizedTensor):
         scales = (self.scales.to(torch.int32) << 23).view(torch.float32)
         blocks = values.reshape(*self.scales.shape, BLOCK_SIZE) * scales.unsqueeze(-1)
         return blocks.reshape(self.shape)
+
+    def alignment(self, dim: int) -> int:
+        """A block along the last dimension, 1 along others."""
+        return BLOCK_SIZE if self._dim(dim) == len(self.shape) - 1 else 1
+
+    def _narrow(self, dim: int, start: int, length: int) -> Self:
+        return narrow_parts(self, dim, start, length, BLOCK_SIZE, blocks=BLOCK_SIZE // 2, scales=1)
+
+    def _join(self, slices: list[tuple[int, Self]], dim: int) -> Self:
+        return join_parts(slices, dim, "blocks", "scales")
 
 
 THRESHOLDS = np.array([0.25, 0.75, 1.25, 1.75, 2.5, 3.5, 5.0], np.float32)

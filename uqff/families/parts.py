@@ -6,7 +6,7 @@ and the typed tensor is made (copied) when it is asked for: a layer that nobody 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar, overload
 
@@ -15,7 +15,18 @@ from uqff.codes import DType
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Part", "StoredTensor", "aligned", "lazily_typed", "typed"]
+__all__ = [
+    "Part",
+    "StoredTensor",
+    "aligned",
+    "flat_part",
+    "joined",
+    "lazily_typed",
+    "narrowed",
+    "own",
+    "picked",
+    "typed",
+]
 
 _Record = TypeVar("_Record", bound=type)
 
@@ -90,3 +101,71 @@ def lazily_typed(*names: str) -> Callable[[_Record], _Record]:
         return record
 
     return decorate
+
+
+def flat_part(part: torch.Tensor | Part) -> torch.Tensor:
+    """The bytes of a part, uint8 ``[..., last × itemsize]``; a view if the part is contiguous."""
+    import torch
+
+    if not isinstance(part, Part):
+        part = part.contiguous()
+        return (part if part.ndim else part.reshape(1)).view(torch.uint8)
+    *outer, last = part.shape
+    return part.data.view(*outer, last * part.dtype.itemsize)
+
+
+def _like(part: torch.Tensor | Part, data: torch.Tensor) -> torch.Tensor | Part:
+    """Bytes uint8 ``[..., last × itemsize]`` as a part of the dtype of ``part``; never copied."""
+    if not isinstance(part, Part):
+        itemsize, dtype = part.dtype.itemsize, part.dtype
+    else:
+        itemsize, dtype = part.dtype.itemsize, part.dtype.torch
+    if data.is_meta or data.data_ptr() % itemsize == 0:
+        return data.view(dtype)
+    *outer, last = data.shape
+    assert isinstance(part, Part)  # a slice of an aligned tensor is aligned
+    return Part(data.view(-1), part.dtype, (*outer, last // itemsize))
+
+
+def narrowed(part: torch.Tensor | Part, dim: int, start: int, length: int) -> torch.Tensor | Part:
+    """A range of a part: a view if it is contiguous, else a copy of that range alone.
+
+    Args:
+        part: of at least one dimension.
+        dim: not negative.
+        start: first element.
+        length: number of elements.
+    """
+    itemsize = part.dtype.itemsize if dim == len(part.shape) - 1 else 1
+    return _like(part, own(flat_part(part).narrow(dim, start * itemsize, length * itemsize).contiguous()))
+
+
+def own(data: torch.Tensor) -> torch.Tensor:
+    """The same memory as a tensor of its own: a view of a storage that ends where the bytes end.
+
+    torch copies, pickles and aligns by storages, and the storage of a plain slice is that of the whole.
+
+    Args:
+        data: contiguous uint8.
+    """
+    import torch
+
+    return torch.from_numpy(data.numpy()) if data.device.type == "cpu" else data
+
+
+def picked(part: torch.Tensor | Part, index: torch.Tensor) -> torch.Tensor | Part:
+    """Elements of a part with one dimension longer than 1, in the order of ``index``; a view if they are neighbours."""
+    dim = max(range(len(part.shape)), key=lambda i: part.shape[i])
+    first, count = int(index[0]), len(index)
+    if int(index[-1]) - first == count - 1 and bool((index.diff() == 1).all()):
+        return narrowed(part, dim, first, count)
+    elements = flat_part(part).view(-1, part.dtype.itemsize)[index.to(part.device)]
+    shape = tuple(count if i == dim else 1 for i in range(len(part.shape)))
+    return _like(part, elements.view(*shape[:-1], -1))
+
+
+def joined(parts: Sequence[torch.Tensor | Part], dim: int) -> torch.Tensor | Part:
+    """Parts of one dtype put together along a dimension; the inverse of :func:`narrowed`."""
+    import torch
+
+    return _like(parts[0], torch.cat([flat_part(part) for part in parts], dim))

@@ -23,6 +23,8 @@ from uqff.families.base import (
     PayloadProblem,
     QuantizedTensor,
     bytes_part,
+    join_parts,
+    narrow_parts,
     not_finite,
     raw_bytes,
     stored,
@@ -129,3 +131,14 @@ class Unquant(QuantizedTensor):
         import torch
 
         return self.weight.to(torch.float32)
+
+    def alignment(self, dim: int) -> int:
+        """1 along every dimension."""
+        self._dim(dim)
+        return 1
+
+    def _narrow(self, dim: int, start: int, length: int) -> Self:
+        return narrow_parts(self, dim, start, length, 1, data=self.dtype.itemsize)
+
+    def _join(self, slices: list[tuple[int, Self]], dim: int) -> Self:
+        return join_parts(slices, dim, "data")

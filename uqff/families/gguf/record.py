@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from uqff.codes import DType, Family
-from uqff.families.base import PayloadProblem, QuantizedTensor, first_bad, not_finite, payload
+from uqff.families.base import PayloadProblem, QuantizedTensor, first_bad, join_parts, narrow_parts, not_finite, payload
 from uqff.families.gguf.blocks import BLOCK_TYPES, BlockType, block_type_of_code
 from uqff.families.gguf.dequantize import DEQUANTIZERS
 from uqff.schema.bricks import U32, Checked, Derived, Dims, Scope, Span, Violation
@@ -153,3 +153,13 @@ class GGUF(QuantizedTensor):
 
     def _dequantize(self) -> torch.Tensor:
         return DEQUANTIZERS[self.block_type.name](self.blocks).reshape(self.shape)
+
+    def alignment(self, dim: int) -> int:
+        """A block along the last dimension, 1 along others."""
+        return self.block_type.block_size if self._dim(dim) == len(self.shape) - 1 else 1
+
+    def _narrow(self, dim: int, start: int, length: int) -> Self:
+        return narrow_parts(self, dim, start, length, self.block_type.block_size, data=self.block_type.type_size)
+
+    def _join(self, slices: list[tuple[int, Self]], dim: int) -> Self:
+        return join_parts(slices, dim, "data")

@@ -1,0 +1,72 @@
+"""Run a function on several ranks: processes joined by gloo through a file, with results and errors brought home."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import tempfile
+import traceback
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+Outcome = tuple[int, Any, str]
+"""Rank, result, traceback (empty if there was none)."""
+
+
+def run_ranks(world_size: int, work: Callable[..., Any], *args: Any, timeout: float = 20, dead: int = 0) -> list[Any]:
+    """Results of ``work(comm, *args)`` of every rank, in order.
+
+    Args:
+        world_size: number of processes.
+        work: a function of a module, called in each.
+        args: passed on.
+        timeout: of the group, in seconds.
+        dead: how many ranks leave without a result.
+    """
+    context = multiprocessing.get_context("spawn")
+    with tempfile.TemporaryDirectory() as directory:
+        outcomes: Any = context.SimpleQueue()
+        common = (world_size, Path(directory, "store"), timeout, outcomes, work, args)
+        ranks = [context.Process(target=_rank, args=(rank, *common), daemon=True) for rank in range(world_size)]
+        for process in ranks:
+            process.start()
+        received: list[Outcome] = [outcomes.get() for _ in range(world_size - dead)]
+        for process in ranks:
+            process.join(30)
+            assert not process.is_alive(), "a rank hangs"
+    failures = [text for _, _, text in received if text]
+    assert not failures, failures[0]
+    return [result for _, result, _ in sorted(received, key=lambda outcome: outcome[0])]
+
+
+def _rank(
+    rank: int, world_size: int, store: Path, timeout: float, outcomes: Any, work: Callable[..., Any], args: Any
+) -> None:
+    os.environ["UQFF_KERNELS"] = "reference"  # a rank would spend its life compiling kernels
+    import torch
+    import torch.distributed as dist
+
+    from uqff.parallel.comm import Comm
+
+    torch.set_num_threads(1)
+    try:
+        if world_size == 1:
+            outcomes.put((rank, work(Comm(), *args), ""))
+            return
+        dist.init_process_group(
+            "gloo",
+            store=dist.FileStore(str(store), world_size),
+            rank=rank,
+            world_size=world_size,
+            timeout=timedelta(seconds=timeout),
+        )
+        group = dist.group.WORLD
+        assert group is not None
+        outcomes.put((rank, work(Comm(group), *args), ""))
+    except BaseException:  # noqa: BLE001  # sent home, whatever it is
+        outcomes.put((rank, None, traceback.format_exc()))
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()

@@ -1,0 +1,41 @@
+"""Parallel layers: which slice of a weight a rank holds, how ranks add up, and the layers made of both.
+
+Names are imported when they are first used: :class:`Shard` is arithmetic and needs no torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from uqff.parallel.comm import Comm
+    from uqff.parallel.heads import compute_kv_shard, compute_n_kv_groups
+    from uqff.parallel.linear import (
+        ColumnParallelLayer,
+        DistributedKind,
+        DummyLayer,
+        ReplicatedLayer,
+        RowParallelLayer,
+    )
+    from uqff.parallel.shard import Shard
+
+__all__ = [
+    "ColumnParallelLayer",
+    "Comm",
+    "DistributedKind",
+    "DummyLayer",
+    "ReplicatedLayer",
+    "RowParallelLayer",
+    "Shard",
+    "compute_kv_shard",
+    "compute_n_kv_groups",
+]
+
+_ROOMS = {"Comm": "comm", "Shard": "shard", "compute_kv_shard": "heads", "compute_n_kv_groups": "heads"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_ROOMS.get(name, 'linear')}"), name)

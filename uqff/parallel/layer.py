@@ -1,0 +1,367 @@
+"""What every parallel layer is: a stored weight and bias, the slice of a whole that they are, and a product.
+
+A weight is dequantised for each product into the dtype of the activations and dropped again.
+
+Authority: mistral.rs v0.8.0, ``mistralrs-quant/src/lib.rs`` (``QuantMethod``, ``QuantizedSerde``) and
+``distributed/layers.rs``.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from uqff import blob as blobs
+from uqff.blob import LATEST, Layer
+from uqff.errors import ShapeError, ShardError, UnsupportedError
+from uqff.families import HQQ, QuantizedTensor, Unquant
+from uqff.isq import cast_bias, outline
+from uqff.parallel.comm import Comm
+from uqff.parallel.requantize import act_type, add_delta, nominal_dtype, requantize
+from uqff.parallel.shard import Shard, Slice
+from uqff.parallel.stats import InputStats
+from uqff.parallel.stored import StoredWeight, outline_of
+from uqff.schema.header import HEADER
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+    from uqff.isq import Engine, Fallback
+
+__all__ = ["DistributedKind", "QuantizedLinear", "layer_of"]
+
+_NAMES = ("gguf", "unquant-linear", "hqq", "fp8-linear", "afq-layer", "f8q8-linear", "mxfp4-layer")
+"""What the engine calls the layer of each family."""
+
+START_BYTES = 8
+"""A slice travels as its first index, then its blob."""
+
+
+class DistributedKind(enum.Enum):
+    """How a layer is spread over ranks."""
+
+    COLUMN_PARALLEL = "column-parallel"
+    ROW_PARALLEL = "row-parallel"
+
+
+class QuantizedLinear(torch.nn.Module):
+    """What all layers share: a stored weight, a stored bias, and where in the whole they belong."""
+
+    kind: DistributedKind | None = None
+
+    def __init__(
+        self,
+        weight: QuantizedTensor | torch.Tensor,
+        bias: torch.Tensor | None = None,
+        comm: Comm | None = None,
+        *,
+        key: str | None = None,
+        version: tuple[int, int, int] = LATEST,
+        whole: QuantizedTensor | None = None,
+        cut: Slice | None = None,
+    ) -> None:
+        """A layer of what this rank holds.
+
+        Args:
+            weight: this rank's slice, ``[out, in]``, quantised or plain.
+            bias: what belongs to it, ``[out]``.
+            comm: the ranks; a world of one if None.
+            key: of the layer in its file, for errors.
+            version: that blobs are written with.
+            whole: the weight that the slice was cut from, on the meta device; the weight itself if None.
+            cut: where it was cut.
+        """
+        super().__init__()
+        record = weight if isinstance(weight, QuantizedTensor) else Unquant.of(weight.detach())
+        if len(record.shape) != 2:
+            raise ShapeError("weight is not a matrix", layer=key, expected="[out, in]", got=list(record.shape))
+        if bias is not None and tuple(bias.shape) != record.shape[:1]:
+            raise ShapeError(
+                "bias does not fit weight", layer=key, expected=list(record.shape[:1]), got=list(bias.shape)
+            )
+        self.comm = comm or Comm()
+        self.key = key
+        self.version = version
+        self.cut = cut
+        self._whole = outline_of(record) if whole is None and cut is None else whole
+        self._stats: InputStats | None = None
+        self.stored_weight = StoredWeight(record)
+        self.stored_bias = None if bias is None else StoredWeight(Unquant.of(bias.detach()))
+
+    @classmethod
+    def _of_slice(cls, whole: Layer, shard: Shard, comm: Comm | None, key: str | None, **kwargs: Any) -> Self:
+        part = shard.apply_to(whole, layer=key)
+        cut = Slice(*shard.resolve(whole.weight.shape, layer=key))
+        return cls(part.weight, part.bias, comm, key=key, whole=outline_of(whole.weight), cut=cut, **kwargs)
+
+    @classmethod
+    def _shard(cls, comm: Comm) -> Shard:
+        return Shard.whole()
+
+    @classmethod
+    def from_layer(
+        cls,
+        layer: Layer,
+        comm: Comm | None = None,
+        *,
+        shard: Shard | None = None,
+        device: torch.device | str | None = None,
+        key: str | None = None,
+        version: tuple[int, int, int] = LATEST,
+    ) -> Self:
+        """The slice of a whole layer that this rank holds, of a file of either generation.
+
+        Args:
+            layer: the whole; only the bytes of the slice are read.
+            comm: the ranks; a world of one if None.
+            shard: the slice, if it is not the rank's equal part.
+            device: where the slice goes; it stays a view of the file if None.
+            key: of the layer, for errors.
+            version: that blobs are written with.
+
+        Raises:
+            ShardError: the slice cannot be cut.
+        """
+        comm = comm or Comm()
+        made = cls._of_slice(layer, shard or cls._shard(comm), comm, key, version=version)
+        return made if device is None else made.to(device)
+
+    @classmethod
+    def deserialize(
+        cls,
+        blob: Any,
+        comm: Comm | None = None,
+        *,
+        shard: Shard | None = None,
+        device: torch.device | str | None = None,
+        key: str | None = None,
+    ) -> Self:
+        """The slice of a pre-1.0 blob that this rank holds; the byte at offset 4 tells its family.
+
+        See :meth:`from_layer` for the arguments.
+
+        Raises:
+            UqffError: the blob is not valid, or the slice cannot be cut.
+        """
+        layer = blobs.deserialize(blob)
+        version = HEADER.read(blob, exact=False)["version"]
+        return cls.from_layer(layer, comm, shard=shard, device=device, key=key, version=version)
+
+    @property
+    def weight(self) -> QuantizedTensor:
+        """The quantised weight that this rank holds."""
+        return self.stored_weight.record
+
+    @property
+    def bias(self) -> torch.Tensor | None:
+        """The bias that this rank holds, in the dtype it is stored in."""
+        if self.stored_bias is None:
+            return None
+        record = self.stored_bias.record
+        assert isinstance(record, Unquant)
+        return record.weight
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def _plain_weight(self, dtype: torch.dtype) -> torch.Tensor:
+        return self.weight.dequantize(dtype)
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def _plain_bias(self, dtype: torch.dtype) -> torch.Tensor | None:
+        bias = self.bias
+        return None if bias is None else bias.to(dtype)
+
+    def _product(self, x: torch.Tensor) -> torch.Tensor:
+        inputs = self.stored_weight._outline.shape[1]
+        if x.shape[-1] != inputs:
+            raise ShapeError(
+                "activations do not fit the weight", layer=self.key, expected=f"[..., {inputs}]", got=list(x.shape)
+            )
+        if self._stats is not None:
+            self._stats.process(x)
+        return torch.nn.functional.linear(x, self._plain_weight(x.dtype))
+
+    def _add_bias(self, y: torch.Tensor) -> torch.Tensor:
+        bias = self._plain_bias(y.dtype)
+        return y if bias is None else y + bias
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """The product with the weight, plus the bias.
+
+        Args:
+            x: ``[..., in]`` of any leading dimensions, float32, bfloat16 or float16, on the weight's device.
+
+        Returns:
+            ``[..., out]`` in the dtype of ``x``.
+        """
+        return self._add_bias(self._product(x))
+
+    def forward_autocast(self, x: torch.Tensor) -> torch.Tensor:
+        """:meth:`forward` in :meth:`quantized_act_type`; the result has the dtype of ``x``."""
+        kind = self.quantized_act_type()
+        y: torch.Tensor = self.forward(x if kind is None else x.to(kind))
+        return y.to(x.dtype)
+
+    def dequantize_w(self, dtype: torch.dtype | None = None) -> torch.Tensor:
+        """The weight that this rank holds as plain numbers; float32 if no dtype is given."""
+        return self.weight.dequantize(dtype)
+
+    def unquant_weight_bias(self) -> tuple[torch.Tensor, torch.Tensor | None] | None:
+        """Weight and bias of a layer that is not quantised; None of one that is."""
+        weight = self.weight
+        return (weight.weight, self.bias) if isinstance(weight, Unquant) else None
+
+    def dtype_and_device(self) -> tuple[torch.dtype, torch.device]:
+        """The dtype that the weight's family claims, and where it is."""
+        weight = self.weight
+        return nominal_dtype(weight), weight.device
+
+    def quantized_act_type(self) -> torch.dtype | None:
+        """The dtype of activations that the family asks for; None if it takes any."""
+        return act_type(self.stored_weight._outline)
+
+    def is_distributed(self) -> DistributedKind | None:
+        """How the layer is spread over ranks."""
+        return self.kind
+
+    def isq_serde_supported(self) -> bool:
+        """Whether :meth:`serialize` works: always, for a layer with a weight."""
+        return True
+
+    @property
+    def name(self) -> str:
+        """What the engine calls a layer of the family: ``gguf``, ``hqq``, ``fp8-linear``, ..."""
+        return _NAMES[self.stored_weight._outline.family]
+
+    def begin_track_stats(self) -> None:
+        """Watch the inputs of every forward from now on."""
+        weight = self.weight
+        self._stats = InputStats(weight.shape[1], weight.device)
+
+    def end_track_stats(self) -> torch.Tensor:
+        """Stop watching; the importance of each input that this rank holds, float32 ``[in]``.
+
+        Raises:
+            UnsupportedError: :meth:`begin_track_stats` was not called.
+        """
+        if self._stats is None:
+            raise UnsupportedError("layer does not track stats", layer=self.key, expected="begin_track_stats first")
+        stats, self._stats = self._stats, None
+        return stats.imatrix()
+
+    def add_delta_w(self, delta: torch.Tensor, *, engine: Engine = "0.8") -> Self:
+        """A new layer with a delta (of LoRA: B @ A, scaled) added to its weight.
+
+        What each family does is in :mod:`uqff.parallel.requantize`.
+
+        Args:
+            delta: for the whole weight, of which this rank takes its slice, or for the slice.
+            engine: whose quantiser.
+
+        Raises:
+            UnsupportedError: HQQ and MXFP4 weights take no delta.
+            ShapeError: the delta fits neither.
+        """
+        weight = self.weight
+        if self.cut is not None and self._whole is not None and tuple(delta.shape) == self._whole.shape:
+            delta = delta.narrow(*self.cut)
+        changed = add_delta(weight, delta, engine=engine)
+        return self._changed(changed, self.bias)
+
+    def apply_isq(
+        self,
+        kind: str | int | None,
+        device: torch.device | str | None = None,
+        *,
+        imatrix_weight: Sequence[float] | None = None,
+        engine: Engine = "0.8",
+        on_fallback: Callable[[Fallback], None] | None = None,
+    ) -> Self:
+        """A new layer with the weight in another type.
+
+        Which families change into which is in :mod:`uqff.parallel.requantize`.
+        The bias is cast to what the engine stores beside that type.
+
+        Args:
+            kind: an ISQ name or a number of bits; None only moves the layer.
+            device: where the new layer goes; where this one is if None.
+            imatrix_weight: importance of the inputs; not supported yet.
+            engine: whose quantiser and rules for shapes that do not fit.
+            on_fallback: called if this rank's slice is stored as another type.
+
+        Raises:
+            UnsupportedError: the family does not change into that type, or an importance matrix was given.
+        """
+        if imatrix_weight is not None:
+            raise UnsupportedError("quantising with an importance matrix", layer=self.key, expected="none")
+        weight, bias = self.weight, self.bias
+        changed = requantize(weight, kind, engine=engine, on_fallback=on_fallback, module=self.key)
+        if changed is not weight and bias is not None:
+            loaded = bias.dtype if bias.dtype in (torch.float32, torch.bfloat16, torch.float16) else torch.float32
+            bias = cast_bias(bias.cpu(), changed.kind, loaded)
+        made = self._changed(changed, bias)
+        return made.to(weight.device if device is None else device)
+
+    def _changed(self, weight: QuantizedTensor, bias: torch.Tensor | None) -> Self:
+        """The layer with another weight: still a slice of a whole, if slices quantised apart make up a whole."""
+        whole = self._whole
+        if whole is not None and weight.kind != self.stored_weight._outline.kind:
+            whole = outline(weight.kind, whole.shape, nominal_dtype(weight))
+        if self.cut is not None and whole is not None and self.cut.length != whole.shape[self.cut.dim]:
+            apart = isinstance(weight, HQQ) or not whole.can_narrow(*self.cut)
+            whole = None if apart else whole
+        return type(self)(
+            weight, bias, self.comm, key=self.key, version=self.version, whole=whole, cut=self.cut or _all_of(weight)
+        )
+
+    def serialize(self) -> bytes:
+        """The pre-1.0 blob of what this rank holds, the bias in the bias extension."""
+        return blobs.serialize(self.weight, self.bias, version=self.version)
+
+    def gather_serialize(self, comm: Comm | None = None) -> bytes:
+        """The pre-1.0 blob of the whole layer, on every rank, byte-identical to the one the slices were cut from.
+
+        Args:
+            comm: the ranks that hold the slices; the layer's own if None.
+
+        Raises:
+            ShardError: the slices do not make up a whole: ranks hold other parts, or quantised theirs by themselves.
+            CommError: a rank did not take part.
+        """
+        comm, cut = comm or self.comm, self.cut or _all_of(self.weight)
+        travelling = cut.start.to_bytes(START_BYTES, "little") + self.serialize()
+        received = comm.all_gather_bytes(travelling, _exchange_device(comm, self.weight.device))
+        if self._whole is None:
+            raise ShardError("slice was quantised by itself and is part of no whole", layer=self.key)
+        parts = [
+            (int.from_bytes(each[:START_BYTES], "little"), blobs.deserialize(each[START_BYTES:])) for each in received
+        ]
+        weight = self._whole.join([(start, part.weight) for start, part in parts], cut.dim)
+        bias = parts[0][1].bias
+        if bias is not None and cut.dim == 0:
+            slices = {start: part.bias for start, part in parts if part.bias is not None}
+            bias = torch.cat([slices[start] for start in sorted(slices)])
+        return blobs.serialize(weight, bias, version=self.version)
+
+    def extra_repr(self) -> str:
+        """What ``print`` shows."""
+        return f"{self.key or ''} {self.comm!r}".strip()
+
+
+def _all_of(weight: QuantizedTensor) -> Slice:
+    return Slice(0, 0, weight.shape[0])
+
+
+def _exchange_device(comm: Comm, device: torch.device) -> torch.device:
+    """NCCL exchanges CUDA tensors only; gloo any."""
+    return device if device.type == "cuda" else torch.device("cpu")
+
+
+def layer_of(weight: QuantizedTensor | torch.Tensor | Layer, bias: torch.Tensor | None) -> Layer:
+    """A weight and a bias, however they are given, as a layer; shares memory."""
+    if isinstance(weight, Layer):
+        return weight
+    record = weight if isinstance(weight, QuantizedTensor) else Unquant.of(weight.detach())
+    return Layer(record, bias)

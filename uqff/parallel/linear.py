@@ -1,0 +1,279 @@
+"""The linear layers of a model that is spread over ranks.
+
+::
+
+    ReplicatedLayer       every rank holds all of W        y = x Wᵀ + b               no communication
+    ColumnParallelLayer   a slice of the outputs, and of b y_r = x W_rᵀ + b_r         no communication; y_r stays split
+    RowParallelLayer      a slice of the inputs, all of b  y = Σ_r x_r W_rᵀ + b       one sum over the ranks
+    DummyLayer            no weight yet                    an error
+
+A weight is dequantised for each product into the dtype of the activations and dropped again.
+
+Authority: mistral.rs v0.8.0, ``mistralrs-quant/src/distributed/layers.rs``.  There no rank cuts a weight that comes
+from a UQFF file, and layers of several ranks do not load; here each rank takes its slice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from uqff.blob import Layer
+from uqff.errors import FormatError, ShardError, UnsupportedError
+from uqff.families import HQQ, QuantizedTensor
+from uqff.isq import outline
+from uqff.parallel.comm import Comm
+from uqff.parallel.layer import DistributedKind, QuantizedLinear, layer_of
+from uqff.parallel.requantize import nominal_dtype
+from uqff.parallel.shard import Shard
+
+__all__ = ["ColumnParallelLayer", "DistributedKind", "DummyLayer", "ReplicatedLayer", "RowParallelLayer"]
+
+
+class ReplicatedLayer(QuantizedLinear):
+    """A layer that every rank holds whole."""
+
+    @classmethod
+    def from_linear(cls, linear: torch.nn.Linear) -> ReplicatedLayer:
+        """A layer that shares the memory of a plain one."""
+        return cls(linear.weight, linear.bias)
+
+    @classmethod
+    def new_layers_matformer_indices(
+        cls,
+        weight: QuantizedTensor | torch.Tensor | None,
+        bias: torch.Tensor | None,
+        kept_layers_indices: Sequence[int] | None,
+        orig_num_hidden_layers: int,
+        *,
+        key: str | None = None,
+    ) -> ReplicatedLayer | DummyLayer:
+        """Keep the outputs of some hidden layers, out of a weight that has outputs for each.
+
+        Args:
+            weight: ``[layers · n, in]``; None gives a :class:`DummyLayer`.
+            bias: ``[layers · n]``, of which the same parts are kept, or one that fits the result.
+            kept_layers_indices: hidden layers to keep, in order; all if None.
+            orig_num_hidden_layers: number of hidden layers that the weight has.
+            key: of the layer, for errors.
+
+        Raises:
+            ShardError: the weight has no such parts, or cannot be cut there.
+        """
+        if weight is None:
+            return DummyLayer(key)
+        record = layer_of(weight, None).weight
+        if kept_layers_indices is None:
+            return cls(record, bias, key=key)
+        indices = [int(index) for index in kept_layers_indices]
+        parts = [Shard.simple(0, index, orig_num_hidden_layers).apply_to(record, layer=key) for index in indices]
+        n = record.shape[0] // orig_num_hidden_layers
+        outline_ = _resized(record, n * len(indices))
+        kept = outline_.join([(n * i, part) for i, part in enumerate(parts)], 0)
+        if bias is not None and len(bias) == record.shape[0] != kept.shape[0]:
+            bias = torch.cat([bias[index * n : (index + 1) * n] for index in indices])
+        return cls(kept, bias, key=key)
+
+
+def _resized(record: QuantizedTensor, outputs: int) -> QuantizedTensor:
+    """The outline of a weight of the same type with another number of outputs."""
+    if isinstance(record, HQQ):
+        raise UnsupportedError("hidden layers of an HQQ weight share scales: they are not put together anew")
+    return outline(record.kind, (outputs, record.shape[1]), nominal_dtype(record))
+
+
+class ColumnParallelLayer(QuantizedLinear):
+    """A layer of which each rank holds some outputs, and their bias; takes all inputs, gives this rank's outputs."""
+
+    kind = DistributedKind.COLUMN_PARALLEL
+
+    @classmethod
+    def _shard(cls, comm: Comm) -> Shard:
+        return Shard.simple(0, comm.rank, comm.world_size)
+
+    @classmethod
+    def new(
+        cls,
+        weight: QuantizedTensor | torch.Tensor | Layer | None,
+        bias: torch.Tensor | None = None,
+        comm: Comm | None = None,
+        *,
+        key: str | None = None,
+    ) -> ColumnParallelLayer | DummyLayer:
+        """The equal part of a whole weight and bias of this rank; a :class:`DummyLayer` if there is no weight."""
+        comm = comm or Comm()
+        return cls.new_with_shard(weight, bias, comm, cls._shard(comm), key=key)
+
+    @classmethod
+    def new_with_shard(
+        cls,
+        weight: QuantizedTensor | torch.Tensor | Layer | None,
+        bias: torch.Tensor | None,
+        comm: Comm | None,
+        shard: Shard,
+        *,
+        key: str | None = None,
+    ) -> ColumnParallelLayer | DummyLayer:
+        """A slice of a whole weight and bias, like that of :func:`~uqff.parallel.heads.compute_kv_shard`."""
+        if weight is None:
+            return DummyLayer(key)
+        return cls._of_slice(layer_of(weight, bias), shard, comm, key)
+
+    @classmethod
+    def new_merged(
+        cls,
+        weight: QuantizedTensor | torch.Tensor | Layer | None,
+        bias: torch.Tensor | None = None,
+        comm: Comm | None = None,
+        *,
+        chunks: int | Sequence[int],
+        key: str | None = None,
+    ) -> list[ColumnParallelLayer | DummyLayer]:
+        """One layer for each chunk of a fused weight (query, key and value; gate and up), each cut among the ranks.
+
+        Args:
+            weight: the whole, the chunks one after another along the outputs.
+            bias: of the whole.
+            comm: the ranks.
+            chunks: number of equal chunks, or the outputs of each.
+            key: of the layer, for errors.
+        """
+        comm = comm or Comm()
+        if weight is None:
+            return [DummyLayer(key) for _ in range(chunks if isinstance(chunks, int) else len(chunks))]
+        whole = layer_of(weight, bias)
+        outputs = whole.weight.shape[0]
+        if isinstance(chunks, int):
+            Shard.simple(0, 0, chunks).resolve(whole.weight.shape, layer=key)
+            chunks = [outputs // chunks] * chunks
+        if sum(chunks) != outputs:
+            raise ShardError("chunks do not make up the weight", layer=key, expected=outputs, got=sum(chunks))
+        starts = [sum(chunks[:i]) for i in range(len(chunks))]
+        parts = [Shard.offset(0, *place).apply_to(whole, layer=key) for place in zip(starts, chunks, strict=True)]
+        return [cls.new(part, None, comm, key=key) for part in parts]
+
+    @classmethod
+    def new_matformer(
+        cls,
+        weight: QuantizedTensor | torch.Tensor | Layer | None,
+        bias: torch.Tensor | None,
+        comm: Comm | None,
+        out_dim: int,
+        *,
+        key: str | None = None,
+    ) -> ColumnParallelLayer | DummyLayer:
+        """The first ``out_dim`` outputs of a larger weight, then this rank's equal part of those."""
+        if weight is None:
+            return DummyLayer(key)
+        return cls.new(Shard.offset(0, 0, out_dim).apply_to(layer_of(weight, bias), layer=key), None, comm, key=key)
+
+
+class RowParallelLayer(QuantizedLinear):
+    """A layer of which each rank holds some inputs; takes this rank's inputs, gives all outputs on every rank.
+
+    The partial products are added up over the ranks, then the bias is added, once.
+    """
+
+    kind = DistributedKind.ROW_PARALLEL
+
+    @classmethod
+    def _shard(cls, comm: Comm) -> Shard:
+        return Shard.simple(1, comm.rank, comm.world_size)
+
+    @classmethod
+    def new(
+        cls,
+        weight: QuantizedTensor | torch.Tensor | Layer | None,
+        bias: torch.Tensor | None = None,
+        comm: Comm | None = None,
+        *,
+        shard: Shard | None = None,
+        key: str | None = None,
+    ) -> RowParallelLayer | DummyLayer:
+        """A slice of the inputs, the rank's equal part if no shard is given; a :class:`DummyLayer` without a weight."""
+        if weight is None:
+            return DummyLayer(key)
+        comm = comm or Comm()
+        return cls._of_slice(layer_of(weight, bias), shard or cls._shard(comm), comm, key)
+
+    @classmethod
+    def new_matformer(
+        cls,
+        weight: QuantizedTensor | torch.Tensor | Layer | None,
+        bias: torch.Tensor | None,
+        comm: Comm | None,
+        in_dim: int,
+        *,
+        key: str | None = None,
+    ) -> RowParallelLayer | DummyLayer:
+        """The first ``in_dim`` inputs of a larger weight, then this rank's equal part of those."""
+        if weight is None:
+            return DummyLayer(key)
+        return cls.new(Shard.offset(1, 0, in_dim).apply_to(layer_of(weight, bias), layer=key), None, comm, key=key)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """The product of all inputs with the weight, plus the bias.
+
+        Args:
+            x: this rank's inputs, ``[..., in of the slice]``.
+
+        Returns:
+            ``[..., out]`` in the dtype of ``x``, the same on every rank.
+        """
+        return self._add_bias(self.comm.sum_all_reduce(self._product(x)))
+
+
+class DummyLayer(torch.nn.Module):
+    """Stands for a weight that is absent while a model is built; to be replaced before the first forward."""
+
+    name = "dummy"
+
+    def __init__(self, key: str | None = None) -> None:
+        super().__init__()
+        self.key = key
+
+    def _absent(self) -> FormatError:
+        return FormatError("layer has no weight: no file that was loaded had one", layer=self.key)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """An error, always.
+
+        Raises:
+            FormatError: naming the layer.
+        """
+        raise self._absent()
+
+    forward_autocast = forward
+
+    def dequantize_w(self) -> torch.Tensor:
+        """An error, always."""
+        raise self._absent()
+
+    def add_delta_w(self, delta: torch.Tensor) -> DummyLayer:
+        """An error, always."""
+        raise self._absent()
+
+    def apply_isq(self, kind: str | int | None, device: torch.device | str | None = None) -> DummyLayer:
+        """Itself: there is nothing to quantise yet."""
+        return self
+
+    def unquant_weight_bias(self) -> None:
+        """None: there is no weight."""
+        return
+
+    def dtype_and_device(self) -> tuple[torch.dtype, torch.device]:
+        """float32 on the CPU, as the engine has it."""
+        return torch.float32, torch.device("cpu")
+
+    def quantized_act_type(self) -> None:
+        """None: any activations."""
+        return
+
+    def is_distributed(self) -> None:
+        """None: it is nowhere."""
+        return
+
+    def isq_serde_supported(self) -> bool:
+        """Whether it can be written: no."""
+        return False
