@@ -10,6 +10,7 @@ from typing import Final
 __all__ = [
     "MAX_CONFIG_BYTES",
     "MAX_HEADER_BYTES",
+    "MAX_HEADER_VALUES",
     "MAX_MODEL_LAYERS",
     "MAX_PATTERN",
     "MAX_RANK",
@@ -26,6 +27,9 @@ MAX_RANK: Final = 8
 
 MAX_HEADER_BYTES: Final = 100_000_000
 """Longest safetensors header (the reference implementation's own limit): JSON is parsed whole, so it is bounded."""
+
+MAX_HEADER_VALUES: Final = 1_000_000
+"""Most values in a safetensors header, counted by `,`, `[` and `{`: small ones outgrow their text in Python."""
 
 MAX_SHARDS: Final = 100_000
 """Most shard files in a set: the number in a file name must not make a reader count to 10**30."""

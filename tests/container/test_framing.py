@@ -14,7 +14,7 @@ from samples import entry, framed
 
 from uqff import FormatError, UnsupportedError
 from uqff.container.framing import DTYPE_BITS, build_header, parse_header
-from uqff.limits import MAX_HEADER_BYTES, MAX_RANK
+from uqff.limits import MAX_HEADER_BYTES, MAX_HEADER_VALUES, MAX_RANK
 
 
 def parse(data: bytes) -> Any:
@@ -209,3 +209,11 @@ def test_bits_of_every_dtype() -> None:
         digits = "".join(c for c in dtype.split("_")[0] if c.isdigit())
         assert bits == named.get(dtype, int(digits or 8)), dtype
     assert json.loads(framed({})[8:]) == {}
+
+
+def test_the_number_of_values_in_a_header_is_bounded() -> None:
+    """A list of a hundred million small values would take gigabytes as Python objects; it is refused unparsed."""
+    most = b'{"a":[' + b"1," * (MAX_HEADER_VALUES - 2) + b"1]}"
+    for header, problem in ((most, "malformed entry"), (most.replace(b"1]", b"1,1]"), "too many values")):
+        with pytest.raises(FormatError, match=problem):
+            parse_header(memoryview(len(header).to_bytes(8, "little") + header))
