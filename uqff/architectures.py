@@ -36,6 +36,7 @@ __all__ = [
     "selected_entries",
     "selected_layers",
     "stacked_names",
+    "with_stated_tie",
 ]
 
 EMBEDDING_SINCE: Final = Version(1, 2, 0)
@@ -254,6 +255,22 @@ def entry_names(config: Mapping[str, Any], version: tuple[int, int, int]) -> lis
         part = LayerName(len(blocks) + 1, embedding, f"{embedding}.weight", None)
         entries.append(EntryName(embedding, (part,), "embedding"))
     return sorted(entries, key=lambda entry: entry.key)
+
+
+def with_stated_tie(config: Mapping[str, Any]) -> dict[str, Any] | None:
+    """A configuration that says that the head is the embedding, where the architecture implies it and it does not.
+
+    The engine takes models of these architectures for untied if nobody says otherwise, and then finds no head in a file
+    of 1.2; None if there is nothing to say.
+
+    Authority: mistral.rs v0.9.2, ``mistralrs-core/src/models/gemma.rs`` and ``gemma2.rs`` (``word_emb_default``).
+
+    Raises:
+        UnsupportedError: the architecture is unknown.
+    """
+    if architecture_of(config).tied != "always" or config.get("tie_word_embeddings") is True:
+        return None
+    return {**config, "tie_word_embeddings": True}
 
 
 def stacked_names(names: Sequence[LayerName]) -> list[EntryName]:

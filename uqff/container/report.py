@@ -371,7 +371,7 @@ def build_output(
     Args:
         quant: name of the output, its default type.
         file: the file; the fields of all layers are read.
-        targets: type that was asked for, by layer, where it is not ``quant``.
+        targets: type that was asked for, by layer; not told for layers that are missing here.
         reasons: why a layer is stored plain, by layer.
 
     Raises:
@@ -383,8 +383,9 @@ def build_output(
         record, fields = file.fields(key)
         entries = file.entries(key)
         shape = fields["shape"] if "weight.shape" in entries else entries["weight"].shape
-        target = (targets or {}).get(key, quant)
-        layer = LayerEntry(key, record.kind_of(fields), tuple(shape), quant, target)
+        told = (targets or {}).get(key)
+        target = told or quant
+        layer = LayerEntry(key, record.kind_of(fields), tuple(shape), quant, told)
         layers.append(layer)
         if layer.stored in PLAIN_KINDS and layer.stored != target:
             fallbacks.append(ReportedFallback(key, target, layer.stored, layer.shape, (reasons or {}).get(key)))
