@@ -60,7 +60,7 @@ GENERATIONS = {
 class Row:
     """One row of the table.
 
-    `by`: the kernels, the reference paths, or `DIRECTORY`, which stands for what `quantize_model` writes. `refused`: why
+    `by`: the kernels, the reference paths, or `DIRECTORY`: what `quantize_model` writes. `refused`: why
     the client wrote nothing. `problems`: each part that differs, and what is not in a layer's bytes: a refusal of one
     side only, a report that says otherwise.
     """
