@@ -9,19 +9,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from uqff.architectures import layer_names, selected_layers
+import numpy as np
+
+from uqff.architectures import EMBEDDING_SINCE, embedding_name
+from uqff.codes import ENTRY_VERSIONS, Version
 from uqff.container import UqffFile, open_uqff
+from uqff.container.directory import LOADED_DTYPES
 from uqff.container.shards import SUFFIX, PathLike
 from uqff.distance import Distance, distance
-from uqff.errors import ShapeError, ShardError, UnsupportedError
+from uqff.errors import ShapeError, ShardError, UnsupportedError, UqffError
 from uqff.families.base import same_bytes
+from uqff.planning import Goal, plan_model
 from uqff.quantizers import Loaded
 from uqff.selector import Pattern
 from uqff.sources.safetensors import Checkpoint, open_checkpoint
 
 __all__ = ["LayerDifference", "Side", "compare", "comparison_document"]
-
-LOADED_DTYPES = ("F32", "F16", "BF16")
 
 
 @dataclass(frozen=True)
@@ -122,36 +125,52 @@ def _compare_with_source(
     source: PathLike, model: PathLike, layers: Pattern | None, *, source_first: bool
 ) -> Iterator[LayerDifference]:
     with open_checkpoint(source) as checkpoint, open_uqff(model) as file:
-        if file.generation != "0.x":
-            raise UnsupportedError(
-                "only 0.x models are compared with a checkpoint", file=str(model), got=file.generation
-            )
-        names = _names(checkpoint, layers)
-        indices = _indices(file)
-        _check_same_keys(source, {name.index: str(name.index) for name in names}, model, indices)
-        for name in names:
-            key = indices[name.index]
+        goals = plan_model(checkpoint, _naming(checkpoint, file), layers, promote=False)
+        ours = {goal.index if goal.index is not None else goal.key: goal.key for goal in goals}
+        theirs = _indices(file)
+        _check_same_keys(source, ours, model, theirs)
+        for goal, key in zip(goals, (theirs[name] for name in ours), strict=True):
             layer = file[key].weight
-            if name.weight not in checkpoint:
-                raise ShardError("the checkpoint lacks a weight", file=str(source), layer=name.module, got=name.weight)
-            stored = checkpoint.dtype(name.weight)
-            if stored not in LOADED_DTYPES:
-                expected = ", ".join(LOADED_DTYPES)
-                raise UnsupportedError("weight cannot be compared", layer=name.module, expected=expected, got=stored)
-            _check_shape(str(model), key, checkpoint.shape(name.weight), layer.shape)
-            weight = checkpoint[name.weight]
-            true = Side(stored.lower(), checkpoint.nbytes(name.weight))
+            stored = {checkpoint.dtype(each.tensor) for each in goal.sources}
+            if not stored <= LOADED_DTYPES.keys():
+                expected, got = ", ".join(LOADED_DTYPES), ", ".join(sorted(stored))
+                raise UnsupportedError("weight cannot be compared", layer=goal.module, expected=expected, got=got)
+            _check_shape(str(model), key, goal.shape, layer.shape)
+            true = Side(", ".join(sorted(stored)).lower(), _source_bytes(checkpoint, goal))
             made = Side(layer.kind, _nbytes(file, key))
             sides = (true, made) if source_first else (made, true)
-            far = distance(Loaded(weight, weight.dtype).values, layer)
-            yield LayerDifference(key, name.module, layer.shape, sides[0], sides[1], False, far)
-            checkpoint.release(name.weight)
+            far = distance(_values(checkpoint, goal), layer)
+            yield LayerDifference(key, goal.module, layer.shape, sides[0], sides[1], False, far)
+            for each in goal.sources:
+                checkpoint.release(each.tensor, *each.span(checkpoint))
 
 
-def _names(checkpoint: Checkpoint, layers: Pattern | None) -> list[Any]:
-    if layers is None:
-        return list(layer_names(checkpoint.config))
-    return list(selected_layers(checkpoint.config, {name: checkpoint.shape(name) for name in checkpoint}, layers))
+def _naming(checkpoint: Checkpoint, file: UqffFile) -> Version:
+    """The version that names the layers as the file does: whether the embedding is one is not told by its own."""
+    if file.version < EMBEDDING_SINCE:
+        return file.version
+    try:
+        embedding = embedding_name(checkpoint.config)
+    except UqffError:
+        return file.version
+    return file.version if embedding in file else max(v for v in ENTRY_VERSIONS if v < EMBEDDING_SINCE)
+
+
+def _source_bytes(checkpoint: Checkpoint, goal: Goal) -> int:
+    spans = [each.span(checkpoint) for each in goal.sources]
+    return sum(stop - start for start, stop in spans)
+
+
+def _values(checkpoint: Checkpoint, goal: Goal) -> Any:
+    """The weight as the checkpoint has it, widened to float32."""
+    if not goal.stacked:
+        weight = goal.sources[0].take(checkpoint)
+        return Loaded(weight, weight.dtype).values
+    values = np.empty(goal.shape, np.float32)
+    for expert, each in enumerate(goal.sources):
+        weight = each.take(checkpoint)
+        values[expert] = Loaded(weight, weight.dtype).values
+    return values
 
 
 def _indices(file: UqffFile) -> dict[Any, str]:

@@ -55,7 +55,7 @@ def _show(differences: list[LayerDifference]) -> None:
     ]
     rows = [
         (
-            each.key if each.module is None else f"{each.key} {each.module}",
+            each.key if each.module in (None, each.key) else f"{each.key} {each.module}",
             " x ".join(map(str, each.shape)),
             each.a.kind,
             each.b.kind,

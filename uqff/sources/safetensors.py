@@ -22,6 +22,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from uqff.container.directory import CONFIG_NAME
 from uqff.container.mapped import MappedFile, TensorMap
 from uqff.container.shards import PathLike
 from uqff.errors import FormatError, ShardError, UnsupportedError
@@ -35,7 +36,6 @@ if TYPE_CHECKING:
 
 __all__ = ["CONFIG_NAME", "Checkpoint", "open_checkpoint", "read_json"]
 
-CONFIG_NAME: Final = "config.json"
 SINGLE_NAME: Final = "model.safetensors"
 INDEX_NAME: Final = "model.safetensors.index.json"
 
@@ -83,9 +83,9 @@ class Checkpoint(Mapping[str, "torch.Tensor"]):
         entry = self._tensors.entry(name)
         return entry.end - entry.begin
 
-    def fetch(self, name: str) -> None:
-        """Ask the system to read a tensor from the disk in the background."""
-        self._advise(name, "MADV_WILLNEED")
+    def fetch(self, name: str, start: int = 0, stop: int | None = None) -> None:
+        """Ask the system to read a tensor's bytes, all or ``start`` to ``stop``, from the disk in the background."""
+        self._advise(name, "MADV_WILLNEED", start, stop)
 
     def release(self, name: str, start: int = 0, stop: int | None = None) -> None:
         """Give back the memory of a tensor's bytes, all or ``start`` to ``stop``; a later look reads them again."""
