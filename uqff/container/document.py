@@ -1,4 +1,4 @@
-"""Documents beside the weights (JSON, YAML), which are parsed whole: their length and the number of values are bounded."""
+"""Documents beside the weights, which are parsed whole: their length and the number of their values are bounded."""
 
 from __future__ import annotations
 
