@@ -24,6 +24,7 @@ name                     table
 ``ENTRY_VECTORS``        index of the valid 1.x files
 ``BAD_ENTRIES``          index of the broken 1.x files
 ``ENTRY_EXAMPLE name``   a 1.x file, entry by entry
+``ENTRY_DUMP name``      the same, all bytes
 =======================  =================================================================================
 """
 
@@ -296,6 +297,25 @@ def entry_example_table(name: str) -> str:
     return f"{table}\n\nTotal: {sizes} = {len(data)} bytes. File: `vectors/entries/{name}.uqff`."
 
 
+def entry_dump(name: str) -> str:
+    """All bytes of a 1.x file, 16 a line, each entry beginning a line of its own."""
+    model = json.loads((VECTORS / "entries" / f"{name}.json").read_text("utf-8"))
+    data = (VECTORS / "entries" / f"{name}.uqff").read_bytes()
+    begin = 8 + int.from_bytes(data[:8], "little")
+    parts = [(0, 8, f"length of the header: {begin - 8}")]
+    parts += [(8, begin - 8, "")]
+    for entry in model["entries"]:
+        value = f" = {entry['value']}" if "value" in entry else ""
+        parts.append((entry["offset"], entry["size"], f"{entry['name']}{value}"))
+    lines = ["```", "offset  bytes                                            meaning"]
+    for offset, size, meaning in parts:
+        for at in range(offset, offset + size, 16):
+            raw = data[at : min(at + 16, offset + size)]
+            shown = meaning if meaning and at == offset else raw.decode() if not meaning else ""
+            lines.append(f"{at:<7} {raw.hex(' '):<48} {shown}".rstrip())
+    return "\n".join([*lines, f"{len(data):<7} end", "```"])
+
+
 def _visible(name: str) -> str:
     return name if name.isascii() and name.isprintable() else name.encode("unicode_escape").decode()
 
@@ -328,7 +348,7 @@ def table(name: str) -> str:
         KeyError: there is none of that name.
     """
     kind, _, argument = name.partition(" ")
-    of_vectors = {"EXAMPLE": example_table, "ENTRY_EXAMPLE": entry_example_table}
+    of_vectors = {"EXAMPLE": example_table, "ENTRY_EXAMPLE": entry_example_table, "ENTRY_DUMP": entry_dump}
     return of_vectors[kind](argument) if kind in of_vectors else TABLES[name]()
 
 

@@ -153,6 +153,8 @@ def _versions() -> Iterator[Model]:
 
 def _contents() -> Iterator[Model]:
     small = layer("unquant/f16")
+    parts = named("lm_head", layer("mxfp4/bias-f32"))
+    yield _one("worked-example", parts, "one layer with a bias, taken apart in the spec")
     yield _one("patch-is-free", named(UP, small), "version 1.2.7: patch means nothing", (1, 2, 7))
     yield _one("no-layers", {}, "a version and nothing else")
     keys = sorted(f"model.layers.{i}.{family}" for i, family in enumerate(FAMILIES))
