@@ -23,6 +23,7 @@ name                     table
 ``BAD``                  index of the broken blobs and files
 ``ENTRY_VECTORS``        index of the valid 1.x files
 ``BAD_ENTRIES``          index of the broken 1.x files
+``ENCODINGS``            index of the vectors for quantisers
 ``ENTRY_EXAMPLE name``   a 1.x file, entry by entry
 ``ENTRY_DUMP name``      the same, all bytes
 =======================  =================================================================================
@@ -277,6 +278,13 @@ def bad_entry_index() -> str:
     return f"{len(rows)} models.\n\n{markdown(heads, rows)}"
 
 
+def encoding_index() -> str:
+    """All vectors for quantisers."""
+    index = json.loads((VECTORS / "encode" / "index.json").read_text("utf-8"))
+    rows = ((f"[{e['file']}]({e['file']})", e["kind"], e["load_dtype"], e["engine"], e["size"]) for e in index)
+    return f"{len(index)} blobs.\n\n{markdown(('file', 'kind', 'load dtype', 'engine', 'bytes'), rows)}"
+
+
 def entry_example_table(name: str) -> str:
     """A 1.x file, entry by entry in the order of the bytes."""
     model = json.loads((VECTORS / "entries" / f"{name}.json").read_text("utf-8"))
@@ -338,6 +346,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "BAD": bad_index,
     "ENTRY_VECTORS": entry_vector_index,
     "BAD_ENTRIES": bad_entry_index,
+    "ENCODINGS": encoding_index,
 }
 
 

@@ -13,8 +13,10 @@ framing       files that break one rule of the container each
 entries       puts 1.x files together, and reads them: layers as blobs, for the oracle
 good_entries  the valid 1.x files, and what a reader must find in one
 bad_entries   1.x files that break one rule each
+encoder       quantises with scalar float32 arithmetic, by the spec's formulas
+encodings     a matrix of weights, and the blob that each type makes of it
 ============  ==========================================================================================
 
-``wire``, ``oracle`` and ``entries`` do not use uqff: they are a second implementation, and every vector is checked
-against both.
+``wire``, ``oracle``, ``entries`` and ``encoder`` do not use uqff: they are a second implementation, and every vector is
+checked against both.
 """

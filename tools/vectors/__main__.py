@@ -11,7 +11,7 @@ VECTORS = Path(__file__).parents[2] / "spec" / "vectors"
 
 def expected_files() -> dict[str, bytes]:
     """Path below ``spec/vectors/`` and content of every generated file."""
-    from tools.vectors import bad, bad_entries, client, describe, framing, good, good_entries
+    from tools.vectors import bad, bad_entries, client, describe, encodings, framing, good, good_entries
 
     files: dict[str, bytes] = {}
     for vector in [*good.synthetic(), *client.written_by_client()]:
@@ -24,6 +24,7 @@ def expected_files() -> dict[str, bytes]:
     files.update(bad.files())
     files.update(good_entries.files())
     files.update(bad_entries.files())
+    files.update(encodings.files())
     return files
 
 
