@@ -13,11 +13,12 @@ from samples import BLOBS, entry, f32, framed, header, record, run, u32
 from samples_v1 import LAYERS, Tensor, dims, layer, number, version, write
 
 import uqff
-from uqff import UqffError
+from uqff import DType, UqffError
 from uqff.blob import chunks, trace
 from uqff.container.framing import parse_header
 from uqff.entries import from_entries, to_entries
 from uqff.entries import read_fields as read_entries
+from uqff.families.base import not_finite
 from uqff.schema.entries import RawTensor
 
 CONSTANT = 256 * 1024
@@ -209,3 +210,20 @@ def test_long_blob_with_a_late_error_is_not_copied() -> None:
     assert peak(lambda: uqff.deserialize(blob)) < CONSTANT
     wrong = np.frombuffer(blob, np.uint8)[:-2]
     assert peak(lambda: uqff.deserialize(wrong)) < CONSTANT
+
+
+@pytest.mark.parametrize("dtype", [DType.F8E4M3, DType.F16, DType.F32])
+def test_looking_for_nan_takes_no_copy(dtype: DType) -> None:
+    """Sixteen million bytes are looked at piece by piece; the first of several pieces' findings is named."""
+    data = bytearray(2**24)
+    record = {"dtype": dtype, "data": memoryview(data)}
+    assert peak(lambda: list(not_finite(record, "data"))) < 8 * 2**20
+    assert list(not_finite(record, "data")) == []
+    count, piece = 2**24 // dtype.itemsize, 2**20
+    places = [at for at in (piece - 1, piece, piece + 5, count - 1) if at < count]
+    for at in places:
+        data[at * dtype.itemsize : (at + 1) * dtype.itemsize] = b"\xff" * dtype.itemsize
+    (problem,) = not_finite(record, "data")
+    assert problem.offset == places[0] * dtype.itemsize
+    assert problem.got == f"element {places[0]}"
+    assert problem.problem == f"{len(places)} elements break a rule"

@@ -82,13 +82,13 @@ def loaded(raw: bytes, dtype: str) -> list[np.float32]:
 
 
 def files() -> dict[str, bytes]:
-    """``encode/weights.bin``, ``encode/NAME.bin`` and ``encode/index.json``.
+    """``encode/weights.f32``, ``encode/NAME.bin`` and ``encode/index.json``.
 
     Raises:
         AssertionError: uqff makes other bytes than the second implementation.
     """
     raw = weights()
-    found = {f"{FOLDER}/weights.bin": raw}
+    found = {f"{FOLDER}/weights.f32": raw}
     index = []
     for case in cases():
         blob = encoder.encode(loaded(raw, case.dtype), SHAPE, case.kind, case.dtype, before_0_9=case.old)

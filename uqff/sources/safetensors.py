@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import json
 import mmap
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -173,7 +174,7 @@ def _open_shards(index: Path, files: list[MappedFile]) -> None:
     for name in names:
         _check_sibling(index, name)
     for name in names:
-        if not (index.parent / name).is_file():
+        if not os.path.isfile(index.parent / name):  # unlike Path.is_file, False for a name that no file can have
             raise ShardError("a file of the index is missing", file=str(index), field="weight_map", got=name)
         files.append(MappedFile(index.parent / name))
     entries = dict(zip(names, (file.header.entries for file in files), strict=True))
