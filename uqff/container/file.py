@@ -145,7 +145,7 @@ class UqffFile(Mapping[str, Layer]):
         return self._index.places(self._find(key))
 
     def release(self, key: str | int) -> None:
-        """Give back the memory of a layer's bytes, where the system can; a later look reads them again."""
+        """Give back the memory of a layer's bytes; a later look reads them from the disk again."""
         if hasattr(mmap, "MADV_DONTNEED"):
             files = {file.path: file for file in self._files}
             for place in self.places(key).values():
