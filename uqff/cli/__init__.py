@@ -25,6 +25,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "dequantize": ("uqff.cli.dequantize:dequantize", "Write a model as a plain checkpoint."),
     "diff": ("uqff.cli.diff:diff", "Compare two models, layer by layer."),
     "quantize": ("uqff.cli.quantize:quantize", "Quantise a checkpoint."),
+    "report": ("uqff.cli.report:report", "Show, check or write uqff_report.json."),
     "verify": ("uqff.cli.verify:verify", "Check a file against every rule of the format."),
 }
 """Name of a command to ``module:attribute`` and its one line of help, in the order of ``--help``."""
