@@ -16,6 +16,7 @@ import samples_v1
 import strategies
 import torch
 from hypothesis import given
+from moe_models import save_moe
 from samples import f32, run, u32
 
 import uqff
@@ -125,29 +126,6 @@ def test_stacks_that_cannot_be_divided_are_hashed_whole() -> None:
     )
 
 
-def save_moe(directory: Path, *, stacked: bool, shard_bytes: int = 1 << 30) -> Path:
-    """A Qwen3-MoE of one block with two experts, in 0.2 or in 1.2."""
-    config = {
-        "architectures": ["Qwen3MoeForCausalLM"],
-        "num_hidden_layers": 1,
-        "num_experts": 2,
-        "decoder_sparse_step": 1,
-    }
-    directory.mkdir()
-    (directory / "config.json").write_text(json.dumps(config))
-    weights = [uqff.quantize(torch.full((32, 32), index / 8.0), "q8_0") for index in range(11)]
-    if not stacked:
-        uqff.save(dict(enumerate(weights)), directory / "q8_0.uqff", shard_bytes=shard_bytes)
-        return directory
-    block = "model.layers.0"
-    layers = {"lm_head": weights[0]}
-    layers |= {f"{block}.self_attn.{name}_proj": weights[1 + at] for at, name in enumerate("qkvo")}
-    for at, name in enumerate(("gate", "up", "down")):
-        layers[f"{block}.mlp.experts.{name}_proj"] = stack([weights[5 + at], weights[8 + at]])
-    uqff.save(layers, directory / "q8_0.uqff", version=(1, 2, 0), shard_bytes=shard_bytes)
-    return directory
-
-
 def test_model_digest_does_not_depend_on_generation_and_shards(tmp_path: Path) -> None:
     """Per-expert 0.x layers, the stack of 1.x, one file and several: the same list, the same digest."""
     with (
@@ -162,6 +140,7 @@ def test_model_digest_does_not_depend_on_generation_and_shards(tmp_path: Path) -
     ]
     assert a.sha256 == b.sha256
     assert [each.keys for each in a.layers if each.experts] == [("7", "10"), ("5", "8"), ("6", "9")]
+    assert sum(len(each.keys) for each in b.layers) == 15
     listing = "".join(f"{each.sha256}  {each.path}\n" for each in a.layers)
     assert a.sha256 == hashlib.sha256(listing.encode()).hexdigest()
 
@@ -192,7 +171,7 @@ def test_configuration_of_another_model(tmp_path: Path) -> None:
     with uqff.open(directory) as file:
         unnamed = digest_model(file).unnamed
     assert unnamed is not None
-    assert "expected 14 layers, got 11, without 11, 12, 13" in unnamed
+    assert "expected 21 layers, got 18, without 18, 19, 20" in unnamed
 
 
 def test_progress_ends_with_all_bytes(tmp_path: Path) -> None:
