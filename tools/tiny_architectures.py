@@ -33,7 +33,7 @@ EXPERTS, EXPERT_INNER = 4, 64
 DENSE_LAYERS = [1]
 """Of Qwen3-MoE, to have both kinds of layers."""
 
-GELU = {"attention_bias": False, "hidden_act": "gelu_pytorch_tanh"}
+GELU = {"attention_bias": False, "hidden_act": "gelu_pytorch_tanh", "tie_word_embeddings": True}
 NO_WINDOW = {"sliding_window": None}
 CONFIGS: dict[str, dict[str, Any]] = {
     "Mistral": NO_WINDOW,
@@ -142,12 +142,39 @@ def tensor(name: str, shape: tuple[int, ...]) -> Float32:
     return values + np.float32(1) if len(shape) == 1 else values
 
 
-def write(name: str, folder: Path) -> None:
-    """Write a checkpoint of an architecture."""
+EXPERT_NAMES = {
+    "Mixtral": ("block_sparse_moe.experts", ("w1", "w3", "w2")),
+    "Qwen3Moe": ("mlp.experts", ("gate_proj", "up_proj", "down_proj")),
+}
+"""Where the experts of an architecture are, and what gate, up and down are called there."""
+
+
+def joined_experts(name: str, tensors: dict[str, Float32], *, transposed: bool = False) -> dict[str, Float32]:
+    """The tensors with the experts of a layer as two, `gate_up_proj` and `down_proj`, as some checkpoints have them."""
+    joined = dict(tensors)
+    path, names = EXPERT_NAMES[name]
+    for index in range(LAYERS):
+        experts = f"model.layers.{index}.{path}"
+        if f"{experts}.0.{names[0]}.weight" not in joined:
+            continue
+        gate, up, down = (
+            np.stack([joined.pop(f"{experts}.{expert}.{each}.weight") for expert in range(EXPERTS)]) for each in names
+        )
+        pair = {"gate_up_proj": np.concatenate([gate, up], axis=1), "down_proj": down}
+        for each, values in pair.items():
+            joined[f"{experts}.{each}"] = np.ascontiguousarray(values.transpose(0, 2, 1) if transposed else values)
+    return joined
+
+
+def write(name: str, folder: Path, *, joined: bool = False, transposed: bool = False) -> None:
+    """Write a checkpoint of an architecture; see :func:`joined_experts`."""
     from safetensors.numpy import save_file
 
     TinyModel(hidden_size=HIDDEN, heads=2, vocab_size=VOCABULARY).write(folder)
-    save_file({each: tensor(each, shape) for each, shape in shapes(name).items()}, folder / "model.safetensors")
+    tensors = {each: tensor(each, shape) for each, shape in shapes(name).items()}
+    if joined:
+        tensors = joined_experts(name, tensors, transposed=transposed)
+    save_file(tensors, folder / "model.safetensors")
     (folder / "config.json").write_text(json.dumps(config(name), indent=2))
 
 
