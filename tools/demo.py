@@ -263,7 +263,12 @@ def main(model: Path | None, types: str, out: Path) -> None:
     console.print(*shown.stdout.splitlines()[:18], "...", sep="\n", highlight=False, markup=False)
     console.print("\nTry next:", style="bold")
     more = (f"uqff quantize {model} OUT --isq q4k --isq hqq8",) if model else ()
-    for command in (f"uqff inspect {first}", f"uqff inspect {first} {layers[0]} --hex", f"uqff verify {first} --deep", *more):
+    for command in (
+        f"uqff inspect {first}",
+        f"uqff inspect {first} {layers[0]} --hex",
+        f"uqff verify {first} --deep",
+        *more,
+    ):
         console.print(f"  .venv/bin/{command}", highlight=False, soft_wrap=True)
 
 

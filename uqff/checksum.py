@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import stat
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -262,9 +263,10 @@ def digest_files(directory: Path, names: Sequence[str], *, progress: Progress | 
         progress: called after each file.
 
     Raises:
+        FormatError: a file is a pipe or a device.
         OSError: a file cannot be read.
     """
-    total, done = sum(os.stat(directory / name).st_size for name in names), 0
+    total, done = sum(_size_of_file(directory / name) for name in names), 0
     digests: list[FileDigest] = []
     with ThreadPoolExecutor(num_threads(), thread_name_prefix="uqff-checksum") as pool:
         try:
@@ -277,6 +279,13 @@ def digest_files(directory: Path, names: Sequence[str], *, progress: Progress | 
             pool.shutdown(cancel_futures=True)
             raise
     return digests
+
+
+def _size_of_file(path: Path) -> int:
+    found = os.stat(path)
+    if not stat.S_ISREG(found.st_mode):  # a pipe would wait for a writer
+        raise FormatError("not a regular file", file=str(path))
+    return found.st_size
 
 
 def _digest_file(directory: Path, name: str) -> FileDigest:

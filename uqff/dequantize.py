@@ -29,7 +29,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from uqff.architectures import architecture_of, embedding_name, entry_names, layer_names
+from uqff.architectures import architecture_of, layer_names
 from uqff.codes import DType
 from uqff.container import UqffFile, open_uqff
 from uqff.container.directory import LOADED_DTYPES, Progress, Step, check_space, copy_companions
@@ -39,7 +39,7 @@ from uqff.container.streaming import StreamedFile, flush_to_disk
 from uqff.container.writer import Writer
 from uqff.errors import ShapeError, ShardError, UnsupportedError
 from uqff.families.base import QuantizedTensor
-from uqff.modules import LISTED, Module, config_beside, modules_of
+from uqff.modules import Module, check_complete, config_beside, modules_of
 from uqff.sources.safetensors import CONFIG_NAME, INDEX_NAME, SINGLE_NAME
 from uqff.views import bytes_of
 
@@ -166,7 +166,7 @@ class _Job:
         if known:
             assert self.config is not None
             modules = self._settle_head(modules, self.config, retie)
-            self._check_complete({module.path for module in modules}, self.config)
+            check_complete(file, self.config, modules)
         for module in modules:
             self._plan_module(module)
         for name in file.residual:
@@ -194,19 +194,6 @@ class _Job:
             return modules
         self.result.dropped.append(f"{head.module}.weight")
         return [module for module in modules if module.path != head.module]
-
-    def _check_complete(self, paths: set[str], config: Mapping[str, Any]) -> None:
-        """Every weight that the configuration announces is a layer, or in the residual."""
-        residual = self.file.residual
-        wanted = {entry.key for entry in entry_names(config, (1, 2, 0))} | {embedding_name(config)}
-        missing = sorted(path for path in wanted - paths if f"{path}.weight" not in residual)
-        if missing:
-            raise ShardError(
-                "the model lacks a weight",
-                file=str(self.file.paths[0]),
-                expected="all weights of its configuration as layers, or in residual.safetensors beside them",
-                got=f"none for {', '.join(missing[:LISTED])}{', ...' if missing[LISTED:] else ''}",
-            )
 
     def _plan_module(self, module: Module) -> None:
         for at, key in enumerate(module.keys):

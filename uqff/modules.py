@@ -11,18 +11,18 @@ A module has the path that 1.x gives to it, so that the same module of two files
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from uqff.architectures import LayerName, entry_names, layer_names, stacked_names
+from uqff.architectures import LayerName, embedding_name, entry_names, layer_names, stacked_names
 from uqff.codes import ENTRY_VERSIONS
 from uqff.container import UqffFile
 from uqff.errors import ShardError
 from uqff.limits import MAX_CONFIG_BYTES
 from uqff.sources.safetensors import CONFIG_NAME, read_json
 
-__all__ = ["Module", "config_beside", "modules_of"]
+__all__ = ["Module", "check_complete", "config_beside", "modules_of"]
 
 LISTED: Final = 5
 """Names that an error lists."""
@@ -90,3 +90,28 @@ def modules_of(file: UqffFile, config: Mapping[str, Any] | None) -> list[Module]
     if not apart:
         return [Module(stack.key, (keys[index],), stack.parts) for index, stack in enumerate(stacks)]
     return [Module(stack.key, tuple(keys[part.index] for part in stack.parts), stack.parts) for stack in stacks]
+
+
+def check_complete(file: UqffFile, config: Mapping[str, Any], modules: Sequence[Module]) -> None:
+    """Make sure that every weight that a configuration announces is a layer of the file, or in the residual.
+
+    Args:
+        file: an open model.
+        config: of the model.
+        modules: of the file.
+
+    Raises:
+        UnsupportedError: the architecture is unknown.
+        ShardError: a weight is in neither.
+        FormatError: the residual, or the configuration, breaks a rule.
+    """
+    wanted = {entry.key for entry in entry_names(config, max(ENTRY_VERSIONS))} | {embedding_name(config)}
+    paths = {module.path for module in modules}
+    missing = sorted(path for path in wanted - paths if f"{path}.weight" not in file.residual)
+    if missing:
+        raise ShardError(
+            "the model lacks a weight",
+            file=str(file.paths[0]),
+            expected="all weights of its configuration as layers, or in residual.safetensors beside them",
+            got=f"none for {', '.join(missing[:LISTED])}{', ...' if missing[LISTED:] else ''}",
+        )
