@@ -16,6 +16,7 @@ __all__ = [
     "MAX_RANK",
     "MAX_REPORT_BYTES",
     "MAX_SHARDS",
+    "MAX_SUMS_BYTES",
     "U32_MAX",
 ]
 
@@ -39,6 +40,9 @@ MAX_CONFIG_BYTES: Final = 10_000_000
 
 MAX_REPORT_BYTES: Final = 100_000_000
 """Longest ``uqff_report.json``: parsed whole; a model of a thousand layers in twenty types has some 5 MB."""
+
+MAX_SUMS_BYTES: Final = 100_000_000
+"""Longest list of checksums: read whole, and some hundred bytes a file or layer."""
 
 MAX_MODEL_LAYERS: Final = 200_000
 """Most weights that a configuration may announce: its numbers are multiplied before any weight is looked for."""

@@ -142,13 +142,22 @@ def test_models_that_do_not_fit(models: Path, tmp_path: Path) -> None:
     uqff.save({0: weight, 1: weight}, tmp_path / "two.uqff")
     uqff.save({0: weight, 2: weight}, tmp_path / "gap.uqff")
     uqff.save({0: weight, 1: quantize(torch.ones(4, 32), "q8_0")}, tmp_path / "shape.uqff")
-    for other, message in [
-        ("gap.uqff", "the two do not have the same layers: expected 2 layers, got 2, without 1"),
-        ("shape.uqff", "weights differ in shape: expected [2, 32], got [4, 32]"),
-    ]:
-        result = run(tmp_path / "two.uqff", tmp_path / other)
-        assert (result.exit_code, result.stdout) == (1, "")
-        assert result.stderr.startswith(f"uqff: {message}")
+    result = run(tmp_path / "two.uqff", tmp_path / "shape.uqff")
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert result.stderr.startswith("uqff: weights differ in shape: expected [2, 32], got [4, 32]")
+    result = run(tmp_path / "two.uqff", tmp_path / "gap.uqff")
+    assert (result.exit_code, result.stderr) == (1, "")
+    _, *rows = (line.split() for line in result.stdout.splitlines())
+    assert [(row[0], row[4:6], row[8]) for row in rows[:1]] == [("0", ["q8_0", "q8_0"], "same")]
+    assert [(row[0], row[4:6], row[8:11]) for row in rows[1:3]] == [
+        ("1", ["q8_0", "-"], ["only", "in", "A"]),
+        ("2", ["-", "q8_0"], ["only", "in", "B"]),
+    ]
+    assert result.stdout.splitlines()[-3:] == ["1 of 3 layers have the same bytes", "1 only in A", "1 only in B"]
+    document = json.loads(run(tmp_path / "two.uqff", tmp_path / "gap.uqff", "--json").stdout)
+    assert [(row["a"], row["rms"]) for row in document["layers"][2:]] == [(None, None)]
+    assert document["layers"][1]["a"] == {"type": "q8_0", "bytes": 94, "key": "1"}
+    assert document["identical"] is False
     assert run(models / "source", tmp_path / "two.uqff").exit_code == 1
     both = run(models / "source", models / "source")
     assert (both.exit_code, both.stderr.split(":")[1]) == (1, " two checkpoints")
