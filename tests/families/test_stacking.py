@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from strategies import random_bytes, seeds, weights
 
 import uqff
-from uqff import QuantizedTensor, ShardError
+from uqff import QuantizedTensor, ShapeError, ShardError
 from uqff.families import AFQ, F8Q8, FP8, HQQ, Unquant, stack
 from uqff.families.parts import Part
 
@@ -192,6 +192,11 @@ def test_single_experts_of_stacks_that_do_not_come_apart(kind: str, shape: tuple
     for expert in range(shape[0]):
         assert torch.equal(record.dequantize_expert(expert), whole[expert])
         assert torch.equal(record.dequantize_expert(expert, torch.bfloat16), whole[expert].bfloat16())
+        out = torch.empty(shape[1:], dtype=torch.float16)
+        assert record.dequantize_expert(expert, out=out).data_ptr() == out.data_ptr()
+        assert torch.equal(out, whole[expert].half())
+    with pytest.raises(ShapeError, match="wrong shape"):
+        record.dequantize_expert(0, out=torch.empty(1, 1))
     if record.can_narrow(0, 0, 1):
         assert stack(record.unstack()) == record
     else:

@@ -61,9 +61,9 @@ def test_gather_forward(kind: str, cls: type[ReplicatedStack], monkeypatch: pyte
     used: Counter[int] = Counter()
     original = QuantizedTensor.dequantize_expert
 
-    def counted(self: QuantizedTensor, expert: int, dtype: torch.dtype | None = None) -> torch.Tensor:
+    def counted(self: QuantizedTensor, expert: int, *args: Any, **kwargs: Any) -> torch.Tensor:
         used[expert] += 1
-        return original(self, expert, dtype)
+        return original(self, expert, *args, **kwargs)
 
     monkeypatch.setattr(QuantizedTensor, "dequantize_expert", counted)
     for dtype in DTYPES:
@@ -424,3 +424,28 @@ def test_experts_of_a_list_track_their_inputs() -> None:
         seen = x.repeat_interleave(2, 0)[indices.reshape(-1) == expert]
         stats = experts.gate_proj[expert].end_track_stats()
         assert torch.equal(stats, seen.square().sum(0) / HIDDEN if len(seen) else torch.zeros(HIDDEN))
+
+
+def test_gradients_of_activations() -> None:
+    """Each expert's weight is that of its own product, also where several are used."""
+    stacks = projections("q8_0")
+    x, indices, weights = routed(torch.float32, HIDDEN)
+    gradients = []
+    for experts in (FusedExperts.from_layers(*stacks), FusedExperts.from_layers(*(s.dequantize() for s in stacks))):
+        leaf = x.clone().requires_grad_()
+        experts(leaf, indices, weights).square().sum().backward()
+        gradients.append(leaf.grad)
+    assert gradients[0] is not None
+    assert torch.equal(gradients[0], gradients[1])
+    dense = [s.dequantize() for s in stacks]
+    leaf = x.clone().requires_grad_()
+    total = torch.zeros(())
+    for t, row in enumerate(indices.tolist()):
+        terms = [
+            w * (dense[2][e] @ (torch.nn.functional.silu(dense[0][e] @ leaf[t]) * (dense[1][e] @ leaf[t])))
+            for e, w in zip(row, weights[t], strict=True)
+        ]
+        total = total + (terms[0] + terms[1]).square().sum()
+    total.backward()
+    assert leaf.grad is not None
+    assert torch.allclose(gradients[0], leaf.grad, rtol=1e-4, atol=1e-5)

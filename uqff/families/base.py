@@ -188,7 +188,7 @@ class QuantizedTensor(ABC):
         from uqff import kernels
 
         if out is not None:
-            _check_out(self, out, dtype or out.dtype)
+            _check_out(self.shape, self.device, out, dtype or out.dtype)
         dtype = dtype or (torch.float32 if out is None else out.dtype)
         result = kernels.dequantize(self, dtype, out)
         if result is not None:
@@ -285,7 +285,9 @@ class QuantizedTensor(ABC):
             raise ShardError("weight is not a stack", expected="[experts, ...]", got=list(self.shape))
         return [self.narrow(0, expert, 1)._unstack() for expert in range(self.shape[0])]
 
-    def dequantize_expert(self, expert: int, dtype: torch.dtype | None = None) -> torch.Tensor:
+    def dequantize_expert(
+        self, expert: int, dtype: torch.dtype | None = None, *, out: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """One of a stack of weights as plain numbers: ``dequantize(dtype)[expert]``.
 
         Works where no exact slice is a single expert, too: the smallest aligned range around it is dequantised, which
@@ -293,10 +295,12 @@ class QuantizedTensor(ABC):
 
         Args:
             expert: index along the first dimension.
-            dtype: of the result; float32 if None.
+            dtype: of the result; float32 if None, or the dtype of ``out``.
+            out: where to write, as in :meth:`dequantize`, ``[out, in]``.
 
         Raises:
             ShardError: there is no such expert.
+            ShapeError: ``out`` is not such a tensor.
         """
         start, length = expert, 1
         if not 0 <= expert < self.shape[0]:
@@ -305,7 +309,13 @@ class QuantizedTensor(ABC):
             unit = self.alignment(0)
             start = expert // unit * unit
             length = min(unit, self.shape[0] - start)
-        return self.narrow(0, start, length).dequantize(dtype)[expert - start]
+        part = self.narrow(0, start, length)
+        if out is None:
+            return part.dequantize(dtype)[expert - start]
+        _check_out(self.shape[1:], self.device, out, dtype or out.dtype)
+        if length == 1:
+            return part.dequantize(out=out.unsqueeze(0))[0]
+        return out.copy_(part.dequantize(out.dtype)[expert - start])
 
     def _frame(self, dim: int) -> tuple[int, ...]:
         return (*self.shape[:dim], *self.shape[dim + 1 :])
@@ -442,7 +452,7 @@ def same_bytes(a: Any, b: Any) -> bool:
     return bool(torch.equal(raw_bytes(a).reshape(-1), raw_bytes(b).reshape(-1).to(a.device)))
 
 
-def _check_out(record: QuantizedTensor, out: torch.Tensor, dtype: torch.dtype) -> None:
+def _check_out(shape: tuple[int, ...], device: torch.device, out: torch.Tensor, dtype: torch.dtype) -> None:
     import torch
 
     allowed = (torch.float32, torch.bfloat16, torch.float16)
@@ -450,10 +460,10 @@ def _check_out(record: QuantizedTensor, out: torch.Tensor, dtype: torch.dtype) -
     if out.dtype not in allowed or out.dtype != dtype:
         wanted = (dtype,) if dtype in allowed else allowed
         problem, expected, got = "wrong dtype", " or ".join(map(str, wanted)), str(out.dtype)
-    elif tuple(out.shape) != record.shape:
-        problem, expected, got = "wrong shape", str(list(record.shape)), str(list(out.shape))
-    elif out.device != record.device:
-        problem, expected, got = "wrong device", str(record.device), str(out.device)
+    elif tuple(out.shape) != shape:
+        problem, expected, got = "wrong shape", str(list(shape)), str(list(out.shape))
+    elif out.device != device:
+        problem, expected, got = "wrong device", str(device), str(out.device)
     elif not out.is_contiguous():
         problem, expected, got = "not contiguous", "a contiguous tensor", f"strides {out.stride()}"
     if problem:

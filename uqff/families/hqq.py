@@ -358,9 +358,7 @@ class HQQ(QuantizedTensor):
         scales, zeros = (torch.empty(groups, dtype=first.scales.dtype, device=first.device) for _ in range(2))
         for start, each in slices:
             length = each.shape[dim]
-            words = typed(each.w_q, word_dtype(self.bits))
-            flat = each._codes(words, 0, each.numel)
-            codes[:, start * step : (start + length) * step] = flat.view(count, -1)
+            codes[:, start * step : (start + length) * step] = each._matrix().reshape(count, -1)
             origin = self._origin(dim, start, length, each.group_size, each.numel // each.group_size).to(first.device)
             scales[origin], zeros[origin] = each.scales.view(-1), each.zeros.view(-1)
         w_q = pack_rows(codes.view(-1, self._columns), self.bits)

@@ -186,8 +186,17 @@ class ReplicatedStack(QuantizedLayer, Gathering):
         return self.key, self.comm, self.kind
 
     def _products(self, dtype: torch.dtype) -> Callable[[int, torch.Tensor], torch.Tensor]:
-        weight = self.weight
-        return lambda expert, rows: torch.nn.functional.linear(rows, weight.dequantize_expert(expert, dtype))
+        weight, room = self.weight, None
+        _, outputs, inputs = self.size()
+        if dtype in (torch.float32, torch.bfloat16, torch.float16):
+            room = torch.empty(outputs, inputs, dtype=dtype, device=weight.device)
+
+        def product(expert: int, rows: torch.Tensor) -> torch.Tensor:
+            # New memory for every expert would cost more than dequantising; but a gradient needs each weight again.
+            out = None if rows.requires_grad else room
+            return torch.nn.functional.linear(rows, weight.dequantize_expert(expert, dtype, out=out))
+
+        return product
 
     def _biases(self, indices: torch.Tensor, dtype: torch.dtype) -> torch.Tensor | None:
         bias: torch.Tensor | None = self._plain_bias(dtype)

@@ -78,9 +78,10 @@ class BlockType:
         for _, brick, _ in self.layout.members:
             code, _ = brick.numpy
             size = brick.code.size
-            raw = blocks[:, start : start + size].contiguous()
+            raw = blocks[:, start : start + size].reshape(-1)  # a single row may have any stride
             if code != "u1":
                 raw = aligned(raw, np.dtype(code).itemsize).view(getattr(torch, _TORCH[code]))
+            raw = raw.view(len(blocks), -1)
             parts.append(raw.to(torch.float32) if raw.is_floating_point() else raw)
             start += size
         return parts
