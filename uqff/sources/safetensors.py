@@ -211,6 +211,8 @@ def read_json(path: Path, most: int) -> dict[str, Any]:
     try:
         check_values(raw)
         value = json.loads(raw.decode("utf-8"))
+        if b"\\u" in raw:  # an escape may name half a character, which could not be written again
+            json.dumps(value, ensure_ascii=False).encode("utf-8")
     except FormatError as error:
         raise error.within(file=str(path)) from None
     except (ValueError, RecursionError) as exc:
