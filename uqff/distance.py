@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +20,7 @@ from uqff.kernels.threads import run_ranges
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Distance", "Measure", "distance"]
+__all__ = ["UNMEASURED", "Distance", "Measure", "distance"]
 
 F32: TypeAlias = npt.NDArray[np.float32]
 
@@ -53,6 +53,10 @@ class Distance:
         if self.norm == 0:
             return 0.0 if self.rms == 0 else math.inf
         return self.rms / self.norm
+
+
+UNMEASURED: Final = Distance(math.nan, math.nan, math.nan, math.nan)
+"""Where nobody asked for the distance."""
 
 
 def pair_sums(a: F32, b: F32) -> npt.NDArray[np.float64]:

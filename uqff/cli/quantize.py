@@ -110,6 +110,7 @@ def quantize(
             engine=engine,
             dtype=dtype,
             force=force,
+            measure=as_json or not quiet,
             progress=progress,
             on_fallback=fallbacks.append,
         )
