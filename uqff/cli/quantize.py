@@ -145,6 +145,7 @@ def quantize(
             promote=not no_promote,
             force=force,
             shard_bytes=shard_bytes,
+            measure=as_json or not quiet,
             progress=progress,
             on_fallback=fallbacks.append,
         )
