@@ -72,7 +72,7 @@ FORMATS: Final = {
 }
 """Format generations that can be written, and the version that each writes."""
 
-SLACK: Final = 64 * 2**20
+SLACK: Final = 16 * 2**20
 """Bytes of finished layers that may wait for the writer even if the largest layer is being made."""
 
 
