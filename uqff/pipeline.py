@@ -5,9 +5,10 @@
     mapped source --> round, widen --> quantise (kernels, all threads) --> queue --> writer thread --> .uqff shards
                                                             residual tensors -----> residual.safetensors
 
-All sizes follow from shapes, so files are laid out before the first weight is read and layers are written where they
-belong, in any order.  The system reads the next layer from the disk in the background; the pages of a layer are given
-back when it is done.  The output directory appears when everything in it is on the disk.
+All sizes follow from shapes (:mod:`uqff.planning`), so files are laid out before the first weight is read and layers are
+written where they belong, in any order; of a stack of experts, each expert.  The system reads the next weight from the
+disk in the background; the pages of one are given back when it is done.  The output directory appears when everything
+in it is on the disk.
 
 The residual holds what the checkpoint holds, in the load dtype.  (mistral.rs 0.6 computes the norms of Gemma models as
 (w + 1) - 1 and stores them off by an ulp of 1; later versions do not.)
@@ -90,6 +91,8 @@ def quantize_model(
     force: bool = False,
     shard_bytes: int = SHARD_BYTES,
     measure: bool = True,
+    base_model: str | None = None,
+    repo_id: str | None = None,
     progress: Progress | None = None,
     on_fallback: Callable[[Fallback], None] | None = None,
 ) -> Result:
@@ -114,6 +117,9 @@ def quantize_model(
         force: replace a model that is in ``target`` already.
         shard_bytes: payload after which a new shard begins.
         measure: whether to find the error of each layer, which takes a fifth of the time; else the report has NaN.
+        base_model: what the report of a 1.x directory calls the model that was quantised; if None, a checkpoint's name
+            on the hub, and nothing for a directory.
+        repo_id: what it says of where the files will be published.
         progress: called after each layer, or expert of one.
         on_fallback: called for every layer that is stored as another type than asked for, before work begins. If None,
             a :class:`uqff.FallbackWarning` is issued for each.
@@ -132,8 +138,12 @@ def quantize_model(
             else:
                 on_fallback(fallback)
         check_space(Path(target), job.total_bytes)
+        if base_model is None and not Path(source).is_dir():
+            base_model = str(source)
         with staged_directory(Path(target), force=force) as staging:
             result = job.run(staging, shard_bytes, progress)
+            if job.version >= FIRST:
+                write_report(job.report(staging, base_model, repo_id), staging)
     return Result(Path(target), *result)
 
 
@@ -201,13 +211,12 @@ class _Job:
 
     def run(self, directory: Path, shard_bytes: int, progress: Progress | None) -> tuple[Any, ...]:
         """Write everything into a directory; gives the fields of :class:`Result` after the path."""
-        entries = self.version >= FIRST
         with Writer() as writer:
             files = []
             for output, plans in zip(self.outputs, self.plans, strict=True):
                 outlines = {goal.key: planned.outline for goal, planned in zip(self.goals, plans, strict=True)}
                 files.append(writer.own(StreamedLayers(directory, output.kind, outlines, self.version, shard_bytes)))
-            rest = self.residual.write(writer, directory, metadata_of(self.version) if entries else None)
+            rest = self.residual.write(writer, directory, metadata_of(self.version) if self.version >= FIRST else None)
             self._run_layers(writer, files, progress)
             writer.join()
             rest.finish()
@@ -215,13 +224,11 @@ class _Job:
                 each.finish()
                 output.shards = [file.path.name for file in each.files]
                 output.nbytes = sum(file.nbytes for file in each.files)
-        if entries:
-            write_report(self._report(directory), directory)
         copy_companions(self.checkpoint.path, directory, config=self.config)
         return self.dtype.safetensors, self.version, self.outputs, len(self.residual.names), rest.nbytes, self.unmatched
 
-    def _report(self, directory: Path) -> Report:
-        """What the engine writes beside the same files."""
+    def report(self, directory: Path, base_model: str | None, repo_id: str | None) -> Report:
+        """What the engine writes beside the same files of 1.x; they are there and read again."""
         targets, reasons = {}, {}
         for output, plans in zip(self.outputs, self.plans, strict=True):
             planned = {goal.key: each for goal, each in zip(self.goals, plans, strict=True)}
@@ -234,7 +241,7 @@ class _Job:
                 output.kind: stack.enter_context(open_uqff([directory / name for name in output.shards]))
                 for output in self.outputs
             }
-            return build_report(files, targets=targets, reasons=reasons)
+            return build_report(files, targets=targets, reasons=reasons, base_model=base_model, repo_id=repo_id)
 
     def _run_layers(self, writer: Writer, files: list[StreamedLayers], progress: Progress | None) -> None:
         scratch = np.empty(max(map(self._piece_weights, range(len(self.goals)))), np.float32)
