@@ -24,6 +24,6 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
 
 
 def run_child(source: Path, out: Path, format: str, action: str) -> subprocess.CompletedProcess[str]:
-    """Quantise to q8_0; ``action`` is a statement for when three layers are done. Prints the growth of the peak in MB."""
+    """Quantise to q8_0; ``action`` is a statement for when three layers are done. Prints the growth in MB."""
     code = textwrap.dedent(CHILD.format(action=action))
     return subprocess.run([sys.executable, "-c", code, str(source), str(out), format], capture_output=True, text=True)

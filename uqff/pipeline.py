@@ -5,10 +5,10 @@
     mapped source --> round, widen --> quantise (kernels, all threads) --> queue --> writer thread --> .uqff shards
                                                             residual tensors -----> residual.safetensors
 
-All sizes follow from shapes (:mod:`uqff.planning`), so files are laid out before the first weight is read and layers are
-written where they belong, in any order; of a stack of experts, each expert.  The system reads the next weight from the
-disk in the background; the pages of one are given back when it is done.  The output directory appears when everything
-in it is on the disk.
+All sizes follow from shapes (:mod:`uqff.planning`), so files are laid out before the first weight is read and layers
+are written where they belong, in any order; of a stack of experts, each expert.  The system reads the next weight from
+the disk in the background; the pages of one are given back when it is done.  The output directory appears when
+everything in it is on the disk.
 
 The residual holds what the checkpoint holds, in the load dtype.  (mistral.rs 0.6 computes the norms of Gemma models as
 (w + 1) - 1 and stores them off by an ulp of 1; later versions do not.)
