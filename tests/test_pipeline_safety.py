@@ -7,15 +7,14 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 import sys
-import textwrap
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from golden_models import TinyModel
+from quantize_child import run_child
 from safetensors.torch import save_file
 
 from uqff.container import streaming
@@ -125,26 +124,6 @@ def test_too_little_space_is_noticed_before_the_work(
     with pytest.raises(OSError, match=r"no space for the model: [0-9,]+ bytes needed, 1,000 free"):
         quantize_model(source, tmp_path / "out", ["q8_0"], format=format)
     assert os.listdir(tmp_path) == ["source"]
-
-
-CHILD = """
-import os, resource, signal, sys
-import torch, numba
-import uqff.kernels.gguf_quantize
-from uqff.pipeline import quantize_model
-def step(step):
-    if step.layers_done == 3:
-        {action}
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-quantize_model(sys.argv[1], sys.argv[2], ["q8_0"], format=sys.argv[3], progress=step)
-print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
-"""
-
-
-def run_child(source: Path, out: Path, format: str, action: str) -> subprocess.CompletedProcess[str]:
-    """Quantise in a process of its own."""
-    code = textwrap.dedent(CHILD.format(action=action))
-    return subprocess.run([sys.executable, "-c", code, str(source), str(out), format], capture_output=True, text=True)
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no SIGKILL")

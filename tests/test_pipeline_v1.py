@@ -12,9 +12,9 @@ import torch
 from golden_models import GOLDEN, TinyModel, same_weight  # puts tools on the path
 from golden_v1 import CASES as GOLDEN_CASES
 from golden_v1 import Case, TinyMixtral
+from quantize_child import run_child
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from test_pipeline_safety import CHILD, run_child
 from tiny_architectures import write
 
 import uqff
@@ -420,11 +420,6 @@ def test_memory_is_bounded_by_an_expert_not_by_the_stack(tmp_path: Path) -> None
     assert int(child.stdout) < 120
 
 
-def test_the_child_measures_what_it_says() -> None:
-    """The line that the memory tests read is the growth of the resident set in MB."""
-    assert "ru_maxrss - before) // 1024" in CHILD
-
-
 def documents(result: Result) -> Any:
     return json.loads(json.dumps(result_document(result)))
 
@@ -442,3 +437,18 @@ def test_the_report_is_the_results(untied: Path, tmp_path: Path) -> None:
         for layer in report.outputs[0].layer_details
     ]
     assert report.generated_by == {"tool": "uqff", "uqff_version": uqff.__version__}
+    assert (report.base_model, report.repo_id) == (None, None)
+
+
+def test_names_in_the_report(untied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is said; else the name that the checkpoint has on the hub."""
+    monkeypatch.setattr("uqff.sources.safetensors._download", lambda source, path: untied)
+    for name, source, given, expected in (
+        ("said", untied, {"base_model": "a/b", "repo_id": "c/d"}, ("a/b", "c/d")),
+        ("hub", "who/what", {}, ("who/what", None)),
+        ("both", "who/what", {"base_model": "a/b"}, ("a/b", None)),
+    ):
+        quantize_model(source, tmp_path / name, ["q4k"], **given)  # type: ignore[arg-type]
+        report = read_report(tmp_path / name)
+        assert report is not None
+        assert (report.base_model, report.repo_id) == expected

@@ -1,27 +1,34 @@
-"""How far two weights are from each other, measured tile by tile: neither is dequantised as a whole."""
+"""How far two weights are from each other, measured tile by tile: neither is dequantised as a whole.
+
+A tile is dequantised into a cache and compared there; the sums are defined to the last bit, whatever the threads.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from uqff.families import AFQ, F8Q8, FP8, GGUF, HQQ, MXFP4, QuantizedTensor, Unquant
+from uqff.kernels.memory import empty
 from uqff.kernels.threads import run_ranges
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Distance", "Measure", "distance", "measured"]
+__all__ = ["UNMEASURED", "Distance", "Measure", "distance", "measured"]
 
 F32: TypeAlias = npt.NDArray[np.float32]
 
-TILE = 1 << 19
+TILE = 1 << 17
 """Weights that are dequantised together, at least a row: what stays in a cache."""
+
+LANES = 16
+"""Running sums, see :func:`pair_sums`."""
 
 
 @dataclass(frozen=True)
@@ -48,8 +55,43 @@ class Distance:
         return self.rms / self.norm
 
 
+UNMEASURED: Final = Distance(math.nan, math.nan, math.nan, math.nan)
+"""Where nobody asked for the distance."""
+
+
+def pair_sums(a: F32, b: F32) -> npt.NDArray[np.float64]:
+    """What a distance is made of: the sums of a², b², a·b and (b - a)², and the largest magnitude of b - a.
+
+    The difference is rounded to float32.  All else is exact or float64: running sum k of 16 adds the products of the
+    elements whose index is k modulo 16, in order; then the sums are added in order.  NaN if there is one.
+
+    Args:
+        a: float32 ``[n]``, contiguous.
+        b: like ``a``.
+    """
+    from uqff import kernels
+
+    if kernels.enabled():
+        from uqff.kernels.distance import pair_sums
+
+        return pair_sums(a, b)
+    return reference_sums(a, b)
+
+
+def reference_sums(a: F32, b: F32) -> npt.NDArray[np.float64]:
+    """The definition of :func:`pair_sums`, in numpy."""
+    with np.errstate(all="ignore"):
+        difference = b - a
+        # Added zeros change no sum.  numpy adds along the slower dimension one row after the other.
+        padded = [np.pad(each, (0, -a.size % LANES)).astype(np.float64) for each in (a, b, difference)]
+        x, y, d = (each.reshape(-1, LANES) for each in padded)
+        lanes = [np.add.reduce(product, axis=0) for product in (x * x, y * y, x * y, d * d)]
+        totals = [np.add.accumulate(each)[-1] for each in lanes]
+        return np.array([*totals, np.abs(difference).max(initial=0)])
+
+
 class Measure:
-    """Sums up pairs of tiles; the sums are kept in float64."""
+    """Sums up pairs of tiles."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -57,16 +99,14 @@ class Measure:
 
     def add(self, a: F32, b: F32) -> None:
         """Add a tile of both weights, flat and of one length."""
-        difference = b - a
         self.count += a.size
-        self.squares_a += float(np.dot(a, a))
-        self.squares_b += float(np.dot(b, b))
-        self.products += float(np.dot(a, b))
-        self.squares_difference += float(np.dot(difference, difference))
-        if difference.size:
-            extremes = float(difference.max()), -float(difference.min())
-            # max() would drop a NaN.
-            self.largest = math.nan if any(map(math.isnan, extremes)) else max(self.largest, *extremes)
+        squares_a, squares_b, products, squares_difference, largest = pair_sums(a, b).tolist()
+        self.squares_a += squares_a
+        self.squares_b += squares_b
+        self.products += products
+        self.squares_difference += squares_difference
+        # max() would drop a NaN.
+        self.largest = math.nan if math.isnan(largest) else max(self.largest, largest)
 
     @classmethod
     def sum(cls, measures: list[Measure]) -> Measure:
@@ -105,6 +145,8 @@ def distance(a: F32 | QuantizedTensor, b: QuantizedTensor) -> Distance:
 
 def measured(a: F32 | QuantizedTensor, b: QuantizedTensor) -> Measure:
     """The sums that :func:`distance` comes from, same arguments; those of several pairs can be added."""
+    import torch
+
     if isinstance(a, QuantizedTensor):
         # Families are cut differently: the one that is dequantised whole goes by the tiles of the other.
         a = a.dequantize().numpy()
@@ -112,20 +154,15 @@ def measured(a: F32 | QuantizedTensor, b: QuantizedTensor) -> Measure:
     measures = [Measure() for _ in pieces]
 
     def measure(start: int, stop: int) -> None:
-        scratch = np.empty(max(piece.numel for _, piece in pieces[start:stop]), np.float32)
+        scratch = empty((max(piece.numel for _, piece in pieces[start:stop]),), torch.float32)
         for at in range(start, stop):
             part, piece = pieces[at]
-            measures[at].add(_flat(part(values)), _dequantized(piece, scratch[: piece.numel]))
+            plain = scratch[: piece.numel]
+            piece.dequantize(out=plain.view(piece.shape))
+            measures[at].add(_flat(part(values)), plain.numpy())
 
     run_ranges(measure, len(pieces))
     return Measure.sum(measures)
-
-
-def _dequantized(tile: QuantizedTensor, scratch: F32) -> F32:
-    import torch
-
-    tile.dequantize(torch.float32, out=torch.from_numpy(scratch).view(tile.shape))
-    return scratch
 
 
 def _flat(values: F32) -> F32:

@@ -5,9 +5,10 @@
     mapped source --> round, widen --> quantise (kernels, all threads) --> queue --> writer thread --> .uqff shards
                                                             residual tensors -----> residual.safetensors
 
-All sizes follow from shapes, so files are laid out before the first weight is read and layers are written where they
-belong, in any order.  The system reads the next layer from the disk in the background; the pages of a layer are given
-back when it is done.  The output directory appears when everything in it is on the disk.
+All sizes follow from shapes (:mod:`uqff.planning`), so files are laid out before the first weight is read and layers
+are written where they belong, in any order; of a stack of experts, each expert.  The system reads the next weight from
+the disk in the background; the pages of one are given back when it is done.  The output directory appears when
+everything in it is on the disk.
 
 The residual holds what the checkpoint holds, in the load dtype.  (mistral.rs 0.6 computes the norms of Gemma models as
 (w + 1) - 1 and stores them off by an ulp of 1; later versions do not.)
@@ -46,8 +47,9 @@ from uqff.container.shards import PathLike
 from uqff.container.staging import check_target, staged_directory
 from uqff.container.streaming import StreamedLayers
 from uqff.container.writer import Writer
-from uqff.distance import Measure, measured
+from uqff.distance import UNMEASURED, Measure, measured
 from uqff.errors import UnsupportedError, UqffError
+from uqff.families import QuantizedTensor
 from uqff.isq import Engine, Fallback, FallbackWarning, cast_bias, kind_name
 from uqff.planning import Goal, Planned, Source, load_dtype, plan_layer, plan_model, residual_names, restated_config
 from uqff.quantizers import Loaded, encode
@@ -71,7 +73,7 @@ FORMATS: Final = {
 }
 """Format generations that can be written, and the version that each writes."""
 
-SLACK: Final = 64 * 2**20
+SLACK: Final = 16 * 2**20
 """Bytes of finished layers that may wait for the writer even if the largest layer is being made."""
 
 
@@ -88,6 +90,9 @@ def quantize_model(
     promote: bool = True,
     force: bool = False,
     shard_bytes: int = SHARD_BYTES,
+    measure: bool = True,
+    base_model: str | None = None,
+    repo_id: str | None = None,
     progress: Progress | None = None,
     on_fallback: Callable[[Fallback], None] | None = None,
 ) -> Result:
@@ -111,6 +116,10 @@ def quantize_model(
             :data:`uqff.isq.PROMOTED`; what a recipe says of them counts first.
         force: replace a model that is in ``target`` already.
         shard_bytes: payload after which a new shard begins.
+        measure: whether to find the error of each layer, which takes a fifth of the time; else the report has NaN.
+        base_model: what the report of a 1.x directory calls the model that was quantised; if None, a checkpoint's name
+            on the hub, and nothing for a directory.
+        repo_id: what it says of where the files will be published.
         progress: called after each layer, or expert of one.
         on_fallback: called for every layer that is stored as another type than asked for, before work begins. If None,
             a :class:`uqff.FallbackWarning` is issued for each.
@@ -122,15 +131,19 @@ def quantize_model(
     """
     check_target(Path(target), force=force)
     with open_checkpoint(source) as checkpoint:
-        job = _Job(checkpoint, kinds, recipe, layers, format, engine, dtype, promote)
+        job = _Job(checkpoint, kinds, recipe, layers, format, engine, dtype, promote, measure)
         for fallback in (fallback for output in job.outputs for fallback in output.fallbacks):
             if on_fallback is None:
                 warnings.warn(FallbackWarning(str(fallback)), stacklevel=2)
             else:
                 on_fallback(fallback)
         check_space(Path(target), job.total_bytes)
+        if base_model is None and not Path(source).is_dir():
+            base_model = str(source)
         with staged_directory(Path(target), force=force) as staging:
             result = job.run(staging, shard_bytes, progress)
+            if job.version >= FIRST:
+                write_report(job.report(staging, base_model, repo_id), staging)
     return Result(Path(target), *result)
 
 
@@ -147,8 +160,10 @@ class _Job:
         engine: Engine,
         dtype: str,
         promote: bool,
+        measure: bool,
     ) -> None:
         self.checkpoint = checkpoint
+        self.measure = measure
         self.engine = engine
         if format not in FORMATS:
             raise UnsupportedError("unknown format", field="format", expected=", ".join(FORMATS), got=format)
@@ -196,13 +211,12 @@ class _Job:
 
     def run(self, directory: Path, shard_bytes: int, progress: Progress | None) -> tuple[Any, ...]:
         """Write everything into a directory; gives the fields of :class:`Result` after the path."""
-        entries = self.version >= FIRST
         with Writer() as writer:
             files = []
             for output, plans in zip(self.outputs, self.plans, strict=True):
                 outlines = {goal.key: planned.outline for goal, planned in zip(self.goals, plans, strict=True)}
                 files.append(writer.own(StreamedLayers(directory, output.kind, outlines, self.version, shard_bytes)))
-            rest = self.residual.write(writer, directory, metadata_of(self.version) if entries else None)
+            rest = self.residual.write(writer, directory, metadata_of(self.version) if self.version >= FIRST else None)
             self._run_layers(writer, files, progress)
             writer.join()
             rest.finish()
@@ -210,13 +224,11 @@ class _Job:
                 each.finish()
                 output.shards = [file.path.name for file in each.files]
                 output.nbytes = sum(file.nbytes for file in each.files)
-        if entries:
-            write_report(self._report(directory), directory)
         copy_companions(self.checkpoint.path, directory, config=self.config)
         return self.dtype.safetensors, self.version, self.outputs, len(self.residual.names), rest.nbytes, self.unmatched
 
-    def _report(self, directory: Path) -> Report:
-        """What the engine writes beside the same files."""
+    def report(self, directory: Path, base_model: str | None, repo_id: str | None) -> Report:
+        """What the engine writes beside the same files of 1.x; they are there and read again."""
         targets, reasons = {}, {}
         for output, plans in zip(self.outputs, self.plans, strict=True):
             planned = {goal.key: each for goal, each in zip(self.goals, plans, strict=True)}
@@ -229,7 +241,7 @@ class _Job:
                 output.kind: stack.enter_context(open_uqff([directory / name for name in output.shards]))
                 for output in self.outputs
             }
-            return build_report(files, targets=targets, reasons=reasons)
+            return build_report(files, targets=targets, reasons=reasons, base_model=base_model, repo_id=repo_id)
 
     def _run_layers(self, writer: Writer, files: list[StreamedLayers], progress: Progress | None) -> None:
         scratch = np.empty(max(map(self._piece_weights, range(len(self.goals)))), np.float32)
@@ -242,7 +254,10 @@ class _Job:
                 writer.wait_below(room - self._footprint(at))
                 loaded = Loaded(self._take(goal, sources), self.dtype.torch, scratch)
                 for plans, each, sums in zip(self.plans, files, measures, strict=True):
-                    sums.append(self._make(goal, plans[at], loaded, number, at, writer, each))
+                    record = self._make(goal, plans[at], loaded, number, at, writer, each)
+                    if self.measure:
+                        sums.append(measured(loaded.values, record))
+                    del record
                 del loaded
                 for source in sources:
                     self.checkpoint.release(source.tensor, *source.span(self.checkpoint))
@@ -251,7 +266,7 @@ class _Job:
                     layers_done = at + (number + 1 == len(self.pieces[at]))
                     progress(Step(goal.module, layers_done, len(self.goals), done, total))
             for output, plans, sums in zip(self.outputs, self.plans, measures, strict=True):
-                output.layers.append(_layer_report(goal, plans[at], output.kind, Measure.sum(sums)))
+                output.layers.append(_layer_report(goal, plans[at], output.kind, sums))
 
     def _make(
         self,
@@ -262,8 +277,8 @@ class _Job:
         at: int,
         writer: Writer,
         files: StreamedLayers,
-    ) -> Measure:
-        """Quantise a piece of a layer and leave it to the writer; gives its distance from what was loaded."""
+    ) -> QuantizedTensor:
+        """Quantise a piece of a layer and leave it to the writer."""
         try:
             record = encode(loaded, planned.stored, engine=self.engine)
         except UqffError as error:
@@ -274,7 +289,7 @@ class _Job:
         else:
             job = partial(files.write_expert, goal.key, number, Layer(record))
         writer.submit(job, planned.size // count)
-        return measured(loaded.values, record)
+        return record
 
     def _take(self, goal: Goal, sources: Sequence[Source]) -> torch.Tensor:
         """The weight of a piece; that of several experts is a copy."""
@@ -310,7 +325,7 @@ class _Job:
         return cast_bias(self.checkpoint[goal.bias], stored, self.dtype.torch)
 
 
-def _layer_report(goal: Goal, planned: Planned, kind: str, measure: Measure) -> LayerReport:
+def _layer_report(goal: Goal, planned: Planned, kind: str, measures: list[Measure]) -> LayerReport:
     return LayerReport(
         goal.index,
         goal.module,
@@ -320,5 +335,5 @@ def _layer_report(goal: Goal, planned: Planned, kind: str, measure: Measure) -> 
         planned.stored,
         goal.shape,
         planned.size,
-        measure.result(),
+        Measure.sum(measures).result() if measures else UNMEASURED,
     )

@@ -14,6 +14,7 @@ from hypothesis.extra import numpy as st_numpy
 from uqff.families.gguf.quantize import QUANTIZERS
 from uqff.families.gguf.search import round_half_away
 from uqff.kernels import arithmetic
+from uqff.kernels import bits as bits_room
 from uqff.kernels.gguf_quantize import KERNELS, quantize
 
 F32 = npt.NDArray[np.float32]
@@ -177,7 +178,7 @@ def test_f16_bits_are_the_nearest() -> None:
     v = floats_around_every_exponent()
     with np.errstate(all="ignore"):
         expected = v.astype(np.float16).view(np.uint16)
-    actual = np.array([arithmetic.f16_bits(one) for one in v], np.uint16)
+    actual = np.array([bits_room.f16_bits(one) for one in v], np.uint16)
     number = ~np.isnan(v)
     np.testing.assert_array_equal(actual[number], expected[number])
     assert (actual[~number] & 0x7E00 == 0x7E00).all()
@@ -186,7 +187,7 @@ def test_f16_bits_are_the_nearest() -> None:
 def test_f16_value_of_all_float16() -> None:
     bits = np.arange(1 << 16)
     expected = bits.astype(np.uint16).view(np.float16).astype(np.float32)
-    actual = np.array([arithmetic.f16_value(int(one)) for one in bits], np.float32)
+    actual = np.array([bits_room.f16_value(int(one)) for one in bits], np.float32)
     number = ~np.isnan(expected)
     np.testing.assert_array_equal(actual[number].view(np.uint32), expected[number].view(np.uint32))
     assert np.isnan(actual[~number]).all()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from quantize_inputs import assert_same, weights
@@ -37,6 +39,31 @@ def test_threads_change_nothing() -> None:
     expected = kernel.quantize(w, 4, threads=1)
     assert_same(kernel.quantize(w, 4, threads=3), expected, "3 threads")
     assert_same(expected, reference.quantize(w, 4), "1 thread")
+
+
+@pytest.mark.parametrize("rows", [1, 3, 5])
+@pytest.mark.parametrize(("shape", "group_size"), [((64, 50), 64), ((6, 350), 14), ((64, 2048), 64), ((10, 70), 10)])
+def test_slabs_change_nothing(
+    rows: int, shape: tuple[int, ...], group_size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Errors are kept for a few rows at a time, whose first element may belong to any of the 32 running sums."""
+    w = np.random.default_rng(5).standard_normal(shape, dtype=np.float32)
+    monkeypatch.setattr(kernel, "SLAB", rows * w.size // group_size)
+    assert_same(kernel.quantize(w, 4, group_size), reference.quantize(w, 4, group_size), str(rows))
+
+
+def test_memory_is_a_slab_and_a_few_numbers_per_group(monkeypatch: pytest.MonkeyPatch) -> None:
+    w = np.random.default_rng(6).standard_normal((64, 40_000), dtype=np.float32)
+    kernel.quantize(w[:, :64].copy(), 4)
+    monkeypatch.setattr(kernel, "SLAB", 40_000)
+    tracemalloc.start()
+    try:
+        kernel.quantize(w, 4)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    codes, slab, groups = w.size // 2, 4 * 40_000, 4 * 40_000
+    assert peak < codes + slab + 3 * groups + 100_000
 
 
 def test_libm_equals_reference() -> None:

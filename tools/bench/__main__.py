@@ -15,6 +15,7 @@ SECTIONS = {
     "quantising": "Quantising 4096 × 4096 float32, warm",
     "dequantising": "Dequantising 4096 × 4096 into a warm buffer",
     "compiling": "First use of a type, quantising and dequantising: compiled once, then cached",
+    "engine": "mistral.rs, type by type: a model of 250 million weights",
     "sharding": "What one rank holds and reads of a file",
     "models": "Quantising a whole model: whole process, page cache warm, kernels cached",
 }

@@ -1,25 +1,23 @@
-"""How fast weights become plain numbers in warm memory: every type against memset and gguf-py.
+"""How fast weights become plain numbers in warm memory: every type against memset and the tools of :mod:`peers`.
 
-``memset`` writes as many bytes, on as many threads, in turn with the kernels.
+``memset`` writes as many bytes, on as many threads, in turn with the kernels.  Of F32, F16, BF16 and Unquant as many or
+half as many are to be read as well, so they cannot come near it: memcpy is their bound.
 """
 
 from __future__ import annotations
 
-import ctypes
-import importlib.util
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any
 
 import numpy as np
 import torch
-from machine import interleaved
+from machine import interleaved, memset
+from peers import dequantisers
 
 from uqff.families import AFQ, F8Q8, FP8, GGUF, HQQ, MXFP4, QuantizedTensor, Unquant
 from uqff.families.gguf.blocks import BLOCK_TYPES, BlockType
 from uqff.families.hqq import CODES_PER_WORD
 from uqff.kernels.memory import empty
-from uqff.kernels.threads import run_ranges
 
 __all__ = ["measure"]
 
@@ -65,32 +63,6 @@ def records(rows: int, columns: int) -> Iterator[tuple[str, QuantizedTensor]]:
     yield "Unquant", Unquant.of(torch.rand(rows, columns, dtype=torch.bfloat16))
 
 
-def gguf_py(record: QuantizedTensor) -> Callable[[], Any] | None:
-    """gguf-py's dequantiser of the same blocks, if it has the type; of F32 it only makes a view."""
-    if not isinstance(record, GGUF) or record.kind == "f32" or importlib.util.find_spec("gguf") is None:
-        return None
-    import gguf
-
-    name = record.block_type.name
-    theirs = getattr(gguf.GGMLQuantizationType, name.replace("K", "_K"), None)
-    data = record.data.numpy()
-    try:
-        gguf.quants.dequantize(data[:1], theirs)
-    except (NotImplementedError, KeyError, AttributeError):
-        return None
-    return lambda: gguf.quants.dequantize(data, theirs)
-
-
-def memset(out: torch.Tensor) -> Callable[[], None]:
-    """Writes every byte of ``out``, on the kernels' threads."""
-    address = out.data_ptr()
-
-    def fill(lo: int, hi: int) -> None:
-        ctypes.memset(address + lo, 1, hi - lo)
-
-    return lambda: run_ranges(fill, out.nbytes, grain=1 << 18)
-
-
 def measure() -> list[dict[str, object]]:
     """One row a type: rates of writing float32, against memset and gguf-py; the narrower floats against float32."""
     shape = (SIDE, SIDE)
@@ -103,10 +75,11 @@ def measure() -> list[dict[str, object]]:
             "float32": partial(record.dequantize, out=wide),
             "bfloat16": partial(record.dequantize, out=narrow),
         }
-        theirs = gguf_py(record)
         seconds = interleaved(tasks, ROUNDS)
         own = seconds["float32"]
-        peer = interleaved({"gguf-py": theirs}, 1)["gguf-py"] if theirs else None
+        # One round: some take seconds.
+        peers = interleaved(dequantisers(record), 1)
+        peer = min(peers, key=lambda name: peers[name], default="")
         rows.append(
             {
                 "type": name,
@@ -115,8 +88,9 @@ def measure() -> list[dict[str, object]]:
                 "of memset": f"{seconds['memset'] / own:.0%}",
                 "bfloat16 / float32 rate": round(own / seconds["bfloat16"], 2),
                 "float32 Mw/s": round(record.numel / own / 1e6),
-                "gguf-py Mw/s": round(record.numel / peer / 1e6) if peer else "",
-                "× gguf-py": round(peer / own, 1) if peer else "",
+                "peer": peer,
+                "peer Mw/s": round(record.numel / peers[peer] / 1e6) if peer else "",
+                "× peer": round(peers[peer] / own, 1) if peer else "",
             }
         )
     return rows

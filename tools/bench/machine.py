@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import platform
 import statistics
 import time
 from collections.abc import Callable, Mapping
 from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING
 
-__all__ = ["facts", "interleaved"]
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["facts", "interleaved", "memcpy", "memset"]
 
 PEERS = ("uqff-format", "numpy", "torch", "numba", "safetensors", "gguf", "mlx", "hqq")
 
 
 def facts() -> dict[str, str]:
     """Processor, cores, system and the versions of everything measured."""
-    found = {"processor": _processor(), "cores": str(len(os.sched_getaffinity(0))), "system": platform.platform()}
+    from uqff.kernels.threads import num_threads
+
+    found = {"processor": _processor(), "cores": str(len(os.sched_getaffinity(0))), "threads": str(num_threads())}
+    found["memory"] = f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30:.0f} GiB"
+    found["system"] = platform.platform()
+    found["load when begun"] = f"{os.getloadavg()[0]:.1f}"
     found["python"] = platform.python_version()
     for name in PEERS:
         try:
@@ -45,3 +55,28 @@ def interleaved(tasks: Mapping[str, Callable[[], object]], rounds: int) -> dict[
             task()
             times[name].append(time.perf_counter() - start)
     return {name: statistics.median(taken) for name, taken in times.items()}
+
+
+def memset(out: torch.Tensor) -> Callable[[], None]:
+    """A task that writes every byte of ``out``, on the kernels' threads."""
+    from uqff.kernels.threads import run_ranges
+
+    address = out.data_ptr()
+
+    def fill(lo: int, hi: int) -> None:
+        ctypes.memset(address + lo, 1, hi - lo)
+
+    return lambda: run_ranges(fill, out.nbytes, grain=1 << 18)
+
+
+def memcpy(source: torch.Tensor) -> Callable[[], None]:
+    """A task that copies every byte of ``source`` into warm memory, on the kernels' threads."""
+    from uqff.kernels.memory import empty
+    from uqff.kernels.threads import run_ranges
+
+    target = empty(tuple(source.shape), source.dtype).zero_()
+
+    def copy(lo: int, hi: int) -> None:
+        ctypes.memmove(target.data_ptr() + lo, source.data_ptr() + lo, hi - lo)
+
+    return lambda: run_ranges(copy, source.nbytes, grain=1 << 18)

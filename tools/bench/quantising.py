@@ -1,76 +1,51 @@
-"""Quantising one 4096 × 4096 float32 weight, every type, beside the other Python tools that can."""
+"""Quantising one 4096 × 4096 float32 weight, every type, in turn with the other Python tools that can.
+
+The bound is memcpy of the weight: who quantises reads as much, and writes less.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
-from machine import interleaved
+from machine import interleaved, memcpy
+from peers import quantisers
 
-__all__ = ["measure"]
+__all__ = ["measure", "rates"]
 
 SIDE = 4096
 SLOW = ("hqq4", "hqq8")
-ENGINE = {
-    "q4_0": 422.0,
-    "q8_0": 263.0,
-    "q2k": 42.0,
-    "q3k": 53.0,
-    "q4k": 56.0,
-    "q6k": 64.0,
-    "afq4": 88.0,
-    "f8q8": 110.0,
-    "mxfp4": 72.0,
-    "fp8": 41.0,
-    "hqq4": 2.45,
-}
-"""Mw/s of mistral.rs 0.9.5 on two cores, measured elsewhere; `make bench` measures it as a whole process too."""
 
 
-def _peers(weight: Any) -> dict[str, dict[str, Callable[[], object]]]:
-    """What other tools offer, by type."""
-    import gguf
-    import mlx.core as mx
-
-    array = weight.numpy()
-    wide = mx.array(array)
-    peers: dict[str, dict[str, Callable[[], object]]] = {}
-    for kind in ("q4_0", "q4_1", "q5_0", "q5_1", "q8_0"):
-        peers[kind] = {"gguf-py": partial(gguf.quantize, array, gguf.GGMLQuantizationType[kind.upper()])}
-    for bits in (2, 3, 4, 6, 8):
-
-        def affine(bits: int = bits) -> None:
-            mx.eval(*mx.quantize(wide, 64, bits))
-
-        peers[f"afq{bits}"] = {"mlx": affine}
-    return peers
-
-
-def measure() -> list[dict[str, object]]:
-    """One row a type: millions of weights a second of uqff and of the fastest peer, and the engine's known rate."""
+def rates(kinds: tuple[str, ...], *, with_peers: bool) -> dict[str, dict[str, float]]:
+    """Millions of weights a second: by type, then by tool (``uqff``, ``memcpy``, peers)."""
     import torch
 
     import uqff
-    from uqff.isq import KINDS
 
     torch.manual_seed(0)
     weight = torch.randn(SIDE, SIDE)
-    peers = _peers(weight)
-    rows: list[dict[str, object]] = []
-    for kind in KINDS:
+    peers = quantisers(weight) if with_peers else {}
+    found = {}
+    for kind in kinds:
         ours: Callable[[], object] = partial(uqff.quantize, weight, kind)
-        taken = interleaved({"uqff": ours, **peers.get(kind, {})}, 3 if kind in SLOW else 7)
-        rates = {name: weight.numel() / seconds / 1e6 for name, seconds in taken.items()}
-        best = max((name for name in rates if name != "uqff"), key=lambda name: rates[name], default="")
-        rows.append(
-            {
-                "type": kind,
-                "uqff Mw/s": round(rates["uqff"], 1),
-                "peer": best,
-                "peer Mw/s": round(rates[best], 1) if best else "",
-                "engine Mw/s (published)": ENGINE.get(kind, ""),
-                "× engine": round(rates["uqff"] / ENGINE[kind], 2) if kind in ENGINE else "",
-            }
-        )
+        tasks = {"uqff": ours, "memcpy": memcpy(weight), **peers.get(kind, {})}
+        taken = interleaved(tasks, 3 if kind in SLOW else 7)
+        found[kind] = {name: weight.numel() / seconds / 1e6 for name, seconds in taken.items()}
+    return found
+
+
+def measure() -> list[dict[str, object]]:
+    """One row a type: millions of weights a second of uqff and of the peers, and of memcpy."""
+    from uqff.isq import KINDS
+
+    rows: list[dict[str, object]] = []
+    for kind, found in rates(KINDS, with_peers=True).items():
+        row: dict[str, object] = {"type": kind, "uqff Mw/s": round(found["uqff"], 1)}
+        for tool in ("gguf-py", "MLX", "hqq", "torch"):
+            row[f"{tool} Mw/s"] = round(found[tool], 1) if tool in found else ""
+        best = max((rate for tool, rate in found.items() if tool not in ("uqff", "memcpy")), default=None)
+        row["× best peer"] = round(found["uqff"] / best, 1) if best else ""
+        row["memcpy Mw/s"] = round(found["memcpy"])
+        rows.append(row)
     return rows

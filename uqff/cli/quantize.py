@@ -99,6 +99,8 @@ def pattern_option(ctx: click.Context, parameter: click.Parameter, value: str | 
     show_default=True,
     help="Begin a new file after so much: bytes, or a number with KB, MB, GB, KiB, MiB or GiB.",
 )
+@click.option("--base-model", metavar="NAME", help="For the report of 1.x: what was quantised, if not a hub id.")
+@click.option("--repo-id", metavar="NAME", help="For the report of 1.x: where it will be published.")
 @click.option("--force", is_flag=True, help="Replace the model that is in OUT.")
 @click.option("--quiet", is_flag=True, help="Print nothing but warnings and errors.")
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
@@ -113,6 +115,8 @@ def quantize(
     dtype: str,
     no_promote: bool,
     shard_bytes: int,
+    base_model: str | None,
+    repo_id: str | None,
     force: bool,
     quiet: bool,
     as_json: bool,
@@ -145,6 +149,9 @@ def quantize(
             promote=not no_promote,
             force=force,
             shard_bytes=shard_bytes,
+            measure=as_json or not quiet,
+            base_model=base_model,
+            repo_id=repo_id,
             progress=progress,
             on_fallback=fallbacks.append,
         )

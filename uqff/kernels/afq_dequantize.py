@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from uqff.codes import DType
+from uqff.kernels.compiling import kernel
 from uqff.kernels.memory import bytes_of
 from uqff.kernels.numerics import BF16, F16, F32, Bytes, over, plain, put_pair
-from uqff.kernels.vectors import LANES, halves, kernel, load_u8, number, quarters, ramp, splat, word
+from uqff.kernels.vectors import LANES, halves, load_u8, number, quarters, ramp, splat, word
 
 if TYPE_CHECKING:
     from uqff.families.afq import AFQ

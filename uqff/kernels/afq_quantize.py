@@ -1,5 +1,8 @@
 """AFQ quantiser, the fast twin of :mod:`uqff.families.afq`, bit-equal to it."""
 
+# numba infers the types of what it compiles; annotations would neither be read by it nor checked.
+# mypy: disable-error-code="no-untyped-def, no-untyped-call"
+
 from __future__ import annotations
 
 from functools import cache
@@ -7,9 +10,10 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit
 
-from uqff.kernels.bits import bits_of, float_of, half_away, pack8
+from uqff.kernels.arithmetic import half_away
+from uqff.kernels.bits import bits_of, float_of, pack8
+from uqff.kernels.compiling import kernel
 from uqff.kernels.threads import run_ranges
 
 __all__ = ["quantize"]
@@ -52,8 +56,8 @@ def quantize_groups(bits: int, group_size: int) -> Any:
     width = np.uint64(8 * bits)
     third = np.uint64(8 * bits // 3)
 
-    @njit(nogil=True, cache=True, error_model="numpy", fastmath=False)
-    def kernel(w, packed, scales, biases, lo, hi):  # type: ignore[no-untyped-def]
+    @kernel
+    def compiled(w, packed, scales, biases, lo, hi):
         codes = np.empty(LARGEST_GROUP, np.uint8)
         codes8 = codes.view(np.uint64)
         out = packed.view(word)
@@ -87,4 +91,4 @@ def quantize_groups(bits: int, group_size: int) -> Any:
                 for k in range(eights):
                     run[k] = pack8(codes8[k], bits)
 
-    return kernel
+    return compiled

@@ -1,9 +1,5 @@
-"""The engine's scalar arithmetic for the compiled kernels, and how they are compiled.
+"""The engine's scalar arithmetic for the quantise kernels: rounding, saturation, extremes of a block.
 
-numba's on-disk cache looks at the file of a kernel, not at this one: after a change here remove the ``*.nbi`` files of
-the kernels from ``__pycache__``.
-
-* Without ``fastmath`` the compiler neither reorders float operations nor fuses a product into a sum.
 * ``round`` then saturate equals saturate then ``round``, as all bounds are integers: so a float is clamped before it
   becomes an integer, and the conversion never overflows.
 * Half away from zero is ``trunc(v +- 0.49999997)``, 0.49999997 being the float below one half. With 0.5 it would be
@@ -15,36 +11,29 @@ the kernels from ``__pycache__``.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, TypeVar, cast
-
 import numpy as np
-from numba import njit
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    Function = TypeVar("Function", bound=Callable[..., Any])
+from uqff.kernels.bits import float_of
+from uqff.kernels.compiling import inline
 
 BELOW_HALF = np.float32(0.49999997)
+"""The float32 before 0.5."""
+
 ZERO = np.float32(0)
 ONE = np.float32(1)
 MAGNITUDE = np.int32(0x7FFFFFFF)
 
 
-def kernel(function: Function) -> Function:
-    """Compiles what Python calls, at its first call; releases the GIL; kept on disk."""
-    return cast("Function", njit(nogil=True, cache=True, error_model="numpy", fastmath=False)(function))
-
-
-def inline(function: Function) -> Function:
-    """Compiles what kernels call, into each of them, so that sizes are constants there."""
-    return cast("Function", njit(forceinline=True, error_model="numpy", fastmath=False)(function))
+@inline
+def half_away(v):
+    """``v`` rounded half away from zero, as int32; only for -2^31 < v < 2^31."""
+    return np.int32(v + (BELOW_HALF if v > ZERO else -BELOW_HALF))
 
 
 @inline
 def round(v):
-    """``v`` rounded half away from zero, as a float; only for -2^31 < v < 2^31."""
-    return np.float32(np.int32(v + (BELOW_HALF if v > ZERO else -BELOW_HALF)))
+    """:func:`half_away`, as a float."""
+    return np.float32(half_away(v))
 
 
 @inline
@@ -84,36 +73,6 @@ def nearest_int(v):
 
 
 @inline
-def f16_bits(v):
-    """float32 -> the bits of the nearest float16, ties to even."""
-    bits = np.int64(np.float32(v).view(np.int32)) & 0xFFFFFFFF
-    sign = (bits >> 16) & 0x8000
-    bits &= 0x7FFFFFFF
-    if bits > 0x7F800000:
-        return sign | 0x7E00 | (bits >> 13 & 0x3FF)
-    if bits >= 0x477FF000:
-        return sign | 0x7C00
-    if bits >= 0x38800000:
-        return sign | (bits - 0x38000000 + 0xFFF + (bits >> 13 & 1)) >> 13
-    # Subnormal: in units of 2^-24 what the addition of 0.5 leaves in the low bits of its sum, rounded by the addition.
-    summed = np.float32(np.int32(bits).view(np.float32) + np.float32(0.5))
-    return sign | (np.int64(summed.view(np.int32)) - 0x3F000000)
-
-
-@inline
-def f16_value(bits):
-    """The bits of a float16 -> its value in float32."""
-    exponent = bits >> 10 & 0x1F
-    mantissa = bits & 0x3FF
-    if exponent == 0:
-        magnitude = np.float32(np.float32(mantissa) * np.float32(2.0**-24))
-    else:
-        wide = 0x7F800000 | mantissa << 13 if exponent == 0x1F else (exponent + 112) << 23 | mantissa << 13
-        magnitude = np.int32(wide).view(np.float32)
-    return -magnitude if bits & 0x8000 else magnitude
-
-
-@inline
 def put_f16(out, block, at, bits):
     out[block, at] = np.uint8(bits & 0xFF)
     out[block, at + 1] = np.uint8(bits >> 8 & 0xFF)
@@ -136,7 +95,7 @@ def largest_magnitude(x, block, size):
         b = bits[block, j]
         candidate = np.int32(2 * j) + np.int32(b < 0)
         first = min(first, candidate if b & MAGNITUDE == top else np.int32(2 * size))
-    largest = np.int32(top).view(np.float32)
+    largest = float_of(np.uint32(top))
     return -largest if first & 1 else largest
 
 
@@ -150,8 +109,8 @@ def minimum_and_maximum(x, block, size):
         key = b ^ (b >> np.int32(31) & MAGNITUDE)
         low = min(low, key)
         high = max(high, key)
-    least = np.int32(low ^ (low >> np.int32(31) & MAGNITUDE)).view(np.float32)
-    greatest = np.int32(high ^ (high >> np.int32(31) & MAGNITUDE)).view(np.float32)
+    least = float_of(np.uint32(low ^ (low >> np.int32(31) & MAGNITUDE)))
+    greatest = float_of(np.uint32(high ^ (high >> np.int32(31) & MAGNITUDE)))
     if least == ZERO:
         for j in range(size):
             least = x[block, j] if x[block, j] == ZERO else least

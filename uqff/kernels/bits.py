@@ -1,6 +1,7 @@
-"""Bit primitives for the kernels: reinterpreted floats, rounding, narrow floats, codes packed within 64 bits.
+"""Numbers by their bits, one at a time: reinterpreted floats, narrow floats, codes packed within 64 bits.
 
-All are inlined into the loops that use them, branch-free, and written so that those loops vectorise.
+All are inlined into the loops that use them; all but those of float16 are branch-free and written so that those loops
+vectorise.  :mod:`uqff.kernels.numerics` has what takes 16 at a time, :mod:`uqff.kernels.arithmetic` what rounds.
 """
 
 from __future__ import annotations
@@ -9,13 +10,12 @@ from typing import Any
 
 import numpy as np
 from llvmlite import ir
-from numba import njit, types
+from numba import types
 from numba.extending import intrinsic
 
-__all__ = ["bf16_bits", "bits_of", "copy32", "e4m3_code", "float_of", "half_away", "pack8"]
+from uqff.kernels.compiling import inline
 
-BELOW_HALF = np.float32(0.49999997)
-"""The float32 before 0.5: ``trunc(x + BELOW_HALF)`` rounds half up; ``trunc(x + 0.5)`` would take 0.49999997 to 1."""
+__all__ = ["MAGNITUDE", "bf16_bits", "bits_of", "copy32", "e4m3_code", "f16_bits", "f16_value", "float_of", "pack8"]
 
 MAGNITUDE = np.uint32(0x7FFFFFFF)
 
@@ -72,20 +72,42 @@ One load and one store of whatever width the CPU has; a loop would copy byte by 
 """
 
 
-@njit(inline="always", error_model="numpy")
-def half_away(x: Any) -> Any:
-    """The nearest integer of a float32 within +-2^22, ties away from zero, as int32."""
-    return np.int32(x + (BELOW_HALF if x >= np.float32(0) else -BELOW_HALF))
-
-
-@njit(inline="always", error_model="numpy")
+@inline
 def bf16_bits(bits: Any) -> Any:
     """The bits of a float32, not a NaN, rounded to bfloat16: the low 16 are zero."""
     odd = (bits >> np.uint32(16)) & np.uint32(1)
     return (bits + np.uint32(0x7FFF) + odd) & np.uint32(0xFFFF0000)
 
 
-@njit(inline="always", error_model="numpy")
+@inline
+def f16_bits(x: Any) -> Any:
+    """The bits, as int64, of the float16 nearest to a float32, ties to even; 65520 and beyond are infinite."""
+    bits = np.int64(bits_of(x))
+    sign = (bits >> 16) & 0x8000
+    bits &= 0x7FFFFFFF
+    if bits > 0x7F800000:
+        return sign | 0x7E00 | (bits >> 13 & 0x3FF)
+    if bits >= 0x477FF000:
+        return sign | 0x7C00
+    if bits >= 0x38800000:
+        return sign | (bits - 0x38000000 + 0xFFF + (bits >> 13 & 1)) >> 13
+    # Subnormal: in units of 2^-24 what the addition of 0.5 leaves in the low bits of its sum, rounded by the addition.
+    return sign | (np.int64(bits_of(float_of(np.uint32(bits)) + np.float32(0.5))) - 0x3F000000)
+
+
+@inline
+def f16_value(bits: Any) -> Any:
+    """The float32 of the bits of a float16, given as int64; NaN becomes 0x7FC00000."""
+    sign, magnitude = (bits & 0x8000) << 16, bits & 0x7FFF
+    if magnitude >= 0x7C00:
+        return float_of(np.uint32(0x7FC00000 if magnitude > 0x7C00 else sign | 0x7F800000))
+    if magnitude >= 0x0400:
+        return float_of(np.uint32(sign | (magnitude << 13) + (112 << 23)))
+    value = np.float32(magnitude) * np.float32(2.0**-24)
+    return -value if sign else value
+
+
+@inline
 def e4m3_code(bits: Any) -> Any:
     """The e4m3 code, as uint32, of a float32 given by its bits: nearest, ties to even, 448 and beyond 0x7E, NaN 0xFF.
 
@@ -103,7 +125,7 @@ def e4m3_code(bits: Any) -> Any:
     return np.uint32(0xFF) if magnitude > np.uint32(0x7F800000) else code
 
 
-@njit(inline="always", error_model="numpy")
+@inline
 def pack8(codes: Any, bits: Any) -> Any:
     """Eight codes, one in each byte of a uint64, moved together into the lowest ``8 * bits`` bits, the first lowest.
 

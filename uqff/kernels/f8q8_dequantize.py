@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from uqff.kernels.compiling import kernel
 from uqff.kernels.memory import bytes_of
 from uqff.kernels.numerics import F32, Bytes, e4m3, over, put_pair
-from uqff.kernels.vectors import first_signed, kernel, load_bytes, second_signed
+from uqff.kernels.vectors import first_signed, load_bytes, second_signed
 
 if TYPE_CHECKING:
     from uqff.families.f8q8 import F8Q8

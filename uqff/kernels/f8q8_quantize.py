@@ -1,14 +1,18 @@
 """F8Q8 quantiser, the fast twin of :mod:`uqff.families.f8q8`, bit-equal to it."""
 
+# numba infers the types of what it compiles; annotations would neither be read by it nor checked.
+# mypy: disable-error-code="no-untyped-def, no-untyped-call"
+
 from __future__ import annotations
 
 from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit
 
-from uqff.kernels.bits import MAGNITUDE, bits_of, copy32, e4m3_code, float_of, half_away
+from uqff.kernels.arithmetic import half_away, signed_code
+from uqff.kernels.bits import MAGNITUDE, bits_of, copy32, e4m3_code, float_of
+from uqff.kernels.compiling import kernel
 from uqff.kernels.threads import run_ranges
 
 __all__ = ["quantize"]
@@ -43,8 +47,8 @@ def quantize(w: F32, threads: int | None = None) -> U8:
     return out
 
 
-@njit(nogil=True, cache=True, error_model="numpy", fastmath=False)
-def quantize_pairs(w, out, lo, hi):  # type: ignore[no-untyped-def]
+@kernel
+def quantize_pairs(w, out, lo, hi):
     """Pairs of blocks [lo, hi) of the flattened weight."""
     codes = np.empty(PAIR, np.uint8)
     for p in range(lo, hi):
@@ -62,16 +66,10 @@ def quantize_pairs(w, out, lo, hi):  # type: ignore[no-untyped-def]
                 codes[i] = np.uint8(half_away(pair[i] * (inverse0 if i < BLOCK else inverse1)))
         else:
             for i in range(PAIR):
-                codes[i] = saturated(pair[i] * (inverse0 if i < BLOCK else inverse1))
+                # 1 / d is infinite (d subnormal): infinity saturates, and 0 * inf, a NaN, gives 0
+                product = pair[i] * (inverse0 if i < BLOCK else inverse1)
+                codes[i] = np.uint8(np.int32(signed_code(product, np.float32(-128), np.float32(127))))
         out[2 * p, 0] = np.uint8(e4m3_code(bits_of(d0 * E4M3_MAX)))
         out[2 * p + 1, 0] = np.uint8(e4m3_code(bits_of(d1 * E4M3_MAX)))
         copy32(out[2 * p], 1, codes, 0)
         copy32(out[2 * p + 1], 1, codes, BLOCK)
-
-
-@njit(error_model="numpy")
-def saturated(x):  # type: ignore[no-untyped-def]
-    """The code of w / d where 1 / d may be infinite (d subnormal): infinity saturates, and 0 * inf, a NaN, gives 0."""
-    if x != x:
-        return np.uint8(0)
-    return np.uint8(half_away(min(max(x, np.float32(-128)), np.float32(127))))

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit
 
+from uqff.kernels.compiling import kernel
 from uqff.kernels.threads import run_ranges
 
 __all__ = ["largest_magnitude"]
@@ -32,7 +32,7 @@ def largest_magnitude(bits: npt.NDArray[np.uint16] | npt.NDArray[np.uint32], thr
     return int(peaks.max(initial=0))
 
 
-@njit(nogil=True, cache=True, error_model="numpy", fastmath=False)
+@kernel
 def peak_magnitudes(bits: Any, peaks: Any, run: int, lo: int, hi: int) -> None:
     """The largest magnitude of each run of ``run`` elements, for runs [lo, hi)."""
     magnitude = bits.dtype.type((1 << (8 * bits.itemsize - 1)) - 1)

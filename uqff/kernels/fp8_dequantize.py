@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from uqff.kernels.compiling import kernel
 from uqff.kernels.memory import bytes_of
 from uqff.kernels.numerics import Bytes, e4m3_lanes, f32, over, put
-from uqff.kernels.vectors import LANES, kernel, load_u8
+from uqff.kernels.vectors import LANES, load_u8
 
 if TYPE_CHECKING:
     from uqff.families.fp8 import FP8

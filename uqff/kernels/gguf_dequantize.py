@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from uqff.kernels.compiling import kernel
 from uqff.kernels.memory import bytes_of
 from uqff.kernels.numerics import Bytes, Kernel, f16, f16_lanes, f32, f32_lanes, over, put, put_pair
 from uqff.kernels.vectors import (
@@ -15,7 +16,6 @@ from uqff.kernels.vectors import (
     first,
     first_signed,
     halves,
-    kernel,
     lane,
     load_bytes,
     load_i8,

@@ -18,10 +18,6 @@ import numpy.typing as npt
 from uqff.kernels.arithmetic import (
     ONE,
     ZERO,
-    f16_bits,
-    f16_value,
-    inline,
-    kernel,
     largest_magnitude,
     minimum_and_maximum,
     put_f16,
@@ -29,6 +25,8 @@ from uqff.kernels.arithmetic import (
     signed_code,
     truncated_code,
 )
+from uqff.kernels.bits import f16_bits, f16_value
+from uqff.kernels.compiling import inline, kernel
 from uqff.kernels.gguf_quantize_k import q2k, q3k, q4k, q5k, q6k
 from uqff.kernels.threads import run_ranges
 

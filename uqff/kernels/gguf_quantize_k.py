@@ -7,18 +7,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from uqff.kernels.arithmetic import (
-    ONE,
-    ZERO,
-    f16_bits,
-    f16_value,
-    inline,
-    kernel,
-    nearest_int,
-    put_f16,
-    signed_code,
-    unsigned_code,
-)
+from uqff.kernels.arithmetic import ONE, ZERO, nearest_int, put_f16, signed_code, unsigned_code
+from uqff.kernels.bits import f16_bits, f16_value
+from uqff.kernels.compiling import inline, kernel
 from uqff.kernels.gguf_search import (
     LANES,
     descend,

@@ -4,8 +4,6 @@ A search runs on a tile of ``LANES`` sub-blocks at once, transposed so that a ro
 over lanes is the inner one and becomes vector instructions; every lane keeps the scalar order of its sums. A lane whose
 search has ended goes on with the others, but its result is fixed. Values are loaded into variables before a choice
 between them: a choice between array elements would become a gather.
-
-numba's on-disk cache looks at the file of a kernel, not at this one: see ``uqff.kernels.arithmetic``.
 """
 
 # numba infers the types of what it compiles; annotations would neither be read by it nor checked.
@@ -15,7 +13,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from uqff.kernels.arithmetic import ONE, ZERO, inline, signed_code, unsigned_code
+from uqff.kernels.arithmetic import ONE, ZERO, signed_code, unsigned_code
+from uqff.kernels.compiling import inline
 
 LANES = 64
 """Sub-blocks of a tile: four AVX-512 registers to a row, enough to hide the latency of a division."""

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from uqff.kernels.compiling import kernel
 from uqff.kernels.memory import bytes_of
 from uqff.kernels.numerics import Bytes, f32, f32_lanes, over, put_pair
-from uqff.kernels.vectors import LANES, kernel, load_i32, load_u8, number
+from uqff.kernels.vectors import LANES, load_i32, load_u8, number
 
 if TYPE_CHECKING:
     from uqff.families.hqq import HQQ

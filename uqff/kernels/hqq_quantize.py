@@ -1,15 +1,20 @@
 """HQQ quantiser, the fast twin of :mod:`uqff.families.hqq`, bit-equal to it."""
 
+# numba infers the types of what it compiles; annotations would neither be read by it nor checked.
+# mypy: disable-error-code="no-untyped-def, no-untyped-call"
+
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit
 
 from uqff.families import hqq as reference
-from uqff.kernels.bits import BELOW_HALF, MAGNITUDE, bits_of, float_of
+from uqff.kernels.arithmetic import unsigned_code
+from uqff.kernels.bits import MAGNITUDE, bits_of, float_of
+from uqff.kernels.compiling import kernel, subroutine
 from uqff.kernels.libm import expf, logf
 from uqff.kernels.threads import run_ranges
 from uqff.packing import packed_rows
@@ -24,6 +29,9 @@ LANES = reference.LANES
 STRIP = 1024
 """Columns that a thread takes through all rows at a time: what it keeps per column stays in the first-level cache."""
 
+SLAB = 1 << 22
+"""Errors that are kept at a time: at least a row's, one for every group."""
+
 LARGEST = np.float32(1e30)
 """Beyond it the arithmetic may overflow, and the reference takes over; no real weight comes near."""
 
@@ -33,57 +41,60 @@ def quantize(
 ) -> tuple[npt.NDArray[Any], F32, F32]:
     """See :func:`uqff.families.hqq.quantize`; ``w`` must be C-contiguous.
 
-    Needs memory for the errors of all elements, in float32: the test for improvement adds them in an order that crosses
-    all groups.
+    Needs memory for :data:`SLAB` errors besides a number per group: the test for improvement adds them in an order that
+    crosses all groups.
     """
     grid = w.reshape(group_size, -1)
     columns = grid.shape[1]
     top = np.float32(2**bits - 1)
-    low, high = np.empty((2, columns), np.float32)
-    run_ranges(lambda lo, hi: extremes(grid, low, high, lo, hi), columns, grain=STRIP, threads=threads)
-    if not max(high.max(), -low.min()) < LARGEST:
+    s, zero = np.empty((2, columns), np.float32)
+    run_ranges(lambda lo, hi: extremes(grid, zero, s, lo, hi), columns, grain=STRIP, threads=threads)
+    if not max(s.max(), -zero.min()) < LARGEST:
         return reference.quantize(w, bits, group_size, steps)
     with np.errstate(all="ignore"):
-        s = np.clip(np.float32(1) / (high - low) * top, np.float32(0), reference.LARGEST_SCALE)
-        zero = -low * s
-    zero = _optimize(grid, s, zero, top, steps, threads)
+        # In place: s holds the maximum, zero the minimum.
+        np.divide(np.float32(1), np.subtract(s, zero, out=s), out=s)
+        np.clip(np.multiply(s, top, out=s), np.float32(0), reference.LARGEST_SCALE, out=s)
+        np.multiply(np.negative(zero, out=zero), s, out=zero)
+    _optimize(grid, s, zero, top, steps, threads)
     packed = np.empty((packed_rows(group_size, bits), columns), np.int32 if bits == 3 else np.uint8)
     run_ranges(
         lambda lo, hi: pack_codes(grid, s, zero, top, bits, packed, lo, hi), columns, grain=STRIP, threads=threads
     )
-    return packed, (np.float32(1) / s)[None], zero[None]
+    return packed, np.divide(np.float32(1), s, out=s)[None], zero[None]
 
 
-def _optimize(grid: F32, s: F32, zero: F32, top: np.float32, steps: int, threads: int | None) -> F32:
-    magnitudes = np.empty_like(grid)
+def _optimize(grid: F32, s: F32, zero: F32, top: np.float32, steps: int, threads: int | None) -> None:
+    """Moves ``zero``. A turn goes through all columns a slab of rows at a time."""
+    rows, columns = grid.shape
+    slab = min(rows, max(1, SLAB // columns))
+    errors, sums = np.empty(slab * columns, np.float32), np.empty(columns, np.float32)
     beta, best = reference.BETA, reference.FIRST_ERROR
     for _ in range(steps):
         inverse_beta, idle = np.float32(1 / beta), reference.idle(beta)
-        run_ranges(
-            lambda lo, hi, a=inverse_beta, b=idle: turn(grid, s, zero, top, a, b, magnitudes, lo, hi),  # type: ignore[misc]
-            len(s),
-            grain=STRIP,
-            threads=threads,
-        )
+        lanes = np.zeros(LANES, np.float32)
+        for first in range(0, rows, slab):
+            last = min(first + slab, rows)
+            work = partial(turn, grid, s, zero, top, inverse_beta, idle, sums, errors, first, last)
+            run_ranges(work, columns, grain=STRIP, threads=threads)
+            made = errors[: (last - first) * columns]
+            rest = made[len(made) - (grid.size % LANES if last == rows else 0) :]
+            _add_lanes(made[: len(made) - len(rest)], lanes, first * columns % LANES, threads)
         beta *= reference.KAPPA
-        current = _mean(magnitudes.reshape(-1), threads)
+        current = reference.mean_of_lanes(lanes, rest, grid.size)
         if not current < best:
             break
         best = current
-    return zero
 
 
-def _mean(magnitudes: F32, threads: int | None) -> np.float32:
-    """:func:`uqff.families.hqq.mean_magnitude` of magnitudes; two threads take half the running sums each."""
-    lanes = np.zeros(LANES, np.float32)
+def _add_lanes(errors: F32, lanes: F32, phase: int, threads: int | None) -> None:
+    """The running sums of :func:`uqff.families.hqq.mean_magnitude`; two threads take half of them each."""
     half = LANES // 2
-    run_ranges(lambda lo, hi: lane_sums(magnitudes, lanes, half * lo, half * hi), 2, threads=threads)
-    full = len(magnitudes) // LANES * reference.LANES
-    return reference.mean_of_lanes(lanes, magnitudes[full:], len(magnitudes))
+    run_ranges(lambda lo, hi: lane_sums(errors, lanes, phase, half * lo, half * hi), 2, threads=threads)
 
 
-@njit(nogil=True, cache=True, error_model="numpy", fastmath=False)
-def extremes(grid, low, high, lo, hi):  # type: ignore[no-untyped-def]
+@kernel
+def extremes(grid, low, high, lo, hi):
     """Minimum and maximum of columns [lo, hi)."""
     low, high = low[lo:hi], high[lo:hi]
     low[:], high[:] = grid[0, lo:hi], grid[0, lo:hi]
@@ -94,47 +105,50 @@ def extremes(grid, low, high, lo, hi):  # type: ignore[no-untyped-def]
             high[j] = row[j] if row[j] > high[j] else high[j]
 
 
-@njit(inline="always", error_model="numpy")
-def code(x, top):  # type: ignore[no-untyped-def]
-    """``round`` then ``clip`` to 0..top, as int32; clipped first, so that the conversion cannot overflow."""
-    x = top if x > top else x
-    x = np.float32(0) if x < np.float32(0) else x
-    return np.int32(x + BELOW_HALF)
+@kernel
+def turn(grid, s, zero, top, inverse_beta, idle, sums, errors, first, last, lo, hi):
+    """One turn of the optimiser on columns [lo, hi) of rows [first, last).
 
-
-@njit(nogil=True, cache=True, error_model="numpy", fastmath=False)
-def turn(grid, s, zero, top, inverse_beta, idle, magnitudes, lo, hi):  # type: ignore[no-untyped-def]
-    """One turn of the optimiser on columns [lo, hi): moves ``zero``, leaves the magnitude of each error."""
+    Leaves the magnitude of each error, row after row; adds to ``sums``; the last rows move ``zero``.
+    """
     q = np.empty(STRIP, np.float32)
     e = np.empty(STRIP, np.float32)
-    sums = np.empty(STRIP, np.float32)
-    mean = np.float32(1.0 / grid.shape[0])
+    total = np.empty(STRIP, np.float32)
+    rows, columns = grid.shape
+    mean = np.float32(1.0 / rows)
     for start in range(lo, hi, STRIP):
         end = min(start + STRIP, hi)
         n = end - start
         scale, z = s[start:end], zero[start:end]
-        sums[:n] = np.float32(0)
-        for i in range(grid.shape[0]):
-            row, out = grid[i, start:end], magnitudes[i, start:end]
+        if first == 0:
+            total[:n] = np.float32(0)
+        else:
+            total[:n] = sums[start:end]
+        for i in range(first, last):
+            at = (i - first) * columns
+            row, out = grid[i, start:end], errors[at + start : at + end]
             peak = np.uint32(0)
             for j in range(n):
-                q[j] = np.float32(code(row[j] * scale[j] + z[j], top))
+                q[j] = unsigned_code(row[j] * scale[j] + z[j], top)
                 e[j] = row[j] - (q[j] - z[j]) / scale[j]
                 magnitude = bits_of(e[j]) & MAGNITUDE
                 out[j] = float_of(magnitude)
                 peak = max(peak, magnitude)
             if float_of(peak) > idle:
                 for j in range(n):
-                    sums[j] += q[j] - (row[j] - shrink(e[j], inverse_beta, idle)) * scale[j]
+                    total[j] += q[j] - (row[j] - shrink(e[j], inverse_beta, idle)) * scale[j]
             else:
                 for j in range(n):
-                    sums[j] += q[j] - row[j] * scale[j]
-        for j in range(n):
-            z[j] = sums[j] * mean
+                    total[j] += q[j] - row[j] * scale[j]
+        if last == rows:
+            for j in range(n):
+                z[j] = total[j] * mean
+        else:
+            sums[start:end] = total[:n]
 
 
-@njit(error_model="numpy")
-def shrink(error, inverse_beta, idle):  # type: ignore[no-untyped-def]
+@subroutine
+def shrink(error, inverse_beta, idle):
     """See :func:`uqff.families.hqq.shrink`."""
     magnitude = abs(error)
     if magnitude <= idle:
@@ -143,18 +157,28 @@ def shrink(error, inverse_beta, idle):  # type: ignore[no-untyped-def]
     return kept if error > np.float32(0) else -kept
 
 
-@njit(nogil=True, cache=True, error_model="numpy", fastmath=False)
-def lane_sums(magnitudes, lanes, lo, hi):  # type: ignore[no-untyped-def]
-    """Running sums [lo, hi) of 32: ``lanes[k]`` gets the elements whose index is k modulo 32, in order."""
+@kernel
+def lane_sums(errors, lanes, phase, lo, hi):
+    """Running sums [lo, hi) of 32: ``lanes[k]`` gets the elements whose index + ``phase`` is k modulo 32, in order."""
     sums = lanes[lo:hi]
-    for start in range(0, magnitudes.size // LANES * LANES, LANES):
-        run = magnitudes[start + lo : start + hi]
+    whole = (LANES - phase) % LANES
+    for i in range(min(whole, errors.size)):
+        k = phase + i
+        if lo <= k < hi:
+            lanes[k] += errors[i]
+    end = whole + max(errors.size - whole, 0) // LANES * LANES
+    for start in range(whole, end, LANES):
+        run = errors[start + lo : start + hi]
         for k in range(run.size):
             sums[k] += run[k]
+    for i in range(end, errors.size):
+        k = i - end
+        if lo <= k < hi:
+            lanes[k] += errors[i]
 
 
-@njit(nogil=True, cache=True, error_model="numpy", fastmath=False)
-def pack_codes(grid, s, zero, top, bits, packed, lo, hi):  # type: ignore[no-untyped-def]
+@kernel
+def pack_codes(grid, s, zero, top, bits, packed, lo, hi):
     """Columns [lo, hi) of the packed codes, made with the final zeros; see :func:`uqff.packing.pack_planes`."""
     rows = packed.shape[0]
     scale, z = s[lo:hi], zero[lo:hi]
@@ -168,4 +192,4 @@ def pack_codes(grid, s, zero, top, bits, packed, lo, hi):  # type: ignore[no-unt
                 row = grid[i, lo:hi]
                 shift = np.int32(bits * (planes - 1 - p))
                 for j in range(row.size):
-                    out[j] |= code(row[j] * scale[j] + z[j], top) << shift
+                    out[j] |= np.int32(unsigned_code(row[j] * scale[j] + z[j], top)) << shift

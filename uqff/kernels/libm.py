@@ -1,9 +1,11 @@
 """``logf`` and ``expf`` of glibc within kernels: :mod:`uqff.glibc`, one element at a time."""
 
+# numba infers the types of what it compiles; annotations would neither be read by it nor checked.
+# mypy: disable-error-code="no-untyped-def, no-untyped-call"
+
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
 from uqff.glibc import (
     EXP_PER_LN2,
@@ -19,6 +21,7 @@ from uqff.glibc import (
     LOG_POLYNOMIAL,
 )
 from uqff.kernels.bits import bits_of, float_of
+from uqff.kernels.compiling import subroutine
 
 __all__ = ["expf", "logf"]
 
@@ -28,8 +31,8 @@ TWO = np.ldexp(1.0, np.arange(-150, 151))
 """Powers of two from 2^-150 to 2^150; multiplying by one is exact."""
 
 
-@njit(error_model="numpy")
-def logf(x):  # type: ignore[no-untyped-def]
+@subroutine
+def logf(x):
     """Natural logarithm of a positive, normal, finite float32."""
     bits = np.int32(bits_of(x))
     offset = bits - np.int32(LOG_OFFSET)
@@ -41,8 +44,8 @@ def logf(x):  # type: ignore[no-untyped-def]
     return np.float32((A0 * r2 + (A1 * r + A2)) * r2 + ((LOG_CENTRE[i] + k * LN2) + r))
 
 
-@njit(error_model="numpy")
-def expf(x):  # type: ignore[no-untyped-def]
+@subroutine
+def expf(x):
     """Exponential of a float32 in [-87, 88]."""
     wide = np.float64(x)
     k = np.rint(wide * EXP_PER_LN2)

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
+from uqff.kernels.bits import float_of
+from uqff.kernels.compiling import kernel
 from uqff.kernels.memory import bytes_of
 from uqff.kernels.numerics import Bytes, over, put_pair
-from uqff.kernels.vectors import as_f32, float_of_bits, halves, kernel, ramp, splat, where_less, word
+from uqff.kernels.vectors import as_f32, halves, ramp, splat, where_less, word
 
 if TYPE_CHECKING:
     from uqff.families.mxfp4 import MXFP4
@@ -43,6 +47,6 @@ def _nibbles(blocks: Bytes, at: int) -> Any:
 @kernel
 def _mxfp4(blocks: Bytes, scales: Bytes, out: Bytes, form: int, lo: int, hi: int) -> None:
     for block in range(lo, hi):
-        scale = float_of_bits(scales[block] << 23)
+        scale = float_of(np.uint32(scales[block]) << np.uint32(23))
         a, b = _e2m1(_nibbles(blocks, 16 * block)), _e2m1(_nibbles(blocks, 16 * block + 8))
         put_pair(out, 32 * block, form, a * scale, b * scale)

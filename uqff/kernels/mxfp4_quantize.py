@@ -1,5 +1,8 @@
 """MXFP4 quantiser, the fast twin of :mod:`uqff.families.mxfp4`, bit-equal to it."""
 
+# numba infers the types of what it compiles; annotations would neither be read by it nor checked.
+# mypy: disable-error-code="no-untyped-def, no-untyped-call"
+
 from __future__ import annotations
 
 from functools import cache
@@ -7,11 +10,11 @@ from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit
 
 from uqff.families.mxfp4 import BIAS, floor_log2
 from uqff.families.mxfp4 import BLOCK_SIZE as BLOCK
 from uqff.kernels.bits import MAGNITUDE, bits_of, float_of, pack8
+from uqff.kernels.compiling import inline, kernel
 from uqff.kernels.threads import run_ranges
 
 __all__ = ["quantize"]
@@ -64,8 +67,8 @@ def first_of_next() -> U32:
     return first
 
 
-@njit(nogil=True, cache=True, error_model="numpy", fastmath=False)
-def quantize_pairs(w, first, codes, scales, lo, hi):  # type: ignore[no-untyped-def]
+@kernel
+def quantize_pairs(w, first, codes, scales, lo, hi):
     """Pairs of blocks [lo, hi) of the flattened weight; ``first`` from :func:`first_of_next`."""
     nibbles = np.empty(PAIR, np.uint8)
     nibbles8 = nibbles.view(np.uint64)
@@ -93,8 +96,8 @@ def quantize_pairs(w, first, codes, scales, lo, hi):  # type: ignore[no-untyped-
             run[k] = np.uint32(pack8(nibbles8[k], 4))
 
 
-@njit(inline="always", error_model="numpy")
-def scale_of(peak, first):  # type: ignore[no-untyped-def]
+@inline
+def scale_of(peak, first):
     """The scale byte, as uint32, of a block whose largest magnitude has the bits ``peak``; 252 at most."""
     sixth = bits_of(float_of(peak) / np.float32(6))
     field = sixth >> np.uint32(23)

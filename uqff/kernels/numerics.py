@@ -22,16 +22,16 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from uqff.kernels.bits import f16_value, float_of
+from uqff.kernels.compiling import kernel
 from uqff.kernels.threads import run_ranges
 from uqff.kernels.vectors import (
     HAS_HALF,
     LANES,
     as_f32,
     as_i32,
-    float_of_bits,
     half_bits,
     half_values,
-    kernel,
     number,
     splat,
     store_f32,
@@ -82,27 +82,20 @@ def over(items: int, weights: int, work: Callable[[int, int], None]) -> None:
 def f32(data: Bytes, at: int) -> Any:
     """The little-endian float32 at ``data[at]``; NaN becomes 0x7FC00000."""
     bits = np.int64(word(data, at))
-    return float_of_bits(0x7FC00000 if bits & 0x7FFFFFFF > 0x7F800000 else bits)
+    return float_of(np.uint32(0x7FC00000 if bits & 0x7FFFFFFF > 0x7F800000 else bits))
 
 
 @kernel
 def bf16(data: Bytes, at: int) -> Any:
     """The float32 of the little-endian bfloat16 at ``data[at]``; NaN becomes 0x7FC00000."""
     bits = np.int64(data[at]) << 16 | np.int64(data[at + 1]) << 24
-    return float_of_bits(0x7FC00000 if bits & 0x7FFFFFFF > 0x7F800000 else bits)
+    return float_of(np.uint32(0x7FC00000 if bits & 0x7FFFFFFF > 0x7F800000 else bits))
 
 
 @kernel
 def f16(data: Bytes, at: int) -> Any:
     """The float32 of the little-endian float16 at ``data[at]``; NaN becomes 0x7FC00000."""
-    bits = np.int64(data[at]) | np.int64(data[at + 1]) << 8
-    sign, magnitude = (bits & 0x8000) << 16, bits & 0x7FFF
-    if magnitude >= 0x7C00:
-        return float_of_bits(0x7FC00000 if magnitude > 0x7C00 else sign | 0x7F800000)
-    if magnitude >= 0x0400:
-        return float_of_bits(sign | (magnitude << 13) + (112 << 23))
-    value = np.float32(magnitude) * np.float32(2.0**-24)
-    return -value if sign else value
+    return f16_value(np.int64(data[at]) | np.int64(data[at + 1]) << 8)
 
 
 @kernel
@@ -120,7 +113,7 @@ def e4m3(code: int) -> Any:
     if magnitude == 0x7F:
         value = np.float32(np.nan)
     elif magnitude >= 8:
-        value = float_of_bits((magnitude << 20) + (120 << 23))
+        value = float_of(np.uint32((magnitude << 20) + (120 << 23)))
     else:
         value = np.float32(magnitude) * np.float32(2.0**-9)
     return -value if code & 0x80 else value

@@ -1,9 +1,10 @@
 """Sixteen or 32 numbers at a time: vectors for numba kernels, so that they do not depend on LLVM vectorising a loop.
 
 A block's inner loop is 16 or 32 long and known when compiling; LLVM unrolls such loops before its vectoriser sees them.
-So the kernels say what they mean: :data:`I32` and :data:`F32` are numba types of 16 lanes, :data:`U8` one of 32, which
-LLVM maps to whatever the CPU has (one AVX-512 register, two AVX2, four SSE or NEON).  All operations are lane by lane;
-scalars on the right are spread over all lanes.  Floats are never contracted: no flag here allows LLVM to.
+So the kernels say what they mean: :data:`I32`, :data:`F32` and :data:`F64` are numba types of 16 lanes, :data:`U8` one
+of 32, which LLVM maps to whatever the CPU has (F32: one AVX-512 register, two AVX2, four SSE or NEON).  All operations
+are lane by lane; scalars on the right are spread over all lanes.  Floats are never contracted: no flag here allows LLVM
+to.
 
 ==============================  ==========================================================================
 ``load_u8`` ``load_i8``         ``(bytes, at) -> I32``: 16 bytes, widened
@@ -15,6 +16,7 @@ scalars on the right are spread over all lanes.  Floats are never contracted: no
 ``first_signed`` ...            the same of signed bytes
 ``load_f32``                    ``(float32s, at) -> F32``
 ``store_f32``                   ``(array, at, F32)``: to a float32 array, or to bytes at any address
+``store_f64`` ``store_i32``     ``(array, at, F64)``, ``(array, at, I32)``
 ``store_u16``                   ``(bytes, at, I32)``: the low halves, to any address
 ``store_high_u16``              ``(bytes, at, I32, I32)``: the high halves of both, to any address
 ``word``                        ``(bytes, at) -> uint32``: one little-endian word, from any address
@@ -23,14 +25,14 @@ scalars on the right are spread over all lanes.  Floats are never contracted: no
 ``quarters``                    ``(a, b, c, d) -> I32``: four lanes each
 ``ramp``                        ``(step, period) -> I32``: lane i holds ``step * (i mod period)``, period a power of 2
 ``lane``                        ``(F32, i) -> float32``
-``float_of_bits``               ``(integer) -> float32`` with those bits
 ``number``                      ``(I32) -> F32``: the value as a float, exact below 2**24
 ``as_f32`` ``as_i32``           the same bits as the other type
+``wide``                        ``(F32) -> F64``
 ``half_bits``                   ``(F32) -> I32``: rounded to float16; only where ``HAS_HALF``
 ``half_values``                 ``(I32) -> F32``: the reverse, likewise
 ``where_less``                  ``(a, b, x, y)``: x where a < b (signed), else y
 ``+ - & | << >>``               of I32 and U8, modulo their size; ``>>`` shifts zeros in
-``+ - *``                       of F32
+``+ - *``                       of F32 and F64
 ==============================  ==========================================================================
 
 Nothing checks bounds: the callers do.
@@ -40,9 +42,8 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable
-from typing import Any, TypeVar, cast
+from typing import Any
 
-import numba
 from llvmlite import ir
 from numba import extending, types
 from numba.core.imputils import lower_builtin
@@ -57,11 +58,9 @@ __all__ = [
     "as_i32",
     "first",
     "first_signed",
-    "float_of_bits",
     "half_bits",
     "half_values",
     "halves",
-    "kernel",
     "lane",
     "load_bytes",
     "load_f32",
@@ -78,21 +77,16 @@ __all__ = [
     "splat",
     "spread_bits",
     "store_f32",
+    "store_f64",
     "store_high_u16",
+    "store_i32",
     "store_u16",
     "where_less",
+    "wide",
     "word",
 ]
 
 LANES = 16
-
-
-_Function = TypeVar("_Function", bound=Callable[..., Any])
-
-
-def kernel(function: _Function) -> _Function:
-    """Compile on the first call, once per machine: without the GIL, with C's arithmetic, kept in numba's cache."""
-    return cast(_Function, numba.njit(nogil=True, cache=True, error_model="numpy", fastmath=False)(function))
 
 
 def intrinsic(function: Callable[..., Any]) -> Any:
@@ -117,6 +111,7 @@ class Vector(types.Type):
 U8 = Vector(types.uint8, 2 * LANES)
 I32 = Vector(types.int32, LANES)
 F32 = Vector(types.float32, LANES)
+F64 = Vector(types.float64, LANES)
 
 _I1, _I8, _I16, _INT32, _FLOAT = (ir.IntType(1), ir.IntType(8), ir.IntType(16), ir.IntType(32), ir.FloatType())
 
@@ -125,7 +120,7 @@ def _of(element: ir.Type) -> ir.VectorType:
     return ir.VectorType(element, LANES)
 
 
-_LLVM = {U8: ir.VectorType(_I8, 2 * LANES), I32: _of(_INT32), F32: _of(_FLOAT)}
+_LLVM = {U8: ir.VectorType(_I8, 2 * LANES), I32: _of(_INT32), F32: _of(_FLOAT), F64: _of(ir.DoubleType())}
 
 
 @register_model(Vector)
@@ -241,6 +236,8 @@ def _storer(element: ir.Type, source: Vector, narrow: str | None) -> Any:
 
 
 store_f32 = _storer(_FLOAT, F32, None)
+store_i32 = _storer(_INT32, I32, None)
+store_f64 = _storer(ir.DoubleType(), F64, None)
 store_u16 = _storer(_I16, I32, "trunc")
 
 
@@ -314,16 +311,6 @@ def ramp(_typing: Any, step: Any, period: Any) -> Any:
 
 
 @intrinsic
-def float_of_bits(_typing: Any, bits: Any) -> Any:
-    """The float32 of a bit pattern."""
-
-    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        return builder.bitcast(context.cast(builder, args[0], sig.args[0], types.int32), _FLOAT)
-
-    return (signature(types.float32, bits), generate) if isinstance(bits, types.Integer) else None
-
-
-@intrinsic
 def lane(_typing: Any, vector: Any, i: Any) -> Any:
     """One lane of a vector."""
 
@@ -377,6 +364,7 @@ def half_values(_typing: Any, bits: Any) -> Any:
 number = _conversion(I32, F32, "sitofp")
 as_f32 = _conversion(I32, F32, "bitcast")
 as_i32 = _conversion(F32, I32, "bitcast")
+wide = _conversion(F32, F64, "fpext")
 
 
 @intrinsic
@@ -395,7 +383,8 @@ def _operator(function: Any, vector: Vector, scalar: Any, instruction: str) -> N
 
     def _type(_context: Any) -> Any:
         def typer(a: Any, b: Any) -> Any:
-            return vector if a is vector and (b is vector or isinstance(b, scalar)) else None
+            fits = isinstance(b, scalar) if isinstance(scalar, type) else b == scalar
+            return vector if a is vector and (b is vector or fits) else None
 
         return typer
 
@@ -422,5 +411,6 @@ for _function, _instruction in (
     _operator(_function, I32, types.Integer, _instruction)
     _operator(_function, U8, types.Integer, _instruction)
 for _function, _instruction in ((operator.add, "fadd"), (operator.sub, "fsub"), (operator.mul, "fmul")):
-    # float32 only: a float64 scalar would be rounded silently
-    _operator(_function, F32, type(types.float32), _instruction)
+    # Of one width only: a float64 scalar to the right of float32 lanes would be rounded silently.
+    _operator(_function, F32, types.float32, _instruction)
+    _operator(_function, F64, types.float64, _instruction)

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from uqff.families.parts import aligned
 from uqff.schema.bricks import Scalar, Vector
 from uqff.schema.layout import Layout
 
@@ -78,10 +77,10 @@ class BlockType:
         for _, brick, _ in self.layout.members:
             code, _ = brick.numpy
             size = brick.code.size
-            raw = blocks[:, start : start + size].reshape(-1)  # a single row may have any stride
+            # A copy: contiguous() leaves a single block the strides it was cut with, which no view of numbers may have.
+            raw = blocks[:, start : start + size].clone(memory_format=torch.contiguous_format)
             if code != "u1":
-                raw = aligned(raw, np.dtype(code).itemsize).view(getattr(torch, _TORCH[code]))
-            raw = raw.view(len(blocks), -1)
+                raw = raw.view(getattr(torch, _TORCH[code]))
             parts.append(raw.to(torch.float32) if raw.is_floating_point() else raw)
             start += size
         return parts

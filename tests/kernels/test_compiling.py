@@ -1,0 +1,102 @@
+"""A compiled kernel never outlives the sources it was made of."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from uqff.kernels import bits, compiling, finite
+
+PYTHON_ONLY = {"codes", "packing", "families.fp8"}
+"""What kernels' modules take from elsewhere to use it outside compiled code."""
+
+
+@pytest.fixture
+def module(tmp_path: Path) -> ModuleType:
+    """A module of one function, beside which numba may keep its cache."""
+    path = tmp_path / "tiny.py"
+    path.write_text("def double(x):\n    return 2 * x\n")
+    spec = importlib.util.spec_from_file_location("tiny", path)
+    assert spec is not None
+    assert spec.loader is not None
+    made = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(made)
+    return made
+
+
+def hits_and_misses(function: Any) -> tuple[int, int]:
+    """What numba's cache said to the first call of a new kernel."""
+    compiled = compiling.kernel(function)
+    assert compiled(21) == 42
+    return sum(compiled.stats.cache_hits.values()), sum(compiled.stats.cache_misses.values())
+
+
+def test_another_stamp_compiles_again(module: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The file of the function has not changed, so numba alone would take the old code."""
+    assert hits_and_misses(module.double) == (0, 1)
+    assert hits_and_misses(module.double) == (1, 0)
+    monkeypatch.setattr(compiling, "stamp", lambda: "of other sources")
+    assert hits_and_misses(module.double) == (0, 1)
+    assert hits_and_misses(module.double) == (1, 0)
+
+
+def test_without_sources_nothing_is_kept(module: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compiling, "stamp", lambda: "")
+    for _ in range(2):
+        assert hits_and_misses(module.double)[0] == 0
+    assert not list(Path(str(module.__file__)).parent.rglob("*.nbi"))
+
+
+def test_without_a_place_for_a_cache_kernels_work() -> None:
+    """A function of no file stands for an installation that cannot be written to."""
+    namespace: dict[str, Any] = {}
+    exec("def double(x):\n    return 2 * x\n", namespace)
+    assert compiling.kernel(namespace["double"])(21) == 42
+
+
+def test_kernels_carry_the_stamp() -> None:
+    """The attribute of numba that takes it is not public: this fails when it moves."""
+    assert finite.peak_magnitudes._cache._cache_file._source_stamp == compiling.stamp()
+    assert len(compiling.stamp()) == 64
+
+
+@pytest.mark.parametrize("changed", ["bits.py", "arithmetic.py", "vectors.py", *compiling.OTHER_SOURCES])
+def test_the_stamp_sees_every_source(changed: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    room = tmp_path / "kernels"
+    for path in (*compiling.ROOM.glob("*.py"), *(compiling.ROOM.parent / name for name in compiling.OTHER_SOURCES)):
+        copy = tmp_path / path.relative_to(compiling.ROOM.parent)
+        copy.parent.mkdir(exist_ok=True)
+        copy.write_bytes(path.read_bytes())
+    monkeypatch.setattr(compiling, "ROOM", room)
+    assert compiling.stamp.__wrapped__() == compiling.stamp()
+    target = tmp_path / changed if "/" in changed or changed == "glibc.py" else room / changed
+    source = target.read_bytes()
+    target.write_bytes(source[:-2] + b"#\n")  # of the same length
+    assert compiling.stamp.__wrapped__() != compiling.stamp()
+
+
+def imported(path: Path) -> Iterator[str]:
+    """Modules of this package outside the room that a module imports when it is loaded."""
+    tree = ast.parse(path.read_text("utf-8"))
+    for node in tree.body:
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("uqff"):
+            names = [f"{node.module}.{each.name}" for each in node.names]
+            for name in names:
+                inside = name.removeprefix("uqff.")
+                file = Path(bits.__file__).parents[1] / (inside.replace(".", "/") + ".py")
+                module = inside if file.is_file() else inside.rpartition(".")[0]
+                if not module.startswith("kernels") and module:
+                    yield module
+
+
+def test_no_source_is_forgotten() -> None:
+    """Whoever lets a kernel take numbers from another file adds that file to the stamp."""
+    found = {module for path in compiling.ROOM.glob("*.py") for module in imported(path)}
+    stamped = {name.removesuffix(".py").replace("/", ".") for name in compiling.OTHER_SOURCES}
+    assert found == stamped | PYTHON_ONLY
