@@ -57,10 +57,13 @@ class LazyGroup(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run a command."""
+        if sys.stdout is None:  # closed by the caller, who wants the exit code alone
+            sys.stdout = open(os.devnull, "w")  # noqa: SIM115  (to the end of the process)
         for stream in (sys.stdout, sys.stderr):
             if hasattr(stream, "reconfigure"):
                 stream.reconfigure(errors="backslashreplace")
         try:
+            _check_environment(ctx)
             result = super().invoke(ctx)
             sys.stdout.flush()
         except UqffError as error:
@@ -71,9 +74,24 @@ class LazyGroup(click.Group):
             ctx.exit(PIPE_CLOSED)
         except OSError as error:
             _fail(ctx, f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}", 2)
+        except MemoryError:
+            _fail(ctx, "out of memory", 2)
         except KeyboardInterrupt:
             ctx.exit(INTERRUPTED)
         return result
+
+
+def _check_environment(ctx: click.Context) -> None:
+    """Variables that say nonsense are a wrong call, whether the command looks at them or not."""
+    if os.environ.get("UQFF_NUM_THREADS") or os.environ.get("UQFF_KERNELS"):
+        from uqff import kernels
+        from uqff.kernels.threads import num_threads
+
+        try:
+            num_threads()
+            kernels.choice()
+        except ValueError as error:
+            _fail(ctx, str(error), 2)
 
 
 def _fail(ctx: click.Context, message: str, code: int) -> None:
