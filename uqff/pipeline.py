@@ -17,15 +17,13 @@ Authority: mistral.rs v0.6.0, ``mistralrs-core/src/pipeline/isq.rs`` (``quantize
 
 from __future__ import annotations
 
-import errno
 import math
-import shutil
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
@@ -33,12 +31,20 @@ from uqff import blob
 from uqff.architectures import LayerName, layer_names, selected_layers
 from uqff.blob import Layer
 from uqff.codes import DType, Version
-from uqff.container.file import RESIDUAL_NAME
+from uqff.container.directory import (
+    COMPANIONS,
+    LOADED_DTYPES,
+    Progress,
+    Residual,
+    Step,
+    check_space,
+    copy_companions,
+)
 from uqff.container.save import SHARD_BYTES
 from uqff.container.shards import PathLike
 from uqff.container.staging import check_target, staged_directory
-from uqff.container.streaming import StreamedFile, StreamedLayers
-from uqff.container.writer import Writer, copy_durably
+from uqff.container.streaming import StreamedLayers
+from uqff.container.writer import Writer
 from uqff.distance import distance
 from uqff.errors import FormatError, ShapeError, UnsupportedError, UqffError
 from uqff.isq import Engine, Fallback, FallbackWarning, bias_dtype, cast_bias, kind_name, outline, resolve
@@ -46,59 +52,21 @@ from uqff.quantizers import Loaded, encode
 from uqff.recipe import Recipe
 from uqff.report import LayerReport, Output, Result
 from uqff.selector import Pattern
-from uqff.sources.safetensors import CONFIG_NAME, Checkpoint, open_checkpoint
-from uqff.views import bytes_of
+from uqff.sources.safetensors import Checkpoint, open_checkpoint
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["FORMATS", "Progress", "Step", "quantize_model"]
+__all__ = ["COMPANIONS", "FORMATS", "LOADED_DTYPES", "Progress", "Step", "quantize_model"]
 
 FORMATS: Final = {"0.1": Version(0, 1, 3), "0.2": Version(0, 2, 0)}
 """Format generations that can be written, and the version that each writes."""
 
-LOADED_DTYPES: Final = {"F32": DType.F32, "F16": DType.F16, "BF16": DType.BF16}
-"""What weights come as and are loaded as, by their name in the checkpoint."""
-
-COMPANIONS: Final = (
-    CONFIG_NAME,
-    "generation_config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "tokenizer.model",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "vocab.txt",
-    "merges.txt",
-    "chat_template.jinja",
-    "chat_template.json",
-    "preprocessor_config.json",
-    "processor_config.json",
-)
-"""Files that are copied beside the model if they are there."""
-
 UNUSED: Final = (".rotary_emb.inv_freq",)
 """Tensors that old checkpoints hold and no loader reads."""
 
-TILE: Final = 1 << 22
-"""Weights of the residual that are rounded and written together."""
-
 SLACK: Final = 64 * 2**20
 """Bytes of finished layers that may wait for the writer even if the largest layer is being made."""
-
-
-class Step(NamedTuple):
-    """What has been done: of layers all types asked for count once."""
-
-    module: str
-    layers_done: int
-    layers: int
-    weights_done: int
-    weights: int
-
-
-Progress = Callable[[Step], None]
 
 
 @dataclass(frozen=True)
@@ -159,16 +127,10 @@ def quantize_model(
                 warnings.warn(FallbackWarning(str(fallback)), stacklevel=2)
             else:
                 on_fallback(fallback)
-        _check_space(Path(target), job.total_bytes)
+        check_space(Path(target), job.total_bytes)
         with staged_directory(Path(target), force=force) as staging:
             result = job.run(staging, shard_bytes, progress)
     return Result(Path(target), *result)
-
-
-def _check_space(target: Path, needed: int) -> None:
-    free = shutil.disk_usage(target.parent).free
-    if free < needed:
-        raise OSError(errno.ENOSPC, f"no space for the model: {needed:,} bytes needed, {free:,} free", str(target))
 
 
 class _Job:
@@ -191,7 +153,7 @@ class _Job:
         self.version = FORMATS[format]
         self.names = _names(checkpoint, layers)
         self.dtype = _load_dtype(checkpoint, self.names, dtype)
-        self.residual = _residual_names(checkpoint, self.names)
+        self.residual = Residual(checkpoint, _residual_names(checkpoint, self.names), self.dtype)
         self.unmatched = recipe.unmatched(self.names) if recipe is not None else []
         self.outputs: list[Output] = []
         self.plans: list[list[_Planned]] = []
@@ -226,30 +188,16 @@ class _Job:
     @property
     def total_bytes(self) -> int:
         """Bytes of everything that will be written, headers aside."""
-        residual = sum(self._residual_size(name) for name in self.residual)
-        return residual + sum(planned.size for plans in self.plans for planned in plans)
-
-    def _residual_dtype(self, name: str) -> str:
-        """Floats of the layers' dtypes are loaded like them; anything else stays as it is."""
-        stored = self.checkpoint.dtype(name)
-        return self.dtype.safetensors if stored in LOADED_DTYPES else stored
-
-    def _residual_size(self, name: str) -> int:
-        size = self.checkpoint.nbytes(name)
-        stored = self.checkpoint.dtype(name)
-        return size // LOADED_DTYPES[stored].itemsize * self.dtype.itemsize if stored in LOADED_DTYPES else size
+        return self.residual.nbytes + sum(planned.size for plans in self.plans for planned in plans)
 
     def run(self, directory: Path, shard_bytes: int, progress: Progress | None) -> tuple[Any, ...]:
         """Write everything into a directory; gives the fields of :class:`Result` after the path."""
-        residual = [(name, self._residual_dtype(name), self.checkpoint.shape(name)) for name in self.residual]
         with Writer() as writer:
-            rest = writer.own(StreamedFile(directory / RESIDUAL_NAME, residual))
             shards = []
             for output, plans in zip(self.outputs, self.plans, strict=True):
                 outlines = {str(name.index): planned.outline for name, planned in zip(self.names, plans, strict=True)}
                 shards.append(writer.own(StreamedLayers(directory, output.kind, outlines, self.version, shard_bytes)))
-            for name in self.residual:
-                writer.submit(partial(self._write_residual, rest, name), 0)
+            rest = self.residual.write(writer, directory)
             self._run_layers(writer, shards, progress)
             writer.join()
             rest.finish()
@@ -257,10 +205,8 @@ class _Job:
                 files.finish()
                 output.shards = [file.path.name for file in files.files]
                 output.nbytes = sum(file.nbytes for file in files.files)
-        for companion in COMPANIONS:
-            if (self.checkpoint.path / companion).is_file():
-                copy_durably(self.checkpoint.path / companion, directory / companion)
-        return self.dtype.safetensors, self.version, self.outputs, len(residual), rest.nbytes, self.unmatched
+        copy_companions(self.checkpoint.path, directory)
+        return self.dtype.safetensors, self.version, self.outputs, len(self.residual.names), rest.nbytes, self.unmatched
 
     def _run_layers(self, writer: Writer, shards: list[StreamedLayers], progress: Progress | None) -> None:
         sizes = [math.prod(self.checkpoint.shape(name.weight)) for name in self.names]
@@ -307,18 +253,6 @@ class _Job:
         if name.bias not in self.checkpoint:
             return None
         return cast_bias(self.checkpoint[name.bias], stored, self.dtype.torch)
-
-    def _write_residual(self, file: StreamedFile, name: str) -> None:
-        file.write(name, self._residual_chunks(name))
-
-    def _residual_chunks(self, name: str) -> Iterator[memoryview]:
-        """The bytes of a residual tensor in its stored dtype, a tile at a time."""
-        tensor = self.checkpoint[name].reshape(-1)
-        stored = self.checkpoint.dtype(name)
-        for start in range(0, len(tensor), TILE):
-            tile = tensor[start : start + TILE]
-            yield bytes_of(tile.to(self.dtype.torch) if stored in LOADED_DTYPES else tile)
-            self.checkpoint.release(name, start * tensor.itemsize, (start + len(tile)) * tensor.itemsize)
 
 
 def _names(checkpoint: Checkpoint, layers: Pattern | None) -> list[LayerName]:

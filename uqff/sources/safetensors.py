@@ -22,6 +22,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from uqff.container.directory import CONFIG_NAME
 from uqff.container.mapped import MappedFile, TensorMap
 from uqff.container.shards import PathLike
 from uqff.errors import FormatError, ShardError, UnsupportedError
@@ -35,7 +36,6 @@ if TYPE_CHECKING:
 
 __all__ = ["CONFIG_NAME", "Checkpoint", "open_checkpoint", "read_json"]
 
-CONFIG_NAME: Final = "config.json"
 SINGLE_NAME: Final = "model.safetensors"
 INDEX_NAME: Final = "model.safetensors.index.json"
 
