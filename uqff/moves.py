@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from uqff.architectures import LayerName
 from uqff.blob import Layer
@@ -46,7 +46,8 @@ class Problem(NamedTuple):
     reason: str
 
 
-class Row(NamedTuple):
+@dataclass(frozen=True)
+class Row:
     """A line of the mapping: one layer of the generation that has more of them.
 
     Attributes:
@@ -79,13 +80,13 @@ class Move:
         sources: the layers, in the order of the experts.
         targets: keys in the target, in the order of the experts.
         names: of the layers in the finer of the two generations.
-        unstack: whether the one source is a stack to be taken apart.
+        how: ``same`` for one that stays what it is, else ``stack`` or ``unstack``.
     """
 
     sources: tuple[Source, ...]
     targets: tuple[str, ...]
     names: tuple[LayerName, ...]
-    unstack: bool = False
+    how: Literal["same", "stack", "unstack"] = "same"
 
     def taken(self, bias_dtypes: Mapping[str, torch.dtype]) -> list[Layer]:
         """The layers of the source.
@@ -104,9 +105,9 @@ class Move:
         Raises:
             ShardError: they do not stack, or a stack cannot be taken apart.
         """
-        if self.unstack:
+        if self.how == "unstack":
             yield from zip(self.targets, _unstacked(taken[0]), strict=True)
-        elif len(taken) > 1:
+        elif self.how == "stack":
             yield self.targets[0], _stacked(taken)
         else:
             yield self.targets[0], taken[0]
@@ -194,7 +195,7 @@ def _try_stack(layers: list[Layer]) -> None:
 
 
 def _rows(move: Move, made: Mapping[str, Layer], sizes: Mapping[str, int], *, blobs: bool) -> Iterator[Row]:
-    if move.unstack:
+    if move.how == "unstack":
         for name, target in zip(move.names, move.targets, strict=True):
             if target in made:
                 weight = made[target].weight

@@ -55,7 +55,9 @@ def known_names(config: Mapping[str, Any], shapes: Mapping[int, tuple[int, ...]]
     if len(shapes) == len(stacked) != len(names):
         names = stacked
     if set(shapes) != set(range(len(names))):
-        kinds = f"{len(names)}" if len(stacked) == len(names) else f"{len(names)}, or {len(stacked)} with stacked experts"
+        kinds = (
+            f"{len(names)}" if len(stacked) == len(names) else f"{len(names)}, or {len(stacked)} with stacked experts"
+        )
         missing = next((str(index) for index in range(len(names)) if index not in shapes), None)
         extra = next((str(index) for index in sorted(shapes) if index >= len(names)), None)
         odd = f", {missing} is missing" if missing is not None else f", {extra} is none of them"
@@ -70,9 +72,7 @@ def known_names(config: Mapping[str, Any], shapes: Mapping[int, tuple[int, ...]]
     return names
 
 
-def check_shapes(
-    config: Mapping[str, Any], names: Iterable[LayerName], shapes: Mapping[int, tuple[int, ...]]
-) -> None:
+def check_shapes(config: Mapping[str, Any], names: Iterable[LayerName], shapes: Mapping[int, tuple[int, ...]]) -> None:
     """Compare the shapes of layers with what the configuration says of their weights.
 
     Raises:

@@ -35,7 +35,7 @@ SHAPES: Final[Mapping[str, tuple[str, str]]] = {
     "block_sparse_moe.experts.up_proj": ("inner", "hidden"),
     "block_sparse_moe.experts.down_proj": ("hidden", "inner"),
 }
-"""Outputs and inputs of a weight, by its path in a decoder layer (those of experts as 1.x calls them) or in the model."""
+"""Outputs and inputs of a weight, by its path in a decoder layer or in the model; experts are called as in 1.x."""
 
 
 def expected_shape(config: Mapping[str, Any], name: LayerName) -> tuple[int | None, ...] | None:
