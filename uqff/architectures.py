@@ -33,6 +33,7 @@ __all__ = [
     "embedding_name",
     "entry_names",
     "layer_names",
+    "selected_entries",
     "selected_layers",
     "stacked_layer_names",
     "stacked_names",
@@ -309,6 +310,36 @@ def selected_layers(
     if not names:
         raise FormatError("no weight matches", field="layers", got=pattern.text)
     return names
+
+
+def selected_entries(
+    config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], pattern: Pattern, version: tuple[int, int, int]
+) -> list[EntryName]:
+    """The weights whose name a pattern is found in, as layers of a 1.x file.
+
+    Takes and raises what :func:`selected_layers` does.  The experts of a known architecture are one layer, which is
+    found by its own name or by any that its weights have in the checkpoint.
+
+    Args:
+        version: 1.0.0 or later.
+    """
+    try:
+        known, names = entry_names(config, version), layer_names(config)
+    except UqffError:
+        known, names = [], []
+    chosen = [
+        entry
+        for entry in known
+        if any(pattern.search(f"{module}.weight") for module in (entry.key, *(part.module for part in entry.parts)))
+    ]
+    taken = {f"{name.module}.weight" for name in names} | {part.weight for entry in known for part in entry.parts}
+    for name, shape in shapes.items():
+        if name.endswith(".weight") and name not in taken and len(shape) in (2, 3) and pattern.search(name):
+            module = name.removesuffix(".weight")
+            chosen.append(EntryName(module, (LayerName(len(chosen), module, name, _block_of(module)),)))
+    if not chosen:
+        raise FormatError("no weight matches", field="layers", got=pattern.text)
+    return sorted(chosen, key=lambda entry: entry.key)
 
 
 def _natural(name: str) -> list[tuple[int, int, str]]:

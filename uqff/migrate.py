@@ -194,6 +194,7 @@ class Migration:
                 file=str(self.source.path),
                 expected="all or none: migrate them one by one",
             )
+        self._warn_tied()
         if marks and not self._restored and self.version >= EMBEDDING_SINCE:
             self.warnings.append(f"the dense {', '.join(marks)} was dequantised, and its codes are not there")
 
@@ -412,12 +413,16 @@ class Migration:
         extra = planned.file.extra
         if len(extra):
             self.warnings.append(f"{planned.stem}: entries that belong to no layer are left out: {', '.join(extra)}")
-        heads = [row for row in planned.rows if row.key.rpartition(".")[2] == "lm_head"]
-        if planned.file.generation == "0.x" and self.version >= FIRST and heads and self._is_tied_head(heads[0].key):
+
+    def _warn_tied(self) -> None:
+        """Of tied models that stay tied."""
+        heads = [row.key for row in self.models[0].rows if row.key.rpartition(".")[2] == "lm_head"]
+        up = self.models[0].file.generation == "0.x" and self.version >= FIRST
+        if up and heads and self._is_tied_head(heads[0]):
             if self._untied is None:
                 self.warnings.append(
-                    f"{planned.stem}: head and embedding are tied: the engine takes one matrix for both, where pre-1.0 "
-                    "ones had a quantised head beside the dense embedding; --untie keeps both"
+                    "head and embedding are tied: the engine takes one matrix for both, where pre-1.0 ones had a "
+                    "quantised head beside the dense embedding; --untie keeps both"
                 )
         elif self._untied is not None:
             raise UnsupportedError(

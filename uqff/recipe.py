@@ -86,10 +86,15 @@ class Recipe:
 
     def kind_for(self, layer: LayerName, default: str, *, engine: str = "0.9") -> str:
         """The type asked for a layer: that of the first rule that selects it, else the default."""
+        return self.explicit_kind((layer,), engine=engine) or default
+
+    def explicit_kind(self, names: Iterable[LayerName], *, engine: str = "0.9") -> str | None:
+        """The type that the first rule asks for that selects any of a layer's names; None if it is the default."""
+        names = tuple(names)
         for rule in self.rules:
-            if rule.selects(layer):
-                return rule.kind or ("unquant" if engine == "0.6" else default)
-        return default
+            if any(map(rule.selects, names)):
+                return rule.kind or ("unquant" if engine == "0.6" else None)
+        return None
 
     def unmatched(self, layers: Iterable[LayerName]) -> list[Rule]:
         """The rules that select none of the layers, in the order of the file."""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from uqff.cli.progress import progress_bar, terminable
+from uqff.cli.quantize import progress_bar, terminable
 from uqff.errors import printable
 
 if TYPE_CHECKING:

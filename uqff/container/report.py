@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from uqff.codes import Version
+from uqff.container.atomic import atomic_file
 from uqff.container.file import UqffFile
 from uqff.container.shards import SUFFIX, PathLike
 from uqff.errors import FormatError, ShardError, UnsupportedError, UqffError
@@ -43,10 +44,18 @@ __all__ = [
     "check_report",
     "read_report",
     "report_document",
+    "write_report",
 ]
 
 REPORT_NAME = "uqff_report.json"
 SCHEMA = 1
+SKIPPED = {"f32": "tensor is not quantizable", "unquant": "last dim is not divisible by group size 64"}
+"""The engine's reasons for a layer that is stored plain, by stored type: a Q type that fits no row, or an AFQ type.
+
+Authority: mistral.rs v0.9.2, ``mistralrs-quant/src/utils/isq.rs`` (``generate_isq``) and
+``mistralrs-quant/src/unquantized/mod.rs`` (``apply_isq``).
+"""
+
 PLAIN_KINDS = ("unquant", "f32", "f16", "bf16")
 """Stored types that count as a fallback where another was asked for; from one Q type to another does not."""
 
@@ -390,6 +399,7 @@ def build_report(
     files: Mapping[str, UqffFile],
     *,
     targets: Mapping[str, Mapping[str, str]] | None = None,
+    reasons: Mapping[str, Mapping[str, str]] | None = None,
     base_model: str | None = None,
     repo_id: str | None = None,
 ) -> Report:
@@ -398,6 +408,7 @@ def build_report(
     Args:
         files: name of the output (its default type) to open file.
         targets: see :func:`build_output`, by output.
+        reasons: likewise.
         base_model: the model that was quantised.
         repo_id: where the files are published.
 
@@ -411,7 +422,10 @@ def build_report(
     if len(versions) != 1:
         got = ", ".join(map(str, sorted(versions))) or "no files"
         raise FormatError("a report is about files of one version", field="uqff_version", got=got)
-    outputs = tuple(build_output(quant, file, targets=(targets or {}).get(quant)) for quant, file in files.items())
+    outputs = tuple(
+        build_output(quant, file, targets=(targets or {}).get(quant), reasons=(reasons or {}).get(quant))
+        for quant, file in files.items()
+    )
     generated_by = {"tool": "uqff", "uqff_version": __version__}
     return Report(str(versions.pop()), outputs, generated_by, base_model, repo_id)
 
@@ -447,3 +461,15 @@ def _output_document(output: ReportedOutput) -> dict[str, Any]:
 
 def _present(texts: Mapping[str, str | None]) -> dict[str, str]:
     return {name: text for name, text in texts.items() if text is not None}
+
+
+def write_report(report: Report, directory: PathLike) -> Path:
+    """Write the report of a model directory, in place of one that is there; whole or not at all.
+
+    Returns:
+        Path of the report.
+    """
+    path = Path(directory) / REPORT_NAME
+    with atomic_file(path) as file:
+        file.write(json.dumps(report_document(report), indent=2, ensure_ascii=False).encode())
+    return path

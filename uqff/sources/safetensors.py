@@ -83,9 +83,9 @@ class Checkpoint(Mapping[str, "torch.Tensor"]):
         entry = self._tensors.entry(name)
         return entry.end - entry.begin
 
-    def fetch(self, name: str) -> None:
-        """Ask the system to read a tensor from the disk in the background."""
-        self._advise(name, "MADV_WILLNEED")
+    def fetch(self, name: str, start: int = 0, stop: int | None = None) -> None:
+        """Ask the system to read a tensor's bytes, all or ``start`` to ``stop``, from the disk in the background."""
+        self._advise(name, "MADV_WILLNEED", start, stop)
 
     def release(self, name: str, start: int = 0, stop: int | None = None) -> None:
         """Give back the memory of a tensor's bytes, all or ``start`` to ``stop``; a later look reads them again."""
