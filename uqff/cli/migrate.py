@@ -11,7 +11,7 @@ from uqff.cli.quantize import progress_bar, terminable
 from uqff.errors import printable
 
 if TYPE_CHECKING:
-    from uqff.migrate import Migrated, Migration
+    from uqff.migrate import Migrated, Plan
 
 __all__ = ["migrate"]
 
@@ -57,42 +57,43 @@ def migrate(
     framing change. Files before 1.0 know their layers by number: config.json says which weights these are. OUT appears
     when all of it is written; it must not exist, or be empty.
     """
-    from uqff.migrate import Migration
-    from uqff.naming import read_names
+    from uqff.migrate import plan_migration, read_names, write_migration
+    from uqff.sources.model import ModelDirectory
 
     if out is None and not dry_run:
         raise click.UsageError("Missing argument 'OUT'.", context)
     chosen = read_names(names) if names is not None else None
-    with Migration(source, to, names=chosen, fix_biases=fix_biases, untie=untie) as migration:
-        for warning in migration.warnings:
+    with ModelDirectory(source) as directory:
+        plan = plan_migration(directory, to, names=chosen, fix_biases=fix_biases, untie=untie)
+        for warning in plan.warnings:
             click.echo(f"uqff: {printable(warning)}", err=True)
-        for problem in migration.problems if dry_run or len(migration.problems) > 1 else ():
+        for problem in plan.problems if dry_run or len(plan.problems) > 1 else ():
             click.echo(f"uqff: {printable(f'{problem.layer}: {problem.reason}')}", err=True)
         made = None
         if not dry_run:
             assert out is not None
             with terminable(), progress_bar(shown=not quiet, compiles=False) as progress:
-                made = migration.write(out, force=force, progress=progress)
+                made = write_migration(plan, out, force=force, progress=progress)
         if as_json:
-            click.echo(json.dumps(_document(migration, made), indent=2))
+            click.echo(json.dumps(_document(plan, made), indent=2))
         elif not quiet:
-            _show(migration, made)
-        if dry_run and migration.problems:
+            _show(plan, made)
+        if dry_run and plan.problems:
             context.exit(1)
 
 
-def _show(migration: Migration, made: Migrated | None) -> None:
+def _show(plan: Plan, made: Migrated | None) -> None:
     from uqff.cli.render import echo_heading, echo_pairs, echo_table, size
 
     if made is not None:
         echo_heading(str(made.path))
-        pairs = [("version", str(migration.version))]
+        pairs = [("version", str(plan.version))]
         pairs += [(stem, f"{len(names)} shards") for stem, names in made.shards.items()]
         pairs += [("layers", size(made.nbytes)), ("copied", ", ".join(made.copied) or "nothing")]
         echo_pairs(pairs + ([("not copied", ", ".join(made.left))] if made.left else []))
         return
     columns = [("index", "right"), ("key", "left"), ("type", "left"), ("shape", "left"), ("bytes", "right")]
-    for planned in migration.models:
+    for planned in plan.models:
         echo_heading(planned.stem)
         rows = []
         for row in planned.rows:
@@ -101,7 +102,7 @@ def _show(migration: Migration, made: Migrated | None) -> None:
         echo_table(columns, rows)
 
 
-def _document(migration: Migration, made: Migrated | None) -> dict[str, Any]:
+def _document(plan: Plan, made: Migrated | None) -> dict[str, Any]:
     models = [
         {
             "stem": planned.stem,
@@ -120,15 +121,15 @@ def _document(migration: Migration, made: Migrated | None) -> dict[str, Any]:
                 for row in planned.rows
             ],
         }
-        for planned in migration.models
+        for planned in plan.models
     ]
     return {
         "path": str(made.path) if made is not None else None,
-        "uqff_version": str(migration.version),
+        "uqff_version": str(plan.version),
         "bytes": made.nbytes if made is not None else None,
         "copied": made.copied if made is not None else None,
         "not_copied": made.left if made is not None else None,
-        "warnings": migration.warnings,
-        "problems": [{"layer": problem.layer, "reason": problem.reason} for problem in migration.problems],
+        "warnings": plan.warnings,
+        "problems": [{"layer": problem.layer, "reason": problem.reason} for problem in plan.problems],
         "models": models,
     }

@@ -26,7 +26,7 @@ from uqff.architectures import LayerName, layer_names, stacked_layer_names
 from uqff.container.shards import PathLike
 from uqff.errors import FormatError, ShapeError, UqffError
 from uqff.limits import MAX_CONFIG_BYTES, MAX_MODEL_LAYERS
-from uqff.shapes import expected_shape, shape_label
+from uqff.migrate.shapes import expected_shape, shape_label
 
 __all__ = ["check_residual", "check_shapes", "known_names", "parse_names", "read_names"]
 
