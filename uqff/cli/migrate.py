@@ -33,6 +33,9 @@ __all__ = ["migrate"]
 )
 @click.option("--dry-run", is_flag=True, help="Print the mapping and write nothing.")
 @click.option("--fix-biases", is_flag=True, help="Store biases that the engine cannot add in the load dtype.")
+@click.option(
+    "--plain-experts", is_flag=True, help="Store experts that the version cannot hold dequantised, in the load dtype."
+)
 @click.option("--untie", is_flag=True, help="Of a tied model, keep the dense embedding beside the quantised head.")
 @click.option("--force", is_flag=True, help="Replace the model that is in OUT.")
 @click.option("--quiet", is_flag=True, help="Print nothing but warnings and errors.")
@@ -46,6 +49,7 @@ def migrate(
     names: str | None,
     dry_run: bool,
     fix_biases: bool,
+    plain_experts: bool,
     untie: bool,
     force: bool,
     quiet: bool,
@@ -64,7 +68,9 @@ def migrate(
         raise click.UsageError("Missing argument 'OUT'.", context)
     chosen = read_names(names) if names is not None else None
     with ModelDirectory(source) as directory:
-        plan = plan_migration(directory, to, names=chosen, fix_biases=fix_biases, untie=untie)
+        plan = plan_migration(
+            directory, to, names=chosen, fix_biases=fix_biases, plain_experts=plain_experts, untie=untie
+        )
         for warning in plan.warnings:
             click.echo(f"uqff: {printable(warning)}", err=True)
         for problem in plan.problems if dry_run or len(plan.problems) > 1 else ():

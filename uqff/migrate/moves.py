@@ -14,7 +14,7 @@ Every part of a layer goes along as it is.  What has no place in the target is a
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from uqff.architectures import LayerName
@@ -23,6 +23,7 @@ from uqff.codes import Family, Version
 from uqff.container.file import UqffFile
 from uqff.container.streaming import layer_sizes
 from uqff.errors import ShardError, UqffError
+from uqff.families import Unquant
 from uqff.families.stacking import odd_ones, stack
 from uqff.schema.entries import FIRST
 
@@ -80,13 +81,16 @@ class Move:
         sources: the layers, in the order of the experts.
         targets: keys in the target, in the order of the experts.
         names: of the layers in the finer of the two generations.
-        how: ``same`` for one that stays what it is, else ``stack`` or ``unstack``.
+        how: ``same`` for one that stays what it is, else ``stack`` or ``unstack``; ``plain`` for a stack of dequantised
+            weights.
+        dtype: of plain weights.
     """
 
     sources: tuple[Source, ...]
     targets: tuple[str, ...]
     names: tuple[LayerName, ...]
-    how: Literal["same", "stack", "unstack"] = "same"
+    how: Literal["same", "stack", "unstack", "plain"] = "same"
+    dtype: torch.dtype | None = None
 
     def taken(self, bias_dtypes: Mapping[str, torch.dtype]) -> list[Layer]:
         """The layers of the source.
@@ -109,6 +113,8 @@ class Move:
             yield from zip(self.targets, _unstacked(taken[0]), strict=True)
         elif self.how == "stack":
             yield self.targets[0], _stacked(taken)
+        elif self.how == "plain":
+            yield self.targets[0], _plain(taken, self.dtype)
         else:
             yield self.targets[0], taken[0]
 
@@ -137,37 +143,53 @@ class Moves:
     bias_dtypes: Mapping[str, torch.dtype] = field(default_factory=dict)
 
 
-def plan_moves(moves: Sequence[Move], version: Version, bias_dtypes: Mapping[str, torch.dtype]) -> Moves:
+def plan_moves(
+    moves: Sequence[Move],
+    version: Version,
+    bias_dtypes: Mapping[str, torch.dtype],
+    plain_dtype: torch.dtype | None = None,
+) -> Moves:
     """Look at every layer, and find what cannot be expressed.
 
     Args:
         moves: what becomes what.
         version: of the target.
         bias_dtypes: dtype of the biases to be cast, by the source's key.
+        plain_dtype: in which to store experts, dequantised, that cannot be stacked or not be read as a stack; None if
+            that is a problem.
     """
-    planned = Moves(list(moves), bias_dtypes=bias_dtypes)
+    planned = Moves([], bias_dtypes=bias_dtypes)
     for move in moves:
         taken = move.taken(bias_dtypes)
-        made: dict[str, Layer] = {}
-        sizes: dict[str, int] = {}
-        problems = _odd_experts(move)
-        if not problems:
-            try:
-                made = dict(move.made([_outline(layer) for layer in taken]))
-                sizes = layer_sizes(made, version)
-                _try_stack(taken)
-            except UqffError as error:
-                error.layer = None
-                problems = [Problem(move.names[0].key, str(error))]
+        made, sizes, problems = _try(move, taken, version)
+        if problems and move.how == "stack" and plain_dtype is not None:
+            move = replace(move, how="plain", dtype=plain_dtype)
+            made, sizes, problems = _try(move, taken, version)
+        planned.moves.append(move)
         planned.problems += problems
         planned.outlines |= made
         planned.rows += _rows(move, made, sizes, blobs=version < FIRST)
     return planned
 
 
+def _try(move: Move, taken: list[Layer], version: Version) -> tuple[dict[str, Layer], dict[str, int], list[Problem]]:
+    """The outlines of a move and their sizes, or what makes it impossible."""
+    problems = _odd_experts(move)
+    if problems:
+        return {}, {}, problems
+    try:
+        made = dict(move.made([_outline(layer) for layer in taken]))
+        if move.how == "stack":
+            _try_stack(taken)
+        return made, layer_sizes(made, version), []
+    except UqffError as error:
+        error.layer = None
+        return {}, {}, [Problem(move.names[0].key, str(error))]
+
+
 def _odd_experts(move: Move) -> list[Problem]:
     """Experts whose type or shape is not that of the others."""
-    if len(move.sources) < 2:
+    if move.how != "stack":
         return []
     forms = [_form(source) for source in move.sources]
     odd = odd_ones(forms)
@@ -218,13 +240,29 @@ def _outline(layer: Layer) -> Layer:
 
 
 def _stacked(layers: list[Layer]) -> Layer:
+    return Layer(stack([layer.weight for layer in layers]), _stacked_bias(layers))
+
+
+def _stacked_bias(layers: list[Layer]) -> torch.Tensor | None:
     import torch
 
-    weight = stack([layer.weight for layer in layers])
     biases = [layer.bias for layer in layers if layer.bias is not None]
     if biases and len(biases) != len(layers):
         raise ShardError("weights do not stack", expected="a bias for all experts or none", got=f"{len(biases)} biases")
-    return Layer(weight, torch.stack(biases) if biases else None)
+    return torch.stack(biases) if biases else None
+
+
+def _plain(layers: list[Layer], dtype: torch.dtype | None) -> Layer:
+    """Dequantised weights as one; on the meta device, their outline."""
+    import torch
+
+    shape, bias = layers[0].weight.shape, _stacked_bias(layers)
+    if layers[0].weight.device.type == "meta":
+        return Layer(Unquant.of(torch.empty(len(layers), *shape, dtype=dtype, device="meta")), bias)
+    made = torch.empty(len(layers), *shape, dtype=dtype)
+    for at, layer in enumerate(layers):
+        layer.weight.dequantize(out=made[at])
+    return Layer(Unquant.of(made), bias)
 
 
 def _unstacked(layer: Layer) -> list[Layer]:

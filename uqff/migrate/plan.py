@@ -114,6 +114,7 @@ def plan_migration(
     *,
     names: Sequence[LayerName] | None = None,
     fix_biases: bool = False,
+    plain_experts: bool = False,
     untie: bool = False,
 ) -> Plan:
     """Look at all layers of a model directory, and find what becomes of them.
@@ -123,6 +124,7 @@ def plan_migration(
         to: the format, see :data:`FORMATS`.
         names: of the layers of 0.x, by index, in place of those of the architecture; see :mod:`uqff.migrate.names`.
         fix_biases: store the biases that the engine cannot add in the load dtype.
+        plain_experts: store experts that the format cannot hold as a stack dequantised, in the load dtype.
         untie: say in the new ``config.json`` that head and embedding are two.
 
     Raises:
@@ -130,16 +132,22 @@ def plan_migration(
     """
     if to not in FORMATS:
         raise UnsupportedError("unknown format", field="to", expected=", ".join(FORMATS), got=to)
-    return _Planner(directory, FORMATS[to], names, fix_biases).run(untie=untie)
+    return _Planner(directory, FORMATS[to], names, fix_biases, plain_experts).run(untie=untie)
 
 
 class _Planner:
     def __init__(
-        self, directory: ModelDirectory, version: Version, names: Sequence[LayerName] | None, fix_biases: bool
+        self,
+        directory: ModelDirectory,
+        version: Version,
+        names: Sequence[LayerName] | None,
+        fix_biases: bool,
+        plain_experts: bool,
     ) -> None:
         self.config = directory.config
         self.names = names
         self.fix_biases = fix_biases
+        self.plain_experts = plain_experts
         self.marks = dequantized(directory.residual)
         self.plan = Plan(directory, version, _load_dtype(directory.residual, self.marks))
 
@@ -178,7 +186,8 @@ class _Planner:
                 moves, kept = lowered(self.config, file, moves, embedding)
         elif plan.version >= EMBEDDING_SINCE:
             moves, restored = raised(self.config, moves, self.marks, plan.directory.kept.get(stem))
-        planned = Planned(stem, file, plan_moves(moves, plan.version, self.bias_dtypes(stem, file)), kept)
+        plain_dtype = plan.dtype.torch if self.plain_experts else None
+        planned = Planned(stem, file, plan_moves(moves, plan.version, self.bias_dtypes(stem, file), plain_dtype), kept)
         planned.moves.problems[:0] = problems
         planned.moves.rows.sort(key=lambda row: (row.index or 0, row.key, row.expert or 0))
         self.note_origin(planned)
@@ -289,6 +298,10 @@ class _Planner:
         extra = planned.file.extra
         if len(extra):
             warnings.append(f"{stem}: entries that belong to no layer are left out: {', '.join(extra)}")
+        plain = [move.targets[0] for move in planned.moves.moves if move.how == "plain"]
+        if plain:
+            dtype = self.plan.dtype.safetensors
+            warnings.append(f"{stem}: dequantised, stored as {dtype}, and not to be had back: {', '.join(plain)}")
         kinds = Counter(row.kind for row in planned.rows if row.kind in UNLOADABLE)
         warnings += [f"{stem}: {count} layers of type {kind}, which no engine loads" for kind, count in kinds.items()]
 

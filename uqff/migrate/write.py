@@ -59,6 +59,7 @@ def migrate_model(
     *,
     names: Sequence[LayerName] | None = None,
     fix_biases: bool = False,
+    plain_experts: bool = False,
     untie: bool = False,
     force: bool = False,
     shard_bytes: int = SHARD_BYTES,
@@ -70,7 +71,7 @@ def migrate_model(
         source: a model directory, with one quantised model or several, or a ``.uqff`` file in one.
         target: the directory to make.
         to: the format: ``0.1``, ``0.2``, ``1.0``, ``1.1`` or ``1.2``.
-        names, fix_biases, untie: see :func:`uqff.migrate.plan.plan_migration`.
+        names, fix_biases, plain_experts, untie: see :func:`uqff.migrate.plan.plan_migration`.
         force, shard_bytes, progress: see :func:`write_migration`.
 
     Raises:
@@ -81,7 +82,9 @@ def migrate_model(
     """
     check_target(Path(target), force=force)
     with ModelDirectory(source) as directory:
-        plan = plan_migration(directory, to, names=names, fix_biases=fix_biases, untie=untie)
+        plan = plan_migration(
+            directory, to, names=names, fix_biases=fix_biases, plain_experts=plain_experts, untie=untie
+        )
         return write_migration(plan, target, force=force, shard_bytes=shard_bytes, progress=progress)
 
 
