@@ -1,0 +1,361 @@
+"""What the clients make of migrated models, for `tools/interop.py`.
+
+Up: a pre-1.0 directory, written by the 0.6.0 client (or by this package, where that client has no such type), is
+migrated, and
+
+* migrated back it must be the same directory, byte for byte;
+* its layers must be those that the 0.9.5 client stores of the same weights, entry by entry, but for the head and the
+  embedding, to which that client gives another type;
+* the 0.9.5 client must run it exactly, to the last bit of a logprob, as it runs its own file of the same weights, once
+  that has the embedding dense and the head unpromoted, as the older file has;
+* the 0.9.5 client must generate from it what the 0.6.0 client generates from the original.
+
+Down: the 0.9.5 client's own file is migrated, the 0.6.0 client must run it alike, and migrated back it must have the
+same entries.
+
+Between the clients, tokens must be equal up to a place where the two best are so close that the difference of the
+clients decides (`TOLERANCE` says how much they differ, and why).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import shutil
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Protocol
+
+import tiny_architectures
+from client import Client, ClientError, Generation
+from interop_reading import MIXED, write_topology
+from rich.table import Table
+from safetensors.torch import load_file, save_file
+from tiny_models import TinyModel
+
+import uqff
+from uqff.migrate import migrate_model, plan_migration
+from uqff.pipeline import quantize_model
+from uqff.sources.model import ModelDirectory
+
+OLD, NEW = "0.6.0", "0.9.5"
+OURS = ("f8q8", "mxfp4")
+"""Types that no pre-1.0 client on PyPI writes: this package quantises them."""
+
+TOLERANCE = {"afq": 1e-3, "fp8": 1e-3}
+"""Largest difference of a logprob between the clients. AFQ and FP8 are computed in float32 by both."""
+ROUNDED = 2e-2
+"""That of all other types: 0.6.0 multiplies plain matrices (which HQQ and unquantised layers are made) in F16 on a CPU,
+and the clients have different kernels for ggml types, whose inputs they quantise.
+"""
+
+
+class Checkpoint(Protocol):
+    """What is quantised."""
+
+    def write(self, folder: Path) -> None:
+        """Write it."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Tiny:
+    """A checkpoint of `tiny_architectures`."""
+
+    name: str
+
+    def write(self, folder: Path) -> None:
+        """Write it."""
+        tiny_architectures.write(self.name, folder)
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """A checkpoint, how the clients call it and load it, and the types it is quantised to.
+
+    `plain`: experts of those types go dequantised, because 1.2 has no stacks of them.
+    """
+
+    name: str
+    architecture: str
+    model: Checkpoint
+    kinds: tuple[str, ...]
+    dtype: str = "F32"
+    tied: bool = False
+    plain: tuple[str, ...] = ()
+
+
+CASES = (
+    Case(
+        "llama",
+        "llama",
+        TinyModel("llama", intermediate_size=256, layers=2, seed=61),
+        ("q4_0", "q5_0", "q8_0", "q4k", "q6k", "hqq4", "hqq8", "fp8", "afq2", "afq4", "afq8", *OURS, MIXED),
+    ),
+    Case(
+        "qwen2 tied",
+        "qwen2",
+        TinyModel("qwen2", intermediate_size=256, tied=True, seed=62),
+        ("q8_0", "q4k", "hqq4", "fp8", "afq4", *OURS),
+        tied=True,
+    ),
+    Case(
+        "qwen2 f16",
+        "qwen2",
+        TinyModel("qwen2", intermediate_size=256, weight_dtype="F16", seed=63),
+        ("q8_0", "afq4", "fp8"),
+        dtype="F16",
+    ),
+    Case(
+        "qwen2 bf16",
+        "qwen2",
+        TinyModel("qwen2", intermediate_size=256, weight_dtype="BF16", seed=64),
+        ("q4_0", "afq8", "mxfp4"),
+        dtype="BF16",
+    ),
+    Case("qwen3-moe", "Qwen3Moe", Tiny("Qwen3Moe"), ("q4_0", "q8_0", "hqq8", "fp8"), plain=("hqq8", "fp8")),
+    Case("mixtral", "mixtral", Tiny("Mixtral"), ("q8_0",)),
+    Case("phi3", "phi3", Tiny("Phi3"), ("q8_0", "fp8")),
+    Case("gemma2", "gemma2", Tiny("Gemma2"), ("q8_0",)),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """What a client made of a directory: tokens with their logprobs, or the reason why there are none."""
+
+    tokens: tuple[str, ...] = ()
+    logprobs: tuple[float, ...] = ()
+    margins: tuple[float, ...] = ()
+    reason: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """One row: what was compared, and what is wrong with it."""
+
+    case: str
+    kind: str
+    way: str
+    layers: int
+    entries: str
+    own: str
+    other: str
+    problems: tuple[str, ...]
+
+
+def run(client: Client, version: str, case: Case, folder: Path, files: list[str]) -> Outcome:
+    """Let a client load a directory and generate."""
+    try:
+        made = client.generate(folder, files, architecture=case.architecture, dtype=case.dtype, temperature=1.0)
+    except ClientError as exc:
+        return Outcome(reason=exc.reason)
+    return _outcome(made, math.log(10) if version == OLD else 1.0)
+
+
+def _outcome(made: Generation, base: float) -> Outcome:
+    margins = tuple(a - b for a, b in zip(made.logits, made.seconds, strict=True))
+    return Outcome(tuple(made.tokens), tuple(base * value for value in made.logits), margins)
+
+
+def compare_exactly(a: Outcome, b: Outcome) -> tuple[str, list[str]]:
+    """A cell and what is wrong: both must have the same tokens and logprobs, or fail alike."""
+    if not a.tokens and a.reason == b.reason:
+        return f"neither: {a.reason}", []
+    if (a.tokens, a.logprobs) == (b.tokens, b.logprobs):
+        return f"{len(a.tokens)} tokens, logprobs equal", []
+    return "differs", [f"own file: {a.reason or a.tokens}, migrated: {b.reason or b.tokens}"]
+
+
+def compare_nearly(old: Outcome, new: Outcome, kind: str) -> tuple[str, list[str]]:
+    """A cell and what is wrong: the clients may differ by the tolerance, and by what it decides."""
+    if not old.tokens and not new.tokens:
+        return f"neither: {new.reason}", []
+    if not old.tokens or not new.tokens:
+        return "differs", [f"{OLD}: {old.reason or old.tokens}, {NEW}: {new.reason or new.tokens}"]
+    tolerance = next((value for name, value in TOLERANCE.items() if kind.startswith(name)), ROUNDED)
+    # 0.6.0 gives one token more than it is asked for.
+    count = min(len(old.tokens), len(new.tokens))
+    same = next((i for i in range(count) if old.tokens[i] != new.tokens[i]), count)
+    largest = max((abs(a - b) for a, b in zip(old.logprobs[:same], new.logprobs[:same], strict=True)), default=0.0)
+    problems = []
+    if largest > tolerance:
+        problems.append(f"logprobs differ by {largest:.2g}, more than {tolerance:g}")
+    if same < count and new.margins[same] > 2 * tolerance:
+        problems.append(f"token {same} differs, by a margin of {new.margins[same]:.2g}")
+    tie = f", then a tie within {new.margins[same]:.1g}" if same < count else ""
+    return f"{same} tokens{tie}, logprobs within {largest:.1g}", problems
+
+
+def read_entries(folder: Path) -> dict[str, dict[str, tuple[str, tuple[int, ...], bytes]]]:
+    """All entries of a 1.x model, by key and suffix."""
+    with uqff.open(folder) as file:
+        return {
+            key: {suffix: (e.dtype, e.shape, bytes(e.data)) for suffix, e in file.entries(key).items()} for key in file
+        }
+
+
+def write_old(client: Client, case: Case, kind: str, model: Path, folder: Path) -> None:
+    """A pre-1.0 directory: the client's, or ours."""
+    if kind in OURS:
+        quantize_model(model, folder, [kind], format="0.2", engine="0.8", dtype=case.dtype.lower())
+        return
+    _write(client, case, kind, model, folder)
+
+
+def _write(client: Client, case: Case, kind: str, model: Path, folder: Path) -> None:
+    layers = case.model.layers if isinstance(case.model, TinyModel) else tiny_architectures.LAYERS
+    client.write(
+        model,
+        folder / f"{kind}.uqff",
+        architecture=case.architecture,
+        dtype=case.dtype,
+        isq="q8_0" if kind == MIXED else kind,
+        topology=write_topology(model.parent, layers) if kind == MIXED else None,
+    )
+
+
+def with_dense_embedding(own: Path, migrated: Path, folder: Path) -> None:
+    """The 0.9.5 client's own directory, with the embedding dense and the head of the migrated one."""
+    shutil.copytree(migrated, folder, ignore=shutil.ignore_patterns("*.uqff", "uqff_report.json"))
+    with uqff.open(own) as file, uqff.open(migrated) as other:
+        layers = {key: layer for key, layer in file.items() if key not in ("model.embed_tokens", "lm_head")}
+        uqff.save(layers | {"lm_head": other["lm_head"]}, folder / other.paths[0].name, version=(1, 2, 0))
+        embedding = {"model.embed_tokens.weight": other.residual["model.embed_tokens.weight"]}
+        save_file({name: file.residual[name] for name in file.residual} | embedding, folder / "residual.safetensors")
+
+
+def check_up(clients: dict[str, Client], case: Case, kind: str, model: Path, scratch: Path) -> Result:
+    """Pre-1.0 to 1.2."""
+    old, own = scratch / "old", scratch / "own"
+    write_old(clients[OLD], case, kind, model, old)
+    files = [f"{kind}-0.uqff"]
+    fix = fixes_biases(old)
+    options: dict[str, Any] = {"fix_biases": fix, "plain_experts": kind in case.plain}
+    migrate_model(old, scratch / "new", **options)
+    problems = []
+    if not fix and kind not in case.plain:
+        migrate_model(scratch / "new", scratch / "back", to="0.2")
+        problems += [
+            f"{path.name} is not the same after both ways"
+            for path in old.iterdir()
+            if (scratch / "back" / path.name).read_bytes() != path.read_bytes()
+        ]
+    migrated = read_entries(scratch / "new")
+    entries = "-"
+    outcome = run(clients[NEW], NEW, case, scratch / "new", files)
+    comparable = kind not in case.plain and not isinstance(case.model, Tiny) or case.name in ("qwen3-moe", "mixtral")
+    if comparable and kind not in case.plain:
+        _write(clients[NEW], case, kind, model, own)
+        theirs = read_entries(own)
+        keys = sorted(migrated.keys() - {"lm_head", "model.embed_tokens"})
+        suffixes = {key: migrated[key].keys() - ({"bias"} if fix else set()) for key in keys}
+        odd = [key for key in keys for s in suffixes[key] if migrated[key][s] != theirs.get(key, {}).get(s)]
+        problems += [f"{key}: entries are not the client's" for key in odd]
+        entries = f"{len(keys) - len(odd)} of {len(keys)} equal"
+    if comparable and kind not in case.plain and not fix:
+        with_dense_embedding(own, scratch / "new", scratch / "reference")
+        cell, wrong = compare_exactly(run(clients[NEW], NEW, case, scratch / "reference", files), outcome)
+    else:
+        cell, wrong = compare_with_plain(clients[NEW], case, model, scratch, outcome)
+    problems += wrong
+    other = "-"
+    if kind not in OURS and not fix:
+        before = run(clients[OLD], OLD, case, old, files)
+        if case.tied:
+            # The engine gives the embedding the codes of the head unless it is told that they are two.
+            migrate_model(old, scratch / "untied", untie=True)
+            outcome = run(clients[NEW], NEW, case, scratch / "untied", files)
+        other, wrong = compare_nearly(before, outcome, kind)
+        problems += wrong
+    return Result(case.name, kind, f"{'ours' if kind in OURS else OLD} -> 1.2", len(migrated), entries, cell, other, tuple(problems))
+
+
+def fixes_biases(folder: Path) -> bool:
+    """Whether a model has biases that the engine cannot add."""
+    with ModelDirectory(folder) as directory:
+        return any("--fix-biases" in warning for warning in plan_migration(directory).warnings)
+
+
+PLAIN_TOLERANCE = 2e-3
+
+
+def compare_with_plain(
+    client: Client, case: Case, model: Path, scratch: Path, outcome: Outcome
+) -> tuple[str, list[str]]:
+    """A cell and what is wrong: the migrated model against a plain checkpoint of its dequantised weights."""
+    folder = scratch / "plain"
+    shutil.copytree(model, folder)
+    with uqff.open(scratch / "new") as file:
+        tensors = dict(load_file(folder / "model.safetensors"))
+        dtype = next(iter(tensors.values())).dtype
+        for key, (weight, bias) in file.items():
+            if weight.shape[:-2]:
+                experts = _expert_names(key, weight.shape[0])
+                tensors |= dict(zip(experts, weight.dequantize(dtype), strict=True))
+            else:
+                tensors[f"{key}.weight"] = weight.dequantize(dtype)
+            if bias is not None:
+                tensors[f"{key}.bias"] = bias.to(dtype)
+        save_file(tensors, folder / "model.safetensors")
+    plain = run(client, NEW, case, folder, [])
+    if not outcome.tokens or not plain.tokens:
+        return "differs", [f"migrated: {outcome.reason or outcome.tokens}, dequantised: {plain.reason or plain.tokens}"]
+    return compare_nearly(plain, outcome, "plain")
+
+
+def _expert_names(key: str, count: int) -> list[str]:
+    block, _, projection = key.rpartition(".experts.")
+    names = {"gate_proj": "w1", "down_proj": "w2", "up_proj": "w3"}
+    part = names[projection] if block.endswith("block_sparse_moe") else projection
+    return [f"{block}.experts.{expert}.{part}.weight" for expert in range(count)]
+
+
+def check_down(clients: dict[str, Client], case: Case, kind: str, model: Path, scratch: Path) -> Result:
+    """1.2 to pre-1.0."""
+    own, files = scratch / "down", [f"{kind}-0.uqff"]
+    _write(clients[NEW], case, kind, model, own)
+    migrate_model(own, scratch / "lowered", to="0.2")
+    migrate_model(scratch / "lowered", scratch / "raised")
+    before, after = read_entries(own), read_entries(scratch / "raised")
+    odd = [key for key in before.keys() | after.keys() if before.get(key) != after.get(key)]
+    problems = [f"{key}: entries are not the same after both ways" for key in odd]
+    cell, wrong = compare_nearly(
+        run(clients[OLD], OLD, case, scratch / "lowered", files), run(clients[NEW], NEW, case, own, files), kind
+    )
+    entries = f"{len(before) - len(odd)} of {len(before)} equal"
+    return Result(case.name, kind, f"1.2 -> {OLD}", len(before), entries, "-", cell, (*problems, *wrong))
+
+
+DOWN = ("q8_0", "q4k", "q4_0", "afq4", "afq8", "fp8", "hqq4")
+
+
+def check_all(clients: dict[str, Client], kinds: tuple[str, ...], folder: Path) -> Iterator[Result]:
+    """The rows of all cases. `folder` is for checkpoints and files."""
+    for case in CASES:
+        model = folder / case.name / "model"
+        case.model.write(model)
+        for kind in case.kinds:
+            if kinds and kind not in kinds:
+                continue
+            scratch = folder / case.name / kind
+            scratch.mkdir()
+            yield check_up(clients, case, kind, model, scratch)
+            if kind in DOWN and kind not in case.plain and case.architecture != "gemma2":
+                yield check_down(clients, case, kind, model, scratch)
+
+
+def table_of(results: list[Result]) -> Table:
+    """All rows."""
+    table = Table(title="Migration: the clients run migrated models as they run their own")
+    for column in ("model", "kind", "way", "layers", "entries"):
+        table.add_column(column, no_wrap=True)
+    table.add_column(f"in {NEW}, against its own")
+    table.add_column(f"{OLD} against {NEW}")
+    for result in results:
+        colour = "red" if result.problems else "green"
+        cells = (result.entries, result.own, result.other)
+        row = [f"[{colour}]{cell}[/{colour}]" if cell != "-" else cell for cell in cells]
+        table.add_row(result.case, result.kind, result.way, str(result.layers), *row)
+    return table
