@@ -32,7 +32,13 @@ __all__ = ["migrate"]
     help="Names of the layers of 0.x, where the architecture is not known: lines INDEX PATH, or JSON.",
 )
 @click.option("--dry-run", is_flag=True, help="Print the mapping and write nothing.")
-@click.option("--fix-biases", is_flag=True, help="Store biases that the engine cannot add in the load dtype.")
+@click.option(
+    "--fix-biases",
+    is_flag=False,
+    flag_value="load",
+    type=click.Choice(["load", "f32", "f16", "bf16"]),
+    help="Change biases that the engine cannot add to activations of this dtype; if none is given, of the load dtype.",
+)
 @click.option(
     "--plain-experts", is_flag=True, help="Store experts that the version cannot hold dequantised, in the load dtype."
 )
@@ -48,7 +54,7 @@ def migrate(
     to: str,
     names: str | None,
     dry_run: bool,
-    fix_biases: bool,
+    fix_biases: str | None,
     plain_experts: bool,
     untie: bool,
     force: bool,

@@ -34,8 +34,11 @@ FORMATS: Final = {
 }
 """Formats that can be written, and the version that each writes."""
 
-UNADDABLE: Final = (Family.FP8, Family.MXFP4)
-"""Families whose biases the engine stores in a dtype in which it then cannot add them."""
+ADDED_IN_F32: Final = {0: (Family.GGUF, Family.HQQ, Family.F8Q8), 1: (Family.HQQ,)}
+"""Families whose biases the engine adds in float32, by the major version it reads; those of others must have the dtype
+of the activations.  What it writes is another matter: for FP8 always F8E4M3 (without a scale), for MXFP4 always BF16,
+and from 1.0 on F32 for GGUF and F8Q8, all of which it then cannot add unless activations happen to have that dtype.
+"""
 
 UNLOADABLE: Final = ("q8_1", "q8k")
 """Types that the engine writes and does not load."""
@@ -113,7 +116,7 @@ def plan_migration(
     to: str = "1.2",
     *,
     names: Sequence[LayerName] | None = None,
-    fix_biases: bool = False,
+    fix_biases: str | None = None,
     plain_experts: bool = False,
     untie: bool = False,
 ) -> Plan:
@@ -123,7 +126,8 @@ def plan_migration(
         directory: with one quantised model or several.
         to: the format, see :data:`FORMATS`.
         names: of the layers of 0.x, by index, in place of those of the architecture; see :mod:`uqff.migrate.names`.
-        fix_biases: store the biases that the engine cannot add in the load dtype.
+        fix_biases: the dtype of activations (``f32``, ``f16``, ``bf16``; ``load`` for the load dtype) for which to
+            store biases, where they are in one that the engine cannot add to them; None to leave them.
         plain_experts: store experts that the format cannot hold as a stack dequantised, in the load dtype.
         untie: say in the new ``config.json`` that head and embedding are two.
 
@@ -141,7 +145,7 @@ class _Planner:
         directory: ModelDirectory,
         version: Version,
         names: Sequence[LayerName] | None,
-        fix_biases: bool,
+        fix_biases: str | None,
         plain_experts: bool,
     ) -> None:
         self.config = directory.config
@@ -150,6 +154,9 @@ class _Planner:
         self.plain_experts = plain_experts
         self.marks = dequantized(directory.residual)
         self.plan = Plan(directory, version, _load_dtype(directory.residual, self.marks))
+        if fix_biases not in (None, "load", *map(str.lower, LOADED_DTYPES)):
+            expected = "load, f32, f16 or bf16"
+            raise UnsupportedError("unknown dtype", field="fix_biases", expected=expected, got=fix_biases)
 
     def run(self, *, untie: bool) -> Plan:
         plan = self.plan
@@ -264,21 +271,28 @@ class _Planner:
 
     def bias_dtypes(self, stem: str, file: UqffFile) -> dict[str, torch.dtype]:
         """The dtype in which to store the biases that the engine cannot add, by key."""
-        dtype, odd = self.plan.dtype, Counter[str]()
+        activations = LOADED_DTYPES.get((self.fix_biases or "").upper(), self.plan.dtype)
+        in_f32 = ADDED_IN_F32[self.plan.version.major]
         found: dict[str, torch.dtype] = {}
+        odd = Counter[str]()
         for key in file:
             record, fields = file.fields(key)
-            bias = fields["bias"]
-            if record.family in UNADDABLE and bias is not None and bias["dtype"] is not dtype:
-                odd[f"biases of {record.family.title} layers in {bias['dtype'].safetensors}"] += 1
-                found[key] = dtype.torch
+            if fields["bias"] is None:
+                continue
+            stored, wanted = fields["bias"]["dtype"], DType.F32 if record.family in in_f32 else activations
+            if stored is not wanted:
+                odd[f"biases of {record.family.title} layers in {stored.safetensors}"] += 1
+                found[key] = wanted.torch
         for what, count in odd.items():
-            self.plan.warnings.append(
-                f"{stem}: {count} {what} are stored in {dtype.safetensors} from now on"
-                if self.fix_biases
-                else f"{stem}: {count} {what}, which the engine cannot add to activations in {dtype.safetensors}: the "
-                "model loads and then fails; --fix-biases stores them in the load dtype"
-            )
+            text = f"{stem}: {count} {what}"
+            if self.fix_biases:
+                text += f", changed for activations in {activations.safetensors}"
+            else:
+                text += (
+                    f", which the engine cannot add to activations in {activations.safetensors}: it loads the model "
+                )
+                text += "and then fails; --fix-biases changes them"
+            self.plan.warnings.append(text)
         return found if self.fix_biases else {}
 
     def note_origin(self, planned: Planned) -> None:

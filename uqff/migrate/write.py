@@ -58,7 +58,7 @@ def migrate_model(
     to: str = "1.2",
     *,
     names: Sequence[LayerName] | None = None,
-    fix_biases: bool = False,
+    fix_biases: str | None = None,
     plain_experts: bool = False,
     untie: bool = False,
     force: bool = False,
