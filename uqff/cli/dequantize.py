@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from uqff.cli.options import size_option
+from uqff.cli.quantize import progress_bar, size_option, terminable
 from uqff.errors import printable
 
 if TYPE_CHECKING:
@@ -49,10 +49,9 @@ def dequantize(
     A tied model of 0.x, 1.0 or 1.1 has a quantised head beside a plain embedding. Both are written and the model is
     untied in config.json, so that it computes the same; --retie keeps the embedding alone.
     """
-    from uqff.cli.progress import step_progress, terminable
     from uqff.dequantize import dequantize_model
 
-    with terminable(), step_progress(shown=not quiet) as progress:
+    with terminable(), progress_bar(shown=not quiet) as progress:
         result = dequantize_model(
             source, out, dtype=dtype, shard_bytes=shard_size, retie=retie, force=force, progress=progress
         )

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from uqff.pipeline import Progress, Step
     from uqff.report import Result
 
-__all__ = ["pattern_option", "quantize"]
+__all__ = ["pattern_option", "progress_bar", "quantize", "size_option", "terminable"]
 
 TERMINATED = 128 + 15
 """What a shell reports for a process that ended by SIGTERM."""
@@ -39,8 +39,8 @@ def _kind(ctx: click.Context, parameter: click.Parameter, values: tuple[str, ...
         raise click.BadParameter(str(error), ctx, parameter) from None
 
 
-def _size(ctx: click.Context, parameter: click.Parameter, value: str) -> int:
-    """Compile a number of bytes."""
+def size_option(ctx: click.Context, parameter: click.Parameter, value: str) -> int:
+    """Read a number of bytes."""
     match = re.fullmatch(r"([0-9]{1,12}) *([KMG]i?)?B?", value.strip(), re.IGNORECASE)
     nbytes = 0 if match is None else int(match[1]) * UNITS[(match[2] or "").lower()]
     if not nbytes:
@@ -93,7 +93,7 @@ def pattern_option(ctx: click.Context, parameter: click.Parameter, value: str | 
 @click.option(
     "--shard-size",
     "shard_bytes",
-    callback=_size,
+    callback=size_option,
     metavar="SIZE",
     default="10GiB",
     show_default=True,
@@ -132,7 +132,7 @@ def quantize(
 
     fallbacks: list[Fallback] = []
     loaded = load_recipe(recipe) if recipe is not None else None
-    with _terminable(), _progress(shown=not quiet) as progress:
+    with terminable(), progress_bar(shown=not quiet) as progress:
         result = quantize_model(
             source,
             out,
@@ -174,7 +174,7 @@ def _import_libraries() -> None:
 
 
 @contextlib.contextmanager
-def _terminable() -> Iterator[None]:
+def terminable() -> Iterator[None]:
     """Let a termination clean up like an interrupt, where signals can be caught."""
 
     def stop(*_: object) -> None:
@@ -192,15 +192,18 @@ def _terminable() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _progress(*, shown: bool) -> Iterator[Progress | None]:
-    """A bar on the terminal that errors go to, with layer, rate and time left; none if it is no terminal."""
+def progress_bar(*, shown: bool, compiles: bool = True) -> Iterator[Progress | None]:
+    """A bar on the terminal that errors go to, with layer, rate and time left; none if it is no terminal.
+
+    Args:
+        shown: whether to show one at all.
+        compiles: whether kernels may have to be compiled first.
+    """
     if not shown or not sys.stderr.isatty():
         yield None
         return
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
-    from uqff import kernels
 
     columns = (
         TextColumn("{task.fields[layer]}", markup=False),
@@ -209,7 +212,7 @@ def _progress(*, shown: bool) -> Iterator[Progress | None]:
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        waiting = "" if kernels.compiled_before() or not kernels.enabled() else "compiling kernels, once"
+        waiting = "compiling kernels, once" if compiles and _must_compile() else ""
         task = bar.add_task("", total=None, layer=waiting, count="", rate="")
 
         def step(step: Step) -> None:
@@ -223,6 +226,12 @@ def _progress(*, shown: bool) -> Iterator[Progress | None]:
             )
 
         yield step
+
+
+def _must_compile() -> bool:
+    from uqff import kernels
+
+    return kernels.enabled() and not kernels.compiled_before()
 
 
 def _rate(weights_per_second: float | None) -> str:
