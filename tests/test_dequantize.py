@@ -294,4 +294,4 @@ def test_summary(tmp_path: Path) -> None:
     """What was made is said."""
     result = dequantize_model(save_moe(tmp_path / "m", stacked=True), tmp_path / "out", dtype="bf16")
     size = (tmp_path / "out" / "model.safetensors").stat().st_size
-    assert result == Dequantized(tmp_path / "out", "bfloat16", ["model.safetensors"], 35, size)
+    assert result == Dequantized(tmp_path / "out", "bfloat16", ["model.safetensors"], 37, size)
