@@ -132,7 +132,7 @@ def write_v0(
     model: SmallModel,
     folder: Path,
     *,
-    version: Version = Version(0, 2, 0),
+    version: tuple[int, int, int] = (0, 2, 0),
     versions: Mapping[str, Version] | None = None,
     shard_bytes: int = 10 * 2**30,
 ) -> dict[str, Layer]:
@@ -147,7 +147,7 @@ def write_v0(
     return layers
 
 
-def write_v1(model: SmallModel, folder: Path, version: Version = Version(1, 2, 0)) -> dict[str, Layer]:
+def write_v1(model: SmallModel, folder: Path, version: tuple[int, int, int] = (1, 2, 0)) -> dict[str, Layer]:
     """Write a 1.x directory, the embedding a layer from 1.2 on; gives its layers."""
     from uqff.families.stacking import stack
 

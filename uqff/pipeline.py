@@ -49,7 +49,7 @@ from uqff.container.writer import Writer
 from uqff.distance import Measure, measured
 from uqff.errors import UnsupportedError, UqffError
 from uqff.isq import Engine, Fallback, FallbackWarning, cast_bias, kind_name
-from uqff.planning import Goal, Planned, Source, load_dtype, plan_layer, plan_model, residual_names
+from uqff.planning import Goal, Planned, Source, load_dtype, plan_layer, plan_model, residual_names, restated_config
 from uqff.quantizers import Loaded, encode
 from uqff.recipe import Recipe
 from uqff.report import LayerReport, Output, Result
@@ -157,6 +157,7 @@ class _Job:
         self.dtype = load_dtype(checkpoint, self.goals, dtype)
         self.residual = Residual(checkpoint, residual_names(checkpoint, self.goals), self.dtype)
         self.unmatched = [] if recipe is None else recipe.unmatched(name for goal in self.goals for name in goal.names)
+        self.config = restated_config(checkpoint, self.version)
         self.outputs: list[Output] = []
         self.plans: list[list[Planned]] = []
         for kind in dict.fromkeys(map(kind_name, kinds)):
@@ -211,7 +212,7 @@ class _Job:
                 output.nbytes = sum(file.nbytes for file in each.files)
         if entries:
             write_report(self._report(directory), directory)
-        copy_companions(self.checkpoint.path, directory)
+        copy_companions(self.checkpoint.path, directory, config=self.config)
         return self.dtype.safetensors, self.version, self.outputs, len(self.residual.names), rest.nbytes, self.unmatched
 
     def _report(self, directory: Path) -> Report:

@@ -19,7 +19,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from uqff.architectures import (
     EMBEDDING_SINCE,
@@ -29,6 +29,7 @@ from uqff.architectures import (
     layer_names,
     selected_entries,
     selected_layers,
+    with_stated_tie,
 )
 from uqff.blob import Layer
 from uqff.codes import DType, Version
@@ -45,7 +46,7 @@ from uqff.sources.safetensors import Checkpoint
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Goal", "Planned", "Source", "load_dtype", "plan_layer", "plan_model", "residual_names"]
+__all__ = ["Goal", "Planned", "Source", "load_dtype", "plan_layer", "plan_model", "residual_names", "restated_config"]
 
 UNUSED: Final = (".rotary_emb.inv_freq",)
 """Tensors that old checkpoints hold and no loader reads."""
@@ -271,6 +272,29 @@ def _unused_head(checkpoint: Checkpoint, goals: Sequence[Goal]) -> set[str]:
         return set()
     tied = head.weight != f"{head.module}.weight"
     return {f"{head.module}.weight"} if tied and any(f"{goal.key}.weight" == head.weight for goal in goals) else set()
+
+
+def restated_config(checkpoint: Checkpoint, version: Version) -> dict[str, Any] | None:
+    """What must stand in ``config.json`` for the engine to load the model; None if the checkpoint's own will do.
+
+    Raises:
+        UnsupportedError: a model that the engine ties has a head of its own.
+    """
+    if version < EMBEDDING_SINCE:
+        return None
+    try:
+        stated = with_stated_tie(checkpoint.config)
+    except UqffError:
+        return None
+    if stated is not None and checkpoint.config.get("tie_word_embeddings") is False and "lm_head.weight" in checkpoint:
+        raise UnsupportedError(
+            "head and embedding of this architecture are one matrix",
+            file=str(checkpoint.path),
+            field="config.tie_word_embeddings",
+            expected="true, or no lm_head.weight",
+            got="false",
+        )
+    return stated
 
 
 def load_dtype(checkpoint: Checkpoint, goals: Sequence[Goal], dtype: str) -> DType:

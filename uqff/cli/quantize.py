@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from uqff.pipeline import Progress, Step
     from uqff.report import Result
 
-__all__ = ["pattern_option", "progress_bar", "quantize", "terminable"]
+__all__ = ["pattern_option", "quantize"]
 
 TERMINATED = 128 + 15
 """What a shell reports for a process that ended by SIGTERM."""
@@ -132,7 +132,7 @@ def quantize(
 
     fallbacks: list[Fallback] = []
     loaded = load_recipe(recipe) if recipe is not None else None
-    with terminable(), progress_bar(shown=not quiet) as progress:
+    with _terminable(), _progress(shown=not quiet) as progress:
         result = quantize_model(
             source,
             out,
@@ -174,7 +174,7 @@ def _import_libraries() -> None:
 
 
 @contextlib.contextmanager
-def terminable() -> Iterator[None]:
+def _terminable() -> Iterator[None]:
     """Let a termination clean up like an interrupt, where signals can be caught."""
 
     def stop(*_: object) -> None:
@@ -192,18 +192,15 @@ def terminable() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def progress_bar(*, shown: bool, compiles: bool = True) -> Iterator[Progress | None]:
-    """A bar on the terminal that errors go to, with layer, rate and time left; none if it is no terminal.
-
-    Args:
-        shown: whether to show one at all.
-        compiles: whether kernels may have to be compiled first.
-    """
+def _progress(*, shown: bool) -> Iterator[Progress | None]:
+    """A bar on the terminal that errors go to, with layer, rate and time left; none if it is no terminal."""
     if not shown or not sys.stderr.isatty():
         yield None
         return
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from uqff import kernels
 
     columns = (
         TextColumn("{task.fields[layer]}", markup=False),
@@ -212,7 +209,7 @@ def progress_bar(*, shown: bool, compiles: bool = True) -> Iterator[Progress | N
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        waiting = "compiling kernels, once" if compiles and _must_compile() else ""
+        waiting = "" if kernels.compiled_before() or not kernels.enabled() else "compiling kernels, once"
         task = bar.add_task("", total=None, layer=waiting, count="", rate="")
 
         def step(step: Step) -> None:
@@ -226,12 +223,6 @@ def progress_bar(*, shown: bool, compiles: bool = True) -> Iterator[Progress | N
             )
 
         yield step
-
-
-def _must_compile() -> bool:
-    from uqff import kernels
-
-    return kernels.enabled() and not kernels.compiled_before()
 
 
 def _rate(weights_per_second: float | None) -> str:

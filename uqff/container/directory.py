@@ -14,13 +14,15 @@ Authority: mistral.rs v0.6.0 and v0.9.2, ``mistralrs-core/src/pipeline/isq.rs`` 
 from __future__ import annotations
 
 import errno
+import json
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
 from uqff.codes import DType
+from uqff.container.atomic import atomic_file
 from uqff.container.file import RESIDUAL_NAME
 from uqff.container.streaming import StreamedFile
 from uqff.container.writer import Writer, copy_durably
@@ -156,20 +158,27 @@ class Residual:
             self._source.release(name, start * tensor.itemsize, (start + len(tile)) * tensor.itemsize)
 
 
-def copy_companions(source: Path, directory: Path, *, leave: Iterable[str] = ()) -> list[str]:
+def copy_companions(
+    source: Path, directory: Path, *, leave: Iterable[str] = (), config: Mapping[str, Any] | None = None
+) -> list[str]:
     """Copy the files that stand beside a model.
 
     Args:
         source: the directory that may hold them.
         directory: where; none of them may be there.
         leave: names that are not copied.
+        config: what ``config.json`` is to say; None for what it says.
 
     Returns:
         The names of those that were there.
     """
     names = [name for name in COMPANIONS if name not in leave and (source / name).is_file()]
     for name in names:
-        copy_durably(source / name, directory / name)
+        if name == CONFIG_NAME and config is not None:
+            with atomic_file(directory / name) as file:
+                file.write(json.dumps(config, indent=2, ensure_ascii=False).encode() + b"\n")
+        else:
+            copy_durably(source / name, directory / name)
     return names
 
 
