@@ -397,12 +397,12 @@ def test_gemmas_say_that_they_are_tied(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss is in kilobytes on Linux")
 def test_memory_is_bounded_by_an_expert_not_by_the_stack(tmp_path: Path) -> None:
-    """Stacks of 100 MB with 200 MB of float32 each; an expert has 2 + 4 + 1 MB."""
-    experts, width, inner = 48, 1024, 1024
+    """A stack of 50 MB with 100 MB of float32 each; an expert has 2 + 4 + 1 MB."""
+    experts, width, inner = 24, 1024, 1024
     tensors = {
-        f"{EXPERTS}.{expert}.{name}.weight": torch.full((inner, width), 0.5, dtype=torch.bfloat16)
+        f"{EXPERTS}.{expert}.{name}.weight": torch.full((rows, width), 0.5, dtype=torch.bfloat16)
         for expert in range(experts)
-        for name in ("w1", "w2", "w3")
+        for name, rows in (("w1", inner), ("w2", 32), ("w3", 32))
     }
     square = torch.ones(64, width).bfloat16()
     tensors |= {f"model.layers.0.self_attn.{name}_proj.weight": square.clone() for name in "qkvo"}

@@ -1,7 +1,7 @@
 """``make demo``: the main job on real weights, from the checkpoint to rebuilt weights and back into the model.
 
-For every type: quantise the linear layers, write them as UQFF 1.2 and, for older engines, as 0.2, open both again, rebuild the weights, and
-compare them, and what the model says with them, with the originals.
+For every type: quantise the linear layers, write them as UQFF 1.2 and, for older engines, as 0.2, open both again,
+rebuild the weights, and compare them, and what the model says with them, with the originals.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def linear_layers(model: Path, tensors: dict[str, torch.Tensor]) -> list[str]:
 
 
 def write(kind: str, layers: list[str], tensors: dict[str, torch.Tensor], out: Path, progress: Progress) -> str:
-    """Quantise the layers into ``out/<kind>.uqff`` and ``out/0.2/<kind>.uqff``; returns the types they were stored as."""
+    """Quantise the layers into ``out/<kind>.uqff`` and ``out/0.2/<kind>.uqff``; returns what they were stored as."""
     import uqff
     from uqff.isq import cast_bias, quantize
 
@@ -254,7 +254,8 @@ def main(model: Path | None, types: str, out: Path) -> None:
     draw(outcomes, out)
     first = out / f"{outcomes[len(outcomes) // 2].type}.uqff"
     console.print(
-        f"\nWritten to {out}: one .uqff per type (1.2, and in 0.2/ the older generation), residual.safetensors, quality.png, quality.svg, quality.json"
+        f"\nWritten to {out}: one .uqff per type (1.2, and in 0.2/ the older generation), residual.safetensors, "
+        "quality.png, quality.svg, quality.json"
     )
     console.print(f"\n$ uqff inspect {first}", style="bold")
     shown = subprocess.run(

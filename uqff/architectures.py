@@ -35,7 +35,6 @@ __all__ = [
     "layer_names",
     "selected_entries",
     "selected_layers",
-    "stacked_layer_names",
     "stacked_names",
     "with_stated_tie",
 ]
@@ -53,8 +52,8 @@ class LayerName:
         module: path of the layer in the model, without ``.weight``.
         weight: name of its weight in the checkpoint; not ``module.weight`` for the head of a tied model.
         block: number of the decoder layer it belongs to, None for the head.
-        expert: number of the expert it belongs to, None if to none or to all.
-        stacked: path of the 1.x layer that it is a part of, if it belongs to experts.
+        expert: number of the expert it belongs to, None if to none.
+        stacked: path of the 1.x layer that it is a part of, if it belongs to an expert.
     """
 
     index: int
@@ -107,7 +106,6 @@ class Architecture:
         stacked: paths of the 1.x layers that hold one of ``experts`` for all experts.
         dense: what a decoder layer has in place of experts, if it has none of its own.
         expert_count: the number of experts in ``config.json``.
-        fused: whether builds of the engine for Metal and CUDA have one layer for all experts before 1.0, too.
         tied: whether head and embedding are one matrix if ``tie_word_embeddings`` does not say; ``always``, whatever
             it says.
         prefix: in front of every name.
@@ -121,7 +119,6 @@ class Architecture:
     stacked: tuple[str, ...] = ()
     dense: tuple[str, ...] = ()
     expert_count: str = ""
-    fused: bool = False
     tied: bool | Literal["always"] = False
     prefix: str = ""
     text_config: str = ""
@@ -143,7 +140,6 @@ ARCHITECTURES: Final = (
         stacked=tuple(f"mlp.experts.{name}_proj" for name in ("gate", "up", "down")),
         dense=MLP,
         expert_count="num_experts",
-        fused=True,
     ),
     Architecture(
         "Mixtral",
@@ -203,19 +199,6 @@ def layer_names(config: Mapping[str, Any]) -> list[LayerName]:
         UnsupportedError: the architecture is unknown.
         FormatError: the configuration lacks a number or has a senseless one.
     """
-    return _layer_names(config, fused=False)
-
-
-def stacked_layer_names(config: Mapping[str, Any]) -> list[LayerName]:
-    """The layers of a model as builds of the engine for Metal and CUDA number them.
-
-    Of Qwen3-MoE they have one layer for each projection of all experts; of all else the list is that of
-    :func:`layer_names`, and so are arguments and errors.
-    """
-    return _layer_names(config, fused=architecture_of(config).fused)
-
-
-def _layer_names(config: Mapping[str, Any], *, fused: bool) -> list[LayerName]:
     architecture = architecture_of(config)
     if architecture.text_config:
         config = config.get(architecture.text_config)  # type: ignore[assignment]
@@ -235,7 +218,7 @@ def _layer_names(config: Mapping[str, Any], *, fused: bool) -> list[LayerName]:
             got=f"{blocks} x {per_block}",
         )
     for block in range(blocks):
-        for path, expert, stacked in _block_paths(architecture, config, block, fused=fused):
+        for path, expert, stacked in _block_paths(architecture, config, block):
             module = f"{prefix}model.layers.{block}.{path}"
             key = f"{prefix}model.layers.{block}.{stacked}" if stacked else None
             names.append(LayerName(len(names), module, f"{module}.weight", block, expert, key))
@@ -379,7 +362,7 @@ def is_tied(architecture: Architecture, config: Mapping[str, Any]) -> bool:
 
 
 def _block_paths(
-    architecture: Architecture, config: Mapping[str, Any], block: int, *, fused: bool
+    architecture: Architecture, config: Mapping[str, Any], block: int
 ) -> Iterator[tuple[str, int | None, str | None]]:
     """Path of each weight, the expert it belongs to, and the path it is stacked under."""
     for path in architecture.block:
@@ -389,9 +372,7 @@ def _block_paths(
         for path in architecture.dense:
             yield path, None, None
         return
-    for path in architecture.stacked if fused and experts else ():
-        yield path, None, path
-    for expert in range(0 if fused else experts):
+    for expert in range(experts):
         for template, stacked in zip(architecture.experts, architecture.stacked, strict=True):
             yield template.format(expert=expert), expert, stacked
 

@@ -30,7 +30,7 @@ MAX_HEADER_BYTES: Final = 100_000_000
 """Longest safetensors header (the reference implementation's own limit): JSON is parsed whole, so it is bounded."""
 
 MAX_HEADER_VALUES: Final = 1_000_000
-"""Most values in a safetensors header, counted by `,`, `[` and `{`: small ones outgrow their text in Python."""
+"""Most values in a header, a report or a configuration, counted by `,`, `[` and `{`: small ones outgrow their text."""
 
 MAX_SHARDS: Final = 100_000
 """Most shard files in a set: the number in a file name must not make a reader count to 10**30."""

@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from uqff.architectures import LayerName
+from uqff.container.document import read_at_most
 from uqff.container.shards import PathLike
 from uqff.errors import FormatError
 from uqff.isq import kind_name
@@ -110,9 +111,7 @@ def load_recipe(path: PathLike) -> Recipe:
     Raises:
         OSError: the file cannot be read.
     """
-    with open(path, "rb") as file:
-        raw = file.read(MAX_CONFIG_BYTES + 1)
-    return parse_recipe(raw, str(Path(path)))
+    return parse_recipe(read_at_most(Path(path), MAX_CONFIG_BYTES), str(Path(path)))
 
 
 def parse_recipe(text: str | bytes, file: str | None = None) -> Recipe:

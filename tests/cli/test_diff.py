@@ -12,7 +12,7 @@ from click.testing import CliRunner, Result
 from safetensors.torch import load_file, save_file
 
 import uqff
-from uqff import Layer
+from uqff import Layer, ShardError
 from uqff.cli import main
 from uqff.compare import compare
 from uqff.families import HQQ
@@ -22,6 +22,7 @@ from uqff.selector import Pattern
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tools"))
 
+from tiny_architectures import write
 from tiny_models import TinyModel
 
 
@@ -177,3 +178,28 @@ def test_other_architectures_by_pattern(models: Path, tmp_path: Path) -> None:
         "model.layers.0.mlp.gate_proj",
         "model.layers.0.mlp.up_proj",
     ]
+
+
+@pytest.mark.parametrize("joined", [False, True])
+def test_a_1_x_model_and_its_checkpoint(joined: bool, tmp_path: Path) -> None:
+    """By path, stacks against all experts; an embedding that is no layer, as in a file that was migrated, is none."""
+    write("Mixtral", tmp_path / "source", joined=joined)
+    result = quantize_model(tmp_path / "source", tmp_path / "out", ["q8_0"])
+    differences = list(compare(tmp_path / "source", tmp_path / "out"))
+    made = {layer.module: layer for layer in result.outputs[0].layers}
+    assert [each.key for each in differences] == [each.module for each in differences] == list(made)
+    for each in differences:
+        assert each.distance.rms == pytest.approx(made[each.key].distance.rms, rel=1e-6)
+        assert each.distance.largest == made[each.key].distance.largest
+        assert (each.a.kind, each.a.nbytes) == ("f32", 4 * made[each.key].weights)
+        assert (each.b.kind, each.b.nbytes, each.shape) == ("q8_0", made[each.key].nbytes, made[each.key].shape)
+    file = uqff.open(tmp_path / "out")
+    fewer = {key: file[key] for key in file if key != "model.embed_tokens"}
+    uqff.save(fewer, tmp_path / "fewer.uqff", version=(1, 2, 0))
+    assert [each.key for each in compare(tmp_path / "source", tmp_path / "fewer.uqff")] == list(fewer)
+    fewer.popitem()
+    uqff.save(fewer, tmp_path / "fewer.uqff", version=(1, 2, 0))
+    with pytest.raises(ShardError, match="do not have the same layers"):
+        list(compare(tmp_path / "source", tmp_path / "fewer.uqff"))
+    shown = run(tmp_path / "source", tmp_path / "out").stdout.splitlines()[1].split()
+    assert shown[:3] == ["lm_head", "64", "x"]

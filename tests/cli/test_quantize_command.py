@@ -69,6 +69,24 @@ def test_the_tables(source: Path, tmp_path: Path) -> None:
     )
 
 
+def test_promotions_are_shown_and_are_no_fallbacks(source: Path, tmp_path: Path) -> None:
+    """In 1.2, the default; a line of their own, a row by the type they have, nothing on stderr."""
+    result = run(source, tmp_path / "out", "--isq", "q5_0", "--shard-size", "100 KB")
+    assert (result.exit_code, result.stderr) == (0, "")
+    lines = result.stdout.splitlines()
+    assert lines[1].split() == ["version", "1.2.0"]
+    assert lines[4].startswith("  q5_0           2 shards, ")
+    assert lines[5] == "  q5_0 promoted  lm_head q8_0, model.embed_tokens q8_0"
+    assert [line.split()[:3] for line in lines[8:]] == [["q5_0", "q8_0", "2"], ["q5_0", "q5_0", "7"]]
+    result = run(source, tmp_path / "plain", "--isq", "q5_0", "--no-promote")
+    assert "promoted" not in result.stdout
+    assert [line.split()[:3] for line in result.stdout.splitlines()[7:]] == [["q5_0", "q5_0", "9"]]
+    document = json.loads(run(source, tmp_path / "json", "--isq", "q5_0", "--json").stdout)
+    assert document["outputs"][0]["promoted"] == [
+        {"module": module, "from": "q5_0", "to": "q8_0"} for module in ("lm_head", "model.embed_tokens")
+    ]
+
+
 def test_quiet_is_not_silent_about_fallbacks(source: Path, tmp_path: Path) -> None:
     assert run(source, tmp_path / "a", "--isq", "q8_0", "--quiet").output == ""
     result = run(source, tmp_path / "b", "--isq", "q4k", "--quiet")

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from uqff.cli.quantize import progress_bar, size_option, terminable
+from uqff.cli.options import size_option
+from uqff.cli.progress import step_progress, terminable
 from uqff.errors import printable
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ def dequantize(
     """
     from uqff.dequantize import dequantize_model
 
-    with terminable(), progress_bar(shown=not quiet) as progress:
+    with terminable(), step_progress(shown=not quiet) as progress:
         result = dequantize_model(
             source, out, dtype=dtype, shard_bytes=shard_size, retie=retie, force=force, progress=progress
         )

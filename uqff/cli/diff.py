@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from uqff.cli.quantize import pattern_option
+from uqff.cli.options import pattern_option
 
 if TYPE_CHECKING:
     from uqff.compare import LayerDifference

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from uqff.cli.quantize import progress_bar, terminable
+from uqff.cli.progress import step_progress, terminable
 from uqff.errors import printable
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ def migrate(
         made = None
         if not dry_run:
             assert out is not None
-            with terminable(), progress_bar(shown=not quiet, compiles=False) as progress:
+            with terminable(), step_progress(shown=not quiet) as progress:
                 made = write_migration(plan, out, force=force, progress=progress)
         if as_json:
             click.echo(json.dumps(_document(plan, made), indent=2))

@@ -27,6 +27,7 @@ from typing import Any
 
 from uqff.codes import Version
 from uqff.container.atomic import atomic_file
+from uqff.container.document import check_values, read_at_most
 from uqff.container.file import UqffFile
 from uqff.container.shards import SUFFIX, PathLike
 from uqff.errors import FormatError, ShardError, UnsupportedError, UqffError
@@ -128,13 +129,13 @@ def read_report(path: PathLike) -> Report | None:
             return None
     if not stat.S_ISREG(path.stat().st_mode):
         raise FormatError("not a regular file", file=str(path))
-    with open(path, "rb") as file:
-        raw = file.read(MAX_REPORT_BYTES + 1)
+    raw = read_at_most(path, MAX_REPORT_BYTES)
     try:
         if len(raw) > MAX_REPORT_BYTES:
             raise FormatError(
                 "report is too long", expected=f"at most {MAX_REPORT_BYTES} bytes", got=path.stat().st_size
             )
+        check_values(raw)
         return _report(_Node(_load(raw)))
     except UqffError as error:
         raise error.within(file=str(path)) from None

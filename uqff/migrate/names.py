@@ -19,16 +19,17 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from uqff.architectures import LayerName, layer_names, stacked_layer_names
+from uqff.architectures import LayerName, layer_names, stacked_names
 from uqff.container.shards import PathLike
 from uqff.errors import FormatError, ShapeError, UqffError
 from uqff.limits import MAX_CONFIG_BYTES, MAX_MODEL_LAYERS
 from uqff.migrate.shapes import expected_shape, shape_label
 
-__all__ = ["check_residual", "check_shapes", "known_names", "parse_names", "read_names"]
+__all__ = ["check_residual", "check_shapes", "known_names", "parse_names", "read_names", "with_stacked_experts"]
 
 LINE = re.compile(r"(?P<index>[0-9]{1,9})\s+(?P<path>\S+)")
 PATH = re.compile(r"(?P<key>[^\[\]\s]+)(?:\[(?P<expert>[0-9]{1,6})\])?")
@@ -51,7 +52,8 @@ def known_names(config: Mapping[str, Any], shapes: Mapping[int, tuple[int, ...]]
         FormatError: the file has another number of layers.
         ShapeError: a layer has not the shape of its weight.
     """
-    names, stacked = layer_names(config), stacked_layer_names(config)
+    names = layer_names(config)
+    stacked = with_stacked_experts(names)
     if len(shapes) == len(stacked) != len(names):
         names = stacked
     if set(shapes) != set(range(len(names))):
@@ -70,6 +72,17 @@ def known_names(config: Mapping[str, Any], shapes: Mapping[int, tuple[int, ...]]
         )
     check_shapes(config, names, shapes)
     return names
+
+
+def with_stacked_experts(names: Sequence[LayerName]) -> list[LayerName]:
+    """The layers of a model as builds of the engine for Metal and CUDA number them: one for all experts."""
+    made: list[LayerName] = []
+    for entry in stacked_names(names):
+        first = replace(entry.parts[0], index=len(made))
+        if entry.is_stacked:
+            first = replace(first, module=entry.key, weight=f"{entry.key}.weight", expert=None)
+        made.append(first)
+    return made
 
 
 def check_shapes(config: Mapping[str, Any], names: Iterable[LayerName], shapes: Mapping[int, tuple[int, ...]]) -> None:

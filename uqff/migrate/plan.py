@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
-from uqff.architectures import LayerName, layer_names, stacked_layer_names, stacked_names
+from uqff.architectures import LayerName, layer_names, stacked_names
 from uqff.codes import DType, Family, Version
 from uqff.container.directory import LOADED_DTYPES
 from uqff.container.file import UqffFile
@@ -15,7 +15,7 @@ from uqff.container.mapped import MappedFile
 from uqff.errors import FormatError, ShapeError, UnsupportedError, UqffError
 from uqff.migrate.embedding import EMBEDDING_SINCE, embedding_of, is_tied_head, lowered, raised, untied
 from uqff.migrate.moves import Move, Moves, Problem, Row, Source, plan_moves
-from uqff.migrate.names import check_residual, check_shapes, known_names
+from uqff.migrate.names import check_residual, check_shapes, known_names, with_stacked_experts
 from uqff.migrate.origin import blob_versions, dequantized, inherited, note_of, were_stacked
 from uqff.schema.entries import FIRST
 from uqff.sources.model import ModelDirectory
@@ -228,8 +228,8 @@ class _Planner:
         embedding = embedding_of(self.config, file)
         names = self.names
         if names is None:
-            list_names = stacked_layer_names if were_stacked(file.metadata) else layer_names
-            names = list_names(self.config)
+            names = layer_names(self.config)
+            names = with_stacked_experts(names) if were_stacked(file.metadata) else names
         shapes: dict[int, tuple[int, ...]] = {}
         moves, used = [], set()
         for entry in stacked_names(names):
