@@ -16,7 +16,7 @@ from uqff.codes import Version
 from uqff.container import UqffFile, open_uqff
 from uqff.container.report import REPORT_NAME, check_output, check_report, read_report
 from uqff.container.shards import PathLike
-from uqff.errors import UnsupportedError, UqffError, printable
+from uqff.errors import UnsupportedError, UqffError, printable, shortened
 from uqff.families.base import PayloadProblem, not_finite
 from uqff.inspection.outline import Outline, read_outline
 from uqff.modules import check_complete, config_beside, modules_of
@@ -61,13 +61,13 @@ class Violation:
     def __str__(self) -> str:
         """One line: ``FILE: layer K, field F, offset N: problem: expected E, got G``, fit for a terminal."""
         place = [
-            f"layer {self.layer}" if self.layer is not None else "",
-            f"field {self.field}" if self.field is not None else "",
+            f"layer {shortened(self.layer)}" if self.layer is not None else "",
+            f"field {shortened(self.field)}" if self.field is not None else "",
             f"offset {self.offset}" if self.offset is not None else "",
         ]
         what = [
-            f"expected {self.expected}" if self.expected is not None else "",
-            f"got {self.got}" if self.got is not None else "",
+            f"expected {shortened(self.expected)}" if self.expected is not None else "",
+            f"got {shortened(self.got)}" if self.got is not None else "",
         ]
         parts = [self.file or "", ", ".join(filter(None, place)), self.problem, ", ".join(filter(None, what))]
         return printable(": ".join(filter(None, parts)))

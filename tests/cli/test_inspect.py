@@ -17,6 +17,7 @@ from samples_v1 import write as write_entries
 from tiny_files import GOLDEN, ROOT, q8_0, unquant, write_file
 
 from uqff.cli import main
+from uqff.inspection.summary import FileSummary
 
 LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
 FOREIGN = {
@@ -435,3 +436,16 @@ def test_entries_of_no_layer_are_counted(tmp_path: Path) -> None:
     path = write_entries(tmp_path / "m.uqff", version(), entries_of_layer("a", LAYERS["gguf"]), more)
     assert "  extra        1 entries of no layer" in run(str(path)).output.splitlines()
     assert json.loads(run(str(path), "--json").output)["extra"] == [{"name": "note", "dtype": "F32", "shape": [2]}]
+
+
+def test_time_is_linear_in_the_layers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is broken is looked for once, and not once for every row: a model of experts has twenty thousand."""
+    looked: list[int] = []
+    broken = FileSummary.broken.fget
+    monkeypatch.setattr(FileSummary, "broken", property(lambda self: looked.append(1) or broken(self)))  # type: ignore[misc]
+    layers = [entries_of_layer(f"l{n}", LAYERS["gguf"]) for n in range(50)]
+    path = write_entries(tmp_path / "m.uqff", version(), *layers)
+    result = CliRunner().invoke(main, ["inspect", str(path)])
+    assert result.exit_code == 0
+    assert len(result.output.splitlines()) > 50
+    assert len(looked) < 5

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from uqff.cli.render import echo_table
+from uqff.cli.render import echo_pairs, echo_table
 
 COLUMNS = [("layer", "left"), ("bytes", "right"), ("note", "left")]
 ROWS = [("model.layers.0", "1,234", "seven"), ("lm_head", "5", "")]
@@ -50,3 +50,16 @@ def test_a_pipe_gets_all_columns(capsys: pytest.CaptureFixture[str]) -> None:
         "model.layers.0  1,234  seven",
         "lm_head             5",
     ]
+
+
+def test_one_long_cell_does_not_widen_every_row(capsys: pytest.CaptureFixture[str]) -> None:
+    """A name of a hundred thousand letters stands out of its column; twenty thousand rows must not grow with it."""
+    long = "a" * 100_000
+    echo_table([("layer", "left"), ("bytes", "right")], [(long, "5"), ("b", "6")])
+    head, first, second = capsys.readouterr().out.splitlines()
+    assert first == f"{long}      5"
+    assert len(head) == len(second) == 400 + 2 + len("bytes")
+    echo_pairs([(long, "x"), ("b", "y")])
+    first, second = capsys.readouterr().out.splitlines()
+    assert first == f"  {long}  x"
+    assert second == "  b".ljust(400) + "  y"

@@ -183,7 +183,8 @@ def _show_layers(summary: FileSummary) -> None:
     ]
     if len(summary.files) > 1:
         columns.append(("file", "left"))
-    if summary.broken:
+    broken = bool(summary.broken)
+    if broken:
         columns.append(("error", "left"))
     rows = []
     for row in summary.layers:
@@ -191,7 +192,7 @@ def _show_layers(summary: FileSummary) -> None:
         cells = [*names, *_outline_cells(row), f"{row.offset:,}", f"{row.nbytes:,}"]
         if len(summary.files) > 1:
             cells.append(row.path)
-        if summary.broken:
+        if broken:
             cells.append("" if row.error is None else _error_text(row.error))
         rows.append(cells)
     echo_table(columns, rows, optional=_OPTIONAL)
