@@ -47,6 +47,7 @@ def save_moe(
     if residual:
         plain = {"model.embed_tokens.weight": torch.randn(32, 32, generator=generator, dtype=torch.float32)}
         plain["model.layers.0.mlp.gate.weight"] = torch.randn(2, 32, generator=generator).bfloat16()
+        plain |= {f"model.layers.{block}.input_layernorm.weight": torch.ones(32) for block in (0, 1)}
         save_file(plain, directory / "residual.safetensors")
     if not stacked:
         uqff.save(dict(enumerate(layers.values())), directory / "q4_0.uqff", shard_bytes=shard_bytes)

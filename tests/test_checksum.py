@@ -20,6 +20,7 @@ from moe_models import save_moe
 from samples import f32, run, u32
 
 import uqff
+from uqff.architectures import LayerName, layer_names
 from uqff.checksum import (
     Check,
     check,
@@ -34,6 +35,7 @@ from uqff.checksum import (
 from uqff.entries import from_entries
 from uqff.errors import FormatError
 from uqff.families import stack
+from uqff.migrate import migrate_model, read_names
 from uqff.schema.entries import RawTensor
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -255,3 +257,29 @@ def test_check_names_what_differs() -> None:
     checks = check({"a": "1", "b": "2", "c": "3"}, {"a": "1", "b": "9", "d": "4"})
     assert checks == [Check("a", "1", "1"), Check("b", "2", "9"), Check("c", "3", None)]
     assert [each.matches for each in checks] == [True, False, False]
+
+
+def test_names_in_place_of_a_configuration(tmp_path: Path) -> None:
+    """An architecture that is not known here has names as well, if somebody tells them."""
+    directory = save_moe(tmp_path / "a", stacked=False)
+    names = layer_names(json.loads((directory / "config.json").read_text()))
+    (directory / "names").write_text("".join(f"{n.index} {n.key}{_place(n)}\n" for n in names))
+    with uqff.open(directory) as file, uqff.open(save_moe(tmp_path / "b", stacked=True)) as other:
+        expected = digest_model(other)
+        (directory / "config.json").unlink()
+        named = digest_model(file, names=read_names(directory / "names"))
+    assert (named.sha256, named.unnamed) == (expected.sha256, None)
+
+
+def _place(name: LayerName) -> str:
+    return "" if name.expert is None else f"[{name.expert}]"
+
+
+@pytest.mark.parametrize("stacked", [False, True])
+def test_migrated_model_is_equal(stacked: bool, tmp_path: Path) -> None:
+    """What the digest is for: a model and its copy in the other generation have one digest."""
+    source = save_moe(tmp_path / "source", stacked=stacked)
+    migrate_model(source, tmp_path / "copy", "0.2" if stacked else "1.2")
+    with uqff.open(source) as a, uqff.open(tmp_path / "copy") as b:
+        assert a.generation != b.generation
+        assert digest_model(a).sha256 == digest_model(b).sha256

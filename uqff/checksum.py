@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from uqff.architectures import LayerName
 from uqff.codes import Family
 from uqff.container import UqffFile
 from uqff.container.atomic import atomic_file
@@ -137,13 +138,16 @@ def digest_layer(layer: Layer) -> str:
     return _digest(layer)[0].hex()
 
 
-def digest_model(file: UqffFile, *, progress: Progress | None = None) -> ModelDigest:
+def digest_model(
+    file: UqffFile, *, names: Sequence[LayerName] | None = None, progress: Progress | None = None
+) -> ModelDigest:
     """The digests of all layers of an open model.
 
     Layers are hashed on several threads and read once; nothing but small parts is copied.
 
     Args:
         file: of either generation. The paths of 0.x layers come from the ``config.json`` beside it.
+        names: of 0.x layers in the order of their index, if not that.
         progress: called after each layer.
 
     Raises:
@@ -152,10 +156,10 @@ def digest_model(file: UqffFile, *, progress: Progress | None = None) -> ModelDi
     unnamed = None
     config: Mapping[str, Any] | None = None
     try:
-        if file.generation == "0.x":
+        if file.generation == "0.x" and names is None:
             config = config_beside(file)
             unnamed = "no config.json beside the file" if config is None else None
-        modules = modules_of(file, config)
+        modules = modules_of(file, config, names)
     except UqffError as error:
         unnamed = str(error)
         modules = modules_of(file, None)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from uqff.architectures import EMBEDDING_SINCE, embedding_name
+from uqff.architectures import EMBEDDING_SINCE, LayerName, embedding_name
 from uqff.codes import ENTRY_VERSIONS, Version
 from uqff.container import UqffFile, open_uqff
 from uqff.container.directory import LOADED_DTYPES
@@ -69,7 +69,9 @@ class LayerDifference:
     distance: Distance | None
 
 
-def compare(a: PathLike, b: PathLike, *, layers: Pattern | None = None) -> Iterator[LayerDifference]:
+def compare(
+    a: PathLike, b: PathLike, *, layers: Pattern | None = None, names: Sequence[LayerName] | None = None
+) -> Iterator[LayerDifference]:
     """Compare two models, of whatever generations.
 
     Args:
@@ -77,6 +79,7 @@ def compare(a: PathLike, b: PathLike, *, layers: Pattern | None = None) -> Itera
             beside one of the files tells the paths of 0.x layers.
         b: likewise; at most one of them may be a checkpoint.
         layers: which weights of the checkpoint are layers, if its architecture does not say; as for quantising.
+        names: of 0.x layers in the order of their index, if no ``config.json`` tells them; between generations only.
 
     Yields:
         The layers in the order of the first model, each compared when it is asked for; then those that only the second
@@ -96,7 +99,7 @@ def compare(a: PathLike, b: PathLike, *, layers: Pattern | None = None) -> Itera
         source, model = (a, b) if checkpoints[0] else (b, a)
         yield from _compare_with_source(source, model, layers, source_first=checkpoints[0])
     else:
-        yield from _compare_models(a, b)
+        yield from _compare_models(a, b, names)
 
 
 def is_checkpoint(path: PathLike) -> bool:
@@ -107,9 +110,9 @@ def is_checkpoint(path: PathLike) -> bool:
     return not any(name.endswith(SUFFIX) for name in names) and any(name.endswith(".safetensors") for name in names)
 
 
-def _compare_models(a: PathLike, b: PathLike) -> Iterator[LayerDifference]:
+def _compare_models(a: PathLike, b: PathLike, names: Sequence[LayerName] | None) -> Iterator[LayerDifference]:
     with open_uqff(a) as first, open_uqff(b) as second:
-        for name, ours, theirs in pairs_of(first, second):
+        for name, ours, theirs in pairs_of(first, second, names):
             left, right = (None if each is None else Side(each.kind, each.nbytes, each.key) for each in (ours, theirs))
             if ours is None or theirs is None:
                 (alone,) = filter(None, (ours, theirs))

@@ -10,12 +10,14 @@ Names are those of the checkpoint: experts are apart again, and the layers of 0.
 :meth:`~uqff.families.base.QuantizedTensor.dequantize`, everything else is cast.  The directory appears when all is
 written; a layer, or an expert, is in memory at a time, and what waits for the disk.
 
-The head of a tied model is quantised in 0.x, 1.0 and 1.1, but the embedding beside it is not: the engine computes with
-two matrices.  A checkpoint that is tied has one.  So the head is written as ``lm_head.weight`` and the model untied in
-``config.json``: it then computes what the engine does.  ``retie`` leaves the head out instead.  Where 1.2 has one layer
-for both, the model stays tied.
+The head of a tied model is quantised in 0.x, 1.0 and 1.1, but the embedding beside it is not: the engines that wrote
+such files compute with two matrices.  A checkpoint that is tied has one.  So the head is written as ``lm_head.weight``
+and the model untied in ``config.json``: nothing is lost, and it computes the same.  ``tie`` keeps it tied, with one of
+the two: mistral.rs 0.9 takes the head for both where it finds one in a 1.x file.  Where 1.2 has one layer for both, the
+model stays tied.
 
-Authority: transformers, ``modeling_utils.py`` (``save_pretrained``, ``_load_pretrained_model``); huggingface_hub,
+Authority: mistral.rs v0.9.2, ``mistralrs-core/src/layers.rs`` (``embedding_with_legacy_tied_uqff``); transformers,
+``modeling_utils.py`` (``save_pretrained``, ``_load_pretrained_model``); huggingface_hub,
 ``serialization/_base.py`` (``split_state_dict_into_shards_factory``).
 """
 
@@ -24,12 +26,12 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Literal
 
-from uqff.architectures import architecture_of, layer_names
+from uqff.architectures import architecture_of, embedding_name, layer_names
 from uqff.codes import DType
 from uqff.container import UqffFile, open_uqff
 from uqff.container.directory import LOADED_DTYPES, Progress, Step, check_space, copy_companions
@@ -46,7 +48,7 @@ from uqff.views import bytes_of
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["SHARD_BYTES", "Dequantized", "dequantize_model"]
+__all__ = ["SHARD_BYTES", "Dequantized", "Tie", "dequantize_model"]
 
 SHARD_BYTES: Final = 5 * 10**9
 """Bytes of tensors in a file of a checkpoint."""
@@ -56,6 +58,8 @@ SLACK: Final = 64 * 2**20
 
 TILE: Final = 1 << 22
 """Elements of a plain tensor that are cast together."""
+
+Tie = Literal["embedding", "head"]
 
 DTYPES: Final = {"f32": DType.F32, "bf16": DType.BF16, "f16": DType.F16}
 
@@ -97,7 +101,7 @@ class Dequantized:
         tensors: their number.
         nbytes: of the files with tensors.
         untied: whether the model was tied and is not any more.
-        dropped: names of tensors that were left out: the head of a model that was tied again.
+        dropped: names of tensors that were left out: one of the two matrices of a tied model.
         overflows: how many numbers of a tensor are infinite because the dtype does not reach so far, by name.
     """
 
@@ -117,7 +121,7 @@ def dequantize_model(
     *,
     dtype: str = "f32",
     shard_bytes: int = SHARD_BYTES,
-    retie: bool = False,
+    tie: Tie | None = None,
     force: bool = False,
     progress: Progress | None = None,
 ) -> Dequantized:
@@ -129,7 +133,7 @@ def dequantize_model(
         target: the directory to make.
         dtype: ``f32``, ``bf16`` or ``f16``: of all floats.
         shard_bytes: bytes of tensors after which a new file begins.
-        retie: leave out the head of a tied model, see above.
+        tie: which matrix a tied model keeps if it has two, see above; both if None.
         force: replace a checkpoint that is in ``target`` already.
         progress: called after each layer.
 
@@ -142,7 +146,7 @@ def dequantize_model(
         raise UnsupportedError("unknown dtype", field="dtype", expected=", ".join(DTYPES), got=dtype)
     check_target(Path(target), force=force, what="checkpoint")
     with open_uqff(source) as file:
-        job = _Job(file, DTYPES[dtype], retie)
+        job = _Job(file, DTYPES[dtype], tie)
         job.result.path = Path(target)
         check_space(Path(target), sum(part.nbytes for part in job.parts.values()))
         with staged_directory(Path(target), force=force, what="checkpoint") as staging:
@@ -153,7 +157,7 @@ def dequantize_model(
 class _Job:
     """A run: planned when it is made, carried out by :meth:`run`."""
 
-    def __init__(self, file: UqffFile, dtype: DType, retie: bool) -> None:
+    def __init__(self, file: UqffFile, dtype: DType, tie: Tie | None) -> None:
         self.file = file
         self.dtype = dtype
         self.config = config_beside(file)
@@ -165,12 +169,13 @@ class _Job:
         modules = modules_of(file, self.config if known else None)
         if known:
             assert self.config is not None
-            modules = self._settle_head(modules, self.config, retie)
+            modules = self._settle_head(modules, self.config, tie)
             check_complete(file, self.config, modules)
         for module in modules:
             self._plan_module(module)
         for name in file.residual:
-            self._plan_plain(name)
+            if name not in self.result.dropped:
+                self._plan_plain(name)
 
     def _is_known(self) -> bool:
         """Whether the architecture is; 0.x layers have no names otherwise."""
@@ -182,18 +187,22 @@ class _Job:
             return False
         return True
 
-    def _settle_head(self, modules: list[Module], config: Mapping[str, Any], retie: bool) -> list[Module]:
-        """A tied model with a head of its own is untied, or loses the head."""
-        head = layer_names(config)[0]
-        tied = head.weight != f"{head.module}.weight"
-        if not tied or not any(module.path == head.module for module in modules):
+    def _settle_head(self, modules: list[Module], config: Mapping[str, Any], tie: Tie | None) -> list[Module]:
+        """A tied model with a head of its own is untied, or loses one of the two matrices."""
+        head, embedding = layer_names(config)[0], embedding_name(config)
+        if head.weight != f"{embedding}.weight" or not any(module.path == head.module for module in modules):
             return modules
-        self._tied = retie
-        if not retie:
-            self.result.untied = True
+        self._tied = tie is not None
+        self.result.untied = tie is None
+        if tie is None:
             return modules
-        self.result.dropped.append(f"{head.module}.weight")
-        return [module for module in modules if module.path != head.module]
+        dropped = embedding if tie == "head" else head.module
+        self.result.dropped.append(f"{dropped}.weight")
+        kept = [module for module in modules if module.path != dropped]
+        if tie == "embedding":
+            return kept
+        part = replace(head, module=embedding)
+        return [Module(embedding, m.keys, (part,)) if m.path == head.module else m for m in kept]
 
     def _plan_module(self, module: Module) -> None:
         for at, key in enumerate(module.keys):
@@ -215,7 +224,7 @@ class _Job:
                     self._plan(key, f"{part.module}.bias", "bias", expert, shape[1:-1])
 
     def _plan(self, key: str, name: str, what: str, expert: int | None, shape: tuple[int, ...]) -> None:
-        if name in self.parts or name in self.file.residual:
+        if name in self.parts or (name in self.file.residual and name not in self.result.dropped):
             where = str(self.file.paths[0])
             raise ShardError("tensor is a layer and in the residual", file=where, layer=key, got=name)
         self.parts[name] = _Part(key, what, expert, self.dtype.safetensors, shape)

@@ -7,12 +7,12 @@ of a tied model is matched with the embedding where that is all the other file h
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 
-from uqff.architectures import embedding_name, layer_names
+from uqff.architectures import LayerName, embedding_name, layer_names
 from uqff.blob import Layer
 from uqff.codes import DType
 from uqff.container import UqffFile
@@ -41,10 +41,15 @@ class Pair(NamedTuple):
     b: Held | None
 
 
-def pairs_of(a: UqffFile, b: UqffFile) -> Iterator[Pair]:
+def pairs_of(a: UqffFile, b: UqffFile, names: Sequence[LayerName] | None = None) -> Iterator[Pair]:
     """The layers of two files in the order of the first; then those that only the second has.
 
     Each is made when it is asked for, and the memory of its bytes given back with the next.
+
+    Args:
+        a: an open model.
+        b: another.
+        names: of 0.x layers in the order of their index, if no ``config.json`` tells them.
 
     Raises:
         UnsupportedError: the files are of two generations, and nothing tells the paths of 0.x layers.
@@ -52,8 +57,10 @@ def pairs_of(a: UqffFile, b: UqffFile) -> Iterator[Pair]:
         ShapeError: one has more experts than the other.
         UqffError: a layer is not valid.
     """
-    config = None if a.generation == b.generation else _config(a, b)
-    first, second = (_by_path(file, config) for file in (a, b))
+    if a.generation == b.generation:
+        names = None
+    config = None if a.generation == b.generation or names is not None else _config(a, b)
+    first, second = (_by_path(file, config, names) for file in (a, b))
     other_name = _head_as_embedding(first, second, config)
     for path, module in first.items():
         match = second.pop(path, None)
@@ -78,16 +85,16 @@ def _config(a: UqffFile, b: UqffFile) -> dict[str, Any]:
         raise UnsupportedError(
             "layers of 0.x have no names",
             file=str(old.paths[0]),
-            expected="config.json beside one of the two files",
+            expected="config.json beside one of the two files, or names",
             got="none",
         )
     return config
 
 
-def _by_path(file: UqffFile, config: Mapping[str, Any] | None) -> dict[str, Module]:
+def _by_path(file: UqffFile, config: Mapping[str, Any] | None, names: Sequence[LayerName] | None) -> dict[str, Module]:
     """The modules of a file by what makes them the same in two: path, or index as a plain number."""
-    modules = modules_of(file, config)
-    if config is None and file.generation == "0.x":
+    modules = modules_of(file, config, names)
+    if config is None and names is None and file.generation == "0.x":
         return {str(int(module.path)): module for module in modules}
     return {module.path: module for module in modules}
 

@@ -54,25 +54,31 @@ def config_beside(file: UqffFile) -> dict[str, Any] | None:
     return read_json(path, MAX_CONFIG_BYTES) if path.is_file() else None
 
 
-def modules_of(file: UqffFile, config: Mapping[str, Any] | None) -> list[Module]:
+def modules_of(
+    file: UqffFile, config: Mapping[str, Any] | None, names: Sequence[LayerName] | None = None
+) -> list[Module]:
     """The modules of a file, in the order of its keys.
 
     Args:
         file: an open model of either generation.
         config: of the model; None if there is none, then 0.x layers keep their numbers and no module has ``parts``.
+        names: of the layers of 0.x in the order of their index, in place of those that the architecture has.
 
     Raises:
         UnsupportedError: the architecture is unknown.
         FormatError: the configuration lacks a number or has a senseless one.
-        ShardError: a 0.x file has not the layers that the configuration announces.
+        ShardError: a 0.x file has not the layers that configuration or names announce.
     """
-    if config is None:
+    if config is None and (names is None or file.generation == "1.x"):
         return [Module(key, (key,)) for key in file]
     if file.generation == "1.x":
+        assert config is not None
         versions = min(ENTRY_VERSIONS), max(ENTRY_VERSIONS)
         parts = {entry.key: entry.parts for version in versions for entry in entry_names(config, version)}
         return [Module(key, (key,), parts.get(key, ())) for key in file]
-    names = layer_names(config)
+    if names is None:
+        assert config is not None
+        names = layer_names(config)
     stacks = stacked_names(names)
     keys = {int(key): key for key in file}
     # Files written on a GPU hold the experts of a projection as one stack in the place of the first of them.
@@ -82,7 +88,7 @@ def modules_of(file: UqffFile, config: Mapping[str, Any] | None) -> list[Module]
         missing = [index for index in range(count) if index not in keys]
         listed = ", ".join(map(str, missing[:LISTED])) + (", ..." if missing[LISTED:] else "")
         raise ShardError(
-            "the file has not the layers of its configuration",
+            "the file has not the layers that its model has",
             file=str(file.paths[0]),
             expected=f"{count} layers",
             got=f"{len(keys)}" + (f", without {listed}" if missing else ""),

@@ -43,12 +43,12 @@ def test_summary(model: Path, tmp_path: Path) -> None:
     ]
 
 
-def test_retie_quiet_and_json(model: Path, tmp_path: Path) -> None:
+def test_tie_quiet_and_json(model: Path, tmp_path: Path) -> None:
     """What is left out is said, unless nothing is to be said."""
-    document = json.loads(run(model, tmp_path / "a", "--retie", "--json").stdout)
+    document = json.loads(run(model, tmp_path / "a", "--tie", "embedding", "--json").stdout)
     assert document["dropped"] == ["lm_head.weight"]
     assert document["files"] == ["model.safetensors"]
-    assert run(model, tmp_path / "b", "--retie", "--quiet").output == ""
+    assert run(model, tmp_path / "b", "--tie", "embedding", "--quiet").output == ""
 
 
 def test_shard_size(model: Path, tmp_path: Path) -> None:

@@ -140,3 +140,63 @@ def test_output_fits_the_encoding(encoding: str) -> None:
     text = result.stdout_bytes.decode(encoding)
     assert ("█" in text, "#" in text) == (encoding == "utf-8", encoding == "ascii")
     assert ("u32 × ndim" in text, "u32 \\xd7 ndim" in text) == (encoding == "utf-8", encoding == "ascii")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="a closed standard output is POSIX")
+@pytest.mark.parametrize("command", [["inspect"], ["verify"], ["checksum"], ["checksum", "--layers"]])
+def test_a_closed_output_is_quiet(command: list[str]) -> None:
+    """`uqff verify FILE >&-` wants the exit code alone."""
+    call = [sys.executable, "-m", "uqff", *command, str(FILE)]
+    done = subprocess.run(["sh", "-c", '"$@" >&-', "sh", *call], capture_output=True, check=False)
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+@pytest.mark.parametrize(
+    ("variable", "text", "expected"),
+    [
+        ("UQFF_NUM_THREADS", "0", "a positive integer"),
+        ("UQFF_NUM_THREADS", "many", "a positive integer"),
+        ("UQFF_KERNELS", "cuda", "'numba' or 'reference'"),
+    ],
+)
+def test_variables_that_say_nonsense_are_2(
+    variable: str, text: str, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One line, no traceback."""
+    monkeypatch.setenv(variable, text)
+    result = CliRunner().invoke(main, ["checksum", str(FILE)])
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr == f"uqff: {variable}: expected {expected}, got {text!r}\n"
+
+
+def test_too_little_memory_is_2(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One line, no traceback."""
+
+    def exhaust(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("uqff.container.file.MappedFile", exhaust)
+    result = CliRunner().invoke(main, ["inspect", str(FILE)])
+    assert (result.exit_code, result.output) == (2, "uqff: out of memory\n")
+
+
+OPTIONS = {
+    "--json": {"inspect", "checksum", "dequantize", "diff", "quantize", "report", "verify"},
+    "--force": {"dequantize", "quantize"},
+    "--quiet": {"dequantize", "quantize"},
+    "--shard-size": {"dequantize", "quantize"},
+    "--dtype": {"dequantize", "quantize"},
+}
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+def test_options_of_one_meaning_have_one_name(option: str) -> None:
+    """Every command that shows or writes has them."""
+    assert isinstance(main, LazyGroup)
+    commands = {name: main.get_command(click.Context(main), name) for name in COMMANDS}
+    having = {
+        name
+        for name, command in commands.items()
+        if command is not None and any(option in parameter.opts for parameter in command.params)
+    }
+    assert having >= OPTIONS[option]

@@ -449,3 +449,22 @@ def test_time_is_linear_in_the_layers(tmp_path: Path, monkeypatch: pytest.Monkey
     assert result.exit_code == 0
     assert len(result.output.splitlines()) > 50
     assert len(looked) < 5
+
+
+def test_every_model_of_a_directory(tmp_path: Path) -> None:
+    """A published model has several types: a line each, the broken one on the standard error."""
+    write_file(tmp_path / "a-0.uqff", {"0": q8_0(0.5, list(range(-16, 16)))})
+    write_file(tmp_path / "b.uqff", {"0": unquant([1.0]), "1": q8_0(0.5, list(range(-16, 16)))})
+    result = run(str(tmp_path))
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert [line.split()[:5] for line in result.stdout.splitlines()[1:]] == [
+        ["a-N.uqff", "0.1.3", "1", "1", "8.5000"],
+        ["b.uqff", "0.1.0,", "0.1.3", "1", "2"],
+    ]
+    documents = json.loads(run(str(tmp_path), "--json").output)["models"]
+    assert documents == [json.loads(run(str(tmp_path / name), "--json").output) for name in ("a-0.uqff", "b.uqff")]
+    (tmp_path / "c.uqff").write_bytes(b"GGUF")
+    result = run(str(tmp_path))
+    assert (result.exit_code, len(result.stdout.splitlines())) == (1, 3)
+    assert result.stderr == f"uqff: not a UQFF file: a GGUF file (file {tmp_path / 'c.uqff'}, offset 0)\n"
+    assert run(str(tmp_path), "0").exit_code == 1

@@ -24,10 +24,22 @@ __all__ = ["checksum"]
 @click.option("--write", is_flag=True, help="Write the list beside the files: SHA256SUMS, or SHA256SUMS.layers.")
 @click.option("--check", "checking", is_flag=True, help="Compare with the list that is there.")
 @click.option("--sums", type=click.Path(dir_okay=False), help="The list to write or to compare with, if another.")
+@click.option(
+    "--names",
+    type=click.Path(exists=True, dir_okay=False),
+    help="With --layers: index to path of 0.x layers, as for migrate.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.pass_context
 def checksum(
-    ctx: click.Context, path: str, layers: bool, write: bool, checking: bool, sums: str | None, as_json: bool
+    ctx: click.Context,
+    path: str,
+    layers: bool,
+    write: bool,
+    checking: bool,
+    sums: str | None,
+    names: str | None,
+    as_json: bool,
 ) -> None:
     """Print a SHA-256 for each file, in the form of sha256sum, which can check it too.
 
@@ -35,7 +47,7 @@ def checksum(
 
     With --layers, the list is about the layers of the model: digests of what a layer is, the same in 0.x and 1.x, in
     one shard or in many, experts stacked or apart. So the lists of a model and of its migrated copy are the same, and
-    so is the digest of the list, which stands below it. (A 0.x file needs its config.json for that.)
+    so is the digest of the list, which stands below it. (A 0.x file needs its config.json for that, or --names.)
 
     Exits with 1 if --check finds a difference, or something that is not there.
     """
@@ -45,8 +57,10 @@ def checksum(
         raise click.UsageError("--sums needs --write or --check")
     if not layers and write and sums is None and not Path(path).is_dir():
         raise click.UsageError("SHA256SUMS lists a whole directory: name that, or another list with --sums")
+    if names is not None and not layers:
+        raise click.UsageError("--names goes with --layers")
     if layers:
-        _layers(ctx, path, write, checking, sums, as_json)
+        _layers(ctx, path, write, checking, sums, names, as_json)
     else:
         _files(ctx, path, write, checking, sums, as_json)
 
@@ -91,16 +105,26 @@ def printable_lines(text: str) -> str:
     return "".join(f"{printable(line)}\n" for line in text.split("\n")[:-1])
 
 
-def _layers(ctx: click.Context, path: str, write: bool, checking: bool, sums: str | None, as_json: bool) -> None:
+def _layers(
+    ctx: click.Context,
+    path: str,
+    write: bool,
+    checking: bool,
+    sums: str | None,
+    names: str | None,
+    as_json: bool,
+) -> None:
     from uqff.checksum import LAYER_SUMS_NAME, checksum_document, digest_model, read_sums, sums_text, write_sums
     from uqff.cli.progress import byte_progress
     from uqff.container import open_uqff
+    from uqff.migrate.names import read_names
 
     with open_uqff(path) as file:
         listed = Path(sums) if sums is not None else file.paths[0].parent / LAYER_SUMS_NAME
         stated = read_sums(listed) if checking else None
+        known = None if names is None else read_names(names)
         with byte_progress("hashed") as progress:
-            model = digest_model(file, progress=progress)
+            model = digest_model(file, names=known, progress=progress)
     if model.unnamed is not None:
         click.echo(f"uqff: layers have numbers, not paths: {printable(model.unnamed)}", err=True)
     digests = {each.path: each.sha256 for each in model.layers}

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from uqff.cli.options import size_option
+from uqff.cli.progress import step_progress, terminable
 from uqff.errors import printable
 
 if TYPE_CHECKING:
@@ -31,12 +32,16 @@ __all__ = ["dequantize"]
     metavar="SIZE",
     help="Begin a new file after so much: bytes, or a number with KB, MB, GB, KiB, MiB or GiB.",
 )
-@click.option("--retie", is_flag=True, help="Leave out the head of a tied model: its embedding takes its place.")
+@click.option(
+    "--tie",
+    type=click.Choice(["embedding", "head"]),
+    help="Keep a tied model tied, with this one of its two matrices.",
+)
 @click.option("--force", is_flag=True, help="Replace the checkpoint that is in OUT.")
 @click.option("--quiet", is_flag=True, help="Print nothing but warnings and errors.")
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
 def dequantize(
-    source: str, out: str, dtype: str, shard_size: int, retie: bool, force: bool, quiet: bool, as_json: bool
+    source: str, out: str, dtype: str, shard_size: int, tie: Any, force: bool, quiet: bool, as_json: bool
 ) -> None:
     """Write the model SRC as a plain checkpoint into the new directory OUT.
 
@@ -47,14 +52,14 @@ def dequantize(
     Every weight has the value that its codes stand for. In f32 nothing is rounded.
 
     A tied model of 0.x, 1.0 or 1.1 has a quantised head beside a plain embedding. Both are written and the model is
-    untied in config.json, so that it computes the same; --retie keeps the embedding alone.
+    untied in config.json, so that it computes the same. With --tie, it keeps one of them for both: the plain embedding,
+    or the head, as mistral.rs 0.9 does with 1.x files.
     """
-    from uqff.cli.progress import step_progress, terminable
     from uqff.dequantize import dequantize_model
 
     with terminable(), step_progress(shown=not quiet) as progress:
         result = dequantize_model(
-            source, out, dtype=dtype, shard_bytes=shard_size, retie=retie, force=force, progress=progress
+            source, out, dtype=dtype, shard_bytes=shard_size, tie=tie, force=force, progress=progress
         )
     if as_json:
         document = dataclasses.asdict(result)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from uqff.cli.quantize import pattern_option
+from uqff.cli.options import pattern_option
 
 if TYPE_CHECKING:
     from uqff.compare import LayerDifference
@@ -19,22 +19,26 @@ __all__ = ["diff"]
 @click.argument("a", type=click.Path(exists=True))
 @click.argument("b", type=click.Path(exists=True))
 @click.option("--layers", callback=pattern_option, metavar="REGEX", help="Which weights of a checkpoint are layers.")
+@click.option(
+    "--names", type=click.Path(exists=True, dir_okay=False), help="Index to path of 0.x layers, as for migrate."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.pass_context
-def diff(ctx: click.Context, a: str, b: str, layers: Any, as_json: bool) -> None:
+def diff(ctx: click.Context, a: str, b: str, layers: Any, names: str | None, as_json: bool) -> None:
     """Compare A and B: two UQFF files or directories, or a UQFF and its checkpoint.
 
     For each layer: types, sizes, whether the bytes are the same, root mean square and largest error, cosine. The
     checkpoint is taken as true; of two UQFF, A is.
 
     A may be of 0.x and B of 1.x, or the reverse: layers are then matched by path, which config.json beside one of them
-    tells, and experts one by one.
+    (or --names) tells, and experts one by one.
 
     Exits with 0 if the two have the same layers, however they differ, with 1 if a layer is in one of them only.
     """
     from uqff.compare import compare, comparison_document
+    from uqff.migrate.names import read_names
 
-    differences = list(compare(a, b, layers=layers))
+    differences = list(compare(a, b, layers=layers, names=None if names is None else read_names(names)))
     if as_json:
         click.echo(json.dumps(comparison_document(differences, a, b), indent=2))
     else:

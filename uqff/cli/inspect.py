@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from uqff.container import UqffFile, open_uqff
+from uqff.container.shards import models_in
 from uqff.errors import UqffError, printable
 
 if TYPE_CHECKING:
@@ -41,12 +44,18 @@ def inspect(ctx: click.Context, path: str, key: str | None, dump: bool, limit: i
 
     PATH is a .uqff file (the other shards of its set are found), or a model directory. KEY is a layer: its path, or its
     index in a 0.x file (whose paths are known if config.json stands beside it). Then all its fields are shown with
-    offset, size, type, bytes and value, and the dequantised weight is measured.
+    offset, size, type, bytes and value, and the dequantised weight is measured. Of a directory with several models, a
+    line for each is shown.
 
     Exits with 1 if a layer is broken; the others are shown all the same.
     """
     if dump and key is None:
         raise click.UsageError("--hex needs a KEY")
+    models = models_in(path) if key is None and Path(path).is_dir() else {}
+    if len(models) > 1:
+        if _inspect_models(models, as_json):
+            ctx.exit(1)
+        return
     with open_uqff(path) as file:
         error = _inspect_file(file, as_json) if key is None else _inspect_layer(file, key, dump, limit, stats, as_json)
     if error is not None:
@@ -63,10 +72,48 @@ def _inspect_file(file: UqffFile, as_json: bool) -> str | None:
         _echo_json(summary_document(summary))
     else:
         _show_summary(summary)
+    return _problems_of(summary)
+
+
+def _problems_of(summary: FileSummary) -> str | None:
     problems = [f"{len(summary.broken)} of {len(summary.layers)} layers broken"] if summary.broken else []
     if summary.residual is not None and summary.residual.error is not None:
         problems.append(str(summary.residual.error))
     return "; ".join(problems) or None
+
+
+def _inspect_models(models: Mapping[str, Path], as_json: bool) -> bool:
+    """Show the models of a directory; tells whether there is something wrong with one."""
+    from uqff.cli.render import echo_table, size
+    from uqff.inspection.document import SCHEMA, summary_document
+    from uqff.inspection.summary import summarize
+
+    rows, documents, wrong = [], [], False
+    for name, path in models.items():
+        try:
+            with open_uqff(path) as file:
+                summary = summarize(file)
+        except UqffError as error:
+            click.echo(f"uqff: {error}", err=True)
+            wrong = True
+            continue
+        problem = _problems_of(summary)
+        if problem is not None:
+            click.echo(f"uqff: {printable(name)}: {problem}", err=True)
+            wrong = True
+        documents.append(summary_document(summary))
+        versions = ", ".join(map(str, summary.versions)) or "-"
+        kinds = ", ".join(f"{row.layers} {row.kind}" for row in summary.types) or "-"
+        bits = "-" if summary.bits_per_weight is None else f"{summary.bits_per_weight:.4f}"
+        counts = f"{len(summary.files)}", f"{len(summary.layers)}"
+        rows.append([name, versions, *counts, bits, size(summary.nbytes), kinds])
+    if as_json:
+        _echo_json({"schema": SCHEMA, "models": documents})
+    else:
+        columns = [("model", "left"), ("version", "left"), ("shards", "right"), ("layers", "right")]
+        columns += [("bits/weight", "right"), ("size", "left"), ("types", "left")]
+        echo_table(columns, rows, optional=("shards", "types", "size"))
+    return wrong
 
 
 def _inspect_layer(file: UqffFile, key: str, dump: bool, limit: int, stats: bool, as_json: bool) -> str | None:

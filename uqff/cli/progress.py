@@ -43,8 +43,13 @@ def byte_progress(what: str) -> Iterator[Callable[[int, int], None]]:
 
 
 @contextlib.contextmanager
-def step_progress(*, shown: bool) -> Iterator[Progress | None]:
-    """A bar with layer, rate and time left; none if it is not to be shown."""
+def step_progress(*, shown: bool, waiting: str = "") -> Iterator[Progress | None]:
+    """A bar with layer, rate and time left; none if it is not to be shown.
+
+    Args:
+        shown: whether to show one at all.
+        waiting: what stands in place of a layer before the first.
+    """
     if not shown or not sys.stderr.isatty():
         yield None
         return
@@ -58,7 +63,7 @@ def step_progress(*, shown: bool) -> Iterator[Progress | None]:
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("", total=None, layer="", count="", rate="")
+        task = bar.add_task("", total=None, layer=waiting, count="", rate="")
 
         def step(step: Step) -> None:
             speed = bar.tasks[0].speed

@@ -2,32 +2,23 @@
 
 from __future__ import annotations
 
-import contextlib
 import gc
 import json
-import re
-import signal
 import sys
-from collections.abc import Iterator
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from uqff.cli.options import pattern_option, size_option
+from uqff.cli.progress import step_progress, terminable
 from uqff.errors import UqffError, printable
 
 if TYPE_CHECKING:
     from uqff.isq import Fallback
-    from uqff.pipeline import Progress, Step
     from uqff.report import Result
 
-__all__ = ["pattern_option", "quantize"]
-
-TERMINATED = 128 + 15
-"""What a shell reports for a process that ended by SIGTERM."""
-
-
-UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 2**10, "mi": 2**20, "gi": 2**30}
+__all__ = ["quantize"]
 
 
 def _kind(ctx: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> tuple[str, ...]:
@@ -35,25 +26,6 @@ def _kind(ctx: click.Context, parameter: click.Parameter, values: tuple[str, ...
 
     try:
         return tuple(kind_name(value) for value in values)
-    except UqffError as error:
-        raise click.BadParameter(str(error), ctx, parameter) from None
-
-
-def _size(ctx: click.Context, parameter: click.Parameter, value: str) -> int:
-    """Compile a number of bytes."""
-    match = re.fullmatch(r"([0-9]{1,12}) *([KMG]i?)?B?", value.strip(), re.IGNORECASE)
-    nbytes = 0 if match is None else int(match[1]) * UNITS[(match[2] or "").lower()]
-    if not nbytes:
-        raise click.BadParameter(f"expected a size such as 500MB or 2GiB, got {printable(value)}", ctx, parameter)
-    return nbytes
-
-
-def pattern_option(ctx: click.Context, parameter: click.Parameter, value: str | None) -> Any:
-    """Compile the pattern of an option."""
-    from uqff.selector import Pattern
-
-    try:
-        return None if value is None else Pattern(value)
     except UqffError as error:
         raise click.BadParameter(str(error), ctx, parameter) from None
 
@@ -93,7 +65,7 @@ def pattern_option(ctx: click.Context, parameter: click.Parameter, value: str | 
 @click.option(
     "--shard-size",
     "shard_bytes",
-    callback=_size,
+    callback=size_option,
     metavar="SIZE",
     default="10GiB",
     show_default=True,
@@ -136,7 +108,7 @@ def quantize(
 
     fallbacks: list[Fallback] = []
     loaded = load_recipe(recipe) if recipe is not None else None
-    with _terminable(), _progress(shown=not quiet) as progress:
+    with terminable(), step_progress(shown=not quiet, waiting=_waiting()) as progress:
         result = quantize_model(
             source,
             out,
@@ -180,60 +152,11 @@ def _import_libraries() -> None:
         gc.enable()
 
 
-@contextlib.contextmanager
-def _terminable() -> Iterator[None]:
-    """Let a termination clean up like an interrupt, where signals can be caught."""
-
-    def stop(*_: object) -> None:
-        sys.exit(TERMINATED)
-
-    try:
-        before = signal.signal(signal.SIGTERM, stop)
-    except ValueError:
-        yield
-        return
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-@contextlib.contextmanager
-def _progress(*, shown: bool) -> Iterator[Progress | None]:
-    """A bar on the terminal that errors go to, with layer, rate and time left; none if it is no terminal."""
-    if not shown or not sys.stderr.isatty():
-        yield None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
+def _waiting() -> str:
+    """What the bar says before the first layer."""
     from uqff import kernels
 
-    columns = (
-        TextColumn("{task.fields[layer]}", markup=False),
-        BarColumn(),
-        TextColumn("{task.fields[count]}  {task.fields[rate]}", markup=False),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        waiting = "" if kernels.compiled_before() or not kernels.enabled() else "compiling kernels, once"
-        task = bar.add_task("", total=None, layer=waiting, count="", rate="")
-
-        def step(step: Step) -> None:
-            bar.update(
-                task,
-                total=step.weights,
-                completed=step.weights_done,
-                layer=printable(step.module),
-                count=f"{step.layers_done}/{step.layers}",
-                rate=_rate(bar.tasks[0].speed),
-            )
-
-        yield step
-
-
-def _rate(weights_per_second: float | None) -> str:
-    return "" if not weights_per_second else f"{weights_per_second / 1e6:.0f} M weights/s"
+    return "" if kernels.compiled_before() or not kernels.enabled() else "compiling kernels, once"
 
 
 def _show(result: Result) -> None:

@@ -165,6 +165,9 @@ class StreamedLayers:
         outlines: Mapping[str, Layer],
         version: tuple[int, int, int],
         shard_bytes: int = SHARD_BYTES,
+        *,
+        metadata: Mapping[str, str] | None = None,
+        versions: Mapping[str, tuple[int, int, int]] | None = None,
     ) -> None:
         """Create the files.
 
@@ -174,6 +177,8 @@ class StreamedLayers:
             outlines: key (decimal layer index in 0.x, weight path in 1.x) to layer; tensors may be on the meta device.
             version: 0.1.0 to 0.2.0, or 1.0.0 to 1.2.0.
             shard_bytes: payload after which a new shard begins.
+            metadata: of 1.x, texts that stand in every shard beside those of the version.
+            versions: of 0.x, those of the blobs that have another, by key.
 
         Raises:
             UqffError: a layer cannot be expressed in the version, or a key is none of its generation.
@@ -182,32 +187,41 @@ class StreamedLayers:
         self.version = Version(*version)
         self.sizes: dict[str, int] = {}
         self._file_of: dict[str, StreamedFile] = {}
+        self._versions = {key: Version(*each) for key, each in (versions or {}).items()}
         self._outlines = outlines
         self._stacks: dict[str, dict[str, RawTensor]] = {}
         try:
             if self.version < FIRST:
                 self._plan_blobs(directory, stem, outlines, shard_bytes)
             else:
-                self._plan_entries(directory, stem, outlines, shard_bytes)
+                self._plan_entries(directory, stem, outlines, shard_bytes, metadata or {})
         except BaseException:
             self.close()
             raise
 
     def _plan_blobs(self, directory: Path, stem: str, outlines: Mapping[str, Layer], shard_bytes: int) -> None:
-        self.sizes = layer_sizes(outlines, self.version)
+        for key, layer in outlines.items():
+            self.sizes |= layer_sizes({key: layer}, self._versions.get(key, self.version))
         for number, shard in enumerate(plan_shards({int(key): size for key, size in self.sizes.items()}, shard_bytes)):
             keys = [str(index) for index in shard]
             self._create(directory / shard_name(stem, number), [(key, "U8", (self.sizes[key],)) for key in keys], None)
 
-    def _plan_entries(self, directory: Path, stem: str, outlines: Mapping[str, Layer], shard_bytes: int) -> None:
+    def _plan_entries(
+        self,
+        directory: Path,
+        stem: str,
+        outlines: Mapping[str, Layer],
+        shard_bytes: int,
+        metadata: Mapping[str, str],
+    ) -> None:
         items = entry_items(outlines, self.version)
         for item in items:
             if item.key is not None:
                 self.sizes[item.key] = self.sizes.get(item.key, 0) + item.nbytes
-        metadata = metadata_of(self.version)
+        texts = {**(metadata_of(self.version) or {}), **metadata} or None
         for number, shard in enumerate(plan_items(items, shard_bytes)):
             tensors = [(item.name, item.dtype, item.shape) for item in shard]
-            self._create(directory / shard_name(stem, number), tensors, metadata)
+            self._create(directory / shard_name(stem, number), tensors, texts)
         for name, entry in version_entries(self.version).items():
             self._file_of[name].write(name, [entry.data])
 
@@ -227,7 +241,8 @@ class StreamedLayers:
         """
         try:
             if self.version < FIRST:
-                self._file_of[key].write(key, blob.chunks(layer, version=self.version))
+                version = self._versions.get(key, self.version)
+                self._file_of[key].write(key, blob.chunks(layer, version=version))
                 return
             for suffix, entry in to_entries(layer, self.version).items():
                 name = f"{key}.{suffix}"

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from uqff.families.base import QuantizedTensor
 
-__all__ = ["compiled_before", "dequantize", "enabled"]
+__all__ = ["choice", "compiled_before", "dequantize", "enabled"]
 
 ENVIRONMENT_VARIABLE = "UQFF_KERNELS"
 
@@ -43,10 +43,19 @@ def enabled() -> bool:
     Raises:
         ValueError: ``UQFF_KERNELS`` is neither empty, ``numba`` nor ``reference``.
     """
-    choice = os.environ.get(ENVIRONMENT_VARIABLE, "")
-    if choice not in ("", "numba", "reference"):
-        raise ValueError(f"{ENVIRONMENT_VARIABLE}: expected 'numba' or 'reference', got {choice!r}")
-    return choice != "reference" and _compiles()
+    return choice() != "reference" and _compiles()
+
+
+def choice() -> str:
+    """What ``UQFF_KERNELS`` says: nothing, ``numba`` or ``reference``.
+
+    Raises:
+        ValueError: something else.
+    """
+    said = os.environ.get(ENVIRONMENT_VARIABLE, "")
+    if said not in ("", "numba", "reference"):
+        raise ValueError(f"{ENVIRONMENT_VARIABLE}: expected 'numba' or 'reference', got {said!r}")
+    return said
 
 
 @lru_cache

@@ -173,14 +173,18 @@ def test_tied_head_is_kept_and_the_model_untied(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "out" / "config.json").read_text())["tie_word_embeddings"] is False
 
 
-def test_tied_again(tmp_path: Path) -> None:
-    """The head is left out, and said to be."""
+@pytest.mark.parametrize("kept", ["embedding", "head"])
+def test_tied_with_one_of_the_two(kept: Any, tmp_path: Path) -> None:
+    """The other one is left out, and said to be; the one that is kept stands in the embedding's place."""
     directory = golden_model(tmp_path, "v0/llama-96-f32", "q8k")
-    result = dequantize_model(directory, tmp_path / "out", retie=True)
+    result = dequantize_model(directory, tmp_path / "out", tie=kept)
     wanted = expected(directory, torch.float32)
+    names = {"embedding": "model.embed_tokens.weight", "head": "lm_head.weight"}
+    values = wanted[names[kept]]
     del wanted["lm_head.weight"]
+    wanted["model.embed_tokens.weight"] = values
     assert_same(load(tmp_path / "out"), wanted)
-    assert (result.untied, result.dropped) == (False, ["lm_head.weight"])
+    assert (result.untied, [result.dropped]) == (False, [[name] for key, name in names.items() if key != kept])
     assert json.loads((tmp_path / "out" / "config.json").read_text())["tie_word_embeddings"] is True
 
 
@@ -294,4 +298,4 @@ def test_summary(tmp_path: Path) -> None:
     """What was made is said."""
     result = dequantize_model(save_moe(tmp_path / "m", stacked=True), tmp_path / "out", dtype="bf16")
     size = (tmp_path / "out" / "model.safetensors").stat().st_size
-    assert result == Dequantized(tmp_path / "out", "bfloat16", ["model.safetensors"], 35, size)
+    assert result == Dequantized(tmp_path / "out", "bfloat16", ["model.safetensors"], 37, size)
