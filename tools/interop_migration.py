@@ -163,7 +163,7 @@ def compare_exactly(a: Outcome, b: Outcome) -> tuple[str, list[str]]:
     """A cell and what is wrong: both must have the same tokens and logprobs, or fail alike."""
     if not a.tokens and a.reason == b.reason:
         return f"neither: {a.reason}", []
-    if (a.tokens, a.logprobs) == (b.tokens, b.logprobs):
+    if a.tokens and (a.tokens, a.logprobs) == (b.tokens, b.logprobs):
         return f"{len(a.tokens)} tokens, logprobs equal", []
     return "differs", [f"own file: {a.reason or a.tokens}, migrated: {b.reason or b.tokens}"]
 
