@@ -72,8 +72,7 @@ class Tiny:
 class Case:
     """A checkpoint, how the clients call it and load it, and the types it is quantised to.
 
-    `plain`: experts of those types go dequantised, because 1.2 has no stacks of them. `own`: whether the 0.9.5 client
-    can quantise the checkpoint.
+    `plain`: experts of those types go dequantised, because 1.2 has no stacks of them.
     """
 
     name: str
@@ -83,7 +82,6 @@ class Case:
     dtype: str = "F32"
     tied: bool = False
     plain: tuple[str, ...] = ()
-    own: bool = True
 
 
 CASES = (
@@ -117,7 +115,7 @@ CASES = (
     Case("qwen3-moe", "Qwen3Moe", Tiny("Qwen3Moe"), ("q4_0", "q8_0", "hqq8", "fp8"), plain=("hqq8", "fp8")),
     Case("mixtral", "mixtral", Tiny("Mixtral"), ("q8_0",)),
     Case("phi3", "phi3", Tiny("Phi3"), ("q8_0", "fp8")),
-    Case("gemma2", "gemma2", Tiny("Gemma2"), ("q8_0", "fp8"), own=False),
+    Case("gemma2", "gemma2", Tiny("Gemma2"), ("q8_0", "fp8"), tied=True),
 )
 
 
@@ -163,7 +161,7 @@ def compare_exactly(a: Outcome, b: Outcome) -> tuple[str, list[str]]:
     """A cell and what is wrong: both must have the same tokens and logprobs, or fail alike."""
     if not a.tokens and a.reason == b.reason:
         return f"neither: {a.reason}", []
-    if (a.tokens, a.logprobs) == (b.tokens, b.logprobs):
+    if a.tokens and (a.tokens, a.logprobs) == (b.tokens, b.logprobs):
         return f"{len(a.tokens)} tokens, logprobs equal", []
     return "differs", [f"own file: {a.reason or a.tokens}, migrated: {b.reason or b.tokens}"]
 
@@ -243,7 +241,7 @@ def check_up(clients: dict[str, Client], case: Case, kind: str, model: Path, scr
     problems = check_both_ways(old, scratch) if kind not in case.plain else []
     migrated, entries, own = read_entries(new), "-", scratch / "own"
     outcome = run(clients[NEW], NEW, case, new, files)
-    comparable = case.own and kind not in (*case.plain, MIXED)
+    comparable = kind not in (*case.plain, MIXED)
     if comparable:
         _write(clients[NEW], case, kind, model, own)
         entries, odd = compare_entries(migrated, read_entries(own), but_biases=fix is not None)
@@ -370,7 +368,7 @@ def check_all(clients: dict[str, Client], kinds: tuple[str, ...], folder: Path) 
             scratch = folder / case.name / kind
             scratch.mkdir()
             yield check_up(clients, case, kind, model, scratch)
-            if case.own and kind in DOWN and kind not in case.plain:
+            if kind in DOWN and kind not in case.plain:
                 yield check_down(clients, case, kind, model, scratch)
 
 

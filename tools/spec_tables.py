@@ -16,6 +16,8 @@ name                     table
 ``DTYPES``               tensor dtypes
 ``GGML_TYPES``           ggml types with their sizes
 ``ARCHITECTURES``        order of the layers by architecture
+``PARTS``                field of a blob and entry of 1.x that hold the same
+``SHAPES``               what shape a weight must have
 ``LIMITS``               bounds of a reader
 ``EXAMPLE folder/name``  a vector, field by field
 ``VECTORS``              index of the valid vectors
@@ -47,6 +49,7 @@ from uqff.architectures import ARCHITECTURES
 from uqff.codes import ENTRY_VERSIONS, VERSIONS, DType, Family
 from uqff.families import FAMILIES, f8q8
 from uqff.families.gguf.blocks import BLOCK_TYPES, BlockType
+from uqff.migrate.shapes import SHAPES
 from uqff.schema.entries import Entries
 from uqff.schema.header import HEADER
 from uqff.schema.layout import Layout, size_terms
@@ -164,6 +167,22 @@ def architecture_table() -> str:
         for a in ARCHITECTURES
     )
     return markdown(heads, rows)
+
+
+def part_table() -> str:
+    """The field of a blob and the entry of a 1.x layer that hold the same."""
+    rows = (
+        (record.family.title, f"`{entry.field}`", f"`{entry.suffix}`")
+        for record in FAMILIES
+        for entry in record.ENTRIES.members
+    )
+    return markdown(("family", "field of the blob", "entry"), rows)
+
+
+def shape_table() -> str:
+    """What shape a weight must have."""
+    rows = ((f"`{path}`", f"`[{out}, {inputs}]`") for path, (out, inputs) in SHAPES.items())
+    return markdown(("weight", "shape"), rows)
 
 
 def _names(names: Iterable[str]) -> str:
@@ -340,6 +359,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "DTYPES": dtype_table,
     "GGML_TYPES": ggml_table,
     "ARCHITECTURES": architecture_table,
+    "PARTS": part_table,
+    "SHAPES": shape_table,
     "LIMITS": limit_table,
     "VECTORS": vector_index,
     "FILES": file_index,

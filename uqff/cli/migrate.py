@@ -100,7 +100,7 @@ def _show(plan: Plan, made: Migrated | None) -> None:
     if made is not None:
         echo_heading(str(made.path))
         pairs = [("version", str(plan.version))]
-        pairs += [(stem, f"{len(names)} shards") for stem, names in made.shards.items()]
+        pairs += [(stem, f"{len(names)} shard{'' if len(names) == 1 else 's'}") for stem, names in made.shards.items()]
         pairs += [("layers", size(made.nbytes)), ("copied", ", ".join(made.copied) or "nothing")]
         echo_pairs(pairs + ([("not copied", ", ".join(made.left))] if made.left else []))
         return

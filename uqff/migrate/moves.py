@@ -133,6 +133,7 @@ class Moves:
         outlines: layers of the target, on the meta device, by key.
         rows: the mapping.
         problems: what cannot be expressed.
+        failed: the moves that are not possible.
         bias_dtypes: dtype of the biases to be cast, by the source's key.
     """
 
@@ -140,6 +141,7 @@ class Moves:
     outlines: dict[str, Layer] = field(default_factory=dict)
     rows: list[Row] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
+    failed: list[Move] = field(default_factory=list)
     bias_dtypes: Mapping[str, torch.dtype] = field(default_factory=dict)
 
 
@@ -167,6 +169,7 @@ def plan_moves(
             made, sizes, problems = _try(move, taken, version)
         planned.moves.append(move)
         planned.problems += problems
+        planned.failed += [move] if problems else []
         planned.outlines |= made
         planned.rows += _rows(move, made, sizes, blobs=version < FIRST)
     return planned
@@ -179,9 +182,10 @@ def _try(move: Move, taken: list[Layer], version: Version) -> tuple[dict[str, La
         return {}, {}, problems
     try:
         made = dict(move.made([_outline(layer) for layer in taken]))
+        sizes = layer_sizes(made, version)
         if move.how == "stack":
             _try_stack(taken)
-        return made, layer_sizes(made, version), []
+        return made, sizes, []
     except UqffError as error:
         error.layer = None
         return {}, {}, [Problem(move.names[0].key, str(error))]

@@ -108,7 +108,9 @@ class Plan:
         if self.problems:
             first, count = self.problems[0], len(self.problems)
             problem = f"{count} {'layer' if count == 1 else 'layers'} cannot be expressed in {self.version}"
-            raise UnsupportedError(problem, layer=first.layer, got=first.reason)
+            stacks = any(move.how == "stack" for planned in self.models for move in planned.moves.failed)
+            hint = "layers of another version, or experts dequantised (--plain-experts)" if stacks else None
+            raise UnsupportedError(problem, layer=first.layer, expected=hint, got=first.reason)
 
 
 def plan_migration(
@@ -215,6 +217,8 @@ class _Planner:
                 raise FormatError("the names are of another file", expected=f"{len(names)} layers", got=got)
             check_residual(names, tensors, shapes)
         except UqffError as error:
+            if error.field == "config.architectures":
+                error.expected = f"{error.expected}; or a file of names"
             raise error.within(file=str(file.paths[0])) from None
         moves = []
         for entry in stacked_names(names):
