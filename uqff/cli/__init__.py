@@ -21,6 +21,7 @@ __all__ = ["COMMANDS", "LazyGroup", "main"]
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "inspect": ("uqff.cli.inspect:inspect", "Show what is in a file, or one layer in full."),
+    "convert": ("uqff.cli.convert:convert", "GGUF to UQFF and back, block by block."),
     "diff": ("uqff.cli.diff:diff", "Compare two models, layer by layer."),
     "quantize": ("uqff.cli.quantize:quantize", "Quantise a checkpoint."),
     "verify": ("uqff.cli.verify:verify", "Check a file against every rule of the format."),

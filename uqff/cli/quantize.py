@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from uqff.pipeline import Progress, Step
     from uqff.report import Result
 
-__all__ = ["pattern_option", "quantize"]
+__all__ = ["pattern_option", "quantize", "terminable"]
 
 TERMINATED = 128 + 15
 """What a shell reports for a process that ended by SIGTERM."""
@@ -99,7 +99,7 @@ def quantize(
 
     fallbacks: list[Fallback] = []
     loaded = load_recipe(recipe) if recipe is not None else None
-    with _terminable(), _progress(shown=not quiet) as progress:
+    with terminable(), _progress(shown=not quiet) as progress:
         result = quantize_model(
             source,
             out,
@@ -139,7 +139,7 @@ def _import_libraries() -> None:
 
 
 @contextlib.contextmanager
-def _terminable() -> Iterator[None]:
+def terminable() -> Iterator[None]:
     """Let a termination clean up like an interrupt, where signals can be caught."""
 
     def stop(*_: object) -> None:

@@ -268,7 +268,7 @@ def type_label(brick: Construct) -> str:
         return f"u32 × {brick.count}"
     if isinstance(brick, Span):
         return "bytes"
-    return {1: "u8", 2: "u16", 4: "u32"}[int(brick.sizeof())]
+    return {1: "u8", 2: "u16", 4: "u32", 8: "u64"}[int(brick.sizeof())]
 
 
 def offset_of_field(trace: list[FieldTrace], path: str) -> int | None:

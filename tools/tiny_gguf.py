@@ -1,0 +1,103 @@
+"""Tiny GGUF files as llama.cpp's converter would write them, from the checkpoints of `tiny_models.py`.
+
+Metadata and framing come from the `gguf` package, the order of the rows of Q and K from an index formula of its own
+here, the blocks from `uqff.quantize`. So a converter that is tested with them has all but the blocks from elsewhere.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import torch
+from tiny_models import WEIGHT_DTYPES as DENSE
+from tiny_models import TinyModel, round_to, to_bytes
+
+from uqff.families.gguf.record import GGUF
+from uqff.isq import quantize
+
+BLOCK_NAMES = {
+    "input_layernorm": "attn_norm",
+    "post_attention_layernorm": "ffn_norm",
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "self_attn.q_norm": "attn_q_norm",
+    "self_attn.k_norm": "attn_k_norm",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+}
+ROOT_NAMES = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
+
+
+def gguf_name(name: str) -> str:
+    """Name of a checkpoint's tensor in a GGUF file."""
+    module, _, kind = name.rpartition(".")
+    match = re.fullmatch(r"model\.layers\.(\d+)\.(.*)", module)
+    return f"blk.{match[1]}.{BLOCK_NAMES[match[2]]}.{kind}" if match else f"{ROOT_NAMES[module]}.{kind}"
+
+
+def interleaved(rows: np.ndarray[Any, Any], heads: int) -> np.ndarray[Any, Any]:
+    """Rows of Q or K as ggml's llama wants them: row `2j + s` of a head was row `j + s * d/2`."""
+    size = rows.shape[0] // heads
+    order = [head * size + j + s * (size // 2) for head in range(heads) for j in range(size // 2) for s in (0, 1)]
+    return rows[order]
+
+
+def stored(name: str, values: np.ndarray[Any, Any], kinds: Mapping[str, str], default: str) -> tuple[Any, int]:
+    """A tensor as it is stored: its bytes (rows of blocks) or numbers, and its ggml type."""
+    if values.ndim == 1:
+        return values, gguf.GGMLQuantizationType.F32
+    kind = next((kind for part, kind in kinds.items() if part in name), default)
+    if kind.upper() in DENSE:
+        rows = np.frombuffer(to_bytes(round_to(values, kind.upper()), kind.upper()), np.uint8)
+        return rows.reshape(len(values), -1), gguf.GGMLQuantizationType[kind.upper()]
+    record = quantize(torch.from_numpy(np.ascontiguousarray(values)), kind)
+    if not isinstance(record, GGUF):
+        raise ValueError(f"{name}: {kind} gives {record}")
+    return record.data.numpy(), gguf.GGMLQuantizationType(record.block_type.code)
+
+
+def write_gguf(
+    model: TinyModel, path: Path, kind: str, *, kinds: Mapping[str, str] | None = None, **options: Any
+) -> None:
+    """Write a checkpoint as GGUF: matrices in `kind`, or in what `kinds` gives for a part of their name.
+
+    `options`: `extra` tensors, `metadata` pairs of uint32, and `split_max_tensors` as the gguf package takes it.
+    """
+    architecture = model.architecture
+    writer = gguf.GGUFWriter(path, architecture, split_max_tensors=options.get("split_max_tensors", 0))
+    writer.add_name(path.stem)
+    writer.add_vocab_size(model.vocab_size)
+    writer.add_context_length(512)
+    writer.add_embedding_length(model.hidden_size)
+    writer.add_block_count(model.layers)
+    writer.add_feed_forward_length(model.intermediate_size)
+    writer.add_head_count(model.heads)
+    writer.add_head_count_kv(model.kv_heads)
+    writer.add_layer_norm_rms_eps(1e-6)
+    writer.add_rope_freq_base(10000.0)
+    if architecture == "llama":
+        writer.add_rope_dimension_count(model.head_size)
+    for key, value in options.get("metadata", {}).items():
+        writer.add_uint32(key, value)
+    tokens = list(model.tokenizer()["model"]["vocab"])
+    writer.add_tokenizer_model("none")
+    writer.add_token_list(tokens)
+    writer.add_bos_token_id(1)
+    writer.add_eos_token_id(2)
+    for name, values in {**model.tensors(), **options.get("extra", {})}.items():
+        data, type = stored(name, values, kinds or {}, kind)
+        if architecture == "llama" and re.search(r"\.[qk]_proj\.", name):
+            data = interleaved(data, model.heads if ".q_proj." in name else model.kv_heads)
+        writer.add_tensor(name if name in options.get("extra", {}) else gguf_name(name), data, raw_dtype=type)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()

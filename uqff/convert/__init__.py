@@ -1,0 +1,7 @@
+"""GGUF files to UQFF and back: every block of ggml's types carried over, nothing quantised again."""
+
+from uqff.convert.direction import convert_model
+from uqff.convert.from_gguf import uqff_of_gguf
+from uqff.convert.result import Conversion, Progress, conversion_document
+
+__all__ = ["Conversion", "Progress", "conversion_document", "convert_model", "uqff_of_gguf"]
