@@ -7,6 +7,7 @@ from pathlib import Path
 from uqff.container.shards import PathLike
 from uqff.convert.from_gguf import uqff_of_gguf
 from uqff.convert.result import Conversion, Progress
+from uqff.convert.to_gguf import gguf_of_uqff
 from uqff.errors import UnsupportedError
 
 __all__ = ["convert_model"]
@@ -45,7 +46,7 @@ def convert_model(
         raise UnsupportedError(f"is {kind.upper()} already", file=str(source))
     if kind == "gguf":
         return uqff_of_gguf(source, target, format=format, assets=assets, dtype=dtype, force=force, progress=progress)
-    raise UnsupportedError("not a GGUF file", file=str(source))
+    return gguf_of_uqff(source, target, assets=assets, force=force, progress=progress)
 
 
 def _is_gguf(path: Path) -> bool:

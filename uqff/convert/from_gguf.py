@@ -4,12 +4,15 @@
 GGUF                 1.2                                             0.2
 ===================  ==============================================  =============================================
 matrices of blocks   GGUF layers, the same blocks                    the same
-F32, F16, BF16       Unquant layers                                  the same
+F32, F16, BF16       GGUF layers of these types                      Unquant layers, widened if the load dtype is F32
 ``output`` absent    no ``lm_head``                                  ``lm_head`` is a copy of the embedding's blocks
 ``token_embd``       the layer ``model.embed_tokens``                dequantised, in the residual
 norms                residual, load dtype                            the same
 biases               with their layer, float32                       the same
 ===================  ==============================================  =============================================
+
+mistral.rs 0.9 runs GGUF layers of plain numbers whatever the load dtype is, and Unquant layers only if they have it;
+0.6 knows the latter only.
 
 The rows of Q and K of ``llama`` files go back into the model's order, whole (:mod:`uqff.convert.names`).
 """
@@ -50,6 +53,7 @@ from uqff.convert.tokenizer import tokenizer_files
 from uqff.errors import FormatError, ShapeError, UnsupportedError, UqffError
 from uqff.families.gguf.record import GGUF
 from uqff.families.unquant import Unquant
+from uqff.isq import outline
 from uqff.limits import MAX_CONFIG_BYTES
 from uqff.pipeline import COMPANIONS, LOADED_DTYPES
 from uqff.schema.entries import FIRST
@@ -204,29 +208,35 @@ class _Job:
                 "tensors that the architecture does not have", field=left[0], got=", ".join(left[:20])
             )
 
-    def _record(self, name: LayerName) -> GGUF | Unquant:
-        record = self._tensor(name.weight, ndim=2).record()
-        return Unquant(record.data, DType[record.block_type.name]) if record.block_type.block_size == 1 else record
+    def _widened(self, record: GGUF) -> DType | None:
+        """The dtype of the Unquant layer that 0.x has in place of a matrix of plain numbers; else None."""
+        if record.block_type.block_size > 1 or self.version >= FIRST:
+            return None
+        return DType.F32 if self.dtype is DType.F32 else DType[record.block_type.name]
 
     def _layer(self, name: LayerName) -> Layer:
         """A layer as the model has it: rows of Q and K in the model's order."""
-        record, bias = self._record(name), self._bias(name)
+        record, bias = self._tensor(name.weight, ndim=2).record(), self._bias(name)
         heads = heads_of(self.architecture, self.config, name.module)
         values = None if bias is None else bias.record().dequantize()
         if heads is not None:
             record = replace(record, data=deinterleave(record.data, heads))
             values = None if values is None else deinterleave(values, heads)
-        if values is not None and isinstance(record, Unquant):
-            values = values.to(record.dtype.torch)
-        return Layer(record, values)
+        dtype = self._widened(record)
+        if dtype is None:
+            return Layer(record, values)
+        plain = Unquant.of(record.dequantize(dtype.torch))
+        return Layer(plain, None if values is None else values.to(self.dtype.torch))
 
     def _outline(self, name: LayerName) -> Layer:
-        """The same without its bytes: rows are not moved for it."""
+        """The same without its bytes: no row is moved and no number widened for it."""
         import torch
 
-        record, bias = self._record(name), self._bias(name)
-        dtype = record.dtype.torch if isinstance(record, Unquant) else torch.float32
-        return Layer(record, None if bias is None else torch.empty(bias.shape, dtype=dtype, device="meta"))
+        record, bias = self._tensor(name.weight, ndim=2).record(), self._bias(name)
+        dtype = self._widened(record)
+        stored = torch.float32 if dtype is None else self.dtype.torch
+        values = None if bias is None else torch.empty(bias.shape, dtype=stored, device="meta")
+        return Layer(record if dtype is None else outline("unquant", record.shape, dtype.torch), values)
 
     def run(self, directory: Path, target: Path, shard_bytes: int, progress: Progress | None) -> Conversion:
         """Write everything into a directory that will be called ``target``."""
@@ -238,6 +248,7 @@ class _Job:
             done, total = 0, sum(shards.sizes.values())
             for key, name in self.layers.items():
                 shards.write(key, self._layer(name))
+                self._tensor(name.weight, ndim=2).release()
                 done += shards.sizes[key]
                 if progress is not None:
                     progress(name.module, done, total)
@@ -271,7 +282,7 @@ class _Job:
                 copy_durably(self.assets / name, directory / name)
             return names
         torch_dtype = self.dtype.torch_name
-        documents, missing = tokenizer_files(self.file)
+        documents, missing = tokenizer_files(self.file, self.config)
         self.notes += missing
         documents = {CONFIG_NAME: {**self.config, "torch_dtype": torch_dtype}, **documents}
         for name, document in documents.items():
@@ -291,6 +302,12 @@ class _Job:
         embedding = self.residual.get(f"{embedding_name(self.config)}.weight")
         if embedding is not None and embedding.block_type is not None and embedding.block_type.block_size > 1:
             self.notes.append(f"the embedding is dequantised: 0.x has no quantised one (it was {embedding.type_name})")
+        if self.version < FIRST:
+            dtypes = {self._widened(self._tensor(name.weight, ndim=2).record()) for name in self.layers.values()}
+            dtypes -= {None, self.dtype}
+            if dtypes:
+                names = ", ".join(sorted(dtype.safetensors for dtype in dtypes if dtype is not None))
+                self.notes.append(f"unquant layers in {names}: mistral.rs 0.6 runs them only with that load dtype")
         if self.dtype is not DType.F32:
             self.notes.append(f"the residual is rounded to {self.dtype.safetensors}")
         if self.assets is None and self.architecture.name == "llama":

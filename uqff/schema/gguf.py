@@ -26,7 +26,7 @@ from construct import Construct, Int64ul
 
 from uqff.errors import FormatError, UnsupportedError
 from uqff.limits import MAX_GGUF_ARRAY, MAX_GGUF_NAME, MAX_GGUF_PAIRS, MAX_GGUF_RANK, MAX_GGUF_TENSORS
-from uqff.schema.bricks import U32, Checked, Cursor, Derived, Sink, Span, Violation
+from uqff.schema.bricks import U32, Checked, Cursor, Sink, Span, Violation
 from uqff.schema.layout import Layout
 
 __all__ = [
@@ -132,14 +132,12 @@ HEAD = Layout(
     "pair_count" / Checked(U64, _at_most(MAX_GGUF_PAIRS), int) * "number of metadata pairs",
 )
 TEXT = Layout(
-    "length" / Derived(U64, lambda text: text["data"].nbytes) * "bytes of `data`",
+    "length" / U64 * "bytes of `data`",
     "data" / Span(lambda text: int(text["length"]), "length") * "UTF-8, without a terminator",
     label="text",
 )
 NAME = Layout(
-    "length"
-    / Checked(Derived(U64, lambda text: text["data"].nbytes), _at_most(MAX_GGUF_NAME), lambda _: 0)
-    * "bytes of `data`",
+    "length" / Checked(U64, _at_most(MAX_GGUF_NAME), int) * "bytes of `data`",
     "data" / Span(lambda text: int(text["length"]), "length") * "UTF-8, without a terminator",
     label="text",
 )
@@ -362,4 +360,5 @@ def _build_value(value: Value, sink: Sink, key: str) -> None:
 
 
 def _text(text: str) -> dict[str, Any]:
-    return {"data": memoryview(text.encode("utf-8"))}
+    data = memoryview(text.encode("utf-8"))
+    return {"length": data.nbytes, "data": data}

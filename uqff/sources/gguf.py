@@ -13,6 +13,7 @@ Authority: ggml, ``docs/gguf.md``, ``src/gguf.cpp``; llama.cpp, ``src/llama-mode
 from __future__ import annotations
 
 import math
+import mmap
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -132,6 +133,11 @@ class GgufTensor:
         row = last // block_type.block_size * block_type.type_size
         data = self.file.bytes_between(self.begin, self.begin + self.nbytes)
         return GGUF(flat_bytes(data).view(*outer, row), block_type)
+
+    def release(self) -> None:
+        """Give back the memory of its bytes; a later look reads them again."""
+        if hasattr(mmap, "MADV_DONTNEED"):
+            self.file.advise(self.begin, self.begin + self.nbytes, mmap.MADV_DONTNEED)
 
 
 class GgufFile(Mapping[str, GgufTensor]):
