@@ -69,7 +69,8 @@ def write_gguf(
 ) -> None:
     """Write a checkpoint as GGUF: matrices in `kind`, or in what `kinds` gives for a part of their name.
 
-    `options`: `extra` tensors, `metadata` pairs of uint32, and `split_max_tensors` as the gguf package takes it.
+    `options`: `extra` tensors, names of tensors to leave out (`without`), `metadata` pairs of uint32, and
+    `split_max_tensors` as the gguf package takes it.
     """
     architecture = model.architecture
     writer = gguf.GGUFWriter(path, architecture, split_max_tensors=options.get("split_max_tensors", 0))
@@ -93,6 +94,8 @@ def write_gguf(
     writer.add_bos_token_id(1)
     writer.add_eos_token_id(2)
     for name, values in {**model.tensors(), **options.get("extra", {})}.items():
+        if name in options.get("without", ()):
+            continue
         data, type = stored(name, values, kinds or {}, kind)
         if architecture == "llama" and re.search(r"\.[qk]_proj\.", name):
             data = interleaved(data, model.heads if ".q_proj." in name else model.kv_heads)

@@ -101,6 +101,12 @@ def _decode_version(number: int) -> int:
     )
 
 
+def _decode_magic(number: int) -> int:
+    if number != MAGIC:
+        raise Violation("not a GGUF file", expected=repr(b"GGUF"), got=repr(number.to_bytes(4, "little")))
+    return number
+
+
 def _at_most(most: int) -> Any:
     def decode(number: int) -> int:
         if number > most:
@@ -126,7 +132,7 @@ class InnermostFirst(Construct):  # type: ignore[misc]
 
 
 HEAD = Layout(
-    "magic" / Checked.choice(U32, MAGIC) * "`GGUF`",
+    "magic" / Checked(U32, _decode_magic, int) * "`GGUF`",
     "version" / Checked(U32, _decode_version, int) * "2 or 3",
     "tensor_count" / Checked(U64, _at_most(MAX_GGUF_TENSORS), int) * "number of tensors",
     "pair_count" / Checked(U64, _at_most(MAX_GGUF_PAIRS), int) * "number of metadata pairs",

@@ -228,13 +228,18 @@ class _Part:
         cursor = Cursor(self.file.view)
         self.version, tensor_count, pair_count = read_head(cursor)
         self.pairs: dict[str, Value] = {}
+        starts: dict[str, int] = {}
         for _ in range(pair_count):
             start = cursor.tell()
             key, value = read_pair(cursor)
             if key in self.pairs:
                 raise FormatError("key occurs twice", field=key, offset=start)
-            self.pairs[key] = value
-        alignment = checked_alignment(self.pairs.get(ALIGNMENT_KEY))
+            self.pairs[key], starts[key] = value, start
+        try:
+            alignment = checked_alignment(self.pairs.get(ALIGNMENT_KEY))
+        except UqffError as error:
+            error.offset = starts[ALIGNMENT_KEY]
+            raise
         infos: dict[str, tuple[TensorInfo, int]] = {}
         for _ in range(tensor_count):
             start = cursor.tell()
