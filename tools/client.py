@@ -109,6 +109,12 @@ class Client:
         which = {"model_id": str(model), "arch": architecture, "dtype": dtype, "from_uqff": uqff}
         return Generation(**self._run({"do": "load", "which": which, "isq": None, "tokens": tokens}))
 
+    def generate_gguf(self, file: Path, model: Path, *, dtype: str, tokens: int = 16) -> Generation:
+        """Load a GGUF file, with the tokenizer and configuration of directory `model`, and generate as `generate`."""
+        names = {"quantized_model_id": str(file.parent), "quantized_filename": file.name, "tok_model_id": str(model)}
+        job = {"do": "load", "kind": "GGUF", "which": {**names, "dtype": dtype}, "isq": None, "tokens": tokens}
+        return Generation(**self._run(job))
+
     def _run(self, job: dict[str, Any]) -> Any:
         command = [str(self.python), str(Path(__file__).resolve()), json.dumps(job)]
         try:
@@ -156,11 +162,11 @@ def run_job(job: dict[str, Any]) -> Any:
             "libc": " ".join(platform.libc_ver()),
         }
     which = dict(job["which"])
-    which["arch"] = getattr(mistralrs.Architecture, which["arch"].capitalize())
+    if "arch" in which:
+        which["arch"] = getattr(mistralrs.Architecture, which["arch"].capitalize())
     which["dtype"] = getattr(mistralrs.ModelDType, which["dtype"])
-    runner = mistralrs.Runner(
-        which=mistralrs.Which.Plain(**which), in_situ_quant=job["isq"], token_source="none", no_paged_attn=True
-    )
+    source = getattr(mistralrs.Which, job.get("kind", "Plain"))(**which)
+    runner = mistralrs.Runner(which=source, in_situ_quant=job["isq"], token_source="none", no_paged_attn=True)
     if "tokens" not in job:
         return None
     request = mistralrs.ChatCompletionRequest(

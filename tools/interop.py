@@ -1,10 +1,11 @@
-"""Check against the real clients, in two tables; exit 1 on any difference.
+"""Check against the real clients, in three tables; exit 1 on any difference.
 
     python tools/interop.py            # make interop
 
 Files (`interop_reading`): the 0.6.0 client must take the files that this package writes for its own. Quantisers
 (`interop_quantisers`): from the same weights, the package must make every byte that the 0.6.0 and 0.9.5 clients store,
-for every type, several shapes and load dtypes.
+for every type, several shapes and load dtypes. Converted (`interop_gguf`): the 0.9.5 client must say the same with a
+GGUF file and with the UQFF that it is converted to, there and back.
 
 The clients are installed once, into `.venvs/` at the root of the repository.
 """
@@ -18,6 +19,7 @@ import time
 from pathlib import Path
 
 import click
+import interop_gguf as converting
 import interop_quantisers as quantisers
 import interop_reading as reading
 from client import Client
@@ -30,7 +32,7 @@ ROOT = Path(__file__).resolve().parent.parent
 WIDTH = 150
 """Columns of the tables where the output is not a terminal."""
 
-FILES, QUANTISERS = "files", "quantisers"
+FILES, QUANTISERS, CONVERTED = "files", "quantisers", "converted"
 
 
 def install_client(version: str) -> Path:
@@ -102,6 +104,18 @@ def check_quantisers(
     return bool(failed)
 
 
+def check_converted(client: Client, console: Console) -> bool:
+    """Print the table of the conversions and what differs; return whether anything does."""
+    with tempfile.TemporaryDirectory() as folder:
+        rows = list(converting.check_all(client, Path(folder)))
+    console.print(converting.table_of(rows))
+    failed = [row for row in rows if row.problem is not None]
+    for row in failed:
+        console.print(f"{row.case} ({row.compared}): {row.problem}", markup=False)
+    console.print(f"{len(rows)} checked: {len(failed)} differ")
+    return bool(failed)
+
+
 @click.command()
 @click.option(
     "--client",
@@ -111,7 +125,7 @@ def check_quantisers(
     help="Interpreter that has mistralrs 0.6.0 or 0.9.5; else they are installed.",
 )
 @click.option("--kind", "kinds", multiple=True, type=click.Choice([*KINDS, reading.MIXED]), help="Only these.")
-@click.option("--only", type=click.Choice([FILES, QUANTISERS]), help="Only this table.")
+@click.option("--only", type=click.Choice([FILES, QUANTISERS, CONVERTED]), help="Only this table.")
 @click.option(
     "--model", "models", multiple=True, type=click.Choice([case.name for case in CASES]), help="Only these quantised."
 )
@@ -125,10 +139,12 @@ def main(pythons: tuple[Path, ...], kinds: tuple[str, ...], only: str | None, mo
     about = clients[reading.CLIENT_VERSION].about()
     console.print(f"mistralrs {', '.join(clients)} on {about['system']} {about['machine']}, {about['libc']}")
     failed = False
-    if only != QUANTISERS:
+    if only in (None, FILES):
         failed |= check_files(clients[reading.CLIENT_VERSION], kinds, console)
-    if only != FILES:
+    if only in (None, QUANTISERS):
         failed |= check_quantisers(clients, kinds, models, console)
+    if only in (None, CONVERTED):
+        failed |= check_converted(clients[converting.CLIENT_VERSION], console)
     console.print(f"{time.monotonic() - start:.0f} s")
     sys.exit(1 if failed else 0)
 

@@ -7,7 +7,7 @@ here, the blocks from `uqff.quantize`. So a converter that is tested with them h
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -64,42 +64,58 @@ def stored(name: str, values: np.ndarray[Any, Any], kinds: Mapping[str, str], de
     return record.data.numpy(), gguf.GGMLQuantizationType(record.block_type.code)
 
 
-def write_gguf(
-    model: TinyModel, path: Path, kind: str, *, kinds: Mapping[str, str] | None = None, **options: Any
+def write_gguf(model: TinyModel, path: Path, kind: str, **options: Any) -> None:
+    """Write a checkpoint as GGUF; see `write_checkpoint`."""
+    write_checkpoint(model.config(), model.tensors(), path, kind, **options)
+
+
+def write_checkpoint(
+    config: Mapping[str, Any],
+    tensors: Mapping[str, Any],
+    path: Path,
+    kind: str,
+    *,
+    kinds: Mapping[str, str] | None = None,
+    extra: Mapping[str, Any] | None = None,
+    without: Collection[str] = (),
+    metadata: Mapping[str, int] | None = None,
+    split_max_tensors: int = 0,
 ) -> None:
     """Write a checkpoint as GGUF: matrices in `kind`, or in what `kinds` gives for a part of their name.
 
-    `options`: `extra` tensors, names of tensors to leave out (`without`), `metadata` pairs of uint32, and
-    `split_max_tensors` as the gguf package takes it.
+    `extra` tensors are written under their own names and float32, those named in `without` are not, `metadata` are
+    more pairs of uint32, and `split_max_tensors` is as the gguf package takes it.
     """
-    architecture = model.architecture
-    writer = gguf.GGUFWriter(path, architecture, split_max_tensors=options.get("split_max_tensors", 0))
+    architecture = "llama" if config["model_type"] == "mistral" else config["model_type"]
+    heads, kv_heads = config["num_attention_heads"], config["num_key_value_heads"]
+    writer = gguf.GGUFWriter(path, architecture, split_max_tensors=split_max_tensors)
     writer.add_name(path.stem)
-    writer.add_vocab_size(model.vocab_size)
-    writer.add_context_length(512)
-    writer.add_embedding_length(model.hidden_size)
-    writer.add_block_count(model.layers)
-    writer.add_feed_forward_length(model.intermediate_size)
-    writer.add_head_count(model.heads)
-    writer.add_head_count_kv(model.kv_heads)
-    writer.add_layer_norm_rms_eps(1e-6)
-    writer.add_rope_freq_base(10000.0)
+    writer.add_vocab_size(config["vocab_size"])
+    writer.add_context_length(config["max_position_embeddings"])
+    writer.add_embedding_length(config["hidden_size"])
+    writer.add_block_count(config["num_hidden_layers"])
+    writer.add_feed_forward_length(config["intermediate_size"])
+    writer.add_head_count(heads)
+    writer.add_head_count_kv(kv_heads)
+    writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
+    writer.add_rope_freq_base(config["rope_theta"])
     if architecture == "llama":
-        writer.add_rope_dimension_count(model.head_size)
-    for key, value in options.get("metadata", {}).items():
+        writer.add_rope_dimension_count(config["hidden_size"] // heads)
+    for key, value in (metadata or {}).items():
         writer.add_uint32(key, value)
-    tokens = list(model.tokenizer()["model"]["vocab"])
     writer.add_tokenizer_model("none")
-    writer.add_token_list(tokens)
+    writer.add_token_list(list(TinyModel(vocab_size=config["vocab_size"]).tokenizer()["model"]["vocab"]))
     writer.add_bos_token_id(1)
     writer.add_eos_token_id(2)
-    for name, values in {**model.tensors(), **options.get("extra", {})}.items():
-        if name in options.get("without", ()):
+    for name, values in tensors.items():
+        if name in without:
             continue
         data, type = stored(name, values, kinds or {}, kind)
         if architecture == "llama" and re.search(r"\.[qk]_proj\.", name):
-            data = interleaved(data, model.heads if ".q_proj." in name else model.kv_heads)
-        writer.add_tensor(name if name in options.get("extra", {}) else gguf_name(name), data, raw_dtype=type)
+            data = interleaved(data, heads if ".q_proj." in name else kv_heads)
+        writer.add_tensor(gguf_name(name), data, raw_dtype=type)
+    for name, values in (extra or {}).items():
+        writer.add_tensor(name, values, raw_dtype=gguf.GGMLQuantizationType.F32)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

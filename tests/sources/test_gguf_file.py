@@ -83,12 +83,10 @@ def test_another_alignment(tmp_path: Path) -> None:
         assert bytes(file["q"].record().data.numpy()) == bytes(range(68))
 
 
-@pytest.mark.parametrize("block_type", BLOCK_TYPES, ids=lambda t: t.name)
+@pytest.mark.parametrize("block_type", [t for t in BLOCK_TYPES if t.name != "Q8_1"], ids=lambda t: t.name)
 def test_every_type_that_the_gguf_package_writes(tmp_path: Path, block_type: Any) -> None:
-    """Shape, type and bytes are those that its own reader finds, but for Q8_1: it takes a block for 40 bytes, not 36."""
+    """Shape, type and bytes are those that its own reader finds; it is wrong about Q8_1 (40 bytes a block, not 36)."""
     kind = package.GGMLQuantizationType(block_type.code)
-    if block_type.name == "Q8_1":
-        pytest.skip("the package's size of Q8_1 is not ggml's")
     data = np.random.default_rng(1).integers(0, 256, (3, 2 * block_type.type_size), np.uint8)
     path = tmp_path / "model.gguf"
     writer = package.GGUFWriter(path, "llama")

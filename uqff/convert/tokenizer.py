@@ -249,50 +249,50 @@ def tokenizer_metadata(directory: Path, config: Mapping[str, Any]) -> tuple[list
     """
     path = directory / "tokenizer.json"
     if not path.is_file():
-        return _ids_only(config), ["no tokenizer in the GGUF file: there is no tokenizer.json"]
+        numbers = {name: config.get(f"{name}_token_id") for name in ("bos", "eos")}
+        known = {name: n for name, n in numbers.items() if type(n) is int and 0 <= n < config["vocab_size"]}
+        pairs = [(f"{PREFIX}.{name}_token_id", Value(ValueType.U32, n)) for name, n in known.items()]
+        return pairs, ["no tokenizer in the GGUF file: there is no tokenizer.json"]
     document = read_json(path, MAX_HEADER_BYTES)
-    model, cutting = document.get("model"), pre_tokenizer_of_document(document.get("pre_tokenizer"))
-    if not isinstance(model, Mapping) or model.get("type") != "BPE" or cutting is None or model.get("byte_fallback"):
-        return [], [
-            "no tokenizer in the GGUF file: tokenizer.json is no byte pair encoding over bytes that is known here"
-        ]
     try:
         tokens, types = _token_table(document, config["vocab_size"], str(path))
-        merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]]
-        pairs = {
-            "model": Value(ValueType.TEXT, "gpt2"),
-            "pre": Value(ValueType.TEXT, cutting.names[0]),
+        model, notes = _model_metadata(document)
+        table = {
             "tokens": Value(ValueType.ARRAY, Array.of(ValueType.TEXT, tokens)),
             "token_type": Value(ValueType.ARRAY, Array.of(ValueType.I32, types)),
-            "merges": Value(ValueType.ARRAY, Array.of(ValueType.TEXT, merges)),
         }
-    except (KeyError, TypeError, AttributeError, UnicodeEncodeError) as exc:
+    except (KeyError, TypeError, ValueError, AttributeError) as exc:
         raise FormatError("not a tokenizer", file=str(path), got=f"{type(exc).__name__} {exc}") from exc
     settings_path = directory / "tokenizer_config.json"
     settings = read_json(settings_path, MAX_CONFIG_BYTES) if settings_path.is_file() else {}
-    numbers = {token: number for number, token in enumerate(tokens)}
-    for name, short in {"bos": "bos", "eos": "eos", "unknown": "unk", "padding": "pad"}.items():
-        number = _token_id(settings.get(f"{short}_token"), config.get(f"{short}_token_id"), numbers)
-        if number is not None:
-            pairs[f"{name}_token_id"] = Value(ValueType.U32, number)
+    ids = _special_ids(settings, config, tokens)
     begins, ends = _ends(document.get("post_processor"))
-    pairs["add_bos_token"] = Value(ValueType.BOOL, begins)
-    pairs["add_eos_token"] = Value(ValueType.BOOL, ends)
-    found = [(f"{PREFIX}.{key}", value) for key, value in pairs.items()]
+    ends_added = {"add_bos_token": Value(ValueType.BOOL, begins), "add_eos_token": Value(ValueType.BOOL, ends)}
+    found = [(f"{PREFIX}.{key}", value) for key, value in {**model, **table, **ids, **ends_added}.items()]
     template = _chat_template(directory, settings)
     if template is not None:
         found.append(("tokenizer.chat_template", Value(ValueType.TEXT, template)))
-    return found, []
+    return found, notes
 
 
-def _ids_only(config: Mapping[str, Any]) -> list[tuple[str, Value]]:
-    """The numbers of the special tokens, which stand in the configuration too."""
-    numbers = {name: config.get(f"{name}_token_id") for name in ("bos", "eos")}
-    return [
-        (f"{PREFIX}.{name}_token_id", Value(ValueType.U32, number))
-        for name, number in numbers.items()
-        if type(number) is int and 0 <= number < config["vocab_size"]
-    ]
+def _model_metadata(document: Mapping[str, Any]) -> tuple[dict[str, Value], list[str]]:
+    """The kind of tokenizer, and how it cuts and merges; ``none``, which llama.cpp knows, if it is another kind."""
+    model, cutting = document["model"], pre_tokenizer_of_document(document.get("pre_tokenizer"))
+    normalizer = document.get("normalizer")
+    simple = normalizer is None or normalizer.get("type") == "NFC"
+    parts = [merge.split(" ") if isinstance(merge, str) else merge for merge in model.get("merges") or ()]
+    apart = all(len(part) == 2 and not any(" " in piece for piece in part) for part in parts)
+    if model.get("type") != "BPE" or model.get("byte_fallback") or cutting is None or not simple or not apart:
+        return {"model": Value(ValueType.TEXT, "none")}, [
+            "the GGUF file has tokens but no way to make them of texts: "
+            "tokenizer.json is no byte pair encoding over bytes that is known here"
+        ]
+    merges = Array.of(ValueType.TEXT, [" ".join(part) for part in parts])
+    return {
+        "model": Value(ValueType.TEXT, "gpt2"),
+        "pre": Value(ValueType.TEXT, cutting.names[0]),
+        "merges": Value(ValueType.ARRAY, merges),
+    }, []
 
 
 def _token_table(document: Mapping[str, Any], count: int, path: str) -> tuple[list[str], list[int]]:
@@ -300,7 +300,10 @@ def _token_table(document: Mapping[str, Any], count: int, path: str) -> tuple[li
     tokens = [f"[PAD{number}]" for number in range(count)]
     types = [UNUSED] * count
     added = [(token["content"], token["id"], token.get("special")) for token in document.get("added_tokens") or ()]
-    table = [(token, number, NORMAL) for token, number in document["model"]["vocab"].items()]
+    vocabulary = document["model"]["vocab"]
+    if isinstance(vocabulary, list):  # of Unigram: pairs of token and score, in order
+        vocabulary = {token: number for number, (token, _) in enumerate(vocabulary)}
+    table = [(token, number, NORMAL) for token, number in vocabulary.items()]
     table += [(token, number, CONTROL if special else USER_DEFINED) for token, number, special in added]
     for token, number, kind in table:
         if not 0 <= number < count:
@@ -311,11 +314,16 @@ def _token_table(document: Mapping[str, Any], count: int, path: str) -> tuple[li
     return tokens, types
 
 
-def _token_id(token: Any, number: Any, numbers: Mapping[str, int]) -> int | None:
-    text = token.get("content") if isinstance(token, Mapping) else token
-    if isinstance(text, str) and text in numbers:
-        return numbers[text]
-    return number if type(number) is int and 0 <= number < len(numbers) else None
+def _special_ids(settings: Mapping[str, Any], config: Mapping[str, Any], tokens: Sequence[str]) -> dict[str, Value]:
+    """The numbers of the special tokens, by the tokens themselves or else by the configuration."""
+    numbers, ids = {token: number for number, token in enumerate(tokens)}, {}
+    for name, short in {"bos": "bos", "eos": "eos", "unknown": "unk", "padding": "pad"}.items():
+        token, number = settings.get(f"{short}_token"), config.get(f"{short}_token_id")
+        text = token.get("content") if isinstance(token, Mapping) else token
+        number = numbers.get(text, number) if isinstance(text, str) else number
+        if type(number) is int and 0 <= number < len(tokens):
+            ids[f"{name}_token_id"] = Value(ValueType.U32, number)
+    return ids
 
 
 def _ends(processor: Any) -> tuple[bool, bool]:
