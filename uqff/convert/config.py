@@ -254,7 +254,7 @@ def check_config(config: Mapping[str, Any], file: GgufFile, architecture: GgufAr
         "num_key_value_heads": said["num_attention_heads"],
         "head_dim": said["hidden_size"] // said["num_attention_heads"],
         "tie_word_embeddings": False,
-        "rope_theta": (config.get("rope_parameters") or {}).get("rope_theta", architecture.rope_default),
+        "rope_theta": _rope_theta(config, architecture),
     }
     for key in COMPARED:
         got = config.get(key)
@@ -273,6 +273,13 @@ def check_config(config: Mapping[str, Any], file: GgufFile, architecture: GgufAr
     if scaling is None or not agree(values, llama3_factors(scaling, said["rope_theta"], said["head_dim"])):
         raise FormatError("not the file's rope scaling", file=path, field="rope_scaling", got=scaling)
     return []
+
+
+def _rope_theta(config: Mapping[str, Any], architecture: GgufArchitecture) -> Any:
+    """Newer configurations have it in ``rope_parameters``."""
+    nested = config.get("rope_parameters")
+    places = (config, nested) if isinstance(nested, Mapping) else (config,)
+    return next((place["rope_theta"] for place in places if place.get("rope_theta")), architecture.rope_default)
 
 
 def metadata_of(config: Mapping[str, Any], architecture: GgufArchitecture, path: str) -> list[tuple[str, Value]]:
@@ -298,7 +305,6 @@ def metadata_of(config: Mapping[str, Any], architecture: GgufArchitecture, path:
 
     heads = count("num_attention_heads")
     head_dim = count("head_dim", count("hidden_size").value // heads.value)
-    theta = (config.get("rope_parameters") or {}).get("rope_theta", architecture.rope_default)
     pairs = {
         "vocab_size": count("vocab_size"),
         "context_length": count("max_position_embeddings"),
@@ -306,7 +312,7 @@ def metadata_of(config: Mapping[str, Any], architecture: GgufArchitecture, path:
         "block_count": count("num_hidden_layers"),
         "feed_forward_length": count("intermediate_size"),
         "rope.dimension_count": head_dim,
-        "rope.freq_base": number("rope_theta", config.get("rope_theta") or theta),
+        "rope.freq_base": number("rope_theta", _rope_theta(config, architecture)),
         "attention.head_count": heads,
         "attention.head_count_kv": count("num_key_value_heads", heads.value),
         "attention.key_length": head_dim,
