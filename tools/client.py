@@ -163,7 +163,11 @@ def run_job(job: dict[str, Any]) -> Any:
         }
     which = dict(job["which"])
     if "arch" in which:
-        which["arch"] = getattr(mistralrs.Architecture, which["arch"].capitalize())
+        which["arch"] = next(
+            getattr(mistralrs.Architecture, name)
+            for name in dir(mistralrs.Architecture)
+            if name.lower() == which["arch"].lower()
+        )
     which["dtype"] = getattr(mistralrs.ModelDType, which["dtype"])
     source = getattr(mistralrs.Which, job.get("kind", "Plain"))(**which)
     runner = mistralrs.Runner(which=source, in_situ_quant=job["isq"], token_source="none", no_paged_attn=True)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from samples_gguf import F32, Q8_0, array, gguf, pair
 
+from uqff.container.directory import Step
 from uqff.container.gguf_writer import PlannedTensor, write_gguf
 from uqff.errors import FormatError
 from uqff.limits import MAX_GGUF_NAME
@@ -30,8 +31,8 @@ TENSORS = [
 
 def test_bytes_by_hand(tmp_path: Path) -> None:
     """Every field, the padding before the data and between tensors; the last one is padded too, as by llama.cpp."""
-    path, steps = tmp_path / "m.gguf", list[tuple[str, int, int]]()
-    size = write_gguf(path, PAIRS, TENSORS, lambda *step: steps.append(step))
+    path, steps = tmp_path / "m.gguf", list[Step]()
+    size = write_gguf(path, PAIRS, TENSORS, steps.append)
     pairs = [
         pair("general.architecture", "text", "llama"),
         pair("n", "u32", 7),
@@ -42,7 +43,7 @@ def test_bytes_by_hand(tmp_path: Path) -> None:
     ]
     assert path.read_bytes() == gguf(pairs, [Q8_0, F32]) + bytes(20)
     assert size == path.stat().st_size
-    assert steps == [("q", 68, 80), ("f", 80, 80)]
+    assert steps == [Step("q", 1, 2, 64, 67), Step("f", 2, 2, 67, 67)]
 
 
 def test_bytes_of_the_gguf_package(tmp_path: Path) -> None:

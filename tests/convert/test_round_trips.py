@@ -17,6 +17,7 @@ from tiny_models import TinyModel
 
 import uqff
 from uqff import Layer
+from uqff.container.directory import Step
 from uqff.container.report import check_output, check_report, read_report
 from uqff.convert import convert_model, gguf_of_uqff, uqff_of_gguf
 from uqff.errors import FormatError, ShapeError, UnsupportedError, UqffError
@@ -197,16 +198,16 @@ def test_progress_and_split_files(tmp_path: Path) -> None:
     """A split set is one model; each layer is reported with its bytes."""
     write_gguf(tiny(), tmp_path / "a.gguf", "q4_0")
     write_gguf(tiny(), tmp_path / "s.gguf", "q4_0", split_max_tensors=5)
-    steps: list[tuple[str, int, int]] = []
+    steps: list[Step] = []
     parts = sorted(tmp_path.glob("s-*.gguf"))
     assert len(parts) == 3
     convert_model(tmp_path / "a.gguf", tmp_path / "u")
-    convert_model(parts[1], tmp_path / "v", progress=lambda *step: steps.append(step))
+    convert_model(parts[1], tmp_path / "v", progress=steps.append)
     assert layers(tmp_path / "u") == layers(tmp_path / "v")
-    assert [name for name, _, _ in steps] == sorted(layers(tmp_path / "u"))
-    assert steps[-1][1] == steps[-1][2]
+    assert [step.module for step in steps] == sorted(layers(tmp_path / "u"))
+    assert (steps[-1].layers_done, steps[-1].weights_done) == (steps[-1].layers, steps[-1].weights)
     back: list[str] = []
-    convert_model(tmp_path / "v", tmp_path / "b.gguf", progress=lambda name, *_: back.append(name))
+    convert_model(tmp_path / "v", tmp_path / "b.gguf", progress=lambda step: back.append(step.module))
     assert back == list(dict.fromkeys(back))
     assert set(back) == set(tensors(tmp_path / "b.gguf"))
 

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import sys
-from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import click
 
-from uqff.cli.quantize import terminable
+from uqff.cli.progress import step_progress, terminable
 from uqff.errors import printable
 
 if TYPE_CHECKING:
-    from uqff.convert import Conversion, Progress
+    from uqff.convert import Conversion
 
 __all__ = ["convert"]
 
@@ -59,7 +56,7 @@ def convert(
     """
     from uqff.convert import conversion_document, convert_model
 
-    with terminable(), _progress(shown=not quiet) as progress:
+    with terminable(), step_progress(shown=not quiet) as progress:
         result = convert_model(
             source, out, to=to, format=format, assets=assets, dtype=dtype, force=force, progress=progress
         )
@@ -83,22 +80,3 @@ def _show(result: Conversion) -> None:
             ("beside", ", ".join(result.written) or "-"),
         ]
     )
-
-
-@contextlib.contextmanager
-def _progress(*, shown: bool) -> Iterator[Progress | None]:
-    """A bar on the terminal that errors go to; none if it is no terminal."""
-    if not shown or not sys.stderr.isatty():
-        yield None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("{task.fields[name]}", markup=False), BarColumn(), DownloadColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("", total=None, name="")
-
-        def step(name: str, done: int, total: int) -> None:
-            bar.update(task, total=total, completed=done, name=printable(name))
-
-        yield step

@@ -5,11 +5,13 @@ Authority: ggml, ``docs/gguf.md``; llama.cpp, ``gguf-py/gguf/gguf_writer.py``.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from uqff.container.atomic import atomic_file
+from uqff.container.directory import Progress, Step, check_space
 from uqff.errors import FormatError
 from uqff.schema.gguf import DEFAULT_ALIGNMENT, TensorInfo, Value, aligned, build_head
 
@@ -38,7 +40,7 @@ def write_gguf(
     path: Path,
     pairs: Sequence[tuple[str, Value]],
     tensors: Sequence[PlannedTensor],
-    progress: Callable[[str, int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> int:
     """Write a GGUF file, version 3, aligned to 32 bytes.
 
@@ -46,7 +48,7 @@ def write_gguf(
         path: of the file; replaced if it is there.
         pairs: metadata, in order.
         tensors: in order.
-        progress: called after each tensor with its name, bytes done, bytes in all.
+        progress: called after each tensor.
 
     Returns:
         The size of the file in bytes.
@@ -60,10 +62,11 @@ def write_gguf(
         infos.append(TensorInfo(tensor.name, tensor.shape, tensor.type, at))
         at = aligned(at + tensor.nbytes, DEFAULT_ALIGNMENT)
     head = build_head(pairs, infos)
-    total, done = sum(tensor.nbytes for tensor in tensors), 0
+    total, done = sum(math.prod(tensor.shape) for tensor in tensors), 0
+    check_space(path, sum(tensor.nbytes for tensor in tensors))
     with atomic_file(path) as file:
         size = file.write(head + bytes(-len(head) % DEFAULT_ALIGNMENT))
-        for tensor in tensors:
+        for number, tensor in enumerate(tensors, 1):
             written = 0
             for chunk in tensor.chunks():
                 written += file.write(memoryview(chunk).cast("B"))
@@ -76,7 +79,7 @@ def write_gguf(
                     got=written,
                 )
             size += written + file.write(bytes(-written % DEFAULT_ALIGNMENT))
-            done += written
+            done += math.prod(tensor.shape)
             if progress is not None:
-                progress(tensor.name, done, total)
+                progress(Step(tensor.name, number, len(tensors), done, total))
     return size

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from uqff.container.directory import Progress
 from uqff.container.shards import PathLike
 from uqff.convert.from_gguf import uqff_of_gguf
-from uqff.convert.result import Conversion, Progress
+from uqff.convert.result import Conversion
 from uqff.convert.to_gguf import gguf_of_uqff
 from uqff.errors import UnsupportedError
 

@@ -30,14 +30,14 @@ from typing import TYPE_CHECKING, Any, Final
 from uqff.architectures import LayerName, architecture_of, embedding_name, entry_names, layer_names
 from uqff.blob import Layer
 from uqff.codes import DType, Version
+from uqff.container.directory import CONFIG_NAME, LOADED_DTYPES, Progress, Step, check_space, copy_companions
 from uqff.container.file import RESIDUAL_NAME, open_uqff
 from uqff.container.report import REPORT_NAME, build_report, report_document
 from uqff.container.save import SHARD_BYTES
 from uqff.container.save_v1 import metadata_of as file_metadata_of
 from uqff.container.shards import PathLike
 from uqff.container.staging import staged_directory
-from uqff.container.streaming import StreamedFile, StreamedLayers, flush_to_disk
-from uqff.container.writer import copy_durably
+from uqff.container.streaming import StreamedFile, StreamedLayers, flush_to_disk, layer_sizes
 from uqff.convert.config import check_config, config_of
 from uqff.convert.names import (
     ROPE_FACTORS,
@@ -48,17 +48,16 @@ from uqff.convert.names import (
     heads_of,
     norm_names,
 )
-from uqff.convert.result import Conversion, Progress
+from uqff.convert.result import Conversion
 from uqff.convert.tokenizer import tokenizer_files
 from uqff.errors import FormatError, ShapeError, UnsupportedError, UqffError
 from uqff.families.gguf.record import GGUF
 from uqff.families.unquant import Unquant
 from uqff.isq import outline
 from uqff.limits import MAX_CONFIG_BYTES
-from uqff.pipeline import COMPANIONS, LOADED_DTYPES
 from uqff.schema.entries import FIRST
 from uqff.sources.gguf import GgufFile, GgufTensor, open_gguf
-from uqff.sources.safetensors import CONFIG_NAME, read_json
+from uqff.sources.safetensors import read_json
 from uqff.views import bytes_of
 
 if TYPE_CHECKING:
@@ -243,15 +242,16 @@ class _Job:
         outlines = {key: self._outline(name) for key, name in self.layers.items()}
         types = Counter(layer.weight.kind for layer in outlines.values())
         stem = _main_type(outlines)
+        check_space(target, sum(layer_sizes(outlines, self.version).values()))
         shards = StreamedLayers(directory, stem, outlines, self.version, shard_bytes)
         try:
-            done, total = 0, sum(shards.sizes.values())
-            for key, name in self.layers.items():
+            done, total = 0, sum(math.prod(layer.weight.shape) for layer in outlines.values())
+            for number, (key, name) in enumerate(self.layers.items(), 1):
                 shards.write(key, self._layer(name))
                 self._tensor(name.weight, ndim=2).release()
-                done += shards.sizes[key]
+                done += math.prod(outlines[key].weight.shape)
                 if progress is not None:
-                    progress(name.module, done, total)
+                    progress(Step(name.module, number, len(outlines), done, total))
             shards.finish()
         finally:
             shards.close()
@@ -277,10 +277,7 @@ class _Job:
 
     def _write_companions(self, directory: Path) -> list[str]:
         if self.assets is not None:
-            names = [name for name in COMPANIONS if (self.assets / name).is_file()]
-            for name in names:
-                copy_durably(self.assets / name, directory / name)
-            return names
+            return copy_companions(self.assets, directory)
         torch_dtype = self.dtype.torch_name
         documents, missing = tokenizer_files(self.file, self.config)
         self.notes += missing

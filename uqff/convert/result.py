@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Conversion", "Progress", "conversion_document"]
-
-Progress = Callable[[str, int, int], None]
-"""Called after each layer or tensor: its name, bytes done, bytes in all."""
+__all__ = ["Conversion", "conversion_document"]
 
 
 @dataclass(frozen=True)

@@ -20,12 +20,13 @@ from typing import TYPE_CHECKING, Any, Final
 
 from uqff.architectures import LayerName, embedding_name, entry_names, layer_names
 from uqff.codes import DType
+from uqff.container.directory import CONFIG_NAME, Progress
 from uqff.container.file import UqffFile, open_uqff
 from uqff.container.gguf_writer import PlannedTensor, write_gguf
 from uqff.container.shards import PathLike
 from uqff.convert.config import metadata_of
 from uqff.convert.names import ROPE_FACTORS, architecture_of_config, gguf_name, heads_of, interleave, norm_names
-from uqff.convert.result import Conversion, Progress
+from uqff.convert.result import Conversion
 from uqff.convert.rope import llama3_factors, rope_scaling_of
 from uqff.convert.tokenizer import tokenizer_metadata
 from uqff.errors import FormatError, UnsupportedError, UqffError
@@ -34,10 +35,10 @@ from uqff.families.gguf.blocks import BlockType, block_type_of_kind
 from uqff.families.gguf.record import GGUF
 from uqff.families.unquant import Unquant
 from uqff.limits import MAX_CONFIG_BYTES
-from uqff.pipeline import UNUSED
+from uqff.planning import UNUSED
 from uqff.schema.entries import FIRST
 from uqff.schema.gguf import VERSION, Value, ValueType
-from uqff.sources.safetensors import CONFIG_NAME, read_json
+from uqff.sources.safetensors import read_json
 from uqff.views import bytes_of
 
 if TYPE_CHECKING:
