@@ -22,16 +22,21 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any, Final
 
-from construct import Construct, Int64ul
+from construct import Int64ul
 
 from uqff.errors import FormatError, UnsupportedError
 from uqff.limits import MAX_GGUF_ARRAY, MAX_GGUF_NAME, MAX_GGUF_PAIRS, MAX_GGUF_RANK, MAX_GGUF_TENSORS
-from uqff.schema.bricks import U32, Checked, Cursor, Sink, Span, Violation
+from uqff.schema.bricks import U32, Checked, Cursor, Dims, Sink, Span, Violation
 from uqff.schema.layout import Layout
 
 __all__ = [
     "ALIGNMENT_KEY",
+    "ARRAY",
     "DEFAULT_ALIGNMENT",
+    "HEAD",
+    "PAIR",
+    "TENSOR",
+    "TEXT",
     "VERSION",
     "Array",
     "TensorInfo",
@@ -116,11 +121,13 @@ def _at_most(most: int) -> Any:
     return decode
 
 
-class InnermostFirst(Construct):  # type: ignore[misc]
+class InnermostFirst(Dims):
     """A shape as u64, stored innermost first, given outermost first; none of them 0."""
 
+    itemsize = 8
+
     def _parse(self, stream: Cursor, context: Any, path: str) -> tuple[int, ...]:
-        ndim = context["ndim"]
+        ndim = context[self.count]
         dims: tuple[int, ...] = struct.unpack(f"<{ndim}Q", stream.read(8 * ndim))
         if 0 in dims:
             raise Violation("empty dimension", expected="every dimension at least 1", got=list(dims))
