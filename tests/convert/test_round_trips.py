@@ -302,6 +302,41 @@ def test_a_model_that_lacks_something(tmp_path: Path) -> None:
         gguf_of_uqff(tmp_path / "u", tmp_path / "b.gguf")
 
 
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("rope_parameters", 1),
+        ("rope_theta", "x"),
+        ("rope_scaling", {"rope_type": "llama3"}),
+        ("rope_scaling", {"rope_type": "yarn"}),
+        ("num_key_value_heads", "2"),
+        ("head_dim", 0),
+        ("hidden_size", 512),
+        ("vocab_size", 65),
+        ("rms_norm_eps", None),
+        ("architectures", [3]),
+    ],
+    ids=str,
+)
+def test_a_configuration_that_does_not_fit(tmp_path: Path, key: str, value: object) -> None:
+    """Both ways: numbers of the wrong kind, another model's numbers; never a file that contradicts itself."""
+    model = tiny()
+    model.write(tmp_path / "own")
+    write_gguf(model, tmp_path / "a.gguf", "q8_0")
+    uqff_of_gguf(tmp_path / "a.gguf", tmp_path / "u")
+    (tmp_path / "own" / "config.json").write_text(json.dumps({**model.config(), key: value}))
+    if key != "rope_parameters":
+        with pytest.raises(UqffError):
+            gguf_of_uqff(tmp_path / "u", tmp_path / "b.gguf", assets=tmp_path / "own")
+        assert not (tmp_path / "b.gguf").exists()
+    if key not in ("rope_parameters", "rope_scaling"):
+        with pytest.raises(UqffError):
+            uqff_of_gguf(tmp_path / "a.gguf", tmp_path / "v", assets=tmp_path / "own")
+        assert not (tmp_path / "v").exists()
+    else:
+        uqff_of_gguf(tmp_path / "a.gguf", tmp_path / "v", assets=tmp_path / "own")
+
+
 def test_direction(tmp_path: Path) -> None:
     """By what the source is, whatever it is called; ``to`` only makes sure."""
     write_gguf(tiny(), tmp_path / "a.gguf", "q8_0")

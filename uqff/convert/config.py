@@ -265,14 +265,22 @@ def check_config(config: Mapping[str, Any], file: GgufFile, architecture: GgufAr
             same = type(got) is type(said[key]) and got == said[key]
         if not same:
             raise FormatError("not the file's model", file=path, field=key, expected=said[key], got=got)
+    metadata = _Metadata(file, architecture)
+    unknown = metadata.unknown()
+    notes = [f"config.json has the last word on {', '.join(unknown[:5])}"] if unknown else []
     scaling, factors = rope_scaling_of(config), file.get(ROPE_FACTORS)
-    if factors is None:
-        unlike = scaling is not None and scaling.get("rope_type") == "llama3"
-        return ["the rope scaling of config.json is not in the GGUF file"] if unlike else []
-    values = factors.record().dequantize().reshape(-1)
-    if scaling is None or not agree(values, llama3_factors(scaling, said["rope_theta"], said["head_dim"])):
+    kind = None if scaling is None else scaling.get("rope_type", scaling.get("type"))
+    if factors is not None:
+        values = factors.record().dequantize().reshape(-1)
+        same = scaling is not None and agree(values, llama3_factors(scaling, said["rope_theta"], said["head_dim"]))
+    else:
+        stored = metadata.get("rope.scaling.type", (ValueType.TEXT,))
+        same = stored in (None, "none", kind)
+        if same and stored != kind and kind is not None:
+            notes.append(f"the rope scaling of config.json ({kind}) is not in the GGUF file")
+    if not same:
         raise FormatError("not the file's rope scaling", file=path, field="rope_scaling", got=scaling)
-    return []
+    return notes
 
 
 def _rope_theta(config: Mapping[str, Any], architecture: GgufArchitecture) -> Any:

@@ -47,6 +47,7 @@ from uqff.convert.names import (
     gguf_name,
     heads_of,
     norm_names,
+    shape_of,
 )
 from uqff.convert.result import Conversion
 from uqff.convert.tokenizer import tokenizer_files
@@ -175,7 +176,7 @@ class _Job:
         tensor = self.file.get(gguf)
         if tensor is None:
             raise FormatError("the file lacks a tensor", layer=path, field=gguf, got="no such tensor")
-        expected = _shape_of(name, self.config)
+        expected = shape_of(name, self.config)
         if tensor.shape != expected or len(tensor.shape) != ndim:
             raise ShapeError(
                 "tensor does not fit the configuration",
@@ -321,29 +322,6 @@ def _check_types(file: GgufFile) -> None:
         raise UnsupportedError(
             f"{len(foreign)} tensors of types that UQFF does not have", got=", ".join(foreign[:10]) + more
         )
-
-
-def _shape_of(name: str, config: Mapping[str, Any]) -> tuple[int, ...]:
-    """Shape of a weight or bias of the model, from its configuration."""
-    hidden, inner, vocabulary = config["hidden_size"], config["intermediate_size"], config["vocab_size"]
-    head_dim = config.get("head_dim") or hidden // config["num_attention_heads"]
-    query, pairs = config["num_attention_heads"] * head_dim, config["num_key_value_heads"] * head_dim
-    module, _, kind = name.rpartition(".")
-    last = module.rpartition(".")[2]
-    matrices = {
-        "embed_tokens": (vocabulary, hidden),
-        "lm_head": (vocabulary, hidden),
-        "q_proj": (query, hidden),
-        "k_proj": (pairs, hidden),
-        "v_proj": (pairs, hidden),
-        "o_proj": (hidden, query),
-        "gate_proj": (inner, hidden),
-        "up_proj": (inner, hidden),
-        "down_proj": (hidden, inner),
-    }
-    if last in matrices:
-        return matrices[last] if kind == "weight" else matrices[last][:1]
-    return (head_dim,) if last in ("q_norm", "k_norm") else (hidden,)
 
 
 def _main_type(outlines: Mapping[str, Layer]) -> str:

@@ -47,6 +47,7 @@ __all__ = [
     "heads_of",
     "interleave",
     "norm_names",
+    "shape_of",
 ]
 
 ROPE_FACTORS: Final = "rope_freqs.weight"
@@ -175,6 +176,29 @@ def gguf_name(path: str) -> str | None:
 def norm_names(architecture: GgufArchitecture, blocks: int) -> list[str]:
     """Paths of a model's norms, without ``.weight``."""
     return [f"model.layers.{block}.{norm}" for block in range(blocks) for norm in architecture.norms] + ["model.norm"]
+
+
+def shape_of(name: str, config: Mapping[str, Any]) -> tuple[int, ...]:
+    """Shape of a weight or bias of the model, from its configuration."""
+    hidden, inner, vocabulary = config["hidden_size"], config["intermediate_size"], config["vocab_size"]
+    head_dim = config.get("head_dim") or hidden // config["num_attention_heads"]
+    query, pairs = config["num_attention_heads"] * head_dim, config["num_key_value_heads"] * head_dim
+    module, _, kind = name.rpartition(".")
+    last = module.rpartition(".")[2]
+    matrices = {
+        "embed_tokens": (vocabulary, hidden),
+        "lm_head": (vocabulary, hidden),
+        "q_proj": (query, hidden),
+        "k_proj": (pairs, hidden),
+        "v_proj": (pairs, hidden),
+        "o_proj": (hidden, query),
+        "gate_proj": (inner, hidden),
+        "up_proj": (inner, hidden),
+        "down_proj": (hidden, inner),
+    }
+    if last in matrices:
+        return matrices[last] if kind == "weight" else matrices[last][:1]
+    return (head_dim,) if last in ("q_norm", "k_norm") else (hidden,)
 
 
 def heads_of(architecture: GgufArchitecture, config: Mapping[str, Any], path: str) -> int | None:

@@ -25,11 +25,19 @@ from uqff.container.file import UqffFile, open_uqff
 from uqff.container.gguf_writer import PlannedTensor, write_gguf
 from uqff.container.shards import PathLike
 from uqff.convert.config import metadata_of
-from uqff.convert.names import ROPE_FACTORS, architecture_of_config, gguf_name, heads_of, interleave, norm_names
+from uqff.convert.names import (
+    ROPE_FACTORS,
+    architecture_of_config,
+    gguf_name,
+    heads_of,
+    interleave,
+    norm_names,
+    shape_of,
+)
 from uqff.convert.result import Conversion
 from uqff.convert.rope import llama3_factors, rope_scaling_of
 from uqff.convert.tokenizer import tokenizer_metadata
-from uqff.errors import FormatError, UnsupportedError, UqffError
+from uqff.errors import FormatError, ShapeError, UnsupportedError, UqffError
 from uqff.families.base import QuantizedTensor
 from uqff.families.gguf.blocks import BlockType, block_type_of_kind
 from uqff.families.gguf.record import GGUF
@@ -116,16 +124,16 @@ class _Job:
         self.config = {"num_key_value_heads": config.get("num_attention_heads"), **config}
         self.architecture = architecture_of_config(config)
         self.notes: list[str] = []
+        model = metadata_of(self.config, self.architecture, str(directory / CONFIG_NAME))
         self.names = self._layer_names()
         self._check_layers()
         self._check_residual()
         self.tensors = list(self._tensors())
-        path = str(directory / CONFIG_NAME)
         tokenizer, missing = tokenizer_metadata(directory, self.config)
         self.notes += missing
         if file.extra:
             self.notes.append(f"{len(file.extra)} entries that belong to no layer are left out")
-        self.pairs = [*metadata_of(self.config, self.architecture, path), *self._general(), *tokenizer]
+        self.pairs = [*model, *self._general(), *tokenizer]
 
     def _layer_names(self) -> dict[str, LayerName]:
         """Key in the source to layer; all must be there, and no others."""
@@ -149,6 +157,7 @@ class _Job:
         refused = []
         for key, name in self.names.items():
             weight = self.file[key].weight
+            self._check_shape(f"{name.module}.weight", weight.shape)
             if _block_type(weight) is None:
                 refused.append(f"{name.module} ({weight.kind})")
         if refused:
@@ -165,10 +174,18 @@ class _Job:
         for name in names:
             if name not in self.file.residual:
                 raise FormatError("the residual lacks a tensor", field=name, got="no such tensor")
+            self._check_shape(name, self.file.residual.entry(name).shape)
         left = [name for name in self.file.residual if name not in names and not name.endswith(UNUSED)]
         if left:
             raise UnsupportedError(
                 "tensors of the residual that GGUF does not have", field=left[0], got=", ".join(left[:20])
+            )
+
+    def _check_shape(self, name: str, shape: tuple[int, ...]) -> None:
+        expected = shape_of(name, self.config)
+        if shape != expected:
+            raise ShapeError(
+                "tensor does not fit the configuration", field=name, expected=list(expected), got=list(shape)
             )
 
     def _embedding_is_residual(self) -> bool:
