@@ -118,6 +118,12 @@ class Client:
         job = {"do": "load", "which": which, "isq": None, "tokens": tokens, "temperature": temperature}
         return Generation(**self._run(job))
 
+    def generate_gguf(self, file: Path, model: Path, *, dtype: str, tokens: int = 16) -> Generation:
+        """Load a GGUF file, with the tokenizer and configuration of directory `model`, and generate as `generate`."""
+        names = {"quantized_model_id": str(file.parent), "quantized_filename": file.name, "tok_model_id": str(model)}
+        job = {"do": "load", "kind": "GGUF", "which": {**names, "dtype": dtype}, "isq": None, "tokens": tokens}
+        return Generation(**self._run(job))
+
     def _run(self, job: dict[str, Any]) -> Any:
         command = [str(self.python), str(Path(__file__).resolve()), json.dumps(job)]
         try:
@@ -165,15 +171,15 @@ def run_job(job: dict[str, Any]) -> Any:
             "libc": " ".join(platform.libc_ver()),
         }
     which = dict(job["which"])
-    which["arch"] = next(
-        getattr(mistralrs.Architecture, name)
-        for name in dir(mistralrs.Architecture)
-        if name.lower() == which["arch"].lower()
-    )
+    if "arch" in which:
+        which["arch"] = next(
+            getattr(mistralrs.Architecture, name)
+            for name in dir(mistralrs.Architecture)
+            if name.lower() == which["arch"].lower()
+        )
     which["dtype"] = getattr(mistralrs.ModelDType, which["dtype"])
-    runner = mistralrs.Runner(
-        which=mistralrs.Which.Plain(**which), in_situ_quant=job["isq"], token_source="none", no_paged_attn=True
-    )
+    source = getattr(mistralrs.Which, job.get("kind", "Plain"))(**which)
+    runner = mistralrs.Runner(which=source, in_situ_quant=job["isq"], token_source="none", no_paged_attn=True)
     if "tokens" not in job:
         return None
     request = mistralrs.ChatCompletionRequest(

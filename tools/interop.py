@@ -6,7 +6,8 @@ Files (`interop_reading`): the 0.6.0 client must take the files that this packag
 (`interop_entries`): the same for 1.x files and the 0.9.5 client. Quantisers (`interop_quantisers`): from the same
 weights, the package must make every byte that the 0.6.0 and 0.9.5 clients store, for every type, several shapes and
 load dtypes. Migration (`interop_migration`): the 0.9.5 client must run migrated pre-1.0 models as it runs its own, and
-as the 0.6.0 client runs the originals; and the other way round.
+as the 0.6.0 client runs the originals; and the other way round. Converted (`interop_gguf`): the 0.9.5 client must say
+the same with a GGUF file and with the UQFF that it is converted to, there and back.
 
 The clients are installed once, into `.venvs/` at the root of the repository.
 """
@@ -21,6 +22,7 @@ from pathlib import Path
 
 import click
 import interop_entries as entries
+import interop_gguf as converting
 import interop_migration as migration
 import interop_quantisers as quantisers
 import interop_reading as reading
@@ -34,7 +36,9 @@ ROOT = Path(__file__).resolve().parent.parent
 WIDTH = 150
 """Columns of the tables where the output is not a terminal."""
 
-FILES, ENTRIES, QUANTISERS, MIGRATION = "files", "entries", "quantisers", "migration"
+FILES, ENTRIES, QUANTISERS = "files", "entries", "quantisers"
+MIGRATION, CONVERTED = "migration", "converted"
+TABLES = (FILES, ENTRIES, QUANTISERS, MIGRATION, CONVERTED)
 
 
 def install_client(version: str) -> Path:
@@ -130,6 +134,18 @@ def check_migration(clients: dict[str, Client], kinds: tuple[str, ...], console:
     return bool(failed)
 
 
+def check_converted(client: Client, console: Console) -> bool:
+    """Print the table of the conversions and what differs; return whether anything does."""
+    with tempfile.TemporaryDirectory() as folder:
+        rows = list(converting.check_all(client, Path(folder)))
+    console.print(converting.table_of(rows))
+    failed = [row for row in rows if row.problem is not None]
+    for row in failed:
+        console.print(f"{row.case} ({row.compared}): {row.problem}", markup=False)
+    console.print(f"{len(rows)} checked: {len(failed)} differ")
+    return bool(failed)
+
+
 @click.command()
 @click.option(
     "--client",
@@ -139,7 +155,7 @@ def check_migration(clients: dict[str, Client], kinds: tuple[str, ...], console:
     help="Interpreter that has mistralrs 0.6.0 or 0.9.5; else they are installed.",
 )
 @click.option("--kind", "kinds", multiple=True, type=click.Choice([*KINDS, reading.MIXED]), help="Only these.")
-@click.option("--only", type=click.Choice([FILES, ENTRIES, QUANTISERS, MIGRATION]), help="Only this table.")
+@click.option("--only", type=click.Choice(TABLES), help="Only this table.")
 @click.option(
     "--model", "models", multiple=True, type=click.Choice([case.name for case in CASES]), help="Only these quantised."
 )
@@ -161,6 +177,8 @@ def main(pythons: tuple[Path, ...], kinds: tuple[str, ...], only: str | None, mo
         failed |= check_quantisers(clients, kinds, models, console)
     if only in (None, MIGRATION):
         failed |= check_migration(clients, kinds, console)
+    if only in (None, CONVERTED):
+        failed |= check_converted(clients[converting.CLIENT_VERSION], console)
     console.print(f"{time.monotonic() - start:.0f} s")
     sys.exit(1 if failed else 0)
 

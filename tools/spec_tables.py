@@ -19,6 +19,11 @@ name                     table
 ``PARTS``                field of a blob and entry of 1.x that hold the same
 ``SHAPES``               what shape a weight must have
 ``LIMITS``               bounds of a reader
+``GGUF_FILE.HEAD``, ...  offset table of a part of a GGUF file's framing
+``GGUF_FILE.LIMITS``     bounds of the reader of GGUF files
+``GGUF_FILE.VALUES``     types of GGUF's metadata values
+``GGUF_FILE.NAMES``      names of tensors in GGUF and in a model
+``GGUF_FILE.MODELS``     architectures that are converted
 ``EXAMPLE folder/name``  a vector, field by field
 ``VECTORS``              index of the valid vectors
 ``FILES``                index of the valid files
@@ -41,15 +46,18 @@ import json
 import re
 import sys
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from uqff import limits
 from uqff.architectures import ARCHITECTURES
 from uqff.codes import ENTRY_VERSIONS, VERSIONS, DType, Family
+from uqff.convert import names
 from uqff.families import FAMILIES, f8q8
 from uqff.families.gguf.blocks import BLOCK_TYPES, BlockType
 from uqff.migrate.shapes import SHAPES
+from uqff.schema import gguf
 from uqff.schema.entries import Entries
 from uqff.schema.header import HEADER
 from uqff.schema.layout import Layout, size_terms
@@ -189,14 +197,14 @@ def _names(names: Iterable[str]) -> str:
     return ", ".join(f"`{name}`" for name in names)
 
 
-def limit_table() -> str:
-    """Each bound with the reason that its docstring states."""
+def limit_table(*, of_gguf: bool = False) -> str:
+    """Each bound with the reason that its docstring states: those of GGUF files, or all others."""
     statements = ast.parse(inspect.getsource(limits)).body
     rows = []
     for statement, below in itertools.pairwise(statements):
         if not isinstance(statement, ast.AnnAssign) or not isinstance(statement.target, ast.Name):
             continue
-        if statement.target.id in TOOL_LIMITS:
+        if statement.target.id in TOOL_LIMITS or statement.target.id.startswith("MAX_GGUF_") != of_gguf:
             continue
         if not isinstance(below, ast.Expr) or not isinstance(below.value, ast.Constant):
             raise TypeError(f"{statement.target.id} has no reason")
@@ -351,8 +359,48 @@ def _visible(name: str) -> str:
 # Pages
 # ---------------------------------------------------------------------------------------------------------------------
 
+
+def value_type_table() -> str:
+    """Types of GGUF's metadata values."""
+
+    def size(value_type: gguf.ValueType) -> object:
+        return {"TEXT": "8 + bytes", "ARRAY": "12 + elements"}.get(value_type.name, value_type.struct.size)
+
+    return markdown(("code", "type", "bytes"), ((t.number, t.name.lower(), size(t)) for t in gguf.ValueType))
+
+
+def gguf_name_table() -> str:
+    """Names of tensors."""
+    blocks = {f"blk.N.{theirs}": f"model.layers.N.{ours}" for ours, theirs in names.BLOCK.items()}
+    roots = {theirs: ours for ours, theirs in names.ROOT.items()}
+    return markdown(("GGUF", "model"), ((f"`{a}`", f"`{b}`") for a, b in {**roots, **blocks}.items()))
+
+
+def gguf_model_table() -> str:
+    """Architectures that are converted."""
+    heads = ("`general.architecture`", "in `config.json`", "rows of Q and K", "biases", "norms of a layer")
+    rows = (
+        (
+            f"`{a.name}`",
+            _names(a.classes),
+            "interleaved" if a.interleaved else "as in the model",
+            _names(a.biases) or (f"if any: {_names(a.optional_biases)}" if a.optional_biases else "none"),
+            _names(a.norms),
+        )
+        for a in names.ARCHITECTURES
+    )
+    return markdown(heads, rows)
+
+
+GGUF_PARTS = {"HEAD": gguf.HEAD, "TEXT": gguf.TEXT, "PAIR": gguf.PAIR, "ARRAY": gguf.ARRAY, "TENSOR": gguf.TENSOR}
+
 TABLES: dict[str, Callable[[], str]] = {
     **_layout_tables(),
+    **{f"GGUF_FILE.{name}": partial(offset_table, layout) for name, layout in GGUF_PARTS.items()},
+    "GGUF_FILE.LIMITS": partial(limit_table, of_gguf=True),
+    "GGUF_FILE.VALUES": value_type_table,
+    "GGUF_FILE.NAMES": gguf_name_table,
+    "GGUF_FILE.MODELS": gguf_model_table,
     "VERSIONS": version_table,
     "ENTRY_VERSIONS": entry_version_table,
     "FAMILIES": family_table,

@@ -9,6 +9,11 @@ from typing import Final
 
 __all__ = [
     "MAX_CONFIG_BYTES",
+    "MAX_GGUF_ARRAY",
+    "MAX_GGUF_NAME",
+    "MAX_GGUF_PAIRS",
+    "MAX_GGUF_RANK",
+    "MAX_GGUF_TENSORS",
     "MAX_HEADER_BYTES",
     "MAX_HEADER_VALUES",
     "MAX_MODEL_LAYERS",
@@ -37,6 +42,21 @@ MAX_SHARDS: Final = 100_000
 
 MAX_CONFIG_BYTES: Final = 10_000_000
 """Longest ``config.json`` or recipe: parsed whole, and a few kilobytes in practice."""
+
+MAX_GGUF_PAIRS: Final = 10_000
+"""Most metadata pairs of a GGUF file: each becomes Python objects ten times its size; models have some fifty."""
+
+MAX_GGUF_TENSORS: Final = 100_000
+"""Most tensors of a GGUF file: likewise; the largest models have some thousands."""
+
+MAX_GGUF_ARRAY: Final = 10_000_000
+"""Most elements of a metadata array: it is walked through on opening; vocabularies have up to half a million merges."""
+
+MAX_GGUF_NAME: Final = 65_535
+"""Longest key or tensor name of a GGUF file, in bytes: the specification's own bound for keys."""
+
+MAX_GGUF_RANK: Final = 4
+"""Most dimensions of a tensor of a GGUF file: ggml's own bound."""
 
 MAX_REPORT_BYTES: Final = 100_000_000
 """Longest ``uqff_report.json``: parsed whole; a model of a thousand layers in twenty types has some 5 MB."""

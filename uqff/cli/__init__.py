@@ -27,6 +27,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "report": ("uqff.cli.report:report", "Show, check or write uqff_report.json."),
     "quantize": ("uqff.cli.quantize:quantize", "Quantise a checkpoint."),
     "migrate": ("uqff.cli.migrate:migrate", "Turn a model of one generation into the other, without a loss."),
+    "convert": ("uqff.cli.convert:convert", "GGUF to UQFF and back, block by block."),
     "dequantize": ("uqff.cli.dequantize:dequantize", "Write a model as a plain checkpoint."),
 }
 """Name of a command to ``module:attribute`` and its one line of help, in the order of ``--help``."""

@@ -18,7 +18,7 @@ from uqff.views import flat_bytes
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["MappedFile", "TensorMap"]
+__all__ = ["MappedBytes", "MappedFile", "TensorMap"]
 
 _TORCH_NAMES = {
     "BOOL": "bool",
@@ -45,8 +45,8 @@ _MAP_NORESERVE: int = getattr(mmap, "MAP_NORESERVE", 0x4000 if sys.platform == "
 """Without it a kernel may refuse to map, copy-on-write, a file that is larger than its memory."""
 
 
-class MappedFile:
-    """A safetensors file, mapped; only its header is read.
+class MappedBytes:
+    """A file, mapped; nothing of it is read.
 
     The mapping is private and copy-on-write: torch can wrap it without a copy, and the file on disk cannot be changed
     through it.
@@ -62,22 +62,17 @@ class MappedFile:
             size = os.fstat(file.fileno()).st_size
             if size:
                 self._map = _private_map(file.fileno(), size)
-        try:
-            self.view = memoryview(self._map) if self._map is not None else memoryview(b"")
-            self.header: Header = parse_header(self.view)
-        except UqffError as error:
-            self.close()
-            raise error.within(file=str(path)) from None
+        self.view = memoryview(self._map) if self._map is not None else memoryview(b"")
 
-    def slice(self, entry: Entry) -> memoryview:
-        """The bytes of an entry.
+    def bytes_between(self, begin: int, end: int) -> memoryview:
+        """The bytes from ``begin`` to ``end``.
 
         Raises:
             ValueError: the file is closed.
         """
         if self._closed:
             raise ValueError(f"file is closed: {self.path}")
-        return self.view[entry.begin : entry.end]
+        return self.view[begin:end]
 
     def advise(self, begin: int, end: int, advice: int) -> None:
         """Tell the system how the pages of bytes ``begin`` to ``end`` will be used: one of ``mmap.MADV_*``."""
@@ -93,6 +88,26 @@ class MappedFile:
             with contextlib.suppress(BufferError):
                 self._map.close()
             self._map = None
+
+
+class MappedFile(MappedBytes):
+    """A safetensors file, mapped; only its header is read."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        try:
+            self.header: Header = parse_header(self.view)
+        except UqffError as error:
+            self.close()
+            raise error.within(file=str(path)) from None
+
+    def slice(self, entry: Entry) -> memoryview:
+        """The bytes of an entry.
+
+        Raises:
+            ValueError: the file is closed.
+        """
+        return self.bytes_between(entry.begin, entry.end)
 
 
 def _private_map(fd: int, size: int) -> mmap.mmap:

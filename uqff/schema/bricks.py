@@ -234,6 +234,8 @@ class Vector(Scalar):
 class Dims(Construct):  # type: ignore[misc]
     """A shape: as many u32 as the field ``count`` says, row major, none of them 0."""
 
+    itemsize = 4
+
     def __init__(self, count: str = "ndim") -> None:
         super().__init__()
         self.count = count

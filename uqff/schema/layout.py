@@ -246,7 +246,7 @@ def size_terms(brick: Construct) -> tuple[int, str]:
     if isinstance(brick, Span):
         return 0, brick.label
     if isinstance(brick, Dims):
-        return 0, f"4·{brick.count}"
+        return 0, f"{brick.itemsize}·{brick.count}"
     if isinstance(brick, Extension):
         return 0, f"{brick.subcon.label} or 0"
     if isinstance(brick, Layout):
@@ -265,10 +265,10 @@ def type_label(brick: Construct) -> str:
     if isinstance(brick, (Layout, Scalar)):
         return brick.label
     if isinstance(brick, Dims):
-        return f"u32 × {brick.count}"
+        return f"u{8 * brick.itemsize} × {brick.count}"
     if isinstance(brick, Span):
         return "bytes"
-    return {1: "u8", 2: "u16", 4: "u32"}[int(brick.sizeof())]
+    return {1: "u8", 2: "u16", 4: "u32", 8: "u64"}[int(brick.sizeof())]
 
 
 def offset_of_field(trace: list[FieldTrace], path: str) -> int | None:

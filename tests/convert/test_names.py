@@ -1,0 +1,97 @@
+"""Names of tensors, and the order of the rows of Q and K, against formulas of their own."""
+
+from __future__ import annotations
+
+import gguf as package
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from uqff.convert.names import (
+    ARCHITECTURES,
+    architecture_of_config,
+    architecture_of_name,
+    deinterleave,
+    gguf_name,
+    interleave,
+    norm_names,
+)
+from uqff.errors import ShapeError, UnsupportedError
+
+
+def test_rows_by_hand() -> None:
+    """Two heads of four rows: the halves of each head are dealt out in turn."""
+    rows = torch.tensor([0, 1, 2, 3, 10, 11, 12, 13]).view(8, 1)
+    assert interleave(rows, 2).flatten().tolist() == [0, 2, 1, 3, 10, 12, 11, 13]
+    assert deinterleave(rows, 2).flatten().tolist() == [
+        0,
+        2,
+        1,
+        3,
+        10,
+        12,
+        11,
+        13,
+    ]  # undoes itself
+    assert interleave(torch.arange(6), 1).tolist() == [0, 3, 1, 4, 2, 5]
+    assert deinterleave(torch.arange(6), 1).tolist() == [0, 2, 4, 1, 3, 5]
+
+
+@given(st.integers(1, 8), st.integers(1, 16), st.integers(0, 3))
+def test_rows_by_index(heads: int, pairs: int, columns: int) -> None:
+    """Row ``2j + s`` of a head in ggml is row ``j + s·d/2`` of the model; one way undoes the other."""
+    size = 2 * pairs
+    rows = torch.arange(heads * size * columns).view(heads * size, columns).to(torch.uint8)
+    order = [head * size + j + s * pairs for head in range(heads) for j in range(pairs) for s in (0, 1)]
+    assert torch.equal(interleave(rows, heads), rows[order])
+    assert torch.equal(deinterleave(interleave(rows, heads), heads), rows)
+    assert torch.equal(interleave(deinterleave(rows, heads), heads), rows)
+
+
+def test_interleaved_rows_turn_neighbours() -> None:
+    """What it is for: rotating halves of the model's heads is rotating neighbours of ggml's, and scores are equal."""
+    rng = np.random.default_rng(0)
+    heads, size, position = 2, 8, 5
+    query, hidden = rng.normal(size=(heads * size, 16)), rng.normal(size=16)
+    angles = position * 10000.0 ** (-np.arange(0, size, 2) / size)
+    turn = np.cos(angles) + 1j * np.sin(angles)
+    model = (query @ hidden).reshape(heads, 2, size // 2)
+    halves = (model[:, 0] + 1j * model[:, 1]) * turn
+    ggml = (interleave(torch.from_numpy(query), heads).numpy() @ hidden).reshape(heads, size // 2, 2)
+    neighbours = (ggml[..., 0] + 1j * ggml[..., 1]) * turn
+    assert np.array_equal(halves, neighbours)
+
+
+@pytest.mark.parametrize(("rows", "heads"), [(6, 2), (8, 3), (3, 1), (8, 0)])
+def test_rows_that_are_no_heads(rows: int, heads: int) -> None:
+    for function in (interleave, deinterleave):
+        with pytest.raises(ShapeError, match="rows are not whole heads"):
+            function(torch.zeros(rows, 1), heads)
+
+
+def test_names_are_those_of_the_gguf_package() -> None:
+    """Of every weight of each architecture: the package's table for it gives the same name."""
+    kinds = {"llama": package.MODEL_ARCH.LLAMA, "qwen2": package.MODEL_ARCH.QWEN2, "qwen3": package.MODEL_ARCH.QWEN3}
+    for architecture in ARCHITECTURES:
+        table = package.get_tensor_name_map(kinds[architecture.name], 3)
+        projections = [f"self_attn.{name}_proj" for name in "qkvo"] + [f"mlp.{n}_proj" for n in ("gate", "up", "down")]
+        modules = [f"model.layers.{block}.{name}" for block in range(3) for name in projections]
+        for path in [*modules, *norm_names(architecture, 3), "model.embed_tokens", "lm_head"]:
+            assert gguf_name(path) == table.get_name(path), path
+    assert gguf_name("model.layers.0.mlp.gate") is None
+    assert gguf_name("model.rotary_emb") is None
+
+
+def test_architectures() -> None:
+    """Mistral is llama in GGUF; what is not known is refused with what is."""
+    assert [architecture_of_name(name).interleaved for name in ("llama", "qwen2", "qwen3")] == [True, False, False]
+    assert architecture_of_config({"architectures": ["MistralForCausalLM"]}).name == "llama"
+    for name in ("gemma", None, 3):
+        with pytest.raises(UnsupportedError, match="expected one of llama, qwen2, qwen3"):
+            architecture_of_name(name)
+    with pytest.raises(UnsupportedError, match=r"architecture that is not converted: .*got GemmaForCausalLM"):
+        architecture_of_config({"architectures": ["GemmaForCausalLM"]})
+    with pytest.raises(UnsupportedError, match="unknown architecture"):
+        architecture_of_config({})

@@ -1,0 +1,82 @@
+"""``uqff convert``."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+import click
+
+from uqff.cli.progress import step_progress, terminable
+from uqff.errors import printable
+
+if TYPE_CHECKING:
+    from uqff.convert import Conversion
+
+__all__ = ["convert"]
+
+
+@click.command(short_help="GGUF to UQFF and back, block by block.")
+@click.argument("source", metavar="SRC", type=click.Path(exists=True))
+@click.argument("out", metavar="OUT", type=click.Path())
+@click.option("--to", type=click.Choice(["uqff", "gguf"]), help="Direction, if not the one that SRC suggests.")
+@click.option(
+    "--format", type=click.Choice(["1.2", "0.2"]), default="1.2", show_default=True, help="UQFF generation to write."
+)
+@click.option(
+    "--assets",
+    type=click.Path(exists=True, file_okay=False),
+    help="Directory with the model's own config.json and tokenizer: compared, and taken in place of metadata.",
+)
+@click.option(
+    "--dtype",
+    type=click.Choice(["f32", "f16", "bf16"]),
+    default="f32",
+    show_default=True,
+    help="What norms are stored in, in UQFF.",
+)
+@click.option("--force", is_flag=True, help="Replace what is in OUT.")
+@click.option("--quiet", is_flag=True, help="Print nothing but warnings and errors.")
+@click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
+def convert(
+    source: str,
+    out: str,
+    to: str | None,
+    format: str,
+    assets: str | None,
+    dtype: str,
+    force: bool,
+    quiet: bool,
+    as_json: bool,
+) -> None:
+    """Convert the GGUF file SRC to the UQFF model directory OUT, or the UQFF model SRC to the GGUF file OUT.
+
+    Blocks of ggml's types are carried over as they are; nothing is quantised again. A model that cannot be converted
+    without loss is refused, with all that stands in the way. Llama, Mistral, Qwen2 and Qwen3.
+    """
+    from uqff.convert import conversion_document, convert_model
+
+    with terminable(), step_progress(shown=not quiet) as progress:
+        result = convert_model(
+            source, out, to=to, format=format, assets=assets, dtype=dtype, force=force, progress=progress
+        )
+    if as_json:
+        click.echo(json.dumps(conversion_document(result), indent=2))
+    elif not quiet:
+        _show(result)
+    for note in result.notes:
+        click.echo(f"uqff: note: {printable(note)}", err=True)
+
+
+def _show(result: Conversion) -> None:
+    from uqff.cli.render import echo_heading, echo_pairs, size
+
+    echo_heading(str(result.path))
+    echo_pairs(
+        [
+            ("format", result.format),
+            ("weights", f"{', '.join(result.files[:3])}{', ...' * (len(result.files) > 3)}, {size(result.nbytes)}"),
+            ("types", ", ".join(f"{count} {kind}" for kind, count in result.types.most_common())),
+            ("beside", ", ".join(result.written) or "-"),
+        ]
+    )

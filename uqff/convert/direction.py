@@ -1,0 +1,59 @@
+"""Which way to convert."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from uqff.container.directory import Progress
+from uqff.container.shards import PathLike
+from uqff.convert.from_gguf import uqff_of_gguf
+from uqff.convert.result import Conversion
+from uqff.convert.to_gguf import gguf_of_uqff
+from uqff.errors import UnsupportedError
+
+__all__ = ["convert_model"]
+
+
+def convert_model(
+    source: PathLike,
+    target: PathLike,
+    *,
+    to: str | None = None,
+    format: str = "1.2",
+    assets: PathLike | None = None,
+    dtype: str = "f32",
+    force: bool = False,
+    progress: Progress | None = None,
+) -> Conversion:
+    """Convert a GGUF file to UQFF, or a UQFF model to GGUF: whichever the source is not.
+
+    Args:
+        source: a GGUF file, or whatever :func:`uqff.open` takes.
+        target: the directory or the file to make.
+        to: ``uqff`` or ``gguf``, to be sure; None: what the source is not.
+        format: of UQFF, if that is written.
+        assets: see :func:`uqff.convert.uqff_of_gguf`.
+        dtype: of the residual, if UQFF is written.
+        force: replace what is in ``target``.
+        progress: called after each layer or tensor.
+
+    Raises:
+        UnsupportedError: the source is of the kind that was asked for.
+        UqffError: see :func:`uqff.convert.uqff_of_gguf`.
+        OSError: reading or writing failed; nothing stays behind.
+    """
+    kind = "gguf" if _is_gguf(Path(source)) else "uqff"
+    if to == kind:
+        raise UnsupportedError(f"is {kind.upper()} already", file=str(source))
+    if kind == "gguf":
+        return uqff_of_gguf(source, target, format=format, assets=assets, dtype=dtype, force=force, progress=progress)
+    return gguf_of_uqff(source, target, assets=assets, force=force, progress=progress)
+
+
+def _is_gguf(path: Path) -> bool:
+    if path.is_dir():
+        return False
+    if path.suffix == ".gguf":
+        return True
+    with open(path, "rb") as file:
+        return file.read(4) == b"GGUF"

@@ -1,0 +1,349 @@
+"""A GGUF file to a UQFF model directory: every block carried over, nothing quantised again.
+
+===================  ==============================================  =============================================
+GGUF                 1.2                                             0.2
+===================  ==============================================  =============================================
+matrices of blocks   GGUF layers, the same blocks                    the same
+F32, F16, BF16       GGUF layers of these types                      Unquant layers, widened if the load dtype is F32
+``output`` absent    no ``lm_head``                                  ``lm_head`` is a copy of the embedding's blocks
+``token_embd``       the layer ``model.embed_tokens``                dequantised, in the residual
+norms                residual, load dtype                            the same
+biases               with their layer, float32                       the same
+===================  ==============================================  =============================================
+
+mistral.rs 0.9 runs GGUF layers of plain numbers whatever the load dtype is, and Unquant layers only if they have it;
+0.6 knows the latter only.
+
+The rows of Q and K of ``llama`` files go back into the model's order, whole (:mod:`uqff.convert.names`).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from uqff.architectures import LayerName, architecture_of, embedding_name, entry_names, layer_names
+from uqff.blob import Layer
+from uqff.codes import DType, Version
+from uqff.container.directory import CONFIG_NAME, LOADED_DTYPES, Progress, Step, check_space, copy_companions
+from uqff.container.file import RESIDUAL_NAME, open_uqff
+from uqff.container.report import REPORT_NAME, build_report, report_document
+from uqff.container.save import SHARD_BYTES
+from uqff.container.save_v1 import metadata_of as file_metadata_of
+from uqff.container.shards import PathLike
+from uqff.container.staging import staged_directory
+from uqff.container.streaming import StreamedFile, StreamedLayers, flush_to_disk, layer_sizes
+from uqff.convert.config import check_config, config_of
+from uqff.convert.names import (
+    ROPE_FACTORS,
+    architecture_of_config,
+    architecture_of_name,
+    deinterleave,
+    gguf_name,
+    heads_of,
+    norm_names,
+    shape_of,
+)
+from uqff.convert.result import Conversion
+from uqff.convert.tokenizer import tokenizer_files
+from uqff.errors import FormatError, ShapeError, UnsupportedError, UqffError
+from uqff.families.gguf.record import GGUF
+from uqff.families.unquant import Unquant
+from uqff.isq import outline
+from uqff.limits import MAX_CONFIG_BYTES
+from uqff.schema.entries import FIRST
+from uqff.sources.gguf import GgufFile, GgufTensor, open_gguf
+from uqff.sources.safetensors import read_json
+from uqff.views import bytes_of
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["FORMATS", "uqff_of_gguf"]
+
+FORMATS: Final = {"1.2": Version(1, 2, 0), "0.2": Version(0, 2, 0)}
+"""Format generations that can be written, and the version that each writes."""
+
+UNLOADABLE: Final = ("q8_1", "q8k")
+"""Types that UQFF holds and no mistral.rs loads."""
+
+TILE: Final = 1 << 22
+"""Weights that are dequantised and written together."""
+
+
+def uqff_of_gguf(
+    source: PathLike,
+    target: PathLike,
+    *,
+    format: str = "1.2",
+    assets: PathLike | None = None,
+    dtype: str = "f32",
+    force: bool = False,
+    shard_bytes: int = SHARD_BYTES,
+    progress: Progress | None = None,
+) -> Conversion:
+    """Convert a GGUF file to a UQFF model directory.
+
+    Args:
+        source: the file, or one of a split set.
+        target: the directory to make. Its ``.uqff`` files are named after the type that most weights have.
+        format: ``1.2`` or ``0.2``.
+        assets: a directory with the model's own ``config.json`` and tokenizer, which are compared with the file and
+            copied. Without it, they are made from the file's metadata as far as that goes.
+        dtype: of the residual: ``f32`` (what GGUF files have), ``f16`` or ``bf16``, to which it is rounded.
+        force: replace a model that is in ``target`` already.
+        shard_bytes: payload after which a new shard begins.
+        progress: called after each layer.
+
+    Raises:
+        FormatError: the file breaks a rule, lacks a tensor, or is not the model of ``assets``.
+        UnsupportedError: an architecture, a type or a rope scaling that cannot be carried over.
+        FileExistsError: ``target`` is there and may not be replaced.
+        OSError: reading or writing failed; nothing stays behind.
+    """
+    if format not in FORMATS:
+        raise UnsupportedError("unknown format", field="format", expected=", ".join(FORMATS), got=format)
+    if dtype.upper() not in LOADED_DTYPES:
+        raise UnsupportedError("unknown dtype", field="dtype", expected="f32, f16 or bf16", got=dtype)
+    with open_gguf(source) as file:
+        try:
+            job = _Job(file, FORMATS[format], LOADED_DTYPES[dtype.upper()], None if assets is None else Path(assets))
+            with staged_directory(Path(target), force=force) as staging:
+                return job.run(staging, Path(target), shard_bytes, progress)
+        except UqffError as error:
+            raise error.within(file=str(file.paths[0])) from None
+
+
+class _Job:
+    """A conversion: planned when it is made, carried out by :meth:`run`."""
+
+    def __init__(self, file: GgufFile, version: Version, dtype: DType, assets: Path | None) -> None:
+        self.file = file
+        self.version = version
+        self.dtype = dtype
+        self.assets = assets
+        self.notes: list[str] = []
+        self.architecture = architecture_of_name(file.get_value("general.architecture"))
+        _check_types(file)
+        self.config = self._config()
+        self.layers = self._layers()
+        self.residual = self._residual()
+        self._check_all_taken()
+
+    def _config(self) -> dict[str, Any]:
+        if self.assets is None:
+            return config_of(self.file, self.architecture)
+        path = self.assets / CONFIG_NAME
+        config = read_json(path, MAX_CONFIG_BYTES)
+        try:
+            if architecture_of_config(config) is not self.architecture:
+                raise FormatError(
+                    "not the file's architecture",
+                    field="architectures",
+                    expected=" or ".join(self.architecture.classes),
+                    got=architecture_of(config).classes[0],
+                )
+            self.notes += check_config(config, self.file, self.architecture, str(path))
+        except UqffError as error:
+            raise error.within(file=str(path)) from None
+        return {"num_key_value_heads": config["num_attention_heads"], **config}
+
+    def _layers(self) -> dict[str, LayerName]:
+        """Key in the file to layer."""
+        if self.version < FIRST:
+            return {str(name.index): name for name in layer_names(self.config)}
+        return {entry.key: entry.parts[0] for entry in entry_names(self.config, self.version)}
+
+    def _residual(self) -> dict[str, GgufTensor]:
+        """Name in ``residual.safetensors`` to tensor."""
+        blocks = self.config["num_hidden_layers"]
+        names = norm_names(self.architecture, blocks)
+        found = {f"{name}.weight": self._tensor(f"{name}.weight", ndim=1) for name in names}
+        if self.version < FIRST:
+            name = f"{embedding_name(self.config)}.weight"
+            found[name] = self._tensor(name, ndim=2)
+        return found
+
+    def _tensor(self, name: str, *, ndim: int) -> GgufTensor:
+        """The tensor of a weight or bias of the model."""
+        path, _, kind = name.rpartition(".")
+        gguf = f"{gguf_name(path)}.{kind}"
+        tensor = self.file.get(gguf)
+        if tensor is None:
+            raise FormatError("the file lacks a tensor", layer=path, field=gguf, got="no such tensor")
+        expected = shape_of(name, self.config)
+        if tensor.shape != expected or len(tensor.shape) != ndim:
+            raise ShapeError(
+                "tensor does not fit the configuration",
+                layer=path,
+                field=gguf,
+                expected=list(expected),
+                got=list(tensor.shape),
+            )
+        return tensor
+
+    def _bias(self, name: LayerName) -> GgufTensor | None:
+        """The tensor of a layer's bias; one that must or must not be there is checked."""
+        suffix = ".".join(name.module.split(".")[3:])
+        gguf = f"{gguf_name(name.module)}.bias"
+        if suffix in self.architecture.biases or (suffix in self.architecture.optional_biases and gguf in self.file):
+            return self._tensor(name.bias, ndim=1)
+        return None
+
+    def _check_all_taken(self) -> None:
+        """No tensor is left behind unseen."""
+        taken = {tensor.name for tensor in self.residual.values()} | {ROPE_FACTORS}
+        for name in self.layers.values():
+            taken.add(self._tensor(name.weight, ndim=2).name)
+            bias = self._bias(name)
+            if bias is not None:
+                taken.add(bias.name)
+        if left := [name for name in self.file if name not in taken]:
+            raise UnsupportedError(
+                "tensors that the architecture does not have", field=left[0], got=", ".join(left[:20])
+            )
+
+    def _widened(self, record: GGUF) -> DType | None:
+        """The dtype of the Unquant layer that 0.x has in place of a matrix of plain numbers; else None."""
+        if record.block_type.block_size > 1 or self.version >= FIRST:
+            return None
+        return DType.F32 if self.dtype is DType.F32 else DType[record.block_type.name]
+
+    def _layer(self, name: LayerName) -> Layer:
+        """A layer as the model has it: rows of Q and K in the model's order."""
+        record, bias = self._tensor(name.weight, ndim=2).record(), self._bias(name)
+        heads = heads_of(self.architecture, self.config, name.module)
+        values = None if bias is None else bias.record().dequantize()
+        if heads is not None:
+            record = replace(record, data=deinterleave(record.data, heads))
+            values = None if values is None else deinterleave(values, heads)
+        dtype = self._widened(record)
+        if dtype is None:
+            return Layer(record, values)
+        plain = Unquant.of(record.dequantize(dtype.torch))
+        return Layer(plain, None if values is None else values.to(self.dtype.torch))
+
+    def _outline(self, name: LayerName) -> Layer:
+        """The same without its bytes: no row is moved and no number widened for it."""
+        import torch
+
+        record, bias = self._tensor(name.weight, ndim=2).record(), self._bias(name)
+        dtype = self._widened(record)
+        stored = torch.float32 if dtype is None else self.dtype.torch
+        values = None if bias is None else torch.empty(bias.shape, dtype=stored, device="meta")
+        return Layer(record if dtype is None else outline("unquant", record.shape, dtype.torch), values)
+
+    def run(self, directory: Path, target: Path, shard_bytes: int, progress: Progress | None) -> Conversion:
+        """Write everything into a directory that will be called ``target``."""
+        outlines = {key: self._outline(name) for key, name in self.layers.items()}
+        types = Counter(layer.weight.kind for layer in outlines.values())
+        stem = _main_type(outlines)
+        check_space(target, sum(layer_sizes(outlines, self.version).values()))
+        shards = StreamedLayers(directory, stem, outlines, self.version, shard_bytes)
+        try:
+            done, total = 0, sum(math.prod(layer.weight.shape) for layer in outlines.values())
+            for number, (key, name) in enumerate(self.layers.items(), 1):
+                shards.write(key, self._layer(name))
+                self._tensor(name.weight, ndim=2).release()
+                done += math.prod(outlines[key].weight.shape)
+                if progress is not None:
+                    progress(Step(name.module, number, len(outlines), done, total))
+            shards.finish()
+        finally:
+            shards.close()
+        self._write_residual(directory)
+        written = self._write_companions(directory)
+        if self.version >= FIRST:
+            self._write_report(directory, stem, outlines)
+            written.append(REPORT_NAME)
+        self._note(types)
+        nbytes = sum(file.nbytes for file in shards.files)
+        names = tuple(file.path.name for file in shards.files)
+        return Conversion(
+            target, f"UQFF {self.version}", names, types, nbytes, (RESIDUAL_NAME, *written), tuple(self.notes)
+        )
+
+    def _write_residual(self, directory: Path) -> None:
+        tensors = [(name, self.dtype.safetensors, tensor.shape) for name, tensor in self.residual.items()]
+        metadata = None if self.version < FIRST else file_metadata_of(self.version)
+        with StreamedFile(directory / RESIDUAL_NAME, tensors, metadata) as rest:
+            for name, tensor in self.residual.items():
+                rest.write(name, _dequantized(tensor.record(), self.dtype))
+            rest.finish()
+
+    def _write_companions(self, directory: Path) -> list[str]:
+        if self.assets is not None:
+            return copy_companions(self.assets, directory)
+        torch_dtype = self.dtype.torch_name
+        documents, missing = tokenizer_files(self.file, self.config)
+        self.notes += missing
+        documents = {CONFIG_NAME: {**self.config, "torch_dtype": torch_dtype}, **documents}
+        for name, document in documents.items():
+            _write_json(directory / name, document)
+        return list(documents)
+
+    def _write_report(self, directory: Path, stem: str, outlines: Mapping[str, Layer]) -> None:
+        targets = {key: layer.weight.kind for key, layer in outlines.items()}
+        with open_uqff(directory) as file:
+            report = build_report({stem: file}, targets={stem: targets})
+        _write_json(directory / REPORT_NAME, report_document(report))
+
+    def _note(self, types: Mapping[str, int]) -> None:
+        unloadable = [kind for kind in UNLOADABLE if kind in types]
+        if unloadable:
+            self.notes.append(f"mistral.rs does not load {' and '.join(unloadable)} layers")
+        embedding = self.residual.get(f"{embedding_name(self.config)}.weight")
+        if embedding is not None and embedding.block_type is not None and embedding.block_type.block_size > 1:
+            self.notes.append(f"the embedding is dequantised: 0.x has no quantised one (it was {embedding.type_name})")
+        if self.version < FIRST:
+            dtypes = {self._widened(self._tensor(name.weight, ndim=2).record()) for name in self.layers.values()}
+            dtypes -= {None, self.dtype}
+            if dtypes:
+                names = ", ".join(sorted(dtype.safetensors for dtype in dtypes if dtype is not None))
+                self.notes.append(f"unquant layers in {names}: mistral.rs 0.6 runs them only with that load dtype")
+        if self.dtype is not DType.F32:
+            self.notes.append(f"the residual is rounded to {self.dtype.safetensors}")
+        if self.assets is None and self.architecture.name == "llama":
+            self.notes.append(
+                f"a GGUF file does not tell Llama from Mistral: taken as {self.config['architectures'][0]}"
+            )
+
+
+def _check_types(file: GgufFile) -> None:
+    """All that cannot be carried over, at once."""
+    foreign = [f"{tensor.name} ({tensor.type_name})" for tensor in file.values() if tensor.block_type is None]
+    if foreign:
+        more = f", and {len(foreign) - 10} more" if len(foreign) > 10 else ""
+        raise UnsupportedError(
+            f"{len(foreign)} tensors of types that UQFF does not have", got=", ".join(foreign[:10]) + more
+        )
+
+
+def _main_type(outlines: Mapping[str, Layer]) -> str:
+    """The type that most weights have."""
+    weights: Counter[str] = Counter()
+    for layer in outlines.values():
+        weights[layer.weight.kind] += math.prod(layer.weight.shape)
+    return max(sorted(weights), key=weights.__getitem__)
+
+
+def _dequantized(record: GGUF, dtype: DType) -> Iterator[memoryview]:
+    """The bytes of a tensor in another dtype, some rows at a time."""
+    if len(record.shape) == 1:
+        yield bytes_of(record.dequantize(dtype.torch))
+        return
+    rows = max(1, TILE // record.shape[-1])
+    for start in range(0, record.shape[0], rows):
+        tile: torch.Tensor = GGUF(record.data[start : start + rows], record.block_type).dequantize(dtype.torch)
+        yield bytes_of(tile)
+
+
+def _write_json(path: Path, document: Any) -> None:
+    with open(path, "xb") as file:
+        file.write(json.dumps(document, indent=2, ensure_ascii=False).encode("utf-8") + b"\n")
+        flush_to_disk(file)

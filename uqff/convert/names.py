@@ -1,0 +1,239 @@
+"""Which tensor of a GGUF file is which weight of a model, and how the rows of Q and K are ordered in it.
+
+======================  ==============================
+GGUF                    model
+======================  ==============================
+``token_embd``          ``model.embed_tokens``
+``output_norm``         ``model.norm``
+``output``              ``lm_head``; absent if it is tied
+``blk.N.attn_norm``     ``model.layers.N.input_layernorm``
+``blk.N.attn_q``        ``model.layers.N.self_attn.q_proj``
+...                     ...
+======================  ==============================
+
+The rotary embedding turns pairs of rows of a head of Q and K.  Hugging Face checkpoints, and UQFF with them, pair row
+``j`` with row ``j + d/2``; ggml's ``llama`` graph pairs neighbours, so its converter interleaves the halves of each
+head::
+
+    model   a0 a1 a2 ... | b0 b1 b2 ...        GGUF   a0 b0 a1 b1 a2 b2 ...
+
+Blocks run along a row, so that whole rows change places and no code is touched.  Qwen models keep the order.
+
+Authority: llama.cpp, ``gguf-py/gguf/tensor_mapping.py`` and ``conversion/llama.py`` (``LlamaModel.permute``);
+mistral.rs, ``mistralrs-core/src/gguf/normal_registry.rs`` (``RopePairing``).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from uqff.architectures import architecture_of
+from uqff.errors import ShapeError, UnsupportedError
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = [
+    "ARCHITECTURES",
+    "ROPE_FACTORS",
+    "GgufArchitecture",
+    "architecture_of_config",
+    "architecture_of_name",
+    "deinterleave",
+    "gguf_name",
+    "heads_of",
+    "interleave",
+    "norm_names",
+    "shape_of",
+]
+
+ROPE_FACTORS: Final = "rope_freqs.weight"
+"""Divisors of the rotary frequencies: the ``llama3`` rope scaling of a configuration, worked out."""
+
+ROOT: Final = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
+BLOCK: Final = {
+    "input_layernorm": "attn_norm",
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "self_attn.q_norm": "attn_q_norm",
+    "self_attn.k_norm": "attn_k_norm",
+    "post_attention_layernorm": "ffn_norm",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+}
+_BLOCK_PATH: Final = re.compile(r"model\.layers\.([0-9]+)\.(.+)", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class GgufArchitecture:
+    """One architecture of GGUF.
+
+    Attributes:
+        name: ``general.architecture``.
+        classes: values of ``architectures`` in ``config.json`` that it stands for; the first where nothing says more.
+        interleaved: whether the rows of Q and K are interleaved.
+        biases: projections that have a bias in every layer.
+        optional_biases: projections that may have one.
+        norms: of each layer, relative to it.
+        rope_default: ``rope.freq_base`` of a file that has none; None if it must have one.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    interleaved: bool
+    biases: tuple[str, ...]
+    optional_biases: tuple[str, ...]
+    norms: tuple[str, ...]
+    rope_default: float | None
+
+
+_QKV: Final = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
+_NORMS: Final = ("input_layernorm", "post_attention_layernorm")
+
+ARCHITECTURES: Final = (
+    GgufArchitecture(
+        "llama",
+        ("LlamaForCausalLM", "MistralForCausalLM"),
+        interleaved=True,
+        biases=(),
+        optional_biases=(*_QKV, "self_attn.o_proj"),
+        norms=_NORMS,
+        rope_default=10000.0,
+    ),
+    GgufArchitecture(
+        "qwen2",
+        ("Qwen2ForCausalLM",),
+        interleaved=False,
+        biases=_QKV,
+        optional_biases=(),
+        norms=_NORMS,
+        rope_default=None,
+    ),
+    GgufArchitecture(
+        "qwen3",
+        ("Qwen3ForCausalLM",),
+        interleaved=False,
+        biases=(),
+        optional_biases=(),
+        norms=(*_NORMS, "self_attn.q_norm", "self_attn.k_norm"),
+        rope_default=None,
+    ),
+)
+"""The architectures that are converted."""
+
+INTERLEAVED: Final = {"self_attn.q_proj": "num_attention_heads", "self_attn.k_proj": "num_key_value_heads"}
+"""Projections whose rows are interleaved, and where ``config.json`` says how many heads they have."""
+
+
+def architecture_of_name(name: object) -> GgufArchitecture:
+    """The architecture that a GGUF file names.
+
+    Raises:
+        UnsupportedError: it is not one that is converted; those are listed.
+    """
+    for architecture in ARCHITECTURES:
+        if architecture.name == name:
+            return architecture
+    expected = ", ".join(architecture.name for architecture in ARCHITECTURES)
+    raise UnsupportedError(
+        "unknown architecture", field="general.architecture", expected=f"one of {expected}", got=name
+    )
+
+
+def architecture_of_config(config: Mapping[str, Any]) -> GgufArchitecture:
+    """The architecture that a ``config.json`` names.
+
+    Raises:
+        UnsupportedError: it is not one that is converted; those are listed.
+    """
+    known = architecture_of(config)
+    for architecture in ARCHITECTURES:
+        if known.classes[0] in architecture.classes:
+            return architecture
+    expected = ", ".join(name for architecture in ARCHITECTURES for name in architecture.classes)
+    raise UnsupportedError(
+        "architecture that is not converted",
+        field="config.architectures",
+        expected=f"one of {expected}",
+        got=known.classes[0],
+    )
+
+
+def gguf_name(path: str) -> str | None:
+    """Name in a GGUF file of a module's path in the model (both without ``.weight``), None if there is none."""
+    match = _BLOCK_PATH.fullmatch(path)
+    if match is None:
+        return ROOT.get(path)
+    return f"blk.{match[1]}.{BLOCK[match[2]]}" if match[2] in BLOCK else None
+
+
+def norm_names(architecture: GgufArchitecture, blocks: int) -> list[str]:
+    """Paths of a model's norms, without ``.weight``."""
+    return [f"model.layers.{block}.{norm}" for block in range(blocks) for norm in architecture.norms] + ["model.norm"]
+
+
+def shape_of(name: str, config: Mapping[str, Any]) -> tuple[int, ...]:
+    """Shape of a weight or bias of the model, from its configuration."""
+    hidden, inner, vocabulary = config["hidden_size"], config["intermediate_size"], config["vocab_size"]
+    head_dim = config.get("head_dim") or hidden // config["num_attention_heads"]
+    query, pairs = config["num_attention_heads"] * head_dim, config["num_key_value_heads"] * head_dim
+    module, _, kind = name.rpartition(".")
+    last = module.rpartition(".")[2]
+    matrices = {
+        "embed_tokens": (vocabulary, hidden),
+        "lm_head": (vocabulary, hidden),
+        "q_proj": (query, hidden),
+        "k_proj": (pairs, hidden),
+        "v_proj": (pairs, hidden),
+        "o_proj": (hidden, query),
+        "gate_proj": (inner, hidden),
+        "up_proj": (inner, hidden),
+        "down_proj": (hidden, inner),
+    }
+    if last in matrices:
+        return matrices[last] if kind == "weight" else matrices[last][:1]
+    return (head_dim,) if last in ("q_norm", "k_norm") else (hidden,)
+
+
+def heads_of(architecture: GgufArchitecture, config: Mapping[str, Any], path: str) -> int | None:
+    """How many heads of interleaved rows a module has in the GGUF file, None if its rows are not interleaved."""
+    match = _BLOCK_PATH.fullmatch(path)
+    if not architecture.interleaved or match is None or match[2] not in INTERLEAVED:
+        return None
+    heads: int = config[INTERLEAVED[match[2]]]
+    return heads
+
+
+def interleave(rows: torch.Tensor, heads: int) -> torch.Tensor:
+    """Bring the rows of Q or K, or of its bias, from a model's order into ggml's.
+
+    Args:
+        rows: ``[out, ...]``, of any dtype, bytes of blocks among them; it is not modified.
+        heads: number of heads that ``out`` is cut into.
+
+    Raises:
+        ShapeError: ``out`` cannot be cut into that many heads of pairs.
+    """
+    return _exchange(rows, heads, halves=True)
+
+
+def deinterleave(rows: torch.Tensor, heads: int) -> torch.Tensor:
+    """Bring the rows of Q or K, or of its bias, from ggml's order into a model's; undoes :func:`interleave`."""
+    return _exchange(rows, heads, halves=False)
+
+
+def _exchange(rows: torch.Tensor, heads: int, *, halves: bool) -> torch.Tensor:
+    """Exchange the two dimensions that the rows of a head are cut into: two halves, or pairs of neighbours."""
+    if heads < 1 or rows.shape[0] % (2 * heads):
+        raise ShapeError(
+            "rows are not whole heads", expected=f"rows in multiples of 2 x {heads} heads", got=rows.shape[0]
+        )
+    half = rows.shape[0] // (2 * heads)
+    cut = rows.reshape(heads, *((2, half) if halves else (half, 2)), *rows.shape[1:])
+    return cut.transpose(1, 2).reshape(rows.shape).contiguous()

@@ -1,0 +1,304 @@
+"""A UQFF model of either generation to a GGUF file: every block carried over, nothing quantised again.
+
+GGUF layers keep their blocks, Unquant layers their numbers; biases and norms become float32, as GGUF has them, which
+holds every float16 and bfloat16.  All other families have no type in GGUF and are refused.  The rows of Q and K of
+Llama and Mistral are interleaved, whole (:mod:`uqff.convert.names`).
+
+A tied model of 1.2 has its embedding once, and so has the GGUF file.  In 0.x and before 1.2 a tied model has a
+quantised ``lm_head`` and a dense embedding; if the latter is just what the blocks of the former stand for, as it is in
+files that were made from GGUF, one tensor of blocks remains, else the GGUF file gets both.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from uqff.architectures import LayerName, embedding_name, entry_names, layer_names
+from uqff.codes import DType
+from uqff.container.directory import CONFIG_NAME, Progress
+from uqff.container.file import UqffFile, open_uqff
+from uqff.container.gguf_writer import PlannedTensor, write_gguf
+from uqff.container.shards import PathLike
+from uqff.convert.config import metadata_of
+from uqff.convert.names import (
+    ROPE_FACTORS,
+    architecture_of_config,
+    gguf_name,
+    heads_of,
+    interleave,
+    norm_names,
+    shape_of,
+)
+from uqff.convert.result import Conversion
+from uqff.convert.rope import llama3_factors, rope_scaling_of
+from uqff.convert.tokenizer import tokenizer_metadata
+from uqff.errors import FormatError, ShapeError, UnsupportedError, UqffError
+from uqff.families.base import QuantizedTensor
+from uqff.families.gguf.blocks import BlockType, block_type_of_kind
+from uqff.families.gguf.record import GGUF
+from uqff.families.unquant import Unquant
+from uqff.limits import MAX_CONFIG_BYTES
+from uqff.planning import UNUSED
+from uqff.schema.entries import FIRST
+from uqff.schema.gguf import VERSION, Value, ValueType
+from uqff.sources.safetensors import read_json
+from uqff.views import bytes_of
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["gguf_of_uqff"]
+
+FILE_TYPES: Final = {
+    "f32": 0,
+    "f16": 1,
+    "q4_0": 2,
+    "q4_1": 3,
+    "q8_0": 7,
+    "q5_0": 8,
+    "q5_1": 9,
+    "q2k": 10,
+    "q3k": 12,
+    "q4k": 15,
+    "q5k": 17,
+    "q6k": 18,
+    "bf16": 32,
+}
+"""``general.file_type`` of a file that is mostly of a type (llama.cpp, ``enum llama_ftype``); of K types, "medium"."""
+
+QUANTIZATION_VERSION: Final = 2
+"""Of ggml's blocks as they have been since May 2023."""
+
+TILE: Final = 1 << 22
+"""Numbers that are widened or compared together."""
+
+
+def gguf_of_uqff(
+    source: PathLike,
+    target: PathLike,
+    *,
+    assets: PathLike | None = None,
+    force: bool = False,
+    progress: Progress | None = None,
+) -> Conversion:
+    """Convert a UQFF model to a GGUF file.
+
+    Args:
+        source: whatever :func:`uqff.open` takes; the residual is found beside it.
+        target: the file to make.
+        assets: directory with ``config.json`` and tokenizer, if not that of the source.
+        force: replace a file that is there.
+        progress: called after each tensor.
+
+    Raises:
+        UnsupportedError: an architecture, a rope scaling or layers that GGUF cannot hold; all of the latter are listed.
+        FormatError: the source breaks a rule, or is not the model of its configuration.
+        FileExistsError: ``target`` is there.
+        OSError: reading or writing failed; nothing stays behind.
+    """
+    target = Path(target)
+    if target.is_dir() or target.is_symlink() or (target.exists() and not force):
+        raise FileExistsError(f"exists{'' if target.is_file() else ' and is not a file'}: {target}")
+    with open_uqff(source) as file:
+        directory = file.paths[0].parent if assets is None else Path(assets)
+        config = read_json(directory / CONFIG_NAME, MAX_CONFIG_BYTES)
+        try:
+            job = _Job(file, config, directory)
+        except UqffError as error:
+            raise error.within(file=str(file.paths[0])) from None
+        nbytes = write_gguf(target, job.pairs, job.tensors, progress)
+    types = Counter(_type_name(tensor.type) for tensor in job.tensors)
+    return Conversion(target, f"GGUF {VERSION}", (target.name,), types, nbytes, (), tuple(job.notes))
+
+
+class _Job:
+    """A conversion: what will be written."""
+
+    def __init__(self, file: UqffFile, config: dict[str, Any], directory: Path) -> None:
+        self.file = file
+        self.config = {"num_key_value_heads": config.get("num_attention_heads"), **config}
+        self.architecture = architecture_of_config(config)
+        self.notes: list[str] = []
+        model = metadata_of(self.config, self.architecture, str(directory / CONFIG_NAME))
+        self.names = self._layer_names()
+        self._check_layers()
+        self._check_residual()
+        self.tensors = list(self._tensors())
+        tokenizer, missing = tokenizer_metadata(directory, self.config)
+        self.notes += missing
+        if file.extra:
+            self.notes.append(f"{len(file.extra)} entries that belong to no layer are left out")
+        self.pairs = [*model, *self._general(), *tokenizer]
+
+    def _layer_names(self) -> dict[str, LayerName]:
+        """Key in the source to layer; all must be there, and no others."""
+        if self.file.version < FIRST:
+            names = {str(name.index): name for name in layer_names(self.config)}
+        else:
+            names = {entry.key: entry.parts[0] for entry in entry_names(self.config, self.file.version)}
+        missing = [key for key in names if key not in self.file]
+        superfluous = [key for key in self.file if key not in names]
+        if missing or superfluous:
+            raise FormatError(
+                "not the layers of the configuration",
+                layer=(missing or superfluous)[0],
+                expected=f"{len(names)} layers",
+                got=f"{len(missing)} missing, {len(superfluous)} superfluous of {len(self.file)}",
+            )
+        return names
+
+    def _check_layers(self) -> None:
+        """All that GGUF cannot hold, at once."""
+        refused = []
+        for key, name in self.names.items():
+            weight = self.file[key].weight
+            self._check_shape(f"{name.module}.weight", weight.shape)
+            if _block_type(weight) is None:
+                refused.append(f"{name.module} ({weight.kind})")
+        if refused:
+            more = f", and {len(refused) - 10} more" if len(refused) > 10 else ""
+            raise UnsupportedError(
+                f"{len(refused)} layers of types that GGUF does not have", got=", ".join(refused[:10]) + more
+            )
+
+    def _check_residual(self) -> None:
+        names = [f"{name}.weight" for name in norm_names(self.architecture, self.config["num_hidden_layers"])]
+        embedding = f"{embedding_name(self.config)}.weight"
+        if self._embedding_is_residual():
+            names.append(embedding)
+        for name in names:
+            if name not in self.file.residual:
+                raise FormatError("the residual lacks a tensor", field=name, got="no such tensor")
+            self._check_shape(name, self.file.residual.entry(name).shape)
+        left = [name for name in self.file.residual if name not in names and not name.endswith(UNUSED)]
+        if left:
+            raise UnsupportedError(
+                "tensors of the residual that GGUF does not have", field=left[0], got=", ".join(left[:20])
+            )
+
+    def _check_shape(self, name: str, shape: tuple[int, ...]) -> None:
+        expected = shape_of(name, self.config)
+        if shape != expected:
+            raise ShapeError(
+                "tensor does not fit the configuration", field=name, expected=list(expected), got=list(shape)
+            )
+
+    def _embedding_is_residual(self) -> bool:
+        return not any(name.module == embedding_name(self.config) for name in self.names.values())
+
+    def _tensors(self) -> Iterable[PlannedTensor]:
+        """In the order of the model: embedding, blocks, norm, head."""
+        embedding = embedding_name(self.config)
+        by_module = {name.module: (key, name) for key, name in self.names.items()}
+        head = by_module.pop("lm_head", None)
+        if embedding in by_module:
+            yield from self._layer(*by_module.pop(embedding))
+        elif head is not None and head[1].weight == f"{embedding}.weight" and self._stands_for_embedding(head[0]):
+            yield self._weight(head[0], "token_embd.weight", None)
+            head = None
+        else:
+            yield _dense("token_embd.weight", self.file.residual[f"{embedding}.weight"])
+        for block in range(self.config["num_hidden_layers"]):
+            prefix = f"model.layers.{block}."
+            for norm in self.architecture.norms:
+                yield self._norm(prefix + norm)
+            for module, (key, name) in by_module.items():
+                if module.startswith(prefix):
+                    yield from self._layer(key, name)
+        yield self._norm("model.norm")
+        if head is not None:
+            yield from self._layer(*head)
+        scaling = rope_scaling_of(self.config)
+        if scaling is not None and scaling.get("rope_type") == "llama3":
+            yield _dense(ROPE_FACTORS, self._rope_factors(scaling))
+
+    def _rope_factors(self, scaling: Mapping[str, Any]) -> torch.Tensor:
+        pairs = {key: value.value for key, value in metadata_of(self.config, self.architecture, CONFIG_NAME)}
+        return llama3_factors(scaling, pairs["llama.rope.freq_base"], pairs["llama.rope.dimension_count"])
+
+    def _layer(self, key: str, name: LayerName) -> Iterable[PlannedTensor]:
+        heads = heads_of(self.architecture, self.config, name.module)
+        path = gguf_name(name.module)
+        yield self._weight(key, f"{path}.weight", heads)
+        bias = self.file[key].bias
+        if bias is not None:
+            values = bias.to(_float32())
+            yield _dense(f"{path}.bias", values if heads is None else interleave(values, heads))
+
+    def _weight(self, key: str, name: str, heads: int | None) -> PlannedTensor:
+        weight = self.file[key].weight
+        block_type = _block_type(weight)
+        assert block_type is not None
+        return PlannedTensor(name, weight.shape, block_type.code, weight.nbytes, partial(self._blocks, key, heads))
+
+    def _blocks(self, key: str, heads: int | None) -> Iterable[memoryview]:
+        weight = self.file[key].weight
+        assert isinstance(weight, (GGUF, Unquant))
+        yield bytes_of(weight.data if heads is None else interleave(weight.data, heads))
+
+    def _norm(self, path: str) -> PlannedTensor:
+        return _dense(f"{gguf_name(path)}.weight", self.file.residual[f"{path}.weight"].to(_float32()))
+
+    def _stands_for_embedding(self, key: str) -> bool:
+        """Whether the dense embedding is what the blocks of a layer dequantise to."""
+        dense, record = self.file.residual[f"{embedding_name(self.config)}.weight"], self.file[key].weight
+        if dense.shape != record.shape or not isinstance(record, (GGUF, Unquant)):
+            return False
+        rows = max(1, TILE // record.shape[-1])
+        return all(
+            bytes_of(replace(record, data=record.data[start : start + rows]).dequantize(dense.dtype))
+            == bytes_of(dense[start : start + rows])
+            for start in range(0, len(dense), rows)
+        )
+
+    def _general(self) -> list[tuple[str, Value]]:
+        weights: Counter[int] = Counter()
+        for tensor in self.tensors:
+            weights[tensor.type] += tensor.nbytes
+        main = _type_name(max(sorted(weights), key=weights.__getitem__))
+        pairs = [
+            ("general.type", Value(ValueType.TEXT, "model")),
+            ("general.quantization_version", Value(ValueType.U32, QUANTIZATION_VERSION)),
+        ]
+        if main in FILE_TYPES:
+            pairs.append(("general.file_type", Value(ValueType.U32, FILE_TYPES[main])))
+        return pairs
+
+
+def _float32() -> torch.dtype:
+    import torch
+
+    return torch.float32
+
+
+def _block_type(weight: QuantizedTensor) -> BlockType | None:
+    """The type of a weight in GGUF, None if there is none."""
+    if len(weight.shape) != 2:
+        return None
+    if isinstance(weight, GGUF):
+        return weight.block_type
+    return block_type_of_kind(weight.dtype.name.lower()) if isinstance(weight, Unquant) else None
+
+
+def _type_name(code: int) -> str:
+    from uqff.families.gguf.blocks import block_type_of_code
+
+    block_type = block_type_of_code(code)
+    assert block_type is not None
+    return block_type.kind
+
+
+def _dense(name: str, tensor: torch.Tensor) -> PlannedTensor:
+    """A tensor of plain numbers in its own dtype."""
+    dtype = DType.of_torch(tensor.dtype)
+    block_type = None if dtype is None else block_type_of_kind(dtype.name.lower())
+    if block_type is None:
+        raise UnsupportedError("dtype that GGUF does not have", field=name, got=str(tensor.dtype))
+    data = bytes_of(tensor)
+    chunks: Callable[[], Iterable[Any]] = lambda: [data]  # noqa: E731
+    return PlannedTensor(name, tuple(tensor.shape), block_type.code, data.nbytes, chunks)

@@ -1,0 +1,346 @@
+"""A GGUF file, or the set of files of a split one: metadata and tensors, mapped.
+
+Versions 2 and 3, little endian.  Every count and length is compared with the file's size before anything is made of
+it; metadata arrays stay bytes until somebody asks for their values; tensors are views of the mapped file.  Tensors of
+ggml types that UQFF does not have are listed, but their bytes cannot be taken.
+
+Split files are called ``<stem>-00001-of-0000N.gguf``; any of them stands for the whole set.  The metadata is that of
+the first.
+
+Authority: ggml, ``docs/gguf.md``, ``src/gguf.cpp``; llama.cpp, ``src/llama-model-loader.cpp`` (splits).
+"""
+
+from __future__ import annotations
+
+import math
+import mmap
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from uqff.container.mapped import MappedBytes
+from uqff.container.shards import PathLike
+from uqff.errors import FormatError, ShapeError, ShardError, UnsupportedError, UqffError
+from uqff.families.gguf.blocks import BlockType, block_type_of_code
+from uqff.families.gguf.record import GGUF
+from uqff.limits import MAX_SHARDS
+from uqff.schema.bricks import Cursor
+from uqff.schema.gguf import (
+    ALIGNMENT_KEY,
+    TensorInfo,
+    Value,
+    ValueType,
+    aligned,
+    checked_alignment,
+    read_head,
+    read_pair,
+    read_tensor,
+)
+from uqff.views import flat_bytes
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from typing_extensions import Self
+
+__all__ = ["FOREIGN_TYPES", "GgufFile", "GgufTensor", "open_gguf"]
+
+SPLIT_NAME: Final = re.compile(r"(?P<stem>.*)-(?P<number>[0-9]{5})-of-(?P<count>[0-9]{5})\.gguf", re.DOTALL)
+
+FOREIGN_TYPES: Final = {
+    16: "IQ2_XXS",
+    17: "IQ2_XS",
+    18: "IQ3_XXS",
+    19: "IQ1_S",
+    20: "IQ4_NL",
+    21: "IQ3_S",
+    22: "IQ2_S",
+    23: "IQ4_XS",
+    24: "I8",
+    25: "I16",
+    26: "I32",
+    27: "I64",
+    28: "F64",
+    29: "IQ1_M",
+    31: "Q4_0_4_4",
+    32: "Q4_0_4_8",
+    33: "Q4_0_8_8",
+    34: "TQ1_0",
+    35: "TQ2_0",
+    36: "IQ4_NL_4_4",
+    37: "IQ4_NL_4_8",
+    38: "IQ4_NL_8_8",
+    39: "MXFP4",
+    40: "NVFP4",
+    41: "Q1_0",
+}
+"""Names of the ggml types that UQFF has no code for, to call them by in messages."""
+
+
+@dataclass(frozen=True)
+class GgufTensor:
+    """A tensor of the list.
+
+    Attributes:
+        name: of the tensor.
+        shape: in elements, outermost first.
+        type_code: its ggml type.
+        begin: byte offset from the start of its file.
+        file: where it lies.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    type_code: int
+    begin: int
+    file: MappedBytes
+
+    @property
+    def block_type(self) -> BlockType | None:
+        """Its type, None if UQFF has no such type."""
+        return block_type_of_code(self.type_code)
+
+    @property
+    def type_name(self) -> str:
+        """Its type as UQFF or else ggml spells it."""
+        if self.block_type is not None:
+            return self.block_type.name
+        return FOREIGN_TYPES.get(self.type_code, f"ggml type {self.type_code}")
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its blocks; of a type that UQFF does not have, 0."""
+        block_type = self.block_type
+        return 0 if block_type is None else math.prod(self.shape) // block_type.block_size * block_type.type_size
+
+    def record(self) -> GGUF:
+        """Its blocks, as a view of the file.
+
+        Raises:
+            UnsupportedError: UQFF has no such type.
+            ShapeError: it has no dimensions.
+        """
+        block_type = self.block_type
+        if block_type is None:
+            raise UnsupportedError(
+                "type that UQFF does not have", field=self.name, offset=self.begin, got=self.type_name
+            )
+        if not self.shape:
+            raise ShapeError("tensor without dimensions", field=self.name, expected="at least 1", got=0)
+        *outer, last = self.shape
+        row = last // block_type.block_size * block_type.type_size
+        data = self.file.bytes_between(self.begin, self.begin + self.nbytes)
+        return GGUF(flat_bytes(data).view(*outer, row), block_type)
+
+    def release(self) -> None:
+        """Give back the memory of its bytes; a later look reads them again."""
+        if hasattr(mmap, "MADV_DONTNEED"):
+            self.file.advise(self.begin, self.begin + self.nbytes, mmap.MADV_DONTNEED)
+
+
+class GgufFile(Mapping[str, GgufTensor]):
+    """An open GGUF file: tensor names to tensors. Made by :func:`open_gguf`.
+
+    Attributes:
+        paths: its files.
+        version: of the format, 2 or 3.
+        pairs: the metadata as it is stored, with types.
+    """
+
+    def __init__(self, parts: list[_Part]) -> None:
+        self.paths = tuple(part.file.path for part in parts)
+        self.version = parts[0].version
+        self.pairs = parts[0].pairs
+        self._files = [part.file for part in parts]
+        self._tensors: dict[str, GgufTensor] = {}
+        for part in parts:
+            for name, tensor in part.tensors.items():
+                if name in self._tensors:
+                    other = self._tensors[name].file.path.name
+                    raise ShardError(
+                        "tensor occurs in two files", file=str(part.file.path), field=name, got=f"also in {other}"
+                    )
+                self._tensors[name] = tensor
+
+    def __getitem__(self, name: str) -> GgufTensor:
+        return self._tensors[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tensors)
+
+    def __len__(self) -> int:
+        return len(self._tensors)
+
+    def get_value(self, key: str, *types: ValueType) -> Any:
+        """A metadata value, None if there is none.
+
+        Args:
+            key: of the value.
+            types: that it may have; any if none is given.
+
+        Raises:
+            FormatError: it has another type.
+        """
+        value = self.pairs.get(key)
+        if value is None:
+            return None
+        if types and value.type not in types:
+            raise FormatError(
+                "metadata has another type",
+                file=str(self.paths[0]),
+                field=key,
+                expected=" or ".join(type.name.lower() for type in types),
+                got=value.type.name.lower(),
+            )
+        return value.value
+
+    def close(self) -> None:
+        """Release the files. Tensors already taken out stay valid."""
+        for file in self._files:
+            file.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<GgufFile {self.paths[0]}: {len(self)} tensors>"
+
+
+class _Part:
+    """One file of a set."""
+
+    def __init__(self, path: Path) -> None:
+        self.file = MappedBytes(path)
+        try:
+            self._parse()
+        except UqffError as error:
+            self.file.close()
+            raise error.within(file=str(path)) from None
+
+    def _parse(self) -> None:
+        cursor = Cursor(self.file.view)
+        self.version, tensor_count, pair_count = read_head(cursor)
+        self.pairs: dict[str, Value] = {}
+        starts: dict[str, int] = {}
+        for _ in range(pair_count):
+            start = cursor.tell()
+            key, value = read_pair(cursor)
+            if key in self.pairs:
+                raise FormatError("key occurs twice", field=key, offset=start)
+            self.pairs[key], starts[key] = value, start
+        try:
+            alignment = checked_alignment(self.pairs.get(ALIGNMENT_KEY))
+        except UqffError as error:
+            error.offset = starts[ALIGNMENT_KEY]
+            raise
+        infos: dict[str, tuple[TensorInfo, int]] = {}
+        for _ in range(tensor_count):
+            start = cursor.tell()
+            info = read_tensor(cursor)
+            if info.name in infos:
+                raise FormatError("tensor occurs twice", field=info.name, offset=start)
+            infos[info.name] = info, start
+        data_begin = aligned(cursor.tell(), alignment)
+        self.tensors = {name: self._placed(info, start, data_begin, alignment) for name, (info, start) in infos.items()}
+        _check_overlap(self.tensors)
+
+    def _placed(self, info: TensorInfo, start: int, data_begin: int, alignment: int) -> GgufTensor:
+        """The tensor where its bytes are; ``start`` is where the list speaks of it."""
+        if info.offset % alignment:
+            raise FormatError(
+                "tensor is not aligned",
+                field=f"{info.name}.offset",
+                offset=start,
+                expected=f"a multiple of {alignment}",
+                got=info.offset,
+            )
+        tensor = GgufTensor(info.name, info.shape, info.type, data_begin + info.offset, self.file)
+        block_type = tensor.block_type
+        if block_type is not None and (info.shape or (1,))[-1] % block_type.block_size:
+            raise FormatError(
+                "row is not whole blocks",
+                field=f"{info.name}.shape",
+                offset=start,
+                expected=f"a row of {block_type.name} in multiples of {block_type.block_size}",
+                got=info.shape[-1],
+            )
+        if tensor.begin + tensor.nbytes > len(self.file.view):
+            raise FormatError(
+                "tensor runs past the end of the file",
+                field=f"{info.name}.offset",
+                offset=start,
+                expected=f"an end of at most {len(self.file.view)}",
+                got=tensor.begin + tensor.nbytes,
+            )
+        return tensor
+
+
+def _check_overlap(tensors: Mapping[str, GgufTensor]) -> None:
+    end, last = 0, ""
+    for tensor in sorted(tensors.values(), key=lambda t: (t.begin, t.nbytes)):
+        if tensor.nbytes and tensor.begin < end:
+            raise FormatError("tensors overlap", field=tensor.name, offset=tensor.begin, got=f"also part of {last}")
+        if tensor.nbytes:
+            end, last = tensor.begin + tensor.nbytes, tensor.name
+
+
+def open_gguf(path: PathLike) -> GgufFile:
+    """Open a GGUF file for reading.
+
+    Args:
+        path: a file, or one of a split set, whose siblings are found.
+
+    Raises:
+        FormatError: the file breaks a rule; ``field`` and ``offset`` say where.
+        UnsupportedError: another version, a big-endian file, an array of arrays.
+        ShardError: the files of a split set do not belong together.
+        OSError: it cannot be read.
+    """
+    path = Path(path)
+    match = SPLIT_NAME.fullmatch(path.name)
+    paths = [path] if match is None else _siblings(path, match["stem"], int(match["count"]))
+    parts: list[_Part] = []
+    try:
+        for each in paths:
+            parts.append(_Part(each))
+        if match is not None:
+            _check_split(parts)
+        return GgufFile(parts)
+    except BaseException:
+        for part in parts:
+            part.file.close()
+        raise
+
+
+def _siblings(path: Path, stem: str, count: int) -> list[Path]:
+    if not 1 <= count <= MAX_SHARDS:
+        raise ShardError("senseless number of files", file=str(path), expected=f"1 to {MAX_SHARDS}", got=count)
+    for number in range(1, count + 1):
+        sibling = path.parent / f"{stem}-{number:05}-of-{count:05}.gguf"
+        if not sibling.is_file():
+            raise ShardError("gap in a split file", file=str(path), expected=sibling.name, got="no such file")
+    return [path.parent / f"{stem}-{number:05}-of-{count:05}.gguf" for number in range(1, count + 1)]
+
+
+def _check_split(parts: list[_Part]) -> None:
+    """Each file says which it is and how many there are; the first says how many tensors there are in all."""
+    total = sum(len(part.tensors) for part in parts)
+    for number, part in enumerate(parts):
+        claims = {"split.no": number, "split.count": len(parts), "split.tensors.count": total}
+        for key, expected in claims.items():
+            value = part.pairs.get(key)
+            if value is not None and value.value != expected:
+                raise ShardError(
+                    "files of a split set do not belong together",
+                    file=str(part.file.path),
+                    field=key,
+                    expected=expected,
+                    got=value.value,
+                )
