@@ -23,6 +23,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "inspect": ("uqff.cli.inspect:inspect", "Show what is in a file, or one layer in full."),
     "diff": ("uqff.cli.diff:diff", "Compare two models, layer by layer."),
     "quantize": ("uqff.cli.quantize:quantize", "Quantise a checkpoint."),
+    "run": ("uqff.cli.run:run", "Let a model answer a prompt."),
     "verify": ("uqff.cli.verify:verify", "Check a file against every rule of the format."),
 }
 """Name of a command to ``module:attribute`` and its one line of help, in the order of ``--help``."""

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
         ReplicatedLayer,
         RowParallelLayer,
     )
+    from uqff.parallel.model import load_model
     from uqff.parallel.shard import Shard
 
 __all__ = [
@@ -30,9 +31,16 @@ __all__ = [
     "Shard",
     "compute_kv_shard",
     "compute_n_kv_groups",
+    "load_model",
 ]
 
-_ROOMS = {"Comm": "comm", "Shard": "shard", "compute_kv_shard": "heads", "compute_n_kv_groups": "heads"}
+_ROOMS = {
+    "Comm": "comm",
+    "Shard": "shard",
+    "compute_kv_shard": "heads",
+    "compute_n_kv_groups": "heads",
+    "load_model": "model",
+}
 
 
 def __getattr__(name: str) -> Any:
