@@ -1,6 +1,6 @@
 """``python -m uqff.run``: the command ``uqff run``, as torchrun starts it on every rank.
 
-    python -m torch.distributed.run --nproc-per-node 2 -m uqff.run DIR --prompt TEXT
+python -m torch.distributed.run --nproc-per-node 2 -m uqff.run DIR --prompt TEXT
 """
 
 import sys

@@ -51,7 +51,7 @@ class GatheringLayer(ColumnParallelLayer):
     """Each rank holds some outputs; takes this rank's inputs, gives all outputs on every rank."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """This rank's inputs ``[..., in / ranks]`` to all outputs, the same on every rank."""
+        """Inputs of this rank ``[..., in / ranks]`` to all outputs, the same on every rank."""
         y = super().forward(torch.cat(self.comm.all_gather(x), -1))
         return torch.cat(self.comm.all_gather(y), -1)
 
@@ -60,7 +60,7 @@ class GatheredLayer(ReplicatedLayer):
     """Every rank holds the whole weight; takes this rank's inputs, gives all outputs on every rank."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """This rank's inputs ``[..., in / ranks]`` to all outputs."""
+        """Inputs of this rank ``[..., in / ranks]`` to all outputs."""
         return super().forward(torch.cat(self.comm.all_gather(x), -1))
 
 

@@ -1,7 +1,7 @@
 """Greedy text from a model on one rank or several: prompt to ids, ids to tokens, and the numbers beside them.
 
-    with ranks.joined(device, timeout=60) as comm:
-        answer = respond("DIR", "Once upon a time", comm, tokens=32)
+with ranks.joined(device, timeout=60) as comm:
+    answer = respond("DIR", "Once upon a time", comm, tokens=32)
 """
 
 from __future__ import annotations
@@ -239,7 +239,9 @@ def respond(
         return text, text.encode(prompt, raw=raw)
 
     text, ids = settle(comm, "reading the prompt", read, exchange)
-    comm.check_same(hashlib.blake2b(repr((ids, sorted(text.stop))).encode(), digest_size=16).digest(), "prompt", exchange)
+    comm.check_same(
+        hashlib.blake2b(repr((ids, sorted(text.stop))).encode(), digest_size=16).digest(), "prompt", exchange
+    )
     loaded = time.perf_counter()
     made: list[int] = []
     said = ""

@@ -47,9 +47,7 @@ def device_of(name: str | None, environ: Mapping[str, str] = os.environ) -> torc
 
 
 @contextmanager
-def joined(
-    device: torch.device, timeout: float, environ: Mapping[str, str] = os.environ
-) -> Iterator[Comm]:
+def joined(device: torch.device, timeout: float, environ: Mapping[str, str] = os.environ) -> Iterator[Comm]:
     """All processes of this torchrun, as ranks; a world of one outside of it.
 
     Args:

@@ -1,4 +1,4 @@
-"""The model of ``transformers`` that is filled: built on the meta device, without a weight; all that is asked of the library.
+"""The model of ``transformers`` that is filled: made on the meta device; all that is asked of that library.
 
 What is relied on, in ``transformers`` from 4.51 on: modules have the names that their weights have in a checkpoint;
 attention views its projections as ``[..., heads, head_dim]`` for any number of heads, and repeats keys and values
@@ -71,7 +71,7 @@ def share_heads(model: torch.nn.Module, comm: Comm) -> None:
 def materialise(
     model: torch.nn.Module, tensor: Callable[[str], torch.Tensor], device: torch.device, dtype: torch.dtype
 ) -> None:
-    """Give what is left on the meta device its values: parameters from the residual, rotary frequencies from the config.
+    """Give what is left on the meta device its values: parameters of the residual, and rotary frequencies.
 
     Args:
         model: with all quantised layers in place.
@@ -110,5 +110,3 @@ def _rotary(module: torch.nn.Module, path: str) -> torch.nn.Module:
     make: Any = type(module)
     made: torch.nn.Module = make(config=module.config)
     return made
-
-

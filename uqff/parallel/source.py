@@ -31,7 +31,6 @@ from uqff.parallel.agreement import digest
 from uqff.sources.safetensors import CONFIG_NAME, read_json
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from types import TracebackType
 
     import torch
@@ -97,14 +96,11 @@ class ModelSource:
             FormatError: there is none, neither quantised nor in the residual.
             UqffError: the layer is not valid.
         """
-        if module in self.keys:
-            layer = self.file[self.keys[module]]
-            if layer.bias is None and f"{module}.bias" in self.residual:
-                return Layer(layer.weight, self.residual[f"{module}.bias"])
-            return layer
-        weight = self.tensor(f"{module}.weight")
-        bias = self.residual[f"{module}.bias"] if f"{module}.bias" in self.residual else None
-        return Layer(Unquant.of(weight), bias)
+        bias = self.residual.get(f"{module}.bias")
+        if module not in self.keys:
+            return Layer(Unquant.of(self.tensor(f"{module}.weight")), bias)
+        layer = self.file[self.keys[module]]
+        return layer if layer.bias is not None or bias is None else Layer(layer.weight, bias)
 
     def key(self, module: str) -> str:
         """What errors call the layer of a module: its key in the file and, where that is a number, its path."""
@@ -126,10 +122,6 @@ class ModelSource:
                 got="neither",
             )
         return self.residual[name]
-
-    def under(self, module: str) -> Iterator[str]:
-        """The modules with a layer of their own below a path."""
-        return (key for key in self.keys if key.startswith(f"{module}."))
 
     @property
     def dtype(self) -> torch.dtype | None:

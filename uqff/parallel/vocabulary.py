@@ -30,7 +30,7 @@ __all__ = ["Embedding", "Head", "vocabulary"]
 
 
 def vocabulary(layer: Layer, comm: Comm, key: str) -> QuantizedLinear:
-    """This rank's rows of an embedding or a head ``[vocabulary, hidden]``."""
+    """The rows of this rank of an embedding or a head ``[vocabulary, hidden]``."""
     shard = Shard.simple(0, comm.rank, comm.world_size)
     divides = layer.weight.shape[0] % comm.world_size == 0
     if comm.world_size > 1 and divides and every_rank_can(layer.weight, shard, comm):
@@ -77,7 +77,7 @@ class Embedding(torch.nn.Module):
         count = weight.shape[0]
         first = count * rows.comm.rank if split else 0
         total = count * rows.comm.world_size if split else count
-        tokens, inverse = ids.unique(return_inverse=True)
+        tokens, inverse = torch.unique(ids, return_inverse=True)
         if tokens.numel() and not 0 <= int(tokens[0]) <= int(tokens[-1]) < total:
             raise ShapeError("token outside the vocabulary", layer=rows.key, expected=f"0 to {total - 1}", got=tokens)
         held = (tokens >= first) & (tokens < first + count)
