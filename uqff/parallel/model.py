@@ -18,7 +18,7 @@ import torch
 
 from uqff.architectures import architecture_of
 from uqff.errors import FormatError, ShapeError, UnsupportedError
-from uqff.parallel import gathering, skeleton
+from uqff.parallel import skeleton, uncut
 from uqff.parallel.agreement import settle
 from uqff.parallel.comm import Comm
 from uqff.parallel.heads import compute_kv_shard
@@ -128,13 +128,13 @@ class _Filling:
         if module.bias is not None and layer.bias is None:
             raise FormatError("layer lacks a bias", layer=key, expected=f"bias [{module.weight.shape[0]}]")
         if role == "row":
-            return gathering.row(layer, self.comm, key)
+            return uncut.row(layer, self.comm, key)
         shard = None
         if role == "key-value":
             config: Any = self.model.config
             kv_heads = config.num_key_value_heads
             shard = compute_kv_shard(kv_heads, module.weight.shape[0] // kv_heads, self.comm)
-        return gathering.column(layer, self.comm, key, shard)
+        return uncut.column(layer, self.comm, key, shard)
 
     def _vocabulary(self) -> None:
         """Embedding and head; what a tied model has only one of serves as both."""

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from uqff.errors import ShapeError
-from uqff.parallel.gathering import every_rank_can
+from uqff.parallel.uncut import every_rank_can
 from uqff.parallel.linear import ColumnParallelLayer, ReplicatedLayer
 from uqff.parallel.shard import Shard
 
