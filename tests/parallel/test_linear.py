@@ -99,10 +99,8 @@ def test_modules_copy_save_load_and_move(kind: str, tmp_path: Path) -> None:
     held = sum(t.untyped_storage().nbytes() for name, t in state.items() if not name.endswith("signature"))
     assert held == layer.weight.nbytes + 4 * OUT // 2, "storages hold the slice and nothing else"
     save_file(state, tmp_path / "state.safetensors")
-    other = ColumnParallelLayer.from_layer(
-        Layer(uqff.deserialize(blob(kind, bias=False)).weight, torch.zeros(OUT)), one_of(2, 0)
-    )
-    other.cut = layer.cut
+    zeros = Layer(uqff.deserialize(blob(kind, bias=False)).weight, torch.zeros(OUT))
+    other = ColumnParallelLayer.from_layer(zeros, one_of(2, 1))
     other.load_state_dict(load_file(tmp_path / "state.safetensors"))
     assert other.serialize() == layer.serialize()
     copied = copy.deepcopy(layer)
@@ -127,6 +125,10 @@ def test_a_state_dict_of_another_weight_is_refused() -> None:
         layer.load_state_dict(ReplicatedLayer(b).state_dict())
     with pytest.raises(RuntimeError, match="Missing key"):
         layer.load_state_dict({})
+    first, second = (ColumnParallelLayer.new(a, None, one_of(2, rank)) for rank in (0, 1))
+    with pytest.raises(RuntimeError, match=r"expected AFQ .* 0 to 2 of dimension 0, got AFQ .* 2 to 4 of dimension 0"):
+        first.load_state_dict(second.state_dict())
+    ColumnParallelLayer.new(a).load_state_dict(layer.state_dict())  # the whole is the whole, however it is spread
 
 
 @pytest.mark.parametrize("kind", ["q4_0", "afq4", "unquant"])

@@ -1,8 +1,8 @@
 """What every family fulfils: :class:`QuantizedTensor`.
 
 Every room has the same verbs in the same order: declared layout, record, ``parse`` / ``build``, ``validate``,
-``check_payload``, ``dequantize``, ``quantize``, ``narrow``.  Families share primitives and do not inherit from
-each other.
+``check_payload``, ``dequantize``, ``quantize``, ``narrow`` / ``join``, ``stack`` / ``unstack``.  Families share
+primitives and do not inherit from each other.
 """
 
 from __future__ import annotations
@@ -275,6 +275,38 @@ class QuantizedTensor(ABC):
             )
         return next(iter(unique.values())) if len(unique) == 1 else self._join(list(unique.items()), axis)
 
+    def unstack(self) -> list[Self]:
+        """The matrices of stacked experts, the inverse of :func:`uqff.families.stacking.stack`; views, as slices are.
+
+        Raises:
+            ShardError: there is no dimension to take apart, or an expert cannot be cut out exactly.
+        """
+        if len(self.shape) < 2:
+            raise ShardError("weight is not a stack", expected="[experts, ...]", got=list(self.shape))
+        return [self.narrow(0, expert, 1)._unstack() for expert in range(self.shape[0])]
+
+    def dequantize_expert(self, expert: int, dtype: torch.dtype | None = None) -> torch.Tensor:
+        """One of a stack of weights as plain numbers: ``dequantize(dtype)[expert]``.
+
+        Works where no exact slice is a single expert, too: the smallest aligned range around it is dequantised, which
+        is two to a few experts.
+
+        Args:
+            expert: index along the first dimension.
+            dtype: of the result; float32 if None.
+
+        Raises:
+            ShardError: there is no such expert.
+        """
+        start, length = expert, 1
+        if not 0 <= expert < self.shape[0]:
+            raise ShardError("no such expert", expected=f"0 to {self.shape[0] - 1}", got=expert)
+        if not self.can_narrow(0, expert, 1):
+            unit = self.alignment(0)
+            start = expert // unit * unit
+            length = min(unit, self.shape[0] - start)
+        return self.narrow(0, start, length).dequantize(dtype)[expert - start]
+
     def _frame(self, dim: int) -> tuple[int, ...]:
         return (*self.shape[:dim], *self.shape[dim + 1 :])
 
@@ -285,6 +317,15 @@ class QuantizedTensor(ABC):
     @abstractmethod
     def _join(self, slices: list[tuple[int, Self]], dim: int) -> Self:
         """Join slices that were checked, in order, more than one."""
+
+    @classmethod
+    @abstractmethod
+    def _stack(cls, records: list[Self]) -> Self:
+        """Stack records that are alike; whether it is exact is for the family to check."""
+
+    @abstractmethod
+    def _unstack(self) -> Self:
+        """The one weight of a stack of one."""
 
     def _dim(self, dim: int) -> int:
         rank = len(self.shape)
