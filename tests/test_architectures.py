@@ -7,10 +7,11 @@ from typing import Any
 import pytest
 from golden_models import DIRECTORIES, TinyModel
 
-from uqff.architectures import ARCHITECTURES, architecture_of, layer_names, selected_layers
+from uqff.architectures import ARCHITECTURES, architecture_of, entry_names, layer_names, selected_layers
 from uqff.errors import FormatError, UnsupportedError
 from uqff.selector import Pattern
 
+LAYER = "model.layers.0"
 SEVEN = [f"self_attn.{n}_proj" for n in "qkvo"] + [f"mlp.{n}_proj" for n in ("gate", "up", "down")]
 
 
@@ -151,3 +152,36 @@ def test_patterns_keep_the_order_of_a_known_architecture() -> None:
         "model.layers.0.self_attn.o_proj",
         "extra.q_proj",
     ]
+
+
+def test_entries_of_a_tied_model() -> None:
+    """From 1.2 on the embedding serves as head; before, the head is a layer and the embedding none."""
+    config = {"architectures": ["LlamaForCausalLM"], "num_hidden_layers": 1, "tie_word_embeddings": True}
+    old = entry_names(config, (1, 1, 0))
+    assert [(entry.key, entry.role) for entry in old[:2]] == [("lm_head", "head"), (f"{LAYER}.mlp.down_proj", None)]
+    assert old[0].parts[0].weight == "model.embed_tokens.weight"
+    assert len(old) == 8
+    new = entry_names(config, (1, 2, 0))
+    assert [(entry.key, entry.role) for entry in new[:1]] == [("model.embed_tokens", "embedding")]
+    assert [entry.key for entry in new[1:]] == [entry.key for entry in old[1:]]
+
+
+def test_entries_of_an_untied_model() -> None:
+    """From 1.2 on embedding and head are layers, sorted by key."""
+    config = {"architectures": ["Qwen2ForCausalLM"], "num_hidden_layers": 1}
+    assert [entry.key for entry in entry_names(config, (1, 2, 0))][:3] == [
+        "lm_head",
+        "model.embed_tokens",
+        f"{LAYER}.mlp.down_proj",
+    ]
+
+
+def test_entries_of_experts_are_stacked() -> None:
+    """Mixtral's w1, w2, w3 are gate, down and up of 1.x, each with a part for every expert in order."""
+    config = {"architectures": ["MixtralForCausalLM"], "num_hidden_layers": 1, "num_local_experts": 3}
+    stacked = {entry.key: entry for entry in entry_names(config, (1, 2, 0)) if entry.is_stacked}
+    moe = f"{LAYER}.block_sparse_moe.experts"
+    assert {key: [part.module for part in entry.parts] for key, entry in stacked.items()} == {
+        f"{moe}.{path}_proj": [f"{moe}.{expert}.{name}" for expert in range(3)]
+        for path, name in (("gate", "w1"), ("up", "w3"), ("down", "w2"))
+    }

@@ -4,22 +4,41 @@ A pre-1.0 file knows its layers by number only.  Index 0 is the output projectio
 the embedding matrix, quantised, while the dense one stays in the residual).  Then come the decoder layers, each with
 its projections in the order declared here.  Everything else is residual: embedding, norms, the router of Qwen3-MoE.
 
+A 1.x file names them by their path in the model.  The experts of a decoder layer are stacked there, one layer for each
+projection.  From 1.2 on the embedding is a layer too, and a tied model has no head of its own.
+
 Authority: mistral.rs v0.6.0, ``mistralrs-core/src/models/*.rs`` and ``vision_models/gemma3/text.rs`` (``get_layers``);
-v0.8.0 has the same order on a CPU.
+v0.8.0 has the same order on a CPU; v0.9.2, ``mistralrs-core/src/layers.rs`` (``use_legacy_tied_uqff_head``) and
+``moe/``.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
+from uqff.codes import Version
 from uqff.errors import FormatError, UnsupportedError, UqffError
 from uqff.limits import MAX_MODEL_LAYERS
 from uqff.selector import Pattern
 
-__all__ = ["ARCHITECTURES", "Architecture", "LayerName", "architecture_of", "layer_names", "selected_layers"]
+__all__ = [
+    "ARCHITECTURES",
+    "Architecture",
+    "EntryName",
+    "LayerName",
+    "architecture_of",
+    "embedding_name",
+    "entry_names",
+    "layer_names",
+    "selected_layers",
+    "stacked_names",
+]
+
+EMBEDDING_SINCE: Final = Version(1, 2, 0)
+"""The first version in which the embedding is a layer, and a tied model has no other head."""
 
 
 @dataclass(frozen=True)
@@ -31,17 +50,46 @@ class LayerName:
         module: path of the layer in the model, without ``.weight``.
         weight: name of its weight in the checkpoint; not ``module.weight`` for the head of a tied model.
         block: number of the decoder layer it belongs to, None for the head.
+        expert: number of the expert it belongs to, None if to none.
+        stacked: path of the 1.x layer that it is a part of, if it belongs to an expert.
     """
 
     index: int
     module: str
     weight: str
     block: int | None
+    expert: int | None = None
+    stacked: str | None = None
+
+    @property
+    def key(self) -> str:
+        """Path of the 1.x layer that it is, or is a part of."""
+        return self.stacked or self.module
 
     @property
     def bias(self) -> str:
         """Name that its bias has in the checkpoint, if there is one."""
         return f"{self.module}.bias"
+
+
+@dataclass(frozen=True)
+class EntryName:
+    """A layer of a 1.x file.
+
+    Attributes:
+        key: its path in the model, without ``.weight``.
+        parts: what it is made of: one layer, or one for each expert, in order.
+        role: ``head`` or ``embedding``, if it is that; the embedding of a tied model is both, and called by the latter.
+    """
+
+    key: str
+    parts: tuple[LayerName, ...]
+    role: Literal["head", "embedding"] | None = None
+
+    @property
+    def is_stacked(self) -> bool:
+        """Whether it has a weight for each expert."""
+        return self.parts[0].stacked is not None
 
 
 @dataclass(frozen=True)
@@ -53,6 +101,7 @@ class Architecture:
         classes: values of ``architectures`` in ``config.json``.
         block: weights of a decoder layer, in order, relative to it.
         experts: weights of an expert, in order; ``{expert}`` is its number. They follow ``block``.
+        stacked: paths of the 1.x layers that hold one of ``experts`` for all experts.
         dense: what a decoder layer has in place of experts, if it has none of its own.
         expert_count: the number of experts in ``config.json``.
         tied: whether head and embedding are one matrix if ``tie_word_embeddings`` does not say; ``always``, whatever
@@ -65,6 +114,7 @@ class Architecture:
     classes: tuple[str, ...]
     block: tuple[str, ...]
     experts: tuple[str, ...] = ()
+    stacked: tuple[str, ...] = ()
     dense: tuple[str, ...] = ()
     expert_count: str = ""
     tied: bool | Literal["always"] = False
@@ -85,6 +135,7 @@ ARCHITECTURES: Final = (
         ("Qwen3MoeForCausalLM",),
         ATTENTION,
         experts=tuple(f"mlp.experts.{{expert}}.{name}_proj" for name in ("gate", "up", "down")),
+        stacked=tuple(f"mlp.experts.{name}_proj" for name in ("gate", "up", "down")),
         dense=MLP,
         expert_count="num_experts",
     ),
@@ -93,6 +144,7 @@ ARCHITECTURES: Final = (
         ("MixtralForCausalLM",),
         (*ATTENTION, "block_sparse_moe.gate"),
         experts=tuple(f"block_sparse_moe.experts.{{expert}}.{name}" for name in ("w1", "w2", "w3")),
+        stacked=tuple(f"block_sparse_moe.experts.{name}_proj" for name in ("gate", "down", "up")),
         expert_count="num_local_experts",
     ),
     Architecture(
@@ -164,10 +216,51 @@ def layer_names(config: Mapping[str, Any]) -> list[LayerName]:
             got=f"{blocks} x {per_block}",
         )
     for block in range(blocks):
-        for path in _block_paths(architecture, config, block):
+        for path, expert, stacked in _block_paths(architecture, config, block):
             module = f"{prefix}model.layers.{block}.{path}"
-            names.append(LayerName(len(names), module, f"{module}.weight", block))
+            key = f"{prefix}model.layers.{block}.{stacked}" if stacked else None
+            names.append(LayerName(len(names), module, f"{module}.weight", block, expert, key))
     return names
+
+
+def embedding_name(config: Mapping[str, Any]) -> str:
+    """Path of the embedding matrix in the model, without ``.weight``.
+
+    Raises:
+        UnsupportedError: the architecture is unknown.
+    """
+    return f"{architecture_of(config).prefix}model.embed_tokens"
+
+
+def entry_names(config: Mapping[str, Any], version: tuple[int, int, int]) -> list[EntryName]:
+    """The layers of a 1.x file in the order in which the engine writes them: sorted by key.
+
+    Args:
+        config: the parsed ``config.json``.
+        version: 1.0.0 or later.
+
+    Raises:
+        UnsupportedError: the architecture is unknown.
+        FormatError: the configuration lacks a number or has a senseless one.
+    """
+    head, *blocks = layer_names(config)
+    entries = stacked_names(blocks)
+    embedding = embedding_name(config)
+    tied = head.weight == f"{embedding}.weight"
+    if version < EMBEDDING_SINCE or not tied:
+        entries.append(EntryName(head.module, (head,), "head"))
+    if version >= EMBEDDING_SINCE:
+        part = LayerName(len(blocks) + 1, embedding, f"{embedding}.weight", None)
+        entries.append(EntryName(embedding, (part,), "embedding"))
+    return sorted(entries, key=lambda entry: entry.key)
+
+
+def stacked_names(names: Sequence[LayerName]) -> list[EntryName]:
+    """Layers as 1.x has them: those of the experts of a projection together, in order of the experts."""
+    parts: dict[str, list[LayerName]] = {}
+    for name in names:
+        parts.setdefault(name.key, []).append(name)
+    return [EntryName(key, tuple(group)) for key, group in parts.items()]
 
 
 def selected_layers(
@@ -220,15 +313,20 @@ def is_tied(architecture: Architecture, config: Mapping[str, Any]) -> bool:
     return architecture.tied if tied is None else tied is True
 
 
-def _block_paths(architecture: Architecture, config: Mapping[str, Any], block: int) -> Iterator[str]:
-    yield from architecture.block
+def _block_paths(
+    architecture: Architecture, config: Mapping[str, Any], block: int
+) -> Iterator[tuple[str, int | None, str | None]]:
+    """Path of each weight, the expert it belongs to, and the path it is stacked under."""
+    for path in architecture.block:
+        yield path, None, None
     experts = _expert_count(architecture, config)
     if architecture.dense and not (experts and _is_sparse(config, block)):
-        yield from architecture.dense
+        for path in architecture.dense:
+            yield path, None, None
         return
     for expert in range(experts):
-        for template in architecture.experts:
-            yield template.format(expert=expert)
+        for template, stacked in zip(architecture.experts, architecture.stacked, strict=True):
+            yield template.format(expert=expert), expert, stacked
 
 
 def _expert_count(architecture: Architecture, config: Mapping[str, Any]) -> int:

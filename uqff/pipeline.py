@@ -31,12 +31,13 @@ import numpy as np
 
 from uqff import blob
 from uqff.architectures import LayerName, layer_names, selected_layers
+from uqff.blob import Layer
 from uqff.codes import DType, Version
 from uqff.container.file import RESIDUAL_NAME
 from uqff.container.save import SHARD_BYTES
 from uqff.container.shards import PathLike
 from uqff.container.staging import check_target, staged_directory
-from uqff.container.streaming import StreamedFile, StreamedShards
+from uqff.container.streaming import StreamedFile, StreamedLayers
 from uqff.container.writer import Writer, copy_durably
 from uqff.distance import distance
 from uqff.errors import FormatError, ShapeError, UnsupportedError, UqffError
@@ -107,6 +108,7 @@ class _Planned:
     requested: str
     stored: str
     size: int
+    outline: Layer
 
 
 def quantize_model(
@@ -205,14 +207,13 @@ class _Job:
         shape = self.checkpoint.shape(name.weight)
         try:
             stored, reason = resolve(requested, shape, self.engine)
-            record = outline(stored, shape, self.dtype.torch)
-            bias = self._bias_outline(name, stored)
-            size = blob.blob_size(record, bias, version=self.version)
+            layer = Layer(outline(stored, shape, self.dtype.torch), self._bias_outline(name, stored))
+            size = blob.blob_size(layer, version=self.version)
         except UqffError as error:
             raise error.within(layer=name.module) from None
         if stored != requested:
             output.fallbacks.append(Fallback(name.module, requested, stored, shape, reason))
-        return _Planned(requested, stored, size)
+        return _Planned(requested, stored, size, layer)
 
     def _bias_outline(self, name: LayerName, stored: str) -> torch.Tensor | None:
         import torch
@@ -245,8 +246,8 @@ class _Job:
             rest = writer.own(StreamedFile(directory / RESIDUAL_NAME, residual))
             shards = []
             for output, plans in zip(self.outputs, self.plans, strict=True):
-                sizes = {name.index: planned.size for name, planned in zip(self.names, plans, strict=True)}
-                shards.append(writer.own(StreamedShards(directory, output.kind, sizes, shard_bytes)))
+                outlines = {str(name.index): planned.outline for name, planned in zip(self.names, plans, strict=True)}
+                shards.append(writer.own(StreamedLayers(directory, output.kind, outlines, self.version, shard_bytes)))
             for name in self.residual:
                 writer.submit(partial(self._write_residual, rest, name), 0)
             self._run_layers(writer, shards, progress)
@@ -261,7 +262,7 @@ class _Job:
                 copy_durably(self.checkpoint.path / companion, directory / companion)
         return self.dtype.safetensors, self.version, self.outputs, len(residual), rest.nbytes, self.unmatched
 
-    def _run_layers(self, writer: Writer, shards: list[StreamedShards], progress: Progress | None) -> None:
+    def _run_layers(self, writer: Writer, shards: list[StreamedLayers], progress: Progress | None) -> None:
         sizes = [math.prod(self.checkpoint.shape(name.weight)) for name in self.names]
         scratch = np.empty(max(sizes), np.float32)
         room = max(self._footprint(at, sizes[at]) for at in range(len(self.names))) + SLACK
@@ -277,8 +278,8 @@ class _Job:
                     record = encode(loaded, planned.stored, engine=self.engine)
                 except UqffError as error:
                     raise error.within(layer=name.module) from None
-                chunks = blob.chunks(record, self._bias(name, planned.stored), version=self.version)
-                writer.submit(partial(files.write, name.index, chunks), planned.size)
+                layer = Layer(record, self._bias(name, planned.stored))
+                writer.submit(partial(files.write, str(name.index), layer), planned.size)
                 output.layers.append(
                     LayerReport(
                         name.index,
@@ -290,7 +291,7 @@ class _Job:
                         distance(loaded.values, record),
                     )
                 )
-                del record, chunks
+                del record, layer
             del loaded
             self.checkpoint.release(name.weight)
             done += sizes[at]

@@ -9,10 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from safetensors.numpy import save
 
-from uqff.container.save import plan_shards
-from uqff.container.streaming import StreamedFile, StreamedShards
+import uqff
+from uqff.container.mapped import MappedFile
+from uqff.container.streaming import StreamedFile, StreamedLayers, layer_sizes
 from uqff.container.writer import Writer
 from uqff.errors import FormatError
 
@@ -72,18 +74,44 @@ def test_an_existing_file_is_not_touched(tmp_path: Path) -> None:
     assert (tmp_path / "x").read_bytes() == b"mine"
 
 
-def test_shards_are_cut_as_they_are_saved(tmp_path: Path) -> None:
-    """The same plan as `uqff.save`, keys sorted as texts within a file."""
-    sizes = {index: 10 + index for index in range(12)}
-    shards = StreamedShards(tmp_path, "m-1", sizes, 100)
-    for index in reversed(sizes):
-        shards.write(index, [bytes([index]) * sizes[index]])
+def layers_of(keys: list[str]) -> dict[str, uqff.Layer]:
+    """Layers of different sizes, every second with a bias."""
+    torch.manual_seed(0)
+    made = {}
+    for at, key in enumerate(keys):
+        weight = torch.randn(2 + at % 3, 64)
+        bias = torch.randn(len(weight)) if at % 2 else None
+        made[key] = uqff.Layer(uqff.quantize(weight, ("afq4", "q8_0", "unquant")[at % 3]), bias)
+    return made
+
+
+def outlined(layers: dict[str, uqff.Layer]) -> dict[str, uqff.Layer]:
+    """The same on the meta device: sizes without payload."""
+    meta = torch.device("meta")
+    return {
+        key: uqff.Layer(layer.weight.to(meta), None if layer.bias is None else layer.bias.to(meta))
+        for key, layer in layers.items()
+    }
+
+
+@pytest.mark.parametrize("version", [(0, 2, 0), (1, 2, 0)], ids=["0.2", "1.2"])
+def test_layers_streamed_in_any_order_are_those_saved(tmp_path: Path, version: tuple[int, int, int]) -> None:
+    """Shards written backwards from outlines are the files that `uqff.save` writes, in both generations."""
+    names = [str(index) for index in range(12)]
+    layers = layers_of(names if version < (1, 0, 0) else [f"model.layers.{name}.up" for name in names])
+    shards = StreamedLayers(tmp_path, "m-1", outlined(layers), version, 600)
+    for key in reversed(list(layers)):
+        shards.write(key, layers[key])
     shards.finish()
-    plan = plan_shards(sizes, 100)
-    assert [file.path.name for file in shards.files] == [f"m-1-{number}.uqff" for number in range(len(plan))]
-    for file, indices in zip(shards.files, plan, strict=True):
-        expected = {str(index): np.full(sizes[index], index, np.uint8) for index in indices}
-        assert file.path.read_bytes() == save(expected)
+    (tmp_path / "saved").mkdir()
+    saved = uqff.save(layers, tmp_path / "saved" / "m-1.uqff", version=version, shard_bytes=600)
+    assert len(saved) > 2
+    assert [file.path.name for file in shards.files] == [path.name for path in saved]
+    assert [file.path.read_bytes() for file in shards.files] == [path.read_bytes() for path in saved]
+    assert shards.sizes == layer_sizes(layers, version)
+    assert sum(shards.sizes.values()) + (0 if version < (1, 0, 0) else 12) == sum(
+        entry.end - entry.begin for path in saved for entry in MappedFile(path).header.entries.values()
+    )
 
 
 def test_jobs_run_in_order_and_all_of_them() -> None:

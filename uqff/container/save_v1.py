@@ -25,7 +25,7 @@ from uqff.families.base import QuantizedTensor
 from uqff.schema.bricks import Placeholder
 from uqff.schema.entries import RawTensor
 
-__all__ = ["Item", "metadata_of", "plan_items", "save_entries"]
+__all__ = ["Item", "entry_items", "metadata_of", "plan_items", "save_entries", "version_entries"]
 
 METADATA_SINCE = Version(1, 1, 0)
 
@@ -77,7 +77,7 @@ def save_entries(
         paths_of: gives the file names of so many shards.
         progress: called after each layer, or part of one.
     """
-    shards = plan_items([*_version_items(), *_layer_items(layers, version)], shard_bytes)
+    shards = plan_items(entry_items(layers, version), shard_bytes)
     paths = paths_of(len(shards))
     total, done = sum(item.nbytes for shard in shards for item in shard), 0
     with atomic_files() as create:
@@ -86,7 +86,7 @@ def save_entries(
             with create(path) as file:
                 file.write(header)
                 for key, parts in _by_layer(shard):
-                    contents = _version_entries(version) if key is None else _entries(layers, key, version)
+                    contents = version_entries(version) if key is None else _entries(layers, key, version)
                     for item in parts:
                         _write(file, places[item.name], item, contents.get(item.suffix))
                     done += sum(item.nbytes for item in parts)
@@ -95,23 +95,31 @@ def save_entries(
     return paths
 
 
-def _version_items() -> Iterator[Item]:
-    return (Item(None, name, "U32", ()) for name in VERSION_KEYS)
-
-
-def _version_entries(version: Version) -> dict[str, RawTensor]:
+def version_entries(version: Version) -> dict[str, RawTensor]:
+    """The entries that state the version."""
     numbers = (memoryview(number.to_bytes(4, "little")) for number in version)
     return {name: RawTensor("U32", (), number) for name, number in zip(VERSION_KEYS, numbers, strict=True)}
 
 
-def _layer_items(layers: Mapping[Any, Layer | QuantizedTensor], version: Version) -> Iterator[Item]:
+def entry_items(layers: Mapping[Any, Layer | QuantizedTensor], version: Version) -> list[Item]:
+    """All entries of a model in the engine's order: the version, then the layers sorted by key.
+
+    Args:
+        layers: path of the weight to layer; tensors may be on the meta device.
+        version: 1.0.0, 1.1.0 or 1.2.0.
+
+    Raises:
+        UqffError: no layers, a key that is no path, or a layer that cannot be expressed in the version.
+    """
     for key in layers:
         _check_key(key)
     if not layers:
         raise FormatError("no layers to save")
+    items = [Item(None, name, "U32", ()) for name in VERSION_KEYS]
     for key in sorted(layers):
         for suffix, tensor in _entries(layers, key, version).items():
-            yield Item(key, suffix, tensor.dtype, tensor.shape)
+            items.append(Item(key, suffix, tensor.dtype, tensor.shape))
+    return items
 
 
 def _check_key(key: object) -> None:

@@ -9,17 +9,23 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
+from uqff import blob
+from uqff.blob import Layer
+from uqff.codes import Version
 from uqff.container.framing import DTYPE_BITS, build_header
 from uqff.container.save import SHARD_BYTES, plan_shards
+from uqff.container.save_v1 import entry_items, metadata_of, plan_items, version_entries
 from uqff.container.shards import shard_name
-from uqff.errors import FormatError
+from uqff.entries import to_entries
+from uqff.errors import FormatError, UqffError
+from uqff.schema.entries import FIRST
 
 if TYPE_CHECKING:
     from types import TracebackType
 
     from typing_extensions import Self
 
-__all__ = ["StreamedFile", "StreamedShards", "flush_to_disk"]
+__all__ = ["StreamedFile", "StreamedLayers", "flush_to_disk", "layer_sizes"]
 
 
 class StreamedFile:
@@ -111,33 +117,91 @@ class StreamedFile:
             self.close()
 
 
-class StreamedShards:
-    """The ``.uqff`` shards of one quantised model, ``<stem>-0.uqff`` and on, written layer by layer in any order."""
+class StreamedLayers:
+    """The ``.uqff`` shards of one quantised model, ``<stem>-0.uqff`` and on, written layer by layer in any order.
 
-    def __init__(self, directory: Path, stem: str, sizes: Mapping[int, int], shard_bytes: int = SHARD_BYTES) -> None:
+    Of either generation: blobs under layer indices, or entries under weight paths.
+
+    Attributes:
+        files: the shards, in order.
+        version: that is written.
+        sizes: bytes of each layer's payload, by key.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        stem: str,
+        outlines: Mapping[str, Layer],
+        version: tuple[int, int, int],
+        shard_bytes: int = SHARD_BYTES,
+    ) -> None:
         """Create the files.
 
         Args:
             directory: where.
             stem: file names without number.
-            sizes: layer index to bytes of its blob.
+            outlines: key (decimal layer index in 0.x, weight path in 1.x) to layer; tensors may be on the meta device.
+            version: 0.1.0 to 0.2.0, or 1.0.0 to 1.2.0.
             shard_bytes: payload after which a new shard begins.
+
+        Raises:
+            UqffError: a layer cannot be expressed in the version, or a key is none of its generation.
         """
         self.files: list[StreamedFile] = []
-        self._file_of: dict[int, StreamedFile] = {}
+        self.version = Version(*version)
+        self.sizes: dict[str, int] = {}
+        self._file_of: dict[str, StreamedFile] = {}
         try:
-            for number, shard in enumerate(plan_shards(sizes, shard_bytes)):
-                path = directory / shard_name(stem, number)
-                file = StreamedFile(path, [(str(index), "U8", (sizes[index],)) for index in shard])
-                self.files.append(file)
-                self._file_of.update(dict.fromkeys(shard, file))
+            if self.version < FIRST:
+                self._plan_blobs(directory, stem, outlines, shard_bytes)
+            else:
+                self._plan_entries(directory, stem, outlines, shard_bytes)
         except BaseException:
             self.close()
             raise
 
-    def write(self, index: int, chunks: Iterable[Any]) -> None:
-        """Write the blob of a layer; see :meth:`StreamedFile.write`."""
-        self._file_of[index].write(str(index), chunks)
+    def _plan_blobs(self, directory: Path, stem: str, outlines: Mapping[str, Layer], shard_bytes: int) -> None:
+        self.sizes = layer_sizes(outlines, self.version)
+        for number, shard in enumerate(plan_shards({int(key): size for key, size in self.sizes.items()}, shard_bytes)):
+            keys = [str(index) for index in shard]
+            self._create(directory / shard_name(stem, number), [(key, "U8", (self.sizes[key],)) for key in keys], None)
+
+    def _plan_entries(self, directory: Path, stem: str, outlines: Mapping[str, Layer], shard_bytes: int) -> None:
+        items = entry_items(outlines, self.version)
+        for item in items:
+            if item.key is not None:
+                self.sizes[item.key] = self.sizes.get(item.key, 0) + item.nbytes
+        metadata = metadata_of(self.version)
+        for number, shard in enumerate(plan_items(items, shard_bytes)):
+            tensors = [(item.name, item.dtype, item.shape) for item in shard]
+            self._create(directory / shard_name(stem, number), tensors, metadata)
+        for name, entry in version_entries(self.version).items():
+            self._file_of[name].write(name, [entry.data])
+
+    def _create(
+        self, path: Path, tensors: list[tuple[str, str, tuple[int, ...]]], metadata: Mapping[str, str] | None
+    ) -> None:
+        file = StreamedFile(path, tensors, metadata)
+        self.files.append(file)
+        self._file_of.update((name, file) for name, _, _ in tensors)
+
+    def write(self, key: str, layer: Layer) -> None:
+        """Write a layer; each is written once.
+
+        Raises:
+            FormatError: it has other sizes than its outline.
+            OSError: writing failed.
+        """
+        try:
+            if self.version < FIRST:
+                self._file_of[key].write(key, blob.chunks(layer, version=self.version))
+                return
+            for suffix, entry in to_entries(layer, self.version).items():
+                name = f"{key}.{suffix}"
+                self._file_of[name].write(name, [entry.data])
+        except UqffError as error:
+            raise error.within(layer=key) from None
 
     def finish(self) -> None:
         """Flush all shards to the disk."""
@@ -148,6 +212,24 @@ class StreamedShards:
         """Close all shards as they are."""
         for file in self.files:
             file.close()
+
+
+def layer_sizes(outlines: Mapping[str, Layer], version: tuple[int, int, int]) -> dict[str, int]:
+    """Bytes of each layer's payload, by key: of its blob in 0.x, of all its entries in 1.x.
+
+    Raises:
+        UqffError: a layer cannot be expressed in the version.
+    """
+    sizes: dict[str, int] = {}
+    for key, layer in outlines.items():
+        try:
+            if version < FIRST:
+                sizes[key] = blob.blob_size(layer, version=version)
+            else:
+                sizes[key] = sum(entry.data.nbytes for entry in to_entries(layer, version).values())
+        except UqffError as error:
+            raise error.within(layer=key) from None
+    return sizes
 
 
 def flush_to_disk(file: IO[bytes]) -> None:
