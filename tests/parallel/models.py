@@ -11,14 +11,16 @@ import torch
 from safetensors.torch import save_file
 
 import uqff
-from uqff.architectures import layer_names
+from uqff.architectures import layer_names, stacked_names
+from uqff.families import stack
 from uqff.isq import cast_bias
 
 HIDDEN, INNER, VOCABULARY, LAYERS = 256, 512, 96, 2
 HEADS, KV_HEADS = 8, 2
 PROMPT = [5, 9, 17, 30, 41, 11, 23, 9]
 
-NAMES = {"llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2", "qwen3": "Qwen3"}
+NAMES = {"llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2", "qwen3": "Qwen3", "qwen3_moe": "Qwen3Moe"}
+EXPERTS = 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,6 +33,7 @@ class TinyCase:
     tied: bool = False
     dtype: torch.dtype = torch.float32
     kv_heads: int = KV_HEADS
+    expert_inner: int = 128
 
     @property
     def name(self) -> str:
@@ -40,7 +43,19 @@ class TinyCase:
 
     def config(self) -> dict[str, Any]:
         """The ``config.json``."""
-        more: dict[str, Any] = {"llama": {"attention_bias": True}, "qwen3": {"head_dim": 48}}.get(self.architecture, {})
+        more: dict[str, dict[str, Any]] = {
+            "llama": {"attention_bias": True},
+            "qwen3": {"head_dim": 48},
+            "qwen3_moe": {
+                "head_dim": 32,
+                "num_experts": EXPERTS,
+                "num_experts_per_tok": 2,
+                "moe_intermediate_size": self.expert_inner,
+                "mlp_only_layers": [1],
+                "decoder_sparse_step": 1,
+                "norm_topk_prob": True,
+            },
+        }
         return {
             "architectures": [f"{NAMES[self.architecture]}ForCausalLM"],
             "model_type": self.architecture,
@@ -58,7 +73,7 @@ class TinyCase:
             "sliding_window": None,
             "tie_word_embeddings": self.tied,
             "vocab_size": VOCABULARY,
-            **more,
+            **more.get(self.architecture, {}),
         }
 
 
@@ -86,7 +101,8 @@ def write(case: TinyCase, folder: Path) -> tuple[Path, torch.nn.Module]:
     write_tokenizer(directory)
     model = plain_model(directory, case.dtype)
     torch.manual_seed(sum(case.name.encode()))
-    plain = {name: torch.randn(tensor.shape) * 0.08 for name, tensor in model.state_dict().items()}
+    shapes = single_experts({name: tensor.to("meta") for name, tensor in model.state_dict().items()})
+    plain = {name: torch.randn(tensor.shape) * 0.08 for name, tensor in shapes.items()}
     plain = {name: (each + 1 if "norm" in name else each).to(case.dtype) for name, each in plain.items()}
     if case.tied:
         plain.pop("lm_head.weight")
@@ -102,6 +118,10 @@ def write(case: TinyCase, folder: Path) -> tuple[Path, torch.nn.Module]:
         key: Any = each.index if case.version < (1, 0, 0) else each.module
         layers[key] = uqff.Layer(weight, bias)
         dense[f"{each.module}.weight"] = weight.dequantize(case.dtype)
+    if case.version >= (1, 0, 0):
+        for entry in stacked_names(names):
+            if entry.is_stacked:
+                layers[entry.key] = uqff.Layer(stack([layers.pop(part.module).weight for part in entry.parts]))
     kept = {each.weight for each in names} | {each.bias for each in names}
     if case.version >= (1, 2, 0):  # the embedding is a layer; a tied model has no head
         embedding = uqff.quantize(plain["model.embed_tokens.weight"].float(), case.kind, dtype=case.dtype)
@@ -120,8 +140,36 @@ def write(case: TinyCase, folder: Path) -> tuple[Path, torch.nn.Module]:
     )
     if case.tied:  # before 1.2 the quantised head is another matrix than the embedding
         model.lm_head.weight = torch.nn.Parameter(torch.empty_like(model.lm_head.weight))
-    model.load_state_dict(dense)
+    model.load_state_dict(fused_experts(dense))
     return directory, model
+
+
+def single_experts(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The tensors of a checkpoint, of those that ``transformers`` keeps: there, experts are stacked, gate on up."""
+    found = {}
+    for name, tensor in tensors.items():
+        prefix, _, last = name.rpartition(".")
+        if last == "gate_up_proj":
+            for expert, both in enumerate(tensor):
+                found[f"{prefix}.{expert}.gate_proj.weight"], found[f"{prefix}.{expert}.up_proj.weight"] = both.chunk(2)
+        elif last == "down_proj":
+            found |= {f"{prefix}.{expert}.down_proj.weight": each for expert, each in enumerate(tensor)}
+        else:
+            found[name] = tensor
+    return found
+
+
+def fused_experts(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The inverse of :func:`single_experts`."""
+    found = {name: tensor for name, tensor in tensors.items() if ".experts." not in name}
+    for prefix in sorted({name.split(".experts.")[0] for name in tensors.keys() - found.keys()}):
+        gate, up, down = (
+            torch.stack([tensors[f"{prefix}.experts.{expert}.{name}_proj.weight"] for expert in range(EXPERTS)])
+            for name in ("gate", "up", "down")
+        )
+        found[f"{prefix}.experts.gate_up_proj"] = torch.cat([gate, up], 1)
+        found[f"{prefix}.experts.down_proj"] = down
+    return found
 
 
 def write_tokenizer(directory: Path) -> None:

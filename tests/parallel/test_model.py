@@ -47,6 +47,10 @@ CASES = [
     TinyCase("mistral", "f8q8", V1_2, tied=True),
     TinyCase("mistral", "unquant", V1_2),
     TinyCase("mistral", "q6k", V1_2, dtype=torch.bfloat16),
+    TinyCase("qwen3_moe", "hqq4", V0),
+    TinyCase("qwen3_moe", "q8_0", V0, expert_inner=96),
+    TinyCase("qwen3_moe", "afq4", V1_2),
+    TinyCase("qwen3_moe", "q4k", V1_2, tied=True, expert_inner=256),
 ]
 TOKENS = 6
 BOUND = 2e-5
@@ -97,7 +101,10 @@ def test_one_rank_is_the_dequantised_model(written: dict[str, Written], case: Ti
     """The same products of the same numbers in the same order: the same bits, in either generation."""
     each = written[case.name]
     logits, ids = outcome(Comm(), each.directory)
-    assert torch.equal(logits, each.logits)
+    if "moe" in case.architecture:  # experts are added up in another order
+        assert float((logits - each.logits).abs().max()) <= BOUND
+    else:
+        assert torch.equal(logits, each.logits)
     assert ids == each.generation.ids
 
 
@@ -266,7 +273,7 @@ def test_what_stands_beside_the_file(written: dict[str, Written], tmp_path: Path
 
 
 def test_dtype_is_that_of_the_residual_unless_given(written: dict[str, Written]) -> None:
-    half = written[CASES[-1].name].directory
+    half = next(each for each in written.values() if each.case.dtype is torch.bfloat16).directory
     ids = torch.tensor([PROMPT])
     with torch.inference_mode():
         assert load_model(half)(input_ids=ids).logits.dtype is torch.bfloat16

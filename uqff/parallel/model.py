@@ -17,10 +17,11 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from uqff.architectures import architecture_of
-from uqff.errors import FormatError, ShapeError, UnsupportedError
+from uqff.errors import FormatError, ShapeError, ShardError, UnsupportedError
 from uqff.parallel import skeleton, uncut
 from uqff.parallel.agreement import settle
 from uqff.parallel.comm import Comm
+from uqff.parallel.experts import FusedExperts, PackedExperts
 from uqff.parallel.heads import compute_kv_shard
 from uqff.parallel.plan import ROLES, Role, Sizes
 from uqff.parallel.source import EMBEDDING, HEAD, ModelSource
@@ -29,10 +30,12 @@ from uqff.parallel.vocabulary import Embedding, Head, vocabulary
 if TYPE_CHECKING:
     from uqff.blob import Layer
     from uqff.parallel.layer import QuantizedLinear
+    from uqff.parallel.mixture import Mixture
+    from uqff.parallel.spread import Misfit
 
 __all__ = ["ARCHITECTURES", "load_model"]
 
-ARCHITECTURES = ("Llama", "Mistral", "Qwen2", "Qwen3")
+ARCHITECTURES = ("Llama", "Mistral", "Qwen2", "Qwen3", "Qwen3-MoE")
 """Titles of the architectures that can be loaded."""
 
 Check = Literal["sample", "all"]
@@ -110,10 +113,14 @@ class _Filling:
         self.placed: set[str] = set()
 
     def fill(self) -> None:
+        """Fill all."""
+        for path in skeleton.sparse_blocks(self.model):
+            experts = self._experts(f"{path}.experts").to(self.device)
+            self._put(path, skeleton.SparseBlock(self.model.config, experts))
         for path, module in list(self.model.named_modules()):
             role = ROLES.get(path.rpartition(".")[2])
             if role is not None and isinstance(module, torch.nn.Linear):
-                self._put(path, self._split(role, path, module))
+                self._put(path, self._split(role, path, module).to(self.device))
         self._vocabulary()
         for left in self.source.keys.keys() - self.placed:
             raise FormatError(
@@ -136,6 +143,31 @@ class _Filling:
             shard = compute_kv_shard(kv_heads, module.weight.shape[0] // kv_heads, self.comm)
         return uncut.column(layer, self.comm, key, shard)
 
+    def _experts(self, path: str) -> Mixture:
+        """A part of every expert: whole blocks, if equal parts cut through them; everything, if there are not enough."""
+        try:
+            return self._experts_split(path, "uneven")
+        except ShardError:
+            return self._experts_split(path, "replicate")
+
+    def _experts_split(self, path: str, misfit: Misfit) -> Mixture:
+        config: Any = self.model.config
+        projections = [f"{{}}{name}_proj" for name in ("gate", "up", "down")]
+        shapes = [(config.moe_intermediate_size, config.hidden_size)] * 2
+        shapes.append((config.hidden_size, config.moe_intermediate_size))
+        act = skeleton.activation(config)
+        if f"{path}.gate_proj" in self.source:
+            gate, up, down = (
+                self._layer(f"{path}.{name.format('')}", (config.num_experts, *shape))
+                for name, shape in zip(projections, shapes, strict=True)
+            )
+            return FusedExperts.from_layers(gate, up, down, self.comm, act=act, misfit=misfit, key=path)
+        gates, ups, downs = (
+            [self._layer(f"{path}.{name.format(f'{expert}.')}", shape) for expert in range(config.num_experts)]
+            for name, shape in zip(projections, shapes, strict=True)
+        )
+        return PackedExperts.from_expert_layers(gates, ups, downs, self.comm, act=act, misfit=misfit, key=path)
+
     def _vocabulary(self) -> None:
         """Embedding and head; what a tied model has only one of serves as both."""
         config: Any = self.model.config
@@ -145,8 +177,8 @@ class _Filling:
         head = embedding
         if HEAD in source or not tied:
             head = vocabulary(self._layer(HEAD, shape), self.comm, source.key(HEAD))
-        self._put(EMBEDDING, Embedding(embedding, self.dtype))
-        self._put(HEAD, Head(head))
+        self._put(EMBEDDING, Embedding(embedding, self.dtype).to(self.device))
+        self._put(HEAD, Head(head).to(self.device))
 
     def _layer(self, path: str, shape: object) -> Layer:
         layer = self.source.layer(path)
@@ -163,4 +195,4 @@ class _Filling:
 
     def _put(self, path: str, made: torch.nn.Module) -> None:
         parent, _, name = path.rpartition(".")
-        setattr(self.model.get_submodule(parent), name, made.to(self.device))
+        setattr(self.model.get_submodule(parent), name, made)

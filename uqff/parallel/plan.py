@@ -5,10 +5,10 @@
     q_proj                        outputs    the rank's query heads
     k_proj, v_proj                outputs    the rank's key and value heads; the one it shares, where there are fewer
     o_proj                        inputs     what the rank's query heads give
-    gate_proj, up_proj            outputs    an equal part
+    gate_proj, up_proj            outputs    an equal part; of every expert, whole blocks
     down_proj                     inputs     the same part
     embed_tokens, lm_head         outputs    an equal part of the vocabulary; whole, where it does not divide
-    norms, routers                whole
+    norms, routers                -          whole
 
 The arithmetic is that of mistral.rs v0.8.0, ``mistralrs-core/src/models/llama.rs`` and
 ``mistralrs-quant/src/distributed/layers.rs``; there embedding and head are whole on every rank.
@@ -20,6 +20,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
+from uqff.architectures import layer_names
 from uqff.errors import FormatError, ShardError
 from uqff.parallel.shard import world_sizes
 
@@ -46,12 +47,12 @@ class Sizes:
     Attributes:
         heads: query heads.
         kv_heads: key and value heads.
-        inner: widths of the feed-forward layers, of dense ones and experts.
+        inner: width of the feed-forward layers, None if all are experts: those are cut unevenly if need be.
     """
 
     heads: int
     kv_heads: int
-    inner: tuple[int, ...]
+    inner: int | None
 
     @classmethod
     def of(cls, config: Mapping[str, Any]) -> Sizes:
@@ -62,15 +63,13 @@ class Sizes:
         """
         heads = _count(config, "num_attention_heads")
         kv_heads = _count(config, "num_key_value_heads") if config.get("num_key_value_heads") is not None else heads
-        inner = [_count(config, key) for key in ("intermediate_size", "moe_intermediate_size") if key in config]
-        if not inner:
-            raise FormatError("not a count", field="config.intermediate_size", got=None)
-        return cls(heads, kv_heads, tuple(inner))
+        dense = any(layer.block is not None and layer.module.endswith("mlp.up_proj") for layer in layer_names(config))
+        return cls(heads, kv_heads, _count(config, "intermediate_size") if dense else None)
 
     def fits(self, world_size: int) -> bool:
         """Whether the model can be spread over that many ranks."""
         kv = self.kv_heads % world_size == 0 or world_size % self.kv_heads == 0
-        return kv and self.heads % world_size == 0 and all(inner % world_size == 0 for inner in self.inner)
+        return kv and self.heads % world_size == 0 and (self.inner is None or self.inner % world_size == 0)
 
     def check(self, world_size: int) -> None:
         """Make sure that it does.
@@ -85,7 +84,7 @@ class Sizes:
             "model cannot be split over the ranks",
             expected=f"world sizes that work are {', '.join(map(str, works))}",
             got=f"world size {world_size} for {self.heads} query heads, {self.kv_heads} key and value heads, "
-            f"feed-forward width {', '.join(map(str, self.inner))}",
+            f"feed-forward width {self.inner}",
         )
 
 

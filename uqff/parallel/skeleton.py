@@ -3,7 +3,7 @@
 What is relied on, in ``transformers`` from 4.51 on: modules have the names that their weights have in a checkpoint;
 attention views its projections as ``[..., heads, head_dim]`` for any number of heads, and repeats keys and values
 ``num_key_value_groups`` times; rotary embeddings are made by ``type(module)(config=...)``; a Qwen3-MoE layer is
-``mlp.gate`` and ``mlp.experts``.
+one with ``gate`` and ``experts``.
 """
 
 from __future__ import annotations
@@ -19,8 +19,9 @@ from uqff.parallel.heads import compute_n_kv_groups
 
 if TYPE_CHECKING:
     from uqff.parallel.comm import Comm
+    from uqff.parallel.mixture import Mixture
 
-__all__ = ["build", "materialise", "share_heads"]
+__all__ = ["SparseBlock", "activation", "build", "materialise", "share_heads", "sparse_blocks"]
 
 
 def build(directory: Path, dtype: torch.dtype) -> torch.nn.Module:
@@ -52,6 +53,45 @@ def build(directory: Path, dtype: torch.dtype) -> torch.nn.Module:
             got=f"{type(error).__name__}: {error}",
         ) from error
     return model.eval().requires_grad_(False)
+
+
+def activation(config: Any) -> Callable[[torch.Tensor], torch.Tensor]:
+    """The activation function that a configuration names."""
+    from transformers.activations import ACT2FN
+
+    act: Callable[[torch.Tensor], torch.Tensor] = ACT2FN[config.hidden_act]
+    return act
+
+
+def sparse_blocks(model: torch.nn.Module) -> list[str]:
+    """Paths of the feed-forward layers that have experts."""
+    return [path for path, module in model.named_modules() if hasattr(module, "experts") and hasattr(module, "gate")]
+
+
+class SparseBlock(torch.nn.Module):
+    """The feed-forward layer of Qwen3-MoE: a router, whole on every rank, and experts.
+
+    It stands in for the block of ``transformers``, whose form changes from version to version.  The router's
+    probabilities are float32; those of the chosen experts are scaled to add up to 1 if the configuration says so.
+
+    Authority: transformers, ``models/qwen3_moe/modeling_qwen3_moe.py`` (``Qwen3MoeSparseMoeBlock``).
+    """
+
+    def __init__(self, config: Any, experts: Mixture) -> None:
+        super().__init__()
+        self.gate = torch.nn.Linear(config.hidden_size, config.num_experts, bias=False, device="meta")
+        self.experts = experts
+        self.top_k: int = config.num_experts_per_tok
+        self.norm_topk_prob: bool = config.norm_topk_prob
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """Hidden states ``[..., hidden]`` to the same."""
+        probabilities = self.gate(hidden_states).softmax(-1, dtype=torch.float32)
+        weights, indices = probabilities.topk(self.top_k, dim=-1)
+        if self.norm_topk_prob:
+            weights = weights / weights.sum(-1, keepdim=True)
+        y: torch.Tensor = self.experts(hidden_states, indices, weights.to(hidden_states.dtype))
+        return y
 
 
 def share_heads(model: torch.nn.Module, comm: Comm) -> None:

@@ -4,7 +4,7 @@
 
     where a weight is         0.x                        1.0, 1.1                   1.2
     projections               by layer index             by path                    by path
-    experts                   one by one                 stacked                    stacked
+    experts                   one by one, or stacked     stacked                    stacked
     embedding                 residual                   residual                   layer model.embed_tokens
     head                      index 0                    layer lm_head              layer lm_head
     head of a tied model      index 0                    layer lm_head              none: the embedding's layer
@@ -21,7 +21,7 @@ import json
 import os
 from typing import TYPE_CHECKING, Any
 
-from uqff.architectures import architecture_of, layer_names
+from uqff.architectures import architecture_of, layer_names, stacked_names
 from uqff.blob import Layer
 from uqff.container.file import open_uqff
 from uqff.errors import FormatError, UqffError
@@ -70,8 +70,15 @@ class ModelSource:
             raise
 
     def _numbered(self) -> dict[str, str]:
-        """The layers of a pre-1.0 file by their paths: there must be exactly those that the model has."""
-        names = {str(name.index): name.module for name in layer_names(self.config)}
+        """The layers of a pre-1.0 file by their paths: there must be exactly those that the model has.
+
+        Where the engine ran on Metal or CUDA, experts are stacked, as in 1.x.
+        """
+        layers = layer_names(self.config)
+        names = {str(layer.index): layer.module for layer in layers}
+        stacked = stacked_names(layers)
+        if len(self.file) == len(stacked) < len(names):
+            names = {str(index): layer.key for index, layer in enumerate(stacked)}
         held = {str(int(key)): key for key in self.file}
         for index, module in names.items():
             if index not in held:
