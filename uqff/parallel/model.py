@@ -144,7 +144,7 @@ class _Filling:
         return uncut.column(layer, self.comm, key, shard)
 
     def _experts(self, path: str) -> Mixture:
-        """A part of every expert: whole blocks, if equal parts cut through them; everything, if there are not enough."""
+        """A part of every expert: whole blocks, if equal parts cut through them; or all, if there are not enough."""
         try:
             return self._experts_split(path, "uneven")
         except ShardError:

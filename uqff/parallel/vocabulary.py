@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING
 import torch
 
 from uqff.errors import ShapeError
-from uqff.parallel.uncut import every_rank_can
 from uqff.parallel.linear import ColumnParallelLayer, ReplicatedLayer
 from uqff.parallel.shard import Shard
+from uqff.parallel.uncut import every_rank_can
 
 if TYPE_CHECKING:
     from uqff.blob import Layer
