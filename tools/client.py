@@ -2,7 +2,8 @@
 
 The other tools import `Client`; the client's own interpreter runs this same file with a job in JSON as its argument,
 and needs nothing but mistralrs for it. One process serves one job, because the client panics (across threads) rather
-than raises on much bad input. It gets one thread: on tiny models several do nothing but wait for each other.
+than raises on much bad input. It gets one thread: on tiny models several do nothing but wait for each other. Keys and
+values are kept in float32 as the model is; else the 0.9 client would round them to float16.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ RESULT = "uqff-client-result:"
 ANSI = re.compile(r"\x1b\[[0-9;]*m")
 WRITTEN = "Applied in-situ quantization into"
 LOADED = "Loaded in-situ quantization artifacts into"
+ENVIRONMENT = {"RAYON_NUM_THREADS": "1", "MISTRALRS_CPU_KV_F32": "1"}
 PROMPT = "t5 t9 t17 t30 t41 t11 t23"
 
 
@@ -44,9 +46,10 @@ class ClientError(Exception):
 
 @dataclasses.dataclass(frozen=True)
 class Generation:
-    """What a greedy run answered: the tokens' texts and their logits.
+    """What a greedy run answered: the tokens' texts and what the client calls their log probabilities.
 
-    0.6.0 fills its response's `logprob` with the raw logit when the temperature is 0.
+    At temperature 0 that of 0.6.0 is the base-10 logarithm of the raw logit, and it answers one token more than asked
+    for.
     """
 
     tokens: list[str]
@@ -119,7 +122,7 @@ class Client:
                 errors="replace",
                 timeout=self.timeout,
                 check=False,
-                env={"RAYON_NUM_THREADS": "1", **os.environ, "RUST_BACKTRACE": "0"},
+                env={**ENVIRONMENT, **os.environ, "RUST_BACKTRACE": "0"},
             )
         except subprocess.TimeoutExpired as exc:
             raise ClientError(f"no answer within {self.timeout:g} s", _text(exc.stdout) + _text(exc.stderr)) from exc
@@ -156,7 +159,8 @@ def run_job(job: dict[str, Any]) -> Any:
             "libc": " ".join(platform.libc_ver()),
         }
     which = dict(job["which"])
-    which["arch"] = getattr(mistralrs.Architecture, which["arch"].capitalize())
+    names = {name.lower(): name for name in dir(mistralrs.Architecture)}
+    which["arch"] = getattr(mistralrs.Architecture, names[which["arch"].lower()])
     which["dtype"] = getattr(mistralrs.ModelDType, which["dtype"])
     runner = mistralrs.Runner(
         which=mistralrs.Which.Plain(**which), in_situ_quant=job["isq"], token_source="none", no_paged_attn=True

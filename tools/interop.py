@@ -1,10 +1,11 @@
-"""Check against the real clients, in two tables; exit 1 on any difference.
+"""Check against the real clients, in three tables; exit 1 on any difference.
 
     python tools/interop.py            # make interop
 
 Files (`interop_reading`): the 0.6.0 client must take the files that this package writes for its own. Quantisers
 (`interop_quantisers`): from the same weights, the package must make every byte that the 0.6.0 and 0.9.5 clients store,
-for every type, several shapes and load dtypes.
+for every type, several shapes and load dtypes. Running (`interop_running`): from the clients' files, the package must
+generate what they do, on 1, 2 and 4 ranks.
 
 The clients are installed once, into `.venvs/` at the root of the repository.
 """
@@ -20,6 +21,7 @@ from pathlib import Path
 import click
 import interop_quantisers as quantisers
 import interop_reading as reading
+import interop_running as running
 from client import Client
 from interop_models import CASES
 from rich.console import Console
@@ -30,7 +32,7 @@ ROOT = Path(__file__).resolve().parent.parent
 WIDTH = 150
 """Columns of the tables where the output is not a terminal."""
 
-FILES, QUANTISERS = "files", "quantisers"
+FILES, QUANTISERS, RUNNING = "files", "quantisers", "running"
 
 
 def install_client(version: str) -> Path:
@@ -102,6 +104,17 @@ def check_quantisers(
     return bool(failed)
 
 
+def check_running(clients: dict[str, Client], kinds: tuple[str, ...], console: Console) -> bool:
+    """Print the table of the runs; return whether anything differs."""
+    with tempfile.TemporaryDirectory() as folder:
+        rows = running.check_all(clients, kinds, Path(folder))
+    console.print(running.table_of(rows))
+    failed = sum(not row.equal for row in rows)
+    idle = sum(row.case.generation is None for row in rows)
+    console.print(f"{len(rows)} checked: {failed} differ, {idle} that the client itself cannot run here")
+    return failed > 0
+
+
 @click.command()
 @click.option(
     "--client",
@@ -111,7 +124,7 @@ def check_quantisers(
     help="Interpreter that has mistralrs 0.6.0 or 0.9.5; else they are installed.",
 )
 @click.option("--kind", "kinds", multiple=True, type=click.Choice([*KINDS, reading.MIXED]), help="Only these.")
-@click.option("--only", type=click.Choice([FILES, QUANTISERS]), help="Only this table.")
+@click.option("--only", type=click.Choice([FILES, QUANTISERS, RUNNING]), help="Only this table.")
 @click.option(
     "--model", "models", multiple=True, type=click.Choice([case.name for case in CASES]), help="Only these quantised."
 )
@@ -125,10 +138,12 @@ def main(pythons: tuple[Path, ...], kinds: tuple[str, ...], only: str | None, mo
     about = clients[reading.CLIENT_VERSION].about()
     console.print(f"mistralrs {', '.join(clients)} on {about['system']} {about['machine']}, {about['libc']}")
     failed = False
-    if only != QUANTISERS:
+    if only in (None, FILES):
         failed |= check_files(clients[reading.CLIENT_VERSION], kinds, console)
-    if only != FILES:
+    if only in (None, QUANTISERS):
         failed |= check_quantisers(clients, kinds, models, console)
+    if only in (None, RUNNING):
+        failed |= check_running(clients, kinds, console)
     console.print(f"{time.monotonic() - start:.0f} s")
     sys.exit(1 if failed else 0)
 

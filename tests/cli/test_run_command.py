@@ -52,12 +52,13 @@ def test_text_and_json_say_the_same(model: Path) -> None:
 
 
 def test_a_token_that_ends_the_text(model: Path, tmp_path: Path) -> None:
-    """The configuration names it; it is not part of the text."""
+    """The configuration names it; it is told, but not part of the text."""
     ids = json.loads(run(model, "--prompt", PROMPT, "--tokens", 5, "--json")[1])["ids"]
     copy = shutil.copytree(model, tmp_path / "model")
     (copy / "generation_config.json").write_text(json.dumps({"eos_token_id": [2, ids[2]]}))
     told = json.loads(run(copy, "--prompt", PROMPT, "--tokens", 5, "--json")[1])
-    assert told["ids"] == ids[: ids.index(ids[2])]
+    assert told["ids"] == ids[: ids.index(ids[2]) + 1]
+    assert told["text"] == " ".join(told["tokens"][:-1])
     assert told["finish_reason"] == "stop"
 
 

@@ -11,7 +11,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,7 +30,7 @@ class Generation:
     """What a model answered.
 
     Attributes:
-        ids: of the new tokens; the one that ended the text is not among them.
+        ids: of the new tokens; the one that ended the text is the last of them, as with the engine.
         logits: of each, as the model gave them, float32.
         logprobs: of each, ``log softmax`` of all logits, float32.
         finish_reason: ``stop`` at a token that ends a text, ``length`` at the bound.
@@ -63,7 +63,7 @@ def generate(
         tokens: at most so many new ones.
         stop: ids that end the text.
         comm: the ranks that share the model; a world of one if None.
-        on_token: called with every new id, as it comes.
+        on_token: called with every new id, as it comes, but for the one that ends the text.
 
     Raises:
         CommError: a rank did not take part.
@@ -81,11 +81,11 @@ def generate(
         logits = output.logits[0, -1].to(torch.float32)
         ids = comm.all_gather(logits.argmax())[0].view(1, 1)
         token = int(ids)
-        if token in stop:
-            return Generation(made.ids, made.logits, made.logprobs, "stop")
         made.ids.append(token)
         made.logits.append(float(logits[token]))
         made.logprobs.append(float(logits.log_softmax(-1)[token]))
+        if token in stop:
+            return replace(made, finish_reason="stop")
         if on_token is not None:
             on_token(token)
     return made
@@ -184,7 +184,7 @@ class Answer:
     """What came of a prompt.
 
     Attributes:
-        text: the answer.
+        text: the answer, without the token that ended it.
         tokens: the text of each token by itself.
         prompt: ids of the prompt's tokens, chat template included.
         generation: ids and numbers.
@@ -256,7 +256,7 @@ def respond(
 
     generation = generate(model, ids, tokens, stop=text.stop, comm=comm, on_token=say)
     done = time.perf_counter()
-    whole = text.decode(generation.ids)
+    whole = text.decode(made)
     if on_text is not None and len(whole) > len(said):
         on_text(whole[len(said) :])
     return Answer(whole, text.tokens(generation.ids), ids, generation, loaded - start, done - loaded)

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from uqff.architectures import architecture_of
 from uqff.errors import FormatError, ShapeError, ShardError, UnsupportedError
 from uqff.parallel import skeleton, uncut
 from uqff.parallel.agreement import settle
@@ -33,10 +32,7 @@ if TYPE_CHECKING:
     from uqff.parallel.mixture import Mixture
     from uqff.parallel.spread import Misfit
 
-__all__ = ["ARCHITECTURES", "load_model"]
-
-ARCHITECTURES = ("Llama", "Mistral", "Qwen2", "Qwen3", "Qwen3-MoE")
-"""Titles of the architectures that can be loaded."""
+__all__ = ["Check", "load_model"]
 
 Check = Literal["sample", "all"]
 
@@ -87,16 +83,12 @@ def load_model(
 
 
 def _load(source: ModelSource, comm: Comm, device: torch.device, dtype: torch.dtype | None) -> torch.nn.Module:
-    architecture = architecture_of(source.config)
-    if architecture.title not in ARCHITECTURES:
-        raise UnsupportedError(
-            "architecture cannot be run", expected=f"one of {', '.join(ARCHITECTURES)}", got=architecture.title
-        )
-    Sizes.of(source.config).check(comm.world_size)
     dtype = dtype or source.dtype or torch.float32
     if dtype not in _DTYPES:
         raise UnsupportedError("dtype of activations", expected="float32, bfloat16 or float16", got=dtype)
-    model = skeleton.build(source.directory, dtype)
+    skeleton.model_type(source.config)
+    Sizes.of(source.config).check(comm.world_size)
+    model = skeleton.build(source.config, dtype)
     skeleton.share_heads(model, comm)
     _Filling(source, comm, device, dtype, model).fill()
     skeleton.materialise(model, source.tensor, device, dtype)

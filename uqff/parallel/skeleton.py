@@ -8,12 +8,12 @@ one with ``gate`` and ``experts``.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, Final
 
 import torch
 
+from uqff.architectures import architecture_of
 from uqff.errors import FormatError, ShapeError, UnsupportedError
 from uqff.parallel.heads import compute_n_kv_groups
 
@@ -21,35 +21,67 @@ if TYPE_CHECKING:
     from uqff.parallel.comm import Comm
     from uqff.parallel.mixture import Mixture
 
-__all__ = ["SparseBlock", "activation", "build", "materialise", "share_heads", "sparse_blocks"]
+__all__ = [
+    "MODEL_TYPES",
+    "SparseBlock",
+    "activation",
+    "build",
+    "materialise",
+    "model_type",
+    "share_heads",
+    "sparse_blocks",
+]
 
 
-def build(directory: Path, dtype: torch.dtype) -> torch.nn.Module:
+MODEL_TYPES: Final = {
+    "Llama": "llama",
+    "Mistral": "mistral",
+    "Qwen2": "qwen2",
+    "Qwen3": "qwen3",
+    "Qwen3-MoE": "qwen3_moe",
+}
+"""What ``transformers`` calls the architectures that can be run, by their titles."""
+
+
+def model_type(values: Mapping[str, Any]) -> str:
+    """What ``transformers`` calls the architecture of a ``config.json``.
+
+    Raises:
+        UnsupportedError: it is not one of :data:`MODEL_TYPES`.
+    """
+    title = architecture_of(values).title
+    if title not in MODEL_TYPES:
+        raise UnsupportedError("architecture cannot be run", expected=f"one of {', '.join(MODEL_TYPES)}", got=title)
+    return MODEL_TYPES[title]
+
+
+def build(values: Mapping[str, Any], dtype: torch.dtype) -> torch.nn.Module:
     """The model that a ``config.json`` describes, on the meta device.
 
     Args:
-        directory: of the configuration.
+        values: the configuration; its ``architectures`` decide, whatever it says of a ``model_type``.
         dtype: that the model shall claim to have.
 
     Raises:
-        UnsupportedError: ``transformers`` is not installed, or is too old for the architecture.
+        UnsupportedError: see :func:`model_type`; ``transformers`` is not installed, or is too old for it.
         FormatError: the configuration is not one.
     """
+    kind = model_type(values)
     try:
-        from transformers import AutoConfig, AutoModelForCausalLM
+        from transformers import CONFIG_MAPPING, AutoModelForCausalLM
     except ImportError as error:
         raise UnsupportedError(
             "running a model needs transformers (pip install 'uqff-format[run]')", got=str(error)
         ) from None
     try:
-        config = AutoConfig.from_pretrained(directory, local_files_only=True)
+        config = CONFIG_MAPPING[kind].from_dict({**values, "model_type": kind})
         setattr(config, "dtype" if hasattr(config, "dtype") else "torch_dtype", dtype)
         with torch.device("meta"):
             model: torch.nn.Module = AutoModelForCausalLM.from_config(config)
-    except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise FormatError(
             "transformers does not take the configuration",
-            file=str(directory / "config.json"),
+            field="config",
             got=f"{type(error).__name__}: {error}",
         ) from error
     return model.eval().requires_grad_(False)
