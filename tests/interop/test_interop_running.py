@@ -8,9 +8,7 @@ from typing import Any
 
 import pytest
 
-TOOLS = str(Path(__file__).resolve().parents[2] / "tools")
-if TOOLS not in sys.path:
-    sys.path.insert(0, TOOLS)
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tools"))
 
 from client import Generation
 from interop_running import DENSE, GGML, HALF, Case, Row, compare
