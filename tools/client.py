@@ -159,8 +159,11 @@ def run_job(job: dict[str, Any]) -> Any:
             "libc": " ".join(platform.libc_ver()),
         }
     which = dict(job["which"])
-    names = {name.lower(): name for name in dir(mistralrs.Architecture)}
-    which["arch"] = getattr(mistralrs.Architecture, names[which["arch"].lower()])
+    which["arch"] = next(
+        getattr(mistralrs.Architecture, name)
+        for name in dir(mistralrs.Architecture)
+        if name.lower() == which["arch"].lower()
+    )
     which["dtype"] = getattr(mistralrs.ModelDType, which["dtype"])
     runner = mistralrs.Runner(
         which=mistralrs.Which.Plain(**which), in_situ_quant=job["isq"], token_source="none", no_paged_attn=True

@@ -1,11 +1,12 @@
-"""Check against the real clients, in three tables; exit 1 on any difference.
+"""Check against the real clients, in four tables; exit 1 on any difference.
 
     python tools/interop.py            # make interop
 
-Files (`interop_reading`): the 0.6.0 client must take the files that this package writes for its own. Quantisers
-(`interop_quantisers`): from the same weights, the package must make every byte that the 0.6.0 and 0.9.5 clients store,
-for every type, several shapes and load dtypes. Running (`interop_running`): from the clients' files, the package must
-generate what they do, on 1, 2 and 4 ranks.
+Files (`interop_reading`): the 0.6.0 client must take the files that this package writes for its own. Entries
+(`interop_entries`): the same for 1.x files and the 0.9.5 client. Quantisers (`interop_quantisers`): from the same
+weights, the package must make every byte that the 0.6.0 and 0.9.5 clients store, for every type, several shapes and
+load dtypes. Running (`interop_running`): from the clients' files, the package must generate what they do, on 1, 2 and 4
+ranks.
 
 The clients are installed once, into `.venvs/` at the root of the repository.
 """
@@ -19,6 +20,7 @@ import time
 from pathlib import Path
 
 import click
+import interop_entries as entries
 import interop_quantisers as quantisers
 import interop_reading as reading
 import interop_running as running
@@ -32,7 +34,7 @@ ROOT = Path(__file__).resolve().parent.parent
 WIDTH = 150
 """Columns of the tables where the output is not a terminal."""
 
-FILES, QUANTISERS, RUNNING = "files", "quantisers", "running"
+FILES, ENTRIES, QUANTISERS, RUNNING = "files", "entries", "quantisers", "running"
 
 
 def install_client(version: str) -> Path:
@@ -88,6 +90,17 @@ def check_files(client: Client, kinds: tuple[str, ...], console: Console) -> boo
     return failed > 0
 
 
+def check_entries(client: Client, kinds: tuple[str, ...], console: Console) -> bool:
+    """Print the table of the 1.x files; return whether anything differs."""
+    with tempfile.TemporaryDirectory() as folder:
+        results = list(entries.check_all(client, kinds, Path(folder)))
+    console.print(entries.table_of(results))
+    failed = sum(not result.equal for result in results)
+    idle = sum(result.theirs.generation is None for result in results)
+    console.print(f"{len(results)} checked: {failed} differ, {idle} that the client itself cannot run here")
+    return failed > 0
+
+
 def check_quantisers(
     clients: dict[str, Client], kinds: tuple[str, ...], models: tuple[str, ...], console: Console
 ) -> bool:
@@ -124,7 +137,7 @@ def check_running(clients: dict[str, Client], kinds: tuple[str, ...], console: C
     help="Interpreter that has mistralrs 0.6.0 or 0.9.5; else they are installed.",
 )
 @click.option("--kind", "kinds", multiple=True, type=click.Choice([*KINDS, reading.MIXED]), help="Only these.")
-@click.option("--only", type=click.Choice([FILES, QUANTISERS, RUNNING]), help="Only this table.")
+@click.option("--only", type=click.Choice([FILES, ENTRIES, QUANTISERS, RUNNING]), help="Only this table.")
 @click.option(
     "--model", "models", multiple=True, type=click.Choice([case.name for case in CASES]), help="Only these quantised."
 )
@@ -140,6 +153,8 @@ def main(pythons: tuple[Path, ...], kinds: tuple[str, ...], only: str | None, mo
     failed = False
     if only in (None, FILES):
         failed |= check_files(clients[reading.CLIENT_VERSION], kinds, console)
+    if only in (None, ENTRIES):
+        failed |= check_entries(clients[entries.CLIENT_VERSION], kinds, console)
     if only in (None, QUANTISERS):
         failed |= check_quantisers(clients, kinds, models, console)
     if only in (None, RUNNING):

@@ -16,7 +16,7 @@ from uqff.kernels.threads import run_ranges
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Distance", "Measure", "distance"]
+__all__ = ["Distance", "Measure", "distance", "measured"]
 
 F32: TypeAlias = npt.NDArray[np.float32]
 
@@ -100,6 +100,11 @@ def distance(a: F32 | QuantizedTensor, b: QuantizedTensor) -> Distance:
         a: what is taken as true: float32 of the record's shape, C-contiguous; or a record.
         b: what is measured.
     """
+    return measured(a, b).result()
+
+
+def measured(a: F32 | QuantizedTensor, b: QuantizedTensor) -> Measure:
+    """The sums that :func:`distance` comes from, same arguments; those of several pairs can be added."""
     if isinstance(a, QuantizedTensor):
         # Families are cut differently: the one that is dequantised whole goes by the tiles of the other.
         a = a.dequantize().numpy()
@@ -113,7 +118,7 @@ def distance(a: F32 | QuantizedTensor, b: QuantizedTensor) -> Distance:
             measures[at].add(_flat(part(values)), _dequantized(piece, scratch[: piece.numel]))
 
     run_ranges(measure, len(pieces))
-    return Measure.sum(measures).result()
+    return Measure.sum(measures)
 
 
 def _dequantized(tile: QuantizedTensor, scratch: F32) -> F32:

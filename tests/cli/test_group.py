@@ -42,7 +42,17 @@ def test_the_table_agrees_with_the_commands(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--help"], ["--version"], ["inspect", "--help"], ["inspect", str(FILE)], ["verify", str(FILE)]]
+    "arguments",
+    [
+        ["--help"],
+        ["--version"],
+        *([name, "--help"] for name in COMMANDS),
+        ["inspect", str(FILE)],
+        ["verify", str(FILE)],
+        ["checksum", str(FILE)],
+        ["checksum", "--layers", str(FILE)],
+    ],
+    ids=" ".join,
 )
 def test_torch_is_not_imported(arguments: list[str]) -> None:
     """It takes seconds, and these answer in tenths of one; numba neither."""

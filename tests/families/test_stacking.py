@@ -121,12 +121,12 @@ def made(kind: str, out: int = 4, inputs: int = 64, **kwargs: Any) -> QuantizedT
         (list, "no weights to stack: expected at least 1, got 0"),
         (
             lambda: [made("q8_0"), made("q8_0"), made("q4_0"), made("q8_0")],
-            "weights do not stack: expected q8_0 [4, 64] (data uint8, cpu) for all 4, "
-            "got q4_0 [4, 64] (data uint8, cpu) for number 2",
+            "weights do not stack: expected q8_0 [4, 64] (data uint8) for all 4, "
+            "got q4_0 [4, 64] (data uint8) for number 2",
         ),
         (
             lambda: [made("q8_0", 2), made("q8_0"), made("q8_0")],
-            "expected q8_0 [4, 64] (data uint8, cpu) for all 3, got q8_0 [2, 64] (data uint8, cpu) for number 0",
+            "expected q8_0 [4, 64] (data uint8) for all 3, got q8_0 [2, 64] (data uint8) for number 0",
         ),
         (
             lambda: [
@@ -136,13 +136,17 @@ def made(kind: str, out: int = 4, inputs: int = 64, **kwargs: Any) -> QuantizedT
                 made("afq4", group_size=32),
                 made("afq4"),
             ],
-            "expected afq4 [4, 64] (bits=4, group_size=64, w_q uint8, scales float32, biases float32, cpu) for all 5, "
-            "got afq4 [4, 64] (bits=4, group_size=32, w_q uint8, scales float32, biases float32, cpu) "
+            "expected afq4 [4, 64] (bits=4, group_size=64, w_q uint8, scales float32, biases float32) for all 5, "
+            "got afq4 [4, 64] (bits=4, group_size=32, w_q uint8, scales float32, biases float32) "
             "for numbers 0, 3",
         ),
         (
             lambda: [made("unquant"), Unquant.of(torch.zeros(4, 64, dtype=torch.bfloat16))],
-            "got unquant [4, 64] (dtype=BF16, data uint8, cpu) for number 1",
+            "got unquant [4, 64] (dtype=BF16, data uint8) for number 1",
+        ),
+        (
+            lambda: [made("q8_0"), made("q8_0").to("meta")],
+            "weights do not stack: expected cpu for all 2, got meta for number 1",
         ),
         (
             lambda: [made("fp8"), uqff.quantize(torch.full((4, 64), 1000.0), "fp8"), made("fp8")],

@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from ranks import run_ranks
-from weights import KINDS, activations, blob, bound, dimensions, projections, routed
+from weights import FAMILIES, KINDS, activations, blob, bound, dimensions, projections, routed
 
 import uqff
 from uqff import CommError, Layer, ShardError
@@ -92,6 +92,7 @@ def check_families(comm: Comm, blobs: Blobs, stacks: Stacks) -> tuple[int, int] 
     for kind, given in stacks.items():
         check_experts(comm, kind, given)
     check_exact(comm)
+    check_exact_experts(comm)
     check_uneven(comm)
     check_collectives(comm)
     if comm.world_size == 4:
@@ -126,6 +127,41 @@ def check_exact(comm: Comm) -> None:
             uqff.quantize(weight[start : start + n], "unquant"), bias[start : start + n]
         )
         start += n
+
+
+def check_exact_experts(comm: Comm) -> None:
+    """Small integers again: each rank has its part of every expert, and every bias comes once."""
+    inner = 3 * comm.world_size
+    gate, up, down = (
+        torch.arange(torch.Size(shape).numel()).remainder(5).sub(2 + i).view(shape).float()
+        for i, shape in enumerate([(3, inner, 4), (3, inner, 4), (3, 4, inner)])
+    )
+    biases = [torch.arange(3.0 * inner).view(3, inner), torch.ones(3, inner), torch.arange(12.0).view(3, 4)]
+    x, indices = torch.arange(8.0).view(2, 4), torch.tensor([[2, 0], [1, 1]])
+    weights = torch.tensor([[0.5, 0.25], [1.0, 2.0]])
+    for given in (biases, None):
+        expected = torch.zeros(2, 4)
+        for t, k in ((0, 0), (0, 1), (1, 0), (1, 1)):
+            e = int(indices[t, k])
+            g, u, d = (0.0, 0.0, 0.0) if given is None else (each[e] for each in given)
+            expected[t] += weights[t, k] * (down[e] @ (torch.relu(gate[e] @ x[t] + g) * (up[e] @ x[t] + u)) + d)
+        layers = [
+            Layer(uqff.quantize(weight, "unquant"), None if given is None else given[i])
+            for i, weight in enumerate((gate, up, down))
+        ]
+        forms: list[Mixture] = [FusedExperts.from_layers(*layers, comm, act=torch.relu)]
+        if given is None:
+            forms += [
+                FusedExperts.from_fused(torch.cat([gate, up], 1), down, comm, act=torch.relu),
+                PackedExperts.from_fused(torch.cat([gate, up], 1).mT, down.mT, comm, act=torch.relu),
+            ]
+        for experts in forms:
+            assert torch.equal(experts(x, indices, weights), expected)
+            assert all(map(torch.equal, comm.all_gather(experts(x, indices, weights)), [expected] * comm.world_size))
+        fused = forms[0]
+        assert isinstance(fused, FusedExperts)
+        for made, layer in zip((fused.gate_proj, fused.up_proj, fused.down_proj), layers, strict=True):
+            assert made.gather_layer() == layer
 
 
 def check_uneven(comm: Comm) -> None:
@@ -164,8 +200,9 @@ def test_every_family_on_ranks(world_size: int) -> None:
     On two ranks also: one is late, then killed. On four: the dimensions of a mesh.
     """
     with_bias = (True,) if world_size in (3, 8) else (False, True)
-    blobs = {(kind, bias): blob(kind, bias=bias, world_size=world_size) for kind in KINDS for bias in with_bias}
-    stacks = {kind: [uqff.serialize(each) for each in projections(kind, world_size)] for kind in KINDS}
+    kinds = FAMILIES if world_size == 8 else KINDS
+    blobs = {(kind, bias): blob(kind, bias=bias, world_size=world_size) for kind in kinds for bias in with_bias}
+    stacks = {kind: [uqff.serialize(each) for each in projections(kind, world_size)] for kind in kinds}
     results = run_ranks(world_size, check_families, blobs, stacks, dead=int(world_size == 2))
     if world_size == 4:
         assert results == [(1, 2), (1, 4), (5, 2), (5, 4)]

@@ -14,6 +14,9 @@ OUT, INPUTS = 32, 1024
 KINDS = ("q4_0", "q4k", "hqq4", "hqq8", "hqq3", "fp8", "afq3", "afq4", "f8q8", "mxfp4", "unquant")
 """Every family, and those types whose slices are made differently."""
 
+FAMILIES = ("q4k", "hqq4", "fp8", "afq4", "f8q8", "mxfp4", "unquant")
+"""One type of each."""
+
 EXPERTS, HIDDEN = 4, 64
 
 
@@ -54,13 +57,13 @@ def stacked(kind: str, shape: tuple[int, int, int], seed: int = 0) -> QuantizedT
     return stack([uqff.quantize(each, kind) for each in values]) if kind == "mxfp4" else uqff.quantize(values, kind)
 
 
-def projections(kind: str, world_size: int = 1) -> list[QuantizedTensor]:
+def projections(kind: str, world_size: int = 1, seed: int = 0) -> list[QuantizedTensor]:
     """Gate, up and down of experts whose intermediate dimension ranks can share, in whole blocks."""
     block_type = block_type_of_kind(kind)
     unit = block_type.block_size if block_type is not None else HIDDEN
     hidden, inner = max(unit, HIDDEN), max(unit, HIDDEN) * world_size
     shapes = [(EXPERTS, inner, hidden), (EXPERTS, inner, hidden), (EXPERTS, hidden, inner)]
-    return [stacked(kind, shape, seed) for seed, shape in enumerate(shapes)]
+    return [stacked(kind, shape, seed + i) for i, shape in enumerate(shapes)]
 
 
 def routed(dtype: torch.dtype, hidden: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

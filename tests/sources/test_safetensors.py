@@ -105,6 +105,14 @@ def test_an_index_that_does_not_fit_its_files(tmp_path: Path) -> None:
             open_checkpoint(sharded(tmp_path, weight_map))  # type: ignore[arg-type]
 
 
+def test_names_that_no_file_can_have(tmp_path: Path) -> None:
+    """Too long for the file system, or half a character: a file that is missing, not an error of the system."""
+    for name in ("a" * 300 + ".safetensors", "\ud800.safetensors"):
+        with pytest.raises(ShardError, match="a file of the index is missing") as caught:
+            open_checkpoint(sharded(tmp_path, {"a": name}))
+        assert str(caught.value).isprintable()
+
+
 def test_a_tensor_in_two_files(tmp_path: Path) -> None:
     sharded(tmp_path)
     save_file({"a": A, "b": B}, tmp_path / "model-2.safetensors")

@@ -21,8 +21,11 @@ __all__ = ["COMMANDS", "LazyGroup", "main"]
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "inspect": ("uqff.cli.inspect:inspect", "Show what is in a file, or one layer in full."),
+    "checksum": ("uqff.cli.checksum:checksum", "Digests of files and of layers, and the check of both."),
+    "dequantize": ("uqff.cli.dequantize:dequantize", "Write a model as a plain checkpoint."),
     "diff": ("uqff.cli.diff:diff", "Compare two models, layer by layer."),
     "quantize": ("uqff.cli.quantize:quantize", "Quantise a checkpoint."),
+    "report": ("uqff.cli.report:report", "Show, check or write uqff_report.json."),
     "run": ("uqff.cli.run:run", "Let a model answer a prompt."),
     "verify": ("uqff.cli.verify:verify", "Check a file against every rule of the format."),
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import json
+import re
 import signal
 import sys
 from collections.abc import Iterator
@@ -26,6 +27,9 @@ TERMINATED = 128 + 15
 """What a shell reports for a process that ended by SIGTERM."""
 
 
+UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 2**10, "mi": 2**20, "gi": 2**30}
+
+
 def _kind(ctx: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> tuple[str, ...]:
     from uqff.isq import kind_name
 
@@ -33,6 +37,15 @@ def _kind(ctx: click.Context, parameter: click.Parameter, values: tuple[str, ...
         return tuple(kind_name(value) for value in values)
     except UqffError as error:
         raise click.BadParameter(str(error), ctx, parameter) from None
+
+
+def _size(ctx: click.Context, parameter: click.Parameter, value: str) -> int:
+    """Compile a number of bytes."""
+    match = re.fullmatch(r"([0-9]{1,12}) *([KMG]i?)?B?", value.strip(), re.IGNORECASE)
+    nbytes = 0 if match is None else int(match[1]) * UNITS[(match[2] or "").lower()]
+    if not nbytes:
+        raise click.BadParameter(f"expected a size such as 500MB or 2GiB, got {printable(value)}", ctx, parameter)
+    return nbytes
 
 
 def pattern_option(ctx: click.Context, parameter: click.Parameter, value: str | None) -> Any:
@@ -53,7 +66,13 @@ def pattern_option(ctx: click.Context, parameter: click.Parameter, value: str | 
 @click.option(
     "--layers", callback=pattern_option, metavar="REGEX", help="Which weights are layers, if not the usual ones."
 )
-@click.option("--format", type=click.Choice(["0.1", "0.2"]), default="0.2", show_default=True, help="UQFF generation.")
+@click.option(
+    "--format",
+    type=click.Choice(["0.1", "0.2", "1.0", "1.1", "1.2"]),
+    default="1.2",
+    show_default=True,
+    help="UQFF generation: current engines read 1.x only, mistral.rs 0.3 to 0.8.3 read 0.x only.",
+)
 @click.option(
     "--engine",
     type=click.Choice(["0.6", "0.8", "0.9"]),
@@ -68,6 +87,18 @@ def pattern_option(ctx: click.Context, parameter: click.Parameter, value: str | 
     show_default=True,
     help="Load dtype: weights are rounded to it first.",
 )
+@click.option(
+    "--no-promote", is_flag=True, help="Give head and embedding the type of the others; 1.2 makes them better."
+)
+@click.option(
+    "--shard-size",
+    "shard_bytes",
+    callback=_size,
+    metavar="SIZE",
+    default="10GiB",
+    show_default=True,
+    help="Begin a new file after so much: bytes, or a number with KB, MB, GB, KiB, MiB or GiB.",
+)
 @click.option("--force", is_flag=True, help="Replace the model that is in OUT.")
 @click.option("--quiet", is_flag=True, help="Print nothing but warnings and errors.")
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
@@ -80,6 +111,8 @@ def quantize(
     format: str,
     engine: Any,
     dtype: str,
+    no_promote: bool,
+    shard_bytes: int,
     force: bool,
     quiet: bool,
     as_json: bool,
@@ -109,7 +142,9 @@ def quantize(
             format=format,
             engine=engine,
             dtype=dtype,
+            promote=not no_promote,
             force=force,
+            shard_bytes=shard_bytes,
             progress=progress,
             on_fallback=fallbacks.append,
         )
@@ -204,8 +239,10 @@ def _show(result: Result) -> None:
         ("load dtype", result.dtype),
         ("residual", f"{result.residual_tensors} tensors, {size(result.residual_bytes)}"),
     ]
-    pairs += [(output.kind, f"{len(output.shards)} shards, {size(output.nbytes)}") for output in result.outputs]
-    echo_pairs(pairs)
+    for output in result.outputs:
+        count = len(output.shards)
+        pairs.append((output.kind, f"{count} shard{'s' * (count > 1)}, {size(output.nbytes)}"))
+    echo_pairs(pairs + _promotions(result))
     print()
     columns = [("isq", "left"), ("stored", "left"), ("layers", "right"), ("bytes", "right"), ("bits/weight", "right")]
     rows = []
@@ -215,6 +252,16 @@ def _show(result: Result) -> None:
             sizes = f"{row.nbytes:,}", f"{row.bits_per_weight:.3f}"
             rows.append((output.kind, row.kind, str(row.layers), *sizes, f"{row.relative:.5f}", worst or "-"))
     echo_table([*columns, ("rel. RMS error", "right"), ("worst layers", "left")], rows)
+
+
+def _promotions(result: Result) -> list[tuple[str, str]]:
+    """A line for each output whose head or embedding has a better type than asked for."""
+    lines = []
+    for output in result.outputs:
+        better = [f"{layer.module} {layer.requested}" for layer in output.layers if layer.promoted]
+        if better:
+            lines.append((f"{output.kind} promoted", ", ".join(better)))
+    return lines
 
 
 def _warn(result: Result, fallbacks: list[Fallback]) -> None:

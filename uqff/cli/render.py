@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from collections.abc import Iterable, Sequence
 
+from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -17,6 +19,8 @@ _UNITS = ("bytes", "KiB", "MiB", "GiB", "TiB")
 _EIGHTHS = " ▏▎▍▌▋▊▉█"
 _WIDTH = 1 << 16
 """Columns: so many that nothing is ever cut or folded here; a terminal folds what is too long for it."""
+_GAP = 2
+"""Columns between two columns of a table."""
 
 
 def size(nbytes: int) -> str:
@@ -87,16 +91,40 @@ def echo_pairs(pairs: Iterable[tuple[str, str]]) -> None:
     _echo(_console(), table)
 
 
-def echo_table(columns: Sequence[tuple[str, str]], rows: Iterable[Sequence[str]]) -> None:
+def echo_table(
+    columns: Sequence[tuple[str, str]], rows: Iterable[Sequence[str]], *, optional: Sequence[str] = ()
+) -> None:
     """A table without lines.
 
     Args:
         columns: header and alignment, ``left`` or ``right``.
         rows: a text for each column.
+        optional: headers of columns that are left out, one after another, until the table is no wider than the
+            terminal. Where the output is no terminal, all are shown.
     """
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    cells = [[printable(cell) for cell in row] for row in rows]
+    widths = [max([cell_len(name), *(cell_len(row[at]) for row in cells)]) for at, (name, _) in enumerate(columns)]
+    dropped = _too_wide(widths, [name for name, _ in columns], optional)
+    table = Table(box=None, pad_edge=False, padding=(0, _GAP, 0, 0), header_style="bold")
     for header, justify in columns:
-        table.add_column(header, justify="right" if justify == "right" else "left", no_wrap=True)
-    for row in rows:
-        table.add_row(*(Text(printable(cell)) for cell in row))
+        if header not in dropped:
+            table.add_column(header, justify="right" if justify == "right" else "left", no_wrap=True)
+    kept = [at for at, (name, _) in enumerate(columns) if name not in dropped]
+    for row in cells:
+        table.add_row(*(Text(row[at]) for at in kept))
     _echo(_console(), table)
+    if dropped:
+        _echo(_console(), Text(f"(too narrow for: {', '.join(dropped)})", style="dim"))
+
+
+def _too_wide(widths: Sequence[int], names: Sequence[str], optional: Sequence[str]) -> list[str]:
+    """Columns that a terminal has no room for, in the order in which they go."""
+    if not sys.stdout.isatty():
+        return []
+    room, dropped = shutil.get_terminal_size().columns, []
+    width = sum(widths) + _GAP * (len(widths) - 1)
+    for name in optional:
+        if width > room and name in names:
+            dropped.append(name)
+            width -= widths[names.index(name)] + _GAP
+    return dropped

@@ -18,7 +18,8 @@ from uqff.container.save_v1 import entry_items, metadata_of, plan_items, version
 from uqff.container.shards import shard_name
 from uqff.entries import to_entries
 from uqff.errors import FormatError, UqffError
-from uqff.schema.entries import FIRST
+from uqff.schema.bricks import Placeholder
+from uqff.schema.entries import FIRST, RawTensor
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -48,6 +49,7 @@ class StreamedFile:
         self.path = path
         self.nbytes = len(header)
         self._missing: dict[str, tuple[int, int]] = {}
+        self._left: dict[str, int] = {}
         for name in order:
             self._missing[name] = (self.nbytes, self.nbytes + sizes[name])
             self.nbytes += sizes[name]
@@ -81,6 +83,34 @@ class StreamedFile:
                 expected=f"{end - begin} bytes",
                 got=at - begin,
             )
+
+    def write_piece(self, name: str, at: int, chunk: Any) -> None:
+        """Write some of a tensor's payload; all pieces together are as long as the payload, and none overlap.
+
+        Args:
+            name: of the tensor.
+            at: where the piece begins in the payload.
+            chunk: a bytes-like object.
+
+        Raises:
+            FormatError: the pieces are longer than announced.
+            OSError: writing failed.
+        """
+        begin, end = self._missing[name]
+        size = memoryview(chunk).nbytes
+        left = self._left.get(name, end - begin) - size
+        if left < 0 or at + size > end - begin:
+            raise FormatError(
+                "tensor changed while it was written",
+                file=str(self.path),
+                field=name,
+                expected=f"{end - begin} bytes",
+                got=f"{size} at {at}",
+            )
+        self._write(begin + at, chunk)
+        self._left[name] = left
+        if not left:
+            del self._missing[name]
 
     def _write(self, at: int, chunk: Any) -> int:
         view = memoryview(chunk).cast("B")
@@ -152,6 +182,8 @@ class StreamedLayers:
         self.version = Version(*version)
         self.sizes: dict[str, int] = {}
         self._file_of: dict[str, StreamedFile] = {}
+        self._outlines = outlines
+        self._stacks: dict[str, dict[str, RawTensor]] = {}
         try:
             if self.version < FIRST:
                 self._plan_blobs(directory, stem, outlines, shard_bytes)
@@ -200,6 +232,32 @@ class StreamedLayers:
             for suffix, entry in to_entries(layer, self.version).items():
                 name = f"{key}.{suffix}"
                 self._file_of[name].write(name, [entry.data])
+        except UqffError as error:
+            raise error.within(layer=key) from None
+
+    def write_expert(self, key: str, expert: int, layer: Layer) -> None:
+        """Write what one expert is of a stacked layer of 1.x; each is written once, in any order.
+
+        Args:
+            key: of the stacked layer, whose payloads are those of the experts one after the other.
+            expert: its number.
+            layer: its weight ``[out, in]``.
+
+        Raises:
+            FormatError: it has other sizes than its part of the outline.
+            OSError: writing failed.
+        """
+        try:
+            if key not in self._stacks:
+                self._stacks[key] = to_entries(self._outlines[key], self.version)
+            parts = to_entries(layer, self.version)
+            for suffix, entry in self._stacks[key].items():
+                name = f"{key}.{suffix}"
+                if isinstance(entry.data, Placeholder):
+                    data = parts[suffix].data
+                    self._file_of[name].write_piece(name, expert * data.nbytes, data)
+                elif expert == 0:
+                    self._file_of[name].write(name, [entry.data])
         except UqffError as error:
             raise error.within(layer=key) from None
 

@@ -51,6 +51,10 @@ def stack(records: Sequence[_Record]) -> _Record:
     if odd:
         usual = next(form for i, form in enumerate(forms) if i not in odd)
         raise _unlike(odd, forms[odd[0]], usual, len(records))
+    devices = [str(record.device) for record in records]
+    odd = odd_ones(devices)
+    if odd:
+        raise _unlike(odd, devices[odd[0]], next(d for i, d in enumerate(devices) if i not in odd), len(records))
     return type(records[0])._stack(list(records))
 
 
@@ -100,7 +104,7 @@ def _form(record: QuantizedTensor) -> str:
     )
     rest = (f"{f.name}={_name(getattr(record, f.name))}" for f in fields(record) if f.name not in parts)  # type: ignore[arg-type]
     shown = [item for item in (*rest, *dtypes) if not item.startswith(("weight_shape=", "block_type="))]
-    return f"{record.kind} {list(record.shape)} ({', '.join([*shown, str(record.device)])})"
+    return f"{record.kind} {list(record.shape)} ({', '.join(shown)})"
 
 
 def _name(value: object) -> object:

@@ -172,6 +172,7 @@ class FusedExperts(Mixture):
         comm: Comm | None = None,
         *,
         act: Activation = torch.nn.functional.silu,
+        misfit: Misfit = "error",
         device: torch.device | str | None = None,
         key: str | None = None,
     ) -> Self:
@@ -180,7 +181,7 @@ class FusedExperts(Mixture):
         See :func:`~uqff.parallel.spread.split_fused` for the shapes, :meth:`from_layers` for the other arguments.
         """
         gate, up, down = split_fused(gate_up, down, layer=key)
-        return cls.from_layers(gate, up, down, comm, act=act, device=device, key=key)
+        return cls.from_layers(gate, up, down, comm, act=act, misfit=misfit, device=device, key=key)
 
     @classmethod
     def deserialize(
@@ -313,6 +314,7 @@ class PackedExperts(Mixture):
         *,
         bias: bool = False,
         act: Activation = torch.nn.functional.silu,
+        misfit: Misfit = "error",
         device: torch.device | str | None = None,
         key: str | None = None,
     ) -> Self:
@@ -326,13 +328,14 @@ class PackedExperts(Mixture):
             comm: the ranks.
             bias: whether the checkpoint has biases, which is refused.
             act: the activation function.
+            misfit: what to do if the ranks do not divide the intermediate dimension.
             device: where the slices go.
             key: of the experts, for errors.
         """
         if bias:
             raise UnsupportedError("PackedExperts take no bias", layer=key)
         gates, ups, downs = (list(each) for each in split_fused(gate_up, down, layer=key))
-        return cls.from_expert_layers(gates, ups, downs, comm, act=act, device=device, key=key)
+        return cls.from_expert_layers(gates, ups, downs, comm, act=act, misfit=misfit, device=device, key=key)
 
     @classmethod
     def deserialize(
