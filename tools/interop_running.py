@@ -55,14 +55,14 @@ MODELS: dict[str, TinyModel | str] = {
 }
 """Checkpoints by the client's name of their architecture; texts are of `tiny_architectures`."""
 
-DENSE_KINDS = ("afq3", "afq4", "afq8", "hqq4", "hqq8", "fp8", "f8q8", "mxfp4")
-GGML_KINDS = ("q4_0", "q8_0", "q2k", "q4k", "q6k")
+DENSE_KINDS = ("afq3", "afq4", "hqq4", "hqq8", "fp8", "f8q8", "mxfp4")
+GGML_KINDS = ("q4_0", "q8_0", "q4k")
 KINDS = {
     "llama": DENSE_KINDS + GGML_KINDS,
-    "qwen2": ("afq4", "hqq8", "fp8", "f8q8", "mxfp4", "q4k"),
-    "qwen3moe": ("afq4", "hqq4", "fp8", "q4_0", "q8_0"),
+    "qwen2": ("afq4", "hqq8", "fp8", "f8q8", "q4k"),
+    "qwen3moe": ("afq4", "hqq4", "fp8", "q8_0"),
 }
-FEW_KINDS = ("afq4", "hqq4", "fp8", "f8q8", "q8_0")
+FEW_KINDS = ("afq4", "hqq4", "fp8", "q8_0")
 
 
 @dataclasses.dataclass(frozen=True)
