@@ -17,7 +17,7 @@ from sharding import MEMORY
 
 __all__ = ["measure"]
 
-HIDDEN, INNER, LAYERS, VOCABULARY = 4096, 11264, 9, 4096
+HIDDEN, INNER, LAYERS, VOCABULARY = 4096, 11264, 10, 16384
 HEADS, KV_HEADS = 32, 8
 KINDS = ("q4k", "afq4")
 WORLDS = (1, 2, 4)
