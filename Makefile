@@ -37,7 +37,7 @@ lint: $(VENV)/.lint $(VENV)/.test
 bench: $(VENV)/.bench
 	$(BIN)/python tools/bench
 
-interop: $(VENV)/.demo
+interop: $(VENV)/.demo $(VENV)/.test
 	$(BIN)/python tools/interop.py
 
 vectors: $(VENV)/.test

@@ -2,7 +2,8 @@
 
 The other tools import `Client`; the client's own interpreter runs this same file with a job in JSON as its argument,
 and needs nothing but mistralrs for it. One process serves one job, because the client panics (across threads) rather
-than raises on much bad input. It gets one thread: on tiny models several do nothing but wait for each other.
+than raises on much bad input. It gets one thread: on tiny models several do nothing but wait for each other. Keys and
+values are kept in float32 as the model is; else the 0.9 client would round them to float16.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ RESULT = "uqff-client-result:"
 ANSI = re.compile(r"\x1b\[[0-9;]*m")
 WRITTEN = "Applied in-situ quantization into"
 LOADED = "Loaded in-situ quantization artifacts into"
+ENVIRONMENT = {"RAYON_NUM_THREADS": "1", "MISTRALRS_CPU_KV_F32": "1"}
 PROMPT = "t5 t9 t17 t30 t41 t11 t23"
 
 
@@ -46,8 +48,9 @@ class ClientError(Exception):
 class Generation:
     """What a greedy run answered: the tokens' texts, and what the response calls their `logprob`.
 
-    At temperature 0 that is a number made of the raw logit; at 1 (of the one best token) it is the logarithm of its
-    probability, to base 10 in 0.6.0, to base e in 0.9.5. `seconds` is the same of the second best token of each place.
+    At temperature 0 that of 0.6.0 is the logarithm to base 10 of the raw logit; at 1 (of the one best token) it is that
+    of its probability, to base 10 in 0.6.0, to base e in 0.9.5. 0.6.0 answers one token more than asked for.
+    `seconds` is the same of the second best token of each place.
     """
 
     tokens: list[str]
@@ -134,7 +137,7 @@ class Client:
                 errors="replace",
                 timeout=self.timeout,
                 check=False,
-                env={"RAYON_NUM_THREADS": "1", **os.environ, "RUST_BACKTRACE": "0"},
+                env={**ENVIRONMENT, **os.environ, "RUST_BACKTRACE": "0"},
             )
         except subprocess.TimeoutExpired as exc:
             raise ClientError(f"no answer within {self.timeout:g} s", _text(exc.stdout) + _text(exc.stderr)) from exc

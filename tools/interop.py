@@ -7,7 +7,8 @@ Files (`interop_reading`): the 0.6.0 client must take the files that this packag
 weights, the package must make every byte that the 0.6.0 and 0.9.5 clients store, for every type, several shapes and
 load dtypes. Migration (`interop_migration`): the 0.9.5 client must run migrated pre-1.0 models as it runs its own, and
 as the 0.6.0 client runs the originals; and the other way round. Converted (`interop_gguf`): the 0.9.5 client must say
-the same with a GGUF file and with the UQFF that it is converted to, there and back.
+the same with a GGUF file and with the UQFF that it is converted to, there and back. Running (`interop_running`): from
+the clients' files, the package must generate what they do, on 1, 2 and 4 ranks.
 
 The clients are installed once, into `.venvs/` at the root of the repository.
 """
@@ -26,6 +27,7 @@ import interop_gguf as converting
 import interop_migration as migration
 import interop_quantisers as quantisers
 import interop_reading as reading
+import interop_running as running
 from client import Client
 from interop_models import CASES
 from rich.console import Console
@@ -37,8 +39,8 @@ WIDTH = 150
 """Columns of the tables where the output is not a terminal."""
 
 FILES, ENTRIES, QUANTISERS = "files", "entries", "quantisers"
-MIGRATION, CONVERTED = "migration", "converted"
-TABLES = (FILES, ENTRIES, QUANTISERS, MIGRATION, CONVERTED)
+MIGRATION, CONVERTED, RUNNING = "migration", "converted", "running"
+TABLES = (FILES, ENTRIES, QUANTISERS, MIGRATION, CONVERTED, RUNNING)
 
 
 def install_client(version: str) -> Path:
@@ -146,6 +148,17 @@ def check_converted(client: Client, console: Console) -> bool:
     return bool(failed)
 
 
+def check_running(clients: dict[str, Client], kinds: tuple[str, ...], console: Console) -> bool:
+    """Print the table of the runs; return whether anything differs."""
+    with tempfile.TemporaryDirectory() as folder:
+        rows = running.check_all(clients, kinds, Path(folder))
+    console.print(running.table_of(rows))
+    failed = sum(not row.equal for row in rows)
+    idle = sum(row.case.generation is None for row in rows)
+    console.print(f"{len(rows)} checked: {failed} differ, {idle} that the client itself cannot run here")
+    return failed > 0
+
+
 @click.command()
 @click.option(
     "--client",
@@ -179,6 +192,8 @@ def main(pythons: tuple[Path, ...], kinds: tuple[str, ...], only: str | None, mo
         failed |= check_migration(clients, kinds, console)
     if only in (None, CONVERTED):
         failed |= check_converted(clients[converting.CLIENT_VERSION], console)
+    if only in (None, RUNNING):
+        failed |= check_running(clients, kinds, console)
     console.print(f"{time.monotonic() - start:.0f} s")
     sys.exit(1 if failed else 0)
 

@@ -17,6 +17,9 @@ SECTIONS = {
     "compiling": "First use of a type, quantising and dequantising: compiled once, then cached",
     "engine": "mistral.rs, type by type: a model of 250 million weights",
     "sharding": "What one rank holds and reads of a file",
+    "multiplying": "One layer of 4096 × 4096, float32 activations: milliseconds a forward, and of the plain product",
+    "loading": "Loading a model of 1 GiB on ranks that share this machine, page cache warm",
+    "generating": "Tokens a second of a small model, one at a time",
     "models": "Quantising a whole model: whole process, page cache warm, kernels cached",
 }
 """Each is a module with ``measure() -> list of rows``."""

@@ -29,6 +29,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "migrate": ("uqff.cli.migrate:migrate", "Turn a model of one generation into the other, without a loss."),
     "convert": ("uqff.cli.convert:convert", "GGUF to UQFF and back, block by block."),
     "dequantize": ("uqff.cli.dequantize:dequantize", "Write a model as a plain checkpoint."),
+    "run": ("uqff.cli.run:run", "Let a model answer a prompt."),
 }
 """Name of a command to ``module:attribute`` and its one line of help, in the order of ``--help``."""
 

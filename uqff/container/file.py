@@ -174,6 +174,12 @@ class UqffFile(Mapping[str, Layer]):
             self._residual.append(MappedFile(path))
         return TensorMap(self._residual)
 
+    @property
+    def mapped(self) -> tuple[MappedFile, ...]:
+        """The files themselves: the shards, and the residual if there is one."""
+        self.residual  # noqa: B018  # opens it
+        return (*self._files, *self._residual)
+
     def close(self) -> None:
         """Release the files. Layers and tensors already taken out stay valid."""
         for file in (*self._files, *self._residual):

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         ReplicatedLayer,
         RowParallelLayer,
     )
+    from uqff.parallel.model import load_model
     from uqff.parallel.shard import Shard
 
 __all__ = [
@@ -38,6 +39,7 @@ __all__ = [
     "Shard",
     "compute_kv_shard",
     "compute_n_kv_groups",
+    "load_model",
 ]
 
 _ROOMS = {
@@ -51,6 +53,7 @@ _ROOMS = {
     "Shard": "shard",
     "compute_kv_shard": "heads",
     "compute_n_kv_groups": "heads",
+    "load_model": "model",
 }
 """Where names come from; the others from ``linear``."""
 

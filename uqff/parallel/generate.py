@@ -1,0 +1,262 @@
+"""Greedy text from a model on one rank or several: prompt to ids, ids to tokens, and the numbers beside them.
+
+with ranks.joined(device, timeout=60) as comm:
+    answer = respond("DIR", "Once upon a time", comm, tokens=32)
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from uqff.errors import FormatError, UnsupportedError
+from uqff.parallel.agreement import settle
+from uqff.parallel.comm import Comm
+from uqff.parallel.model import Check, load_model
+
+__all__ = ["Answer", "Generation", "Text", "generate", "respond"]
+
+
+@dataclass(frozen=True)
+class Generation:
+    """What a model answered.
+
+    Attributes:
+        ids: of the new tokens; the one that ended the text is the last of them, as with the engine.
+        logits: of each, as the model gave them, float32.
+        logprobs: of each, ``log softmax`` of all logits, float32.
+        finish_reason: ``stop`` at a token that ends a text, ``length`` at the bound.
+    """
+
+    ids: list[int]
+    logits: list[float]
+    logprobs: list[float]
+    finish_reason: Literal["stop", "length"]
+
+
+@torch.inference_mode()
+def generate(
+    model: torch.nn.Module,
+    prompt: Sequence[int],
+    tokens: int,
+    *,
+    stop: Collection[int] = (),
+    comm: Comm | None = None,
+    on_token: Callable[[int], None] | None = None,
+) -> Generation:
+    """Always take the most probable token; of equals the one of the lowest id.
+
+    All ranks call this with the same arguments. Rank 0's choice counts: ranks of unlike machines may differ in the last
+    bit of a logit.
+
+    Args:
+        model: of :func:`~uqff.parallel.load_model`.
+        prompt: token ids, at least one.
+        tokens: at most so many new ones.
+        stop: ids that end the text.
+        comm: the ranks that share the model; a world of one if None.
+        on_token: called with every new id, as it comes, but for the one that ends the text.
+
+    Raises:
+        CommError: a rank did not take part.
+    """
+    comm = comm or Comm()
+    if not prompt:
+        raise FormatError("prompt is empty", expected="at least one token")
+    device = next(model.parameters()).device
+    ids = torch.tensor([list(prompt)], device=device)
+    made = Generation([], [], [], "length")
+    cache: Any = None
+    for _ in range(tokens):
+        output = model(input_ids=ids, past_key_values=cache, use_cache=True)
+        cache = output.past_key_values
+        logits = output.logits[0, -1].to(torch.float32)
+        ids = comm.all_gather(logits.argmax())[0].view(1, 1)
+        token = int(ids)
+        made.ids.append(token)
+        made.logits.append(float(logits[token]))
+        made.logprobs.append(float(logits.log_softmax(-1)[token]))
+        if token in stop:
+            return replace(made, finish_reason="stop")
+        if on_token is not None:
+            on_token(token)
+    return made
+
+
+class Text:
+    """The tokenizer of a model directory, and which tokens end a text.
+
+    Attributes:
+        stop: the end-of-text tokens of ``generation_config.json``, or else of ``config.json``, and of the tokenizer.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        """Read it.
+
+        Raises:
+            UnsupportedError: ``transformers`` is not installed.
+            FormatError: the directory has no tokenizer that it can read.
+        """
+        try:
+            from transformers import AutoTokenizer, PreTrainedTokenizerFast
+        except ImportError as error:
+            raise UnsupportedError(
+                "running a model needs transformers (pip install 'uqff-format[run]')", got=str(error)
+            ) from None
+        plain = directory / "tokenizer.json"
+        try:
+            self._tokenizer: Any = (
+                PreTrainedTokenizerFast(tokenizer_file=str(plain), **_tokenizer_options(directory))
+                if plain.is_file()
+                else AutoTokenizer.from_pretrained(directory, local_files_only=True)
+            )
+        except Exception as error:
+            raise FormatError("tokenizer cannot be read", file=str(directory), got=str(error)) from error
+        self.stop = frozenset(_stop_ids(directory) | _ids(self._tokenizer.eos_token_id))
+
+    def encode(self, prompt: str, *, raw: bool = False) -> list[int]:
+        """The ids of a prompt.
+
+        As in the engine, the prompt is one message of a user, put into the chat template if the directory has one.
+
+        Args:
+            prompt: the text.
+            raw: take the text as it is, chat template or not.
+        """
+        text, special = prompt, True
+        if not raw and getattr(self._tokenizer, "chat_template", None):
+            message = [{"role": "user", "content": prompt}]
+            text = self._tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
+            bos = self._tokenizer.bos_token
+            special = not (bos and text.startswith(bos))  # a template that writes it must not get it twice
+        return list(self._tokenizer(text, add_special_tokens=special)["input_ids"])
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of some tokens, special ones left out."""
+        return str(self._tokenizer.decode(list(ids), skip_special_tokens=True))
+
+    def tokens(self, ids: Sequence[int]) -> list[str]:
+        """The text of each token by itself."""
+        return [str(self._tokenizer.decode([one])) for one in ids]
+
+
+def _tokenizer_options(directory: Path) -> dict[str, Any]:
+    """Special tokens and chat template, beside a ``tokenizer.json`` that says everything else.
+
+    Read here, because ``transformers`` chooses a class by the model's configuration, which then rebuilds the tokenizer
+    by its own rules, and stumbles over the ``null`` that the engine writes for what is absent.
+    """
+    path, jinja = directory / "tokenizer_config.json", directory / "chat_template.jinja"
+    config = json.loads(path.read_text("utf-8")) if path.is_file() else {}
+    options = {name: config.get(name) for name in ("bos_token", "eos_token", "unk_token", "pad_token")}
+    options = {name: each["content"] if isinstance(each, dict) else each for name, each in options.items()}
+    template = config.get("chat_template")
+    if isinstance(template, list):  # several by name
+        template = {each["name"]: each["template"] for each in template}.get("default")
+    options["chat_template"] = jinja.read_text("utf-8") if jinja.is_file() else template
+    return {name: each for name, each in options.items() if each is not None}
+
+
+def _stop_ids(directory: Path) -> set[int]:
+    for name in ("generation_config.json", "config.json"):
+        path = directory / name
+        if path.is_file():
+            found = _ids(json.loads(path.read_text("utf-8")).get("eos_token_id"))
+            if found:
+                return found
+    return set()
+
+
+def _ids(value: Any) -> set[int]:
+    return set(value) if isinstance(value, list) else set() if value is None else {value}
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What came of a prompt.
+
+    Attributes:
+        text: the answer, without the token that ended it.
+        tokens: the text of each token by itself.
+        prompt: ids of the prompt's tokens, chat template included.
+        generation: ids and numbers.
+        load_seconds: until the model was there.
+        seconds: for all tokens.
+    """
+
+    text: str
+    tokens: list[str]
+    prompt: list[int]
+    generation: Generation
+    load_seconds: float
+    seconds: float
+
+
+def respond(
+    path: str | os.PathLike[str],
+    prompt: str,
+    comm: Comm | None = None,
+    *,
+    tokens: int,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype | None = None,
+    raw: bool = False,
+    check: Check = "sample",
+    on_text: Callable[[str], None] | None = None,
+) -> Answer:
+    """Load a model and let it answer a prompt; the same on every rank.
+
+    Args:
+        path: see :func:`~uqff.parallel.load_model`, also for ``comm``, ``device``, ``dtype`` and ``check``.
+        prompt: see :meth:`Text.encode`, also for ``raw``.
+        comm: the ranks.
+        tokens: at most so many new ones.
+        device: where the model goes.
+        dtype: of activations.
+        raw: no chat template.
+        check: how the ranks' files are compared.
+        on_text: called with each piece of the answer, as it comes.
+
+    Raises:
+        UqffError: see :func:`~uqff.parallel.load_model`; also where ranks read the prompt as different tokens.
+    """
+    comm, device = comm or Comm(), torch.device(device)
+    exchange = device if device.type == "cuda" else torch.device("cpu")
+    start = time.perf_counter()
+    model = load_model(path, comm, device=device, dtype=dtype, check=check)
+    directory = Path(path) if Path(path).is_dir() else Path(path).parent
+
+    def read() -> tuple[Text, list[int]]:
+        text = Text(directory)
+        return text, text.encode(prompt, raw=raw)
+
+    text, ids = settle(comm, "reading the prompt", read, exchange)
+    comm.check_same(
+        hashlib.blake2b(repr((ids, sorted(text.stop))).encode(), digest_size=16).digest(), "prompt", exchange
+    )
+    loaded = time.perf_counter()
+    made: list[int] = []
+    said = ""
+
+    def say(token: int) -> None:
+        nonlocal said
+        made.append(token)
+        so_far = text.decode(made)
+        if on_text is not None and not so_far.endswith("\ufffd"):  # a character may take several tokens
+            on_text(so_far[len(said) :])
+            said = so_far
+
+    generation = generate(model, ids, tokens, stop=text.stop, comm=comm, on_token=say)
+    done = time.perf_counter()
+    whole = text.decode(made)
+    if on_text is not None and len(whole) > len(said):
+        on_text(whole[len(said) :])
+    return Answer(whole, text.tokens(generation.ids), ids, generation, loaded - start, done - loaded)

@@ -1,0 +1,190 @@
+"""A whole model on one rank or several: a causal language model of ``transformers`` with parallel layers in it.
+
+Every rank opens the files and makes sure that all have the same ones; builds the model on the meta device; and fills it
+with its share of the layers, see :mod:`uqff.parallel.plan` for what is split how.  Weights stay quantised.  On the CPU
+they are views of the mapped file where the slice is one: nothing is read before it is used.
+
+    comm = uqff.parallel.Comm(torch.distributed.group.WORLD)        # or none, for a world of one
+    model = uqff.parallel.load_model("DIR", comm, device="cpu", dtype=torch.float32)
+    model(input_ids).logits                                         # the same on every rank
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+
+from uqff.errors import FormatError, ShapeError, ShardError, UnsupportedError
+from uqff.parallel import skeleton, uncut
+from uqff.parallel.agreement import settle
+from uqff.parallel.comm import Comm
+from uqff.parallel.experts import FusedExperts, PackedExperts
+from uqff.parallel.heads import compute_kv_shard
+from uqff.parallel.plan import ROLES, Role, Sizes
+from uqff.parallel.source import EMBEDDING, HEAD, ModelSource
+from uqff.parallel.vocabulary import Embedding, Head, vocabulary
+
+if TYPE_CHECKING:
+    from uqff.blob import Layer
+    from uqff.parallel.layer import QuantizedLinear
+    from uqff.parallel.mixture import Mixture
+    from uqff.parallel.spread import Misfit
+
+__all__ = ["Check", "load_model"]
+
+Check = Literal["sample", "all"]
+
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def load_model(
+    path: str | os.PathLike[str],
+    comm: Comm | None = None,
+    *,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype | None = None,
+    check: Check = "sample",
+) -> torch.nn.Module:
+    """Load this rank's share of a model.
+
+    Args:
+        path: model directory of either generation, with ``config.json`` and ``residual.safetensors``; or its ``.uqff``
+            file, if the directory holds several.
+        comm: the ranks, each of which calls this; a world of one if None.
+        device: where the model goes.
+        dtype: of activations, norms and products: float32, bfloat16 or float16; if None, that of the residual, in which
+            the model was loaded when the file was written.
+        check: how to make sure that all ranks have the same files: by headers, sizes and a ``sample`` of each tensor,
+            or by ``all`` bytes, see :func:`~uqff.parallel.agreement.digest`.
+
+    Returns:
+        A ``transformers`` causal language model, in evaluation mode. What it returns is the same on every rank.
+
+    Raises:
+        ShardError: on every rank, if the model does not fit the world size (those that work are named), if the ranks
+            have different files, or if another rank could not load its share.
+        UqffError: this rank could not: a file is not valid or lacks a layer, or the architecture is not known.
+        CommError: a rank did not take part.
+    """
+    comm, device = comm or Comm(), torch.device(device)
+    exchange = device if device.type == "cuda" else torch.device("cpu")
+    what = f"model {os.fspath(path)}"
+
+    def identify() -> tuple[ModelSource, bytes]:
+        source = ModelSource(path)
+        return source, source.digest(dtype, everything=check == "all")
+
+    source, digest = settle(comm, f"opening {what}", identify, exchange)
+    with source:
+        comm.check_same(digest, what, exchange)
+        return settle(comm, f"loading {what}", lambda: _load(source, comm, device, dtype), exchange)
+
+
+def _load(source: ModelSource, comm: Comm, device: torch.device, dtype: torch.dtype | None) -> torch.nn.Module:
+    dtype = dtype or source.dtype or torch.float32
+    if dtype not in _DTYPES:
+        raise UnsupportedError("dtype of activations", expected="float32, bfloat16 or float16", got=dtype)
+    skeleton.model_type(source.config)
+    Sizes.of(source.config).check(comm.world_size)
+    model = skeleton.build(source.config, dtype)
+    skeleton.share_heads(model, comm)
+    _Filling(source, comm, device, dtype, model).fill()
+    skeleton.materialise(model, source.tensor, device, dtype)
+    return model
+
+
+class _Filling:
+    """Puts the layers of a source into the places that a model has for them."""
+
+    def __init__(
+        self, source: ModelSource, comm: Comm, device: torch.device, dtype: torch.dtype, model: torch.nn.Module
+    ) -> None:
+        self.source, self.comm, self.device, self.dtype, self.model = source, comm, device, dtype, model
+        self.placed: set[str] = set()
+
+    def fill(self) -> None:
+        """Fill all."""
+        for path in skeleton.sparse_blocks(self.model):
+            experts = self._experts(f"{path}.experts").to(self.device)
+            self._put(path, skeleton.SparseBlock(self.model.config, experts))
+        for path, module in list(self.model.named_modules()):
+            role = ROLES.get(path.rpartition(".")[2])
+            if role is not None and isinstance(module, torch.nn.Linear):
+                self._put(path, self._split(role, path, module).to(self.device))
+        self._vocabulary()
+        for left in self.source.keys.keys() - self.placed:
+            raise FormatError(
+                "layer has no place in the model",
+                file=str(self.source.file.paths[0]),
+                layer=self.source.key(left),
+                expected=f"a module of {type(self.model).__name__}",
+            )
+
+    def _split(self, role: Role, path: str, module: torch.nn.Linear) -> QuantizedLinear:
+        layer, key = self._layer(path, module.weight.shape), self.source.key(path)
+        if module.bias is not None and layer.bias is None:
+            raise FormatError("layer lacks a bias", layer=key, expected=f"bias [{module.weight.shape[0]}]")
+        if role == "row":
+            return uncut.row(layer, self.comm, key)
+        shard = None
+        if role == "key-value":
+            config: Any = self.model.config
+            kv_heads = config.num_key_value_heads
+            shard = compute_kv_shard(kv_heads, module.weight.shape[0] // kv_heads, self.comm)
+        return uncut.column(layer, self.comm, key, shard)
+
+    def _experts(self, path: str) -> Mixture:
+        """A part of every expert: whole blocks, if equal parts cut through them; or all, if there are not enough."""
+        try:
+            return self._experts_split(path, "uneven")
+        except ShardError:
+            return self._experts_split(path, "replicate")
+
+    def _experts_split(self, path: str, misfit: Misfit) -> Mixture:
+        config: Any = self.model.config
+        projections = [f"{{}}{name}_proj" for name in ("gate", "up", "down")]
+        shapes = [(config.moe_intermediate_size, config.hidden_size)] * 2
+        shapes.append((config.hidden_size, config.moe_intermediate_size))
+        act = skeleton.activation(config)
+        if f"{path}.gate_proj" in self.source:
+            gate, up, down = (
+                self._layer(f"{path}.{name.format('')}", (config.num_experts, *shape))
+                for name, shape in zip(projections, shapes, strict=True)
+            )
+            return FusedExperts.from_layers(gate, up, down, self.comm, act=act, misfit=misfit, key=path)
+        gates, ups, downs = (
+            [self._layer(f"{path}.{name.format(f'{expert}.')}", shape) for expert in range(config.num_experts)]
+            for name, shape in zip(projections, shapes, strict=True)
+        )
+        return PackedExperts.from_expert_layers(gates, ups, downs, self.comm, act=act, misfit=misfit, key=path)
+
+    def _vocabulary(self) -> None:
+        """Embedding and head; what a tied model has only one of serves as both."""
+        config: Any = self.model.config
+        tied, source = bool(config.tie_word_embeddings), self.source
+        shape = self.model.get_submodule(EMBEDDING).weight.shape
+        embedding = vocabulary(self._layer(EMBEDDING, shape), self.comm, source.key(EMBEDDING))
+        head = embedding
+        if HEAD in source or not tied:
+            head = vocabulary(self._layer(HEAD, shape), self.comm, source.key(HEAD))
+        self._put(EMBEDDING, Embedding(embedding, self.dtype).to(self.device))
+        self._put(HEAD, Head(head).to(self.device))
+
+    def _layer(self, path: str, shape: object) -> Layer:
+        layer = self.source.layer(path)
+        if tuple(layer.weight.shape) != shape:
+            raise ShapeError(
+                "layer does not fit the configuration",
+                file=str(self.source.file.paths[0]),
+                layer=self.source.key(path),
+                expected=list(shape),  # type: ignore[call-overload]
+                got=list(layer.weight.shape),
+            )
+        self.placed.add(path)
+        return layer
+
+    def _put(self, path: str, made: torch.nn.Module) -> None:
+        parent, _, name = path.rpartition(".")
+        setattr(self.model.get_submodule(parent), name, made)

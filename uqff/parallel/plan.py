@@ -1,0 +1,95 @@
+"""How a model is spread over ranks: which part of each layer a rank holds, and which world sizes a model fits.
+
+::
+
+    q_proj                        outputs    the rank's query heads
+    k_proj, v_proj                outputs    the rank's key and value heads; the one it shares, where there are fewer
+    o_proj                        inputs     what the rank's query heads give
+    gate_proj, up_proj            outputs    an equal part; of every expert, whole blocks
+    down_proj                     inputs     the same part
+    embed_tokens, lm_head         outputs    an equal part of the vocabulary; whole, where it does not divide
+    norms, routers                -          whole
+
+The arithmetic is that of mistral.rs v0.8.0, ``mistralrs-core/src/models/llama.rs`` and
+``mistralrs-quant/src/distributed/layers.rs``; there embedding and head are whole on every rank.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final, Literal
+
+from uqff.architectures import layer_names
+from uqff.errors import FormatError, ShardError
+from uqff.parallel.shard import world_sizes
+
+__all__ = ["ROLES", "Role", "Sizes"]
+
+Role = Literal["query", "key-value", "column", "row"]
+
+ROLES: Final[Mapping[str, Role]] = {
+    "q_proj": "query",
+    "k_proj": "key-value",
+    "v_proj": "key-value",
+    "o_proj": "row",
+    "gate_proj": "column",
+    "up_proj": "column",
+    "down_proj": "row",
+}
+"""What the last word of a module's path says about it."""
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """The numbers of a model that ranks have to divide.
+
+    Attributes:
+        heads: query heads.
+        kv_heads: key and value heads.
+        inner: width of the feed-forward layers, None if all are experts: those are cut unevenly if need be.
+    """
+
+    heads: int
+    kv_heads: int
+    inner: int | None
+
+    @classmethod
+    def of(cls, config: Mapping[str, Any]) -> Sizes:
+        """The sizes that a ``config.json`` gives.
+
+        Raises:
+            FormatError: it lacks one.
+        """
+        heads = _count(config, "num_attention_heads")
+        kv_heads = _count(config, "num_key_value_heads") if config.get("num_key_value_heads") is not None else heads
+        dense = any(layer.block is not None and layer.module.endswith("mlp.up_proj") for layer in layer_names(config))
+        return cls(heads, kv_heads, _count(config, "intermediate_size") if dense else None)
+
+    def fits(self, world_size: int) -> bool:
+        """Whether the model can be spread over that many ranks."""
+        kv = self.kv_heads % world_size == 0 or world_size % self.kv_heads == 0
+        return kv and self.heads % world_size == 0 and (self.inner is None or self.inner % world_size == 0)
+
+    def check(self, world_size: int) -> None:
+        """Make sure that it does.
+
+        Raises:
+            ShardError: it does not; the world sizes that work are named.
+        """
+        if self.fits(world_size):
+            return
+        works = [size for size in world_sizes(self.heads) if self.fits(size)]
+        raise ShardError(
+            "model cannot be split over the ranks",
+            expected=f"world sizes that work are {', '.join(map(str, works))}",
+            got=f"world size {world_size} for {self.heads} query heads, {self.kv_heads} key and value heads, "
+            f"feed-forward width {self.inner}",
+        )
+
+
+def _count(config: Mapping[str, Any], key: str) -> int:
+    value = config.get(key)
+    if type(value) is not int or value < 1:
+        raise FormatError("not a count", field=f"config.{key}", expected="a number of at least 1", got=value)
+    return value

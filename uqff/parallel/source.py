@@ -1,0 +1,159 @@
+"""A model directory of either generation as one mapping: path of a module to the layer that belongs there.
+
+::
+
+    where a weight is         0.x                        1.0, 1.1                   1.2
+    projections               by layer index             by path                    by path
+    experts                   one by one, or stacked     stacked                    stacked
+    embedding                 residual                   residual                   layer model.embed_tokens
+    head                      index 0                    layer lm_head              layer lm_head
+    head of a tied model      index 0                    layer lm_head              none: the embedding's layer
+    norms, expert routers     residual                   residual                   residual
+
+A weight that is no layer but stands in the residual is a layer that is not quantised.
+
+Authority: mistral.rs v0.6.0, ``mistralrs-core/src/pipeline/isq.rs``; v0.9.2, ``mistralrs-quant/src/uqff/reader.rs``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import TYPE_CHECKING, Any
+
+from uqff.architectures import architecture_of, layer_names, stacked_names
+from uqff.blob import Layer
+from uqff.container.file import open_uqff
+from uqff.errors import FormatError, UqffError
+from uqff.families import Unquant
+from uqff.limits import MAX_CONFIG_BYTES
+from uqff.parallel.agreement import digest
+from uqff.sources.safetensors import CONFIG_NAME, read_json
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    import torch
+    from typing_extensions import Self
+
+__all__ = ["EMBEDDING", "HEAD", "ModelSource"]
+
+EMBEDDING, HEAD = "model.embed_tokens", "lm_head"
+
+
+class ModelSource:
+    """An open model directory. Only headers have been read; layers are views of the mapped files.
+
+    Attributes:
+        file: the open UQFF.
+        directory: where its shards, its residual and its configuration are.
+        config: the parsed ``config.json``.
+        keys: path of a module to the key of its layer in the file.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.file = open_uqff(path)
+        try:
+            self.directory = self.file.paths[0].parent
+            path = self.directory / CONFIG_NAME
+            if not path.is_file():
+                raise FormatError("no configuration beside the model", file=str(path), got="no such file")
+            self.config: dict[str, Any] = read_json(path, MAX_CONFIG_BYTES)
+            architecture_of(self.config)
+            self.keys = self._numbered() if self.file.generation == "0.x" else {key: key for key in self.file}
+            self.residual = self.file.residual
+        except UqffError as error:
+            self.file.close()
+            raise error.within(file=str(self.file.paths[0])) from None
+        except BaseException:
+            self.file.close()
+            raise
+
+    def _numbered(self) -> dict[str, str]:
+        """The layers of a pre-1.0 file by their paths: there must be exactly those that the model has.
+
+        Where the engine ran on Metal or CUDA, experts are stacked, as in 1.x.
+        """
+        layers = layer_names(self.config)
+        names = {str(layer.index): layer.module for layer in layers}
+        stacked = stacked_names(layers)
+        if len(self.file) == len(stacked) < len(names):
+            names = {str(index): layer.key for index, layer in enumerate(stacked)}
+        held = {str(int(key)): key for key in self.file}
+        for index, module in names.items():
+            if index not in held:
+                raise FormatError(
+                    "layer is missing",
+                    layer=index,
+                    expected=f"{module}, one of the {len(names)} layers of the model",
+                    got=f"{len(held)} layers",
+                )
+        for index, key in held.items():
+            if index not in names:
+                raise FormatError("layer has no place in the model", layer=key, expected=f"0 to {len(names) - 1}")
+        return {module: held[index] for index, module in names.items()}
+
+    def __contains__(self, module: object) -> bool:
+        return module in self.keys or f"{module}.weight" in self.residual
+
+    def layer(self, module: str) -> Layer:
+        """The layer of a module, whole; touches no payload.
+
+        Raises:
+            FormatError: there is none, neither quantised nor in the residual.
+            UqffError: the layer is not valid.
+        """
+        bias = self.residual.get(f"{module}.bias")
+        if module not in self.keys:
+            return Layer(Unquant.of(self.tensor(f"{module}.weight")), bias)
+        layer = self.file[self.keys[module]]
+        return layer if layer.bias is not None or bias is None else Layer(layer.weight, bias)
+
+    def key(self, module: str) -> str:
+        """What errors call the layer of a module: its key in the file and, where that is a number, its path."""
+        key = self.keys.get(module, module)
+        return key if key == module else f"{key} ({module})"
+
+    def tensor(self, name: str) -> torch.Tensor:
+        """A tensor of the residual; a view.
+
+        Raises:
+            FormatError: there is none.
+        """
+        if name not in self.residual:
+            raise FormatError(
+                "model lacks a weight",
+                file=str(self.file.paths[0]),
+                layer=name.removesuffix(".weight"),
+                expected="a layer, or a tensor of the residual",
+                got="neither",
+            )
+        return self.residual[name]
+
+    @property
+    def dtype(self) -> torch.dtype | None:
+        """The dtype that the model was loaded in when the file was written: that of its residual."""
+        dtypes = {self.residual[name].dtype for name in self.residual}
+        floating = [dtype for dtype in dtypes if dtype.is_floating_point]
+        return floating[0] if len(floating) == 1 else None
+
+    def digest(self, *options: object, everything: bool = False) -> bytes:
+        """See :func:`~uqff.parallel.agreement.digest`.
+
+        Args:
+            options: what else the ranks must agree on.
+            everything: take in every byte.
+        """
+        return digest(self.file.mapped, json.dumps(self.config).encode(), repr(options).encode(), everything=everything)
+
+    def close(self) -> None:
+        """Release the files; layers already taken out stay valid."""
+        self.file.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()

@@ -1,0 +1,110 @@
+"""Layers for slices that a family cannot cut, because they would begin or end within a block or group.
+
+::
+
+    NarrowedLayer     all of W      y_r = (x Wᵀ + b)_r                               no communication
+    GatheringLayer    outputs of W  y = gather_r(gather_r(x_r) W_rᵀ + b_r)           two gathers
+    GatheredLayer     all of W      y = gather_r(x_r) Wᵀ + b                         one gather
+
+The first stands in for a :class:`~uqff.parallel.ColumnParallelLayer`, the others for a
+:class:`~uqff.parallel.RowParallelLayer`, of which the former still holds a share of the weight only.  A ggml K quant,
+for one, has blocks of 256 inputs: a row of 512 cannot be cut in four.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from uqff.parallel.comm import Comm
+from uqff.parallel.linear import ColumnParallelLayer, DistributedKind, ReplicatedLayer, RowParallelLayer
+from uqff.parallel.shard import Shard, Slice
+
+if TYPE_CHECKING:
+    from uqff.blob import Layer
+    from uqff.families import QuantizedTensor
+    from uqff.parallel.layer import QuantizedLinear
+
+__all__ = ["GatheredLayer", "GatheringLayer", "NarrowedLayer", "column", "every_rank_can", "row"]
+
+
+class NarrowedLayer(ReplicatedLayer):
+    """Every rank holds the whole weight and gives its own outputs only."""
+
+    kind = DistributedKind.COLUMN_PARALLEL
+    kept: Slice
+
+    @classmethod
+    def of(cls, layer: Layer, kept: Slice, comm: Comm, key: str | None) -> NarrowedLayer:
+        """A layer that gives the outputs ``kept``."""
+        made = cls(layer.weight, layer.bias, comm, key=key)
+        made.kept = kept
+        return made
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """All inputs ``[..., in]`` to this rank's outputs."""
+        return super().forward(x).narrow(-1, self.kept.start, self.kept.length)
+
+
+class GatheringLayer(ColumnParallelLayer):
+    """Each rank holds some outputs; takes this rank's inputs, gives all outputs on every rank."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Inputs of this rank ``[..., in / ranks]`` to all outputs, the same on every rank."""
+        y = super().forward(torch.cat(self.comm.all_gather(x), -1))
+        return torch.cat(self.comm.all_gather(y), -1)
+
+
+class GatheredLayer(ReplicatedLayer):
+    """Every rank holds the whole weight; takes this rank's inputs, gives all outputs on every rank."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Inputs of this rank ``[..., in / ranks]`` to all outputs."""
+        return super().forward(torch.cat(self.comm.all_gather(x), -1))
+
+
+def column(layer: Layer, comm: Comm, key: str, shard: Shard | None = None) -> QuantizedLinear:
+    """A layer that gives this rank's outputs, out of whatever the family can cut.
+
+    Args:
+        layer: the whole.
+        comm: the ranks.
+        key: of the layer, for errors.
+        shard: the rank's outputs; the equal part if None.
+
+    Raises:
+        ShardError: the outputs do not divide.
+    """
+    shard = shard or Shard.simple(0, comm.rank, comm.world_size)
+    if every_rank_can(layer.weight, shard, comm):
+        return ColumnParallelLayer.from_layer(layer, comm, shard=shard, key=key)
+    return NarrowedLayer.of(layer, shard.resolve(layer.weight.shape, layer=key), comm, key)
+
+
+def row(layer: Layer, comm: Comm, key: str) -> QuantizedLinear:
+    """A layer that takes this rank's inputs and gives all outputs, out of whatever the family can cut.
+
+    Raises:
+        ShardError: the inputs do not divide.
+    """
+    weight = layer.weight
+    Shard.simple(1, comm.rank, comm.world_size).resolve(weight.shape, layer=key)
+    if every_rank_can(weight, Shard.simple(1, comm.rank, comm.world_size), comm):
+        return RowParallelLayer.from_layer(layer, comm, key=key)
+    if weight.shape[0] % comm.world_size == 0 and every_rank_can(weight, Shard.simple(0, 0, comm.world_size), comm):
+        return GatheringLayer.from_layer(layer, comm, key=key)
+    return GatheredLayer.from_layer(layer, comm, key=key)
+
+
+def every_rank_can(weight: QuantizedTensor, shard: Shard, comm: Comm) -> bool:
+    """Whether all ranks can cut their slice: they have to agree on the collectives of a layer."""
+    if shard.rank is None:
+        slices = {shard.resolve(weight.shape)}
+        dim, _, length = next(iter(slices))
+        slices |= {Slice(dim, start, length) for start in range(0, weight.shape[dim], length)}
+    else:
+        slices = {
+            Shard.simple(shard.dim, rank, comm.world_size).resolve(weight.shape) for rank in range(comm.world_size)
+        }
+    return all(slice_.length == weight.shape[slice_.dim] or weight.can_narrow(*slice_) for slice_ in slices)

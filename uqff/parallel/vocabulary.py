@@ -1,0 +1,95 @@
+"""Embedding and head: each rank holds the rows of a part of the vocabulary.
+
+::
+
+    Embedding    rows of W   y = Σ_r (row of the token if it is rank r's, else 0)    one sum; of one number and zeros
+    Head         rows of W   y = gather_r(x W_rᵀ)                                    one gather
+
+A vocabulary that does not divide, or a family that cannot cut it there, is whole on every rank, and nothing is
+exchanged.  In a tied model of UQFF 1.2 both are the same rows of the same weight, held once.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from uqff.errors import ShapeError
+from uqff.parallel.linear import ColumnParallelLayer, ReplicatedLayer
+from uqff.parallel.shard import Shard
+from uqff.parallel.uncut import every_rank_can
+
+if TYPE_CHECKING:
+    from uqff.blob import Layer
+    from uqff.families import QuantizedTensor
+    from uqff.parallel.comm import Comm
+    from uqff.parallel.layer import QuantizedLinear
+
+__all__ = ["Embedding", "Head", "vocabulary"]
+
+
+def vocabulary(layer: Layer, comm: Comm, key: str) -> QuantizedLinear:
+    """The rows of this rank of an embedding or a head ``[vocabulary, hidden]``."""
+    shard = Shard.simple(0, comm.rank, comm.world_size)
+    divides = layer.weight.shape[0] % comm.world_size == 0
+    if comm.world_size > 1 and divides and every_rank_can(layer.weight, shard, comm):
+        return ColumnParallelLayer.from_layer(layer, comm, key=key)
+    return ReplicatedLayer.from_layer(layer, comm, key=key)
+
+
+class Head(torch.nn.Module):
+    """Hidden states to logits: the whole vocabulary, the same on every rank."""
+
+    def __init__(self, rows: QuantizedLinear) -> None:
+        super().__init__()
+        self.rows = rows
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """``[..., hidden]`` to ``[..., vocabulary]``."""
+        y: torch.Tensor = self.rows(x)
+        return y if self.rows.is_distributed() is None else torch.cat(self.rows.comm.all_gather(y), -1)
+
+
+class Embedding(torch.nn.Module):
+    """Token ids to hidden states; only the rows of the tokens at hand are dequantised."""
+
+    def __init__(self, rows: QuantizedLinear, dtype: torch.dtype) -> None:
+        """An embedding.
+
+        Args:
+            rows: this rank's.
+            dtype: of the hidden states; follows ``.to(dtype)`` of the model.
+        """
+        super().__init__()
+        self.rows = rows
+        self.register_buffer("like", torch.empty(0, dtype=dtype), persistent=False)
+        self.like: torch.Tensor
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        """Ids ``[...]`` to hidden states ``[..., hidden]``.
+
+        Raises:
+            ShapeError: a token outside the vocabulary.
+        """
+        rows, weight, dtype = self.rows, self.rows.weight, self.like.dtype
+        split = rows.is_distributed() is not None
+        count = weight.shape[0]
+        first = count * rows.comm.rank if split else 0
+        total = count * rows.comm.world_size if split else count
+        tokens, inverse = torch.unique(ids, return_inverse=True)
+        if tokens.numel() and not 0 <= int(tokens[0]) <= int(tokens[-1]) < total:
+            raise ShapeError("token outside the vocabulary", layer=rows.key, expected=f"0 to {total - 1}", got=tokens)
+        held = (tokens >= first) & (tokens < first + count)
+        found = torch.zeros(len(tokens), weight.shape[1], dtype=dtype, device=ids.device)
+        found[held] = _rows(weight, (tokens[held] - first).tolist(), dtype)
+        return (rows.comm.sum_all_reduce(found) if split else found)[inverse]
+
+
+def _rows(weight: QuantizedTensor, indices: list[int], dtype: torch.dtype) -> torch.Tensor:
+    """Some rows as plain numbers, ``[indices, in]``."""
+    if not indices:
+        return torch.empty(0, weight.shape[1], dtype=dtype, device=weight.device)
+    if all(weight.can_narrow(0, index, 1) for index in indices):
+        return torch.cat([weight.narrow(0, index, 1).dequantize(dtype) for index in indices])
+    return weight.dequantize(dtype)[indices]
