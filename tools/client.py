@@ -124,7 +124,8 @@ class Client:
     def generate_gguf(self, file: Path, model: Path, *, dtype: str, tokens: int = 16) -> Generation:
         """Load a GGUF file, with the tokenizer and configuration of directory `model`, and generate as `generate`."""
         names = {"quantized_model_id": str(file.parent), "quantized_filename": file.name, "tok_model_id": str(model)}
-        job = {"do": "load", "kind": "GGUF", "which": {**names, "dtype": dtype}, "isq": None, "tokens": tokens}
+        which = {**names, "dtype": dtype}
+        job = {"do": "load", "kind": "GGUF", "which": which, "isq": None, "tokens": tokens, "temperature": 0.0}
         return Generation(**self._run(job))
 
     def _run(self, job: dict[str, Any]) -> Any:

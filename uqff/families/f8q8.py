@@ -143,7 +143,9 @@ class F8Q8(QuantizedTensor):
     def _dequantize(self) -> torch.Tensor:
         import torch
 
-        d = self.blocks[:, :1].contiguous().view(torch.float8_e4m3fn).to(torch.float32) / D_SCALE
+        stored = self.blocks[:, :1].contiguous().view(torch.float8_e4m3fn).to(torch.float32)
+        # Divided by a tensor: by a number, torch on CUDA multiplies with its rounded inverse.
+        d = stored / torch.full_like(stored, D_SCALE)
         qs = self.blocks[:, 1:].contiguous().view(torch.int8).to(torch.float32)
         return (qs * d).reshape(-1)[: self.numel].reshape(self.shape)
 

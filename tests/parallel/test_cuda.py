@@ -1,0 +1,106 @@
+"""The same on a GPU: what is dequantised there has the CPU's bits, layers and collectives work with CUDA tensors.
+
+Skipped where there is none; run with ``python -m pytest tests/parallel/test_cuda.py`` where there is one.
+"""
+
+from __future__ import annotations
+
+import copy
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from ranks import run_ranks
+from weights import KINDS, activations, blob, bound, projections, routed
+
+import uqff
+from uqff.parallel.comm import Comm
+from uqff.parallel.experts import FusedExperts
+from uqff.parallel.linear import ColumnParallelLayer, ReplicatedLayer, RowParallelLayer
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_weight_has_the_same_bits_on_the_gpu(kind: str) -> None:
+    """Dequantised there or here, into every dtype; moved there and back, the blob is the same."""
+    whole = blob(kind, bias=True)
+    weight = uqff.deserialize(whole).weight
+    on_gpu = weight.to("cuda")
+    for dtype in DTYPES:
+        assert torch.equal(on_gpu.dequantize(dtype).cpu(), weight.dequantize(dtype))
+    layer = ReplicatedLayer.deserialize(whole, device="cuda")
+    assert layer.dtype_and_device()[1].type == "cuda"
+    assert layer.serialize() == layer.to("cpu").serialize() == whole
+
+
+@pytest.mark.parametrize("cls", [ReplicatedLayer, ColumnParallelLayer, RowParallelLayer])
+@pytest.mark.parametrize("kind", KINDS)
+def test_forward_is_the_product_with_the_weight(cls: Any, kind: str) -> None:
+    """On the GPU: bit-equal to the plain product with the dequantised weight there; a copy does the same."""
+    whole = blob(kind, bias=True)
+    layer = cls.deserialize(whole, device="cuda")
+    weight, bias = uqff.deserialize(whole)
+    assert bias is not None
+    for dtype in DTYPES:
+        x = activations(dtype).cuda()
+        expected = torch.nn.functional.linear(x, weight.dequantize(dtype).cuda()) + bias.to(dtype).cuda()
+        assert torch.equal(layer(x), expected)
+        assert torch.equal(copy.deepcopy(layer)(x), expected)
+
+
+@pytest.mark.parametrize("kind", ["q4k", "afq4", "mxfp4", "unquant"])
+def test_experts_on_the_gpu(kind: str) -> None:
+    """The sum over experts is that of the CPU up to the order of sums."""
+    gate, up, down = projections(kind)
+    x, indices, weights = routed(torch.float32, gate.shape[-1])
+    here = FusedExperts.from_layers(gate, up, down)(x, indices, weights)
+    there = FusedExperts.from_layers(gate, up, down, device="cuda")(x.cuda(), indices.cuda(), weights.cuda())
+    torch.testing.assert_close(there.cpu(), here, rtol=1e-4, atol=1e-4)
+
+
+def test_nccl_with_one_rank(tmp_path: Path) -> None:
+    """A process group of NCCL serves as communicator: collectives, bytes, the whole blob."""
+    store = dist.FileStore(str(tmp_path / "store"), 1)
+    dist.init_process_group("nccl", store=store, rank=0, world_size=1, timeout=timedelta(seconds=60))
+    try:
+        group = dist.group.WORLD
+        assert group is not None
+        comm = Comm(group)
+        x = torch.arange(6.0, device="cuda")
+        assert torch.equal(comm.sum_all_reduce(x), x)
+        assert comm.all_gather_bytes(b"digest", "cuda") == [b"digest"]
+        comm.check_same(b"digest", "file", "cuda")
+        whole = blob("q4k", bias=True)
+        layer = RowParallelLayer.deserialize(whole, comm, device="cuda")
+        assert layer.gather_serialize() == whole
+    finally:
+        dist.destroy_process_group()
+
+
+def _on_one_gpu(comm: Comm, kind: str) -> bool:
+    """Two ranks that share a GPU, over gloo: row and column layers against the whole."""
+    whole = blob(kind, bias=True)
+    column = ColumnParallelLayer.deserialize(whole, comm, device="cuda")
+    row = RowParallelLayer.deserialize(whole, comm, device="cuda")
+    replicated = ReplicatedLayer.deserialize(whole, device="cuda")
+    x = activations(torch.float32).cuda()
+    expected = replicated(x)
+    allowed = bound(x.cpu(), uqff.deserialize(whole).weight.dequantize(), comm.world_size)
+    outputs = torch.cat(comm.all_gather(column(x)), dim=-1)
+    part = x.chunk(comm.world_size, dim=-1)[comm.rank]
+    assert bool(((outputs - expected).abs().cpu() <= allowed).all())
+    assert bool(((row(part) - expected).abs().cpu() <= allowed).all())
+    assert column.gather_serialize() == row.gather_serialize() == whole
+    return True
+
+
+@pytest.mark.parametrize("kind", ["q4k", "afq4", "fp8", "mxfp4"])
+def test_two_ranks_on_one_gpu(kind: str) -> None:
+    """Slices on the GPU, reduced over gloo."""
+    assert run_ranks(2, _on_one_gpu, kind, timeout=60) == [True, True]
