@@ -130,3 +130,20 @@ def test_output_fits_the_encoding(encoding: str) -> None:
     text = result.stdout_bytes.decode(encoding)
     assert ("█" in text, "#" in text) == (encoding == "utf-8", encoding == "ascii")
     assert ("u32 × ndim" in text, "u32 \\xd7 ndim" in text) == (encoding == "utf-8", encoding == "ascii")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("UQFF_KERNELS", "fast", "UQFF_KERNELS: expected 'numba' or 'reference', got 'fast'"),
+        ("UQFF_NUM_THREADS", "0", "UQFF_NUM_THREADS: expected a positive integer, got '0'"),
+    ],
+)
+def test_a_bad_environment_is_a_usage_error(
+    name: str, value: str, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Said before any work is done, not as a traceback in the middle of it."""
+    monkeypatch.setenv(name, value)
+    result = CliRunner().invoke(main, ["verify", "no-such-file"])
+    assert result.exit_code == 2
+    assert result.stderr.endswith(f"Error: {message}\n")

@@ -14,7 +14,7 @@ from typing import Any
 
 import click
 
-from uqff import __version__
+from uqff import __version__, kernels
 from uqff.errors import UqffError, printable
 
 __all__ = ["COMMANDS", "LazyGroup", "main"]
@@ -57,6 +57,10 @@ class LazyGroup(click.Group):
         for stream in (sys.stdout, sys.stderr):
             if hasattr(stream, "reconfigure"):
                 stream.reconfigure(errors="backslashreplace")
+        try:
+            kernels.check_environment()
+        except ValueError as error:
+            raise click.UsageError(str(error), ctx) from None
         try:
             result = super().invoke(ctx)
             sys.stdout.flush()
