@@ -7,7 +7,15 @@ from typing import Any
 import pytest
 from golden_models import DIRECTORIES, TinyModel
 
-from uqff.architectures import ARCHITECTURES, architecture_of, entry_names, layer_names, selected_layers
+from uqff.architectures import (
+    ARCHITECTURES,
+    architecture_of,
+    entry_names,
+    layer_names,
+    selected_entries,
+    selected_layers,
+    with_stated_tie,
+)
 from uqff.errors import FormatError, UnsupportedError
 from uqff.selector import Pattern
 
@@ -185,3 +193,38 @@ def test_entries_of_experts_are_stacked() -> None:
         f"{moe}.{path}_proj": [f"{moe}.{expert}.{name}" for expert in range(3)]
         for path, name in (("gate", "w1"), ("up", "w3"), ("down", "w2"))
     }
+
+
+def test_a_tie_is_stated_where_it_is_implied() -> None:
+    """Gemma and Gemma 2 are tied whatever they say; the engine believes what is said, and that nothing means no."""
+    for name in ("GemmaForCausalLM", "Gemma2ForCausalLM"):
+        config = {"architectures": [name], "hidden_size": 2}
+        assert with_stated_tie(config) == config | {"tie_word_embeddings": True}
+        assert with_stated_tie(config | {"tie_word_embeddings": False}) == config | {"tie_word_embeddings": True}
+        assert with_stated_tie(config | {"tie_word_embeddings": True}) is None
+    for name in ("LlamaForCausalLM", "Gemma3ForCausalLM"):
+        assert with_stated_tie({"architectures": [name]}) is None
+
+
+def test_entries_by_pattern() -> None:
+    """A stack by its own name or any of its parts'; a head that is none is not taken for a matrix of its own."""
+    config = {
+        "architectures": ["MixtralForCausalLM"],
+        "num_hidden_layers": 1,
+        "num_local_experts": 2,
+        "tie_word_embeddings": True,
+    }
+    names = layer_names(config)
+    shapes = {name.weight: (4, 4) for name in names} | {"lm_head.weight": (4, 4), "z.weight": (2, 2), "n.weight": (2,)}
+    experts = "model.layers.0.block_sparse_moe.experts"
+    for pattern, keys in [
+        (r"experts\.gate_proj", [f"{experts}.gate_proj"]),
+        (r"experts\.1\.w1", [f"{experts}.gate_proj"]),
+        (r"lm_head|embed|^[zn]\.", ["model.embed_tokens", "z"]),
+    ]:
+        chosen = selected_entries(config, shapes, Pattern(pattern), (1, 2, 0))
+        assert [entry.key for entry in chosen] == keys
+    (entry,) = selected_entries({}, shapes, Pattern("^z"), (1, 2, 0))
+    assert (entry.key, entry.role, entry.parts[0].weight) == ("z", None, "z.weight")
+    with pytest.raises(FormatError, match="no weight matches"):
+        selected_entries(config, shapes, Pattern("^n"), (1, 2, 0))

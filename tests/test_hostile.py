@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from samples import BLOBS, entry, file_of, framed
+from samples import BLOBS, entry, file_of, framed, u32
+from samples_v1 import BIAS, LAYERS, SIZES, Tensor, layer, version
+from samples_v1 import file_of as entry_file
 from strategies import hostile_bytes, layers
+from test_entries import plain
 
 import uqff
 from uqff import FormatError, Layer, UqffError
 from uqff.blob import family_of_blob, read_fields, trace
+from uqff.entries import to_entries
 
 
 def parses_or_raises(data: bytes) -> bool:
@@ -92,15 +97,23 @@ def test_every_reader_of_blobs_raises_only_uqff_errors(data: bytes) -> None:
         assert outcomes != {True}
 
 
+def comes_back(file: uqff.UqffFile, key: str) -> bool:
+    """Whether a layer that was read is written as the bytes that it was read from."""
+    if file.generation == "0.x":
+        return uqff.serialize(file[key], version=trace(file.blob(key))[0].value) == bytes(file.blob(key))
+    version = (*file.version[:2], 0)
+    return plain(to_entries(file[key], version)) == plain(file.entries(key))
+
+
 def opens_or_raises(path: Path, data: bytes) -> bool:
     """Open and read everything; only ``UqffError`` may come out, naming the file."""
     path.write_bytes(data)
     try:
         with uqff.open(path) as file:
             assert str(file.version)
-            for key in file:
-                assert uqff.serialize(file[key], version=trace(file.blob(key))[0].value) == bytes(file.blob(key))
+            assert all(comes_back(file, key) for key in file)
             assert repr(file)
+            list(file.extra)
     except UqffError as raised:
         error = raised
     else:
@@ -111,23 +124,68 @@ def opens_or_raises(path: Path, data: bytes) -> bool:
     return False
 
 
-SMALL_FILE = file_of({"0": BLOBS["gguf"], "1": BLOBS["mxfp4-bias"]})
+SMALL_FILES = {
+    "0.x": file_of({"0": BLOBS["gguf"], "1": BLOBS["mxfp4-bias"]}),
+    "1.x": entry_file({**version(), **layer("a", {**LAYERS["mxfp4"], "bias": BIAS})}),
+}
 
 
-def test_every_truncation_of_a_file_raises(tmp_path: Path) -> None:
+@pytest.mark.parametrize("generation", SMALL_FILES)
+def test_every_truncation_of_a_file_raises(tmp_path: Path, generation: str) -> None:
     """A download that stopped is never half a model."""
-    for end in range(len(SMALL_FILE)):
-        assert not opens_or_raises(tmp_path / "x.uqff", SMALL_FILE[:end])
-    assert opens_or_raises(tmp_path / "x.uqff", SMALL_FILE)
+    whole = SMALL_FILES[generation]
+    for end in range(len(whole)):
+        assert not opens_or_raises(tmp_path / "x.uqff", whole[:end])
+    assert opens_or_raises(tmp_path / "x.uqff", whole)
 
 
-def test_every_single_byte_mutation_of_a_file(tmp_path: Path) -> None:
+@pytest.mark.parametrize("generation", SMALL_FILES)
+def test_every_single_byte_mutation_of_a_file(tmp_path: Path, generation: str) -> None:
     """The container's own bytes: length, JSON; each to several values."""
-    header_end = 8 + int.from_bytes(SMALL_FILE[:8], "little")
-    for at in range(header_end):
-        for new in {SMALL_FILE[at] ^ bit for bit in (1, 2, 16, 128)} | set(b'0"{, '):
-            if new != SMALL_FILE[at]:
-                opens_or_raises(tmp_path / "x.uqff", SMALL_FILE[:at] + bytes([new]) + SMALL_FILE[at + 1 :])
+    whole = SMALL_FILES[generation]
+    bits = (1, 2, 16, 128) if generation == "0.x" else (1, 64)
+    for at in range(8 + int.from_bytes(whole[:8], "little")):
+        for new in {whole[at] ^ bit for bit in bits} | set(b'0"{, ' if generation == "0.x" else b'"1'):
+            if new != whole[at]:
+                opens_or_raises(tmp_path / "x.uqff", whole[:at] + bytes([new]) + whole[at + 1 :])
+
+
+DTYPES = sorted(SIZES)
+ENTRY_NAMES = sorted({*version(), *(f"{key}.{suffix}" for key in "ab" for each in LAYERS.values() for suffix in each)})
+
+
+@st.composite
+def models_of_entries(draw: st.DrawFn) -> dict[str, Tensor]:
+    """A sound 1.x file with entries dropped, renamed, and filled with other dtypes, shapes and numbers."""
+    tensors = version(1, draw(st.integers(0, 3)), draw(st.integers(0, 2)))
+    for key in "ab":
+        tensors |= layer(key, LAYERS[draw(st.sampled_from(sorted(LAYERS)))])
+    for _ in range(draw(st.integers(1, 4))):
+        name = draw(st.sampled_from(sorted(tensors)))
+        dtype, shape, content = tensors.pop(name)
+        change = draw(st.sampled_from(["drop", "rename", "number", "dims", "shape", "dtype"]))
+        if change == "rename":
+            name = draw(st.sampled_from(ENTRY_NAMES) | st.text("ab.weight", max_size=9))
+        elif change == "number":
+            content = draw(st.binary(min_size=len(content), max_size=len(content)))
+        elif change == "dims":
+            numbers = draw(st.lists(st.sampled_from([0, 1, 2, 32, 2**16, 2**31, 2**32 - 1]), max_size=9))
+            dtype, shape, content = "U32", (len(numbers),), u32(*numbers)
+        elif change == "shape":
+            shape = draw(st.lists(st.integers(0, 4), max_size=4).map(tuple))
+            content = bytes(math.prod(shape) * SIZES[dtype])
+        elif change == "dtype":
+            dtype = draw(st.sampled_from(DTYPES))
+            content = bytes(math.prod(shape) * SIZES[dtype])
+        if change != "drop":
+            tensors[name] = (dtype, shape, content)
+    return tensors
+
+
+@given(models_of_entries())
+def test_mangled_models_of_entries(tmp_path_factory: pytest.TempPathFactory, tensors: dict[str, Tensor]) -> None:
+    """Whatever stands under the names of a 1.x file: the layers that it holds, or an error."""
+    opens_or_raises(tmp_path_factory.getbasetemp() / "mangled.uqff", entry_file(tensors))
 
 
 @given(st.data())
@@ -145,7 +203,9 @@ def test_random_files(tmp_path_factory: pytest.TempPathFactory, data: st.DataObj
             "data_offsets": st.lists(st.integers(0, 40), min_size=2, max_size=2) | values,
         }
     )
-    keys = st.sampled_from(["0", "1", "00", "__metadata__", "a", "-1", "+1", "1e3", "٣", ""]) | st.text(max_size=4)
+    keys = st.text(max_size=4) | st.sampled_from(
+        ["0", "1", "00", "__metadata__", "a", "-1", "+1", "1e3", "٣", "", "a.weight.format", "uqff.version.major"]
+    )
     sound = st.integers(0, 40).map(lambda size: {"0": entry(size)})
     headers = sound | st.dictionaries(keys, entries | values, max_size=3)
     framed_files = st.builds(framed, headers, st.binary(max_size=60))

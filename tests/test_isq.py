@@ -16,7 +16,7 @@ from uqff import FormatError, ShapeError, UnsupportedError
 from uqff.blob import blob_size
 from uqff.container.mapped import MappedFile, TensorMap
 from uqff.families import AFQ, F8Q8, FP8, GGUF, HQQ, MXFP4, Unquant
-from uqff.isq import AUTOMATIC, KINDS, Fallback, bias_dtype, cast_bias, kind_name, outline, plan
+from uqff.isq import AUTOMATIC, KINDS, PROMOTED, Fallback, bias_dtype, cast_bias, kind_name, outline, plan
 
 HQQ_ONLY_READ = ("hqq1", "hqq2", "hqq3")
 LOAD_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -349,3 +349,9 @@ def test_automatic_choices_are_types() -> None:
     assert set(AUTOMATIC.values()) <= set(KINDS)
     assert isinstance(uqff.quantize(weight_of(2, 256), 8), GGUF)
     assert isinstance(uqff.quantize(weight_of(2, 256), "fp8"), FP8)
+
+
+def test_promotion_table() -> None:
+    """What stays is hqq, fp8, f8q8 and mxfp4; a promoted type is promoted no further, but for q6k and afq6."""
+    assert set(KINDS) - PROMOTED.keys() == {"hqq4", "hqq8", "fp8", "f8q8", "mxfp4"}
+    assert {kind for kind in PROMOTED.values() if PROMOTED[kind] != kind} == {"q6k", "afq6"}

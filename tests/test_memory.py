@@ -10,11 +10,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 from samples import BLOBS, entry, f32, framed, header, record, run, u32
+from samples_v1 import LAYERS, Tensor, dims, layer, number, version, write
 
 import uqff
-from uqff import UqffError
+from uqff import DType, UqffError
 from uqff.blob import chunks, trace
 from uqff.container.framing import parse_header
+from uqff.entries import from_entries, to_entries
+from uqff.entries import read_fields as read_entries
+from uqff.families.base import not_finite
+from uqff.schema.entries import RawTensor
 
 CONSTANT = 256 * 1024
 """Bytes that any call may allocate: error objects, small dicts, code loaded on the way."""
@@ -64,6 +69,66 @@ def test_claims_are_not_allocated(name: str) -> None:
         uqff.deserialize(blob)
     assert peak(lambda: uqff.deserialize(blob)) < CONSTANT
     assert peak(lambda: trace(blob)) < CONSTANT
+
+
+def claim(name: str, **changes: Tensor) -> dict[str, RawTensor]:
+    """A layer of 1.x with other entries; the names of keyword arguments have ``_`` for ``weight.``."""
+    merged = {**LAYERS[name], **{suffix.replace("_", "weight.", 1): part for suffix, part in changes.items()}}
+    return {suffix: RawTensor(dtype, shape, memoryview(data)) for suffix, (dtype, shape, data) in merged.items()}
+
+
+HOSTILE_ENTRIES = {
+    "gguf-shape": claim("gguf", _shape=dims(HUGE, HUGE - 31)),
+    "gguf-shape-wraps": claim("gguf", _shape=dims(*[2**31] * 7, 2**5)),
+    "gguf-dimensions": claim("gguf", _shape=("U32", (2**16,), bytes(2**18))),
+    "hqq-shape": claim("hqq", _shape=dims(HUGE, HUGE)),
+    "hqq-shape-of-groups": claim("hqq", _shape=dims(HUGE - 3, 4)),
+    "hqq-group": claim("hqq", _group_size=number(HUGE)),
+    "f8q8-blocks": claim("f8q8", _num_blocks=number(HUGE)),
+    "f8q8-shape": claim("f8q8", _shape=dims(*[HUGE] * 8)),
+    "afq-empty": claim("afq", weight=("U32", (2**31, 0), b"")),
+    "mxfp4-empty": claim("mxfp4", weight=("U8", (2**31, 2**31, 0), b"")),
+    "unquant-empty": claim("unquant", weight=("F64", (*[2**31] * 7, 0), b"")),
+    "bias-empty": claim("unquant", bias=("F32", (2**31, 0), b"")),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE_ENTRIES)
+def test_claims_of_entries_are_not_allocated(name: str) -> None:
+    """Shapes, counts and group sizes that claim terabytes, in entries of some bytes."""
+    entries = HOSTILE_ENTRIES[name]
+    with pytest.raises(UqffError):
+        from_entries(entries)
+    assert peak(lambda: from_entries(entries)) < CONSTANT
+    assert peak(lambda: read_entries(entries)) < CONSTANT
+
+
+@pytest.mark.parametrize("shift", range(4))
+def test_entries_are_not_copied(shift: int) -> None:
+    """Megabytes of codes and scales, aligned or not: neither reading nor writing a layer copies them."""
+
+    def part(count: int) -> memoryview:
+        return memoryview(bytearray(shift + count))[shift:]
+
+    entries = claim("afq") | {
+        "weight": RawTensor("U32", (2**10, 2**10), part(2**22)),
+        "weight.bits": RawTensor("U8", (), memoryview(b"\4")),
+        "weight.scales": RawTensor("F32", (2**10, 2**8), part(2**20)),
+        "weight.biases": RawTensor("F32", (2**10, 2**8), part(2**20)),
+    }
+    assert peak(lambda: from_entries(entries)) < CONSTANT
+    layer = from_entries(entries)
+    assert peak(lambda: (layer.weight.nbytes, repr(layer.weight))) < CONSTANT
+    assert peak(lambda: to_entries(layer)) < CONSTANT
+
+
+def test_opening_entries_costs_their_header(tmp_path: Path) -> None:
+    """Megabytes of layers that nobody asks for, and one that is asked for."""
+    big = {**LAYERS["unquant"], "weight": ("F32", (2**10, 2**10), bytes(2**22))}
+    path = write(tmp_path / "m.uqff", version(), *(layer(key, big) for key in "abcd"))
+    assert peak(lambda: uqff.open(path)) < CONSTANT
+    with uqff.open(path) as file:
+        assert peak(lambda: file["c"]) < CONSTANT
 
 
 @pytest.mark.parametrize(
@@ -145,3 +210,20 @@ def test_long_blob_with_a_late_error_is_not_copied() -> None:
     assert peak(lambda: uqff.deserialize(blob)) < CONSTANT
     wrong = np.frombuffer(blob, np.uint8)[:-2]
     assert peak(lambda: uqff.deserialize(wrong)) < CONSTANT
+
+
+@pytest.mark.parametrize("dtype", [DType.F8E4M3, DType.F16, DType.F32])
+def test_looking_for_nan_takes_no_copy(dtype: DType) -> None:
+    """Sixteen million bytes are looked at piece by piece; the first of several pieces' findings is named."""
+    data = bytearray(2**24)
+    record = {"dtype": dtype, "data": memoryview(data)}
+    assert peak(lambda: list(not_finite(record, "data"))) < 8 * 2**20
+    assert list(not_finite(record, "data")) == []
+    count, piece = 2**24 // dtype.itemsize, 2**20
+    places = [at for at in (piece - 1, piece, piece + 5, count - 1) if at < count]
+    for at in places:
+        data[at * dtype.itemsize : (at + 1) * dtype.itemsize] = b"\xff" * dtype.itemsize
+    (problem,) = not_finite(record, "data")
+    assert problem.offset == places[0] * dtype.itemsize
+    assert problem.got == f"element {places[0]}"
+    assert problem.problem == f"{len(places)} elements break a rule"

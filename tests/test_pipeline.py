@@ -1,16 +1,10 @@
-"""Checkpoint to model: the client's bytes, one read for all types, whole or not at all, bounded memory."""
+"""Checkpoint to pre-1.0 model: the client's bytes, one read for all types, what is a layer and what is not."""
 
 from __future__ import annotations
 
-import errno
 import json
 import os
-import shutil
-import signal
-import subprocess
-import sys
-import textwrap
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +15,6 @@ from safetensors.torch import load_file, save_file
 
 import uqff
 from uqff.blob import serialize
-from uqff.container import streaming
 from uqff.errors import FormatError, ShapeError, UnsupportedError
 from uqff.families import GGUF
 from uqff.families.base import same_bytes
@@ -33,6 +26,8 @@ from uqff.selector import Pattern
 from uqff.sources import Checkpoint
 
 COPIED = {"config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"}
+quantize = partial(quantize_model, format="0.2")
+
 WHEEL_DEFECT = {("v0/qwen2-f32", "q3k"), ("v0/llama-edge-256-f32", "q3k")}
 """The 0.6.0 wheel overlooks negative scales of sub-block 0; its source, later engines and we do not."""
 
@@ -46,7 +41,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Any:
         case = DIRECTORIES[directory]
         folder = tmp_path_factory.mktemp("golden")
         TinyModel(**case["model"]).write(folder / "source")
-        return quantize_model(
+        return quantize(
             folder / "source",
             folder / "model",
             kinds_of(directory),
@@ -114,7 +109,7 @@ def test_companions_are_copied(source: Path, tmp_path: Path) -> None:
     (source / "merges.txt").write_text("a b\n")
     (source / "README.md").write_text("not copied")
     (source / "training_args.bin").write_bytes(b"not copied")
-    quantize_model(source, tmp_path / "out", ["q8_0"])
+    quantize(source, tmp_path / "out", ["q8_0"])
     names = set(os.listdir(tmp_path / "out"))
     assert names == {*COPIED, "merges.txt", "residual.safetensors", "q8_0-0.uqff"}
     for name in (*COPIED, "merges.txt"):
@@ -125,7 +120,7 @@ def test_the_layers_are_those_of_quantize(source: Path, tmp_path: Path) -> None:
     """The pipeline adds nothing to `quantize` and `cast_bias`, in either format."""
     tensors = load_file(source / "model.safetensors")
     for format, version in (("0.1", (0, 1, 3)), ("0.2", (0, 2, 0))):
-        result = quantize_model(source, tmp_path / format, ["afq4"], format=format)
+        result = quantize(source, tmp_path / format, ["afq4"], format=format)
         file = uqff.open(tmp_path / format)
         assert result.version == file.version == version
         for layer in result.outputs[0].layers:
@@ -136,8 +131,8 @@ def test_the_layers_are_those_of_quantize(source: Path, tmp_path: Path) -> None:
 
 def test_newer_types_need_the_newer_format(source: Path, tmp_path: Path) -> None:
     with pytest.raises(UnsupportedError, match=r"MXFP4 blobs did not exist yet.*layer lm_head"):
-        quantize_model(source, tmp_path / "out", ["mxfp4"], format="0.1")
-    result = quantize_model(source, tmp_path / "out", ["mxfp4", "f8q8"])
+        quantize(source, tmp_path / "out", ["mxfp4"], format="0.1")
+    result = quantize(source, tmp_path / "out", ["mxfp4", "f8q8"])
     assert [output.kind for output in result.outputs] == ["mxfp4", "f8q8"]
 
 
@@ -146,7 +141,7 @@ def test_all_types_share_one_read(source: Path, tmp_path: Path, monkeypatch: pyt
     read: list[str] = []
     take = Checkpoint.__getitem__
     monkeypatch.setattr(Checkpoint, "__getitem__", lambda self, name: read.append(name) or take(self, name))
-    quantize_model(source, tmp_path / "out", ["q8_0", "afq4", "hqq4", "q8_0"])
+    quantize(source, tmp_path / "out", ["q8_0", "afq4", "hqq4", "q8_0"])
     weights = [name for name in read if not name.endswith("bias")]
     assert len(weights) == len(set(weights)) == len(load_file(source / "model.safetensors")) - 3
     assert sorted(name for name in os.listdir(tmp_path / "out") if name.endswith(".uqff")) == [
@@ -157,22 +152,22 @@ def test_all_types_share_one_read(source: Path, tmp_path: Path, monkeypatch: pyt
 
 
 def test_shards_of_the_source_do_not_show(source: Path, tmp_path: Path) -> None:
-    quantize_model(source, tmp_path / "whole", ["q8_0"])
+    quantize(source, tmp_path / "whole", ["q8_0"])
     tensors = load_file(source / "model.safetensors")
     weight_map = {name: f"model-{at % 3}.safetensors" for at, name in enumerate(tensors)}
     for file in set(weight_map.values()):
         save_file({name: tensors[name] for name in tensors if weight_map[name] == file}, source / file)
     (source / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
     (source / "model.safetensors").unlink()
-    quantize_model(source, tmp_path / "sharded", ["q8_0"])
+    quantize(source, tmp_path / "sharded", ["q8_0"])
     for name in os.listdir(tmp_path / "whole"):
         assert (tmp_path / "sharded" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
 
 
 def test_shards_of_the_model(source: Path, tmp_path: Path) -> None:
     """Cut by layer index, named by number, the same layers."""
-    quantize_model(source, tmp_path / "whole", ["q8_0"])
-    result = quantize_model(source, tmp_path / "cut", ["q8_0"], shard_bytes=10_000)
+    quantize(source, tmp_path / "whole", ["q8_0"])
+    result = quantize(source, tmp_path / "cut", ["q8_0"], shard_bytes=10_000)
     assert result.outputs[0].shards == [f"q8_0-{n}.uqff" for n in range(5)]
     assert result.outputs[0].nbytes == sum(p.stat().st_size for p in (tmp_path / "cut").glob("*.uqff"))
     whole, cut = uqff.open(tmp_path / "whole"), uqff.open(tmp_path / "cut")
@@ -182,7 +177,7 @@ def test_shards_of_the_model(source: Path, tmp_path: Path) -> None:
 
 def test_progress_counts_layers_and_weights(source: Path, tmp_path: Path) -> None:
     steps: list[Step] = []
-    result = quantize_model(source, tmp_path / "out", ["q8_0", "q4_0"], progress=steps.append)
+    result = quantize(source, tmp_path / "out", ["q8_0", "q4_0"], progress=steps.append)
     layers = result.outputs[0].layers
     assert [step.module for step in steps] == [layer.module for layer in layers]
     assert [step.layers_done for step in steps] == list(range(1, 9))
@@ -192,7 +187,7 @@ def test_progress_counts_layers_and_weights(source: Path, tmp_path: Path) -> Non
 
 
 def test_the_report_measures_what_is_stored(source: Path, tmp_path: Path) -> None:
-    result = quantize_model(source, tmp_path / "out", ["q4_0"])
+    result = quantize(source, tmp_path / "out", ["q4_0"])
     tensors = load_file(source / "model.safetensors")
     file = uqff.open(tmp_path / "out")
     squares = norms = 0.0
@@ -218,7 +213,7 @@ def test_fallbacks_are_reported_before_the_work(tmp_path: Path) -> None:
     TinyModel(hidden_size=96, intermediate_size=40, heads=2).write(tmp_path / "source")
     heard: list[Fallback] = []
     seen_first: list[int] = []
-    result = quantize_model(
+    result = quantize(
         tmp_path / "source",
         tmp_path / "out",
         ["q4k"],
@@ -229,16 +224,16 @@ def test_fallbacks_are_reported_before_the_work(tmp_path: Path) -> None:
     assert {(f.module, f.resolved) for f in heard if f.resolved != "q4_1"} == {("model.layers.0.mlp.down_proj", "f32")}
     assert result.outputs[0].fallbacks == heard
     with pytest.warns(uqff.FallbackWarning) as warned:
-        quantize_model(tmp_path / "source", tmp_path / "again", ["q4k"])
+        quantize(tmp_path / "source", tmp_path / "again", ["q4k"])
     assert [str(w.message) for w in warned] == [str(fallback) for fallback in heard]
     with pytest.raises(ShapeError, match=r"multiples of 32, got \[96, 40\] \(layer model.layers.0.mlp.down_proj"):
-        quantize_model(tmp_path / "source", tmp_path / "never", ["q4k"], engine="0.6")
+        quantize(tmp_path / "source", tmp_path / "never", ["q4k"], engine="0.6")
     assert not (tmp_path / "never").exists()
 
 
 def test_recipes(source: Path, tmp_path: Path) -> None:
     recipe = parse_recipe("/down/:\n  isq: q8_0\n/lm_head/:\n  isq: unquant\n/expert/:\n  isq: q4_0\n")
-    result = quantize_model(source, tmp_path / "out", ["q4_0", "afq4"], recipe=recipe)
+    result = quantize(source, tmp_path / "out", ["q4_0", "afq4"], recipe=recipe)
     for output in result.outputs:
         stored = {layer.module: layer.stored for layer in output.layers}
         assert stored.pop("lm_head") == "unquant"
@@ -261,7 +256,7 @@ def test_auto_loses_nothing(source: Path, tmp_path: Path, dtypes: tuple[torch.dt
     tensors = load_file(source / "model.safetensors")
     tensors = {name: tensor.to(dtypes[at % 2]) for at, (name, tensor) in enumerate(tensors.items())}
     save_file(tensors, source / "model.safetensors")
-    result = quantize_model(source, tmp_path / "out", ["unquant"])
+    result = quantize(source, tmp_path / "out", ["unquant"])
     assert result.dtype == auto
     stored = uqff.open(tmp_path / "out")
     for layer in result.outputs[0].layers:
@@ -280,7 +275,7 @@ def test_what_is_residual(source: Path, tmp_path: Path) -> None:
     save_file(tensors, source / "model.safetensors")
     config = json.loads((source / "config.json").read_text()) | {"tie_word_embeddings": True}
     (source / "config.json").write_text(json.dumps(config))
-    quantize_model(source, tmp_path / "out", ["q8_0"], dtype="bf16")
+    quantize(source, tmp_path / "out", ["q8_0"], dtype="bf16")
     file = uqff.open(tmp_path / "out")
     norms = {name for name in tensors if name.endswith("norm.weight")}
     assert set(file.residual) == {"model.embed_tokens.weight", "steps", "scalar", *norms}
@@ -292,9 +287,9 @@ def test_what_is_residual(source: Path, tmp_path: Path) -> None:
 
 
 def test_residual_tiles_do_not_show(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    quantize_model(source, tmp_path / "whole", ["q8_0"], dtype="f16")
-    monkeypatch.setattr("uqff.pipeline.TILE", 100)
-    quantize_model(source, tmp_path / "tiles", ["q8_0"], dtype="f16")
+    quantize(source, tmp_path / "whole", ["q8_0"], dtype="f16")
+    monkeypatch.setattr("uqff.container.directory.TILE", 100)
+    quantize(source, tmp_path / "tiles", ["q8_0"], dtype="f16")
     whole, tiles = (tmp_path / name / "residual.safetensors" for name in ("whole", "tiles"))
     assert whole.read_bytes() == tiles.read_bytes()
 
@@ -302,8 +297,8 @@ def test_residual_tiles_do_not_show(source: Path, tmp_path: Path, monkeypatch: p
 def test_unknown_architectures_need_a_pattern(source: Path, tmp_path: Path) -> None:
     (source / "config.json").write_text('{"architectures": ["BertModel"]}')
     with pytest.raises(UnsupportedError, match="unknown architecture: expected one of LlamaForCausalLM"):
-        quantize_model(source, tmp_path / "out", ["q8_0"])
-    result = quantize_model(source, tmp_path / "out", ["q8_0"], layers=Pattern(r"mlp\.(up|down)_proj"))
+        quantize(source, tmp_path / "out", ["q8_0"])
+    result = quantize(source, tmp_path / "out", ["q8_0"], layers=Pattern(r"mlp\.(up|down)_proj"))
     assert [layer.module for layer in result.outputs[0].layers] == [
         "model.layers.0.mlp.down_proj",
         "model.layers.0.mlp.up_proj",
@@ -326,159 +321,15 @@ def test_checkpoints_that_cannot_be_quantised(source: Path, tmp_path: Path) -> N
     for change, error, problem in cases:
         save_file(good | change, source / "model.safetensors")
         with pytest.raises(error, match=problem):
-            quantize_model(source, tmp_path / "out", ["q8_0"])
+            quantize(source, tmp_path / "out", ["q8_0"])
     save_file({name: good[name] for name in good if name != f"{down}.weight"}, source / "model.safetensors")
     with pytest.raises(FormatError, match="the checkpoint lacks a weight"):
-        quantize_model(source, tmp_path / "out", ["q8_0"])
+        quantize(source, tmp_path / "out", ["q8_0"])
     assert os.listdir(tmp_path) == ["source"]
 
 
 def test_calls_that_make_no_sense(source: Path, tmp_path: Path) -> None:
-    for arguments in [{"kinds": []}, {"kinds": ["q8_0"], "format": "1.2"}, {"kinds": ["q8_0"], "dtype": "f64"}]:
+    for arguments in [{"kinds": []}, {"kinds": ["q8_0"], "format": "1.3"}, {"kinds": ["q8_0"], "dtype": "f64"}]:
         with pytest.raises(UnsupportedError):
-            quantize_model(source, tmp_path / "out", **arguments)  # type: ignore[arg-type]
+            quantize(source, tmp_path / "out", **arguments)  # type: ignore[arg-type]
     assert os.listdir(tmp_path) == ["source"]
-
-
-def test_what_is_there_is_not_overwritten(source: Path, tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    out.mkdir()
-    quantize_model(source, out, ["q8_0"])
-    before = {path.name: path.read_bytes() for path in out.iterdir()}
-    with pytest.raises(FileExistsError, match="exists and is not empty"):
-        quantize_model(source, out, ["q4_0"])
-    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
-    quantize_model(source, out, ["q4_0"], force=True)
-    assert (out / "q4_0-0.uqff").exists()
-    assert not (out / "q8_0-0.uqff").exists()
-    assert sorted(os.listdir(tmp_path)) == ["out", "source"]
-
-
-def test_force_replaces_models_only(source: Path, tmp_path: Path) -> None:
-    """Not the source, not a home directory, not what a link points to."""
-    (tmp_path / "home").mkdir()
-    (tmp_path / "home" / "thesis.tex").write_text("x")
-    (tmp_path / "mixed" / "photos").mkdir(parents=True)
-    (tmp_path / "mixed" / "q8_0-0.uqff").write_text("x")
-    (tmp_path / "link").symlink_to(tmp_path / "home")
-    (tmp_path / "file").write_text("x")
-    for name in ("home", "source", "mixed", "link", "file"):
-        with pytest.raises(FileExistsError):
-            quantize_model(source, tmp_path / name, ["q8_0"], force=True)
-    with pytest.raises(FileNotFoundError, match="no such directory"):
-        quantize_model(source, tmp_path / "a" / "b", ["q8_0"])
-    assert (tmp_path / "home" / "thesis.tex").read_text() == "x"
-    assert (tmp_path / "mixed" / "photos").is_dir()
-
-
-@pytest.mark.parametrize("layers_done", [1, 4, 8])
-def test_an_interrupt_leaves_nothing(source: Path, tmp_path: Path, layers_done: int) -> None:
-    def interrupt(step: Step) -> None:
-        if step.layers_done == layers_done:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        quantize_model(source, tmp_path / "out", ["q8_0"], progress=interrupt)
-    assert os.listdir(tmp_path) == ["source"]
-
-
-def test_a_failed_replacement_keeps_the_old_model(
-    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    quantize_model(source, tmp_path / "out", ["q8_0"])
-    rename, calls = os.rename, []
-
-    def fail_second(old: Any, new: Any) -> None:
-        calls.append(new)
-        if len(calls) == 2:
-            raise OSError(errno.EIO, "Input/output error")
-        rename(old, new)
-
-    monkeypatch.setattr(os, "rename", fail_second)
-    with pytest.raises(OSError, match="Input/output error"):
-        quantize_model(source, tmp_path / "out", ["q4_0"], force=True)
-    assert sorted(os.listdir(tmp_path)) == ["out", "source"]
-    assert (tmp_path / "out" / "q8_0-0.uqff").exists()
-
-
-@pytest.mark.parametrize("writes", [1, 3, 9, 14])
-def test_a_disk_that_fills_up_leaves_nothing(
-    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, writes: int
-) -> None:
-    """Wherever it happens: in a header, in the residual, in a layer."""
-    write, count = streaming.StreamedFile._write, []
-
-    def fill(self: Any, at: int, chunk: Any) -> int:
-        count.append(at)
-        if len(count) == writes:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
-        return write(self, at, chunk)
-
-    monkeypatch.setattr(streaming.StreamedFile, "_write", fill)
-    with pytest.raises(OSError, match="No space left on device") as caught:
-        quantize_model(source, tmp_path / "out", ["q8_0"])
-    assert caught.value.errno == errno.ENOSPC
-    assert os.listdir(tmp_path) == ["source"]
-
-
-def test_too_little_space_is_noticed_before_the_work(
-    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    usage = shutil.disk_usage(tmp_path)._replace(free=1000)
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
-    with pytest.raises(OSError, match=r"no space for the model: [0-9,]+ bytes needed, 1,000 free"):
-        quantize_model(source, tmp_path / "out", ["q8_0"])
-    assert os.listdir(tmp_path) == ["source"]
-
-
-CHILD = """
-import os, resource, signal, sys
-import torch, numba
-import uqff.kernels.gguf_quantize
-from uqff.pipeline import quantize_model
-def step(step):
-    if step.layers_done == 3:
-        {action}
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-quantize_model(sys.argv[1], sys.argv[2], ["q8_0"], progress=step)
-print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
-"""
-
-
-def run_child(source: Path, out: Path, action: str) -> subprocess.CompletedProcess[str]:
-    """Quantise in a process of its own."""
-    code = textwrap.dedent(CHILD.format(action=action))
-    return subprocess.run([sys.executable, "-c", code, str(source), str(out)], capture_output=True, text=True)
-
-
-@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no SIGKILL")
-def test_a_killed_run_leaves_no_model(source: Path, tmp_path: Path) -> None:
-    """What it leaves says what it is, and does not stand in the way of the next run."""
-    child = run_child(source, tmp_path / "out", "os.kill(os.getpid(), signal.SIGKILL)")
-    assert child.returncode == -signal.SIGKILL
-    (stale,) = set(os.listdir(tmp_path)) - {"source"}
-    assert stale.startswith(".out.tmp-")
-    quantize_model(source, tmp_path / "out", ["q8_0"])
-    assert sorted(os.listdir(tmp_path)) == [stale, "out", "source"]
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss is in kilobytes on Linux")
-def test_memory_is_bounded_by_a_layer_not_by_the_model(tmp_path: Path) -> None:
-    """214 MB of checkpoint and 114 MB of output, 12 + 24 + 7 MB for the largest layer: far less is added."""
-    width, inner = 2048, 3072
-    (tmp_path / "source").mkdir()
-    shapes = dict.fromkeys([f"self_attn.{name}_proj" for name in "qkvo"], (width, width))
-    shapes |= {"mlp.gate_proj": (inner, width), "mlp.up_proj": (inner, width), "mlp.down_proj": (width, inner)}
-    tensors = {
-        f"model.layers.{block}.{name}.weight": torch.full(shape, 0.5, dtype=torch.bfloat16)
-        for block in range(3)
-        for name, shape in shapes.items()
-    }
-    tensors |= {f"{name}.weight": torch.ones(64, width).bfloat16() for name in ("lm_head", "model.embed_tokens")}
-    save_file(tensors, tmp_path / "source" / "model.safetensors")
-    config = {"architectures": ["LlamaForCausalLM"], "num_hidden_layers": 3}
-    (tmp_path / "source" / "config.json").write_text(json.dumps(config))
-    del tensors
-    child = run_child(tmp_path / "source", tmp_path / "out", "pass")
-    assert child.returncode == 0, child.stderr
-    assert int(child.stdout) < 150

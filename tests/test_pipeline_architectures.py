@@ -1,25 +1,26 @@
-"""Every architecture's layer order against the client: the digests of what it writes for the same tiny checkpoint."""
+"""Every architecture's layers against the clients: digests of what they write for the same tiny checkpoint."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 from pathlib import Path
 
 import pytest
 from golden_models import GOLDEN  # puts tools on the path
-from tiny_architectures import CONFIGS, KIND, shapes, tensor, write
+from tiny_architectures import CONFIGS, KIND, digest, shapes, tensor, write
 
 import uqff
 from uqff.pipeline import quantize_model
 
 DOCUMENT = json.loads((GOLDEN / "ARCHITECTURES.json").read_text())
+DOCUMENT_V1 = json.loads((GOLDEN / "v1" / "ARCHITECTURES.json").read_text())
 
 
 def test_every_architecture_is_there() -> None:
     """With Llama and Qwen2, which have whole golden directories; Gemma 3 is not in the client's plain loader."""
-    assert set(DOCUMENT["digests"]) == set(CONFIGS)
-    assert DOCUMENT["isq"] == KIND
+    for document in (DOCUMENT, DOCUMENT_V1):
+        assert set(document["digests"]) == set(CONFIGS)
+        assert document["isq"] == KIND
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -27,10 +28,7 @@ def test_the_files_are_the_clients(name: str, tmp_path: Path) -> None:
     """The whole file of layers; and the residual, but for the norms that Gemma's loader rounds on the way."""
     write(name, tmp_path / "model")
     quantize_model(tmp_path / "model", tmp_path / "out", [KIND], format="0.1", engine="0.6")
-    ours = {
-        file: hashlib.sha256((tmp_path / "out" / file).read_bytes()).hexdigest()
-        for file in (f"{KIND}-0.uqff", "residual.safetensors")
-    }
+    ours = {file: digest(tmp_path / "out" / file) for file in (f"{KIND}-0.uqff", "residual.safetensors")}
     if not name.startswith("Gemma"):
         assert ours == DOCUMENT["digests"][name]
         return
@@ -40,3 +38,13 @@ def test_the_files_are_the_clients(name: str, tmp_path: Path) -> None:
     assert {each: values.numpy().tobytes() for each, values in residual.items()} == {
         each: values.tobytes() for each, values in expected.items()
     }
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_the_files_of_1_2_are_the_clients(name: str, tmp_path: Path) -> None:
+    """Names, stacks, embedding and head, and what is left for the residual: both files whole, but for the writer."""
+    write(name, tmp_path / "model")
+    quantize_model(tmp_path / "model", tmp_path / "out", [KIND])
+    assert {
+        file: digest(tmp_path / "out" / file) for file in (f"{KIND}-0.uqff", "residual.safetensors")
+    } == DOCUMENT_V1["digests"][name]

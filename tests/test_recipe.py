@@ -55,6 +55,21 @@ def test_an_entry_without_isq() -> None:
     assert by_block("1:\n  isq: unquant\n")[:2] == ["-", "unquant"]
 
 
+def test_a_layer_of_several_names() -> None:
+    """The first rule that counts for any of them; what says no type leaves the default to the caller."""
+    names = (LayerName(1, "x.experts.0.w1", "", 0), LayerName(1, "x.experts.gate_proj", "", 0))
+    for text, kind in [
+        ("/experts\\.0/:\n  isq: q4k\n", "q4k"),
+        ("/experts\\.gate/:\n  isq: q4k\n", "q4k"),
+        ("/experts\\.1/:\n  isq: q4k\n", None),
+        ("/gate/:\n  isq: q4k\n/w1/:\n  isq: q6k\n", "q6k"),
+        ("/w1/:\n  isq: q6k\n/gate/:\n  isq: q4k\n", "q4k"),
+        ("0:\n  isq: q2k\n/w1/:\n  device: cpu\n", None),
+    ]:
+        assert parse_recipe(text).explicit_kind(names) == kind, text
+    assert parse_recipe("0:\n  isq:\n").explicit_kind(names, engine="0.6") == "unquant"
+
+
 def test_rules_that_match_nothing_are_found() -> None:
     recipe = parse_recipe("3:\n  isq: q4k\n7-9:\n  isq: q4k\n/expert/:\n  isq: q4k\n/lm_head/:\n  isq: q4k\n")
     assert [(rule.selector, rule.line) for rule in recipe.unmatched(LAYERS)] == [("7-9", 3), ("/expert/", 5)]

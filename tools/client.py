@@ -44,14 +44,16 @@ class ClientError(Exception):
 
 @dataclasses.dataclass(frozen=True)
 class Generation:
-    """What a greedy run answered: the tokens' texts and their logits.
+    """What a greedy run answered: the tokens' texts, and what the response calls their `logprob`.
 
-    0.6.0 fills its response's `logprob` with the raw logit when the temperature is 0.
+    At temperature 0 that is a number made of the raw logit; at 1 (of the one best token) it is the logarithm of its
+    probability, to base 10 in 0.6.0, to base e in 0.9.5. `seconds` is the same of the second best token of each place.
     """
 
     tokens: list[str]
     logits: list[float]
     finish_reason: str
+    seconds: list[float] = dataclasses.field(default_factory=list)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,10 +106,17 @@ class Client:
         architecture: str,
         dtype: str,
         tokens: int = 16,
+        temperature: float = 0.0,
     ) -> Generation:
-        """Load the shards `uqff`, files in the model directory `model`, and generate greedily from a fixed prompt."""
-        which = {"model_id": str(model), "arch": architecture, "dtype": dtype, "from_uqff": uqff}
-        return Generation(**self._run({"do": "load", "which": which, "isq": None, "tokens": tokens}))
+        """Load the shards `uqff`, files in the model directory `model`, and generate greedily from a fixed prompt.
+
+        With no shards, the directory is a plain checkpoint.
+        """
+        which: dict[str, Any] = {"model_id": str(model), "arch": architecture, "dtype": dtype}
+        if uqff:
+            which["from_uqff"] = uqff
+        job = {"do": "load", "which": which, "isq": None, "tokens": tokens, "temperature": temperature}
+        return Generation(**self._run(job))
 
     def _run(self, job: dict[str, Any]) -> Any:
         command = [str(self.python), str(Path(__file__).resolve()), json.dumps(job)]
@@ -156,7 +165,11 @@ def run_job(job: dict[str, Any]) -> Any:
             "libc": " ".join(platform.libc_ver()),
         }
     which = dict(job["which"])
-    which["arch"] = getattr(mistralrs.Architecture, which["arch"].capitalize())
+    which["arch"] = next(
+        getattr(mistralrs.Architecture, name)
+        for name in dir(mistralrs.Architecture)
+        if name.lower() == which["arch"].lower()
+    )
     which["dtype"] = getattr(mistralrs.ModelDType, which["dtype"])
     runner = mistralrs.Runner(
         which=mistralrs.Which.Plain(**which), in_situ_quant=job["isq"], token_source="none", no_paged_attn=True
@@ -167,10 +180,10 @@ def run_job(job: dict[str, Any]) -> Any:
         model="default",
         messages=PROMPT,
         max_tokens=job["tokens"],
-        temperature=0.0,
+        temperature=job["temperature"],
         top_k=1,
         logprobs=True,
-        top_logprobs=1,
+        top_logprobs=2 if job["temperature"] else 1,
     )
     choice = runner.send_chat_completion_request(request).choices[0]
     content = choice.logprobs.content
@@ -178,6 +191,7 @@ def run_job(job: dict[str, Any]) -> Any:
         "tokens": [entry.token for entry in content],
         "logits": [entry.logprob for entry in content],
         "finish_reason": choice.finish_reason,
+        "seconds": [entry.top_logprobs[1].logprob for entry in content] if job["temperature"] else [],
     }
 
 

@@ -1,7 +1,7 @@
 """``make demo``: the main job on real weights, from the checkpoint to rebuilt weights and back into the model.
 
-For every type: quantise the linear layers, write a pre-1.0 model directory, open it again, rebuild the weights, and
-compare them, and what the model says with them, with the originals.
+For every type: quantise the linear layers, write them as UQFF 1.2 and, for older engines, as 0.2, open both again,
+rebuild the weights, and compare them, and what the model says with them, with the originals.
 """
 
 from __future__ import annotations
@@ -73,20 +73,22 @@ def linear_layers(model: Path, tensors: dict[str, torch.Tensor]) -> list[str]:
 
 
 def write(kind: str, layers: list[str], tensors: dict[str, torch.Tensor], out: Path, progress: Progress) -> str:
-    """Quantise the layers into ``out/<kind>.uqff``; returns which types they were stored as."""
+    """Quantise the layers into ``out/<kind>.uqff`` and ``out/0.2/<kind>.uqff``; returns what they were stored as."""
     import uqff
     from uqff.isq import cast_bias, quantize
 
     stored: dict[str, int] = {}
     task = progress.add_task(kind, total=len(layers))
-    made: dict[int, uqff.Layer] = {}
-    for index, path in enumerate(layers):
+    made: dict[str, uqff.Layer] = {}
+    for path in layers:
         weight = quantize(tensors[f"{path}.weight"], kind, on_fallback=lambda _: None)
         bias = tensors.get(f"{path}.bias")
-        made[index] = uqff.Layer(weight, None if bias is None else cast_bias(bias, weight.kind, bias.dtype))
+        made[path] = uqff.Layer(weight, None if bias is None else cast_bias(bias, weight.kind, bias.dtype))
         stored[weight.kind] = stored.get(weight.kind, 0) + 1
         progress.advance(task)
-    uqff.save(made, out / f"{kind}.uqff")
+    uqff.save(made, out / f"{kind}.uqff", version=(1, 2, 0))
+    (out / "0.2").mkdir(exist_ok=True)
+    uqff.save(dict(enumerate(made.values())), out / "0.2" / f"{kind}.uqff", version=(0, 2, 0))
     progress.remove_task(task)
     return ", ".join(f"{n} {k}" for k, n in stored.items()) if set(stored) != {kind} else ""
 
@@ -97,9 +99,11 @@ def rebuild(file: Path, layers: list[str]) -> Iterator[tuple[str, torch.Tensor]]
 
     import uqff
 
-    with uqff.open(file) as model:
+    with uqff.open(file) as model, uqff.open(file.parent / "0.2" / file.name) as older:
         for index, path in enumerate(layers):
-            weight, bias = model[index]
+            weight, bias = model[path]
+            if older[index].weight != weight:
+                raise click.ClickException(f"{path} is not the same in both generations")
             yield f"{path}.weight", weight.dequantize()
             if bias is not None:
                 yield f"{path}.bias", bias.to(torch.float32)
@@ -238,7 +242,7 @@ def main(model: Path | None, types: str, out: Path) -> None:
                 cosine = float((encode(source, {**residual, **rebuilt}, SENTENCES) * original).sum(-1).min())
             with uqff.open(out / f"{kind}.uqff") as file:
                 nbytes = sum(layer.weight.nbytes for layer in file.values())
-                family = file[0].weight.family.title
+                family = file[layers[0]].weight.family.title
             error = relative_error(rebuilt, tensors, layers)
             outcomes.append(Outcome(kind, family, stored, nbytes / 1e6, 8 * nbytes / count, error, cosine, seconds))
     plain = Outcome("float32", "", "", 4e-6 * count, 32.0, 0.0, 1.0 if can_encode else None, 0.0)
@@ -250,7 +254,8 @@ def main(model: Path | None, types: str, out: Path) -> None:
     draw(outcomes, out)
     first = out / f"{outcomes[len(outcomes) // 2].type}.uqff"
     console.print(
-        f"\nWritten to {out}: one .uqff per type, residual.safetensors, quality.png, quality.svg, quality.json"
+        f"\nWritten to {out}: one .uqff per type (1.2, and in 0.2/ the older generation), residual.safetensors, "
+        "quality.png, quality.svg, quality.json"
     )
     console.print(f"\n$ uqff inspect {first}", style="bold")
     shown = subprocess.run(
@@ -259,7 +264,12 @@ def main(model: Path | None, types: str, out: Path) -> None:
     console.print(*shown.stdout.splitlines()[:18], "...", sep="\n", highlight=False, markup=False)
     console.print("\nTry next:", style="bold")
     more = (f"uqff quantize {model} OUT --isq q4k --isq hqq8",) if model else ()
-    for command in (f"uqff inspect {first}", f"uqff inspect {first} 0 --hex", f"uqff verify {first} --deep", *more):
+    for command in (
+        f"uqff inspect {first}",
+        f"uqff inspect {first} {layers[0]} --hex",
+        f"uqff verify {first} --deep",
+        *more,
+    ):
         console.print(f"  .venv/bin/{command}", highlight=False, soft_wrap=True)
 
 

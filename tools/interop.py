@@ -1,10 +1,12 @@
-"""Check against the real clients, in two tables; exit 1 on any difference.
+"""Check against the real clients, in four tables; exit 1 on any difference.
 
     python tools/interop.py            # make interop
 
-Files (`interop_reading`): the 0.6.0 client must take the files that this package writes for its own. Quantisers
-(`interop_quantisers`): from the same weights, the package must make every byte that the 0.6.0 and 0.9.5 clients store,
-for every type, several shapes and load dtypes.
+Files (`interop_reading`): the 0.6.0 client must take the files that this package writes for its own. Entries
+(`interop_entries`): the same for 1.x files and the 0.9.5 client. Quantisers (`interop_quantisers`): from the same
+weights, the package must make every byte that the 0.6.0 and 0.9.5 clients store, for every type, several shapes and
+load dtypes. Migration (`interop_migration`): the 0.9.5 client must run migrated pre-1.0 models as it runs its own, and
+as the 0.6.0 client runs the originals; and the other way round.
 
 The clients are installed once, into `.venvs/` at the root of the repository.
 """
@@ -18,6 +20,8 @@ import time
 from pathlib import Path
 
 import click
+import interop_entries as entries
+import interop_migration as migration
 import interop_quantisers as quantisers
 import interop_reading as reading
 from client import Client
@@ -30,7 +34,7 @@ ROOT = Path(__file__).resolve().parent.parent
 WIDTH = 150
 """Columns of the tables where the output is not a terminal."""
 
-FILES, QUANTISERS = "files", "quantisers"
+FILES, ENTRIES, QUANTISERS, MIGRATION = "files", "entries", "quantisers", "migration"
 
 
 def install_client(version: str) -> Path:
@@ -86,6 +90,17 @@ def check_files(client: Client, kinds: tuple[str, ...], console: Console) -> boo
     return failed > 0
 
 
+def check_entries(client: Client, kinds: tuple[str, ...], console: Console) -> bool:
+    """Print the table of the 1.x files; return whether anything differs."""
+    with tempfile.TemporaryDirectory() as folder:
+        results = list(entries.check_all(client, kinds, Path(folder)))
+    console.print(entries.table_of(results))
+    failed = sum(not result.equal for result in results)
+    idle = sum(result.theirs.generation is None for result in results)
+    console.print(f"{len(results)} checked: {failed} differ, {idle} that the client itself cannot run here")
+    return failed > 0
+
+
 def check_quantisers(
     clients: dict[str, Client], kinds: tuple[str, ...], models: tuple[str, ...], console: Console
 ) -> bool:
@@ -102,6 +117,19 @@ def check_quantisers(
     return bool(failed)
 
 
+def check_migration(clients: dict[str, Client], kinds: tuple[str, ...], console: Console) -> bool:
+    """Print the table of the migrations and what is wrong; return whether anything is."""
+    with tempfile.TemporaryDirectory() as folder:
+        results = list(migration.check_all(clients, kinds, Path(folder)))
+    console.print(migration.table_of(results))
+    failed = [result for result in results if result.problems]
+    for result in failed:
+        for problem in result.problems:
+            console.print(f"{result.case} {result.kind} {result.way}: {problem}")
+    console.print(f"{len(results)} checked: {len(failed)} differ")
+    return bool(failed)
+
+
 @click.command()
 @click.option(
     "--client",
@@ -111,12 +139,12 @@ def check_quantisers(
     help="Interpreter that has mistralrs 0.6.0 or 0.9.5; else they are installed.",
 )
 @click.option("--kind", "kinds", multiple=True, type=click.Choice([*KINDS, reading.MIXED]), help="Only these.")
-@click.option("--only", type=click.Choice([FILES, QUANTISERS]), help="Only this table.")
+@click.option("--only", type=click.Choice([FILES, ENTRIES, QUANTISERS, MIGRATION]), help="Only this table.")
 @click.option(
     "--model", "models", multiple=True, type=click.Choice([case.name for case in CASES]), help="Only these quantised."
 )
 def main(pythons: tuple[Path, ...], kinds: tuple[str, ...], only: str | None, models: tuple[str, ...]) -> None:
-    """Check this package's files and quantisers against the real clients; exit 1 on any difference."""
+    """Check this package's files, quantisers and migrations against the real clients; exit 1 on any difference."""
     console = Console()
     if not console.is_terminal:
         console = Console(width=WIDTH)
@@ -125,10 +153,14 @@ def main(pythons: tuple[Path, ...], kinds: tuple[str, ...], only: str | None, mo
     about = clients[reading.CLIENT_VERSION].about()
     console.print(f"mistralrs {', '.join(clients)} on {about['system']} {about['machine']}, {about['libc']}")
     failed = False
-    if only != QUANTISERS:
+    if only in (None, FILES):
         failed |= check_files(clients[reading.CLIENT_VERSION], kinds, console)
-    if only != FILES:
+    if only in (None, ENTRIES):
+        failed |= check_entries(clients[entries.CLIENT_VERSION], kinds, console)
+    if only in (None, QUANTISERS):
         failed |= check_quantisers(clients, kinds, models, console)
+    if only in (None, MIGRATION):
+        failed |= check_migration(clients, kinds, console)
     console.print(f"{time.monotonic() - start:.0f} s")
     sys.exit(1 if failed else 0)
 

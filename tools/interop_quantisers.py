@@ -8,11 +8,10 @@ engine fails on a shape, the client must fail, and the other way round.
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import shutil
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import lru_cache
@@ -21,6 +20,9 @@ from typing import Any, NamedTuple
 
 import torch
 from client import Client, ClientError
+from interop_directories import CASES as DIRECTORY_CASES
+from interop_directories import REPORT, VERSION, Directory, compare_directories, make, read_directory
+from interop_models import CASES as ALL_CASES
 from interop_models import Case
 from rich.table import Table
 from stored_parts import Part, blob_part, compare, entries, read_parts, version_entries
@@ -29,24 +31,15 @@ from wheel_q3k import quantize_q3k
 
 import uqff
 from uqff.families import AFQ, GGUF, MXFP4
-from uqff.isq import KINDS, Engine, cast_bias, plan
+from uqff.isq import KINDS, Engine, cast_bias, plan, promoted
 
-REPORT = "uqff_report.json"
 TORCH_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-
-PROMOTED = {
-    **dict.fromkeys(("afq2", "afq3", "afq4"), "afq6"),
-    **dict.fromkeys(("afq6", "afq8"), "afq8"),
-    **dict.fromkeys(("q2k", "q3k", "q4k", "q4_0", "q4_1"), "q6k"),
-    **dict.fromkeys(("q5k", "q6k", "q8k", "q5_0", "q5_1", "q8_0", "q8_1"), "q8_0"),
-}
-"""What lm_head and the embedding get instead of the type asked for, since UQFF 1.2; other types stay.
-
-Authority: mistral.rs v0.9.2, `mistralrs-quant/src/lib.rs` (`promote_for_sensitive_tensor`).
-"""
 
 WHEEL = "0.6.0"
 """The client whose Q3K is not what its source says, see `wheel_q3k`."""
+
+
+DIRECTORY = "directory"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,8 +60,9 @@ GENERATIONS = {
 class Row:
     """One row of the table.
 
-    `by`: the kernels or the reference paths. `refused`: why the client wrote nothing. `problems`: each part that
-    differs, and what is not in a layer's bytes: a refusal of one side only, a report that says otherwise.
+    `by`: the kernels, the reference paths, or `DIRECTORY`: what `quantize_model` writes. `refused`: why
+    the client wrote nothing. `problems`: each part that differs, and what is not in a layer's bytes: a refusal of one
+    side only, a report that says otherwise.
     """
 
     version: str
@@ -106,7 +100,7 @@ def asked_kinds(case: Case, kind: str, engine: Engine) -> dict[str, str]:
     if engine != "0.9":
         return dict.fromkeys(names, kind)
     sensitive = {"model.embed_tokens", names[0]}
-    return {name: PROMOTED.get(kind, kind) if name in sensitive else kind for name in sorted({*names, *sensitive})}
+    return {name: promoted(kind) if name in sensitive else kind for name in sorted({*names, *sensitive})}
 
 
 @lru_cache(maxsize=2)
@@ -219,23 +213,41 @@ def reported_shape(name: str, layer: uqff.Layer) -> tuple[int, ...]:
 
 @dataclasses.dataclass(frozen=True)
 class Written:
-    """What the client made of one checkpoint and type: its tensors and report, or the reason why there are none."""
+    """What the client made of one checkpoint and type: its tensors, report and files, or why there are none."""
 
     parts: dict[str, Part]
     report: dict[str, Any] | None = None
     refused: str = ""
+    directory: Directory | None = None
 
 
-def let_client_write(client: Client, case: Case, kind: str, checkpoint: Path, scratch: Path) -> Written:
-    """Let the client quantise `checkpoint` into the folder `scratch`, and take in what it wrote."""
+class Job(NamedTuple):
+    """A checkpoint for a client: `case` is None if only directories are compared."""
+
+    version: str
+    name: str
+    architecture: str
+    dtype: str
+    kind: str
+    checkpoint: Path
+    case: Case | None
+
+
+def let_client_write(client: Client, job: Job) -> Written:
+    """Let the client quantise a checkpoint into a folder in it, and take in what it wrote."""
+    scratch = job.checkpoint / f"{job.version}-{job.kind}"
     try:
         written = client.write(
-            checkpoint, scratch / "0.uqff", architecture=case.model.architecture, dtype=case.dtype, isq=kind
+            job.checkpoint,
+            scratch / f"{job.kind}.uqff",
+            architecture=job.architecture,
+            dtype=job.dtype,
+            isq=job.kind,
         )
     except ClientError as exc:
         return Written({}, refused=exc.reason)
-    report = scratch / REPORT
-    made = Written(read_parts(written), json.loads(report.read_text()) if report.exists() else None)
+    directory = read_directory(scratch, written.name) if (scratch / REPORT).exists() else None
+    made = Written(read_parts(written), directory.report if directory else None, directory=directory)
     shutil.rmtree(scratch)
     return made
 
@@ -274,6 +286,39 @@ def check(version: str, case: Case, kind: str, written: Written, *, by: str = "k
     )
 
 
+def check_directory(job: Job, written: Written) -> Row:
+    """Compare the client's directory with the one that this package makes of the same checkpoint."""
+    row = Row(job.version, job.name, job.kind, DIRECTORY)
+    try:
+        ours = make(job.checkpoint, job.kind, job.dtype)
+    except uqff.UqffError as exc:
+        problems = () if written.refused else (f"the package refuses, the client does not: {exc}",)
+        return dataclasses.replace(row, refused=written.refused or str(exc), problems=problems)
+    if written.directory is None:
+        problem = f"the client refuses, the package does not: {written.refused}"
+        return dataclasses.replace(row, refused=written.refused, problems=(problem,))
+    found = compare_directories(written.directory, ours)
+    return dataclasses.replace(row, **found._asdict() | {"problems": tuple(found.problems)})
+
+
+def all_jobs(versions: Iterable[str], cases: tuple[Case, ...], kinds: tuple[str, ...], folder: Path) -> list[Job]:
+    """What the clients have to write; the checkpoints are put into `folder`."""
+    jobs: list[Job] = []
+    wanted = [*cases, *(DIRECTORY_CASES if cases == ALL_CASES else ())]
+    for index, case in enumerate(wanted):
+        checkpoint = folder / str(index)
+        if isinstance(case, Case):
+            case.model.write(checkpoint)
+            about = (case.name, case.model.architecture, case.dtype)
+            pairs = [(version, kind) for version in versions for kind in GENERATIONS[version].kinds]
+            jobs += [Job(version, *about, kind, checkpoint, case) for version, kind in pairs]
+        elif VERSION in versions:
+            case.write(checkpoint)
+            about = (case.name, case.architecture, case.dtype)
+            jobs += [Job(VERSION, *about, kind, checkpoint, None) for kind in case.kinds]
+    return [job for job in jobs if not kinds or job.kind in kinds]
+
+
 def check_all(
     clients: dict[str, Client], cases: tuple[Case, ...], kinds: tuple[str, ...], folder: Path
 ) -> Iterator[Row]:
@@ -281,25 +326,17 @@ def check_all(
 
     The client writes ahead in a thread while the package quantises. `folder` is for checkpoints and the client's files.
     """
-    jobs = []
-    for index, case in enumerate(cases):
-        checkpoint = folder / str(index)
-        case.model.write(checkpoint)
-        for version in clients:
-            jobs += [
-                (version, case, kind, checkpoint) for kind in GENERATIONS[version].kinds if not kinds or kind in kinds
-            ]
-
-    def write(job: tuple[str, Case, str, Path]) -> Written:
-        version, case, kind, checkpoint = job
-        return let_client_write(clients[version], case, kind, checkpoint, checkpoint / f"{version}-{kind}")
-
+    jobs = all_jobs(clients, cases, kinds, folder)
     with ThreadPoolExecutor(2) as pool:
-        for (version, case, kind, _), written in zip(jobs, pool.map(write, jobs), strict=True):
-            yield check(version, case, kind, written)
-            if case.reference:
-                with reference_paths():
-                    yield check(version, case, kind, written, by="reference")
+        everything = pool.map(lambda job: let_client_write(clients[job.version], job), jobs)
+        for job, written in zip(jobs, everything, strict=True):
+            if job.case is not None:
+                yield check(job.version, job.case, job.kind, written)
+                if job.case.reference:
+                    with reference_paths():
+                        yield check(job.version, job.case, job.kind, written, by="reference")
+            if job.version == VERSION:
+                yield check_directory(job, written)
 
 
 @contextmanager
@@ -328,9 +365,9 @@ def table_of(rows: list[Row]) -> Table:
         if before is not None and (before.version, before.case) != (row.version, row.case):
             table.add_section()
         table.add_row(*row.cells())
-    for version in dict.fromkeys(row.version for row in rows):
+    for version, whole in dict.fromkeys((row.version, row.by == DIRECTORY) for row in rows):
         table.add_section()
-        table.add_row(*total(version, [row for row in rows if row.version == version]))
+        table.add_row(*total(version, [row for row in rows if (row.version, row.by == DIRECTORY) == (version, whole)]))
     return table
 
 
@@ -340,4 +377,5 @@ def total(version: str, rows: list[Row]) -> list[str]:
     kinds = len({row.kind for row in compared})
     sums = [sum(getattr(row, name) for row in compared) for name in ("layers", "size", "differing", "zero_signs")]
     refused = f"{len(rows) - len(compared)} rows both refuse" if len(rows) > len(compared) else ""
-    return [version, "all", f"{kinds} types", "", *(f"{number:,}" for number in sums), refused]
+    by = DIRECTORY if all(row.by == DIRECTORY for row in rows) else ""
+    return [version, "all", f"{kinds} types", by, *(f"{number:,}" for number in sums), refused]

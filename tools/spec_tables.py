@@ -16,11 +16,18 @@ name                     table
 ``DTYPES``               tensor dtypes
 ``GGML_TYPES``           ggml types with their sizes
 ``ARCHITECTURES``        order of the layers by architecture
+``PARTS``                field of a blob and entry of 1.x that hold the same
+``SHAPES``               what shape a weight must have
 ``LIMITS``               bounds of a reader
 ``EXAMPLE folder/name``  a vector, field by field
 ``VECTORS``              index of the valid vectors
 ``FILES``                index of the valid files
-``BAD``                  index of the broken files
+``BAD``                  index of the broken blobs and files
+``ENTRY_VECTORS``        index of the valid 1.x files
+``BAD_ENTRIES``          index of the broken 1.x files
+``ENCODINGS``            index of the vectors for quantisers
+``ENTRY_EXAMPLE name``   a 1.x file, entry by entry
+``ENTRY_DUMP name``      the same, all bytes
 =======================  =================================================================================
 """
 
@@ -42,6 +49,7 @@ from uqff.architectures import ARCHITECTURES
 from uqff.codes import ENTRY_VERSIONS, VERSIONS, DType, Family
 from uqff.families import FAMILIES, f8q8
 from uqff.families.gguf.blocks import BLOCK_TYPES, BlockType
+from uqff.migrate.shapes import SHAPES
 from uqff.schema.entries import Entries
 from uqff.schema.header import HEADER
 from uqff.schema.layout import Layout, size_terms
@@ -161,6 +169,22 @@ def architecture_table() -> str:
     return markdown(heads, rows)
 
 
+def part_table() -> str:
+    """The field of a blob and the entry of a 1.x layer that hold the same."""
+    rows = (
+        (record.family.title, f"`{entry.field}`", f"`{entry.suffix}`")
+        for record in FAMILIES
+        for entry in record.ENTRIES.members
+    )
+    return markdown(("family", "field of the blob", "entry"), rows)
+
+
+def shape_table() -> str:
+    """What shape a weight must have."""
+    rows = ((f"`{path}`", f"`[{out}, {inputs}]`") for path, (out, inputs) in SHAPES.items())
+    return markdown(("weight", "shape"), rows)
+
+
 def _names(names: Iterable[str]) -> str:
     return ", ".join(f"`{name}`" for name in names)
 
@@ -241,6 +265,84 @@ def bad_index() -> str:
     return f"{len(rows)} files.\n\n{markdown(('file', 'violated rule', 'error', 'field', 'offset'), rows)}"
 
 
+def _models() -> list[dict[str, Any]]:
+    return [json.loads(path.read_text("utf-8")) for path in sorted((VECTORS / "entries").glob("*.json"))]
+
+
+def entry_vector_index() -> str:
+    """All valid 1.x files."""
+    rows = []
+    for model in _models():
+        kinds = ", ".join(dict.fromkeys(layer["kind"] for layer in model["layers"]))
+        shapes = ", ".join(dict.fromkeys("×".join(map(str, layer["shape"])) for layer in model["layers"]))
+        size = sum(file["size"] for file in model["files"])
+        link = f"[{model['name']}]({model['name']}.json)"
+        rows.append((link, model["version"], len(model["files"]), kinds, shapes, size, model["note"]))
+    heads = ("vector", "version", "shards", "kinds", "shapes", "bytes", "what for")
+    return f"{len(rows)} vectors.\n\n{markdown(heads, rows)}"
+
+
+def bad_entry_index() -> str:
+    """All broken 1.x files."""
+    index = json.loads((VECTORS / "bad-entries" / "index.json").read_text("utf-8"))
+    rows = []
+    for e in index:
+        files = ", ".join(f"[{name}]({name})" for name in e["files"])
+        rule = f"[{e['rule']}](../../{e['section']})"
+        near = f"[{e['near_miss']}](../entries/{e['near_miss']}.json)"
+        where = "" if e["field"] is None else f"`{_visible(e['field'])}`"
+        offset = "" if e["offset"] is None else e["offset"]
+        rows.append((files, rule, e["error"], where, offset, near))
+    heads = ("files", "violated rule", "error", "field", "offset", "near miss")
+    return f"{len(rows)} models.\n\n{markdown(heads, rows)}"
+
+
+def encoding_index() -> str:
+    """All vectors for quantisers."""
+    index = json.loads((VECTORS / "encode" / "index.json").read_text("utf-8"))
+    rows = ((f"[{e['file']}]({e['file']})", e["kind"], e["load_dtype"], e["engine"], e["size"]) for e in index)
+    return f"{len(index)} blobs.\n\n{markdown(('file', 'kind', 'load dtype', 'engine', 'bytes'), rows)}"
+
+
+def entry_example_table(name: str) -> str:
+    """A 1.x file, entry by entry in the order of the bytes."""
+    model = json.loads((VECTORS / "entries" / f"{name}.json").read_text("utf-8"))
+    data = (VECTORS / "entries" / f"{name}.uqff").read_bytes()
+    begin = 8 + int.from_bytes(data[:8], "little")
+    rows: list[tuple[object, ...]] = [
+        (0, 8, f"`{data[:8].hex(' ')}`", "", f"header of {begin - 8} bytes"),
+        (8, begin - 8, "`7b 22 …`", "", "the header: JSON, padded with spaces"),
+    ]
+    for entry in model["entries"]:
+        raw = data[entry["offset"] : entry["offset"] + entry["size"]]
+        shown = raw[:SHOWN_BYTES].hex(" ") + (" …" if len(raw) > SHOWN_BYTES else "")
+        kind = f"{entry['dtype']} `{entry['shape']}`"
+        meaning = f"{kind} {entry['value']}" if "value" in entry else kind
+        rows.append((entry["offset"], entry["size"], f"`{shown}`", f"`{entry['name']}`", meaning))
+    sizes = " + ".join(str(row[1]) for row in rows)
+    table = markdown(("offset", "size", "bytes", "entry", "value"), rows)
+    return f"{table}\n\nTotal: {sizes} = {len(data)} bytes. File: `vectors/entries/{name}.uqff`."
+
+
+def entry_dump(name: str) -> str:
+    """All bytes of a 1.x file, 16 a line, each entry beginning a line of its own."""
+    model = json.loads((VECTORS / "entries" / f"{name}.json").read_text("utf-8"))
+    data = (VECTORS / "entries" / f"{name}.uqff").read_bytes()
+    begin = 8 + int.from_bytes(data[:8], "little")
+    parts = [(0, 8, f"length of the header: {begin - 8}")]
+    parts += [(8, begin - 8, "")]
+    for entry in model["entries"]:
+        value = f" = {entry['value']}" if "value" in entry else ""
+        parts.append((entry["offset"], entry["size"], f"{entry['name']}{value}"))
+    lines = ["```", "offset  bytes                                            meaning"]
+    for offset, size, meaning in parts:
+        for at in range(offset, offset + size, 16):
+            raw = data[at : min(at + 16, offset + size)]
+            shown = meaning if meaning and at == offset else raw.decode() if not meaning else ""
+            lines.append(f"{at:<7} {raw.hex(' '):<48} {shown}".rstrip())
+    return "\n".join([*lines, f"{len(data):<7} end", "```"])
+
+
 def _visible(name: str) -> str:
     return name if name.isascii() and name.isprintable() else name.encode("unicode_escape").decode()
 
@@ -257,10 +359,15 @@ TABLES: dict[str, Callable[[], str]] = {
     "DTYPES": dtype_table,
     "GGML_TYPES": ggml_table,
     "ARCHITECTURES": architecture_table,
+    "PARTS": part_table,
+    "SHAPES": shape_table,
     "LIMITS": limit_table,
     "VECTORS": vector_index,
     "FILES": file_index,
     "BAD": bad_index,
+    "ENTRY_VECTORS": entry_vector_index,
+    "BAD_ENTRIES": bad_entry_index,
+    "ENCODINGS": encoding_index,
 }
 
 
@@ -271,7 +378,8 @@ def table(name: str) -> str:
         KeyError: there is none of that name.
     """
     kind, _, argument = name.partition(" ")
-    return example_table(argument) if kind == "EXAMPLE" else TABLES[name]()
+    of_vectors = {"EXAMPLE": example_table, "ENTRY_EXAMPLE": entry_example_table, "ENTRY_DUMP": entry_dump}
+    return of_vectors[kind](argument) if kind in of_vectors else TABLES[name]()
 
 
 def rewritten(text: str) -> str:

@@ -2,17 +2,16 @@
 
     python tools/tiny_architectures.py --client PYTHON
 
-lets the client (`mistralrs==0.6.0`) quantise each to Q8_0 and writes `tests/golden/ARCHITECTURES.json`: the digests of
-the `.uqff` file and of the residual of each. A file hangs on the order of its layers, so its digest proves that order;
-the values are those of `tiny_models.random_normal`, the same on every machine.
+lets the client quantise each to Q8_0 and writes the digests of the `.uqff` file and of the residual of each:
+`mistralrs==0.6.0` into `tests/golden/ARCHITECTURES.json`, `mistralrs==0.9.5` into `tests/golden/v1/ARCHITECTURES.json`.
+A file hangs on the order or the names of its layers, so its digest proves them; `__metadata__`, which names the writer,
+is left out of it. The values are those of `tiny_models.random_normal`, the same on every machine.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
-import subprocess
 import tempfile
 import zlib
 from collections.abc import Iterator
@@ -21,10 +20,13 @@ from typing import Any
 
 import click
 import numpy as np
+from client import Client
 from tiny_models import Float32, TinyModel, random_normal
 
 ROOT = Path(__file__).resolve().parent.parent
-DIGESTS = ROOT / "tests" / "golden" / "ARCHITECTURES.json"
+GOLDEN = ROOT / "tests" / "golden"
+DIGESTS = {"0.6.0": GOLDEN / "ARCHITECTURES.json", "0.9.5": GOLDEN / "v1" / "ARCHITECTURES.json"}
+"""Client to the file of digests."""
 KIND = "q8_0"
 
 HIDDEN, INNER, VOCABULARY, LAYERS = 64, 96, 64, 3
@@ -33,7 +35,7 @@ EXPERTS, EXPERT_INNER = 4, 64
 DENSE_LAYERS = [1]
 """Of Qwen3-MoE, to have both kinds of layers."""
 
-GELU = {"attention_bias": False, "hidden_act": "gelu_pytorch_tanh"}
+GELU = {"attention_bias": False, "hidden_act": "gelu_pytorch_tanh", "tie_word_embeddings": True}
 NO_WINDOW = {"sliding_window": None}
 CONFIGS: dict[str, dict[str, Any]] = {
     "Mistral": NO_WINDOW,
@@ -142,59 +144,78 @@ def tensor(name: str, shape: tuple[int, ...]) -> Float32:
     return values + np.float32(1) if len(shape) == 1 else values
 
 
-def write(name: str, folder: Path) -> None:
-    """Write a checkpoint of an architecture."""
+EXPERT_NAMES = {
+    "Mixtral": ("block_sparse_moe.experts", ("w1", "w3", "w2")),
+    "Qwen3Moe": ("mlp.experts", ("gate_proj", "up_proj", "down_proj")),
+}
+"""Where the experts of an architecture are, and what gate, up and down are called there."""
+
+
+def joined_experts(name: str, tensors: dict[str, Float32], *, transposed: bool = False) -> dict[str, Float32]:
+    """The tensors with the experts of a layer as two, `gate_up_proj` and `down_proj`, as some checkpoints have them."""
+    joined = dict(tensors)
+    path, names = EXPERT_NAMES[name]
+    for index in range(LAYERS):
+        experts = f"model.layers.{index}.{path}"
+        if f"{experts}.0.{names[0]}.weight" not in joined:
+            continue
+        gate, up, down = (
+            np.stack([joined.pop(f"{experts}.{expert}.{each}.weight") for expert in range(EXPERTS)]) for each in names
+        )
+        pair = {"gate_up_proj": np.concatenate([gate, up], axis=1), "down_proj": down}
+        for each, values in pair.items():
+            joined[f"{experts}.{each}"] = np.ascontiguousarray(values.transpose(0, 2, 1) if transposed else values)
+    return joined
+
+
+def write(name: str, folder: Path, *, joined: bool = False, transposed: bool = False) -> None:
+    """Write a checkpoint of an architecture; see :func:`joined_experts`."""
     from safetensors.numpy import save_file
 
     TinyModel(hidden_size=HIDDEN, heads=2, vocab_size=VOCABULARY).write(folder)
-    save_file({each: tensor(each, shape) for each, shape in shapes(name).items()}, folder / "model.safetensors")
+    tensors = {each: tensor(each, shape) for each, shape in shapes(name).items()}
+    if joined:
+        tensors = joined_experts(name, tensors, transposed=transposed)
+    save_file(tensors, folder / "model.safetensors")
     (folder / "config.json").write_text(json.dumps(config(name), indent=2))
 
 
-CLIENT = """
-import sys, mistralrs
-model, name, output, isq = sys.argv[1:]
-which = mistralrs.Which.Plain(
-    model_id=model,
-    arch=getattr(mistralrs.Architecture, name),
-    dtype=mistralrs.ModelDType.F32,
-    write_uqff=output,
-)
-mistralrs.Runner(which=which, in_situ_quant=isq, token_source="none", no_paged_attn=True)
-"""
+def digest(file: Path) -> str:
+    """sha256 of a safetensors file: of its header as JSON, without `__metadata__` but in its order, and its data."""
+    content = file.read_bytes()
+    end = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(content[8:end])
+    if header.pop("__metadata__", None) is None:
+        return hashlib.sha256(content).hexdigest()
+    return hashlib.sha256(json.dumps(header).encode() + content[end:]).hexdigest()
 
 
-def client_digests(python: Path, name: str) -> dict[str, str]:
-    """What the client writes for an architecture: sha256 by file name.
+def client_digests(client: Client, name: str) -> dict[str, str]:
+    """What the client writes for an architecture: digests by file name.
 
-    Raises RuntimeError with the client's last words if it writes nothing.
+    Raises ClientError if it writes nothing.
     """
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         write(name, folder / "model")
-        arguments = [str(folder / "model"), name, str(folder / "out" / f"{KIND}.uqff"), KIND]
-        done = subprocess.run(
-            [str(python), "-c", CLIENT, *arguments],
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=100,
-            env={**os.environ, "RAYON_NUM_THREADS": "1"},
-        )
+        (folder / "out").mkdir()
+        client.write(folder / "model", folder / "out" / f"{KIND}.uqff", architecture=name, dtype="F32", isq=KIND)
         paths = [folder / "out" / file for file in (f"{KIND}-0.uqff", "residual.safetensors")]
-        if not all(path.exists() for path in paths):
-            raise RuntimeError(f"{name}: {(done.stdout + done.stderr)[-500:]}")
-        return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
+        return {path.name: digest(path) for path in paths}
 
 
 @click.command()
 @click.option("--client", "python", required=True, type=click.Path(path_type=Path), help="Interpreter with mistralrs.")
 def main(python: Path) -> None:
     """Let the client write the digests again."""
-    digests = {name: client_digests(python, name) for name in CONFIGS}
-    document = {"client": "mistralrs 0.6.0", "isq": KIND, "dtype": "F32", "digests": digests}
-    DIGESTS.write_text(json.dumps(document, indent=1) + "\n")
-    click.echo(f"{DIGESTS}: {len(digests)} architectures")
+    client = Client(python)
+    version = client.about()["version"]
+    if version not in DIGESTS:
+        raise click.ClickException(f"expected mistralrs {' or '.join(DIGESTS)}, got {version}")
+    digests = {name: client_digests(client, name) for name in CONFIGS}
+    document = {"client": f"mistralrs {version}", "isq": KIND, "dtype": "F32", "digests": digests}
+    DIGESTS[version].write_text(json.dumps(document, indent=1) + "\n")
+    click.echo(f"{DIGESTS[version]}: {len(digests)} architectures")
 
 
 if __name__ == "__main__":

@@ -33,8 +33,10 @@ __all__ = [
     "embedding_name",
     "entry_names",
     "layer_names",
+    "selected_entries",
     "selected_layers",
     "stacked_names",
+    "with_stated_tie",
 ]
 
 EMBEDDING_SINCE: Final = Version(1, 2, 0)
@@ -255,6 +257,22 @@ def entry_names(config: Mapping[str, Any], version: tuple[int, int, int]) -> lis
     return sorted(entries, key=lambda entry: entry.key)
 
 
+def with_stated_tie(config: Mapping[str, Any]) -> dict[str, Any] | None:
+    """A configuration that says that the head is the embedding, where the architecture implies it and it does not.
+
+    The engine takes models of these architectures for untied if nobody says otherwise, and then finds no head in a file
+    of 1.2; None if there is nothing to say.
+
+    Authority: mistral.rs v0.9.2, ``mistralrs-core/src/models/gemma.rs`` and ``gemma2.rs`` (``word_emb_default``).
+
+    Raises:
+        UnsupportedError: the architecture is unknown.
+    """
+    if architecture_of(config).tied != "always" or config.get("tie_word_embeddings") is True:
+        return None
+    return {**config, "tie_word_embeddings": True}
+
+
 def stacked_names(names: Sequence[LayerName]) -> list[EntryName]:
     """Layers as 1.x has them: those of the experts of a projection together, in order of the experts."""
     parts: dict[str, list[LayerName]] = {}
@@ -292,6 +310,36 @@ def selected_layers(
     if not names:
         raise FormatError("no weight matches", field="layers", got=pattern.text)
     return names
+
+
+def selected_entries(
+    config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], pattern: Pattern, version: tuple[int, int, int]
+) -> list[EntryName]:
+    """The weights whose name a pattern is found in, as layers of a 1.x file.
+
+    Takes and raises what :func:`selected_layers` does.  The experts of a known architecture are one layer, which is
+    found by its own name or by any that its weights have in the checkpoint.
+
+    Args:
+        version: 1.0.0 or later.
+    """
+    try:
+        known, names = entry_names(config, version), layer_names(config)
+    except UqffError:
+        known, names = [], []
+    chosen = [
+        entry
+        for entry in known
+        if any(pattern.search(f"{module}.weight") for module in (entry.key, *(part.module for part in entry.parts)))
+    ]
+    taken = {f"{name.module}.weight" for name in names} | {part.weight for entry in known for part in entry.parts}
+    for name, shape in shapes.items():
+        if name.endswith(".weight") and name not in taken and len(shape) in (2, 3) and pattern.search(name):
+            module = name.removesuffix(".weight")
+            chosen.append(EntryName(module, (LayerName(len(chosen), module, name, _block_of(module)),)))
+    if not chosen:
+        raise FormatError("no weight matches", field="layers", got=pattern.text)
+    return sorted(chosen, key=lambda entry: entry.key)
 
 
 def _natural(name: str) -> list[tuple[int, int, str]]:

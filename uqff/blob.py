@@ -68,6 +68,17 @@ class Layer(NamedTuple):
         axis = dim % rank - (rank - 1 - self.bias.ndim)  # of the bias, whose dimensions end where the inputs begin
         return Layer(weight, self.bias.narrow(axis, start, length) if 0 <= axis < self.bias.ndim else self.bias)
 
+    def unstack(self) -> list[Layer]:
+        """The layers of stacked experts; a bias that they have in common is the bias of each.
+
+        Raises:
+            ShardError: see :meth:`QuantizedTensor.unstack`.
+        """
+        weights = self.weight.unstack()
+        bias = self.bias
+        own = bias is not None and bias.ndim == len(self.weight.shape) - 1
+        return [Layer(weight, bias[at] if own and bias is not None else bias) for at, weight in enumerate(weights)]
+
     def __eq__(self, other: object) -> bool:
         """Equality by bytes, of weight and bias."""
         return isinstance(other, Layer) and self.weight == other.weight and same_bytes(self.bias, other.bias)

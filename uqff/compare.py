@@ -4,24 +4,28 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from uqff.architectures import layer_names, selected_layers
+import numpy as np
+
+from uqff.architectures import EMBEDDING_SINCE, LayerName, embedding_name
+from uqff.codes import ENTRY_VERSIONS, Version
 from uqff.container import UqffFile, open_uqff
+from uqff.container.directory import LOADED_DTYPES
 from uqff.container.shards import SUFFIX, PathLike
 from uqff.distance import Distance, distance
-from uqff.errors import ShapeError, ShardError, UnsupportedError
+from uqff.errors import ShapeError, ShardError, UnsupportedError, UqffError
 from uqff.families.base import same_bytes
+from uqff.matching import pairs_of
+from uqff.planning import Goal, plan_model
 from uqff.quantizers import Loaded
 from uqff.selector import Pattern
 from uqff.sources.safetensors import Checkpoint, open_checkpoint
 
 __all__ = ["LayerDifference", "Side", "compare", "comparison_document"]
-
-LOADED_DTYPES = ("F32", "F16", "BF16")
 
 
 @dataclass(frozen=True)
@@ -30,50 +34,60 @@ class Side:
 
     Attributes:
         kind: its type; in a checkpoint its dtype.
-        nbytes: of the blob; in a checkpoint of the weight.
+        nbytes: of the blob or the entries; of an expert in a stack, of its payload; in a checkpoint, of the weight.
+        key: in the file; empty in a checkpoint.
     """
 
     kind: str
     nbytes: int
+    key: str = ""
 
 
 @dataclass(frozen=True)
 class LayerDifference:
-    """A layer on both sides.
+    """A layer on both sides, or on one.
 
     Attributes:
-        key: the layer's key.
+        key: the layer's key; of two generations, its path, with the number of the expert if experts are stacked in one
+            of them only.
         module: its path in the model, if a checkpoint tells.
         shape: of the weight.
-        a: the first side.
-        b: the second side.
-        identical: whether weight and bias have the same bytes; the version word does not count. Never, if one side is a
-            checkpoint.
+        a: the first side; None if it lacks the layer.
+        b: the second side; likewise.
+        identical: whether weight and bias have the same bytes; the version word does not count, nor the generation.
+            Never, if one side is a checkpoint.
         distance: of b's weight from a's; of the UQFF's from the checkpoint's, if there is one. Biases are not counted.
+            None if one side lacks the layer.
     """
 
     key: str
     module: str | None
     shape: tuple[int, ...]
-    a: Side
-    b: Side
+    a: Side | None
+    b: Side | None
     identical: bool
-    distance: Distance
+    distance: Distance | None
 
 
-def compare(a: PathLike, b: PathLike, *, layers: Pattern | None = None) -> Iterator[LayerDifference]:
-    """Compare two models.
+def compare(
+    a: PathLike, b: PathLike, *, layers: Pattern | None = None, names: Sequence[LayerName] | None = None
+) -> Iterator[LayerDifference]:
+    """Compare two models, of whatever generations.
 
     Args:
-        a: a UQFF (anything :func:`uqff.open` takes) or a checkpoint directory.
+        a: a UQFF (anything :func:`uqff.open` takes) or a checkpoint directory. Between generations, ``config.json``
+            beside one of the files tells the paths of 0.x layers.
         b: likewise; at most one of them may be a checkpoint.
         layers: which weights of the checkpoint are layers, if its architecture does not say; as for quantising.
+        names: of 0.x layers in the order of their index, if no ``config.json`` tells them; between generations only.
 
     Yields:
-        The layers in the order of the layer index, each compared when it is asked for.
+        The layers in the order of the first model, each compared when it is asked for; then those that only the second
+        has.
 
     Raises:
-        ShardError: the two do not have the same layers.
+        ShardError: checkpoint and UQFF do not have the same layers.
+        UnsupportedError: nothing tells the paths of 0.x layers.
         ShapeError: a layer has different shapes.
         UqffError: a file breaks a rule.
         OSError: a file cannot be read.
@@ -85,7 +99,7 @@ def compare(a: PathLike, b: PathLike, *, layers: Pattern | None = None) -> Itera
         source, model = (a, b) if checkpoints[0] else (b, a)
         yield from _compare_with_source(source, model, layers, source_first=checkpoints[0])
     else:
-        yield from _compare_models(a, b)
+        yield from _compare_models(a, b, names)
 
 
 def is_checkpoint(path: PathLike) -> bool:
@@ -96,62 +110,70 @@ def is_checkpoint(path: PathLike) -> bool:
     return not any(name.endswith(SUFFIX) for name in names) and any(name.endswith(".safetensors") for name in names)
 
 
-def _compare_models(a: PathLike, b: PathLike) -> Iterator[LayerDifference]:
+def _compare_models(a: PathLike, b: PathLike, names: Sequence[LayerName] | None) -> Iterator[LayerDifference]:
     with open_uqff(a) as first, open_uqff(b) as second:
-        if first.generation != second.generation:
-            expected, got = f"{first.generation} as {a}", second.generation
-            raise UnsupportedError("files of two generations", file=str(b), expected=expected, got=got)
-        indices = _indices(first), _indices(second)
-        _check_same_keys(a, indices[0], b, indices[1])
-        for index, key in indices[0].items():
-            other = indices[1][index]
-            (layer, bias), (opposite, opposite_bias) = first[key], second[other]
-            _check_shape(str(b), other, layer.shape, opposite.shape)
-            yield LayerDifference(
-                key,
-                None,
-                layer.shape,
-                Side(layer.kind, _nbytes(first, key)),
-                Side(opposite.kind, _nbytes(second, other)),
-                layer == opposite and same_bytes(bias, opposite_bias),
-                distance(layer, opposite),
-            )
+        for name, ours, theirs in pairs_of(first, second, names):
+            left, right = (None if each is None else Side(each.kind, each.nbytes, each.key) for each in (ours, theirs))
+            if ours is None or theirs is None:
+                (alone,) = filter(None, (ours, theirs))
+                yield LayerDifference(name, None, alone.layer.weight.shape, left, right, False, None)
+                continue
+            (layer, bias), (opposite, opposite_bias) = ours.layer, theirs.layer
+            _check_shape(str(b), theirs.key, layer.shape, opposite.shape)
+            identical = layer == opposite and same_bytes(bias, opposite_bias)
+            yield LayerDifference(name, None, layer.shape, left, right, identical, distance(layer, opposite))
 
 
 def _compare_with_source(
     source: PathLike, model: PathLike, layers: Pattern | None, *, source_first: bool
 ) -> Iterator[LayerDifference]:
     with open_checkpoint(source) as checkpoint, open_uqff(model) as file:
-        if file.generation != "0.x":
-            raise UnsupportedError(
-                "only 0.x models are compared with a checkpoint", file=str(model), got=file.generation
-            )
-        names = _names(checkpoint, layers)
-        indices = _indices(file)
-        _check_same_keys(source, {name.index: str(name.index) for name in names}, model, indices)
-        for name in names:
-            key = indices[name.index]
+        goals = plan_model(checkpoint, _naming(checkpoint, file), layers, promote=False)
+        ours = {goal.index if goal.index is not None else goal.key: goal.key for goal in goals}
+        theirs = _indices(file)
+        _check_same_keys(source, ours, model, theirs)
+        for goal, key in zip(goals, (theirs[name] for name in ours), strict=True):
             layer = file[key].weight
-            if name.weight not in checkpoint:
-                raise ShardError("the checkpoint lacks a weight", file=str(source), layer=name.module, got=name.weight)
-            stored = checkpoint.dtype(name.weight)
-            if stored not in LOADED_DTYPES:
-                expected = ", ".join(LOADED_DTYPES)
-                raise UnsupportedError("weight cannot be compared", layer=name.module, expected=expected, got=stored)
-            _check_shape(str(model), key, checkpoint.shape(name.weight), layer.shape)
-            weight = checkpoint[name.weight]
-            true = Side(stored.lower(), checkpoint.nbytes(name.weight))
-            made = Side(layer.kind, _nbytes(file, key))
+            stored = {checkpoint.dtype(each.tensor) for each in goal.sources}
+            if not stored <= LOADED_DTYPES.keys():
+                expected, got = ", ".join(LOADED_DTYPES), ", ".join(sorted(stored))
+                raise UnsupportedError("weight cannot be compared", layer=goal.module, expected=expected, got=got)
+            _check_shape(str(model), key, goal.shape, layer.shape)
+            true = Side(", ".join(sorted(stored)).lower(), _source_bytes(checkpoint, goal))
+            made = Side(layer.kind, _nbytes(file, key), key)
             sides = (true, made) if source_first else (made, true)
-            far = distance(Loaded(weight, weight.dtype).values, layer)
-            yield LayerDifference(key, name.module, layer.shape, sides[0], sides[1], False, far)
-            checkpoint.release(name.weight)
+            far = distance(_values(checkpoint, goal), layer)
+            yield LayerDifference(key, goal.module, layer.shape, sides[0], sides[1], False, far)
+            for each in goal.sources:
+                checkpoint.release(each.tensor, *each.span(checkpoint))
 
 
-def _names(checkpoint: Checkpoint, layers: Pattern | None) -> list[Any]:
-    if layers is None:
-        return list(layer_names(checkpoint.config))
-    return list(selected_layers(checkpoint.config, {name: checkpoint.shape(name) for name in checkpoint}, layers))
+def _naming(checkpoint: Checkpoint, file: UqffFile) -> Version:
+    """The version that names the layers as the file does: whether the embedding is one is not told by its own."""
+    if file.version < EMBEDDING_SINCE:
+        return file.version
+    try:
+        embedding = embedding_name(checkpoint.config)
+    except UqffError:
+        return file.version
+    return file.version if embedding in file else max(v for v in ENTRY_VERSIONS if v < EMBEDDING_SINCE)
+
+
+def _source_bytes(checkpoint: Checkpoint, goal: Goal) -> int:
+    spans = [each.span(checkpoint) for each in goal.sources]
+    return sum(stop - start for start, stop in spans)
+
+
+def _values(checkpoint: Checkpoint, goal: Goal) -> Any:
+    """The weight as the checkpoint has it, widened to float32."""
+    if not goal.stacked:
+        weight = goal.sources[0].take(checkpoint)
+        return Loaded(weight, weight.dtype).values
+    values = np.empty(goal.shape, np.float32)
+    for expert, each in enumerate(goal.sources):
+        weight = each.take(checkpoint)
+        values[expert] = Loaded(weight, weight.dtype).values
+    return values
 
 
 def _indices(file: UqffFile) -> dict[Any, str]:
@@ -191,16 +213,28 @@ def comparison_document(differences: list[LayerDifference], a: PathLike, b: Path
                 "key": each.key,
                 "module": each.module,
                 "shape": list(each.shape),
-                "a": {"type": each.a.kind, "bytes": each.a.nbytes},
-                "b": {"type": each.b.kind, "bytes": each.b.nbytes},
+                "a": _side(each.a),
+                "b": _side(each.b),
                 "identical": each.identical,
-                "rms": _number(each.distance.rms),
-                "relative_rms": _number(each.distance.relative),
-                "max_error": _number(each.distance.largest),
-                "cosine": _number(each.distance.cosine),
+                **_distance(each.distance),
             }
             for each in differences
         ],
+    }
+
+
+def _side(side: Side | None) -> dict[str, Any] | None:
+    return None if side is None else {"type": side.kind, "bytes": side.nbytes, "key": side.key or None}
+
+
+def _distance(measured: Distance | None) -> dict[str, float | None]:
+    if measured is None:
+        return dict.fromkeys(("rms", "relative_rms", "max_error", "cosine"))
+    return {
+        "rms": _number(measured.rms),
+        "relative_rms": _number(measured.relative),
+        "max_error": _number(measured.largest),
+        "cosine": _number(measured.cosine),
     }
 
 

@@ -20,7 +20,7 @@ from uqff.kernels.threads import run_ranges
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["UNMEASURED", "Distance", "Measure", "distance"]
+__all__ = ["UNMEASURED", "Distance", "Measure", "distance", "measured"]
 
 F32: TypeAlias = npt.NDArray[np.float32]
 
@@ -140,6 +140,11 @@ def distance(a: F32 | QuantizedTensor, b: QuantizedTensor) -> Distance:
         a: what is taken as true: float32 of the record's shape, C-contiguous; or a record.
         b: what is measured.
     """
+    return measured(a, b).result()
+
+
+def measured(a: F32 | QuantizedTensor, b: QuantizedTensor) -> Measure:
+    """The sums that :func:`distance` comes from, same arguments; those of several pairs can be added."""
     import torch
 
     if isinstance(a, QuantizedTensor):
@@ -157,7 +162,7 @@ def distance(a: F32 | QuantizedTensor, b: QuantizedTensor) -> Distance:
             measures[at].add(_flat(part(values)), plain.numpy())
 
     run_ranges(measure, len(pieces))
-    return Measure.sum(measures).result()
+    return Measure.sum(measures)
 
 
 def _flat(values: F32) -> F32:

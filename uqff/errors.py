@@ -18,7 +18,16 @@ from __future__ import annotations
 
 from typing import TypeVar
 
-__all__ = ["CommError", "FormatError", "ShapeError", "ShardError", "UnsupportedError", "UqffError", "printable"]
+__all__ = [
+    "CommError",
+    "FormatError",
+    "ShapeError",
+    "ShardError",
+    "UnsupportedError",
+    "UqffError",
+    "printable",
+    "shortened",
+]
 
 _Self = TypeVar("_Self", bound="UqffError")
 
@@ -27,7 +36,8 @@ _LONGEST_PART = 400
 """Characters of a field, key or value that a message shows: a name in a hostile file may have a hundred million."""
 
 
-def _shortened(part: object) -> str:
+def shortened(part: object) -> str:
+    """A name or value from a file, as much of it as a message shows."""
     text = str(part)
     return text if len(text) <= _LONGEST_PART else text[: _LONGEST_PART - 3] + "..."
 
@@ -73,13 +83,13 @@ class UqffError(Exception):
     def __str__(self) -> str:
         where = [
             f"file {self.file}" if self.file is not None else "",
-            f"layer {_shortened(self.layer)}" if self.layer is not None else "",
-            f"field {_shortened(self.field)}" if self.field is not None else "",
+            f"layer {shortened(self.layer)}" if self.layer is not None else "",
+            f"field {shortened(self.field)}" if self.field is not None else "",
             f"offset {self.offset}" if self.offset is not None else "",
         ]
         what = [
-            f"expected {_shortened(self.expected)}" if self.expected is not None else "",
-            f"got {_shortened(self.got)}" if self.got is not None else "",
+            f"expected {shortened(self.expected)}" if self.expected is not None else "",
+            f"got {shortened(self.got)}" if self.got is not None else "",
         ]
         message = self.problem
         if any(what):

@@ -50,6 +50,7 @@ __all__ = [
     "kind_name",
     "outline",
     "plan",
+    "promoted",
     "quantize",
     "resolve",
 ]
@@ -70,6 +71,17 @@ KINDS: Final = (*LEGACY_KINDS, *LEGACY, "hqq4", "hqq8", "fp8", *AFQ_BITS, "f8q8"
 
 AUTOMATIC: Final = {2: "q2k", 3: "q3k", 4: "q4k", 5: "q5k", 6: "q6k", 8: "q8_0"}
 """What the engine takes on a CPU for a bare number of bits."""
+
+PROMOTED: Final = {
+    **dict.fromkeys(("afq2", "afq3", "afq4"), "afq6"),
+    **dict.fromkeys(("afq6", "afq8"), "afq8"),
+    **dict.fromkeys(("q2k", "q3k", "q4k", "q4_0", "q4_1"), "q6k"),
+    **dict.fromkeys(("q5k", "q6k", "q8k", "q5_0", "q5_1", "q8_0", "q8_1"), "q8_0"),
+}
+"""What a head or an embedding gets in place of the default type, since UQFF 1.2; other types stay.
+
+Authority: mistral.rs v0.9.2, ``mistralrs-quant/src/lib.rs`` (``promote_for_sensitive_tensor``).
+"""
 
 GROUP: Final = 64
 """Weights per group of AFQ and HQQ unless another size is asked for; the engine knows no other."""
@@ -120,6 +132,11 @@ def kind_name(kind: str | int) -> str:
         return text
     known = ", ".join((*KINDS, "unquant", *map(str, AUTOMATIC)))
     raise UnsupportedError("unknown type", field="kind", expected=f"one of {known}", got=kind)
+
+
+def promoted(kind: str) -> str:
+    """The type of a head or an embedding where the default is ``kind``: see :data:`PROMOTED`."""
+    return PROMOTED.get(kind, kind)
 
 
 def plan(kind: str | int, shape: Sequence[int], engine: Engine = "0.9", *, group_size: int | None = None) -> str:

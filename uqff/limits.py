@@ -16,6 +16,7 @@ __all__ = [
     "MAX_RANK",
     "MAX_REPORT_BYTES",
     "MAX_SHARDS",
+    "MAX_SUMS_BYTES",
     "U32_MAX",
 ]
 
@@ -29,7 +30,7 @@ MAX_HEADER_BYTES: Final = 100_000_000
 """Longest safetensors header (the reference implementation's own limit): JSON is parsed whole, so it is bounded."""
 
 MAX_HEADER_VALUES: Final = 1_000_000
-"""Most values in a safetensors header, counted by `,`, `[` and `{`: small ones outgrow their text in Python."""
+"""Most values in a header, a report or a configuration, counted by `,`, `[` and `{`: small ones outgrow their text."""
 
 MAX_SHARDS: Final = 100_000
 """Most shard files in a set: the number in a file name must not make a reader count to 10**30."""
@@ -39,6 +40,9 @@ MAX_CONFIG_BYTES: Final = 10_000_000
 
 MAX_REPORT_BYTES: Final = 100_000_000
 """Longest ``uqff_report.json``: parsed whole; a model of a thousand layers in twenty types has some 5 MB."""
+
+MAX_SUMS_BYTES: Final = 100_000_000
+"""Longest list of checksums: read whole, and some hundred bytes a file or layer."""
 
 MAX_MODEL_LAYERS: Final = 200_000
 """Most weights that a configuration may announce: its numbers are multiplied before any weight is looked for."""

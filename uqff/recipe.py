@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from uqff.architectures import LayerName
+from uqff.container.document import read_at_most
 from uqff.container.shards import PathLike
 from uqff.errors import FormatError
 from uqff.isq import kind_name
@@ -86,10 +87,15 @@ class Recipe:
 
     def kind_for(self, layer: LayerName, default: str, *, engine: str = "0.9") -> str:
         """The type asked for a layer: that of the first rule that selects it, else the default."""
+        return self.explicit_kind((layer,), engine=engine) or default
+
+    def explicit_kind(self, names: Iterable[LayerName], *, engine: str = "0.9") -> str | None:
+        """The type that the first rule asks for that selects any of a layer's names; None if it is the default."""
+        names = tuple(names)
         for rule in self.rules:
-            if rule.selects(layer):
-                return rule.kind or ("unquant" if engine == "0.6" else default)
-        return default
+            if any(map(rule.selects, names)):
+                return rule.kind or ("unquant" if engine == "0.6" else None)
+        return None
 
     def unmatched(self, layers: Iterable[LayerName]) -> list[Rule]:
         """The rules that select none of the layers, in the order of the file."""
@@ -105,9 +111,7 @@ def load_recipe(path: PathLike) -> Recipe:
     Raises:
         OSError: the file cannot be read.
     """
-    with open(path, "rb") as file:
-        raw = file.read(MAX_CONFIG_BYTES + 1)
-    return parse_recipe(raw, str(Path(path)))
+    return parse_recipe(read_at_most(Path(path), MAX_CONFIG_BYTES), str(Path(path)))
 
 
 def parse_recipe(text: str | bytes, file: str | None = None) -> Recipe:

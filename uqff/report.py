@@ -21,18 +21,22 @@ class LayerReport:
     """What became of a layer.
 
     Attributes:
-        index: number in the file.
+        index: number in a 0.x file, None in 1.x.
         module: path in the model.
-        requested: the type asked for.
+        default: the type asked for by default.
+        requested: the type asked for this layer, after recipe and promotion.
+        promoted: whether it is another because the layer is a head or an embedding.
         stored: the type it has.
         shape: of the weight.
-        nbytes: of its blob, bias and framing included.
+        nbytes: of its blob or entries, bias included.
         distance: of the stored weight from the weight as loaded.
     """
 
-    index: int
+    index: int | None
     module: str
+    default: str
     requested: str
+    promoted: bool
     stored: str
     shape: tuple[int, ...]
     nbytes: int
@@ -52,7 +56,7 @@ class Output:
         kind: asked for by default.
         shards: names of the files.
         nbytes: of the files.
-        layers: by index.
+        layers: in the order of the file.
         fallbacks: layers that are stored as another type than asked for.
     """
 
@@ -94,7 +98,7 @@ class TypeRow:
         kind: the type.
         layers: how many.
         weights: in all of them.
-        nbytes: of their blobs.
+        nbytes: of their blobs or entries.
         relative: root mean square error of all their weights over the root mean square of these.
         worst: the layers of the largest relative error, the worst first; at most three.
     """
@@ -108,7 +112,7 @@ class TypeRow:
 
     @property
     def bits_per_weight(self) -> float:
-        """Of the blobs, framing and biases included."""
+        """Of the blobs or entries, biases included."""
         return 8 * self.nbytes / self.weights
 
 
@@ -167,6 +171,11 @@ def _output_document(output: Output) -> dict[str, Any]:
             }
             for row in type_rows(output.layers)
         ],
+        "promoted": [
+            {"module": layer.module, "from": layer.default, "to": layer.requested}
+            for layer in output.layers
+            if layer.promoted
+        ],
         "fallbacks": [
             {
                 "module": fallback.module,
@@ -179,9 +188,11 @@ def _output_document(output: Output) -> dict[str, Any]:
         ],
         "layer_details": [
             {
-                "index": layer.index,
+                **({} if layer.index is None else {"index": layer.index}),
                 "module": layer.module,
-                "requested": layer.requested,
+                "default_target": layer.default,
+                "resolved_target": layer.requested,
+                "promoted": layer.promoted,
                 "stored": layer.stored,
                 "shape": list(layer.shape),
                 "bytes": layer.nbytes,

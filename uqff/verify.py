@@ -2,8 +2,8 @@
 
 What :func:`uqff.open` refuses at the first sight is collected here layer by layer; on top of it come the rules about
 payloads (finite scales, codes in range), about layers as a set (0.x: indices from 0 without a gap, one version), about
-``uqff_report.json`` beside a 1.x file, and about ``residual.safetensors``.  A container that cannot be opened is one
-violation.  torch is imported for ``deep`` only.
+``uqff_report.json`` beside a 1.x file, about ``residual.safetensors``, and about ``config.json``: the model that it
+announces has to be there.  A container that cannot be opened is one violation.  torch is imported for ``deep`` only.
 """
 
 from __future__ import annotations
@@ -14,15 +14,19 @@ from dataclasses import dataclass
 
 from uqff.codes import Version
 from uqff.container import UqffFile, open_uqff
-from uqff.container.report import check_output, check_report, read_report
+from uqff.container.report import REPORT_NAME, check_output, check_report, read_report
 from uqff.container.shards import PathLike
-from uqff.errors import UqffError, printable
+from uqff.errors import UnsupportedError, UqffError, printable, shortened
 from uqff.families.base import PayloadProblem, not_finite
 from uqff.inspection.outline import Outline, read_outline
+from uqff.modules import check_complete, config_beside, modules_of
 from uqff.schema.bricks import FieldTrace
 from uqff.schema.layout import offset_of_field
 
 __all__ = ["Progress", "Violation", "verify"]
+
+PRODUCER = "uqff.producer"
+"""Key of the metadata, from 1.1 on."""
 
 
 @dataclass(frozen=True)
@@ -57,13 +61,13 @@ class Violation:
     def __str__(self) -> str:
         """One line: ``FILE: layer K, field F, offset N: problem: expected E, got G``, fit for a terminal."""
         place = [
-            f"layer {self.layer}" if self.layer is not None else "",
-            f"field {self.field}" if self.field is not None else "",
+            f"layer {shortened(self.layer)}" if self.layer is not None else "",
+            f"field {shortened(self.field)}" if self.field is not None else "",
             f"offset {self.offset}" if self.offset is not None else "",
         ]
         what = [
-            f"expected {self.expected}" if self.expected is not None else "",
-            f"got {self.got}" if self.got is not None else "",
+            f"expected {shortened(self.expected)}" if self.expected is not None else "",
+            f"got {shortened(self.got)}" if self.got is not None else "",
         ]
         parts = [self.file or "", ", ".join(filter(None, place)), self.problem, ", ".join(filter(None, what))]
         return printable(": ".join(filter(None, parts)))
@@ -83,6 +87,7 @@ def verify(
     path: PathLike | Sequence[PathLike],
     *,
     deep: bool = False,
+    strict: bool = False,
     progress: Callable[[Progress], None] | None = None,
 ) -> Iterator[Violation]:
     """Check a model; an iterator that is empty for a sound one.
@@ -90,6 +95,8 @@ def verify(
     Args:
         path: what :func:`uqff.open` takes.
         deep: dequantise every layer too, and report values that are not finite.
+        strict: report what 1.x readers do without, too: a missing report, a producer that is not named, layers that are
+            stored plain instead of in the type asked for.
         progress: called once before the first layer and after every layer.
 
     Yields:
@@ -107,31 +114,56 @@ def verify(
         if file.generation == "0.x":
             yield from _check_indices(file)
         else:
-            yield from _check_report(file)
+            yield from _check_report(file, strict)
         yield from _check_layers(file, deep, progress or (lambda _: None))
         try:
             _ = file.residual
         except UqffError as error:
             yield Violation.of(error)
+        else:
+            yield from _check_config(file)
 
 
-def _check_report(file: UqffFile) -> Iterator[Violation]:
+def _check_config(file: UqffFile) -> Iterator[Violation]:
+    """A loader counts layers by the configuration, and looks for every weight of the model."""
+    try:
+        config = config_beside(file)
+        if config is not None:
+            with contextlib.suppress(UnsupportedError):  # an architecture that is not known here
+                check_complete(file, config, modules_of(file, config))
+    except UqffError as error:
+        yield Violation.of(error)
+
+
+def _check_report(file: UqffFile, strict: bool) -> Iterator[Violation]:
     """What stands beside a 1.x file is enforced by the engine's loader."""
     directory = file.paths[0].parent
+    if strict and PRODUCER not in file.metadata:
+        yield Violation("producer is not named", str(file.paths[0]), field=PRODUCER, expected="a text in the metadata")
     try:
         report = read_report(directory)
     except UqffError as error:
         yield Violation.of(error)
         return
     if report is None:
+        if strict:
+            yield Violation("report is missing", str(directory / REPORT_NAME), expected="a report", got="no such file")
         return
     yield from map(Violation.of, check_report(report, directory))
     names = {path.name for path in file.paths}
-    for output in report.outputs:
-        if names & set(output.shards):
-            # A broken layer ends the comparison; it is reported as such.
-            with contextlib.suppress(UqffError):
-                yield from map(Violation.of, check_output(output, file))
+    # One output: a shard that several name is a violation already, and each comparison reads every layer.
+    for output in [output for output in report.outputs if not names.isdisjoint(output.shards)][:1]:
+        for fallback in output.fallbacks if strict else ():
+            yield Violation(
+                "layer is stored plain",
+                str(directory / REPORT_NAME),
+                layer=fallback.module,
+                expected=fallback.requested,
+                got=fallback.stored,
+            )
+        # A broken layer ends the comparison; it is reported as such.
+        with contextlib.suppress(UqffError):
+            yield from map(Violation.of, check_output(output, file))
 
 
 def _check_indices(file: UqffFile) -> Iterator[Violation]:
@@ -169,6 +201,7 @@ def _check_layers(file: UqffFile, deep: bool, progress: Callable[[Progress], Non
             yield from _check_payload(file, key, outline, trace)
             if deep:
                 yield from _check_weight(file, key)
+        file.release(key)
         done += size
         progress(Progress(count, len(sizes), done, total))
 
@@ -216,19 +249,27 @@ def _check_weight(file: UqffFile, key: str) -> Iterator[Violation]:
     import numpy as np
 
     place = file.place(key)
+    count, first, value = 0, 0, 0.0
     try:
-        weight = file[key].weight.dequantize().numpy().reshape(-1)
+        weight = file[key].weight
+        # A stack of experts may be larger than the memory.
+        stacked = len(weight.shape) > 2
+        for expert in range(weight.shape[0] if stacked else 1):
+            numbers = (weight.dequantize_expert(expert) if stacked else weight.dequantize()).numpy().reshape(-1)
+            bad = ~np.isfinite(numbers)
+            found = int(np.count_nonzero(bad))
+            if found and not count:
+                at = int(np.argmax(bad))
+                first, value = expert * numbers.size + at, float(numbers[at])
+            count += found
     except UqffError as error:
         yield Violation.of(error)
         return
-    bad = ~np.isfinite(weight)
-    count = int(np.count_nonzero(bad))
     if count:
-        first = int(np.argmax(bad))
         yield Violation(
             "weight dequantises to numbers that are not finite",
             file=str(place.path),
             layer=key,
-            expected=f"{weight.size} finite numbers",
-            got=f"{count} that are not, the first is element {first}: {weight[first]}",
+            expected=f"{weight.numel} finite numbers",
+            got=f"{count} that are not, the first is element {first}: {value}",
         )

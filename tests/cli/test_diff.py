@@ -12,7 +12,7 @@ from click.testing import CliRunner, Result
 from safetensors.torch import load_file, save_file
 
 import uqff
-from uqff import Layer
+from uqff import Layer, ShardError
 from uqff.cli import main
 from uqff.compare import compare
 from uqff.families import HQQ
@@ -22,6 +22,7 @@ from uqff.selector import Pattern
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tools"))
 
+from tiny_architectures import write
 from tiny_models import TinyModel
 
 
@@ -35,7 +36,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("models")
     TinyModel(hidden_size=64, heads=2, intermediate_size=96).write(folder / "source")
     for kind in ("q8_0", "q4_0"):
-        quantize_model(folder / "source", folder / kind, [kind])
+        quantize_model(folder / "source", folder / kind, [kind], format="0.2")
     quantize_model(folder / "source", folder / "old", ["q8_0"], format="0.1")
     return folder
 
@@ -141,13 +142,22 @@ def test_models_that_do_not_fit(models: Path, tmp_path: Path) -> None:
     uqff.save({0: weight, 1: weight}, tmp_path / "two.uqff")
     uqff.save({0: weight, 2: weight}, tmp_path / "gap.uqff")
     uqff.save({0: weight, 1: quantize(torch.ones(4, 32), "q8_0")}, tmp_path / "shape.uqff")
-    for other, message in [
-        ("gap.uqff", "the two do not have the same layers: expected 2 layers, got 2, without 1"),
-        ("shape.uqff", "weights differ in shape: expected [2, 32], got [4, 32]"),
-    ]:
-        result = run(tmp_path / "two.uqff", tmp_path / other)
-        assert (result.exit_code, result.stdout) == (1, "")
-        assert result.stderr.startswith(f"uqff: {message}")
+    result = run(tmp_path / "two.uqff", tmp_path / "shape.uqff")
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert result.stderr.startswith("uqff: weights differ in shape: expected [2, 32], got [4, 32]")
+    result = run(tmp_path / "two.uqff", tmp_path / "gap.uqff")
+    assert (result.exit_code, result.stderr) == (1, "")
+    _, *rows = (line.split() for line in result.stdout.splitlines())
+    assert [(row[0], row[4:6], row[8]) for row in rows[:1]] == [("0", ["q8_0", "q8_0"], "same")]
+    assert [(row[0], row[4:6], row[8:11]) for row in rows[1:3]] == [
+        ("1", ["q8_0", "-"], ["only", "in", "A"]),
+        ("2", ["-", "q8_0"], ["only", "in", "B"]),
+    ]
+    assert result.stdout.splitlines()[-3:] == ["1 of 3 layers have the same bytes", "1 only in A", "1 only in B"]
+    document = json.loads(run(tmp_path / "two.uqff", tmp_path / "gap.uqff", "--json").stdout)
+    assert [(row["a"], row["rms"]) for row in document["layers"][2:]] == [(None, None)]
+    assert document["layers"][1]["a"] == {"type": "q8_0", "bytes": 94, "key": "1"}
+    assert document["identical"] is False
     assert run(models / "source", tmp_path / "two.uqff").exit_code == 1
     both = run(models / "source", models / "source")
     assert (both.exit_code, both.stderr.split(":")[1]) == (1, " two checkpoints")
@@ -159,7 +169,7 @@ def test_other_architectures_by_pattern(models: Path, tmp_path: Path) -> None:
     tensors = load_file(models / "source" / "model.safetensors")
     (tmp_path / "source").mkdir()
     save_file(tensors, tmp_path / "source" / "model.safetensors")
-    quantize_model(tmp_path / "source", tmp_path / "out", ["q8_0"], layers=Pattern("mlp"))
+    quantize_model(tmp_path / "source", tmp_path / "out", ["q8_0"], layers=Pattern("mlp"), format="0.2")
     assert run(tmp_path / "source", tmp_path / "out").exit_code == 1
     result = run(tmp_path / "source", tmp_path / "out", "--layers", "mlp")
     assert result.exit_code == 0
@@ -168,3 +178,28 @@ def test_other_architectures_by_pattern(models: Path, tmp_path: Path) -> None:
         "model.layers.0.mlp.gate_proj",
         "model.layers.0.mlp.up_proj",
     ]
+
+
+@pytest.mark.parametrize("joined", [False, True])
+def test_a_1_x_model_and_its_checkpoint(joined: bool, tmp_path: Path) -> None:
+    """By path, stacks against all experts; an embedding that is no layer, as in a file that was migrated, is none."""
+    write("Mixtral", tmp_path / "source", joined=joined)
+    result = quantize_model(tmp_path / "source", tmp_path / "out", ["q8_0"])
+    differences = list(compare(tmp_path / "source", tmp_path / "out"))
+    made = {layer.module: layer for layer in result.outputs[0].layers}
+    assert [each.key for each in differences] == [each.module for each in differences] == list(made)
+    for each in differences:
+        assert each.distance.rms == pytest.approx(made[each.key].distance.rms, rel=1e-6)
+        assert each.distance.largest == made[each.key].distance.largest
+        assert (each.a.kind, each.a.nbytes) == ("f32", 4 * made[each.key].weights)
+        assert (each.b.kind, each.b.nbytes, each.shape) == ("q8_0", made[each.key].nbytes, made[each.key].shape)
+    file = uqff.open(tmp_path / "out")
+    fewer = {key: file[key] for key in file if key != "model.embed_tokens"}
+    uqff.save(fewer, tmp_path / "fewer.uqff", version=(1, 2, 0))
+    assert [each.key for each in compare(tmp_path / "source", tmp_path / "fewer.uqff")] == list(fewer)
+    fewer.popitem()
+    uqff.save(fewer, tmp_path / "fewer.uqff", version=(1, 2, 0))
+    with pytest.raises(ShardError, match="do not have the same layers"):
+        list(compare(tmp_path / "source", tmp_path / "fewer.uqff"))
+    shown = run(tmp_path / "source", tmp_path / "out").stdout.splitlines()[1].split()
+    assert shown[:3] == ["lm_head", "64", "x"]

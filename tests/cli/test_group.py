@@ -42,7 +42,17 @@ def test_the_table_agrees_with_the_commands(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--help"], ["--version"], ["inspect", "--help"], ["inspect", str(FILE)], ["verify", str(FILE)]]
+    "arguments",
+    [
+        ["--help"],
+        ["--version"],
+        *([name, "--help"] for name in COMMANDS),
+        ["inspect", str(FILE)],
+        ["verify", str(FILE)],
+        ["checksum", str(FILE)],
+        ["checksum", "--layers", str(FILE)],
+    ],
+    ids=" ".join,
 )
 def test_torch_is_not_imported(arguments: list[str]) -> None:
     """It takes seconds, and these answer in tenths of one; numba neither."""
@@ -132,18 +142,61 @@ def test_output_fits_the_encoding(encoding: str) -> None:
     assert ("u32 × ndim" in text, "u32 \\xd7 ndim" in text) == (encoding == "utf-8", encoding == "ascii")
 
 
+@pytest.mark.skipif(os.name != "posix", reason="a closed standard output is POSIX")
+@pytest.mark.parametrize("command", [["inspect"], ["verify"], ["checksum"], ["checksum", "--layers"]])
+def test_a_closed_output_is_quiet(command: list[str]) -> None:
+    """`uqff verify FILE >&-` wants the exit code alone."""
+    call = [sys.executable, "-m", "uqff", *command, str(FILE)]
+    done = subprocess.run(["sh", "-c", '"$@" >&-', "sh", *call], capture_output=True, check=False)
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
 @pytest.mark.parametrize(
-    ("name", "value", "message"),
+    ("variable", "text", "expected"),
     [
-        ("UQFF_KERNELS", "fast", "UQFF_KERNELS: expected 'numba' or 'reference', got 'fast'"),
-        ("UQFF_NUM_THREADS", "0", "UQFF_NUM_THREADS: expected a positive integer, got '0'"),
+        ("UQFF_NUM_THREADS", "0", "a positive integer"),
+        ("UQFF_NUM_THREADS", "many", "a positive integer"),
+        ("UQFF_KERNELS", "cuda", "'numba' or 'reference'"),
     ],
 )
-def test_a_bad_environment_is_a_usage_error(
-    name: str, value: str, message: str, monkeypatch: pytest.MonkeyPatch
+def test_variables_that_say_nonsense_are_2(
+    variable: str, text: str, expected: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Said before any work is done, not as a traceback in the middle of it."""
-    monkeypatch.setenv(name, value)
-    result = CliRunner().invoke(main, ["verify", "no-such-file"])
-    assert result.exit_code == 2
-    assert result.stderr.endswith(f"Error: {message}\n")
+    """One line, no traceback."""
+    monkeypatch.setenv(variable, text)
+    result = CliRunner().invoke(main, ["checksum", str(FILE)])
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr == f"uqff: {variable}: expected {expected}, got {text!r}\n"
+
+
+def test_too_little_memory_is_2(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One line, no traceback."""
+
+    def exhaust(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("uqff.container.file.MappedFile", exhaust)
+    result = CliRunner().invoke(main, ["inspect", str(FILE)])
+    assert (result.exit_code, result.output) == (2, "uqff: out of memory\n")
+
+
+OPTIONS = {
+    "--json": {"inspect", "checksum", "dequantize", "diff", "quantize", "report", "verify"},
+    "--force": {"dequantize", "quantize"},
+    "--quiet": {"dequantize", "quantize"},
+    "--shard-size": {"dequantize", "quantize"},
+    "--dtype": {"dequantize", "quantize"},
+}
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+def test_options_of_one_meaning_have_one_name(option: str) -> None:
+    """Every command that shows or writes has them."""
+    assert isinstance(main, LazyGroup)
+    commands = {name: main.get_command(click.Context(main), name) for name in COMMANDS}
+    having = {
+        name
+        for name, command in commands.items()
+        if command is not None and any(option in parameter.opts for parameter in command.params)
+    }
+    assert having >= OPTIONS[option]

@@ -10,9 +10,14 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
+from samples import f32, write
+from samples_v1 import LAYERS, version
+from samples_v1 import layer as entries_of_layer
+from samples_v1 import write as write_entries
 from tiny_files import GOLDEN, ROOT, q8_0, unquant, write_file
 
 from uqff.cli import main
+from uqff.inspection.summary import FileSummary
 
 LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
 FOREIGN = {
@@ -167,6 +172,7 @@ def test_summary_json() -> None:
             {
                 "key": "0",
                 "index": 0,
+                "module": None,
                 "file": "tiny.uqff",
                 "offset": 256,
                 "bytes": 74,
@@ -183,6 +189,7 @@ def test_summary_json() -> None:
             {
                 "key": "1",
                 "index": 1,
+                "module": None,
                 "file": "tiny.uqff",
                 "offset": 330,
                 "bytes": 60,
@@ -197,6 +204,7 @@ def test_summary_json() -> None:
                 "error": None,
             },
         ],
+        "extra": [],
     }
 
 
@@ -233,6 +241,7 @@ def test_layer_json_of_a_client_file(monkeypatch: pytest.MonkeyPatch) -> None:
         "layer": {
             "key": "0",
             "index": 0,
+            "module": "lm_head",
             "file": "qwen2-f32/q4k-0.uqff",
             "offset": 520,
             "bytes": 4634,
@@ -398,3 +407,64 @@ def test_keys(tmp_path: Path) -> None:
 def test_a_dump_needs_a_layer(tiny: Path) -> None:
     """The whole file in hexadecimal is not what is meant."""
     assert run(str(tiny), "--hex").exit_code == 2
+
+
+def test_layers_have_names_where_a_configuration_tells(tmp_path: Path) -> None:
+    """In the table, in JSON, and as KEY; a configuration that does not fit gives none."""
+    blobs = {str(index): unquant([float(index)]) for index in range(8)}
+    path = write(tmp_path / "m.uqff", blobs)
+    config = {"architectures": ["LlamaForCausalLM"], "num_hidden_layers": 1}
+    assert run(str(path), "lm_head").exit_code == 2
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    names = [layer["module"] for layer in json.loads(run(str(path), "--json").output)["layers"]]
+    assert names[:2] == ["lm_head", "model.layers.0.self_attn.q_proj"]
+    assert names[7] == "model.layers.0.mlp.down_proj"
+    rows = [line.split()[:2] for line in run(str(path)).output.splitlines()]
+    assert ["layer", "weight"] in rows
+    assert ["7", names[7]] in rows
+    result = run(str(path), names[7], "--no-stats")
+    assert (result.exit_code, result.output.splitlines()[:2]) == (0, [f"{path}: layer 7", f"  weight       {names[7]}"])
+    wrong = run(str(path), "model.layers.0.mlp.dwn_proj")
+    assert (wrong.exit_code, "; did you mean model.layers.0.mlp.down_proj?" in wrong.stderr) == (2, True)
+    (tmp_path / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 2}))
+    assert {layer["module"] for layer in json.loads(run(str(path), "--json").output)["layers"]} == {None}
+
+
+def test_entries_of_no_layer_are_counted(tmp_path: Path) -> None:
+    """Readers of 1.x ignore them; somebody put them there."""
+    more = {"note": ("F32", (2,), f32(1, 2))}
+    path = write_entries(tmp_path / "m.uqff", version(), entries_of_layer("a", LAYERS["gguf"]), more)
+    assert "  extra        1 entries of no layer" in run(str(path)).output.splitlines()
+    assert json.loads(run(str(path), "--json").output)["extra"] == [{"name": "note", "dtype": "F32", "shape": [2]}]
+
+
+def test_time_is_linear_in_the_layers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is broken is looked for once, and not once for every row: a model of experts has twenty thousand."""
+    looked: list[int] = []
+    broken = FileSummary.broken.fget
+    monkeypatch.setattr(FileSummary, "broken", property(lambda self: looked.append(1) or broken(self)))  # type: ignore[misc]
+    layers = [entries_of_layer(f"l{n}", LAYERS["gguf"]) for n in range(50)]
+    path = write_entries(tmp_path / "m.uqff", version(), *layers)
+    result = CliRunner().invoke(main, ["inspect", str(path)])
+    assert result.exit_code == 0
+    assert len(result.output.splitlines()) > 50
+    assert len(looked) < 5
+
+
+def test_every_model_of_a_directory(tmp_path: Path) -> None:
+    """A published model has several types: a line each, the broken one on the standard error."""
+    write_file(tmp_path / "a-0.uqff", {"0": q8_0(0.5, list(range(-16, 16)))})
+    write_file(tmp_path / "b.uqff", {"0": unquant([1.0]), "1": q8_0(0.5, list(range(-16, 16)))})
+    result = run(str(tmp_path))
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert [line.split()[:5] for line in result.stdout.splitlines()[1:]] == [
+        ["a-N.uqff", "0.1.3", "1", "1", "8.5000"],
+        ["b.uqff", "0.1.0,", "0.1.3", "1", "2"],
+    ]
+    documents = json.loads(run(str(tmp_path), "--json").output)["models"]
+    assert documents == [json.loads(run(str(tmp_path / name), "--json").output) for name in ("a-0.uqff", "b.uqff")]
+    (tmp_path / "c.uqff").write_bytes(b"GGUF")
+    result = run(str(tmp_path))
+    assert (result.exit_code, len(result.stdout.splitlines())) == (1, 3)
+    assert result.stderr == f"uqff: not a UQFF file: a GGUF file (file {tmp_path / 'c.uqff'}, offset 0)\n"
+    assert run(str(tmp_path), "0").exit_code == 1

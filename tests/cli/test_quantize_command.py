@@ -45,8 +45,8 @@ def test_the_tables(source: Path, tmp_path: Path) -> None:
         "  version     0.1.3",
         "  load dtype  F32",
         f"  residual    4 tensors, {sizes['residual.safetensors']}",
-        f"  q4k         1 shards, {sizes['q4k-0.uqff']}",
-        f"  q8_0        1 shards, {sizes['q8_0-0.uqff']}",
+        f"  q4k         1 shard, {sizes['q4k-0.uqff']}",
+        f"  q8_0        1 shard, {sizes['q8_0-0.uqff']}",
     ]
     assert re.split(r"\s{2,}", lines[7]) == [
         "isq",
@@ -69,6 +69,24 @@ def test_the_tables(source: Path, tmp_path: Path) -> None:
     )
 
 
+def test_promotions_are_shown_and_are_no_fallbacks(source: Path, tmp_path: Path) -> None:
+    """In 1.2, the default; a line of their own, a row by the type they have, nothing on stderr."""
+    result = run(source, tmp_path / "out", "--isq", "q5_0", "--shard-size", "100 KB")
+    assert (result.exit_code, result.stderr) == (0, "")
+    lines = result.stdout.splitlines()
+    assert lines[1].split() == ["version", "1.2.0"]
+    assert lines[4].startswith("  q5_0           2 shards, ")
+    assert lines[5] == "  q5_0 promoted  lm_head q8_0, model.embed_tokens q8_0"
+    assert [line.split()[:3] for line in lines[8:]] == [["q5_0", "q8_0", "2"], ["q5_0", "q5_0", "7"]]
+    result = run(source, tmp_path / "plain", "--isq", "q5_0", "--no-promote")
+    assert "promoted" not in result.stdout
+    assert [line.split()[:3] for line in result.stdout.splitlines()[7:]] == [["q5_0", "q5_0", "9"]]
+    document = json.loads(run(source, tmp_path / "json", "--isq", "q5_0", "--json").stdout)
+    assert document["outputs"][0]["promoted"] == [
+        {"module": module, "from": "q5_0", "to": "q8_0"} for module in ("lm_head", "model.embed_tokens")
+    ]
+
+
 def test_quiet_is_not_silent_about_fallbacks(source: Path, tmp_path: Path) -> None:
     assert run(source, tmp_path / "a", "--isq", "q8_0", "--quiet").output == ""
     result = run(source, tmp_path / "b", "--isq", "q4k", "--quiet")
@@ -77,7 +95,9 @@ def test_quiet_is_not_silent_about_fallbacks(source: Path, tmp_path: Path) -> No
 
 
 def test_json(source: Path, tmp_path: Path) -> None:
-    result = run(source, tmp_path / "out", "--isq", "q4k", "--dtype", "bf16", "--engine", "0.8", "--json")
+    result = run(
+        source, tmp_path / "out", "--isq", "q4k", "--dtype", "bf16", "--engine", "0.8", "--format", "0.2", "--json"
+    )
     document = json.loads(result.stdout)
     assert document["path"] == str(tmp_path / "out")
     assert (document["uqff_version"], document["dtype"]) == ("0.2.0", "BF16")
@@ -102,7 +122,9 @@ def test_json(source: Path, tmp_path: Path) -> None:
     assert output["layer_details"][0].keys() == {
         "index",
         "module",
-        "requested",
+        "default_target",
+        "resolved_target",
+        "promoted",
         "stored",
         "shape",
         "bytes",
@@ -116,12 +138,12 @@ def test_json(source: Path, tmp_path: Path) -> None:
 def test_recipe_and_pattern(source: Path, tmp_path: Path) -> None:
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text("0:\n  isq: q5_0\n/router/:\n  isq: q8_0\n")
-    result = run(source, tmp_path / "out", "--isq", "q8_0", "--recipe", recipe)
+    result = run(source, tmp_path / "out", "--isq", "q8_0", "--recipe", recipe, "--format", "0.2")
     assert result.stderr == "uqff: recipe: /router/ in line 3 matches no layer\n"
     assert [layer.weight.kind for layer in uqff.open(tmp_path / "out").values()] == ["q8_0"] + ["q5_0"] * 7
     (source / "config.json").write_text("{}")
     assert run(source, tmp_path / "no", "--isq", "q8_0").exit_code == 1
-    assert run(source, tmp_path / "some", "--isq", "q8_0", "--layers", "mlp").exit_code == 0
+    assert run(source, tmp_path / "some", "--isq", "q8_0", "--layers", "mlp", "--format", "0.2").exit_code == 0
     assert list(uqff.open(tmp_path / "some")) == ["0", "1", "2"]
 
 
@@ -132,7 +154,9 @@ def test_recipe_and_pattern(source: Path, tmp_path: Path) -> None:
         ([], 2, "Missing option '--isq'"),
         (["--isq", "q8_0", "--layers", "("], 2, "Invalid value for '--layers': bad pattern: missing )"),
         (["--isq", "q8_0", "--engine", "0.7"], 2, "'0.7' is not one of '0.6', '0.8', '0.9'"),
-        (["--isq", "q8_0", "--format", "1.2"], 2, "'1.2' is not one of '0.1', '0.2'"),
+        (["--isq", "q8_0", "--format", "1.3"], 2, "'1.3' is not one of '0.1', '0.2', '1.0', '1.1', '1.2'"),
+        (["--isq", "q8_0", "--shard-size", "much"], 2, "Invalid value for '--shard-size': expected a size such as"),
+        (["--isq", "q8_0", "--shard-size", "0MB"], 2, "Invalid value for '--shard-size': expected a size such as"),
         (["--isq", "q8_0", "--dtype", "f64"], 2, "'f64' is not one of"),
         (["--isq", "q8_0", "--recipe", "missing"], 2, "File 'missing' does not exist"),
         (["--isq", "mxfp4", "--format", "0.1"], 1, "uqff: MXFP4 blobs did not exist yet"),
@@ -159,7 +183,7 @@ def test_out_is_replaced_only_by_force(source: Path, tmp_path: Path) -> None:
     result = run(source, out, "--isq", "q4_0")
     assert (result.exit_code, result.stderr) == (2, f"uqff: exists and is not empty: {out}\n")
     assert run(source, out, "--isq", "q4_0", "--force").exit_code == 0
-    assert uqff.open(out)[0].weight.kind == "q4_0"
+    assert uqff.open(out)["model.layers.0.mlp.up_proj"].weight.kind == "q4_0"
 
 
 def test_no_such_source(tmp_path: Path) -> None:

@@ -105,7 +105,7 @@ def test_entry_that_is_no_blob(tmp_path: Path, fields: dict[str, object], data: 
 def test_plain_safetensors_file_is_refused(tmp_path: Path) -> None:
     """A checkpoint is no UQFF file, whatever its name."""
     (tmp_path / "m.uqff").write_bytes(safetensors.numpy.save({"lm_head.weight": np.zeros((2, 2), np.float32)}))
-    with pytest.raises(FormatError, match="key is not a layer index"):
+    with pytest.raises(FormatError, match="not a UQFF file: a safetensors file of plain tensors"):
         uqff.open(tmp_path / "m.uqff")
 
 

@@ -67,6 +67,57 @@ def test_a_tensor_that_is_missing_or_written_twice(tmp_path: Path) -> None:
             file.finish()
 
 
+@pytest.mark.parametrize("order", list(itertools.permutations(range(3))))
+def test_pieces_in_any_order(tmp_path: Path, order: tuple[int, ...]) -> None:
+    with StreamedFile(tmp_path / "x", entries()) as file:
+        file.write("a", [TENSORS["a"].tobytes()])
+        file.write("c", [TENSORS["c"].tobytes()])
+        for number in order:
+            file.write_piece("b", 8 * number, memoryview(TENSORS["b"].tobytes())[8 * number : 8 * number + 8])
+        file.finish()
+    assert (tmp_path / "x").read_bytes() == save(TENSORS)
+
+
+def test_pieces_that_do_not_fit(tmp_path: Path) -> None:
+    """One that leads beyond the tensor, and all together longer than it; too few are never written."""
+    with StreamedFile(tmp_path / "x", entries()) as file:
+        for at, size in ((20, 5), (0, 25), (25, 0)):
+            with pytest.raises(FormatError, match=f"expected 24 bytes, got {size} at {at}"):
+                file.write_piece("b", at, bytes(size))
+        file.write_piece("b", 0, bytes(16))
+        with pytest.raises(FormatError, match="expected 24 bytes, got 16 at 8"):
+            file.write_piece("b", 8, bytes(16))
+        file.write("a", [bytes(5)])
+        file.write("c", [bytes(8)])
+        with pytest.raises(FormatError, match=r"tensor was never written \(file .*, field b\)"):
+            file.finish()
+
+
+@pytest.mark.parametrize("kind", ["q8_0", "afq4", "unquant"])
+@pytest.mark.parametrize("shard_bytes", [1 << 30, 300])
+def test_experts_streamed_one_by_one_are_the_stack(tmp_path: Path, kind: str, shard_bytes: int) -> None:
+    """In any order, beside an ordinary layer, also where a shard ends within the stack."""
+    weight = torch.randn(4, 3, 64, generator=torch.Generator().manual_seed(1))
+    layers = {"a.experts": uqff.Layer(uqff.quantize(weight, kind)), "b": uqff.Layer(uqff.quantize(weight[0], "q4_0"))}
+    streamed = StreamedLayers(tmp_path, "m", outlined(layers), (1, 2, 0), shard_bytes)
+    for expert in (2, 0, 3, 1):
+        streamed.write_expert("a.experts", expert, uqff.Layer(uqff.quantize(weight[expert], kind)))
+    streamed.write("b", layers["b"])
+    streamed.finish()
+    (tmp_path / "saved").mkdir()
+    saved = uqff.save(layers, tmp_path / "saved" / "m.uqff", version=(1, 2, 0), shard_bytes=shard_bytes)
+    assert [file.path.read_bytes() for file in streamed.files] == [path.read_bytes() for path in saved]
+
+
+def test_an_expert_of_another_size_is_refused(tmp_path: Path) -> None:
+    weight = torch.ones(2, 3, 64)
+    layers = {"a": uqff.Layer(uqff.quantize(weight, "q8_0"))}
+    streamed = StreamedLayers(tmp_path, "m", outlined(layers), (1, 2, 0))
+    with pytest.raises(FormatError, match=r"changed while it was written.*layer a"):
+        streamed.write_expert("a", 1, uqff.Layer(uqff.quantize(torch.ones(4, 64), "q8_0")))
+    streamed.close()
+
+
 def test_an_existing_file_is_not_touched(tmp_path: Path) -> None:
     (tmp_path / "x").write_bytes(b"mine")
     with pytest.raises(FileExistsError):

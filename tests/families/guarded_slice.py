@@ -1,18 +1,29 @@
-"""Cut and dequantise a slice of a blob whose other pages cannot be accessed. Run by test_narrow: argument 0 or 1."""
+"""Cut and dequantise a slice of a blob whose other pages cannot be accessed.
+
+Run by test_narrow; what is printed last is the case that failed.
+"""
 
 from __future__ import annotations
 
 import ctypes
+import math
 import mmap
-import sys
 
 import torch
 
 import uqff
 from uqff.blob import trace
-from uqff.parallel.shard import Shard
+from uqff.families import stack
+from uqff.parallel import ColumnParallelLayer, ColumnParallelStack, RowParallelLayer, RowParallelStack
+from uqff.parallel.comm import Comm
+from uqff.parallel.layer import QuantizedLayer
 
-OUT, INPUTS = 8, 1 << 17
+CASES: tuple[tuple[tuple[int, ...], int, type[QuantizedLayer]], ...] = (
+    ((8, 1 << 17), 0, ColumnParallelLayer),
+    ((8, 1 << 17), 1, RowParallelLayer),
+    ((2, 4, 1 << 17), 1, ColumnParallelStack),
+    ((2, 4, 1 << 17), 2, RowParallelStack),
+)
 
 
 def guard(memory: mmap.mmap, begin: int, end: int) -> int:
@@ -27,11 +38,15 @@ def guard(memory: mmap.mmap, begin: int, end: int) -> int:
     return last - first
 
 
-def main(dim: int) -> None:
-    """One blob a family; the second quarter of outputs or inputs."""
-    values = torch.arange(OUT * INPUTS, dtype=torch.float32).remainder(97).view(OUT, INPUTS) / 64
+def check(shape: tuple[int, ...], dim: int, layer: type[QuantizedLayer]) -> None:
+    """One blob a family; rank 1 of 4, which holds the second quarter of outputs or inputs."""
+    comm = Comm()
+    comm.rank, comm.world_size = 1, 4
+    values = torch.arange(math.prod(shape), dtype=torch.float32).remainder(97).view(shape) / 64
     for kind in ("q4k", "q8_0", "afq4", "fp8", "f8q8", "mxfp4", "unquant"):
-        blob = uqff.serialize(uqff.quantize(values, kind))
+        print(shape, dim, kind, flush=True)
+        experts = [uqff.quantize(each, kind) for each in values] if len(shape) == 3 else []
+        blob = uqff.serialize(stack(experts) if experts else uqff.quantize(values, kind))
         expected = uqff.deserialize(blob).weight.dequantize().chunk(4, dim)[1]
         memory = mmap.mmap(-1, len(blob))
         memory[:] = blob
@@ -39,15 +54,16 @@ def main(dim: int) -> None:
         for field in trace(blob):
             if not field.path.endswith("data") or field.size < mmap.PAGESIZE:
                 continue
-            rows = OUT if dim else 1
+            rows = math.prod(shape[:dim])
             size = field.size // rows
             for row in range(rows):
                 begin = field.offset + row * size
                 guarded += guard(memory, begin, begin + size // 4) + guard(memory, begin + size // 2, begin + size)
-        assert guarded * mmap.PAGESIZE > len(blob) / 4 * 3 - 64 * mmap.PAGESIZE * (OUT if dim else 1), kind
-        part = Shard.simple(dim, 1, 4).apply_to(uqff.deserialize(memory))
-        assert torch.equal(part.weight.dequantize(), expected), kind
+        assert guarded * mmap.PAGESIZE > len(blob) / 4 * 3 - 64 * mmap.PAGESIZE * rows, kind
+        part = layer.deserialize(memory, comm)
+        assert torch.equal(part.dequantize_w(), expected), kind
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]))
+    for case in CASES:
+        check(*case)

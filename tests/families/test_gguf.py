@@ -313,3 +313,13 @@ def test_blocks_at_an_odd_offset_of_their_storage(kind: str) -> None:
     copied = GGUF(record.data.clone(), block_type)
     bits = [r._dequantize().view(torch.int32) for r in (record, copied)]
     assert torch.equal(*bits)
+
+
+@pytest.mark.parametrize("block_type", BLOCK_TYPES, ids=lambda t: t.name)
+def test_a_single_block_of_any_stride(block_type: BlockType) -> None:
+    """Nothing says what the stride of a dimension of size 1 is; views of wider numbers would ask for a multiple."""
+    values = torch.arange(block_type.type_size, dtype=torch.uint8)
+    block = values.as_strided((1, block_type.type_size), (1, 1))
+    assert [part.tolist() for part in block_type.peel(block)] == [
+        part.tolist() for part in block_type.peel(values.view(1, -1))
+    ]

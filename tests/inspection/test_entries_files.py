@@ -118,11 +118,38 @@ def test_commands(tmp_path: Path) -> None:
 
 
 def test_diff(tmp_path: Path) -> None:
-    """Layers are matched by path; two generations are not compared yet."""
+    """Layers are matched by path; between generations, config.json has to tell the paths of 0.x layers."""
     one = write(tmp_path / "a.uqff", version(), layer("x", LAYERS["gguf"]), layer("y", LAYERS["afq"]))
     two = write(tmp_path / "b.uqff", version(1, 0), layer("y", LAYERS["afq"]), layer("x", LAYERS["gguf"]))
     found = list(compare(one, two))
     assert [(d.key, d.identical) for d in found] == [("x", True), ("y", True)]
     uqff.save({0: uqff.Layer(uqff.open(one)["x"].weight)}, tmp_path / "c.uqff")
-    with pytest.raises(UnsupportedError, match="two generations"):
+    with pytest.raises(UnsupportedError, match=r"layers of 0\.x have no names"):
         list(compare(one, tmp_path / "c.uqff"))
+
+
+def test_outputs_that_share_a_shard_are_compared_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A report of a thousand outputs over one file must not make it be read a thousand times."""
+    write(tmp_path / "m-0.uqff", version(), layer("a", LAYERS["gguf"]))
+    output = {
+        "quant": "q4_0",
+        "shards": ["m-0.uqff"],
+        "layers": 1,
+        "actual_counts": {"q4_0": 1},
+        "fallback_count": 0,
+    }
+    outputs = [{**output, "quant": f"q{n}"} for n in range(1000)]
+    report = {"schema": 1, "generated_by": {"tool": "t"}, "uqff_version": "1.2.0", "outputs": outputs}
+    (tmp_path / REPORT_NAME).write_text(json.dumps(report))
+    compared: list[str] = []
+    monkeypatch.setattr("uqff.verify.check_output", lambda output, file: compared.append(output.quant) or iter(()))
+    assert {violation.problem for violation in verify(tmp_path)} == {"shard is named twice"}
+    assert compared == ["q0"]
+
+
+def test_a_violation_shows_as_much_of_a_name_as_fits(tmp_path: Path) -> None:
+    """A name of a hundred thousand letters is no line of that length."""
+    name = "e" * 100_000
+    (found,) = verify(write(tmp_path / "m.uqff", version(), {f"{name}.weight.scales": byte(1)}))
+    assert found.layer == name
+    assert len(str(found)) < 1000

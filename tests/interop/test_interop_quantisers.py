@@ -18,7 +18,6 @@ if str(ROOT / "tools") not in sys.path:
 from interop_models import CASES, Case  # noqa: E402
 from interop_quantisers import (  # noqa: E402
     GENERATIONS,
-    PROMOTED,
     Row,
     Written,
     asked_kinds,
@@ -140,12 +139,6 @@ def test_lm_head_and_embedding_are_promoted_since_1_2() -> None:
     assert new.keys() - old.keys() == {"model.embed_tokens"}
     assert {name for name, kind in new.items() if kind == "q6k"} == {"lm_head", "model.embed_tokens"}
     assert asked_kinds(Case("", tied, "F32"), "afq8", "0.9").keys() == new.keys() - {"lm_head"}
-
-
-def test_promotion_table() -> None:
-    """What stays is hqq, fp8, f8q8 and mxfp4; a promoted type is promoted no further, but for q6k and afq6."""
-    assert set(GENERATIONS["0.9.5"].kinds) - PROMOTED.keys() == {"hqq4", "hqq8", "fp8", "f8q8", "mxfp4"}
-    assert {kind for kind in PROMOTED.values() if PROMOTED[kind] != kind} == {"q6k", "afq6"}
 
 
 def test_generations_write_these_types() -> None:

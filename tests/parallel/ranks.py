@@ -25,7 +25,8 @@ def run_ranks(world_size: int, work: Callable[..., Any], *args: Any, timeout: fl
         timeout: of the group, in seconds.
         dead: how many ranks leave without a result.
     """
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")  # torch is imported once, not in every rank
+    context.set_forkserver_preload(["pytest", "uqff.parallel.linear"])
     with tempfile.TemporaryDirectory() as directory:
         outcomes: Any = context.SimpleQueue()
         common = (world_size, Path(directory, "store"), timeout, outcomes, work, args)

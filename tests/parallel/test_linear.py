@@ -13,6 +13,7 @@ from weights import INPUTS, KINDS, OUT, activations, blob, plain
 
 import uqff
 from uqff import FormatError, Layer, ShapeError, ShardError, UnsupportedError
+from uqff.entries import from_entries, to_entries
 from uqff.families import AFQ, GGUF
 from uqff.families.gguf.blocks import block_type_of_kind
 from uqff.parallel.comm import Comm
@@ -99,10 +100,8 @@ def test_modules_copy_save_load_and_move(kind: str, tmp_path: Path) -> None:
     held = sum(t.untyped_storage().nbytes() for name, t in state.items() if not name.endswith("signature"))
     assert held == layer.weight.nbytes + 4 * OUT // 2, "storages hold the slice and nothing else"
     save_file(state, tmp_path / "state.safetensors")
-    other = ColumnParallelLayer.from_layer(
-        Layer(uqff.deserialize(blob(kind, bias=False)).weight, torch.zeros(OUT)), one_of(2, 0)
-    )
-    other.cut = layer.cut
+    zeros = Layer(uqff.deserialize(blob(kind, bias=False)).weight, torch.zeros(OUT))
+    other = ColumnParallelLayer.from_layer(zeros, one_of(2, 1))
     other.load_state_dict(load_file(tmp_path / "state.safetensors"))
     assert other.serialize() == layer.serialize()
     copied = copy.deepcopy(layer)
@@ -127,6 +126,10 @@ def test_a_state_dict_of_another_weight_is_refused() -> None:
         layer.load_state_dict(ReplicatedLayer(b).state_dict())
     with pytest.raises(RuntimeError, match="Missing key"):
         layer.load_state_dict({})
+    first, second = (ColumnParallelLayer.new(a, None, one_of(2, rank)) for rank in (0, 1))
+    with pytest.raises(RuntimeError, match=r"expected AFQ .* 0 to 2 of dimension 0, got AFQ .* 2 to 4 of dimension 0"):
+        first.load_state_dict(second.state_dict())
+    ColumnParallelLayer.new(a).load_state_dict(layer.state_dict())  # the whole is the whole, however it is spread
 
 
 @pytest.mark.parametrize("kind", ["q4_0", "afq4", "unquant"])
@@ -172,6 +175,13 @@ def test_constructors() -> None:
     assert torch.equal(kept.dequantize_w(), record.dequantize()[[6, 7, 0, 1]])
     assert kept.bias is not None
     assert kept.bias.tolist() == [6, 7, 0, 1]
+    fine = uqff.quantize(plain(8, 96), "afq4", group_size=32)
+    kept = ReplicatedLayer.new_layers_matformer_indices(fine, None, [1, 2], 4)
+    assert isinstance(kept, ReplicatedLayer)
+    assert kept.weight == fine.narrow(0, 2, 4)
+    replicated = ReplicatedLayer.new(record, bias)
+    assert isinstance(replicated, ReplicatedLayer)
+    assert replicated.serialize() == uqff.serialize(record, bias)
     linear = torch.nn.Linear(64, 8)
     layer = ReplicatedLayer.from_linear(linear)
     assert torch.equal(layer(weight), linear(weight))
@@ -205,14 +215,16 @@ def test_a_dummy_says_which_weight_is_absent() -> None:
         ColumnParallelLayer.new_merged(None, chunks=3, key="model.o_proj")[2],
         ReplicatedLayer.new_layers_matformer_indices(None, None, [0], 1, key="model.o_proj"),
         RowParallelLayer.new_matformer(None, None, None, 1, key="model.o_proj"),
+        ReplicatedLayer.new(None, key="model.o_proj"),
     ):
         assert isinstance(layer, DummyLayer)
         assert (layer.name, layer.isq_serde_supported(), layer.apply_isq("q4k")) == ("dummy", False, layer)
         for call in (layer, layer.forward_autocast, layer.add_delta_w):
             with pytest.raises(FormatError, match=r"layer has no weight: .* \(layer model.o_proj\)"):
                 call(torch.zeros(1))
-        with pytest.raises(FormatError):
-            layer.dequantize_w()
+        for absent in (layer.dequantize_w, layer.serialize, layer.begin_track_stats):
+            with pytest.raises(FormatError, match=r"layer has no weight: .* \(layer model.o_proj\)"):
+                absent()
 
 
 @pytest.mark.parametrize("kind", ["q4_0", "q4k", "fp8", "afq4", "f8q8", "unquant"])
@@ -315,3 +327,34 @@ def test_unaligned_parts_of_a_blob_stay_views() -> None:
     for part in ("w_q", "scales", "biases"):
         assert first <= layer.stored_weight.get_buffer(part).data_ptr() < first + len(memory)
     assert isinstance(layer.weight, AFQ)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("rows", [1, 3, 64])
+def test_halves_are_added_up_in_float32(dtype: torch.dtype, rows: int) -> None:
+    """8192 ones: a sum in bfloat16 would stop at 256, one in float16 at 2048."""
+    layer = ReplicatedLayer(torch.ones(4, 8192))
+    assert torch.equal(layer(torch.ones(rows, 8192, dtype=dtype)), torch.full((rows, 4), 8192.0, dtype=dtype))
+
+
+def test_a_whole_layer_goes_into_either_generation() -> None:
+    """What the slices of ranks are gathered to is a layer like any other."""
+    layer = Layer(uqff.quantize(plain(8, 64), "q4_0"), torch.arange(8.0))
+    gathered = ColumnParallelLayer.from_layer(layer).gather_layer()
+    assert gathered == layer
+    assert to_entries(gathered).keys() == to_entries(layer).keys()
+    assert ColumnParallelLayer.from_layer(from_entries(to_entries(gathered))).gather_layer() == layer
+
+
+def test_a_broken_blob_names_its_layer() -> None:
+    """A rank with a truncated file says which layer is cut short."""
+    with pytest.raises(FormatError, match=r"\(layer model.q_proj, field"):
+        ColumnParallelLayer.deserialize(blob("q4k", bias=True)[:-5], key="model.q_proj")
+
+
+@pytest.mark.parametrize("cls", [ColumnParallelLayer, ReplicatedLayer])
+def test_a_partial_product_has_no_bias(cls: type[QuantizedLinear]) -> None:
+    """For callers that add up several layers at once."""
+    layer = cls.deserialize(blob("q8_0", bias=True))
+    x = activations(torch.float32)
+    assert torch.equal(layer.forward_partial(x), torch.nn.functional.linear(x, layer.dequantize_w()))

@@ -105,6 +105,20 @@ def test_an_index_that_does_not_fit_its_files(tmp_path: Path) -> None:
             open_checkpoint(sharded(tmp_path, weight_map))  # type: ignore[arg-type]
 
 
+def test_a_name_that_no_file_can_have(tmp_path: Path) -> None:
+    """Too long for the file system: a file that is missing, not an error of the system."""
+    with pytest.raises(ShardError, match="a file of the index is missing"):
+        open_checkpoint(sharded(tmp_path, {"a": "a" * 300 + ".safetensors"}))
+
+
+def test_escapes_of_whole_characters_are_read(tmp_path: Path) -> None:
+    """The near miss of half a character."""
+    save_file({"a": A}, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text('{"a": "\\ud83d\\ude00 \\u00e9"}')
+    with open_checkpoint(tmp_path) as checkpoint:
+        assert checkpoint.config == {"a": "\U0001f600 \u00e9"}
+
+
 def test_a_tensor_in_two_files(tmp_path: Path) -> None:
     sharded(tmp_path)
     save_file({"a": A, "b": B}, tmp_path / "model-2.safetensors")
@@ -119,6 +133,8 @@ def test_a_tensor_in_two_files(tmp_path: Path) -> None:
         (b"[]", "not a JSON object: got list"),
         (b"\xff{}", "not JSON"),
         (b"[" * 100_000, "not JSON"),
+        (b'{"a":"\\ud800"}', "not JSON"),
+        (b'{"\\udfff":1}', "not JSON"),
         (b" " * (MAX_CONFIG_BYTES + 1), "file is too long"),
     ],
 )

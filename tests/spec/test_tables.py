@@ -7,9 +7,21 @@ import re
 import struct
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+from uqff.container.report import (
+    LayerEntry,
+    Report,
+    ReportedFallback,
+    ReportedOutput,
+    check_report,
+    read_report,
+    report_document,
+)
 
 ROOT = Path(__file__).parents[2]
 SPEC = ROOT / "spec"
@@ -52,9 +64,10 @@ def test_links_resolve(page: Path) -> None:
     assert [link for link in links if dead(page, link)] == []
 
 
-def test_rules_of_broken_files_are_in_the_spec() -> None:
+@pytest.mark.parametrize("folder", ["bad", "bad-entries"])
+def test_rules_of_broken_files_are_in_the_spec(folder: str) -> None:
     """The section that a broken file names exists."""
-    index = json.loads((SPEC / "vectors" / "bad" / "index.json").read_text("utf-8"))
+    index = json.loads((SPEC / "vectors" / folder / "index.json").read_text("utf-8"))
     assert {e["section"] for e in index if dead(SPEC / "README.md", e["section"])} == set()
 
 
@@ -88,3 +101,57 @@ def test_every_family_has_a_page_of_the_same_shape() -> None:
     for name in ("gguf", "unquant", "hqq", "fp8", "afq", "f8q8", "mxfp4"):
         text = FENCE.sub("", (SPEC / "families" / f"{name}.md").read_text("utf-8"))
         assert re.findall(r"^## (.+)$", text, re.MULTILINE) == wanted, name
+
+
+def test_worked_example_of_1_x_gives_the_right_numbers() -> None:
+    """Every byte of the file is in the dump, and the weights and the bias that the text computes are the vector's."""
+    vector = json.loads((SPEC / "vectors" / "entries" / "worked-example.json").read_text("utf-8"))
+    data = (SPEC / "vectors" / "entries" / "worked-example.uqff").read_bytes()
+    text = (SPEC / "entries.md").read_text("utf-8").partition("## Worked example")[2]
+    dump = re.findall(r"^(\d+) +((?:[0-9a-f]{2} )*[0-9a-f]{2})", text.partition("```")[2], re.MULTILINE)
+    assert b"".join(bytes.fromhex(raw) for _, raw in dump) == data
+    (layer,) = vector["layers"]
+    weights = struct.unpack("<4f", bytes.fromhex(layer["float32"]["hex"])[:16])
+    (bias,) = struct.unpack("<f", bytes.fromhex(layer["bias"]["float32"])[:4])
+    for number in (*weights, bias):
+        assert f"{abs(number)}" in text.partition("The blob of the same layer")[0].rpartition("<!-- end -->")[2], number
+
+
+REPORTED = LayerEntry("m", "f32", (1,), "q4k", "q6k")
+FULL_REPORT = Report(
+    "1.2.0",
+    (ReportedOutput("q4k", ("x",), 1, {"f32": 1}, 1, (ReportedFallback("m", "q6k", "f32", (1,), "r"),), (REPORTED,)),),
+    {"tool": "t", "mistralrs_version": "v", "git_revision": "g"},
+    "b",
+    "r",
+)
+
+
+def members(value: Any, path: str = "") -> Iterator[str]:
+    """The paths of all members of a JSON document, ``[]`` for a member of a list."""
+    if isinstance(value, dict) and path != "outputs[].actual_counts":
+        for name, inner in value.items():
+            here = f"{path}.{name}".lstrip(".")
+            yield here
+            yield from members(inner, here)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from members(inner, f"{path}[]")
+
+
+def test_every_member_of_a_report_is_described() -> None:
+    """What the writer of reports can write has a line on the page, and nothing else has."""
+    text = (SPEC / "report.md").read_text("utf-8")
+    described = re.findall(r"^\| `([^`]+)` \| (?:text|number|object|list)", text, re.MULTILINE)
+    assert described == list(dict.fromkeys(members(report_document(FULL_REPORT))))
+
+
+def test_example_of_a_report_is_sound(tmp_path: Path) -> None:
+    """It is read, agrees with itself, and is written again as it stands."""
+    document = json.loads(re.findall(r"```json\n(.*?)```", (SPEC / "report.md").read_text("utf-8"), re.DOTALL)[0])
+    (tmp_path / "uqff_report.json").write_text(json.dumps(document))
+    (tmp_path / "q4_0-0.uqff").touch()
+    report = read_report(tmp_path)
+    assert report is not None
+    assert list(check_report(report, tmp_path)) == []
+    assert report_document(report) == document

@@ -19,7 +19,9 @@ from uqff import blob as uqff_blob
 ROOT = Path(__file__).parents[2]
 VECTORS = ROOT / "spec" / "vectors"
 GOOD = sorted(
-    path.relative_to(VECTORS).with_suffix("").as_posix() for path in VECTORS.rglob("*.bin") if path.parent.name != "bad"
+    path.relative_to(VECTORS).with_suffix("").as_posix()
+    for path in VECTORS.rglob("*.bin")
+    if path.parent.name not in ("bad", "encode")
 )
 BAD = json.loads((VECTORS / "bad" / "index.json").read_text("utf-8"))
 SOUND_FILES = json.loads((VECTORS / "container" / "index.json").read_text("utf-8"))

@@ -11,7 +11,7 @@ VECTORS = Path(__file__).parents[2] / "spec" / "vectors"
 
 def expected_files() -> dict[str, bytes]:
     """Path below ``spec/vectors/`` and content of every generated file."""
-    from tools.vectors import bad, client, describe, framing, good
+    from tools.vectors import bad, bad_entries, client, describe, encodings, framing, good, good_entries
 
     files: dict[str, bytes] = {}
     for vector in [*good.synthetic(), *client.written_by_client()]:
@@ -22,6 +22,9 @@ def expected_files() -> dict[str, bytes]:
         files[f"{stem}.json"] = describe.text(describe.describe(vector)).encode()
     files.update(framing.sound_files())
     files.update(bad.files())
+    files.update(good_entries.files())
+    files.update(bad_entries.files())
+    files.update(encodings.files())
     return files
 
 

@@ -32,8 +32,8 @@ def describe(vector: Vector) -> dict[str, Any]:
     layer = uqff.deserialize(vector.blob)
     weight = layer.weight
     same = (weight.family, weight.kind, weight.shape) == (decoded.family, decoded.kind, decoded.shape)
-    same &= _float32(weight.dequantize()) == decoded.values
-    same &= (None if layer.bias is None else _float32(layer.bias)) == decoded.bias
+    same &= float32(weight.dequantize()) == decoded.values
+    same &= (None if layer.bias is None else float32(layer.bias)) == decoded.bias
     if not same:
         raise AssertionError(f"{vector.folder}/{vector.name}: uqff and the oracle disagree")
     return {
@@ -46,7 +46,7 @@ def describe(vector: Vector) -> dict[str, Any]:
         "size": len(vector.blob),
         "sha256": hashlib.sha256(vector.blob).hexdigest(),
         "fields": [_field(place) for place in uqff_blob.trace(vector.blob)],
-        "float32": _numbers(decoded.values),
+        "float32": numbers(decoded.values),
         "bias": None if layer.bias is None else _bias(vector.blob, decoded.bias),
         "provenance": vector.provenance,
     }
@@ -80,7 +80,8 @@ def _field(place: Any) -> dict[str, Any]:
     return row | {"value": list(value) if isinstance(value, tuple) else value}
 
 
-def _numbers(values: bytes) -> dict[str, Any]:
+def numbers(values: bytes) -> dict[str, Any]:
+    """Decoded weights: count, digest, and the bytes or some samples."""
     count = len(values) // 4
     digest = hashlib.sha256(values).hexdigest()
     if count <= ALL_VALUES:
@@ -101,7 +102,8 @@ def _bias(blob: bytes, values: bytes | None) -> dict[str, Any]:
     }
 
 
-def _float32(tensor: Any) -> bytes:
+def float32(tensor: Any) -> bytes:
+    """The little-endian float32 bytes of a tensor."""
     import torch
 
     numbers: bytes = tensor.to(torch.float32).contiguous().numpy().astype("<f4").tobytes()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from tools.vectors.wire import (
@@ -398,20 +398,23 @@ def _mxfp4() -> Iterator[tuple[str, Blob, str]]:
     )
 
 
+ROOMS: dict[str, Callable[[], Iterator[tuple[str, Blob, str]]]] = {
+    "gguf": _gguf,
+    "unquant": _unquant,
+    "hqq": _hqq,
+    "fp8": _fp8,
+    "afq": _afq,
+    "f8q8": _f8q8,
+    "mxfp4": _mxfp4,
+}
+"""Folder to name, blob and note of its vectors."""
+
+
 def synthetic() -> list[Vector]:
     """All of them."""
-    rooms = {
-        "gguf": _gguf,
-        "unquant": _unquant,
-        "hqq": _hqq,
-        "fp8": _fp8,
-        "afq": _afq,
-        "f8q8": _f8q8,
-        "mxfp4": _mxfp4,
-    }
     provenance = {"kind": "synthetic", "command": "python -m tools.vectors"}
     return [
         Vector(folder, name, bytes(blob), note, provenance)
-        for folder, room in rooms.items()
+        for folder, room in ROOMS.items()
         for name, blob, note in room()
     ]

@@ -14,16 +14,20 @@ from typing import Any
 
 import click
 
-from uqff import __version__, kernels
+from uqff import __version__
 from uqff.errors import UqffError, printable
 
 __all__ = ["COMMANDS", "LazyGroup", "main"]
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "inspect": ("uqff.cli.inspect:inspect", "Show what is in a file, or one layer in full."),
-    "diff": ("uqff.cli.diff:diff", "Compare two models, layer by layer."),
-    "quantize": ("uqff.cli.quantize:quantize", "Quantise a checkpoint."),
     "verify": ("uqff.cli.verify:verify", "Check a file against every rule of the format."),
+    "diff": ("uqff.cli.diff:diff", "Compare two models, layer by layer."),
+    "checksum": ("uqff.cli.checksum:checksum", "Digests of files and of layers, and the check of both."),
+    "report": ("uqff.cli.report:report", "Show, check or write uqff_report.json."),
+    "quantize": ("uqff.cli.quantize:quantize", "Quantise a checkpoint."),
+    "migrate": ("uqff.cli.migrate:migrate", "Turn a model of one generation into the other, without a loss."),
+    "dequantize": ("uqff.cli.dequantize:dequantize", "Write a model as a plain checkpoint."),
 }
 """Name of a command to ``module:attribute`` and its one line of help, in the order of ``--help``."""
 
@@ -54,14 +58,13 @@ class LazyGroup(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run a command."""
+        if sys.stdout is None:  # closed by the caller, who wants the exit code alone
+            sys.stdout = open(os.devnull, "w")  # noqa: SIM115  (to the end of the process)
         for stream in (sys.stdout, sys.stderr):
             if hasattr(stream, "reconfigure"):
                 stream.reconfigure(errors="backslashreplace")
         try:
-            kernels.check_environment()
-        except ValueError as error:
-            raise click.UsageError(str(error), ctx) from None
-        try:
+            _check_environment(ctx)
             result = super().invoke(ctx)
             sys.stdout.flush()
         except UqffError as error:
@@ -72,9 +75,24 @@ class LazyGroup(click.Group):
             ctx.exit(PIPE_CLOSED)
         except OSError as error:
             _fail(ctx, f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}", 2)
+        except MemoryError:
+            _fail(ctx, "out of memory", 2)
         except KeyboardInterrupt:
             ctx.exit(INTERRUPTED)
         return result
+
+
+def _check_environment(ctx: click.Context) -> None:
+    """Variables that say nonsense are a wrong call, whether the command looks at them or not."""
+    if os.environ.get("UQFF_NUM_THREADS") or os.environ.get("UQFF_KERNELS"):
+        from uqff import kernels
+        from uqff.kernels.threads import num_threads
+
+        try:
+            num_threads()
+            kernels.choice()
+        except ValueError as error:
+            _fail(ctx, str(error), 2)
 
 
 def _fail(ctx: click.Context, message: str, code: int) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from uqff.cli.quantize import pattern_option
+from uqff.cli.options import pattern_option
 
 if TYPE_CHECKING:
     from uqff.compare import LayerDifference
@@ -19,26 +19,36 @@ __all__ = ["diff"]
 @click.argument("a", type=click.Path(exists=True))
 @click.argument("b", type=click.Path(exists=True))
 @click.option("--layers", callback=pattern_option, metavar="REGEX", help="Which weights of a checkpoint are layers.")
+@click.option(
+    "--names", type=click.Path(exists=True, dir_okay=False), help="Index to path of 0.x layers, as for migrate."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def diff(a: str, b: str, layers: Any, as_json: bool) -> None:
+@click.pass_context
+def diff(ctx: click.Context, a: str, b: str, layers: Any, names: str | None, as_json: bool) -> None:
     """Compare A and B: two UQFF files or directories, or a UQFF and its checkpoint.
 
     For each layer: types, sizes, whether the bytes are the same, root mean square and largest error, cosine. The
     checkpoint is taken as true; of two UQFF, A is.
 
-    Exits with 0 if the two could be compared, with 1 if they have not the same layers.
+    A may be of 0.x and B of 1.x, or the reverse: layers are then matched by path, which config.json beside one of them
+    (or --names) tells, and experts one by one.
+
+    Exits with 0 if the two have the same layers, however they differ, with 1 if a layer is in one of them only.
     """
     from uqff.compare import compare, comparison_document
+    from uqff.migrate.names import read_names
 
-    differences = list(compare(a, b, layers=layers))
+    differences = list(compare(a, b, layers=layers, names=None if names is None else read_names(names)))
     if as_json:
         click.echo(json.dumps(comparison_document(differences, a, b), indent=2))
     else:
         _show(differences)
+    if any(each.distance is None for each in differences):
+        ctx.exit(1)
 
 
 def _show(differences: list[LayerDifference]) -> None:
-    from uqff.cli.render import echo_table, number
+    from uqff.cli.render import echo_table
 
     columns = [
         ("layer", "left"),
@@ -53,23 +63,34 @@ def _show(differences: list[LayerDifference]) -> None:
         ("max error", "right"),
         ("cosine", "right"),
     ]
-    rows = [
-        (
-            each.key if each.module is None else f"{each.key} {each.module}",
-            " x ".join(map(str, each.shape)),
-            each.a.kind,
-            each.b.kind,
-            f"{each.a.nbytes:,}",
-            f"{each.b.nbytes:,}",
-            "same" if each.identical else "differ",
-            number(each.distance.rms),
-            number(each.distance.relative),
-            number(each.distance.largest),
-            number(each.distance.cosine),
-        )
-        for each in differences
-    ]
-    echo_table(columns, rows)
+    optional = ("RMS error", "cosine", "A bytes", "B bytes", "max error")
+    echo_table(columns, map(_cells, differences), optional=optional)
     same = sum(each.identical for each in differences)
+    alone = [sum(each.b is None for each in differences), sum(each.a is None for each in differences)]
     print()
     print(f"{same} of {len(differences)} layers have the same bytes")
+    for side, count in zip("AB", alone, strict=True):
+        if count:
+            print(f"{count} only in {side}")
+
+
+def _cells(each: LayerDifference) -> list[str]:
+    from uqff.cli.render import number
+
+    kinds = [("-", "-") if side is None else (side.kind, f"{side.nbytes:,}") for side in (each.a, each.b)]
+    far = each.distance
+    if far is None:
+        verdict, numbers = f"only in {'B' if each.a is None else 'A'}", ["-"] * 4
+    else:
+        verdict = "same" if each.identical else "differ"
+        numbers = [number(far.rms), number(far.relative), number(far.largest), number(far.cosine)]
+    return [
+        each.key if each.module in (None, each.key) else f"{each.key} {each.module}",
+        " x ".join(map(str, each.shape)),
+        kinds[0][0],
+        kinds[1][0],
+        kinds[0][1],
+        kinds[1][1],
+        verdict,
+        *numbers,
+    ]

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from uqff.container import UqffFile, open_uqff
+from uqff.container.shards import models_in
 from uqff.errors import UqffError, printable
 
 if TYPE_CHECKING:
@@ -39,14 +42,20 @@ _SHOWN_RAW = 8
 def inspect(ctx: click.Context, path: str, key: str | None, dump: bool, limit: int, stats: bool, as_json: bool) -> None:
     """Show what is in a file.
 
-    PATH is a .uqff file (the other shards of its set are found), or a model directory. KEY is a layer, its index in a
-    0.x file or its path in a 1.x file: then all its fields are shown with offset, size, type, bytes and value, and the
-    dequantised weight is measured.
+    PATH is a .uqff file (the other shards of its set are found), or a model directory. KEY is a layer: its path, or its
+    index in a 0.x file (whose paths are known if config.json stands beside it). Then all its fields are shown with
+    offset, size, type, bytes and value, and the dequantised weight is measured. Of a directory with several models, a
+    line for each is shown.
 
     Exits with 1 if a layer is broken; the others are shown all the same.
     """
     if dump and key is None:
         raise click.UsageError("--hex needs a KEY")
+    models = models_in(path) if key is None and Path(path).is_dir() else {}
+    if len(models) > 1:
+        if _inspect_models(models, as_json):
+            ctx.exit(1)
+        return
     with open_uqff(path) as file:
         error = _inspect_file(file, as_json) if key is None else _inspect_layer(file, key, dump, limit, stats, as_json)
     if error is not None:
@@ -63,10 +72,48 @@ def _inspect_file(file: UqffFile, as_json: bool) -> str | None:
         _echo_json(summary_document(summary))
     else:
         _show_summary(summary)
+    return _problems_of(summary)
+
+
+def _problems_of(summary: FileSummary) -> str | None:
     problems = [f"{len(summary.broken)} of {len(summary.layers)} layers broken"] if summary.broken else []
     if summary.residual is not None and summary.residual.error is not None:
         problems.append(str(summary.residual.error))
     return "; ".join(problems) or None
+
+
+def _inspect_models(models: Mapping[str, Path], as_json: bool) -> bool:
+    """Show the models of a directory; tells whether there is something wrong with one."""
+    from uqff.cli.render import echo_table, size
+    from uqff.inspection.document import SCHEMA, summary_document
+    from uqff.inspection.summary import summarize
+
+    rows, documents, wrong = [], [], False
+    for name, path in models.items():
+        try:
+            with open_uqff(path) as file:
+                summary = summarize(file)
+        except UqffError as error:
+            click.echo(f"uqff: {error}", err=True)
+            wrong = True
+            continue
+        problem = _problems_of(summary)
+        if problem is not None:
+            click.echo(f"uqff: {printable(name)}: {problem}", err=True)
+            wrong = True
+        documents.append(summary_document(summary))
+        versions = ", ".join(map(str, summary.versions)) or "-"
+        kinds = ", ".join(f"{row.layers} {row.kind}" for row in summary.types) or "-"
+        bits = "-" if summary.bits_per_weight is None else f"{summary.bits_per_weight:.4f}"
+        counts = f"{len(summary.files)}", f"{len(summary.layers)}"
+        rows.append([name, versions, *counts, bits, size(summary.nbytes), kinds])
+    if as_json:
+        _echo_json({"schema": SCHEMA, "models": documents})
+    else:
+        columns = [("model", "left"), ("version", "left"), ("shards", "right"), ("layers", "right")]
+        columns += [("bits/weight", "right"), ("size", "left"), ("types", "left")]
+        echo_table(columns, rows, optional=("shards", "types", "size"))
+    return wrong
 
 
 def _inspect_layer(file: UqffFile, key: str, dump: bool, limit: int, stats: bool, as_json: bool) -> str | None:
@@ -82,15 +129,28 @@ def _inspect_layer(file: UqffFile, key: str, dump: bool, limit: int, stats: bool
 
 
 def _find(file: UqffFile, key: str) -> str:
+    from difflib import get_close_matches
+
+    from uqff.inspection.summary import module_names
+
     if key in file:
         return key
+    names = {name: one for one, name in module_names(file).items()}
+    if key in names:
+        return names[key]
     by_index = {int(name): name for name in file} if file.generation == "0.x" else {}
     found = by_index.get(int(key)) if key.isascii() and key.isdecimal() and len(key) < 10 else None
     if found is None:
         keys = list(file)
         known = f"{keys[0]} to {keys[-1]}" if keys else "none at all"
-        raise click.BadParameter(f"no layer {printable(key)}; there are: {known}", param_hint="'KEY'")
+        close = get_close_matches(key[:_LONGEST_KEY], names or keys, n=1)
+        hint = f"; did you mean {close[0]}?" if close else ""
+        raise click.BadParameter(printable(f"no layer {key}; there are: {known}{hint}"), param_hint="'KEY'")
     return found
+
+
+_LONGEST_KEY = 200
+"""Characters of a mistyped key that are compared with those that there are."""
 
 
 def _echo_json(document: dict[str, Any]) -> None:
@@ -112,6 +172,7 @@ def _show_summary(summary: FileSummary) -> None:
         ("bits/weight", bits),
         ("size", size(summary.nbytes)),
         ("residual", _residual_text(summary)),
+        *((("extra", f"{len(summary.extra)} entries of no layer"),) if summary.extra else ()),
         *((f"metadata {name}", text) for name, text in summary.metadata.items()),
     ]
     echo_heading(summary.files[0].path)
@@ -153,8 +214,10 @@ def _residual_text(summary: FileSummary) -> str:
 def _show_layers(summary: FileSummary) -> None:
     from uqff.cli.render import echo_table
 
+    named = any(row.module is not None for row in summary.layers)
     columns = [
-        ("layer", "right"),
+        ("layer", "right" if summary.generation == "0.x" else "left"),
+        *((("weight", "left"),) if named else ()),
         ("type", "left"),
         ("family", "left"),
         ("shape", "left"),
@@ -167,17 +230,23 @@ def _show_layers(summary: FileSummary) -> None:
     ]
     if len(summary.files) > 1:
         columns.append(("file", "left"))
-    if summary.broken:
+    broken = bool(summary.broken)
+    if broken:
         columns.append(("error", "left"))
     rows = []
     for row in summary.layers:
-        cells = [row.key, *_outline_cells(row), f"{row.offset:,}", f"{row.nbytes:,}"]
+        names = [row.key, row.module or "-"] if named else [row.key]
+        cells = [*names, *_outline_cells(row), f"{row.offset:,}", f"{row.nbytes:,}"]
         if len(summary.files) > 1:
             cells.append(row.path)
-        if summary.broken:
+        if broken:
             cells.append("" if row.error is None else _error_text(row.error))
         rows.append(cells)
-    echo_table(columns, rows)
+    echo_table(columns, rows, optional=_OPTIONAL)
+
+
+_OPTIONAL = ("offset", "family", "weights", "size", "payload", "bias", "bits/weight", "file")
+"""Columns of layers that a narrow terminal does without, the first one first."""
 
 
 def _error_text(error: UqffError) -> str:
@@ -210,7 +279,9 @@ def _show_layer(report: LayerReport) -> None:
 
     row, outline = report.row, report.row.outline
     echo_heading(f"{row.path}: layer {row.key}")
-    pairs = [("blob", f"{size(row.nbytes)} at {row.offset:,}")]
+    stored = "entries" if row.index is None else "blob"
+    pairs = [("weight", row.module)] if row.module is not None else []
+    pairs.append((stored, f"{size(row.nbytes)} at {row.offset:,}" if row.index is not None else size(row.nbytes)))
     if outline is not None:
         pairs += [
             ("version", str(outline.version)),
@@ -225,7 +296,7 @@ def _show_layer(report: LayerReport) -> None:
     echo_pairs(pairs)
     print()
     columns = [(name, "right" if name in ("offset", "size") else "left") for name in _FIELD_COLUMNS]
-    echo_table(columns, map(_field_cells, report.fields))
+    echo_table(columns, map(_field_cells, report.fields), optional=("bytes", "type"))
     if report.hexdump is not None:
         print()
         for line in report.hexdump:

@@ -2,28 +2,23 @@
 
 from __future__ import annotations
 
-import contextlib
 import gc
 import json
-import signal
 import sys
-from collections.abc import Iterator
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from uqff.cli.options import pattern_option, size_option
+from uqff.cli.progress import step_progress, terminable
 from uqff.errors import UqffError, printable
 
 if TYPE_CHECKING:
     from uqff.isq import Fallback
-    from uqff.pipeline import Progress, Step
     from uqff.report import Result
 
-__all__ = ["pattern_option", "quantize"]
-
-TERMINATED = 128 + 15
-"""What a shell reports for a process that ended by SIGTERM."""
+__all__ = ["quantize"]
 
 
 def _kind(ctx: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> tuple[str, ...]:
@@ -31,16 +26,6 @@ def _kind(ctx: click.Context, parameter: click.Parameter, values: tuple[str, ...
 
     try:
         return tuple(kind_name(value) for value in values)
-    except UqffError as error:
-        raise click.BadParameter(str(error), ctx, parameter) from None
-
-
-def pattern_option(ctx: click.Context, parameter: click.Parameter, value: str | None) -> Any:
-    """Compile the pattern of an option."""
-    from uqff.selector import Pattern
-
-    try:
-        return None if value is None else Pattern(value)
     except UqffError as error:
         raise click.BadParameter(str(error), ctx, parameter) from None
 
@@ -53,7 +38,13 @@ def pattern_option(ctx: click.Context, parameter: click.Parameter, value: str | 
 @click.option(
     "--layers", callback=pattern_option, metavar="REGEX", help="Which weights are layers, if not the usual ones."
 )
-@click.option("--format", type=click.Choice(["0.1", "0.2"]), default="0.2", show_default=True, help="UQFF generation.")
+@click.option(
+    "--format",
+    type=click.Choice(["0.1", "0.2", "1.0", "1.1", "1.2"]),
+    default="1.2",
+    show_default=True,
+    help="UQFF generation: current engines read 1.x only, mistral.rs 0.3 to 0.8.3 read 0.x only.",
+)
 @click.option(
     "--engine",
     type=click.Choice(["0.6", "0.8", "0.9"]),
@@ -68,6 +59,20 @@ def pattern_option(ctx: click.Context, parameter: click.Parameter, value: str | 
     show_default=True,
     help="Load dtype: weights are rounded to it first.",
 )
+@click.option(
+    "--no-promote", is_flag=True, help="Give head and embedding the type of the others; 1.2 makes them better."
+)
+@click.option(
+    "--shard-size",
+    "shard_bytes",
+    callback=size_option,
+    metavar="SIZE",
+    default="10GiB",
+    show_default=True,
+    help="Begin a new file after so much: bytes, or a number with KB, MB, GB, KiB, MiB or GiB.",
+)
+@click.option("--base-model", metavar="NAME", help="For the report of 1.x: what was quantised, if not a hub id.")
+@click.option("--repo-id", metavar="NAME", help="For the report of 1.x: where it will be published.")
 @click.option("--force", is_flag=True, help="Replace the model that is in OUT.")
 @click.option("--quiet", is_flag=True, help="Print nothing but warnings and errors.")
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
@@ -80,6 +85,10 @@ def quantize(
     format: str,
     engine: Any,
     dtype: str,
+    no_promote: bool,
+    shard_bytes: int,
+    base_model: str | None,
+    repo_id: str | None,
     force: bool,
     quiet: bool,
     as_json: bool,
@@ -99,7 +108,7 @@ def quantize(
 
     fallbacks: list[Fallback] = []
     loaded = load_recipe(recipe) if recipe is not None else None
-    with _terminable(), _progress(shown=not quiet) as progress:
+    with terminable(), step_progress(shown=not quiet, waiting=_waiting()) as progress:
         result = quantize_model(
             source,
             out,
@@ -109,8 +118,12 @@ def quantize(
             format=format,
             engine=engine,
             dtype=dtype,
+            promote=not no_promote,
             force=force,
+            shard_bytes=shard_bytes,
             measure=as_json or not quiet,
+            base_model=base_model,
+            repo_id=repo_id,
             progress=progress,
             on_fallback=fallbacks.append,
         )
@@ -139,60 +152,11 @@ def _import_libraries() -> None:
         gc.enable()
 
 
-@contextlib.contextmanager
-def _terminable() -> Iterator[None]:
-    """Let a termination clean up like an interrupt, where signals can be caught."""
-
-    def stop(*_: object) -> None:
-        sys.exit(TERMINATED)
-
-    try:
-        before = signal.signal(signal.SIGTERM, stop)
-    except ValueError:
-        yield
-        return
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-@contextlib.contextmanager
-def _progress(*, shown: bool) -> Iterator[Progress | None]:
-    """A bar on the terminal that errors go to, with layer, rate and time left; none if it is no terminal."""
-    if not shown or not sys.stderr.isatty():
-        yield None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
+def _waiting() -> str:
+    """What the bar says before the first layer."""
     from uqff import kernels
 
-    columns = (
-        TextColumn("{task.fields[layer]}", markup=False),
-        BarColumn(),
-        TextColumn("{task.fields[count]}  {task.fields[rate]}", markup=False),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        waiting = "" if kernels.compiled_before() or not kernels.enabled() else "compiling kernels, once"
-        task = bar.add_task("", total=None, layer=waiting, count="", rate="")
-
-        def step(step: Step) -> None:
-            bar.update(
-                task,
-                total=step.weights,
-                completed=step.weights_done,
-                layer=printable(step.module),
-                count=f"{step.layers_done}/{step.layers}",
-                rate=_rate(bar.tasks[0].speed),
-            )
-
-        yield step
-
-
-def _rate(weights_per_second: float | None) -> str:
-    return "" if not weights_per_second else f"{weights_per_second / 1e6:.0f} M weights/s"
+    return "" if kernels.compiled_before() or not kernels.enabled() else "compiling kernels, once"
 
 
 def _show(result: Result) -> None:
@@ -205,8 +169,10 @@ def _show(result: Result) -> None:
         ("load dtype", result.dtype),
         ("residual", f"{result.residual_tensors} tensors, {size(result.residual_bytes)}"),
     ]
-    pairs += [(output.kind, f"{len(output.shards)} shards, {size(output.nbytes)}") for output in result.outputs]
-    echo_pairs(pairs)
+    for output in result.outputs:
+        count = len(output.shards)
+        pairs.append((output.kind, f"{count} shard{'s' * (count > 1)}, {size(output.nbytes)}"))
+    echo_pairs(pairs + _promotions(result))
     print()
     columns = [("isq", "left"), ("stored", "left"), ("layers", "right"), ("bytes", "right"), ("bits/weight", "right")]
     rows = []
@@ -216,6 +182,16 @@ def _show(result: Result) -> None:
             sizes = f"{row.nbytes:,}", f"{row.bits_per_weight:.3f}"
             rows.append((output.kind, row.kind, str(row.layers), *sizes, f"{row.relative:.5f}", worst or "-"))
     echo_table([*columns, ("rel. RMS error", "right"), ("worst layers", "left")], rows)
+
+
+def _promotions(result: Result) -> list[tuple[str, str]]:
+    """A line for each output whose head or embedding has a better type than asked for."""
+    lines = []
+    for output in result.outputs:
+        better = [f"{layer.module} {layer.requested}" for layer in output.layers if layer.promoted]
+        if better:
+            lines.append((f"{output.kind} promoted", ", ".join(better)))
+    return lines
 
 
 def _warn(result: Result, fallbacks: list[Fallback]) -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from collections.abc import Iterable, Sequence
 
+from rich.cells import cell_len
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from uqff.errors import printable
@@ -17,6 +18,10 @@ _UNITS = ("bytes", "KiB", "MiB", "GiB", "TiB")
 _EIGHTHS = " ▏▎▍▌▋▊▉█"
 _WIDTH = 1 << 16
 """Columns: so many that nothing is ever cut or folded here; a terminal folds what is too long for it."""
+_GAP = 2
+"""Columns between two columns of a table."""
+_WIDEST = 400
+"""Columns that a cell may take up in every row."""
 
 
 def size(nbytes: int) -> str:
@@ -51,12 +56,10 @@ def _can_show(text: str) -> bool:
 
 
 def _console() -> Console:
-    terminal = sys.stdout.isatty()
     return Console(
         file=sys.stdout,
         width=_WIDTH,
-        force_terminal=terminal,
-        no_color=not terminal,
+        force_terminal=True,
         markup=False,
         highlight=False,
         emoji=False,
@@ -64,39 +67,74 @@ def _console() -> Console:
     )
 
 
-def _echo(console: Console, *lines: Table | Text) -> None:
-    """Lines end where their text ends: rich pads the last column."""
+def _echo(lines: Iterable[Text]) -> None:
+    """Lines end where their text ends: nothing is cut, folded or padded."""
+    if not sys.stdout.isatty():
+        print("\n".join(line.plain.rstrip() for line in lines))
+        return
+    console = _console()
     with console.capture() as captured:
         for line in lines:
-            console.print(line, soft_wrap=isinstance(line, Text))
+            console.print(line, soft_wrap=True)
     print("\n".join(line.rstrip() for line in captured.get().splitlines()))
 
 
 def echo_heading(text: str) -> None:
     """A line in bold, where there is bold."""
-    _echo(_console(), Text(printable(text), style="bold"))
+    _echo([Text(printable(text), style="bold")])
 
 
 def echo_pairs(pairs: Iterable[tuple[str, str]]) -> None:
     """Names and values, indented, one pair a line."""
-    table = Table.grid(padding=(0, 2, 0, 0))
-    table.add_column(style="cyan", no_wrap=True)
-    table.add_column()
-    for name, value in pairs:
-        table.add_row(Text(f"  {name}"), Text(printable(value)))
-    _echo(_console(), table)
+    rows = [(f"  {name}", printable(value)) for name, value in pairs]
+    width = _width([name for name, _ in rows])
+    _echo(Text.assemble((_padded(name, width, "left"), "cyan"), f"  {value}") for name, value in rows)
 
 
-def echo_table(columns: Sequence[tuple[str, str]], rows: Iterable[Sequence[str]]) -> None:
-    """A table without lines.
+def echo_table(
+    columns: Sequence[tuple[str, str]], rows: Iterable[Sequence[str]], *, optional: Sequence[str] = ()
+) -> None:
+    """A table without lines. Rich lays out some hundred rows a second; a model of experts may have 20,000 layers.
 
     Args:
         columns: header and alignment, ``left`` or ``right``.
         rows: a text for each column.
+        optional: headers of columns that are left out, one after another, until the table is no wider than the
+            terminal. Where the output is no terminal, all are shown.
     """
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-    for header, justify in columns:
-        table.add_column(header, justify="right" if justify == "right" else "left", no_wrap=True)
-    for row in rows:
-        table.add_row(*(Text(printable(cell)) for cell in row))
-    _echo(_console(), table)
+    cells = [[printable(cell) for cell in row] for row in rows]
+    widths = [_width([name, *(row[at] for row in cells)]) for at, (name, _) in enumerate(columns)]
+    dropped = _too_wide(widths, [name for name, _ in columns], optional)
+    kept = [at for at, (name, _) in enumerate(columns) if name not in dropped]
+
+    def line(row: Sequence[str]) -> str:
+        return (" " * _GAP).join(_padded(row[at], widths[at], columns[at][1]) for at in kept).rstrip()
+
+    _echo([Text(line([name for name, _ in columns]), style="bold")])
+    if cells:
+        print("\n".join(map(line, cells)))
+    if dropped:
+        _echo([Text(f"(too narrow for: {', '.join(dropped)})", style="dim")])
+
+
+def _width(cells: Iterable[str]) -> int:
+    """Of a column. Cells that are longer than any sound one stand out: one must not widen thousands of rows."""
+    return max((min(cell_len(cell), _WIDEST) for cell in cells), default=0)
+
+
+def _padded(text: str, width: int, justify: str) -> str:
+    space = " " * (width - cell_len(text))
+    return space + text if justify == "right" else text + space
+
+
+def _too_wide(widths: Sequence[int], names: Sequence[str], optional: Sequence[str]) -> list[str]:
+    """Columns that a terminal has no room for, in the order in which they go."""
+    if not sys.stdout.isatty():
+        return []
+    room, dropped = shutil.get_terminal_size().columns, []
+    width = sum(widths) + _GAP * (len(widths) - 1)
+    for name in optional:
+        if width > room and name in names:
+            dropped.append(name)
+            width -= widths[names.index(name)] + _GAP
+    return dropped

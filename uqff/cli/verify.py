@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import sys
+import dataclasses
+import json
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 if TYPE_CHECKING:
-    from uqff.verify import Progress
+    from uqff.verify import Progress, Violation
 
 __all__ = ["verify"]
 
@@ -16,41 +18,52 @@ __all__ = ["verify"]
 @click.command(short_help="Check a file against every rule of the format.")
 @click.argument("path", type=click.Path(exists=True))
 @click.option("--deep", is_flag=True, help="Dequantise every layer too, and look for NaN and infinities.")
+@click.option(
+    "--strict", is_flag=True, help="In 1.x, want a report, a named producer, and no layer stored plain for lack of fit."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.pass_context
-def verify(ctx: click.Context, path: str, deep: bool) -> None:
+def verify(ctx: click.Context, path: str, deep: bool, strict: bool, as_json: bool) -> None:
     """Check a file against every rule of the format.
 
-    PATH is a .uqff file (the other shards of its set are found), or a model directory. Every violation is a line with
-    file, layer, field, offset, what was expected and what was found.
+    PATH is a .uqff file (the other shards of its set are found), or a model directory; of a directory with several
+    types, each. Every violation is a line with file, layer, field, offset, what was expected and what was found. If
+    config.json stands beside the files, the weights that it announces must be there.
 
     Exits with 0 if there is none, with 1 if there is one, with 2 if the call is wrong.
     """
+    from uqff.cli.progress import clear_line, show_share
+    from uqff.container.shards import models_in
     from uqff.verify import verify as violations_of
 
-    state: list[Progress] = []
+    last: Progress | None = None
 
     def show(progress: Progress) -> None:
-        state[:] = [progress]
-        if sys.stderr.isatty():
-            share = 100 * progress.nbytes // (progress.of_nbytes or 1)
-            click.echo(f"\r{share:3d} %  {progress.layers} of {progress.of_layers} layers", err=True, nl=False)
+        nonlocal last
+        last = progress
+        show_share(progress.nbytes, progress.of_nbytes, f"{progress.layers} of {progress.of_layers} layers")
 
-    count = 0
-    for violation in violations_of(path, deep=deep, progress=show):
-        _clear_progress()
-        print(str(violation))
-        count += 1
-    _clear_progress()
-    layers = f" in {_plural(state[0].layers, 'layer')}, {state[0].nbytes:,} bytes of blobs" if state else ""
-    if count:
-        print(f"{_plural(count, 'violation')}{layers}")
+    violations: list[Violation] = []
+    layers = nbytes = 0
+    models = models_in(path) if Path(path).is_dir() else {}
+    for model in models.values() if len(models) > 1 else [path]:
+        last = None
+        for violation in violations_of(model, deep=deep, strict=strict, progress=show):
+            clear_line()
+            violations.append(violation)
+            if not as_json:
+                print(str(violation))
+        clear_line()
+        if last is not None:
+            layers, nbytes = layers + last.layers, nbytes + last.nbytes
+    if as_json:
+        found = [dataclasses.asdict(violation) for violation in violations]
+        click.echo(json.dumps({"schema": 1, "layers": layers, "bytes": nbytes, "violations": found}, indent=2))
+    else:
+        where = f" in {_plural(layers, 'layer')}, {nbytes:,} bytes of layers" if layers else ""
+        print(f"{_plural(len(violations), 'violation')}{where}" if violations else f"clean: no violation{where}")
+    if violations:
         ctx.exit(1)
-    print(f"clean: no violation{layers}")
-
-
-def _clear_progress() -> None:
-    if sys.stderr.isatty():
-        click.echo("\r\x1b[K", err=True, nl=False)
 
 
 def _plural(count: int, noun: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -142,6 +143,13 @@ class UqffFile(Mapping[str, Layer]):
     def places(self, key: str | int) -> dict[str, Place]:
         """Where each entry of a 1.x layer lies, by suffix; the blob of a 0.x layer stands under ``""``."""
         return self._index.places(self._find(key))
+
+    def release(self, key: str | int) -> None:
+        """Give back the memory of a layer's bytes; a later look reads them from the disk again."""
+        if hasattr(mmap, "MADV_DONTNEED"):
+            files = {file.path: file for file in self._files}
+            for place in self.places(key).values():
+                files[place.path].advise(place.offset, place.offset + place.nbytes, mmap.MADV_DONTNEED)
 
     def fields(self, key: str | int, *, trace: list[FieldTrace] | None = None) -> tuple[type[QuantizedTensor], Scope]:
         """The parsed and validated fields of a layer, without its tensors; does not import torch.

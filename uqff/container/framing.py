@@ -20,9 +20,10 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
+from uqff.container.document import check_values
 from uqff.container.foreign import identify
 from uqff.errors import FormatError, UnsupportedError
-from uqff.limits import MAX_HEADER_BYTES, MAX_HEADER_VALUES, MAX_RANK
+from uqff.limits import MAX_HEADER_BYTES, MAX_RANK
 
 __all__ = ["DTYPE_BITS", "Entry", "Header", "build_header", "parse_header"]
 
@@ -94,15 +95,7 @@ def parse_header(view: memoryview) -> Header:
     raw = bytes(view[LENGTH_BYTES : LENGTH_BYTES + length])
     if not raw.startswith(b"{"):
         raise _explained(view, "header is not a JSON object", "header", LENGTH_BYTES, "'{'", repr(raw[:1]))
-    values = raw.count(b",") + raw.count(b"[") + raw.count(b"{")
-    if values > MAX_HEADER_VALUES:
-        raise FormatError(
-            "header has too many values",
-            field="header",
-            offset=LENGTH_BYTES,
-            expected=f"at most {MAX_HEADER_VALUES}",
-            got=values,
-        )
+    check_values(raw, field="header", offset=LENGTH_BYTES)
     fields = _load_json(raw)
     data_begin = LENGTH_BYTES + length
     metadata = _parse_metadata(fields.pop(METADATA_KEY, {}))

@@ -151,3 +151,9 @@ class TensorMap(Mapping[str, "torch.Tensor"]):
     def entry(self, name: str) -> Entry:
         """Dtype, shape and place of a tensor, without making it."""
         return self._places[name][1]
+
+    def release(self, name: str) -> None:
+        """Give back the memory of a tensor's bytes; a later look reads them from the disk again."""
+        if hasattr(mmap, "MADV_DONTNEED"):
+            file, entry = self._places[name]
+            file.advise(entry.begin, entry.end, mmap.MADV_DONTNEED)

@@ -26,6 +26,8 @@ from pathlib import Path
 from typing import Any
 
 from uqff.codes import Version
+from uqff.container.atomic import atomic_file
+from uqff.container.document import check_values, read_at_most
 from uqff.container.file import UqffFile
 from uqff.container.shards import SUFFIX, PathLike
 from uqff.errors import FormatError, ShardError, UnsupportedError, UqffError
@@ -43,10 +45,18 @@ __all__ = [
     "check_report",
     "read_report",
     "report_document",
+    "write_report",
 ]
 
 REPORT_NAME = "uqff_report.json"
 SCHEMA = 1
+SKIPPED = {"f32": "tensor is not quantizable", "unquant": "last dim is not divisible by group size 64"}
+"""The engine's reasons for a layer that is stored plain, by stored type: a Q type that fits no row, or an AFQ type.
+
+Authority: mistral.rs v0.9.2, ``mistralrs-quant/src/utils/isq.rs`` (``generate_isq``) and
+``mistralrs-quant/src/unquantized/mod.rs`` (``apply_isq``).
+"""
+
 PLAIN_KINDS = ("unquant", "f32", "f16", "bf16")
 """Stored types that count as a fallback where another was asked for; from one Q type to another does not."""
 
@@ -119,13 +129,13 @@ def read_report(path: PathLike) -> Report | None:
             return None
     if not stat.S_ISREG(path.stat().st_mode):
         raise FormatError("not a regular file", file=str(path))
-    with open(path, "rb") as file:
-        raw = file.read(MAX_REPORT_BYTES + 1)
+    raw = read_at_most(path, MAX_REPORT_BYTES)
     try:
         if len(raw) > MAX_REPORT_BYTES:
             raise FormatError(
                 "report is too long", expected=f"at most {MAX_REPORT_BYTES} bytes", got=path.stat().st_size
             )
+        check_values(raw)
         return _report(_Node(_load(raw)))
     except UqffError as error:
         raise error.within(file=str(path)) from None
@@ -362,7 +372,7 @@ def build_output(
     Args:
         quant: name of the output, its default type.
         file: the file; the fields of all layers are read.
-        targets: type that was asked for, by layer, where it is not ``quant``.
+        targets: type that was asked for, by layer; not told for layers that are missing here.
         reasons: why a layer is stored plain, by layer.
 
     Raises:
@@ -374,8 +384,9 @@ def build_output(
         record, fields = file.fields(key)
         entries = file.entries(key)
         shape = fields["shape"] if "weight.shape" in entries else entries["weight"].shape
-        target = (targets or {}).get(key, quant)
-        layer = LayerEntry(key, record.kind_of(fields), tuple(shape), quant, target)
+        told = (targets or {}).get(key)
+        target = told or quant
+        layer = LayerEntry(key, record.kind_of(fields), tuple(shape), quant, told)
         layers.append(layer)
         if layer.stored in PLAIN_KINDS and layer.stored != target:
             fallbacks.append(ReportedFallback(key, target, layer.stored, layer.shape, (reasons or {}).get(key)))
@@ -390,6 +401,7 @@ def build_report(
     files: Mapping[str, UqffFile],
     *,
     targets: Mapping[str, Mapping[str, str]] | None = None,
+    reasons: Mapping[str, Mapping[str, str]] | None = None,
     base_model: str | None = None,
     repo_id: str | None = None,
 ) -> Report:
@@ -398,6 +410,7 @@ def build_report(
     Args:
         files: name of the output (its default type) to open file.
         targets: see :func:`build_output`, by output.
+        reasons: likewise.
         base_model: the model that was quantised.
         repo_id: where the files are published.
 
@@ -411,7 +424,10 @@ def build_report(
     if len(versions) != 1:
         got = ", ".join(map(str, sorted(versions))) or "no files"
         raise FormatError("a report is about files of one version", field="uqff_version", got=got)
-    outputs = tuple(build_output(quant, file, targets=(targets or {}).get(quant)) for quant, file in files.items())
+    outputs = tuple(
+        build_output(quant, file, targets=(targets or {}).get(quant), reasons=(reasons or {}).get(quant))
+        for quant, file in files.items()
+    )
     generated_by = {"tool": "uqff", "uqff_version": __version__}
     return Report(str(versions.pop()), outputs, generated_by, base_model, repo_id)
 
@@ -447,3 +463,15 @@ def _output_document(output: ReportedOutput) -> dict[str, Any]:
 
 def _present(texts: Mapping[str, str | None]) -> dict[str, str]:
     return {name: text for name, text in texts.items() if text is not None}
+
+
+def write_report(report: Report, directory: PathLike) -> Path:
+    """Write the report of a model directory, in place of one that is there; whole or not at all.
+
+    Returns:
+        Path of the report.
+    """
+    path = Path(directory) / REPORT_NAME
+    with atomic_file(path) as file:
+        file.write(json.dumps(report_document(report), indent=2, ensure_ascii=False).encode())
+    return path

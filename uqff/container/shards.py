@@ -10,7 +10,7 @@ from pathlib import Path
 from uqff.errors import ShardError
 from uqff.limits import MAX_SHARDS
 
-__all__ = ["NUMBERED", "SUFFIX", "PathLike", "resolve", "shard_name"]
+__all__ = ["NUMBERED", "SUFFIX", "PathLike", "models_in", "resolve", "shard_name"]
 
 SUFFIX = ".uqff"
 NUMBERED = re.compile(r"(?P<stem>.*)-(?P<number>[0-9]{1,6})\.uqff", re.DOTALL)
@@ -53,19 +53,32 @@ def resolve(path: PathLike | Sequence[PathLike]) -> tuple[list[Path], bool]:
     return _resolve_set(path.parent, match["stem"])
 
 
-def _resolve_directory(directory: Path) -> tuple[list[Path], bool]:
+def models_in(directory: PathLike) -> dict[str, Path]:
+    """The models of a directory, a type each as a rule: ``<stem>-N.uqff`` or a file's name, and one of its files.
+
+    Raises:
+        OSError: the directory cannot be read.
+    """
     with os.scandir(directory) as entries:
         names = sorted(entry.name for entry in entries if entry.name.endswith(SUFFIX) and entry.is_file())
-    if not names:
+    models: dict[str, Path] = {}
+    for name in names:
+        match = NUMBERED.fullmatch(name)
+        models.setdefault(match["stem"] + "-N" + SUFFIX if match else name, Path(directory) / name)
+    return dict(sorted(models.items()))
+
+
+def _resolve_directory(directory: Path) -> tuple[list[Path], bool]:
+    models = models_in(directory)
+    if not models:
         raise ShardError(f"no {SUFFIX} file in the directory", file=str(directory))
-    matches = {name: NUMBERED.fullmatch(name) for name in names}
-    models = {match["stem"] + "-N" + SUFFIX if match else name for name, match in matches.items()}
     if len(models) > 1:
         raise ShardError(
-            "several models in the directory: name one of the files", file=str(directory), got=", ".join(sorted(models))
+            "several models in the directory: name one of the files", file=str(directory), got=", ".join(models)
         )
-    first = matches[names[0]]
-    return ([directory / names[0]], True) if first is None else _resolve_set(directory, first["stem"])
+    (path,) = models.values()
+    match = NUMBERED.fullmatch(path.name)
+    return ([path], True) if match is None else _resolve_set(directory, match["stem"])
 
 
 def _resolve_set(directory: Path, stem: str) -> tuple[list[Path], bool]:

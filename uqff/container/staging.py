@@ -8,19 +8,23 @@ import secrets
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
 from uqff.container.atomic import sync_directory
 from uqff.container.shards import SUFFIX
 
 __all__ = ["check_target", "staged_directory"]
 
+What = Literal["UQFF model", "checkpoint"]
 
-def check_target(target: Path, *, force: bool = False) -> None:
+
+def check_target(target: Path, *, force: bool = False, what: What = "UQFF model") -> None:
     """Refuse a directory that must not be replaced.
 
     Args:
         target: the directory to be made.
         force: whether a model that is there already may be replaced; what is no model never is.
+        what: what it will be, and what may be replaced.
 
     Raises:
         FileExistsError: something is there; its message says why it stays.
@@ -34,19 +38,25 @@ def check_target(target: Path, *, force: bool = False) -> None:
         return
     if target.is_symlink() or not target.is_dir():
         raise FileExistsError(f"exists and is not a directory: {target}")
-    entries = list(os.scandir(target))
+    with os.scandir(target) as scan:
+        entries = list(scan)
     if not entries:
         return
     if not force:
         raise FileExistsError(f"exists and is not empty: {target}")
-    if any(entry.is_dir(follow_symlinks=False) for entry in entries) or not any(
-        entry.name.endswith(SUFFIX) for entry in entries
-    ):
-        raise FileExistsError(f"is not a UQFF model and will not be replaced: {target}")
+    names = [entry.name for entry in entries]
+    if any(entry.is_dir(follow_symlinks=False) for entry in entries) or not _is(what, names):
+        raise FileExistsError(f"is not a {what} and will not be replaced: {target}")
+
+
+def _is(what: What, names: list[str]) -> bool:
+    """Whether the files of a directory make it one: a UQFF model has a residual, but is no checkpoint."""
+    is_model = any(name.endswith(SUFFIX) for name in names)
+    return is_model if what == "UQFF model" else not is_model and any(name.endswith(".safetensors") for name in names)
 
 
 @contextlib.contextmanager
-def staged_directory(target: Path, *, force: bool = False) -> Iterator[Path]:
+def staged_directory(target: Path, *, force: bool = False, what: What = "UQFF model") -> Iterator[Path]:
     """A new directory to fill that becomes ``target`` when the block ends well, and vanishes when it does not.
 
     It lies beside the target and is named ``.<target>.tmp-<random>``; a process that is killed leaves it behind under
@@ -55,12 +65,12 @@ def staged_directory(target: Path, *, force: bool = False) -> Iterator[Path]:
     Raises:
         FileExistsError: see :func:`check_target`; it is asked before and after.
     """
-    check_target(target, force=force)
+    check_target(target, force=force, what=what)
     staging = _create_beside(target, "tmp")
     try:
         yield staging
         sync_directory(staging)
-        check_target(target, force=force)
+        check_target(target, force=force, what=what)
         _replace(staging, target)
     except BaseException:
         shutil.rmtree(staging, ignore_errors=True)

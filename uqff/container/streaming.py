@@ -18,7 +18,8 @@ from uqff.container.save_v1 import entry_items, metadata_of, plan_items, version
 from uqff.container.shards import shard_name
 from uqff.entries import to_entries
 from uqff.errors import FormatError, UqffError
-from uqff.schema.entries import FIRST
+from uqff.schema.bricks import Placeholder
+from uqff.schema.entries import FIRST, RawTensor
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -48,6 +49,7 @@ class StreamedFile:
         self.path = path
         self.nbytes = len(header)
         self._missing: dict[str, tuple[int, int]] = {}
+        self._left: dict[str, int] = {}
         for name in order:
             self._missing[name] = (self.nbytes, self.nbytes + sizes[name])
             self.nbytes += sizes[name]
@@ -81,6 +83,34 @@ class StreamedFile:
                 expected=f"{end - begin} bytes",
                 got=at - begin,
             )
+
+    def write_piece(self, name: str, at: int, chunk: Any) -> None:
+        """Write some of a tensor's payload; all pieces together are as long as the payload, and none overlap.
+
+        Args:
+            name: of the tensor.
+            at: where the piece begins in the payload.
+            chunk: a bytes-like object.
+
+        Raises:
+            FormatError: the pieces are longer than announced.
+            OSError: writing failed.
+        """
+        begin, end = self._missing[name]
+        size = memoryview(chunk).nbytes
+        left = self._left.get(name, end - begin) - size
+        if left < 0 or at + size > end - begin:
+            raise FormatError(
+                "tensor changed while it was written",
+                file=str(self.path),
+                field=name,
+                expected=f"{end - begin} bytes",
+                got=f"{size} at {at}",
+            )
+        self._write(begin + at, chunk)
+        self._left[name] = left
+        if not left:
+            del self._missing[name]
 
     def _write(self, at: int, chunk: Any) -> int:
         view = memoryview(chunk).cast("B")
@@ -135,6 +165,9 @@ class StreamedLayers:
         outlines: Mapping[str, Layer],
         version: tuple[int, int, int],
         shard_bytes: int = SHARD_BYTES,
+        *,
+        metadata: Mapping[str, str] | None = None,
+        versions: Mapping[str, tuple[int, int, int]] | None = None,
     ) -> None:
         """Create the files.
 
@@ -144,6 +177,8 @@ class StreamedLayers:
             outlines: key (decimal layer index in 0.x, weight path in 1.x) to layer; tensors may be on the meta device.
             version: 0.1.0 to 0.2.0, or 1.0.0 to 1.2.0.
             shard_bytes: payload after which a new shard begins.
+            metadata: of 1.x, texts that stand in every shard beside those of the version.
+            versions: of 0.x, those of the blobs that have another, by key.
 
         Raises:
             UqffError: a layer cannot be expressed in the version, or a key is none of its generation.
@@ -152,30 +187,41 @@ class StreamedLayers:
         self.version = Version(*version)
         self.sizes: dict[str, int] = {}
         self._file_of: dict[str, StreamedFile] = {}
+        self._versions = {key: Version(*each) for key, each in (versions or {}).items()}
+        self._outlines = outlines
+        self._stacks: dict[str, dict[str, RawTensor]] = {}
         try:
             if self.version < FIRST:
                 self._plan_blobs(directory, stem, outlines, shard_bytes)
             else:
-                self._plan_entries(directory, stem, outlines, shard_bytes)
+                self._plan_entries(directory, stem, outlines, shard_bytes, metadata or {})
         except BaseException:
             self.close()
             raise
 
     def _plan_blobs(self, directory: Path, stem: str, outlines: Mapping[str, Layer], shard_bytes: int) -> None:
-        self.sizes = layer_sizes(outlines, self.version)
+        for key, layer in outlines.items():
+            self.sizes |= layer_sizes({key: layer}, self._versions.get(key, self.version))
         for number, shard in enumerate(plan_shards({int(key): size for key, size in self.sizes.items()}, shard_bytes)):
             keys = [str(index) for index in shard]
             self._create(directory / shard_name(stem, number), [(key, "U8", (self.sizes[key],)) for key in keys], None)
 
-    def _plan_entries(self, directory: Path, stem: str, outlines: Mapping[str, Layer], shard_bytes: int) -> None:
+    def _plan_entries(
+        self,
+        directory: Path,
+        stem: str,
+        outlines: Mapping[str, Layer],
+        shard_bytes: int,
+        metadata: Mapping[str, str],
+    ) -> None:
         items = entry_items(outlines, self.version)
         for item in items:
             if item.key is not None:
                 self.sizes[item.key] = self.sizes.get(item.key, 0) + item.nbytes
-        metadata = metadata_of(self.version)
+        texts = {**(metadata_of(self.version) or {}), **metadata} or None
         for number, shard in enumerate(plan_items(items, shard_bytes)):
             tensors = [(item.name, item.dtype, item.shape) for item in shard]
-            self._create(directory / shard_name(stem, number), tensors, metadata)
+            self._create(directory / shard_name(stem, number), tensors, texts)
         for name, entry in version_entries(self.version).items():
             self._file_of[name].write(name, [entry.data])
 
@@ -195,11 +241,38 @@ class StreamedLayers:
         """
         try:
             if self.version < FIRST:
-                self._file_of[key].write(key, blob.chunks(layer, version=self.version))
+                version = self._versions.get(key, self.version)
+                self._file_of[key].write(key, blob.chunks(layer, version=version))
                 return
             for suffix, entry in to_entries(layer, self.version).items():
                 name = f"{key}.{suffix}"
                 self._file_of[name].write(name, [entry.data])
+        except UqffError as error:
+            raise error.within(layer=key) from None
+
+    def write_expert(self, key: str, expert: int, layer: Layer) -> None:
+        """Write what one expert is of a stacked layer of 1.x; each is written once, in any order.
+
+        Args:
+            key: of the stacked layer, whose payloads are those of the experts one after the other.
+            expert: its number.
+            layer: its weight ``[out, in]``.
+
+        Raises:
+            FormatError: it has other sizes than its part of the outline.
+            OSError: writing failed.
+        """
+        try:
+            if key not in self._stacks:
+                self._stacks[key] = to_entries(self._outlines[key], self.version)
+            parts = to_entries(layer, self.version)
+            for suffix, entry in self._stacks[key].items():
+                name = f"{key}.{suffix}"
+                if isinstance(entry.data, Placeholder):
+                    data = parts[suffix].data
+                    self._file_of[name].write_piece(name, expert * data.nbytes, data)
+                elif expert == 0:
+                    self._file_of[name].write(name, [entry.data])
         except UqffError as error:
             raise error.within(layer=key) from None
 

@@ -35,6 +35,7 @@ class BlobIndex:
         self._layers: dict[str, Held] = {}
         self._by_index: dict[int, str] = {}
         for file in files:
+            _check_kind(file)
             for key, entry in file.header.entries.items():
                 self._add(key, Held(file, entry))
         if not complete and 0 not in self._by_index:
@@ -114,6 +115,19 @@ class BlobIndex:
     def _placed(self, error: UqffError, name: str) -> UqffError:
         file, entry = self._layers[name]
         return error.within(file=str(file.path), layer=name, base=entry.begin)
+
+
+def _check_kind(file: MappedFile) -> None:
+    """Name a checkpoint, or the residual of a model, as what it is: the first of its keys would say little."""
+    names = file.header.entries
+    if any(name.endswith(".weight") for name in names) and not any(map(INDEX.fullmatch, names)):
+        raise FormatError(
+            "not a UQFF file: a safetensors file of plain tensors",
+            file=str(file.path),
+            offset=LENGTH_BYTES,
+            expected="layer indices as keys, or entries of 1.x",
+            got=next(name for name in names if name.endswith(".weight")),
+        )
 
 
 def _check_entry(file: MappedFile, key: str, entry: Entry) -> None:

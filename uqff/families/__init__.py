@@ -8,9 +8,10 @@ from uqff.families.fp8 import FP8
 from uqff.families.gguf import GGUF
 from uqff.families.hqq import HQQ
 from uqff.families.mxfp4 import MXFP4
+from uqff.families.stacking import stack
 from uqff.families.unquant import Unquant
 
-__all__ = ["AFQ", "F8Q8", "FAMILIES", "FP8", "GGUF", "HQQ", "MXFP4", "QuantizedTensor", "Unquant", "family_of"]
+__all__ = ["AFQ", "F8Q8", "FAMILIES", "FP8", "GGUF", "HQQ", "MXFP4", "QuantizedTensor", "Unquant", "family_of", "stack"]
 
 FAMILIES: tuple[type[QuantizedTensor], ...] = (GGUF, Unquant, HQQ, FP8, AFQ, F8Q8, MXFP4)
 """The record of each family, at the index of its type byte."""

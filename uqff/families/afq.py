@@ -36,6 +36,7 @@ from uqff.families.base import (
     tensor_fields,
 )
 from uqff.families.parts import lazily_typed
+from uqff.families.stacking import stack_parts, unstack_parts
 from uqff.packing import float32_to_bf16, float32_to_f16, pack_row, round_half_away
 from uqff.schema.bricks import U8, Checked, Scope, Violation
 from uqff.schema.entries import Entries, Entry
@@ -193,6 +194,13 @@ class AFQ(QuantizedTensor):
 
     def _join(self, slices: list[tuple[int, Self]], dim: int) -> Self:
         return join_parts(slices, dim, "w_q", "scales", "biases")
+
+    @classmethod
+    def _stack(cls, records: list[Self]) -> Self:
+        return stack_parts(records, "w_q", "scales", "biases")
+
+    def _unstack(self) -> Self:
+        return unstack_parts(self, "w_q", "scales", "biases")
 
 
 def unpack_stream(w_q: torch.Tensor, bits: int) -> torch.Tensor:

@@ -1,8 +1,8 @@
 """What every family fulfils: :class:`QuantizedTensor`.
 
 Every room has the same verbs in the same order: declared layout, record, ``parse`` / ``build``, ``validate``,
-``check_payload``, ``dequantize``, ``quantize``, ``narrow``.  Families share primitives and do not inherit from
-each other.
+``check_payload``, ``dequantize``, ``quantize``, ``narrow`` / ``join``, ``stack`` / ``unstack``.  Families share
+primitives and do not inherit from each other.
 """
 
 from __future__ import annotations
@@ -188,7 +188,7 @@ class QuantizedTensor(ABC):
         from uqff import kernels
 
         if out is not None:
-            _check_out(self, out, dtype or out.dtype)
+            _check_out(self.shape, self.device, out, dtype or out.dtype)
         dtype = dtype or (torch.float32 if out is None else out.dtype)
         result = kernels.dequantize(self, dtype, out)
         if result is not None:
@@ -275,6 +275,48 @@ class QuantizedTensor(ABC):
             )
         return next(iter(unique.values())) if len(unique) == 1 else self._join(list(unique.items()), axis)
 
+    def unstack(self) -> list[Self]:
+        """The matrices of stacked experts, the inverse of :func:`uqff.families.stacking.stack`; views, as slices are.
+
+        Raises:
+            ShardError: there is no dimension to take apart, or an expert cannot be cut out exactly.
+        """
+        if len(self.shape) < 2:
+            raise ShardError("weight is not a stack", expected="[experts, ...]", got=list(self.shape))
+        return [self.narrow(0, expert, 1)._unstack() for expert in range(self.shape[0])]
+
+    def dequantize_expert(
+        self, expert: int, dtype: torch.dtype | None = None, *, out: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """One of a stack of weights as plain numbers: ``dequantize(dtype)[expert]``.
+
+        Works where no exact slice is a single expert, too: the smallest aligned range around it is dequantised, which
+        is two to a few experts.
+
+        Args:
+            expert: index along the first dimension.
+            dtype: of the result; float32 if None, or the dtype of ``out``.
+            out: where to write, as in :meth:`dequantize`, ``[out, in]``.
+
+        Raises:
+            ShardError: there is no such expert.
+            ShapeError: ``out`` is not such a tensor.
+        """
+        start, length = expert, 1
+        if not 0 <= expert < self.shape[0]:
+            raise ShardError("no such expert", expected=f"0 to {self.shape[0] - 1}", got=expert)
+        if not self.can_narrow(0, expert, 1):
+            unit = self.alignment(0)
+            start = expert // unit * unit
+            length = min(unit, self.shape[0] - start)
+        part = self.narrow(0, start, length)
+        if out is None:
+            return part.dequantize(dtype)[expert - start]
+        _check_out(self.shape[1:], self.device, out, dtype or out.dtype)
+        if length == 1:
+            return part.dequantize(out=out.unsqueeze(0))[0]
+        return out.copy_(part.dequantize(out.dtype)[expert - start])
+
     def _frame(self, dim: int) -> tuple[int, ...]:
         return (*self.shape[:dim], *self.shape[dim + 1 :])
 
@@ -285,6 +327,15 @@ class QuantizedTensor(ABC):
     @abstractmethod
     def _join(self, slices: list[tuple[int, Self]], dim: int) -> Self:
         """Join slices that were checked, in order, more than one."""
+
+    @classmethod
+    @abstractmethod
+    def _stack(cls, records: list[Self]) -> Self:
+        """Stack records that are alike; whether it is exact is for the family to check."""
+
+    @abstractmethod
+    def _unstack(self) -> Self:
+        """The one weight of a stack of one."""
 
     def _dim(self, dim: int) -> int:
         rank = len(self.shape)
@@ -401,7 +452,7 @@ def same_bytes(a: Any, b: Any) -> bool:
     return bool(torch.equal(raw_bytes(a).reshape(-1), raw_bytes(b).reshape(-1).to(a.device)))
 
 
-def _check_out(record: QuantizedTensor, out: torch.Tensor, dtype: torch.dtype) -> None:
+def _check_out(shape: tuple[int, ...], device: torch.device, out: torch.Tensor, dtype: torch.dtype) -> None:
     import torch
 
     allowed = (torch.float32, torch.bfloat16, torch.float16)
@@ -409,10 +460,10 @@ def _check_out(record: QuantizedTensor, out: torch.Tensor, dtype: torch.dtype) -
     if out.dtype not in allowed or out.dtype != dtype:
         wanted = (dtype,) if dtype in allowed else allowed
         problem, expected, got = "wrong dtype", " or ".join(map(str, wanted)), str(out.dtype)
-    elif tuple(out.shape) != record.shape:
-        problem, expected, got = "wrong shape", str(list(record.shape)), str(list(out.shape))
-    elif out.device != record.device:
-        problem, expected, got = "wrong device", str(record.device), str(out.device)
+    elif tuple(out.shape) != shape:
+        problem, expected, got = "wrong shape", str(list(shape)), str(list(out.shape))
+    elif out.device != device:
+        problem, expected, got = "wrong device", str(device), str(out.device)
     elif not out.is_contiguous():
         problem, expected, got = "not contiguous", "a contiguous tensor", f"strides {out.stride()}"
     if problem:
@@ -483,35 +534,42 @@ def payload(tensor: torch.Tensor) -> Any:
 
 
 _EXPONENT_BITS = {
+    DType.F8E4M3: ("u1", 0x7F),
     DType.F16: ("<u2", 0x7C00),
     DType.BF16: ("<u2", 0x7F80),
     DType.F32: ("<u4", 0x7F800000),
     DType.F64: ("<u8", 0x7FF0000000000000),
 }
-"""The bits that are all set in infinities and NaNs."""
+"""The bits that are all set in infinities and NaNs; of e4m3, which has no infinity, all but the sign."""
+
+_LOOKED_AT = 2**20
+"""Elements that are looked at together: a layer may have billions, and each look takes memory."""
 
 
 def not_finite(record: Scope, field: str) -> Iterator[PayloadProblem]:
     """Report the first element of a tensor record that is infinite or not a number. Integers have none."""
     dtype: DType = record["dtype"]
-    if dtype is DType.F8E4M3:
-        codes = np.frombuffer(record["data"], np.uint8)
-        bad = (codes & 0x7F) == 0x7F
-    elif dtype in _EXPONENT_BITS:
-        code, exponent = _EXPONENT_BITS[dtype]
-        bits = np.frombuffer(record["data"], code)
-        bad = (bits & exponent) == exponent
-    else:
+    if dtype not in _EXPONENT_BITS:
         return
-    yield from first_bad(bad, field, dtype.itemsize, "a finite number")
+    code, mask = _EXPONENT_BITS[dtype]
+    bits = np.frombuffer(record["data"], code)
+    count, first = 0, 0
+    for at in range(0, len(bits), _LOOKED_AT):
+        bad = (bits[at : at + _LOOKED_AT] & mask) == mask
+        found = int(np.count_nonzero(bad))
+        first = at + int(np.argmax(bad)) if found and not count else first
+        count += found
+    yield from _problems(count, first, field, dtype.itemsize, "a finite number")
 
 
 def first_bad(
     bad: np.ndarray[Any, np.dtype[np.bool_]], field: str, stride: int, expected: str
 ) -> Iterator[PayloadProblem]:
     """Report how many elements are bad, and where the first is."""
-    count = int(np.count_nonzero(bad))
+    yield from _problems(int(np.count_nonzero(bad)), int(np.argmax(bad)) if bad.size else 0, field, stride, expected)
+
+
+def _problems(count: int, first: int, field: str, stride: int, expected: str) -> Iterator[PayloadProblem]:
     if count:
-        first = int(np.argmax(bad))
         what = "1 element breaks a rule" if count == 1 else f"{count} elements break a rule"
         yield PayloadProblem(field, first * stride, what, expected, f"element {first}")

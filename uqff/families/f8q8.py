@@ -25,6 +25,7 @@ import numpy as np
 import numpy.typing as npt
 
 from uqff.codes import DType, Family, Version
+from uqff.errors import ShardError
 from uqff.families.base import PayloadProblem, QuantizedTensor, first_bad, payload, runs
 from uqff.families.parts import own
 from uqff.packing import float32_to_e4m3, round_half_away
@@ -168,6 +169,22 @@ class F8Q8(QuantizedTensor):
         count, _, _ = runs(self.shape, dim)
         blocks = torch.cat([each.blocks.view(count, -1, BLOCK.fixed_size) for _, each in slices], dim=1)
         return type(self)(blocks.view(-1, BLOCK.fixed_size), self.shape)
+
+    @classmethod
+    def _stack(cls, records: list[Self]) -> Self:
+        import torch
+
+        first = records[0]
+        if len(records) > 1 and first.numel % BLOCK_SIZE:
+            raise ShardError(
+                "weights do not stack: f8q8 blocks would run across experts",
+                expected=f"elements in multiples of {BLOCK_SIZE}",
+                got=f"{list(first.shape)}, {first.numel} elements",
+            )
+        return cls(torch.cat([record.blocks for record in records]), (len(records), *first.shape))
+
+    def _unstack(self) -> Self:
+        return type(self)(self.blocks, self.shape[1:])
 
 
 def quantize(w: FloatArray) -> ByteArray:

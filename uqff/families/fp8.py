@@ -32,6 +32,7 @@ from uqff.families.base import (
     tensor_fields,
     tensor_part,
 )
+from uqff.families.stacking import check_shared, stack_parts, unstack_parts
 from uqff.packing import bf16_to_float32, float32_to_bf16, float32_to_e4m3
 from uqff.schema.bricks import U32, Checked, Scalar, Scope, Violation
 from uqff.schema.entries import Entries, Entry
@@ -157,6 +158,14 @@ class FP8(QuantizedTensor):
 
     def _join(self, slices: list[tuple[int, Self]], dim: int) -> Self:
         return join_parts(slices, dim, "weight")
+
+    @classmethod
+    def _stack(cls, records: list[Self]) -> Self:
+        check_shared(records, *_SCALES)
+        return stack_parts(records, "weight")
+
+    def _unstack(self) -> Self:
+        return unstack_parts(self, "weight")
 
 
 E4M3_MAX = np.float32(416)

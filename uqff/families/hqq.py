@@ -44,7 +44,8 @@ from uqff.families.base import (
     stored_part,
     tensor_fields,
 )
-from uqff.families.parts import lazily_typed, own, picked, typed
+from uqff.families.parts import joined, lazily_typed, own, picked, typed
+from uqff.families.stacking import check_shared
 from uqff.glibc import expf, logf
 from uqff.packing import pack_planes, round_half_away
 from uqff.schema.bricks import U8, U32, Checked, Derived, Dims, Scope, Violation
@@ -242,10 +243,7 @@ class HQQ(QuantizedTensor):
     def _dequantize(self) -> torch.Tensor:
         import torch
 
-        words = typed(self.w_q, word_dtype(self.bits))
-        matrix = unpack_planes(words, self.bits)
-        rows = self.group_size if self.axis == 0 else self.numel // self.group_size
-        codes = matrix[:rows].to(torch.float32)
+        codes = self._matrix().to(torch.float32)
         return ((codes - self.zeros.to(torch.float32)) * self.scales.to(torch.float32)).reshape(self.shape)
 
     # A slice is one range in each run of the flattened weight (`runs`). It is an HQQ tensor again if its elements can
@@ -332,6 +330,11 @@ class HQQ(QuantizedTensor):
     def _columns(self) -> int:
         return self.numel // self.group_size if self.axis == 0 else self.group_size
 
+    def _matrix(self) -> torch.Tensor:
+        """The codes of M, uint8 ``[rows, columns]``."""
+        words = typed(self.w_q, word_dtype(self.bits))
+        return unpack_planes(words, self.bits)[: self.numel // self._columns]
+
     def _codes(self, words: torch.Tensor, begin: int, end: int) -> torch.Tensor:
         """The codes ``begin`` to ``end`` of the flattened weight, uint8; touches no words but theirs."""
         import torch
@@ -355,13 +358,33 @@ class HQQ(QuantizedTensor):
         scales, zeros = (torch.empty(groups, dtype=first.scales.dtype, device=first.device) for _ in range(2))
         for start, each in slices:
             length = each.shape[dim]
-            words = typed(each.w_q, word_dtype(self.bits))
-            flat = each._codes(words, 0, each.numel)
-            codes[:, start * step : (start + length) * step] = flat.view(count, -1)
+            codes[:, start * step : (start + length) * step] = each._matrix().reshape(count, -1)
             origin = self._origin(dim, start, length, each.group_size, each.numel // each.group_size).to(first.device)
             scales[origin], zeros[origin] = each.scales.view(-1), each.zeros.view(-1)
         w_q = pack_rows(codes.view(-1, self._columns), self.bits)
         return replace(self, w_q=w_q, scales=scales.view(shape), zeros=zeros.view(shape))
+
+    @classmethod
+    def _stack(cls, records: list[Self]) -> Self:
+        import torch
+
+        first, count = records[0], len(records)
+        made = replace(first, weight_shape=(count, *first.shape))
+        if first.axis == 0:
+            check_shared(records, "scales", "zeros")
+            made = replace(made, group_size=count * first.group_size)
+        else:
+            scales, zeros = (joined([each._parts()[name] for each in records], 0) for name in ("scales", "zeros"))
+            made = replace(made, scales=scales, zeros=zeros)  # type: ignore[arg-type]
+        if first.w_q.is_meta:
+            rows = made.numel // made._columns
+            height, width = -(-rows // CODES_PER_WORD[made.bits]), first.w_q.shape[1]
+            return replace(made, w_q=torch.empty(height, width, dtype=torch.uint8, device="meta"))
+        codes = torch.cat([record._matrix() for record in records])
+        return replace(made, w_q=pack_rows(codes, made.bits))
+
+    def _unstack(self) -> Self:
+        return replace(self, weight_shape=self.shape[1:])
 
 
 def pack_rows(codes: torch.Tensor, bits: int) -> torch.Tensor:

@@ -33,6 +33,7 @@ from uqff.families.base import (
     tensor_fields,
     tensor_part,
 )
+from uqff.families.stacking import stack_parts, unstack_parts
 from uqff.schema.bricks import Scope, Violation
 from uqff.schema.entries import Entries, Entry
 from uqff.schema.header import BIAS_FLAG, blob_layout
@@ -156,6 +157,13 @@ class MXFP4(QuantizedTensor):
 
     def _join(self, slices: list[tuple[int, Self]], dim: int) -> Self:
         return join_parts(slices, dim, "blocks", "scales")
+
+    @classmethod
+    def _stack(cls, records: list[Self]) -> Self:
+        return stack_parts(records, "blocks", "scales")
+
+    def _unstack(self) -> Self:
+        return unstack_parts(self, "blocks", "scales")
 
 
 THRESHOLDS = np.array([0.25, 0.75, 1.25, 1.75, 2.5, 3.5, 5.0], np.float32)

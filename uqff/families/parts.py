@@ -25,7 +25,9 @@ __all__ = [
     "narrowed",
     "own",
     "picked",
+    "stacked",
     "typed",
+    "unstacked",
 ]
 
 _Record = TypeVar("_Record", bound=type)
@@ -169,3 +171,15 @@ def joined(parts: Sequence[torch.Tensor | Part], dim: int) -> torch.Tensor | Par
     import torch
 
     return _like(parts[0], torch.cat([flat_part(part) for part in parts], dim))
+
+
+def stacked(parts: Sequence[torch.Tensor | Part]) -> torch.Tensor | Part:
+    """Parts of one dtype and shape, at least one dimension, with a new dimension in front of them."""
+    import torch
+
+    return _like(parts[0], torch.stack([flat_part(part) for part in parts]))
+
+
+def unstacked(part: torch.Tensor | Part) -> torch.Tensor | Part:
+    """A part whose first dimension is 1, without it; a view."""
+    return Part(part.data, part.dtype, part.shape[1:]) if isinstance(part, Part) else part.view(part.shape[1:])

@@ -31,6 +31,7 @@ from uqff.families.base import (
     tensor_fields,
 )
 from uqff.families.parts import typed
+from uqff.families.stacking import stack_parts, unstack_parts
 from uqff.schema.bricks import Scope, Violation
 from uqff.schema.entries import STORABLE, Entries, Entry
 from uqff.schema.header import BIAS_FLAG, blob_layout
@@ -142,3 +143,10 @@ class Unquant(QuantizedTensor):
 
     def _join(self, slices: list[tuple[int, Self]], dim: int) -> Self:
         return join_parts(slices, dim, "data")
+
+    @classmethod
+    def _stack(cls, records: list[Self]) -> Self:
+        return stack_parts(records, "data")
+
+    def _unstack(self) -> Self:
+        return unstack_parts(self, "data")

@@ -52,6 +52,7 @@ def summary_document(summary: FileSummary) -> dict[str, Any]:
             for row in summary.types
         ],
         "layers": [_layer(row) for row in summary.layers],
+        "extra": [{"name": row.name, "dtype": row.dtype, "shape": list(row.shape)} for row in summary.extra],
     }
 
 
@@ -95,6 +96,7 @@ def _layer(row: LayerRow) -> dict[str, Any]:
     return {
         "key": row.key,
         "index": row.index,
+        "module": row.module,
         "file": row.path,
         "offset": row.offset,
         "bytes": row.nbytes,

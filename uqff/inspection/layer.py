@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from uqff.codes import DType
 from uqff.container import UqffFile
 from uqff.inspection.hexdump import HexLine, hexdump
 from uqff.inspection.statistics import Statistics, statistics_of
-from uqff.inspection.summary import LayerRow, layer_row
+from uqff.inspection.summary import LayerRow, layer_row, module_names
 from uqff.inspection.values import decode_elements
 from uqff.schema.bricks import FieldTrace
 
@@ -71,7 +71,7 @@ def report_layer(
         limit: bytes of each field in the dump; 0 for all.
     """
     trace: list[FieldTrace] = []
-    row = layer_row(file, key, trace=trace)
+    row = replace(layer_row(file, key, trace=trace), module=module_names(file).get(key))
     pieces = _blob_pieces(file, key, trace) if file.generation == "0.x" else _entry_pieces(file, key, trace)
     measured = None
     if statistics and row.error is None:

@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from uqff.codes import Version
 from uqff.container import UqffFile
 from uqff.container.file import RESIDUAL_NAME
 from uqff.errors import UqffError
 from uqff.inspection.outline import Outline, read_outline
+from uqff.modules import config_beside, modules_of
 from uqff.schema.bricks import FieldTrace
 
-__all__ = ["FileRow", "FileSummary", "LayerRow", "ResidualRow", "TypeRow", "layer_row", "summarize"]
+__all__ = [
+    "ExtraRow",
+    "FileRow",
+    "FileSummary",
+    "LayerRow",
+    "ResidualRow",
+    "TypeRow",
+    "layer_row",
+    "module_names",
+    "summarize",
+]
 
 
 @dataclass(frozen=True)
@@ -58,6 +69,8 @@ class LayerRow:
         path: file that holds the blob, in 1.x the entry ``weight``.
         offset: of the blob or that entry, from the start of that file.
         nbytes: of the blob, or of all entries.
+        module: path of the weight in the model, if the ``config.json`` beside a 0.x file tells; None in 1.x, whose keys
+            are paths.
         outline: what the blob holds; None if it is broken.
         error: what is wrong with it, if anything.
     """
@@ -69,6 +82,7 @@ class LayerRow:
     nbytes: int
     outline: Outline | None
     error: UqffError | None = None
+    module: str | None = None
 
     @property
     def bits_per_weight(self) -> float | None:
@@ -77,14 +91,24 @@ class LayerRow:
 
 
 @dataclass(frozen=True)
+class ExtraRow:
+    """An entry of a 1.x file that belongs to no layer: readers of the format ignore it."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class FileSummary:
-    """A model: its files, and its layers in the order of their keys."""
+    """A model: its files, its layers in the order of their keys, and whatever else its files hold."""
 
     files: tuple[FileRow, ...]
     metadata: dict[str, str]
     layers: tuple[LayerRow, ...]
     residual: ResidualRow | None
     generation: str
+    extra: tuple[ExtraRow, ...] = ()
 
     @property
     def outlines(self) -> list[Outline]:
@@ -140,12 +164,31 @@ def summarize(file: UqffFile) -> FileSummary:
     Args:
         file: an open model.
     """
-    layers = tuple(layer_row(file, key) for key in file)
+    names = module_names(file)
+    layers = tuple(replace(layer_row(file, key), module=names.get(key)) for key in file)
     counts = {str(path): 0 for path in file.paths}
     for row in layers:
         counts[row.path] += 1
     files = tuple(FileRow(str(path), path.stat().st_size, counts[str(path)]) for path in file.paths)
-    return FileSummary(files, dict(file.metadata), layers, _residual_row(file), file.generation)
+    entries = map(file.extra.entry, file.extra)
+    extra = tuple(ExtraRow(entry.name, entry.dtype, entry.shape) for entry in entries)
+    return FileSummary(files, dict(file.metadata), layers, _residual_row(file), file.generation, extra)
+
+
+def module_names(file: UqffFile) -> dict[str, str]:
+    """Paths of the weights of a 0.x file by key, if the ``config.json`` beside it tells; else none."""
+    if file.generation != "0.x":
+        return {}
+    try:
+        modules = modules_of(file, config_beside(file))
+    except (UqffError, OSError):
+        return {}
+    named = (module for module in modules if module.parts)
+    return {
+        key: part.module if len(module.keys) > 1 else module.path
+        for module in named
+        for key, part in zip(module.keys, module.parts, strict=False)
+    }
 
 
 def layer_row(file: UqffFile, key: str, *, trace: list[FieldTrace] | None = None) -> LayerRow:

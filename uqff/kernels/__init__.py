@@ -14,14 +14,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from uqff.codes import Family
-from uqff.kernels.threads import num_threads
 
 if TYPE_CHECKING:
     import torch
 
     from uqff.families.base import QuantizedTensor
 
-__all__ = ["check_environment", "compiled_before", "dequantize", "enabled"]
+__all__ = ["choice", "compiled_before", "dequantize", "enabled"]
 
 ENVIRONMENT_VARIABLE = "UQFF_KERNELS"
 
@@ -44,24 +43,19 @@ def enabled() -> bool:
     Raises:
         ValueError: ``UQFF_KERNELS`` is neither empty, ``numba`` nor ``reference``.
     """
-    return _choice() != "reference" and _compiles()
+    return choice() != "reference" and _compiles()
 
 
-def check_environment() -> None:
-    """Look at the variables that the kernels obey, without importing numba.
+def choice() -> str:
+    """What ``UQFF_KERNELS`` says: nothing, ``numba`` or ``reference``.
 
     Raises:
-        ValueError: ``UQFF_KERNELS`` or ``UQFF_NUM_THREADS`` has no meaning.
+        ValueError: something else.
     """
-    _choice()
-    num_threads()
-
-
-def _choice() -> str:
-    choice = os.environ.get(ENVIRONMENT_VARIABLE, "")
-    if choice not in ("", "numba", "reference"):
-        raise ValueError(f"{ENVIRONMENT_VARIABLE}: expected 'numba' or 'reference', got {choice!r}")
-    return choice
+    said = os.environ.get(ENVIRONMENT_VARIABLE, "")
+    if said not in ("", "numba", "reference"):
+        raise ValueError(f"{ENVIRONMENT_VARIABLE}: expected 'numba' or 'reference', got {said!r}")
+    return said
 
 
 @lru_cache

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from uqff.parallel.comm import Comm
+    from uqff.parallel.experts import FusedExperts, PackedExperts
+    from uqff.parallel.gather import ColumnParallelStack, ExpertList, ReplicatedStack, RowParallelStack
     from uqff.parallel.heads import compute_kv_shard, compute_n_kv_groups
     from uqff.parallel.linear import (
         ColumnParallelLayer,
@@ -22,17 +24,35 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ColumnParallelLayer",
+    "ColumnParallelStack",
     "Comm",
     "DistributedKind",
     "DummyLayer",
+    "ExpertList",
+    "FusedExperts",
+    "PackedExperts",
     "ReplicatedLayer",
+    "ReplicatedStack",
     "RowParallelLayer",
+    "RowParallelStack",
     "Shard",
     "compute_kv_shard",
     "compute_n_kv_groups",
 ]
 
-_ROOMS = {"Comm": "comm", "Shard": "shard", "compute_kv_shard": "heads", "compute_n_kv_groups": "heads"}
+_ROOMS = {
+    "ColumnParallelStack": "gather",
+    "Comm": "comm",
+    "ExpertList": "gather",
+    "FusedExperts": "experts",
+    "PackedExperts": "experts",
+    "ReplicatedStack": "gather",
+    "RowParallelStack": "gather",
+    "Shard": "shard",
+    "compute_kv_shard": "heads",
+    "compute_n_kv_groups": "heads",
+}
+"""Where names come from; the others from ``linear``."""
 
 
 def __getattr__(name: str) -> Any:

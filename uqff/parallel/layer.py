@@ -1,4 +1,4 @@
-"""What every parallel layer is: a stored weight and bias, the slice of a whole that they are, and a product.
+"""What every parallel layer is: a stored weight and bias, and the slice of a whole that they are; and a product.
 
 A weight is dequantised for each product into the dtype of the activations and dropped again.
 
@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
 from uqff import blob as blobs
 from uqff.blob import LATEST, Layer
-from uqff.errors import ShapeError, ShardError, UnsupportedError
+from uqff.errors import ShapeError, ShardError, UnsupportedError, UqffError
 from uqff.families import HQQ, QuantizedTensor, Unquant
 from uqff.isq import cast_bias, outline
 from uqff.parallel.comm import Comm
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from uqff.isq import Engine, Fallback
 
-__all__ = ["DistributedKind", "QuantizedLinear", "layer_of"]
+__all__ = ["DistributedKind", "QuantizedLayer", "QuantizedLinear", "layer_of"]
 
 _NAMES = ("gguf", "unquant-linear", "hqq", "fp8-linear", "afq-layer", "f8q8-linear", "mxfp4-layer")
 """What the engine calls the layer of each family."""
@@ -47,10 +47,12 @@ class DistributedKind(enum.Enum):
     ROW_PARALLEL = "row-parallel"
 
 
-class QuantizedLinear(torch.nn.Module):
+class QuantizedLayer(torch.nn.Module):
     """What all layers share: a stored weight, a stored bias, and where in the whole they belong."""
 
-    kind: DistributedKind | None = None
+    kind: ClassVar[DistributedKind | None] = None
+    dims: ClassVar[tuple[str, ...]] = ("out", "in")
+    """The dimensions of the weight."""
 
     def __init__(
         self,
@@ -66,8 +68,8 @@ class QuantizedLinear(torch.nn.Module):
         """A layer of what this rank holds.
 
         Args:
-            weight: this rank's slice, ``[out, in]``, quantised or plain.
-            bias: what belongs to it, ``[out]``.
+            weight: this rank's slice, of the dimensions :attr:`dims`, quantised or plain.
+            bias: what belongs to it, ``[out]``, or ``[experts, out]`` of stacked experts.
             comm: the ranks; a world of one if None.
             key: of the layer in its file, for errors.
             version: that blobs are written with.
@@ -76,26 +78,41 @@ class QuantizedLinear(torch.nn.Module):
         """
         super().__init__()
         record = weight if isinstance(weight, QuantizedTensor) else Unquant.of(weight.detach())
-        if len(record.shape) != 2:
-            raise ShapeError("weight is not a matrix", layer=key, expected="[out, in]", got=list(record.shape))
-        if bias is not None and tuple(bias.shape) != record.shape[:1]:
-            raise ShapeError(
-                "bias does not fit weight", layer=key, expected=list(record.shape[:1]), got=list(bias.shape)
-            )
+        if len(record.shape) != len(self.dims):
+            problem = "weight is not a matrix" if len(self.dims) == 2 else "weight is not a stack of matrices"
+            raise ShapeError(problem, layer=key, expected=f"[{', '.join(self.dims)}]", got=list(record.shape))
+        allowed = [list(record.shape[at:-1]) for at in range(len(record.shape) - 1)]
+        if bias is not None and list(bias.shape) not in allowed:
+            expected = " or ".join(map(str, allowed))
+            raise ShapeError("bias does not fit weight", layer=key, expected=expected, got=list(bias.shape))
         self.comm = comm or Comm()
         self.key = key
         self.version = version
         self.cut = cut
         self._whole = outline_of(record) if whole is None and cut is None else whole
-        self._stats: InputStats | None = None
-        self.stored_weight = StoredWeight(record)
+        self.stored_weight = StoredWeight(record, self._place)
         self.stored_bias = None if bias is None else StoredWeight(Unquant.of(bias.detach()))
+
+    @property
+    def _place(self) -> str:
+        """Which part of the whole this is, in words; empty if it is the whole."""
+        cut, whole = self.cut, self._whole
+        if cut is None or (whole is not None and cut.length == whole.shape[cut.dim]):
+            return ""
+        return f"{cut.start} to {cut.start + cut.length} of dimension {cut.dim}"
 
     @classmethod
     def _of_slice(cls, whole: Layer, shard: Shard, comm: Comm | None, key: str | None, **kwargs: Any) -> Self:
-        part = shard.apply_to(whole, layer=key)
-        cut = Slice(*shard.resolve(whole.weight.shape, layer=key))
+        cut = shard.slice_of(whole.weight, layer=key)
+        part = whole.narrow(*cut)
         return cls(part.weight, part.bias, comm, key=key, whole=outline_of(whole.weight), cut=cut, **kwargs)
+
+    @classmethod
+    def _of_plain(cls, whole: torch.Tensor, shard: Shard, comm: Comm | None, key: str | None) -> Self:
+        """A slice of plain numbers that may be a view with any strides: nothing but the slice is read."""
+        cut = shard.slice_of(whole, layer=key)
+        outline_ = Unquant.of(torch.empty(whole.shape, dtype=whole.dtype, device="meta"))
+        return cls(whole.narrow(*cut), None, comm, key=key, whole=outline_, cut=cut)
 
     @classmethod
     def _shard(cls, comm: Comm) -> Shard:
@@ -146,7 +163,10 @@ class QuantizedLinear(torch.nn.Module):
         Raises:
             UqffError: the blob is not valid, or the slice cannot be cut.
         """
-        layer = blobs.deserialize(blob)
+        try:
+            layer = blobs.deserialize(blob)
+        except UqffError as error:
+            raise error.within(layer=key) from None
         version = HEADER.read(blob, exact=False)["version"]
         return cls.from_layer(layer, comm, shard=shard, device=device, key=key, version=version)
 
@@ -165,44 +185,9 @@ class QuantizedLinear(torch.nn.Module):
         return record.weight
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
-    def _plain_weight(self, dtype: torch.dtype) -> torch.Tensor:
-        return self.weight.dequantize(dtype)
-
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _plain_bias(self, dtype: torch.dtype) -> torch.Tensor | None:
         bias = self.bias
         return None if bias is None else bias.to(dtype)
-
-    def _product(self, x: torch.Tensor) -> torch.Tensor:
-        inputs = self.stored_weight._outline.shape[1]
-        if x.shape[-1] != inputs:
-            raise ShapeError(
-                "activations do not fit the weight", layer=self.key, expected=f"[..., {inputs}]", got=list(x.shape)
-            )
-        if self._stats is not None:
-            self._stats.process(x)
-        return torch.nn.functional.linear(x, self._plain_weight(x.dtype))
-
-    def _add_bias(self, y: torch.Tensor) -> torch.Tensor:
-        bias = self._plain_bias(y.dtype)
-        return y if bias is None else y + bias
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """The product with the weight, plus the bias.
-
-        Args:
-            x: ``[..., in]`` of any leading dimensions, float32, bfloat16 or float16, on the weight's device.
-
-        Returns:
-            ``[..., out]`` in the dtype of ``x``.
-        """
-        return self._add_bias(self._product(x))
-
-    def forward_autocast(self, x: torch.Tensor) -> torch.Tensor:
-        """:meth:`forward` in :meth:`quantized_act_type`; the result has the dtype of ``x``."""
-        kind = self.quantized_act_type()
-        y: torch.Tensor = self.forward(x if kind is None else x.to(kind))
-        return y.to(x.dtype)
 
     def dequantize_w(self, dtype: torch.dtype | None = None) -> torch.Tensor:
         """The weight that this rank holds as plain numbers; float32 if no dtype is given."""
@@ -234,22 +219,6 @@ class QuantizedLinear(torch.nn.Module):
     def name(self) -> str:
         """What the engine calls a layer of the family: ``gguf``, ``hqq``, ``fp8-linear``, ..."""
         return _NAMES[self.stored_weight._outline.family]
-
-    def begin_track_stats(self) -> None:
-        """Watch the inputs of every forward from now on."""
-        weight = self.weight
-        self._stats = InputStats(weight.shape[1], weight.device)
-
-    def end_track_stats(self) -> torch.Tensor:
-        """Stop watching; the importance of each input that this rank holds, float32 ``[in]``.
-
-        Raises:
-            UnsupportedError: :meth:`begin_track_stats` was not called.
-        """
-        if self._stats is None:
-            raise UnsupportedError("layer does not track stats", layer=self.key, expected="begin_track_stats first")
-        stats, self._stats = self._stats, None
-        return stats.imatrix()
 
     def add_delta_w(self, delta: torch.Tensor, *, engine: Engine = "0.8") -> Self:
         """A new layer with a delta (of LoRA: B @ A, scaled) added to its weight.
@@ -323,6 +292,13 @@ class QuantizedLinear(torch.nn.Module):
     def gather_serialize(self, comm: Comm | None = None) -> bytes:
         """The pre-1.0 blob of the whole layer, on every rank, byte-identical to the one the slices were cut from.
 
+        Takes and raises what :meth:`gather_layer` does.
+        """
+        return blobs.serialize(self.gather_layer(comm), version=self.version)
+
+    def gather_layer(self, comm: Comm | None = None) -> Layer:
+        """The whole layer, on every rank: to be written in either generation.
+
         Args:
             comm: the ranks that hold the slices; the layer's own if None.
 
@@ -340,14 +316,80 @@ class QuantizedLinear(torch.nn.Module):
         ]
         weight = self._whole.join([(start, part.weight) for start, part in parts], cut.dim)
         bias = parts[0][1].bias
-        if bias is not None and cut.dim == 0:
-            slices = {start: part.bias for start, part in parts if part.bias is not None}
-            bias = torch.cat([slices[start] for start in sorted(slices)])
-        return blobs.serialize(weight, bias, version=self.version)
+        if bias is not None:
+            axis = cut.dim - (len(weight.shape) - 1 - bias.ndim)  # of the bias, as Layer.narrow has it
+            if 0 <= axis < bias.ndim:
+                slices = {start: part.bias for start, part in parts if part.bias is not None}
+                bias = torch.cat([slices[start] for start in sorted(slices)], axis)
+        return Layer(weight, bias)
 
     def extra_repr(self) -> str:
         """What ``print`` shows."""
         return f"{self.key or ''} {self.comm!r}".strip()
+
+
+class QuantizedLinear(QuantizedLayer):
+    """A layer that is a matrix: the product with it, and what goes into that."""
+
+    _stats: InputStats | None = None
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def _plain_weight(self, dtype: torch.dtype) -> torch.Tensor:
+        return self.weight.dequantize(dtype)
+
+    def _product(self, x: torch.Tensor) -> torch.Tensor:
+        inputs = self.stored_weight._outline.shape[1]
+        if x.shape[-1] != inputs:
+            raise ShapeError(
+                "activations do not fit the weight", layer=self.key, expected=f"[..., {inputs}]", got=list(x.shape)
+            )
+        if self._stats is not None:
+            self._stats.process(x)
+        return torch.nn.functional.linear(x, self._plain_weight(x.dtype))
+
+    def _add_bias(self, y: torch.Tensor) -> torch.Tensor:
+        bias = self._plain_bias(y.dtype)
+        return y if bias is None else y + bias
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """The product with the weight, plus the bias.
+
+        Args:
+            x: ``[..., in]`` of any leading dimensions, float32, bfloat16 or float16, on the weight's device.
+
+        Returns:
+            ``[..., out]`` in the dtype of ``x``.
+        """
+        return self._add_bias(self._product(x))
+
+    def forward_autocast(self, x: torch.Tensor) -> torch.Tensor:
+        """:meth:`forward` in :meth:`quantized_act_type`; the result has the dtype of ``x``."""
+        kind = self.quantized_act_type()
+        y: torch.Tensor = self.forward(x if kind is None else x.to(kind))
+        return y.to(x.dtype)
+
+    def forward_partial(self, x: torch.Tensor) -> torch.Tensor:
+        """The product with what this rank holds of the weight: no bias, no communication.
+
+        Of a row-parallel layer it is this rank's term of the sum, for a caller that adds up several layers at once.
+        """
+        return self._product(x)
+
+    def begin_track_stats(self) -> None:
+        """Watch the inputs of every forward from now on."""
+        weight = self.weight
+        self._stats = InputStats(weight.shape[1], weight.device)
+
+    def end_track_stats(self) -> torch.Tensor:
+        """Stop watching; the importance of each input that this rank holds, float32 ``[in]``.
+
+        Raises:
+            UnsupportedError: :meth:`begin_track_stats` was not called.
+        """
+        if self._stats is None:
+            raise UnsupportedError("layer does not track stats", layer=self.key, expected="begin_track_stats first")
+        stats, self._stats = self._stats, None
+        return stats.imatrix()
 
 
 def _all_of(weight: QuantizedTensor) -> Slice:

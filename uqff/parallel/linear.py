@@ -21,7 +21,7 @@ import torch
 
 from uqff.blob import Layer
 from uqff.errors import FormatError, ShardError, UnsupportedError
-from uqff.families import HQQ, QuantizedTensor
+from uqff.families import AFQ, HQQ, QuantizedTensor
 from uqff.isq import outline
 from uqff.parallel.comm import Comm
 from uqff.parallel.layer import DistributedKind, QuantizedLinear, layer_of
@@ -33,6 +33,20 @@ __all__ = ["ColumnParallelLayer", "DistributedKind", "DummyLayer", "ReplicatedLa
 
 class ReplicatedLayer(QuantizedLinear):
     """A layer that every rank holds whole."""
+
+    @classmethod
+    def new(
+        cls,
+        weight: QuantizedTensor | torch.Tensor | Layer | None,
+        bias: torch.Tensor | None = None,
+        *,
+        key: str | None = None,
+    ) -> ReplicatedLayer | DummyLayer:
+        """All of a weight and bias; a :class:`DummyLayer` if there is no weight."""
+        if weight is None:
+            return DummyLayer(key)
+        whole = layer_of(weight, bias)
+        return cls(whole.weight, whole.bias, key=key)
 
     @classmethod
     def from_linear(cls, linear: torch.nn.Linear) -> ReplicatedLayer:
@@ -80,7 +94,8 @@ def _resized(record: QuantizedTensor, outputs: int) -> QuantizedTensor:
     """The outline of a weight of the same type with another number of outputs."""
     if isinstance(record, HQQ):
         raise UnsupportedError("hidden layers of an HQQ weight share scales: they are not put together anew")
-    return outline(record.kind, (outputs, record.shape[1]), nominal_dtype(record))
+    group_size = record.group_size if isinstance(record, AFQ) else None
+    return outline(record.kind, (outputs, record.shape[1]), nominal_dtype(record), group_size=group_size)
 
 
 class ColumnParallelLayer(QuantizedLinear):
@@ -251,6 +266,14 @@ class DummyLayer(torch.nn.Module):
         raise self._absent()
 
     def add_delta_w(self, delta: torch.Tensor) -> DummyLayer:
+        """An error, always."""
+        raise self._absent()
+
+    def begin_track_stats(self) -> None:
+        """An error, always."""
+        raise self._absent()
+
+    def serialize(self) -> bytes:
         """An error, always."""
         raise self._absent()
 

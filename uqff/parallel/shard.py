@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from uqff.blob import Layer
     from uqff.families.base import QuantizedTensor
 
-__all__ = ["Shard", "Slice", "world_sizes"]
+__all__ = ["Shard", "Slice", "listed_world_sizes", "world_sizes"]
 
 _Weight = TypeVar("_Weight", bound="QuantizedTensor")
 
@@ -107,7 +107,7 @@ class Shard:
             raise ShardError(
                 "dimension is not divisible by the world size",
                 layer=layer,
-                expected=f"dimension {self.dim} of {size} in equal parts: {_works(size, alignment)}",
+                expected=f"dimension {self.dim} of {size} in equal parts: {listed_world_sizes(size, alignment)}",
                 got=f"world size {world_size}",
             )
         return Slice(self.dim, rank * (size // world_size), size // world_size)
@@ -137,10 +137,11 @@ class Shard:
             got = f"{self.start} to {(self.start or 0) + (self.length or 0)}"
         else:
             got = f"parts of {size // self.world_size}, world size {self.world_size}"
+        works = listed_world_sizes(size, alignment)
         return ShardError(
             "slice cannot be cut exactly",
             layer=layer,
-            expected=f"dimension {self.dim} of {size} in multiples of {alignment}: {_works(size, alignment)}",
+            expected=f"dimension {self.dim} of {size} in multiples of {alignment}: {works}",
             got=got,
         )
 
@@ -157,20 +158,28 @@ class Shard:
         """The slice: of a plain tensor a view, of a record or layer what its ``narrow`` gives.
 
         Raises:
-            ShardError: see :meth:`resolve`; also if the family cannot cut there.
+            ShardError: see :meth:`slice_of`.
         """
         from uqff.blob import Layer
-        from uqff.families.base import QuantizedTensor
 
         record = weight.weight if isinstance(weight, Layer) else weight
-        if isinstance(record, QuantizedTensor):
-            alignment = record.alignment(self.dim) if 0 <= self.dim < len(record.shape) else 1
-            slice_ = self._located(record.shape, alignment, layer)
-            if slice_.length != record.shape[self.dim] and not record.can_narrow(*slice_):
-                raise self.misaligned(record.shape[self.dim], alignment, layer)
-        else:
-            slice_ = self.resolve(record.shape, layer=layer)
-        return weight.narrow(*slice_)
+        return weight.narrow(*self.slice_of(record, layer=layer))
+
+    def slice_of(self, weight: torch.Tensor | QuantizedTensor, *, layer: str | None = None) -> Slice:
+        """The range of elements in a weight, which can be cut there; touches no payload.
+
+        Raises:
+            ShardError: see :meth:`resolve`; also if the family cannot cut there.
+        """
+        from uqff.families.base import QuantizedTensor
+
+        if not isinstance(weight, QuantizedTensor):
+            return self.resolve(weight.shape, layer=layer)
+        alignment = weight.alignment(self.dim) if 0 <= self.dim < len(weight.shape) else 1
+        slice_ = self._located(weight.shape, alignment, layer)
+        if slice_.length != weight.shape[self.dim] and not weight.can_narrow(*slice_):
+            raise self.misaligned(weight.shape[self.dim], alignment, layer)
+        return slice_
 
     def _located(self, shape: Sequence[int], alignment: int, layer: str | None) -> Slice:
         """:meth:`resolve` without the rule of alignment, which only enters the messages."""
@@ -186,7 +195,8 @@ def world_sizes(size: int, alignment: int = 1) -> list[int]:
     return sorted({1, *small, *(units // n for n in small)})
 
 
-def _works(size: int, alignment: int) -> str:
+def listed_world_sizes(size: int, alignment: int) -> str:
+    """:func:`world_sizes` in words, for errors."""
     sizes = world_sizes(size, alignment)
     listed = ", ".join(map(str, sizes[:LISTED])) + (", ..." if len(sizes) > LISTED else "")
     return f"world sizes that work are {listed}"

@@ -21,6 +21,7 @@ class InputStats:
     def process(self, x: torch.Tensor) -> None:
         """Take in activations ``[..., inputs]``."""
         rows = x.detach().reshape(-1, self.inputs).to(torch.float32)
+        self.squares = self.squares.to(rows.device)  # a layer may have moved since
         self.squares += rows.square().sum(0)
         self.calls += 1
 

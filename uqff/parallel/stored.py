@@ -23,13 +23,22 @@ class StoredWeight(torch.nn.Module):
     if it is the same.
     """
 
-    def __init__(self, record: QuantizedTensor) -> None:
+    def __init__(self, record: QuantizedTensor, place: str = "") -> None:
+        """The bytes of a record.
+
+        Args:
+            record: what is stored.
+            place: which part of a whole it is: the state of one rank does not fit another.
+        """
         super().__init__()
         self._outline = outline_of(record)
+        self._place = place
         for name, part in record._parts().items():
             self.register_buffer(name, own(flat_part(part)))
-        text = _signature(self._outline).encode()
-        self.register_buffer("signature", torch.tensor(list(text), dtype=torch.uint8))
+        self.register_buffer("signature", torch.tensor(list(self._signature().encode()), dtype=torch.uint8))
+
+    def _signature(self) -> str:
+        return f"{_signature(self._outline)} {self._place}".rstrip()
 
     @property
     def record(self) -> QuantizedTensor:
@@ -50,7 +59,7 @@ class StoredWeight(torch.nn.Module):
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         *_, error_msgs = args
         loaded = state_dict.get(prefix + "signature")
-        mine = _signature(self._outline)
+        mine = self._signature()
         if loaded is not None and bytes(loaded.tolist()) != mine.encode():
             theirs = bytes(loaded.tolist()).decode(errors="replace")
             error_msgs.append(f"{prefix.rstrip('.')}: another quantised weight: expected {mine}, got {theirs}")
@@ -59,7 +68,7 @@ class StoredWeight(torch.nn.Module):
 
     def extra_repr(self) -> str:
         """What ``print`` shows."""
-        return _signature(self._outline)
+        return self._signature()
 
 
 def outline_of(record: QuantizedTensor) -> QuantizedTensor:

@@ -18,10 +18,13 @@ from __future__ import annotations
 
 import json
 import mmap
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from uqff.container.directory import CONFIG_NAME
+from uqff.container.document import check_values, read_at_most
 from uqff.container.mapped import MappedFile, TensorMap
 from uqff.container.shards import PathLike
 from uqff.errors import FormatError, ShardError, UnsupportedError
@@ -35,7 +38,6 @@ if TYPE_CHECKING:
 
 __all__ = ["CONFIG_NAME", "Checkpoint", "open_checkpoint", "read_json"]
 
-CONFIG_NAME: Final = "config.json"
 SINGLE_NAME: Final = "model.safetensors"
 INDEX_NAME: Final = "model.safetensors.index.json"
 
@@ -83,9 +85,9 @@ class Checkpoint(Mapping[str, "torch.Tensor"]):
         entry = self._tensors.entry(name)
         return entry.end - entry.begin
 
-    def fetch(self, name: str) -> None:
-        """Ask the system to read a tensor from the disk in the background."""
-        self._advise(name, "MADV_WILLNEED")
+    def fetch(self, name: str, start: int = 0, stop: int | None = None) -> None:
+        """Ask the system to read a tensor's bytes, all or ``start`` to ``stop``, from the disk in the background."""
+        self._advise(name, "MADV_WILLNEED", start, stop)
 
     def release(self, name: str, start: int = 0, stop: int | None = None) -> None:
         """Give back the memory of a tensor's bytes, all or ``start`` to ``stop``; a later look reads them again."""
@@ -172,7 +174,7 @@ def _open_shards(index: Path, files: list[MappedFile]) -> None:
     for name in names:
         _check_sibling(index, name)
     for name in names:
-        if not (index.parent / name).is_file():
+        if not os.path.isfile(index.parent / name):  # unlike Path.is_file, False for a name that no file can have
             raise ShardError("a file of the index is missing", file=str(index), field="weight_map", got=name)
         files.append(MappedFile(index.parent / name))
     entries = dict(zip(names, (file.header.entries for file in files), strict=True))
@@ -201,14 +203,18 @@ def read_json(path: Path, most: int) -> dict[str, Any]:
         most: bytes that are read at most.
 
     Raises:
-        FormatError: the file is longer, or not a JSON object.
+        FormatError: the file is longer, has too many values, or is not a JSON object.
     """
-    with open(path, "rb") as file:
-        raw = file.read(most + 1)
+    raw = read_at_most(path, most)
     if len(raw) > most:
         raise FormatError("file is too long", file=str(path), expected=f"at most {most} bytes")
     try:
+        check_values(raw)
         value = json.loads(raw.decode("utf-8"))
+        if b"\\u" in raw:  # an escape may name half a character, which could not be written again
+            json.dumps(value, ensure_ascii=False).encode("utf-8")
+    except FormatError as error:
+        raise error.within(file=str(path)) from None
     except (ValueError, RecursionError) as exc:
         raise FormatError("not JSON", file=str(path), got=str(exc)) from exc
     if not isinstance(value, dict):

@@ -25,6 +25,7 @@ from uqff.codes import DType, Family
 from uqff.families.base import PayloadProblem, QuantizedTensor, first_bad, join_parts, narrow_parts, not_finite, payload
 from uqff.families.gguf.blocks import BLOCK_TYPES, BlockType, block_type_of_code
 from uqff.families.gguf.dequantize import DEQUANTIZERS
+from uqff.families.stacking import stack_parts, unstack_parts
 from uqff.schema.bricks import U32, Checked, Derived, Dims, Scope, Span, Violation
 from uqff.schema.entries import Entries, Entry
 from uqff.schema.header import BIAS_FLAG, blob_layout
@@ -163,3 +164,10 @@ class GGUF(QuantizedTensor):
 
     def _join(self, slices: list[tuple[int, Self]], dim: int) -> Self:
         return join_parts(slices, dim, "data")
+
+    @classmethod
+    def _stack(cls, records: list[Self]) -> Self:
+        return stack_parts(records, "data")
+
+    def _unstack(self) -> Self:
+        return unstack_parts(self, "data")

@@ -1,0 +1,74 @@
+"""What a model directory holds besides its layers: the residual in its load dtype, copied files, room on the disk."""
+
+from __future__ import annotations
+
+import errno
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from uqff.codes import DType
+from uqff.container.directory import COMPANIONS, Residual, check_space, copy_companions
+from uqff.container.writer import Writer
+from uqff.sources import open_checkpoint
+
+TENSORS = {
+    "norm": torch.tensor([1.0, 2.0**-9 + 1.0]),
+    "half": torch.tensor([[1.5], [-2.0]], dtype=torch.float16),
+    "steps": torch.tensor([1, -1], dtype=torch.int64),
+    "scalar": torch.tensor(0.5),
+    "nothing": torch.empty(0, 3),
+}
+
+
+@pytest.mark.parametrize("dtype", [DType.F32, DType.BF16])
+def test_floats_are_rounded_to_the_load_dtype_and_nothing_else(tmp_path: Path, dtype: DType) -> None:
+    """Sizes are told beforehand, the metadata is what is given, names that are not asked for stay out."""
+    (tmp_path / "source").mkdir()
+    save_file(TENSORS | {"layer.weight": torch.ones(2, 2)}, tmp_path / "source" / "model.safetensors")
+    with open_checkpoint(tmp_path / "source") as checkpoint:
+        residual = Residual(checkpoint, TENSORS, dtype)
+        with Writer() as writer:
+            file = residual.write(writer, tmp_path, {"who": "me"})
+            writer.join()
+            file.finish()
+    stored = load_file(tmp_path / "residual.safetensors")
+    assert list(residual.names) == list(TENSORS)
+    assert residual.nbytes == sum(tensor.nbytes for tensor in stored.values())
+    expected = {name: t.to(dtype.torch) if t.is_floating_point() else t for name, t in TENSORS.items()}
+    assert stored.keys() == expected.keys()
+    for name, tensor in stored.items():
+        assert tensor.dtype is expected[name].dtype
+        assert torch.equal(tensor, expected[name])
+    header = (tmp_path / "residual.safetensors").read_bytes()
+    assert json.loads(header[8 : 8 + int.from_bytes(header[:8], "little")])["__metadata__"] == {"who": "me"}
+
+
+def test_companions(tmp_path: Path) -> None:
+    """Known names only, in their order, but for those left; a config that is told otherwise."""
+    source, target = tmp_path / "a", tmp_path / "b"
+    for folder in (source, target):
+        folder.mkdir()
+    for name in ("tokenizer.json", "config.json", "merges.txt", "secrets.txt"):
+        (source / name).write_text(f'{{"file": "{name}"}}')
+    (source / "vocab.json").mkdir()
+    told = {"name": "é"}
+    assert copy_companions(source, target, leave=["merges.txt"], config=told) == ["config.json", "tokenizer.json"]
+    assert {path.name for path in target.iterdir()} == {"config.json", "tokenizer.json"}
+    assert json.loads((target / "config.json").read_text("utf-8")) == told
+    assert (target / "tokenizer.json").read_bytes() == (source / "tokenizer.json").read_bytes()
+    assert copy_companions(tmp_path / "none", target) == []
+    assert len(set(COMPANIONS)) == len(COMPANIONS)
+
+
+def test_space(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = shutil.disk_usage(tmp_path)._replace(free=1000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    check_space(tmp_path / "out", 1000)
+    with pytest.raises(OSError, match=r"1,001 bytes needed, 1,000 free") as caught:
+        check_space(tmp_path / "out", 1001)
+    assert caught.value.errno == errno.ENOSPC

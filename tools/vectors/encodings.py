@@ -1,0 +1,121 @@
+"""Vectors for quantisers: a matrix of weights, and the blob that each type makes of it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import struct
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+
+from tools.vectors import encoder
+from tools.vectors.wire import Chance, f32
+
+FOLDER = "encode"
+ROWS, COLUMNS = 12, 256
+SHAPE = (ROWS, COLUMNS)
+
+GGML = ("q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "q8_1", "q2k", "q3k", "q4k", "q5k", "q6k", "q8k")
+KINDS = (*GGML, "hqq4", "hqq8", "fp8", "afq2", "afq3", "afq4", "afq6", "afq8", "f8q8", "mxfp4")
+IN_EVERY_DTYPE = ("q4k", "q8_0", "hqq4", "fp8", "afq3", "afq4", "f8q8", "mxfp4")
+
+
+class Case(NamedTuple):
+    """One blob; ``engine`` is the release whose rules it follows."""
+
+    kind: str
+    dtype: str = "F32"
+    engine: str = "0.9.5"
+
+    @property
+    def name(self) -> str:
+        """Of the file, without suffix."""
+        parts = [self.kind, "" if self.dtype == "F32" else self.dtype.lower(), self.engine if self.old else ""]
+        return "-".join(filter(None, parts))
+
+    @property
+    def old(self) -> bool:
+        """Before mistral.rs 0.9."""
+        return self.engine < "0.9"
+
+
+def cases() -> Iterator[Case]:
+    """All of them."""
+    yield from map(Case, KINDS)
+    yield from (Case(kind, dtype) for kind in IN_EVERY_DTYPE for dtype in ("F16", "BF16"))
+    yield Case("q8k", engine="0.6.0")
+
+
+def weights() -> bytes:
+    """Rows that quantisers treat specially, float32: see the page's list."""
+    chance = Chance("encode")
+
+    def plain() -> list[float]:
+        return chance.uniform(-0.1, 0.1, COLUMNS)
+
+    exponents = [byte % 24 - 12 for byte in chance.bytes(COLUMNS)]
+    rows: list[list[float]] = [
+        plain(),
+        [0.0] * COLUMNS,
+        [0.25] * COLUMNS,
+        [0.125 if j // 32 % 2 else -0.0625 for j in range(COLUMNS)],
+        [-2.0 if j == 37 else 0.0 for j in range(COLUMNS)],
+        [abs(x) for x in plain()],
+        [-abs(x) for x in plain()],
+        [x * 2.0**-20 for x in plain()],
+        [x * 2.0**16 for x in plain()],
+        [(j % 32 - 16) * 0.5 for j in range(COLUMNS)],
+        [x * 2.0**e for x, e in zip(plain(), exponents, strict=True)],
+        [x * (32 if j % 17 == 3 else 1) for j, x in enumerate(plain())],
+    ]
+    return b"".join(f32(*row) for row in rows)
+
+
+def loaded(raw: bytes, dtype: str) -> list[np.float32]:
+    """The weights as a model of that dtype has them."""
+    numbers = np.frombuffer(raw, "<f4")
+    if dtype == "F16":
+        return list(numbers.astype(np.float16).astype(np.float32))
+    return [encoder.bf16(x) for x in numbers] if dtype == "BF16" else list(numbers)
+
+
+def files() -> dict[str, bytes]:
+    """``encode/weights.f32``, ``encode/NAME.bin`` and ``encode/index.json``.
+
+    Raises:
+        AssertionError: uqff makes other bytes than the second implementation.
+    """
+    raw = weights()
+    found = {f"{FOLDER}/weights.f32": raw}
+    index = []
+    for case in cases():
+        blob = encoder.encode(loaded(raw, case.dtype), SHAPE, case.kind, case.dtype, before_0_9=case.old)
+        if blob != _by_uqff(raw, case):
+            raise AssertionError(f"{FOLDER}/{case.name}: uqff and the encoder disagree")
+        found[f"{FOLDER}/{case.name}.bin"] = blob
+        index.append(
+            {
+                "file": f"{case.name}.bin",
+                "kind": case.kind,
+                "load_dtype": case.dtype,
+                "engine": case.engine,
+                "size": len(blob),
+                "sha256": hashlib.sha256(blob).hexdigest(),
+            }
+        )
+    rows = ",\n".join(f" {json.dumps(row)}" for row in index)
+    found[f"{FOLDER}/index.json"] = f"[\n{rows}\n]\n".encode()
+    return found
+
+
+def _by_uqff(raw: bytes, case: Case) -> bytes:
+    import torch
+
+    import uqff
+
+    matrix = torch.tensor(struct.unpack(f"<{ROWS * COLUMNS}f", raw)).reshape(SHAPE)
+    dtype = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}[case.dtype]
+    record = uqff.quantize(matrix, case.kind, dtype=dtype, engine="0.6" if case.old else "0.9")
+    return uqff.serialize(record, version=record.family.since)

@@ -1,0 +1,397 @@
+r"""Checksums: of the files of a directory, as ``sha256sum`` writes them, and of layers, whatever file holds them.
+
+A layer's digest covers what the layer is, and nothing of how it is stored: not the generation, the version, the shard,
+the place in it, or whether the experts of a projection are one stack or a layer each.  So it tells that a model was
+carried over unchanged.  The text that is hashed is made of the entries that 1.x has for the layer::
+
+    layer      SHA-256 of   "uqff layer 1\n", then for each entry, sorted by suffix,
+                            "weight.scales F32 [64,2]\n" and its bytes
+    experts    SHA-256 of   "uqff experts 1\n", then the digest of each expert, 32 bytes
+    model      SHA-256 of   a line "<digest>  <path of the weight>\n" for each layer, sorted by path
+
+Normative: ``spec/checksum.md``.  File lists follow GNU coreutils, ``src/cksum.c`` (``digest_check``, ``split_3``).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from uqff.architectures import LayerName
+from uqff.codes import Family
+from uqff.container import UqffFile
+from uqff.container.atomic import atomic_file
+from uqff.container.shards import PathLike, resolve
+from uqff.errors import FormatError, UqffError
+from uqff.families.base import QuantizedTensor, tensor_fields
+from uqff.kernels.threads import num_threads
+from uqff.limits import MAX_SUMS_BYTES
+from uqff.modules import Module, config_beside, modules_of
+from uqff.schema.bricks import Scope
+from uqff.schema.entries import BIAS, FORMAT, RawTensor
+
+if TYPE_CHECKING:
+    from uqff.blob import Layer
+
+__all__ = [
+    "LAYER_SUMS_NAME",
+    "SUMS_NAME",
+    "Check",
+    "FileDigest",
+    "LayerDigest",
+    "ModelDigest",
+    "Progress",
+    "check",
+    "checksum_document",
+    "digest_files",
+    "digest_layer",
+    "digest_model",
+    "files_of",
+    "read_sums",
+    "sums_text",
+    "write_sums",
+]
+
+SUMS_NAME: Final = "SHA256SUMS"
+"""The list of a directory's files."""
+LAYER_SUMS_NAME: Final = "SHA256SUMS.layers"
+"""The list of a model's layers."""
+
+LAYER_TAG: Final = b"uqff layer 1\n"
+EXPERTS_TAG: Final = b"uqff experts 1\n"
+
+CHUNK: Final = 1 << 20
+"""Bytes of a file that are read together."""
+
+Progress = Callable[[int, int], None]
+"""Called with the bytes that have been hashed and those that will have been."""
+
+
+@dataclass(frozen=True)
+class FileDigest:
+    """A file: its name in the directory, its size, and the SHA-256 of its bytes in hexadecimal."""
+
+    name: str
+    nbytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class LayerDigest:
+    """A layer of a model.
+
+    Attributes:
+        path: of the weight, as 1.x spells it.
+        keys: of the file's layers that it is made of: one, or one for each expert.
+        kinds: the types that occur in it.
+        experts: the digest of each expert; empty if it is no stack that can be divided.
+        sha256: its digest, in hexadecimal.
+    """
+
+    path: str
+    keys: tuple[str, ...]
+    kinds: tuple[str, ...]
+    experts: tuple[str, ...]
+    sha256: str
+
+
+@dataclass(frozen=True)
+class ModelDigest:
+    """All layers of a model, sorted by path.
+
+    Attributes:
+        layers: their digests.
+        unnamed: why the layers have numbers in place of paths, which no other file has; None if they have paths.
+    """
+
+    layers: tuple[LayerDigest, ...]
+    unnamed: str | None = None
+
+    @property
+    def sha256(self) -> str:
+        """The digest of the model: of the text that lists its layers."""
+        return hashlib.sha256(encoded(sums_text((each.path, each.sha256) for each in self.layers))).hexdigest()
+
+
+@dataclass(frozen=True)
+class Check:
+    """One line of a list: the digest that it states, and the one that was found; None if there is no such thing."""
+
+    name: str
+    expected: str
+    got: str | None
+
+    @property
+    def matches(self) -> bool:
+        """Whether the two are the same."""
+        return self.expected == self.got
+
+
+def digest_layer(layer: Layer) -> str:
+    """The digest of one layer, in hexadecimal: the same in every file of every generation that holds it."""
+    return _digest(layer)[0].hex()
+
+
+def digest_model(
+    file: UqffFile, *, names: Sequence[LayerName] | None = None, progress: Progress | None = None
+) -> ModelDigest:
+    """The digests of all layers of an open model.
+
+    Layers are hashed on several threads and read once; nothing but small parts is copied.
+
+    Args:
+        file: of either generation. The paths of 0.x layers come from the ``config.json`` beside it.
+        names: of 0.x layers in the order of their index, if not that.
+        progress: called after each layer.
+
+    Raises:
+        UqffError: a layer is not valid.
+    """
+    unnamed = None
+    config: Mapping[str, Any] | None = None
+    try:
+        if file.generation == "0.x" and names is None:
+            config = config_beside(file)
+            unnamed = "no config.json beside the file" if config is None else None
+        modules = modules_of(file, config, names)
+    except UqffError as error:
+        unnamed = str(error)
+        modules = modules_of(file, None)
+    sizes = [sum(place.nbytes for key in module.keys for place in file.places(key).values()) for module in modules]
+    total, done = sum(sizes), 0
+    digests = []
+    with ThreadPoolExecutor(num_threads(), thread_name_prefix="uqff-checksum") as pool:
+        try:
+            for digest, size in zip(pool.map(lambda module: _digest_module(file, module), modules), sizes, strict=True):
+                digests.append(digest)
+                done += size
+                if progress is not None:
+                    progress(done, total)
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+    return ModelDigest(tuple(sorted(digests, key=lambda each: encoded(each.path))), unnamed)
+
+
+def _digest_module(file: UqffFile, module: Module) -> LayerDigest:
+    kinds: dict[str, None] = {}
+    digests: list[bytes] = []
+    experts: list[bytes] = []
+    for key in module.keys:
+        record, fields = file.fields(key)
+        kinds[record.kind_of(fields)] = None
+        if len(record.shape_of(fields)) > 2:
+            digest, experts = _digest(file[key])
+        else:
+            digest = _hash(_entries(record, fields))
+        digests.append(digest)
+        file.release(key)
+    if len(module.keys) > 1:
+        experts, digests = digests, [_join(digests)]
+    return LayerDigest(
+        module.path, module.keys, tuple(sorted(kinds)), tuple(digest.hex() for digest in experts), digests[0].hex()
+    )
+
+
+def _digest(layer: Layer) -> tuple[bytes, list[bytes]]:
+    """The digest of a layer, and those of its experts if it has some."""
+    weight = layer.weight
+    if len(weight.shape) > 2 and _is_divisible(weight):
+        experts = [_digest(expert)[0] for expert in layer.unstack()]
+        return _join(experts), experts
+    bias = None if layer.bias is None else tensor_fields(layer.bias, name=BIAS)
+    return _hash(_entries(type(weight), {**weight.build(), "bias": bias})), []
+
+
+def _is_divisible(weight: QuantizedTensor) -> bool:
+    """Whether the experts of a stack are stored one after another, each by itself.
+
+    In HQQ their codes share words, scales and zeros; in F8Q8 blocks may run from one into the next.
+    """
+    return weight.family is not Family.HQQ and weight.can_narrow(0, 0, 1)
+
+
+def _entries(record: type[QuantizedTensor], fields: Scope) -> dict[str, RawTensor]:
+    """What 1.x would store of a layer, by suffix, in whatever version it may be."""
+    entries = {FORMAT: RawTensor("U8", (), bytes([record.family])), **record.ENTRIES.build(fields)}
+    bias = fields["bias"]
+    if bias is not None:
+        entries[BIAS] = RawTensor(bias["dtype"].safetensors, tuple(bias["shape"]), bias["data"])
+    return entries
+
+
+def _hash(entries: Mapping[str, RawTensor]) -> bytes:
+    digest = hashlib.sha256(LAYER_TAG)
+    for suffix in sorted(entries):
+        dtype, shape, data = entries[suffix]
+        digest.update(f"{suffix} {dtype} [{','.join(map(str, shape))}]\n".encode("ascii"))
+        digest.update(data)
+    return digest.digest()
+
+
+def _join(experts: Iterable[bytes]) -> bytes:
+    return hashlib.sha256(EXPERTS_TAG + b"".join(experts)).digest()
+
+
+def files_of(path: PathLike) -> tuple[Path, list[str]]:
+    """The directory that a checksum of ``path`` is about, and the names of the files in it.
+
+    Args:
+        path: a directory: all its files but hidden ones and the lists themselves; or a ``.uqff`` file: its shards.
+
+    Raises:
+        ShardError: a gap in a set of shards.
+        FileNotFoundError: no such file.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        paths, _ = resolve(path)
+        return paths[0].parent, [each.name for each in paths]
+    with os.scandir(path) as entries:
+        names = [entry.name for entry in entries if entry.is_file() and not entry.name.startswith(".")]
+    return path, sorted((name for name in names if name not in (SUMS_NAME, LAYER_SUMS_NAME)), key=encoded)
+
+
+def digest_files(directory: Path, names: Sequence[str], *, progress: Progress | None = None) -> list[FileDigest]:
+    """The SHA-256 of files, on several threads; no file is held in memory.
+
+    Args:
+        directory: where they are.
+        names: of the files.
+        progress: called after each file.
+
+    Raises:
+        FormatError: a file is a pipe or a device.
+        OSError: a file cannot be read.
+    """
+    total, done = sum(_size_of_file(directory / name) for name in names), 0
+    digests: list[FileDigest] = []
+    with ThreadPoolExecutor(num_threads(), thread_name_prefix="uqff-checksum") as pool:
+        try:
+            for digest in pool.map(lambda name: _digest_file(directory, name), names):
+                digests.append(digest)
+                done += digest.nbytes
+                if progress is not None:
+                    progress(done, total)
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+    return digests
+
+
+def _size_of_file(path: Path) -> int:
+    found = os.stat(path)
+    if not stat.S_ISREG(found.st_mode):  # a pipe would wait for a writer
+        raise FormatError("not a regular file", file=str(path))
+    return found.st_size
+
+
+def _digest_file(directory: Path, name: str) -> FileDigest:
+    digest, nbytes, buffer = hashlib.sha256(), 0, memoryview(bytearray(CHUNK))
+    with open(directory / name, "rb", buffering=0) as file:
+        while count := file.readinto(buffer):
+            digest.update(buffer[:count])
+            nbytes += count
+    return FileDigest(name, nbytes, digest.hexdigest())
+
+
+def encoded(text: str) -> bytes:
+    """A name as bytes; a file name that is no text keeps those that it has."""
+    return text.encode("utf-8", "surrogateescape")
+
+
+def sums_text(digests: Iterable[tuple[str, str]]) -> str:
+    """A list as ``sha256sum`` writes it: ``<digest>  <name>``, a line each.
+
+    Args:
+        digests: name and digest. A name with a line break or a backslash is escaped, and its line begins with one.
+    """
+    lines = []
+    for name, digest in digests:
+        shown = name.replace("\\", "\\\\").replace("\n", "\\n").replace("\r", "\\r")
+        lines.append(f"{'' if shown == name else chr(92)}{digest}  {shown}\n")
+    return "".join(lines)
+
+
+def write_sums(path: PathLike, text: str) -> None:
+    """Write a list; it appears whole or not at all."""
+    with atomic_file(Path(path)) as file:
+        file.write(encoded(text))
+
+
+def read_sums(path: PathLike) -> dict[str, str]:
+    """The digests of a list by name.
+
+    Raises:
+        FormatError: the list is too long, or a line is none; its number is named.
+        OSError: it cannot be read.
+    """
+    with open(path, "rb") as file:
+        raw = file.read(MAX_SUMS_BYTES + 1)
+    if len(raw) > MAX_SUMS_BYTES:
+        raise FormatError("list of checksums is too long", file=str(path), expected=f"at most {MAX_SUMS_BYTES} bytes")
+    sums: dict[str, str] = {}
+    for number, line in enumerate(raw.decode("utf-8", "surrogateescape").split("\n"), 1):
+        text = line.removesuffix("\r")
+        if not text or text.startswith("#"):
+            continue
+        try:
+            name, digest = _parse_line(text)
+            if sums.setdefault(name, digest) != digest:
+                raise FormatError("name occurs twice with two digests", got=name)
+        except FormatError as error:
+            error.field = f"line {number}"
+            raise error.within(file=str(path)) from None
+    return sums
+
+
+def _parse_line(line: str) -> tuple[str, str]:
+    is_escaped = line.startswith("\\")
+    digest, name = line[is_escaped:][:64].lower(), line[is_escaped:][64:]
+    if len(digest) != 64 or not set(digest) <= set("0123456789abcdef") or name[:2] not in ("  ", " *") or not name[2:]:
+        raise FormatError("not a line of checksums", expected="64 hexadecimal digits, two spaces, a name", got=line)
+    return (_unescaped(name[2:]) if is_escaped else name[2:]), digest
+
+
+def _unescaped(name: str) -> str:
+    meanings = {"\\": "\\", "n": "\n", "r": "\r"}
+    made, letters = [], iter(name)
+    for letter in letters:
+        if letter == "\\":
+            letter = meanings.get(next(letters, ""), "")
+            if not letter:
+                raise FormatError("unknown escape in a name", expected=r"\\, \n or \r", got=name)
+        made.append(letter)
+    return "".join(made)
+
+
+def check(stated: Mapping[str, str], found: Mapping[str, str]) -> list[Check]:
+    """Compare a list with what is there; what the list does not name does not count."""
+    return [Check(name, expected, found.get(name)) for name, expected in stated.items()]
+
+
+def checksum_document(files: Sequence[FileDigest] | None, model: ModelDigest | None) -> dict[str, Any]:
+    """Digests as JSON values; what was not asked for is left out."""
+    document: dict[str, Any] = {"schema": 1}
+    if files is not None:
+        document["files"] = [{"name": each.name, "bytes": each.nbytes, "sha256": each.sha256} for each in files]
+    if model is not None:
+        document["model"] = model.sha256 if model.unnamed is None else None
+        document["unnamed"] = model.unnamed
+        document["layers"] = [
+            {
+                "path": each.path,
+                "keys": list(each.keys),
+                "types": list(each.kinds),
+                "sha256": each.sha256,
+                "experts": list(each.experts),
+            }
+            for each in model.layers
+        ]
+    return document

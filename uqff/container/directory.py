@@ -1,0 +1,197 @@
+"""What a model directory holds besides its layers, and what is common to all commands that make one.
+
+::
+
+    <type>-N.uqff           the layers (:mod:`uqff.container.streaming`)
+    residual.safetensors    every other tensor, in the load dtype
+    uqff_report.json        1.x only (:mod:`uqff.container.report`)
+    config.json, ...        copied
+
+Authority: mistral.rs v0.6.0 and v0.9.2, ``mistralrs-core/src/pipeline/isq.rs`` (``write_uqff``,
+``write_uqff_metadata``).
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
+
+from uqff.codes import DType
+from uqff.container.atomic import atomic_file
+from uqff.container.file import RESIDUAL_NAME
+from uqff.container.streaming import StreamedFile
+from uqff.container.writer import Writer, copy_durably
+from uqff.views import bytes_of
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = [
+    "COMPANIONS",
+    "CONFIG_NAME",
+    "LOADED_DTYPES",
+    "Progress",
+    "Residual",
+    "Step",
+    "TensorSource",
+    "check_space",
+    "copy_companions",
+]
+
+CONFIG_NAME: Final = "config.json"
+
+COMPANIONS: Final = (
+    CONFIG_NAME,
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "chat_template.jinja",
+    "chat_template.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+)
+"""Files that are copied beside the model if they are there."""
+
+LOADED_DTYPES: Final = {"F32": DType.F32, "F16": DType.F16, "BF16": DType.BF16}
+"""What weights come as and are loaded as, by their name in a safetensors file."""
+
+TILE: Final = 1 << 22
+"""Weights of the residual that are rounded and written together."""
+
+
+class Step(NamedTuple):
+    """What has been done: of layers all types asked for count once."""
+
+    module: str
+    layers_done: int
+    layers: int
+    weights_done: int
+    weights: int
+
+
+Progress = Callable[[Step], None]
+
+
+class TensorSource(Protocol):
+    """Tensors by name, such as a checkpoint's, whose headers are known before they are read."""
+
+    def __getitem__(self, name: str) -> torch.Tensor: ...
+
+    def dtype(self, name: str) -> str:
+        """Dtype as safetensors spells it."""
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape, without making the tensor."""
+
+    def nbytes(self, name: str) -> int:
+        """Bytes of the tensor."""
+
+    def release(self, name: str, start: int = 0, stop: int | None = None) -> None:
+        """Give back the memory of a tensor's bytes."""
+
+
+class Residual:
+    """The tensors that are no layers, as a loader sees them: floats in the load dtype, anything else as it is.
+
+    Attributes:
+        names: of the tensors.
+    """
+
+    def __init__(self, source: TensorSource, names: Iterable[str], dtype: DType) -> None:
+        """Nothing is read yet.
+
+        Args:
+            source: holds the tensors.
+            names: which of them.
+            dtype: the load dtype.
+        """
+        self.names = list(names)
+        self._source = source
+        self._dtype = dtype
+
+    @property
+    def outlines(self) -> list[tuple[str, str, tuple[int, ...]]]:
+        """Name, dtype and shape of each as they are stored."""
+        return [(name, self._stored(name), self._source.shape(name)) for name in self.names]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all payloads."""
+        total = 0
+        for name in self.names:
+            size, loaded = self._source.nbytes(name), LOADED_DTYPES.get(self._source.dtype(name))
+            total += size if loaded is None else size // loaded.itemsize * self._dtype.itemsize
+        return total
+
+    def write(self, writer: Writer, directory: Path, metadata: Mapping[str, str] | None = None) -> StreamedFile:
+        """Create ``residual.safetensors`` and let the writer fill it; the caller finishes the file after the writer."""
+        file = writer.own(StreamedFile(directory / RESIDUAL_NAME, self.outlines, metadata))
+        for name in self.names:
+            writer.submit(partial(self._write, file, name), 0)
+        return file
+
+    def _stored(self, name: str) -> str:
+        dtype = self._source.dtype(name)
+        return self._dtype.safetensors if dtype in LOADED_DTYPES else dtype
+
+    def _write(self, file: StreamedFile, name: str) -> None:
+        file.write(name, self._chunks(name))
+
+    def _chunks(self, name: str) -> Iterator[memoryview]:
+        """The bytes of a tensor in its stored dtype, a tile at a time."""
+        tensor = self._source[name].reshape(-1)
+        rounds = self._source.dtype(name) in LOADED_DTYPES
+        for start in range(0, len(tensor), TILE):
+            tile = tensor[start : start + TILE]
+            yield bytes_of(tile.to(self._dtype.torch) if rounds else tile)
+            self._source.release(name, start * tensor.itemsize, (start + len(tile)) * tensor.itemsize)
+
+
+def copy_companions(
+    source: Path, directory: Path, *, leave: Iterable[str] = (), config: Mapping[str, Any] | None = None
+) -> list[str]:
+    """Copy the files that stand beside a model.
+
+    Args:
+        source: the directory that may hold them.
+        directory: where; none of them may be there.
+        leave: names that are not copied.
+        config: what ``config.json`` is to say; None for what it says.
+
+    Returns:
+        The names of those that were there.
+    """
+    names = [name for name in COMPANIONS if name not in leave and (source / name).is_file()]
+    for name in names:
+        if name == CONFIG_NAME and config is not None:
+            with atomic_file(directory / name) as file:
+                file.write(json.dumps(config, indent=2, ensure_ascii=False).encode() + b"\n")
+        else:
+            copy_durably(source / name, directory / name)
+    return names
+
+
+def check_space(target: Path, needed: int) -> None:
+    """Refuse work for whose result there is no room.
+
+    Args:
+        target: what will be made; its parent is there.
+        needed: bytes.
+
+    Raises:
+        OSError: of ``ENOSPC``.
+    """
+    free = shutil.disk_usage(target.parent).free
+    if free < needed:
+        raise OSError(errno.ENOSPC, f"no space for the model: {needed:,} bytes needed, {free:,} free", str(target))

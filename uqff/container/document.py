@@ -1,0 +1,36 @@
+"""Documents beside the weights, which are parsed whole: their length and the number of their values are bounded."""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+
+from uqff.errors import FormatError
+from uqff.limits import MAX_HEADER_VALUES
+
+__all__ = ["check_values", "read_at_most"]
+
+
+def read_at_most(path: Path, most: int) -> bytes:
+    """The bytes of a file, or the first ``most + 1`` of a longer one.
+
+    No more memory is taken than a file is long; what comes out of a pipe has no length beforehand.
+    """
+    with open(path, "rb") as file:
+        status = os.fstat(file.fileno())
+        length = min(status.st_size, most) if stat.S_ISREG(status.st_mode) else most
+        return file.read(length + 1)
+
+
+def check_values(raw: bytes, *, field: str | None = None, offset: int | None = None) -> None:
+    """Refuse JSON that has so many values that it would outgrow its text many times.
+
+    Raises:
+        FormatError: with ``field`` and ``offset`` as given.
+    """
+    values = raw.count(b",") + raw.count(b"[") + raw.count(b"{")
+    if values > MAX_HEADER_VALUES:
+        raise FormatError(
+            "too many values", field=field, offset=offset, expected=f"at most {MAX_HEADER_VALUES}", got=values
+        )

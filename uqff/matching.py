@@ -1,0 +1,164 @@
+"""Which layer of one UQFF is which layer of another, whatever the generations.
+
+In one generation the same key is the same layer.  Between the two, layers of 0.x get the paths that ``config.json``
+gives to them, and an expert that has a layer of its own there is compared with its place in the stack of 1.x.  The head
+of a tied model is matched with the embedding where that is all the other file has: from 1.2 on the two are one layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+
+from uqff.architectures import LayerName, embedding_name, layer_names
+from uqff.blob import Layer
+from uqff.codes import DType
+from uqff.container import UqffFile
+from uqff.errors import ShapeError, ShardError, UnsupportedError
+from uqff.families import Unquant
+from uqff.modules import Module, config_beside, modules_of
+from uqff.views import bytes_of
+
+__all__ = ["Held", "Pair", "pairs_of"]
+
+
+class Held(NamedTuple):
+    """A layer, or one expert of it, in a file: its key, type, bytes (of an expert: of its payload), and content."""
+
+    key: str
+    kind: str
+    nbytes: int
+    layer: Layer
+
+
+class Pair(NamedTuple):
+    """The same layer of two files: its name, and what each file has of it; None if it has nothing."""
+
+    name: str
+    a: Held | None
+    b: Held | None
+
+
+def pairs_of(a: UqffFile, b: UqffFile, names: Sequence[LayerName] | None = None) -> Iterator[Pair]:
+    """The layers of two files in the order of the first; then those that only the second has.
+
+    Each is made when it is asked for, and the memory of its bytes given back with the next.
+
+    Args:
+        a: an open model.
+        b: another.
+        names: of 0.x layers in the order of their index, if no ``config.json`` tells them.
+
+    Raises:
+        UnsupportedError: the files are of two generations, and nothing tells the paths of 0.x layers.
+        ShardError: a 0.x file has not the layers that its configuration announces.
+        ShapeError: one has more experts than the other.
+        UqffError: a layer is not valid.
+    """
+    if a.generation == b.generation:
+        names = None
+    config = None if a.generation == b.generation or names is not None else _config(a, b)
+    first, second = (_by_path(file, config, names) for file in (a, b))
+    other_name = _head_as_embedding(first, second, config)
+    for path, module in first.items():
+        match = second.pop(path, None)
+        name = path
+        if match is None and path in other_name and (match := second.pop(other_name[path], None)):
+            name = f"{path} / {match.path}"
+        if match is None:
+            yield from _alone(a, name, module, is_first=True)
+        else:
+            yield from _pairs(name, a, module, b, match)
+            _release(b, match)
+        _release(a, module)
+    for path, module in second.items():
+        yield from _alone(b, path, module, is_first=False)
+        _release(b, module)
+
+
+def _config(a: UqffFile, b: UqffFile) -> dict[str, Any]:
+    old, new = (a, b) if a.generation == "0.x" else (b, a)
+    config = config_beside(old) or config_beside(new)
+    if config is None:
+        raise UnsupportedError(
+            "layers of 0.x have no names",
+            file=str(old.paths[0]),
+            expected="config.json beside one of the two files, or names",
+            got="none",
+        )
+    return config
+
+
+def _by_path(file: UqffFile, config: Mapping[str, Any] | None, names: Sequence[LayerName] | None) -> dict[str, Module]:
+    """The modules of a file by what makes them the same in two: path, or index as a plain number."""
+    modules = modules_of(file, config, names)
+    if config is None and names is None and file.generation == "0.x":
+        return {str(int(module.path)): module for module in modules}
+    return {module.path: module for module in modules}
+
+
+def _head_as_embedding(
+    a: Mapping[str, Module], b: Mapping[str, Module], config: Mapping[str, Any] | None
+) -> dict[str, str]:
+    """The head of a tied model to its embedding, and back, if each file has one of the two."""
+    if config is None:
+        return {}
+    head, embedding = layer_names(config)[0], embedding_name(config)
+    if head.weight != f"{embedding}.weight" or (head.module in a) == (head.module in b):
+        return {}
+    return {head.module: embedding, embedding: head.module}
+
+
+def _alone(file: UqffFile, name: str, module: Module, *, is_first: bool) -> Iterator[Pair]:
+    for at, key in enumerate(module.keys):
+        held = _whole(file, key)
+        yield Pair(name if len(module.keys) == 1 else f"{name}[{at}]", *((held, None) if is_first else (None, held)))
+
+
+def _pairs(name: str, a: UqffFile, first: Module, b: UqffFile, second: Module) -> Iterator[Pair]:
+    if len(first.keys) == len(second.keys) == 1:
+        yield Pair(name, _whole(a, first.keys[0]), _whole(b, second.keys[0]))
+        return
+    counts = _experts(a, first), _experts(b, second)
+    if counts[0] != counts[1]:
+        raise ShapeError("stacks differ in size", file=str(b.paths[0]), layer=name, expected=counts[0], got=counts[1])
+    for expert in range(counts[0]):
+        yield Pair(f"{name}[{expert}]", _expert(a, first, expert), _expert(b, second, expert))
+
+
+def _experts(file: UqffFile, module: Module) -> int:
+    if len(module.keys) > 1:
+        return len(module.keys)
+    record, fields = file.fields(module.keys[0])
+    shape = record.shape_of(fields)
+    return shape[0] if len(shape) > 2 else 1
+
+
+def _expert(file: UqffFile, module: Module, expert: int) -> Held:
+    if len(module.keys) > 1:
+        return _whole(file, module.keys[expert])
+    key = module.keys[0]
+    weight, bias = file[key]
+    if len(weight.shape) < 3:
+        return _whole(file, key)
+    if bias is not None and bias.ndim == len(weight.shape) - 1:
+        bias = bias[expert]
+    try:
+        layer = Layer(weight.narrow(0, expert, 1).unstack()[0], bias)
+    except ShardError:  # shared words or scales: only its numbers can be had
+        numbers = weight.dequantize_expert(expert, torch.float32)
+        raw = torch.frombuffer(bytearray(bytes_of(numbers)), dtype=torch.uint8).view(*numbers.shape[:-1], -1)
+        layer = Layer(Unquant(raw, DType.F32), bias)
+    return Held(key, weight.kind, layer.weight.nbytes + (0 if bias is None else bias.nbytes), layer)
+
+
+def _whole(file: UqffFile, key: str) -> Held:
+    layer = file[key]
+    return Held(key, layer.weight.kind, sum(place.nbytes for place in file.places(key).values()), layer)
+
+
+def _release(file: UqffFile, module: Module) -> None:
+    for key in module.keys:
+        file.release(key)

@@ -1,0 +1,278 @@
+"""Which layer of a model becomes which layer of the other generation: the moves of a migration, before any byte moves.
+
+::
+
+    0.x index          1.x key
+    i          <--->   path                      one for one
+    i, j, k    <--->   path of the experts       one for each expert, stacked exactly
+    0          <--->   embedding                 of a tied model whose embedding is a layer (1.2)
+    none       <--->   embedding                 of any other: kept in a file of its own beside the model
+
+Every part of a layer goes along as it is.  What has no place in the target is a :class:`Problem`, never left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+from uqff.architectures import LayerName
+from uqff.blob import Layer
+from uqff.codes import Family, Version
+from uqff.container.file import UqffFile
+from uqff.container.streaming import layer_sizes
+from uqff.errors import ShardError, UqffError
+from uqff.families import Unquant
+from uqff.families.stacking import odd_ones, stack
+from uqff.schema.entries import FIRST
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["Move", "Moves", "Problem", "Row", "Source", "plan_moves"]
+
+
+class Source(NamedTuple):
+    """A layer where it is: an open file and its key there."""
+
+    file: UqffFile
+    key: str
+
+
+class Problem(NamedTuple):
+    """A layer that cannot be expressed in the target, and why."""
+
+    layer: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of the mapping: one layer of the generation that has more of them.
+
+    Attributes:
+        index: number in a pre-1.0 file, None if there is none.
+        key: path in a 1.x file.
+        expert: number of the expert, None for no expert or all of them.
+        kind: the stored type.
+        shape: of the weight.
+        nbytes: of the layer in the source; in the target, where the source has several in one.
+    """
+
+    index: int | None
+    key: str
+    expert: int | None
+    kind: str
+    shape: tuple[int, ...]
+    nbytes: int
+
+    @property
+    def path(self) -> str:
+        """Key and expert as a file of names has them."""
+        return self.key if self.expert is None else f"{self.key}[{self.expert}]"
+
+
+@dataclass(frozen=True)
+class Move:
+    """Layers of the source and what they become: one for one, several stacked to one, or one unstacked to several.
+
+    Attributes:
+        sources: the layers, in the order of the experts.
+        targets: keys in the target, in the order of the experts.
+        names: of the layers in the finer of the two generations.
+        how: ``same`` for one that stays what it is, else ``stack`` or ``unstack``; ``plain`` for a stack of dequantised
+            weights.
+        dtype: of plain weights.
+    """
+
+    sources: tuple[Source, ...]
+    targets: tuple[str, ...]
+    names: tuple[LayerName, ...]
+    how: Literal["same", "stack", "unstack", "plain"] = "same"
+    dtype: torch.dtype | None = None
+
+    def taken(self, bias_dtypes: Mapping[str, torch.dtype]) -> list[Layer]:
+        """The layers of the source.
+
+        Args:
+            bias_dtypes: dtype of the biases to be cast, by the source's key.
+
+        Raises:
+            UqffError: a layer is broken.
+        """
+        return [_cast(source.file[source.key], bias_dtypes.get(source.key)) for source in self.sources]
+
+    def made(self, taken: list[Layer]) -> Iterator[tuple[str, Layer]]:
+        """The layers of the target by key, of those of the source or of their outlines.
+
+        Raises:
+            ShardError: they do not stack, or a stack cannot be taken apart.
+        """
+        if self.how == "unstack":
+            yield from zip(self.targets, _unstacked(taken[0]), strict=True)
+        elif self.how == "stack":
+            yield self.targets[0], _stacked(taken)
+        elif self.how == "plain":
+            yield self.targets[0], _plain(taken, self.dtype)
+        else:
+            yield self.targets[0], taken[0]
+
+    def release(self) -> None:
+        """Give back the memory of the sources."""
+        for source in self.sources:
+            source.file.release(source.key)
+
+
+@dataclass
+class Moves:
+    """All moves of one model.
+
+    Attributes:
+        moves: in the order of the source.
+        outlines: layers of the target, on the meta device, by key.
+        rows: the mapping.
+        problems: what cannot be expressed.
+        failed: the moves that are not possible.
+        bias_dtypes: dtype of the biases to be cast, by the source's key.
+    """
+
+    moves: list[Move]
+    outlines: dict[str, Layer] = field(default_factory=dict)
+    rows: list[Row] = field(default_factory=list)
+    problems: list[Problem] = field(default_factory=list)
+    failed: list[Move] = field(default_factory=list)
+    bias_dtypes: Mapping[str, torch.dtype] = field(default_factory=dict)
+
+
+def plan_moves(
+    moves: Sequence[Move],
+    version: Version,
+    bias_dtypes: Mapping[str, torch.dtype],
+    plain_dtype: torch.dtype | None = None,
+) -> Moves:
+    """Look at every layer, and find what cannot be expressed.
+
+    Args:
+        moves: what becomes what.
+        version: of the target.
+        bias_dtypes: dtype of the biases to be cast, by the source's key.
+        plain_dtype: in which to store experts, dequantised, that cannot be stacked or not be read as a stack; None if
+            that is a problem.
+    """
+    planned = Moves([], bias_dtypes=bias_dtypes)
+    for move in moves:
+        taken = move.taken(bias_dtypes)
+        made, sizes, problems = _try(move, taken, version)
+        if problems and move.how == "stack" and plain_dtype is not None:
+            move = replace(move, how="plain", dtype=plain_dtype)
+            made, sizes, problems = _try(move, taken, version)
+        planned.moves.append(move)
+        planned.problems += problems
+        planned.failed += [move] if problems else []
+        planned.outlines |= made
+        planned.rows += _rows(move, made, sizes, blobs=version < FIRST)
+    return planned
+
+
+def _try(move: Move, taken: list[Layer], version: Version) -> tuple[dict[str, Layer], dict[str, int], list[Problem]]:
+    """The outlines of a move and their sizes, or what makes it impossible."""
+    problems = _odd_experts(move)
+    if problems:
+        return {}, {}, problems
+    try:
+        made = dict(move.made([_outline(layer) for layer in taken]))
+        sizes = layer_sizes(made, version)
+        if move.how == "stack":
+            _try_stack(taken)
+        return made, sizes, []
+    except UqffError as error:
+        error.layer = None
+        return {}, {}, [Problem(move.names[0].key, str(error))]
+
+
+def _odd_experts(move: Move) -> list[Problem]:
+    """Experts whose type or shape is not that of the others."""
+    if move.how != "stack":
+        return []
+    forms = [_form(source) for source in move.sources]
+    odd = odd_ones(forms)
+    usual = next(form for at, form in enumerate(forms) if at not in odd)
+    return [
+        Problem(
+            move.names[0].key,
+            f"experts are unlike: expert {move.names[at].expert} (index {move.names[at].index}) is {forms[at]}, "
+            f"the others are {usual}",
+        )
+        for at in odd
+    ]
+
+
+def _form(source: Source) -> str:
+    record, fields = source.file.fields(source.key)
+    bias = "" if fields["bias"] is None else ", with a bias"
+    return f"{record.kind_of(fields)} {list(record.shape_of(fields))}{bias}"
+
+
+def _try_stack(layers: list[Layer]) -> None:
+    """Stack two experts in earnest: types with something for a whole tensor may not stack, whatever outlines say."""
+    if len(layers) > 1 and layers[0].weight.family in (Family.FP8, Family.HQQ):
+        stack([layer.weight for layer in layers[:2]])
+
+
+def _rows(move: Move, made: Mapping[str, Layer], sizes: Mapping[str, int], *, blobs: bool) -> Iterator[Row]:
+    if move.how == "unstack":
+        for name, target in zip(move.names, move.targets, strict=True):
+            if target in made:
+                weight = made[target].weight
+                yield Row(name.index, name.key, name.expert, weight.kind, weight.shape, sizes[target])
+        return
+    for name, (file, key) in zip(move.names, move.sources, strict=True):
+        record, fields = file.fields(key)
+        nbytes = sum(place.nbytes for place in file.places(key).values())
+        numbered = blobs or file.generation == "0.x"
+        kind, shape = record.kind_of(fields), record.shape_of(fields)
+        yield Row(name.index if numbered else None, name.key, name.expert, kind, shape, nbytes)
+
+
+def _cast(layer: Layer, dtype: torch.dtype | None) -> Layer:
+    return layer if dtype is None or layer.bias is None else Layer(layer.weight, layer.bias.to(dtype))
+
+
+def _outline(layer: Layer) -> Layer:
+    return Layer(layer.weight.to("meta"), None if layer.bias is None else layer.bias.to("meta"))
+
+
+def _stacked(layers: list[Layer]) -> Layer:
+    return Layer(stack([layer.weight for layer in layers]), _stacked_bias(layers))
+
+
+def _stacked_bias(layers: list[Layer]) -> torch.Tensor | None:
+    import torch
+
+    biases = [layer.bias for layer in layers if layer.bias is not None]
+    if biases and len(biases) != len(layers):
+        raise ShardError("weights do not stack", expected="a bias for all experts or none", got=f"{len(biases)} biases")
+    return torch.stack(biases) if biases else None
+
+
+def _plain(layers: list[Layer], dtype: torch.dtype | None) -> Layer:
+    """Dequantised weights as one; on the meta device, their outline."""
+    import torch
+
+    shape, bias = layers[0].weight.shape, _stacked_bias(layers)
+    if layers[0].weight.device.type == "meta":
+        return Layer(Unquant.of(torch.empty(len(layers), *shape, dtype=dtype, device="meta")), bias)
+    made = torch.empty(len(layers), *shape, dtype=dtype)
+    for at, layer in enumerate(layers):
+        layer.weight.dequantize(out=made[at])
+    return Layer(Unquant.of(made), bias)
+
+
+def _unstacked(layer: Layer) -> list[Layer]:
+    weights = layer.weight.unstack()
+    if layer.bias is None:
+        return [Layer(weight) for weight in weights]
+    if layer.bias.ndim == 1:
+        return [Layer(weight, layer.bias) for weight in weights]
+    return [Layer(weight, bias) for weight, bias in zip(weights, layer.bias, strict=True)]

@@ -1,0 +1,361 @@
+"""A migration before a byte moves: the moves of every model of a directory, and what stands in their way."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final
+
+from uqff.architectures import LayerName, layer_names, stacked_names
+from uqff.codes import DType, Family, Version
+from uqff.container.directory import LOADED_DTYPES
+from uqff.container.file import UqffFile
+from uqff.container.mapped import MappedFile
+from uqff.errors import FormatError, ShapeError, UnsupportedError, UqffError
+from uqff.migrate.embedding import EMBEDDING_SINCE, embedding_of, is_tied_head, lowered, raised, untied
+from uqff.migrate.moves import Move, Moves, Problem, Row, Source, plan_moves
+from uqff.migrate.names import check_residual, check_shapes, known_names, with_stacked_experts
+from uqff.migrate.origin import blob_versions, dequantized, inherited, note_of, were_stacked
+from uqff.schema.entries import FIRST
+from uqff.sources.model import ModelDirectory
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["FORMATS", "Plan", "Planned", "plan_migration"]
+
+FORMATS: Final = {
+    "0.1": Version(0, 1, 3),
+    "0.2": Version(0, 2, 0),
+    "1.0": Version(1, 0, 0),
+    "1.1": Version(1, 1, 0),
+    "1.2": Version(1, 2, 0),
+}
+"""Formats that can be written, and the version that each writes."""
+
+ADDED_IN_F32: Final = {0: (Family.GGUF, Family.HQQ, Family.F8Q8), 1: (Family.HQQ,)}
+"""Families whose biases the engine adds in float32, by the major version it reads; those of others must have the dtype
+of the activations.  What it writes is another matter: for FP8 always F8E4M3 (without a scale), for MXFP4 always BF16,
+and from 1.0 on F32 for GGUF and F8Q8, all of which it then cannot add unless activations happen to have that dtype.
+"""
+
+UNLOADABLE: Final = ("q8_1", "q8k")
+"""Types that the engine writes and does not load."""
+
+
+@dataclass
+class Planned:
+    """The migration of one quantised model.
+
+    Attributes:
+        stem: name of its files, without number.
+        file: the model.
+        moves: what becomes what.
+        kept: layers that have no place in the target, by key.
+        versions: of blobs, by key, where they are not that of the format.
+        metadata: of 1.x files to be written.
+    """
+
+    stem: str
+    file: UqffFile
+    moves: Moves
+    kept: dict[str, Source] = field(default_factory=dict)
+    versions: dict[str, Version] = field(default_factory=dict)
+    metadata: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def rows(self) -> list[Row]:
+        """The mapping, by index or key."""
+        return self.moves.rows
+
+
+@dataclass
+class Plan:
+    """The migration of a model directory.
+
+    Attributes:
+        directory: the source.
+        version: to be written.
+        dtype: the load dtype, as the residual tells it.
+        models: one for each quantised model.
+        dense: tensors that the residual gets in addition, dequantised, by name.
+        dropped: tensors that it had in addition, and no longer needs.
+        config: a new ``config.json``, None if it stays.
+        warnings: what the engine will make of the result, where that is not what one would think.
+    """
+
+    directory: ModelDirectory
+    version: Version
+    dtype: DType
+    models: list[Planned] = field(default_factory=list)
+    dense: dict[str, Source] = field(default_factory=dict)
+    dropped: set[str] = field(default_factory=set)
+    config: dict[str, Any] | None = None
+    warnings: list[str] = field(default_factory=list)
+
+    @property
+    def problems(self) -> list[Problem]:
+        """What cannot be expressed."""
+        return [problem for planned in self.models for problem in planned.moves.problems]
+
+    def check(self) -> None:
+        """Refuse what cannot be expressed.
+
+        Raises:
+            UnsupportedError: naming the first; all are in :attr:`problems`.
+        """
+        if self.problems:
+            first, count = self.problems[0], len(self.problems)
+            problem = f"{count} {'layer' if count == 1 else 'layers'} cannot be expressed in {self.version}"
+            stacks = any(move.how == "stack" for planned in self.models for move in planned.moves.failed)
+            hint = "layers of another version, or experts dequantised (--plain-experts)" if stacks else None
+            raise UnsupportedError(problem, layer=first.layer, expected=hint, got=first.reason)
+
+
+def plan_migration(
+    directory: ModelDirectory,
+    to: str = "1.2",
+    *,
+    names: Sequence[LayerName] | None = None,
+    fix_biases: str | None = None,
+    plain_experts: bool = False,
+    untie: bool = False,
+) -> Plan:
+    """Look at all layers of a model directory, and find what becomes of them.
+
+    Args:
+        directory: with one quantised model or several.
+        to: the format, see :data:`FORMATS`.
+        names: of the layers of 0.x, by index, in place of those of the architecture; see :mod:`uqff.migrate.names`.
+        fix_biases: the dtype of activations (``f32``, ``f16``, ``bf16``; ``load`` for the load dtype) for which to
+            store biases, where they are in one that the engine cannot add to them; None to leave them.
+        plain_experts: store experts that the format cannot hold as a stack dequantised, in the load dtype.
+        untie: say in the new ``config.json`` that head and embedding are two.
+
+    Raises:
+        UqffError: a layer is broken, or the model is not the one that its ``config.json`` describes.
+    """
+    if to not in FORMATS:
+        raise UnsupportedError("unknown format", field="to", expected=", ".join(FORMATS), got=to)
+    return _Planner(directory, FORMATS[to], names, fix_biases, plain_experts).run(untie=untie)
+
+
+class _Planner:
+    def __init__(
+        self,
+        directory: ModelDirectory,
+        version: Version,
+        names: Sequence[LayerName] | None,
+        fix_biases: str | None,
+        plain_experts: bool,
+    ) -> None:
+        self.config = directory.config
+        self.names = names
+        self.fix_biases = fix_biases
+        self.plain_experts = plain_experts
+        self.marks = dequantized(directory.residual)
+        self.plan = Plan(directory, version, _load_dtype(directory.residual, self.marks))
+        if fix_biases not in (None, "load", *map(str.lower, LOADED_DTYPES)):
+            expected = "load, f32, f16 or bf16"
+            raise UnsupportedError("unknown dtype", field="fix_biases", expected=expected, got=fix_biases)
+
+    def run(self, *, untie: bool) -> Plan:
+        plan = self.plan
+        restored = [self.add_model(stem, file) for stem, file in plan.directory.models.items()]
+        if self.marks and plan.version >= EMBEDDING_SINCE:
+            if all(restored):
+                plan.dropped = set(self.marks)
+            elif any(restored):
+                raise FormatError(
+                    "some models of the directory have the codes of their embedding, others do not",
+                    file=str(plan.directory.path),
+                    expected="all or none: migrate them one by one",
+                )
+            else:
+                plan.warnings.append(f"{', '.join(self.marks)}: was dequantised, and its codes are not there")
+        self.plan_head(untie=untie)
+        return plan
+
+    def add_model(self, stem: str, file: UqffFile) -> bool:
+        """Plan a model; gives whether the codes of its embedding are there again."""
+        plan, restored = self.plan, False
+        problems: list[Problem] = []
+        kept: dict[str, Source] = {}
+        if file.generation == "0.x" and plan.version >= FIRST:
+            moves = self.moves_up(file)
+        elif file.generation == "1.x" and plan.version < FIRST:
+            moves, kept = self.moves_down(file, problems)
+        else:
+            moves = [_same(file, key) for key in file]
+        embedding = embedding_of(self.config, file)
+        if embedding is not None and plan.version < EMBEDDING_SINCE:
+            self.need_dense(file, embedding)
+            if plan.version >= FIRST:
+                moves, kept = lowered(self.config, file, moves, embedding)
+        elif plan.version >= EMBEDDING_SINCE:
+            moves, restored = raised(self.config, moves, self.marks, plan.directory.kept.get(stem))
+        plain_dtype = plan.dtype.torch if self.plain_experts else None
+        planned = Planned(stem, file, plan_moves(moves, plan.version, self.bias_dtypes(stem, file), plain_dtype), kept)
+        planned.moves.problems[:0] = problems
+        planned.moves.rows.sort(key=lambda row: (row.index or 0, row.key, row.expert or 0))
+        self.note_origin(planned)
+        self.warn(planned)
+        plan.models.append(planned)
+        return restored
+
+    def moves_up(self, file: UqffFile) -> list[Move]:
+        """From blobs to entries."""
+        keys = {int(key): key for key in file}
+        shapes = {index: _shape(file, key) for index, key in keys.items()}
+        residual = self.plan.directory.residual
+        tensors = {name: entry.shape for name, entry in residual.header.entries.items()} if residual else {}
+        try:
+            names = known_names(self.config, shapes) if self.names is None else self.names
+            if keys.keys() != {name.index for name in names}:
+                got = f"{len(keys)}, index {min(keys)} to {max(keys)}"
+                raise FormatError("the names are of another file", expected=f"{len(names)} layers", got=got)
+            check_residual(names, tensors, shapes)
+        except UqffError as error:
+            if error.field == "config.architectures":
+                error.expected = f"{error.expected}; or a file of names"
+            raise error.within(file=str(file.paths[0])) from None
+        moves = []
+        for entry in stacked_names(names):
+            parts = tuple(sorted(entry.parts, key=lambda name: name.expert or 0))
+            sources = tuple(Source(file, keys[name.index]) for name in parts)
+            moves.append(Move(sources, (entry.key,), parts, "same" if parts[0].expert is None else "stack"))
+        return moves
+
+    def moves_down(self, file: UqffFile, problems: list[Problem]) -> tuple[list[Move], dict[str, Source]]:
+        """From entries to blobs, and the layers that have no place there."""
+        embedding = embedding_of(self.config, file)
+        names = self.names
+        if names is None:
+            names = layer_names(self.config)
+            names = with_stacked_experts(names) if were_stacked(file.metadata) else names
+        shapes: dict[int, tuple[int, ...]] = {}
+        moves, used = [], set()
+        for entry in stacked_names(names):
+            key, index = entry.key, entry.parts[0].index
+            if key not in file and embedding is not None and is_tied_head(self.config, key):
+                key = embedding
+            if key not in file:
+                problems.append(Problem(key, f"no such layer in the file, and 0.x needs one of index {index}"))
+                continue
+            used.add(key)
+            shape = _shape(file, key)
+            parts = tuple(sorted(entry.parts, key=lambda name: name.expert or 0))
+            unstack = parts[0].expert is not None
+            if unstack and (len(shape) < 3 or shape[0] != len(parts)):
+                expected = f"a stack of {len(parts)}"
+                path = str(file.paths[0])
+                raise ShapeError("wrong number of experts", file=path, layer=key, expected=expected, got=list(shape))
+            shapes |= {name.index: shape[1:] if unstack else shape for name in parts}
+            targets = tuple(str(name.index) for name in parts)
+            moves.append(Move((Source(file, key),), targets, parts, "unstack" if unstack else "same"))
+        if self.names is None:
+            try:
+                check_shapes(self.config, [name for name in names if name.index in shapes], shapes)
+            except UqffError as error:
+                raise error.within(file=str(file.paths[0])) from None
+        kept = {} if embedding is None or embedding in used else {embedding: Source(file, embedding)}
+        problems += [Problem(key, "0.x has no index for it") for key in file if key not in used and key not in kept]
+        return moves, kept
+
+    def need_dense(self, file: UqffFile, key: str) -> None:
+        """Note that the residual needs the embedding, too; of several models, that of the most bytes."""
+        name, source = f"{key}.weight", Source(file, key)
+        residual = self.plan.directory.residual
+        if residual is not None and name in residual.header.entries:
+            return
+        other = self.plan.dense.get(name)
+        if other is None or _nbytes(other) < _nbytes(source):
+            self.plan.dense[name] = source
+
+    def bias_dtypes(self, stem: str, file: UqffFile) -> dict[str, torch.dtype]:
+        """The dtype in which to store the biases that the engine cannot add, by key."""
+        activations = LOADED_DTYPES.get((self.fix_biases or "").upper(), self.plan.dtype)
+        in_f32 = ADDED_IN_F32[self.plan.version.major]
+        found: dict[str, torch.dtype] = {}
+        odd = Counter[str]()
+        for key in file:
+            record, fields = file.fields(key)
+            if fields["bias"] is None:
+                continue
+            stored, wanted = fields["bias"]["dtype"], DType.F32 if record.family in in_f32 else activations
+            if stored is not wanted:
+                odd[f"biases of {record.family.title} layers in {stored.safetensors}"] += 1
+                found[key] = wanted.torch
+        for what, count in odd.items():
+            text = f"{stem}: {count} {what}"
+            if self.fix_biases:
+                text += f", changed for activations in {activations.safetensors}"
+            else:
+                text += (
+                    f", which the engine cannot add to activations in {activations.safetensors}: it loads the model "
+                )
+                text += "and then fails; --fix-biases changes them"
+            self.plan.warnings.append(text)
+        return found if self.fix_biases else {}
+
+    def note_origin(self, planned: Planned) -> None:
+        """Versions of the blobs: noted in 1.x, restored from there in 0.x."""
+        file = planned.file
+        if file.generation == "0.x" and self.plan.version >= FIRST:
+            stacked = any(name.stacked and name.expert is None for move in planned.moves.moves for name in move.names)
+            planned.metadata = note_of(file, stacked=stacked)
+        elif file.generation == "1.x" and self.plan.version >= FIRST:
+            planned.metadata = inherited(file.metadata)
+        elif file.generation == "1.x":
+            planned.versions = blob_versions(file.metadata, planned.moves.outlines, self.plan.version)
+
+    def warn(self, planned: Planned) -> None:
+        """Say what is left out, and what no engine loads."""
+        warnings, stem = self.plan.warnings, planned.stem
+        extra = planned.file.extra
+        if len(extra):
+            warnings.append(f"{stem}: entries that belong to no layer are left out: {', '.join(extra)}")
+        plain = [move.targets[0] for move in planned.moves.moves if move.how == "plain"]
+        if plain:
+            dtype = self.plan.dtype.safetensors
+            warnings.append(f"{stem}: dequantised, stored as {dtype}, and not to be had back: {', '.join(plain)}")
+        kinds = Counter(row.kind for row in planned.rows if row.kind in UNLOADABLE)
+        warnings += [f"{stem}: {count} layers of type {kind}, which no engine loads" for kind, count in kinds.items()]
+
+    def plan_head(self, *, untie: bool) -> None:
+        """Of tied models that become 1.x ones, with their embedding dense."""
+        models = self.plan.models
+        keys = [row.key for planned in models for row in planned.rows] if self.plan.version >= FIRST else []
+        tied = models[0].file.generation == "0.x" and any(is_tied_head(self.config, key) for key in keys)
+        if untie:
+            if not tied:
+                expected = "a 0.x model with a tied head"
+                raise UnsupportedError("nothing to untie", field="config.tie_word_embeddings", expected=expected)
+            self.plan.config = untied(self.config)
+        elif tied and self.config.get("tie_word_embeddings") is not False:
+            self.plan.warnings.append(
+                "head and embedding are tied: the engine takes one matrix for both, where pre-1.0 ones had a quantised "
+                "head beside the dense embedding; --untie keeps both"
+            )
+
+
+def _same(file: UqffFile, key: str) -> Move:
+    index = int(key) if file.generation == "0.x" else 0
+    return Move((Source(file, key),), (key,), (LayerName(index, key, f"{key}.weight", None),))
+
+
+def _shape(file: UqffFile, key: str) -> tuple[int, ...]:
+    record, fields = file.fields(key)
+    return record.shape_of(fields)
+
+
+def _nbytes(source: Source) -> int:
+    return sum(place.nbytes for place in source.file.places(source.key).values())
+
+
+def _load_dtype(residual: MappedFile | None, marks: Sequence[str]) -> DType:
+    """The dtype in which the model was loaded: that of most floats of the residual, dequantised ones aside."""
+    entries: Mapping[str, Any] = residual.header.entries if residual is not None else {}
+    floats = [entry.dtype for name, entry in entries.items() if entry.dtype in LOADED_DTYPES and name not in marks]
+    return LOADED_DTYPES[Counter(floats).most_common(1)[0][0]] if floats else DType.F32

@@ -1,0 +1,253 @@
+"""Carrying out a migration: layers stream from mapped files into a directory that appears whole or not at all."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from uqff.architectures import LayerName
+from uqff.blob import Layer
+from uqff.container.directory import CONFIG_NAME, Progress, Step, check_space, copy_companions
+from uqff.container.file import RESIDUAL_NAME, UqffFile
+from uqff.container.report import REPORT_NAME, build_report, report_document
+from uqff.container.save import SHARD_BYTES
+from uqff.container.save_v1 import entry_items, metadata_of, version_entries
+from uqff.container.shards import PathLike
+from uqff.container.staging import check_target, staged_directory
+from uqff.container.streaming import StreamedFile, StreamedLayers, flush_to_disk
+from uqff.container.writer import copy_durably
+from uqff.entries import to_entries
+from uqff.errors import UqffError
+from uqff.isq import kind_name
+from uqff.migrate.embedding import EMBEDDING_SINCE
+from uqff.migrate.origin import with_dequantized
+from uqff.migrate.plan import Plan, Planned, plan_migration
+from uqff.schema.entries import FIRST
+from uqff.sources.model import KEPT_SUFFIX, ModelDirectory
+from uqff.views import bytes_of
+
+__all__ = ["Migrated", "migrate_model", "write_migration"]
+
+
+@dataclass
+class Migrated:
+    """What a migration made.
+
+    Attributes:
+        path: the model directory.
+        shards: names of the files, by the stem of each model.
+        nbytes: of all of them.
+        copied: names of the files that were copied as they are.
+        left: names of files of the source that were not.
+    """
+
+    path: Path
+    shards: dict[str, list[str]] = field(default_factory=dict)
+    nbytes: int = 0
+    copied: list[str] = field(default_factory=list)
+    left: list[str] = field(default_factory=list)
+
+
+def migrate_model(
+    source: PathLike,
+    target: PathLike,
+    to: str = "1.2",
+    *,
+    names: Sequence[LayerName] | None = None,
+    fix_biases: str | None = None,
+    plain_experts: bool = False,
+    untie: bool = False,
+    force: bool = False,
+    shard_bytes: int = SHARD_BYTES,
+    progress: Progress | None = None,
+) -> Migrated:
+    """Turn a model of one version into a model of another.
+
+    Args:
+        source: a model directory, with one quantised model or several, or a ``.uqff`` file in one.
+        target: the directory to make.
+        to: the format: ``0.1``, ``0.2``, ``1.0``, ``1.1`` or ``1.2``.
+        names, fix_biases, plain_experts, untie: see :func:`uqff.migrate.plan.plan_migration`.
+        force, shard_bytes, progress: see :func:`write_migration`.
+
+    Raises:
+        UqffError: the model breaks a rule, is not the one that its ``config.json`` describes, or cannot be expressed in
+            the format; nothing has been written.
+        FileExistsError: ``target`` is there and may not be replaced.
+        OSError: reading or writing failed (a full disk, say); nothing stays behind.
+    """
+    check_target(Path(target), force=force)
+    with ModelDirectory(source) as directory:
+        plan = plan_migration(
+            directory, to, names=names, fix_biases=fix_biases, plain_experts=plain_experts, untie=untie
+        )
+        return write_migration(plan, target, force=force, shard_bytes=shard_bytes, progress=progress)
+
+
+def write_migration(
+    plan: Plan,
+    target: PathLike,
+    *,
+    force: bool = False,
+    shard_bytes: int = SHARD_BYTES,
+    progress: Progress | None = None,
+) -> Migrated:
+    """Make the model directory of a plan.
+
+    Peak memory is the largest layer of the target, plus a constant.
+
+    Args:
+        plan: the plan; its directory is open.
+        target: the directory to make.
+        force: replace a model that is in ``target`` already.
+        shard_bytes: payload after which a new shard begins.
+        progress: called after each layer.
+
+    Raises:
+        UnsupportedError: something cannot be expressed; nothing has been written.
+        FileExistsError: ``target`` is there and may not be replaced.
+        OSError: reading or writing failed (a full disk, say); nothing stays behind.
+    """
+    plan.check()
+    target = Path(target)
+    check_target(target, force=force)
+    check_space(target, _needed(plan))
+    made, steps = Migrated(target), _Steps(plan.models, progress)
+    with staged_directory(target, force=force) as staging:
+        for planned in plan.models:
+            made.shards[planned.stem] = _write_layers(staging, plan, planned, shard_bytes, steps)
+            _write_kept(staging, plan, planned)
+        _write_residual(staging, plan)
+        source = plan.directory.path
+        made.copied = copy_companions(source, staging, leave=() if plan.config is None else (CONFIG_NAME,))
+        if plan.config is not None:
+            _write_json(staging / CONFIG_NAME, plan.config)
+        made.left = [name for name in plan.directory.others if not (staging / name).exists()]
+        if plan.version >= FIRST:
+            _write_report(staging, plan, made)
+        made.nbytes = sum((staging / name).stat().st_size for names in made.shards.values() for name in names)
+    return made
+
+
+def _needed(plan: Plan) -> int:
+    residual = plan.directory.residual
+    layers = sum(row.nbytes for planned in plan.models for row in planned.rows)
+    return layers + (len(residual.view) if residual is not None else 0)
+
+
+class _Steps:
+    """Counts what has been written."""
+
+    def __init__(self, models: Sequence[Planned], progress: Progress | None) -> None:
+        outlines = [layer for planned in models for layer in planned.moves.outlines.values()]
+        self._layers = len(outlines)
+        self._weights = sum(layer.weight.numel for layer in outlines)
+        self._layers_done = self._weights_done = 0
+        self._progress = progress
+
+    def done(self, key: str, layer: Layer) -> None:
+        self._layers_done += 1
+        self._weights_done += layer.weight.numel
+        if self._progress is not None:
+            self._progress(Step(key, self._layers_done, self._layers, self._weights_done, self._weights))
+
+
+def _write_layers(staging: Path, plan: Plan, planned: Planned, shard_bytes: int, steps: _Steps) -> list[str]:
+    moves = planned.moves
+    files = StreamedLayers(
+        staging,
+        planned.stem,
+        moves.outlines,
+        plan.version,
+        shard_bytes,
+        metadata=planned.metadata,
+        versions=planned.versions,
+    )
+    try:
+        for move in moves.moves:
+            for key, layer in move.made(move.taken(moves.bias_dtypes)):
+                files.write(key, layer)
+                steps.done(key, layer)
+                del layer
+            move.release()
+        files.finish()
+    finally:
+        files.close()
+    return [file.path.name for file in files.files]
+
+
+def _write_kept(staging: Path, plan: Plan, planned: Planned) -> None:
+    """The layers that have no place in the target, as a 1.x file; what was kept before stays."""
+    target = staging / f"{planned.stem}{KEPT_SUFFIX}"
+    if not planned.kept:
+        present = plan.directory.kept.get(planned.stem)
+        if present is not None and plan.version < EMBEDDING_SINCE:
+            copy_durably(present.paths[0], target)
+        return
+    version = planned.file.version
+    layers = {key: source.file[source.key] for key, source in planned.kept.items()}
+    tensors = [(item.name, item.dtype, item.shape) for item in entry_items(layers, version)]
+    with StreamedFile(target, tensors, metadata_of(version)) as file:
+        for name, entry in version_entries(version).items():
+            file.write(name, [entry.data])
+        for key, layer in layers.items():
+            for suffix, entry in to_entries(layer, version).items():
+                file.write(f"{key}.{suffix}", [entry.data])
+        file.finish()
+
+
+def _write_residual(staging: Path, plan: Plan) -> None:
+    residual = plan.directory.residual
+    if residual is not None and not plan.dropped and not plan.dense:
+        copy_durably(residual.path, staging / RESIDUAL_NAME)
+        return
+    kept = {} if residual is None else {n: e for n, e in residual.header.entries.items() if n not in plan.dropped}
+    tensors = [(name, entry.dtype, entry.shape) for name, entry in kept.items()]
+    for name, source in plan.dense.items():
+        tensors.append((name, plan.dtype.safetensors, source.file[source.key].weight.shape))
+    if not tensors:
+        return
+    metadata = with_dequantized({} if residual is None else residual.header.metadata, plan.dense)
+    with StreamedFile(staging / RESIDUAL_NAME, tensors, metadata) as file:
+        for name, entry in kept.items():
+            assert residual is not None
+            file.write(name, [residual.slice(entry)])
+        for name, source in plan.dense.items():
+            file.write(name, [bytes_of(source.file[source.key].weight.dequantize(plan.dtype.torch))])
+        file.finish()
+
+
+def _write_report(staging: Path, plan: Plan, made: Migrated) -> None:
+    files: dict[str, UqffFile] = {}
+    try:
+        for planned in plan.models:
+            file = UqffFile([staging / name for name in made.shards[planned.stem]])
+            files[_quant(planned, files)] = file
+        _write_json(staging / REPORT_NAME, report_document(build_report(files)))
+    finally:
+        for file in files.values():
+            file.close()
+
+
+def _quant(planned: Planned, taken: Mapping[str, Any]) -> str:
+    """Its name in the report: the type that its file is called by, else that of most layers, else the stem."""
+    stem = planned.stem
+    usual = Counter(layer.weight.kind for layer in planned.moves.outlines.values()).most_common(1)[0][0]
+    for name in (stem, stem.rpartition("-")[2], stem.rpartition(".")[2], usual):
+        try:
+            kind = kind_name(name)
+        except UqffError:
+            kind = usual if name == usual else ""
+        if kind and kind not in taken:
+            return kind
+    return stem
+
+
+def _write_json(path: Path, document: Mapping[str, Any]) -> None:
+    with open(path, "xb") as file:
+        file.write(json.dumps(document, indent=2, ensure_ascii=False).encode("utf-8") + b"\n")
+        flush_to_disk(file)

@@ -1,0 +1,289 @@
+"""Products with one weight per expert: rows of activations are grouped by the expert that they go to.
+
+Each expert that any token goes to has its weight dequantised once, multiplied with all its rows, and dropped again.
+
+Authority: mistral.rs v0.8.0, ``gather_forward`` of each family in ``mistralrs-quant/src``.  There a weight is selected,
+or the whole stack dequantised, for every token.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+
+from uqff.errors import ShapeError, UnsupportedError
+from uqff.parallel.comm import Comm
+from uqff.parallel.layer import DistributedKind, QuantizedLayer, QuantizedLinear
+from uqff.parallel.shard import Shard
+
+__all__ = [
+    "ColumnParallelStack",
+    "ExpertList",
+    "Gathering",
+    "Groups",
+    "ReplicatedStack",
+    "RowParallelStack",
+    "group_by_expert",
+]
+
+_INDEX_DTYPES = (
+    torch.int64,
+    torch.int32,
+    torch.int16,
+    torch.int8,
+    torch.uint8,
+    torch.uint32,
+    torch.uint64,
+    torch.uint16,
+)
+
+
+class Groups(NamedTuple):
+    """Which experts the tokens go to.
+
+    Attributes:
+        indices: experts of each token, int64 ``[tokens, experts_per_token]``.
+        places: places in the flattened ``indices``, expert after expert, int64 ``[tokens · experts_per_token]``.
+        counts: the experts that any token goes to, ascending, and how many of the places are theirs.
+    """
+
+    indices: torch.Tensor
+    places: torch.Tensor
+    counts: list[tuple[int, int]]
+
+    def rows(self) -> Iterator[tuple[int, torch.Tensor]]:
+        """Each expert with its places."""
+        at = 0
+        for expert, count in self.counts:
+            yield expert, self.places[at : at + count]
+            at += count
+
+
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def group_by_expert(indices: torch.Tensor, experts: int, *, layer: str | None = None) -> Groups:
+    """Group tokens by expert.
+
+    Args:
+        indices: integers ``[tokens, experts_per_token]`` from 0 to ``experts - 1``; a token may name one twice.
+        experts: how many there are.
+        layer: key of the layer, for errors.
+
+    Raises:
+        UnsupportedError: the indices are not integers.
+        ShapeError: they have other dimensions, or name an expert that there is not.
+    """
+    if indices.dtype not in _INDEX_DTYPES:
+        raise UnsupportedError("indices are not integers", layer=layer, expected="an integer dtype", got=indices.dtype)
+    if indices.ndim != 2:
+        expected = "[tokens, experts_per_token]"
+        raise ShapeError("indices are not a matrix", layer=layer, expected=expected, got=list(indices.shape))
+    indices = indices.to(torch.int64)
+    if indices.numel():
+        low, high = (int(bound) for bound in indices.aminmax())
+        if low < 0 or high >= experts:
+            got = low if low < 0 else high
+            raise ShapeError("no such expert", layer=layer, field="indices", expected=f"0 to {experts - 1}", got=got)
+    flat = indices.reshape(-1)
+    counts = torch.bincount(flat, minlength=experts).tolist()
+    present = [(expert, int(count)) for expert, count in enumerate(counts) if count]
+    return Groups(indices, torch.argsort(flat, stable=True), present)
+
+
+class Gathering:
+    """A projection with one weight per expert; what :class:`ExpertList` and stacks have in common."""
+
+    @abstractmethod
+    def size(self) -> tuple[int, int, int]:
+        """Experts, and this rank's outputs and inputs of each."""
+
+    @abstractmethod
+    def _where(self) -> tuple[str | None, Comm, DistributedKind | None]:
+        """Key for errors, ranks, and how the projection is spread over them."""
+
+    @abstractmethod
+    def _products(self, dtype: torch.dtype) -> Callable[[int, torch.Tensor], torch.Tensor]:
+        """What gives the product of some rows with an expert."""
+
+    @abstractmethod
+    def _biases(self, indices: torch.Tensor, dtype: torch.dtype) -> torch.Tensor | None:
+        """The bias of each place, ``[tokens, experts_per_token, out]`` or less."""
+
+    @abstractmethod
+    def quantized_act_type(self) -> torch.dtype | None:
+        """The dtype of activations that the family asks for; None if it takes any."""
+
+    def gather_forward(self, x: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
+        """The product of each token with each of its experts, plus the experts' biases.
+
+        Row-parallel projections are added up over the ranks here, before the bias: one reduction of everything that is
+        returned.  (:class:`~uqff.parallel.experts.FusedExperts` adds up later, once, what is much less.)
+
+        Args:
+            x: ``[tokens, experts_per_token, in]``, or ``[tokens, 1, in]`` for all experts of a token alike.
+            indices: integers ``[tokens, experts_per_token]``.
+
+        Returns:
+            ``[tokens, experts_per_token, out]`` in the dtype of ``x``.
+
+        Raises:
+            ShapeError: shapes do not fit, or there is no such expert.
+            UnsupportedError: the indices are not integers.
+        """
+        key, comm, kind = self._where()
+        groups = group_by_expert(indices, self.size()[0], layer=key)
+        y: torch.Tensor = self.gather_partial(x, groups)
+        if kind is DistributedKind.ROW_PARALLEL:
+            y = comm.sum_all_reduce(y)
+        z: torch.Tensor = self.add_bias(y, groups)
+        return z
+
+    def gather_forward_autocast(self, x: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
+        """:meth:`gather_forward` in :meth:`quantized_act_type`; the result has the dtype of ``x``."""
+        kind = self.quantized_act_type()
+        return self.gather_forward(x if kind is None else x.to(kind), indices).to(x.dtype)
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def gather_partial(self, x: torch.Tensor, groups: Groups) -> torch.Tensor:
+        """:meth:`gather_forward` with what this rank holds: no bias, no communication."""
+        key, _, _ = self._where()
+        _, outputs, inputs = self.size()
+        tokens, per_token = groups.indices.shape
+        if x.ndim != 3 or x.shape[0] != tokens or x.shape[1] not in (1, per_token) or x.shape[2] != inputs:
+            raise ShapeError(
+                "activations do not fit weight and indices",
+                layer=key,
+                expected=f"[{tokens}, {per_token} or 1, {inputs}]",
+                got=list(x.shape),
+            )
+        shared, product = x.shape[1] != per_token, self._products(x.dtype)
+        rows = x.reshape(-1, inputs)
+        y = x.new_empty(tokens * per_token, outputs)
+        for expert, places in groups.rows():
+            y[places] = product(expert, rows[places // per_token if shared else places])
+        return y.view(tokens, per_token, outputs)
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def add_bias(self, y: torch.Tensor, groups: Groups) -> torch.Tensor:
+        """Add the bias of each place's expert."""
+        bias = self._biases(groups.indices, y.dtype)
+        return y if bias is None else y + bias
+
+
+class ReplicatedStack(QuantizedLayer, Gathering):
+    """Stacked experts ``[experts, out, in]`` that every rank holds whole."""
+
+    dims = ("experts", "out", "in")
+
+    def size(self) -> tuple[int, int, int]:
+        """Experts, and this rank's outputs and inputs of each."""
+        experts, outputs, inputs = self.stored_weight._outline.shape
+        return experts, outputs, inputs
+
+    def _where(self) -> tuple[str | None, Comm, DistributedKind | None]:
+        return self.key, self.comm, self.kind
+
+    def _products(self, dtype: torch.dtype) -> Callable[[int, torch.Tensor], torch.Tensor]:
+        weight, room = self.weight, None
+        _, outputs, inputs = self.size()
+        if dtype in (torch.float32, torch.bfloat16, torch.float16):
+            room = torch.empty(outputs, inputs, dtype=dtype, device=weight.device)
+
+        def product(expert: int, rows: torch.Tensor) -> torch.Tensor:
+            # New memory for every expert would cost more than dequantising; but a gradient needs each weight again.
+            out = None if rows.requires_grad else room
+            return torch.nn.functional.linear(rows, weight.dequantize_expert(expert, dtype, out=out))
+
+        return product
+
+    def _biases(self, indices: torch.Tensor, dtype: torch.dtype) -> torch.Tensor | None:
+        bias: torch.Tensor | None = self._plain_bias(dtype)
+        return bias[indices] if bias is not None and bias.ndim == 2 else bias
+
+    def forward(self, x: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
+        """See :meth:`gather_forward`."""
+        return self.gather_forward(x, indices)
+
+
+class ColumnParallelStack(ReplicatedStack):
+    """Stacked experts of each of which a rank holds some outputs (dimension 1), and their bias."""
+
+    kind = DistributedKind.COLUMN_PARALLEL
+
+    @classmethod
+    def _shard(cls, comm: Comm) -> Shard:
+        return Shard.simple(1, comm.rank, comm.world_size)
+
+
+class RowParallelStack(ReplicatedStack):
+    """Stacked experts of each of which a rank holds some inputs (dimension 2), and all of the bias."""
+
+    kind = DistributedKind.ROW_PARALLEL
+
+    @classmethod
+    def _shard(cls, comm: Comm) -> Shard:
+        return Shard.simple(2, comm.rank, comm.world_size)
+
+
+class ExpertList(Gathering, torch.nn.ModuleList):
+    """One layer per expert, of any types; all spread over the ranks alike."""
+
+    def __init__(self, layers: Sequence[QuantizedLinear], key: str | None = None) -> None:
+        """Layers of equal size.
+
+        Args:
+            layers: in the order of experts, at least one.
+            key: of the projection, for errors.
+
+        Raises:
+            ShapeError: there are none, or sizes differ.
+        """
+        super().__init__(layers)
+        self.key = key
+        shapes = [layer.stored_weight._outline.shape for layer in layers]
+        odd = [i for i, shape in enumerate(shapes) if shape != shapes[0]]
+        if not layers or odd:
+            raise ShapeError(
+                "no experts" if not layers else "experts have different shapes",
+                layer=key,
+                expected="at least 1" if not layers else list(shapes[0]),
+                got=0 if not layers else f"{list(shapes[odd[0]])} for expert {odd[0]}",
+            )
+
+    def __getitem__(self, expert: int) -> QuantizedLinear:  # type: ignore[override]
+        layer = self._modules[str(range(len(self))[expert])]
+        assert isinstance(layer, QuantizedLinear)
+        return layer
+
+    def size(self) -> tuple[int, int, int]:
+        """Experts, and this rank's outputs and inputs of each."""
+        outputs, inputs = self[0].stored_weight._outline.shape
+        return len(self), outputs, inputs
+
+    def quantized_act_type(self) -> torch.dtype | None:
+        """What the first expert asks for, as the engine has it."""
+        return self[0].quantized_act_type()
+
+    def apply_isq(self, kind: str | int | None, device: torch.device | str | None = None, **kwargs: Any) -> ExpertList:
+        """New layers, each in another type; takes what :meth:`QuantizedLayer.apply_isq` does."""
+        return ExpertList([self[expert].apply_isq(kind, device, **kwargs) for expert in range(len(self))], self.key)
+
+    def _where(self) -> tuple[str | None, Comm, DistributedKind | None]:
+        return self.key, self[0].comm, self[0].kind
+
+    def _products(self, dtype: torch.dtype) -> Callable[[int, torch.Tensor], torch.Tensor]:
+        return lambda expert, rows: self[expert].forward_partial(rows)
+
+    def _biases(self, indices: torch.Tensor, dtype: torch.dtype) -> torch.Tensor | None:
+        biases = [self[expert]._plain_bias(dtype) for expert in range(len(self))]
+        given = [bias for bias in biases if bias is not None]
+        if not given:
+            return None
+        zeros = torch.zeros_like(given[0])
+        return torch.stack([zeros if bias is None else bias for bias in biases])[indices]
+
+    def forward(self, x: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
+        """See :meth:`gather_forward`."""
+        return self.gather_forward(x, indices)

@@ -1,0 +1,360 @@
+"""What a run of the quantiser will make, known from shapes alone: the layers of a file, where in the checkpoint their
+weights are, and the type that each gets.
+
+The experts of a projection are tensors of their own in most checkpoints, ``experts.3.up_proj.weight [out, in]``; in
+some all are one tensor, gate and up joined::
+
+    experts.gate_up_proj   [E, 2 * inner, hidden]   or transposed   [E, hidden, 2 * inner]
+    experts.down_proj      [E, hidden, inner]                       [E, inner, hidden]
+
+Either way a 0.x file has a layer for each expert, and a 1.x file one layer ``[E, out, in]`` for each projection.
+
+Authority: mistral.rs v0.9.2, ``mistralrs-core/src/moe/experts/checkpoint.rs`` (``ExpertSourceLayout::detect``),
+``mistralrs-quant/src/lib.rs`` (``promote_for_sensitive_tensor``, ``resolve_immediate_isq``) and
+``mistralrs-quant/src/uqff/tracker.rs`` (``resolve_type``: a topology's type is not promoted).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from uqff.architectures import (
+    EMBEDDING_SINCE,
+    EntryName,
+    LayerName,
+    entry_names,
+    layer_names,
+    selected_entries,
+    selected_layers,
+    with_stated_tie,
+)
+from uqff.blob import Layer
+from uqff.codes import DType, Version
+from uqff.container.directory import LOADED_DTYPES
+from uqff.container.streaming import layer_sizes
+from uqff.errors import FormatError, ShapeError, UnsupportedError, UqffError
+from uqff.families import AFQ, GGUF, Unquant
+from uqff.isq import Engine, bias_dtype, outline, promoted, resolve
+from uqff.recipe import Recipe
+from uqff.schema.entries import FIRST
+from uqff.selector import Pattern
+from uqff.sources.safetensors import Checkpoint
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["Goal", "Planned", "Source", "load_dtype", "plan_layer", "plan_model", "residual_names", "restated_config"]
+
+UNUSED: Final = (".rotary_emb.inv_freq",)
+"""Tensors that old checkpoints hold and no loader reads."""
+
+
+class Source(NamedTuple):
+    """Where a weight ``[out, in]`` is: a tensor of the checkpoint, or rows of one expert in it."""
+
+    tensor: str
+    expert: int | None = None
+    rows: tuple[int, int] | None = None
+    transposed: bool = False
+
+    def shape(self, checkpoint: Checkpoint) -> tuple[int, ...]:
+        """Shape of the weight."""
+        shape = checkpoint.shape(self.tensor)
+        if self.expert is None:
+            return shape
+        out, last = shape[:0:-1] if self.transposed else shape[1:]
+        return (out if self.rows is None else self.rows[1] - self.rows[0], last)
+
+    def take(self, checkpoint: Checkpoint) -> torch.Tensor:
+        """The weight, a view of the file."""
+        tensor = checkpoint[self.tensor]
+        if self.expert is None:
+            return tensor
+        weight = tensor[self.expert]
+        weight = weight.T if self.transposed else weight
+        return weight if self.rows is None else weight[slice(*self.rows)]
+
+    def span(self, checkpoint: Checkpoint) -> tuple[int, int]:
+        """Bytes of the tensor in which the weight lies."""
+        whole = checkpoint.nbytes(self.tensor)
+        if self.expert is None:
+            return 0, whole
+        experts, rows, _ = checkpoint.shape(self.tensor)
+        expert = whole // experts
+        start, stop = (0, rows) if self.transposed or self.rows is None else self.rows
+        row = expert // rows
+        return self.expert * expert + start * row, self.expert * expert + stop * row
+
+
+@dataclass(frozen=True)
+class Goal:
+    """A layer of the file that will be made.
+
+    Attributes:
+        key: in the file: the index in 0.x, the path in 1.x.
+        module: path of the layer in the model.
+        index: its number in 0.x, None in 1.x.
+        names: what rules of a recipe may call it.
+        sources: where its weight is; of a stacked layer, that of each expert.
+        stacked: whether the layer is the stack of its sources.
+        shape: of the layer.
+        bias: name of its bias in the checkpoint, None if it has none.
+        sensitive: whether it is a head or an embedding that is promoted.
+    """
+
+    key: str
+    module: str
+    index: int | None
+    names: tuple[LayerName, ...]
+    sources: tuple[Source, ...]
+    stacked: bool
+    shape: tuple[int, ...]
+    bias: str | None
+    sensitive: bool
+
+    @property
+    def weights(self) -> int:
+        """Number of weights."""
+        return math.prod(self.shape)
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A layer of one output before it is made.
+
+    Attributes:
+        requested: the type asked for it, after recipe and promotion.
+        promoted: whether that is because it is a head or an embedding.
+        stored: the type it gets.
+        reason: why that is another, else empty.
+        size: bytes of its payload.
+        outline: the layer without its values.
+    """
+
+    requested: str
+    promoted: bool
+    stored: str
+    reason: str
+    size: int
+    outline: Layer
+
+    @property
+    def by_expert(self) -> bool:
+        """Whether the stack is the experts one after the other: HQQ, FP8 and F8Q8 have groups or scales across them."""
+        return isinstance(self.outline.weight, GGUF | AFQ | Unquant)
+
+
+def plan_model(checkpoint: Checkpoint, version: Version, layers: Pattern | None, *, promote: bool) -> list[Goal]:
+    """The layers that a file has, in its order.
+
+    Args:
+        checkpoint: what is quantised.
+        version: of the file.
+        layers: which weights are layers, if not those of the architecture.
+        promote: whether heads and embeddings are, in versions that promote them.
+
+    Raises:
+        UqffError: the architecture is unknown, or the checkpoint lacks a weight or has one that is no matrix.
+    """
+    try:
+        if version < FIRST:
+            return [_of_blob(checkpoint, name) for name in _blob_names(checkpoint, layers)]
+        promote = promote and version >= EMBEDDING_SINCE
+        return [_of_entry(checkpoint, name, promote) for name in _entry_names(checkpoint, version, layers)]
+    except UqffError as error:
+        raise error.within(file=str(checkpoint.path)) from None
+
+
+def _blob_names(checkpoint: Checkpoint, layers: Pattern | None) -> list[LayerName]:
+    if layers is not None:
+        return selected_layers(checkpoint.config, _shapes(checkpoint), layers)
+    return layer_names(checkpoint.config)
+
+
+def _entry_names(checkpoint: Checkpoint, version: Version, layers: Pattern | None) -> list[EntryName]:
+    if layers is not None:
+        return selected_entries(checkpoint.config, _shapes(checkpoint), layers, version)
+    return entry_names(checkpoint.config, version)
+
+
+def _shapes(checkpoint: Checkpoint) -> Mapping[str, tuple[int, ...]]:
+    return {name: checkpoint.shape(name) for name in checkpoint}
+
+
+def _of_blob(checkpoint: Checkpoint, name: LayerName) -> Goal:
+    source = _source(checkpoint, name)
+    bias = name.bias if name.bias in checkpoint else None
+    shape = _matrix(checkpoint, name, source)
+    return Goal(str(name.index), name.module, name.index, (name,), (source,), False, shape, bias, False)
+
+
+def _of_entry(checkpoint: Checkpoint, entry: EntryName, promote: bool) -> Goal:
+    sources = [_source(checkpoint, part) for part in entry.parts]
+    shapes = [_matrix(checkpoint, *each) for each in zip(entry.parts, sources, strict=True)]
+    first, shape = entry.parts[0], shapes[0]
+    sensitive = promote and entry.role is not None
+    if not entry.is_stacked:
+        bias = first.bias if first.bias in checkpoint else None
+        if len(shape) == 3:
+            sources = [Source(first.weight, expert) for expert in range(shape[0])]
+        return Goal(entry.key, entry.key, None, (first,), tuple(sources), len(shape) == 3, shape, bias, sensitive)
+    for part, other in zip(entry.parts, shapes, strict=True):
+        if other != shape:
+            raise ShapeError(
+                "experts of several shapes", layer=part.module, expected=list(shape), got=list(other), field="shape"
+            )
+        if part.bias in checkpoint:
+            raise UnsupportedError("the engine reads no biases of experts", layer=part.module, got=part.bias)
+    # As the engine calls it: by the first expert, or by the joined tensor; and by its own path.
+    names = [first, LayerName(first.index, entry.key, first.weight, first.block)]
+    if sources[0].expert is not None:
+        names.append(LayerName(first.index, sources[0].tensor, first.weight, first.block))
+    return Goal(entry.key, entry.key, None, tuple(names), tuple(sources), True, (len(sources), *shape), None, sensitive)
+
+
+def _matrix(checkpoint: Checkpoint, name: LayerName, source: Source) -> tuple[int, ...]:
+    shape = source.shape(checkpoint)
+    if len(shape) not in (2, 3):
+        raise ShapeError("weight is no matrix", layer=name.module, got=list(shape))
+    return shape
+
+
+def _source(checkpoint: Checkpoint, name: LayerName) -> Source:
+    if name.weight in checkpoint:
+        return Source(name.weight)
+    joined = None if name.stacked is None else _joined(checkpoint, name, name.stacked)
+    if joined is None:
+        raise FormatError("the checkpoint lacks a weight", layer=name.module, got=name.weight)
+    return joined
+
+
+def _joined(checkpoint: Checkpoint, name: LayerName, stacked: str) -> Source | None:
+    """An expert's weight in tensors of all experts; None if there are none."""
+    path, _, projection = stacked.rpartition(".")
+    gate_up, down = f"{path}.gate_up_proj", f"{path}.down_proj"
+    if gate_up not in checkpoint or down not in checkpoint:
+        return None
+    shapes = [checkpoint.shape(each) for each in (gate_up, down)]
+    expected = "[E, 2 * inner, hidden] and [E, hidden, inner], or both transposed"
+    if all(len(shape) == 3 for shape in shapes):
+        (experts, a, b), (others, c, d) = shapes
+        transposed = (a, b) != (2 * d, c)
+        inner = c if transposed else d
+        if experts == others and (a, b) in ((2 * d, c), (d, 2 * c)) and name.expert is not None:
+            if name.expert >= experts:
+                raise ShapeError("too few experts", layer=name.module, expected=name.expert + 1, got=experts)
+            if projection == "down_proj":
+                return Source(down, name.expert, None, transposed)
+            start = inner if projection == "up_proj" else 0
+            return Source(gate_up, name.expert, (start, start + inner), transposed)
+    raise ShapeError("experts of another shape", layer=name.module, expected=expected, got=[*map(list, shapes)])
+
+
+def residual_names(checkpoint: Checkpoint, goals: Sequence[Goal]) -> list[str]:
+    """What is no layer: the embedding too if it is the head's weight only, but not a head that is not used."""
+    taken = {f"{goal.module}.weight" for goal in goals}
+    taken |= {goal.bias for goal in goals if goal.bias is not None}
+    for goal in goals:
+        if goal.stacked or goal.sources[0].expert is not None:
+            taken |= {source.tensor for source in goal.sources}
+    taken |= _unused_head(checkpoint, goals)
+    return [name for name in checkpoint if name not in taken and not name.endswith(UNUSED)]
+
+
+def _unused_head(checkpoint: Checkpoint, goals: Sequence[Goal]) -> set[str]:
+    """The head's own weight in the checkpoint of a tied model, whose embedding is a layer."""
+    try:
+        head = layer_names(checkpoint.config)[0]
+    except UqffError:
+        return set()
+    tied = head.weight != f"{head.module}.weight"
+    return {f"{head.module}.weight"} if tied and any(f"{goal.key}.weight" == head.weight for goal in goals) else set()
+
+
+def restated_config(checkpoint: Checkpoint, version: Version) -> dict[str, Any] | None:
+    """What must stand in ``config.json`` for the engine to load the model; None if the checkpoint's own will do.
+
+    Raises:
+        UnsupportedError: a model that the engine ties has a head of its own.
+    """
+    if version < EMBEDDING_SINCE:
+        return None
+    try:
+        stated = with_stated_tie(checkpoint.config)
+    except UqffError:
+        return None
+    if stated is not None and checkpoint.config.get("tie_word_embeddings") is False and "lm_head.weight" in checkpoint:
+        raise UnsupportedError(
+            "head and embedding of this architecture are one matrix",
+            file=str(checkpoint.path),
+            field="config.tie_word_embeddings",
+            expected="true, or no lm_head.weight",
+            got="false",
+        )
+    return stated
+
+
+def load_dtype(checkpoint: Checkpoint, goals: Sequence[Goal], dtype: str) -> DType:
+    """The dtype asked for, or the one that holds every layer exactly; the layers' own dtypes are checked."""
+    found: dict[str, str] = {}
+    for goal in goals:
+        for source in goal.sources:
+            found.setdefault(checkpoint.dtype(source.tensor), goal.module)
+    for stored, module in found.items():
+        if stored not in LOADED_DTYPES:
+            expected = ", ".join(LOADED_DTYPES)
+            raise UnsupportedError(
+                "weight cannot be quantised", layer=module, field="dtype", expected=expected, got=stored
+            )
+    if dtype != "auto":
+        if dtype.upper() not in LOADED_DTYPES:
+            raise UnsupportedError("unknown dtype", field="dtype", expected="auto, f32, f16 or bf16", got=dtype)
+        return LOADED_DTYPES[dtype.upper()]
+    return LOADED_DTYPES[next(iter(found))] if len(found) == 1 else DType.F32
+
+
+def plan_layer(
+    checkpoint: Checkpoint,
+    goal: Goal,
+    kind: str,
+    recipe: Recipe | None,
+    *,
+    engine: Engine,
+    version: Version,
+    dtype: torch.dtype,
+) -> Planned:
+    """The type of a layer, and what is known of it for that.
+
+    Args:
+        checkpoint: holds its bias.
+        goal: the layer.
+        kind: the default type of the output.
+        recipe: what a recipe says of a layer is neither the default nor promoted.
+        engine: whose rules.
+        version: of the file.
+        dtype: the load dtype.
+
+    Raises:
+        UqffError: the layer cannot be what is asked for, or not in that version.
+    """
+    explicit = None if recipe is None else recipe.explicit_kind(goal.names, engine=engine)
+    requested = explicit or (promoted(kind) if goal.sensitive else kind)
+    try:
+        stored, reason = resolve(requested, goal.shape, engine)
+        layer = Layer(outline(stored, goal.shape, dtype), _bias_outline(checkpoint, goal, stored, dtype))
+        size = layer_sizes({goal.key: layer}, version)[goal.key]
+    except UqffError as error:
+        error.layer = goal.module
+        raise
+    return Planned(requested, explicit is None and requested != kind, stored, reason, size, layer)
+
+
+def _bias_outline(checkpoint: Checkpoint, goal: Goal, stored: str, dtype: torch.dtype) -> torch.Tensor | None:
+    import torch
+
+    if goal.bias is None:
+        return None
+    return torch.empty(checkpoint.shape(goal.bias), dtype=bias_dtype(stored, dtype), device="meta")

@@ -1,0 +1,122 @@
+"""A model directory: its quantised models, the tensors beside them, and the configuration.
+
+::
+
+    <stem>-N.uqff             one model or several, each in one shard or more
+    <stem>.kept.safetensors   layers of a 1.2 model that an older version has no place for, as a 1.x file
+    residual.safetensors      the tensors that are no layers, common to all
+    config.json               the configuration
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from uqff.container.directory import CONFIG_NAME
+from uqff.container.file import RESIDUAL_NAME, UqffFile
+from uqff.container.mapped import MappedFile
+from uqff.container.report import REPORT_NAME
+from uqff.container.shards import NUMBERED, SUFFIX, PathLike, resolve
+from uqff.errors import ShardError
+from uqff.limits import MAX_CONFIG_BYTES
+from uqff.sources.safetensors import read_json
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from typing_extensions import Self
+
+__all__ = ["KEPT_SUFFIX", "ModelDirectory"]
+
+KEPT_SUFFIX: Final = ".kept.safetensors"
+
+
+class ModelDirectory:
+    """An open model directory.
+
+    Attributes:
+        path: the directory.
+        models: the quantised models, by the stem of their names.
+        kept: what is kept beside them, by the same.
+        residual: the file of the residual, None if there is none.
+        config: the parsed ``config.json``; empty if there is none.
+        others: names of all other files, sorted.
+    """
+
+    def __init__(self, source: PathLike) -> None:
+        """Open it; only headers are read.
+
+        Args:
+            source: the directory, or one of the ``.uqff`` files in it, whose model is then the only one.
+
+        Raises:
+            UqffError: a file breaks a rule, or the models are of both generations.
+            OSError: a file cannot be read.
+        """
+        source = Path(source)
+        self.path = source if source.is_dir() else source.parent
+        self.models: dict[str, UqffFile] = {}
+        self.kept: dict[str, UqffFile] = {}
+        self.residual: MappedFile | None = None
+        try:
+            for stem, paths, complete in _models(source):
+                self.models[stem] = UqffFile(paths, complete=complete)
+            generations = {file.generation for file in self.models.values()}
+            if len(generations) > 1:
+                raise ShardError(
+                    "models of two generations in the directory: name one of the files", file=str(self.path)
+                )
+            for stem in self.models:
+                kept = self.path / f"{stem}{KEPT_SUFFIX}"
+                if kept.is_file():
+                    self.kept[stem] = UqffFile([kept])
+            if (self.path / RESIDUAL_NAME).is_file():
+                self.residual = MappedFile(self.path / RESIDUAL_NAME)
+            config = self.path / CONFIG_NAME
+            self.config: dict[str, Any] = read_json(config, MAX_CONFIG_BYTES) if config.is_file() else {}
+        except BaseException:
+            self.close()
+            raise
+        known = {RESIDUAL_NAME, REPORT_NAME, *(f"{stem}{KEPT_SUFFIX}" for stem in self.kept)}
+        names = (entry.name for entry in os.scandir(self.path) if entry.is_file())
+        self.others = sorted(name for name in names if name not in known and not name.endswith(SUFFIX))
+
+    def close(self) -> None:
+        """Release the files."""
+        for file in (*self.models.values(), *self.kept.values()):
+            file.close()
+        if self.residual is not None:
+            self.residual.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _models(source: Path) -> list[tuple[str, list[Path], bool]]:
+    """Stem and files of each model."""
+    if not source.is_dir():
+        paths, complete = resolve(source)
+        return [(_stem(paths[0].name), paths, complete)]
+    names = sorted(entry.name for entry in os.scandir(source) if entry.name.endswith(SUFFIX) and entry.is_file())
+    if not names:
+        raise ShardError(f"no {SUFFIX} file in the directory", file=str(source))
+    found: dict[str, tuple[str, list[Path], bool]] = {}
+    for name in names:
+        stem = _stem(name)
+        if stem not in found:
+            found[stem] = (stem, *resolve(source / name))
+        elif source / name not in found[stem][1]:
+            raise ShardError("two models of one name", file=str(source / name), got=f"also {found[stem][1][0].name}")
+    return list(found.values())
+
+
+def _stem(name: str) -> str:
+    match = NUMBERED.fullmatch(name)
+    return match["stem"] if match is not None else name.removesuffix(SUFFIX)

@@ -1,0 +1,126 @@
+"""The report of a 1.x model directory, made anew from its files, and whether the one that is there agrees with them.
+
+Files tell the type that each layer has, not the one that was asked for: what an older report says of that is kept for
+layers that still have the type it names.
+
+Authority: mistral.rs v0.9.2, ``mistralrs-quant/src/uqff/report.rs`` (``resolve_uqff_groups``, ``build_output_report``).
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from uqff.container.file import UqffFile, open_uqff
+from uqff.container.report import REPORT_NAME, Report, ReportedOutput, build_report, check_output, check_report
+from uqff.container.shards import NUMBERED, SUFFIX, PathLike
+from uqff.errors import FormatError, ShardError, UnsupportedError, UqffError
+from uqff.schema.entries import FIRST
+
+__all__ = ["check_directory", "survey"]
+
+
+def survey(
+    directory: PathLike, known: Report | None = None, *, base_model: str | None = None, repo_id: str | None = None
+) -> Report:
+    """What the report of a directory has to say.
+
+    Args:
+        directory: of a 1.x model. Files ``<name>-N.uqff`` are one output of that name, as is a single ``<name>.uqff``;
+            those that ``known`` names, the output it says.
+        known: an older report of it, for what files do not tell.
+        base_model: the model that was quantised; what ``known`` says if None.
+        repo_id: where the files are published; likewise.
+
+    Raises:
+        UqffError: there are no ``.uqff`` files, or they break a rule, or are not of 1.x.
+        OSError: a file cannot be read.
+    """
+    directory = Path(directory)
+    outputs = {} if known is None else {output.quant: output for output in known.outputs}
+    with contextlib.ExitStack() as stack:
+        files = {}
+        for quant, paths in _groups(directory, known).items():
+            files[quant] = stack.enter_context(open_uqff(paths))
+            if files[quant].version < FIRST:
+                raise UnsupportedError(
+                    "files before 1.0 have no report", file=str(paths[0]), expected="1.0 or later", got="0.x"
+                )
+        told = {quant: _told(outputs[quant], file) for quant, file in files.items() if quant in outputs}
+        made = build_report(
+            files,
+            targets={quant: targets for quant, (targets, _) in told.items()},
+            reasons={quant: reasons for quant, (_, reasons) in told.items()},
+            base_model=base_model or (known.base_model if known is not None else None),
+            repo_id=repo_id or (known.repo_id if known is not None else None),
+        )
+    order = {quant: at for at, quant in enumerate(outputs)}
+    return replace(made, outputs=tuple(sorted(made.outputs, key=lambda each: (order.get(each.quant, len(order)),))))
+
+
+def _groups(directory: Path, known: Report | None) -> dict[str, list[Path]]:
+    """The files of each output: those that the report names, and by their own names what it does not."""
+    names = sorted(path.name for path in directory.iterdir() if path.name.endswith(SUFFIX) and path.is_file())
+    if not names:
+        raise ShardError(f"no {SUFFIX} file in the directory", file=str(directory))
+    owners = {shard: output.quant for output in (known.outputs if known is not None else ()) for shard in output.shards}
+    groups: dict[str, list[tuple[int, str]]] = {}
+    for name in names:
+        match = NUMBERED.fullmatch(name)
+        stem, number = (name.removesuffix(SUFFIX), 0) if match is None else (match["stem"], int(match["number"]))
+        groups.setdefault(owners.get(name, stem), []).append((number, name))
+    return {quant: [directory / name for _, name in sorted(group)] for quant, group in groups.items()}
+
+
+def _told(output: ReportedOutput, file: UqffFile) -> tuple[dict[str, str], dict[str, str]]:
+    """Targets and reasons of a report, for layers that have the type that it says."""
+    stored = {layer.module: layer for layer in output.layer_details}
+    kept = {}
+    for key in file:
+        record, fields = file.fields(key)
+        layer = stored.get(key)
+        if layer is not None and layer.resolved_target and layer.stored == record.kind_of(fields):
+            kept[key] = layer.resolved_target
+    reasons = {each.module: each.reason for each in output.fallbacks if each.reason and each.module in kept}
+    return kept, reasons
+
+
+def check_directory(directory: PathLike, report: Report) -> Iterator[UqffError]:
+    """Compare a report with itself, with the directory, and with what is in the files.
+
+    Yields:
+        An error for each difference; a file that no output owns is one.
+
+    Raises:
+        OSError: a file cannot be read.
+    """
+    directory = Path(directory)
+    problems = list(check_report(report, directory))
+    yield from problems
+    owned = {shard for output in report.outputs for shard in output.shards}
+    for path in sorted(directory.glob(f"*{SUFFIX}")):
+        if path.name not in owned:
+            yield FormatError("file is of no output", file=str(directory / REPORT_NAME), field="outputs", got=path.name)
+    for at, output in enumerate(report.outputs):
+        # A name that leads elsewhere is not followed.
+        if any((problem.field or "").startswith(f"outputs[{at}].shards") for problem in problems):
+            continue
+        try:
+            with open_uqff([directory / shard for shard in output.shards]) as file:
+                yield from _check_version(report, file)
+                yield from check_output(output, file)
+        except UqffError as error:
+            yield error
+
+
+def _check_version(report: Report, file: UqffFile) -> Iterator[UqffError]:
+    if str(file.version) != report.uqff_version:
+        yield FormatError(
+            "other version",
+            file=str(file.paths[0].parent / REPORT_NAME),
+            field="uqff_version",
+            expected=file.version,
+            got=report.uqff_version,
+        )
