@@ -8,7 +8,7 @@ from uqff.codes import DType
 from uqff.kernels.compiling import kernel
 from uqff.kernels.memory import bytes_of
 from uqff.kernels.numerics import BF16, F16, F32, Bytes, over, plain, put_pair
-from uqff.kernels.vectors import LANES, halves, load_u8, number, quarters, ramp, splat, word
+from uqff.kernels.vectors import LANES, load_codes_3, load_codes_4, load_codes_6, load_u8, number, ramp, splat, word
 
 if TYPE_CHECKING:
     from uqff.families.afq import AFQ
@@ -53,27 +53,15 @@ def _afq2(
 
 
 @kernel
-def _codes_3(codes: Bytes, i: int) -> Any:
-    # 8 codes in 3 bytes, 8 in the next 3: the second word begins a byte early, to end where the codes end
-    at = 3 * (i >> 3)
-    return halves(word(codes, at), word(codes, at + 2) >> 8) >> ramp(3, 8) & 0x07
-
-
-@kernel
 def _afq3(
     codes: Bytes, scales: Bytes, biases: Bytes, kind: int, size: int, out: Bytes, form: int, lo: int, hi: int
 ) -> None:
     for group in range(lo, hi):
         scale, bias = plain(scales, group, kind), plain(biases, group, kind)
         for i in range(group * size, (group + 1) * size, 2 * LANES):
-            a, b = number(_codes_3(codes, i)), number(_codes_3(codes, i + LANES))
+            at = 6 * (i // LANES)
+            a, b = number(load_codes_3(codes, at)), number(load_codes_3(codes, at + 6))
             put_pair(out, i, form, a * scale + bias, b * scale + bias)
-
-
-@kernel
-def _codes_4(codes: Bytes, i: int) -> Any:
-    at = i >> 1
-    return halves(word(codes, at), word(codes, at + 4)) >> ramp(4, 8) & 0x0F
 
 
 @kernel
@@ -83,16 +71,9 @@ def _afq4(
     for group in range(lo, hi):
         scale, bias = plain(scales, group, kind), plain(biases, group, kind)
         for i in range(group * size, (group + 1) * size, 2 * LANES):
-            a, b = number(_codes_4(codes, i)), number(_codes_4(codes, i + LANES))
+            at = 8 * (i // LANES)
+            a, b = number(load_codes_4(codes, at)), number(load_codes_4(codes, at + 8))
             put_pair(out, i, form, a * scale + bias, b * scale + bias)
-
-
-@kernel
-def _codes_6(codes: Bytes, i: int) -> Any:
-    # 4 codes in 3 bytes, four times: the last word begins a byte early
-    at = 6 * (i >> 3)
-    words = quarters(word(codes, at), word(codes, at + 3), word(codes, at + 6), word(codes, at + 8) >> 8)
-    return words >> ramp(6, 4) & 0x3F
 
 
 @kernel
@@ -102,13 +83,9 @@ def _afq6(
     for group in range(lo, hi):
         scale, bias = plain(scales, group, kind), plain(biases, group, kind)
         for i in range(group * size, (group + 1) * size, 2 * LANES):
-            a, b = number(_codes_6(codes, i)), number(_codes_6(codes, i + LANES))
+            at = 12 * (i // LANES)
+            a, b = number(load_codes_6(codes, at)), number(load_codes_6(codes, at + 12))
             put_pair(out, i, form, a * scale + bias, b * scale + bias)
-
-
-@kernel
-def _codes_8(codes: Bytes, i: int) -> Any:
-    return load_u8(codes, i)
 
 
 @kernel
@@ -118,7 +95,7 @@ def _afq8(
     for group in range(lo, hi):
         scale, bias = plain(scales, group, kind), plain(biases, group, kind)
         for i in range(group * size, (group + 1) * size, 2 * LANES):
-            a, b = number(_codes_8(codes, i)), number(_codes_8(codes, i + LANES))
+            a, b = number(load_u8(codes, i)), number(load_u8(codes, i + LANES))
             put_pair(out, i, form, a * scale + bias, b * scale + bias)
 
 

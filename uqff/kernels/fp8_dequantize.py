@@ -1,4 +1,4 @@
-"""The FP8 kernel, the twin of ``FP8._dequantize``. The items are weights; a last vector overlaps the one before."""
+"""The FP8 kernel, the twin of ``FP8._dequantize``. The items are weights; the last 32 overlap the ones before."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from uqff.kernels.compiling import kernel
 from uqff.kernels.memory import bytes_of
-from uqff.kernels.numerics import Bytes, e4m3_lanes, f32, over, put
+from uqff.kernels.numerics import Bytes, e4m3_lanes, f32, over, put_pair
 from uqff.kernels.vectors import LANES, load_u8
 
 if TYPE_CHECKING:
@@ -14,11 +14,13 @@ if TYPE_CHECKING:
 
 __all__ = ["dequantize"]
 
+WIDTH = 2 * LANES
+
 
 def dequantize(record: FP8, out: Bytes, form: int) -> bool:
     """See :func:`uqff.kernels.dequantize`."""
     codes, scale = bytes_of(record.weight), bytes_of(record.dequant_w_scale)
-    if record.numel < LANES or len(scale) != 4:
+    if record.numel < WIDTH or len(scale) != 4:
         return False
     over(record.numel, 1, lambda lo, hi: _fp8(codes, scale, out, form, lo, hi))
     return True
@@ -27,6 +29,7 @@ def dequantize(record: FP8, out: Bytes, form: int) -> bool:
 @kernel
 def _fp8(codes: Bytes, scale: Bytes, out: Bytes, form: int, lo: int, hi: int) -> None:
     d = f32(scale, 0)
-    for start in range(lo, hi, LANES):
-        at = min(start, hi - LANES)
-        put(out, at, form, e4m3_lanes(load_u8(codes, at)) * d)
+    for start in range(lo, hi, WIDTH):
+        at = min(start, hi - WIDTH)
+        x, y = e4m3_lanes(load_u8(codes, at)) * d, e4m3_lanes(load_u8(codes, at + LANES)) * d
+        put_pair(out, at, form, x, y)

@@ -1,7 +1,7 @@
 """Kernels for the ggml types: the twins of :mod:`uqff.families.gguf.dequantize`, where the bits are drawn.
 
-The items of a kernel are blocks.  The order of float operations is the reference's, one rounding each.  A range of F32,
-F16 or BF16 has at least 16 numbers; its last vector overlaps the one before.
+The items of a kernel are blocks.  The order of float operations is the reference's, one rounding each.  Of F32, F16
+and BF16 the last 32 numbers of a range overlap the ones before.
 """
 
 from __future__ import annotations
@@ -35,13 +35,16 @@ from uqff.kernels.vectors import (
 if TYPE_CHECKING:
     from uqff.families.gguf import GGUF
 
-__all__ = ["KERNELS", "dequantize"]
+__all__ = ["KERNELS", "WIDTH", "dequantize"]
+
+WIDTH = 2 * LANES
+"""Numbers that are written together."""
 
 
 def dequantize(record: GGUF, out: Bytes, form: int) -> bool:
     """See :func:`uqff.kernels.dequantize`."""
     block_type = record.block_type
-    if block_type.block_size == 1 and record.numel < LANES:
+    if block_type.block_size == 1 and record.numel < WIDTH:
         return False
     kernel, data = KERNELS[block_type.name], bytes_of(record.data)
     items = record.numel // block_type.block_size
@@ -233,20 +236,23 @@ def _q8k(data: Bytes, out: Bytes, form: int, lo: int, hi: int) -> None:
 
 @kernel
 def _f32(data: Bytes, out: Bytes, form: int, lo: int, hi: int) -> None:
-    for start in range(lo, hi, LANES):
-        at = min(start, hi - LANES)
-        put(out, at, form, f32_lanes(load_i32(data, 4 * at)))
+    for start in range(lo, hi, WIDTH):
+        at = min(start, hi - WIDTH)
+        x, y = f32_lanes(load_i32(data, 4 * at)), f32_lanes(load_i32(data, 4 * (at + LANES)))
+        put_pair(out, at, form, x, y)
 
 
 @kernel
 def _f16(data: Bytes, out: Bytes, form: int, lo: int, hi: int) -> None:
-    for start in range(lo, hi, LANES):
-        at = min(start, hi - LANES)
-        put(out, at, form, f16_lanes(load_u16(data, 2 * at)))
+    for start in range(lo, hi, WIDTH):
+        at = min(start, hi - WIDTH)
+        x, y = f16_lanes(load_u16(data, 2 * at)), f16_lanes(load_u16(data, 2 * (at + LANES)))
+        put_pair(out, at, form, x, y)
 
 
 @kernel
 def _bf16(data: Bytes, out: Bytes, form: int, lo: int, hi: int) -> None:
+    # By 16: what put() does to a bfloat16 that becomes one again, LLVM then sees to be nothing.
     for start in range(lo, hi, LANES):
         at = min(start, hi - LANES)
         put(out, at, form, f32_lanes(load_u16(data, 2 * at) << 16))

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from uqff.kernels.compiling import kernel
 from uqff.kernels.memory import bytes_of
 from uqff.kernels.numerics import Bytes, f32, f32_lanes, over, put_pair
-from uqff.kernels.vectors import LANES, load_i32, load_u8, number
+from uqff.kernels.vectors import LANES, load_f32, load_i32, load_u8, number, store_f32
 
 if TYPE_CHECKING:
     from uqff.families.hqq import HQQ
@@ -19,6 +21,10 @@ if TYPE_CHECKING:
 __all__ = ["dequantize"]
 
 WIDTH = 2 * LANES
+
+STRIP = 2048
+"""Columns that are taken through all rows together: their scales and zeros, once read, stay in the
+first-level cache."""
 
 
 def dequantize(record: HQQ, out: Bytes, form: int) -> bool:
@@ -71,18 +77,32 @@ def _columns(
     hi: int,
 ) -> None:
     height, mask = (rows + planes - 1) // planes, (1 << bits) - 1
-    for row in range(height):
-        for start in range(lo, hi, WIDTH):
-            column = min(start, hi - WIDTH)
-            at = row * columns + column
-            a, b = _load(words, at, bits), _load(words, at + LANES, bits)
-            zero_a, scale_a = _floats(zeros, column), _floats(scales, column)
-            zero_b, scale_b = _floats(zeros, column + LANES), _floats(scales, column + LANES)
-            for plane in range(min(planes, (rows - row + height - 1) // height)):
-                shift = bits * (planes - 1 - plane)
-                x = (number(a >> shift & mask) - zero_a) * scale_a
-                y = (number(b >> shift & mask) - zero_b) * scale_b
-                put_pair(out, at + plane * height * columns, form, x, y)
+    strip_zeros, strip_scales = np.empty(STRIP, np.float32), np.empty(STRIP, np.float32)
+    for start in range(lo, hi, STRIP):
+        # A strip is never narrower than what is written together: the last one overlaps what is before it if need be.
+        first = min(start, hi - WIDTH)
+        width = min(STRIP, hi - first)
+        for column in range(0, width, LANES):
+            here = min(column, width - LANES)
+            store_f32(strip_zeros, here, _floats(zeros, first + here))
+            store_f32(strip_scales, here, _floats(scales, first + here))
+        for row in range(height):
+            for column in range(0, width, WIDTH):
+                here = min(column, width - WIDTH)
+                at = row * columns + first + here
+                zero_a, scale_a = load_f32(strip_zeros, here), load_f32(strip_scales, here)
+                zero_b, scale_b = load_f32(strip_zeros, here + LANES), load_f32(strip_scales, here + LANES)
+                if bits == 8:
+                    x = (number(load_u8(words, at)) - zero_a) * scale_a
+                    y = (number(load_u8(words, at + LANES)) - zero_b) * scale_b
+                    put_pair(out, at, form, x, y)
+                    continue
+                a, b = _load(words, at, bits), _load(words, at + LANES, bits)
+                for plane in range(min(planes, (rows - row + height - 1) // height)):
+                    shift = bits * (planes - 1 - plane)
+                    x = (number(a >> shift & mask) - zero_a) * scale_a
+                    y = (number(b >> shift & mask) - zero_b) * scale_b
+                    put_pair(out, at + plane * height * columns, form, x, y)
 
 
 @kernel

@@ -10,7 +10,7 @@ from uqff.kernels.bits import float_of
 from uqff.kernels.compiling import kernel
 from uqff.kernels.memory import bytes_of
 from uqff.kernels.numerics import Bytes, over, put_pair
-from uqff.kernels.vectors import as_f32, halves, ramp, splat, where_less, word
+from uqff.kernels.vectors import as_f32, load_codes_4, splat, where_less
 
 if TYPE_CHECKING:
     from uqff.families.mxfp4 import MXFP4
@@ -40,13 +40,8 @@ def _e2m1(nibbles: Any) -> Any:
 
 
 @kernel
-def _nibbles(blocks: Bytes, at: int) -> Any:
-    return halves(word(blocks, at), word(blocks, at + 4)) >> ramp(4, 8) & 0x0F
-
-
-@kernel
 def _mxfp4(blocks: Bytes, scales: Bytes, out: Bytes, form: int, lo: int, hi: int) -> None:
     for block in range(lo, hi):
         scale = float_of(np.uint32(scales[block]) << np.uint32(23))
-        a, b = _e2m1(_nibbles(blocks, 16 * block)), _e2m1(_nibbles(blocks, 16 * block + 8))
+        a, b = _e2m1(load_codes_4(blocks, 16 * block)), _e2m1(load_codes_4(blocks, 16 * block + 8))
         put_pair(out, 32 * block, form, a * scale, b * scale)

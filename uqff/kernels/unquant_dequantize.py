@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from uqff.kernels.gguf_dequantize import KERNELS
+from uqff.kernels.gguf_dequantize import KERNELS, WIDTH
 from uqff.kernels.memory import bytes_of
 from uqff.kernels.numerics import Bytes, over
-from uqff.kernels.vectors import LANES
 
 if TYPE_CHECKING:
     from uqff.families.unquant import Unquant
@@ -18,7 +17,7 @@ __all__ = ["dequantize"]
 def dequantize(record: Unquant, out: Bytes, form: int) -> bool:
     """See :func:`uqff.kernels.dequantize`."""
     kernel = KERNELS.get(record.dtype.name)
-    if kernel is None or record.numel < LANES:
+    if kernel is None or record.numel < WIDTH:
         return False
     data = bytes_of(record.data)
     over(record.numel, 1, lambda lo, hi: kernel(data, out, form, lo, hi))

@@ -11,6 +11,7 @@ to.
 ``load_u16`` ``load_i32``       ``(bytes, at) -> I32``: 16 little-endian words, from any address
 ``load_bytes``                  ``(bytes, at) -> U8``: 32 bytes
 ``load_nibbles``                ``(bytes, at) -> U8``: 16 bytes; their low nibbles, then their high nibbles
+``load_codes_3`` ...            ``(bytes, at) -> I32``: 16 codes of 3, 4 or 6 bits, the first in the lowest bits
 ``spread_bits``                 ``(word, value) -> U8``: ``value`` where the bit is set, lowest bit first, else 0
 ``first`` ``second``            ``(U8) -> F32``: the first or last 16 bytes as numbers
 ``first_signed`` ...            the same of signed bytes
@@ -63,6 +64,9 @@ __all__ = [
     "halves",
     "lane",
     "load_bytes",
+    "load_codes_3",
+    "load_codes_4",
+    "load_codes_6",
     "load_f32",
     "load_i8",
     "load_i32",
@@ -191,6 +195,29 @@ def load_nibbles(_typing: Any, array: Any, at: Any) -> Any:
         return _shuffle(builder, low, high, list(range(2 * LANES)))
 
     return (signature(U8, array, types.intp), generate) if _is_array(array) else None
+
+
+def _stream_loader(bits: int) -> Any:
+    """16 codes of a little-endian bit stream; no byte beyond them is read."""
+
+    def load(_typing: Any, array: Any, at: Any) -> Any:
+        def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+            size = LANES * bits // 8
+            packed = ir.VectorType(_I8, size)
+            stream = builder.load(_address(context, builder, sig.args[0], args[0], args[1], packed), align=1)
+            firsts = [bits * i // 8 for i in range(LANES)]
+            # Each lane gets the byte in which its code begins and the next; the bits above the code are cut off.
+            indices = [min(first + k % 2, size - 1) for first in firsts for k in range(4)]
+            lanes = builder.bitcast(_shuffle(builder, stream, stream, indices), _LLVM[I32])
+            shifted = builder.lshr(lanes, ir.Constant(_LLVM[I32], [bits * i % 8 for i in range(LANES)]))
+            return builder.and_(shifted, ir.Constant(_LLVM[I32], [(1 << bits) - 1] * LANES))
+
+        return (signature(I32, array, types.intp), generate) if _is_array(array) else None
+
+    return intrinsic(load)
+
+
+load_codes_3, load_codes_4, load_codes_6 = (_stream_loader(bits) for bits in (3, 4, 6))
 
 
 @intrinsic
