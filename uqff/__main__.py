@@ -1,6 +1,6 @@
 """``python -m uqff``: the command line."""
 
-from uqff.cli import main
+from uqff.cli import console
 
 if __name__ == "__main__":
-    main(prog_name="uqff")
+    console()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import click
 import pytest
+import torch
 from click.testing import CliRunner
 from tiny_files import GOLDEN, ROOT, unquant, write_file
 
@@ -200,3 +202,24 @@ def test_options_of_one_meaning_have_one_name(option: str) -> None:
         if command is not None and any(option in parameter.opts for parameter in command.params)
     }
     assert having >= OPTIONS[option]
+
+
+def test_the_process_ends_with_the_codes_and_the_whole_output(tmp_path: Path) -> None:
+    """What ends the process at once loses nothing: exit codes, megabytes through a pipe, text on both streams."""
+
+    def process(*arguments: object) -> tuple[int, bytes, bytes]:
+        done = subprocess.run([sys.executable, "-m", "uqff", *map(str, arguments)], capture_output=True, check=False)
+        return done.returncode, done.stdout, done.stderr
+
+    code, out, err = process("--version")
+    assert (code, out, err) == (0, f"uqff {uqff.__version__}\n".encode(), b"")
+    code, out, err = process("checksum", tmp_path, "--layers")
+    assert (code, out) == (1, b"")
+    assert err.startswith(b"uqff: no .uqff file in the directory")
+    assert process("nonsense")[0] == 2
+    layer = uqff.quantize(torch.zeros(1, 32), "q8_0")
+    uqff.save(dict.fromkeys(range(3000), layer), tmp_path / "many.uqff")
+    code, out, err = process("inspect", tmp_path / "many.uqff", "--json")
+    assert (code, err) == (0, b"")
+    assert len(out) > 1_000_000
+    assert len(json.loads(out)["layers"]) == 3000
