@@ -85,8 +85,9 @@ def modules_of(
     apart = len(keys) != len(stacks)
     count = len(names) if apart else len(stacks)
     if sorted(keys) != list(range(count)):
-        missing = [index for index in range(count) if index not in keys]
-        listed = ", ".join(map(str, missing[:LISTED])) + (", ..." if missing[LISTED:] else "")
+        paths = [name.module for name in names] if apart else [stack.key for stack in stacks]
+        missing = [f"{index} ({paths[index]})" for index in range(count) if index not in keys]
+        listed = ", ".join(missing[:LISTED]) + (", ..." if missing[LISTED:] else "")
         raise ShardError(
             "the file has not the layers that its model has",
             file=str(file.paths[0]),

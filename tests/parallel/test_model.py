@@ -244,9 +244,9 @@ def test_a_numbered_layer_is_missing(written: dict[str, Written], tmp_path: Path
             if add is not None:
                 layers[add] = layers[0]
             uqff.save(layers, tmp_path / name / "0-0.uqff", version=V0)
-    with pytest.raises(FormatError, match=r"layer is missing: expected model.layers.0.self_attn.v_proj, .*, layer 3\)"):
+    with pytest.raises(ShardError, match=r"expected 15 layers, got 14, without 3 \(model.layers.0.self_attn.v_proj\)"):
         load_model(tmp_path / "few")
-    with pytest.raises(FormatError, match=r"layer has no place in the model: expected 0 to 14 .*, layer 15\)"):
+    with pytest.raises(ShardError, match=r"the file has not the layers that its model has: expected 15 .*, got 16 "):
         load_model(tmp_path / "many")
 
 

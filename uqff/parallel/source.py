@@ -21,12 +21,13 @@ import json
 import os
 from typing import TYPE_CHECKING, Any
 
-from uqff.architectures import architecture_of, layer_names, stacked_names
+from uqff.architectures import architecture_of
 from uqff.blob import Layer
 from uqff.container.file import open_uqff
 from uqff.errors import FormatError, UqffError
 from uqff.families import Unquant
 from uqff.limits import MAX_CONFIG_BYTES
+from uqff.modules import modules_of
 from uqff.parallel.agreement import digest
 from uqff.sources.safetensors import CONFIG_NAME, read_json
 
@@ -70,28 +71,14 @@ class ModelSource:
             raise
 
     def _numbered(self) -> dict[str, str]:
-        """The layers of a pre-1.0 file by their paths: there must be exactly those that the model has.
-
-        Where the engine ran on Metal or CUDA, experts are stacked, as in 1.x.
-        """
-        layers = layer_names(self.config)
-        names = {str(layer.index): layer.module for layer in layers}
-        stacked = stacked_names(layers)
-        if len(self.file) == len(stacked) < len(names):
-            names = {str(index): layer.key for index, layer in enumerate(stacked)}
-        held = {str(int(key)): key for key in self.file}
-        for index, module in names.items():
-            if index not in held:
-                raise FormatError(
-                    "layer is missing",
-                    layer=index,
-                    expected=f"{module}, one of the {len(names)} layers of the model",
-                    got=f"{len(held)} layers",
-                )
-        for index, key in held.items():
-            if index not in names:
-                raise FormatError("layer has no place in the model", layer=key, expected=f"0 to {len(names) - 1}")
-        return {module: held[index] for index, module in names.items()}
+        """The layers of a pre-1.0 file by their paths; experts have layers of their own, or are stacked as in 1.x."""
+        places: dict[str, str] = {}
+        for module in modules_of(self.file, self.config):
+            if len(module.keys) == 1:
+                places[module.path] = module.keys[0]
+            else:
+                places.update((part.module, key) for part, key in zip(module.parts, module.keys, strict=True))
+        return places
 
     def __contains__(self, module: object) -> bool:
         return module in self.keys or f"{module}.weight" in self.residual
