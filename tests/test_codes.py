@@ -7,7 +7,7 @@ import torch
 from samples import DTYPE_CODES
 
 from uqff import DType, Family, Version
-from uqff.codes import VERSIONS
+from uqff.codes import FORMATS, VERSIONS
 from uqff.families import FAMILIES, family_of
 
 
@@ -92,4 +92,15 @@ def test_dtype_since() -> None:
         "I16": "0.1.1",
         "F8E4M3": "0.1.2",
         **dict.fromkeys(["F6E2M3", "F6E3M2", "F4", "F8E8M0"], "0.2.0"),
+    }
+
+
+def test_formats_are_the_newest_versions_of_their_name() -> None:
+    """What a user calls 0.1 is written as 0.1.3, the last of that name."""
+    assert {name: str(version) for name, version in FORMATS.items()} == {
+        "0.1": "0.1.3",
+        "0.2": "0.2.0",
+        "1.0": "1.0.0",
+        "1.1": "1.1.0",
+        "1.2": "1.2.0",
     }

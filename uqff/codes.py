@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from enum import Enum, IntEnum
 from functools import cache
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 if TYPE_CHECKING:
     from torch import dtype as TorchDType
 
-__all__ = ["ENTRY_VERSIONS", "VERSIONS", "DType", "Family", "Version"]
+__all__ = ["ENTRY_VERSIONS", "FORMATS", "VERSIONS", "DType", "Family", "Version"]
 
 
 class Version(NamedTuple):
@@ -44,6 +44,9 @@ ENTRY_VERSIONS: dict[Version, str] = {
     Version(1, 2, 0): "embeddings are layers; stacked weights of HQQ, FP8 and F8Q8 are no longer read (mistral.rs 0.9)",
 }
 """The 1.x versions that were ever written, in order, with what each added."""
+
+FORMATS: Final = {f"{each.major}.{each.minor}": each for each in (*VERSIONS, *ENTRY_VERSIONS)}
+"""What users call a format, ``major.minor``, and the version that is written for it: the newest of that name."""
 
 
 class Family(IntEnum):

@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from uqff.blob import Layer
-from uqff.codes import Version
+from uqff.codes import FORMATS
 from uqff.container.directory import (
     COMPANIONS,
     LOADED_DTYPES,
@@ -63,15 +63,6 @@ if TYPE_CHECKING:
     import torch
 
 __all__ = ["COMPANIONS", "FORMATS", "LOADED_DTYPES", "Progress", "Step", "quantize_model"]
-
-FORMATS: Final = {
-    "0.1": Version(0, 1, 3),
-    "0.2": Version(0, 2, 0),
-    "1.0": Version(1, 0, 0),
-    "1.1": Version(1, 1, 0),
-    "1.2": Version(1, 2, 0),
-}
-"""Format generations that can be written, and the version that each writes."""
 
 SLACK: Final = 16 * 2**20
 """Bytes of finished layers that may wait for the writer even if the largest layer is being made."""
@@ -109,7 +100,7 @@ def quantize_model(
             the first, or by their common one.
         layers: which weights are layers, in place of the architecture's list: those whose name it is found in, in the
             architecture's order, others after them in natural order.
-        format: one of :data:`FORMATS`.
+        format: one of :data:`uqff.codes.FORMATS`.
         engine: whose rules, see :mod:`uqff.isq`.
         dtype: the load dtype: ``f32``, ``f16``, ``bf16``, or ``auto``, the one that holds all layers exactly.
         promote: give head and embedding a better type than the others where the engine does: from 1.2 on, see

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from uqff.cli.progress import step_progress, terminable
+from uqff.codes import FORMATS
 from uqff.errors import printable
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ __all__ = ["migrate"]
 @click.argument("out", metavar="[OUT]", type=click.Path(), required=False)
 @click.option(
     "--to",
-    type=click.Choice(["0.1", "0.2", "1.0", "1.1", "1.2"]),
+    type=click.Choice(list(FORMATS)),
     default="1.2",
     show_default=True,
     help="UQFF version to write.",

@@ -12,6 +12,7 @@ import click
 
 from uqff.cli.options import pattern_option, size_option
 from uqff.cli.progress import step_progress, terminable
+from uqff.codes import FORMATS
 from uqff.errors import UqffError, printable
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ def _kind(ctx: click.Context, parameter: click.Parameter, values: tuple[str, ...
 )
 @click.option(
     "--format",
-    type=click.Choice(["0.1", "0.2", "1.0", "1.1", "1.2"]),
+    type=click.Choice(list(FORMATS)),
     default="1.2",
     show_default=True,
     help="UQFF generation: current engines read 1.x only, mistral.rs 0.3 to 0.8.3 read 0.x only.",

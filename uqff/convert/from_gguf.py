@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from uqff.architectures import LayerName, architecture_of, embedding_name, entry_names, layer_names
 from uqff.blob import Layer
-from uqff.codes import DType, Version
+from uqff.codes import FORMATS, DType, Version
 from uqff.container.directory import CONFIG_NAME, LOADED_DTYPES, Progress, Step, check_space, copy_companions
 from uqff.container.file import RESIDUAL_NAME, open_uqff
 from uqff.container.report import REPORT_NAME, build_report, report_document
@@ -64,10 +64,10 @@ from uqff.views import bytes_of
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["FORMATS", "uqff_of_gguf"]
+__all__ = ["WRITTEN", "uqff_of_gguf"]
 
-FORMATS: Final = {"1.2": Version(1, 2, 0), "0.2": Version(0, 2, 0)}
-"""Format generations that can be written, and the version that each writes."""
+WRITTEN: Final = ("1.2", "0.2")
+"""The formats of :data:`uqff.codes.FORMATS` that can be written."""
 
 UNLOADABLE: Final = ("q8_1", "q8k")
 """Types that UQFF holds and no mistral.rs loads."""
@@ -106,8 +106,8 @@ def uqff_of_gguf(
         FileExistsError: ``target`` is there and may not be replaced.
         OSError: reading or writing failed; nothing stays behind.
     """
-    if format not in FORMATS:
-        raise UnsupportedError("unknown format", field="format", expected=", ".join(FORMATS), got=format)
+    if format not in WRITTEN:
+        raise UnsupportedError("unknown format", field="format", expected=", ".join(WRITTEN), got=format)
     if dtype.upper() not in LOADED_DTYPES:
         raise UnsupportedError("unknown dtype", field="dtype", expected="f32, f16 or bf16", got=dtype)
     with open_gguf(source) as file:

@@ -13,11 +13,10 @@ before a byte moves; :mod:`~uqff.migrate.write` the new directory.
 """
 
 from uqff.migrate.names import parse_names, read_names
-from uqff.migrate.plan import FORMATS, Plan, Planned, plan_migration
+from uqff.migrate.plan import Plan, Planned, plan_migration
 from uqff.migrate.write import Migrated, migrate_model, write_migration
 
 __all__ = [
-    "FORMATS",
     "Migrated",
     "Plan",
     "Planned",

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 from uqff.architectures import LayerName, layer_names, stacked_names
-from uqff.codes import DType, Family, Version
+from uqff.codes import FORMATS, DType, Family, Version
 from uqff.container.directory import LOADED_DTYPES
 from uqff.container.file import UqffFile
 from uqff.container.mapped import MappedFile
@@ -24,15 +24,6 @@ if TYPE_CHECKING:
     import torch
 
 __all__ = ["FORMATS", "Plan", "Planned", "plan_migration"]
-
-FORMATS: Final = {
-    "0.1": Version(0, 1, 3),
-    "0.2": Version(0, 2, 0),
-    "1.0": Version(1, 0, 0),
-    "1.1": Version(1, 1, 0),
-    "1.2": Version(1, 2, 0),
-}
-"""Formats that can be written, and the version that each writes."""
 
 ADDED_IN_F32: Final = {0: (Family.GGUF, Family.HQQ, Family.F8Q8), 1: (Family.HQQ,)}
 """Families whose biases the engine adds in float32, by the major version it reads; those of others must have the dtype
@@ -126,7 +117,7 @@ def plan_migration(
 
     Args:
         directory: with one quantised model or several.
-        to: the format, see :data:`FORMATS`.
+        to: the format, see :data:`uqff.codes.FORMATS`.
         names: of the layers of 0.x, by index, in place of those of the architecture; see :mod:`uqff.migrate.names`.
         fix_biases: the dtype of activations (``f32``, ``f16``, ``bf16``; ``load`` for the load dtype) for which to
             store biases, where they are in one that the engine cannot add to them; None to leave them.
