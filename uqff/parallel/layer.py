@@ -335,7 +335,9 @@ class QuantizedLinear(QuantizedLayer):
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _plain_weight(self, dtype: torch.dtype) -> torch.Tensor:
-        return self.weight.dequantize(dtype)
+        weight = self.weight
+        plain = weight.weight if isinstance(weight, Unquant) else None
+        return plain if plain is not None and plain.dtype is dtype else weight.dequantize(dtype)
 
     def _product(self, x: torch.Tensor) -> torch.Tensor:
         inputs = self.stored_weight._outline.shape[1]
