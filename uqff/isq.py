@@ -41,6 +41,7 @@ __all__ = [
     "AUTOMATIC",
     "ENGINES",
     "KINDS",
+    "UNLOADABLE",
     "Engine",
     "Fallback",
     "FallbackWarning",
@@ -62,6 +63,9 @@ ENGINES: Final[tuple[Engine, ...]] = ("0.6", "0.8", "0.9")
 
 LEGACY: Final = {"q2k": "q4_0", "q3k": "q4_0", "q4k": "q4_1", "q5k": "q5_0", "q6k": "q5_1", "q8k": "q8_1"}
 """What a K type falls back to where rows are whole blocks of 32, not of 256."""
+
+UNLOADABLE: Final = ("q8_1", "q8k")
+"""Types that the engine writes and, in all its generations, does not load."""
 
 LEGACY_KINDS: Final = ("q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "q8_1")
 AFQ_GROUPS: Final = (32, 64, 128)

@@ -31,8 +31,6 @@ import numpy as np
 from uqff.blob import Layer
 from uqff.codes import FORMATS
 from uqff.container.directory import (
-    COMPANIONS,
-    LOADED_DTYPES,
     Progress,
     Residual,
     Step,
@@ -62,7 +60,7 @@ from uqff.sources.safetensors import Checkpoint, open_checkpoint
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["COMPANIONS", "FORMATS", "LOADED_DTYPES", "Progress", "Step", "quantize_model"]
+__all__ = ["Progress", "Step", "quantize_model"]
 
 SLACK: Final = 16 * 2**20
 """Bytes of finished layers that may wait for the writer even if the largest layer is being made."""

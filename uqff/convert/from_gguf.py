@@ -54,7 +54,7 @@ from uqff.convert.tokenizer import tokenizer_files
 from uqff.errors import FormatError, ShapeError, UnsupportedError, UqffError
 from uqff.families.gguf.record import GGUF
 from uqff.families.unquant import Unquant
-from uqff.isq import outline
+from uqff.isq import UNLOADABLE, outline
 from uqff.limits import MAX_CONFIG_BYTES
 from uqff.schema.entries import FIRST
 from uqff.sources.gguf import GgufFile, GgufTensor, open_gguf
@@ -68,9 +68,6 @@ __all__ = ["WRITTEN", "uqff_of_gguf"]
 
 WRITTEN: Final = ("1.2", "0.2")
 """The formats of :data:`uqff.codes.FORMATS` that can be written."""
-
-UNLOADABLE: Final = ("q8_1", "q8k")
-"""Types that UQFF holds and no mistral.rs loads."""
 
 TILE: Final = 1 << 22
 """Weights that are dequantised and written together."""

@@ -13,6 +13,7 @@ from uqff.container.directory import LOADED_DTYPES
 from uqff.container.file import UqffFile
 from uqff.container.mapped import MappedFile
 from uqff.errors import FormatError, ShapeError, UnsupportedError, UqffError
+from uqff.isq import UNLOADABLE
 from uqff.migrate.embedding import EMBEDDING_SINCE, embedding_of, is_tied_head, lowered, raised, untied
 from uqff.migrate.moves import Move, Moves, Problem, Row, Source, plan_moves
 from uqff.migrate.names import check_residual, check_shapes, known_names, with_stacked_experts
@@ -30,9 +31,6 @@ ADDED_IN_F32: Final = {0: (Family.GGUF, Family.HQQ, Family.F8Q8), 1: (Family.HQQ
 of the activations.  What it writes is another matter: for FP8 always F8E4M3 (without a scale), for MXFP4 always BF16,
 and from 1.0 on F32 for GGUF and F8Q8, all of which it then cannot add unless activations happen to have that dtype.
 """
-
-UNLOADABLE: Final = ("q8_1", "q8k")
-"""Types that the engine writes and does not load."""
 
 
 @dataclass
