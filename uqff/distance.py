@@ -137,7 +137,8 @@ def distance(a: F32 | QuantizedTensor, b: QuantizedTensor) -> Distance:
     """The distance of a record from a plain weight or another record of the same shape.
 
     Args:
-        a: what is taken as true: float32 of the record's shape, C-contiguous; or a record.
+        a: what is taken as true: float32 of the record's shape, C-contiguous; or a record. A plain one
+            (:class:`uqff.Unquant`) is widened tile by tile, any other is dequantised as a whole.
         b: what is measured.
     """
     return measured(a, b).result()
@@ -148,32 +149,44 @@ def measured(a: F32 | QuantizedTensor, b: QuantizedTensor) -> Measure:
     import torch
 
     if isinstance(a, QuantizedTensor):
-        # Families are cut differently: the one that is dequantised whole goes by the tiles of the other.
-        a = a.dequantize().numpy()
-    values, pieces = a, list(tiles(b))
+        # Families are cut differently: one that is dequantised whole goes by the tiles of the other.
+        values: Any = a.weight if isinstance(a, Unquant) else a.dequantize()
+    else:
+        values = a
+    pieces = list(tiles(b))
     measures = [Measure() for _ in pieces]
 
     def measure(start: int, stop: int) -> None:
-        scratch = empty((max(piece.numel for _, piece in pieces[start:stop]),), torch.float32)
+        largest = max(piece.numel for _, piece in pieces[start:stop])
+        scratch, other = empty((largest,), torch.float32), empty((largest,), torch.float32)
         for at in range(start, stop):
             part, piece = pieces[at]
             plain = scratch[: piece.numel]
             piece.dequantize(out=plain.view(piece.shape))
-            measures[at].add(_flat(part(values)), plain.numpy())
+            measures[at].add(_flat(part(values), other), plain.numpy())
 
     run_ranges(measure, len(pieces))
     return Measure.sum(measures)
 
 
-def _flat(values: F32) -> F32:
-    return np.ascontiguousarray(values).reshape(-1)
+def _flat(values: F32 | torch.Tensor, scratch: torch.Tensor) -> F32:
+    """A tile as float32 ``[n]``, in the scratch memory if it has to be widened."""
+    import torch
+
+    if isinstance(values, np.ndarray):
+        return np.ascontiguousarray(values).reshape(-1)
+    values = values.contiguous().reshape(-1)
+    if values.dtype is not torch.float32:
+        values = Unquant.of(values).dequantize(out=scratch[: len(values)])
+    flat: F32 = values.numpy()
+    return flat
 
 
 def tiles(record: QuantizedTensor) -> Iterator[tuple[Any, QuantizedTensor]]:
     """A record in pieces of about :data:`TILE` weights.
 
     Yields:
-        A function that takes the piece out of a plain array of the record's shape, and the piece as a record.
+        A function that takes the piece out of a plain array or tensor of the record's shape, and the piece as a record.
     """
     if isinstance(record, F8Q8):
         yield from _runs_of_blocks(record)
@@ -191,9 +204,8 @@ def _rows(record: QuantizedTensor) -> Iterator[tuple[Any, QuantizedTensor]]:
     for start in range(0, record.numel // columns, step):
         rows = slice(start, start + step)
 
-        def part(values: F32, rows: slice = rows) -> F32:
-            taken: F32 = values.reshape(-1, columns)[rows]
-            return taken
+        def part(values: Any, rows: slice = rows) -> Any:
+            return values.reshape(-1, columns)[rows]
 
         def cut(tensor: torch.Tensor, rows: slice = rows) -> torch.Tensor:
             return tensor.reshape(-1, tensor.shape[-1])[rows]
@@ -218,9 +230,8 @@ def _runs_of_blocks(record: F8Q8) -> Iterator[tuple[Any, QuantizedTensor]]:
     for start in range(0, len(record.blocks), step):
         span = slice(32 * start, min(32 * (start + step), record.numel))
 
-        def part(values: F32, span: slice = span) -> F32:
-            taken: F32 = values.reshape(-1)[span]
-            return taken
+        def part(values: Any, span: slice = span) -> Any:
+            return values.reshape(-1)[span]
 
         yield part, F8Q8(record.blocks[start : start + step], (1, span.stop - span.start))
 
@@ -233,9 +244,8 @@ def _columns_of_groups(record: HQQ) -> Iterator[tuple[Any, QuantizedTensor]]:
     for start in range(0, groups, step):
         columns = slice(start, min(start + step, groups))
 
-        def part(values: F32, columns: slice = columns) -> F32:
-            taken: F32 = values.reshape(record.group_size, -1)[:, columns]
-            return taken
+        def part(values: Any, columns: slice = columns) -> Any:
+            return values.reshape(record.group_size, -1)[:, columns]
 
         yield (
             part,

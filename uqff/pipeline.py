@@ -47,10 +47,10 @@ from uqff.container.streaming import StreamedLayers
 from uqff.container.writer import Writer
 from uqff.distance import UNMEASURED, Measure, measured
 from uqff.errors import UnsupportedError, UqffError
-from uqff.families import QuantizedTensor
+from uqff.families import QuantizedTensor, Unquant
 from uqff.isq import Engine, Fallback, FallbackWarning, cast_bias, kind_name
 from uqff.planning import Goal, Planned, Source, load_dtype, plan_layer, plan_model, residual_names, restated_config
-from uqff.quantizers import Loaded, encode
+from uqff.quantizers import Loaded, encode, widened
 from uqff.recipe import Recipe
 from uqff.report import LayerReport, Output, Result
 from uqff.schema.entries import FIRST
@@ -87,8 +87,9 @@ def quantize_model(
 ) -> Result:
     """Quantise a checkpoint to a model directory of either generation.
 
-    Peak memory is the largest layer's source, its float32 copy and its output, plus a constant; of stacked experts,
-    those of one expert, but for types that have groups or scales across experts (HQQ, FP8 and F8Q8 in 1.0 and 1.1).
+    Peak memory is the largest layer's source and its output, plus a constant; for HQQ and FP8, whose scales come from
+    the whole weight, its float32 copy too. Of stacked experts, those of one expert, but for types that have groups or
+    scales across experts (HQQ, FP8 and F8Q8 in 1.0 and 1.1).
 
     Args:
         source: a checkpoint, see :func:`uqff.sources.open_checkpoint`.
@@ -233,7 +234,7 @@ class _Job:
             return build_report(files, targets=targets, reasons=reasons, base_model=base_model, repo_id=repo_id)
 
     def _run_layers(self, writer: Writer, files: list[StreamedLayers], progress: Progress | None) -> None:
-        scratch = np.empty(max(map(self._piece_weights, range(len(self.goals)))), np.float32)
+        scratch = np.empty(max(map(self._widened, range(len(self.goals)))), np.float32)
         room = max(map(self._footprint, range(len(self.goals)))) + SLACK
         total, done = sum(goal.weights for goal in self.goals), 0
         for at, goal in enumerate(self.goals):
@@ -245,7 +246,7 @@ class _Job:
                 for plans, each, sums in zip(self.plans, files, measures, strict=True):
                     record = self._make(goal, plans[at], loaded, number, at, writer, each)
                     if self.measure:
-                        sums.append(measured(loaded.values, record))
+                        sums.append(measured(Unquant.of(loaded.plain), record))
                     del record
                 del loaded
                 for source in sources:
@@ -301,12 +302,14 @@ class _Job:
         return self.goals[at].weights // len(self.pieces[at])
 
     def _footprint(self, at: int) -> int:
-        """Memory that making a piece of a layer takes: source, float32 copy, the largest of its outputs."""
+        """Memory that making a piece of a layer takes: source, what is widened of it, the largest of its outputs."""
         start, stop = self.goals[at].sources[0].span(self.checkpoint)
         source = (stop - start) * len(self.pieces[at][0])
-        return (
-            source + 4 * self._piece_weights(at) + max(plans[at].size for plans in self.plans) // len(self.pieces[at])
-        )
+        return source + 4 * self._widened(at) + max(plans[at].size for plans in self.plans) // len(self.pieces[at])
+
+    def _widened(self, at: int) -> int:
+        """Numbers of a piece that are float32 at one time, whatever it becomes."""
+        return max(widened(plans[at].stored, self._piece_weights(at)) for plans in self.plans)
 
     def _bias(self, goal: Goal, stored: str) -> torch.Tensor | None:
         if goal.bias is None:

@@ -1,11 +1,14 @@
 """From a plain weight to a family's record: rounding, the check for numbers that are not finite, kernel or reference.
 
 A quantiser takes finite float32 and returns numpy arrays; every family has one in :mod:`uqff.families` (the reference)
-and one in :mod:`uqff.kernels` (the fast twin, bit-equal to it).
+and one in :mod:`uqff.kernels` (the fast twin, bit-equal to it).  Types whose blocks or groups are independent of each
+other are made run by run, so that of a float16 or bfloat16 weight no float32 copy exists as a whole.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Iterator
 from functools import cached_property
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
@@ -15,13 +18,13 @@ import numpy.typing as npt
 
 from uqff.codes import DType
 from uqff.errors import FormatError
-from uqff.families import AFQ, F8Q8, FP8, GGUF, HQQ, MXFP4, QuantizedTensor, Unquant
+from uqff.families import AFQ, F8Q8, FP8, GGUF, HQQ, MXFP4, QuantizedTensor, Unquant, f8q8, mxfp4
 from uqff.families.gguf.blocks import BlockType, block_type_of_kind
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["AFQ_BITS", "HQQ_BITS", "HQQ_STEPS", "Loaded", "encode"]
+__all__ = ["AFQ_BITS", "HQQ_BITS", "HQQ_STEPS", "Loaded", "encode", "widened"]
 
 F32: TypeAlias = npt.NDArray[np.float32]
 
@@ -31,8 +34,8 @@ HQQ_BITS: Final = {"hqq1": 1, "hqq2": 2, "hqq3": 3, "hqq4": 4, "hqq8": 8}
 HQQ_STEPS: Final = 10
 """Turns of HQQ's optimiser, as the engine has them."""
 
-TILE: Final = 1 << 22
-"""Weights that are rounded, widened and checked together if that takes more than one step."""
+TILE: Final = 1 << 21
+"""Weights that are rounded, widened and quantised together; a multiple of all sizes of blocks and groups."""
 
 REFERENCE_BLOCKS: Final = 1 << 12
 """Blocks that a reference quantiser of ggml's types gets together: it needs some 50 bytes per weight."""
@@ -80,28 +83,59 @@ class Loaded:
         Raises:
             FormatError: a weight is not finite in the load dtype; its position is named.
         """
-        import torch
-
-        if self.dtype is torch.float32 and self.weight.dtype is torch.float32:
+        if self._is_float32:
             return self.plain.numpy()
-        wide = self._wide()
-        if self.dtype is self.weight.dtype:
-            Unquant.of(self.plain).dequantize(out=wide)
-            return wide.numpy()
-        flat = self.weight.contiguous().reshape(-1)
-        for at in range(0, len(flat), TILE):
-            tile = Unquant.of(flat[at : at + TILE]).dequantize(self.dtype)
-            _check_finite(tile, at, self.shape)
-            Unquant.of(tile).dequantize(out=wide.reshape(-1)[at : at + TILE])
-        return wide.numpy()
+        wide = self._floats(self.weight.numel())
+        for at in range(0, len(wide), TILE):
+            self._widen(at, wide[at : at + TILE])
+        return wide.reshape(self.shape)
 
-    def _wide(self) -> torch.Tensor:
+    def runs(self) -> Iterator[F32]:
+        """:attr:`values`, flat, in runs of :data:`TILE` and a rest; each is gone when the next is asked for.
+
+        Raises:
+            FormatError: as for :attr:`values`.
+        """
+        if self._is_float32 or "values" in self.__dict__ or self.weight.numel() <= TILE:
+            yield self.values.reshape(-1)
+            return
+        wide = self._floats(TILE)
+        for at in range(0, self.weight.numel(), TILE):
+            run = wide[: self.weight.numel() - at]
+            self._widen(at, run)
+            yield run
+
+    @property
+    def _is_float32(self) -> bool:
         import torch
 
-        count = self.weight.numel()
+        return self.dtype is torch.float32 and self.weight.dtype is torch.float32
+
+    def _widen(self, start: int, out: F32) -> None:
+        """Write the weights from ``start`` on."""
+        import torch
+
+        if self.dtype is self.weight.dtype:
+            run = self.plain.reshape(-1)[start : start + len(out)]
+        else:
+            run = Unquant.of(self._flat[start : start + len(out)]).dequantize(self.dtype)
+            _check_finite(run, start, self.shape)
+        Unquant.of(run).dequantize(out=torch.from_numpy(out))
+
+    @cached_property
+    def _flat(self) -> torch.Tensor:
+        return self.weight.contiguous().reshape(-1)
+
+    def _floats(self, count: int) -> F32:
         # numpy asks for large pages where torch does not: filling new memory is otherwise most of the time.
-        scratch = np.empty(count, np.float32) if self._scratch is None else self._scratch[:count]
-        return torch.from_numpy(scratch).view(self.shape)
+        return np.empty(count, np.float32) if self._scratch is None else self._scratch[:count]
+
+
+def widened(kind: str, weights: int) -> int:
+    """How many of a weight's numbers are float32 at one time while :func:`encode` makes a type of them."""
+    if kind == "unquant":
+        return 0
+    return weights if kind in HQQ_BITS or kind == "fp8" else min(weights, TILE)
 
 
 def encode(loaded: Loaded, kind: str, *, engine: str, group_size: int = 64) -> QuantizedTensor:
@@ -118,27 +152,57 @@ def encode(loaded: Loaded, kind: str, *, engine: str, group_size: int = 64) -> Q
     """
     if kind == "unquant":
         return Unquant.of(loaded.plain)
-    values, shape = loaded.values, loaded.shape
     block_type = block_type_of_kind(kind)
     if block_type is not None:
-        blocks = _blocks(values.reshape(-1, block_type.block_size), block_type, engine)
-        row = shape[-1] // block_type.block_size * block_type.type_size
-        return GGUF(_tensor(blocks).reshape(*shape[:-1], row), block_type)
+        size = block_type.block_size
+        (blocks,) = _by_runs(loaded, size, lambda run: (_blocks(run.reshape(-1, size), block_type, engine),))
+        return GGUF(_rows(blocks, loaded, size), block_type)
     if kind in AFQ_BITS:
-        codes, *affine = _quantizer("afq")(values, AFQ_BITS[kind], group_size)
-        scales, biases = (_tensor(part).to(loaded.dtype) for part in affine)
-        return AFQ(_tensor(codes), scales, biases, AFQ_BITS[kind], group_size)
+        bits, quantize = AFQ_BITS[kind], _quantizer("afq")
+        parts = _by_runs(loaded, group_size, lambda run: quantize(run.reshape(-1, group_size), bits, group_size))
+        codes, scales, biases = (_rows(part, loaded, group_size) for part in parts)
+        return AFQ(codes, scales.to(loaded.dtype), biases.to(loaded.dtype), bits, group_size)
     if kind in HQQ_BITS:
-        w_q, scales, zeros = _quantizer("hqq")(values, HQQ_BITS[kind], group_size, HQQ_STEPS)
-        parts = (_tensor(w_q.view(np.uint8)), _tensor(scales), _tensor(zeros))
-        return HQQ(*parts, shape, HQQ_BITS[kind], group_size, optimization_steps=HQQ_STEPS)
+        w_q, scales, zeros = _quantizer("hqq")(loaded.values, HQQ_BITS[kind], group_size, HQQ_STEPS)
+        tensors = (_tensor(w_q.view(np.uint8)), _tensor(scales), _tensor(zeros))
+        return HQQ(*tensors, loaded.shape, HQQ_BITS[kind], group_size, optimization_steps=HQQ_STEPS)
     if kind == "fp8":
-        codes, dequant, quant = _quantizer("fp8")(values)
+        codes, dequant, quant = _quantizer("fp8")(loaded.values)
         scale = _tensor(np.asarray(dequant))
         return FP8(_tensor(codes).view(DType.F8E4M3.torch), scale, scale, _tensor(np.asarray(quant)))
+    quantize = _quantizer(kind)
     if kind == "f8q8":
-        return F8Q8(_tensor(_quantizer("f8q8")(values)), shape)
-    return MXFP4(*map(_tensor, _quantizer("mxfp4")(values)))
+        (blocks,) = _by_runs(loaded, f8q8.BLOCK_SIZE, lambda run: (quantize(run),))
+        return F8Q8(_tensor(blocks), loaded.shape)
+    size = mxfp4.BLOCK_SIZE
+    parts = _by_runs(loaded, size, lambda run: quantize(run.reshape(-1, size)))
+    return MXFP4(*(_rows(part, loaded, size) for part in parts))
+
+
+def _by_runs(
+    loaded: Loaded, size: int, quantize: Callable[[F32], tuple[npt.NDArray[Any], ...]]
+) -> tuple[npt.NDArray[Any], ...]:
+    """Arrays ``[ceil(weights / size), ...]`` out of those that ``quantize`` makes of every run."""
+    count = -(-math.prod(loaded.shape) // size)
+    whole: tuple[npt.NDArray[Any], ...] | None = None
+    at = 0
+    for run in loaded.runs():
+        parts = quantize(run)
+        if len(parts[0]) == count:
+            return parts
+        if whole is None:
+            whole = tuple(np.empty((count, *part.shape[1:]), part.dtype) for part in parts)
+        for array, part in zip(whole, parts, strict=True):
+            array[at : at + len(part)] = part
+        at += len(parts[0])
+    assert whole is not None
+    return whole
+
+
+def _rows(array: npt.NDArray[Any], loaded: Loaded, size: int) -> torch.Tensor:
+    """What is ``[n, m]``, a row for every ``size`` weights, as ``[..., in / size * m]``."""
+    *outer, columns = loaded.shape
+    return _tensor(array).reshape(*outer, columns // size * array.shape[1])
 
 
 def _check_finite(flat: torch.Tensor, start: int, shape: tuple[int, ...]) -> None:

@@ -128,6 +128,27 @@ def test_a_cpu_without_float16_gets_the_same_bits() -> None:
     assert_same(torch.from_numpy(back), torch.from_numpy(BITS_16.view("<f2").astype(np.float32)), "from float16")
 
 
+@pytest.mark.parametrize("name", ["f16", "_f16_at_by_bits", "bf16"])
+def test_single_narrow_floats_of_all_bits(name: str) -> None:
+    """Scales at any address, whichever way the CPU reads them; NaN loses its payload and its sign."""
+    import numba
+
+    from uqff.kernels import numerics
+
+    read = getattr(numerics, name)
+
+    def all_of(data: Any, out: Any) -> None:
+        for i in range(len(out)):
+            out[i] = read(data, 1 + 2 * i)
+
+    data = np.concatenate([np.zeros(1, np.uint8), BITS_16.astype("<u2").view(np.uint8)])
+    out = np.empty(len(BITS_16), np.float32)
+    numba.njit(all_of)(data, out)
+    expected = BITS_16.astype("<u4") << 16 if name == "bf16" else BITS_16.view("<f2").astype("<f4").view("<u4")
+    nan = (expected & 0x7FFFFFFF) > 0x7F800000
+    assert np.array_equal(out.view("<u4"), np.where(nan, 0x7FC00000, expected))
+
+
 def scales_of(dtype: DType, *shape: int, seed: int) -> torch.Tensor:
     """Half of any bits, a quarter of :data:`SCALES`, a quarter of ordinary size."""
     count = int(np.prod(shape))

@@ -31,8 +31,10 @@ from uqff.kernels.vectors import (
     as_f32,
     as_i32,
     half_bits,
+    half_value,
     half_values,
     number,
+    short,
     splat,
     store_f32,
     store_high_u16,
@@ -88,14 +90,23 @@ def f32(data: Bytes, at: int) -> Any:
 @kernel
 def bf16(data: Bytes, at: int) -> Any:
     """The float32 of the little-endian bfloat16 at ``data[at]``; NaN becomes 0x7FC00000."""
-    bits = np.int64(data[at]) << 16 | np.int64(data[at + 1]) << 24
+    bits = np.int64(short(data, at)) << 16
     return float_of(np.uint32(0x7FC00000 if bits & 0x7FFFFFFF > 0x7F800000 else bits))
 
 
 @kernel
-def f16(data: Bytes, at: int) -> Any:
-    """The float32 of the little-endian float16 at ``data[at]``; NaN becomes 0x7FC00000."""
-    return f16_value(np.int64(data[at]) | np.int64(data[at + 1]) << 8)
+def _f16_at_by_cpu(data: Bytes, at: int) -> Any:
+    value = half_value(short(data, at))
+    return value if value == value else float_of(np.uint32(0x7FC00000))
+
+
+@kernel
+def _f16_at_by_bits(data: Bytes, at: int) -> Any:
+    return f16_value(np.int64(short(data, at)))
+
+
+f16 = _f16_at_by_cpu if HAS_HALF else _f16_at_by_bits
+"""``f16(data, at)``: the float32 of the little-endian float16 at ``data[at]``; NaN becomes 0x7FC00000."""
 
 
 @kernel

@@ -20,7 +20,7 @@ to.
 ``store_f64`` ``store_i32``     ``(array, at, F64)``, ``(array, at, I32)``
 ``store_u16``                   ``(bytes, at, I32)``: the low halves, to any address
 ``store_high_u16``              ``(bytes, at, I32, I32)``: the high halves of both, to any address
-``word``                        ``(bytes, at) -> uint32``: one little-endian word, from any address
+``word`` ``short``              ``(bytes, at) -> uint32`` or ``uint16``: one little-endian word, from any address
 ``splat``                       ``(float32) -> F32``, ``(integer) -> I32``
 ``halves``                      ``(a, b) -> I32``: lanes 0-7 hold a, 8-15 hold b
 ``quarters``                    ``(a, b, c, d) -> I32``: four lanes each
@@ -30,7 +30,7 @@ to.
 ``as_f32`` ``as_i32``           the same bits as the other type
 ``wide``                        ``(F32) -> F64``
 ``half_bits``                   ``(F32) -> I32``: rounded to float16; only where ``HAS_HALF``
-``half_values``                 ``(I32) -> F32``: the reverse, likewise
+``half_values`` ``half_value``  ``(I32) -> F32``, ``(uint16) -> float32``: the reverse, likewise
 ``where_less``                  ``(a, b, x, y)``: x where a < b (signed), else y
 ``+ - & | << >>``               of I32 and U8, modulo their size; ``>>`` shifts zeros in
 ``+ - *``                       of F32 and F64
@@ -60,6 +60,7 @@ __all__ = [
     "first",
     "first_signed",
     "half_bits",
+    "half_value",
     "half_values",
     "halves",
     "lane",
@@ -78,6 +79,7 @@ __all__ = [
     "ramp",
     "second",
     "second_signed",
+    "short",
     "splat",
     "spread_bits",
     "store_f32",
@@ -294,6 +296,16 @@ def word(_typing: Any, array: Any, at: Any) -> Any:
     return (signature(types.uint32, array, types.intp), generate) if _is_array(array) else None
 
 
+@intrinsic
+def short(_typing: Any, array: Any, at: Any) -> Any:
+    """One little-endian uint16 of a byte array."""
+
+    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        return builder.load(_address(context, builder, sig.args[0], args[0], args[1], _I16), align=1)
+
+    return (signature(types.uint16, array, types.intp), generate) if _is_array(array) else None
+
+
 def _from_scalars(_typing: Any, *scalars: Any) -> Any:
     element = types.float32 if scalars[0] == types.float32 else types.int32
     vector = F32 if element == types.float32 else I32
@@ -375,6 +387,16 @@ def half_bits(_typing: Any, vector: Any) -> Any:
         return builder.zext(builder.bitcast(half, _of(_I16)), _LLVM[I32])
 
     return (signature(I32, F32), generate) if vector is F32 else None
+
+
+@intrinsic
+def half_value(_typing: Any, bits: Any) -> Any:
+    """The value of one float16, given as uint16. Only where :data:`HAS_HALF`."""
+
+    def generate(_context: Any, builder: Any, _sig: Any, args: Any) -> Any:
+        return builder.fpext(builder.bitcast(args[0], ir.HalfType()), _FLOAT)
+
+    return (signature(types.float32, types.uint16), generate) if bits == types.uint16 else None
 
 
 @intrinsic
