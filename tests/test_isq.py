@@ -8,7 +8,9 @@ import subprocess
 import sys
 import tracemalloc
 import warnings
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from golden_models import GOLDEN, TinyModel
@@ -259,6 +261,37 @@ def test_kernel_and_reference_give_the_same_record(kind: str, monkeypatch: pytes
     fast = uqff.quantize(weight, kind)
     monkeypatch.setenv("UQFF_KERNELS", "reference")
     assert uqff.quantize(weight, kind) == fast
+
+
+@pytest.mark.parametrize("dtype", ["<f4", "<f2", ">f4", ">f2"])
+@pytest.mark.parametrize("kind", ["q4k", "fp8", "unquant"])
+def test_arrays_are_taken_like_tensors(kind: str, dtype: str) -> None:
+    """Also those that cannot be written, that are strided, or have the other byte order; they are left alone."""
+    weight = weight_of(8, 512).to(torch.float16 if dtype.endswith("2") else torch.float32)[:, ::2]
+    array = np.asarray(weight.numpy(), dtype)
+    array.flags.writeable = False
+    before = array.tobytes()
+    assert uqff.quantize(array, kind) == uqff.quantize(weight, kind)
+    assert array.tobytes() == before
+
+
+@pytest.mark.parametrize(
+    ("given", "got"),
+    [
+        (np.zeros((2, 32)), "an array of float64"),
+        (np.zeros((2, 32), np.int32), "an array of int32"),
+        ([[1.0] * 32], "list"),
+        (None, "NoneType"),
+    ],
+)
+def test_what_is_no_weight_is_refused(given: Any, got: str) -> None:
+    with pytest.raises(UnsupportedError, match=rf"expected a torch\.Tensor, or a numpy array .*, got {got}"):
+        uqff.quantize(given, "q8_0")
+
+
+def test_an_empty_array_has_a_wrong_shape() -> None:
+    with pytest.raises(ShapeError, match=r"got \[0, 32\]"):
+        uqff.quantize(np.zeros((0, 32), np.float32), "q8_0")
 
 
 @pytest.mark.parametrize("kind", ["q4k", "hqq4", "fp8", "afq4", "unquant", "q8_0"])

@@ -25,7 +25,10 @@ import math
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, Literal, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
 
 from uqff.codes import DType
 from uqff.errors import ShapeError, UnsupportedError, UqffError
@@ -33,6 +36,7 @@ from uqff.families import AFQ, F8Q8, FP8, GGUF, HQQ, MXFP4, QuantizedTensor, Unq
 from uqff.families.gguf.blocks import QK, QK_K, block_type_of_kind
 from uqff.packing import PLANES, float32_to_e4m3
 from uqff.quantizers import AFQ_BITS, HQQ_BITS, HQQ_STEPS, Loaded, encode
+from uqff.views import tensor_of, writable_alias
 
 if TYPE_CHECKING:
     import torch
@@ -315,7 +319,7 @@ def cast_bias(bias: torch.Tensor, kind: str, dtype: torch.dtype) -> torch.Tensor
 
 
 def quantize(
-    weight: torch.Tensor,
+    weight: torch.Tensor | npt.NDArray[Any],
     kind: str | int,
     *,
     engine: Engine = "0.9",
@@ -332,7 +336,8 @@ def quantize(
     which overlooks sub-block 0 in its search for the largest scale if that scale is negative.
 
     Args:
-        weight: float32, float16 or bfloat16 ``[out, in]`` or ``[experts, out, in]``, on the CPU, all finite.
+        weight: float32, float16 or bfloat16 ``[out, in]`` or ``[experts, out, in]``, on the CPU, all finite; or a numpy
+            array of float32 or float16, which need not be writable.
         kind: an ISQ name (:data:`KINDS`); a number of bits (:data:`AUTOMATIC`); ``unquant``; or ``hqq1``, ``hqq2``,
             ``hqq3``, which the engine reads and never writes.
         engine: whose rules: the code of Q8K's largest element (-128 before 0.9, -127 since) and what is done with
@@ -352,6 +357,7 @@ def quantize(
         UnsupportedError: a type, dtype, engine or group size that does not exist.
     """
     name = kind_name(kind)
+    weight = _tensor(weight)
     shape = tuple(weight.shape)
     loaded = Loaded(weight, weight.dtype if dtype is None else dtype)
     for each in (weight.dtype, loaded.dtype):
@@ -367,6 +373,26 @@ def quantize(
         return encode(loaded, resolved, engine=engine, group_size=_group_size(name, group_size))
     except UqffError as error:
         raise error.within(layer=module) from None
+
+
+def _tensor(weight: Any) -> torch.Tensor:
+    """A tensor as it is, an array as a view where there can be one."""
+    import torch
+
+    if isinstance(weight, torch.Tensor):
+        return weight
+    if isinstance(weight, np.ndarray) and weight.dtype.kind == "f" and weight.itemsize in (2, 4):
+        dtype = DType.F16 if weight.itemsize == 2 else DType.F32
+        if not weight.size:
+            return torch.empty(weight.shape, dtype=dtype.torch)
+        array = np.ascontiguousarray(weight, weight.dtype.newbyteorder("="))
+        return tensor_of(writable_alias(array), dtype, array.shape)
+    raise UnsupportedError(
+        "not a weight",
+        field="weight",
+        expected="a torch.Tensor, or a numpy array of float32 or float16",
+        got=f"an array of {weight.dtype}" if isinstance(weight, np.ndarray) else type(weight).__name__,
+    )
 
 
 def _report(fallback: Fallback, on_fallback: Callable[[Fallback], None] | None) -> None:

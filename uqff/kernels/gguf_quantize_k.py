@@ -21,6 +21,7 @@ from uqff.kernels.gguf_search import (
     search_rows,
     search_scale_and_min,
     start_search,
+    weigh,
 )
 
 
@@ -98,7 +99,8 @@ def q2k(x, out, lo, hi):
 
 @kernel
 def q3k(x, out, lo, hi):
-    tile = np.empty((16, LANES), np.float32)
+    weighted = np.empty((3, 16, LANES), np.float32)
+    tile = weighted[0]
     tile_codes = np.empty((16, LANES), np.float32)
     inverse = np.empty(LANES, np.float32)
     sumlx = np.empty(LANES, np.float32)
@@ -113,8 +115,9 @@ def q3k(x, out, lo, hi):
         largest_of_lanes(tile, scale)
         for lane in range(LANES):
             inverse[lane] = np.float32(-4) / scale[lane]
-        start_search(tile, tile_codes, inverse, sumlx, suml2, np.float32(4), q3_square)
-        descend(tile, tile_codes, sumlx, suml2, np.float32(4), q3_square)
+        weigh(weighted)
+        start_search(weighted, tile_codes, inverse, sumlx, suml2, np.float32(4), q3_square)
+        descend(weighted, tile_codes, sumlx, suml2, np.float32(4), q3_square)
         for lane in range(LANES):
             scale[lane] = ZERO if scale[lane] == ZERO else sumlx[lane] / suml2[lane]
         for b in range(blocks):
@@ -264,7 +267,8 @@ def _put_k4_nibbles(codes, out, block, at):
 
 @kernel
 def q6k(x, out, lo, hi):
-    tile = np.empty((16, LANES), np.float32)
+    weighted = np.empty((3, 16, LANES), np.float32)
+    tile = weighted[0]
     tile_codes = np.empty((16, LANES), np.float32)
     tried_codes = np.empty((16, LANES), np.float32)
     inverse = np.empty(LANES, np.float32)
@@ -283,9 +287,10 @@ def q6k(x, out, lo, hi):
         largest_of_lanes(tile, scale)
         for lane in range(LANES):
             inverse[lane] = np.float32(-32) / scale[lane]
-        start_search(tile, tile_codes, inverse, sumlx, suml2, top, q6_square)
-        rescale(tile, tile_codes, tried_codes, inverse, (sumlx, suml2, slx, sl2, changed))
-        descend(tile, tile_codes, sumlx, suml2, top, q6_square)
+        weigh(weighted)
+        start_search(weighted, tile_codes, inverse, sumlx, suml2, top, q6_square)
+        rescale(weighted, tile_codes, tried_codes, inverse, (sumlx, suml2, slx, sl2, changed))
+        descend(weighted, tile_codes, sumlx, suml2, top, q6_square)
         for lane in range(LANES):
             zero = scale[lane] == ZERO
             scale[lane] = ZERO if zero else sumlx[lane] / suml2[lane]

@@ -136,15 +136,14 @@ def q6_square(w, code):
 
 
 @inline
-def descend(tile, codes, sumlx, suml2, top, weighted_square):
+def descend(weighted, codes, sumlx, suml2, top, weighted_square):
     """``descend`` of ``families.gguf.search``, per lane. A lane nothing changes in any more stays so by itself."""
     for _ in range(5):
         changed = np.int32(0)
         for i in range(16):
             for lane in range(LANES):
-                v, code, old_slx, old_sl2 = tile[i, lane], codes[i, lane], sumlx[lane], suml2[lane]
-                w = v * v
-                wv = w * v
+                v, w, wv = weighted[0, i, lane], weighted[1, i, lane], weighted[2, i, lane]
+                code, old_slx, old_sl2 = codes[i, lane], sumlx[lane], suml2[lane]
                 slx = old_slx - wv * code
                 sl2 = old_sl2 - weighted_square(w, code)
                 entered = slx > ZERO
@@ -162,30 +161,42 @@ def descend(tile, codes, sumlx, suml2, top, weighted_square):
 
 
 @inline
-def start_search(tile, codes, inverse, sumlx, suml2, top, weighted_square):
+def weigh(weighted):
+    """The squares, with which elements are weighted, and the cubes of a tile, which is ``weighted[0]``.
+
+    They lie in one array because LLVM checks for overlap in pairs, and gives up vectorising after eight.
+    """
+    for i in range(16):
+        for lane in range(LANES):
+            v = weighted[0, i, lane]
+            w = v * v
+            weighted[1, i, lane] = w
+            weighted[2, i, lane] = w * v
+
+
+@inline
+def start_search(weighted, codes, inverse, sumlx, suml2, top, weighted_square):
     """Codes ``round(inverse * x)`` and their two sums."""
     for lane in range(LANES):
         sumlx[lane] = ZERO
         suml2[lane] = ZERO
     for i in range(16):
         for lane in range(LANES):
-            v = tile[i, lane]
-            code = signed_code(inverse[lane] * v, -top, top - ONE)
-            w = v * v
+            code = signed_code(inverse[lane] * weighted[0, i, lane], -top, top - ONE)
             codes[i, lane] = code
-            sumlx[lane] += w * v * code
-            suml2[lane] += weighted_square(w, code)
+            sumlx[lane] += weighted[2, i, lane] * code
+            suml2[lane] += weighted_square(weighted[1, i, lane], code)
 
 
 @inline
-def rescale(tile, codes, tried, inverse, sums):
+def rescale(weighted, codes, tried, inverse, sums):
     """The rescaling tries of ``search_q6_scale`` of ``families.gguf.search``, per lane."""
     sumlx, suml2, slx, sl2, changed = sums
     for _ in range(3):
         for lane in range(LANES):
             inverse[lane] = ONE / (sumlx[lane] / suml2[lane])
             changed[lane] = ZERO
-        start_search(tile, tried, inverse, slx, sl2, np.float32(32), q6_square)
+        start_search(weighted, tried, inverse, slx, sl2, np.float32(32), q6_square)
         for i in range(16):
             for lane in range(LANES):
                 differs = changed[lane]

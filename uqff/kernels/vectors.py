@@ -286,24 +286,17 @@ def store_high_u16(_typing: Any, array: Any, at: Any, a: Any, b: Any) -> Any:
     return (signature(types.none, array, types.intp, a, b), generate) if fits else None
 
 
-@intrinsic
-def word(_typing: Any, array: Any, at: Any) -> Any:
-    """One little-endian uint32 of a byte array."""
+def _word_loader(element: ir.Type, result: Any) -> Any:
+    def load(_typing: Any, array: Any, at: Any) -> Any:
+        def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+            return builder.load(_address(context, builder, sig.args[0], args[0], args[1], element), align=1)
 
-    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        return builder.load(_address(context, builder, sig.args[0], args[0], args[1], _INT32), align=1)
+        return (signature(result, array, types.intp), generate) if _is_array(array) else None
 
-    return (signature(types.uint32, array, types.intp), generate) if _is_array(array) else None
+    return intrinsic(load)
 
 
-@intrinsic
-def short(_typing: Any, array: Any, at: Any) -> Any:
-    """One little-endian uint16 of a byte array."""
-
-    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        return builder.load(_address(context, builder, sig.args[0], args[0], args[1], _I16), align=1)
-
-    return (signature(types.uint16, array, types.intp), generate) if _is_array(array) else None
+word, short = _word_loader(_INT32, types.uint32), _word_loader(_I16, types.uint16)
 
 
 def _from_scalars(_typing: Any, *scalars: Any) -> Any:
