@@ -100,3 +100,32 @@ def test_no_source_is_forgotten() -> None:
     found = {module for path in compiling.ROOM.glob("*.py") for module in imported(path)}
     stamped = {name.removesuffix(".py").replace("/", ".") for name in compiling.OTHER_SOURCES}
     assert found == stamped | PYTHON_ONLY
+
+
+def test_vectors_are_as_wide_as_the_cpu_likes(module: ModuleType) -> None:
+    """What asks for 512 bits goes through parts of numba that may move; results do not depend on it."""
+    compiled: Any = compiling.kernel(module.double)
+    assert compiled(21) == 42
+    (code,) = compiled.inspect_llvm().values()
+    assert ('"prefer-vector-width"="512"' in code) == compiling._widest_vectors_pay()
+
+
+@pytest.mark.parametrize(
+    ("features", "pays"),
+    [
+        ("+avx2,+f16c", False),
+        ("+avx512f,+avx512bw,+avx512vl,-avx512vbmi2", False),
+        ("+avx512bw,+avx512f,+avx512vbmi2,+avx512vl", True),
+    ],
+)
+def test_widest_vectors_are_for_cpus_that_keep_their_clock(
+    features: str, pays: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not for AVX2, nor for the first CPUs with AVX-512."""
+
+    class Codegen:
+        def magic_tuple(self) -> tuple[str, str, str]:
+            return "x86_64", "cpu", features
+
+    monkeypatch.setattr(compiling.cpu_target.target_context, "codegen", Codegen)
+    assert compiling._widest_vectors_pay.__wrapped__() is pays
