@@ -154,8 +154,12 @@ def encode(loaded: Loaded, kind: str, *, engine: str, group_size: int = 64) -> Q
         return Unquant.of(loaded.plain)
     block_type = block_type_of_kind(kind)
     if block_type is not None:
-        size = block_type.block_size
-        (blocks,) = _by_runs(loaded, size, lambda run: (_blocks(run.reshape(-1, size), block_type, engine),))
+        size, at = block_type.block_size, 0
+        blocks = np.empty((math.prod(loaded.shape) // size, block_type.type_size), np.uint8)
+        for run in loaded.runs():
+            some = blocks[at : at + len(run) // size]
+            _put_blocks(run.reshape(-1, size), block_type, engine, some)
+            at += len(some)
         return GGUF(_rows(blocks, loaded, size), block_type)
     if kind in AFQ_BITS:
         bits, quantize = AFQ_BITS[kind], _quantizer("afq")
@@ -253,20 +257,20 @@ def _quantizer(family: str) -> Any:
     return import_module(room.format(family)).quantize
 
 
-def _blocks(values: F32, block_type: BlockType, engine: str) -> npt.NDArray[np.uint8]:
-    """Blocks uint8 ``[n, type_size]`` of float32 ``[n, block_size]``."""
+def _put_blocks(values: F32, block_type: BlockType, engine: str, out: npt.NDArray[np.uint8]) -> None:
+    """Blocks, uint8 ``[n, type_size]``, of float32 ``[n, block_size]``."""
     if block_type.block_size == 1:
-        return values.astype("<f4").view(np.uint8).reshape(-1, 4)
+        out[:] = values.astype("<f4", copy=False).view(np.uint8)
+        return
     extreme = -127 if engine == "0.9" else -128
     if _kernels_enabled():
         from uqff.kernels import gguf_quantize
 
-        return gguf_quantize.quantize(block_type.name, values, extreme=extreme)
+        gguf_quantize.quantize(block_type.name, values, extreme=extreme, out=out)
+        return
     from uqff.families.gguf.quantize import QUANTIZERS
 
     arguments = (extreme,) if block_type.name == "Q8K" else ()
-    out = np.empty((len(values), block_type.type_size), np.uint8)
     for at in range(0, len(values), REFERENCE_BLOCKS):
         part = values[at : at + REFERENCE_BLOCKS]
         out[at : at + REFERENCE_BLOCKS] = QUANTIZERS[block_type.name](part, *arguments)
-    return out
