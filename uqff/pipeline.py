@@ -106,7 +106,7 @@ def quantize_model(
             :data:`uqff.isq.PROMOTED`; what a recipe says of them counts first.
         force: replace a model that is in ``target`` already.
         shard_bytes: payload after which a new shard begins.
-        measure: whether to find the error of each layer, which takes a fifth of the time; else the report has NaN.
+        measure: whether to find the error of each layer, which takes a third of the time; else the report has NaN.
         base_model: what the report of a 1.x directory calls the model that was quantised; if None, a checkpoint's name
             on the hub, and nothing for a directory.
         repo_id: what it says of where the files will be published.
