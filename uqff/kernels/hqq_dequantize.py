@@ -23,8 +23,8 @@ __all__ = ["dequantize"]
 WIDTH = 2 * LANES
 
 STRIP = 2048
-"""Columns that are taken through all rows together: their scales and zeros, once read, stay in the
-first-level cache."""
+"""Elements of the packed matrix that are taken through all rows (axis 0: with their scales and zeros) or all planes
+(axis 1) together: once read, they stay in the first-level cache."""
 
 
 def dequantize(record: HQQ, out: Bytes, form: int) -> bool:
@@ -120,14 +120,16 @@ def _rows(
     hi: int,
 ) -> None:
     height, mask = (rows + planes - 1) // planes, (1 << bits) - 1
-    for plane in range(planes):
-        shift = bits * (planes - 1 - plane)
-        for row in range(lo, min(hi, rows - plane * height)):
-            into = plane * height + row
-            zero, scale = f32(zeros, 4 * into), f32(scales, 4 * into)
-            for start in range(0, columns, WIDTH):
-                column = min(start, columns - WIDTH)
-                at = row * columns + column
-                x = (number(_load(words, at, bits) >> shift & mask) - zero) * scale
-                y = (number(_load(words, at + LANES, bits) >> shift & mask) - zero) * scale
-                put_pair(out, into * columns + column, form, x, y)
+    step = max(1, STRIP // columns)
+    for begin in range(lo, hi, step):
+        for plane in range(planes):
+            shift = bits * (planes - 1 - plane)
+            for row in range(begin, min(begin + step, hi, rows - plane * height)):
+                into = plane * height + row
+                zero, scale = f32(zeros, 4 * into), f32(scales, 4 * into)
+                for start in range(0, columns, WIDTH):
+                    column = min(start, columns - WIDTH)
+                    at = row * columns + column
+                    x = (number(_load(words, at, bits) >> shift & mask) - zero) * scale
+                    y = (number(_load(words, at + LANES, bits) >> shift & mask) - zero) * scale
+                    put_pair(out, into * columns + column, form, x, y)
