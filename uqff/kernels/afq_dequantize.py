@@ -4,10 +4,23 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from uqff.codes import DType
 from uqff.kernels.compiling import kernel
 from uqff.kernels.memory import bytes_of
-from uqff.kernels.numerics import BF16, F16, F32, Bytes, over, plain, put_pair
+from uqff.kernels.numerics import (
+    BF16,
+    F16,
+    F32,
+    Bytes,
+    over,
+    plain,
+    put_pair,
+    read_ahead,
+    without_denormals,
+    zero_or_from,
+)
 from uqff.kernels.vectors import LANES, load_codes_3, load_codes_4, load_codes_6, load_u8, number, ramp, splat, word
 
 if TYPE_CHECKING:
@@ -37,6 +50,13 @@ def dequantize(record: AFQ, out: Bytes, form: int) -> bool:
 
 
 @kernel
+def _form(form: int, scale: Any, bias: Any) -> Any:
+    """Of a group: if both are multiples of 2**-126, the weights are."""
+    least = np.float32(2.0**-103)
+    return without_denormals(form, zero_or_from(least, scale) and zero_or_from(least, bias))
+
+
+@kernel
 def _codes_2(codes: Bytes, i: int) -> Any:
     return splat(word(codes, i >> 2)) >> ramp(2, 16) & 0x03
 
@@ -47,9 +67,11 @@ def _afq2(
 ) -> None:
     for group in range(lo, hi):
         scale, bias = plain(scales, group, kind), plain(biases, group, kind)
+        to = _form(form, scale, bias)
         for i in range(group * size, (group + 1) * size, 2 * LANES):
+            read_ahead(codes, i // 4)
             a, b = number(_codes_2(codes, i)), number(_codes_2(codes, i + LANES))
-            put_pair(out, i, form, a * scale + bias, b * scale + bias)
+            put_pair(out, i, to, a * scale + bias, b * scale + bias)
 
 
 @kernel
@@ -58,10 +80,12 @@ def _afq3(
 ) -> None:
     for group in range(lo, hi):
         scale, bias = plain(scales, group, kind), plain(biases, group, kind)
+        to = _form(form, scale, bias)
         for i in range(group * size, (group + 1) * size, 2 * LANES):
             at = 6 * (i // LANES)
+            read_ahead(codes, at)
             a, b = number(load_codes_3(codes, at)), number(load_codes_3(codes, at + 6))
-            put_pair(out, i, form, a * scale + bias, b * scale + bias)
+            put_pair(out, i, to, a * scale + bias, b * scale + bias)
 
 
 @kernel
@@ -70,10 +94,12 @@ def _afq4(
 ) -> None:
     for group in range(lo, hi):
         scale, bias = plain(scales, group, kind), plain(biases, group, kind)
+        to = _form(form, scale, bias)
         for i in range(group * size, (group + 1) * size, 2 * LANES):
             at = 8 * (i // LANES)
+            read_ahead(codes, at)
             a, b = number(load_codes_4(codes, at)), number(load_codes_4(codes, at + 8))
-            put_pair(out, i, form, a * scale + bias, b * scale + bias)
+            put_pair(out, i, to, a * scale + bias, b * scale + bias)
 
 
 @kernel
@@ -82,10 +108,12 @@ def _afq6(
 ) -> None:
     for group in range(lo, hi):
         scale, bias = plain(scales, group, kind), plain(biases, group, kind)
+        to = _form(form, scale, bias)
         for i in range(group * size, (group + 1) * size, 2 * LANES):
             at = 12 * (i // LANES)
+            read_ahead(codes, at)
             a, b = number(load_codes_6(codes, at)), number(load_codes_6(codes, at + 12))
-            put_pair(out, i, form, a * scale + bias, b * scale + bias)
+            put_pair(out, i, to, a * scale + bias, b * scale + bias)
 
 
 @kernel
@@ -94,9 +122,11 @@ def _afq8(
 ) -> None:
     for group in range(lo, hi):
         scale, bias = plain(scales, group, kind), plain(biases, group, kind)
+        to = _form(form, scale, bias)
         for i in range(group * size, (group + 1) * size, 2 * LANES):
+            read_ahead(codes, i)
             a, b = number(load_u8(codes, i)), number(load_u8(codes, i + LANES))
-            put_pair(out, i, form, a * scale + bias, b * scale + bias)
+            put_pair(out, i, to, a * scale + bias, b * scale + bias)
 
 
 _KERNELS = {2: _afq2, 3: _afq3, 4: _afq4, 6: _afq6, 8: _afq8}

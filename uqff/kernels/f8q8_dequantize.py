@@ -8,7 +8,7 @@ import numpy as np
 
 from uqff.kernels.compiling import kernel
 from uqff.kernels.memory import bytes_of
-from uqff.kernels.numerics import F32, Bytes, e4m3, over, put_pair
+from uqff.kernels.numerics import F32, Bytes, e4m3, over, put_pair, read_ahead, without_denormals
 from uqff.kernels.vectors import first_signed, load_bytes, second_signed
 
 if TYPE_CHECKING:
@@ -34,8 +34,11 @@ def dequantize(record: F8Q8, out: Bytes, form: int) -> bool:
 
 @kernel
 def _f8q8(blocks: Bytes, out: Bytes, form: int, lo: int, hi: int) -> None:
+    # A scale is at least 2**-18, and the codes are integers.
+    form = without_denormals(form, True)
     for block in range(lo, hi):
         at = 33 * block
+        read_ahead(blocks, at)
         d = e4m3(blocks[at]) / np.float32(416)
         codes = load_bytes(blocks, at + 1)
         put_pair(out, 32 * block, form, first_signed(codes) * d, second_signed(codes) * d)

@@ -12,8 +12,18 @@ import numpy as np
 
 from uqff.kernels.compiling import kernel
 from uqff.kernels.memory import bytes_of
-from uqff.kernels.numerics import Bytes, f32, f32_lanes, over, put_pair
-from uqff.kernels.vectors import LANES, load_f32, load_i32, load_u8, number, store_f32
+from uqff.kernels.numerics import (
+    Bytes,
+    f32,
+    f32_lanes,
+    over,
+    put_pair,
+    put_pair_here,
+    without_denormals,
+    write_ahead,
+    zero_or_from,
+)
+from uqff.kernels.vectors import LANES, any_below, as_i32, load_f32, load_i32, load_u8, number, store_f32
 
 if TYPE_CHECKING:
     from uqff.families.hqq import HQQ
@@ -51,6 +61,9 @@ def dequantize(record: HQQ, out: Bytes, form: int) -> bool:
     return True
 
 
+LEAST = (127 - 51) << 23
+
+
 @kernel
 def _load(words: Bytes, at: int, bits: int) -> Any:
     """16 packed elements: I32 for 3 bits, else U8."""
@@ -82,10 +95,15 @@ def _columns(
         # A strip is never narrower than what is written together: the last one overlaps what is before it if need be.
         first = min(start, hi - WIDTH)
         width = min(STRIP, hi - first)
+        certain = True
         for column in range(0, width, LANES):
             here = min(column, width - LANES)
-            store_f32(strip_zeros, here, _floats(zeros, first + here))
-            store_f32(strip_scales, here, _floats(scales, first + here))
+            zero, scale = _floats(zeros, first + here), _floats(scales, first + here)
+            store_f32(strip_zeros, here, zero)
+            store_f32(strip_scales, here, scale)
+            certain &= not (any_below((as_i32(zero) & 0x7FFFFFFF) - 1, LEAST - 1))
+            certain &= not (any_below((as_i32(scale) & 0x7FFFFFFF) - 1, LEAST - 1))
+        to = without_denormals(form, certain)
         for row in range(height):
             for column in range(0, width, WIDTH):
                 here = min(column, width - WIDTH)
@@ -95,14 +113,16 @@ def _columns(
                 if bits == 8:
                     x = (number(load_u8(words, at)) - zero_a) * scale_a
                     y = (number(load_u8(words, at + LANES)) - zero_b) * scale_b
-                    put_pair(out, at, form, x, y)
+                    write_ahead(out, at, to, columns)
+                    put_pair_here(out, at, to, x, y)
                     continue
                 a, b = _load(words, at, bits), _load(words, at + LANES, bits)
                 for plane in range(min(planes, (rows - row + height - 1) // height)):
                     shift = bits * (planes - 1 - plane)
                     x = (number(a >> shift & mask) - zero_a) * scale_a
                     y = (number(b >> shift & mask) - zero_b) * scale_b
-                    put_pair(out, at + plane * height * columns, form, x, y)
+                    write_ahead(out, at + plane * height * columns, to, columns)
+                    put_pair_here(out, at + plane * height * columns, to, x, y)
 
 
 @kernel
@@ -127,9 +147,11 @@ def _rows(
             for row in range(begin, min(begin + step, hi, rows - plane * height)):
                 into = plane * height + row
                 zero, scale = f32(zeros, 4 * into), f32(scales, 4 * into)
+                least = np.float32(2.0**-51)
+                to = without_denormals(form, zero_or_from(least, zero) and zero_or_from(least, scale))
                 for start in range(0, columns, WIDTH):
                     column = min(start, columns - WIDTH)
                     at = row * columns + column
                     x = (number(_load(words, at, bits) >> shift & mask) - zero) * scale
                     y = (number(_load(words, at + LANES, bits) >> shift & mask) - zero) * scale
-                    put_pair(out, into * columns + column, form, x, y)
+                    put_pair(out, into * columns + column, to, x, y)

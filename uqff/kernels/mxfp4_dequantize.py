@@ -9,8 +9,8 @@ import numpy as np
 from uqff.kernels.bits import float_of
 from uqff.kernels.compiling import kernel
 from uqff.kernels.memory import bytes_of
-from uqff.kernels.numerics import Bytes, over, put_pair
-from uqff.kernels.vectors import as_f32, load_codes_4, splat, where_less
+from uqff.kernels.numerics import Bytes, f16_pair, over, put_pair, read_ahead, without_denormals
+from uqff.kernels.vectors import load_nibble_words
 
 if TYPE_CHECKING:
     from uqff.families.mxfp4 import MXFP4
@@ -28,20 +28,18 @@ def dequantize(record: MXFP4, out: Bytes, form: int) -> bool:
 
 
 @kernel
-def _e2m1(nibbles: Any) -> Any:
-    """The values of 16 nibbles ``s e e m``: 0 and 1/2 for ``e = 0``, else ``(1 + m/2) * 2**(e - 1)``.
-
-    ``e e m`` above 1 are float32's low exponent bits and high mantissa bit, 126 to be added to the exponent.
-    """
-    magnitude = nibbles & 7
-    subnormal = where_less(magnitude, 1, splat(0), splat(126 << 23))
-    value = where_less(magnitude, 2, subnormal, (magnitude << 22) + (126 << 23))
-    return as_f32(value | (nibbles & 8) << 28)
+def _e2m1_pair(nibbles: Any) -> Any:
+    """The values of 32 nibbles ``s e e m``: float16 has the same fields, wider ones, and a bias larger by 14."""
+    x, y = f16_pair(nibbles << 12 & 0x8000 | nibbles << 9 & 0x0E00)
+    return x * np.float32(2.0**14), y * np.float32(2.0**14)
 
 
 @kernel
 def _mxfp4(blocks: Bytes, scales: Bytes, out: Bytes, form: int, lo: int, hi: int) -> None:
     for block in range(lo, hi):
+        read_ahead(blocks, 16 * block)
+        # No e2m1 number but zero is below 1/2: it takes a scale of 2**-126 to make a denormal number.
+        to = without_denormals(form, scales[block] != 1)
         scale = float_of(np.uint32(scales[block]) << np.uint32(23))
-        a, b = _e2m1(load_codes_4(blocks, 16 * block)), _e2m1(load_codes_4(blocks, 16 * block + 8))
-        put_pair(out, 32 * block, form, a * scale, b * scale)
+        x, y = _e2m1_pair(load_nibble_words(blocks, 16 * block))
+        put_pair(out, 32 * block, to, x * scale, y * scale)

@@ -20,6 +20,8 @@ to.
 ``store_f64`` ``store_i32``     ``(array, at, F64)``, ``(array, at, I32)``
 ``store_u16``                   ``(bytes, at, I32)``: the low halves, to any address
 ``store_high_u16``              ``(bytes, at, I32, I32)``: the high halves of both, to any address
+``store_bf16``                  ``(bytes, at, F32, F32)``: rounded, to any address; only where ``HAS_BF16``
+``prefetch_read`` ...           ``(bytes, at)``: ask for a cache line, which need not exist, to read or to write it
 ``word`` ``short``              ``(bytes, at) -> uint32`` or ``uint16``: one little-endian word, from any address
 ``splat``                       ``(float32) -> F32``, ``(integer) -> I32``
 ``halves``                      ``(a, b) -> I32``: lanes 0-7 hold a, 8-15 hold b
@@ -31,6 +33,7 @@ to.
 ``wide``                        ``(F32) -> F64``
 ``half_bits``                   ``(F32) -> I32``: rounded to float16; only where ``HAS_HALF``
 ``half_values`` ``half_value``  ``(I32) -> F32``, ``(uint16) -> float32``: the reverse, likewise
+``any_below``                   ``(I32, integer) -> bool``: whether any lane is below, as unsigned numbers
 ``where_less``                  ``(a, b, x, y)``: x where a < b (signed), else y
 ``+ - & | << >>``               of I32 and U8, modulo their size; ``>>`` shifts zeros in
 ``+ - *``                       of F32 and F64
@@ -47,18 +50,23 @@ from typing import Any
 
 from llvmlite import ir
 from numba import extending, types
+from numba.core import cgutils
 from numba.core.imputils import lower_builtin
 from numba.core.registry import cpu_target
 from numba.core.typing import templates
 from numba.extending import models, register_model, type_callable
 
 __all__ = [
+    "HAS_BF16",
     "HAS_HALF",
     "LANES",
+    "any_below",
     "as_f32",
     "as_i32",
     "first",
+    "first_halves",
     "first_signed",
+    "first_words",
     "half_bits",
     "half_value",
     "half_values",
@@ -71,17 +79,24 @@ __all__ = [
     "load_f32",
     "load_i8",
     "load_i32",
+    "load_nibble_words",
     "load_nibbles",
     "load_u8",
     "load_u16",
     "number",
+    "prefetch_read",
+    "prefetch_write",
     "quarters",
     "ramp",
     "second",
+    "second_halves",
     "second_signed",
+    "second_words",
     "short",
+    "signed_words",
     "splat",
     "spread_bits",
+    "store_bf16",
     "store_f32",
     "store_f64",
     "store_high_u16",
@@ -115,6 +130,7 @@ class Vector(types.Type):
 
 
 U8 = Vector(types.uint8, 2 * LANES)
+U16 = Vector(types.uint16, 2 * LANES)
 I32 = Vector(types.int32, LANES)
 F32 = Vector(types.float32, LANES)
 F64 = Vector(types.float64, LANES)
@@ -126,7 +142,13 @@ def _of(element: ir.Type) -> ir.VectorType:
     return ir.VectorType(element, LANES)
 
 
-_LLVM = {U8: ir.VectorType(_I8, 2 * LANES), I32: _of(_INT32), F32: _of(_FLOAT), F64: _of(ir.DoubleType())}
+_LLVM = {
+    U8: ir.VectorType(_I8, 2 * LANES),
+    U16: ir.VectorType(_I16, 2 * LANES),
+    I32: _of(_INT32),
+    F32: _of(_FLOAT),
+    F64: _of(ir.DoubleType()),
+}
 
 
 @register_model(Vector)
@@ -197,6 +219,20 @@ def load_nibbles(_typing: Any, array: Any, at: Any) -> Any:
         return _shuffle(builder, low, high, list(range(2 * LANES)))
 
     return (signature(U8, array, types.intp), generate) if _is_array(array) else None
+
+
+@intrinsic
+def load_nibble_words(_typing: Any, array: Any, at: Any) -> Any:
+    """32 nibbles, the low one of each byte first, in the lowest bits of words; what is above them means nothing."""
+
+    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        packed = builder.load(_address(context, builder, sig.args[0], args[0], args[1], _of(_I8)), align=1)
+        # A byte in 32 bits, and again so that its high nibble is where the upper word begins.
+        lanes = builder.zext(packed, _LLVM[I32])
+        both = builder.or_(lanes, builder.shl(lanes, ir.Constant(_LLVM[I32], [12] * LANES)))
+        return builder.bitcast(both, _LLVM[U16])
+
+    return (signature(U16, array, types.intp), generate) if _is_array(array) else None
 
 
 def _stream_loader(bits: int) -> Any:
@@ -286,6 +322,23 @@ def store_high_u16(_typing: Any, array: Any, at: Any, a: Any, b: Any) -> Any:
     return (signature(types.none, array, types.intp, a, b), generate) if fits else None
 
 
+def _prefetcher(to_write: int) -> Any:
+    def prefetch(_typing: Any, array: Any, at: Any) -> Any:
+        def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+            asking = ir.FunctionType(ir.VoidType(), [_I8.as_pointer(), _INT32, _INT32, _INT32])
+            function = cgutils.get_or_insert_function(builder.module, asking, "llvm.prefetch.p0")
+            how = [ir.Constant(_INT32, number) for number in (to_write, 3, 1)]  # into all caches, of data
+            builder.call(function, [_address(context, builder, sig.args[0], args[0], args[1], _I8), *how])
+            return context.get_dummy_value()
+
+        return (signature(types.none, array, types.intp), generate) if _is_array(array) else None
+
+    return intrinsic(prefetch)
+
+
+prefetch_read, prefetch_write = _prefetcher(0), _prefetcher(1)
+
+
 def _word_loader(element: ir.Type, result: Any) -> Any:
     def load(_typing: Any, array: Any, at: Any) -> Any:
         def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
@@ -362,13 +415,48 @@ def _conversion(source: Vector, result: Vector, instruction: str) -> Any:
     return intrinsic(convert)
 
 
-def _has_half() -> bool:
-    """Whether the CPU rounds to float16 by itself; where it does not, LLVM would call a function that may not exist."""
-    triple, _, features = cpu_target.target_context.codegen().magic_tuple()[:3]
-    return "+f16c" in features.split(",") or triple.startswith(("aarch64", "arm64"))
+def _narrow_floats() -> tuple[bool, bool]:
+    """Whether the CPU rounds to float16 by itself; where it does not, LLVM would call a function that may not exist.
+
+    And whether it has AVX-512's way to bfloat16.
+    """
+    triple, _, listed = cpu_target.target_context.codegen().magic_tuple()[:3]
+    features = listed.split(",")
+    has_half = "+f16c" in features or triple.startswith(("aarch64", "arm64"))
+    return has_half, "+avx512bf16" in features
 
 
-HAS_HALF = _has_half()
+HAS_HALF, HAS_BF16 = _narrow_floats()
+
+
+class _BFloat(ir.Type):
+    """LLVM's bfloat, which llvmlite does not name."""
+
+    def _to_string(self) -> str:
+        return "bfloat"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _BFloat)
+
+    def __hash__(self) -> int:
+        return hash(_BFloat)
+
+
+@intrinsic
+def store_bf16(_typing: Any, array: Any, at: Any, a: Any, b: Any) -> Any:
+    """The nearest bfloat16s of both, ties to even; 0 where those are below 2**-126. Only where :data:`HAS_BF16`."""
+
+    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        narrow = ir.VectorType(_BFloat(), 2 * LANES)
+        rounding = ir.FunctionType(narrow, [_LLVM[F32], _LLVM[F32]])
+        name = "llvm.x86.avx512bf16.cvtne2ps2bf16.512"
+        function = cgutils.get_or_insert_function(builder.module, rounding, name)
+        pointer = _address(context, builder, sig.args[0], args[0], args[1], narrow)
+        builder.store(builder.call(function, [args[3], args[2]]), pointer, align=1)  # it takes the upper half first
+        return context.get_dummy_value()
+
+    fits = _is_array(array) and a is F32 and b is F32
+    return (signature(types.none, array, types.intp, a, b), generate) if fits else None
 
 
 @intrinsic
@@ -403,10 +491,39 @@ def half_values(_typing: Any, bits: Any) -> Any:
     return (signature(F32, I32), generate) if bits is I32 else None
 
 
+def _part(start: int, result: Vector) -> Any:
+    def part(_typing: Any, words: Any) -> Any:
+        def generate(_context: Any, builder: Any, _sig: Any, args: Any) -> Any:
+            lanes = _shuffle(builder, args[0], args[0], list(range(start, start + LANES)))
+            if result is I32:
+                return builder.zext(lanes, _LLVM[I32])
+            return builder.fpext(builder.bitcast(lanes, _of(ir.HalfType())), _LLVM[F32])
+
+        return (signature(result, U16), generate) if words is U16 else None
+
+    return intrinsic(part)
+
+
+first_words, second_words = _part(0, I32), _part(LANES, I32)
+first_halves, second_halves = _part(0, F32), _part(LANES, F32)
+
 number = _conversion(I32, F32, "sitofp")
 as_f32 = _conversion(I32, F32, "bitcast")
 as_i32 = _conversion(F32, I32, "bitcast")
 wide = _conversion(F32, F64, "fpext")
+signed_words = _conversion(U8, U16, "sext")
+
+
+@intrinsic
+def any_below(_typing: Any, vector: Any, limit: Any) -> Any:
+    """Whether any lane is below an integer, all of them unsigned."""
+
+    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        limit = _spread(builder, [context.cast(builder, args[1], sig.args[1], types.int32)])
+        below = builder.bitcast(builder.icmp_unsigned("<", args[0], limit), _I16)
+        return builder.icmp_unsigned("!=", below, ir.Constant(_I16, 0))
+
+    return (signature(types.boolean, vector, limit), generate) if vector is I32 else None
 
 
 @intrinsic
@@ -452,6 +569,7 @@ for _function, _instruction in (
 ):
     _operator(_function, I32, types.Integer, _instruction)
     _operator(_function, U8, types.Integer, _instruction)
+    _operator(_function, U16, types.Integer, _instruction)
 for _function, _instruction in ((operator.add, "fadd"), (operator.sub, "fsub"), (operator.mul, "fmul")):
     # Of one width only: a float64 scalar to the right of float32 lanes would be rounded silently.
     _operator(_function, F32, types.float32, _instruction)
