@@ -14,6 +14,7 @@ from uqff.kernels.numerics import (
     F16,
     F32,
     Bytes,
+    looked_up,
     over,
     plain,
     put_pair,
@@ -56,9 +57,14 @@ def _form(form: int, scale: Any, bias: Any) -> Any:
     return without_denormals(form, zero_or_from(least, scale) and zero_or_from(least, bias))
 
 
+@looked_up
+def _weights(codes: Any, mask: int, scale: Any, bias: Any) -> Any:
+    return number(codes & mask) * scale + bias
+
+
 @kernel
 def _codes_2(codes: Bytes, i: int) -> Any:
-    return splat(word(codes, i >> 2)) >> ramp(2, 16) & 0x03
+    return splat(word(codes, i >> 2)) >> ramp(2, 16)
 
 
 @kernel
@@ -69,9 +75,9 @@ def _afq2(
         scale, bias = plain(scales, group, kind), plain(biases, group, kind)
         to = _form(form, scale, bias)
         for i in range(group * size, (group + 1) * size, 2 * LANES):
-            read_ahead(codes, i // 4)
-            a, b = number(_codes_2(codes, i)), number(_codes_2(codes, i + LANES))
-            put_pair(out, i, to, a * scale + bias, b * scale + bias)
+            read_ahead(codes, i >> 2)
+            a, b = _codes_2(codes, i), _codes_2(codes, i + LANES)
+            put_pair(out, i, to, _weights(a, 0x03, scale, bias), _weights(b, 0x03, scale, bias))
 
 
 @kernel
@@ -82,10 +88,10 @@ def _afq3(
         scale, bias = plain(scales, group, kind), plain(biases, group, kind)
         to = _form(form, scale, bias)
         for i in range(group * size, (group + 1) * size, 2 * LANES):
-            at = 6 * (i // LANES)
+            at = 12 * (i >> 5)
             read_ahead(codes, at)
-            a, b = number(load_codes_3(codes, at)), number(load_codes_3(codes, at + 6))
-            put_pair(out, i, to, a * scale + bias, b * scale + bias)
+            a, b = load_codes_3(codes, at)
+            put_pair(out, i, to, _weights(a, 0x07, scale, bias), _weights(b, 0x07, scale, bias))
 
 
 @kernel
@@ -96,10 +102,10 @@ def _afq4(
         scale, bias = plain(scales, group, kind), plain(biases, group, kind)
         to = _form(form, scale, bias)
         for i in range(group * size, (group + 1) * size, 2 * LANES):
-            at = 8 * (i // LANES)
+            at = i >> 1
             read_ahead(codes, at)
-            a, b = number(load_codes_4(codes, at)), number(load_codes_4(codes, at + 8))
-            put_pair(out, i, to, a * scale + bias, b * scale + bias)
+            a, b = load_codes_4(codes, at)
+            put_pair(out, i, to, _weights(a, 0x0F, scale, bias), _weights(b, 0x0F, scale, bias))
 
 
 @kernel
@@ -110,10 +116,10 @@ def _afq6(
         scale, bias = plain(scales, group, kind), plain(biases, group, kind)
         to = _form(form, scale, bias)
         for i in range(group * size, (group + 1) * size, 2 * LANES):
-            at = 12 * (i // LANES)
+            at = 24 * (i >> 5)
             read_ahead(codes, at)
-            a, b = number(load_codes_6(codes, at)), number(load_codes_6(codes, at + 12))
-            put_pair(out, i, to, a * scale + bias, b * scale + bias)
+            a, b = load_codes_6(codes, at)
+            put_pair(out, i, to, number(a & 0x3F) * scale + bias, number(b & 0x3F) * scale + bias)
 
 
 @kernel

@@ -21,6 +21,7 @@ from uqff.kernels.numerics import (
     f16_lanes,
     f32,
     f32_lanes,
+    looked_up,
     over,
     put,
     put_pair,
@@ -70,6 +71,16 @@ def dequantize(record: GGUF, out: Bytes, form: int) -> bool:
     return True
 
 
+@looked_up
+def _symmetric(codes: Any, d: Any) -> Any:
+    return number((codes & 0x0F) - 8) * d
+
+
+@looked_up
+def _affine(codes: Any, d: Any, m: Any) -> Any:
+    return number(codes & 0x0F) * d + m
+
+
 @kernel
 def _q4_0(data: Bytes, out: Bytes, form: int, lo: int, hi: int) -> None:
     form = without_denormals(form, True)
@@ -77,8 +88,8 @@ def _q4_0(data: Bytes, out: Bytes, form: int, lo: int, hi: int) -> None:
         at = 18 * block
         read_ahead(data, at)
         d = f16(data, at)
-        codes = load_nibbles(data, at + 2) - 8
-        put_pair(out, 32 * block, form, first_signed(codes) * d, second_signed(codes) * d)
+        codes = load_u8(data, at + 2)
+        put_pair(out, 32 * block, form, _symmetric(codes, d), _symmetric(codes >> 4, d))
 
 
 @kernel
@@ -88,8 +99,8 @@ def _q4_1(data: Bytes, out: Bytes, form: int, lo: int, hi: int) -> None:
         at = 20 * block
         read_ahead(data, at)
         d, m = f16(data, at), f16(data, at + 2)
-        codes = load_nibbles(data, at + 4)
-        put_pair(out, 32 * block, form, first(codes) * d + m, second(codes) * d + m)
+        codes = load_u8(data, at + 4)
+        put_pair(out, 32 * block, form, _affine(codes, d, m), _affine(codes >> 4, d, m))
 
 
 @kernel
@@ -219,6 +230,14 @@ def _put_affine(out: Bytes, at: int, form: int, codes: Any, scales: Any, group: 
 
 
 @kernel
+def _put_looked_up(out: Bytes, at: int, form: int, a: Any, b: Any, scales: Any, group: int) -> None:
+    """:func:`_put_affine` of codes in the low nibbles of two vectors."""
+    scale, minimum = lane(scales, group), lane(scales, group + 8)
+    # x - y and x + -y are the same.
+    put_pair(out, at + 32 * group, form, _affine(a, scale, -minimum), _affine(b, scale, -minimum))
+
+
+@kernel
 def _q4k(data: Bytes, out: Bytes, form: int, lo: int, hi: int) -> None:
     form = without_denormals(form, True)
     for block in range(lo, hi):
@@ -226,9 +245,9 @@ def _q4k(data: Bytes, out: Bytes, form: int, lo: int, hi: int) -> None:
         scales = number(_scales_q4k(data, at + 4)) * halves(f16(data, at), f16(data, at + 2))
         for run in range(4):
             read_ahead(data, at + 36 * run)
-            qs = load_bytes(data, at + 16 + 32 * run)
-            _put_affine(out, to, form, qs & 0x0F, scales, 2 * run)
-            _put_affine(out, to, form, qs >> 4, scales, 2 * run + 1)
+            a, b = load_u8(data, at + 16 + 32 * run), load_u8(data, at + 32 + 32 * run)
+            _put_looked_up(out, to, form, a, b, scales, 2 * run)
+            _put_looked_up(out, to, form, a >> 4, b >> 4, scales, 2 * run + 1)
 
 
 @kernel

@@ -16,9 +16,11 @@ from uqff.kernels.numerics import (
     Bytes,
     f32,
     f32_lanes,
+    looked_up,
     over,
     put_pair,
     put_pair_here,
+    read_ahead,
     without_denormals,
     write_ahead,
     zero_or_from,
@@ -68,6 +70,11 @@ LEAST = (127 - 51) << 23
 def _load(words: Bytes, at: int, bits: int) -> Any:
     """16 packed elements: I32 for 3 bits, else U8."""
     return load_i32(words, 4 * at) if bits == 3 else load_u8(words, at)
+
+
+@looked_up
+def _weights(codes: Any, mask: int, zero: Any, scale: Any) -> Any:
+    return (number(codes & mask) - zero) * scale
 
 
 @kernel
@@ -140,7 +147,7 @@ def _rows(
     hi: int,
 ) -> None:
     height, mask = (rows + planes - 1) // planes, (1 << bits) - 1
-    step = max(1, STRIP // columns)
+    step, size = max(1, STRIP // columns), 4 if bits == 3 else 1
     for begin in range(lo, hi, step):
         for plane in range(planes):
             shift = bits * (planes - 1 - plane)
@@ -152,6 +159,10 @@ def _rows(
                 for start in range(0, columns, WIDTH):
                     column = min(start, columns - WIDTH)
                     at = row * columns + column
-                    x = (number(_load(words, at, bits) >> shift & mask) - zero) * scale
-                    y = (number(_load(words, at + LANES, bits) >> shift & mask) - zero) * scale
+                    read_ahead(words, at * size)
+                    a, b = _load(words, at, bits) >> shift, _load(words, at + LANES, bits) >> shift
+                    if bits == 8:
+                        x, y = (number(a) - zero) * scale, (number(b) - zero) * scale
+                    else:
+                        x, y = _weights(a, mask, zero, scale), _weights(b, mask, zero, scale)
                     put_pair(out, into * columns + column, to, x, y)

@@ -30,11 +30,12 @@ import numpy as np
 import numpy.typing as npt
 
 from uqff.kernels.bits import MAGNITUDE, bits_of, f16_value, float_of
-from uqff.kernels.compiling import kernel
+from uqff.kernels.compiling import inline, kernel
 from uqff.kernels.threads import run_ranges
 from uqff.kernels.vectors import (
     HAS_BF16,
     HAS_HALF,
+    HAS_PICK,
     LANES,
     as_f32,
     as_i32,
@@ -44,8 +45,10 @@ from uqff.kernels.vectors import (
     half_value,
     half_values,
     number,
+    pick,
     prefetch_read,
     prefetch_write,
+    ramp,
     second_halves,
     second_words,
     short,
@@ -74,6 +77,7 @@ __all__ = [
     "f16_pair",
     "f32",
     "f32_lanes",
+    "looked_up",
     "over",
     "plain",
     "put",
@@ -143,8 +147,8 @@ def bf16(data: Bytes, at: int) -> Any:
 
 @kernel
 def _f16_at_by_cpu(data: Bytes, at: int) -> Any:
-    value = half_value(short(data, at))
-    return value if value == value else float_of(np.uint32(0x7FC00000))
+    bits = short(data, at)
+    return half_value(np.uint16(0x7E00) if bits & 0x7FFF > 0x7C00 else bits)
 
 
 @kernel
@@ -256,6 +260,22 @@ def _to_f16_by_bits(x: Any) -> Any:
 
 
 _to_f16 = half_bits if HAS_HALF else _to_f16_by_bits
+
+
+def looked_up(function: Callable[..., Any]) -> Any:
+    """Compile a function of codes below 16 (and of scalars) that goes lane by lane.
+
+    Where the CPU can, it is computed once for each code there may be, which LLVM takes out of loops, and looked up.
+    """
+    compiled: Any = inline(function)
+    if not HAS_PICK:
+        return compiled
+
+    @inline
+    def looked_up(codes: Any, *scalars: Any) -> Any:
+        return pick(compiled(ramp(1, LANES), *scalars), codes)
+
+    return looked_up
 
 
 @kernel

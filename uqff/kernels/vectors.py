@@ -11,7 +11,8 @@ to.
 ``load_u16`` ``load_i32``       ``(bytes, at) -> I32``: 16 little-endian words, from any address
 ``load_bytes``                  ``(bytes, at) -> U8``: 32 bytes
 ``load_nibbles``                ``(bytes, at) -> U8``: 16 bytes; their low nibbles, then their high nibbles
-``load_codes_3`` ...            ``(bytes, at) -> I32``: 16 codes of 3, 4 or 6 bits, the first in the lowest bits
+``load_codes_3`` ...            ``(bytes, at) -> (I32, I32)``: 32 codes of 3, 4 or 6 bits, the first in the lowest bits;
+                                what is above a code means nothing
 ``spread_bits``                 ``(word, value) -> U8``: ``value`` where the bit is set, lowest bit first, else 0
 ``first`` ``second``            ``(U8) -> F32``: the first or last 16 bytes as numbers
 ``first_signed`` ...            the same of signed bytes
@@ -59,6 +60,7 @@ from numba.extending import models, register_model, type_callable
 __all__ = [
     "HAS_BF16",
     "HAS_HALF",
+    "HAS_PICK",
     "LANES",
     "any_below",
     "as_f32",
@@ -79,11 +81,11 @@ __all__ = [
     "load_f32",
     "load_i8",
     "load_i32",
-    "load_nibble_words",
     "load_nibbles",
     "load_u8",
     "load_u16",
     "number",
+    "pick",
     "prefetch_read",
     "prefetch_write",
     "quarters",
@@ -221,36 +223,27 @@ def load_nibbles(_typing: Any, array: Any, at: Any) -> Any:
     return (signature(U8, array, types.intp), generate) if _is_array(array) else None
 
 
-@intrinsic
-def load_nibble_words(_typing: Any, array: Any, at: Any) -> Any:
-    """32 nibbles, the low one of each byte first, in the lowest bits of words; what is above them means nothing."""
-
-    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        packed = builder.load(_address(context, builder, sig.args[0], args[0], args[1], _of(_I8)), align=1)
-        # A byte in 32 bits, and again so that its high nibble is where the upper word begins.
-        lanes = builder.zext(packed, _LLVM[I32])
-        both = builder.or_(lanes, builder.shl(lanes, ir.Constant(_LLVM[I32], [12] * LANES)))
-        return builder.bitcast(both, _LLVM[U16])
-
-    return (signature(U16, array, types.intp), generate) if _is_array(array) else None
-
-
 def _stream_loader(bits: int) -> Any:
-    """16 codes of a little-endian bit stream; no byte beyond them is read."""
+    """32 codes of a little-endian bit stream; no byte beyond them is read."""
 
     def load(_typing: Any, array: Any, at: Any) -> Any:
         def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-            size = LANES * bits // 8
+            # Each half in one load, of a power of two of bytes: the first and the last ones of the 32 codes.
+            half = LANES * bits // 8
+            size = 1 << (half - 1).bit_length()
             packed = ir.VectorType(_I8, size)
-            stream = builder.load(_address(context, builder, sig.args[0], args[0], args[1], packed), align=1)
-            firsts = [bits * i // 8 for i in range(LANES)]
-            # Each lane gets the byte in which its code begins and the next; the bits above the code are cut off.
-            indices = [min(first + k % 2, size - 1) for first in firsts for k in range(4)]
-            lanes = builder.bitcast(_shuffle(builder, stream, stream, indices), _LLVM[I32])
-            shifted = builder.lshr(lanes, ir.Constant(_LLVM[I32], [bits * i % 8 for i in range(LANES)]))
-            return builder.and_(shifted, ir.Constant(_LLVM[I32], [(1 << bits) - 1] * LANES))
+            vectors = []
+            for skipped, behind in ((0, 0), (2 * half - size, size - half)):
+                start = builder.add(args[1], ir.Constant(args[1].type, skipped))
+                stream = builder.load(_address(context, builder, sig.args[0], args[0], start, packed), align=1)
+                firsts = [behind + bits * i // 8 for i in range(LANES)]
+                # Each lane gets the byte in which its code begins and the next.
+                indices = [min(first + k % 2, size - 1) for first in firsts for k in range(4)]
+                lanes = builder.bitcast(_shuffle(builder, stream, stream, indices), _LLVM[I32])
+                vectors.append(builder.lshr(lanes, ir.Constant(_LLVM[I32], [bits * i % 8 for i in range(LANES)])))
+            return context.make_tuple(builder, sig.return_type, vectors)
 
-        return (signature(I32, array, types.intp), generate) if _is_array(array) else None
+        return (signature(types.UniTuple(I32, 2), array, types.intp), generate) if _is_array(array) else None
 
     return intrinsic(load)
 
@@ -415,7 +408,7 @@ def _conversion(source: Vector, result: Vector, instruction: str) -> Any:
     return intrinsic(convert)
 
 
-def _narrow_floats() -> tuple[bool, bool]:
+def _narrow_floats() -> tuple[bool, bool, bool]:
     """Whether the CPU rounds to float16 by itself; where it does not, LLVM would call a function that may not exist.
 
     And whether it has AVX-512's way to bfloat16.
@@ -423,10 +416,10 @@ def _narrow_floats() -> tuple[bool, bool]:
     triple, _, listed = cpu_target.target_context.codegen().magic_tuple()[:3]
     features = listed.split(",")
     has_half = "+f16c" in features or triple.startswith(("aarch64", "arm64"))
-    return has_half, "+avx512bf16" in features
+    return has_half, "+avx512bf16" in features, "+avx512f" in features
 
 
-HAS_HALF, HAS_BF16 = _narrow_floats()
+HAS_HALF, HAS_BF16, HAS_PICK = _narrow_floats()
 
 
 class _BFloat(ir.Type):
@@ -512,6 +505,19 @@ as_f32 = _conversion(I32, F32, "bitcast")
 as_i32 = _conversion(F32, I32, "bitcast")
 wide = _conversion(F32, F64, "fpext")
 signed_words = _conversion(U8, U16, "sext")
+
+
+@intrinsic
+def pick(_typing: Any, table: Any, indices: Any) -> Any:
+    """The lanes of a table that the lowest four bits of the indices name. Only where :data:`HAS_PICK`."""
+
+    def generate(_context: Any, builder: Any, _sig: Any, args: Any) -> Any:
+        picking = ir.FunctionType(_LLVM[F32], [_LLVM[F32], _LLVM[I32]])
+        return builder.call(
+            cgutils.get_or_insert_function(builder.module, picking, "llvm.x86.avx512.permvar.sf.512"), args
+        )
+
+    return (signature(F32, F32, I32), generate) if table is F32 and indices is I32 else None
 
 
 @intrinsic
