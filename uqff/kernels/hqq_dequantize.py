@@ -13,19 +13,18 @@ import numpy as np
 from uqff.kernels.compiling import kernel
 from uqff.kernels.memory import bytes_of
 from uqff.kernels.numerics import (
+    F32,
     Bytes,
-    f32,
-    f32_lanes,
     looked_up,
     over,
     put_pair,
     put_pair_here,
     read_ahead,
+    unfold,
     without_denormals,
     write_ahead,
-    zero_or_from,
 )
-from uqff.kernels.vectors import LANES, any_below, as_i32, load_f32, load_i32, load_u8, number, store_f32
+from uqff.kernels.vectors import LANES, load_f32, load_i32, load_u8, number, prefetch_read
 
 if TYPE_CHECKING:
     from uqff.families.hqq import HQQ
@@ -37,6 +36,11 @@ WIDTH = 2 * LANES
 STRIP = 2048
 """Elements of the packed matrix that are taken through all rows (axis 0: with their scales and zeros) or all planes
 (axis 1) together: once read, they stay in the first-level cache."""
+
+
+LEAST = np.float32(2.0**-51)
+"""A zero that is 0 or at least this is a multiple of 2**-74, and so is a code less the zero, which thus is 0 or at
+least 2**-74. With a scale that is 0 or at least this it makes 0 or at least 2**-125."""
 
 
 def dequantize(record: HQQ, out: Bytes, form: int) -> bool:
@@ -63,9 +67,6 @@ def dequantize(record: HQQ, out: Bytes, form: int) -> bool:
     return True
 
 
-LEAST = (127 - 51) << 23
-
-
 @kernel
 def _load(words: Bytes, at: int, bits: int) -> Any:
     """16 packed elements: I32 for 3 bits, else U8."""
@@ -75,11 +76,6 @@ def _load(words: Bytes, at: int, bits: int) -> Any:
 @looked_up
 def _weights(codes: Any, mask: int, zero: Any, scale: Any) -> Any:
     return (number(codes & mask) - zero) * scale
-
-
-@kernel
-def _floats(numbers: Bytes, i: int) -> Any:
-    return f32_lanes(load_i32(numbers, 4 * i))
 
 
 @kernel
@@ -96,25 +92,20 @@ def _columns(
     lo: int,
     hi: int,
 ) -> None:
-    height, mask = (rows + planes - 1) // planes, (1 << bits) - 1
+    height, mask, size = (rows + planes - 1) // planes, (1 << bits) - 1, 4 if bits == 3 else 1
     strip_zeros, strip_scales = np.empty(STRIP, np.float32), np.empty(STRIP, np.float32)
     for start in range(lo, hi, STRIP):
         # A strip is never narrower than what is written together: the last one overlaps what is before it if need be.
         first = min(start, hi - WIDTH)
         width = min(STRIP, hi - first)
-        certain = True
-        for column in range(0, width, LANES):
-            here = min(column, width - LANES)
-            zero, scale = _floats(zeros, first + here), _floats(scales, first + here)
-            store_f32(strip_zeros, here, zero)
-            store_f32(strip_scales, here, scale)
-            certain &= not (any_below((as_i32(zero) & 0x7FFFFFFF) - 1, LEAST - 1))
-            certain &= not (any_below((as_i32(scale) & 0x7FFFFFFF) - 1, LEAST - 1))
+        certain = unfold(strip_zeros, zeros, F32, first, width, LEAST)
+        certain &= unfold(strip_scales, scales, F32, first, width, LEAST)
         to = without_denormals(form, certain)
         for row in range(height):
             for column in range(0, width, WIDTH):
                 here = min(column, width - WIDTH)
                 at = row * columns + first + here
+                prefetch_read(words, (at + columns) * size)
                 zero_a, scale_a = load_f32(strip_zeros, here), load_f32(strip_scales, here)
                 zero_b, scale_b = load_f32(strip_zeros, here + LANES), load_f32(strip_scales, here + LANES)
                 if bits == 8:
@@ -148,21 +139,23 @@ def _rows(
 ) -> None:
     height, mask = (rows + planes - 1) // planes, (1 << bits) - 1
     step, size = max(1, STRIP // columns), 4 if bits == 3 else 1
+    strip_zeros, strip_scales = np.empty(step, np.float32), np.empty(step, np.float32)
     for begin in range(lo, hi, step):
         for plane in range(planes):
             shift = bits * (planes - 1 - plane)
-            for row in range(begin, min(begin + step, hi, rows - plane * height)):
-                into = plane * height + row
-                zero, scale = f32(zeros, 4 * into), f32(scales, 4 * into)
-                least = np.float32(2.0**-51)
-                to = without_denormals(form, zero_or_from(least, zero) and zero_or_from(least, scale))
+            first, count = plane * height + begin, min(step, hi - begin, rows - plane * height - begin)
+            certain = unfold(strip_zeros, zeros, F32, first, count, LEAST)
+            certain &= unfold(strip_scales, scales, F32, first, count, LEAST)
+            to = without_denormals(form, certain)
+            for row in range(count):
+                zero, scale = strip_zeros[row], strip_scales[row]
                 for start in range(0, columns, WIDTH):
                     column = min(start, columns - WIDTH)
-                    at = row * columns + column
+                    at = (begin + row) * columns + column
                     read_ahead(words, at * size)
                     a, b = _load(words, at, bits) >> shift, _load(words, at + LANES, bits) >> shift
                     if bits == 8:
                         x, y = (number(a) - zero) * scale, (number(b) - zero) * scale
                     else:
                         x, y = _weights(a, mask, zero, scale), _weights(b, mask, zero, scale)
-                    put_pair(out, into * columns + column, to, x, y)
+                    put_pair(out, (first + row) * columns + column, to, x, y)

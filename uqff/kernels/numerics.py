@@ -37,6 +37,7 @@ from uqff.kernels.vectors import (
     HAS_HALF,
     HAS_PICK,
     LANES,
+    any_below,
     as_f32,
     as_i32,
     first_halves,
@@ -44,6 +45,8 @@ from uqff.kernels.vectors import (
     half_bits,
     half_value,
     half_values,
+    load_i32,
+    load_u16,
     number,
     pick,
     prefetch_read,
@@ -80,10 +83,12 @@ __all__ = [
     "looked_up",
     "over",
     "plain",
+    "plain_lanes",
     "put",
     "put_pair",
     "put_pair_here",
     "read_ahead",
+    "unfold",
     "without_denormals",
     "write_ahead",
     "zero_or_from",
@@ -218,6 +223,33 @@ def _f16_pair_by_bits(bits: Any) -> Any:
 
 f16_pair = _f16_pair_by_cpu if HAS_HALF else _f16_pair_by_bits
 """The float32s of 32 float16 bit patterns, as two vectors; a NaN among them may keep its payload."""
+
+
+@kernel
+def plain_lanes(data: Bytes, i: int, kind: int) -> Any:
+    """:func:`plain` of 16 numbers."""
+    if kind == F32:
+        return f32_lanes(load_i32(data, 4 * i))
+    bits = load_u16(data, 2 * i)
+    return f32_lanes(bits << 16) if kind == BF16 else f16_lanes(bits)
+
+
+@kernel
+def unfold(strip: Any, data: Bytes, kind: int, first: int, count: int, least: Any) -> Any:
+    """Numbers ``[first, first + count)`` of such an array, as float32; whether each is 0 or at least ``least``."""
+    certain = True
+    if count < LANES:
+        for i in range(count):
+            x = plain(data, first + i, kind)
+            strip[i] = x
+            certain &= zero_or_from(least, x)
+        return certain
+    for i in range(0, count, LANES):
+        at = min(i, count - LANES)
+        x = plain_lanes(data, first + at, kind)
+        store_f32(strip, at, x)
+        certain &= not any_below((as_i32(x) & 0x7FFFFFFF) - 1, bits_of(least) - np.uint32(1))
+    return certain
 
 
 @kernel
