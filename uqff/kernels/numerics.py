@@ -73,7 +73,6 @@ __all__ = [
     "Bytes",
     "Kernel",
     "bf16",
-    "e4m3",
     "e4m3_pair",
     "f16",
     "f16_lanes",
@@ -174,19 +173,6 @@ def plain(data: Bytes, i: int, form: int) -> Any:
 
 
 @kernel
-def e4m3(code: int) -> Any:
-    """The float32 of an e4m3 code; exact."""
-    magnitude = code & 0x7F
-    if magnitude == 0x7F:
-        value = np.float32(np.nan)
-    elif magnitude >= 8:
-        value = float_of(np.uint32((magnitude << 20) + (120 << 23)))
-    else:
-        value = np.float32(magnitude) * np.float32(2.0**-9)
-    return -value if code & 0x80 else value
-
-
-@kernel
 def f32_lanes(bits: Any) -> Any:
     """:func:`f32` of 16 bit patterns."""
     return as_f32(where_less(splat(0x7F800000), bits & 0x7FFFFFFF, splat(0x7FC00000), bits))
@@ -254,7 +240,7 @@ def unfold(strip: Any, data: Bytes, kind: int, first: int, count: int, least: An
 
 @kernel
 def e4m3_pair(codes: Any) -> Any:
-    """:func:`e4m3` of 32 codes, as two vectors.
+    """The float32s of 32 e4m3 codes, as two vectors.
 
     float16 has the same fields, wider ones, and a bias that is larger by 8. NaN, all ones, needs its exponent.
     """
