@@ -37,10 +37,9 @@ STRIP = 2048
 """Elements of the packed matrix that are taken through all rows (axis 0: with their scales and zeros) or all planes
 (axis 1) together: once read, they stay in the first-level cache."""
 
-
-LEAST = np.float32(2.0**-51)
-"""A zero that is 0 or at least this is a multiple of 2**-74, and so is a code less the zero, which thus is 0 or at
-least 2**-74. With a scale that is 0 or at least this it makes 0 or at least 2**-125."""
+LEAST = np.float32(2.0**-63)
+"""If zeros and scales are 0 or at least this, no weight is denormal: a code less a zero is 0, or minus the zero, or at
+least 2**-24, of which a zero near a code from 1 on is a multiple. Two numbers of at least this make 2**-126."""
 
 
 def dequantize(record: HQQ, out: Bytes, form: int) -> bool:
