@@ -14,7 +14,6 @@ import numpy as np
 from uqff.kernels.compiling import kernel
 from uqff.kernels.memory import bytes_of
 from uqff.kernels.numerics import (
-    AHEAD,
     Bytes,
     Kernel,
     f16,
@@ -25,6 +24,7 @@ from uqff.kernels.numerics import (
     over,
     put,
     put_pair,
+    reach,
     read_ahead,
     without_denormals,
     write_ahead,
@@ -320,7 +320,7 @@ def _bf16(data: Bytes, out: Bytes, form: int, lo: int, hi: int) -> None:
     for start in range(lo, hi, WIDTH):
         at = min(start, hi - WIDTH)
         read_ahead(data, 2 * at)
-        write_ahead(out, at, form, AHEAD // 4)
+        write_ahead(out, at, form, reach(form))
         # By 16: what put() does to a bfloat16 that becomes one again, LLVM then sees to be nothing.
         put(out, at, form, f32_lanes(load_u16(data, 2 * at) << 16))
         put(out, at + LANES, form, f32_lanes(load_u16(data, 2 * (at + LANES)) << 16))

@@ -13,12 +13,14 @@ import numpy as np
 from uqff.kernels.compiling import kernel
 from uqff.kernels.memory import bytes_of
 from uqff.kernels.numerics import (
+    AHEAD,
     F32,
     Bytes,
     looked_up,
     over,
     put_pair,
     put_pair_here,
+    reach,
     read_ahead,
     unfold,
     without_denormals,
@@ -78,6 +80,12 @@ def _weights(codes: Any, mask: int, zero: Any, scale: Any) -> Any:
 
 
 @kernel
+def _onward(here: int, steps: int, width: int, columns: int) -> Any:
+    """Elements from one in a row of a strip to the one that is taken so many steps later, perhaps in the next row."""
+    return steps if here + steps < width else steps + columns - width
+
+
+@kernel
 def _columns(
     words: Bytes,
     scales: Bytes,
@@ -104,13 +112,14 @@ def _columns(
             for column in range(0, width, WIDTH):
                 here = min(column, width - WIDTH)
                 at = row * columns + first + here
-                prefetch_read(words, (at + columns) * size)
+                prefetch_read(words, size * (at + _onward(here, AHEAD // size, width, columns)))
+                ahead = _onward(here, reach(to), width, columns)
                 zero_a, scale_a = load_f32(strip_zeros, here), load_f32(strip_scales, here)
                 zero_b, scale_b = load_f32(strip_zeros, here + LANES), load_f32(strip_scales, here + LANES)
                 if bits == 8:
                     x = (number(load_u8(words, at)) - zero_a) * scale_a
                     y = (number(load_u8(words, at + LANES)) - zero_b) * scale_b
-                    write_ahead(out, at, to, columns)
+                    write_ahead(out, at, to, ahead)
                     put_pair_here(out, at, to, x, y)
                     continue
                 a, b = _load(words, at, bits), _load(words, at + LANES, bits)
@@ -118,7 +127,7 @@ def _columns(
                     shift = bits * (planes - 1 - plane)
                     x = (number(a >> shift & mask) - zero_a) * scale_a
                     y = (number(b >> shift & mask) - zero_b) * scale_b
-                    write_ahead(out, at + plane * height * columns, to, columns)
+                    write_ahead(out, at + plane * height * columns, to, ahead)
                     put_pair_here(out, at + plane * height * columns, to, x, y)
 
 
@@ -151,7 +160,8 @@ def _rows(
                 for start in range(0, columns, WIDTH):
                     column = min(start, columns - WIDTH)
                     at = (begin + row) * columns + column
-                    read_ahead(words, at * size)
+                    if plane == 0:
+                        read_ahead(words, at * size)
                     a, b = _load(words, at, bits) >> shift, _load(words, at + LANES, bits) >> shift
                     if bits == 8:
                         x, y = (number(a) - zero) * scale, (number(b) - zero) * scale

@@ -9,8 +9,8 @@ import numpy as np
 from uqff.kernels.bits import float_of
 from uqff.kernels.compiling import kernel
 from uqff.kernels.memory import bytes_of
-from uqff.kernels.numerics import Bytes, f16_lanes, looked_up, over, put_pair, read_ahead, without_denormals
-from uqff.kernels.vectors import load_codes_4
+from uqff.kernels.numerics import Bytes, looked_up, over, put_pair, read_ahead, without_denormals
+from uqff.kernels.vectors import as_f32, load_codes_4, splat, where_less
 
 if TYPE_CHECKING:
     from uqff.families.mxfp4 import MXFP4
@@ -28,10 +28,15 @@ def dequantize(record: MXFP4, out: Bytes, form: int) -> bool:
 
 
 @looked_up
-def _weights(nibbles: Any, scale: Any) -> Any:
-    """Nibbles are ``s e e m``. float16 has the same fields, wider ones, and a bias larger by 14."""
-    values = f16_lanes((nibbles & 0x08) << 12 | (nibbles & 0x07) << 9)
-    return values * np.float32(2.0**14) * scale
+def _weights(codes: Any, scale: Any) -> Any:
+    """Of nibbles ``s e e m``, what is above them left out: 0 and 1/2 for ``e = 0``, else ``(1 + m/2) * 2**(e - 1)``.
+
+    ``e e m`` above 1 are float32's low exponent bits and high mantissa bit, 126 to be added to the exponent.
+    """
+    magnitude = codes & 7
+    subnormal = where_less(magnitude, 1, splat(0), splat(126 << 23))
+    value = where_less(magnitude, 2, subnormal, (magnitude << 22) + (126 << 23))
+    return as_f32(value | (codes & 8) << 28) * scale
 
 
 @kernel

@@ -86,6 +86,7 @@ __all__ = [
     "put",
     "put_pair",
     "put_pair_here",
+    "reach",
     "read_ahead",
     "unfold",
     "without_denormals",
@@ -334,8 +335,14 @@ def put_pair(out: Bytes, at: int, form: int, x: Any, y: Any) -> None:
     Args:
         form: :data:`NORMAL_BF16`, too.
     """
-    write_ahead(out, at, form, AHEAD // 4)
+    write_ahead(out, at, form, reach(form))
     put_pair_here(out, at, form, x, y)
+
+
+@kernel
+def reach(form: int) -> Any:
+    """The elements of a result in :data:`AHEAD` bytes."""
+    return AHEAD // 4 if form == F32 else AHEAD // 2
 
 
 @kernel
@@ -350,7 +357,7 @@ def write_ahead(out: Bytes, at: int, form: int, elements: int) -> None:
 
 @kernel
 def put_pair_here(out: Bytes, at: int, form: int, x: Any, y: Any) -> None:
-    """:func:`put_pair` where what is written next does not lie behind: call :func:`write_ahead`."""
+    """:func:`put_pair` for a caller that knows better where it will write next, and has called :func:`write_ahead`."""
     if form == F32:
         store_f32(out, 4 * at, x)
         store_f32(out, 4 * (at + LANES), y)
