@@ -18,6 +18,7 @@ from uqff.kernels.numerics import (
     Kernel,
     f16,
     f16_lanes,
+    f16_splat,
     f32,
     f32_lanes,
     looked_up,
@@ -87,7 +88,7 @@ def _q4_0(data: Bytes, out: Bytes, form: int, lo: int, hi: int) -> None:
     for block in range(lo, hi):
         at = 18 * block
         read_ahead(data, at)
-        d = f16(data, at)
+        d = f16_splat(data, at)
         codes = load_u8(data, at + 2)
         put_pair(out, 32 * block, form, _symmetric(codes, d), _symmetric(codes >> 4, d))
 
@@ -98,7 +99,7 @@ def _q4_1(data: Bytes, out: Bytes, form: int, lo: int, hi: int) -> None:
     for block in range(lo, hi):
         at = 20 * block
         read_ahead(data, at)
-        d, m = f16(data, at), f16(data, at + 2)
+        d, m = f16_splat(data, at), f16_splat(data, at + 2)
         codes = load_u8(data, at + 4)
         put_pair(out, 32 * block, form, _affine(codes, d, m), _affine(codes >> 4, d, m))
 
@@ -109,7 +110,7 @@ def _q5_0(data: Bytes, out: Bytes, form: int, lo: int, hi: int) -> None:
     for block in range(lo, hi):
         at = 22 * block
         read_ahead(data, at)
-        d, qh = f16(data, at), word(data, at + 2)
+        d, qh = f16_splat(data, at), word(data, at + 2)
         codes = (load_nibbles(data, at + 6) | spread_bits(qh, 16)) - 16
         put_pair(out, 32 * block, form, first_signed(codes) * d, second_signed(codes) * d)
 
@@ -120,7 +121,7 @@ def _q5_1(data: Bytes, out: Bytes, form: int, lo: int, hi: int) -> None:
     for block in range(lo, hi):
         at = 24 * block
         read_ahead(data, at)
-        d, m, qh = f16(data, at), f16(data, at + 2), word(data, at + 4)
+        d, m, qh = f16_splat(data, at), f16_splat(data, at + 2), word(data, at + 4)
         codes = load_nibbles(data, at + 8) | spread_bits(qh, 16)
         put_pair(out, 32 * block, form, first(codes) * d + m, second(codes) * d + m)
 
@@ -132,7 +133,7 @@ def _q8(data: Bytes, out: Bytes, form: int, lo: int, hi: int, type_size: int) ->
     for block in range(lo, hi):
         at = type_size * block
         read_ahead(data, at)
-        d, codes = f16(data, at), load_bytes(data, at + type_size - 32)
+        d, codes = f16_splat(data, at), load_bytes(data, at + type_size - 32)
         put_pair(out, 32 * block, form, first_signed(codes) * d, second_signed(codes) * d)
 
 

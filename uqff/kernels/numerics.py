@@ -57,6 +57,7 @@ from uqff.kernels.vectors import (
     short,
     signed_words,
     splat,
+    splat_half,
     store_bf16,
     store_f32,
     store_high_u16,
@@ -77,6 +78,7 @@ __all__ = [
     "f16",
     "f16_lanes",
     "f16_pair",
+    "f16_splat",
     "f32",
     "f32_lanes",
     "looked_up",
@@ -252,6 +254,21 @@ def e4m3_pair(codes: Any) -> Any:
 
 
 @kernel
+def _f16_splat_by_cpu(data: Bytes, at: int) -> Any:
+    return splat_half(data, at)
+
+
+@kernel
+def _f16_splat_by_bits(data: Bytes, at: int) -> Any:
+    return splat(f16(data, at))
+
+
+f16_splat = _f16_splat_by_cpu if HAS_BF16 else _f16_splat_by_bits
+"""16 copies of :func:`f16`, whose NaN may keep its payload: for kernels without denormals, which leave the rounding to
+such a CPU."""
+
+
+@kernel
 def _round_to_bf16(x: Any) -> Any:
     """Bits whose high halves are the nearest bfloat16s, ties to even; the low halves mean nothing.
 
@@ -318,7 +335,7 @@ def put(out: Bytes, at: int, form: int, x: Any) -> None:
         out: the bytes of the result.
         at: element of the result to begin with.
         form: :data:`F32`, :data:`BF16` or :data:`F16`. It is the same for a whole call, so the branch costs nothing.
-        x: float32 vector, any NaN in it without payload.
+        x: float32 vector; with :data:`BF16`, any NaN in it without payload.
     """
     if form == F32:
         store_f32(out, 4 * at, x)

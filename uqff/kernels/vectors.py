@@ -97,6 +97,7 @@ __all__ = [
     "short",
     "signed_words",
     "splat",
+    "splat_half",
     "spread_bits",
     "store_bf16",
     "store_f32",
@@ -471,6 +472,17 @@ def half_value(_typing: Any, bits: Any) -> Any:
         return builder.fpext(builder.bitcast(args[0], ir.HalfType()), _FLOAT)
 
     return (signature(types.float32, types.uint16), generate) if bits == types.uint16 else None
+
+
+@intrinsic
+def splat_half(_typing: Any, array: Any, at: Any) -> Any:
+    """16 copies of the value of a little-endian float16 at any address; NaN keeps its payload."""
+
+    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        pointer = _address(context, builder, sig.args[0], args[0], args[1], ir.HalfType())
+        return builder.fpext(_spread(builder, [builder.load(pointer, align=1)]), _LLVM[F32])
+
+    return (signature(F32, array, types.intp), generate) if _is_array(array) else None
 
 
 @intrinsic
