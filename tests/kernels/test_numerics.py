@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from uqff.kernels import numerics, vectors
+from uqff.kernels import cpu, numerics, vectors
 from uqff.kernels.numerics import BF16, F16, F32, LANES, NORMAL_BF16, unfold, zero_or_from
 from uqff.packing import e4m3_to_float32
 
@@ -76,16 +76,16 @@ def test_what_a_cpu_can_is_read_off_its_features(
         def magic_tuple(self) -> tuple[str, str, str]:
             return triple, "cpu", features
 
-    monkeypatch.setattr(vectors.cpu_target.target_context, "codegen", Codegen)
-    assert vectors._narrow_floats() == has
+    monkeypatch.setattr(cpu.cpu_target.target_context, "codegen", Codegen)
+    assert cpu.abilities() == has
 
 
 def test_this_process_takes_what_its_cpu_has() -> None:
     """A CPU without the instruction has no form of its own for it: what asks for it gets the rounding by bits."""
-    assert vectors._narrow_floats() == (vectors.HAS_HALF, vectors.HAS_BF16, vectors.HAS_PICK)
-    assert (NORMAL_BF16 == BF16) is not vectors.HAS_BF16
+    assert cpu.abilities() == (cpu.HAS_HALF, cpu.HAS_BF16, cpu.HAS_PICK)
+    assert (NORMAL_BF16 == BF16) is not cpu.HAS_BF16
     by_cpu = numerics._store_normal is numerics._store_by_cpu
-    assert by_cpu is vectors.HAS_BF16
+    assert by_cpu is cpu.HAS_BF16
 
 
 @pytest.mark.parametrize("form", [F32, BF16, F16])
@@ -166,7 +166,7 @@ def test_every_pair_of_float16(way: str) -> None:
 @pytest.mark.parametrize("picks", [False, True])
 def test_looking_up_is_computing(picks: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Bits of all codes under all kinds of scales, where codes are looked up and where they cannot be."""
-    if picks and not vectors.HAS_PICK:
+    if picks and not cpu.HAS_PICK:
         pytest.skip("this CPU does not look up")
     monkeypatch.setattr(numerics, "HAS_PICK", picks)
 

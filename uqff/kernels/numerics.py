@@ -10,8 +10,8 @@ one compiled kernel a type, whatever the dtype of the result.
     float16   s eeeee mmmmmmmmmm                     bias 15
     e4m3      s eeee mmm                             bias 7; no infinity, 0x7F and 0xFF are NaN
 
-What reads a number here drops the payload of a NaN.  A CPU's own NaNs have none either, so none ever reaches
-:func:`put_pair`, which can then round without looking for NaNs.
+What reads a number here drops the payload of a NaN, if it does not say otherwise.  A CPU's own NaNs have none either,
+so :func:`put_pair` can round without looking for NaNs.
 
 A CPU's own rounding to bfloat16 takes denormal numbers, those below 2**-126, for zeros.  Where a kernel can tell from
 its scales that there will be none, it says so with :func:`without_denormals`.  All such proofs rest on one fact: the
@@ -31,37 +31,40 @@ import numpy.typing as npt
 
 from uqff.kernels.bits import MAGNITUDE, bits_of, f16_value, float_of
 from uqff.kernels.compiling import inline, kernel
-from uqff.kernels.threads import run_ranges
-from uqff.kernels.vectors import (
+from uqff.kernels.cpu import (
     HAS_BF16,
     HAS_HALF,
     HAS_PICK,
+    bfloat_bits,
+    first_halves,
+    half_bits,
+    half_splat,
+    half_value,
+    half_values,
+    pick,
+    second_halves,
+)
+from uqff.kernels.threads import run_ranges
+from uqff.kernels.vectors import (
     LANES,
     any_below,
     as_f32,
     as_i32,
-    first_halves,
     first_words,
-    half_bits,
-    half_value,
-    half_values,
     load_i32,
     load_u16,
     number,
-    pick,
     prefetch_read,
     prefetch_write,
     ramp,
-    second_halves,
     second_words,
     short,
     signed_words,
     splat,
-    splat_half,
-    store_bf16,
     store_f32,
     store_high_u16,
     store_u16,
+    store_words,
     where_less,
     word,
 )
@@ -211,7 +214,8 @@ def _f16_pair_by_bits(bits: Any) -> Any:
 
 
 f16_pair = _f16_pair_by_cpu if HAS_HALF else _f16_pair_by_bits
-"""The float32s of 32 float16 bit patterns, as two vectors; a NaN among them may keep its payload."""
+"""The float32s of 32 float16 bit patterns, as two vectors; a NaN may keep its payload, of which none that e4m3 makes is
+carried away."""
 
 
 @kernel
@@ -255,7 +259,7 @@ def e4m3_pair(codes: Any) -> Any:
 
 @kernel
 def _f16_splat_by_cpu(data: Bytes, at: int) -> Any:
-    return splat_half(data, at)
+    return half_splat(short(data, at))
 
 
 @kernel
@@ -316,7 +320,7 @@ def looked_up(function: Callable[..., Any]) -> Any:
 
 @kernel
 def _store_by_cpu(out: Bytes, at: int, x: Any, y: Any) -> None:
-    store_bf16(out, at, x, y)
+    store_words(out, at, bfloat_bits(x, y))
 
 
 @kernel

@@ -1,10 +1,10 @@
 """Sixteen or 32 numbers at a time: vectors for numba kernels, so that they do not depend on LLVM vectorising a loop.
 
 A block's inner loop is 16 or 32 long and known when compiling; LLVM unrolls such loops before its vectoriser sees them.
-So the kernels say what they mean: :data:`I32`, :data:`F32` and :data:`F64` are numba types of 16 lanes, :data:`U8` one
-of 32, which LLVM maps to whatever the CPU has (F32: one AVX-512 register, two AVX2, four SSE or NEON).  All operations
-are lane by lane; scalars on the right are spread over all lanes.  Floats are never contracted: no flag here allows LLVM
-to.
+So the kernels say what they mean: :data:`I32`, :data:`F32` and :data:`F64` are numba types of 16 lanes, :data:`U8` and
+:data:`U16` of 32, which LLVM maps to whatever the CPU has (F32: one AVX-512 register, two AVX2, four SSE or NEON).  All
+operations are lane by lane; scalars on the right are spread over all lanes.  Floats are never contracted: no flag here
+allows LLVM to.  What not every CPU has is in :mod:`uqff.kernels.cpu`.
 
 ==============================  ==========================================================================
 ``load_u8`` ``load_i8``         ``(bytes, at) -> I32``: 16 bytes, widened
@@ -21,7 +21,7 @@ to.
 ``store_f64`` ``store_i32``     ``(array, at, F64)``, ``(array, at, I32)``
 ``store_u16``                   ``(bytes, at, I32)``: the low halves, to any address
 ``store_high_u16``              ``(bytes, at, I32, I32)``: the high halves of both, to any address
-``store_bf16``                  ``(bytes, at, F32, F32)``: rounded, to any address; only where ``HAS_BF16``
+``store_words``                 ``(bytes, at, U16)``, to any address
 ``prefetch_read`` ...           ``(bytes, at)``: ask for a cache line, which need not exist, to read or to write it
 ``word`` ``short``              ``(bytes, at) -> uint32`` or ``uint16``: one little-endian word, from any address
 ``splat``                       ``(float32) -> F32``, ``(integer) -> I32``
@@ -32,11 +32,11 @@ to.
 ``number``                      ``(I32) -> F32``: the value as a float, exact below 2**24
 ``as_f32`` ``as_i32``           the same bits as the other type
 ``wide``                        ``(F32) -> F64``
-``half_bits``                   ``(F32) -> I32``: rounded to float16; only where ``HAS_HALF``
-``half_values`` ``half_value``  ``(I32) -> F32``, ``(uint16) -> float32``: the reverse, likewise
+``signed_words``                ``(U8) -> U16``: signed bytes, widened
+``first_words`` ...             ``(U16) -> I32``: the first or last 16, widened
 ``any_below``                   ``(I32, integer) -> bool``: whether any lane is below, as unsigned numbers
 ``where_less``                  ``(a, b, x, y)``: x where a < b (signed), else y
-``+ - & | << >>``               of I32 and U8, modulo their size; ``>>`` shifts zeros in
+``+ - & | << >>``               of I32, U8 and U16, modulo their size; ``>>`` shifts zeros in
 ``+ - *``                       of F32 and F64
 ==============================  ==========================================================================
 
@@ -51,27 +51,18 @@ from typing import Any
 
 from llvmlite import ir
 from numba import extending, types
-from numba.core import cgutils
 from numba.core.imputils import lower_builtin
-from numba.core.registry import cpu_target
 from numba.core.typing import templates
 from numba.extending import models, register_model, type_callable
 
 __all__ = [
-    "HAS_BF16",
-    "HAS_HALF",
-    "HAS_PICK",
     "LANES",
     "any_below",
     "as_f32",
     "as_i32",
     "first",
-    "first_halves",
     "first_signed",
     "first_words",
-    "half_bits",
-    "half_value",
-    "half_values",
     "halves",
     "lane",
     "load_bytes",
@@ -85,26 +76,24 @@ __all__ = [
     "load_u8",
     "load_u16",
     "number",
-    "pick",
     "prefetch_read",
     "prefetch_write",
     "quarters",
     "ramp",
     "second",
-    "second_halves",
     "second_signed",
     "second_words",
     "short",
     "signed_words",
     "splat",
-    "splat_half",
+    "spread",
     "spread_bits",
-    "store_bf16",
     "store_f32",
     "store_f64",
     "store_high_u16",
     "store_i32",
     "store_u16",
+    "store_words",
     "where_less",
     "wide",
     "word",
@@ -164,7 +153,7 @@ def _shuffle(builder: Any, a: Any, b: Any, lanes: list[int]) -> Any:
     return builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(_INT32, len(lanes)), lanes))
 
 
-def _spread(builder: Any, scalars: list[Any], lanes: int = LANES) -> Any:
+def spread(builder: Any, scalars: list[Any], lanes: int = LANES) -> Any:
     """A vector of lanes / n copies of each of n scalars."""
     n = len(scalars)
     vector = ir.Constant(ir.VectorType(scalars[0].type, n), ir.Undefined)
@@ -259,7 +248,7 @@ def spread_bits(_typing: Any, bits: Any, value: Any) -> Any:
     def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         word = context.cast(builder, args[0], sig.args[0], types.uint32)
         chosen = builder.bitcast(word, ir.VectorType(_I1, 2 * LANES))
-        lanes = _spread(builder, [context.cast(builder, args[1], sig.args[1], types.uint8)], 2 * LANES)
+        lanes = spread(builder, [context.cast(builder, args[1], sig.args[1], types.uint8)], 2 * LANES)
         return builder.select(chosen, lanes, ir.Constant(_LLVM[U8], [0] * 2 * LANES))
 
     return signature(U8, bits, value), generate
@@ -283,8 +272,8 @@ first_signed, second_signed = _half(0, "sext"), _half(LANES, "sext")
 def _storer(element: ir.Type, source: Vector, narrow: str | None) -> Any:
     def store(_typing: Any, array: Any, at: Any, vector: Any) -> Any:
         def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-            pointer = _address(context, builder, sig.args[0], args[0], args[1], _of(element))
             value = getattr(builder, narrow)(args[2], _of(element)) if narrow else args[2]
+            pointer = _address(context, builder, sig.args[0], args[0], args[1], value.type)
             builder.store(value, pointer, align=sig.args[0].dtype.bitwidth // 8)
             return context.get_dummy_value()
 
@@ -298,6 +287,7 @@ store_f32 = _storer(_FLOAT, F32, None)
 store_i32 = _storer(_INT32, I32, None)
 store_f64 = _storer(ir.DoubleType(), F64, None)
 store_u16 = _storer(_I16, I32, "trunc")
+store_words = _storer(_I16, U16, None)
 
 
 @intrinsic
@@ -319,10 +309,11 @@ def store_high_u16(_typing: Any, array: Any, at: Any, a: Any, b: Any) -> Any:
 def _prefetcher(to_write: int) -> Any:
     def prefetch(_typing: Any, array: Any, at: Any) -> Any:
         def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-            asking = ir.FunctionType(ir.VoidType(), [_I8.as_pointer(), _INT32, _INT32, _INT32])
-            function = cgutils.get_or_insert_function(builder.module, asking, "llvm.prefetch.p0")
+            pointer = _address(context, builder, sig.args[0], args[0], args[1], _I8)
+            asking = ir.FunctionType(ir.VoidType(), [pointer.type, _INT32, _INT32, _INT32])
+            function = builder.module.declare_intrinsic("llvm.prefetch", [pointer.type], asking)
             how = [ir.Constant(_INT32, number) for number in (to_write, 3, 1)]  # into all caches, of data
-            builder.call(function, [_address(context, builder, sig.args[0], args[0], args[1], _I8), *how])
+            builder.call(function, [pointer, *how])
             return context.get_dummy_value()
 
         return (signature(types.none, array, types.intp), generate) if _is_array(array) else None
@@ -351,7 +342,7 @@ def _from_scalars(_typing: Any, *scalars: Any) -> Any:
     vector = F32 if element == types.float32 else I32
 
     def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        return _spread(builder, [context.cast(builder, a, t, element) for a, t in zip(args, sig.args, strict=True)])
+        return spread(builder, [context.cast(builder, a, t, element) for a, t in zip(args, sig.args, strict=True)])
 
     if vector is I32 and not all(isinstance(s, types.Integer) for s in scalars):
         return None
@@ -381,7 +372,7 @@ def ramp(_typing: Any, step: Any, period: Any) -> Any:
     """Lane i holds ``step * (i mod period)``; the period is a power of two."""
 
     def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        step, period = (_spread(builder, [context.cast(builder, a, types.intp, types.int32)]) for a in args)
+        step, period = (spread(builder, [context.cast(builder, a, types.intp, types.int32)]) for a in args)
         index = ir.Constant(_of(_INT32), list(range(LANES)))
         within = builder.and_(index, builder.sub(period, ir.Constant(_of(_INT32), [1] * LANES)))
         return builder.mul(step, within)
@@ -409,109 +400,6 @@ def _conversion(source: Vector, result: Vector, instruction: str) -> Any:
     return intrinsic(convert)
 
 
-def _narrow_floats() -> tuple[bool, bool, bool]:
-    """Whether the CPU rounds to float16 by itself; where it does not, LLVM would call a function that may not exist.
-
-    And whether it has AVX-512's way to bfloat16.
-    """
-    triple, _, listed = cpu_target.target_context.codegen().magic_tuple()[:3]
-    features = listed.split(",")
-    has_half = "+f16c" in features or triple.startswith(("aarch64", "arm64"))
-    return has_half, "+avx512bf16" in features, "+avx512f" in features
-
-
-HAS_HALF, HAS_BF16, HAS_PICK = _narrow_floats()
-
-
-class _BFloat(ir.Type):
-    """LLVM's bfloat, which llvmlite does not name."""
-
-    def _to_string(self) -> str:
-        return "bfloat"
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _BFloat)
-
-    def __hash__(self) -> int:
-        return hash(_BFloat)
-
-
-@intrinsic
-def store_bf16(_typing: Any, array: Any, at: Any, a: Any, b: Any) -> Any:
-    """The nearest bfloat16s of both, ties to even; 0 where those are below 2**-126. Only where :data:`HAS_BF16`."""
-
-    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        narrow = ir.VectorType(_BFloat(), 2 * LANES)
-        rounding = ir.FunctionType(narrow, [_LLVM[F32], _LLVM[F32]])
-        name = "llvm.x86.avx512bf16.cvtne2ps2bf16.512"
-        function = cgutils.get_or_insert_function(builder.module, rounding, name)
-        pointer = _address(context, builder, sig.args[0], args[0], args[1], narrow)
-        builder.store(builder.call(function, [args[3], args[2]]), pointer, align=1)  # it takes the upper half first
-        return context.get_dummy_value()
-
-    fits = _is_array(array) and a is F32 and b is F32
-    return (signature(types.none, array, types.intp, a, b), generate) if fits else None
-
-
-@intrinsic
-def half_bits(_typing: Any, vector: Any) -> Any:
-    """The nearest float16s, ties to even, as bits. Only where :data:`HAS_HALF`."""
-
-    def generate(_context: Any, builder: Any, _sig: Any, args: Any) -> Any:
-        half = builder.fptrunc(args[0], _of(ir.HalfType()))
-        return builder.zext(builder.bitcast(half, _of(_I16)), _LLVM[I32])
-
-    return (signature(I32, F32), generate) if vector is F32 else None
-
-
-@intrinsic
-def half_value(_typing: Any, bits: Any) -> Any:
-    """The value of one float16, given as uint16. Only where :data:`HAS_HALF`."""
-
-    def generate(_context: Any, builder: Any, _sig: Any, args: Any) -> Any:
-        return builder.fpext(builder.bitcast(args[0], ir.HalfType()), _FLOAT)
-
-    return (signature(types.float32, types.uint16), generate) if bits == types.uint16 else None
-
-
-@intrinsic
-def splat_half(_typing: Any, array: Any, at: Any) -> Any:
-    """16 copies of the value of a little-endian float16 at any address; NaN keeps its payload."""
-
-    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        pointer = _address(context, builder, sig.args[0], args[0], args[1], ir.HalfType())
-        return builder.fpext(_spread(builder, [builder.load(pointer, align=1)]), _LLVM[F32])
-
-    return (signature(F32, array, types.intp), generate) if _is_array(array) else None
-
-
-@intrinsic
-def half_values(_typing: Any, bits: Any) -> Any:
-    """The values of 16 float16 bit patterns. Only where :data:`HAS_HALF`."""
-
-    def generate(_context: Any, builder: Any, _sig: Any, args: Any) -> Any:
-        half = builder.bitcast(builder.trunc(args[0], _of(_I16)), _of(ir.HalfType()))
-        return builder.fpext(half, _LLVM[F32])
-
-    return (signature(F32, I32), generate) if bits is I32 else None
-
-
-def _part(start: int, result: Vector) -> Any:
-    def part(_typing: Any, words: Any) -> Any:
-        def generate(_context: Any, builder: Any, _sig: Any, args: Any) -> Any:
-            lanes = _shuffle(builder, args[0], args[0], list(range(start, start + LANES)))
-            if result is I32:
-                return builder.zext(lanes, _LLVM[I32])
-            return builder.fpext(builder.bitcast(lanes, _of(ir.HalfType())), _LLVM[F32])
-
-        return (signature(result, U16), generate) if words is U16 else None
-
-    return intrinsic(part)
-
-
-first_words, second_words = _part(0, I32), _part(LANES, I32)
-first_halves, second_halves = _part(0, F32), _part(LANES, F32)
-
 number = _conversion(I32, F32, "sitofp")
 as_f32 = _conversion(I32, F32, "bitcast")
 as_i32 = _conversion(F32, I32, "bitcast")
@@ -519,17 +407,18 @@ wide = _conversion(F32, F64, "fpext")
 signed_words = _conversion(U8, U16, "sext")
 
 
-@intrinsic
-def pick(_typing: Any, table: Any, indices: Any) -> Any:
-    """The lanes of a table that the lowest four bits of the indices name. Only where :data:`HAS_PICK`."""
+def _words(start: int) -> Any:
+    def words(_typing: Any, vector: Any) -> Any:
+        def generate(_context: Any, builder: Any, _sig: Any, args: Any) -> Any:
+            lanes = _shuffle(builder, args[0], args[0], list(range(start, start + LANES)))
+            return builder.zext(lanes, _LLVM[I32])
 
-    def generate(_context: Any, builder: Any, _sig: Any, args: Any) -> Any:
-        picking = ir.FunctionType(_LLVM[F32], [_LLVM[F32], _LLVM[I32]])
-        return builder.call(
-            cgutils.get_or_insert_function(builder.module, picking, "llvm.x86.avx512.permvar.sf.512"), args
-        )
+        return (signature(I32, U16), generate) if vector is U16 else None
 
-    return (signature(F32, F32, I32), generate) if table is F32 and indices is I32 else None
+    return intrinsic(words)
+
+
+first_words, second_words = _words(0), _words(LANES)
 
 
 @intrinsic
@@ -537,7 +426,7 @@ def any_below(_typing: Any, vector: Any, limit: Any) -> Any:
     """Whether any lane is below an integer, all of them unsigned."""
 
     def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        limit = _spread(builder, [context.cast(builder, args[1], sig.args[1], types.int32)])
+        limit = spread(builder, [context.cast(builder, args[1], sig.args[1], types.int32)])
         below = builder.bitcast(builder.icmp_unsigned("<", args[0], limit), _I16)
         return builder.icmp_unsigned("!=", below, ir.Constant(_I16, 0))
 
@@ -549,7 +438,7 @@ def where_less(_typing: Any, a: Any, b: Any, x: Any, y: Any) -> Any:
     """``x`` in the lanes where ``a < b`` as signed integers, ``y`` in the others; ``b`` may be a scalar."""
 
     def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        limit = args[1] if sig.args[1] is I32 else _spread(builder, [context.cast(builder, args[1], b, types.int32)])
+        limit = args[1] if sig.args[1] is I32 else spread(builder, [context.cast(builder, args[1], b, types.int32)])
         return builder.select(builder.icmp_signed("<", args[0], limit), args[2], args[3])
 
     return (signature(x, a, b, x, x), generate) if a is I32 and x is y else None
@@ -570,7 +459,7 @@ def _operator(function: Any, vector: Vector, scalar: Any, instruction: str) -> N
 
     def _scalar(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         value = context.cast(builder, args[1], sig.args[1], vector.element)
-        return getattr(builder, instruction)(args[0], _spread(builder, [value], vector.lanes))
+        return getattr(builder, instruction)(args[0], spread(builder, [value], vector.lanes))
 
     type_callable(function)(_type)
     lower_builtin(function, vector, vector)(_vectors)  # type: ignore[no-untyped-call]
