@@ -56,27 +56,36 @@ def test_rounding_to_bfloat16_of_all_numbers() -> None:
     assert_rounded(rounded(ROUNDING.view(np.float32), numerics._store_by_bits), ROUNDING)
 
 
+LINUX, MAC = "x86_64-unknown-linux-gnu", "arm64-apple-darwin"
+
+
 @pytest.mark.parametrize(
-    ("triple", "features", "has"),
+    ("triple", "features", "llvm", "has"),
     [
-        ("x86_64-unknown-linux-gnu", "+avx2,-f16c,-avx512bf16", (False, False, False)),
-        ("x86_64-unknown-linux-gnu", "+avx2,+f16c,-avx512f,-avx512bf16", (True, False, False)),
-        ("x86_64-unknown-linux-gnu", "+avx512f,+f16c,-avx512bf16", (True, False, True)),
-        ("x86_64-unknown-linux-gnu", "+avx512f,+f16c,+avx512bf16", (True, True, True)),
-        ("aarch64-unknown-linux-gnu", "+neon,+bf16", (True, False, False)),
-        ("arm64-apple-darwin", "+neon", (True, False, False)),
+        (LINUX, "+avx2,-f16c,-avx512bf16", (20, 1, 0), (False, False, False)),
+        (LINUX, "+avx2,+f16c,-avx512f,-avx512bf16", (20, 1, 0), (True, False, False)),
+        (LINUX, "+avx512f,+f16c,-avx512bf16", (20, 1, 0), (True, False, True)),
+        (LINUX, "+avx512f,+f16c,+avx512bf16", (20, 1, 0), (True, True, True)),
+        (LINUX, "+avx512f,+f16c,+avx512bf16", (15, 0, 7), (True, False, True)),
+        ("aarch64-unknown-linux-gnu", "+neon,+bf16", (20, 1, 0), (True, False, False)),
+        (MAC, "+neon", (20, 1, 0), (True, False, False)),
     ],
 )
 def test_what_a_cpu_can_is_read_off_its_features(
-    triple: str, features: str, has: tuple[bool, bool, bool], monkeypatch: pytest.MonkeyPatch
+    triple: str,
+    features: str,
+    llvm: tuple[int, int, int],
+    has: tuple[bool, bool, bool],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Not every AVX-512 rounds to bfloat16; and another CPU's instruction is not the same."""
+    """Not every AVX-512 rounds to bfloat16; another CPU's instruction is another; old LLVM has other types for it."""
 
     class Codegen:
         def magic_tuple(self) -> tuple[str, str, str]:
             return triple, "cpu", features
 
     monkeypatch.setattr(cpu.cpu_target.target_context, "codegen", Codegen)
+    monkeypatch.setattr(cpu.binding, "llvm_version_info", llvm)
     assert cpu.abilities() == has
 
 

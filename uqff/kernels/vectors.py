@@ -233,7 +233,8 @@ def _stream_loader(bits: int) -> Any:
                 vectors.append(builder.lshr(lanes, ir.Constant(_LLVM[I32], [bits * i % 8 for i in range(LANES)])))
             return context.make_tuple(builder, sig.return_type, vectors)
 
-        return (signature(types.UniTuple(I32, 2), array, types.intp), generate) if _is_array(array) else None
+        both = types.UniTuple(I32, 2)  # type: ignore[no-untyped-call]
+        return (signature(both, array, types.intp), generate) if _is_array(array) else None
 
     return intrinsic(load)
 
