@@ -11,7 +11,7 @@ __all__ = ["run_child"]
 
 CHILD = """
 import os, resource, signal, sys
-import torch, numba
+import numba
 import uqff.kernels.gguf_quantize
 from uqff.pipeline import quantize_model
 def step(step):

@@ -24,13 +24,14 @@ import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import numpy as np
 
-from uqff.blob import Layer
+from uqff.blob import EncodedLayer
 from uqff.codes import FORMATS
 from uqff.container.directory import (
+    LOADED_DTYPES,
     Progress,
     Residual,
     Step,
@@ -47,8 +48,9 @@ from uqff.container.streaming import StreamedLayers
 from uqff.container.writer import Writer
 from uqff.distance import UNMEASURED, Measure, measured
 from uqff.errors import UnsupportedError, UqffError
-from uqff.families import QuantizedTensor, Unquant
-from uqff.isq import Engine, Fallback, FallbackWarning, cast_bias, kind_name
+from uqff.families.encoded import Encoded
+from uqff.floats import Floats
+from uqff.isq import Engine, Fallback, FallbackWarning, bias_fields, kind_name
 from uqff.planning import Goal, Planned, Source, load_dtype, plan_layer, plan_model, residual_names, restated_config
 from uqff.quantizers import Loaded, encode, widened
 from uqff.recipe import Recipe
@@ -56,9 +58,6 @@ from uqff.report import LayerReport, Output, Result
 from uqff.schema.entries import FIRST
 from uqff.selector import Pattern
 from uqff.sources.safetensors import Checkpoint, open_checkpoint
-
-if TYPE_CHECKING:
-    import torch
 
 __all__ = ["Progress", "Step", "quantize_model"]
 
@@ -187,7 +186,7 @@ class _Job:
             recipe,
             engine=self.engine,
             version=self.version,
-            dtype=self.dtype.torch,
+            dtype=self.dtype,
         )
         if planned.stored != planned.requested:
             change = Fallback(goal.module, planned.requested, planned.stored, goal.shape, planned.reason)
@@ -242,11 +241,11 @@ class _Job:
             for number, sources in enumerate(self.pieces[at]):
                 self._fetch_after(at, number)
                 writer.wait_below(room - self._footprint(at))
-                loaded = Loaded(self._take(goal, sources), self.dtype.torch, scratch)
+                loaded = Loaded(self._take(goal, sources), self.dtype, scratch)
                 for plans, each, sums in zip(self.plans, files, measures, strict=True):
                     record = self._make(goal, plans[at], loaded, number, at, writer, each)
                     if self.measure:
-                        sums.append(measured(Unquant.of(loaded.plain), record))
+                        sums.append(measured(loaded.plain, record))
                     del record
                 del loaded
                 for source in sources:
@@ -267,7 +266,7 @@ class _Job:
         at: int,
         writer: Writer,
         files: StreamedLayers,
-    ) -> QuantizedTensor:
+    ) -> Encoded:
         """Quantise a piece of a layer and leave it to the writer."""
         try:
             record = encode(loaded, planned.stored, engine=self.engine)
@@ -275,20 +274,19 @@ class _Job:
             raise error.within(layer=goal.module) from None
         count = len(self.pieces[at])
         if count == 1:
-            job = partial(files.write, goal.key, Layer(record, self._bias(goal, planned.stored)))
+            job = partial(files.write, goal.key, EncodedLayer(record, self._bias(goal, planned.stored)))
         else:
-            job = partial(files.write_expert, goal.key, number, Layer(record))
+            job = partial(files.write_expert, goal.key, number, EncodedLayer(record))
         writer.submit(job, planned.size // count)
         return record
 
-    def _take(self, goal: Goal, sources: Sequence[Source]) -> torch.Tensor:
+    def _take(self, goal: Goal, sources: Sequence[Source]) -> Floats:
         """The weight of a piece; that of several experts is a copy."""
-        import torch
-
         if not goal.stacked or len(sources) == 1:
             weight = sources[0].take(self.checkpoint)
             return weight[None] if goal.stacked and len(goal.sources) == 1 else weight
-        return torch.stack([source.take(self.checkpoint).to(self.dtype.torch) for source in sources])
+        experts = [source.take(self.checkpoint).cast(self.dtype).bits for source in sources]
+        return Floats(np.stack(experts), self.dtype)
 
     def _fetch_after(self, at: int, number: int) -> None:
         """Let the system read the piece that comes next."""
@@ -311,10 +309,13 @@ class _Job:
         """Numbers of a piece that are float32 at one time, whatever it becomes."""
         return max(widened(plans[at].stored, self._piece_weights(at)) for plans in self.plans)
 
-    def _bias(self, goal: Goal, stored: str) -> torch.Tensor | None:
+    def _bias(self, goal: Goal, stored: str) -> dict[str, Any] | None:
         if goal.bias is None:
             return None
-        return cast_bias(self.checkpoint[goal.bias], stored, self.dtype.torch)
+        if self.checkpoint.dtype(goal.bias) in LOADED_DTYPES:
+            return bias_fields(self.checkpoint.floats(goal.bias), stored, self.dtype)
+        loaded = self.checkpoint[goal.bias].to(self.dtype.torch)
+        return bias_fields(Floats.of_tensor(loaded), stored, self.dtype)
 
 
 def _layer_report(goal: Goal, planned: Planned, kind: str, measures: list[Measure]) -> LayerReport:

@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from uqff.codes import DType
 from uqff.kernels.compiling import kernel
-from uqff.kernels.memory import bytes_of
 from uqff.kernels.numerics import Bytes, f32, f32_lanes, over, put_pair
 from uqff.kernels.vectors import LANES, load_f32, load_i32, load_u8, number, store_f32
+from uqff.packing import PLANES, bf16_to_float32, f16_to_float32
 
 if TYPE_CHECKING:
-    from uqff.families.hqq import HQQ
+    from uqff.families.encoded import Encoded
 
 __all__ = ["dequantize"]
 
@@ -27,28 +28,36 @@ STRIP = 2048
 (axis 1) together: once read, they stay in the first-level cache."""
 
 
-def dequantize(record: HQQ, out: Bytes, form: int) -> bool:
-    """See :func:`uqff.kernels.dequantize`."""
-    import torch
-
-    from uqff.families.hqq import CODES_PER_WORD
-
-    bits, planes = record.bits, CODES_PER_WORD[record.bits]
-    groups = record.numel // record.group_size
-    rows, columns = (record.group_size, groups) if record.axis == 0 else (groups, record.group_size)
-    words = bytes_of(record.w_q)
-    scales, zeros = (bytes_of(part.to(torch.float32)) for part in (record.scales, record.zeros))
+def dequantize(weight: Encoded, out: Bytes, form: int) -> bool:
+    """See :data:`uqff.kernels.DEQUANTIZERS`."""
+    fields, numel = weight.fields, weight.numel
+    bits, axis, group_size = fields["bits"], fields["axis"], fields["group_size"]
+    planes, groups = PLANES[bits], numel // group_size
+    rows, columns = (group_size, groups) if axis == 0 else (groups, group_size)
+    words = weight.payload("w_q")
+    dtypes = [fields[name]["dtype"] for name in ("scales", "zeros")]
+    if any(dtype is not DType.F32 and dtype not in _WIDENED for dtype in dtypes):
+        return False
+    scales, zeros = map(_float32, map(weight.payload, ("scales", "zeros")), dtypes)
     height = -(-rows // planes)
     fits = len(words) == height * columns * (4 if bits == 3 else 1) and len(scales) == len(zeros) == 4 * groups
     if columns < WIDTH or not fits:
         return False
-    kernel, items = (_columns, columns) if record.axis == 0 else (_rows, height)
+    kernel, items = (_columns, columns) if axis == 0 else (_rows, height)
     over(
         items,
-        record.numel // items,
+        numel // items,
         lambda lo, hi: kernel(words, scales, zeros, bits, planes, rows, columns, out, form, lo, hi),
     )
     return True
+
+
+_WIDENED = {DType.F16: f16_to_float32, DType.BF16: bf16_to_float32}
+
+
+def _float32(data: Bytes, dtype: DType) -> Bytes:
+    """The bytes of scales or zeros as float32."""
+    return data if dtype is DType.F32 else _WIDENED[dtype](data.view(np.uint16)).view(np.uint8)
 
 
 @kernel
