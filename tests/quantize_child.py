@@ -19,11 +19,12 @@ def step(step):
         {action}
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 quantize_model(sys.argv[1], sys.argv[2], ["q8_0"], format=sys.argv[3], progress=step)
-print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
+peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+print((peak - before) // 1024, peak // 1024)
 """
 
 
 def run_child(source: Path, out: Path, format: str, action: str) -> subprocess.CompletedProcess[str]:
-    """Quantise to q8_0; ``action`` is a statement for when three layers are done. Prints the growth in MB."""
+    """Quantise to q8_0; ``action`` is a statement for when three layers are done. Prints the growth and the peak in MB."""
     code = textwrap.dedent(CHILD.format(action=action))
     return subprocess.run([sys.executable, "-c", code, str(source), str(out), format], capture_output=True, text=True)

@@ -6,7 +6,7 @@ A tile is dequantised into a cache and compared there; the sums are defined to t
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, TypeAlias
 
@@ -120,6 +120,20 @@ class Measure:
             total.squares_difference += each.squares_difference
             total.largest = math.nan if math.isnan(each.largest) else max(total.largest, each.largest)
         return total
+
+    @property
+    def numbers(self) -> list[float]:
+        """All that is summed up, for :meth:`of`."""
+        squares = self.squares_a, self.squares_b, self.squares_difference
+        return [self.count, *squares, self.products, self.largest]
+
+    @classmethod
+    def of(cls, numbers: Sequence[float]) -> Measure:
+        """What had those :attr:`numbers`."""
+        made = cls()
+        count, made.squares_a, made.squares_b, made.squares_difference, made.products, made.largest = numbers
+        made.count = int(count)
+        return made
 
     def result(self) -> Distance:
         """The distance over all tiles."""

@@ -74,6 +74,7 @@ def _kind(ctx: click.Context, parameter: click.Parameter, values: tuple[str, ...
 )
 @click.option("--base-model", metavar="NAME", help="For the report of 1.x: what was quantised, if not a hub id.")
 @click.option("--repo-id", metavar="NAME", help="For the report of 1.x: where it will be published.")
+@click.option("--resume", is_flag=True, help="Keep what is done if interrupted; go on from there if one was.")
 @click.option("--force", is_flag=True, help="Replace the model that is in OUT.")
 @click.option("--quiet", is_flag=True, help="Print nothing but warnings and errors.")
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
@@ -90,6 +91,7 @@ def quantize(
     shard_bytes: int,
     base_model: str | None,
     repo_id: str | None,
+    resume: bool,
     force: bool,
     quiet: bool,
     as_json: bool,
@@ -121,6 +123,7 @@ def quantize(
             dtype=dtype,
             promote=not no_promote,
             force=force,
+            resume=resume,
             shard_bytes=shard_bytes,
             measure=as_json or not quiet,
             base_model=base_model,

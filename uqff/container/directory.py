@@ -132,11 +132,23 @@ class Residual:
             total += size if loaded is None else size // loaded.itemsize * self._dtype.itemsize
         return total
 
-    def write(self, writer: Writer, directory: Path, metadata: Mapping[str, str] | None = None) -> StreamedFile:
-        """Create ``residual.safetensors`` and let the writer fill it; the caller finishes the file after the writer."""
-        file = writer.own(StreamedFile(directory / RESIDUAL_NAME, self.outlines, metadata))
+    def write(
+        self, writer: Writer, directory: Path, metadata: Mapping[str, str] | None = None, *, begun: bool = False
+    ) -> StreamedFile:
+        """Create ``residual.safetensors`` and let the writer fill it; the caller finishes the file after the writer.
+
+        Args:
+            writer: does it.
+            directory: where.
+            metadata: texts that stand in the file.
+            begun: whether an interrupted run has filled it.
+        """
+        file = writer.own(StreamedFile(directory / RESIDUAL_NAME, self.outlines, metadata, begun=begun))
         for name in self.names:
-            writer.submit(partial(self._write, file, name), 0)
+            if begun:
+                file.skip(name)
+            else:
+                writer.submit(partial(self._write, file, name), 0)
         return file
 
     def _stored(self, name: str) -> str:

@@ -94,6 +94,11 @@ class Checkpoint(Mapping[str, "torch.Tensor"]):
         entry = self._tensors.entry(name)
         return entry.end - entry.begin
 
+    def stamps(self) -> list[list[str | int]]:
+        """Name, size and time of the last change (nanoseconds) of each file: what tells that it is still the same."""
+        status = [(file.path, os.stat(file.path)) for file in self._files]
+        return [[path.name, each.st_size, each.st_mtime_ns] for path, each in status]
+
     def fetch(self, name: str, start: int = 0, stop: int | None = None) -> None:
         """Ask the system to read a tensor's bytes, all or ``start`` to ``stop``, from the disk in the background."""
         self._advise(name, "MADV_WILLNEED", start, stop)
