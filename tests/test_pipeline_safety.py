@@ -137,7 +137,7 @@ def test_a_killed_run_leaves_no_model(source: Path, format: str, tmp_path: Path)
     assert sorted(os.listdir(tmp_path)) == [stale, "out", "source"]
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss is in kilobytes on Linux")
+@pytest.mark.skipif(sys.platform != "linux", reason="peak memory is read from /proc")
 def test_memory_is_bounded_by_a_layer_not_by_the_model(format: str, tmp_path: Path) -> None:
     """214 MB of checkpoint and 114 MB of output, 12 + 24 + 7 MB for the largest layer: far less is added.
 

@@ -395,7 +395,7 @@ def test_gemmas_say_that_they_are_tied(tmp_path: Path) -> None:
         quantize_model(tmp_path / "source", tmp_path / "no", ["q8_0"])
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss is in kilobytes on Linux")
+@pytest.mark.skipif(sys.platform != "linux", reason="peak memory is read from /proc")
 def test_memory_is_bounded_by_an_expert_not_by_the_stack(tmp_path: Path) -> None:
     """A stack of 50 MB with 100 MB of float32 each; an expert has 2 + 4 + 1 MB."""
     experts, width, inner = 24, 1024, 1024
