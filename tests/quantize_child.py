@@ -4,26 +4,37 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import textwrap
 from pathlib import Path
 
-__all__ = ["run_child"]
+__all__ = ["PEAK", "run_child"]
 
-CHILD = """
-import os, resource, signal, sys
-import torch, numba
+PEAK = """
+def peak():
+    # Not ru_maxrss: that begins with what the parent had, from which this process was forked.
+    with open("/proc/self/status") as status:
+        return next(int(line.split()[1]) // 1024 for line in status if line.startswith("VmHWM:"))
+"""
+"""Defines a function that gives the most memory that a process ever had, in MB; Linux only."""
+
+CHILD = f"""
+import os, signal, sys
+import numba
 import uqff.kernels.gguf_quantize
 from uqff.pipeline import quantize_model
 def step(step):
     if step.layers_done == 3:
-        {action}
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        {{action}}
+{PEAK}
+before = peak() if sys.platform == "linux" else 0
 quantize_model(sys.argv[1], sys.argv[2], ["q8_0"], format=sys.argv[3], progress=step)
-print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
+print(peak() - before, peak())
 """
 
 
 def run_child(source: Path, out: Path, format: str, action: str) -> subprocess.CompletedProcess[str]:
-    """Quantise to q8_0; ``action`` is a statement for when three layers are done. Prints the growth in MB."""
-    code = textwrap.dedent(CHILD.format(action=action))
+    """Quantise to q8_0; ``action`` is a statement for when three layers are done.
+
+    Prints by how many MB its memory grew, and the most it ever was.
+    """
+    code = CHILD.format(action=action)
     return subprocess.run([sys.executable, "-c", code, str(source), str(out), format], capture_output=True, text=True)

@@ -137,9 +137,12 @@ def test_a_killed_run_leaves_no_model(source: Path, format: str, tmp_path: Path)
     assert sorted(os.listdir(tmp_path)) == [stale, "out", "source"]
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss is in kilobytes on Linux")
+@pytest.mark.skipif(sys.platform != "linux", reason="peak memory is read from /proc")
 def test_memory_is_bounded_by_a_layer_not_by_the_model(format: str, tmp_path: Path) -> None:
-    """214 MB of checkpoint and 114 MB of output, 12 + 24 + 7 MB for the largest layer: far less is added."""
+    """214 MB of checkpoint and 114 MB of output, 12 + 24 + 7 MB for the largest layer: far less is added.
+
+    The whole process, Python and numba included, takes no more than those and 300 MB.
+    """
     width, inner = 2048, 3072
     (tmp_path / "source").mkdir()
     shapes = dict.fromkeys([f"self_attn.{name}_proj" for name in "qkvo"], (width, width))
@@ -154,6 +157,9 @@ def test_memory_is_bounded_by_a_layer_not_by_the_model(format: str, tmp_path: Pa
     config = {"architectures": ["LlamaForCausalLM"], "num_hidden_layers": 3}
     (tmp_path / "source" / "config.json").write_text(json.dumps(config))
     del tensors
+    run_child(tmp_path / "source", tmp_path / "first", format, "pass")  # compiles the kernels, if nobody has
     child = run_child(tmp_path / "source", tmp_path / "out", format, "pass")
     assert child.returncode == 0, child.stderr
-    assert int(child.stdout) < 150
+    growth, peak = map(int, child.stdout.split())
+    assert growth < 150
+    assert peak < 12 + 24 + 7 + 300

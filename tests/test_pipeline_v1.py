@@ -395,7 +395,7 @@ def test_gemmas_say_that_they_are_tied(tmp_path: Path) -> None:
         quantize_model(tmp_path / "source", tmp_path / "no", ["q8_0"])
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss is in kilobytes on Linux")
+@pytest.mark.skipif(sys.platform != "linux", reason="peak memory is read from /proc")
 def test_memory_is_bounded_by_an_expert_not_by_the_stack(tmp_path: Path) -> None:
     """A stack of 50 MB with 100 MB of float32 each; an expert has 2 + 4 + 1 MB."""
     experts, width, inner = 24, 1024, 1024
@@ -415,9 +415,12 @@ def test_memory_is_bounded_by_an_expert_not_by_the_stack(tmp_path: Path) -> None
     config = {"architectures": ["MixtralForCausalLM"], "num_hidden_layers": 1, "num_local_experts": experts}
     (tmp_path / "source" / "config.json").write_text(json.dumps(config))
     del tensors
+    run_child(tmp_path / "source", tmp_path / "first", "1.2", "pass")  # compiles the kernels, if nobody has
     child = run_child(tmp_path / "source", tmp_path / "out", "1.2", "pass")
     assert child.returncode == 0, child.stderr
-    assert int(child.stdout) < 120
+    growth, peak = map(int, child.stdout.split())
+    assert growth < 120
+    assert peak < 2 + 4 + 1 + 300
 
 
 def documents(result: Result) -> Any:

@@ -15,7 +15,7 @@ from strategies import layers
 
 import uqff
 from uqff import FormatError, Layer
-from uqff.blob import blob_size, trace
+from uqff.blob import EncodedLayer, blob_size, trace
 from uqff.families import Unquant
 
 NOT_PICKLED = (torch.float8_e4m3fn, torch.uint32)
@@ -38,6 +38,22 @@ def test_layers_can_be_copied_pickled_and_compared(layer: Layer) -> None:
         assert not (other != layer)  # noqa: SIM202  (tuples have a `!=` of their own)
         assert uqff.serialize(other) == uqff.serialize(layer)
         assert repr(other.weight) == repr(layer.weight)
+
+
+@given(layers())
+def test_the_fields_of_a_layer_are_the_layer(layer: Layer) -> None:
+    """Records and what is written of them without torch: the same type, shape, bytes, and back again."""
+    weight = layer.weight.encoded()
+    assert (weight.kind, weight.shape, weight.numel) == (layer.weight.kind, layer.weight.shape, layer.weight.numel)
+    assert weight.as_record() == layer.weight
+    encoded = EncodedLayer.of(layer)
+    assert EncodedLayer.of(encoded) is encoded
+    assert uqff.serialize(encoded) == uqff.serialize(layer)
+    assert blob_size(encoded) == blob_size(layer)
+    for field in ("data", "w_q", "blocks", "weight"):
+        if field in weight.fields:
+            assert weight.payload(field).flags.writeable
+            assert weight.payload(field).tobytes() in uqff.serialize(layer)
 
 
 @pytest.mark.parametrize("name", [name for name in BLOBS if "bias" not in name])

@@ -6,12 +6,14 @@ A reader takes the first five bytes, chooses the family's layout by the type byt
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias
 
 from uqff.codes import DType, Family, Version
 from uqff.errors import FormatError, ShapeError, UnsupportedError, UqffError
 from uqff.families import family_of
-from uqff.families.base import QuantizedTensor, same_bytes, tensor_fields, tensor_part
+from uqff.families.base import QuantizedTensor, same_bytes
+from uqff.families.encoded import Encoded
+from uqff.families.fields import tensor_fields, tensor_part
 from uqff.schema.bricks import FieldTrace, Placeholder, Scope, Violation
 from uqff.schema.header import HEADER
 from uqff.schema.layout import Layout, offset_of_field
@@ -22,8 +24,10 @@ if TYPE_CHECKING:
 
 __all__ = [
     "LATEST",
+    "EncodedLayer",
     "Layer",
     "Sharding",
+    "Writable",
     "blob_size",
     "check_bias",
     "chunks",
@@ -88,6 +92,31 @@ class Layer(NamedTuple):
 
     def __hash__(self) -> int:
         raise TypeError("unhashable type: 'Layer'")
+
+
+class EncodedLayer(NamedTuple):
+    """A layer as the fields of its format, without torch.
+
+    Attributes:
+        weight: the fields of the weight.
+        bias: the fields of a tensor record R, or None.
+    """
+
+    weight: Encoded
+    bias: Scope | None = None
+
+    @classmethod
+    def of(
+        cls, weight: QuantizedTensor | Encoded | Layer | EncodedLayer, bias: torch.Tensor | None = None
+    ) -> EncodedLayer:
+        """The fields of a weight, or of a layer, whose bias is then the default; payloads are not copied."""
+        if isinstance(weight, EncodedLayer):
+            return weight
+        if isinstance(weight, Layer):
+            bias = weight.bias if bias is None else bias
+            weight = weight.weight
+        encoded = weight if isinstance(weight, Encoded) else weight.encoded()
+        return cls(encoded, None if bias is None else tensor_fields(bias, name="bias"))
 
 
 def read_fields(buffer: Any, *, trace: list[FieldTrace] | None = None) -> tuple[type[QuantizedTensor], Scope]:
@@ -201,28 +230,22 @@ def _flat(buffer: Any) -> memoryview:
         raise FormatError("not a contiguous bytes-like object", got=type(buffer).__name__) from exc
 
 
-def _outline(weight: QuantizedTensor | Layer, bias: torch.Tensor | None, version: Any) -> tuple[Layout, dict[str, Any]]:
-    if isinstance(weight, Layer):
-        weight, layer_bias = weight
-        if bias is None:
-            bias = layer_bias
-    fields = {
-        "version": Version(*version),
-        "quant_type": weight.family,
-        **weight.build(),
-        "bias": None if bias is None else tensor_fields(bias, name="bias"),
-    }
-    weight.LAYOUT.nbytes(fields)  # each field by itself; the rules that span several take that for granted
+Writable: TypeAlias = "QuantizedTensor | Encoded | Layer | EncodedLayer"
+"""What can be written."""
+
+
+def _outline(weight: Writable, bias: torch.Tensor | None, version: Any) -> tuple[Layout, dict[str, Any]]:
+    (record, parts), stored_bias = EncodedLayer.of(weight, bias)
+    fields = {"version": Version(*version), "quant_type": record.family, **parts, "bias": stored_bias}
+    record.LAYOUT.nbytes(fields)  # each field by itself; the rules that span several take that for granted
     try:
-        _validate(type(weight), fields, too_old=UnsupportedError)
+        _validate(record, fields, too_old=UnsupportedError)
     except Violation as broken:
         raise broken.error(broken.problem, field=broken.field, expected=broken.expected, got=broken.got) from None
-    return weight.LAYOUT, fields
+    return record.LAYOUT, fields
 
 
-def chunks(
-    weight: QuantizedTensor | Layer, bias: torch.Tensor | None = None, *, version: tuple[int, int, int] = LATEST
-) -> list[Any]:
+def chunks(weight: Writable, bias: torch.Tensor | None = None, *, version: tuple[int, int, int] = LATEST) -> list[Any]:
     """The blob as a list of byte chunks that need not be joined to be written; payloads are not copied.
 
     Takes and raises what :func:`serialize` does.
@@ -234,17 +257,13 @@ def chunks(
     return made
 
 
-def blob_size(
-    weight: QuantizedTensor | Layer, bias: torch.Tensor | None = None, *, version: tuple[int, int, int] = LATEST
-) -> int:
+def blob_size(weight: Writable, bias: torch.Tensor | None = None, *, version: tuple[int, int, int] = LATEST) -> int:
     """How long the blob will be. Tensors may be on the meta device: sizes are known before payloads exist."""
     layout, fields = _outline(weight, bias, version)
     return layout.nbytes(fields)
 
 
-def serialize(
-    weight: QuantizedTensor | Layer, bias: torch.Tensor | None = None, *, version: tuple[int, int, int] = LATEST
-) -> bytes:
+def serialize(weight: Writable, bias: torch.Tensor | None = None, *, version: tuple[int, int, int] = LATEST) -> bytes:
     """Write one blob.
 
     Args:

@@ -29,7 +29,8 @@ from uqff.container import UqffFile
 from uqff.container.atomic import atomic_file
 from uqff.container.shards import PathLike, resolve
 from uqff.errors import FormatError, UqffError
-from uqff.families.base import QuantizedTensor, tensor_fields
+from uqff.families.base import QuantizedTensor
+from uqff.families.fields import tensor_fields
 from uqff.kernels.threads import num_threads
 from uqff.limits import MAX_SUMS_BYTES
 from uqff.modules import Module, config_beside, modules_of

@@ -6,19 +6,19 @@ A tile is dequantised into a cache and compared there; the sums are defined to t
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-from uqff.families import AFQ, F8Q8, FP8, GGUF, HQQ, MXFP4, QuantizedTensor, Unquant
-from uqff.kernels.memory import empty
+from uqff.codes import DType, Family
+from uqff.families import QuantizedTensor, Unquant, f8q8
+from uqff.families.encoded import Encoded
+from uqff.floats import Floats
+from uqff.kernels.memory import aligned_bytes
 from uqff.kernels.threads import run_ranges
-
-if TYPE_CHECKING:
-    import torch
 
 __all__ = ["UNMEASURED", "Distance", "Measure", "distance", "measured"]
 
@@ -121,6 +121,20 @@ class Measure:
             total.largest = math.nan if math.isnan(each.largest) else max(total.largest, each.largest)
         return total
 
+    @property
+    def numbers(self) -> list[float]:
+        """All that is summed up, for :meth:`of`."""
+        squares = self.squares_a, self.squares_b, self.squares_difference
+        return [self.count, *squares, self.products, self.largest]
+
+    @classmethod
+    def of(cls, numbers: Sequence[float]) -> Measure:
+        """What had those :attr:`numbers`."""
+        made = cls()
+        count, made.squares_a, made.squares_b, made.squares_difference, made.products, made.largest = numbers
+        made.count = int(count)
+        return made
+
     def result(self) -> Distance:
         """The distance over all tiles."""
         if self.count == 0:
@@ -133,127 +147,132 @@ class Measure:
         return Distance(rms, norm, self.largest, max(-1.0, min(1.0, cosine)))
 
 
-def distance(a: F32 | QuantizedTensor, b: QuantizedTensor) -> Distance:
+def distance(a: F32 | Floats | QuantizedTensor, b: QuantizedTensor) -> Distance:
     """The distance of a record from a plain weight or another record of the same shape.
 
     Args:
-        a: what is taken as true: float32 of the record's shape, C-contiguous; or a record. A plain one
-            (:class:`uqff.Unquant`) is widened tile by tile, any other is dequantised as a whole.
+        a: what is taken as true: float32 or :class:`~uqff.floats.Floats` of the record's shape, C-contiguous; or a
+            record. A plain one (:class:`uqff.Unquant`) is widened tile by tile, any other is dequantised as a whole.
         b: what is measured.
     """
     return measured(a, b).result()
 
 
-def measured(a: F32 | QuantizedTensor, b: QuantizedTensor) -> Measure:
-    """The sums that :func:`distance` comes from, same arguments; those of several pairs can be added."""
-    import torch
+def measured(a: F32 | Floats | QuantizedTensor, b: QuantizedTensor | Encoded) -> Measure:
+    """The sums that :func:`distance` comes from, same arguments; those of several pairs can be added.
 
-    if isinstance(a, QuantizedTensor):
-        # Families are cut differently: one that is dequantised whole goes by the tiles of the other.
-        values: Any = a.weight if isinstance(a, Unquant) else a.dequantize()
-    else:
-        values = a
-    pieces = list(tiles(b))
+    Does not import torch unless a record is given.
+    """
+    values = _plain(a)
+    pieces = list(tiles(b.encoded() if isinstance(b, QuantizedTensor) else b))
     measures = [Measure() for _ in pieces]
 
     def measure(start: int, stop: int) -> None:
         largest = max(piece.numel for _, piece in pieces[start:stop])
-        scratch, other = empty((largest,), torch.float32), empty((largest,), torch.float32)
+        scratch, other = (aligned_bytes(4 * largest).view(np.float32) for _ in range(2))
         for at in range(start, stop):
             part, piece = pieces[at]
-            plain = scratch[: piece.numel]
-            piece.dequantize(out=plain.view(piece.shape))
-            measures[at].add(_flat(part(values), other), plain.numpy())
+            made = scratch[: piece.numel]
+            piece.write_float32(made)
+            measures[at].add(_flat(Floats(part(values.bits), values.dtype), other), made)
 
     run_ranges(measure, len(pieces))
     return Measure.sum(measures)
 
 
-def _flat(values: F32 | torch.Tensor, scratch: torch.Tensor) -> F32:
+def _plain(a: F32 | Floats | QuantizedTensor) -> Floats:
+    if isinstance(a, Floats):
+        return a
+    if isinstance(a, QuantizedTensor):
+        # Families are cut differently: one that is dequantised whole goes by the tiles of the other.
+        plain = isinstance(a, Unquant) and a.dtype in (DType.F32, DType.F16, DType.BF16)
+        return Floats.of_tensor(a.weight if isinstance(a, Unquant) and plain else a.dequantize())
+    return Floats(np.ascontiguousarray(a).view(np.uint32), DType.F32)
+
+
+def _flat(tile: Floats, scratch: F32) -> F32:
     """A tile as float32 ``[n]``, in the scratch memory if it has to be widened."""
-    import torch
-
-    if isinstance(values, np.ndarray):
-        return np.ascontiguousarray(values).reshape(-1)
-    values = values.contiguous().reshape(-1)
-    if values.dtype is not torch.float32:
-        values = Unquant.of(values).dequantize(out=scratch[: len(values)])
-    flat: F32 = values.numpy()
-    return flat
+    flat = tile.flat
+    if flat.dtype is DType.F32:
+        values: F32 = flat.bits.view(np.float32)
+        return values
+    wide = scratch[: len(flat.bits)]
+    flat.cast_into(Floats(wide.view(np.uint32), DType.F32))
+    return wide
 
 
-def tiles(record: QuantizedTensor) -> Iterator[tuple[Any, QuantizedTensor]]:
-    """A record in pieces of about :data:`TILE` weights.
+def tiles(weight: Encoded) -> Iterator[tuple[Any, Encoded]]:
+    """A weight in pieces of about :data:`TILE` numbers.
 
     Yields:
-        A function that takes the piece out of a plain array or tensor of the record's shape, and the piece as a record.
+        A function that takes the piece out of a plain array of the weight's shape, and the piece.
     """
-    if isinstance(record, F8Q8):
-        yield from _runs_of_blocks(record)
-    elif isinstance(record, HQQ) and record.axis == 0:
-        yield from _columns_of_groups(record)
-    elif isinstance(record, HQQ):
-        yield (lambda values: values), record
+    if weight.family is Family.F8Q8:
+        yield from _runs_of_blocks(weight)
+    elif weight.family is Family.HQQ and weight.fields["axis"] == 0:
+        yield from _columns_of_groups(weight)
+    elif weight.family is Family.HQQ:
+        yield (lambda values: values), weight
     else:
-        yield from _rows(record)
+        yield from _rows(weight)
 
 
-def _rows(record: QuantizedTensor) -> Iterator[tuple[Any, QuantizedTensor]]:
-    columns = record.shape[-1]
-    step = max(1, TILE // columns)
-    for start in range(0, record.numel // columns, step):
-        rows = slice(start, start + step)
+def _rows(weight: Encoded) -> Iterator[tuple[Any, Encoded]]:
+    """Every part has the weight's rows, but for the scales of FP8, which are of all of it."""
+    columns = weight.shape[-1]
+    count, step = weight.numel // columns, max(1, TILE // columns)
+    for start in range(0, count, step):
+        rows = slice(start, min(start + step, count))
 
         def part(values: Any, rows: slice = rows) -> Any:
             return values.reshape(-1, columns)[rows]
 
-        def cut(tensor: torch.Tensor, rows: slice = rows) -> torch.Tensor:
-            return tensor.reshape(-1, tensor.shape[-1])[rows]
-
-        if isinstance(record, GGUF):
-            yield part, GGUF(cut(record.data), record.block_type)
-        elif isinstance(record, AFQ):
-            scales, biases = cut(record.scales), cut(record.biases)
-            yield part, AFQ(cut(record.w_q), scales, biases, record.bits, record.group_size)
-        elif isinstance(record, FP8):
-            yield part, replace(record, weight=cut(record.weight))
-        elif isinstance(record, MXFP4):
-            yield part, MXFP4(cut(record.blocks), cut(record.scales))
-        else:
-            assert isinstance(record, Unquant)
-            yield part, Unquant(cut(record.data), record.dtype)
+        fields = {
+            name: _cut(value, weight.payload(name), rows) if isinstance(value, Mapping) else value
+            for name, value in weight.fields.items()
+        }
+        if weight.family is Family.GGUF:
+            data = weight.payload("data").reshape(count, -1)[rows]
+            fields |= {"shape": (rows.stop - start, columns), "data": data.reshape(-1).data}
+        yield part, Encoded(weight.record, fields)
 
 
-def _runs_of_blocks(record: F8Q8) -> Iterator[tuple[Any, QuantizedTensor]]:
+def _cut(field: Any, data: npt.NDArray[np.uint8], rows: slice, columns: slice = slice(None)) -> dict[str, Any]:
+    """Some rows and columns of a tensor record whose dimensions but the last count as one."""
+    itemsize, last = field["dtype"].itemsize, field["shape"][-1]
+    chosen = data.reshape(-1, last, itemsize)[rows, columns]
+    return {
+        "dtype": field["dtype"],
+        "shape": chosen.shape[:2],
+        "data": np.ascontiguousarray(chosen).reshape(-1).data,
+    }
+
+
+def _runs_of_blocks(weight: Encoded) -> Iterator[tuple[Any, Encoded]]:
     """Blocks run across rows."""
-    step = TILE // 32
-    for start in range(0, len(record.blocks), step):
-        span = slice(32 * start, min(32 * (start + step), record.numel))
+    blocks, step = weight.payload("data").reshape(-1, f8q8.BLOCK.fixed_size), TILE // f8q8.BLOCK_SIZE
+    for start in range(0, len(blocks), step):
+        span = slice(f8q8.BLOCK_SIZE * start, min(f8q8.BLOCK_SIZE * (start + step), weight.numel))
 
         def part(values: Any, span: slice = span) -> Any:
             return values.reshape(-1)[span]
 
-        yield part, F8Q8(record.blocks[start : start + step], (1, span.stop - span.start))
+        data = blocks[start : start + step].reshape(-1).data
+        yield part, Encoded(weight.record, {"shape": (1, span.stop - span.start), "data": data})
 
 
-def _columns_of_groups(record: HQQ) -> Iterator[tuple[Any, QuantizedTensor]]:
+def _columns_of_groups(weight: Encoded) -> Iterator[tuple[Any, Encoded]]:
     """Groups are columns of the weight seen as ``[group_size, N]``."""
-    groups = record.numel // record.group_size
-    width = record.w_q.shape[-1] // groups
-    step = max(1, TILE // record.group_size)
+    size = weight.fields["group_size"]
+    groups, step = weight.numel // size, max(1, TILE // size)
     for start in range(0, groups, step):
         columns = slice(start, min(start + step, groups))
 
         def part(values: Any, columns: slice = columns) -> Any:
-            return values.reshape(record.group_size, -1)[:, columns]
+            return values.reshape(size, -1)[:, columns]
 
-        yield (
-            part,
-            replace(
-                record,
-                w_q=record.w_q[:, width * columns.start : width * columns.stop].contiguous(),
-                scales=record.scales[:, columns],
-                zeros=record.zeros[:, columns],
-                weight_shape=(record.group_size, columns.stop - columns.start),
-            ),
-        )
+        parts = {
+            name: _cut(weight.fields[name], weight.payload(name), slice(None), columns)
+            for name in ("w_q", "scales", "zeros")
+        }
+        yield part, Encoded(weight.record, {**weight.fields, **parts, "shape": (size, columns.stop - start)})

@@ -18,11 +18,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from uqff.blob import Layer, check_bias
+from uqff.blob import EncodedLayer, Layer, Writable, check_bias
 from uqff.codes import ENTRY_VERSIONS, DType, Family, Version
 from uqff.errors import FormatError, UnsupportedError, UqffError
 from uqff.families import FAMILIES, family_of
-from uqff.families.base import QuantizedTensor, tensor_fields, tensor_part
+from uqff.families.base import QuantizedTensor
+from uqff.families.fields import tensor_part
 from uqff.schema.bricks import FieldTrace, Scope, Violation
 from uqff.schema.entries import BIAS, BIAS_RULE, FORMAT, RawTensor
 from uqff.views import writable_alias
@@ -126,7 +127,7 @@ def from_entries(entries: Mapping[str, RawTensor], version: tuple[int, int, int]
     return Layer(record.parse(fields), None if bias is None else tensor_part(bias))
 
 
-def to_entries(layer: Layer | QuantizedTensor, version: tuple[int, int, int] = LATEST) -> dict[str, RawTensor]:
+def to_entries(layer: Writable, version: tuple[int, int, int] = LATEST) -> dict[str, RawTensor]:
     """The entries of a layer by suffix, in the order in which the engine writes them.
 
     Payloads are not copied.  Tensors may be on the meta device: dtypes, shapes and sizes are known before payloads are.
@@ -140,18 +141,17 @@ def to_entries(layer: Layer | QuantizedTensor, version: tuple[int, int, int] = L
         ShapeError: the bias does not fit the weight.
         FormatError: the record is not consistent.
     """
-    weight, bias = layer if isinstance(layer, Layer) else Layer(layer)
+    weight, bias = EncodedLayer.of(layer)
     if Version(*version) not in ENTRY_VERSIONS:
         known = ", ".join(map(str, ENTRY_VERSIONS))
         raise UnsupportedError("unknown version", expected=f"one of {known}", got=Version(*version))
     entries = {FORMAT: RawTensor("U8", (), memoryview(bytes([weight.family]))), **weight.to_entries()}
     try:
-        _check_version(type(weight), weight.shape, Version(*version), UnsupportedError)
+        _check_version(weight.record, weight.shape, Version(*version), UnsupportedError)
         if bias is not None:
-            stored = tensor_fields(bias, name=BIAS)
-            entries[BIAS] = RawTensor(stored["dtype"].safetensors, stored["shape"], stored["data"])
+            entries[BIAS] = RawTensor(bias["dtype"].safetensors, bias["shape"], bias["data"])
             BIAS_RULE.check(entries[BIAS])
-            check_bias(weight.shape, stored["shape"])
+            check_bias(weight.shape, bias["shape"])
     except Violation as broken:
         raise broken.as_error(BIAS if broken.field == "bias.shape" else None) from None
     return entries

@@ -32,11 +32,12 @@ import numpy.typing as npt
 
 from uqff.codes import DType
 from uqff.errors import ShapeError, UnsupportedError, UqffError
-from uqff.families import AFQ, F8Q8, FP8, GGUF, HQQ, MXFP4, QuantizedTensor, Unquant
+from uqff.families import QuantizedTensor
+from uqff.families.fields import array_fields, tensor_part
 from uqff.families.gguf.blocks import QK, QK_K, block_type_of_kind
+from uqff.floats import Floats
 from uqff.packing import PLANES, float32_to_e4m3
-from uqff.quantizers import AFQ_BITS, HQQ_BITS, HQQ_STEPS, Loaded, encode
-from uqff.views import tensor_of, writable_alias
+from uqff.quantizers import AFQ_BITS, HQQ_BITS, Loaded, encode, planned
 
 if TYPE_CHECKING:
     import torch
@@ -51,6 +52,7 @@ __all__ = [
     "FallbackWarning",
     "Resolution",
     "bias_dtype",
+    "bias_fields",
     "cast_bias",
     "kind_name",
     "outline",
@@ -58,6 +60,7 @@ __all__ = [
     "promoted",
     "quantize",
     "resolve",
+    "stored_bias_dtype",
 ]
 
 Engine: TypeAlias = Literal["0.6", "0.8", "0.9"]
@@ -247,32 +250,10 @@ def outline(kind: str, shape: Sequence[int], dtype: torch.dtype, *, group_size: 
         dtype: the load dtype: of unquantised weights and of AFQ's scales.
         group_size: of AFQ or HQQ; 64 if None.
     """
-    import torch
-
-    def meta(*size: int, of: torch.dtype = torch.uint8) -> torch.Tensor:
-        return torch.empty(size, dtype=of, device="meta")
-
-    *outer, last = shape
-    group, size = _group_size(kind, group_size), math.prod(shape)
-    block_type = block_type_of_kind(kind)
-    if block_type is not None:
-        return GGUF(meta(*outer, last // block_type.block_size * block_type.type_size), block_type)
-    if kind in AFQ_BITS:
-        scales = meta(*outer, last // group, of=dtype)
-        return AFQ(meta(*outer, last * AFQ_BITS[kind] // 8), scales, scales, AFQ_BITS[kind], group)
-    if kind in HQQ_BITS:
-        bits, columns = HQQ_BITS[kind], size // group
-        w_q = meta(-(-group // PLANES[bits]), columns * (4 if bits == 3 else 1))
-        scales = meta(1, columns, of=torch.float32)
-        return HQQ(w_q, scales, scales, tuple(shape), bits, group, optimization_steps=HQQ_STEPS)
-    if kind == "fp8":
-        scalar = meta(of=torch.float32)
-        return FP8(meta(*shape, of=torch.float8_e4m3fn), scalar, scalar, scalar)
-    if kind == "f8q8":
-        return F8Q8(meta(-(-size // 32), 33), tuple(shape))
-    if kind == "mxfp4":
-        return MXFP4(meta(*outer, last // 2), meta(*outer, last // 32))
-    return Unquant(meta(*outer, last * dtype.itemsize), _load_dtype(dtype))
+    scales = DType.of_torch(dtype)
+    if scales is None or kind == "unquant":
+        scales = _load_dtype(dtype)
+    return planned(kind, tuple(shape), scales, _group_size(kind, group_size)).as_record()
 
 
 def _load_dtype(dtype: torch.dtype) -> DType:
@@ -284,6 +265,11 @@ def _load_dtype(dtype: torch.dtype) -> DType:
 
 
 def bias_dtype(kind: str, dtype: torch.dtype) -> torch.dtype:
+    """:func:`stored_bias_dtype` in torch's terms."""
+    return stored_bias_dtype(kind, _load_dtype(dtype)).torch
+
+
+def stored_bias_dtype(kind: str, dtype: DType) -> DType:
     """The dtype in which the bias of a layer is stored.
 
     Args:
@@ -291,31 +277,30 @@ def bias_dtype(kind: str, dtype: torch.dtype) -> torch.dtype:
         dtype: the load dtype.
 
     Returns:
-        float32 for ggml types, HQQ and F8Q8; the load dtype for AFQ and unquantised weights; float8_e4m3fn for FP8
-        (without any scale) and bfloat16 for MXFP4, both of which the engine then fails to add.
+        F32 for ggml types, HQQ and F8Q8; the load dtype for AFQ and unquantised weights; F8E4M3 for FP8 (without any
+        scale) and BF16 for MXFP4, both of which the engine then fails to add.
 
     Authority: mistral.rs, ``mistralrs-quant/src/distributed/layers.rs`` (``apply_isq`` of each parallel layer).
     """
-    import torch
-
     if kind in AFQ_BITS or kind == "unquant":
         return dtype
-    return {"fp8": torch.float8_e4m3fn, "mxfp4": torch.bfloat16}.get(kind, torch.float32)
+    return {"fp8": DType.F8E4M3, "mxfp4": DType.BF16}.get(kind, DType.F32)
 
 
 def cast_bias(bias: torch.Tensor, kind: str, dtype: torch.dtype) -> torch.Tensor:
-    """A bias as it is stored beside a weight: rounded to the load dtype, then cast to :func:`bias_dtype`.
+    """:func:`bias_fields` in torch's terms; the bias may be of any dtype."""
+    return tensor_part(bias_fields(Floats.of_tensor(bias.to(dtype)), kind, _load_dtype(dtype)))
+
+
+def bias_fields(bias: Floats, kind: str, dtype: DType) -> dict[str, Any]:
+    """A bias as it is stored beside a weight: rounded to the load dtype, then cast to :func:`stored_bias_dtype`.
 
     Float8 saturates at 448, as the engine's cast does.
     """
-    import torch
-
-    loaded = bias.to(dtype)
-    stored = bias_dtype(kind, dtype)
-    if stored is not torch.float8_e4m3fn:
-        return loaded.to(stored)
-    codes = float32_to_e4m3(loaded.to(torch.float32).numpy())
-    return torch.from_numpy(codes).view(torch.float8_e4m3fn)
+    loaded, stored = bias.cast(dtype), stored_bias_dtype(kind, dtype)
+    if stored is not DType.F8E4M3:
+        return loaded.cast(stored).fields()
+    return array_fields(float32_to_e4m3(loaded.cast(DType.F32).bits.view(np.float32)), stored)
 
 
 def quantize(
@@ -357,36 +342,31 @@ def quantize(
         UnsupportedError: a type, dtype, engine or group size that does not exist.
     """
     name = kind_name(kind)
-    weight = _tensor(weight)
-    shape = tuple(weight.shape)
-    loaded = Loaded(weight, weight.dtype if dtype is None else dtype)
-    for each in (weight.dtype, loaded.dtype):
-        _load_dtype(each)
-    if weight.device.type != "cpu":
-        raise UnsupportedError(
-            "weights are quantised on the CPU", field="weight.device", expected="cpu", got=weight.device
-        )
+    floats = _floats(weight)
+    loaded = Loaded(floats, floats.dtype if dtype is None else _load_dtype(dtype))
     try:
-        resolved, reason = resolve(name, shape, engine, group_size=group_size)
+        resolved, reason = resolve(name, loaded.shape, engine, group_size=group_size)
         if resolved != name:
-            _report(Fallback(module, name, resolved, shape, reason), on_fallback)
-        return encode(loaded, resolved, engine=engine, group_size=_group_size(name, group_size))
+            _report(Fallback(module, name, resolved, loaded.shape, reason), on_fallback)
+        return encode(loaded, resolved, engine=engine, group_size=_group_size(name, group_size)).as_record()
     except UqffError as error:
         raise error.within(layer=module) from None
 
 
-def _tensor(weight: Any) -> torch.Tensor:
+def _floats(weight: Any) -> Floats:
     """A tensor as it is, an array as a view where there can be one."""
     import torch
 
     if isinstance(weight, torch.Tensor):
-        return weight
+        _load_dtype(weight.dtype)
+        if weight.device.type != "cpu":
+            raise UnsupportedError(
+                "weights are quantised on the CPU", field="weight.device", expected="cpu", got=weight.device
+            )
+        return Floats.of_tensor(weight)
     if isinstance(weight, np.ndarray) and weight.dtype.kind == "f" and weight.itemsize in (2, 4):
-        dtype = DType.F16 if weight.itemsize == 2 else DType.F32
-        if not weight.size:
-            return torch.empty(weight.shape, dtype=dtype.torch)
         array = np.ascontiguousarray(weight, weight.dtype.newbyteorder("="))
-        return tensor_of(writable_alias(array), dtype, array.shape)
+        return Floats.of_bytes(array, DType.F16 if weight.itemsize == 2 else DType.F32, array.shape)
     raise UnsupportedError(
         "not a weight",
         field="weight",

@@ -20,17 +20,19 @@ Authority: mistral.rs v0.6.0, ``mistralrs-core/src/pipeline/isq.rs`` (``quantize
 from __future__ import annotations
 
 import contextlib
+import time
 import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import numpy as np
 
-from uqff.blob import Layer
+from uqff.blob import EncodedLayer
 from uqff.codes import FORMATS
 from uqff.container.directory import (
+    LOADED_DTYPES,
     Progress,
     Residual,
     Step,
@@ -42,13 +44,14 @@ from uqff.container.report import SKIPPED, Report, build_report, write_report
 from uqff.container.save import SHARD_BYTES
 from uqff.container.save_v1 import metadata_of
 from uqff.container.shards import PathLike
-from uqff.container.staging import check_target, staged_directory
-from uqff.container.streaming import StreamedLayers
+from uqff.container.staging import Journal, allocated_bytes, check_target, resumable_directory, staged_directory
+from uqff.container.streaming import StreamedFile, StreamedLayers
 from uqff.container.writer import Writer
 from uqff.distance import UNMEASURED, Measure, measured
 from uqff.errors import UnsupportedError, UqffError
-from uqff.families import QuantizedTensor, Unquant
-from uqff.isq import Engine, Fallback, FallbackWarning, cast_bias, kind_name
+from uqff.families.encoded import Encoded
+from uqff.floats import Floats
+from uqff.isq import Engine, Fallback, FallbackWarning, bias_fields, kind_name
 from uqff.planning import Goal, Planned, Source, load_dtype, plan_layer, plan_model, residual_names, restated_config
 from uqff.quantizers import Loaded, encode, widened
 from uqff.recipe import Recipe
@@ -57,10 +60,10 @@ from uqff.schema.entries import FIRST
 from uqff.selector import Pattern
 from uqff.sources.safetensors import Checkpoint, open_checkpoint
 
-if TYPE_CHECKING:
-    import torch
-
 __all__ = ["Progress", "Step", "quantize_model"]
+
+NOTED_EVERY: Final = 5.0
+"""Seconds of work that an interruption may cost."""
 
 SLACK: Final = 16 * 2**20
 """Bytes of finished layers that may wait for the writer even if the largest layer is being made."""
@@ -80,6 +83,7 @@ def quantize_model(
     force: bool = False,
     shard_bytes: int = SHARD_BYTES,
     measure: bool = True,
+    resume: bool = False,
     base_model: str | None = None,
     repo_id: str | None = None,
     progress: Progress | None = None,
@@ -107,6 +111,8 @@ def quantize_model(
         force: replace a model that is in ``target`` already.
         shard_bytes: payload after which a new shard begins.
         measure: whether to find the error of each layer, which takes a third of the time; else the report has NaN.
+        resume: if the run is interrupted, keep what is done; if one was, with the same arguments and this, go on from
+            there. The result is the same.
         base_model: what the report of a 1.x directory calls the model that was quantised; if None, a checkpoint's name
             on the hub, and nothing for a directory.
         repo_id: what it says of where the files will be published.
@@ -117,7 +123,7 @@ def quantize_model(
     Raises:
         UqffError: the checkpoint breaks a rule, or a layer cannot be what is asked for; nothing has been written.
         FileExistsError: ``target`` is there and may not be replaced.
-        OSError: reading or writing failed (a full disk, say); nothing stays behind.
+        OSError: reading or writing failed (a full disk, say); nothing stays behind unless it is to be resumed.
     """
     check_target(Path(target), force=force)
     with open_checkpoint(source) as checkpoint:
@@ -127,11 +133,17 @@ def quantize_model(
                 warnings.warn(FallbackWarning(str(fallback)), stacklevel=2)
             else:
                 on_fallback(fallback)
-        check_space(Path(target), job.total_bytes)
         if base_model is None and not Path(source).is_dir():
             base_model = str(source)
-        with staged_directory(Path(target), force=force) as staging:
-            result = job.run(staging, shard_bytes, progress)
+        with contextlib.ExitStack() as stack:
+            journal = None
+            if resume:
+                run = job.description(shard_bytes)
+                staging, journal = stack.enter_context(resumable_directory(Path(target), run, force=force))
+            else:
+                staging = stack.enter_context(staged_directory(Path(target), force=force))
+            check_space(Path(target), job.total_bytes - allocated_bytes(staging))
+            result = job.run(staging, shard_bytes, progress, journal)
             if job.version >= FIRST:
                 write_report(job.report(staging, base_model, repo_id), staging)
     return Result(Path(target), *result)
@@ -187,7 +199,7 @@ class _Job:
             recipe,
             engine=self.engine,
             version=self.version,
-            dtype=self.dtype.torch,
+            dtype=self.dtype,
         )
         if planned.stored != planned.requested:
             change = Fallback(goal.module, planned.requested, planned.stored, goal.shape, planned.reason)
@@ -199,15 +211,46 @@ class _Job:
         """Bytes of everything that will be written, headers aside."""
         return self.residual.nbytes + sum(planned.size for plans in self.plans for planned in plans)
 
-    def run(self, directory: Path, shard_bytes: int, progress: Progress | None) -> tuple[Any, ...]:
+    def description(self, shard_bytes: int) -> dict[str, Any]:
+        """What the files depend on, as JSON values: an interrupted run is resumed only where all of it is the same."""
+        from uqff import __version__
+
+        layers = {
+            output.kind: [
+                [goal.key, planned.stored, planned.size] for goal, planned in zip(self.goals, plans, strict=True)
+            ]
+            for output, plans in zip(self.outputs, self.plans, strict=True)
+        }
+        return {
+            "uqff": __version__,
+            "source": str(self.checkpoint.path.resolve()),
+            "files": self.checkpoint.stamps(),
+            "format": str(self.version),
+            "types": [output.kind for output in self.outputs],
+            "engine": self.engine,
+            "dtype": self.dtype.name,
+            "shard_bytes": shard_bytes,
+            "measure": self.measure,
+            "layers": layers,
+        }
+
+    def run(
+        self, directory: Path, shard_bytes: int, progress: Progress | None, journal: Journal | None
+    ) -> tuple[Any, ...]:
         """Write everything into a directory; gives the fields of :class:`Result` after the path."""
+        begun = journal is not None and journal.begun
         with Writer() as writer:
             files = []
             for output, plans in zip(self.outputs, self.plans, strict=True):
                 outlines = {goal.key: planned.outline for goal, planned in zip(self.goals, plans, strict=True)}
-                files.append(writer.own(StreamedLayers(directory, output.kind, outlines, self.version, shard_bytes)))
-            rest = self.residual.write(writer, directory, metadata_of(self.version) if self.version >= FIRST else None)
-            self._run_layers(writer, files, progress)
+                shards = StreamedLayers(directory, output.kind, outlines, self.version, shard_bytes, begun=begun)
+                files.append(writer.own(shards))
+            texts = metadata_of(self.version) if self.version >= FIRST else None
+            rest = self.residual.write(writer, directory, texts, begun=begun)
+            notes = (
+                None if journal is None else _Notes(journal, writer, [*(f for each in files for f in each.files), rest])
+            )
+            self._run_layers(writer, files, progress, notes)
             writer.join()
             rest.finish()
             for output, each in zip(self.outputs, files, strict=True):
@@ -233,20 +276,28 @@ class _Job:
             }
             return build_report(files, targets=targets, reasons=reasons, base_model=base_model, repo_id=repo_id)
 
-    def _run_layers(self, writer: Writer, files: list[StreamedLayers], progress: Progress | None) -> None:
+    def _run_layers(
+        self, writer: Writer, files: list[StreamedLayers], progress: Progress | None, notes: _Notes | None
+    ) -> None:
         scratch = np.empty(max(map(self._widened, range(len(self.goals)))), np.float32)
         room = max(map(self._footprint, range(len(self.goals)))) + SLACK
         total, done = sum(goal.weights for goal in self.goals), 0
         for at, goal in enumerate(self.goals):
             measures: list[list[Measure]] = [[] for _ in self.outputs]
-            for number, sources in enumerate(self.pieces[at]):
+            before = None if notes is None else notes.of(at)
+            if before is not None:
+                for each, sums, numbers in zip(files, measures, before, strict=True):
+                    each.skip(goal.key)
+                    sums += map(Measure.of, numbers)
+                done += goal.weights
+            for number, sources in enumerate(self.pieces[at] if before is None else ()):
                 self._fetch_after(at, number)
                 writer.wait_below(room - self._footprint(at))
-                loaded = Loaded(self._take(goal, sources), self.dtype.torch, scratch)
+                loaded = Loaded(self._take(goal, sources), self.dtype, scratch)
                 for plans, each, sums in zip(self.plans, files, measures, strict=True):
                     record = self._make(goal, plans[at], loaded, number, at, writer, each)
                     if self.measure:
-                        sums.append(measured(Unquant.of(loaded.plain), record))
+                        sums.append(measured(loaded.plain, record))
                     del record
                 del loaded
                 for source in sources:
@@ -257,6 +308,8 @@ class _Job:
                     progress(Step(goal.module, layers_done, len(self.goals), done, total))
             for output, plans, sums in zip(self.outputs, self.plans, measures, strict=True):
                 output.layers.append(_layer_report(goal, plans[at], output.kind, sums))
+            if notes is not None and before is None:
+                notes.add([[each.numbers for each in sums] for sums in measures])
 
     def _make(
         self,
@@ -267,7 +320,7 @@ class _Job:
         at: int,
         writer: Writer,
         files: StreamedLayers,
-    ) -> QuantizedTensor:
+    ) -> Encoded:
         """Quantise a piece of a layer and leave it to the writer."""
         try:
             record = encode(loaded, planned.stored, engine=self.engine)
@@ -275,20 +328,19 @@ class _Job:
             raise error.within(layer=goal.module) from None
         count = len(self.pieces[at])
         if count == 1:
-            job = partial(files.write, goal.key, Layer(record, self._bias(goal, planned.stored)))
+            job = partial(files.write, goal.key, EncodedLayer(record, self._bias(goal, planned.stored)))
         else:
-            job = partial(files.write_expert, goal.key, number, Layer(record))
+            job = partial(files.write_expert, goal.key, number, EncodedLayer(record))
         writer.submit(job, planned.size // count)
         return record
 
-    def _take(self, goal: Goal, sources: Sequence[Source]) -> torch.Tensor:
+    def _take(self, goal: Goal, sources: Sequence[Source]) -> Floats:
         """The weight of a piece; that of several experts is a copy."""
-        import torch
-
         if not goal.stacked or len(sources) == 1:
             weight = sources[0].take(self.checkpoint)
             return weight[None] if goal.stacked and len(goal.sources) == 1 else weight
-        return torch.stack([source.take(self.checkpoint).to(self.dtype.torch) for source in sources])
+        experts = [source.take(self.checkpoint).cast(self.dtype).bits for source in sources]
+        return Floats(np.stack(experts), self.dtype)
 
     def _fetch_after(self, at: int, number: int) -> None:
         """Let the system read the piece that comes next."""
@@ -311,10 +363,40 @@ class _Job:
         """Numbers of a piece that are float32 at one time, whatever it becomes."""
         return max(widened(plans[at].stored, self._piece_weights(at)) for plans in self.plans)
 
-    def _bias(self, goal: Goal, stored: str) -> torch.Tensor | None:
+    def _bias(self, goal: Goal, stored: str) -> dict[str, Any] | None:
         if goal.bias is None:
             return None
-        return cast_bias(self.checkpoint[goal.bias], stored, self.dtype.torch)
+        if self.checkpoint.dtype(goal.bias) in LOADED_DTYPES:
+            return bias_fields(self.checkpoint.floats(goal.bias), stored, self.dtype)
+        loaded = self.checkpoint[goal.bias].to(self.dtype.torch)
+        return bias_fields(Floats.of_tensor(loaded), stored, self.dtype)
+
+
+class _Notes:
+    """Notes now and then how far a run is, so that it can be resumed: all measures of each finished layer, in order."""
+
+    def __init__(self, journal: Journal, writer: Writer, files: list[StreamedFile]) -> None:
+        self._journal = journal
+        self._writer = writer
+        self._files = files
+        self._done = list(journal.done)
+        self._noted = time.monotonic()
+
+    def of(self, at: int) -> list[list[list[float]]] | None:
+        """The note of layer ``at``; None if it is still to be made."""
+        return self._done[at] if at < len(self._done) else None
+
+    def add(self, note: list[list[list[float]]]) -> None:
+        """Note the next layer, whose parts the writer has or will have written before it comes to this."""
+        self._done.append(note)
+        if time.monotonic() - self._noted >= NOTED_EVERY:
+            self._noted = time.monotonic()
+            self._writer.submit(partial(self._commit, list(self._done)), 0)
+
+    def _commit(self, done: list[Any]) -> None:
+        for file in self._files:
+            file.flush()
+        self._journal.commit([file.path.name for file in self._files], done)
 
 
 def _layer_report(goal: Goal, planned: Planned, kind: str, measures: list[Measure]) -> LayerReport:

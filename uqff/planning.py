@@ -19,7 +19,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from uqff.architectures import (
     EMBEDDING_SINCE,
@@ -31,20 +31,19 @@ from uqff.architectures import (
     selected_layers,
     with_stated_tie,
 )
-from uqff.blob import Layer
-from uqff.codes import DType, Version
+from uqff.blob import EncodedLayer
+from uqff.codes import DType, Family, Version
 from uqff.container.directory import LOADED_DTYPES
 from uqff.container.streaming import layer_sizes
 from uqff.errors import FormatError, ShapeError, UnsupportedError, UqffError
-from uqff.families import AFQ, GGUF, Unquant
-from uqff.isq import Engine, bias_dtype, outline, promoted, resolve
+from uqff.families.fields import planned_fields
+from uqff.floats import Floats
+from uqff.isq import Engine, promoted, resolve, stored_bias_dtype
+from uqff.quantizers import planned
 from uqff.recipe import Recipe
 from uqff.schema.entries import FIRST
 from uqff.selector import Pattern
 from uqff.sources.safetensors import Checkpoint
-
-if TYPE_CHECKING:
-    import torch
 
 __all__ = ["Goal", "Planned", "Source", "load_dtype", "plan_layer", "plan_model", "residual_names", "restated_config"]
 
@@ -68,9 +67,9 @@ class Source(NamedTuple):
         out, last = shape[:0:-1] if self.transposed else shape[1:]
         return (out if self.rows is None else self.rows[1] - self.rows[0], last)
 
-    def take(self, checkpoint: Checkpoint) -> torch.Tensor:
+    def take(self, checkpoint: Checkpoint) -> Floats:
         """The weight, a view of the file."""
-        tensor = checkpoint[self.tensor]
+        tensor = checkpoint.floats(self.tensor)
         if self.expert is None:
             return tensor
         weight = tensor[self.expert]
@@ -139,12 +138,12 @@ class Planned:
     stored: str
     reason: str
     size: int
-    outline: Layer
+    outline: EncodedLayer
 
     @property
     def by_expert(self) -> bool:
         """Whether the stack is the experts one after the other: HQQ, FP8 and F8Q8 have groups or scales across them."""
-        return isinstance(self.outline.weight, GGUF | AFQ | Unquant)
+        return self.outline.weight.family in (Family.GGUF, Family.AFQ, Family.UNQUANT)
 
 
 def plan_model(checkpoint: Checkpoint, version: Version, layers: Pattern | None, *, promote: bool) -> list[Goal]:
@@ -324,7 +323,7 @@ def plan_layer(
     *,
     engine: Engine,
     version: Version,
-    dtype: torch.dtype,
+    dtype: DType,
 ) -> Planned:
     """The type of a layer, and what is known of it for that.
 
@@ -344,7 +343,7 @@ def plan_layer(
     requested = explicit or (promoted(kind) if goal.sensitive else kind)
     try:
         stored, reason = resolve(requested, goal.shape, engine)
-        layer = Layer(outline(stored, goal.shape, dtype), _bias_outline(checkpoint, goal, stored, dtype))
+        layer = EncodedLayer(planned(stored, goal.shape, dtype), _bias_outline(checkpoint, goal, stored, dtype))
         size = layer_sizes({goal.key: layer}, version)[goal.key]
     except UqffError as error:
         error.layer = goal.module
@@ -352,9 +351,7 @@ def plan_layer(
     return Planned(requested, explicit is None and requested != kind, stored, reason, size, layer)
 
 
-def _bias_outline(checkpoint: Checkpoint, goal: Goal, stored: str, dtype: torch.dtype) -> torch.Tensor | None:
-    import torch
-
+def _bias_outline(checkpoint: Checkpoint, goal: Goal, stored: str, dtype: DType) -> dict[str, Any] | None:
     if goal.bias is None:
         return None
-    return torch.empty(checkpoint.shape(goal.bias), dtype=bias_dtype(stored, dtype), device="meta")
+    return planned_fields(checkpoint.shape(goal.bias), stored_bias_dtype(stored, dtype))

@@ -8,23 +8,26 @@ other are made run by run, so that of a float16 or bfloat16 weight no float32 co
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from typing import Any, Final, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from uqff.codes import DType
 from uqff.errors import FormatError
-from uqff.families import AFQ, F8Q8, FP8, GGUF, HQQ, MXFP4, QuantizedTensor, Unquant, f8q8, mxfp4
+from uqff.families import AFQ, F8Q8, FP8, GGUF, HQQ, MXFP4, Unquant, f8q8, mxfp4
+from uqff.families.encoded import Encoded
+from uqff.families.fields import array_fields, planned_fields
 from uqff.families.gguf.blocks import BlockType, block_type_of_kind
+from uqff.families.hqq import word_dtype
+from uqff.floats import Floats
+from uqff.packing import PLANES
+from uqff.schema.bricks import Placeholder
 
-if TYPE_CHECKING:
-    import torch
-
-__all__ = ["AFQ_BITS", "HQQ_BITS", "HQQ_STEPS", "Loaded", "encode", "widened"]
+__all__ = ["AFQ_BITS", "HQQ_BITS", "HQQ_STEPS", "Loaded", "encode", "planned", "widened"]
 
 F32: TypeAlias = npt.NDArray[np.float32]
 
@@ -50,30 +53,28 @@ class Loaded:
         shape: of the weight.
     """
 
-    def __init__(self, weight: torch.Tensor, dtype: torch.dtype, scratch: F32 | None = None) -> None:
+    def __init__(self, weight: Floats, dtype: DType, scratch: F32 | None = None) -> None:
         """Nothing is done yet.
 
         Args:
-            weight: float32, float16 or bfloat16 on the CPU.
-            dtype: the load dtype.
+            weight: the numbers, of any strides.
+            dtype: the load dtype: F32, F16 or BF16.
             scratch: memory for :attr:`values`, at least as many elements as the weight has; new memory if None.
         """
-        self.weight = weight.detach()
+        self.weight = weight
         self.dtype = dtype
-        self.shape = tuple(weight.shape)
+        self.shape = weight.shape
         self._scratch = scratch
 
     @cached_property
-    def plain(self) -> torch.Tensor:
-        """The weight in its load dtype, contiguous; shares memory with the given one if that is both.
+    def plain(self) -> Floats:
+        """The weight in its load dtype, C-contiguous; shares memory with the given one if that is both.
 
         Raises:
             FormatError: a weight is not finite in that dtype; its position is named.
         """
-        plain = self.weight.contiguous()
-        if plain.dtype is not self.dtype:
-            plain = Unquant.of(plain).dequantize(self.dtype)
-        _check_finite(plain.reshape(-1), 0, self.shape)
+        plain = self.weight.cast(self.dtype)
+        _check_finite(plain, 0, self.shape)
         return plain
 
     @cached_property
@@ -84,8 +85,8 @@ class Loaded:
             FormatError: a weight is not finite in the load dtype; its position is named.
         """
         if self._is_float32:
-            return self.plain.numpy()
-        wide = self._floats(self.weight.numel())
+            return self.plain.bits.view(np.float32)
+        wide = self._floats(math.prod(self.shape))
         for at in range(0, len(wide), TILE):
             self._widen(at, wide[at : at + TILE])
         return wide.reshape(self.shape)
@@ -96,38 +97,34 @@ class Loaded:
         Raises:
             FormatError: as for :attr:`values`.
         """
-        if self._is_float32 or "values" in self.__dict__ or self.weight.numel() <= TILE:
+        count = math.prod(self.shape)
+        if self._is_float32 or "values" in self.__dict__ or count <= TILE:
             yield self.values.reshape(-1)
             return
         wide = self._floats(TILE)
-        for at in range(0, self.weight.numel(), TILE):
-            run = wide[: self.weight.numel() - at]
+        for at in range(0, count, TILE):
+            run = wide[: count - at]
             self._widen(at, run)
             yield run
 
     @property
     def _is_float32(self) -> bool:
-        import torch
-
-        return self.dtype is torch.float32 and self.weight.dtype is torch.float32
+        return self.dtype is self.weight.dtype is DType.F32
 
     def _widen(self, start: int, out: F32) -> None:
         """Write the weights from ``start`` on."""
-        import torch
-
         if self.dtype is self.weight.dtype:
-            run = self.plain.reshape(-1)[start : start + len(out)]
+            run = self.plain.flat[start : start + len(out)]
         else:
-            run = Unquant.of(self._flat[start : start + len(out)]).dequantize(self.dtype)
+            run = self._flat[start : start + len(out)].cast(self.dtype)
             _check_finite(run, start, self.shape)
-        Unquant.of(run).dequantize(out=torch.from_numpy(out))
+        run.cast_into(Floats(out.view(np.uint32), DType.F32))
 
     @cached_property
-    def _flat(self) -> torch.Tensor:
-        return self.weight.contiguous().reshape(-1)
+    def _flat(self) -> Floats:
+        return self.weight.flat
 
     def _floats(self, count: int) -> F32:
-        # numpy asks for large pages where torch does not: filling new memory is otherwise most of the time.
         return np.empty(count, np.float32) if self._scratch is None else self._scratch[:count]
 
 
@@ -138,8 +135,8 @@ def widened(kind: str, weights: int) -> int:
     return weights if kind in HQQ_BITS or kind == "fp8" else min(weights, TILE)
 
 
-def encode(loaded: Loaded, kind: str, *, engine: str, group_size: int = 64) -> QuantizedTensor:
-    """The record of a weight whose shape fits the type.
+def encode(loaded: Loaded, kind: str, *, engine: str, group_size: int = 64) -> Encoded:
+    """A weight whose shape fits the type, quantised; does not import torch.
 
     Args:
         loaded: the weight.
@@ -150,37 +147,95 @@ def encode(loaded: Loaded, kind: str, *, engine: str, group_size: int = 64) -> Q
     Raises:
         FormatError: a weight is not finite in its load dtype; its position is named.
     """
-    if kind == "unquant":
-        return Unquant.of(loaded.plain)
+    return _encoded(kind, loaded.shape, _parts(loaded, kind, engine, group_size), group_size)
+
+
+def planned(kind: str, shape: tuple[int, ...], dtype: DType, group_size: int = 64) -> Encoded:
+    """What :func:`encode` will make, without payload.
+
+    Args:
+        kind: as there.
+        shape: of the weight.
+        dtype: the load dtype.
+        group_size: of AFQ or HQQ.
+    """
+    return _encoded(kind, shape, _planned_parts(kind, shape, dtype, group_size), group_size)
+
+
+def _encoded(kind: str, shape: tuple[int, ...], parts: Sequence[Any], group_size: int) -> Encoded:
+    """A weight of its parts: tensor records, or payloads where a family has no more."""
     block_type = block_type_of_kind(kind)
     if block_type is not None:
+        return Encoded(GGUF, {"ggml_dtype": block_type, "shape": shape, "data": parts[0]})
+    if kind in AFQ_BITS:
+        fields = dict(zip(("w_q", "scales", "biases"), parts, strict=True))
+        return Encoded(AFQ, {**fields, "bits": AFQ_BITS[kind], "group_size": group_size})
+    if kind in HQQ_BITS:
+        fields = dict(zip(("w_q", "scales", "zeros"), parts, strict=True))
+        options = {"axis": 0, "optimization_steps": HQQ_STEPS, "round_zeros": 0, "channel_wise": 1}
+        return Encoded(HQQ, {**fields, "shape": shape, "bits": HQQ_BITS[kind], "group_size": group_size, **options})
+    if kind == "fp8":
+        fields = dict(zip(("weight", "dequant_w_scale", "quant_scale"), parts, strict=True))
+        return Encoded(FP8, {**fields, "dequant_x_scale": fields["dequant_w_scale"], "dtype": DType.F8E4M3.code})
+    if kind == "f8q8":
+        return Encoded(F8Q8, {"shape": shape, "data": parts[0]})
+    if kind == "mxfp4":
+        return Encoded(MXFP4, dict(zip(("blocks", "scales"), parts, strict=True)))
+    return Encoded(Unquant, {"weight": parts[0]})
+
+
+def _parts(loaded: Loaded, kind: str, engine: str, group_size: int) -> Sequence[Any]:
+    shape, block_type = loaded.shape, block_type_of_kind(kind)
+    if block_type is not None:
         size, at = block_type.block_size, 0
-        blocks = np.empty((math.prod(loaded.shape) // size, block_type.type_size), np.uint8)
+        blocks = np.empty((math.prod(shape) // size, block_type.type_size), np.uint8)
         for run in loaded.runs():
             some = blocks[at : at + len(run) // size]
             _put_blocks(run.reshape(-1, size), block_type, engine, some)
             at += len(some)
-        return GGUF(_rows(blocks, loaded, size), block_type)
+        return [blocks.reshape(-1).data]
     if kind in AFQ_BITS:
         bits, quantize = AFQ_BITS[kind], _quantizer("afq")
         parts = _by_runs(loaded, group_size, lambda run: quantize(run.reshape(-1, group_size), bits, group_size))
-        codes, scales, biases = (_rows(part, loaded, group_size) for part in parts)
-        return AFQ(codes, scales.to(loaded.dtype), biases.to(loaded.dtype), bits, group_size)
+        codes, *floats = (_rows(part, shape, group_size) for part in parts)
+        rounded = (Floats(each.view(np.uint32), DType.F32).cast(loaded.dtype) for each in floats)
+        return [array_fields(codes.view("<u4"), DType.U32), *(each.fields() for each in rounded)]
     if kind in HQQ_BITS:
-        w_q, scales, zeros = _quantizer("hqq")(loaded.values, HQQ_BITS[kind], group_size, HQQ_STEPS)
-        tensors = (_tensor(w_q.view(np.uint8)), _tensor(scales), _tensor(zeros))
-        return HQQ(*tensors, loaded.shape, HQQ_BITS[kind], group_size, optimization_steps=HQQ_STEPS)
+        dtypes = (word_dtype(HQQ_BITS[kind]), DType.F32, DType.F32)
+        return list(map(array_fields, _quantizer("hqq")(loaded.values, HQQ_BITS[kind], group_size, HQQ_STEPS), dtypes))
     if kind == "fp8":
-        codes, dequant, quant = _quantizer("fp8")(loaded.values)
-        scale = _tensor(np.asarray(dequant))
-        return FP8(_tensor(codes).view(DType.F8E4M3.torch), scale, scale, _tensor(np.asarray(quant)))
-    quantize = _quantizer(kind)
+        codes, *scales = _quantizer("fp8")(loaded.values)
+        return [array_fields(codes, DType.F8E4M3), *(np.asarray(scale, "<f4").reshape(1).data for scale in scales)]
     if kind == "f8q8":
+        quantize = _quantizer("f8q8")
         (blocks,) = _by_runs(loaded, f8q8.BLOCK_SIZE, lambda run: (quantize(run),))
-        return F8Q8(_tensor(blocks), loaded.shape)
-    size = mxfp4.BLOCK_SIZE
-    parts = _by_runs(loaded, size, lambda run: quantize(run.reshape(-1, size)))
-    return MXFP4(*(_rows(part, loaded, size) for part in parts))
+        return [blocks.reshape(-1).data]
+    if kind == "mxfp4":
+        size, quantize = mxfp4.BLOCK_SIZE, _quantizer("mxfp4")
+        parts = _by_runs(loaded, size, lambda run: quantize(run.reshape(-1, size)))
+        return [array_fields(_rows(part, shape, size), DType.U8) for part in parts]
+    return [loaded.plain.fields()]
+
+
+def _planned_parts(kind: str, shape: tuple[int, ...], dtype: DType, group_size: int) -> Sequence[Any]:
+    *outer, last = shape
+    size, block_type = math.prod(shape), block_type_of_kind(kind)
+    if block_type is not None:
+        return [Placeholder(size // block_type.block_size * block_type.type_size)]
+    if kind in AFQ_BITS:
+        scales = planned_fields((*outer, last // group_size), dtype)
+        return [planned_fields((*outer, last * AFQ_BITS[kind] // 32), DType.U32), scales, scales]
+    if kind in HQQ_BITS:
+        bits, columns = HQQ_BITS[kind], size // group_size
+        scales = planned_fields((1, columns), DType.F32)
+        return [planned_fields((-(-group_size // PLANES[bits]), columns), word_dtype(bits)), scales, scales]
+    if kind == "fp8":
+        return [planned_fields(shape, DType.F8E4M3), Placeholder(4), Placeholder(4)]
+    if kind == "f8q8":
+        return [Placeholder(-(-size // f8q8.BLOCK_SIZE) * f8q8.BLOCK.fixed_size)]
+    if kind == "mxfp4":
+        return [planned_fields((*outer, last // n), DType.U8) for n in (2, mxfp4.BLOCK_SIZE)]
+    return [planned_fields(shape, dtype)]
 
 
 def _by_runs(
@@ -203,46 +258,20 @@ def _by_runs(
     return whole
 
 
-def _rows(array: npt.NDArray[Any], loaded: Loaded, size: int) -> torch.Tensor:
+def _rows(array: npt.NDArray[Any], shape: tuple[int, ...], size: int) -> npt.NDArray[Any]:
     """What is ``[n, m]``, a row for every ``size`` weights, as ``[..., in / size * m]``."""
-    *outer, columns = loaded.shape
-    return _tensor(array).reshape(*outer, columns // size * array.shape[1])
+    *outer, columns = shape
+    return array.reshape(*outer, columns // size * array.shape[1])
 
 
-def _check_finite(flat: torch.Tensor, start: int, shape: tuple[int, ...]) -> None:
+def _check_finite(run: Floats, start: int, shape: tuple[int, ...]) -> None:
     """Refuse a run of weights that begins at element ``start`` of a weight of that shape."""
-    import torch
-
-    bits: Any = flat.view(torch.int16 if flat.itemsize == 2 else torch.int32).numpy()
-    infinity = {torch.float32: 0x7F800000, torch.float16: 0x7C00, torch.bfloat16: 0x7F80}[flat.dtype]
-    if _largest_magnitude(bits.view(np.uint16 if flat.itemsize == 2 else np.uint32)) < infinity:
+    if run.is_finite:
         return
-    first = next(
-        at + int(np.argmax(bad))
-        for at in range(0, len(flat), TILE)
-        if (bad := ~torch.isfinite(flat[at : at + TILE]).numpy()).any()
-    )
+    first = run.first_not_finite()
     position = tuple(int(i) for i in np.unravel_index(start + first, shape))
-    raise FormatError(
-        "weight is not finite", field="weight", expected="finite numbers", got=f"{float(flat[first])} at {position}"
-    )
-
-
-def _largest_magnitude(bits: npt.NDArray[Any]) -> int:
-    """See :func:`uqff.kernels.finite.largest_magnitude`."""
-    if _kernels_enabled():
-        from uqff.kernels import finite
-
-        return finite.largest_magnitude(bits)
-    mask = np.iinfo(bits.dtype).max >> 1
-    tiles = (bits[at : at + TILE] for at in range(0, len(bits), TILE))
-    return max((int((tile & mask).max()) for tile in tiles), default=0)
-
-
-def _tensor(array: npt.NDArray[Any]) -> torch.Tensor:
-    import torch
-
-    return torch.from_numpy(array)
+    value = run.flat[first : first + 1].cast(DType.F32).bits.view(np.float32)[0]
+    raise FormatError("weight is not finite", field="weight", expected="finite numbers", got=f"{value} at {position}")
 
 
 def _kernels_enabled() -> bool:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from uqff.codes import DType
+from uqff.schema.bricks import Placeholder
 
 if TYPE_CHECKING:
     import torch
@@ -32,11 +33,11 @@ def writable_alias(buffer: Any) -> memoryview:
     return memoryview(alias).cast("B")
 
 
-def tensor_of(data: memoryview, dtype: DType, shape: tuple[int, ...]) -> torch.Tensor:
+def tensor_of(data: memoryview | Placeholder, dtype: DType, shape: tuple[int, ...]) -> torch.Tensor:
     """A tensor over ``data``: a view if the address is a multiple of the item size, else a copy.
 
     Args:
-        data: the bytes of the tensor, exactly; from :func:`writable_alias`.
+        data: the bytes of the tensor, exactly, from :func:`writable_alias`; or their number, for the meta device.
         dtype: dtype of the elements.
         shape: dimensions in elements.
     """
@@ -54,8 +55,10 @@ def bytes_of(tensor: torch.Tensor) -> memoryview:
     return flat.view(torch.uint8).numpy().data
 
 
-def flat_bytes(data: memoryview) -> torch.Tensor:
-    """All of ``data`` as uint8 ``[n]``, sharing its memory."""
+def flat_bytes(data: memoryview | Placeholder) -> torch.Tensor:
+    """All of ``data`` as uint8 ``[n]``, sharing its memory; on the meta device if there is none."""
     import torch
 
+    if isinstance(data, Placeholder):
+        return torch.empty(data.nbytes, dtype=torch.uint8, device="meta")
     return torch.from_numpy(np.frombuffer(data, np.uint8))

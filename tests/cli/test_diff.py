@@ -89,7 +89,7 @@ def test_tiles_do_not_show(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     record = quantize(weight, kind)
     whole = uqff.distance.distance(weight.numpy(), record)
     monkeypatch.setattr(uqff.distance, "TILE", 700)
-    assert len(list(uqff.distance.tiles(record))) >= 3
+    assert len(list(uqff.distance.tiles(record.encoded()))) >= 3
     tiled = uqff.distance.distance(weight.numpy(), record)
     assert tiled.largest == whole.largest == (record.dequantize() - weight).abs().max().item()
     assert tiled.rms == pytest.approx(whole.rms, rel=1e-6)

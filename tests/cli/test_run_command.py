@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from click.testing import CliRunner
 
 from uqff.cli import main
@@ -80,7 +81,12 @@ def test_chat_template_unless_raw(model: Path, tmp_path: Path) -> None:
     ("arguments", "code", "message"),
     [
         (["--device", "tpu"], 1, "uqff: no such device"),
-        (["--device", "cuda"], 1, "uqff: no such device here: expected cpu, got cuda"),
+        pytest.param(
+            ["--device", "cuda"],
+            1,
+            "uqff: no such device here: expected cpu, got cuda",
+            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is such a device"),
+        ),
         (["--prompt", ""], 1, "uqff: prompt is empty: expected at least one token"),
         (["--tokens", "0"], 2, "Invalid value for '--tokens'"),
         (["--dtype", "int8"], 2, "Invalid value for '--dtype'"),
@@ -157,7 +163,8 @@ def test_every_rank_exits_with_an_error(model: Path, tmp_path: Path) -> None:
 
 
 def environment() -> dict[str, str]:
-    return os.environ | {"PYTHONPATH": str(ROOT), "UQFF_KERNELS": "reference", "OMP_NUM_THREADS": "1"}
+    paths = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    return os.environ | {"PYTHONPATH": paths, "UQFF_KERNELS": "reference", "OMP_NUM_THREADS": "1"}
 
 
 def free_port() -> int:

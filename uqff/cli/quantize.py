@@ -74,6 +74,7 @@ def _kind(ctx: click.Context, parameter: click.Parameter, values: tuple[str, ...
 )
 @click.option("--base-model", metavar="NAME", help="For the report of 1.x: what was quantised, if not a hub id.")
 @click.option("--repo-id", metavar="NAME", help="For the report of 1.x: where it will be published.")
+@click.option("--resume", is_flag=True, help="Keep what is done if interrupted; go on from there if one was.")
 @click.option("--force", is_flag=True, help="Replace the model that is in OUT.")
 @click.option("--quiet", is_flag=True, help="Print nothing but warnings and errors.")
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
@@ -90,6 +91,7 @@ def quantize(
     shard_bytes: int,
     base_model: str | None,
     repo_id: str | None,
+    resume: bool,
     force: bool,
     quiet: bool,
     as_json: bool,
@@ -102,7 +104,7 @@ def quantize(
 
     With --json, the summary holds every layer: types, sizes, errors.
     """
-    _import_libraries()
+    _import_numba()
     from uqff.pipeline import quantize_model
     from uqff.recipe import load_recipe
     from uqff.report import result_document
@@ -121,6 +123,7 @@ def quantize(
             dtype=dtype,
             promote=not no_promote,
             force=force,
+            resume=resume,
             shard_bytes=shard_bytes,
             measure=as_json or not quiet,
             base_model=base_model,
@@ -135,17 +138,16 @@ def quantize(
     _warn(result, fallbacks)
 
 
-def _import_libraries() -> None:
-    """Import torch and numba without the garbage collector: it would go through all they create again and again while
-    they are imported, and once more when the program ends. That is a second of four for a model of 250 M weights.
+def _import_numba() -> None:
+    """Import numba without the garbage collector: it would go through all that it creates again and again while it is
+    imported, and once more when the program ends. That is half a second of two for a model of 250 M weights.
     """
-    if "torch" in sys.modules or not gc.isenabled():
+    if "numba" in sys.modules or not gc.isenabled():
         return
     gc.disable()
     try:
         from uqff import kernels
 
-        import_module("torch")
         if kernels.enabled():
             import_module("uqff.kernels.gguf_quantize")
     finally:

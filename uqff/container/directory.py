@@ -19,17 +19,14 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 
 from uqff.codes import DType
 from uqff.container.atomic import atomic_file
 from uqff.container.file import RESIDUAL_NAME
 from uqff.container.streaming import StreamedFile
 from uqff.container.writer import Writer, copy_durably
-from uqff.views import bytes_of
-
-if TYPE_CHECKING:
-    import torch
+from uqff.floats import Floats
 
 __all__ = [
     "COMPANIONS",
@@ -66,8 +63,8 @@ COMPANIONS: Final = (
 LOADED_DTYPES: Final = {"F32": DType.F32, "F16": DType.F16, "BF16": DType.BF16}
 """What weights come as and are loaded as, by their name in a safetensors file."""
 
-TILE: Final = 1 << 22
-"""Weights of the residual that are rounded and written together."""
+TILE: Final = 1 << 23
+"""Bytes of the residual that are rounded and written together."""
 
 
 class Step(NamedTuple):
@@ -86,7 +83,8 @@ Progress = Callable[[Step], None]
 class TensorSource(Protocol):
     """Tensors by name, such as a checkpoint's, whose headers are known before they are read."""
 
-    def __getitem__(self, name: str) -> torch.Tensor: ...
+    def raw(self, name: str) -> memoryview:
+        """The bytes of a tensor."""
 
     def dtype(self, name: str) -> str:
         """Dtype as safetensors spells it."""
@@ -134,11 +132,23 @@ class Residual:
             total += size if loaded is None else size // loaded.itemsize * self._dtype.itemsize
         return total
 
-    def write(self, writer: Writer, directory: Path, metadata: Mapping[str, str] | None = None) -> StreamedFile:
-        """Create ``residual.safetensors`` and let the writer fill it; the caller finishes the file after the writer."""
-        file = writer.own(StreamedFile(directory / RESIDUAL_NAME, self.outlines, metadata))
+    def write(
+        self, writer: Writer, directory: Path, metadata: Mapping[str, str] | None = None, *, begun: bool = False
+    ) -> StreamedFile:
+        """Create ``residual.safetensors`` and let the writer fill it; the caller finishes the file after the writer.
+
+        Args:
+            writer: does it.
+            directory: where.
+            metadata: texts that stand in the file.
+            begun: whether an interrupted run has filled it.
+        """
+        file = writer.own(StreamedFile(directory / RESIDUAL_NAME, self.outlines, metadata, begun=begun))
         for name in self.names:
-            writer.submit(partial(self._write, file, name), 0)
+            if begun:
+                file.skip(name)
+            else:
+                writer.submit(partial(self._write, file, name), 0)
         return file
 
     def _stored(self, name: str) -> str:
@@ -150,12 +160,15 @@ class Residual:
 
     def _chunks(self, name: str) -> Iterator[memoryview]:
         """The bytes of a tensor in its stored dtype, a tile at a time."""
-        tensor = self._source[name].reshape(-1)
-        rounds = self._source.dtype(name) in LOADED_DTYPES
-        for start in range(0, len(tensor), TILE):
-            tile = tensor[start : start + TILE]
-            yield bytes_of(tile.to(self._dtype.torch) if rounds else tile)
-            self._source.release(name, start * tensor.itemsize, (start + len(tile)) * tensor.itemsize)
+        data, stored = self._source.raw(name), LOADED_DTYPES.get(self._source.dtype(name), self._dtype)
+        for start in range(0, len(data), TILE):
+            tile = data[start : start + TILE]
+            if stored is self._dtype:
+                yield tile
+            else:
+                floats = Floats.of_bytes(tile, stored, (len(tile) // stored.itemsize,))
+                yield floats.cast(self._dtype).fields()["data"]
+            self._source.release(name, start, start + len(tile))
 
 
 def copy_companions(

@@ -154,6 +154,11 @@ class TensorMap(Mapping[str, "torch.Tensor"]):
             flat = flat.clone()
         return flat.view(dtype).view(entry.shape)
 
+    def raw(self, name: str) -> memoryview:
+        """The bytes of a tensor; does not import torch."""
+        file, entry = self._places[name]
+        return file.slice(entry)
+
     def __contains__(self, name: object) -> bool:
         return name in self._places
 

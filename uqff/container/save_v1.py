@@ -14,14 +14,13 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
-from uqff.blob import Layer
+from uqff.blob import Writable
 from uqff.codes import DType, Version
 from uqff.container.atomic import atomic_files
 from uqff.container.framing import build_header
 from uqff.container.v1 import VERSION_KEYS
 from uqff.entries import to_entries
 from uqff.errors import FormatError, UqffError
-from uqff.families.base import QuantizedTensor
 from uqff.schema.bricks import Placeholder
 from uqff.schema.entries import RawTensor
 
@@ -61,7 +60,7 @@ def metadata_of(version: Version) -> dict[str, str] | None:
 
 
 def save_entries(
-    layers: Mapping[Any, Layer | QuantizedTensor],
+    layers: Mapping[Any, Writable],
     version: Version,
     shard_bytes: int,
     paths_of: Callable[[int], list[Path]],
@@ -101,7 +100,7 @@ def version_entries(version: Version) -> dict[str, RawTensor]:
     return {name: RawTensor("U32", (), number) for name, number in zip(VERSION_KEYS, numbers, strict=True)}
 
 
-def entry_items(layers: Mapping[Any, Layer | QuantizedTensor], version: Version) -> list[Item]:
+def entry_items(layers: Mapping[Any, Writable], version: Version) -> list[Item]:
     """All entries of a model in the engine's order: the version, then the layers sorted by key.
 
     Args:
@@ -131,7 +130,7 @@ def _check_key(key: object) -> None:
         raise FormatError("text is not Unicode", layer=key, got=repr(key)) from None
 
 
-def _entries(layers: Mapping[Any, Layer | QuantizedTensor], key: str, version: Version) -> dict[str, RawTensor]:
+def _entries(layers: Mapping[Any, Writable], key: str, version: Version) -> dict[str, RawTensor]:
     try:
         return to_entries(layers[key], version)
     except UqffError as error:

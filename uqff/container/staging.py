@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Final, Literal
 
-from uqff.container.atomic import sync_directory
+from uqff.container.atomic import atomic_file, sync_directory
+from uqff.container.document import read_at_most
 from uqff.container.shards import SUFFIX
+from uqff.errors import UnsupportedError
+from uqff.limits import MAX_HEADER_BYTES
 
-__all__ = ["check_target", "staged_directory"]
+__all__ = ["Journal", "allocated_bytes", "check_target", "resumable_directory", "staged_directory"]
 
 What = Literal["UQFF model", "checkpoint"]
 
@@ -76,6 +80,117 @@ def staged_directory(target: Path, *, force: bool = False, what: What = "UQFF mo
         shutil.rmtree(staging, ignore_errors=True)
         raise
     sync_directory(target.parent)
+
+
+class Journal:
+    """What an interrupted run had done of a directory.
+
+    Attributes:
+        done: what the run noted of each finished step, JSON values.
+        begun: whether there was such a run.
+    """
+
+    NAME: Final = "progress.json"
+
+    def __init__(self, directory: Path, run: Mapping[str, Any]) -> None:
+        """Read what is there.
+
+        Args:
+            directory: that is being filled.
+            run: what the work depends on, JSON values.
+
+        Raises:
+            UnsupportedError: what is there was made of something else; the first difference is named.
+        """
+        self._path = directory / self.NAME
+        self._run: dict[str, Any] = json.loads(json.dumps(run))
+        self.done: list[Any] = []
+        self.begun = self._path.exists()
+        files: list[str] = []
+        if self.begun:
+            before = self._read()
+            self.done, files = before["done"], before["files"]
+        for name in os.listdir(directory):
+            if name not in (self.NAME, *files):
+                os.unlink(directory / name)
+
+    def _read(self) -> dict[str, Any]:
+        try:
+            before: dict[str, Any] = json.loads(read_at_most(self._path, MAX_HEADER_BYTES))
+            run = before["run"]
+            differing = next((name for name, value in self._run.items() if run.get(name) != value), None)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UnsupportedError("not what an interrupted run leaves", file=str(self._path), got=error) from None
+        if differing is not None:
+            raise UnsupportedError(
+                "the interrupted run was another: remove its directory, or ask for the same",
+                file=str(self._path.parent),
+                field=differing,
+                expected=run.get(differing) if len(str(run.get(differing))) < 80 else None,
+                got=self._run[differing] if len(str(self._run[differing])) < 80 else None,
+            )
+        return before
+
+    def commit(self, files: Iterable[str], done: list[Any]) -> None:
+        """Note what has been done; it must be on the disk.
+
+        Args:
+            files: names of those that have been begun.
+            done: see :attr:`done`.
+        """
+        with atomic_file(self._path) as file:
+            file.write(json.dumps({"run": self._run, "files": list(files), "done": done}).encode())
+
+
+@contextlib.contextmanager
+def resumable_directory(
+    target: Path, run: Mapping[str, Any], *, force: bool = False, what: What = "UQFF model"
+) -> Iterator[tuple[Path, Journal]]:
+    """As :func:`staged_directory`, but what was done stays when the block does not end well, and is there next time.
+
+    It lies beside the target and is named ``.<target>.resume``.
+
+    Raises:
+        UnsupportedError: what is there was made of something else, or another process is at it.
+        FileExistsError: see :func:`check_target`.
+    """
+    check_target(target, force=force, what=what)
+    staging = target.parent / f".{target.name[:50]}.resume"
+    staging.mkdir(exist_ok=True)
+    with _locked(staging):
+        journal = Journal(staging, run)
+        yield staging, journal
+        (staging / Journal.NAME).unlink(missing_ok=True)
+        sync_directory(staging)
+        check_target(target, force=force, what=what)
+        _replace(staging, target)
+    sync_directory(target.parent)
+
+
+def allocated_bytes(directory: Path) -> int:
+    """Bytes that the files of a directory take on the disk already, where the system says so."""
+    with os.scandir(directory) as entries:
+        return sum(getattr(entry.stat(), "st_blocks", 0) * 512 for entry in entries)
+
+
+@contextlib.contextmanager
+def _locked(directory: Path) -> Iterator[None]:
+    """Refuse to work on a directory that another process works on, where the system can lock one."""
+    try:
+        import fcntl
+    except ImportError:
+        yield
+        return
+    handle = os.open(directory, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(handle)
+        raise UnsupportedError("another run is at work there", file=str(directory)) from None
+    try:
+        yield
+    finally:
+        os.close(handle)
 
 
 def _replace(staging: Path, target: Path) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from uqff import blob
-from uqff.blob import Layer
+from uqff.blob import EncodedLayer, Layer
 from uqff.codes import Version
 from uqff.container.framing import DTYPE_BITS, build_header
 from uqff.container.save import SHARD_BYTES, plan_shards
@@ -41,8 +41,20 @@ class StreamedFile:
         path: Path,
         tensors: Iterable[tuple[str, str, tuple[int, ...]]],
         metadata: Mapping[str, str] | None = None,
+        *,
+        begun: bool = False,
     ) -> None:
-        """Create the file; see :func:`uqff.container.framing.build_header` for the arguments."""
+        """Create the file, or go on with one that an interrupted run has begun.
+
+        Args:
+            path: of the file.
+            tensors: see :func:`uqff.container.framing.build_header`.
+            metadata: likewise.
+            begun: whether it is there. What is in it counts as missing until :meth:`skip`.
+
+        Raises:
+            FormatError: what is there is not the beginning of this file.
+        """
         tensors = list(tensors)
         header, order = build_header(tensors, metadata)
         sizes = {name: math.prod(shape) * DTYPE_BITS[dtype] // 8 for name, dtype, shape in tensors}
@@ -53,8 +65,10 @@ class StreamedFile:
         for name in order:
             self._missing[name] = (self.nbytes, self.nbytes + sizes[name])
             self.nbytes += sizes[name]
-        self._file = open(path, "xb", buffering=0)  # noqa: SIM115  (closed by finish or close)
+        self._file = open(path, "r+b" if begun else "xb", buffering=0)  # noqa: SIM115  (closed by finish or close)
         try:
+            if begun and self._file.read(len(header)) != header:
+                raise FormatError("not the file that was begun", file=str(path))
             self._write(0, header)
         except BaseException:
             self.close()
@@ -83,6 +97,14 @@ class StreamedFile:
                 expected=f"{end - begin} bytes",
                 got=at - begin,
             )
+
+    def skip(self, name: str) -> None:
+        """Leave a tensor as it was written before."""
+        del self._missing[name]
+
+    def flush(self) -> None:
+        """Make what was written survive a power cut."""
+        flush_to_disk(self._file)
 
     def write_piece(self, name: str, at: int, chunk: Any) -> None:
         """Write some of a tensor's payload; all pieces together are as long as the payload, and none overlap.
@@ -162,14 +184,15 @@ class StreamedLayers:
         self,
         directory: Path,
         stem: str,
-        outlines: Mapping[str, Layer],
+        outlines: Mapping[str, Layer | EncodedLayer],
         version: tuple[int, int, int],
         shard_bytes: int = SHARD_BYTES,
         *,
         metadata: Mapping[str, str] | None = None,
         versions: Mapping[str, tuple[int, int, int]] | None = None,
+        begun: bool = False,
     ) -> None:
-        """Create the files.
+        """Create the files, or go on with those that an interrupted run has begun.
 
         Args:
             directory: where.
@@ -179,6 +202,7 @@ class StreamedLayers:
             shard_bytes: payload after which a new shard begins.
             metadata: of 1.x, texts that stand in every shard beside those of the version.
             versions: of 0.x, those of the blobs that have another, by key.
+            begun: see :class:`StreamedFile`.
 
         Raises:
             UqffError: a layer cannot be expressed in the version, or a key is none of its generation.
@@ -189,6 +213,7 @@ class StreamedLayers:
         self._file_of: dict[str, StreamedFile] = {}
         self._versions = {key: Version(*each) for key, each in (versions or {}).items()}
         self._outlines = outlines
+        self._begun = begun
         self._stacks: dict[str, dict[str, RawTensor]] = {}
         try:
             if self.version < FIRST:
@@ -199,7 +224,9 @@ class StreamedLayers:
             self.close()
             raise
 
-    def _plan_blobs(self, directory: Path, stem: str, outlines: Mapping[str, Layer], shard_bytes: int) -> None:
+    def _plan_blobs(
+        self, directory: Path, stem: str, outlines: Mapping[str, Layer | EncodedLayer], shard_bytes: int
+    ) -> None:
         for key, layer in outlines.items():
             self.sizes |= layer_sizes({key: layer}, self._versions.get(key, self.version))
         for number, shard in enumerate(plan_shards({int(key): size for key, size in self.sizes.items()}, shard_bytes)):
@@ -210,7 +237,7 @@ class StreamedLayers:
         self,
         directory: Path,
         stem: str,
-        outlines: Mapping[str, Layer],
+        outlines: Mapping[str, Layer | EncodedLayer],
         shard_bytes: int,
         metadata: Mapping[str, str],
     ) -> None:
@@ -228,11 +255,11 @@ class StreamedLayers:
     def _create(
         self, path: Path, tensors: list[tuple[str, str, tuple[int, ...]]], metadata: Mapping[str, str] | None
     ) -> None:
-        file = StreamedFile(path, tensors, metadata)
+        file = StreamedFile(path, tensors, metadata, begun=self._begun)
         self.files.append(file)
         self._file_of.update((name, file) for name, _, _ in tensors)
 
-    def write(self, key: str, layer: Layer) -> None:
+    def write(self, key: str, layer: Layer | EncodedLayer) -> None:
         """Write a layer; each is written once.
 
         Raises:
@@ -250,7 +277,16 @@ class StreamedLayers:
         except UqffError as error:
             raise error.within(layer=key) from None
 
-    def write_expert(self, key: str, expert: int, layer: Layer) -> None:
+    def skip(self, key: str) -> None:
+        """Leave a layer as it was written before."""
+        if self.version < FIRST:
+            self._file_of[key].skip(key)
+            return
+        for suffix in to_entries(self._outlines[key], self.version):
+            name = f"{key}.{suffix}"
+            self._file_of[name].skip(name)
+
+    def write_expert(self, key: str, expert: int, layer: Layer | EncodedLayer) -> None:
         """Write what one expert is of a stacked layer of 1.x; each is written once, in any order.
 
         Args:
@@ -287,7 +323,7 @@ class StreamedLayers:
             file.close()
 
 
-def layer_sizes(outlines: Mapping[str, Layer], version: tuple[int, int, int]) -> dict[str, int]:
+def layer_sizes(outlines: Mapping[str, Layer | EncodedLayer], version: tuple[int, int, int]) -> dict[str, int]:
     """Bytes of each layer's payload, by key: of its blob in 0.x, of all its entries in 1.x.
 
     Raises:

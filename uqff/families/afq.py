@@ -25,16 +25,8 @@ import numpy as np
 import numpy.typing as npt
 
 from uqff.codes import DType, Family
-from uqff.families.base import (
-    PayloadProblem,
-    QuantizedTensor,
-    bytes_part,
-    join_parts,
-    narrow_parts,
-    not_finite,
-    stored_part,
-    tensor_fields,
-)
+from uqff.families.base import PayloadProblem, QuantizedTensor, join_parts, narrow_parts, not_finite
+from uqff.families.fields import bytes_part, stored_part, tensor_fields
 from uqff.families.parts import lazily_typed
 from uqff.families.stacking import stack_parts, unstack_parts
 from uqff.packing import float32_to_bf16, float32_to_f16, pack_row, round_half_away
@@ -124,8 +116,8 @@ class AFQ(QuantizedTensor):
         *outer, row = self.w_q.shape
         return {
             "w_q": tensor_fields(self.w_q, name="w_q", dtype=DType.U32, shape=(*outer, row // DType.U32.itemsize)),
-            "scales": tensor_fields(self.scales, name="scales"),
-            "biases": tensor_fields(self.biases, name="biases"),
+            "scales": tensor_fields(self._parts()["scales"], name="scales"),
+            "biases": tensor_fields(self._parts()["biases"], name="biases"),
             "bits": self.bits,
             "group_size": self.group_size,
         }

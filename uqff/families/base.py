@@ -17,12 +17,14 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeVar
 import numpy as np
 
 from uqff.codes import DType, Family
-from uqff.errors import ShapeError, ShardError, UnsupportedError
+from uqff.errors import ShapeError, ShardError
+from uqff.families.encoded import Encoded
+from uqff.families.fields import raw_bytes
 from uqff.families.parts import Part, joined, narrowed
-from uqff.schema.bricks import Placeholder, Scope, Violation
+from uqff.schema.bricks import Scope, Violation
 from uqff.schema.entries import Entries, RawTensor
 from uqff.schema.layout import Layout
-from uqff.views import bytes_of, flat_bytes, tensor_of, writable_alias
+from uqff.views import writable_alias
 
 if TYPE_CHECKING:
     import torch
@@ -31,19 +33,12 @@ if TYPE_CHECKING:
 __all__ = [
     "PayloadProblem",
     "QuantizedTensor",
-    "bytes_part",
     "first_bad",
     "join_parts",
     "narrow_parts",
     "not_finite",
-    "payload",
-    "raw_bytes",
     "runs",
     "same_bytes",
-    "stored",
-    "stored_part",
-    "tensor_fields",
-    "tensor_part",
 ]
 
 
@@ -131,13 +126,25 @@ class QuantizedTensor(ABC):
         Raises:
             UqffError: the record is not consistent; ``field`` is the suffix of the entry that cannot be written.
         """
-        fields = self.build()
+        return self.entries_of(self.build())
+
+    @classmethod
+    def entries_of(cls, fields: Scope) -> dict[str, RawTensor]:
+        """The reverse of :meth:`fields_of`; payloads are not copied and may be placeholders.
+
+        Raises:
+            UqffError: the fields are not consistent; ``field`` is the suffix of the entry that cannot be written.
+        """
         try:
-            entries = self.ENTRIES.build(fields)
+            entries = cls.ENTRIES.build(fields)
         except Violation as broken:
             raise broken.as_error() from None
-        self._validated(fields)
+        cls._validated(fields)
         return entries
+
+    def encoded(self) -> Encoded:
+        """The fields of the record; payloads are not copied if they are on the CPU."""
+        return Encoded(type(self), self.build())
 
     @staticmethod
     @abstractmethod
@@ -468,69 +475,6 @@ def _check_out(shape: tuple[int, ...], device: torch.device, out: torch.Tensor, 
         problem, expected, got = "not contiguous", "a contiguous tensor", f"strides {out.stride()}"
     if problem:
         raise ShapeError(problem, field="out", expected=expected, got=got)
-
-
-def stored(tensor: torch.Tensor, *, name: str) -> DType:
-    """The format's dtype of a torch tensor.
-
-    Raises:
-        UnsupportedError: for a dtype that has no code.
-    """
-    dtype = DType.of_torch(tensor.dtype)
-    if dtype is None:
-        allowed = ", ".join(d.name for d in DType if d.storable)
-        raise UnsupportedError("dtype has no code in the format", field=name, expected=allowed, got=tensor.dtype)
-    return dtype
-
-
-def raw_bytes(tensor: torch.Tensor) -> torch.Tensor:
-    """The little-endian bytes of a tensor, uint8 ``[..., last × itemsize]``; a view if it is contiguous."""
-    import torch
-
-    tensor = tensor.contiguous()
-    return (tensor if tensor.ndim else tensor.reshape(1)).view(torch.uint8)
-
-
-def tensor_part(record: Scope) -> torch.Tensor:
-    """A parsed tensor record as a typed tensor: for small parts, which are copied if they are not aligned."""
-    return tensor_of(record["data"], record["dtype"], record["shape"])
-
-
-def stored_part(record: Scope) -> torch.Tensor | Part:
-    """A parsed tensor record for a :class:`StoredTensor` field: never copied; typed if it is aligned."""
-    data = flat_bytes(record["data"])
-    if data.data_ptr() % record["dtype"].itemsize:
-        return Part(data, record["dtype"], record["shape"])
-    return data.view(record["dtype"].torch).view(record["shape"])
-
-
-def bytes_part(record: Scope) -> torch.Tensor:
-    """A parsed tensor record as its bytes, uint8 ``[..., last × itemsize]``: for payloads, which are never copied."""
-    *outer, last = record["shape"]
-    return tensor_of(record["data"], DType.U8, (*outer, last * record["dtype"].itemsize))
-
-
-def tensor_fields(
-    tensor: torch.Tensor, *, name: str, dtype: DType | None = None, shape: tuple[int, ...] | None = None
-) -> dict[str, Any]:
-    """The fields of a tensor record R.
-
-    Args:
-        tensor: the tensor; on the meta device, only its size counts.
-        name: field name, for errors.
-        dtype: the stored dtype, if the tensor holds raw bytes of another.
-        shape: the stored shape, likewise.
-    """
-    return {
-        "dtype": dtype or stored(tensor, name=name),
-        "shape": tuple(tensor.shape) if shape is None else shape,
-        "data": payload(tensor),
-    }
-
-
-def payload(tensor: torch.Tensor) -> Any:
-    """The bytes of a tensor, or a placeholder of their number if it has none (meta device)."""
-    return Placeholder(tensor.nbytes) if tensor.is_meta else bytes_of(tensor.cpu())
 
 
 _EXPONENT_BITS = {

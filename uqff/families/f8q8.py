@@ -26,7 +26,8 @@ import numpy.typing as npt
 
 from uqff.codes import DType, Family, Version
 from uqff.errors import ShardError
-from uqff.families.base import PayloadProblem, QuantizedTensor, first_bad, payload, runs
+from uqff.families.base import PayloadProblem, QuantizedTensor, first_bad, runs
+from uqff.families.fields import payload
 from uqff.families.parts import own
 from uqff.packing import float32_to_e4m3, round_half_away
 from uqff.schema.bricks import U32, Derived, Dims, Scalar, Scope, Span, Vector, Violation

@@ -22,16 +22,8 @@ import numpy as np
 import numpy.typing as npt
 
 from uqff.codes import DType, Family, Version
-from uqff.families.base import (
-    PayloadProblem,
-    QuantizedTensor,
-    join_parts,
-    narrow_parts,
-    not_finite,
-    payload,
-    tensor_fields,
-    tensor_part,
-)
+from uqff.families.base import PayloadProblem, QuantizedTensor, join_parts, narrow_parts, not_finite
+from uqff.families.fields import payload, tensor_fields, tensor_part
 from uqff.families.stacking import check_shared, stack_parts, unstack_parts
 from uqff.packing import bf16_to_float32, float32_to_bf16, float32_to_e4m3
 from uqff.schema.bricks import U32, Checked, Scalar, Scope, Violation

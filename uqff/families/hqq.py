@@ -35,15 +35,8 @@ import numpy as np
 import numpy.typing as npt
 
 from uqff.codes import DType, Family, Version
-from uqff.families.base import (
-    PayloadProblem,
-    QuantizedTensor,
-    bytes_part,
-    not_finite,
-    runs,
-    stored_part,
-    tensor_fields,
-)
+from uqff.families.base import PayloadProblem, QuantizedTensor, not_finite, runs
+from uqff.families.fields import bytes_part, stored_part, tensor_fields
 from uqff.families.parts import joined, lazily_typed, own, picked, typed
 from uqff.families.stacking import check_shared
 from uqff.glibc import expf, logf
@@ -171,8 +164,8 @@ class HQQ(QuantizedTensor):
         *rows, row_bytes = self.w_q.shape
         return {
             "w_q": tensor_fields(self.w_q, name="w_q", dtype=dtype, shape=(*rows, row_bytes // dtype.itemsize)),
-            "scales": tensor_fields(self.scales, name="scales"),
-            "zeros": tensor_fields(self.zeros, name="zeros"),
+            "scales": tensor_fields(self._parts()["scales"], name="scales"),
+            "zeros": tensor_fields(self._parts()["zeros"], name="zeros"),
             "shape": self.weight_shape,
             "bits": self.bits,
             "group_size": self.group_size,

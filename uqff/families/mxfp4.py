@@ -24,15 +24,8 @@ import numpy as np
 import numpy.typing as npt
 
 from uqff.codes import DType, Family
-from uqff.families.base import (
-    PayloadProblem,
-    QuantizedTensor,
-    first_bad,
-    join_parts,
-    narrow_parts,
-    tensor_fields,
-    tensor_part,
-)
+from uqff.families.base import PayloadProblem, QuantizedTensor, first_bad, join_parts, narrow_parts
+from uqff.families.fields import tensor_fields, tensor_part
 from uqff.families.stacking import stack_parts, unstack_parts
 from uqff.schema.bricks import Scope, Violation
 from uqff.schema.entries import Entries, Entry

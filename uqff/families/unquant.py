@@ -19,17 +19,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from uqff.codes import DType, Family, Version
 from uqff.errors import ShapeError
-from uqff.families.base import (
-    PayloadProblem,
-    QuantizedTensor,
-    bytes_part,
-    join_parts,
-    narrow_parts,
-    not_finite,
-    raw_bytes,
-    stored,
-    tensor_fields,
-)
+from uqff.families.base import PayloadProblem, QuantizedTensor, join_parts, narrow_parts, not_finite
+from uqff.families.fields import bytes_part, raw_bytes, stored, tensor_fields
 from uqff.families.parts import typed
 from uqff.families.stacking import stack_parts, unstack_parts
 from uqff.schema.bricks import Scope, Violation

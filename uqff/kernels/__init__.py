@@ -13,18 +13,21 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from uqff.codes import Family
+from uqff.codes import DType, Family
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
     import torch
 
     from uqff.families.base import QuantizedTensor
+    from uqff.families.encoded import Encoded
 
-__all__ = ["choice", "compiled_before", "dequantize", "enabled"]
+__all__ = ["DEQUANTIZERS", "choice", "compiled_before", "decode", "dequantize", "enabled"]
 
 ENVIRONMENT_VARIABLE = "UQFF_KERNELS"
 
-_DEQUANTIZE = {
+DEQUANTIZERS = {
     Family.GGUF: "uqff.kernels.gguf_dequantize",
     Family.UNQUANT: "uqff.kernels.unquant_dequantize",
     Family.HQQ: "uqff.kernels.hqq_dequantize",
@@ -33,7 +36,7 @@ _DEQUANTIZE = {
     Family.F8Q8: "uqff.kernels.f8q8_dequantize",
     Family.MXFP4: "uqff.kernels.mxfp4_dequantize",
 }
-"""Modules with a ``dequantize(record, out, form) -> bool``: False, and nothing written, if the record has no kernel
+"""Modules with a ``dequantize(weight, out, form) -> bool``: False, and nothing written, if the weight has no kernel
 (small shapes, unusual dtypes) or its parts do not fit each other, which the reference then reports."""
 
 
@@ -75,6 +78,25 @@ def compiled_before() -> bool:
     return any(folder.rglob("*.nbi"))
 
 
+def decode(weight: Encoded, out: npt.NDArray[np.uint8], dtype: DType) -> bool:
+    """Write the numbers of a weight, if there is a kernel for it; does not import torch.
+
+    Args:
+        weight: what is to be dequantised.
+        out: the bytes of ``numel`` numbers.
+        dtype: F32, BF16 or F16.
+
+    Returns:
+        Whether it was done; if not, nothing was written.
+    """
+    if not enabled():
+        return False
+    from uqff.kernels import numerics
+
+    done: bool = import_module(DEQUANTIZERS[weight.family]).dequantize(weight, out, numerics.FORMS[dtype])
+    return done
+
+
 def dequantize(record: QuantizedTensor, dtype: torch.dtype, out: torch.Tensor | None = None) -> torch.Tensor | None:
     """The weight of a record, by a kernel if there is one.
 
@@ -89,14 +111,11 @@ def dequantize(record: QuantizedTensor, dtype: torch.dtype, out: torch.Tensor | 
     """
     if record.device.type != "cpu" or not enabled():
         return None
-    import torch
+    from uqff.kernels import memory
 
-    from uqff.kernels import memory, numerics
-
-    forms = {torch.float32: numerics.F32, torch.bfloat16: numerics.BF16, torch.float16: numerics.F16}
-    if dtype not in forms:
+    written = DType.of_torch(dtype)
+    if written not in (DType.F32, DType.BF16, DType.F16):
         return None
     if out is None:
         out = memory.empty(record.shape, dtype)
-    kernels = import_module(_DEQUANTIZE[record.family])
-    return out if kernels.dequantize(record, memory.bytes_of(out), forms[dtype]) else None
+    return out if decode(record.encoded(), memory.bytes_of(out), written) else None

@@ -6,13 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from uqff.codes import DType
 from uqff.kernels.compiling import inline, kernel
-from uqff.kernels.memory import bytes_of
 from uqff.kernels.numerics import (
-    BF16,
-    F16,
-    F32,
+    FORMS,
     Bytes,
     looked_up,
     over,
@@ -24,29 +20,28 @@ from uqff.kernels.numerics import (
 from uqff.kernels.vectors import LANES, load_codes_3, load_codes_4, load_codes_6, load_u8, number, ramp, splat, word
 
 if TYPE_CHECKING:
-    from uqff.families.afq import AFQ
+    from uqff.families.encoded import Encoded
 
 __all__ = ["dequantize"]
-
-_SCALES = {DType.F32: F32, DType.BF16: BF16, DType.F16: F16}
 
 
 STRIP = 512
 """Groups whose scales and biases are read together."""
 
 
-def dequantize(record: AFQ, out: Bytes, form: int) -> bool:
-    """See :func:`uqff.kernels.dequantize`."""
-    kernel, group = _KERNELS[record.bits], record.group_size
-    codes, scales, biases = (bytes_of(part) for part in (record.w_q, record.scales, record.biases))
-    dtype = DType.of_torch(record.scales.dtype)
-    if dtype not in _SCALES or record.biases.dtype != record.scales.dtype or group % (2 * LANES):
+def dequantize(weight: Encoded, out: Bytes, form: int) -> bool:
+    """See :data:`uqff.kernels.DEQUANTIZERS`."""
+    fields = weight.fields
+    bits, group = fields["bits"], fields["group_size"]
+    kernel, codes, scales, biases = _KERNELS[bits], *map(weight.payload, ("w_q", "scales", "biases"))
+    dtype = fields["scales"]["dtype"]
+    if dtype not in FORMS or fields["biases"]["dtype"] is not dtype or group % (2 * LANES):
         return False
-    if not len(codes) * 8 // record.bits // group * dtype.itemsize == len(scales) == len(biases):
+    if not len(codes) * 8 // bits // group * dtype.itemsize == len(scales) == len(biases):
         return False
-    kind = _SCALES[dtype]
+    kind = FORMS[dtype]
     over(
-        record.numel // group,
+        weight.numel // group,
         group,
         lambda lo, hi: kernel(codes, scales, biases, kind, group, out, form, lo, hi),
     )

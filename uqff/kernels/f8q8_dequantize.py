@@ -7,13 +7,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from uqff.kernels.compiling import kernel
-from uqff.kernels.memory import bytes_of
 from uqff.kernels.numerics import F32, Bytes, over, put_pair, read_ahead, without_denormals
 from uqff.kernels.vectors import first_signed, load_bytes, second_signed
 from uqff.packing import e4m3_to_float32
 
 if TYPE_CHECKING:
-    from uqff.families.f8q8 import F8Q8
+    from uqff.families.encoded import Encoded
 
 __all__ = ["dequantize"]
 
@@ -21,13 +20,13 @@ SCALES = e4m3_to_float32(np.arange(256, dtype=np.uint8)) / np.float32(416)
 """Of each stored byte."""
 
 
-def dequantize(record: F8Q8, out: Bytes, form: int) -> bool:
-    """See :func:`uqff.kernels.dequantize`."""
-    blocks, whole = bytes_of(record.blocks), record.numel // 32
-    if len(blocks) < 33 * -(-record.numel // 32):
+def dequantize(weight: Encoded, out: Bytes, form: int) -> bool:
+    """See :data:`uqff.kernels.DEQUANTIZERS`."""
+    blocks, numel = weight.payload("data"), weight.numel
+    whole, rest = divmod(numel, 32)
+    if len(blocks) < 33 * -(-numel // 32):
         return False
     over(whole, 32, lambda lo, hi: _f8q8(blocks, out, form, lo, hi))
-    rest = record.numel % 32
     if rest:
         size = 4 if form == F32 else 2
         last = np.empty(32 * size, np.uint8)

@@ -7,24 +7,23 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from uqff.kernels.compiling import kernel
-from uqff.kernels.memory import bytes_of
 from uqff.kernels.numerics import Bytes, e4m3_pair, f32, over, put_pair, read_ahead, without_denormals, zero_or_from
 from uqff.kernels.vectors import LANES, load_bytes
 
 if TYPE_CHECKING:
-    from uqff.families.fp8 import FP8
+    from uqff.families.encoded import Encoded
 
 __all__ = ["dequantize"]
 
 WIDTH = 2 * LANES
 
 
-def dequantize(record: FP8, out: Bytes, form: int) -> bool:
-    """See :func:`uqff.kernels.dequantize`."""
-    codes, scale = bytes_of(record.weight), bytes_of(record.dequant_w_scale)
-    if record.numel < WIDTH or len(scale) != 4:
+def dequantize(weight: Encoded, out: Bytes, form: int) -> bool:
+    """See :data:`uqff.kernels.DEQUANTIZERS`."""
+    codes, scale = weight.payload("weight"), weight.payload("dequant_w_scale")
+    if weight.numel < WIDTH or len(scale) != 4:
         return False
-    over(record.numel, 1, lambda lo, hi: _fp8(codes, scale, out, form, lo, hi))
+    over(weight.numel, 1, lambda lo, hi: _fp8(codes, scale, out, form, lo, hi))
     return True
 
 

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from uqff.kernels.compiling import kernel
-from uqff.kernels.memory import bytes_of
 from uqff.kernels.numerics import (
     Bytes,
     Kernel,
@@ -53,7 +52,7 @@ from uqff.kernels.vectors import (
 )
 
 if TYPE_CHECKING:
-    from uqff.families.gguf import GGUF
+    from uqff.families.encoded import Encoded
 
 __all__ = ["KERNELS", "WIDTH", "dequantize"]
 
@@ -61,13 +60,13 @@ WIDTH = 2 * LANES
 """Numbers that are written together."""
 
 
-def dequantize(record: GGUF, out: Bytes, form: int) -> bool:
-    """See :func:`uqff.kernels.dequantize`."""
-    block_type = record.block_type
-    if block_type.block_size == 1 and record.numel < WIDTH:
+def dequantize(weight: Encoded, out: Bytes, form: int) -> bool:
+    """See :data:`uqff.kernels.DEQUANTIZERS`."""
+    block_type = weight.fields["ggml_dtype"]
+    if block_type.block_size == 1 and weight.numel < WIDTH:
         return False
-    kernel, data = KERNELS[block_type.name], bytes_of(record.data)
-    items = record.numel // block_type.block_size
+    kernel, data = KERNELS[block_type.name], weight.payload("data")
+    items = weight.numel // block_type.block_size
     over(items, block_type.block_size, lambda lo, hi: kernel(data, out, form, lo, hi))
     return True
 

@@ -11,10 +11,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from uqff.kernels.compiling import kernel
-from uqff.kernels.memory import bytes_of
 from uqff.kernels.numerics import (
     AHEAD,
-    F32,
+    FORMS,
     Bytes,
     looked_up,
     over,
@@ -27,9 +26,10 @@ from uqff.kernels.numerics import (
     write_ahead,
 )
 from uqff.kernels.vectors import LANES, load_f32, load_i32, load_u8, number, prefetch_read
+from uqff.packing import PLANES
 
 if TYPE_CHECKING:
-    from uqff.families.hqq import HQQ
+    from uqff.families.encoded import Encoded
 
 __all__ = ["dequantize"]
 
@@ -44,26 +44,28 @@ LEAST = np.float32(2.0**-63)
 least 2**-24, of which a zero near a code from 1 on is a multiple. Two numbers of at least this make 2**-126."""
 
 
-def dequantize(record: HQQ, out: Bytes, form: int) -> bool:
-    """See :func:`uqff.kernels.dequantize`."""
-    import torch
-
-    from uqff.families.hqq import CODES_PER_WORD
-
-    bits, planes = record.bits, CODES_PER_WORD[record.bits]
-    groups = record.numel // record.group_size
-    rows, columns = (record.group_size, groups) if record.axis == 0 else (groups, record.group_size)
-    words = bytes_of(record.w_q)
-    scales, zeros = (bytes_of(part.to(torch.float32)) for part in (record.scales, record.zeros))
+def dequantize(weight: Encoded, out: Bytes, form: int) -> bool:
+    """See :data:`uqff.kernels.DEQUANTIZERS`."""
+    fields, numel = weight.fields, weight.numel
+    bits, axis, group_size = fields["bits"], fields["axis"], fields["group_size"]
+    planes, groups = PLANES[bits], numel // group_size
+    rows, columns = (group_size, groups) if axis == 0 else (groups, group_size)
+    words = weight.payload("w_q")
+    scales, zeros = map(weight.payload, ("scales", "zeros"))
+    scale_dtype, zero_dtype = (fields[name]["dtype"] for name in ("scales", "zeros"))
+    if scale_dtype not in FORMS or zero_dtype not in FORMS:
+        return False
+    kinds = FORMS[scale_dtype], FORMS[zero_dtype]
     height = -(-rows // planes)
-    fits = len(words) == height * columns * (4 if bits == 3 else 1) and len(scales) == len(zeros) == 4 * groups
+    fits = len(words) == height * columns * (4 if bits == 3 else 1)
+    fits &= len(scales) == groups * scale_dtype.itemsize and len(zeros) == groups * zero_dtype.itemsize
     if columns < WIDTH or not fits:
         return False
-    kernel, items = (_columns, columns) if record.axis == 0 else (_rows, height)
+    kernel, items = (_columns, columns) if axis == 0 else (_rows, height)
     over(
         items,
-        record.numel // items,
-        lambda lo, hi: kernel(words, scales, zeros, bits, planes, rows, columns, out, form, lo, hi),
+        numel // items,
+        lambda lo, hi: kernel(words, scales, zeros, *kinds, bits, planes, rows, columns, out, form, lo, hi),
     )
     return True
 
@@ -90,6 +92,8 @@ def _columns(
     words: Bytes,
     scales: Bytes,
     zeros: Bytes,
+    scale_kind: int,
+    zero_kind: int,
     bits: int,
     planes: int,
     rows: int,
@@ -105,8 +109,8 @@ def _columns(
         # A strip is never narrower than what is written together: the last one overlaps what is before it if need be.
         first = min(start, hi - WIDTH)
         width = min(STRIP, hi - first)
-        certain = unfold(strip_zeros, zeros, F32, first, width, LEAST)
-        certain &= unfold(strip_scales, scales, F32, first, width, LEAST)
+        certain = unfold(strip_zeros, zeros, zero_kind, first, width, LEAST)
+        certain &= unfold(strip_scales, scales, scale_kind, first, width, LEAST)
         to = without_denormals(form, certain)
         for row in range(height):
             for column in range(0, width, WIDTH):
@@ -136,6 +140,8 @@ def _rows(
     words: Bytes,
     scales: Bytes,
     zeros: Bytes,
+    scale_kind: int,
+    zero_kind: int,
     bits: int,
     planes: int,
     rows: int,
@@ -152,8 +158,8 @@ def _rows(
         for plane in range(planes):
             shift = bits * (planes - 1 - plane)
             first, count = plane * height + begin, min(step, hi - begin, rows - plane * height - begin)
-            certain = unfold(strip_zeros, zeros, F32, first, count, LEAST)
-            certain &= unfold(strip_scales, scales, F32, first, count, LEAST)
+            certain = unfold(strip_zeros, zeros, zero_kind, first, count, LEAST)
+            certain &= unfold(strip_scales, scales, scale_kind, first, count, LEAST)
             to = without_denormals(form, certain)
             for row in range(count):
                 zero, scale = strip_zeros[row], strip_scales[row]

@@ -16,7 +16,7 @@ import numpy.typing as npt
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["bytes_of", "empty"]
+__all__ = ["aligned_bytes", "bytes_of", "empty"]
 
 _LINE = 64
 """Bytes of a cache line: a vector that fills a line whole is written without reading the line first."""
@@ -34,7 +34,11 @@ def empty(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
     """A new CPU tensor with arbitrary contents, aligned to a cache line, in large pages where the system has them."""
     import torch
 
-    size = math.prod(shape) * dtype.itemsize
-    room = np.empty(size + _LINE, np.uint8)
+    return torch.from_numpy(aligned_bytes(math.prod(shape) * dtype.itemsize)).view(dtype).view(shape)
+
+
+def aligned_bytes(count: int) -> npt.NDArray[np.uint8]:
+    """The memory of such a tensor."""
+    room = np.empty(count + _LINE, np.uint8)
     start = -room.ctypes.data % _LINE
-    return torch.from_numpy(room[start : start + size]).view(dtype).view(shape)
+    return room[start : start + count]

@@ -8,19 +8,18 @@ import numpy as np
 
 from uqff.kernels.bits import float_of
 from uqff.kernels.compiling import kernel
-from uqff.kernels.memory import bytes_of
 from uqff.kernels.numerics import Bytes, looked_up, over, put_pair, read_ahead, without_denormals
 from uqff.kernels.vectors import as_f32, load_codes_4, splat, where_less
 
 if TYPE_CHECKING:
-    from uqff.families.mxfp4 import MXFP4
+    from uqff.families.encoded import Encoded
 
 __all__ = ["dequantize"]
 
 
-def dequantize(record: MXFP4, out: Bytes, form: int) -> bool:
-    """See :func:`uqff.kernels.dequantize`."""
-    blocks, scales = bytes_of(record.blocks), bytes_of(record.scales)
+def dequantize(weight: Encoded, out: Bytes, form: int) -> bool:
+    """See :data:`uqff.kernels.DEQUANTIZERS`."""
+    blocks, scales = weight.payload("blocks"), weight.payload("scales")
     if len(blocks) != 16 * len(scales):
         return False
     over(len(scales), 32, lambda lo, hi: _mxfp4(blocks, scales, out, form, lo, hi))

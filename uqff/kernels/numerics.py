@@ -23,12 +23,13 @@ All float16 numbers are multiples of 2**-24.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
+from uqff.codes import DType
 from uqff.kernels.bits import MAGNITUDE, bits_of, f16_value, float_of
 from uqff.kernels.compiling import inline, kernel
 from uqff.kernels.cpu import (
@@ -73,6 +74,7 @@ __all__ = [
     "BF16",
     "F16",
     "F32",
+    "FORMS",
     "NORMAL_BF16",
     "Bytes",
     "Kernel",
@@ -102,7 +104,9 @@ __all__ = [
 Bytes: TypeAlias = npt.NDArray[np.uint8]
 
 F32, BF16, F16 = 0, 1, 2
-"""What :func:`put_pair` writes."""
+"""What :func:`put_pair` writes, and :func:`plain` reads."""
+
+FORMS: Mapping[DType, int] = {DType.F32: F32, DType.BF16: BF16, DType.F16: F16}
 
 NORMAL_BF16 = 3 if HAS_BF16 else BF16
 """bfloat16 again, of numbers that are zero or at least 2**-126."""

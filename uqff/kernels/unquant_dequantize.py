@@ -5,20 +5,19 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from uqff.kernels.gguf_dequantize import KERNELS, WIDTH
-from uqff.kernels.memory import bytes_of
 from uqff.kernels.numerics import Bytes, over
 
 if TYPE_CHECKING:
-    from uqff.families.unquant import Unquant
+    from uqff.families.encoded import Encoded
 
 __all__ = ["dequantize"]
 
 
-def dequantize(record: Unquant, out: Bytes, form: int) -> bool:
-    """See :func:`uqff.kernels.dequantize`."""
-    kernel = KERNELS.get(record.dtype.name)
-    if kernel is None or record.numel < WIDTH:
+def dequantize(weight: Encoded, out: Bytes, form: int) -> bool:
+    """See :data:`uqff.kernels.DEQUANTIZERS`."""
+    kernel = KERNELS.get(weight.fields["weight"]["dtype"].name)
+    if kernel is None or weight.numel < WIDTH:
         return False
-    data = bytes_of(record.data)
-    over(record.numel, 1, lambda lo, hi: kernel(data, out, form, lo, hi))
+    data = weight.payload("weight")
+    over(weight.numel, 1, lambda lo, hi: kernel(data, out, form, lo, hi))
     return True

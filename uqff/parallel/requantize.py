@@ -24,7 +24,7 @@ import torch
 from uqff.codes import Family
 from uqff.errors import ShapeError, UnsupportedError
 from uqff.families import AFQ, GGUF, QuantizedTensor, Unquant
-from uqff.families.base import raw_bytes
+from uqff.families.fields import raw_bytes
 from uqff.families.gguf.blocks import block_type_of_kind
 from uqff.families.parts import Part
 from uqff.isq import kind_name, quantize

@@ -23,11 +23,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from uqff.container.directory import CONFIG_NAME
+from uqff.container.directory import CONFIG_NAME, LOADED_DTYPES
 from uqff.container.document import check_values, read_at_most
 from uqff.container.mapped import MappedFile, TensorMap
 from uqff.container.shards import PathLike
 from uqff.errors import FormatError, ShardError, UnsupportedError
+from uqff.floats import Floats
 from uqff.limits import MAX_CONFIG_BYTES, MAX_HEADER_BYTES, MAX_SHARDS
 
 if TYPE_CHECKING:
@@ -72,6 +73,14 @@ class Checkpoint(Mapping[str, "torch.Tensor"]):
     def __len__(self) -> int:
         return len(self._tensors)
 
+    def raw(self, name: str) -> memoryview:
+        """The bytes of a tensor; a view of the file, which does not import torch."""
+        return self._tensors.raw(name)
+
+    def floats(self, name: str) -> Floats:
+        """A tensor of F32, F16 or BF16; a view of the file, which does not import torch."""
+        return Floats.of_bytes(self.raw(name), LOADED_DTYPES[self.dtype(name)], self.shape(name))
+
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of a tensor, without making it."""
         return self._tensors.entry(name).shape
@@ -84,6 +93,11 @@ class Checkpoint(Mapping[str, "torch.Tensor"]):
         """Bytes of a tensor."""
         entry = self._tensors.entry(name)
         return entry.end - entry.begin
+
+    def stamps(self) -> list[list[str | int]]:
+        """Name, size and time of the last change (nanoseconds) of each file: what tells that it is still the same."""
+        status = [(file.path, os.stat(file.path)) for file in self._files]
+        return [[path.name, each.st_size, each.st_mtime_ns] for path, each in status]
 
     def fetch(self, name: str, start: int = 0, stop: int | None = None) -> None:
         """Ask the system to read a tensor's bytes, all or ``start`` to ``stop``, from the disk in the background."""

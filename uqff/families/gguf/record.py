@@ -22,7 +22,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from uqff.codes import DType, Family
-from uqff.families.base import PayloadProblem, QuantizedTensor, first_bad, join_parts, narrow_parts, not_finite, payload
+from uqff.families.base import PayloadProblem, QuantizedTensor, first_bad, join_parts, narrow_parts, not_finite
+from uqff.families.fields import payload
 from uqff.families.gguf.blocks import BLOCK_TYPES, BlockType, block_type_of_code
 from uqff.families.gguf.dequantize import DEQUANTIZERS
 from uqff.families.stacking import stack_parts, unstack_parts

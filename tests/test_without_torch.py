@@ -1,0 +1,51 @@
+"""Quantising needs no torch: importing it takes as long as quantising a small model, and more memory."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+from golden_models import TinyModel  # puts tools on the path
+from golden_v1 import TinyMixtral
+from safetensors.torch import load_file, save_file
+
+from uqff.cli import main
+from uqff.isq import KINDS
+
+CHILD = """
+import sys
+sys.modules["torch"] = None  # whoever imports it gets an ImportError
+from uqff.cli import main
+main(sys.argv[1:], standalone_mode=False)
+"""
+
+
+def same_alone(tmp_path: Path, *options: str) -> None:
+    """`uqff quantize` makes the same files in a process without torch and in this one, which has imported it."""
+    arguments = ["quantize", str(tmp_path / "source"), *options, "--json"]
+    command = [sys.executable, "-c", CHILD, *arguments, str(tmp_path / "alone")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    main([*arguments, str(tmp_path / "beside")], standalone_mode=False)
+    names = sorted(path.name for path in (tmp_path / "beside").iterdir())
+    assert sorted(path.name for path in (tmp_path / "alone").iterdir()) == names
+    assert sum(name.endswith(".uqff") for name in names) == sum(option.startswith("--isq") for option in options)
+    for name in names:
+        assert (tmp_path / "alone" / name).read_bytes() == (tmp_path / "beside" / name).read_bytes(), name
+
+
+def test_every_type_with_biases_and_a_rounded_residual(tmp_path: Path) -> None:
+    """Weights, biases and residual are bfloat16 and rounded to float16."""
+    TinyModel("qwen2", hidden_size=64, heads=2, intermediate_size=128, weight_dtype="BF16").write(tmp_path / "source")
+    same_alone(tmp_path, "--format=0.2", "--dtype=f16", *(f"--isq={kind}" for kind in (*KINDS, "unquant")))
+
+
+def test_experts_and_an_integer_in_the_residual(tmp_path: Path) -> None:
+    """Stacks made expert by expert (q4k) and as a whole (f8q8, of 1.1); the report beside them."""
+    TinyMixtral(experts=3).write(tmp_path / "source")
+    file = tmp_path / "source" / "model.safetensors"
+    tensors = load_file(file)
+    tensors["count"] = tensors["model.norm.weight"].long()
+    save_file(tensors, file)
+    same_alone(tmp_path, "--format=1.1", "--isq=q4k", "--isq=f8q8")
