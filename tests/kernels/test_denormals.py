@@ -71,7 +71,7 @@ def test_afq_cancellation_at_the_bound() -> None:
 
 def test_one_small_scale_among_many() -> None:
     """Wherever it is among more groups than are looked at together, and in the parts of several threads."""
-    for groups in (1, 31, 513, 5000):
+    for groups in (1, 31, 513, 2100):
         for place in {0, groups // 2, groups - 1}:
             scale, bias = torch.ones(groups, 1), torch.zeros(groups, 1)
             scale[place] = 2.0**-130

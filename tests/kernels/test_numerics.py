@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import platform
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numba
@@ -95,6 +100,20 @@ def test_this_process_takes_what_its_cpu_has() -> None:
     assert (NORMAL_BF16 == BF16) is not cpu.HAS_BF16
     by_cpu = numerics._store_normal is numerics._store_by_cpu
     assert by_cpu is cpu.HAS_BF16
+
+
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="names a CPU of x86-64")
+def test_a_cpu_without_any_of_it_gives_the_same_bits(tmp_path: Path) -> None:
+    """Neither float16 nor bfloat16 nor looking up: kernels of several families, in a process that compiles for it."""
+    here = Path(__file__).parent
+    tests = ["test_dequantize.py::test_fp8", "test_dequantize.py::test_mxfp4", "test_denormals.py::test_q8k"]
+    tests += ["test_denormals.py::test_afq_cancellation_at_the_bound", "test_numerics.py::test_every_e4m3_code"]
+    tests += ["test_denormals.py::test_types_of_float16_have_no_denormal_weights[Q5_1]"]
+    plain = {"NUMBA_CPU_NAME": "generic", "NUMBA_CPU_FEATURES": "+sse2", "NUMBA_CACHE_DIR": str(tmp_path)}
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *(str(here / test) for test in tests)]
+    run = subprocess.run(command, env=os.environ | plain, capture_output=True, text=True)
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert " passed" in run.stdout
 
 
 @pytest.mark.parametrize("form", [F32, BF16, F16])
