@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
 __all__ = ["dequantize"]
 
-
 STRIP = 512
 """Groups whose scales and biases are read together."""
 
