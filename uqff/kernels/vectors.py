@@ -18,7 +18,7 @@ to.
 ``load_f32``                    ``(float32s, at) -> F32``
 ``store_f32``                   ``(array, at, F32)``: to a float32 array, or to bytes at any address
 ``store_f64`` ``store_i32``     ``(array, at, F64)``, ``(array, at, I32)``
-``store_u16``                   ``(bytes, at, I32)``: the low halves, to any address
+``store_u8`` ``store_u16``      ``(bytes, at, I32)``: the low quarters or halves, to any address
 ``store_high_u16``              ``(bytes, at, I32, I32)``: the high halves of both, to any address
 ``word`` ``short``              ``(bytes, at) -> uint32`` or ``uint16``: one little-endian word, from any address
 ``splat``                       ``(float32) -> F32``, ``(integer) -> I32``
@@ -26,14 +26,16 @@ to.
 ``quarters``                    ``(a, b, c, d) -> I32``: four lanes each
 ``ramp``                        ``(step, period) -> I32``: lane i holds ``step * (i mod period)``, period a power of 2
 ``lane``                        ``(F32, i) -> float32``
+``transpose``                   ``(float32s, start, float32s, at)``: rows of 16 times 16 numbers become columns
 ``number``                      ``(I32) -> F32``: the value as a float, exact below 2**24
+``truncated``                   ``(F32) -> I32``: towards zero; only for -2**31 <= value < 2**31
 ``as_f32`` ``as_i32``           the same bits as the other type
 ``wide``                        ``(F32) -> F64``
 ``half_bits``                   ``(F32) -> I32``: rounded to float16; only where ``HAS_HALF``
 ``half_values`` ``half_value``  ``(I32) -> F32``, ``(uint16) -> float32``: the reverse, likewise
 ``where_less``                  ``(a, b, x, y)``: x where a < b (signed), else y
 ``+ - & | << >>``               of I32 and U8, modulo their size; ``>>`` shifts zeros in
-``+ - *``                       of F32 and F64
+``+ - * /``                     of F32 and F64
 ==============================  ==========================================================================
 
 Nothing checks bounds: the callers do.
@@ -81,12 +83,16 @@ __all__ = [
     "second_signed",
     "short",
     "splat",
+    "spread",
     "spread_bits",
     "store_f32",
     "store_f64",
     "store_high_u16",
     "store_i32",
+    "store_u8",
     "store_u16",
+    "transpose",
+    "truncated",
     "where_less",
     "wide",
     "word",
@@ -118,6 +124,7 @@ U8 = Vector(types.uint8, 2 * LANES)
 I32 = Vector(types.int32, LANES)
 F32 = Vector(types.float32, LANES)
 F64 = Vector(types.float64, LANES)
+MASK = Vector(types.boolean, LANES)  # see uqff.kernels.masks
 
 _I1, _I8, _I16, _INT32, _FLOAT = (ir.IntType(1), ir.IntType(8), ir.IntType(16), ir.IntType(32), ir.FloatType())
 
@@ -126,7 +133,8 @@ def _of(element: ir.Type) -> ir.VectorType:
     return ir.VectorType(element, LANES)
 
 
-_LLVM = {U8: ir.VectorType(_I8, 2 * LANES), I32: _of(_INT32), F32: _of(_FLOAT), F64: _of(ir.DoubleType())}
+_LLVM = {I32: _of(_INT32), F32: _of(_FLOAT), F64: _of(ir.DoubleType()), MASK: _of(_I1)}
+_LLVM[U8] = ir.VectorType(_I8, 2 * LANES)
 
 
 @register_model(Vector)
@@ -139,7 +147,7 @@ def _shuffle(builder: Any, a: Any, b: Any, lanes: list[int]) -> Any:
     return builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(_INT32, len(lanes)), lanes))
 
 
-def _spread(builder: Any, scalars: list[Any], lanes: int = LANES) -> Any:
+def spread(builder: Any, scalars: list[Any], lanes: int = LANES) -> Any:
     """A vector of lanes / n copies of each of n scalars."""
     n = len(scalars)
     vector = ir.Constant(ir.VectorType(scalars[0].type, n), ir.Undefined)
@@ -229,7 +237,7 @@ def spread_bits(_typing: Any, bits: Any, value: Any) -> Any:
     def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         word = context.cast(builder, args[0], sig.args[0], types.uint32)
         chosen = builder.bitcast(word, ir.VectorType(_I1, 2 * LANES))
-        lanes = _spread(builder, [context.cast(builder, args[1], sig.args[1], types.uint8)], 2 * LANES)
+        lanes = spread(builder, [context.cast(builder, args[1], sig.args[1], types.uint8)], 2 * LANES)
         return builder.select(chosen, lanes, ir.Constant(_LLVM[U8], [0] * 2 * LANES))
 
     return signature(U8, bits, value), generate
@@ -267,7 +275,36 @@ def _storer(element: ir.Type, source: Vector, narrow: str | None) -> Any:
 store_f32 = _storer(_FLOAT, F32, None)
 store_i32 = _storer(_INT32, I32, None)
 store_f64 = _storer(ir.DoubleType(), F64, None)
+store_u8 = _storer(_I8, I32, "trunc")
 store_u16 = _storer(_I16, I32, "trunc")
+
+
+@intrinsic
+def transpose(_typing: Any, source: Any, start: Any, target: Any, at: Any) -> Any:
+    """``target[at + 16 * i + j] = source[start + 16 * j + i]`` for i and j below 16, of float32s.
+
+    Rows that lie 8, 4, 2, 1 apart exchange halves, quarters, eighths, sixteenths: four steps of 16 shuffles.
+    """
+
+    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        def row(array: int, i: int) -> Any:
+            at = builder.add(args[array + 1], ir.Constant(args[array + 1].type, LANES * i))
+            return _address(context, builder, sig.args[array], args[array], at, _of(_FLOAT))
+
+        rows = [builder.load(row(0, i), align=4) for i in range(LANES)]
+        for distance in (8, 4, 2, 1):
+            for i in range(LANES):
+                if not i & distance:
+                    pair = rows[i], rows[i + distance]
+                    for place, parity in ((i, 0), (i + distance, distance)):
+                        lanes = [lane & ~distance | parity | (LANES if lane & distance else 0) for lane in range(LANES)]
+                        rows[place] = _shuffle(builder, *pair, lanes)
+        for i in range(LANES):
+            builder.store(rows[i], row(2, i), align=4)
+        return context.get_dummy_value()
+
+    fits = all(_is_array(array) and array.dtype == types.float32 for array in (source, target))
+    return (signature(types.none, source, types.intp, target, types.intp), generate) if fits else None
 
 
 @intrinsic
@@ -304,7 +341,7 @@ def _from_scalars(_typing: Any, *scalars: Any) -> Any:
     vector = F32 if element == types.float32 else I32
 
     def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        return _spread(builder, [context.cast(builder, a, t, element) for a, t in zip(args, sig.args, strict=True)])
+        return spread(builder, [context.cast(builder, a, t, element) for a, t in zip(args, sig.args, strict=True)])
 
     if vector is I32 and not all(isinstance(s, types.Integer) for s in scalars):
         return None
@@ -334,7 +371,7 @@ def ramp(_typing: Any, step: Any, period: Any) -> Any:
     """Lane i holds ``step * (i mod period)``; the period is a power of two."""
 
     def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        step, period = (_spread(builder, [context.cast(builder, a, types.intp, types.int32)]) for a in args)
+        step, period = (spread(builder, [context.cast(builder, a, types.intp, types.int32)]) for a in args)
         index = ir.Constant(_of(_INT32), list(range(LANES)))
         within = builder.and_(index, builder.sub(period, ir.Constant(_of(_INT32), [1] * LANES)))
         return builder.mul(step, within)
@@ -404,6 +441,7 @@ def half_values(_typing: Any, bits: Any) -> Any:
 
 
 number = _conversion(I32, F32, "sitofp")
+truncated = _conversion(F32, I32, "fptosi")
 as_f32 = _conversion(I32, F32, "bitcast")
 as_i32 = _conversion(F32, I32, "bitcast")
 wide = _conversion(F32, F64, "fpext")
@@ -414,7 +452,7 @@ def where_less(_typing: Any, a: Any, b: Any, x: Any, y: Any) -> Any:
     """``x`` in the lanes where ``a < b`` as signed integers, ``y`` in the others; ``b`` may be a scalar."""
 
     def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        limit = args[1] if sig.args[1] is I32 else _spread(builder, [context.cast(builder, args[1], b, types.int32)])
+        limit = args[1] if sig.args[1] is I32 else spread(builder, [context.cast(builder, args[1], b, types.int32)])
         return builder.select(builder.icmp_signed("<", args[0], limit), args[2], args[3])
 
     return (signature(x, a, b, x, x), generate) if a is I32 and x is y else None
@@ -435,7 +473,7 @@ def _operator(function: Any, vector: Vector, scalar: Any, instruction: str) -> N
 
     def _scalar(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         value = context.cast(builder, args[1], sig.args[1], vector.element)
-        return getattr(builder, instruction)(args[0], _spread(builder, [value], vector.lanes))
+        return getattr(builder, instruction)(args[0], spread(builder, [value], vector.lanes))
 
     type_callable(function)(_type)
     lower_builtin(function, vector, vector)(_vectors)  # type: ignore[no-untyped-call]
@@ -452,7 +490,8 @@ for _function, _instruction in (
 ):
     _operator(_function, I32, types.Integer, _instruction)
     _operator(_function, U8, types.Integer, _instruction)
-for _function, _instruction in ((operator.add, "fadd"), (operator.sub, "fsub"), (operator.mul, "fmul")):
+_FUNCTIONS = (operator.add, operator.sub, operator.mul, operator.truediv)
+for _function, _instruction in zip(_FUNCTIONS, ("fadd", "fsub", "fmul", "fdiv"), strict=True):
     # Of one width only: a float64 scalar to the right of float32 lanes would be rounded silently.
     _operator(_function, F32, types.float32, _instruction)
     _operator(_function, F64, types.float64, _instruction)
