@@ -10,7 +10,19 @@ from samples import f32, framed, run, u32
 Tensor = tuple[str, tuple[int, ...], bytes]
 """Safetensors dtype, shape, bytes."""
 
-SIZES = {"I64": 8, "F64": 8, "F32": 4, "U32": 4, "I32": 4, "BF16": 2, "F16": 2, "F8_E4M3": 1, "U8": 1}
+SIZES = {
+    "I64": 8,
+    "F64": 8,
+    "F32": 4,
+    "U32": 4,
+    "I32": 4,
+    "BF16": 2,
+    "F16": 2,
+    "F8_E4M3": 1,
+    "F8_E5M2": 1,
+    "U8": 1,
+    "BOOL": 1,
+}
 """Bytes of an element, in the order in which the reference implementation sorts."""
 
 

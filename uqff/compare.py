@@ -12,13 +12,15 @@ from typing import Any
 import numpy as np
 
 from uqff.architectures import EMBEDDING_SINCE, LayerName, embedding_name
-from uqff.codes import ENTRY_VERSIONS, Version
+from uqff.codes import ENTRY_VERSIONS, DType, Version
 from uqff.container import UqffFile, open_uqff
 from uqff.container.directory import LOADED_DTYPES
 from uqff.container.shards import SUFFIX, PathLike
 from uqff.distance import Distance, distance
 from uqff.errors import ShapeError, ShardError, UnsupportedError, UqffError
 from uqff.families.base import same_bytes
+from uqff.families.encoded import Encoded
+from uqff.floats import Floats
 from uqff.matching import pairs_of
 from uqff.planning import Goal, plan_model
 from uqff.quantizers import Loaded
@@ -133,7 +135,7 @@ def _compare_with_source(
         theirs = _indices(file)
         _check_same_keys(source, ours, model, theirs)
         for goal, key in zip(goals, (theirs[name] for name in ours), strict=True):
-            layer = file[key].weight
+            layer = Encoded(*file.fields(key))
             stored = {checkpoint.dtype(each.tensor) for each in goal.sources}
             if not stored <= LOADED_DTYPES.keys():
                 expected, got = ", ".join(LOADED_DTYPES), ", ".join(sorted(stored))
@@ -164,16 +166,14 @@ def _source_bytes(checkpoint: Checkpoint, goal: Goal) -> int:
     return sum(stop - start for start, stop in spans)
 
 
-def _values(checkpoint: Checkpoint, goal: Goal) -> Any:
-    """The weight as the checkpoint has it, widened to float32."""
+def _values(checkpoint: Checkpoint, goal: Goal) -> Floats:
+    """The weight as the checkpoint has it; experts of several dtypes as float32."""
+    weights = [source.take(checkpoint) for source in goal.sources]
+    plain = [Loaded(weight, weight.dtype).plain for weight in weights]
     if not goal.stacked:
-        weight = goal.sources[0].take(checkpoint)
-        return Loaded(weight, weight.dtype).values
-    values = np.empty(goal.shape, np.float32)
-    for expert, each in enumerate(goal.sources):
-        weight = each.take(checkpoint)
-        values[expert] = Loaded(weight, weight.dtype).values
-    return values
+        return plain[0]
+    dtype = plain[0].dtype if len({each.dtype for each in plain}) == 1 else DType.F32
+    return Floats(np.stack([each.cast(dtype).bits for each in plain]), dtype)
 
 
 def _indices(file: UqffFile) -> dict[Any, str]:

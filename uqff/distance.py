@@ -147,7 +147,7 @@ class Measure:
         return Distance(rms, norm, self.largest, max(-1.0, min(1.0, cosine)))
 
 
-def distance(a: F32 | Floats | QuantizedTensor, b: QuantizedTensor) -> Distance:
+def distance(a: F32 | Floats | QuantizedTensor, b: QuantizedTensor | Encoded) -> Distance:
     """The distance of a record from a plain weight or another record of the same shape.
 
     Args:

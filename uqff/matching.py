@@ -10,16 +10,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-import torch
-
 from uqff.architectures import LayerName, embedding_name, layer_names
 from uqff.blob import Layer
-from uqff.codes import DType
 from uqff.container import UqffFile
 from uqff.errors import ShapeError, ShardError, UnsupportedError
 from uqff.families import Unquant
 from uqff.modules import Module, config_beside, modules_of
-from uqff.views import bytes_of
 
 __all__ = ["Held", "Pair", "pairs_of"]
 
@@ -148,9 +144,7 @@ def _expert(file: UqffFile, module: Module, expert: int) -> Held:
     try:
         layer = Layer(weight.narrow(0, expert, 1).unstack()[0], bias)
     except ShardError:  # shared words or scales: only its numbers can be had
-        numbers = weight.dequantize_expert(expert, torch.float32)
-        raw = torch.frombuffer(bytearray(bytes_of(numbers)), dtype=torch.uint8).view(*numbers.shape[:-1], -1)
-        layer = Layer(Unquant(raw, DType.F32), bias)
+        layer = Layer(Unquant.of(weight.dequantize_expert(expert)), bias)
     return Held(key, weight.kind, layer.weight.nbytes + (0 if bias is None else bias.nbytes), layer)
 
 

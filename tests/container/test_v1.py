@@ -129,6 +129,26 @@ def test_extra_entries_are_kept(tmp_path: Path) -> None:
         assert file.extra["other.bias"].tolist() == [7]
 
 
+@pytest.mark.parametrize("shard_bytes", [40, 1 << 20])
+def test_extra_entries_are_saved(shard_bytes: int, tmp_path: Path) -> None:
+    """Of an open file, whatever their dtype, whether or not the file is cut."""
+    extra: dict[str, Tensor] = {
+        "uqff.calibration": ("F32", (2,), struct.pack("<2f", 1, 2)),
+        "mask": ("BOOL", (3,), b"\1\0\1"),
+        "tiny": ("F8_E5M2", (2, 2), run(4)),
+        f"{PATH}.lora": ("U8", (0,), b""),
+    }
+    with uqff.open(write(tmp_path / "m.uqff", version(), layer(PATH, LAYERS["gguf"]), extra)) as file:
+        paths = uqff.save(file, tmp_path / "copy.uqff", version=file.version, shard_bytes=shard_bytes)
+        assert (len(paths) > 1) == (shard_bytes == 40)
+        with uqff.open(paths) as copy:
+            assert dict(copy.items()) == dict(file.items())
+            assert set(copy.extra) == set(extra)
+            for name, (dtype, shape, data) in extra.items():
+                entry = copy.extra.entry(name)
+                assert (entry.dtype, entry.shape, bytes(copy.extra.raw(name))) == (dtype, shape, data)
+
+
 def test_keys_that_look_like_suffixes(tmp_path: Path) -> None:
     """The last word of a name decides: there is one way to read it."""
     keys = ["a", "a.weight", "a.weight.bias", "a.bias", "a.weight.scales"]

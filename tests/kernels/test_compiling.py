@@ -60,6 +60,15 @@ def test_without_a_place_for_a_cache_kernels_work() -> None:
     assert compiling.kernel(namespace["double"])(21) == 42
 
 
+def test_what_is_inlined_is_not_for_python() -> None:
+    """It has no entry for Python: a call would end the process, first or after a kernel's."""
+    double = compiling.inline(lambda x: 2 * x)
+    for _ in range(2):
+        with pytest.raises(TypeError, match="is for kernels"):
+            double(21)
+        assert compiling.subroutine(lambda x: double(x))(21) == 42
+
+
 def test_kernels_carry_the_stamp() -> None:
     """The attribute of numba that takes it is not public: this fails when it moves."""
     assert finite.peak_magnitudes._cache._cache_file._source_stamp == compiling.stamp()

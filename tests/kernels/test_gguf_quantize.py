@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -13,7 +14,7 @@ from hypothesis.extra import numpy as st_numpy
 
 from uqff.families.gguf.quantize import QUANTIZERS
 from uqff.families.gguf.search import round_half_away
-from uqff.kernels import arithmetic
+from uqff.kernels import arithmetic, compiling
 from uqff.kernels import bits as bits_room
 from uqff.kernels.gguf_quantize import KERNELS, quantize
 
@@ -96,6 +97,15 @@ def test_a_kernel_gives_the_references_bytes(name: str, extreme: int, label: str
     np.testing.assert_array_equal(quantize(name, x, extreme=extreme), reference(name, x, extreme))
 
 
+@pytest.mark.parametrize("name", ["Q3K", "Q6K"])
+def test_sub_blocks_of_all_kinds_together(name: str) -> None:
+    """Sub-blocks are collected from many blocks to be searched on: more than one collection, all kinds in each."""
+    x = np.concatenate([input_blocks(label, name, 9) for label in INPUTS])
+    x = np.random.default_rng(0).permutation(x.reshape(-1, 16)).reshape(x.shape)
+    x = np.concatenate([x, input_blocks("normal", name, 300)])
+    np.testing.assert_array_equal(quantize(name, x, threads=1), reference(name, x, -128))
+
+
 @pytest.mark.parametrize("name", KERNELS)
 @pytest.mark.parametrize("count", [0, 1, 2, 3, 4, 5, 7, 8, 9])
 def test_a_part_of_a_tile_does_not_depend_on_the_rest(name: str, count: int) -> None:
@@ -173,12 +183,18 @@ def floats_around_every_exponent() -> F32:
     return (exponents[:, None] | mantissas).astype(np.uint32).view(np.float32).ravel()
 
 
+def from_python(function: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """What only kernels can call."""
+    return compiling.subroutine(lambda x: function(x))
+
+
 def test_f16_bits_are_the_nearest() -> None:
     """Against numpy's conversion: all ranges of float16, ties, subnormals, overflow, NaN's sign."""
     v = floats_around_every_exponent()
     with np.errstate(all="ignore"):
         expected = v.astype(np.float16).view(np.uint16)
-    actual = np.array([bits_room.f16_bits(one) for one in v], np.uint16)
+    f16_bits = from_python(bits_room.f16_bits)
+    actual = np.array([f16_bits(one) for one in v], np.uint16)
     number = ~np.isnan(v)
     np.testing.assert_array_equal(actual[number], expected[number])
     assert (actual[~number] & 0x7E00 == 0x7E00).all()
@@ -187,7 +203,8 @@ def test_f16_bits_are_the_nearest() -> None:
 def test_f16_value_of_all_float16() -> None:
     bits = np.arange(1 << 16)
     expected = bits.astype(np.uint16).view(np.float16).astype(np.float32)
-    actual = np.array([bits_room.f16_value(int(one)) for one in bits], np.float32)
+    f16_value = from_python(bits_room.f16_value)
+    actual = np.array([f16_value(int(one)) for one in bits], np.float32)
     number = ~np.isnan(expected)
     np.testing.assert_array_equal(actual[number].view(np.uint32), expected[number].view(np.uint32))
     assert np.isnan(actual[~number]).all()
@@ -197,5 +214,6 @@ def test_round_is_exact_where_it_is_used() -> None:
     """trunc(v +- 0.49999997) against truncation and a comparison of the exact rest."""
     v = floats_around_every_exponent()
     v = v[np.abs(v) < 2**31]
-    actual = np.array([arithmetic.nearest_int(one) for one in v])
+    nearest_int = from_python(arithmetic.nearest_int)
+    actual = np.array([nearest_int(one) for one in v])
     np.testing.assert_array_equal(actual, round_half_away(v).astype(np.int64))

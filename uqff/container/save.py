@@ -44,9 +44,9 @@ def save(
     """Write a ``.uqff`` file, or several if it grows beyond ``shard_bytes``.
 
     The version decides on the generation, and that on the keys of ``layers``.  One layer is held at a time: a lazy
-    mapping (such as an open file) is asked for each layer twice, first for its size, then for its bytes.  Files are
-    written under temporary names, flushed, and renamed when all are complete: a failure leaves an older set of the same
-    name as it was.
+    mapping (such as an open file) is asked for each layer twice, first for its size, then for its bytes.  What an open
+    1.x file holds besides its layers is saved too.  Files are written under temporary names, flushed, and renamed when
+    all are complete: a failure leaves an older set of the same name as it was.
 
     Args:
         layers: to layers, from their indices (``int`` or decimal text) for 0.x, from the paths of their weights

@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 from uqff.blob import Writable
-from uqff.codes import DType, Version
+from uqff.codes import Version
 from uqff.container.atomic import atomic_files
-from uqff.container.framing import build_header
+from uqff.container.framing import DTYPE_BITS, build_header
+from uqff.container.mapped import TensorMap
 from uqff.container.v1 import VERSION_KEYS
 from uqff.entries import to_entries
 from uqff.errors import FormatError, UqffError
@@ -45,9 +46,7 @@ class Item(NamedTuple):
     @property
     def nbytes(self) -> int:
         """Bytes of its payload."""
-        dtype = DType.of_safetensors(self.dtype)
-        assert dtype is not None
-        return math.prod(self.shape) * dtype.itemsize
+        return math.prod(self.shape) * DTYPE_BITS[self.dtype] // 8
 
 
 def metadata_of(version: Version) -> dict[str, str] | None:
@@ -76,7 +75,10 @@ def save_entries(
         paths_of: gives the file names of so many shards.
         progress: called after each layer, or part of one.
     """
-    shards = plan_items(entry_items(layers, version), shard_bytes)
+    own = version_entries(version) | _extra(layers)
+    items = entry_items(layers, version)
+    items += [Item(None, name, own[name].dtype, own[name].shape) for name in own if name not in VERSION_KEYS]
+    shards = plan_items(items, shard_bytes)
     paths = paths_of(len(shards))
     total, done = sum(item.nbytes for shard in shards for item in shard), 0
     with atomic_files() as create:
@@ -85,13 +87,21 @@ def save_entries(
             with create(path) as file:
                 file.write(header)
                 for key, parts in _by_layer(shard):
-                    contents = version_entries(version) if key is None else _entries(layers, key, version)
+                    contents = own if key is None else _entries(layers, key, version)
                     for item in parts:
                         _write(file, places[item.name], item, contents.get(item.suffix))
                     done += sum(item.nbytes for item in parts)
                     if progress is not None and key is not None:
                         progress(key, done, total)
     return paths
+
+
+def _extra(layers: Mapping[Any, Any]) -> dict[str, RawTensor]:
+    """What an open file holds besides its layers: :attr:`uqff.UqffFile.extra`."""
+    extra = getattr(layers, "extra", None)
+    if not isinstance(extra, TensorMap):
+        return {}
+    return {name: RawTensor(extra.entry(name).dtype, extra.entry(name).shape, extra.raw(name)) for name in extra}
 
 
 def version_entries(version: Version) -> dict[str, RawTensor]:

@@ -17,7 +17,7 @@ import numba
 from numba.core import lowering
 from numba.core.compiler import CompilerBase, DefaultPassBuilder
 from numba.core.compiler_machinery import register_pass
-from numba.core.registry import cpu_target
+from numba.core.registry import CPUDispatcher, cpu_target
 from numba.core.typed_passes import NativeLowering
 
 __all__ = ["OTHER_SOURCES", "inline", "kernel", "stamp", "subroutine"]
@@ -96,8 +96,21 @@ class _Lower(lowering.Lower):
 
 
 def inline(function: _Function) -> _Function:
-    """Compile what kernels call, into each of them, so that sizes are constants there."""
-    return cast(_Function, _jit(function, forceinline=True))
+    """Compile what kernels call, into each of them, so that sizes are constants there.
+
+    Python cannot call it: what would unpack its arguments there takes a quarter of the time to compile a kernel.
+    """
+    compiled = _jit(function, forceinline=True, no_cpython_wrapper=True, no_cfunc_wrapper=True)
+    if isinstance(compiled, CPUDispatcher):
+        compiled.__class__ = _Inlined
+    return cast(_Function, compiled)
+
+
+class _Inlined(CPUDispatcher):
+    """What would otherwise jump to where no code is."""
+
+    def __call__(self, *_: Any, **__: Any) -> Any:
+        raise TypeError(f"{self.py_func.__name__} is for kernels; Python cannot call it")
 
 
 def subroutine(function: _Function) -> _Function:

@@ -7,22 +7,32 @@ from __future__ import annotations
 
 import numpy as np
 
-from uqff.kernels.arithmetic import ONE, ZERO, nearest_int, put_f16, signed_code, unsigned_code
+from uqff.kernels.arithmetic import ONE, ZERO, largest_magnitude, nearest_int, put_f16, unsigned_code
 from uqff.kernels.bits import f16_bits, f16_value
 from uqff.kernels.compiling import inline, kernel
-from uqff.kernels.gguf_search import (
-    LANES,
-    descend,
-    largest_of_lanes,
-    load_tile,
+from uqff.kernels.gguf_search import LANES, load_tile, search_rows, search_scale_and_min
+from uqff.kernels.gguf_search_scale import (
+    ALMOST_HALF,
+    BATCH,
+    BLOCKS,
+    bounded,
+    descend_unsettled,
+    load_block,
+    magnitude,
+    new_search,
+    note_unsettled,
+    or_zero,
+    put_codes,
     q3_square,
     q6_square,
     rescale,
-    search_rows,
-    search_scale_and_min,
+    rounded,
+    scales,
+    signed_ints,
     start_search,
-    weigh,
 )
+from uqff.kernels.masks import any_lane
+from uqff.kernels.vectors import load_f32, number, splat, store_f32, store_i32, store_u8
 
 
 @inline
@@ -97,39 +107,65 @@ def q2k(x, out, lo, hi):
             put_f16(out, block, 82, dmin_bits)
 
 
+@inline
+def _largest_scale(scale, room):
+    """The first of largest magnitude, with its sign; NaN never; else 0."""
+    store_f32(room, 0, or_zero(scale))
+    return largest_magnitude(room, 0, 16)
+
+
+@inline
+def _codes_of_steps(x, start, step, steps, top, codes):
+    """``round(x / step)`` saturated to -top..top - 1, plus ``top``, of a block; any code where ``step`` is 0.
+
+    The product with the inverse will do, unless it is close to a tie: it and the quotient are up to 33 and less than
+    2^-17 apart, as a step, the product of a float16 and an integer, has an inverse of full precision.
+    """
+    store_f32(steps[0], 0, step)
+    store_f32(steps[1], 0, or_zero(splat(ONE) / step))
+    for j in range(16):
+        v = load_f32(x, start + 16 * j)
+        near = bounded(v * splat(steps[1, j]), -top, top - ONE)
+        code = rounded(near)
+        if any_lane(magnitude(near - number(code)) > ALMOST_HALF):
+            code = signed_ints(v / splat(steps[0, j]), -top, top - ONE)
+        store_u8(codes, 16 * j, code + np.int32(top))
+
+
 @kernel
 def q3k(x, out, lo, hi):
-    weighted = np.empty((3, 16, LANES), np.float32)
-    tile = weighted[0]
-    tile_codes = np.empty((16, LANES), np.float32)
-    inverse = np.empty(LANES, np.float32)
-    sumlx = np.empty(LANES, np.float32)
-    suml2 = np.empty(LANES, np.float32)
-    scale = np.empty(LANES, np.float32)
-    six_bit = np.empty(16, np.int64)
-    steps = np.empty(256, np.float32)
+    search = new_search()
+    room = np.empty((1, 16), np.float32)
+    six_bit = np.empty(16, np.int32)
+    steps = np.empty((2, 16), np.float32)
     codes = np.empty(256, np.uint8)
-    for first in range(lo, hi, LANES // 16):
-        blocks = min(LANES // 16, hi - first)
-        load_tile(x, first, blocks, tile)
-        largest_of_lanes(tile, scale)
-        for lane in range(LANES):
-            inverse[lane] = np.float32(-4) / scale[lane]
-        weigh(weighted)
-        start_search(weighted, tile_codes, inverse, sumlx, suml2, np.float32(4), q3_square)
-        descend(weighted, tile_codes, sumlx, suml2, np.float32(4), q3_square)
-        for lane in range(LANES):
-            scale[lane] = ZERO if scale[lane] == ZERO else sumlx[lane] / suml2[lane]
+    top = np.float32(4)
+    for first in range(lo, hi, BATCH):
+        blocks = min(BATCH, hi - first)
+        count = 0
+        for b in range(blocks):
+            largest = load_block(x, 256 * (first + b), search.tile, 0)
+            store_f32(search.largest, 16 * b, largest)
+            start_search(search.tile, 0, splat(-top) / largest, search.sums, 16 * b, top, q3_square)
+            count = note_unsettled(search, 0, 16 * b, top, q3_square, count)
+        descend_unsettled(x, first, search, count, top, q3_square)
         for b in range(blocks):
             block = first + b
-            d_bits = _quantize_q3k_scales(scale, b * 16, six_bit)
-            d = f16_value(d_bits)
-            for j in range(16):
-                _spread(d * np.float32(six_bit[j] - 32), steps, j * 16, 16)
-            for i in range(256):
-                step = steps[i]
-                code = signed_code(x[block, i] / step, np.float32(-4), np.float32(3)) + np.float32(4)
-                codes[i] = np.uint8(np.int32(ZERO if step == ZERO else code))
+            scale = scales(search, b)
+            top_scale = _largest_scale(scale, room)
+            d_bits = np.int64(0)
+            multiple = splat(-32)
+            if top_scale != ZERO:
+                inverse = np.float32(-32) / top_scale
+                d_bits = f16_bits(ONE / inverse)
+                multiple = signed_ints(scale * inverse, np.float32(-32), np.float32(31))
+            store_i32(six_bit, 0, multiple + 32)
+            step = number(multiple) * f16_value(d_bits)
+            _codes_of_steps(x, 256 * block, step, steps, top, codes)
+            if any_lane(step == ZERO):
+                for j in range(16):
+                    if steps[0, j] == ZERO:
+                        _spread(np.uint8(0), codes, j * 16, 16)
             _put_high_bits(codes, out, block, 0, 2)
             _keep_bits(codes, 3)
             _put_crumbs(codes, out, block, 32)
@@ -139,27 +175,6 @@ def q3k(x, out, lo, hi):
                 low = six_bit[j] >> 4 | six_bit[4 + j] >> 4 << 2
                 out[block, 104 + j] = np.uint8(low | six_bit[8 + j] >> 4 << 4 | six_bit[12 + j] >> 4 << 6)
             put_f16(out, block, 108, d_bits)
-
-
-@inline
-def _largest_scale(scale, first):
-    largest = ZERO
-    for j in range(16):
-        largest = scale[first + j] if abs(scale[first + j]) > abs(largest) else largest
-    return largest
-
-
-@inline
-def _quantize_q3k_scales(scale, first, six_bit):
-    largest = _largest_scale(scale, first)
-    if largest == ZERO:
-        for j in range(16):
-            six_bit[j] = 0
-        return np.int64(0)
-    inverse = np.float32(-32) / largest
-    for j in range(16):
-        six_bit[j] = min(max(nearest_int(inverse * scale[first + j]), -32), 31) + 32
-    return f16_bits(ONE / inverse)
 
 
 @inline
@@ -267,52 +282,39 @@ def _put_k4_nibbles(codes, out, block, at):
 
 @kernel
 def q6k(x, out, lo, hi):
-    weighted = np.empty((3, 16, LANES), np.float32)
-    tile = weighted[0]
-    tile_codes = np.empty((16, LANES), np.float32)
-    tried_codes = np.empty((16, LANES), np.float32)
-    inverse = np.empty(LANES, np.float32)
-    sumlx = np.empty(LANES, np.float32)
-    suml2 = np.empty(LANES, np.float32)
-    slx = np.empty(LANES, np.float32)
-    sl2 = np.empty(LANES, np.float32)
-    changed = np.empty(LANES, np.float32)
-    scale = np.empty(LANES, np.float32)
-    steps = np.empty(256, np.float32)
+    search = new_search()
+    room = np.empty((1, 16), np.float32)
+    steps = np.empty((2, 16), np.float32)
     codes = np.empty(256, np.uint8)
     top = np.float32(32)
-    for first in range(lo, hi, LANES // 16):
-        blocks = min(LANES // 16, hi - first)
-        load_tile(x, first, blocks, tile)
-        largest_of_lanes(tile, scale)
-        for lane in range(LANES):
-            inverse[lane] = np.float32(-32) / scale[lane]
-        weigh(weighted)
-        start_search(weighted, tile_codes, inverse, sumlx, suml2, top, q6_square)
-        rescale(weighted, tile_codes, tried_codes, inverse, (sumlx, suml2, slx, sl2, changed))
-        descend(weighted, tile_codes, sumlx, suml2, top, q6_square)
-        for lane in range(LANES):
-            zero = scale[lane] == ZERO
-            scale[lane] = ZERO if zero else sumlx[lane] / suml2[lane]
-            if zero:
-                for i in range(16):
-                    tile_codes[i, lane] = -top
+    for first in range(lo, hi, BATCH):
+        blocks = min(BATCH, hi - first)
+        count = 0
+        for start in range(0, blocks, BLOCKS):
+            for b in range(BLOCKS):
+                at = min(start + b, blocks - 1)  # after the last block, the last again
+                largest = load_block(x, 256 * (first + at), search.tile, b)
+                store_f32(search.largest, 16 * (start + b), largest)
+                start_search(search.tile, b, splat(-top) / largest, search.sums, 16 * (start + b), top, q6_square)
+            rescale(search, start)
+            for b in range(min(BLOCKS, blocks - start)):
+                count = note_unsettled(search, b, 16 * (start + b), top, q6_square, count)
+        descend_unsettled(x, first, search, count, top, q6_square)
+        before = 0
         for b in range(blocks):
             block = first + b
-            iscale = np.float32(-128) / _largest_scale(scale, b * 16)
-            d_bits = f16_bits(ONE / iscale)
-            d = f16_value(d_bits)
-            for j in range(16):
-                byte = min(nearest_int(iscale * scale[b * 16 + j]), 127) & 0xFF
-                out[block, 192 + j] = np.uint8(byte)
-                _spread(d * np.float32(byte - (byte >> 7 << 8)), steps, j * 16, 16)
-            for i in range(256):
-                code = signed_code(x[block, i] / steps[i], np.float32(-32), np.float32(31))
-                codes[i] = np.uint8(np.int32(code) + np.int32(32))
-            for j in range(16):
-                if steps[j * 16] == ZERO:
-                    for i in range(16):
-                        codes[j * 16 + i] = np.uint8(np.int32(tile_codes[i, b * 16 + j]) + np.int32(32))
+            scale = scales(search, b)
+            inverse = np.float32(-128) / _largest_scale(scale, room)
+            d_bits = f16_bits(ONE / inverse)
+            # Below -128 is only minus infinity. Its int32 ends in the byte 0, and so does -256.
+            multiple = signed_ints(scale * inverse, np.float32(-256), np.float32(127))
+            store_u8(out, 210 * block + 192, multiple)
+            step = number(((multiple + 128) & 0xFF) - 128) * f16_value(d_bits)
+            _codes_of_steps(x, 256 * block, step, steps, top, codes)
+            if any_lane(step == ZERO):
+                for j in range(16):
+                    if steps[0, j] == ZERO:
+                        before = put_codes(x, first, 16 * b + j, search, before, count, top, codes, 16 * j)
             for half in range(2):
                 c = half * 128
                 for j in range(64):

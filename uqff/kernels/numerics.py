@@ -45,10 +45,10 @@ from uqff.kernels.cpu import (
     pick,
     second_halves,
 )
+from uqff.kernels.masks import any_lane, unless
 from uqff.kernels.threads import run_ranges
 from uqff.kernels.vectors import (
     LANES,
-    any_below,
     as_f32,
     as_i32,
     first_words,
@@ -245,7 +245,8 @@ def unfold(strip: Any, data: Bytes, kind: int, first: int, count: int, least: An
         at = min(i, count - LANES)
         x = plain_lanes(data, first + at, kind)
         store_f32(strip, at, x)
-        certain &= not any_below((as_i32(x) & 0x7FFFFFFF) - 1, bits_of(least) - np.uint32(1))
+        magnitude = as_f32(as_i32(x) & 0x7FFFFFFF)
+        certain &= not any_lane(unless(magnitude < least, magnitude == np.float32(0)))
     return certain
 
 

@@ -19,7 +19,7 @@ allows LLVM to.  What not every CPU has is in :mod:`uqff.kernels.cpu`.
 ``load_f32``                    ``(float32s, at) -> F32``
 ``store_f32``                   ``(array, at, F32)``: to a float32 array, or to bytes at any address
 ``store_f64`` ``store_i32``     ``(array, at, F64)``, ``(array, at, I32)``
-``store_u16``                   ``(bytes, at, I32)``: the low halves, to any address
+``store_u8`` ``store_u16``      ``(bytes, at, I32)``: the low quarters or halves, to any address
 ``store_high_u16``              ``(bytes, at, I32, I32)``: the high halves of both, to any address
 ``store_words``                 ``(bytes, at, U16)``, to any address
 ``prefetch_read`` ...           ``(bytes, at)``: ask for a cache line, which need not exist, to read or to write it
@@ -29,15 +29,16 @@ allows LLVM to.  What not every CPU has is in :mod:`uqff.kernels.cpu`.
 ``quarters``                    ``(a, b, c, d) -> I32``: four lanes each
 ``ramp``                        ``(step, period) -> I32``: lane i holds ``step * (i mod period)``, period a power of 2
 ``lane``                        ``(F32, i) -> float32``
+``transpose``                   ``(float32s, start, float32s, at)``: rows of 16 times 16 numbers become columns
 ``number``                      ``(I32) -> F32``: the value as a float, exact below 2**24
+``truncated``                   ``(F32) -> I32``: towards zero; only for -2**31 <= value < 2**31
 ``as_f32`` ``as_i32``           the same bits as the other type
 ``wide``                        ``(F32) -> F64``
 ``signed_words``                ``(U8) -> U16``: signed bytes, widened
 ``first_words`` ...             ``(U16) -> I32``: the first or last 16, widened
-``any_below``                   ``(I32, integer) -> bool``: whether any lane is below, as unsigned numbers
 ``where_less``                  ``(a, b, x, y)``: x where a < b (signed), else y
 ``+ - & | << >>``               of I32, U8 and U16, modulo their size; ``>>`` shifts zeros in
-``+ - *``                       of F32 and F64
+``+ - * /``                     of F32 and F64
 ==============================  ==========================================================================
 
 Nothing checks bounds: the callers do.
@@ -57,7 +58,6 @@ from numba.extending import models, register_model, type_callable
 
 __all__ = [
     "LANES",
-    "any_below",
     "as_f32",
     "as_i32",
     "first",
@@ -92,8 +92,11 @@ __all__ = [
     "store_f64",
     "store_high_u16",
     "store_i32",
+    "store_u8",
     "store_u16",
     "store_words",
+    "transpose",
+    "truncated",
     "where_less",
     "wide",
     "word",
@@ -126,6 +129,7 @@ U16 = Vector(types.uint16, 2 * LANES)
 I32 = Vector(types.int32, LANES)
 F32 = Vector(types.float32, LANES)
 F64 = Vector(types.float64, LANES)
+MASK = Vector(types.boolean, LANES)  # see uqff.kernels.masks
 
 _I1, _I8, _I16, _INT32, _FLOAT = (ir.IntType(1), ir.IntType(8), ir.IntType(16), ir.IntType(32), ir.FloatType())
 
@@ -134,13 +138,8 @@ def _of(element: ir.Type) -> ir.VectorType:
     return ir.VectorType(element, LANES)
 
 
-_LLVM = {
-    U8: ir.VectorType(_I8, 2 * LANES),
-    U16: ir.VectorType(_I16, 2 * LANES),
-    I32: _of(_INT32),
-    F32: _of(_FLOAT),
-    F64: _of(ir.DoubleType()),
-}
+_LLVM = {I32: _of(_INT32), F32: _of(_FLOAT), F64: _of(ir.DoubleType()), MASK: _of(_I1)}
+_LLVM |= {U8: ir.VectorType(_I8, 2 * LANES), U16: ir.VectorType(_I16, 2 * LANES)}
 
 
 @register_model(Vector)
@@ -287,8 +286,37 @@ def _storer(element: ir.Type, source: Vector, narrow: str | None) -> Any:
 store_f32 = _storer(_FLOAT, F32, None)
 store_i32 = _storer(_INT32, I32, None)
 store_f64 = _storer(ir.DoubleType(), F64, None)
+store_u8 = _storer(_I8, I32, "trunc")
 store_u16 = _storer(_I16, I32, "trunc")
 store_words = _storer(_I16, U16, None)
+
+
+@intrinsic
+def transpose(_typing: Any, source: Any, start: Any, target: Any, at: Any) -> Any:
+    """``target[at + 16 * i + j] = source[start + 16 * j + i]`` for i and j below 16, of float32s.
+
+    Rows that lie 8, 4, 2, 1 apart exchange halves, quarters, eighths, sixteenths: four steps of 16 shuffles.
+    """
+
+    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        def row(array: int, i: int) -> Any:
+            at = builder.add(args[array + 1], ir.Constant(args[array + 1].type, LANES * i))
+            return _address(context, builder, sig.args[array], args[array], at, _of(_FLOAT))
+
+        rows = [builder.load(row(0, i), align=4) for i in range(LANES)]
+        for distance in (8, 4, 2, 1):
+            for i in range(LANES):
+                if not i & distance:
+                    pair = rows[i], rows[i + distance]
+                    for place, parity in ((i, 0), (i + distance, distance)):
+                        lanes = [lane & ~distance | parity | (LANES if lane & distance else 0) for lane in range(LANES)]
+                        rows[place] = _shuffle(builder, *pair, lanes)
+        for i in range(LANES):
+            builder.store(rows[i], row(2, i), align=4)
+        return context.get_dummy_value()
+
+    fits = all(_is_array(array) and array.dtype == types.float32 for array in (source, target))
+    return (signature(types.none, source, types.intp, target, types.intp), generate) if fits else None
 
 
 @intrinsic
@@ -308,13 +336,14 @@ def store_high_u16(_typing: Any, array: Any, at: Any, a: Any, b: Any) -> Any:
 
 
 def _prefetcher(to_write: int) -> Any:
+    """Asks for data, into all levels of caches."""
+
     def prefetch(_typing: Any, array: Any, at: Any) -> Any:
         def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
             pointer = _address(context, builder, sig.args[0], args[0], args[1], _I8)
             asking = ir.FunctionType(ir.VoidType(), [pointer.type, _INT32, _INT32, _INT32])
             function = builder.module.declare_intrinsic("llvm.prefetch", [pointer.type], asking)
-            how = [ir.Constant(_INT32, number) for number in (to_write, 3, 1)]  # into all caches, of data
-            builder.call(function, [pointer, *how])
+            builder.call(function, [pointer, *(ir.Constant(_INT32, how) for how in (to_write, 3, 1))])
             return context.get_dummy_value()
 
         return (signature(types.none, array, types.intp), generate) if _is_array(array) else None
@@ -402,6 +431,7 @@ def _conversion(source: Vector, result: Vector, instruction: str) -> Any:
 
 
 number = _conversion(I32, F32, "sitofp")
+truncated = _conversion(F32, I32, "fptosi")
 as_f32 = _conversion(I32, F32, "bitcast")
 as_i32 = _conversion(F32, I32, "bitcast")
 wide = _conversion(F32, F64, "fpext")
@@ -411,8 +441,8 @@ signed_words = _conversion(U8, U16, "sext")
 def _words(start: int) -> Any:
     def words(_typing: Any, vector: Any) -> Any:
         def generate(_context: Any, builder: Any, _sig: Any, args: Any) -> Any:
-            lanes = _shuffle(builder, args[0], args[0], list(range(start, start + LANES)))
-            return builder.zext(lanes, _LLVM[I32])
+            lanes = list(range(start, start + LANES))
+            return builder.zext(_shuffle(builder, args[0], args[0], lanes), _LLVM[I32])
 
         return (signature(I32, U16), generate) if vector is U16 else None
 
@@ -420,18 +450,6 @@ def _words(start: int) -> Any:
 
 
 first_words, second_words = _words(0), _words(LANES)
-
-
-@intrinsic
-def any_below(_typing: Any, vector: Any, limit: Any) -> Any:
-    """Whether any lane is below an integer, all of them unsigned."""
-
-    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        limit = spread(builder, [context.cast(builder, args[1], sig.args[1], types.int32)])
-        below = builder.bitcast(builder.icmp_unsigned("<", args[0], limit), _I16)
-        return builder.icmp_unsigned("!=", below, ir.Constant(_I16, 0))
-
-    return (signature(types.boolean, vector, limit), generate) if vector is I32 else None
 
 
 @intrinsic
@@ -478,7 +496,8 @@ for _function, _instruction in (
     _operator(_function, I32, types.Integer, _instruction)
     _operator(_function, U8, types.Integer, _instruction)
     _operator(_function, U16, types.Integer, _instruction)
-for _function, _instruction in ((operator.add, "fadd"), (operator.sub, "fsub"), (operator.mul, "fmul")):
+_FUNCTIONS = (operator.add, operator.sub, operator.mul, operator.truediv)
+for _function, _instruction in zip(_FUNCTIONS, ("fadd", "fsub", "fmul", "fdiv"), strict=True):
     # Of one width only: a float64 scalar to the right of float32 lanes would be rounded silently.
     _operator(_function, F32, types.float32, _instruction)
     _operator(_function, F64, types.float64, _instruction)
