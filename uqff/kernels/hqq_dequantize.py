@@ -168,9 +168,10 @@ def _rows(
                     at = (begin + row) * columns + column
                     if plane == 0:
                         read_ahead(words, at * size)
-                    a, b = _load(words, at, bits) >> shift, _load(words, at + LANES, bits) >> shift
                     if bits == 8:
-                        x, y = (number(a) - zero) * scale, (number(b) - zero) * scale
+                        x = (number(load_u8(words, at)) - zero) * scale
+                        y = (number(load_u8(words, at + LANES)) - zero) * scale
                     else:
-                        x, y = _weights(a, mask, zero, scale), _weights(b, mask, zero, scale)
+                        x = _weights(_load(words, at, bits) >> shift, mask, zero, scale)
+                        y = _weights(_load(words, at + LANES, bits) >> shift, mask, zero, scale)
                     put_pair(out, (first + row) * columns + column, to, x, y)
