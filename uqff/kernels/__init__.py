@@ -93,8 +93,7 @@ def decode(weight: Encoded, out: npt.NDArray[np.uint8], dtype: DType) -> bool:
         return False
     from uqff.kernels import numerics
 
-    forms = {DType.F32: numerics.F32, DType.BF16: numerics.BF16, DType.F16: numerics.F16}
-    done: bool = import_module(DEQUANTIZERS[weight.family]).dequantize(weight, out, forms[dtype])
+    done: bool = import_module(DEQUANTIZERS[weight.family]).dequantize(weight, out, numerics.FORMS[dtype])
     return done
 
 

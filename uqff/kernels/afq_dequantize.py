@@ -4,9 +4,19 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from uqff.codes import DType
-from uqff.kernels.compiling import kernel
-from uqff.kernels.numerics import BF16, F16, F32, Bytes, over, plain, put_pair
+import numpy as np
+
+from uqff.kernels.compiling import inline, kernel
+from uqff.kernels.numerics import (
+    FORMS,
+    Bytes,
+    looked_up,
+    over,
+    put_pair,
+    read_ahead,
+    unfold,
+    without_denormals,
+)
 from uqff.kernels.vectors import LANES, load_codes_3, load_codes_4, load_codes_6, load_u8, number, ramp, splat, word
 
 if TYPE_CHECKING:
@@ -14,7 +24,8 @@ if TYPE_CHECKING:
 
 __all__ = ["dequantize"]
 
-_SCALES = {DType.F32: F32, DType.BF16: BF16, DType.F16: F16}
+STRIP = 512
+"""Groups whose scales and biases are read together."""
 
 
 def dequantize(weight: Encoded, out: Bytes, form: int) -> bool:
@@ -23,11 +34,11 @@ def dequantize(weight: Encoded, out: Bytes, form: int) -> bool:
     bits, group = fields["bits"], fields["group_size"]
     kernel, codes, scales, biases = _KERNELS[bits], *map(weight.payload, ("w_q", "scales", "biases"))
     dtype = fields["scales"]["dtype"]
-    if dtype not in _SCALES or fields["biases"]["dtype"] is not dtype or group % (2 * LANES):
+    if dtype not in FORMS or fields["biases"]["dtype"] is not dtype or group % (2 * LANES):
         return False
     if not len(codes) * 8 // bits // group * dtype.itemsize == len(scales) == len(biases):
         return False
-    kind = _SCALES[dtype]
+    kind = FORMS[dtype]
     over(
         weight.numel // group,
         group,
@@ -36,67 +47,81 @@ def dequantize(weight: Encoded, out: Bytes, form: int) -> bool:
     return True
 
 
-@kernel
-def _codes_2(codes: Bytes, i: int) -> Any:
-    return splat(word(codes, i >> 2)) >> ramp(2, 16) & 0x03
+@looked_up
+def _weights(codes: Any, mask: int, scale: Any, bias: Any) -> Any:
+    return number(codes & mask) * scale + bias
+
+
+@inline
+def _load(codes: Bytes, i: int, bits: int) -> Any:
+    """Codes ``[i, i + 32)``."""
+    if bits == 2:
+        return splat(word(codes, i >> 2)) >> ramp(2, 16), splat(word(codes, (i >> 2) + 4)) >> ramp(2, 16)
+    at = 4 * bits * (i >> 5)
+    if bits == 3:
+        return load_codes_3(codes, at)
+    if bits == 4:
+        return load_codes_4(codes, at)
+    return load_codes_6(codes, at) if bits == 6 else (load_u8(codes, at), load_u8(codes, at + LANES))
+
+
+@inline
+def _afq(
+    codes: Bytes, scales: Bytes, biases: Bytes, kind: int, bits: int, size: int, out: Bytes, form: int, lo: int, hi: int
+) -> None:
+    mask = (1 << bits) - 1
+    strip_scales, strip_biases = np.empty(STRIP, np.float32), np.empty(STRIP, np.float32)
+    for begin in range(lo, hi, STRIP):
+        count = min(STRIP, hi - begin)
+        # If both are multiples of 2**-126, the weights are.
+        certain = unfold(strip_scales, scales, kind, begin, count, np.float32(2.0**-103))
+        certain &= unfold(strip_biases, biases, kind, begin, count, np.float32(2.0**-103))
+        to = without_denormals(form, certain)
+        for group in range(count):
+            scale, bias = strip_scales[group], strip_biases[group]
+            for i in range((begin + group) * size, (begin + group + 1) * size, 2 * LANES):
+                read_ahead(codes, i * bits >> 3)
+                a, b = _load(codes, i, bits)
+                if bits <= 4:
+                    x, y = _weights(a, mask, scale, bias), _weights(b, mask, scale, bias)
+                else:
+                    x, y = number(a & mask) * scale + bias, number(b & mask) * scale + bias
+                put_pair(out, i, to, x, y)
 
 
 @kernel
 def _afq2(
     codes: Bytes, scales: Bytes, biases: Bytes, kind: int, size: int, out: Bytes, form: int, lo: int, hi: int
 ) -> None:
-    for group in range(lo, hi):
-        scale, bias = plain(scales, group, kind), plain(biases, group, kind)
-        for i in range(group * size, (group + 1) * size, 2 * LANES):
-            a, b = number(_codes_2(codes, i)), number(_codes_2(codes, i + LANES))
-            put_pair(out, i, form, a * scale + bias, b * scale + bias)
+    _afq(codes, scales, biases, kind, 2, size, out, form, lo, hi)
 
 
 @kernel
 def _afq3(
     codes: Bytes, scales: Bytes, biases: Bytes, kind: int, size: int, out: Bytes, form: int, lo: int, hi: int
 ) -> None:
-    for group in range(lo, hi):
-        scale, bias = plain(scales, group, kind), plain(biases, group, kind)
-        for i in range(group * size, (group + 1) * size, 2 * LANES):
-            at = 6 * (i // LANES)
-            a, b = number(load_codes_3(codes, at)), number(load_codes_3(codes, at + 6))
-            put_pair(out, i, form, a * scale + bias, b * scale + bias)
+    _afq(codes, scales, biases, kind, 3, size, out, form, lo, hi)
 
 
 @kernel
 def _afq4(
     codes: Bytes, scales: Bytes, biases: Bytes, kind: int, size: int, out: Bytes, form: int, lo: int, hi: int
 ) -> None:
-    for group in range(lo, hi):
-        scale, bias = plain(scales, group, kind), plain(biases, group, kind)
-        for i in range(group * size, (group + 1) * size, 2 * LANES):
-            at = 8 * (i // LANES)
-            a, b = number(load_codes_4(codes, at)), number(load_codes_4(codes, at + 8))
-            put_pair(out, i, form, a * scale + bias, b * scale + bias)
+    _afq(codes, scales, biases, kind, 4, size, out, form, lo, hi)
 
 
 @kernel
 def _afq6(
     codes: Bytes, scales: Bytes, biases: Bytes, kind: int, size: int, out: Bytes, form: int, lo: int, hi: int
 ) -> None:
-    for group in range(lo, hi):
-        scale, bias = plain(scales, group, kind), plain(biases, group, kind)
-        for i in range(group * size, (group + 1) * size, 2 * LANES):
-            at = 12 * (i // LANES)
-            a, b = number(load_codes_6(codes, at)), number(load_codes_6(codes, at + 12))
-            put_pair(out, i, form, a * scale + bias, b * scale + bias)
+    _afq(codes, scales, biases, kind, 6, size, out, form, lo, hi)
 
 
 @kernel
 def _afq8(
     codes: Bytes, scales: Bytes, biases: Bytes, kind: int, size: int, out: Bytes, form: int, lo: int, hi: int
 ) -> None:
-    for group in range(lo, hi):
-        scale, bias = plain(scales, group, kind), plain(biases, group, kind)
-        for i in range(group * size, (group + 1) * size, 2 * LANES):
-            a, b = number(load_u8(codes, i)), number(load_u8(codes, i + LANES))
-            put_pair(out, i, form, a * scale + bias, b * scale + bias)
+    _afq(codes, scales, biases, kind, 8, size, out, form, lo, hi)
 
 
 _KERNELS = {2: _afq2, 3: _afq3, 4: _afq4, 6: _afq6, 8: _afq8}

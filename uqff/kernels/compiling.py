@@ -26,7 +26,7 @@ _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 ROOM: Final = Path(__file__).parent
 
-OTHER_SOURCES: Final = ("glibc.py", "families/hqq.py", "families/mxfp4.py")
+OTHER_SOURCES: Final = ("glibc.py", "families/hqq.py", "families/mxfp4.py", "packing.py")
 """Files of the package outside this room whose numbers are compiled into kernels."""
 
 

@@ -7,13 +7,17 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from uqff.kernels.compiling import kernel
-from uqff.kernels.numerics import F32, Bytes, e4m3, over, put_pair
+from uqff.kernels.numerics import F32, Bytes, over, put_pair, read_ahead, without_denormals
 from uqff.kernels.vectors import first_signed, load_bytes, second_signed
+from uqff.packing import e4m3_to_float32
 
 if TYPE_CHECKING:
     from uqff.families.encoded import Encoded
 
 __all__ = ["dequantize"]
+
+SCALES = e4m3_to_float32(np.arange(256, dtype=np.uint8)) / np.float32(416)
+"""Of each stored byte."""
 
 
 def dequantize(weight: Encoded, out: Bytes, form: int) -> bool:
@@ -33,8 +37,11 @@ def dequantize(weight: Encoded, out: Bytes, form: int) -> bool:
 
 @kernel
 def _f8q8(blocks: Bytes, out: Bytes, form: int, lo: int, hi: int) -> None:
+    # A scale is at least 2**-18, and the codes are integers.
+    form = without_denormals(form, True)
     for block in range(lo, hi):
         at = 33 * block
-        d = e4m3(blocks[at]) / np.float32(416)
+        read_ahead(blocks, at)
+        d = SCALES[blocks[at]]
         codes = load_bytes(blocks, at + 1)
         put_pair(out, 32 * block, form, first_signed(codes) * d, second_signed(codes) * d)

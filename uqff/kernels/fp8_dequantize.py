@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from uqff.kernels.compiling import kernel
-from uqff.kernels.numerics import Bytes, e4m3_lanes, f32, over, put_pair
-from uqff.kernels.vectors import LANES, load_u8
+from uqff.kernels.numerics import Bytes, e4m3_pair, f32, over, put_pair, read_ahead, without_denormals, zero_or_from
+from uqff.kernels.vectors import LANES, load_bytes
 
 if TYPE_CHECKING:
     from uqff.families.encoded import Encoded
@@ -28,7 +30,10 @@ def dequantize(weight: Encoded, out: Bytes, form: int) -> bool:
 @kernel
 def _fp8(codes: Bytes, scale: Bytes, out: Bytes, form: int, lo: int, hi: int) -> None:
     d = f32(scale, 0)
+    # No e4m3 number but zero is below 2**-9.
+    form = without_denormals(form, zero_or_from(np.float32(2.0**-117), d))
     for start in range(lo, hi, WIDTH):
         at = min(start, hi - WIDTH)
-        x, y = e4m3_lanes(load_u8(codes, at)) * d, e4m3_lanes(load_u8(codes, at + LANES)) * d
-        put_pair(out, at, form, x, y)
+        read_ahead(codes, at)
+        x, y = e4m3_pair(load_bytes(codes, at))
+        put_pair(out, at, form, x * d, y * d)

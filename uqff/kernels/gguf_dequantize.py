@@ -1,15 +1,35 @@
 """Kernels for the ggml types: the twins of :mod:`uqff.families.gguf.dequantize`, where the bits are drawn.
 
 The items of a kernel are blocks.  The order of float operations is the reference's, one rounding each.  Of F32, F16
-and BF16 the last 32 numbers of a range overlap the ones before.
+and BF16 the last 32 numbers of a range overlap the ones before.  Where a type has float16 numbers and integers only, no
+weight is denormal.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from uqff.kernels.compiling import kernel
-from uqff.kernels.numerics import Bytes, Kernel, f16, f16_lanes, f32, f32_lanes, over, put, put_pair
+from uqff.kernels.numerics import (
+    Bytes,
+    Kernel,
+    f16,
+    f16_lanes,
+    f16_splat,
+    f32,
+    f32_lanes,
+    looked_up,
+    over,
+    put,
+    put_pair,
+    reach,
+    read_ahead,
+    without_denormals,
+    write_ahead,
+    zero_or_from,
+)
 from uqff.kernels.vectors import (
     LANES,
     first,
@@ -51,38 +71,56 @@ def dequantize(weight: Encoded, out: Bytes, form: int) -> bool:
     return True
 
 
+@looked_up
+def _symmetric(codes: Any, d: Any) -> Any:
+    return number((codes & 0x0F) - 8) * d
+
+
+@looked_up
+def _affine(codes: Any, d: Any, m: Any) -> Any:
+    return number(codes & 0x0F) * d + m
+
+
 @kernel
 def _q4_0(data: Bytes, out: Bytes, form: int, lo: int, hi: int) -> None:
+    form = without_denormals(form, True)
     for block in range(lo, hi):
         at = 18 * block
-        d = f16(data, at)
-        codes = load_nibbles(data, at + 2) - 8
-        put_pair(out, 32 * block, form, first_signed(codes) * d, second_signed(codes) * d)
+        read_ahead(data, at)
+        d = f16_splat(data, at)
+        codes = load_u8(data, at + 2)
+        put_pair(out, 32 * block, form, _symmetric(codes, d), _symmetric(codes >> 4, d))
 
 
 @kernel
 def _q4_1(data: Bytes, out: Bytes, form: int, lo: int, hi: int) -> None:
+    form = without_denormals(form, True)
     for block in range(lo, hi):
         at = 20 * block
-        d, m = f16(data, at), f16(data, at + 2)
-        codes = load_nibbles(data, at + 4)
-        put_pair(out, 32 * block, form, first(codes) * d + m, second(codes) * d + m)
+        read_ahead(data, at)
+        d, m = f16_splat(data, at), f16_splat(data, at + 2)
+        codes = load_u8(data, at + 4)
+        put_pair(out, 32 * block, form, _affine(codes, d, m), _affine(codes >> 4, d, m))
 
 
 @kernel
 def _q5_0(data: Bytes, out: Bytes, form: int, lo: int, hi: int) -> None:
+    form = without_denormals(form, True)
     for block in range(lo, hi):
         at = 22 * block
-        d, qh = f16(data, at), word(data, at + 2)
+        read_ahead(data, at)
+        d, qh = f16_splat(data, at), word(data, at + 2)
         codes = (load_nibbles(data, at + 6) | spread_bits(qh, 16)) - 16
         put_pair(out, 32 * block, form, first_signed(codes) * d, second_signed(codes) * d)
 
 
 @kernel
 def _q5_1(data: Bytes, out: Bytes, form: int, lo: int, hi: int) -> None:
+    form = without_denormals(form, True)
     for block in range(lo, hi):
         at = 24 * block
-        d, m, qh = f16(data, at), f16(data, at + 2), word(data, at + 4)
+        read_ahead(data, at)
+        d, m, qh = f16_splat(data, at), f16_splat(data, at + 2), word(data, at + 4)
         codes = load_nibbles(data, at + 8) | spread_bits(qh, 16)
         put_pair(out, 32 * block, form, first(codes) * d + m, second(codes) * d + m)
 
@@ -90,9 +128,11 @@ def _q5_1(data: Bytes, out: Bytes, form: int, lo: int, hi: int) -> None:
 @kernel
 def _q8(data: Bytes, out: Bytes, form: int, lo: int, hi: int, type_size: int) -> None:
     """Q8_0 and Q8_1: the scale first, the 32 codes last; what Q8_1 has in between is not used."""
+    form = without_denormals(form, True)
     for block in range(lo, hi):
         at = type_size * block
-        d, codes = f16(data, at), load_bytes(data, at + type_size - 32)
+        read_ahead(data, at)
+        d, codes = f16_splat(data, at), load_bytes(data, at + type_size - 32)
         put_pair(out, 32 * block, form, first_signed(codes) * d, second_signed(codes) * d)
 
 
@@ -117,12 +157,14 @@ def _put_q2k(out: Bytes, at: int, form: int, codes: Any, scales: Any, minimums: 
 
 @kernel
 def _q2k(data: Bytes, out: Bytes, form: int, lo: int, hi: int) -> None:
+    form = without_denormals(form, True)
     for block in range(lo, hi):
         at, to = 84 * block, 256 * block
         d, dmin = f16(data, at + 80), f16(data, at + 82)
         packed = load_u8(data, at)
         scales, minimums = number(packed & 0x0F) * d, number(packed >> 4) * dmin
         for run in range(2):
+            read_ahead(data, at + 42 * run)
             qs = load_bytes(data, at + 16 + 32 * run)
             _put_q2k(out, to, form, qs & 3, scales, minimums, 8 * run)
             _put_q2k(out, to, form, qs >> 2 & 3, scales, minimums, 8 * run + 2)
@@ -152,11 +194,13 @@ def _put_scaled(out: Bytes, at: int, form: int, codes: Any, scales: Any, group: 
 
 @kernel
 def _q3k(data: Bytes, out: Bytes, form: int, lo: int, hi: int) -> None:
+    form = without_denormals(form, True)
     for block in range(lo, hi):
         at, to = 110 * block, 256 * block
         scales = number(_scales_q3k(data, at + 96)) * f16(data, at + 108)
         third = load_bytes(data, at)
         for run in range(2):
+            read_ahead(data, at + 55 * run)
             qs = load_bytes(data, at + 32 + 32 * run)
             _put_scaled(out, to, form, (qs & 3 | (third & 1) << 2) - 4, scales, 8 * run)
             _put_scaled(out, to, form, (qs >> 2 & 3 | (third & 2) << 1) - 4, scales, 8 * run + 2)
@@ -186,23 +230,35 @@ def _put_affine(out: Bytes, at: int, form: int, codes: Any, scales: Any, group: 
 
 
 @kernel
+def _put_looked_up(out: Bytes, at: int, form: int, a: Any, b: Any, scales: Any, group: int) -> None:
+    """:func:`_put_affine` of codes in the low nibbles of two vectors."""
+    scale, minimum = lane(scales, group), lane(scales, group + 8)
+    # x - y and x + -y are the same.
+    put_pair(out, at + 32 * group, form, _affine(a, scale, -minimum), _affine(b, scale, -minimum))
+
+
+@kernel
 def _q4k(data: Bytes, out: Bytes, form: int, lo: int, hi: int) -> None:
+    form = without_denormals(form, True)
     for block in range(lo, hi):
         at, to = 144 * block, 256 * block
         scales = number(_scales_q4k(data, at + 4)) * halves(f16(data, at), f16(data, at + 2))
         for run in range(4):
-            qs = load_bytes(data, at + 16 + 32 * run)
-            _put_affine(out, to, form, qs & 0x0F, scales, 2 * run)
-            _put_affine(out, to, form, qs >> 4, scales, 2 * run + 1)
+            read_ahead(data, at + 36 * run)
+            a, b = load_u8(data, at + 16 + 32 * run), load_u8(data, at + 32 + 32 * run)
+            _put_looked_up(out, to, form, a, b, scales, 2 * run)
+            _put_looked_up(out, to, form, a >> 4, b >> 4, scales, 2 * run + 1)
 
 
 @kernel
 def _q5k(data: Bytes, out: Bytes, form: int, lo: int, hi: int) -> None:
+    form = without_denormals(form, True)
     for block in range(lo, hi):
         at, to = 176 * block, 256 * block
         scales = number(_scales_q4k(data, at + 4)) * halves(f16(data, at), f16(data, at + 2))
         fifth = load_bytes(data, at + 16)
         for run in range(4):
+            read_ahead(data, at + 44 * run)
             qs = load_bytes(data, at + 48 + 32 * run)
             _put_affine(out, to, form, qs & 0x0F | (fifth & 1) << 4, scales, 2 * run)
             _put_affine(out, to, form, qs >> 4 | (fifth & 2) << 3, scales, 2 * run + 1)
@@ -211,10 +267,13 @@ def _q5k(data: Bytes, out: Bytes, form: int, lo: int, hi: int) -> None:
 
 @kernel
 def _q6k(data: Bytes, out: Bytes, form: int, lo: int, hi: int) -> None:
+    form = without_denormals(form, True)
     for block in range(lo, hi):
         at, to = 210 * block, 256 * block
         scales = number(load_i8(data, at + 192)) * f16(data, at + 208)
         for run in range(2):
+            read_ahead(data, at + 105 * run)
+            read_ahead(data, at + 105 * run + 52)
             a, b = load_bytes(data, at + 64 * run), load_bytes(data, at + 64 * run + 32)
             qh = load_bytes(data, at + 128 + 32 * run)
             _put_scaled(out, to, form, (a & 0x0F | (qh & 0x03) << 4) - 32, scales, 8 * run)
@@ -228,33 +287,43 @@ def _q8k(data: Bytes, out: Bytes, form: int, lo: int, hi: int) -> None:
     for block in range(lo, hi):
         at = 292 * block
         d = f32(data, at)
+        # Integers times d: if d is not denormal, neither are they.
+        to = without_denormals(form, zero_or_from(np.float32(2.0**-126), d))
         for i in range(0, 256, 32):
+            read_ahead(data, at + 4 + i)
             codes = load_bytes(data, at + 4 + i)
-            put_pair(out, 256 * block + i, form, first_signed(codes) * d, second_signed(codes) * d)
+            put_pair(out, 256 * block + i, to, first_signed(codes) * d, second_signed(codes) * d)
 
 
 @kernel
 def _f32(data: Bytes, out: Bytes, form: int, lo: int, hi: int) -> None:
     for start in range(lo, hi, WIDTH):
         at = min(start, hi - WIDTH)
+        read_ahead(data, 4 * at)
+        read_ahead(data, 4 * (at + LANES))
         x, y = f32_lanes(load_i32(data, 4 * at)), f32_lanes(load_i32(data, 4 * (at + LANES)))
         put_pair(out, at, form, x, y)
 
 
 @kernel
 def _f16(data: Bytes, out: Bytes, form: int, lo: int, hi: int) -> None:
+    form = without_denormals(form, True)
     for start in range(lo, hi, WIDTH):
         at = min(start, hi - WIDTH)
+        read_ahead(data, 2 * at)
         x, y = f16_lanes(load_u16(data, 2 * at)), f16_lanes(load_u16(data, 2 * (at + LANES)))
         put_pair(out, at, form, x, y)
 
 
 @kernel
 def _bf16(data: Bytes, out: Bytes, form: int, lo: int, hi: int) -> None:
-    # By 16: what put() does to a bfloat16 that becomes one again, LLVM then sees to be nothing.
-    for start in range(lo, hi, LANES):
-        at = min(start, hi - LANES)
+    for start in range(lo, hi, WIDTH):
+        at = min(start, hi - WIDTH)
+        read_ahead(data, 2 * at)
+        write_ahead(out, at, form, reach(form))
+        # By 16: what put() does to a bfloat16 that becomes one again, LLVM then sees to be nothing.
         put(out, at, form, f32_lanes(load_u16(data, 2 * at) << 16))
+        put(out, at + LANES, form, f32_lanes(load_u16(data, 2 * (at + LANES)) << 16))
 
 
 KERNELS: dict[str, Kernel] = {

@@ -10,11 +10,23 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from uqff.codes import DType
 from uqff.kernels.compiling import kernel
-from uqff.kernels.numerics import Bytes, f32, f32_lanes, over, put_pair
-from uqff.kernels.vectors import LANES, load_f32, load_i32, load_u8, number, store_f32
-from uqff.packing import PLANES, bf16_to_float32, f16_to_float32
+from uqff.kernels.numerics import (
+    AHEAD,
+    FORMS,
+    Bytes,
+    looked_up,
+    over,
+    put_pair,
+    put_pair_here,
+    reach,
+    read_ahead,
+    unfold,
+    without_denormals,
+    write_ahead,
+)
+from uqff.kernels.vectors import LANES, load_f32, load_i32, load_u8, number, prefetch_read
+from uqff.packing import PLANES
 
 if TYPE_CHECKING:
     from uqff.families.encoded import Encoded
@@ -27,6 +39,10 @@ STRIP = 2048
 """Elements of the packed matrix that are taken through all rows (axis 0: with their scales and zeros) or all planes
 (axis 1) together: once read, they stay in the first-level cache."""
 
+LEAST = np.float32(2.0**-63)
+"""If zeros and scales are 0 or at least this, no weight is denormal: a code less a zero is 0, or minus the zero, or at
+least 2**-24, of which a zero near a code from 1 on is a multiple. Two numbers of at least this make 2**-126."""
+
 
 def dequantize(weight: Encoded, out: Bytes, form: int) -> bool:
     """See :data:`uqff.kernels.DEQUANTIZERS`."""
@@ -35,29 +51,23 @@ def dequantize(weight: Encoded, out: Bytes, form: int) -> bool:
     planes, groups = PLANES[bits], numel // group_size
     rows, columns = (group_size, groups) if axis == 0 else (groups, group_size)
     words = weight.payload("w_q")
-    dtypes = [fields[name]["dtype"] for name in ("scales", "zeros")]
-    if any(dtype is not DType.F32 and dtype not in _WIDENED for dtype in dtypes):
+    scales, zeros = map(weight.payload, ("scales", "zeros"))
+    scale_dtype, zero_dtype = (fields[name]["dtype"] for name in ("scales", "zeros"))
+    if scale_dtype not in FORMS or zero_dtype not in FORMS:
         return False
-    scales, zeros = map(_float32, map(weight.payload, ("scales", "zeros")), dtypes)
+    kinds = FORMS[scale_dtype], FORMS[zero_dtype]
     height = -(-rows // planes)
-    fits = len(words) == height * columns * (4 if bits == 3 else 1) and len(scales) == len(zeros) == 4 * groups
+    fits = len(words) == height * columns * (4 if bits == 3 else 1)
+    fits &= len(scales) == groups * scale_dtype.itemsize and len(zeros) == groups * zero_dtype.itemsize
     if columns < WIDTH or not fits:
         return False
     kernel, items = (_columns, columns) if axis == 0 else (_rows, height)
     over(
         items,
         numel // items,
-        lambda lo, hi: kernel(words, scales, zeros, bits, planes, rows, columns, out, form, lo, hi),
+        lambda lo, hi: kernel(words, scales, zeros, *kinds, bits, planes, rows, columns, out, form, lo, hi),
     )
     return True
-
-
-_WIDENED = {DType.F16: f16_to_float32, DType.BF16: bf16_to_float32}
-
-
-def _float32(data: Bytes, dtype: DType) -> Bytes:
-    """The bytes of scales or zeros as float32."""
-    return data if dtype is DType.F32 else _WIDENED[dtype](data.view(np.uint16)).view(np.uint8)
 
 
 @kernel
@@ -66,9 +76,15 @@ def _load(words: Bytes, at: int, bits: int) -> Any:
     return load_i32(words, 4 * at) if bits == 3 else load_u8(words, at)
 
 
+@looked_up
+def _weights(codes: Any, mask: int, zero: Any, scale: Any) -> Any:
+    return (number(codes & mask) - zero) * scale
+
+
 @kernel
-def _floats(numbers: Bytes, i: int) -> Any:
-    return f32_lanes(load_i32(numbers, 4 * i))
+def _onward(here: int, steps: int, width: int, columns: int) -> Any:
+    """Elements from one in a row of a strip to the one that is taken so many steps later, perhaps in the next row."""
+    return steps if here + steps < width else steps + columns - width
 
 
 @kernel
@@ -76,6 +92,8 @@ def _columns(
     words: Bytes,
     scales: Bytes,
     zeros: Bytes,
+    scale_kind: int,
+    zero_kind: int,
     bits: int,
     planes: int,
     rows: int,
@@ -85,33 +103,36 @@ def _columns(
     lo: int,
     hi: int,
 ) -> None:
-    height, mask = (rows + planes - 1) // planes, (1 << bits) - 1
+    height, mask, size = (rows + planes - 1) // planes, (1 << bits) - 1, 4 if bits == 3 else 1
     strip_zeros, strip_scales = np.empty(STRIP, np.float32), np.empty(STRIP, np.float32)
     for start in range(lo, hi, STRIP):
         # A strip is never narrower than what is written together: the last one overlaps what is before it if need be.
         first = min(start, hi - WIDTH)
         width = min(STRIP, hi - first)
-        for column in range(0, width, LANES):
-            here = min(column, width - LANES)
-            store_f32(strip_zeros, here, _floats(zeros, first + here))
-            store_f32(strip_scales, here, _floats(scales, first + here))
+        certain = unfold(strip_zeros, zeros, zero_kind, first, width, LEAST)
+        certain &= unfold(strip_scales, scales, scale_kind, first, width, LEAST)
+        to = without_denormals(form, certain)
         for row in range(height):
             for column in range(0, width, WIDTH):
                 here = min(column, width - WIDTH)
                 at = row * columns + first + here
+                prefetch_read(words, size * (at + _onward(here, AHEAD // size, width, columns)))
+                ahead = _onward(here, reach(to), width, columns)
                 zero_a, scale_a = load_f32(strip_zeros, here), load_f32(strip_scales, here)
                 zero_b, scale_b = load_f32(strip_zeros, here + LANES), load_f32(strip_scales, here + LANES)
                 if bits == 8:
                     x = (number(load_u8(words, at)) - zero_a) * scale_a
                     y = (number(load_u8(words, at + LANES)) - zero_b) * scale_b
-                    put_pair(out, at, form, x, y)
+                    write_ahead(out, at, to, ahead)
+                    put_pair_here(out, at, to, x, y)
                     continue
                 a, b = _load(words, at, bits), _load(words, at + LANES, bits)
                 for plane in range(min(planes, (rows - row + height - 1) // height)):
                     shift = bits * (planes - 1 - plane)
                     x = (number(a >> shift & mask) - zero_a) * scale_a
                     y = (number(b >> shift & mask) - zero_b) * scale_b
-                    put_pair(out, at + plane * height * columns, form, x, y)
+                    write_ahead(out, at + plane * height * columns, to, ahead)
+                    put_pair_here(out, at + plane * height * columns, to, x, y)
 
 
 @kernel
@@ -119,6 +140,8 @@ def _rows(
     words: Bytes,
     scales: Bytes,
     zeros: Bytes,
+    scale_kind: int,
+    zero_kind: int,
     bits: int,
     planes: int,
     rows: int,
@@ -129,16 +152,26 @@ def _rows(
     hi: int,
 ) -> None:
     height, mask = (rows + planes - 1) // planes, (1 << bits) - 1
-    step = max(1, STRIP // columns)
+    step, size = max(1, STRIP // columns), 4 if bits == 3 else 1
+    strip_zeros, strip_scales = np.empty(step, np.float32), np.empty(step, np.float32)
     for begin in range(lo, hi, step):
         for plane in range(planes):
             shift = bits * (planes - 1 - plane)
-            for row in range(begin, min(begin + step, hi, rows - plane * height)):
-                into = plane * height + row
-                zero, scale = f32(zeros, 4 * into), f32(scales, 4 * into)
+            first, count = plane * height + begin, min(step, hi - begin, rows - plane * height - begin)
+            certain = unfold(strip_zeros, zeros, zero_kind, first, count, LEAST)
+            certain &= unfold(strip_scales, scales, scale_kind, first, count, LEAST)
+            to = without_denormals(form, certain)
+            for row in range(count):
+                zero, scale = strip_zeros[row], strip_scales[row]
                 for start in range(0, columns, WIDTH):
                     column = min(start, columns - WIDTH)
-                    at = row * columns + column
-                    x = (number(_load(words, at, bits) >> shift & mask) - zero) * scale
-                    y = (number(_load(words, at + LANES, bits) >> shift & mask) - zero) * scale
-                    put_pair(out, into * columns + column, form, x, y)
+                    at = (begin + row) * columns + column
+                    if plane == 0:
+                        read_ahead(words, at * size)
+                    if bits == 8:
+                        x = (number(load_u8(words, at)) - zero) * scale
+                        y = (number(load_u8(words, at + LANES)) - zero) * scale
+                    else:
+                        x = _weights(_load(words, at, bits) >> shift, mask, zero, scale)
+                        y = _weights(_load(words, at + LANES, bits) >> shift, mask, zero, scale)
+                    put_pair(out, (first + row) * columns + column, to, x, y)

@@ -8,7 +8,7 @@ import numpy as np
 
 from uqff.kernels.bits import float_of
 from uqff.kernels.compiling import kernel
-from uqff.kernels.numerics import Bytes, over, put_pair
+from uqff.kernels.numerics import Bytes, looked_up, over, put_pair, read_ahead, without_denormals
 from uqff.kernels.vectors import as_f32, load_codes_4, splat, where_less
 
 if TYPE_CHECKING:
@@ -26,21 +26,24 @@ def dequantize(weight: Encoded, out: Bytes, form: int) -> bool:
     return True
 
 
-@kernel
-def _e2m1(nibbles: Any) -> Any:
-    """The values of 16 nibbles ``s e e m``: 0 and 1/2 for ``e = 0``, else ``(1 + m/2) * 2**(e - 1)``.
+@looked_up
+def _weights(codes: Any, scale: Any) -> Any:
+    """Of nibbles ``s e e m``, what is above them left out: 0 and 1/2 for ``e = 0``, else ``(1 + m/2) * 2**(e - 1)``.
 
     ``e e m`` above 1 are float32's low exponent bits and high mantissa bit, 126 to be added to the exponent.
     """
-    magnitude = nibbles & 7
+    magnitude = codes & 7
     subnormal = where_less(magnitude, 1, splat(0), splat(126 << 23))
     value = where_less(magnitude, 2, subnormal, (magnitude << 22) + (126 << 23))
-    return as_f32(value | (nibbles & 8) << 28)
+    return as_f32(value | (codes & 8) << 28) * scale
 
 
 @kernel
 def _mxfp4(blocks: Bytes, scales: Bytes, out: Bytes, form: int, lo: int, hi: int) -> None:
     for block in range(lo, hi):
+        read_ahead(blocks, 16 * block)
+        # No e2m1 number but zero is below 1/2: it takes a scale of 2**-126 to make a denormal number.
+        to = without_denormals(form, scales[block] != 1)
         scale = float_of(np.uint32(scales[block]) << np.uint32(23))
-        a, b = _e2m1(load_codes_4(blocks, 16 * block)), _e2m1(load_codes_4(blocks, 16 * block + 8))
-        put_pair(out, 32 * block, form, a * scale, b * scale)
+        a, b = load_codes_4(blocks, 16 * block)
+        put_pair(out, 32 * block, to, _weights(a, scale), _weights(b, scale))

@@ -1,7 +1,7 @@
 """Narrow floats by their bits, and the last step of every dequantise kernel: 16 numbers into the caller's buffer.
 
-Every kernel computes in float32 and ends in :func:`put`, which writes float32, bfloat16 or float16.  So there is one
-compiled kernel a type, whatever the dtype of the result.
+Every kernel computes in float32 and ends in :func:`put_pair`, which writes float32, bfloat16 or float16.  So there is
+one compiled kernel a type, whatever the dtype of the result.
 
 ::
 
@@ -10,35 +10,62 @@ compiled kernel a type, whatever the dtype of the result.
     float16   s eeeee mmmmmmmmmm                     bias 15
     e4m3      s eeee mmm                             bias 7; no infinity, 0x7F and 0xFF are NaN
 
-What reads a number here drops the payload of a NaN.  A CPU's own NaNs have none either, so none ever reaches
-:func:`put`, which can then round without looking for NaNs.
+What reads a number here drops the payload of a NaN, if it does not say otherwise.  A CPU's own NaNs have none either,
+so :func:`put_pair` can round without looking for NaNs.
+
+A CPU's own rounding to bfloat16 takes denormal numbers, those below 2**-126, for zeros.  Where a kernel can tell from
+its scales that there will be none, it says so with :func:`without_denormals`.  All such proofs rest on one fact: the
+multiples of 2**-k, k up to 149, are closed under sums, products with integers, and rounding to float32, which leaves a
+multiple alone or makes it one of a larger power of two.  So if every number that comes in is zero or at least
+2**(23 - k), hence a multiple of 2**-k, then what comes out is zero or at least 2**-k, also where most of it cancels.
+All float16 numbers are multiples of 2**-24.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-from uqff.kernels.bits import f16_value, float_of
-from uqff.kernels.compiling import kernel
+from uqff.codes import DType
+from uqff.kernels.bits import MAGNITUDE, bits_of, f16_value, float_of
+from uqff.kernels.compiling import inline, kernel
+from uqff.kernels.cpu import (
+    HAS_BF16,
+    HAS_HALF,
+    HAS_PICK,
+    bfloat_bits,
+    first_halves,
+    half_bits,
+    half_splat,
+    half_value,
+    half_values,
+    pick,
+    second_halves,
+)
+from uqff.kernels.masks import any_lane, unless
 from uqff.kernels.threads import run_ranges
 from uqff.kernels.vectors import (
-    HAS_HALF,
     LANES,
     as_f32,
     as_i32,
-    half_bits,
-    half_value,
-    half_values,
+    first_words,
+    load_i32,
+    load_u16,
     number,
+    prefetch_read,
+    prefetch_write,
+    ramp,
+    second_words,
     short,
+    signed_words,
     splat,
     store_f32,
     store_high_u16,
     store_u16,
+    store_words,
     where_less,
     word,
 )
@@ -47,25 +74,45 @@ __all__ = [
     "BF16",
     "F16",
     "F32",
+    "FORMS",
+    "NORMAL_BF16",
     "Bytes",
     "Kernel",
     "bf16",
-    "e4m3",
-    "e4m3_lanes",
+    "e4m3_pair",
     "f16",
     "f16_lanes",
+    "f16_pair",
+    "f16_splat",
     "f32",
     "f32_lanes",
+    "looked_up",
     "over",
     "plain",
+    "plain_lanes",
     "put",
     "put_pair",
+    "put_pair_here",
+    "reach",
+    "read_ahead",
+    "unfold",
+    "without_denormals",
+    "write_ahead",
+    "zero_or_from",
 ]
 
 Bytes: TypeAlias = npt.NDArray[np.uint8]
 
 F32, BF16, F16 = 0, 1, 2
-"""What :func:`put` writes."""
+"""What :func:`put_pair` writes, and :func:`plain` reads."""
+
+FORMS: Mapping[DType, int] = {DType.F32: F32, DType.BF16: BF16, DType.F16: F16}
+
+NORMAL_BF16 = 3 if HAS_BF16 else BF16
+"""bfloat16 again, of numbers that are zero or at least 2**-126."""
+
+AHEAD = 2048
+"""Bytes from what is read or written to what the caches are asked for; a CPU itself looks ahead less, within a page."""
 
 
 Kernel: TypeAlias = Callable[[Bytes, Bytes, int, int, int], None]
@@ -78,6 +125,24 @@ def over(items: int, weights: int, work: Callable[[int, int], None]) -> None:
     A range has at least 64 Ki numbers, which take some 10 µs, and at least 32 items.
     """
     run_ranges(work, items, grain=max(-(-65536 // weights), 32))
+
+
+@kernel
+def without_denormals(form: int, certain: bool) -> Any:
+    """The form to write if it is certain that no number is denormal, which need not be looked at otherwise."""
+    return NORMAL_BF16 if form == BF16 and certain else form
+
+
+@kernel
+def zero_or_from(least: Any, x: Any) -> Any:
+    """Whether a float32 is zero or at least of the magnitude of another, or NaN."""
+    return (bits_of(x) & MAGNITUDE) - np.uint64(1) >= bits_of(least) - np.uint64(1)
+
+
+@kernel
+def read_ahead(data: Bytes, at: int) -> None:
+    """Have what lies :data:`AHEAD` of a byte brought near. A call for every 64 bytes suffices, more do no harm."""
+    prefetch_read(data, at + AHEAD)
 
 
 @kernel
@@ -96,8 +161,8 @@ def bf16(data: Bytes, at: int) -> Any:
 
 @kernel
 def _f16_at_by_cpu(data: Bytes, at: int) -> Any:
-    value = half_value(short(data, at))
-    return value if value == value else float_of(np.uint32(0x7FC00000))
+    bits = short(data, at)
+    return half_value(np.uint16(0x7E00) if bits & 0x7FFF > 0x7C00 else bits)
 
 
 @kernel
@@ -115,19 +180,6 @@ def plain(data: Bytes, i: int, form: int) -> Any:
     if form == F32:
         return f32(data, 4 * i)
     return bf16(data, 2 * i) if form == BF16 else f16(data, 2 * i)
-
-
-@kernel
-def e4m3(code: int) -> Any:
-    """The float32 of an e4m3 code; exact."""
-    magnitude = code & 0x7F
-    if magnitude == 0x7F:
-        value = np.float32(np.nan)
-    elif magnitude >= 8:
-        value = float_of(np.uint32((magnitude << 20) + (120 << 23)))
-    else:
-        value = np.float32(magnitude) * np.float32(2.0**-9)
-    return -value if code & 0x80 else value
 
 
 @kernel
@@ -156,13 +208,73 @@ f16_lanes = _f16_by_cpu if HAS_HALF else _f16_by_bits
 
 
 @kernel
-def e4m3_lanes(codes: Any) -> Any:
-    """:func:`e4m3` of 16 codes."""
-    magnitude = codes & 0x7F
-    subnormal = as_i32(number(magnitude) * np.float32(2.0**-9))
-    finite = where_less(magnitude, 8, subnormal, (magnitude << 20) + (120 << 23))
-    value = where_less(magnitude, 0x7F, finite, splat(0x7FC00000))
-    return as_f32(value | (codes & 0x80) << 24)
+def _f16_pair_by_cpu(bits: Any) -> Any:
+    return first_halves(bits), second_halves(bits)
+
+
+@kernel
+def _f16_pair_by_bits(bits: Any) -> Any:
+    return _f16_by_bits(first_words(bits)), _f16_by_bits(second_words(bits))
+
+
+f16_pair = _f16_pair_by_cpu if HAS_HALF else _f16_pair_by_bits
+"""The float32s of 32 float16 bit patterns, as two vectors; a NaN may keep its payload, of which none that e4m3 makes is
+carried away."""
+
+
+@kernel
+def plain_lanes(data: Bytes, i: int, kind: int) -> Any:
+    """:func:`plain` of 16 numbers."""
+    if kind == F32:
+        return f32_lanes(load_i32(data, 4 * i))
+    bits = load_u16(data, 2 * i)
+    return f32_lanes(bits << 16) if kind == BF16 else f16_lanes(bits)
+
+
+@kernel
+def unfold(strip: Any, data: Bytes, kind: int, first: int, count: int, least: Any) -> Any:
+    """Numbers ``[first, first + count)`` of such an array, as float32; whether each is 0 or at least ``least``."""
+    certain = True
+    if count < LANES:
+        for i in range(count):
+            x = plain(data, first + i, kind)
+            strip[i] = x
+            certain &= zero_or_from(least, x)
+        return certain
+    for i in range(0, count, LANES):
+        at = min(i, count - LANES)
+        x = plain_lanes(data, first + at, kind)
+        store_f32(strip, at, x)
+        magnitude = as_f32(as_i32(x) & 0x7FFFFFFF)
+        certain &= not any_lane(unless(magnitude < least, magnitude == np.float32(0)))
+    return certain
+
+
+@kernel
+def e4m3_pair(codes: Any) -> Any:
+    """The float32s of 32 e4m3 codes, as two vectors.
+
+    float16 has the same fields, wider ones, and a bias that is larger by 8. NaN, all ones, needs its exponent.
+    """
+    bits = signed_words(codes) << 7
+    bits = bits & 0xBF80 | (bits & 0x3F80) + 0x0080 & 0x4000
+    x, y = f16_pair(bits)
+    return x * np.float32(2.0**8), y * np.float32(2.0**8)
+
+
+@kernel
+def _f16_splat_by_cpu(data: Bytes, at: int) -> Any:
+    return half_splat(short(data, at))
+
+
+@kernel
+def _f16_splat_by_bits(data: Bytes, at: int) -> Any:
+    return splat(f16(data, at))
+
+
+f16_splat = _f16_splat_by_cpu if HAS_BF16 else _f16_splat_by_bits
+"""16 copies of :func:`f16`, whose NaN may keep its payload: for kernels without denormals, which leave the rounding to
+such a CPU."""
 
 
 @kernel
@@ -195,6 +307,35 @@ def _to_f16_by_bits(x: Any) -> Any:
 _to_f16 = half_bits if HAS_HALF else _to_f16_by_bits
 
 
+def looked_up(function: Callable[..., Any]) -> Any:
+    """Compile a function of codes below 16 (and of scalars) that goes lane by lane.
+
+    Where the CPU can, it is computed once for each code there may be, which LLVM takes out of loops, and looked up.
+    """
+    compiled: Any = inline(function)
+    if not HAS_PICK:
+        return compiled
+
+    @inline
+    def looked_up(codes: Any, *scalars: Any) -> Any:
+        return pick(compiled(ramp(1, LANES), *scalars), codes)
+
+    return looked_up
+
+
+@kernel
+def _store_by_cpu(out: Bytes, at: int, x: Any, y: Any) -> None:
+    store_words(out, at, bfloat_bits(x, y))
+
+
+@kernel
+def _store_by_bits(out: Bytes, at: int, x: Any, y: Any) -> None:
+    store_high_u16(out, at, _round_to_bf16(x), _round_to_bf16(y))
+
+
+_store_normal = _store_by_cpu if HAS_BF16 else _store_by_bits
+
+
 @kernel
 def put(out: Bytes, at: int, form: int, x: Any) -> None:
     """Write 16 numbers to a result.
@@ -203,24 +344,53 @@ def put(out: Bytes, at: int, form: int, x: Any) -> None:
         out: the bytes of the result.
         at: element of the result to begin with.
         form: :data:`F32`, :data:`BF16` or :data:`F16`. It is the same for a whole call, so the branch costs nothing.
-        x: float32 vector, any NaN in it without payload.
+        x: float32 vector; with :data:`BF16`, any NaN in it without payload.
     """
     if form == F32:
         store_f32(out, 4 * at, x)
-    elif form == BF16:
-        store_u16(out, 2 * at, _round_to_bf16(x) >> 16)
-    else:
+    elif form == F16:
         store_u16(out, 2 * at, _to_f16(x))
+    else:
+        store_u16(out, 2 * at, _round_to_bf16(x) >> 16)
 
 
 @kernel
 def put_pair(out: Bytes, at: int, form: int, x: Any, y: Any) -> None:
-    """Write 32 numbers: :func:`put` of two vectors, which costs less than two calls."""
+    """Write 32 numbers: :func:`put` of two vectors, which costs less than two calls.
+
+    Args:
+        form: :data:`NORMAL_BF16`, too.
+    """
+    write_ahead(out, at, form, reach(form))
+    put_pair_here(out, at, form, x, y)
+
+
+@kernel
+def reach(form: int) -> Any:
+    """The elements of a result in :data:`AHEAD` bytes."""
+    return AHEAD // 4 if form == F32 else AHEAD // 2
+
+
+@kernel
+def write_ahead(out: Bytes, at: int, form: int, elements: int) -> None:
+    """Have the place of 32 numbers so many elements on brought near, to be written."""
+    if form == F32:
+        prefetch_write(out, 4 * (at + elements))
+        prefetch_write(out, 4 * (at + elements + LANES))
+    else:
+        prefetch_write(out, 2 * (at + elements))
+
+
+@kernel
+def put_pair_here(out: Bytes, at: int, form: int, x: Any, y: Any) -> None:
+    """:func:`put_pair` for a caller that knows better where it will write next, and has called :func:`write_ahead`."""
     if form == F32:
         store_f32(out, 4 * at, x)
         store_f32(out, 4 * (at + LANES), y)
-    elif form == BF16:
-        store_high_u16(out, 2 * at, _round_to_bf16(x), _round_to_bf16(y))
-    else:
+    elif form == F16:
         store_u16(out, 2 * at, _to_f16(x))
         store_u16(out, 2 * (at + LANES), _to_f16(y))
+    elif form == NORMAL_BF16:
+        _store_normal(out, 2 * at, x, y)
+    else:
+        _store_by_bits(out, 2 * at, x, y)

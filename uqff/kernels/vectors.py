@@ -1,17 +1,18 @@
 """Sixteen or 32 numbers at a time: vectors for numba kernels, so that they do not depend on LLVM vectorising a loop.
 
 A block's inner loop is 16 or 32 long and known when compiling; LLVM unrolls such loops before its vectoriser sees them.
-So the kernels say what they mean: :data:`I32`, :data:`F32` and :data:`F64` are numba types of 16 lanes, :data:`U8` one
-of 32, which LLVM maps to whatever the CPU has (F32: one AVX-512 register, two AVX2, four SSE or NEON).  All operations
-are lane by lane; scalars on the right are spread over all lanes.  Floats are never contracted: no flag here allows LLVM
-to.
+So the kernels say what they mean: :data:`I32`, :data:`F32` and :data:`F64` are numba types of 16 lanes, :data:`U8` and
+:data:`U16` of 32, which LLVM maps to whatever the CPU has (F32: one AVX-512 register, two AVX2, four SSE or NEON).  All
+operations are lane by lane; scalars on the right are spread over all lanes.  Floats are never contracted: no flag here
+allows LLVM to.  What not every CPU has is in :mod:`uqff.kernels.cpu`.
 
 ==============================  ==========================================================================
 ``load_u8`` ``load_i8``         ``(bytes, at) -> I32``: 16 bytes, widened
 ``load_u16`` ``load_i32``       ``(bytes, at) -> I32``: 16 little-endian words, from any address
 ``load_bytes``                  ``(bytes, at) -> U8``: 32 bytes
 ``load_nibbles``                ``(bytes, at) -> U8``: 16 bytes; their low nibbles, then their high nibbles
-``load_codes_3`` ...            ``(bytes, at) -> I32``: 16 codes of 3, 4 or 6 bits, the first in the lowest bits
+``load_codes_3`` ...            ``(bytes, at) -> (I32, I32)``: 32 codes of 3, 4 or 6 bits, the first in the lowest bits;
+                                what is above a code means nothing
 ``spread_bits``                 ``(word, value) -> U8``: ``value`` where the bit is set, lowest bit first, else 0
 ``first`` ``second``            ``(U8) -> F32``: the first or last 16 bytes as numbers
 ``first_signed`` ...            the same of signed bytes
@@ -20,6 +21,8 @@ to.
 ``store_f64`` ``store_i32``     ``(array, at, F64)``, ``(array, at, I32)``
 ``store_u8`` ``store_u16``      ``(bytes, at, I32)``: the low quarters or halves, to any address
 ``store_high_u16``              ``(bytes, at, I32, I32)``: the high halves of both, to any address
+``store_words``                 ``(bytes, at, U16)``, to any address
+``prefetch_read`` ...           ``(bytes, at)``: ask for a cache line, which need not exist, to read or to write it
 ``word`` ``short``              ``(bytes, at) -> uint32`` or ``uint16``: one little-endian word, from any address
 ``splat``                       ``(float32) -> F32``, ``(integer) -> I32``
 ``halves``                      ``(a, b) -> I32``: lanes 0-7 hold a, 8-15 hold b
@@ -31,10 +34,10 @@ to.
 ``truncated``                   ``(F32) -> I32``: towards zero; only for -2**31 <= value < 2**31
 ``as_f32`` ``as_i32``           the same bits as the other type
 ``wide``                        ``(F32) -> F64``
-``half_bits``                   ``(F32) -> I32``: rounded to float16; only where ``HAS_HALF``
-``half_values`` ``half_value``  ``(I32) -> F32``, ``(uint16) -> float32``: the reverse, likewise
+``signed_words``                ``(U8) -> U16``: signed bytes, widened
+``first_words`` ...             ``(U16) -> I32``: the first or last 16, widened
 ``where_less``                  ``(a, b, x, y)``: x where a < b (signed), else y
-``+ - & | << >>``               of I32 and U8, modulo their size; ``>>`` shifts zeros in
+``+ - & | << >>``               of I32, U8 and U16, modulo their size; ``>>`` shifts zeros in
 ``+ - * /``                     of F32 and F64
 ==============================  ==========================================================================
 
@@ -50,20 +53,16 @@ from typing import Any
 from llvmlite import ir
 from numba import extending, types
 from numba.core.imputils import lower_builtin
-from numba.core.registry import cpu_target
 from numba.core.typing import templates
 from numba.extending import models, register_model, type_callable
 
 __all__ = [
-    "HAS_HALF",
     "LANES",
     "as_f32",
     "as_i32",
     "first",
     "first_signed",
-    "half_bits",
-    "half_value",
-    "half_values",
+    "first_words",
     "halves",
     "lane",
     "load_bytes",
@@ -77,11 +76,15 @@ __all__ = [
     "load_u8",
     "load_u16",
     "number",
+    "prefetch_read",
+    "prefetch_write",
     "quarters",
     "ramp",
     "second",
     "second_signed",
+    "second_words",
     "short",
+    "signed_words",
     "splat",
     "spread",
     "spread_bits",
@@ -91,6 +94,7 @@ __all__ = [
     "store_i32",
     "store_u8",
     "store_u16",
+    "store_words",
     "transpose",
     "truncated",
     "where_less",
@@ -121,6 +125,7 @@ class Vector(types.Type):
 
 
 U8 = Vector(types.uint8, 2 * LANES)
+U16 = Vector(types.uint16, 2 * LANES)
 I32 = Vector(types.int32, LANES)
 F32 = Vector(types.float32, LANES)
 F64 = Vector(types.float64, LANES)
@@ -134,7 +139,7 @@ def _of(element: ir.Type) -> ir.VectorType:
 
 
 _LLVM = {I32: _of(_INT32), F32: _of(_FLOAT), F64: _of(ir.DoubleType()), MASK: _of(_I1)}
-_LLVM[U8] = ir.VectorType(_I8, 2 * LANES)
+_LLVM |= {U8: ir.VectorType(_I8, 2 * LANES), U16: ir.VectorType(_I16, 2 * LANES)}
 
 
 @register_model(Vector)
@@ -208,21 +213,27 @@ def load_nibbles(_typing: Any, array: Any, at: Any) -> Any:
 
 
 def _stream_loader(bits: int) -> Any:
-    """16 codes of a little-endian bit stream; no byte beyond them is read."""
+    """32 codes of a little-endian bit stream; no byte beyond them is read."""
 
     def load(_typing: Any, array: Any, at: Any) -> Any:
         def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-            size = LANES * bits // 8
+            # Each half in one load, of a power of two of bytes: the first and the last ones of the 32 codes.
+            half = LANES * bits // 8
+            size = 1 << (half - 1).bit_length()
             packed = ir.VectorType(_I8, size)
-            stream = builder.load(_address(context, builder, sig.args[0], args[0], args[1], packed), align=1)
-            firsts = [bits * i // 8 for i in range(LANES)]
-            # Each lane gets the byte in which its code begins and the next; the bits above the code are cut off.
-            indices = [min(first + k % 2, size - 1) for first in firsts for k in range(4)]
-            lanes = builder.bitcast(_shuffle(builder, stream, stream, indices), _LLVM[I32])
-            shifted = builder.lshr(lanes, ir.Constant(_LLVM[I32], [bits * i % 8 for i in range(LANES)]))
-            return builder.and_(shifted, ir.Constant(_LLVM[I32], [(1 << bits) - 1] * LANES))
+            vectors = []
+            for skipped, behind in ((0, 0), (2 * half - size, size - half)):
+                start = builder.add(args[1], ir.Constant(args[1].type, skipped))
+                stream = builder.load(_address(context, builder, sig.args[0], args[0], start, packed), align=1)
+                firsts = [behind + bits * i // 8 for i in range(LANES)]
+                # Each lane gets the byte in which its code begins and the next.
+                indices = [min(first + k % 2, size - 1) for first in firsts for k in range(4)]
+                lanes = builder.bitcast(_shuffle(builder, stream, stream, indices), _LLVM[I32])
+                vectors.append(builder.lshr(lanes, ir.Constant(_LLVM[I32], [bits * i % 8 for i in range(LANES)])))
+            return context.make_tuple(builder, sig.return_type, vectors)
 
-        return (signature(I32, array, types.intp), generate) if _is_array(array) else None
+        both = types.UniTuple(I32, 2)  # type: ignore[no-untyped-call]
+        return (signature(both, array, types.intp), generate) if _is_array(array) else None
 
     return intrinsic(load)
 
@@ -261,8 +272,8 @@ first_signed, second_signed = _half(0, "sext"), _half(LANES, "sext")
 def _storer(element: ir.Type, source: Vector, narrow: str | None) -> Any:
     def store(_typing: Any, array: Any, at: Any, vector: Any) -> Any:
         def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-            pointer = _address(context, builder, sig.args[0], args[0], args[1], _of(element))
             value = getattr(builder, narrow)(args[2], _of(element)) if narrow else args[2]
+            pointer = _address(context, builder, sig.args[0], args[0], args[1], value.type)
             builder.store(value, pointer, align=sig.args[0].dtype.bitwidth // 8)
             return context.get_dummy_value()
 
@@ -277,6 +288,7 @@ store_i32 = _storer(_INT32, I32, None)
 store_f64 = _storer(ir.DoubleType(), F64, None)
 store_u8 = _storer(_I8, I32, "trunc")
 store_u16 = _storer(_I16, I32, "trunc")
+store_words = _storer(_I16, U16, None)
 
 
 @intrinsic
@@ -321,6 +333,25 @@ def store_high_u16(_typing: Any, array: Any, at: Any, a: Any, b: Any) -> Any:
 
     fits = _is_array(array) and a is I32 and b is I32
     return (signature(types.none, array, types.intp, a, b), generate) if fits else None
+
+
+def _prefetcher(to_write: int) -> Any:
+    """Asks for data, into all levels of caches."""
+
+    def prefetch(_typing: Any, array: Any, at: Any) -> Any:
+        def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+            pointer = _address(context, builder, sig.args[0], args[0], args[1], _I8)
+            asking = ir.FunctionType(ir.VoidType(), [pointer.type, _INT32, _INT32, _INT32])
+            function = builder.module.declare_intrinsic("llvm.prefetch", [pointer.type], asking)
+            builder.call(function, [pointer, *(ir.Constant(_INT32, how) for how in (to_write, 3, 1))])
+            return context.get_dummy_value()
+
+        return (signature(types.none, array, types.intp), generate) if _is_array(array) else None
+
+    return intrinsic(prefetch)
+
+
+prefetch_read, prefetch_write = _prefetcher(0), _prefetcher(1)
 
 
 def _word_loader(element: ir.Type, result: Any) -> Any:
@@ -399,52 +430,26 @@ def _conversion(source: Vector, result: Vector, instruction: str) -> Any:
     return intrinsic(convert)
 
 
-def _has_half() -> bool:
-    """Whether the CPU rounds to float16 by itself; where it does not, LLVM would call a function that may not exist."""
-    triple, _, features = cpu_target.target_context.codegen().magic_tuple()[:3]
-    return "+f16c" in features.split(",") or triple.startswith(("aarch64", "arm64"))
-
-
-HAS_HALF = _has_half()
-
-
-@intrinsic
-def half_bits(_typing: Any, vector: Any) -> Any:
-    """The nearest float16s, ties to even, as bits. Only where :data:`HAS_HALF`."""
-
-    def generate(_context: Any, builder: Any, _sig: Any, args: Any) -> Any:
-        half = builder.fptrunc(args[0], _of(ir.HalfType()))
-        return builder.zext(builder.bitcast(half, _of(_I16)), _LLVM[I32])
-
-    return (signature(I32, F32), generate) if vector is F32 else None
-
-
-@intrinsic
-def half_value(_typing: Any, bits: Any) -> Any:
-    """The value of one float16, given as uint16. Only where :data:`HAS_HALF`."""
-
-    def generate(_context: Any, builder: Any, _sig: Any, args: Any) -> Any:
-        return builder.fpext(builder.bitcast(args[0], ir.HalfType()), _FLOAT)
-
-    return (signature(types.float32, types.uint16), generate) if bits == types.uint16 else None
-
-
-@intrinsic
-def half_values(_typing: Any, bits: Any) -> Any:
-    """The values of 16 float16 bit patterns. Only where :data:`HAS_HALF`."""
-
-    def generate(_context: Any, builder: Any, _sig: Any, args: Any) -> Any:
-        half = builder.bitcast(builder.trunc(args[0], _of(_I16)), _of(ir.HalfType()))
-        return builder.fpext(half, _LLVM[F32])
-
-    return (signature(F32, I32), generate) if bits is I32 else None
-
-
 number = _conversion(I32, F32, "sitofp")
 truncated = _conversion(F32, I32, "fptosi")
 as_f32 = _conversion(I32, F32, "bitcast")
 as_i32 = _conversion(F32, I32, "bitcast")
 wide = _conversion(F32, F64, "fpext")
+signed_words = _conversion(U8, U16, "sext")
+
+
+def _words(start: int) -> Any:
+    def words(_typing: Any, vector: Any) -> Any:
+        def generate(_context: Any, builder: Any, _sig: Any, args: Any) -> Any:
+            lanes = list(range(start, start + LANES))
+            return builder.zext(_shuffle(builder, args[0], args[0], lanes), _LLVM[I32])
+
+        return (signature(I32, U16), generate) if vector is U16 else None
+
+    return intrinsic(words)
+
+
+first_words, second_words = _words(0), _words(LANES)
 
 
 @intrinsic
@@ -490,6 +495,7 @@ for _function, _instruction in (
 ):
     _operator(_function, I32, types.Integer, _instruction)
     _operator(_function, U8, types.Integer, _instruction)
+    _operator(_function, U16, types.Integer, _instruction)
 _FUNCTIONS = (operator.add, operator.sub, operator.mul, operator.truediv)
 for _function, _instruction in zip(_FUNCTIONS, ("fadd", "fsub", "fmul", "fdiv"), strict=True):
     # Of one width only: a float64 scalar to the right of float32 lanes would be rounded silently.
