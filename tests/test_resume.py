@@ -71,7 +71,7 @@ def interrupted(source: Path, out: Path, layers_done: int, **options: Any) -> No
         patch.setattr(uqff.pipeline.Writer, "wait_below", lambda self, nbytes: self.join())
         with pytest.raises(KeyboardInterrupt):
             quantize_model(source, out, KINDS, progress=stop, resume=True, **options)
-    assert noted[-1:] == ([layers_done] if layers_done else [])
+    assert noted[-1] == layers_done
 
 
 def document(result: Result) -> Any:
@@ -181,7 +181,9 @@ def test_what_is_left_must_be_what_was_left(source: Path, tmp_path: Path) -> Non
     left = tmp_path / LEFT
     shard, note = left / "q8_0-0.uqff", left / Journal.NAME
     good = note.read_bytes()
-    for broken in (b"", b"[]", b"{}", b"\xff", json.dumps({"run": 3, "files": [], "done": []}).encode()):
+    run = json.loads(good)["run"]
+    notes = [{"run": 3, "files": [], "done": []}, {"run": run, "files": 3, "done": []}, {"run": run, "files": []}]
+    for broken in (b"", b"[]", b"{}", b"\xff", *(json.dumps(each).encode() for each in notes)):
         note.write_bytes(broken)
         with pytest.raises(UnsupportedError, match=r"not what an interrupted run leaves.*progress\.json"):
             quantize_model(source, tmp_path / "out", KINDS, resume=True)
@@ -194,6 +196,15 @@ def test_what_is_left_must_be_what_was_left(source: Path, tmp_path: Path) -> Non
     shard.unlink()
     with pytest.raises(FileNotFoundError):
         quantize_model(source, tmp_path / "out", KINDS, resume=True)
+
+
+def test_a_directory_of_that_name_that_is_not_ours(source: Path, tmp_path: Path) -> None:
+    """What was there before stays there."""
+    (tmp_path / LEFT).mkdir()
+    (tmp_path / LEFT / "thesis.tex").write_text("x")
+    with pytest.raises(UnsupportedError, match="not what an interrupted run leaves"):
+        quantize_model(source, tmp_path / "out", KINDS, resume=True)
+    assert (tmp_path / LEFT / "thesis.tex").read_text() == "x"
 
 
 def test_nothing_is_reused_silently(source: Path, tmp_path: Path, made: list[str]) -> None:

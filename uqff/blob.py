@@ -106,9 +106,7 @@ class EncodedLayer(NamedTuple):
     bias: Scope | None = None
 
     @classmethod
-    def of(
-        cls, weight: QuantizedTensor | Encoded | Layer | EncodedLayer, bias: torch.Tensor | None = None
-    ) -> EncodedLayer:
+    def of(cls, weight: Writable, bias: torch.Tensor | None = None) -> EncodedLayer:
         """The fields of a weight, or of a layer, whose bias is then the default; payloads are not copied."""
         if isinstance(weight, EncodedLayer):
             return weight
@@ -117,6 +115,10 @@ class EncodedLayer(NamedTuple):
             weight = weight.weight
         encoded = weight if isinstance(weight, Encoded) else weight.encoded()
         return cls(encoded, None if bias is None else tensor_fields(bias, name="bias"))
+
+
+Writable: TypeAlias = QuantizedTensor | Encoded | Layer | EncodedLayer
+"""What can be written."""
 
 
 def read_fields(buffer: Any, *, trace: list[FieldTrace] | None = None) -> tuple[type[QuantizedTensor], Scope]:
@@ -228,10 +230,6 @@ def _flat(buffer: Any) -> memoryview:
         return memoryview(buffer).cast("B")
     except (TypeError, ValueError) as exc:
         raise FormatError("not a contiguous bytes-like object", got=type(buffer).__name__) from exc
-
-
-Writable: TypeAlias = "QuantizedTensor | Encoded | Layer | EncodedLayer"
-"""What can be written."""
 
 
 def _outline(weight: Writable, bias: torch.Tensor | None, version: Any) -> tuple[Layout, dict[str, Any]]:

@@ -105,21 +105,25 @@ class Journal:
         self._path = directory / self.NAME
         self._run: dict[str, Any] = json.loads(json.dumps(run))
         self.done: list[Any] = []
-        self.begun = self._path.exists()
         files: list[str] = []
-        if self.begun:
-            before = self._read()
-            self.done, files = before["done"], before["files"]
-        for name in os.listdir(directory):
+        present = os.listdir(directory)
+        if present:
+            files, self.done = self._read()
+        else:  # before anything else: what is in a directory without a note is not ours
+            self.commit([], [])
+        self.begun = bool(files)
+        for name in present:
             if name not in (self.NAME, *files):
                 os.unlink(directory / name)
 
-    def _read(self) -> dict[str, Any]:
+    def _read(self) -> tuple[list[str], list[Any]]:
         try:
-            before: dict[str, Any] = json.loads(read_at_most(self._path, MAX_HEADER_BYTES))
-            run = before["run"]
+            before = json.loads(read_at_most(self._path, MAX_HEADER_BYTES))
+            run, files, done = before["run"], before["files"], before["done"]
             differing = next((name for name, value in self._run.items() if run.get(name) != value), None)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            if not isinstance(files, list) or not isinstance(done, list):
+                raise TypeError("no lists")
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise UnsupportedError("not what an interrupted run leaves", file=str(self._path), got=error) from None
         if differing is not None:
             raise UnsupportedError(
@@ -129,7 +133,7 @@ class Journal:
                 expected=run.get(differing) if len(str(run.get(differing))) < 80 else None,
                 got=self._run[differing] if len(str(self._run[differing])) < 80 else None,
             )
-        return before
+        return files, done
 
     def commit(self, files: Iterable[str], done: list[Any]) -> None:
         """Note what has been done; it must be on the disk.
@@ -160,10 +164,11 @@ def resumable_directory(
     with _locked(staging):
         journal = Journal(staging, run)
         yield staging, journal
-        (staging / Journal.NAME).unlink(missing_ok=True)
         sync_directory(staging)
         check_target(target, force=force, what=what)
         _replace(staging, target)
+        # Last: until the rename has worked, there may be another run to resume.
+        (target / Journal.NAME).unlink()
     sync_directory(target.parent)
 
 
