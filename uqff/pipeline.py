@@ -110,7 +110,8 @@ def quantize_model(
             :data:`uqff.isq.PROMOTED`; what a recipe says of them counts first.
         force: replace a model that is in ``target`` already.
         shard_bytes: payload after which a new shard begins.
-        measure: whether to find the error of each layer, which takes more than a third of the time; else the report has NaN.
+        measure: whether to find the error of each layer, which takes more than a third of the time; else the report has
+            NaN.
         resume: if the run is interrupted, keep what is done; if one was, with the same arguments and this, go on from
             there. The result is the same.
         base_model: what the report of a 1.x directory calls the model that was quantised; if None, a checkpoint's name
