@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -32,9 +33,10 @@ print(peak() - before, peak())
 
 
 def run_child(source: Path, out: Path, format: str, action: str) -> subprocess.CompletedProcess[str]:
-    """Quantise to q8_0; ``action`` is a statement for when three layers are done.
+    """Quantise to q8_0 on two threads; ``action`` is a statement for when three layers are done.
 
     Prints by how many MB its memory grew, and the most it ever was.
     """
     code = CHILD.format(action=action)
-    return subprocess.run([sys.executable, "-c", code, str(source), str(out), format], capture_output=True, text=True)
+    command = [sys.executable, "-c", code, str(source), str(out), format]
+    return subprocess.run(command, capture_output=True, text=True, env=os.environ | {"UQFF_NUM_THREADS": "2"})
