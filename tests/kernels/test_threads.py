@@ -101,8 +101,25 @@ def test_without_the_variable_a_loaded_torch_decides(monkeypatch: pytest.MonkeyP
     assert num_threads() == 5
 
 
-def test_without_torch_the_process_affinity_decides(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("text", "count"), [("3", 3), (" 7 ", 7), ("5,2,1", 5)])
+def test_without_torch_what_it_would_go_by_decides(monkeypatch: pytest.MonkeyPatch, text: str, count: int) -> None:
+    """OpenMP's variable, which may have one number a level; what is no positive number there is not ours to refuse."""
     monkeypatch.delenv("UQFF_NUM_THREADS", raising=False)
     monkeypatch.delitem(sys.modules, "torch", raising=False)
-    expected = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    assert num_threads() == expected
+    monkeypatch.setenv("OMP_NUM_THREADS", text)
+    assert num_threads() == count
+    for nothing in ("", "0", "-1", "many"):
+        monkeypatch.setenv("OMP_NUM_THREADS", nothing)
+        assert num_threads() == processors()
+
+
+def test_without_torch_the_process_affinity_decides(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("UQFF_NUM_THREADS", raising=False)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.delitem(sys.modules, "torch", raising=False)
+    assert num_threads() == processors()
+
+
+def processors() -> int | None:
+    """Those that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()

@@ -30,7 +30,7 @@ def num_threads() -> int:
     """The number of threads a kernel may use, at least 1.
 
     ``UQFF_NUM_THREADS`` if set; else ``torch.get_num_threads()`` if torch is loaded already (it is not imported for
-    this); else the number of CPUs this process may run on.
+    this); else what torch would take from ``OMP_NUM_THREADS``; else the number of CPUs this process may run on.
 
     Raises:
         ValueError: ``UQFF_NUM_THREADS`` is not a positive integer.
@@ -43,6 +43,9 @@ def num_threads() -> int:
     torch = sys.modules.get("torch")
     if torch is not None and hasattr(torch, "get_num_threads"):
         return int(torch.get_num_threads())
+    text = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()  # one number a level of nesting
+    if text.isdecimal() and int(text):
+        return int(text)
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
