@@ -42,7 +42,8 @@ def test_casts_round_to_nearest_even(source: DType, target: DType) -> None:
     else:
         tensor = torch.arange(1 << 16, dtype=torch.int32).to(torch.int16).view(source.torch)
     for each in (tensor, tensor[tensor.isfinite()], tensor[:7]):  # with NaNs; as kernels take them; too few for them
-        assert same(Floats.of_tensor(each).cast(target), each.to(target.torch))
+        for payloads in (True, False):
+            assert same(Floats.of_tensor(each).cast(target, payloads=payloads), each.to(target.torch))
 
 
 @given(seed=seeds, source=st.sampled_from(FLOATS), target=st.sampled_from(FLOATS), data=st.data())

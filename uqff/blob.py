@@ -116,6 +116,12 @@ class EncodedLayer(NamedTuple):
         encoded = weight if isinstance(weight, Encoded) else weight.encoded()
         return cls(encoded, None if bias is None else tensor_fields(bias, name="bias"))
 
+    @classmethod
+    def of_fields(cls, record: type[QuantizedTensor], fields: Scope) -> EncodedLayer:
+        """The layer of all fields of a blob, or of a 1.x layer, as :func:`read_fields` gives them."""
+        own = {name: value for name, value in fields.items() if name not in ("version", "quant_type", "bias")}
+        return cls(Encoded(record, own), fields["bias"])
+
 
 Writable: TypeAlias = QuantizedTensor | Encoded | Layer | EncodedLayer
 """What can be written."""

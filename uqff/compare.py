@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from uqff.architectures import EMBEDDING_SINCE, LayerName, embedding_name
+from uqff.blob import EncodedLayer
 from uqff.codes import ENTRY_VERSIONS, DType, Version
 from uqff.container import UqffFile, open_uqff
 from uqff.container.directory import LOADED_DTYPES
@@ -19,7 +20,6 @@ from uqff.container.shards import SUFFIX, PathLike
 from uqff.distance import Distance, distance
 from uqff.errors import ShapeError, ShardError, UnsupportedError, UqffError
 from uqff.families.base import same_bytes
-from uqff.families.encoded import Encoded
 from uqff.floats import Floats
 from uqff.matching import pairs_of
 from uqff.planning import Goal, plan_model
@@ -135,7 +135,7 @@ def _compare_with_source(
         theirs = _indices(file)
         _check_same_keys(source, ours, model, theirs)
         for goal, key in zip(goals, (theirs[name] for name in ours), strict=True):
-            layer = Encoded(*file.fields(key))
+            layer = EncodedLayer.of_fields(*file.fields(key)).weight
             stored = {checkpoint.dtype(each.tensor) for each in goal.sources}
             if not stored <= LOADED_DTYPES.keys():
                 expected, got = ", ".join(LOADED_DTYPES), ", ".join(sorted(stored))

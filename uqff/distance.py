@@ -6,7 +6,7 @@ A tile is dequantised into a cache and compared there; the sums are defined to t
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, TypeAlias
 
@@ -90,50 +90,46 @@ def reference_sums(a: F32, b: F32) -> npt.NDArray[np.float64]:
         return np.array([*totals, np.abs(difference).max(initial=0)])
 
 
+@dataclass
 class Measure:
-    """Sums up pairs of tiles."""
+    """Sums up pairs of tiles.
 
-    def __init__(self) -> None:
-        self.count = 0
-        self.squares_a = self.squares_b = self.products = self.squares_difference = self.largest = 0.0
+    Attributes:
+        count: of weights.
+        squares_a: sum of a²; this and what follows as :func:`pair_sums` gives it.
+        squares_b: sum of b².
+        products: sum of a·b.
+        squares_difference: sum of (b - a)².
+        largest: largest magnitude of b - a.
+    """
+
+    count: int = 0
+    squares_a: float = 0.0
+    squares_b: float = 0.0
+    products: float = 0.0
+    squares_difference: float = 0.0
+    largest: float = 0.0
 
     def add(self, a: F32, b: F32) -> None:
         """Add a tile of both weights, flat and of one length."""
-        self.count += a.size
-        squares_a, squares_b, products, squares_difference, largest = pair_sums(a, b).tolist()
-        self.squares_a += squares_a
-        self.squares_b += squares_b
-        self.products += products
-        self.squares_difference += squares_difference
-        # max() would drop a NaN.
-        self.largest = math.nan if math.isnan(largest) else max(self.largest, largest)
+        self._add(Measure(a.size, *pair_sums(a, b).tolist()))
 
     @classmethod
     def sum(cls, measures: list[Measure]) -> Measure:
         """All in one, added in order."""
         total = cls()
         for each in measures:
-            total.count += each.count
-            total.squares_a += each.squares_a
-            total.squares_b += each.squares_b
-            total.products += each.products
-            total.squares_difference += each.squares_difference
-            total.largest = math.nan if math.isnan(each.largest) else max(total.largest, each.largest)
+            total._add(each)
         return total
 
-    @property
-    def numbers(self) -> list[float]:
-        """All that is summed up, for :meth:`of`."""
-        squares = self.squares_a, self.squares_b, self.squares_difference
-        return [self.count, *squares, self.products, self.largest]
-
-    @classmethod
-    def of(cls, numbers: Sequence[float]) -> Measure:
-        """What had those :attr:`numbers`."""
-        made = cls()
-        count, made.squares_a, made.squares_b, made.squares_difference, made.products, made.largest = numbers
-        made.count = int(count)
-        return made
+    def _add(self, other: Measure) -> None:
+        self.count += other.count
+        self.squares_a += other.squares_a
+        self.squares_b += other.squares_b
+        self.products += other.products
+        self.squares_difference += other.squares_difference
+        # max() would drop a NaN.
+        self.largest = math.nan if math.isnan(other.largest) else max(self.largest, other.largest)
 
     def result(self) -> Distance:
         """The distance over all tiles."""
@@ -197,7 +193,7 @@ def _flat(tile: Floats, scratch: F32) -> F32:
         values: F32 = flat.bits.view(np.float32)
         return values
     wide = scratch[: len(flat.bits)]
-    flat.cast_into(Floats(wide.view(np.uint32), DType.F32))
+    flat.cast_into(Floats(wide.view(np.uint32), DType.F32), payloads=False)
     return wide
 
 

@@ -89,19 +89,22 @@ class Floats:
         tiles = ((at, (bits[at : at + TILE] & mask) == mask) for at in range(0, len(bits), TILE))
         return next(at + int(np.argmax(bad)) for at, bad in tiles if bad.any())
 
-    def cast(self, dtype: DType) -> Floats:
+    def cast(self, dtype: DType, *, payloads: bool = True) -> Floats:
         """Rounded to the nearest, ties to even; C-contiguous, and itself if it is that in the dtype already.
 
-        A NaN keeps its sign and, as far as there is room, its payload; it becomes quiet.
+        Args:
+            dtype: of the result.
+            payloads: whether a NaN keeps its sign and, as far as there is room, its payload (it becomes quiet); to know
+                whether there is one, all numbers are looked at first. If not, it becomes any NaN.
         """
         source = Floats(np.ascontiguousarray(self.bits), self.dtype)
         if dtype is self.dtype:
             return source
         made = Floats(np.empty(self.shape, _WORD[dtype.itemsize]), dtype)
-        source.cast_into(made)
+        source.cast_into(made, payloads=payloads)
         return made
 
-    def cast_into(self, out: Floats) -> None:
+    def cast_into(self, out: Floats, *, payloads: bool = True) -> None:
         """:meth:`cast` into other memory; both C-contiguous."""
         source, target = self.bits.reshape(-1), out.bits.reshape(-1)
         if out.dtype is self.dtype:
@@ -109,7 +112,7 @@ class Floats:
             return
         # Kernels drop what a NaN carries.
         plain = Encoded(Unquant, {"weight": array_fields(source, self.dtype)})
-        if self.is_finite and kernels.decode(plain, target.view(np.uint8), out.dtype):
+        if (not payloads or self.is_finite) and kernels.decode(plain, target.view(np.uint8), out.dtype):
             return
         for at in range(0, len(source), TILE):
             tile = source[at : at + TILE]

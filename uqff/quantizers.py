@@ -73,7 +73,7 @@ class Loaded:
         Raises:
             FormatError: a weight is not finite in that dtype; its position is named.
         """
-        plain = self.weight.cast(self.dtype)
+        plain = self.weight.cast(self.dtype, payloads=False)
         _check_finite(plain, 0, self.shape)
         return plain
 
@@ -116,9 +116,9 @@ class Loaded:
         if self.dtype is self.weight.dtype:
             run = self.plain.flat[start : start + len(out)]
         else:
-            run = self._flat[start : start + len(out)].cast(self.dtype)
+            run = self._flat[start : start + len(out)].cast(self.dtype, payloads=False)
             _check_finite(run, start, self.shape)
-        run.cast_into(Floats(out.view(np.uint32), DType.F32))
+        run.cast_into(Floats(out.view(np.uint32), DType.F32), payloads=False)
 
     @cached_property
     def _flat(self) -> Floats:

@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from uqff.families.base import QuantizedTensor
     from uqff.schema.bricks import Scope
     from uqff.schema.entries import RawTensor
-    from uqff.schema.layout import Layout
 
 __all__ = ["Encoded"]
 
@@ -24,8 +23,8 @@ __all__ = ["Encoded"]
 class Encoded(NamedTuple):
     """The fields of a weight, and the class of its record.
 
-    Quantisers make it, kernels read it and writers write it, none of which needs torch: importing that takes longer
-    than quantising a model of 100 million weights, and 170 MB.
+    Quantisers make it, kernels read it and writers write it, none of which needs torch: importing that takes 1.3 s, as
+    long as it takes to quantise a model of 250 million weights, and 190 MiB.
 
     Attributes:
         record: class of the record.
@@ -39,11 +38,6 @@ class Encoded(NamedTuple):
     def family(self) -> Family:
         """Which of the seven families."""
         return self.record.family
-
-    @property
-    def LAYOUT(self) -> Layout:
-        """The layout of the family's blob."""
-        return self.record.LAYOUT
 
     @property
     def kind(self) -> str:

@@ -19,7 +19,7 @@ from uqff.kernels.compiling import inline
 
 BELOW_HALF = np.float32(0.49999997)
 """The float32 before 0.5."""
-BELOW_HALF_BITS = np.uint32(0x3EFFFFFF)
+BELOW_HALF_BITS = BELOW_HALF.view(np.uint32)
 SIGN = np.uint32(0x80000000)
 
 ZERO = np.float32(0)

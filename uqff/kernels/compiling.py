@@ -98,7 +98,7 @@ class _Lower(lowering.Lower):
 def inline(function: _Function) -> _Function:
     """Compile what kernels call, into each of them, so that sizes are constants there.
 
-    Python cannot call it: what would unpack its arguments there takes a quarter of the time to compile a kernel.
+    Python cannot call it: what would unpack its arguments there takes a fifth of the time to compile a kernel.
     """
     compiled = _jit(function, forceinline=True, no_cpython_wrapper=True, no_cfunc_wrapper=True)
     if isinstance(compiled, CPUDispatcher):
