@@ -217,8 +217,9 @@ def serve(jobs: Path, out: Path) -> None:
     import torch
 
     from uqff.parallel import load_model
-    from uqff.parallel.generate import Text, generate
+    from uqff.parallel.generate import generate
     from uqff.parallel.ranks import joined
+    from uqff.parallel.text import Text
 
     torch.set_num_threads(1)
     answers = []

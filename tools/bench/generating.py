@@ -20,7 +20,8 @@ from interop import install_client
 from tiny_models import TinyModel
 
 from uqff.parallel import load_model
-from uqff.parallel.generate import Text, generate
+from uqff.parallel.generate import generate
+from uqff.parallel.text import Text
 
 __all__ = ["measure"]
 

@@ -7,7 +7,6 @@ with ranks.joined(device, timeout=60) as comm:
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import time
 from collections.abc import Callable, Collection, Sequence
@@ -17,12 +16,13 @@ from typing import Any, Literal
 
 import torch
 
-from uqff.errors import FormatError, UnsupportedError
+from uqff.errors import FormatError
 from uqff.parallel.agreement import settle
 from uqff.parallel.comm import Comm
 from uqff.parallel.model import Check, load_model
+from uqff.parallel.text import Text
 
-__all__ = ["Answer", "Generation", "Text", "generate", "respond"]
+__all__ = ["Answer", "Generation", "generate", "respond"]
 
 
 @dataclass(frozen=True)
@@ -89,94 +89,6 @@ def generate(
         if on_token is not None:
             on_token(token)
     return made
-
-
-class Text:
-    """The tokenizer of a model directory, and which tokens end a text.
-
-    Attributes:
-        stop: the end-of-text tokens of ``generation_config.json``, or else of ``config.json``, and of the tokenizer.
-    """
-
-    def __init__(self, directory: Path) -> None:
-        """Read it.
-
-        Raises:
-            UnsupportedError: ``transformers`` is not installed.
-            FormatError: the directory has no tokenizer that it can read.
-        """
-        try:
-            from transformers import AutoTokenizer, PreTrainedTokenizerFast
-        except ImportError as error:
-            raise UnsupportedError(
-                "running a model needs transformers (pip install 'uqff-format[run]')", got=str(error)
-            ) from None
-        plain = directory / "tokenizer.json"
-        try:
-            self._tokenizer: Any = (
-                PreTrainedTokenizerFast(tokenizer_file=str(plain), **_tokenizer_options(directory))
-                if plain.is_file()
-                else AutoTokenizer.from_pretrained(directory, local_files_only=True)
-            )
-        except Exception as error:
-            raise FormatError("tokenizer cannot be read", file=str(directory), got=str(error)) from error
-        self.stop = frozenset(_stop_ids(directory) | _ids(self._tokenizer.eos_token_id))
-
-    def encode(self, prompt: str, *, raw: bool = False) -> list[int]:
-        """The ids of a prompt.
-
-        As in the engine, the prompt is one message of a user, put into the chat template if the directory has one.
-
-        Args:
-            prompt: the text.
-            raw: take the text as it is, chat template or not.
-        """
-        text, special = prompt, True
-        if not raw and getattr(self._tokenizer, "chat_template", None):
-            message = [{"role": "user", "content": prompt}]
-            text = self._tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
-            bos = self._tokenizer.bos_token
-            special = not (bos and text.startswith(bos))  # a template that writes it must not get it twice
-        return list(self._tokenizer(text, add_special_tokens=special)["input_ids"])
-
-    def decode(self, ids: Sequence[int]) -> str:
-        """The text of some tokens, special ones left out."""
-        return str(self._tokenizer.decode(list(ids), skip_special_tokens=True))
-
-    def tokens(self, ids: Sequence[int]) -> list[str]:
-        """The text of each token by itself."""
-        return [str(self._tokenizer.decode([one])) for one in ids]
-
-
-def _tokenizer_options(directory: Path) -> dict[str, Any]:
-    """Special tokens and chat template, beside a ``tokenizer.json`` that says everything else.
-
-    Read here, because ``transformers`` chooses a class by the model's configuration, which then rebuilds the tokenizer
-    by its own rules, and stumbles over the ``null`` that the engine writes for what is absent.
-    """
-    path, jinja = directory / "tokenizer_config.json", directory / "chat_template.jinja"
-    config = json.loads(path.read_text("utf-8")) if path.is_file() else {}
-    options = {name: config.get(name) for name in ("bos_token", "eos_token", "unk_token", "pad_token")}
-    options = {name: each["content"] if isinstance(each, dict) else each for name, each in options.items()}
-    template = config.get("chat_template")
-    if isinstance(template, list):  # several by name
-        template = {each["name"]: each["template"] for each in template}.get("default")
-    options["chat_template"] = jinja.read_text("utf-8") if jinja.is_file() else template
-    return {name: each for name, each in options.items() if each is not None}
-
-
-def _stop_ids(directory: Path) -> set[int]:
-    for name in ("generation_config.json", "config.json"):
-        path = directory / name
-        if path.is_file():
-            found = _ids(json.loads(path.read_text("utf-8")).get("eos_token_id"))
-            if found:
-                return found
-    return set()
-
-
-def _ids(value: Any) -> set[int]:
-    return set(value) if isinstance(value, list) else set() if value is None else {value}
 
 
 @dataclass(frozen=True)

@@ -23,9 +23,11 @@ if TYPE_CHECKING:
 
 __all__ = [
     "MODEL_TYPES",
+    "VALUES",
     "SparseBlock",
     "activation",
     "build",
+    "known_values",
     "materialise",
     "model_type",
     "share_heads",
@@ -42,6 +44,49 @@ MODEL_TYPES: Final = {
 }
 """What ``transformers`` calls the architectures that can be run, by their titles."""
 
+VALUES: Final = (
+    # sizes
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "vocab_size",
+    "tie_word_embeddings",
+    # arithmetic
+    "hidden_act",
+    "rms_norm_eps",
+    "attention_bias",
+    "mlp_bias",
+    # positions
+    "max_position_embeddings",
+    "original_max_position_embeddings",
+    "rope_theta",
+    "rope_scaling",
+    "rope_parameters",
+    "partial_rotary_factor",
+    "sliding_window",
+    "use_sliding_window",
+    "max_window_layers",
+    "layer_types",
+    # experts
+    "num_experts",
+    "num_local_experts",
+    "num_experts_per_tok",
+    "moe_intermediate_size",
+    "decoder_sparse_step",
+    "mlp_only_layers",
+    "norm_topk_prob",
+    # tokens, for whoever calls ``generate`` of the model
+    "bos_token_id",
+    "eos_token_id",
+    "pad_token_id",
+)
+"""The keys of a ``config.json`` that say how an architecture computes.  A model directory comes from anywhere: what
+makes ``transformers`` load code (``auto_map``, ``attn_implementation``), quantise, or return something else stays here.
+"""
+
 
 def model_type(values: Mapping[str, Any]) -> str:
     """What ``transformers`` calls the architecture of a ``config.json``.
@@ -53,6 +98,11 @@ def model_type(values: Mapping[str, Any]) -> str:
     if title not in MODEL_TYPES:
         raise UnsupportedError("architecture cannot be run", expected=f"one of {', '.join(MODEL_TYPES)}", got=title)
     return MODEL_TYPES[title]
+
+
+def known_values(values: Mapping[str, Any]) -> dict[str, Any]:
+    """What ``transformers`` is told of a ``config.json``: :data:`VALUES`, whatever else there is."""
+    return {name: values[name] for name in VALUES if name in values}
 
 
 def build(values: Mapping[str, Any], dtype: torch.dtype) -> torch.nn.Module:
@@ -74,11 +124,11 @@ def build(values: Mapping[str, Any], dtype: torch.dtype) -> torch.nn.Module:
             "running a model needs transformers (pip install 'uqff-format[run]')", got=str(error)
         ) from None
     try:
-        config = CONFIG_MAPPING[kind].from_dict({**values, "model_type": kind})
+        config = CONFIG_MAPPING[kind].from_dict(known_values(values) | {"model_type": kind})
         setattr(config, "dtype" if hasattr(config, "dtype") else "torch_dtype", dtype)
         with torch.device("meta"):
-            model: torch.nn.Module = AutoModelForCausalLM.from_config(config)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+            model: torch.nn.Module = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    except Exception as error:
         raise FormatError(
             "transformers does not take the configuration",
             field="config",

@@ -1,0 +1,167 @@
+"""uqff.parallel.text and .skeleton: a model directory is data. Nothing in it runs, and little of it is believed."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+from models import TinyCase, write
+
+from uqff import FormatError, UnsupportedError
+from uqff.cli import main
+from uqff.parallel.skeleton import known_values
+from uqff.parallel.text import Text
+
+pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.script:DeprecationWarning")  # of torch, see test_model.py
+
+PROMPT = "t5 t9 t17 t30"
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write(TinyCase("qwen2", "q8_0", (1, 2, 0), tied=True), tmp_path_factory.mktemp("text"))[0]
+
+
+class Trap:
+    """Pickled, it is a program."""
+
+    def __init__(self, sprung: Path) -> None:
+        self.sprung = sprung
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (Path.touch, (self.sprung,))
+
+
+def change(path: Path, **values: Any) -> None:
+    """Set values of a JSON file."""
+    present = json.loads(path.read_text("utf-8")) if path.is_file() else {}
+    path.write_text(json.dumps(present | values))
+
+
+def trapped(model: Path, folder: Path) -> tuple[Path, Path]:
+    """A copy of a model with all that ``transformers`` might execute, and the file that tells that it did."""
+    copy, sprung = Path(shutil.copytree(model, folder / "trapped")), folder / "sprung"
+    (copy / "trap.py").write_text(
+        f"open({str(sprung)!r}, 'w').close()\n"
+        "from transformers import LlamaConfig as Config, LlamaForCausalLM as Model, GPT2Tokenizer as Tokenizer\n"
+        "TokenizerFast = Tokenizer\n"
+    )
+    for name in ("configuration_trap.py", "modeling_trap.py", "custom_generate/generate.py", "__init__.py"):
+        (copy / name).parent.mkdir(exist_ok=True)
+        shutil.copy(copy / "trap.py", copy / name)
+    tokenizer = ["trap.Tokenizer", "trap.TokenizerFast"]
+    auto = {"AutoConfig": "trap.Config", "AutoModelForCausalLM": "trap.Model", "AutoTokenizer": tokenizer}
+    change(
+        copy / "config.json",
+        auto_map=auto,
+        attn_implementation="trap/kernel",
+        _attn_implementation="trap/kernel",
+        experts_implementation="trap/kernel",
+        quantization_config={"quant_method": "trap"},
+        use_kernels=True,
+        return_dict=False,
+        output_attentions=True,
+    )
+    change(copy / "generation_config.json", auto_map=auto, custom_generate="custom_generate", eos_token_id=2)
+    change(copy / "tokenizer_config.json", auto_map=auto, tokenizer_file="trap.py", vocab_file="trap.py")
+    for name in ("pytorch_model.bin", "model.pt", "tokenizer.pkl"):
+        (copy / name).write_bytes(pickle.dumps(Trap(sprung)))
+    return copy, sprung
+
+
+def without_tokenizer_json(copy: Path) -> None:
+    """Take a tokenizer's one file away, and put a vocabulary of bytes in its place."""
+    (copy / "tokenizer.json").unlink()
+    letters = {letter: at for at, letter in enumerate("abcdefgh")}
+    (copy / "vocab.json").write_text(json.dumps({**letters, "ab": 8, "<|endoftext|>": 9}))
+    (copy / "merges.txt").write_text("#version: 0.2\na b\n")
+
+
+def run(*arguments: object) -> tuple[int, str, str]:
+    """Exit code, output and errors of ``uqff run``; a question on the terminal would be answered with yes."""
+    result = CliRunner().invoke(main, ["run", *map(str, arguments)], input="y\n" * 9)
+    return result.exit_code, result.stdout, result.stderr
+
+
+def test_a_trapped_directory_runs_as_if_it_were_not(model: Path, tmp_path: Path) -> None:
+    """The same answer to the last digit, and no code has run."""
+    copy, sprung = trapped(model, tmp_path)
+    answers = [run(path, "--prompt", PROMPT, "--tokens", 4, "--json") for path in (model, copy)]
+    assert [code for code, _, _ in answers] == [0, 0], answers[1][2]
+    (true, got), keys = (json.loads(text) for _, text, _ in answers), ("ids", "logprobs", "prompt_ids", "text")
+    assert [got[key] for key in keys] == [true[key] for key in keys]
+    assert not sprung.exists()
+
+
+@pytest.mark.parametrize("name", ["Qwen2Tokenizer", "Qwen2TokenizerFast", "GPT2Tokenizer", None])
+def test_a_trapped_directory_without_tokenizer_json(model: Path, tmp_path: Path, name: str | None) -> None:
+    """The vocabulary makes the tokenizer, whatever ``auto_map`` names."""
+    copy, sprung = trapped(model, tmp_path)
+    without_tokenizer_json(copy)
+    change(copy / "tokenizer_config.json", tokenizer_class=name, eos_token="<|endoftext|>", init_inputs=["trap.py"])
+    assert Text(copy).encode("abcab") == [8, 2, 8]
+    code, text, errors = run(copy, "--prompt", "abc", "--tokens", 2, "--json")
+    assert code == 0, errors
+    assert json.loads(text)["prompt_ids"] == [8, 2]
+    assert not sprung.exists()
+
+
+def test_a_class_that_is_not_known_is_refused(model: Path, tmp_path: Path) -> None:
+    """Only ``auto_map`` could say what it is, and that would be code."""
+    copy, sprung = trapped(model, tmp_path)
+    without_tokenizer_json(copy)
+    change(copy / "tokenizer_config.json", tokenizer_class="TrapTokenizer")
+    with pytest.raises(UnsupportedError, match="class is not known") as caught:
+        Text(copy)
+    assert (caught.value.field, caught.value.got) == ("tokenizer_class", "TrapTokenizer")
+    code, _, errors = run(copy, "--prompt", "abc")
+    assert (code, "TrapTokenizer" in errors) == (1, True)
+    assert not sprung.exists()
+
+
+def test_no_tokenizer_at_all(model: Path, tmp_path: Path) -> None:
+    """What would be enough is named."""
+    copy = Path(shutil.copytree(model, tmp_path / "bare"))
+    (copy / "tokenizer.json").unlink()
+    with pytest.raises(FormatError, match=r"no tokenizer: expected tokenizer.json, or vocab.json and merges.txt"):
+        Text(copy)
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "problem"),
+    [
+        ("tokenizer_config.json", {"chat_template": 7}, "not a template"),
+        ("generation_config.json", {"eos_token_id": ["2"]}, "not the number of a token"),
+        ("tokenizer_config.json", {"eos_token": {"id": 2}}, "tokenizer cannot be read"),
+    ],
+)
+def test_nonsense_is_one_typed_error(
+    model: Path, tmp_path: Path, name: str, values: dict[str, Any], problem: str
+) -> None:
+    copy = Path(shutil.copytree(model, tmp_path / "odd"))
+    change(copy / name, **values)
+    with pytest.raises(FormatError, match=problem) as caught:
+        Text(copy)
+    assert str(copy) in (caught.value.file or "")
+
+
+@pytest.mark.parametrize("template", ["{{ raise_exception('no') }}", "{{ ''.__class__.__mro__ }}", "{% for %}"])
+def test_a_template_that_fails(model: Path, tmp_path: Path, template: str) -> None:
+    """It is rendered in a sandbox; ``--raw`` does without it."""
+    copy = Path(shutil.copytree(model, tmp_path / "template"))
+    change(copy / "tokenizer_config.json", chat_template=template)
+    with pytest.raises(FormatError, match="chat template fails; --raw does without"):
+        Text(copy).encode(PROMPT)
+    assert Text(copy).encode(PROMPT, raw=True) == [5, 9, 17, 30]
+
+
+def test_only_known_values_reach_transformers(model: Path) -> None:
+    """All that says how to compute, and nothing else."""
+    config = json.loads((model / "config.json").read_text("utf-8"))
+    more = {"auto_map": {}, "attn_implementation": "a/b", "dtype": "x", "quantization_config": {}, "return_dict": False}
+    assert known_values(config | more) == {k: v for k, v in config.items() if k not in ("architectures", "model_type")}
