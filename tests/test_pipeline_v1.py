@@ -302,21 +302,34 @@ def test_experts_that_cannot_be(
     assert kinds_in(tmp_path / "out")[f"{EXPERTS}.down_proj"] == "q8_0"
 
 
-def test_names_of_experts_in_recipes(tmp_path: Path) -> None:
-    """By the first expert, as the engine has it; by the joined tensor; by the stack's own path. Not by another."""
-    for joined, selector, kinds in [
-        (False, r"experts\.0\.up_proj\.weight$", {"gate": "q8_0", "up": "q4_0", "down": "q8_0"}),
-        (False, r"experts\.up_proj\.weight$", {"gate": "q8_0", "up": "q4_0", "down": "q8_0"}),
-        (False, r"experts\.1\.up_proj", {"gate": "q8_0", "up": "q8_0", "down": "q8_0"}),
-        (True, r"experts\.gate_up_proj\.weight$", {"gate": "q4_0", "up": "q4_0", "down": "q8_0"}),
-    ]:
-        folder = tmp_path / f"{joined}-{len(selector)}"
-        write("Qwen3Moe", folder / "source", joined=joined)
-        recipe = parse_recipe(f"/{selector}/:\n  isq: q4_0\n")
-        result = quantize_model(folder / "source", folder / "out", ["q8_0"], recipe=recipe)
-        stored = kinds_in(folder / "out")
-        assert {name: stored[f"model.layers.0.mlp.experts.{name}_proj"] for name in kinds} == kinds
-        assert bool(result.unmatched) == (set(kinds.values()) == {"q8_0"})
+@pytest.mark.parametrize(
+    ("name", "joined", "selector", "chosen"),
+    [
+        ("Qwen3Moe", False, r"experts\.0\.up_proj\.weight$", {"up"}),
+        ("Qwen3Moe", False, r"experts\.up_proj", set()),
+        ("Qwen3Moe", False, r"experts\.1\.up_proj", set()),
+        ("Qwen3Moe", True, r"experts\.gate_up_proj\.weight$", {"gate", "up"}),
+        ("Qwen3Moe", True, r"experts\.gate_proj", set()),
+        ("Qwen3Moe", True, r"experts\.0\.", set()),
+        ("Qwen3Moe", True, r"experts\.down_proj", {"down"}),
+        ("Mixtral", False, r"experts.*gate_proj", set()),
+        ("Mixtral", False, r"down_proj", set()),
+        ("Mixtral", False, r"experts\.0\.w3", {"up"}),
+        ("Mixtral", False, r"experts.*gate", set()),
+        ("Mixtral", True, r"down_proj", {"down"}),
+        ("Mixtral", True, r"w2", set()),
+    ],
+)
+def test_names_of_experts_in_recipes(name: str, joined: bool, selector: str, chosen: set[str], tmp_path: Path) -> None:
+    """By the first expert or by the joined tensor, as the engine has it; not by another or the stack's own path."""
+    write(name, tmp_path / "source", joined=joined)
+    recipe = parse_recipe(f"/{selector}/:\n  isq: q4_0\n")
+    result = quantize_model(tmp_path / "source", tmp_path / "out", ["q8_0"], recipe=recipe)
+    experts = {key: kind for key, kind in kinds_in(tmp_path / "out").items() if "experts" in key}
+    assert {key for key, kind in experts.items() if kind == "q4_0"} == {
+        key for key in experts if any(key.endswith(f".{each}_proj") for each in chosen)
+    }
+    assert bool(result.unmatched) == (not chosen)
 
 
 def test_progress_goes_by_experts(mixtral: Path, tmp_path: Path) -> None:

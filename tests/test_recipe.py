@@ -55,19 +55,18 @@ def test_an_entry_without_isq() -> None:
     assert by_block("1:\n  isq: unquant\n")[:2] == ["-", "unquant"]
 
 
-def test_a_layer_of_several_names() -> None:
-    """The first rule that counts for any of them; what says no type leaves the default to the caller."""
-    names = (LayerName(1, "x.experts.0.w1", "", 0), LayerName(1, "x.experts.gate_proj", "", 0))
-    for text, kind in [
-        ("/experts\\.0/:\n  isq: q4k\n", "q4k"),
-        ("/experts\\.gate/:\n  isq: q4k\n", "q4k"),
-        ("/experts\\.1/:\n  isq: q4k\n", None),
-        ("/gate/:\n  isq: q4k\n/w1/:\n  isq: q6k\n", "q6k"),
-        ("/w1/:\n  isq: q6k\n/gate/:\n  isq: q4k\n", "q4k"),
-        ("0:\n  isq: q2k\n/w1/:\n  device: cpu\n", None),
+def test_an_empty_pattern_is_passed_over() -> None:
+    """Later engines overlook a pattern with neither type nor device, but not one with a device, nor an empty range."""
+    below, above = "0-7:\n  isq: q2k\n'/proj/':\n  isq: q4k\n", "0-7:\n  isq: q2k\n0-8:\n  isq:\n"
+    for text, engine, kind in [
+        (f"{below}'/up_proj/':\n  isq:\n", "0.9", "q4k"),
+        (f"{below}'/up_proj/':\n  isq:\n", "0.8", "q4k"),
+        (f"{below}'/up_proj/':\n  isq:\n", "0.6", "unquant"),
+        (f"{below}'/up_proj/':\n  device: cpu\n", "0.9", "-"),
+        ("0-7:\n  isq: q2k\n'/up_proj/':\n  isq:\n", "0.9", "q2k"),
+        (above, "0.9", "-"),
     ]:
-        assert parse_recipe(text).explicit_kind(names) == kind, text
-    assert parse_recipe("0:\n  isq:\n").explicit_kind(names, engine="0.6") == "unquant"
+        assert by_block(text, engine=engine) == [kind] * 7, (text, engine)
 
 
 def test_rules_that_match_nothing_are_found() -> None:

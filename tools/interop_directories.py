@@ -21,6 +21,7 @@ from stored_parts import compare, entries, read_parts, version_entries
 import uqff
 from uqff.isq import KINDS
 from uqff.pipeline import quantize_model
+from uqff.recipe import load_recipe
 
 VERSION = "0.9.5"
 """The client whose directories are compared."""
@@ -42,7 +43,8 @@ class Directory(NamedTuple):
 class DirectoryCase:
     """A checkpoint that is compared as a directory only, and the types for that.
 
-    `architecture` is the client's name of it; `write` puts the checkpoint into a folder.
+    `architecture` is the client's name of it; `write` puts the checkpoint into a folder. `recipe` is a topology, which
+    both go by.
     """
 
     name: str
@@ -50,6 +52,7 @@ class DirectoryCase:
     dtype: str
     kinds: tuple[str, ...]
     write: Callable[[Path], None]
+    recipe: str = ""
 
 
 def _architecture(name: str, kinds: tuple[str, ...], *, joined: bool = False) -> DirectoryCase:
@@ -63,6 +66,27 @@ def _mixtral(name: str, dtype: str, **sizes: int) -> DirectoryCase:
     return DirectoryCase(name, "mixtral", dtype, KINDS, TinyMixtral(**sizes).write)
 
 
+PATTERNS = (
+    "gate_proj",
+    "down_proj",
+    "gate",
+    r"experts\.down_proj",
+    r"experts\.0\.(w2|up_proj)",
+    r"experts\.1\.",
+    r"gate_up_proj\.weight$",
+)
+"""What experts might be called by: their key in the file, the first's name, another's, the joined tensor's."""
+
+
+def _recipes(name: str, *, joined: bool) -> Iterator[DirectoryCase]:
+    """A case for each pattern, and one of entries that have no type."""
+    texts = {pattern: f"{json.dumps(f'/{pattern}/')}:\n  isq: q4_0\n" for pattern in PATTERNS}
+    texts["no type"] = "0-3:\n  isq: q5_0\n/k_proj/:\n  isq:\n/q_proj/:\n  device: cpu\n"
+    for pattern, text in texts.items():
+        case = _architecture(name, ("q8_0",), joined=joined)
+        yield dataclasses.replace(case, name=f"{case.name}, {pattern}", recipe=text)
+
+
 CASES = (
     _mixtral("mixtral", "F32", hidden_size=256, intermediate_size=256, heads=8, experts=3),
     _mixtral("mixtral 64, 40 bf16", "BF16", hidden_size=64, intermediate_size=40, experts=3),
@@ -70,8 +94,11 @@ CASES = (
     _architecture("Qwen3Moe", ("q8_0", "q5k", "afq6", "hqq8")),
     _architecture("Qwen3Moe", ("q4_0",), joined=True),
     _architecture("Mixtral", ("q4_0",), joined=True),
+    *(case for name in ("Mixtral", "Qwen3Moe") for joined in (False, True) for case in _recipes(name, joined=joined)),
 )
-"""Experts of every type, of sizes that are multiples of 256 and of 8 only; every architecture; joined experts."""
+"""Experts of every type, of sizes that are multiples of 256 and of 8 only; every architecture; joined experts; what
+patterns of a topology call experts.
+"""
 
 
 def read_directory(folder: Path, layers: str) -> Directory:
@@ -90,7 +117,7 @@ class DirectoryDifference(NamedTuple):
     problems: list[str]
 
 
-def make(checkpoint: Path, kind: str, dtype: str) -> Directory:
+def make(checkpoint: Path, kind: str, dtype: str, recipe: Path | None = None) -> Directory:
     """The directory that this package makes of a checkpoint.
 
     Raises uqff.UqffError if it refuses.
@@ -98,7 +125,13 @@ def make(checkpoint: Path, kind: str, dtype: str) -> Directory:
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch, "made")
         made = quantize_model(
-            checkpoint, folder, [kind], format="1.2", dtype=dtype.lower(), on_fallback=lambda fallback: None
+            checkpoint,
+            folder,
+            [kind],
+            recipe=None if recipe is None else load_recipe(recipe),
+            format="1.2",
+            dtype=dtype.lower(),
+            on_fallback=lambda fallback: None,
         )
         return read_directory(folder, *made.outputs[0].shards)
 

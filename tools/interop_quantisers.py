@@ -222,7 +222,7 @@ class Written:
 
 
 class Job(NamedTuple):
-    """A checkpoint for a client: `case` is None if only directories are compared."""
+    """A checkpoint for a client: `case` is None if only directories are compared, `recipe` if all get one type."""
 
     version: str
     name: str
@@ -231,6 +231,7 @@ class Job(NamedTuple):
     kind: str
     checkpoint: Path
     case: Case | None
+    recipe: Path | None = None
 
 
 def let_client_write(client: Client, job: Job) -> Written:
@@ -243,6 +244,7 @@ def let_client_write(client: Client, job: Job) -> Written:
             architecture=job.architecture,
             dtype=job.dtype,
             isq=job.kind,
+            topology=job.recipe,
         )
     except ClientError as exc:
         return Written({}, refused=exc.reason)
@@ -290,7 +292,7 @@ def check_directory(job: Job, written: Written) -> Row:
     """Compare the client's directory with the one that this package makes of the same checkpoint."""
     row = Row(job.version, job.name, job.kind, DIRECTORY)
     try:
-        ours = make(job.checkpoint, job.kind, job.dtype)
+        ours = make(job.checkpoint, job.kind, job.dtype, job.recipe)
     except uqff.UqffError as exc:
         problems = () if written.refused else (f"the package refuses, the client does not: {exc}",)
         return dataclasses.replace(row, refused=written.refused or str(exc), problems=problems)
@@ -315,7 +317,10 @@ def all_jobs(versions: Iterable[str], cases: tuple[Case, ...], kinds: tuple[str,
         elif VERSION in versions:
             case.write(checkpoint)
             about = (case.name, case.architecture, case.dtype)
-            jobs += [Job(VERSION, *about, kind, checkpoint, None) for kind in case.kinds]
+            recipe = checkpoint / "recipe.yml" if case.recipe else None
+            if recipe is not None:
+                recipe.write_text(case.recipe)
+            jobs += [Job(VERSION, *about, kind, checkpoint, None, recipe) for kind in case.kinds]
     return [job for job in jobs if not kinds or job.kind in kinds]
 
 

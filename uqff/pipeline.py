@@ -101,7 +101,7 @@ def quantize_model(
         target: the directory to make.
         kinds: the types; each becomes ``<kind>-N.uqff``, the residual is shared.
         recipe: types of particular layers. The experts of a projection, one layer in 1.x, are called by the name of
-            the first, or by their common one.
+            the first, or by that of the tensor which holds all of them.
         layers: which weights are layers, in place of the architecture's list: those whose name it is found in, in the
             architecture's order, others after them in natural order.
         format: one of :data:`uqff.codes.FORMATS`.
@@ -175,7 +175,7 @@ class _Job:
         self.goals = plan_model(checkpoint, self.version, layers, promote=promote)
         self.dtype = load_dtype(checkpoint, self.goals, dtype)
         self.residual = Residual(checkpoint, residual_names(checkpoint, self.goals), self.dtype)
-        self.unmatched = [] if recipe is None else recipe.unmatched(name for goal in self.goals for name in goal.names)
+        self.unmatched = [] if recipe is None else recipe.unmatched(goal.name for goal in self.goals)
         self.config = restated_config(checkpoint, self.version)
         self.outputs: list[Output] = []
         self.plans: list[list[Planned]] = []

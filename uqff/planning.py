@@ -96,7 +96,7 @@ class Goal:
         key: in the file: the index in 0.x, the path in 1.x.
         module: path of the layer in the model.
         index: its number in 0.x, None in 1.x.
-        names: what rules of a recipe may call it.
+        name: what rules of a recipe call it: see :mod:`uqff.recipe`.
         sources: where its weight is; of a stacked layer, that of each expert.
         stacked: whether the layer is the stack of its sources.
         shape: of the layer.
@@ -107,7 +107,7 @@ class Goal:
     key: str
     module: str
     index: int | None
-    names: tuple[LayerName, ...]
+    name: LayerName
     sources: tuple[Source, ...]
     stacked: bool
     shape: tuple[int, ...]
@@ -187,7 +187,7 @@ def _of_blob(checkpoint: Checkpoint, name: LayerName) -> Goal:
     source = _source(checkpoint, name)
     bias = name.bias if name.bias in checkpoint else None
     shape = _matrix(checkpoint, name, source)
-    return Goal(str(name.index), name.module, name.index, (name,), (source,), False, shape, bias, False)
+    return Goal(str(name.index), name.module, name.index, name, (source,), False, shape, bias, False)
 
 
 def _of_entry(checkpoint: Checkpoint, entry: EntryName, promote: bool) -> Goal:
@@ -199,7 +199,7 @@ def _of_entry(checkpoint: Checkpoint, entry: EntryName, promote: bool) -> Goal:
         bias = first.bias if first.bias in checkpoint else None
         if len(shape) == 3:
             sources = [Source(first.weight, expert) for expert in range(shape[0])]
-        return Goal(entry.key, entry.key, None, (first,), tuple(sources), len(shape) == 3, shape, bias, sensitive)
+        return Goal(entry.key, entry.key, None, first, tuple(sources), len(shape) == 3, shape, bias, sensitive)
     for part, other in zip(entry.parts, shapes, strict=True):
         if other != shape:
             raise ShapeError(
@@ -207,11 +207,9 @@ def _of_entry(checkpoint: Checkpoint, entry: EntryName, promote: bool) -> Goal:
             )
         if part.bias in checkpoint:
             raise UnsupportedError("the engine reads no biases of experts", layer=part.module, got=part.bias)
-    # As the engine calls it: by the first expert, or by the joined tensor; and by its own path.
-    names = [first, LayerName(first.index, entry.key, first.weight, first.block)]
-    if sources[0].expert is not None:
-        names.append(LayerName(first.index, sources[0].tensor, first.weight, first.block))
-    return Goal(entry.key, entry.key, None, tuple(names), tuple(sources), True, (len(sources), *shape), None, sensitive)
+    joined = sources[0].expert is not None
+    name = LayerName(first.index, sources[0].tensor, first.weight, first.block) if joined else first
+    return Goal(entry.key, entry.key, None, name, tuple(sources), True, (len(sources), *shape), None, sensitive)
 
 
 def _matrix(checkpoint: Checkpoint, name: LayerName, source: Source) -> tuple[int, ...]:
@@ -339,7 +337,7 @@ def plan_layer(
     Raises:
         UqffError: the layer cannot be what is asked for, or not in that version.
     """
-    explicit = None if recipe is None else recipe.explicit_kind(goal.names, engine=engine)
+    explicit = None if recipe is None else recipe.explicit_kind(goal.name, engine=engine)
     requested = explicit or (promoted(kind) if goal.sensitive else kind)
     try:
         stored, reason = resolve(requested, goal.shape, engine)

@@ -10,14 +10,19 @@ r"""Recipes: which layer gets which type, in the engine's topology YAML.
       isq: q5k              every weight whose name the pattern is found in
 
 Of patterns that match, the last in the file counts, and any pattern counts before any range.  Of ranges, the one with
-the higher end counts; of equal ends the later.  What nothing selects gets the default type.  ``device`` is read and
-ignored.  An entry without ``isq`` leaves its layers unquantised for engine 0.6 and at the default for later ones;
-``isq: unquant``, which the engine does not know, says it plainly.
+the higher end counts; of equal ends the later.  What nothing selects gets the default type.  An entry without ``isq``
+leaves its layers unquantised for engine 0.6 and at the default for later ones, which pass a pattern over that has no
+``device`` either; else ``device`` is read and ignored.  ``isq: unquant``, which the engine does not know, says it
+plainly.
+
+The name of a weight is the checkpoint's.  The experts of a projection, one layer in 1.x, are called by that of the
+first, ``...experts.0.w1.weight``, and where all are one tensor by that, ``...experts.gate_up_proj.weight``; never by
+the path that the layer has in the file.
 
 The file is data: aliases, tags and repeated keys are refused, and patterns are matched in linear time.
 
 Authority: mistral.rs v0.6.0 and v0.9.2, ``mistralrs-core/src/topology/mod.rs``; v0.9.2, ``mistralrs-quant/src/lib.rs``
-(``resolve_immediate_isq``).
+(``resolve_immediate_isq``); ``mistralrs-core/src/moe/experts/backends.rs`` (``load_unquantized``).
 """
 
 from __future__ import annotations
@@ -58,6 +63,7 @@ class Rule:
         line: of the file, from 1.
         span: decoder layers from the first number to before the second, None for a pattern.
         pattern: None for a range.
+        device: as it stands in the file; None if the entry has none.
     """
 
     selector: str
@@ -65,6 +71,7 @@ class Rule:
     line: int
     span: tuple[int, int] | None = None
     pattern: Pattern | None = None
+    device: str | None = None
 
     def selects(self, layer: LayerName) -> bool:
         """Whether the rule is about that layer."""
@@ -87,13 +94,13 @@ class Recipe:
 
     def kind_for(self, layer: LayerName, default: str, *, engine: str = "0.9") -> str:
         """The type asked for a layer: that of the first rule that selects it, else the default."""
-        return self.explicit_kind((layer,), engine=engine) or default
+        return self.explicit_kind(layer, engine=engine) or default
 
-    def explicit_kind(self, names: Iterable[LayerName], *, engine: str = "0.9") -> str | None:
-        """The type that the first rule asks for that selects any of a layer's names; None if it is the default."""
-        names = tuple(names)
+    def explicit_kind(self, layer: LayerName, *, engine: str = "0.9") -> str | None:
+        """The type that the first rule asks for that selects a layer; None if it is the default."""
         for rule in self.rules:
-            if any(map(rule.selects, names)):
+            empty = rule.pattern is not None and rule.kind is None and rule.device is None
+            if rule.selects(layer) and (engine == "0.6" or not empty):
                 return rule.kind or ("unquant" if engine == "0.6" else None)
         return None
 
@@ -180,10 +187,10 @@ def _text(node: Node) -> str:
 
 def _rule(key: Node, selector: str, value: Node) -> Rule:
     line = key.start_mark.line + 1
-    kind = _kind(value)
+    kind, device = _entry(value)
     if len(selector) >= 2 and selector.startswith("/") and selector.endswith("/"):
         try:
-            return Rule(selector, kind, line, pattern=Pattern(selector[1:-1]))
+            return Rule(selector, kind, line, pattern=Pattern(selector[1:-1]), device=device)
         except FormatError as error:
             raise _error(error.problem, key, got=selector) from error
     match = _RANGE.fullmatch(selector)
@@ -193,16 +200,17 @@ def _rule(key: Node, selector: str, value: Node) -> Rule:
     end = start + 1 if match[2] is None else int(match[2])
     if not start < end <= MAX_MODEL_LAYERS:
         raise _error("empty range", key, f"an end after {start}, which it does not include", selector)
-    return Rule(selector, kind, line, span=(start, end))
+    return Rule(selector, kind, line, span=(start, end), device=device)
 
 
-def _kind(node: Node) -> str | None:
-    """The type of an entry; checks everything in it."""
+def _entry(node: Node) -> tuple[str | None, str | None]:
+    """Type and device of an entry; checks everything in it."""
     import yaml
 
     if not isinstance(node, yaml.MappingNode):
         raise _error("entry is not a map", node, "isq: TYPE")
     kind: str | None = None
+    device: str | None = None
     seen: set[str] = set()
     for key, value in node.value:
         name = _text(key)
@@ -215,8 +223,10 @@ def _kind(node: Node) -> str | None:
                 kind = kind_name(text)
             except Exception as error:
                 raise _error("unknown type", value, getattr(error, "expected", None), text) from error
-        elif name == "device" and text is not None and not _DEVICE.fullmatch(text):
-            raise _error("unknown device", value, "cpu, cuda[N] or metal[N]", text)
+        elif name == "device" and text is not None:
+            if not _DEVICE.fullmatch(text):
+                raise _error("unknown device", value, "cpu, cuda[N] or metal[N]", text)
+            device = text
         elif name not in ("isq", "device"):
             raise _error("unknown key", key, "isq or device", name)
-    return kind
+    return kind, device

@@ -35,7 +35,11 @@ def _kind(ctx: click.Context, parameter: click.Parameter, values: tuple[str, ...
 @click.argument("source", metavar="SRC")
 @click.argument("out", metavar="OUT", type=click.Path())
 @click.option("--isq", "kinds", multiple=True, required=True, callback=_kind, help="Type; may be given several times.")
-@click.option("--recipe", type=click.Path(exists=True, dir_okay=False), help="Topology YAML: types of some layers.")
+@click.option(
+    "--recipe",
+    type=click.Path(exists=True, dir_okay=False),
+    help="Topology YAML: types of some layers, by their names in SRC.",
+)
 @click.option(
     "--layers", callback=pattern_option, metavar="REGEX", help="Which weights are layers, if not the usual ones."
 )
