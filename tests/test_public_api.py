@@ -23,7 +23,11 @@ def test_all_is_complete_and_sorted() -> None:
     """What ``__init__`` imports is what it exports, no more, no less."""
     tree = ast.parse((ROOT / "uqff" / "__init__.py").read_text("utf-8"))
     imported = [
-        alias.asname or alias.name for node in tree.body if isinstance(node, ast.ImportFrom) for alias in node.names
+        alias.asname or alias.name
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+        if not (alias.asname or alias.name).startswith("_")
     ]
     assert sorted(imported) == sorted(uqff.__all__)
     assert list(uqff.__all__) == sorted(uqff.__all__)
@@ -64,3 +68,15 @@ def test_import_is_light() -> None:
     """``import uqff`` costs neither torch nor numba."""
     code = "import sys, uqff; assert not {'torch', 'numba'} & set(sys.modules), 'heavy import'"
     subprocess.run([sys.executable, "-W", "error", "-c", code], check=True)
+
+
+def test_parallel_is_there_without_an_import_of_its_own() -> None:
+    """``uqff.parallel`` after ``import uqff``, and what needs no torch in it imports none."""
+    code = (
+        "import sys, uqff; assert 'parallel' in dir(uqff) and 'uqff.parallel' not in sys.modules\n"
+        "assert uqff.parallel.Shard.simple(0, 1, 2) == uqff.parallel.Shard.simple(0, 1, 2)\n"
+        "assert 'torch' not in sys.modules, 'heavy import'"
+    )
+    subprocess.run([sys.executable, "-W", "error", "-c", code], check=True)
+    with pytest.raises(AttributeError, match="module 'uqff' has no attribute 'nothing'"):
+        uqff.nothing  # noqa: B018

@@ -1,5 +1,8 @@
 """UQFF, the Universal Quantized File Format of mistral.rs."""
 
+from importlib import import_module as _import_module
+from typing import TYPE_CHECKING as _TYPE_CHECKING
+
 from uqff.blob import Layer, deserialize, serialize
 from uqff.codes import DType, Family, Version
 from uqff.container import UqffFile, save
@@ -7,6 +10,9 @@ from uqff.container import open_uqff as open
 from uqff.errors import CommError, FormatError, ShapeError, ShardError, UnsupportedError, UqffError
 from uqff.families.base import QuantizedTensor
 from uqff.isq import Fallback, FallbackWarning, quantize
+
+if _TYPE_CHECKING:
+    from uqff import parallel
 
 __version__ = "0.1.0"
 
@@ -27,7 +33,20 @@ __all__ = [
     "Version",
     "deserialize",
     "open",
+    "parallel",
     "quantize",
     "save",
     "serialize",
 ]
+
+
+def __getattr__(name: str) -> object:
+    """``uqff.parallel`` is imported when it is first used."""
+    if name != "parallel":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return _import_module("uqff.parallel")
+
+
+def __dir__() -> list[str]:
+    """What there is, imported or not."""
+    return sorted({*globals(), *__all__})

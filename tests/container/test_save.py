@@ -71,12 +71,53 @@ def test_keys_are_kept_as_texts(tmp_path: Path) -> None:
         assert file[2] == Layer(LAYER.weight)
 
 
-@pytest.mark.parametrize("key", ["a", "-1", -1, "+1", "٣", "", " 1", 1.0, True, None, "1" * 10, "1" * 5000, 10**9])
+@pytest.mark.parametrize("key", ["-1", -1, "+1", "٣", " 1", 1.0, True, None, "1" * 10, "1" * 5000, 10**9])
 def test_key_that_cannot_be_read_again_is_not_written(tmp_path: Path, key: Any) -> None:
     """What ``open`` would refuse, ``save`` refuses."""
     with pytest.raises(FormatError, match="key is not a layer index"):
         uqff.save({key: LAYER}, tmp_path / "m.uqff")
     assert names(tmp_path) == []
+
+
+@pytest.mark.parametrize("key", ["a", ""])
+def test_key_that_is_no_number_is_not_written_into_0_x(tmp_path: Path, key: str) -> None:
+    """Asked for 0.2, it is refused, and who turns paths into numbers is named."""
+    with pytest.raises(FormatError, match=r"key is not a layer index.*`uqff migrate`"):
+        uqff.save({key: LAYER}, tmp_path / "m.uqff", version=(0, 2, 0))
+    assert names(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("keys", "version"),
+    [((0, 1), (0, 2, 0)), (("0", "1"), (0, 2, 0)), (("lm_head", "model.layers.0.mlp.up_proj"), (1, 2, 0))],
+)
+def test_keys_say_which_generation(tmp_path: Path, keys: tuple[Any, ...], version: tuple[int, int, int]) -> None:
+    """Numbers are 0.2; paths are 1.2, which is what current engines read."""
+    uqff.save(dict.fromkeys(keys, LAYER), tmp_path / "m.uqff")
+    with uqff.open(tmp_path / "m.uqff") as file:
+        assert (file.version, list(file)) == (version, [str(key) for key in keys])
+
+
+def test_keys_of_two_generations_are_refused(tmp_path: Path) -> None:
+    """No file can have both; the first of each is named."""
+    with pytest.raises(FormatError, match="keys of two generations") as caught:
+        uqff.save({0: LAYER, "lm_head": LAYER}, tmp_path / "m.uqff")
+    assert (caught.value.layer, caught.value.got) == ("lm_head", "also 0")
+    assert names(tmp_path) == []
+
+
+@pytest.mark.parametrize("version", [(0, 1, 3), (0, 2, 0), (1, 0, 0), (1, 1, 0), (1, 2, 0)])
+def test_an_open_file_is_saved_in_its_own_version(tmp_path: Path, version: tuple[int, int, int]) -> None:
+    """The same bytes, of whatever generation; the other one needs names that it does not know."""
+    key = "lm_head" if version >= (1, 0, 0) else "0"
+    (path,) = uqff.save({key: uqff.deserialize(BLOBS["gguf"])}, tmp_path / "m.uqff", version=version)
+    with uqff.open(path) as file:
+        (again,) = uqff.save(file, tmp_path / "again.uqff")
+        other = (0, 2, 0) if version >= (1, 0, 0) else (1, 2, 0)
+        with pytest.raises(FormatError, match="`uqff migrate` turns"):
+            uqff.save(file, tmp_path / "other.uqff", version=other)
+    assert again.read_bytes() == path.read_bytes()
+    assert names(tmp_path) == ["again.uqff", "m.uqff"]
 
 
 def test_no_layers_and_doubled_layers(tmp_path: Path) -> None:

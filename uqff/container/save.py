@@ -6,25 +6,31 @@ Authority: mistral.rs v0.6.0, ``mistralrs-core/src/pipeline/isq.rs`` (``write_uq
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from uqff.blob import LATEST, Layer, blob_size, chunks
-from uqff.codes import Version
+from uqff.codes import ENTRY_VERSIONS, Version
 from uqff.container.atomic import atomic_file, atomic_files
+from uqff.container.file import UqffFile
 from uqff.container.framing import build_header
 from uqff.container.save_v1 import save_entries
 from uqff.container.shards import NUMBERED, PathLike, shard_name
 from uqff.container.v0 import INDEX
 from uqff.errors import FormatError, ShardError, UqffError
 from uqff.families.base import QuantizedTensor
+from uqff.schema.entries import FIRST
 
 __all__ = ["SHARD_BYTES", "BlobSource", "Progress", "plan_shards", "save", "shard_paths", "write_shard"]
 
 SHARD_BYTES = 10 * 2**30
 """A shard is closed when the next blob would carry it beyond this (the engine's own bound)."""
+
+NUMERIC = re.compile(r"\s*[+-]?\d+\s*")
+"""A key that was meant as a number, well written or not; no weight has such a path."""
 
 Progress = Callable[[str, int, int], None]
 """Called after each layer with its key, the bytes written so far and the bytes to write in all."""
@@ -37,23 +43,27 @@ def save(
     layers: Mapping[Any, Layer | QuantizedTensor],
     path: PathLike,
     *,
-    version: tuple[int, int, int] = LATEST,
+    version: tuple[int, int, int] | None = None,
     shard_bytes: int = SHARD_BYTES,
     progress: Progress | None = None,
 ) -> list[Path]:
     """Write a ``.uqff`` file, or several if it grows beyond ``shard_bytes``.
 
-    The version decides on the generation, and that on the keys of ``layers``.  One layer is held at a time: a lazy
-    mapping (such as an open file) is asked for each layer twice, first for its size, then for its bytes.  What an open
-    1.x file holds besides its layers is saved too.  Files are written under temporary names, flushed, and renamed when
-    all are complete: a failure leaves an older set of the same name as it was.
+    The keys of ``layers`` say which generation: paths of weights are 1.x, which current engines read, numbers are 0.x.
+    To turn one into the other needs the model's configuration: :func:`uqff.migrate.migrate_model` does.
+
+    One layer is held at a time: a lazy mapping (such as an open file) is asked for each layer twice, first for its
+    size, then for its bytes.  What an open 1.x file holds besides its layers is saved too.  Files are written under
+    temporary names, flushed, and renamed when all are complete: a failure leaves an older set of the same name as it
+    was.
 
     Args:
         layers: to layers, from their indices (``int`` or decimal text) for 0.x, from the paths of their weights
             (``"model.layers.0.mlp.up_proj"``, ...) for 1.x.
         path: the file to write. If there is one shard it is written under this name; if there are more, shard N is
             named ``<stem>-N.uqff`` (a stem that ends in ``-0`` is taken without it).
-        version: to write, 0.1.0 to 0.2.0, or 1.0.0 to 1.2.0.
+        version: to write, 0.1.0 to 0.2.0, or 1.0.0 to 1.2.0, with keys of that generation; if None, that of an open
+            file, else the newest that has such keys: 0.2.0 or 1.2.0.
         shard_bytes: payload after which a new shard begins; a larger single layer (1.x: entry) still gets a shard of
             its own. A 1.x layer may be cut between two shards, as the engine does.
         progress: see :data:`Progress`.
@@ -66,7 +76,8 @@ def save(
             set of the same name would stay behind.
         OSError: writing failed; no half-written file stays.
     """
-    if Version(*version) >= (1, 0, 0):
+    version = _version_of(layers) if version is None else Version(*version)
+    if Version(*version) >= FIRST:
         return save_entries(
             layers, Version(*version), shard_bytes, lambda count: shard_paths(Path(path), count), progress
         )
@@ -100,6 +111,22 @@ def save(
     return paths
 
 
+def _version_of(layers: Mapping[Any, Any]) -> Version:
+    """The version that an open file has, or the newest of the generation that the keys are of."""
+    if isinstance(layers, UqffFile):
+        return layers.version
+    paths = [key for key in layers if isinstance(key, str) and not NUMERIC.fullmatch(key)]
+    if paths and len(paths) < len(layers):
+        number = next(key for key in layers if key not in paths)
+        raise FormatError(
+            "keys of two generations",
+            layer=paths[0],
+            expected="numbers alone (0.x), or paths of weights alone (1.x)",
+            got=f"also {number!r}",
+        )
+    return max(ENTRY_VERSIONS) if paths else LATEST
+
+
 def _layer(layer: Layer | QuantizedTensor) -> Layer:
     return layer if isinstance(layer, Layer) else Layer(layer)
 
@@ -109,7 +136,12 @@ def _indexed(layers: Mapping[Any, Any]) -> dict[int, Any]:
     for key in layers:
         text = str(key)
         if isinstance(key, bool) or not INDEX.fullmatch(text):
-            raise FormatError("key is not a layer index", layer=text, expected="a decimal number", got=repr(key))
+            raise FormatError(
+                "key is not a layer index",
+                layer=text,
+                expected="a decimal number, as all 0.x has; `uqff migrate` turns paths into numbers",
+                got=repr(key),
+            )
         if int(text) in keys:
             raise FormatError("layer index occurs twice", layer=text, got=f"also {keys[int(text)]!r}")
         keys[int(text)] = key

@@ -133,7 +133,8 @@ def entry_items(layers: Mapping[Any, Writable], version: Version) -> list[Item]:
 
 def _check_key(key: object) -> None:
     if not isinstance(key, str) or not key or key.isdecimal():
-        raise FormatError("key is not the path of a weight", layer=str(key), expected="a text", got=repr(key))
+        expected = "a text, as all 1.x has; `uqff migrate` turns numbers into paths"
+        raise FormatError("key is not the path of a weight", layer=str(key), expected=expected, got=repr(key))
     try:
         key.encode("utf-8")
     except UnicodeEncodeError:
