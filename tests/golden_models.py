@@ -12,7 +12,7 @@ import torch
 
 import uqff
 from uqff.families import AFQ, GGUF
-from uqff.recipe import Recipe, parse_recipe
+from uqff.quantization.recipe import Recipe, parse_recipe
 
 ROOT = Path(__file__).resolve().parents[1]
 GOLDEN = ROOT / "tests" / "golden"

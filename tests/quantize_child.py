@@ -20,8 +20,8 @@ def peak():
 CHILD = f"""
 import os, signal, sys
 import numba
-import uqff.kernels.gguf_quantize
-from uqff.pipeline import quantize_model
+import uqff.families.gguf.cpu_quantize
+from uqff.quantization.run import quantize_model
 def step(step):
     if step.layers_done == 3:
         {{action}}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import uqff
 from uqff import Layer, Version
-from uqff.blob import LATEST, blob_size, trace
+from uqff.codec.blob import LATEST, blob_size, trace
 
 
 def assert_both_ways(layer: Layer, version: Version = LATEST) -> bytes:

@@ -14,11 +14,11 @@ from safetensors.torch import save_file
 
 import uqff
 from uqff import Layer, QuantizedTensor
-from uqff.architectures import LayerName, entry_names, layer_names
 from uqff.codes import Version
 from uqff.container.streaming import StreamedLayers
-from uqff.isq import bias_dtype, outline
-from uqff.migrate.shapes import expected_shape
+from uqff.migration.shapes import expected_shape
+from uqff.models.architectures import LayerName, entry_names, layer_names
+from uqff.quantization.types import bias_dtype, outline
 
 __all__ = [
     "CONFIGS",

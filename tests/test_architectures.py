@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 from golden_models import DIRECTORIES, TinyModel
 
-from uqff.architectures import (
+from uqff.errors import FormatError, UnsupportedError
+from uqff.models.architectures import (
     ARCHITECTURES,
     architecture_of,
     entry_names,
@@ -16,8 +17,7 @@ from uqff.architectures import (
     selected_layers,
     with_stated_tie,
 )
-from uqff.errors import FormatError, UnsupportedError
-from uqff.selector import Pattern
+from uqff.models.patterns import Pattern
 
 LAYER = "model.layers.0"
 SEVEN = [f"self_attn.{n}_proj" for n in "qkvo"] + [f"mlp.{n}_proj" for n in ("gate", "up", "down")]

@@ -21,7 +21,7 @@ from strategies import WEIGHTS, layers, oldest_version, random_tensor, versioned
 
 import uqff
 from uqff import DType, Family, FormatError, Layer, ShapeError, UnsupportedError, Version
-from uqff.blob import LATEST, blob_size, chunks, family_of_blob, read_fields, trace
+from uqff.codec.blob import LATEST, blob_size, chunks, family_of_blob, read_fields, trace
 from uqff.codes import VERSIONS
 from uqff.families import GGUF, Unquant
 from uqff.families.gguf import blocks as ggml
@@ -320,7 +320,7 @@ def test_buffer_is_released_with_the_last_tensor() -> None:
 def test_parsing_fields_does_not_import_torch() -> None:
     """Inspection of a file costs no second and a half of imports."""
     code = (
-        "import sys, uqff; from uqff.blob import read_fields, trace; "
+        "import sys, uqff; from uqff.codec.blob import read_fields, trace; "
         f"read_fields({BLOBS['afq']!r}); trace({BLOBS['hqq']!r}); "
         "assert 'torch' not in sys.modules, 'torch was imported'"
     )

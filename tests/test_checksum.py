@@ -20,8 +20,10 @@ from moe_models import save_moe
 from samples import f32, run, u32
 
 import uqff
-from uqff.architectures import LayerName, layer_names
-from uqff.checksum import (
+from uqff.codec.entries import from_entries
+from uqff.errors import FormatError
+from uqff.families import stack
+from uqff.inspection.checksum import (
     Check,
     check,
     digest_files,
@@ -32,10 +34,8 @@ from uqff.checksum import (
     sums_text,
     write_sums,
 )
-from uqff.entries import from_entries
-from uqff.errors import FormatError
-from uqff.families import stack
-from uqff.migrate import migrate_model, read_names
+from uqff.migration import migrate_model, read_names
+from uqff.models.architectures import LayerName, layer_names
 from uqff.schema.entries import RawTensor
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -15,13 +15,13 @@ from safetensors.torch import load_file, save_file
 
 import uqff
 from uqff import DType
+from uqff.checkpoints import open_checkpoint
 from uqff.container.staging import check_target
-from uqff.dequantize import Dequantized, dequantize_model
 from uqff.errors import ShapeError, ShardError, UnsupportedError
+from uqff.export.dequantize import Dequantized, dequantize_model
 from uqff.families import Unquant, stack
 from uqff.families.base import same_bytes
-from uqff.modules import config_beside, modules_of
-from uqff.sources import open_checkpoint
+from uqff.models.modules import config_beside, modules_of
 
 from golden_v1 import TinyMixtral  # isort: skip
 

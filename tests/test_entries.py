@@ -15,8 +15,8 @@ from strategies import layers
 
 import uqff
 from uqff import DType, FormatError, Layer, ShapeError, UnsupportedError, UqffError, Version
+from uqff.codec.entries import SUFFIXES, from_entries, read_fields, to_entries
 from uqff.codes import ENTRY_VERSIONS
-from uqff.entries import SUFFIXES, from_entries, read_fields, to_entries
 from uqff.families import FAMILIES, HQQ, Unquant
 from uqff.schema.entries import Entries, Entry, RawTensor
 
@@ -264,7 +264,7 @@ def test_fields_have_the_names_of_the_layout() -> None:
     """What the pre-1.0 reader gives, less lengths and counts: one set of rules serves both."""
     for name, entries in LAYERS.items():
         record, fields = read_fields(raw(entries))
-        _, of_blob = uqff.blob.read_fields(BLOBS[name])
+        _, of_blob = uqff.codec.blob.read_fields(BLOBS[name])
         shared: dict[str, Any] = {
             k: v for k, v in of_blob.items() if k in fields and k not in ("version", "quant_type")
         }

@@ -16,8 +16,8 @@ from test_entries import plain
 
 import uqff
 from uqff import FormatError, Layer, UqffError
-from uqff.blob import family_of_blob, read_fields, trace
-from uqff.entries import to_entries
+from uqff.codec.blob import family_of_blob, read_fields, trace
+from uqff.codec.entries import to_entries
 
 
 def parses_or_raises(data: bytes) -> bool:

@@ -17,10 +17,20 @@ from golden_models import GOLDEN, TinyModel
 
 import uqff
 from uqff import FormatError, ShapeError, UnsupportedError
-from uqff.blob import blob_size
+from uqff.codec.blob import blob_size
 from uqff.container.mapped import MappedFile, TensorMap
 from uqff.families import AFQ, F8Q8, FP8, GGUF, HQQ, MXFP4, Unquant
-from uqff.isq import AUTOMATIC, KINDS, PROMOTED, Fallback, bias_dtype, cast_bias, kind_name, outline, plan
+from uqff.quantization.types import (
+    AUTOMATIC,
+    KINDS,
+    PROMOTED,
+    Fallback,
+    bias_dtype,
+    cast_bias,
+    kind_name,
+    outline,
+    plan,
+)
 
 HQQ_ONLY_READ = ("hqq1", "hqq2", "hqq3")
 LOAD_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -56,7 +66,7 @@ def test_other_names_are_refused_with_the_list(given: str | int) -> None:
 
 @pytest.mark.parametrize("engine", ["0.6", "0.8", "0.9"])
 @pytest.mark.parametrize("kind", K_TO_LEGACY)
-def test_k_types_fall_back_to_legacy_types(kind: str, engine: uqff.isq.Engine) -> None:
+def test_k_types_fall_back_to_legacy_types(kind: str, engine: uqff.quantization.types.Engine) -> None:
     """Whole blocks of 32 that are not whole super-blocks: the same in all generations."""
     assert plan(kind, (4, 256), engine=engine) == kind
     assert plan(kind, (4, 96), engine=engine) == K_TO_LEGACY[kind]
@@ -225,14 +235,14 @@ def test_tiles_do_not_show(
     """Rounded, widened, checked and quantised in small pieces: the same bytes, the same position."""
     if reference:
         monkeypatch.setenv("UQFF_KERNELS", "reference")
-        monkeypatch.setattr(uqff.quantizers, "REFERENCE_BLOCKS", 3)
+        monkeypatch.setattr(uqff.quantization.encode, "REFERENCE_BLOCKS", 3)
     dtype = getattr(torch, loaded)
     # F8Q8 runs across rows, and its last block may be short.
     for shape in [(7, 256), (6, 512) if kind == "mxfp4" else (2, 3, 512), *([(7, 131)] if kind == "f8q8" else [])]:
         weight = weight_of(*shape).to(getattr(torch, stored))
         with monkeypatch.context() as patch:
             whole = uqff.quantize(weight, kind, dtype=dtype)
-            patch.setattr(uqff.quantizers, "TILE", 768)
+            patch.setattr(uqff.quantization.encode, "TILE", 768)
             assert uqff.quantize(weight, kind, dtype=dtype) == whole
             weight[..., -1, 100] = float("nan")
             first = (*(0,) * (len(shape) - 2), shape[-2] - 1, 100)
@@ -245,14 +255,14 @@ def test_no_float32_copy_of_a_narrow_weight_is_made(kind: str, monkeypatch: pyte
     """It would be 8 MiB; a tile of 64 Ki weights and its output are half a MiB."""
     weight = weight_of(1024, 2048, dtype=torch.bfloat16)
     uqff.quantize(weight[:256], kind)
-    monkeypatch.setattr(uqff.quantizers, "TILE", 1 << 16)
+    monkeypatch.setattr(uqff.quantization.encode, "TILE", 1 << 16)
     tracemalloc.start()
     try:
         record = uqff.quantize(weight, kind)
         assert tracemalloc.get_traced_memory()[1] < record.nbytes + 2**20
     finally:
         tracemalloc.stop()
-    assert uqff.quantizers.widened(kind, weight.numel()) == 1 << 16
+    assert uqff.quantization.encode.widened(kind, weight.numel()) == 1 << 16
 
 
 @pytest.mark.parametrize("kind", [*KINDS, *HQQ_ONLY_READ])
@@ -402,7 +412,7 @@ def test_f8q8_and_mxfp4_are_the_clients(directory: str) -> None:
 
 
 def test_importing_quantize_imports_neither_torch_nor_numba() -> None:
-    code = "import sys, uqff; uqff.isq.plan(4, (2, 96)); print({'torch', 'numba'} & set(sys.modules))"
+    code = "import sys, uqff; uqff.quantization.types.plan(4, (2, 96)); print({'torch', 'numba'} & set(sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "set()\n"
 
 

@@ -12,8 +12,8 @@ from golden_models import GOLDEN
 from moe_models import save_moe
 
 import uqff
-from uqff.compare import LayerDifference, compare
 from uqff.errors import ShapeError, ShardError, UnsupportedError
+from uqff.inspection.compare import LayerDifference, compare
 
 
 def labels(differences: list[LayerDifference]) -> list[tuple[str, str | None, str | None]]:

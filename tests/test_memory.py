@@ -14,10 +14,10 @@ from samples_v1 import LAYERS, Tensor, dims, layer, number, version, write
 
 import uqff
 from uqff import DType, UqffError
-from uqff.blob import chunks, trace
+from uqff.codec.blob import chunks, trace
+from uqff.codec.entries import from_entries, to_entries
+from uqff.codec.entries import read_fields as read_entries
 from uqff.container.framing import parse_header
-from uqff.entries import from_entries, to_entries
-from uqff.entries import read_fields as read_entries
 from uqff.families.base import not_finite
 from uqff.schema.entries import RawTensor
 

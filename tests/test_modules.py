@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from moe_models import CONFIG, save_moe
 
 import uqff
-from uqff.architectures import layer_names
 from uqff.errors import ShardError, UqffError
 from uqff.families import stack
-from uqff.modules import Module, check_complete, config_beside, modules_of
+from uqff.models.architectures import layer_names
+from uqff.models.modules import Module, check_complete, config_beside, modules_of
 
 WEIGHT = uqff.quantize(torch.ones(2, 32), "q8_0")
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from uqff.packing import (
+from uqff.numerics.packing import (
     bf16_to_float32,
     e4m3_to_float32,
     f16_to_float32,

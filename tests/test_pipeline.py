@@ -14,16 +14,16 @@ from golden_models import DIRECTORIES, GOLDEN, TinyModel, differing_blocks, kind
 from safetensors.torch import load_file, save_file
 
 import uqff
-from uqff.blob import serialize
+from uqff.checkpoints import Checkpoint
+from uqff.codec.blob import serialize
 from uqff.errors import FormatError, ShapeError, UnsupportedError
 from uqff.families import GGUF
 from uqff.families.base import same_bytes
-from uqff.isq import Fallback
-from uqff.pipeline import Step, quantize_model
-from uqff.recipe import parse_recipe
-from uqff.report import Result, result_document, type_rows
-from uqff.selector import Pattern
-from uqff.sources import Checkpoint
+from uqff.models.patterns import Pattern
+from uqff.quantization.recipe import parse_recipe
+from uqff.quantization.result import Result, result_document, type_rows
+from uqff.quantization.run import Step, quantize_model
+from uqff.quantization.types import Fallback
 
 COPIED = {"config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"}
 quantize = partial(quantize_model, format="0.2")

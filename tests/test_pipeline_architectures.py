@@ -10,7 +10,7 @@ from golden_models import GOLDEN  # puts tools on the path
 from tiny_architectures import CONFIGS, KIND, digest, shapes, tensor, write
 
 import uqff
-from uqff.pipeline import quantize_model
+from uqff.quantization.run import quantize_model
 
 DOCUMENT = json.loads((GOLDEN / "ARCHITECTURES.json").read_text())
 DOCUMENT_V1 = json.loads((GOLDEN / "v1" / "ARCHITECTURES.json").read_text())

@@ -18,7 +18,7 @@ from quantize_child import run_child
 from safetensors.torch import save_file
 
 from uqff.container import streaming
-from uqff.pipeline import Step, quantize_model
+from uqff.quantization.run import Step, quantize_model
 
 
 @pytest.fixture

@@ -21,11 +21,11 @@ import uqff
 from uqff.container.report import read_report
 from uqff.errors import FormatError, ShapeError, UnsupportedError
 from uqff.families.base import same_bytes
-from uqff.isq import KINDS, PROMOTED
-from uqff.pipeline import Step, quantize_model
-from uqff.recipe import Recipe, parse_recipe
-from uqff.report import Result, result_document
-from uqff.selector import Pattern
+from uqff.models.patterns import Pattern
+from uqff.quantization.recipe import Recipe, parse_recipe
+from uqff.quantization.result import Result, result_document
+from uqff.quantization.run import Step, quantize_model
+from uqff.quantization.types import KINDS, PROMOTED
 
 QUIET: dict[str, Any] = {"on_fallback": lambda fallback: None}
 GOLDEN_RUNS = [(version, case) for case in GOLDEN_CASES for version in case.kinds]
@@ -458,7 +458,7 @@ def test_the_report_is_the_results(untied: Path, tmp_path: Path) -> None:
 
 def test_names_in_the_report(untied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is said; else the name that the checkpoint has on the hub."""
-    monkeypatch.setattr("uqff.sources.safetensors._download", lambda source, path: untied)
+    monkeypatch.setattr("uqff.checkpoints.safetensors._download", lambda source, path: untied)
     for name, source, given, expected in (
         ("said", untied, {"base_model": "a/b", "repo_id": "c/d"}, ("a/b", "c/d")),
         ("hub", "who/what", {}, ("who/what", None)),

@@ -11,9 +11,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from uqff.checkpoints import Checkpoint, open_checkpoint
 from uqff.codes import DType, Version
-from uqff.planning import Source, load_dtype, plan_layer, plan_model, residual_names
-from uqff.sources import Checkpoint, open_checkpoint
+from uqff.quantization.plan import Source, load_dtype, plan_layer, plan_model, residual_names
 
 JOINED = torch.arange(2 * 6 * 4, dtype=torch.float32).reshape(2, 6, 4)
 

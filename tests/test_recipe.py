@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from uqff.architectures import LayerName, layer_names
 from uqff.errors import FormatError
-from uqff.recipe import load_recipe, parse_recipe
+from uqff.models.architectures import LayerName, layer_names
+from uqff.quantization.recipe import load_recipe, parse_recipe
 
 LAYERS = layer_names({"architectures": ["LlamaForCausalLM"], "num_hidden_layers": 7})
 

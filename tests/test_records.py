@@ -15,7 +15,7 @@ from strategies import layers
 
 import uqff
 from uqff import FormatError, Layer
-from uqff.blob import EncodedLayer, blob_size, trace
+from uqff.codec.blob import EncodedLayer, blob_size, trace
 from uqff.families import Unquant
 
 NOT_PICKLED = (torch.float8_e4m3fn, torch.uint32)

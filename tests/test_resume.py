@@ -13,12 +13,12 @@ from click.testing import CliRunner
 from golden_models import TinyModel  # puts tools on the path
 from golden_v1 import TinyMixtral
 
-import uqff.pipeline
+import uqff.quantization.run
 from uqff.cli import main
 from uqff.container.staging import Journal
 from uqff.errors import FormatError, UnsupportedError
-from uqff.pipeline import Step, quantize_model
-from uqff.report import Result, result_document
+from uqff.quantization.result import Result, result_document
+from uqff.quantization.run import Step, quantize_model
 
 KINDS = ["q8_0", "afq4"]
 LEFT = ".out.resume"
@@ -41,14 +41,14 @@ def source(tmp_path: Path) -> Path:
 @pytest.fixture(autouse=True)
 def made(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Every layer is noted at once; gives the types of the layers that were quantised, in order."""
-    encode, kinds = uqff.pipeline.encode, []
+    encode, kinds = uqff.quantization.run.encode, []
 
     def listed(loaded: Any, kind: str, **options: Any) -> Any:
         kinds.append(kind)
         return encode(loaded, kind, **options)
 
-    monkeypatch.setattr(uqff.pipeline, "NOTED_EVERY", 0.0)
-    monkeypatch.setattr(uqff.pipeline, "encode", listed)
+    monkeypatch.setattr(uqff.quantization.run, "NOTED_EVERY", 0.0)
+    monkeypatch.setattr(uqff.quantization.run, "encode", listed)
     return kinds
 
 
@@ -68,7 +68,7 @@ def interrupted(source: Path, out: Path, layers_done: int, **options: Any) -> No
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Journal, "commit", lambda self, files, done: (commit(self, files, done), noted.append(len(done))))
         # Whoever asks for less memory waits until the writer has done all that it has.
-        patch.setattr(uqff.pipeline.Writer, "wait_below", lambda self, nbytes: self.join())
+        patch.setattr(uqff.quantization.run.Writer, "wait_below", lambda self, nbytes: self.join())
         with pytest.raises(KeyboardInterrupt):
             quantize_model(source, out, KINDS, progress=stop, resume=True, **options)
     assert noted[-1] == layers_done
@@ -126,7 +126,7 @@ def test_stacked_experts(tmp_path: Path, made: list[str]) -> None:
             raise KeyboardInterrupt
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(uqff.pipeline.Writer, "wait_below", lambda self, nbytes: self.join())
+        patch.setattr(uqff.quantization.run.Writer, "wait_below", lambda self, nbytes: self.join())
         with pytest.raises(KeyboardInterrupt):
             quantize_model(tmp_path / "source", tmp_path / "out", KINDS, resume=True, progress=stop, **quiet)
     before = experts[-1].layers_done

@@ -10,7 +10,7 @@ import warnings
 import pytest
 
 from uqff.errors import FormatError
-from uqff.selector import Pattern
+from uqff.models.patterns import Pattern
 
 NAMES = ["", "a", "b", "ab", "ba", "aab", "abb", "bb", "a2", "2", "x.y", "model.layers.10.mlp.down_proj.weight", "é"]
 

@@ -11,7 +11,7 @@ from golden_v1 import TinyMixtral
 from safetensors.torch import load_file, save_file
 
 from uqff.cli import main
-from uqff.isq import KINDS
+from uqff.quantization.types import KINDS
 
 CHILD = """
 import sys

@@ -75,7 +75,7 @@ def linear_layers(model: Path, tensors: dict[str, torch.Tensor]) -> list[str]:
 def write(kind: str, layers: list[str], tensors: dict[str, torch.Tensor], out: Path, progress: Progress) -> str:
     """Quantise the layers into ``out/<kind>.uqff`` and ``out/0.2/<kind>.uqff``; returns what they were stored as."""
     import uqff
-    from uqff.isq import cast_bias, quantize
+    from uqff.quantization.types import cast_bias, quantize
 
     stored: dict[str, int] = {}
     task = progress.add_task(kind, total=len(layers))
@@ -201,7 +201,7 @@ def main(model: Path | None, types: str, out: Path) -> None:
     from safetensors.torch import load_file, save_file
 
     import uqff
-    from uqff.isq import KINDS
+    from uqff.quantization.types import KINDS
 
     console = Console()
     if not console.is_terminal:

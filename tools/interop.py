@@ -32,7 +32,7 @@ from client import Client
 from interop_models import CASES
 from rich.console import Console
 
-from uqff.isq import KINDS
+from uqff.quantization.types import KINDS
 
 ROOT = Path(__file__).resolve().parent.parent
 WIDTH = 150

@@ -19,9 +19,9 @@ from golden_v1 import TinyMixtral
 from stored_parts import compare, entries, read_parts, version_entries
 
 import uqff
-from uqff.isq import KINDS
-from uqff.pipeline import quantize_model
-from uqff.recipe import load_recipe
+from uqff.quantization.recipe import load_recipe
+from uqff.quantization.run import quantize_model
+from uqff.quantization.types import KINDS
 
 VERSION = "0.9.5"
 """The client whose directories are compared."""

@@ -31,7 +31,7 @@ from tiny_models import TinyModel
 
 import uqff
 from uqff import Layer
-from uqff.convert import gguf_of_uqff, uqff_of_gguf
+from uqff.conversion import gguf_of_uqff, uqff_of_gguf
 
 CLOSE = 1e-5
 """Largest difference of two logprobs where the client loads a GGUF file once and a UQFF file once: it computes in
@@ -186,7 +186,7 @@ def write_quantised(case: Case, folder: Path) -> None:
 def plain(values: torch.Tensor, kind: str) -> Any:
     """A GGUF layer of plain numbers."""
     from uqff.families.gguf.blocks import block_type_of_kind
-    from uqff.families.gguf.record import GGUF
+    from uqff.families.gguf.tensor import GGUF
 
     block_type = block_type_of_kind(kind)
     assert block_type is not None

@@ -34,9 +34,9 @@ from safetensors.torch import load_file, save_file
 from tiny_models import TinyModel
 
 import uqff
-from uqff.migrate import migrate_model, plan_migration
-from uqff.pipeline import quantize_model
-from uqff.sources.model import ModelDirectory
+from uqff.checkpoints.model import ModelDirectory
+from uqff.migration import migrate_model, plan_migration
+from uqff.quantization.run import quantize_model
 
 OLD, NEW = "0.6.0", "0.9.5"
 OURS = ("f8q8", "mxfp4")

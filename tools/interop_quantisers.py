@@ -1,8 +1,8 @@
 """The package's quantisers against the client's: every stored byte of every layer, for `tools/interop.py`.
 
 The client quantises a checkpoint and writes it; the package quantises the same weights, and makes of them what the
-client's file must contain. Which type a layer gets is the package's word too (`uqff.isq.plan`): where it says that the
-engine fails on a shape, the client must fail, and the other way round.
+client's file must contain. Which type a layer gets is the package's word too (`uqff.quantization.types.plan`): where
+it says that the engine fails on a shape, the client must fail, and the other way round.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from wheel_q3k import quantize_q3k
 
 import uqff
 from uqff.families import AFQ, GGUF, MXFP4
-from uqff.isq import KINDS, Engine, cast_bias, plan, promoted
+from uqff.quantization.types import KINDS, Engine, cast_bias, plan, promoted
 
 TORCH_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
@@ -44,7 +44,7 @@ DIRECTORY = "directory"
 
 @dataclasses.dataclass(frozen=True)
 class Generation:
-    """A released client: which rules of `uqff.isq` it follows, and which types it writes."""
+    """A released client: which rules of `uqff.quantization.types` it follows, and which types it writes."""
 
     engine: Engine
     kinds: tuple[str, ...]

@@ -51,13 +51,14 @@ from pathlib import Path
 from typing import Any
 
 from uqff import limits
-from uqff.architectures import ARCHITECTURES
 from uqff.codes import ENTRY_VERSIONS, VERSIONS, DType, Family
-from uqff.convert import names
-from uqff.families import FAMILIES, f8q8
+from uqff.conversion import names
+from uqff.families import FAMILIES
+from uqff.families.f8q8 import tensor as f8q8
 from uqff.families.gguf.blocks import BLOCK_TYPES, BlockType
-from uqff.migrate.shapes import SHAPES
-from uqff.schema import gguf
+from uqff.gguf import schema as gguf
+from uqff.migration.shapes import SHAPES
+from uqff.models.architectures import ARCHITECTURES
 from uqff.schema.entries import Entries
 from uqff.schema.header import HEADER
 from uqff.schema.layout import Layout, size_terms

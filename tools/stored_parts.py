@@ -18,7 +18,7 @@ import safetensors
 import torch
 
 import uqff
-from uqff.blob import trace
+from uqff.codec.blob import trace
 from uqff.families import AFQ, F8Q8, FP8, GGUF, HQQ, MXFP4, Unquant
 from uqff.families.base import QuantizedTensor
 from uqff.schema.layout import offset_of_field

@@ -17,8 +17,8 @@ import torch
 from tiny_models import WEIGHT_DTYPES as DENSE
 from tiny_models import TinyModel, round_to, to_bytes
 
-from uqff.families.gguf.record import GGUF
-from uqff.isq import quantize
+from uqff.families.gguf.tensor import GGUF
+from uqff.quantization.types import quantize
 
 BLOCK_NAMES = {
     "input_layernorm": "attn_norm",

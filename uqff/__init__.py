@@ -3,13 +3,13 @@
 from importlib import import_module as _import_module
 from typing import TYPE_CHECKING as _TYPE_CHECKING
 
-from uqff.blob import Layer, deserialize, serialize
+from uqff.codec.blob import Layer, deserialize, serialize
 from uqff.codes import DType, Family, Version
 from uqff.container import UqffFile, save
 from uqff.container import open_uqff as open
 from uqff.errors import CommError, FormatError, ShapeError, ShardError, UnsupportedError, UqffError
 from uqff.families.base import QuantizedTensor
-from uqff.isq import Fallback, FallbackWarning, quantize
+from uqff.quantization.types import Fallback, FallbackWarning, quantize
 
 if _TYPE_CHECKING:
     from uqff import parallel

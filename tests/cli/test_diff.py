@@ -1,4 +1,4 @@
-"""`uqff diff` and `uqff.compare`: models against models and checkpoints; numbers, exit codes, mismatches."""
+"""`uqff diff` and `uqff.inspection.compare`: models against models and checkpoints; numbers, exit codes, mismatches."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from safetensors.torch import load_file, save_file
 import uqff
 from uqff import Layer, ShardError
 from uqff.cli import main
-from uqff.compare import compare
 from uqff.families import HQQ
-from uqff.isq import KINDS, quantize
-from uqff.pipeline import quantize_model
-from uqff.selector import Pattern
+from uqff.inspection.compare import compare
+from uqff.models.patterns import Pattern
+from uqff.quantization.run import quantize_model
+from uqff.quantization.types import KINDS, quantize
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tools"))
 
@@ -87,10 +87,10 @@ def test_tiles_do_not_show(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every family is cut and measured in pieces; the largest error is exact."""
     weight = torch.randn((9, 256), generator=torch.Generator().manual_seed(3)) * 0.02
     record = quantize(weight, kind)
-    whole = uqff.distance.distance(weight.numpy(), record)
-    monkeypatch.setattr(uqff.distance, "TILE", 700)
-    assert len(list(uqff.distance.tiles(record.encoded()))) >= 3
-    tiled = uqff.distance.distance(weight.numpy(), record)
+    whole = uqff.quantization.error.distance(weight.numpy(), record)
+    monkeypatch.setattr(uqff.quantization.error, "TILE", 700)
+    assert len(list(uqff.quantization.error.tiles(record.encoded()))) >= 3
+    tiled = uqff.quantization.error.distance(weight.numpy(), record)
     assert tiled.largest == whole.largest == (record.dequantize() - weight).abs().max().item()
     assert tiled.rms == pytest.approx(whole.rms, rel=1e-6)
 
@@ -100,13 +100,13 @@ def test_other_axes_are_measured_whole() -> None:
     record = HQQ(torch.full((8, 64), 7, dtype=torch.uint8), torch.ones(8, 1), torch.ones(8, 1), (8, 64), 8, 64, axis=1)
     assert record.dequantize().unique().tolist() == [6.0]
     weight = torch.full((8, 64), 5.0)
-    measured = uqff.distance.distance(weight.numpy(), record)
+    measured = uqff.quantization.error.distance(weight.numpy(), record)
     assert (measured.rms, measured.norm, measured.largest, measured.relative) == (1.0, 5.0, 1.0, 0.2)
 
 
 def test_degenerate_weights() -> None:
     zero, one = torch.zeros(1, 32), torch.ones(1, 32)
-    distance = uqff.distance.distance
+    distance = uqff.quantization.error.distance
     both = distance(zero.numpy(), quantize(zero, "unquant"))
     assert (both.rms, both.relative, both.largest, both.cosine) == (0.0, 0.0, 0.0, 1.0)
     from_zero = distance(zero.numpy(), quantize(one, "unquant"))

@@ -11,9 +11,9 @@ from golden_models import GOLDEN
 from small_models import SmallModel, config_of, write_v0
 
 import uqff
-from uqff.architectures import layer_names
 from uqff.cli import main
-from uqff.migrate import parse_names
+from uqff.migration import parse_names
+from uqff.models.architectures import layer_names
 
 MIXED = GOLDEN / "v0" / "llama-mixed-f32"
 

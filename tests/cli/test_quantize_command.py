@@ -195,11 +195,11 @@ def test_no_such_source(tmp_path: Path) -> None:
 def test_a_termination_cleans_up(source: Path, tmp_path: Path) -> None:
     """SIGTERM in the middle: the exit code of a terminated process, nothing left."""
     code = (
-        "import sys, time, uqff.pipeline, uqff.cli\n"
-        "encode = uqff.pipeline.encode\n"
+        "import sys, time, uqff.quantization.run, uqff.cli\n"
+        "encode = uqff.quantization.run.encode\n"
         "def slow(*a, **k):\n"
         "    print('busy', flush=True); time.sleep(30)\n"
-        "uqff.pipeline.encode = slow\n"
+        "uqff.quantization.run.encode = slow\n"
         "sys.argv = ['uqff', 'quantize', *sys.argv[1:]]\n"
         "uqff.cli.main()\n"
     )

@@ -15,9 +15,9 @@ from click.testing import CliRunner, Result
 import uqff
 from uqff.cli import main
 from uqff.container.report import REPORT_NAME, read_report
-from uqff.pipeline import quantize_model
-from uqff.recipe import parse_recipe
-from uqff.survey import survey
+from uqff.inspection.report import survey
+from uqff.quantization.recipe import parse_recipe
+from uqff.quantization.run import quantize_model
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "v1"
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tools"))

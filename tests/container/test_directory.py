@@ -11,10 +11,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from uqff.checkpoints import open_checkpoint
 from uqff.codes import DType
 from uqff.container.directory import COMPANIONS, Residual, check_space, copy_companions
 from uqff.container.writer import Writer
-from uqff.sources import open_checkpoint
 
 TENSORS = {
     "norm": torch.tensor([1.0, 2.0**-9 + 1.0]),

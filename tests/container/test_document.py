@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 
 from uqff import FormatError
+from uqff.checkpoints.safetensors import read_json
 from uqff.container.document import check_values, read_at_most
 from uqff.container.report import read_report
 from uqff.limits import MAX_CONFIG_BYTES, MAX_HEADER_VALUES, MAX_REPORT_BYTES
-from uqff.recipe import load_recipe
-from uqff.sources.safetensors import read_json
+from uqff.quantization.recipe import load_recipe
 
 
 def peak(call: Callable[[], object]) -> int:

@@ -10,10 +10,10 @@ import pytest
 from samples_gguf import F32, Q8_0, array, gguf, pair
 
 from uqff.container.directory import Step
-from uqff.container.gguf_writer import PlannedTensor, write_gguf
 from uqff.errors import FormatError
+from uqff.gguf.schema import Array, Value, ValueType
+from uqff.gguf.writer import PlannedTensor, write_gguf
 from uqff.limits import MAX_GGUF_NAME
-from uqff.schema.gguf import Array, Value, ValueType
 
 PAIRS = [
     ("general.architecture", Value(ValueType.TEXT, "llama")),

@@ -11,11 +11,11 @@ import pytest
 import torch
 from samples_gguf import Tensor, array, gguf, pair
 
-from uqff.convert.config import check_config, config_of, metadata_of
-from uqff.convert.names import architecture_of_config, architecture_of_name
-from uqff.convert.rope import llama3_factors, llama3_scaling
+from uqff.checkpoints import open_gguf
+from uqff.conversion.config import check_config, config_of, metadata_of
+from uqff.conversion.names import architecture_of_config, architecture_of_name
+from uqff.conversion.rope import llama3_factors, llama3_scaling
 from uqff.errors import FormatError, UnsupportedError
-from uqff.sources import open_gguf
 
 EMBEDDING = Tensor("token_embd.weight", (64, 5), 0, bytes(4 * 64 * 5))
 SCALING = {

@@ -17,12 +17,12 @@ from tiny_models import TinyModel
 
 import uqff
 from uqff import Layer
+from uqff.checkpoints import open_gguf
 from uqff.container.directory import Step
 from uqff.container.report import check_output, check_report, read_report
-from uqff.convert import convert_model, gguf_of_uqff, uqff_of_gguf
+from uqff.conversion import convert_model, gguf_of_uqff, uqff_of_gguf
 from uqff.errors import FormatError, ShapeError, UnsupportedError, UqffError
 from uqff.families.gguf.blocks import BLOCK_TYPES
-from uqff.sources import open_gguf
 
 KINDS = [block_type.kind for block_type in BLOCK_TYPES if block_type.name != "Q8_1"]
 """The gguf package, which writes the files of these tests, takes a block of Q8_1 for 40 bytes; in ggml it has 36."""

@@ -11,11 +11,11 @@ import gguf as package
 import pytest
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
-from uqff.convert.pretokenizers import PRE_TOKENIZERS, PreTokenizer, pre_tokenizer_of_document, pre_tokenizer_of_name
-from uqff.convert.tokenizer import tokenizer_files, tokenizer_metadata
+from uqff.checkpoints import open_gguf
+from uqff.conversion.pretokenizers import PRE_TOKENIZERS, PreTokenizer, pre_tokenizer_of_document, pre_tokenizer_of_name
+from uqff.conversion.tokenizer import tokenizer_files, tokenizer_metadata
 from uqff.errors import FormatError
-from uqff.schema.gguf import Array
-from uqff.sources import open_gguf
+from uqff.gguf.schema import Array
 
 CORPUS = [
     "The quick brown fox jumps over the lazy dog, and it's 12345 o'clock.",

@@ -12,7 +12,7 @@ import mmap
 import torch
 
 import uqff
-from uqff.blob import trace
+from uqff.codec.blob import trace
 from uqff.families import stack
 from uqff.parallel import ColumnParallelLayer, ColumnParallelStack, RowParallelLayer, RowParallelStack
 from uqff.parallel.comm import Comm

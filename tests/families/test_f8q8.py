@@ -10,7 +10,7 @@ from samples import f8q8, header, run, u32
 import uqff
 from uqff import FormatError
 from uqff.families import F8Q8
-from uqff.families.f8q8 import BLOCK
+from uqff.families.f8q8.tensor import BLOCK
 
 
 def e4m3(code: int) -> float:

@@ -10,7 +10,7 @@ from samples import gguf, header, run, u32
 
 import uqff
 from uqff import FormatError
-from uqff.blob import trace
+from uqff.codec.blob import trace
 from uqff.families import GGUF
 from uqff.families.gguf.blocks import BLOCK_TYPES, BlockType, block_type_of_code, block_type_of_kind
 

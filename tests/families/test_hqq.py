@@ -12,7 +12,7 @@ from strategies import random_bytes, random_tensor
 
 import uqff
 from uqff import DType, FormatError
-from uqff.blob import trace
+from uqff.codec.blob import trace
 from uqff.families import HQQ
 
 PLANES = {8: 1, 4: 2, 3: 10, 2: 4, 1: 8}

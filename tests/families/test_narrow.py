@@ -18,7 +18,7 @@ import uqff
 from uqff import DType, Layer, QuantizedTensor, ShardError
 from uqff.families import AFQ, F8Q8, GGUF, HQQ, MXFP4, Unquant
 from uqff.families.gguf.blocks import block_type_of_kind
-from uqff.families.hqq import CODES_PER_WORD
+from uqff.families.hqq.tensor import CODES_PER_WORD
 
 
 def same_numbers(a: torch.Tensor, b: torch.Tensor) -> bool:

@@ -8,8 +8,8 @@ from by_hand import Blob, golden_files, v0_layers
 from hypothesis import given
 from hypothesis import strategies as st
 
-from uqff.families.afq import cast, quantize
-from uqff.packing import unpack_row
+from uqff.families.afq.tensor import cast, quantize
+from uqff.numerics.packing import unpack_row
 
 LOAD_DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 

@@ -8,8 +8,8 @@ from by_hand import golden_files_v1, v1_layers
 from hypothesis import given
 from hypothesis import strategies as st
 
-from uqff.families.f8q8 import quantize
-from uqff.packing import e4m3_to_float32
+from uqff.families.f8q8.tensor import quantize
+from uqff.numerics.packing import e4m3_to_float32
 
 
 def test_by_hand() -> None:

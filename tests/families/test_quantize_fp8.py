@@ -8,8 +8,8 @@ from by_hand import Blob, golden_files, v0_layers
 from hypothesis import given
 from hypothesis import strategies as st
 
-from uqff.families.fp8 import quantize, quantizing_scale
-from uqff.packing import bf16_to_float32, e4m3_to_float32, float32_to_bf16
+from uqff.families.fp8.tensor import quantize, quantizing_scale
+from uqff.numerics.packing import bf16_to_float32, e4m3_to_float32, float32_to_bf16
 
 
 def test_by_hand() -> None:

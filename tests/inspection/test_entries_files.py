@@ -18,11 +18,11 @@ from samples_v1 import BIAS, LAYERS, byte, layer, version, write  # noqa: E402
 import uqff  # noqa: E402
 from uqff import UnsupportedError  # noqa: E402
 from uqff.cli import main  # noqa: E402
-from uqff.compare import compare  # noqa: E402
 from uqff.container.report import REPORT_NAME  # noqa: E402
+from uqff.inspection.compare import compare  # noqa: E402
 from uqff.inspection.layer import report_layer  # noqa: E402
 from uqff.inspection.summary import summarize  # noqa: E402
-from uqff.verify import verify  # noqa: E402
+from uqff.inspection.verify import verify  # noqa: E402
 
 GOLDEN = TESTS / "golden" / "v1"
 NAN = struct.pack("<f", float("nan"))
@@ -142,7 +142,9 @@ def test_outputs_that_share_a_shard_are_compared_once(tmp_path: Path, monkeypatc
     report = {"schema": 1, "generated_by": {"tool": "t"}, "uqff_version": "1.2.0", "outputs": outputs}
     (tmp_path / REPORT_NAME).write_text(json.dumps(report))
     compared: list[str] = []
-    monkeypatch.setattr("uqff.verify.check_output", lambda output, file: compared.append(output.quant) or iter(()))
+    monkeypatch.setattr(
+        "uqff.inspection.verify.check_output", lambda output, file: compared.append(output.quant) or iter(())
+    )
     assert {violation.problem for violation in verify(tmp_path)} == {"shard is named twice"}
     assert compared == ["q0"]
 

@@ -6,7 +6,7 @@ import pytest
 from tiny_files import GOLDEN, q8_0, unquant
 
 import uqff
-from uqff.blob import trace
+from uqff.codec.blob import trace
 from uqff.inspection import hexdump
 from uqff.schema.bricks import FieldTrace
 
@@ -85,7 +85,7 @@ def test_bytes_behind_a_broken_field_are_not_parsed() -> None:
     fields: list[FieldTrace] = []
     broken = UNQUANT[:10] + b"\x63" + UNQUANT[11:]
     with pytest.raises(uqff.FormatError, match="unknown dtype"):
-        uqff.blob.read_fields(broken, trace=fields)
+        uqff.codec.blob.read_fields(broken, trace=fields)
     assert [field.path for field in fields] == ["version", "quant_type", "bias_flag", "weight.length"]
     lines = list(hexdump(fields, memoryview(broken)))
     assert (lines[4].offset, lines[4].field) == (10, "(not parsed)")

@@ -1,4 +1,4 @@
-"""uqff.verify: one violation for every broken rule, at its place in the file, and none for sound files."""
+"""uqff.inspection.verify: one violation for every broken rule, at its place in the file, and none for sound files."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from tiny_files import GOLDEN, HEADER_BYTES, ROOT, q8_0, unquant, write_file
 
-from uqff.verify import Progress, Violation, verify
+from uqff.inspection.verify import Progress, Violation, verify
 
 VECTORS = ROOT / "spec" / "vectors"
 BAD: list[dict[str, Any]] = json.loads((VECTORS / "bad" / "index.json").read_text("utf-8"))

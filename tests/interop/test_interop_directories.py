@@ -17,7 +17,7 @@ from golden_v1 import TinyMixtral  # noqa: E402
 from interop_directories import CASES, Directory, compare_directories, make  # noqa: E402
 
 import uqff  # noqa: E402
-from uqff.isq import KINDS  # noqa: E402
+from uqff.quantization.types import KINDS  # noqa: E402
 
 
 @pytest.fixture(scope="module")

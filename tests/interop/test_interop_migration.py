@@ -26,7 +26,7 @@ from interop_migration import (  # noqa: E402
     tolerance_of,
 )
 
-from uqff.migrate import migrate_model  # noqa: E402
+from uqff.migration import migrate_model  # noqa: E402
 
 GOLDEN = ROOT / "tests" / "golden" / "v0"
 RAN = Outcome(("a", "b", "c"), (-1.0, -2.0, -3.0), (1.0, 0.001, 1.0))

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from uqff.families.gguf.quantize import quantize_q3k as quantize_by_source
+from uqff.families.gguf.reference_quantize import quantize_q3k as quantize_by_source
 
 ROOT = Path(__file__).resolve().parents[2]
 GOLDEN = ROOT / "tests" / "golden"

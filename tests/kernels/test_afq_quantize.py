@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from quantize_inputs import assert_same, weights
 
-from uqff.families import afq as reference
-from uqff.kernels import afq_quantize as kernel
+from uqff.families.afq import cpu_quantize as kernel
+from uqff.families.afq import tensor as reference
 
 KINDS = [(bits, 64) for bits in (2, 3, 4, 6, 8)] + [(3, 32), (4, 32), (4, 128), (6, 128)]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib.util
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -11,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from uqff.kernels import bits, compiling, finite
+from uqff.simd import compiling, finite
 
-PYTHON_ONLY = {"codes", "families.fp8"}
+PYTHON_ONLY = {"codes"}
 """What kernels' modules take from elsewhere to use it outside compiled code."""
 
 
@@ -75,40 +76,44 @@ def test_kernels_carry_the_stamp() -> None:
     assert len(compiling.stamp()) == 64
 
 
-@pytest.mark.parametrize("changed", ["bits.py", "arithmetic.py", "vectors.py", *compiling.OTHER_SOURCES])
+CHANGED = (
+    "simd/bits.py",
+    "simd/vectors.py",
+    "numerics/packing.py",
+    "families/hqq/tensor.py",
+    "families/afq/cpu_quantize.py",
+)
+
+
+@pytest.mark.parametrize("changed", CHANGED)
 def test_the_stamp_sees_every_source(changed: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    room = tmp_path / "kernels"
-    for path in (*compiling.ROOM.glob("*.py"), *(compiling.ROOM.parent / name for name in compiling.OTHER_SOURCES)):
-        copy = tmp_path / path.relative_to(compiling.ROOM.parent)
-        copy.parent.mkdir(exist_ok=True)
-        copy.write_bytes(path.read_bytes())
-    monkeypatch.setattr(compiling, "ROOM", room)
+    for room in compiling.SOURCES:
+        shutil.copytree(compiling.PACKAGE / room, tmp_path / room, ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.setattr(compiling, "PACKAGE", tmp_path)
     assert compiling.stamp.__wrapped__() == compiling.stamp()
-    target = tmp_path / changed if "/" in changed or changed in ("glibc.py", "packing.py") else room / changed
-    source = target.read_bytes()
-    target.write_bytes(source[:-2] + b"#\n")  # of the same length
+    source = (tmp_path / changed).read_bytes()
+    (tmp_path / changed).write_bytes(source[:-2] + b"#\n")  # of the same length
     assert compiling.stamp.__wrapped__() != compiling.stamp()
 
 
 def imported(path: Path) -> Iterator[str]:
-    """Modules of this package outside the room that a module imports when it is loaded."""
+    """Modules outside the stamped packages that a module imports when it is loaded."""
     tree = ast.parse(path.read_text("utf-8"))
     for node in tree.body:
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("uqff"):
-            names = [f"{node.module}.{each.name}" for each in node.names]
-            for name in names:
-                inside = name.removeprefix("uqff.")
-                file = Path(bits.__file__).parents[1] / (inside.replace(".", "/") + ".py")
+            for each in node.names:
+                inside = f"{node.module}.{each.name}".removeprefix("uqff.")
+                file = compiling.PACKAGE / (inside.replace(".", "/") + ".py")
                 module = inside if file.is_file() else inside.rpartition(".")[0]
-                if not module.startswith("kernels") and module:
+                if module and not module.startswith(compiling.SOURCES):
                     yield module
 
 
 def test_no_source_is_forgotten() -> None:
-    """Whoever lets a kernel take numbers from another file adds that file to the stamp."""
-    found = {module for path in compiling.ROOM.glob("*.py") for module in imported(path)}
-    stamped = {name.removesuffix(".py").replace("/", ".") for name in compiling.OTHER_SOURCES}
-    assert found == stamped | PYTHON_ONLY
+    """Whoever lets a kernel take numbers from another package adds that package to the stamp."""
+    rooms = compiling.PACKAGE / "simd", compiling.PACKAGE / "families"
+    kernels = [*rooms[0].glob("*.py"), *rooms[1].rglob("cpu*.py")]
+    assert {module for path in kernels for module in imported(path)} == PYTHON_ONLY
 
 
 def test_vectors_are_as_wide_as_the_cpu_likes(module: ModuleType) -> None:

@@ -15,11 +15,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from strategies import weights
 
-from uqff import DType, kernels
+from uqff import DType, simd
 from uqff.errors import ShapeError
 from uqff.families import AFQ, F8Q8, FP8, GGUF, HQQ, MXFP4, QuantizedTensor, Unquant
 from uqff.families.gguf.blocks import BLOCK_TYPES, BlockType
-from uqff.families.hqq import CODES_PER_WORD
+from uqff.families.hqq.tensor import CODES_PER_WORD
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 FLOATS = (DType.F32, DType.F16, DType.BF16)
@@ -53,13 +53,13 @@ def check(record: QuantizedTensor, *, may_decline: bool = False) -> None:
     """The kernel's bits are those of the reference, in every dtype, in new memory and in the caller's."""
     reference = record._dequantize()
     for dtype in DTYPES:
-        got = kernels.dequantize(record, dtype)
+        got = simd.dequantize(record, dtype)
         if got is None:
             assert may_decline, f"no kernel for {record}"
             return
         assert_same(got, reference.to(dtype), f"{record} to {dtype}")
     out = torch.full(record.shape, 7, dtype=torch.bfloat16)
-    assert kernels.dequantize(record, torch.bfloat16, out) is out
+    assert simd.dequantize(record, torch.bfloat16, out) is out
     assert_same(out, reference.to(torch.bfloat16), f"{record} into out")
 
 
@@ -109,8 +109,8 @@ def test_a_cpu_without_float16_gets_the_same_bits() -> None:
     """The two conversions by bits, which a CPU with its own does not use."""
     import numba
 
-    from uqff.kernels import numerics
-    from uqff.kernels.vectors import LANES, load_f32, load_u16, store_f32, store_u16
+    from uqff.simd import output as numerics
+    from uqff.simd.vectors import LANES, load_f32, load_u16, store_f32, store_u16
 
     narrow, widen = numerics._to_f16_by_bits, numerics._f16_by_bits
 
@@ -133,7 +133,7 @@ def test_single_narrow_floats_of_all_bits(name: str) -> None:
     """Scales at any address, whichever way the CPU reads them; NaN loses its payload and its sign."""
     import numba
 
-    from uqff.kernels import numerics
+    from uqff.simd import output as numerics
 
     read = getattr(numerics, name)
 
@@ -185,7 +185,7 @@ def test_hqq(bits: int, axis: int, group_size: int, groups: int) -> None:
 def test_hqq_narrower_than_a_vector_is_left_to_the_reference(axis: int) -> None:
     parts, shape = ((1, 31), (31, 16)) if axis == 0 else ((16, 1), (16, 31))
     record = HQQ(random_bytes(8, 31), torch.rand(parts), torch.rand(parts), shape, 4, shape[1], axis)
-    assert kernels.dequantize(record, torch.float32) is None
+    assert simd.dequantize(record, torch.float32) is None
     assert_same(record.dequantize(torch.float16), record._dequantize().to(torch.float16), "narrow")
 
 
@@ -227,7 +227,7 @@ def test_mxfp4() -> None:
 )
 def test_parts_that_do_not_fit_are_never_read_beyond_their_end(record: QuantizedTensor) -> None:
     """A record made by hand is not validated; the reference complains about it."""
-    assert kernels.dequantize(record, torch.float32) is None
+    assert simd.dequantize(record, torch.float32) is None
     with pytest.raises(RuntimeError):
         record.dequantize()
 
@@ -318,14 +318,14 @@ def test_another_out_is_refused(
 
 
 def test_a_dtype_without_kernel_comes_from_the_reference() -> None:
-    assert kernels.dequantize(RECORD, torch.float64) is None
+    assert simd.dequantize(RECORD, torch.float64) is None
     assert torch.equal(RECORD.dequantize(torch.float64), RECORD._dequantize().to(torch.float64))
 
 
 def test_the_variable_forces_the_reference(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("UQFF_KERNELS", "reference")
-    assert not kernels.enabled()
-    assert kernels.dequantize(RECORD, torch.float32) is None
+    assert not simd.enabled()
+    assert simd.dequantize(RECORD, torch.float32) is None
     out = torch.empty(6, 64, dtype=torch.bfloat16)
     assert RECORD.dequantize(out=out) is out
     assert_same(out, RECORD._dequantize().to(torch.bfloat16), "reference")
@@ -334,13 +334,13 @@ def test_the_variable_forces_the_reference(monkeypatch: pytest.MonkeyPatch) -> N
 def test_another_value_of_the_variable_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("UQFF_KERNELS", "fast")
     with pytest.raises(ValueError, match="UQFF_KERNELS: expected 'numba' or 'reference', got 'fast'"):
-        kernels.enabled()
+        simd.enabled()
 
 
 def test_without_numba_the_reference_serves_and_one_warning_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("UQFF_KERNELS", raising=False)
     monkeypatch.setitem(sys.modules, "numba", None)
-    kernels._compiles.cache_clear()
+    simd._compiles.cache_clear()
     try:
         with warnings.catch_warnings(record=True) as seen:
             warnings.simplefilter("always")
@@ -349,17 +349,17 @@ def test_without_numba_the_reference_serves_and_one_warning_says_so(monkeypatch:
         assert_same(first, RECORD._dequantize(), "first")
         assert_same(second, first, "second")
     finally:
-        kernels._compiles.cache_clear()
+        simd._compiles.cache_clear()
 
 
 def test_importing_uqff_imports_neither_numba_nor_torch() -> None:
-    code = "import sys, uqff, uqff.kernels; print([m for m in ('numba', 'torch') if m in sys.modules])"
+    code = "import sys, uqff, uqff.simd; print([m for m in ('numba', 'torch') if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
 
 
 def test_new_memory_is_aligned_to_a_cache_line() -> None:
     """A vector that fills a line whole is stored without reading the line first."""
-    from uqff.kernels.memory import empty
+    from uqff.simd.memory import empty
 
     for count in (1, 100, 1 << 20):
         assert empty((count,), torch.float32).data_ptr() % 64 == 0

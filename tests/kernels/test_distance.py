@@ -11,7 +11,7 @@ import torch
 from quantize_inputs import weights
 
 import uqff
-from uqff.distance import Measure, distance, pair_sums, reference_sums
+from uqff.quantization.error import Measure, distance, pair_sums, reference_sums
 
 F32 = npt.NDArray[np.float32]
 

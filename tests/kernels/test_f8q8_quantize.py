@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from quantize_inputs import assert_same, weights
 
-from uqff.families import f8q8 as reference
-from uqff.kernels import f8q8_quantize as kernel
+from uqff.families.f8q8 import cpu_quantize as kernel
+from uqff.families.f8q8 import tensor as reference
 
 
 def test_equals_reference() -> None:

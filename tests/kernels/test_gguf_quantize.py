@@ -12,11 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as st_numpy
 
-from uqff.families.gguf.quantize import QUANTIZERS
+from uqff.families.gguf.cpu_quantize import KERNELS, quantize
+from uqff.families.gguf.reference_quantize import QUANTIZERS
 from uqff.families.gguf.search import round_half_away
-from uqff.kernels import arithmetic, compiling
-from uqff.kernels import bits as bits_room
-from uqff.kernels.gguf_quantize import KERNELS, quantize
+from uqff.simd import arithmetic, compiling
+from uqff.simd import bits as bits_room
 
 F32 = npt.NDArray[np.float32]
 Generate = Callable[[np.random.Generator, tuple[int, int]], npt.NDArray[np.generic]]

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from quantize_inputs import assert_same, weights
 
-from uqff import glibc as libm
-from uqff.families import hqq as reference
-from uqff.kernels import hqq_quantize as kernel
-from uqff.kernels.libm import expf, logf
+from uqff.families.hqq import cpu_quantize as kernel
+from uqff.families.hqq import tensor as reference
+from uqff.numerics import glibc as libm
+from uqff.simd.libm import expf, logf
 
 
 @pytest.mark.parametrize("bits", [8, 4, 3, 2, 1])

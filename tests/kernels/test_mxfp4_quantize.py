@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from quantize_inputs import assert_same, weights
 
-from uqff.families import mxfp4 as reference
-from uqff.kernels import mxfp4_quantize as kernel
+from uqff.families.mxfp4 import cpu_quantize as kernel
+from uqff.families.mxfp4 import tensor as reference
 
 
 def test_equals_reference() -> None:

@@ -15,9 +15,10 @@ import numpy as np
 import pytest
 import torch
 
-from uqff.kernels import cpu, numerics, vectors
-from uqff.kernels.numerics import BF16, F16, F32, LANES, NORMAL_BF16, unfold, zero_or_from
-from uqff.packing import e4m3_to_float32
+from uqff.numerics.packing import e4m3_to_float32
+from uqff.simd import cpu, vectors
+from uqff.simd import output as numerics
+from uqff.simd.output import BF16, F16, F32, LANES, NORMAL_BF16, unfold, zero_or_from
 
 LOW_HALVES = np.array([0x0000, 0x0001, 0x7FFF, 0x8000, 0x8001, 0xFFFF], np.uint32)
 ROUNDING = (np.arange(65536, dtype=np.uint32)[:, None] << 16 | LOW_HALVES).reshape(-1)

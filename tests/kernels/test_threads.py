@@ -1,4 +1,4 @@
-"""uqff.kernels.threads: every item once, aligned ranges, exceptions, nesting, fork, and where the count comes from."""
+"""uqff.simd.threads: every item once, aligned ranges, exceptions, nesting, fork, and where the count comes from."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import threading
 
 import pytest
 
-from uqff.kernels.threads import num_threads, run_ranges
+from uqff.simd.threads import num_threads, run_ranges
 
 
 def collect(n: int, grain: int, threads: int) -> list[tuple[int, int]]:

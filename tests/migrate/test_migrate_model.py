@@ -22,7 +22,7 @@ from small_models import SmallModel, config_of, entries_of, files_of, random_rec
 
 import uqff
 from uqff import Layer, Version
-from uqff.architectures import layer_names
+from uqff.checkpoints.model import ModelDirectory
 from uqff.container import streaming
 from uqff.container.directory import Step
 from uqff.container.mapped import MappedFile
@@ -31,10 +31,10 @@ from uqff.errors import FormatError, ShapeError, ShardError, UnsupportedError
 from uqff.families import Unquant
 from uqff.families.base import same_bytes
 from uqff.families.stacking import stack
-from uqff.migrate import migrate_model, plan_migration
-from uqff.migrate.names import with_stacked_experts
-from uqff.migrate.shapes import expected_shape
-from uqff.sources.model import ModelDirectory
+from uqff.migration import migrate_model, plan_migration
+from uqff.migration.names import with_stacked_experts
+from uqff.migration.shapes import expected_shape
+from uqff.models.architectures import layer_names
 
 MIXTRAL = SmallModel(config_of("Mixtral"), {}, False, 11)
 EXPERTS = "model.layers.0.block_sparse_moe.experts."
@@ -503,7 +503,7 @@ def test_only_a_model_is_replaced(source: Path, tmp_path: Path) -> None:
 CHILD = f"""
 import os, signal, sys
 import torch
-from uqff.migrate import migrate_model
+from uqff.migration import migrate_model
 def step(step):
     if step.layers_done == 1 and sys.platform == "linux":
         firsts.append(peak())

@@ -12,11 +12,11 @@ from safetensors.torch import save_file
 from small_models import SmallModel, config_of, write_v0
 
 import uqff
-from uqff.architectures import layer_names
 from uqff.errors import FormatError, ShapeError, UnsupportedError, UqffError
-from uqff.migrate import migrate_model, parse_names, read_names
-from uqff.migrate.names import known_names, with_stacked_experts
-from uqff.migrate.shapes import SHAPES, expected_shape
+from uqff.migration import migrate_model, parse_names, read_names
+from uqff.migration.names import known_names, with_stacked_experts
+from uqff.migration.shapes import SHAPES, expected_shape
+from uqff.models.architectures import layer_names
 
 EXAMPLE = """
 # a model

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from small_models import SmallModel, entries_of, files_of, residual_of, small_models, write_v0, write_v1
 
 import uqff
-from uqff.architectures import layer_names
 from uqff.codes import Version
-from uqff.migrate import migrate_model
+from uqff.migration import migrate_model
+from uqff.models.architectures import layer_names
 
 EXAMPLES = settings(max_examples=25)
 versions = st.sampled_from([Version(0, 1, 3), Version(0, 2, 0)])

@@ -11,9 +11,9 @@ import torch
 from safetensors.torch import save_file
 
 import uqff
-from uqff.architectures import layer_names, stacked_names
 from uqff.families import stack
-from uqff.isq import cast_bias
+from uqff.models.architectures import layer_names, stacked_names
+from uqff.quantization.types import cast_bias
 
 HIDDEN, INNER, VOCABULARY, LAYERS = 256, 512, 96, 2
 HEADS, KV_HEADS = 8, 2

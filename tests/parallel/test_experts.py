@@ -28,7 +28,7 @@ from uqff.parallel import (
     ReplicatedStack,
     RowParallelStack,
 )
-from uqff.parallel.spread import split_fused
+from uqff.parallel.partition import split_fused
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 

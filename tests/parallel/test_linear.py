@@ -13,7 +13,7 @@ from weights import INPUTS, KINDS, OUT, activations, blob, plain
 
 import uqff
 from uqff import FormatError, Layer, ShapeError, ShardError, UnsupportedError
-from uqff.entries import from_entries, to_entries
+from uqff.codec.entries import from_entries, to_entries
 from uqff.families import AFQ, GGUF
 from uqff.families.gguf.blocks import block_type_of_kind
 from uqff.parallel.comm import Comm

@@ -22,9 +22,9 @@ from safetensors.torch import load_file, save_file
 import uqff
 from uqff import CommError, FormatError, ShapeError, ShardError, UnsupportedError, UqffError
 from uqff.parallel import Comm, load_model
+from uqff.parallel.fallback import GatheringLayer
 from uqff.parallel.generate import Generation, generate
 from uqff.parallel.linear import ColumnParallelLayer, RowParallelLayer
-from uqff.parallel.uncut import GatheringLayer
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:.torch.jit.script:DeprecationWarning"

@@ -14,8 +14,8 @@ from models import TinyCase, write
 
 from uqff import FormatError, UnsupportedError
 from uqff.cli import main
-from uqff.parallel.skeleton import known_values
 from uqff.parallel.text import Text
+from uqff.parallel.transformers_model import known_values
 
 pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.script:DeprecationWarning")  # of torch, see test_model.py
 

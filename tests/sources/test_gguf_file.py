@@ -15,11 +15,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from samples_gguf import ALL_KINDS, F32, Q8_0, SOUND, Tensor, array, gguf, pair, text
 
+from uqff.checkpoints import open_gguf
 from uqff.errors import FormatError, ShardError, UnsupportedError, UqffError
 from uqff.families.gguf.blocks import BLOCK_TYPES
+from uqff.gguf.schema import Array, ValueType
 from uqff.limits import MAX_GGUF_ARRAY, MAX_GGUF_PAIRS, MAX_GGUF_RANK, MAX_GGUF_TENSORS
-from uqff.schema.gguf import Array, ValueType
-from uqff.sources import open_gguf
 
 CONSTANT = 256 * 1024
 """Bytes that opening a hostile file may allocate."""

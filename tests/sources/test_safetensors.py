@@ -12,9 +12,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from uqff.checkpoints import open_checkpoint
 from uqff.errors import FormatError, ShardError, UnsupportedError
 from uqff.limits import MAX_CONFIG_BYTES
-from uqff.sources import open_checkpoint
 
 A = torch.arange(6, dtype=torch.float32).view(2, 3)
 B = torch.arange(4, dtype=torch.bfloat16)

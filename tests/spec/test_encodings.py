@@ -12,8 +12,8 @@ import pytest
 import torch
 
 import uqff
-from uqff.isq import KINDS
-from uqff.kernels import ENVIRONMENT_VARIABLE
+from uqff.quantization.types import KINDS
+from uqff.simd import ENVIRONMENT_VARIABLE
 
 FOLDER = Path(__file__).parents[2] / "spec" / "vectors" / "encode"
 INDEX: list[dict[str, Any]] = json.loads((FOLDER / "index.json").read_text("utf-8"))

@@ -12,10 +12,10 @@ from test_entries import plain
 from test_vectors import KINDS, float32
 
 import uqff
+from uqff.codec.entries import SUFFIXES, from_entries, to_entries
 from uqff.codes import ENTRY_VERSIONS
-from uqff.entries import SUFFIXES, from_entries, to_entries
+from uqff.inspection.verify import verify
 from uqff.schema.entries import RawTensor
-from uqff.verify import verify
 
 VECTORS = Path(__file__).parents[2] / "spec" / "vectors"
 GOOD_FOLDER, BAD_FOLDER = VECTORS / "entries", VECTORS / "bad-entries"

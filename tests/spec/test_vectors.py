@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import uqff
-from uqff import blob as uqff_blob
+from uqff.codec import blob as uqff_blob
 
 ROOT = Path(__file__).parents[2]
 VECTORS = ROOT / "spec" / "vectors"

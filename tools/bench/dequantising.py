@@ -16,8 +16,8 @@ from peers import dequantisers
 
 from uqff.families import AFQ, F8Q8, FP8, GGUF, HQQ, MXFP4, QuantizedTensor, Unquant
 from uqff.families.gguf.blocks import BLOCK_TYPES, BlockType
-from uqff.families.hqq import CODES_PER_WORD
-from uqff.kernels.memory import empty
+from uqff.families.hqq.tensor import CODES_PER_WORD
+from uqff.simd.memory import empty
 
 __all__ = ["measure"]
 

@@ -68,8 +68,8 @@ def _write(directory: Path, kind: str) -> int:
     from safetensors.torch import save_file
 
     import uqff
-    from uqff.isq import outline
-    from uqff.parallel.stored import StoredWeight
+    from uqff.parallel.weight import StoredWeight
+    from uqff.quantization.types import outline
 
     kv = HIDDEN // HEADS * KV_HEADS
     attention = {"q": (HIDDEN, HIDDEN), "k": (kv, HIDDEN), "v": (kv, HIDDEN), "o": (HIDDEN, HIDDEN)}

@@ -21,7 +21,7 @@ PEERS = ("uqff-format", "numpy", "torch", "numba", "safetensors", "gguf", "mlx",
 
 def facts() -> dict[str, str]:
     """Processor, cores, system and the versions of everything measured."""
-    from uqff.kernels.threads import num_threads
+    from uqff.simd.threads import num_threads
 
     found = {"processor": _processor(), "cores": str(len(os.sched_getaffinity(0))), "threads": str(num_threads())}
     found["memory"] = f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30:.0f} GiB"
@@ -59,7 +59,7 @@ def interleaved(tasks: Mapping[str, Callable[[], object]], rounds: int) -> dict[
 
 def memset(out: torch.Tensor) -> Callable[[], None]:
     """A task that writes every byte of ``out``, on the kernels' threads."""
-    from uqff.kernels.threads import run_ranges
+    from uqff.simd.threads import run_ranges
 
     address = out.data_ptr()
 
@@ -71,8 +71,8 @@ def memset(out: torch.Tensor) -> Callable[[], None]:
 
 def memcpy(source: torch.Tensor) -> Callable[[], None]:
     """A task that copies every byte of ``source`` into warm memory, on the kernels' threads."""
-    from uqff.kernels.memory import empty
-    from uqff.kernels.threads import run_ranges
+    from uqff.simd.memory import empty
+    from uqff.simd.threads import run_ranges
 
     target = empty(tuple(source.shape), source.dtype).zero_()
 

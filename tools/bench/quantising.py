@@ -37,7 +37,7 @@ def rates(kinds: tuple[str, ...], *, with_peers: bool) -> dict[str, dict[str, fl
 
 def measure() -> list[dict[str, object]]:
     """One row a type: millions of weights a second of uqff and of the peers, and of memcpy."""
-    from uqff.isq import KINDS
+    from uqff.quantization.types import KINDS
 
     rows: list[dict[str, object]] = []
     for kind, found in rates(KINDS, with_peers=True).items():

@@ -64,8 +64,8 @@ def _write(path: Path, kind: str) -> int:
     import torch
 
     import uqff
-    from uqff.isq import outline
-    from uqff.parallel.stored import StoredWeight
+    from uqff.parallel.weight import StoredWeight
+    from uqff.quantization.types import outline
 
     empty = outline(kind, (OUT, INPUTS), torch.float32)
     store = StoredWeight(empty).to_empty(device="cpu")

@@ -13,7 +13,7 @@ import numpy as np
 import uqff
 from tools.vectors import oracle
 from tools.vectors.good import Vector
-from uqff import blob as uqff_blob
+from uqff.codec import blob as uqff_blob
 from uqff.codes import DType, Family
 from uqff.families.gguf.blocks import BlockType
 

@@ -14,6 +14,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from uqff.checkpoints.safetensors import read_json
 from uqff.container.directory import CONFIG_NAME
 from uqff.container.file import RESIDUAL_NAME, UqffFile
 from uqff.container.mapped import MappedFile
@@ -21,7 +22,6 @@ from uqff.container.report import REPORT_NAME
 from uqff.container.shards import NUMBERED, SUFFIX, PathLike, resolve
 from uqff.errors import ShardError
 from uqff.limits import MAX_CONFIG_BYTES
-from uqff.sources.safetensors import read_json
 
 if TYPE_CHECKING:
     from types import TracebackType

@@ -28,8 +28,8 @@ from uqff.container.document import check_values, read_at_most
 from uqff.container.mapped import MappedFile, TensorMap
 from uqff.container.shards import PathLike
 from uqff.errors import FormatError, ShardError, UnsupportedError
-from uqff.floats import Floats
 from uqff.limits import MAX_CONFIG_BYTES, MAX_HEADER_BYTES, MAX_SHARDS
+from uqff.numerics.floats import Floats
 
 if TYPE_CHECKING:
     from types import TracebackType

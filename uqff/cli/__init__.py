@@ -88,12 +88,12 @@ class LazyGroup(click.Group):
 def _check_environment(ctx: click.Context) -> None:
     """Variables that say nonsense are a wrong call, whether the command looks at them or not."""
     if os.environ.get("UQFF_NUM_THREADS") or os.environ.get("UQFF_KERNELS"):
-        from uqff import kernels
-        from uqff.kernels.threads import num_threads
+        from uqff import simd
+        from uqff.simd.threads import num_threads
 
         try:
             num_threads()
-            kernels.choice()
+            simd.choice()
         except ValueError as error:
             _fail(ctx, str(error), 2)
 

@@ -13,7 +13,7 @@ import click
 from uqff.errors import printable
 
 if TYPE_CHECKING:
-    from uqff.checksum import FileDigest, ModelDigest
+    from uqff.inspection.checksum import FileDigest, ModelDigest
 
 __all__ = ["checksum"]
 
@@ -66,8 +66,16 @@ def checksum(
 
 
 def _files(ctx: click.Context, path: str, write: bool, checking: bool, sums: str | None, as_json: bool) -> None:
-    from uqff.checksum import SUMS_NAME, checksum_document, digest_files, files_of, read_sums, sums_text, write_sums
     from uqff.cli.progress import byte_progress
+    from uqff.inspection.checksum import (
+        SUMS_NAME,
+        checksum_document,
+        digest_files,
+        files_of,
+        read_sums,
+        sums_text,
+        write_sums,
+    )
 
     directory, names = files_of(path)
     listed = Path(sums) if sums is not None else directory / SUMS_NAME
@@ -94,7 +102,7 @@ def _files(ctx: click.Context, path: str, write: bool, checking: bool, sums: str
 
 def _echo_sums(files: list[FileDigest]) -> None:
     """Names go out as they are: what a terminal would act on is for ``ls`` to hide, and a check needs the true name."""
-    from uqff.checksum import sums_text
+    from uqff.inspection.checksum import sums_text
 
     text = sums_text((each.name, each.sha256) for each in files)
     click.echo(printable_lines(text) if sys.stdout.isatty() else text.encode("utf-8", "surrogateescape"), nl=False)
@@ -114,10 +122,17 @@ def _layers(
     names: str | None,
     as_json: bool,
 ) -> None:
-    from uqff.checksum import LAYER_SUMS_NAME, checksum_document, digest_model, read_sums, sums_text, write_sums
     from uqff.cli.progress import byte_progress
     from uqff.container import open_uqff
-    from uqff.migrate.names import read_names
+    from uqff.inspection.checksum import (
+        LAYER_SUMS_NAME,
+        checksum_document,
+        digest_model,
+        read_sums,
+        sums_text,
+        write_sums,
+    )
+    from uqff.migration.names import read_names
 
     with open_uqff(path) as file:
         listed = Path(sums) if sums is not None else file.paths[0].parent / LAYER_SUMS_NAME
@@ -152,7 +167,7 @@ def _report(
     *,
     fail_on_more: bool = False,
 ) -> None:
-    from uqff.checksum import check
+    from uqff.inspection.checksum import check
 
     checks, more = check(stated, found), sorted(more)
     wrong = sum(not each.matches for each in checks) + (len(more) if fail_on_more else 0)

@@ -11,7 +11,7 @@ from uqff.cli.progress import step_progress, terminable
 from uqff.errors import printable
 
 if TYPE_CHECKING:
-    from uqff.convert import Conversion
+    from uqff.conversion import Conversion
 
 __all__ = ["convert"]
 
@@ -54,7 +54,7 @@ def convert(
     Blocks of ggml's types are carried over as they are; nothing is quantised again. A model that cannot be converted
     without loss is refused, with all that stands in the way. Llama, Mistral, Qwen2 and Qwen3.
     """
-    from uqff.convert import conversion_document, convert_model
+    from uqff.conversion import conversion_document, convert_model
 
     with terminable(), step_progress(shown=not quiet) as progress:
         result = convert_model(

@@ -13,7 +13,7 @@ from uqff.cli.progress import step_progress, terminable
 from uqff.errors import printable
 
 if TYPE_CHECKING:
-    from uqff.dequantize import Dequantized
+    from uqff.export.dequantize import Dequantized
 
 __all__ = ["dequantize"]
 
@@ -55,7 +55,7 @@ def dequantize(
     untied in config.json, so that it computes the same. With --tie, it keeps one of them for both: the plain embedding,
     or the head, as mistral.rs 0.9 does with 1.x files.
     """
-    from uqff.dequantize import dequantize_model
+    from uqff.export.dequantize import dequantize_model
 
     with terminable(), step_progress(shown=not quiet) as progress:
         result = dequantize_model(

@@ -10,7 +10,7 @@ import click
 from uqff.cli.options import pattern_option
 
 if TYPE_CHECKING:
-    from uqff.compare import LayerDifference
+    from uqff.inspection.compare import LayerDifference
 
 __all__ = ["diff"]
 
@@ -35,8 +35,8 @@ def diff(ctx: click.Context, a: str, b: str, layers: Any, names: str | None, as_
 
     Exits with 0 if the two have the same layers, however they differ, with 1 if a layer is in one of them only.
     """
-    from uqff.compare import compare, comparison_document
-    from uqff.migrate.names import read_names
+    from uqff.inspection.compare import compare, comparison_document
+    from uqff.migration.names import read_names
 
     differences = list(compare(a, b, layers=layers, names=None if names is None else read_names(names)))
     if as_json:

@@ -12,7 +12,7 @@ from uqff.codes import FORMATS
 from uqff.errors import printable
 
 if TYPE_CHECKING:
-    from uqff.migrate import Migrated, Plan
+    from uqff.migration import Migrated, Plan
 
 __all__ = ["migrate"]
 
@@ -68,8 +68,8 @@ def migrate(
     framing change. Files before 1.0 know their layers by number: config.json says which weights these are. OUT appears
     when all of it is written; it must not exist, or be empty.
     """
-    from uqff.migrate import plan_migration, read_names, write_migration
-    from uqff.sources.model import ModelDirectory
+    from uqff.checkpoints.model import ModelDirectory
+    from uqff.migration import plan_migration, read_names, write_migration
 
     if out is None and not dry_run:
         raise click.UsageError("Missing argument 'OUT'.", context)

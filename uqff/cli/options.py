@@ -25,7 +25,7 @@ def size_option(ctx: click.Context, parameter: click.Parameter, value: str) -> i
 
 def pattern_option(ctx: click.Context, parameter: click.Parameter, value: str | None) -> Any:
     """Compile the pattern of an option."""
-    from uqff.selector import Pattern
+    from uqff.models.patterns import Pattern
 
     try:
         return None if value is None else Pattern(value)

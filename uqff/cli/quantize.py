@@ -16,14 +16,14 @@ from uqff.codes import FORMATS
 from uqff.errors import UqffError, printable
 
 if TYPE_CHECKING:
-    from uqff.isq import Fallback
-    from uqff.report import Result
+    from uqff.quantization.result import Result
+    from uqff.quantization.types import Fallback
 
 __all__ = ["quantize"]
 
 
 def _kind(ctx: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> tuple[str, ...]:
-    from uqff.isq import kind_name
+    from uqff.quantization.types import kind_name
 
     try:
         return tuple(kind_name(value) for value in values)
@@ -109,9 +109,9 @@ def quantize(
     With --json, the summary holds every layer: types, sizes, errors.
     """
     _import_numba()
-    from uqff.pipeline import quantize_model
-    from uqff.recipe import load_recipe
-    from uqff.report import result_document
+    from uqff.quantization.recipe import load_recipe
+    from uqff.quantization.result import result_document
+    from uqff.quantization.run import quantize_model
 
     fallbacks: list[Fallback] = []
     loaded = load_recipe(recipe) if recipe is not None else None
@@ -150,10 +150,10 @@ def _import_numba() -> None:
         return
     gc.disable()
     try:
-        from uqff import kernels
+        from uqff import simd
 
-        if kernels.enabled():
-            import_module("uqff.kernels.gguf_quantize")
+        if simd.enabled():
+            import_module("uqff.families.gguf.cpu_quantize")
     finally:
         gc.freeze()
         gc.enable()
@@ -161,14 +161,14 @@ def _import_numba() -> None:
 
 def _waiting() -> str:
     """What the bar says before the first layer."""
-    from uqff import kernels
+    from uqff import simd
 
-    return "" if kernels.compiled_before() or not kernels.enabled() else "compiling kernels, once"
+    return "" if simd.compiled_before() or not simd.enabled() else "compiling kernels, once"
 
 
 def _show(result: Result) -> None:
     from uqff.cli.render import echo_heading, echo_pairs, echo_table, size
-    from uqff.report import type_rows
+    from uqff.quantization.result import type_rows
 
     echo_heading(str(result.path))
     pairs = [

@@ -32,7 +32,7 @@ def report(
     """
     from uqff.container.report import read_report, report_document, write_report
     from uqff.errors import UqffError, printable
-    from uqff.survey import check_directory, survey
+    from uqff.inspection.report import check_directory, survey
 
     if (base_model or repo_id) and not writes:
         raise click.UsageError("--base-model and --repo-id go with --write")

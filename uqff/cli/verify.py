@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
-    from uqff.verify import Progress, Violation
+    from uqff.inspection.verify import Progress, Violation
 
 __all__ = ["verify"]
 
@@ -34,7 +34,7 @@ def verify(ctx: click.Context, path: str, deep: bool, strict: bool, as_json: boo
     """
     from uqff.cli.progress import clear_line, show_share
     from uqff.container.shards import models_in
-    from uqff.verify import verify as violations_of
+    from uqff.inspection.verify import verify as violations_of
 
     last: Progress | None = None
 

@@ -15,9 +15,9 @@ from uqff.families.base import QuantizedTensor, same_bytes
 from uqff.families.encoded import Encoded
 from uqff.families.fields import tensor_fields, tensor_part
 from uqff.schema.bricks import FieldTrace, Placeholder, Scope, Violation
+from uqff.schema.buffers import writable_alias
 from uqff.schema.header import HEADER
 from uqff.schema.layout import Layout, offset_of_field
-from uqff.views import writable_alias
 
 if TYPE_CHECKING:
     import torch

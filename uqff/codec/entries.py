@@ -7,7 +7,7 @@
     KEY.weight.*        ...         what else the family keeps
     KEY.bias            [out]       if the layer has one
 
-The twin of :mod:`uqff.blob`: entries here, bytes there, the same fields and records behind both.
+The twin of :mod:`uqff.codec.blob`: entries here, bytes there, the same fields and records behind both.
 
 Authority: mistral.rs v0.9.2, ``mistralrs-quant/src/uqff/reader.rs`` (``load_linear``) and ``serialize_uqff`` of each
 family.
@@ -18,15 +18,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from uqff.blob import EncodedLayer, Layer, Writable, check_bias
+from uqff.codec.blob import EncodedLayer, Layer, Writable, check_bias
 from uqff.codes import ENTRY_VERSIONS, DType, Family, Version
 from uqff.errors import FormatError, UnsupportedError, UqffError
 from uqff.families import FAMILIES, family_of
 from uqff.families.base import QuantizedTensor
 from uqff.families.fields import tensor_part
 from uqff.schema.bricks import FieldTrace, Scope, Violation
+from uqff.schema.buffers import writable_alias
 from uqff.schema.entries import BIAS, BIAS_RULE, FORMAT, RawTensor
-from uqff.views import writable_alias
 
 __all__ = ["LATEST", "SUFFIXES", "family_of_format", "from_entries", "read_fields", "to_entries", "trace_of"]
 

@@ -26,7 +26,7 @@ from uqff.container.atomic import atomic_file
 from uqff.container.file import RESIDUAL_NAME
 from uqff.container.streaming import StreamedFile
 from uqff.container.writer import Writer, copy_durably
-from uqff.floats import Floats
+from uqff.numerics.floats import Floats
 
 __all__ = [
     "COMPANIONS",

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from uqff.container.framing import Entry, Header, parse_header
 from uqff.errors import FormatError, UnsupportedError, UqffError
-from uqff.views import flat_bytes
+from uqff.schema.buffers import flat_bytes
 
 if TYPE_CHECKING:
     import torch

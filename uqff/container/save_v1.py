@@ -14,13 +14,13 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
-from uqff.blob import Writable
+from uqff.codec.blob import Writable
+from uqff.codec.entries import to_entries
 from uqff.codes import Version
 from uqff.container.atomic import atomic_files
 from uqff.container.framing import DTYPE_BITS, build_header
 from uqff.container.mapped import TensorMap
 from uqff.container.v1 import VERSION_KEYS
-from uqff.entries import to_entries
 from uqff.errors import FormatError, UqffError
 from uqff.schema.bricks import Placeholder
 from uqff.schema.entries import RawTensor

@@ -9,14 +9,14 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from uqff import blob
-from uqff.blob import EncodedLayer, Layer
+from uqff.codec import blob
+from uqff.codec.blob import EncodedLayer, Layer
+from uqff.codec.entries import to_entries
 from uqff.codes import Version
 from uqff.container.framing import DTYPE_BITS, build_header
 from uqff.container.save import SHARD_BYTES, plan_shards
 from uqff.container.save_v1 import entry_items, metadata_of, plan_items, version_entries
 from uqff.container.shards import shard_name
-from uqff.entries import to_entries
 from uqff.errors import FormatError, UqffError
 from uqff.schema.bricks import Placeholder
 from uqff.schema.entries import FIRST, RawTensor

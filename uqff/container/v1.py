@@ -18,13 +18,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from uqff.blob import Layer
+from uqff.codec.blob import Layer
+from uqff.codec.entries import LATEST, SUFFIXES, from_entries, read_fields, trace_of
 from uqff.codes import Version
 from uqff.container.framing import LENGTH_BYTES
 from uqff.container.mapped import MappedFile
 from uqff.container.place import Held, Place
 from uqff.container.shards import shard_name
-from uqff.entries import LATEST, SUFFIXES, from_entries, read_fields, trace_of
 from uqff.errors import FormatError, ShardError, UnsupportedError, UqffError
 from uqff.families.base import QuantizedTensor
 from uqff.schema.bricks import FieldTrace, Scope

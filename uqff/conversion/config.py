@@ -17,11 +17,11 @@ from typing import Any, Final
 
 import numpy as np
 
-from uqff.convert.names import ROPE_FACTORS, GgufArchitecture
-from uqff.convert.rope import agree, llama3_factors, llama3_scaling, rope_scaling_of
+from uqff.conversion.names import ROPE_FACTORS, GgufArchitecture
+from uqff.conversion.rope import agree, llama3_factors, llama3_scaling, rope_scaling_of
 from uqff.errors import FormatError, UnsupportedError, UqffError
-from uqff.schema.gguf import Array, Value, ValueType
-from uqff.sources.gguf import GgufFile
+from uqff.gguf.reader import GgufFile
+from uqff.gguf.schema import Array, Value, ValueType
 
 __all__ = ["check_config", "config_of", "metadata_of"]
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 from uqff.container.directory import Progress
 from uqff.container.shards import PathLike
-from uqff.convert.from_gguf import uqff_of_gguf
-from uqff.convert.result import Conversion
-from uqff.convert.to_gguf import gguf_of_uqff
+from uqff.conversion.from_gguf import uqff_of_gguf
+from uqff.conversion.result import Conversion
+from uqff.conversion.to_gguf import gguf_of_uqff
 from uqff.errors import UnsupportedError
 
 __all__ = ["convert_model"]
@@ -32,14 +32,14 @@ def convert_model(
         target: the directory or the file to make.
         to: ``uqff`` or ``gguf``, to be sure; None: what the source is not.
         format: of UQFF, if that is written.
-        assets: see :func:`uqff.convert.uqff_of_gguf`.
+        assets: see :func:`uqff.conversion.uqff_of_gguf`.
         dtype: of the residual, if UQFF is written.
         force: replace what is in ``target``.
         progress: called after each layer or tensor.
 
     Raises:
         UnsupportedError: the source is of the kind that was asked for.
-        UqffError: see :func:`uqff.convert.uqff_of_gguf`.
+        UqffError: see :func:`uqff.conversion.uqff_of_gguf`.
         OSError: reading or writing failed; nothing stays behind.
     """
     kind = "gguf" if _is_gguf(Path(source)) else "uqff"

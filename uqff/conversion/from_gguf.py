@@ -14,7 +14,7 @@ biases               with their layer, float32                       the same
 mistral.rs 0.9 runs GGUF layers of plain numbers whatever the load dtype is, and Unquant layers only if they have it;
 0.6 knows the latter only.
 
-The rows of Q and K of ``llama`` files go back into the model's order, whole (:mod:`uqff.convert.names`).
+The rows of Q and K of ``llama`` files go back into the model's order, whole (:mod:`uqff.conversion.names`).
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from uqff.architectures import LayerName, architecture_of, embedding_name, entry_names, layer_names
-from uqff.blob import Layer
+from uqff.checkpoints.safetensors import read_json
+from uqff.codec.blob import Layer
 from uqff.codes import FORMATS, DType, Version
 from uqff.container.directory import CONFIG_NAME, LOADED_DTYPES, Progress, Step, check_space, copy_companions
 from uqff.container.file import RESIDUAL_NAME, open_uqff
@@ -38,8 +38,8 @@ from uqff.container.save_v1 import metadata_of as file_metadata_of
 from uqff.container.shards import PathLike
 from uqff.container.staging import staged_directory
 from uqff.container.streaming import StreamedFile, StreamedLayers, flush_to_disk, layer_sizes
-from uqff.convert.config import check_config, config_of
-from uqff.convert.names import (
+from uqff.conversion.config import check_config, config_of
+from uqff.conversion.names import (
     ROPE_FACTORS,
     architecture_of_config,
     architecture_of_name,
@@ -49,17 +49,17 @@ from uqff.convert.names import (
     norm_names,
     shape_of,
 )
-from uqff.convert.result import Conversion
-from uqff.convert.tokenizer import tokenizer_files
+from uqff.conversion.result import Conversion
+from uqff.conversion.tokenizer import tokenizer_files
 from uqff.errors import FormatError, ShapeError, UnsupportedError, UqffError
-from uqff.families.gguf.record import GGUF
-from uqff.families.unquant import Unquant
-from uqff.isq import UNLOADABLE, outline
+from uqff.families.gguf.tensor import GGUF
+from uqff.families.unquant.tensor import Unquant
+from uqff.gguf.reader import GgufFile, GgufTensor, open_gguf
 from uqff.limits import MAX_CONFIG_BYTES
+from uqff.models.architectures import LayerName, architecture_of, embedding_name, entry_names, layer_names
+from uqff.quantization.types import UNLOADABLE, outline
+from uqff.schema.buffers import bytes_of
 from uqff.schema.entries import FIRST
-from uqff.sources.gguf import GgufFile, GgufTensor, open_gguf
-from uqff.sources.safetensors import read_json
-from uqff.views import bytes_of
 
 if TYPE_CHECKING:
     import torch

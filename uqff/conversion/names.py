@@ -30,8 +30,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from uqff.architectures import architecture_of
 from uqff.errors import ShapeError, UnsupportedError
+from uqff.models.architectures import architecture_of
 
 if TYPE_CHECKING:
     import torch

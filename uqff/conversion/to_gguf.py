@@ -2,7 +2,7 @@
 
 GGUF layers keep their blocks, Unquant layers their numbers; biases and norms become float32, as GGUF has them, which
 holds every float16 and bfloat16.  All other families have no type in GGUF and are refused.  The rows of Q and K of
-Llama and Mistral are interleaved, whole (:mod:`uqff.convert.names`).
+Llama and Mistral are interleaved, whole (:mod:`uqff.conversion.names`).
 
 A tied model of 1.2 has its embedding once, and so has the GGUF file.  In 0.x and before 1.2 a tied model has a
 quantised ``lm_head`` and a dense embedding; if the latter is just what the blocks of the former stand for, as it is in
@@ -18,14 +18,13 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from uqff.architectures import LayerName, embedding_name, entry_names, layer_names
+from uqff.checkpoints.safetensors import read_json
 from uqff.codes import DType
 from uqff.container.directory import CONFIG_NAME, Progress
 from uqff.container.file import UqffFile, open_uqff
-from uqff.container.gguf_writer import PlannedTensor, write_gguf
 from uqff.container.shards import PathLike
-from uqff.convert.config import metadata_of
-from uqff.convert.names import (
+from uqff.conversion.config import metadata_of
+from uqff.conversion.names import (
     ROPE_FACTORS,
     architecture_of_config,
     gguf_name,
@@ -34,20 +33,21 @@ from uqff.convert.names import (
     norm_names,
     shape_of,
 )
-from uqff.convert.result import Conversion
-from uqff.convert.rope import llama3_factors, rope_scaling_of
-from uqff.convert.tokenizer import tokenizer_metadata
+from uqff.conversion.result import Conversion
+from uqff.conversion.rope import llama3_factors, rope_scaling_of
+from uqff.conversion.tokenizer import tokenizer_metadata
 from uqff.errors import FormatError, ShapeError, UnsupportedError, UqffError
 from uqff.families.base import QuantizedTensor
 from uqff.families.gguf.blocks import BlockType, block_type_of_kind
-from uqff.families.gguf.record import GGUF
-from uqff.families.unquant import Unquant
+from uqff.families.gguf.tensor import GGUF
+from uqff.families.unquant.tensor import Unquant
+from uqff.gguf.schema import VERSION, Value, ValueType
+from uqff.gguf.writer import PlannedTensor, write_gguf
 from uqff.limits import MAX_CONFIG_BYTES
-from uqff.planning import UNUSED
+from uqff.models.architectures import LayerName, embedding_name, entry_names, layer_names
+from uqff.quantization.plan import UNUSED
+from uqff.schema.buffers import bytes_of
 from uqff.schema.entries import FIRST
-from uqff.schema.gguf import VERSION, Value, ValueType
-from uqff.sources.safetensors import read_json
-from uqff.views import bytes_of
 
 if TYPE_CHECKING:
     import torch

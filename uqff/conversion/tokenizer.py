@@ -1,7 +1,7 @@
 """The tokenizer of a GGUF file as ``tokenizer.json``, and back.
 
 Two kinds can be rebuilt: byte pair encoding over bytes (``gpt2``), whose merges the file has, if it names a way of
-cutting texts that is known here (:mod:`uqff.convert.pretokenizers`); and SentencePiece's byte pair encoding
+cutting texts that is known here (:mod:`uqff.conversion.pretokenizers`); and SentencePiece's byte pair encoding
 (``llama``), whose merges follow from the scores: of all pairs of tokens that make a token, the best one is merged
 first.  Back goes only the former: ``tokenizer.json`` has no scores.  Whatever cannot be rebuilt is said, never guessed.
 
@@ -15,12 +15,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from uqff.convert.pretokenizers import pre_tokenizer_of_document, pre_tokenizer_of_name
+from uqff.checkpoints.safetensors import read_json
+from uqff.conversion.pretokenizers import pre_tokenizer_of_document, pre_tokenizer_of_name
 from uqff.errors import FormatError, UqffError
+from uqff.gguf.reader import GgufFile
+from uqff.gguf.schema import Array, Value, ValueType
 from uqff.limits import MAX_CONFIG_BYTES, MAX_HEADER_BYTES
-from uqff.schema.gguf import Array, Value, ValueType
-from uqff.sources.gguf import GgufFile
-from uqff.sources.safetensors import read_json
 
 __all__ = ["tokenizer_files", "tokenizer_metadata"]
 

@@ -31,7 +31,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-from uqff.architectures import architecture_of, embedding_name, layer_names
+from uqff.checkpoints.safetensors import CONFIG_NAME, INDEX_NAME, SINGLE_NAME
 from uqff.codes import DType
 from uqff.container import UqffFile, open_uqff
 from uqff.container.directory import LOADED_DTYPES, Progress, Step, check_space, copy_companions
@@ -41,9 +41,9 @@ from uqff.container.streaming import StreamedFile, flush_to_disk
 from uqff.container.writer import Writer
 from uqff.errors import ShapeError, ShardError, UnsupportedError
 from uqff.families.base import QuantizedTensor
-from uqff.modules import Module, check_complete, config_beside, modules_of
-from uqff.sources.safetensors import CONFIG_NAME, INDEX_NAME, SINGLE_NAME
-from uqff.views import bytes_of
+from uqff.models.architectures import architecture_of, embedding_name, layer_names
+from uqff.models.modules import Module, check_complete, config_beside, modules_of
+from uqff.schema.buffers import bytes_of
 
 if TYPE_CHECKING:
     import torch

@@ -1,15 +1,15 @@
 """The seven families, by the type byte of a blob."""
 
 from uqff.codes import Family
-from uqff.families.afq import AFQ
+from uqff.families.afq.tensor import AFQ
 from uqff.families.base import QuantizedTensor
-from uqff.families.f8q8 import F8Q8
-from uqff.families.fp8 import FP8
+from uqff.families.f8q8.tensor import F8Q8
+from uqff.families.fp8.tensor import FP8
 from uqff.families.gguf import GGUF
-from uqff.families.hqq import HQQ
-from uqff.families.mxfp4 import MXFP4
+from uqff.families.hqq.tensor import HQQ
+from uqff.families.mxfp4.tensor import MXFP4
 from uqff.families.stacking import stack
-from uqff.families.unquant import Unquant
+from uqff.families.unquant.tensor import Unquant
 
 __all__ = ["AFQ", "F8Q8", "FAMILIES", "FP8", "GGUF", "HQQ", "MXFP4", "QuantizedTensor", "Unquant", "family_of", "stack"]
 

@@ -22,9 +22,9 @@ from uqff.families.encoded import Encoded
 from uqff.families.fields import raw_bytes
 from uqff.families.parts import Part, joined, narrowed
 from uqff.schema.bricks import Scope, Violation
+from uqff.schema.buffers import writable_alias
 from uqff.schema.entries import Entries, RawTensor
 from uqff.schema.layout import Layout
-from uqff.views import writable_alias
 
 if TYPE_CHECKING:
     import torch
@@ -177,7 +177,7 @@ class QuantizedTensor(ABC):
     def dequantize(self, dtype: torch.dtype | None = None, *, out: torch.Tensor | None = None) -> torch.Tensor:
         """The weight as plain numbers: computed in float32 by the family's formula, then cast.
 
-        On the CPU a kernel does it if there is one (:mod:`uqff.kernels`), else the reference; the bits are the same.
+        On the CPU a kernel does it if there is one (:mod:`uqff.simd`), else the reference; the bits are the same.
 
         Args:
             dtype: of the result; float32 if None, or the dtype of ``out``. The cast rounds to nearest even.
@@ -192,12 +192,12 @@ class QuantizedTensor(ABC):
         """
         import torch
 
-        from uqff import kernels
+        from uqff import simd
 
         if out is not None:
             _check_out(self.shape, self.device, out, dtype or out.dtype)
         dtype = dtype or (torch.float32 if out is None else out.dtype)
-        result = kernels.dequantize(self, dtype, out)
+        result = simd.dequantize(self, dtype, out)
         if result is not None:
             return result
         plain = self._dequantize()

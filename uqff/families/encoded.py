@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from uqff.codes import DType, Family
-from uqff.views import writable_alias
+from uqff.schema.buffers import writable_alias
 
 if TYPE_CHECKING:
     from uqff.families.base import QuantizedTensor
@@ -76,9 +76,9 @@ class Encoded(NamedTuple):
 
         A kernel does it; where there is none (small weights, no numba) the reference does, which imports torch.
         """
-        from uqff import kernels
+        from uqff import simd
 
-        if kernels.decode(self, out.view(np.uint8), DType.F32):
+        if simd.decode(self, out.view(np.uint8), DType.F32):
             return
         import torch
 

@@ -16,7 +16,7 @@ from uqff.codes import DType
 from uqff.errors import UnsupportedError
 from uqff.families.parts import Part
 from uqff.schema.bricks import Placeholder, Scope
-from uqff.views import bytes_of, flat_bytes, tensor_of
+from uqff.schema.buffers import bytes_of, flat_bytes, tensor_of
 
 if TYPE_CHECKING:
     import torch

@@ -24,10 +24,8 @@ from uqff.container.mapped import MappedBytes
 from uqff.container.shards import PathLike
 from uqff.errors import FormatError, ShapeError, ShardError, UnsupportedError, UqffError
 from uqff.families.gguf.blocks import BlockType, block_type_of_code
-from uqff.families.gguf.record import GGUF
-from uqff.limits import MAX_SHARDS
-from uqff.schema.bricks import Cursor
-from uqff.schema.gguf import (
+from uqff.families.gguf.tensor import GGUF
+from uqff.gguf.schema import (
     ALIGNMENT_KEY,
     TensorInfo,
     Value,
@@ -38,7 +36,9 @@ from uqff.schema.gguf import (
     read_pair,
     read_tensor,
 )
-from uqff.views import flat_bytes
+from uqff.limits import MAX_SHARDS
+from uqff.schema.bricks import Cursor
+from uqff.schema.buffers import flat_bytes
 
 if TYPE_CHECKING:
     from types import TracebackType

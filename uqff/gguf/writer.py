@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from uqff.container.atomic import atomic_file
 from uqff.container.directory import Progress, Step, check_space
 from uqff.errors import FormatError
-from uqff.schema.gguf import DEFAULT_ALIGNMENT, TensorInfo, Value, aligned, build_head
+from uqff.gguf.schema import DEFAULT_ALIGNMENT, TensorInfo, Value, aligned, build_head
 
 __all__ = ["PlannedTensor", "write_gguf"]
 

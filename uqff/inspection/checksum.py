@@ -23,7 +23,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from uqff.architectures import LayerName
 from uqff.codes import Family
 from uqff.container import UqffFile
 from uqff.container.atomic import atomic_file
@@ -31,14 +30,15 @@ from uqff.container.shards import PathLike, resolve
 from uqff.errors import FormatError, UqffError
 from uqff.families.base import QuantizedTensor
 from uqff.families.fields import tensor_fields
-from uqff.kernels.threads import num_threads
 from uqff.limits import MAX_SUMS_BYTES
-from uqff.modules import Module, config_beside, modules_of
+from uqff.models.architectures import LayerName
+from uqff.models.modules import Module, config_beside, modules_of
 from uqff.schema.bricks import Scope
 from uqff.schema.entries import BIAS, FORMAT, RawTensor
+from uqff.simd.threads import num_threads
 
 if TYPE_CHECKING:
-    from uqff.blob import Layer
+    from uqff.codec.blob import Layer
 
 __all__ = [
     "LAYER_SUMS_NAME",

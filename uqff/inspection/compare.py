@@ -11,21 +11,21 @@ from typing import Any
 
 import numpy as np
 
-from uqff.architectures import EMBEDDING_SINCE, LayerName, embedding_name
-from uqff.blob import EncodedLayer
+from uqff.checkpoints.safetensors import Checkpoint, open_checkpoint
+from uqff.codec.blob import EncodedLayer
 from uqff.codes import ENTRY_VERSIONS, DType, Version
 from uqff.container import UqffFile, open_uqff
 from uqff.container.directory import LOADED_DTYPES
 from uqff.container.shards import SUFFIX, PathLike
-from uqff.distance import Distance, distance
 from uqff.errors import ShapeError, ShardError, UnsupportedError, UqffError
 from uqff.families.base import same_bytes
-from uqff.floats import Floats
-from uqff.matching import pairs_of
-from uqff.planning import Goal, plan_model
-from uqff.quantizers import Loaded
-from uqff.selector import Pattern
-from uqff.sources.safetensors import Checkpoint, open_checkpoint
+from uqff.models.architectures import EMBEDDING_SINCE, LayerName, embedding_name
+from uqff.models.matching import pairs_of
+from uqff.models.patterns import Pattern
+from uqff.numerics.floats import Floats
+from uqff.quantization.encode import Loaded
+from uqff.quantization.error import Distance, distance
+from uqff.quantization.plan import Goal, plan_model
 
 __all__ = ["LayerDifference", "Side", "compare", "comparison_document"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from uqff.families.f8q8 import BLOCK
+from uqff.families.f8q8.tensor import BLOCK
 from uqff.families.gguf.blocks import BlockType
 from uqff.inspection.values import value_text
 from uqff.schema.bricks import FieldTrace

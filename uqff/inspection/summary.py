@@ -8,8 +8,8 @@ from uqff.codes import Version
 from uqff.container import UqffFile
 from uqff.container.file import RESIDUAL_NAME
 from uqff.errors import UqffError
-from uqff.inspection.outline import Outline, read_outline
-from uqff.modules import config_beside, modules_of
+from uqff.inspection.meta import Outline, read_outline
+from uqff.models.modules import config_beside, modules_of
 from uqff.schema.bricks import FieldTrace
 
 __all__ = [

@@ -18,8 +18,8 @@ from uqff.container.report import REPORT_NAME, check_output, check_report, read_
 from uqff.container.shards import PathLike
 from uqff.errors import UnsupportedError, UqffError, printable, shortened
 from uqff.families.base import PayloadProblem, not_finite
-from uqff.inspection.outline import Outline, read_outline
-from uqff.modules import check_complete, config_beside, modules_of
+from uqff.inspection.meta import Outline, read_outline
+from uqff.models.modules import check_complete, config_beside, modules_of
 from uqff.schema.bricks import FieldTrace
 from uqff.schema.layout import offset_of_field
 

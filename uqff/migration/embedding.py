@@ -16,10 +16,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from uqff.architectures import EMBEDDING_SINCE, LayerName, architecture_of, embedding_name, is_tied
 from uqff.container.file import UqffFile
 from uqff.errors import UnsupportedError
-from uqff.migrate.moves import Move, Source
+from uqff.migration.mapping import Move, Source
+from uqff.models.architectures import EMBEDDING_SINCE, LayerName, architecture_of, embedding_name, is_tied
 
 __all__ = ["EMBEDDING_SINCE", "embedding_of", "is_tied_head", "lowered", "raised", "untied"]
 

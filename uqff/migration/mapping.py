@@ -17,14 +17,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from uqff.architectures import LayerName
-from uqff.blob import Layer
+from uqff.codec.blob import Layer
 from uqff.codes import Family, Version
 from uqff.container.file import UqffFile
 from uqff.container.streaming import layer_sizes
 from uqff.errors import ShardError, UqffError
 from uqff.families import Unquant
 from uqff.families.stacking import odd_ones, stack
+from uqff.models.architectures import LayerName
 from uqff.schema.entries import FIRST
 
 if TYPE_CHECKING:

@@ -1,6 +1,6 @@
 """Index to weight path: which layer of a pre-1.0 file is which weight, and the proof that it can be.
 
-The names come from the architecture that ``config.json`` tells (:mod:`uqff.architectures`), or from a file::
+The names come from the architecture that ``config.json`` tells (:mod:`uqff.models.architectures`), or from a file::
 
     # comment
     0 lm_head
@@ -23,11 +23,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from uqff.architectures import LayerName, layer_names, stacked_names
 from uqff.container.shards import PathLike
 from uqff.errors import FormatError, ShapeError, UqffError
 from uqff.limits import MAX_CONFIG_BYTES, MAX_MODEL_LAYERS
-from uqff.migrate.shapes import expected_shape, shape_label
+from uqff.migration.shapes import expected_shape, shape_label
+from uqff.models.architectures import LayerName, layer_names, stacked_names
 
 __all__ = ["check_residual", "check_shapes", "known_names", "parse_names", "read_names", "with_stacked_experts"]
 

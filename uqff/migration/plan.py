@@ -7,19 +7,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
-from uqff.architectures import LayerName, layer_names, stacked_names
+from uqff.checkpoints.model import ModelDirectory
 from uqff.codes import FORMATS, DType, Family, Version
 from uqff.container.directory import LOADED_DTYPES
 from uqff.container.file import UqffFile
 from uqff.container.mapped import MappedFile
 from uqff.errors import FormatError, ShapeError, UnsupportedError, UqffError
-from uqff.isq import UNLOADABLE
-from uqff.migrate.embedding import EMBEDDING_SINCE, embedding_of, is_tied_head, lowered, raised, untied
-from uqff.migrate.moves import Move, Moves, Problem, Row, Source, plan_moves
-from uqff.migrate.names import check_residual, check_shapes, known_names, with_stacked_experts
-from uqff.migrate.origin import blob_versions, dequantized, inherited, note_of, were_stacked
+from uqff.migration.embedding import EMBEDDING_SINCE, embedding_of, is_tied_head, lowered, raised, untied
+from uqff.migration.mapping import Move, Moves, Problem, Row, Source, plan_moves
+from uqff.migration.names import check_residual, check_shapes, known_names, with_stacked_experts
+from uqff.migration.origin import blob_versions, dequantized, inherited, note_of, were_stacked
+from uqff.models.architectures import LayerName, layer_names, stacked_names
+from uqff.quantization.types import UNLOADABLE
 from uqff.schema.entries import FIRST
-from uqff.sources.model import ModelDirectory
 
 if TYPE_CHECKING:
     import torch
@@ -116,7 +116,7 @@ def plan_migration(
     Args:
         directory: with one quantised model or several.
         to: the format, see :data:`uqff.codes.FORMATS`.
-        names: of the layers of 0.x, by index, in place of those of the architecture; see :mod:`uqff.migrate.names`.
+        names: of the layers of 0.x, by index, in place of those of the architecture; see :mod:`uqff.migration.names`.
         fix_biases: the dtype of activations (``f32``, ``f16``, ``bf16``; ``load`` for the load dtype) for which to
             store biases, where they are in one that the engine cannot add to them; None to leave them.
         plain_experts: store experts that the format cannot hold as a stack dequantised, in the load dtype.

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
-from uqff.architectures import LayerName, architecture_of
+from uqff.models.architectures import LayerName, architecture_of
 
 __all__ = ["SHAPES", "expected_shape", "shape_label"]
 

@@ -9,8 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from uqff.architectures import LayerName
-from uqff.blob import Layer
+from uqff.checkpoints.model import KEPT_SUFFIX, ModelDirectory
+from uqff.codec.blob import Layer
+from uqff.codec.entries import to_entries
 from uqff.container.directory import CONFIG_NAME, Progress, Step, check_space, copy_companions
 from uqff.container.file import RESIDUAL_NAME, UqffFile
 from uqff.container.report import REPORT_NAME, build_report, report_document
@@ -20,15 +21,14 @@ from uqff.container.shards import PathLike
 from uqff.container.staging import check_target, staged_directory
 from uqff.container.streaming import StreamedFile, StreamedLayers, flush_to_disk
 from uqff.container.writer import copy_durably
-from uqff.entries import to_entries
 from uqff.errors import UqffError
-from uqff.isq import kind_name
-from uqff.migrate.embedding import EMBEDDING_SINCE
-from uqff.migrate.origin import with_dequantized
-from uqff.migrate.plan import Plan, Planned, plan_migration
+from uqff.migration.embedding import EMBEDDING_SINCE
+from uqff.migration.origin import with_dequantized
+from uqff.migration.plan import Plan, Planned, plan_migration
+from uqff.models.architectures import LayerName
+from uqff.quantization.types import kind_name
+from uqff.schema.buffers import bytes_of
 from uqff.schema.entries import FIRST
-from uqff.sources.model import KEPT_SUFFIX, ModelDirectory
-from uqff.views import bytes_of
 
 __all__ = ["Migrated", "migrate_model", "write_migration"]
 
@@ -71,7 +71,7 @@ def migrate_model(
         source: a model directory, with one quantised model or several, or a ``.uqff`` file in one.
         target: the directory to make.
         to: the format: ``0.1``, ``0.2``, ``1.0``, ``1.1`` or ``1.2``.
-        names, fix_biases, plain_experts, untie: see :func:`uqff.migrate.plan.plan_migration`.
+        names, fix_biases, plain_experts, untie: see :func:`uqff.migration.plan.plan_migration`.
         force, shard_bytes, progress: see :func:`write_migration`.
 
     Raises:

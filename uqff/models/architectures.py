@@ -22,7 +22,7 @@ from typing import Any, Final, Literal
 from uqff.codes import Version
 from uqff.errors import FormatError, UnsupportedError, UqffError
 from uqff.limits import MAX_MODEL_LAYERS
-from uqff.selector import Pattern
+from uqff.models.patterns import Pattern
 
 __all__ = [
     "ARCHITECTURES",

@@ -10,12 +10,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from uqff.architectures import LayerName, embedding_name, layer_names
-from uqff.blob import Layer
+from uqff.codec.blob import Layer
 from uqff.container import UqffFile
 from uqff.errors import ShapeError, ShardError, UnsupportedError
 from uqff.families import Unquant
-from uqff.modules import Module, config_beside, modules_of
+from uqff.models.architectures import LayerName, embedding_name, layer_names
+from uqff.models.modules import Module, config_beside, modules_of
 
 __all__ = ["Held", "Pair", "pairs_of"]
 

@@ -15,12 +15,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from uqff.architectures import LayerName, embedding_name, entry_names, layer_names, stacked_names
+from uqff.checkpoints.safetensors import CONFIG_NAME, read_json
 from uqff.codes import ENTRY_VERSIONS
 from uqff.container import UqffFile
 from uqff.errors import ShardError
 from uqff.limits import MAX_CONFIG_BYTES
-from uqff.sources.safetensors import CONFIG_NAME, read_json
+from uqff.models.architectures import LayerName, embedding_name, entry_names, layer_names, stacked_names
 
 __all__ = ["Module", "check_complete", "config_beside", "modules_of"]
 

@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from uqff import kernels, packing
+from uqff import simd
 from uqff.codes import DType
 from uqff.families.encoded import Encoded
 from uqff.families.fields import array_fields
-from uqff.families.unquant import Unquant
-from uqff.views import writable_alias
+from uqff.families.unquant.tensor import Unquant
+from uqff.numerics import packing
+from uqff.schema.buffers import writable_alias
 
 if TYPE_CHECKING:
     import torch
@@ -112,7 +113,7 @@ class Floats:
             return
         # Kernels drop what a NaN carries.
         plain = Encoded(Unquant, {"weight": array_fields(source, self.dtype)})
-        if (not payloads or self.is_finite) and kernels.decode(plain, target.view(np.uint8), out.dtype):
+        if (not payloads or self.is_finite) and simd.decode(plain, target.view(np.uint8), out.dtype):
             return
         for at in range(0, len(source), TILE):
             tile = source[at : at + TILE]
@@ -126,9 +127,9 @@ class Floats:
 
 
 def largest_magnitude(bits: npt.NDArray[Any]) -> int:
-    """See :func:`uqff.kernels.finite.largest_magnitude`."""
-    if kernels.enabled():
-        from uqff.kernels import finite
+    """See :func:`uqff.simd.finite.largest_magnitude`."""
+    if simd.enabled():
+        from uqff.simd import finite
 
         return finite.largest_magnitude(bits)
     mask = np.iinfo(bits.dtype).max >> 1

@@ -28,8 +28,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import torch
 
-from uqff import blob as blobs
-from uqff.blob import LATEST, Layer
+from uqff.codec import blob as blobs
+from uqff.codec.blob import LATEST, Layer
 from uqff.errors import ShapeError, UnsupportedError, UqffError
 from uqff.families import QuantizedTensor, stack
 from uqff.parallel.comm import Comm
@@ -37,9 +37,9 @@ from uqff.parallel.gather import ColumnParallelStack, ExpertList, ReplicatedStac
 from uqff.parallel.layer import QuantizedLinear, layer_of
 from uqff.parallel.linear import ColumnParallelLayer, ReplicatedLayer, RowParallelLayer
 from uqff.parallel.mixture import Activation, Mixture
+from uqff.parallel.partition import Cut, Misfit, part_of, split_fused
 from uqff.parallel.shard import Shard, Slice
-from uqff.parallel.spread import Cut, Misfit, part_of, split_fused
-from uqff.parallel.stored import outline_of
+from uqff.parallel.weight import outline_of
 from uqff.schema.header import HEADER
 
 if TYPE_CHECKING:
@@ -178,7 +178,7 @@ class FusedExperts(Mixture):
     ) -> Self:
         """The rank's part of a checkpoint that keeps gate and up in one tensor, in either convention.
 
-        See :func:`~uqff.parallel.spread.split_fused` for the shapes, :meth:`from_layers` for the other arguments.
+        See :func:`~uqff.parallel.partition.split_fused` for the shapes, :meth:`from_layers` for the other arguments.
         """
         gate, up, down = split_fused(gate_up, down, layer=key)
         return cls.from_layers(gate, up, down, comm, act=act, misfit=misfit, device=device, key=key)
@@ -320,7 +320,7 @@ class PackedExperts(Mixture):
     ) -> Self:
         """The rank's part of a checkpoint that keeps gate and up of all experts in one tensor, in either convention.
 
-        See :func:`~uqff.parallel.spread.split_fused` for the shapes.
+        See :func:`~uqff.parallel.partition.split_fused` for the shapes.
 
         Args:
             gate_up: ``[E, hidden, 2·inter]``, or ``[E, 2·inter, hidden]``.

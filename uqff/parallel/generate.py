@@ -17,8 +17,8 @@ from typing import Any, Literal
 import torch
 
 from uqff.errors import FormatError
-from uqff.parallel.agreement import settle
 from uqff.parallel.comm import Comm
+from uqff.parallel.consensus import settle
 from uqff.parallel.model import Check, load_model
 from uqff.parallel.text import Text
 

@@ -14,22 +14,22 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
-from uqff import blob as blobs
-from uqff.blob import LATEST, Layer
+from uqff.codec import blob as blobs
+from uqff.codec.blob import LATEST, Layer
 from uqff.errors import ShapeError, ShardError, UnsupportedError, UqffError
 from uqff.families import HQQ, QuantizedTensor, Unquant
-from uqff.isq import cast_bias, outline
 from uqff.parallel.comm import Comm
 from uqff.parallel.requantize import act_type, add_delta, nominal_dtype, requantize
 from uqff.parallel.shard import Shard, Slice
 from uqff.parallel.stats import InputStats
-from uqff.parallel.stored import StoredWeight, outline_of
+from uqff.parallel.weight import StoredWeight, outline_of
+from uqff.quantization.types import cast_bias, outline
 from uqff.schema.header import HEADER
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-    from uqff.isq import Engine, Fallback
+    from uqff.quantization.types import Engine, Fallback
 
 __all__ = ["DistributedKind", "QuantizedLayer", "QuantizedLinear", "layer_of"]
 

@@ -19,14 +19,14 @@ from collections.abc import Sequence
 
 import torch
 
-from uqff.blob import Layer
+from uqff.codec.blob import Layer
 from uqff.errors import FormatError, ShardError, UnsupportedError
 from uqff.families import AFQ, HQQ, QuantizedTensor
-from uqff.isq import outline
 from uqff.parallel.comm import Comm
 from uqff.parallel.layer import DistributedKind, QuantizedLinear, layer_of
 from uqff.parallel.requantize import nominal_dtype
 from uqff.parallel.shard import Shard
+from uqff.quantization.types import outline
 
 __all__ = ["ColumnParallelLayer", "DistributedKind", "DummyLayer", "ReplicatedLayer", "RowParallelLayer"]
 

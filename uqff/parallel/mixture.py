@@ -17,7 +17,7 @@ from uqff.parallel.gather import ExpertList, ReplicatedStack, group_by_expert
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-    from uqff.isq import Engine, Fallback
+    from uqff.quantization.types import Engine, Fallback
 
 __all__ = ["Activation", "Mixture"]
 

@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from uqff.errors import FormatError, ShapeError, ShardError, UnsupportedError
-from uqff.parallel import skeleton, uncut
-from uqff.parallel.agreement import settle
+from uqff.parallel import fallback as uncut
+from uqff.parallel import transformers_model as skeleton
 from uqff.parallel.comm import Comm
+from uqff.parallel.consensus import settle
 from uqff.parallel.experts import FusedExperts, PackedExperts
 from uqff.parallel.heads import compute_kv_shard
 from uqff.parallel.plan import ROLES, Role, Sizes
@@ -27,10 +28,10 @@ from uqff.parallel.source import EMBEDDING, HEAD, ModelSource
 from uqff.parallel.vocabulary import Embedding, Head, vocabulary
 
 if TYPE_CHECKING:
-    from uqff.blob import Layer
+    from uqff.codec.blob import Layer
     from uqff.parallel.layer import QuantizedLinear
     from uqff.parallel.mixture import Mixture
-    from uqff.parallel.spread import Misfit
+    from uqff.parallel.partition import Misfit
 
 __all__ = ["Check", "load_model"]
 
@@ -57,7 +58,7 @@ def load_model(
         dtype: of activations, norms and products: float32, bfloat16 or float16; if None, that of the residual, in which
             the model was loaded when the file was written.
         check: how to make sure that all ranks have the same files: by headers, sizes and a ``sample`` of each tensor,
-            or by ``all`` bytes, see :func:`~uqff.parallel.agreement.digest`.
+            or by ``all`` bytes, see :func:`~uqff.parallel.consensus.digest`.
 
     Returns:
         A ``transformers`` causal language model, in evaluation mode. What it returns is the same on every rank.

@@ -20,8 +20,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
-from uqff.architectures import layer_names
 from uqff.errors import FormatError, ShardError
+from uqff.models.architectures import layer_names
 from uqff.parallel.shard import world_sizes
 
 __all__ = ["ROLES", "Role", "Sizes"]

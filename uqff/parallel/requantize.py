@@ -27,10 +27,10 @@ from uqff.families import AFQ, GGUF, QuantizedTensor, Unquant
 from uqff.families.fields import raw_bytes
 from uqff.families.gguf.blocks import block_type_of_kind
 from uqff.families.parts import Part
-from uqff.isq import kind_name, quantize
+from uqff.quantization.types import kind_name, quantize
 
 if TYPE_CHECKING:
-    from uqff.isq import Engine, Fallback
+    from uqff.quantization.types import Engine, Fallback
 
 __all__ = ["act_type", "add_delta", "nominal_dtype", "requantize"]
 

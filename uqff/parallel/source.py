@@ -21,15 +21,15 @@ import json
 import os
 from typing import TYPE_CHECKING, Any
 
-from uqff.architectures import architecture_of
-from uqff.blob import Layer
+from uqff.checkpoints.safetensors import CONFIG_NAME, read_json
+from uqff.codec.blob import Layer
 from uqff.container.file import open_uqff
 from uqff.errors import FormatError, UqffError
 from uqff.families import Unquant
 from uqff.limits import MAX_CONFIG_BYTES
-from uqff.modules import modules_of
-from uqff.parallel.agreement import digest
-from uqff.sources.safetensors import CONFIG_NAME, read_json
+from uqff.models.architectures import architecture_of
+from uqff.models.modules import modules_of
+from uqff.parallel.consensus import digest
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -125,7 +125,7 @@ class ModelSource:
         return floating[0] if len(floating) == 1 else None
 
     def digest(self, *options: object, everything: bool = False) -> bytes:
-        """See :func:`~uqff.parallel.agreement.digest`.
+        """See :func:`~uqff.parallel.consensus.digest`.
 
         Args:
             options: what else the ranks must agree on.

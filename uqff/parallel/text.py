@@ -14,11 +14,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from uqff.architectures import architecture_of
+from uqff.checkpoints.safetensors import read_json
 from uqff.container.directory import CONFIG_NAME
 from uqff.errors import FormatError, UnsupportedError, UqffError
 from uqff.limits import MAX_CONFIG_BYTES
-from uqff.sources.safetensors import read_json
+from uqff.models.architectures import architecture_of
 
 __all__ = ["CLASSES", "OPTIONS", "Text"]
 

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import torch
 
-from uqff.architectures import architecture_of
 from uqff.errors import FormatError, ShapeError, UnsupportedError
+from uqff.models.architectures import architecture_of
 from uqff.parallel.heads import compute_n_kv_groups
 
 if TYPE_CHECKING:

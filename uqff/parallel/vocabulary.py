@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING
 import torch
 
 from uqff.errors import ShapeError
+from uqff.parallel.fallback import every_rank_can
 from uqff.parallel.linear import ColumnParallelLayer, ReplicatedLayer
 from uqff.parallel.shard import Shard
-from uqff.parallel.uncut import every_rank_can
 
 if TYPE_CHECKING:
-    from uqff.blob import Layer
+    from uqff.codec.blob import Layer
     from uqff.families import QuantizedTensor
     from uqff.parallel.comm import Comm
     from uqff.parallel.layer import QuantizedLinear

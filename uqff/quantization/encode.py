@@ -1,7 +1,7 @@
 """From a plain weight to a family's record: rounding, the check for numbers that are not finite, kernel or reference.
 
 A quantiser takes finite float32 and returns numpy arrays; every family has one in :mod:`uqff.families` (the reference)
-and one in :mod:`uqff.kernels` (the fast twin, bit-equal to it).  Types whose blocks or groups are independent of each
+and one in :mod:`uqff.simd` (the fast twin, bit-equal to it).  Types whose blocks or groups are independent of each
 other are made run by run, so that of a float16 or bfloat16 weight no float32 copy exists as a whole.
 """
 
@@ -18,13 +18,15 @@ import numpy.typing as npt
 
 from uqff.codes import DType
 from uqff.errors import FormatError
-from uqff.families import AFQ, F8Q8, FP8, GGUF, HQQ, MXFP4, Unquant, f8q8, mxfp4
+from uqff.families import AFQ, F8Q8, FP8, GGUF, HQQ, MXFP4, Unquant
 from uqff.families.encoded import Encoded
+from uqff.families.f8q8 import tensor as f8q8
 from uqff.families.fields import array_fields, planned_fields
 from uqff.families.gguf.blocks import BlockType, block_type_of_kind
-from uqff.families.hqq import word_dtype
-from uqff.floats import Floats
-from uqff.packing import PLANES
+from uqff.families.hqq.tensor import word_dtype
+from uqff.families.mxfp4 import tensor as mxfp4
+from uqff.numerics.floats import Floats
+from uqff.numerics.packing import PLANES
 from uqff.schema.bricks import Placeholder
 
 __all__ = ["AFQ_BITS", "HQQ_BITS", "HQQ_STEPS", "Loaded", "encode", "planned", "widened"]
@@ -140,7 +142,7 @@ def encode(loaded: Loaded, kind: str, *, engine: str, group_size: int = 64) -> E
 
     Args:
         loaded: the weight.
-        kind: a type's name as :func:`uqff.isq.plan` returns it.
+        kind: a type's name as :func:`uqff.quantization.types.plan` returns it.
         engine: generation; decides the code of Q8K's largest element.
         group_size: of AFQ or HQQ.
 
@@ -275,15 +277,15 @@ def _check_finite(run: Floats, start: int, shape: tuple[int, ...]) -> None:
 
 
 def _kernels_enabled() -> bool:
-    from uqff import kernels
+    from uqff import simd
 
-    return kernels.enabled()
+    return simd.enabled()
 
 
 def _quantizer(family: str) -> Any:
     """The quantiser of a family other than ggml's."""
-    room = "uqff.kernels.{}_quantize" if _kernels_enabled() else "uqff.families.{}"
-    return import_module(room.format(family)).quantize
+    room = "cpu_quantize" if _kernels_enabled() else "tensor"
+    return import_module(f"uqff.families.{family}.{room}").quantize
 
 
 def _put_blocks(values: F32, block_type: BlockType, engine: str, out: npt.NDArray[np.uint8]) -> None:
@@ -293,11 +295,11 @@ def _put_blocks(values: F32, block_type: BlockType, engine: str, out: npt.NDArra
         return
     extreme = -127 if engine == "0.9" else -128
     if _kernels_enabled():
-        from uqff.kernels import gguf_quantize
+        from uqff.families.gguf import cpu_quantize as gguf_quantize
 
         gguf_quantize.quantize(block_type.name, values, extreme=extreme, out=out)
         return
-    from uqff.families.gguf.quantize import QUANTIZERS
+    from uqff.families.gguf.reference_quantize import QUANTIZERS
 
     arguments = (extreme,) if block_type.name == "Q8K" else ()
     for at in range(0, len(values), REFERENCE_BLOCKS):

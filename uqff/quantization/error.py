@@ -14,11 +14,12 @@ import numpy as np
 import numpy.typing as npt
 
 from uqff.codes import DType, Family
-from uqff.families import QuantizedTensor, Unquant, f8q8
+from uqff.families import QuantizedTensor, Unquant
 from uqff.families.encoded import Encoded
-from uqff.floats import Floats
-from uqff.kernels.memory import aligned_bytes
-from uqff.kernels.threads import run_ranges
+from uqff.families.f8q8 import tensor as f8q8
+from uqff.numerics.floats import Floats
+from uqff.simd.memory import aligned_bytes
+from uqff.simd.threads import run_ranges
 
 __all__ = ["UNMEASURED", "Distance", "Measure", "distance", "measured"]
 
@@ -69,10 +70,10 @@ def pair_sums(a: F32, b: F32) -> npt.NDArray[np.float64]:
         a: float32 ``[n]``, contiguous.
         b: like ``a``.
     """
-    from uqff import kernels
+    from uqff import simd
 
-    if kernels.enabled():
-        from uqff.kernels.distance import pair_sums
+    if simd.enabled():
+        from uqff.quantization.error_cpu import pair_sums
 
         return pair_sums(a, b)
     return reference_sums(a, b)
@@ -147,8 +148,8 @@ def distance(a: F32 | Floats | QuantizedTensor, b: QuantizedTensor | Encoded) ->
     """The distance of a record from a plain weight or another record of the same shape.
 
     Args:
-        a: what is taken as true: float32 or :class:`~uqff.floats.Floats` of the record's shape, C-contiguous; or a
-            record. A plain one (:class:`uqff.Unquant`) is widened tile by tile, any other is dequantised as a whole.
+        a: what is taken as true: float32 or :class:`~uqff.numerics.floats.Floats` of the record's shape, C-contiguous,
+            or a record. A plain one (:class:`uqff.Unquant`) is widened tile by tile, any other is dequantised whole.
         b: what is measured.
     """
     return measured(a, b).result()

@@ -1,4 +1,4 @@
-"""The sums of :mod:`uqff.distance` in one pass over two weights."""
+"""The sums of :mod:`uqff.quantization.error` in one pass over two weights."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from uqff.kernels.bits import float_of
-from uqff.kernels.compiling import kernel
-from uqff.kernels.vectors import LANES, as_i32, load_f32, splat, store_f64, store_i32, where_less, wide
+from uqff.simd.bits import float_of
+from uqff.simd.compiling import kernel
+from uqff.simd.vectors import LANES, as_i32, load_f32, splat, store_f64, store_i32, where_less, wide
 
 __all__ = ["pair_sums"]
 
@@ -18,7 +18,7 @@ F64 = npt.NDArray[np.float64]
 
 
 def pair_sums(a: F32, b: F32) -> F64:
-    """See :func:`uqff.distance.pair_sums`."""
+    """See :func:`uqff.quantization.error.pair_sums`."""
     result = np.empty(5, np.float64)
     a, b = a.view(), b.view()
     # One compiled version serves read-only and writeable sources: numba tells them apart.

@@ -21,7 +21,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
-from uqff.architectures import (
+from uqff.checkpoints.safetensors import Checkpoint
+from uqff.codec.blob import EncodedLayer
+from uqff.codes import DType, Family, Version
+from uqff.container.directory import LOADED_DTYPES
+from uqff.container.streaming import layer_sizes
+from uqff.errors import FormatError, ShapeError, UnsupportedError, UqffError
+from uqff.families.fields import planned_fields
+from uqff.models.architectures import (
     EMBEDDING_SINCE,
     EntryName,
     LayerName,
@@ -31,19 +38,12 @@ from uqff.architectures import (
     selected_layers,
     with_stated_tie,
 )
-from uqff.blob import EncodedLayer
-from uqff.codes import DType, Family, Version
-from uqff.container.directory import LOADED_DTYPES
-from uqff.container.streaming import layer_sizes
-from uqff.errors import FormatError, ShapeError, UnsupportedError, UqffError
-from uqff.families.fields import planned_fields
-from uqff.floats import Floats
-from uqff.isq import Engine, promoted, resolve, stored_bias_dtype
-from uqff.quantizers import planned
-from uqff.recipe import Recipe
+from uqff.models.patterns import Pattern
+from uqff.numerics.floats import Floats
+from uqff.quantization.encode import planned
+from uqff.quantization.recipe import Recipe
+from uqff.quantization.types import Engine, promoted, resolve, stored_bias_dtype
 from uqff.schema.entries import FIRST
-from uqff.selector import Pattern
-from uqff.sources.safetensors import Checkpoint
 
 __all__ = ["Goal", "Planned", "Source", "load_dtype", "plan_layer", "plan_model", "residual_names", "restated_config"]
 
@@ -96,7 +96,7 @@ class Goal:
         key: in the file: the index in 0.x, the path in 1.x.
         module: path of the layer in the model.
         index: its number in 0.x, None in 1.x.
-        name: what rules of a recipe call it: see :mod:`uqff.recipe`.
+        name: what rules of a recipe call it: see :mod:`uqff.quantization.recipe`.
         sources: where its weight is; of a stacked layer, that of each expert.
         stacked: whether the layer is the stack of its sources.
         shape: of the layer.

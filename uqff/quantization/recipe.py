@@ -33,13 +33,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from uqff.architectures import LayerName
 from uqff.container.document import read_at_most
 from uqff.container.shards import PathLike
 from uqff.errors import FormatError
-from uqff.isq import kind_name
 from uqff.limits import MAX_CONFIG_BYTES, MAX_MODEL_LAYERS
-from uqff.selector import Pattern
+from uqff.models.architectures import LayerName
+from uqff.models.patterns import Pattern
+from uqff.quantization.types import kind_name
 
 if TYPE_CHECKING:
     from yaml.nodes import MappingNode, Node

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from uqff.codes import Version
-from uqff.distance import Distance
-from uqff.isq import Fallback
-from uqff.recipe import Rule
+from uqff.quantization.error import Distance
+from uqff.quantization.recipe import Rule
+from uqff.quantization.types import Fallback
 
 __all__ = ["LayerReport", "Output", "Result", "TypeRow", "result_document", "type_rows"]
 

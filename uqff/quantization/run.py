@@ -5,10 +5,10 @@
     mapped source --> round, widen --> quantise (kernels, all threads) --> queue --> writer thread --> .uqff shards
                                                             residual tensors -----> residual.safetensors
 
-All sizes follow from shapes (:mod:`uqff.planning`), so files are laid out before the first weight is read and layers
-are written where they belong, in any order; of a stack of experts, each expert.  The system reads the next weight from
-the disk in the background; the pages of one are given back when it is done.  The output directory appears when
-everything in it is on the disk.
+All sizes follow from shapes (:mod:`uqff.quantization.plan`), so files are laid out before the first weight is read and
+layers are written where they belong, in any order; of a stack of experts, each expert.  The system reads the next
+weight from the disk in the background; the pages of one are given back when it is done.  The output directory appears
+when everything in it is on the disk.
 
 The residual holds what the checkpoint holds, in the load dtype.  (mistral.rs 0.6 computes the norms of Gemma models as
 (w + 1) - 1 and stores them off by an ulp of 1; later versions do not.)
@@ -30,7 +30,8 @@ from typing import Any, Final
 
 import numpy as np
 
-from uqff.blob import EncodedLayer
+from uqff.checkpoints.safetensors import Checkpoint, open_checkpoint
+from uqff.codec.blob import EncodedLayer
 from uqff.codes import FORMATS
 from uqff.container.directory import (
     LOADED_DTYPES,
@@ -48,18 +49,26 @@ from uqff.container.shards import PathLike
 from uqff.container.staging import Journal, allocated_bytes, check_target, resumable_directory, staged_directory
 from uqff.container.streaming import StreamedFile, StreamedLayers
 from uqff.container.writer import Writer
-from uqff.distance import UNMEASURED, Measure, measured
 from uqff.errors import UnsupportedError, UqffError
 from uqff.families.encoded import Encoded
-from uqff.floats import Floats
-from uqff.isq import Engine, Fallback, FallbackWarning, bias_fields, kind_name
-from uqff.planning import Goal, Planned, Source, load_dtype, plan_layer, plan_model, residual_names, restated_config
-from uqff.quantizers import Loaded, encode, widened
-from uqff.recipe import Recipe
-from uqff.report import LayerReport, Output, Result
+from uqff.models.patterns import Pattern
+from uqff.numerics.floats import Floats
+from uqff.quantization.encode import Loaded, encode, widened
+from uqff.quantization.error import UNMEASURED, Measure, measured
+from uqff.quantization.plan import (
+    Goal,
+    Planned,
+    Source,
+    load_dtype,
+    plan_layer,
+    plan_model,
+    residual_names,
+    restated_config,
+)
+from uqff.quantization.recipe import Recipe
+from uqff.quantization.result import LayerReport, Output, Result
+from uqff.quantization.types import Engine, Fallback, FallbackWarning, bias_fields, kind_name
 from uqff.schema.entries import FIRST
-from uqff.selector import Pattern
-from uqff.sources.safetensors import Checkpoint, open_checkpoint
 
 __all__ = ["Progress", "Step", "quantize_model"]
 
@@ -97,7 +106,7 @@ def quantize_model(
     scales across experts (HQQ, FP8 and F8Q8 in 1.0 and 1.1).
 
     Args:
-        source: a checkpoint, see :func:`uqff.sources.open_checkpoint`.
+        source: a checkpoint, see :func:`uqff.checkpoints.open_checkpoint`.
         target: the directory to make.
         kinds: the types; each becomes ``<kind>-N.uqff``, the residual is shared.
         recipe: types of particular layers. The experts of a projection, one layer in 1.x, are called by the name of
@@ -105,10 +114,10 @@ def quantize_model(
         layers: which weights are layers, in place of the architecture's list: those whose name it is found in, in the
             architecture's order, others after them in natural order.
         format: one of :data:`uqff.codes.FORMATS`.
-        engine: whose rules, see :mod:`uqff.isq`.
+        engine: whose rules, see :mod:`uqff.quantization.types`.
         dtype: the load dtype: ``f32``, ``f16``, ``bf16``, or ``auto``, the one that holds all layers exactly.
         promote: give head and embedding a better type than the others where the engine does: from 1.2 on, see
-            :data:`uqff.isq.PROMOTED`; what a recipe says of them counts first.
+            :data:`uqff.quantization.types.PROMOTED`; what a recipe says of them counts first.
         force: replace a model that is in ``target`` already.
         shard_bytes: payload after which a new shard begins.
         measure: whether to find the error of each layer, which takes a quarter of the time or, of large models,

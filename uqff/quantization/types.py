@@ -35,9 +35,9 @@ from uqff.errors import ShapeError, UnsupportedError, UqffError
 from uqff.families import QuantizedTensor
 from uqff.families.fields import array_fields, tensor_part
 from uqff.families.gguf.blocks import QK, QK_K, block_type_of_kind
-from uqff.floats import Floats
-from uqff.packing import PLANES, float32_to_e4m3
-from uqff.quantizers import AFQ_BITS, HQQ_BITS, Loaded, encode, planned
+from uqff.numerics.floats import Floats
+from uqff.numerics.packing import PLANES, float32_to_e4m3
+from uqff.quantization.encode import AFQ_BITS, HQQ_BITS, Loaded, encode, planned
 
 if TYPE_CHECKING:
     import torch
@@ -326,7 +326,7 @@ def quantize(
         kind: an ISQ name (:data:`KINDS`); a number of bits (:data:`AUTOMATIC`); ``unquant``; or ``hqq1``, ``hqq2``,
             ``hqq3``, which the engine reads and never writes.
         engine: whose rules: the code of Q8K's largest element (-128 before 0.9, -127 since) and what is done with
-            shapes that do not fit (the table of :mod:`uqff.isq`).
+            shapes that do not fit (the table of :mod:`uqff.quantization.types`).
         group_size: of AFQ (32, 64, 128) or HQQ; 64 if None.
         dtype: the load dtype; the weight's own if None.
         module: name of the weight, for reports and errors.

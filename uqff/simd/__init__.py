@@ -28,13 +28,13 @@ __all__ = ["DEQUANTIZERS", "choice", "compiled_before", "decode", "dequantize", 
 ENVIRONMENT_VARIABLE = "UQFF_KERNELS"
 
 DEQUANTIZERS = {
-    Family.GGUF: "uqff.kernels.gguf_dequantize",
-    Family.UNQUANT: "uqff.kernels.unquant_dequantize",
-    Family.HQQ: "uqff.kernels.hqq_dequantize",
-    Family.FP8: "uqff.kernels.fp8_dequantize",
-    Family.AFQ: "uqff.kernels.afq_dequantize",
-    Family.F8Q8: "uqff.kernels.f8q8_dequantize",
-    Family.MXFP4: "uqff.kernels.mxfp4_dequantize",
+    Family.GGUF: "uqff.families.gguf.cpu_dequantize",
+    Family.UNQUANT: "uqff.families.unquant.cpu_dequantize",
+    Family.HQQ: "uqff.families.hqq.cpu_dequantize",
+    Family.FP8: "uqff.families.fp8.cpu_dequantize",
+    Family.AFQ: "uqff.families.afq.cpu_dequantize",
+    Family.F8Q8: "uqff.families.f8q8.cpu_dequantize",
+    Family.MXFP4: "uqff.families.mxfp4.cpu_dequantize",
 }
 """Modules with a ``dequantize(weight, out, form) -> bool``: False, and nothing written, if the weight has no kernel
 (small shapes, unusual dtypes) or its parts do not fit each other, which the reference then reports."""
@@ -91,7 +91,7 @@ def decode(weight: Encoded, out: npt.NDArray[np.uint8], dtype: DType) -> bool:
     """
     if not enabled():
         return False
-    from uqff.kernels import numerics
+    from uqff.simd import output as numerics
 
     done: bool = import_module(DEQUANTIZERS[weight.family]).dequantize(weight, out, numerics.FORMS[dtype])
     return done
@@ -111,7 +111,7 @@ def dequantize(record: QuantizedTensor, dtype: torch.dtype, out: torch.Tensor | 
     """
     if record.device.type != "cpu" or not enabled():
         return None
-    from uqff.kernels import memory
+    from uqff.simd import memory
 
     written = DType.of_torch(dtype)
     if written not in (DType.F32, DType.BF16, DType.F16):

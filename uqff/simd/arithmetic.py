@@ -14,8 +14,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from uqff.kernels.bits import bits_of, float_of
-from uqff.kernels.compiling import inline
+from uqff.simd.bits import bits_of, float_of
+from uqff.simd.compiling import inline
 
 BELOW_HALF = np.float32(0.49999997)
 """The float32 before 0.5."""

@@ -1,7 +1,7 @@
 """Numbers by their bits, one at a time: reinterpreted floats, narrow floats, codes packed within 64 bits.
 
 All are inlined into the loops that use them; all but those of float16 are branch-free and written so that those loops
-vectorise.  :mod:`uqff.kernels.numerics` has what takes 16 at a time, :mod:`uqff.kernels.arithmetic` what rounds.
+vectorise.  :mod:`uqff.simd.output` has what takes 16 at a time, :mod:`uqff.simd.arithmetic` what rounds.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from uqff.kernels.compiling import inline
+from uqff.simd.compiling import inline
 
 __all__ = ["MAGNITUDE", "bf16_bits", "bits_of", "copy32", "e4m3_code", "f16_bits", "f16_value", "float_of", "pack8"]
 

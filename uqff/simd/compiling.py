@@ -20,14 +20,14 @@ from numba.core.compiler_machinery import register_pass
 from numba.core.registry import CPUDispatcher, cpu_target
 from numba.core.typed_passes import NativeLowering
 
-__all__ = ["OTHER_SOURCES", "inline", "kernel", "stamp", "subroutine"]
+__all__ = ["SOURCES", "inline", "kernel", "stamp", "subroutine"]
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
-ROOM: Final = Path(__file__).parent
+PACKAGE: Final = Path(__file__).parent.parent
 
-OTHER_SOURCES: Final = ("glibc.py", "families/hqq.py", "families/mxfp4.py", "packing.py")
-"""Files of the package outside this room whose numbers are compiled into kernels."""
+SOURCES: Final = ("simd", "numerics", "families")
+"""Packages whose code and numbers are compiled into kernels."""
 
 
 def kernel(function: _Function) -> _Function:
@@ -120,12 +120,12 @@ def subroutine(function: _Function) -> _Function:
 
 @cache
 def stamp() -> str:
-    """A digest of the sources of this room and of :data:`OTHER_SOURCES`; empty if they cannot be read."""
+    """A digest of the sources of :data:`SOURCES`; empty if they cannot be read."""
     digest = hashlib.sha256()
     try:
-        for path in (*sorted(ROOM.glob("*.py")), *(ROOM.parent / name for name in OTHER_SOURCES)):
+        for path in sorted(path for room in SOURCES for path in (PACKAGE / room).rglob("*.py")):
             source = path.read_bytes()
-            digest.update(b"%s %d\n" % (path.name.encode(), len(source)))
+            digest.update(b"%s %d\n" % (path.relative_to(PACKAGE).as_posix().encode(), len(source)))
             digest.update(source)
     except OSError:
         return ""

@@ -1,6 +1,6 @@
 """What some CPUs do in one instruction and others not at all: narrow floats, and looking numbers up.
 
-Each goes with a flag, and only code that has looked at it may be compiled: see :mod:`uqff.kernels.numerics`.
+Each goes with a flag, and only code that has looked at it may be compiled: see :mod:`uqff.simd.output`.
 
 ===============================  =============  =================================================================
 ``half_bits``                    ``HAS_HALF``   ``(F32) -> I32``: rounded to float16
@@ -20,7 +20,7 @@ from llvmlite import binding, ir
 from numba import types
 from numba.core.registry import cpu_target
 
-from uqff.kernels.vectors import F32, I32, LANES, U16, intrinsic, signature, spread
+from uqff.simd.vectors import F32, I32, LANES, U16, intrinsic, signature, spread
 
 __all__ = [
     "HAS_BF16",

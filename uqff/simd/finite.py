@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from uqff.kernels.compiling import kernel
-from uqff.kernels.threads import run_ranges
+from uqff.simd.compiling import kernel
+from uqff.simd.threads import run_ranges
 
 __all__ = ["largest_magnitude"]
 

@@ -1,4 +1,4 @@
-"""``logf`` and ``expf`` of glibc within kernels: :mod:`uqff.glibc`, one element at a time."""
+"""``logf`` and ``expf`` of glibc within kernels: :mod:`uqff.numerics.glibc`, one element at a time."""
 
 # numba infers the types of what it compiles; annotations would neither be read by it nor checked.
 # mypy: disable-error-code="no-untyped-def, no-untyped-call"
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from uqff.glibc import (
+from uqff.numerics.glibc import (
     EXP_PER_LN2,
     EXP_PER_LN2_HEAD,
     EXP_PER_LN2_TAIL,
@@ -20,8 +20,8 @@ from uqff.glibc import (
     LOG_OFFSET,
     LOG_POLYNOMIAL,
 )
-from uqff.kernels.bits import bits_of, float_of
-from uqff.kernels.compiling import subroutine
+from uqff.simd.bits import bits_of, float_of
+from uqff.simd.compiling import subroutine
 
 __all__ = ["expf", "logf"]
 

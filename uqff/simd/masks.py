@@ -1,4 +1,4 @@
-"""Comparisons of 16 numbers at a time, and what depends on them: the other half of :mod:`uqff.kernels.vectors`.
+"""Comparisons of 16 numbers at a time, and what depends on them: the other half of :mod:`uqff.simd.vectors`.
 
 A :data:`MASK` is one truth value a lane: an AVX-512 mask register, or lanes of ones and zeros where there is none.
 
@@ -23,7 +23,7 @@ from numba import types
 from numba.core.imputils import lower_builtin
 from numba.extending import type_callable
 
-from uqff.kernels.vectors import F32, I32, LANES, MASK, intrinsic, signature, spread
+from uqff.simd.vectors import F32, I32, LANES, MASK, intrinsic, signature, spread
 
 __all__ = ["any_lane", "lane_bits", "nowhere", "unless", "where"]
 

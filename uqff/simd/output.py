@@ -30,9 +30,9 @@ import numpy as np
 import numpy.typing as npt
 
 from uqff.codes import DType
-from uqff.kernels.bits import MAGNITUDE, bits_of, f16_value, float_of
-from uqff.kernels.compiling import inline, kernel
-from uqff.kernels.cpu import (
+from uqff.simd.bits import MAGNITUDE, bits_of, f16_value, float_of
+from uqff.simd.compiling import inline, kernel
+from uqff.simd.cpu import (
     HAS_BF16,
     HAS_HALF,
     HAS_PICK,
@@ -45,9 +45,9 @@ from uqff.kernels.cpu import (
     pick,
     second_halves,
 )
-from uqff.kernels.masks import any_lane, unless
-from uqff.kernels.threads import run_ranges
-from uqff.kernels.vectors import (
+from uqff.simd.masks import any_lane, unless
+from uqff.simd.threads import run_ranges
+from uqff.simd.vectors import (
     LANES,
     as_f32,
     as_i32,

@@ -4,7 +4,7 @@ A block's inner loop is 16 or 32 long and known when compiling; LLVM unrolls suc
 So the kernels say what they mean: :data:`I32`, :data:`F32` and :data:`F64` are numba types of 16 lanes, :data:`U8` and
 :data:`U16` of 32, which LLVM maps to whatever the CPU has (F32: one AVX-512 register, two AVX2, four SSE or NEON).  All
 operations are lane by lane; scalars on the right are spread over all lanes.  Floats are never contracted: no flag here
-allows LLVM to.  What not every CPU has is in :mod:`uqff.kernels.cpu`.
+allows LLVM to.  What not every CPU has is in :mod:`uqff.simd.cpu`.
 
 ==============================  ==========================================================================
 ``load_u8`` ``load_i8``         ``(bytes, at) -> I32``: 16 bytes, widened
@@ -129,7 +129,7 @@ U16 = Vector(types.uint16, 2 * LANES)
 I32 = Vector(types.int32, LANES)
 F32 = Vector(types.float32, LANES)
 F64 = Vector(types.float64, LANES)
-MASK = Vector(types.boolean, LANES)  # see uqff.kernels.masks
+MASK = Vector(types.boolean, LANES)  # see uqff.simd.masks
 
 _I1, _I8, _I16, _INT32, _FLOAT = (ir.IntType(1), ir.IntType(8), ir.IntType(16), ir.IntType(32), ir.FloatType())
 

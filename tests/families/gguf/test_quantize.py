@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from uqff.families.gguf.quantize import QUANTIZERS, quantize_q8k
+from uqff.families.gguf.reference_quantize import QUANTIZERS, quantize_q8k
 from uqff.families.gguf.search import nearest_int, round_half_away, saturate
 
 F32 = npt.NDArray[np.float32]

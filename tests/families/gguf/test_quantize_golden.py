@@ -14,7 +14,7 @@ import numpy.typing as npt
 import pytest
 from safetensors import safe_open
 
-from uqff.families.gguf import quantize
+from uqff.families.gguf import reference_quantize as quantize
 
 ROOT = Path(__file__).resolve().parents[3]
 if str(ROOT / "tools") not in sys.path:

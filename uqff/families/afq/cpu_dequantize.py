@@ -6,18 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from uqff.kernels.compiling import inline, kernel
-from uqff.kernels.numerics import (
-    FORMS,
-    Bytes,
-    looked_up,
-    over,
-    put_pair,
-    read_ahead,
-    unfold,
-    without_denormals,
-)
-from uqff.kernels.vectors import LANES, load_codes_3, load_codes_4, load_codes_6, load_u8, number, ramp, splat, word
+from uqff.simd.compiling import inline, kernel
+from uqff.simd.output import FORMS, Bytes, looked_up, over, put_pair, read_ahead, unfold, without_denormals
+from uqff.simd.vectors import LANES, load_codes_3, load_codes_4, load_codes_6, load_u8, number, ramp, splat, word
 
 if TYPE_CHECKING:
     from uqff.families.encoded import Encoded
@@ -29,7 +20,7 @@ STRIP = 512
 
 
 def dequantize(weight: Encoded, out: Bytes, form: int) -> bool:
-    """See :data:`uqff.kernels.DEQUANTIZERS`."""
+    """See :data:`uqff.simd.DEQUANTIZERS`."""
     fields = weight.fields
     bits, group = fields["bits"], fields["group_size"]
     kernel, codes, scales, biases = _KERNELS[bits], *map(weight.payload, ("w_q", "scales", "biases"))

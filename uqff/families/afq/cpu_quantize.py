@@ -1,4 +1,4 @@
-"""AFQ quantiser, the fast twin of :mod:`uqff.families.afq`, bit-equal to it."""
+"""AFQ quantiser, the fast twin of :mod:`uqff.families.afq.tensor`, bit-equal to it."""
 
 # numba infers the types of what it compiles; annotations would neither be read by it nor checked.
 # mypy: disable-error-code="no-untyped-def, no-untyped-call"
@@ -11,10 +11,10 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from uqff.kernels.arithmetic import half_away
-from uqff.kernels.bits import bits_of, float_of, pack8
-from uqff.kernels.compiling import kernel
-from uqff.kernels.threads import run_ranges
+from uqff.simd.arithmetic import half_away
+from uqff.simd.bits import bits_of, float_of, pack8
+from uqff.simd.compiling import kernel
+from uqff.simd.threads import run_ranges
 
 __all__ = ["quantize"]
 
@@ -30,7 +30,7 @@ GRAIN = 4096
 
 
 def quantize(w: F32, bits: int, group_size: int, threads: int | None = None) -> tuple[U8, F32, F32]:
-    """See :func:`uqff.families.afq.quantize`; ``w`` must be C-contiguous."""
+    """See :func:`uqff.families.afq.tensor.quantize`; ``w`` must be C-contiguous."""
     flat = w.reshape(-1)
     groups = flat.size // group_size
     packed = np.empty(flat.size * bits // 8, np.uint8)

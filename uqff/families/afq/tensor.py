@@ -29,7 +29,7 @@ from uqff.families.base import PayloadProblem, QuantizedTensor, join_parts, narr
 from uqff.families.fields import bytes_part, stored_part, tensor_fields
 from uqff.families.parts import lazily_typed
 from uqff.families.stacking import stack_parts, unstack_parts
-from uqff.packing import float32_to_bf16, float32_to_f16, pack_row, round_half_away
+from uqff.numerics.packing import float32_to_bf16, float32_to_f16, pack_row, round_half_away
 from uqff.schema.bricks import U8, Checked, Scope, Violation
 from uqff.schema.entries import Entries, Entry
 from uqff.schema.header import BIAS_FLAG, blob_layout

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from uqff.kernels.compiling import kernel
-from uqff.kernels.numerics import F32, Bytes, over, put_pair, read_ahead, without_denormals
-from uqff.kernels.vectors import first_signed, load_bytes, second_signed
-from uqff.packing import e4m3_to_float32
+from uqff.numerics.packing import e4m3_to_float32
+from uqff.simd.compiling import kernel
+from uqff.simd.output import F32, Bytes, over, put_pair, read_ahead, without_denormals
+from uqff.simd.vectors import first_signed, load_bytes, second_signed
 
 if TYPE_CHECKING:
     from uqff.families.encoded import Encoded
@@ -21,7 +21,7 @@ SCALES = e4m3_to_float32(np.arange(256, dtype=np.uint8)) / np.float32(416)
 
 
 def dequantize(weight: Encoded, out: Bytes, form: int) -> bool:
-    """See :data:`uqff.kernels.DEQUANTIZERS`."""
+    """See :data:`uqff.simd.DEQUANTIZERS`."""
     blocks, numel = weight.payload("data"), weight.numel
     whole, rest = divmod(numel, 32)
     if len(blocks) < 33 * -(-numel // 32):

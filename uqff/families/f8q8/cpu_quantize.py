@@ -1,4 +1,4 @@
-"""F8Q8 quantiser, the fast twin of :mod:`uqff.families.f8q8`, bit-equal to it."""
+"""F8Q8 quantiser, the fast twin of :mod:`uqff.families.f8q8.tensor`, bit-equal to it."""
 
 # numba infers the types of what it compiles; annotations would neither be read by it nor checked.
 # mypy: disable-error-code="no-untyped-def, no-untyped-call"
@@ -10,10 +10,10 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from uqff.kernels.arithmetic import half_away, signed_code
-from uqff.kernels.bits import MAGNITUDE, bits_of, copy32, e4m3_code, float_of
-from uqff.kernels.compiling import kernel
-from uqff.kernels.threads import run_ranges
+from uqff.simd.arithmetic import half_away, signed_code
+from uqff.simd.bits import MAGNITUDE, bits_of, copy32, e4m3_code, float_of
+from uqff.simd.compiling import kernel
+from uqff.simd.threads import run_ranges
 
 __all__ = ["quantize"]
 
@@ -33,7 +33,7 @@ GRAIN = 4096
 
 
 def quantize(w: F32, threads: int | None = None) -> U8:
-    """See :func:`uqff.families.f8q8.quantize`; ``w`` must be C-contiguous."""
+    """See :func:`uqff.families.f8q8.tensor.quantize`; ``w`` must be C-contiguous."""
     flat = w.reshape(-1)
     blocks = -(-flat.size // BLOCK)
     pairs, rest = divmod(flat.size, PAIR)

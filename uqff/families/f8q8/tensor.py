@@ -29,12 +29,12 @@ from uqff.errors import ShardError
 from uqff.families.base import PayloadProblem, QuantizedTensor, first_bad, runs
 from uqff.families.fields import payload
 from uqff.families.parts import own
-from uqff.packing import float32_to_e4m3, round_half_away
+from uqff.numerics.packing import float32_to_e4m3, round_half_away
 from uqff.schema.bricks import U32, Derived, Dims, Scalar, Scope, Span, Vector, Violation
+from uqff.schema.buffers import flat_bytes
 from uqff.schema.entries import Entries, Entry
 from uqff.schema.header import BIAS_FLAG, blob_layout
 from uqff.schema.layout import Layout
-from uqff.views import flat_bytes
 
 if TYPE_CHECKING:
     import torch

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from uqff.kernels.compiling import kernel
-from uqff.kernels.numerics import Bytes, e4m3_pair, f32, over, put_pair, read_ahead, without_denormals, zero_or_from
-from uqff.kernels.vectors import LANES, load_bytes
+from uqff.simd.compiling import kernel
+from uqff.simd.output import Bytes, e4m3_pair, f32, over, put_pair, read_ahead, without_denormals, zero_or_from
+from uqff.simd.vectors import LANES, load_bytes
 
 if TYPE_CHECKING:
     from uqff.families.encoded import Encoded
@@ -19,7 +19,7 @@ WIDTH = 2 * LANES
 
 
 def dequantize(weight: Encoded, out: Bytes, form: int) -> bool:
-    """See :data:`uqff.kernels.DEQUANTIZERS`."""
+    """See :data:`uqff.simd.DEQUANTIZERS`."""
     codes, scale = weight.payload("weight"), weight.payload("dequant_w_scale")
     if weight.numel < WIDTH or len(scale) != 4:
         return False

@@ -25,13 +25,13 @@ from uqff.codes import DType, Family, Version
 from uqff.families.base import PayloadProblem, QuantizedTensor, join_parts, narrow_parts, not_finite
 from uqff.families.fields import payload, tensor_fields, tensor_part
 from uqff.families.stacking import check_shared, stack_parts, unstack_parts
-from uqff.packing import bf16_to_float32, float32_to_bf16, float32_to_e4m3
+from uqff.numerics.packing import bf16_to_float32, float32_to_bf16, float32_to_e4m3
 from uqff.schema.bricks import U32, Checked, Scalar, Scope, Violation
+from uqff.schema.buffers import tensor_of
 from uqff.schema.entries import Entries, Entry
 from uqff.schema.header import BIAS_FLAG, blob_layout
 from uqff.schema.layout import Layout
 from uqff.schema.tensor import TENSOR
-from uqff.views import tensor_of
 
 if TYPE_CHECKING:
     import torch

@@ -1,5 +1,5 @@
-"""The GGUF family, ggml's block types: :mod:`~uqff.families.gguf.record` is the room, ``blocks`` has the layouts."""
+"""The GGUF family, ggml's block types: :mod:`~uqff.families.gguf.tensor` is the room, ``blocks`` has the layouts."""
 
-from uqff.families.gguf.record import GGUF
+from uqff.families.gguf.tensor import GGUF
 
 __all__ = ["GGUF"]

@@ -1,4 +1,4 @@
-"""Kernels for the ggml types: the twins of :mod:`uqff.families.gguf.dequantize`, where the bits are drawn.
+"""Kernels for the ggml types: the twins of :mod:`uqff.families.gguf.reference_dequantize`, where the bits are drawn.
 
 The items of a kernel are blocks.  The order of float operations is the reference's, one rounding each.  Of F32, F16
 and BF16 the last 32 numbers of a range overlap the ones before.  Where a type has float16 numbers and integers only, no
@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from uqff.kernels.compiling import kernel
-from uqff.kernels.numerics import (
+from uqff.simd.compiling import kernel
+from uqff.simd.output import (
     Bytes,
     Kernel,
     f16,
@@ -30,7 +30,7 @@ from uqff.kernels.numerics import (
     write_ahead,
     zero_or_from,
 )
-from uqff.kernels.vectors import (
+from uqff.simd.vectors import (
     LANES,
     first,
     first_signed,
@@ -61,7 +61,7 @@ WIDTH = 2 * LANES
 
 
 def dequantize(weight: Encoded, out: Bytes, form: int) -> bool:
-    """See :data:`uqff.kernels.DEQUANTIZERS`."""
+    """See :data:`uqff.simd.DEQUANTIZERS`."""
     block_type = weight.fields["ggml_dtype"]
     if block_type.block_size == 1 and weight.numel < WIDTH:
         return False

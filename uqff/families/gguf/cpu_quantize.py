@@ -1,4 +1,4 @@
-"""Quantisers of the ggml block types: the fast twin of ``uqff.families.gguf.quantize``, equal to it bit for bit.
+"""Quantisers of the ggml block types: the fast twin of ``reference_quantize``, equal to it bit for bit.
 
 A kernel is ``kernel(x, out, lo, hi)``: it reads the blocks ``lo <= b < hi`` of ``x float32 [n_blocks, block_size]`` and
 writes the same rows of ``out uint8 [n_blocks, type_size]``. What the arithmetic means, and where it comes from, is told
@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from uqff.kernels.arithmetic import (
+from uqff.families.gguf.cpu_quantize_k import q2k, q3k, q4k, q5k, q6k
+from uqff.simd.arithmetic import (
     ONE,
     ZERO,
     largest_magnitude,
@@ -25,10 +26,9 @@ from uqff.kernels.arithmetic import (
     signed_code,
     truncated_code,
 )
-from uqff.kernels.bits import f16_bits, f16_value
-from uqff.kernels.compiling import inline, kernel
-from uqff.kernels.gguf_quantize_k import q2k, q3k, q4k, q5k, q6k
-from uqff.kernels.threads import run_ranges
+from uqff.simd.bits import f16_bits, f16_value
+from uqff.simd.compiling import inline, kernel
+from uqff.simd.threads import run_ranges
 
 if TYPE_CHECKING:
     from collections.abc import Callable

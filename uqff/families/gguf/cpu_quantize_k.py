@@ -1,4 +1,4 @@
-"""Quantisers of Q2K, Q3K, Q4K, Q5K and Q6K: the fast twins of those in ``uqff.families.gguf.quantize``."""
+"""Quantisers of Q2K, Q3K, Q4K, Q5K and Q6K: the fast twins of those in ``uqff.families.gguf.reference_quantize``."""
 
 # numba infers the types of what it compiles; annotations would neither be read by it nor checked.
 # mypy: disable-error-code="no-untyped-def, no-untyped-call"
@@ -7,11 +7,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from uqff.kernels.arithmetic import ONE, ZERO, largest_magnitude, nearest_int, put_f16, unsigned_code
-from uqff.kernels.bits import f16_bits, f16_value
-from uqff.kernels.compiling import inline, kernel
-from uqff.kernels.gguf_search import LANES, load_tile, search_rows, search_scale_and_min
-from uqff.kernels.gguf_search_scale import (
+from uqff.families.gguf.cpu_search import LANES, load_tile, search_rows, search_scale_and_min
+from uqff.families.gguf.cpu_search_scale import (
     ALMOST_HALF,
     BATCH,
     BLOCKS,
@@ -31,8 +28,11 @@ from uqff.kernels.gguf_search_scale import (
     signed_ints,
     start_search,
 )
-from uqff.kernels.masks import any_lane
-from uqff.kernels.vectors import load_f32, number, splat, store_f32, store_i32, store_u8
+from uqff.simd.arithmetic import ONE, ZERO, largest_magnitude, nearest_int, put_f16, unsigned_code
+from uqff.simd.bits import f16_bits, f16_value
+from uqff.simd.compiling import inline, kernel
+from uqff.simd.masks import any_lane
+from uqff.simd.vectors import load_f32, number, splat, store_f32, store_i32, store_u8
 
 
 @inline

@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from uqff.kernels.arithmetic import ONE, ZERO, unsigned_code
-from uqff.kernels.compiling import inline
+from uqff.simd.arithmetic import ONE, ZERO, unsigned_code
+from uqff.simd.compiling import inline
 
 LANES = 64
 """Sub-blocks of a tile: four AVX-512 registers to a row, enough to hide the latency of a division."""

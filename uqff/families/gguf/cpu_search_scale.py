@@ -22,10 +22,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from uqff.kernels.arithmetic import BELOW_HALF_BITS, ONE, ZERO
-from uqff.kernels.compiling import inline
-from uqff.kernels.masks import any_lane, lane_bits, nowhere, unless, where
-from uqff.kernels.vectors import as_f32, as_i32, load_f32, number, splat, store_f32, store_u8, transpose, truncated
+from uqff.simd.arithmetic import BELOW_HALF_BITS, ONE, ZERO
+from uqff.simd.compiling import inline
+from uqff.simd.masks import any_lane, lane_bits, nowhere, unless, where
+from uqff.simd.vectors import as_f32, as_i32, load_f32, number, splat, store_f32, store_u8, transpose, truncated
 
 BATCH = 256
 """Blocks from which sub-blocks are collected: enough for full tiles, few enough for the second-level cache."""
@@ -115,7 +115,7 @@ def bounded(v, low, high):
 
 @inline
 def rounded(v):
-    """:func:`uqff.kernels.arithmetic.half_away`."""
+    """:func:`uqff.simd.arithmetic.half_away`."""
     return truncated(v + as_f32((as_i32(v) & 0x80000000) | BELOW_HALF_BITS))
 
 

@@ -3,7 +3,7 @@
 All functions vectorise over the last axis (blocks or sub-blocks); the first runs over the elements, in their order.
 
 Authority: candle-core ``src/quantized/utils.rs``, 0.10.2. The edges of its arithmetic are told in
-``uqff.families.gguf.quantize``.
+``uqff.families.gguf.reference_quantize``.
 """
 
 from __future__ import annotations

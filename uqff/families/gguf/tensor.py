@@ -25,13 +25,13 @@ from uqff.codes import DType, Family
 from uqff.families.base import PayloadProblem, QuantizedTensor, first_bad, join_parts, narrow_parts, not_finite
 from uqff.families.fields import payload
 from uqff.families.gguf.blocks import BLOCK_TYPES, BlockType, block_type_of_code
-from uqff.families.gguf.dequantize import DEQUANTIZERS
+from uqff.families.gguf.reference_dequantize import DEQUANTIZERS
 from uqff.families.stacking import stack_parts, unstack_parts
 from uqff.schema.bricks import U32, Checked, Derived, Dims, Scope, Span, Violation
+from uqff.schema.buffers import flat_bytes
 from uqff.schema.entries import Entries, Entry
 from uqff.schema.header import BIAS_FLAG, blob_layout
 from uqff.schema.layout import Layout
-from uqff.views import flat_bytes
 
 if TYPE_CHECKING:
     import torch

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from uqff.kernels.compiling import kernel
-from uqff.kernels.numerics import (
+from uqff.numerics.packing import PLANES
+from uqff.simd.compiling import kernel
+from uqff.simd.output import (
     AHEAD,
     FORMS,
     Bytes,
@@ -25,8 +26,7 @@ from uqff.kernels.numerics import (
     without_denormals,
     write_ahead,
 )
-from uqff.kernels.vectors import LANES, load_f32, load_i32, load_u8, number, prefetch_read
-from uqff.packing import PLANES
+from uqff.simd.vectors import LANES, load_f32, load_i32, load_u8, number, prefetch_read
 
 if TYPE_CHECKING:
     from uqff.families.encoded import Encoded
@@ -45,7 +45,7 @@ least 2**-24, of which a zero near a code from 1 on is a multiple. Two numbers o
 
 
 def dequantize(weight: Encoded, out: Bytes, form: int) -> bool:
-    """See :data:`uqff.kernels.DEQUANTIZERS`."""
+    """See :data:`uqff.simd.DEQUANTIZERS`."""
     fields, numel = weight.fields, weight.numel
     bits, axis, group_size = fields["bits"], fields["axis"], fields["group_size"]
     planes, groups = PLANES[bits], numel // group_size

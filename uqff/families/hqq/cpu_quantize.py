@@ -1,4 +1,4 @@
-"""HQQ quantiser, the fast twin of :mod:`uqff.families.hqq`, bit-equal to it."""
+"""HQQ quantiser, the fast twin of :mod:`uqff.families.hqq.tensor`, bit-equal to it."""
 
 # numba infers the types of what it compiles; annotations would neither be read by it nor checked.
 # mypy: disable-error-code="no-untyped-def, no-untyped-call"
@@ -11,13 +11,13 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from uqff.families import hqq as reference
-from uqff.kernels.arithmetic import unsigned_code
-from uqff.kernels.bits import MAGNITUDE, bits_of, float_of
-from uqff.kernels.compiling import kernel, subroutine
-from uqff.kernels.libm import expf, logf
-from uqff.kernels.threads import run_ranges
-from uqff.packing import packed_rows
+from uqff.families.hqq import tensor as reference
+from uqff.numerics.packing import packed_rows
+from uqff.simd.arithmetic import unsigned_code
+from uqff.simd.bits import MAGNITUDE, bits_of, float_of
+from uqff.simd.compiling import kernel, subroutine
+from uqff.simd.libm import expf, logf
+from uqff.simd.threads import run_ranges
 
 __all__ = ["quantize"]
 
@@ -39,7 +39,7 @@ LARGEST = np.float32(1e30)
 def quantize(
     w: F32, bits: int, group_size: int = 64, steps: int = 10, threads: int | None = None
 ) -> tuple[npt.NDArray[Any], F32, F32]:
-    """See :func:`uqff.families.hqq.quantize`; ``w`` must be C-contiguous.
+    """See :func:`uqff.families.hqq.tensor.quantize`; ``w`` must be C-contiguous.
 
     Needs memory for :data:`SLAB` errors besides a number per group: the test for improvement adds them in an order that
     crosses all groups.
@@ -88,7 +88,7 @@ def _optimize(grid: F32, s: F32, zero: F32, top: np.float32, steps: int, threads
 
 
 def _add_lanes(errors: F32, lanes: F32, phase: int, threads: int | None) -> None:
-    """The running sums of :func:`uqff.families.hqq.mean_magnitude`; two threads take half of them each."""
+    """The running sums of :func:`uqff.families.hqq.tensor.mean_magnitude`; two threads take half of them each."""
     half = LANES // 2
     run_ranges(lambda lo, hi: lane_sums(errors, lanes, phase, half * lo, half * hi), 2, threads=threads)
 
@@ -149,7 +149,7 @@ def turn(grid, s, zero, top, inverse_beta, idle, sums, errors, first, last, lo, 
 
 @subroutine
 def shrink(error, inverse_beta, idle):
-    """See :func:`uqff.families.hqq.shrink`."""
+    """See :func:`uqff.families.hqq.tensor.shrink`."""
     magnitude = abs(error)
     if magnitude <= idle:
         return np.float32(0)
@@ -179,7 +179,7 @@ def lane_sums(errors, lanes, phase, lo, hi):
 
 @kernel
 def pack_codes(grid, s, zero, top, bits, packed, lo, hi):
-    """Columns [lo, hi) of the packed codes, made with the final zeros; see :func:`uqff.packing.pack_planes`."""
+    """Columns [lo, hi) of the packed codes, with the final zeros; see :func:`uqff.numerics.packing.pack_planes`."""
     rows = packed.shape[0]
     scale, z = s[lo:hi], zero[lo:hi]
     for r in range(rows):

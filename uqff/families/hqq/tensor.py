@@ -39,8 +39,8 @@ from uqff.families.base import PayloadProblem, QuantizedTensor, not_finite, runs
 from uqff.families.fields import bytes_part, stored_part, tensor_fields
 from uqff.families.parts import joined, lazily_typed, own, picked, typed
 from uqff.families.stacking import check_shared
-from uqff.glibc import expf, logf
-from uqff.packing import pack_planes, round_half_away
+from uqff.numerics.glibc import expf, logf
+from uqff.numerics.packing import pack_planes, round_half_away
 from uqff.schema.bricks import U8, U32, Checked, Derived, Dims, Scope, Violation
 from uqff.schema.entries import Entries, Entry
 from uqff.schema.header import BIAS_FLAG, blob_layout
@@ -429,8 +429,8 @@ def quantize(
         steps: turns of the optimiser at most, at least 1; the engine takes 10.
 
     Returns:
-        Codes packed by :func:`uqff.packing.pack_planes` along axis 0; scales and zeros, float32 ``[1, N]``, for
-        ``w = (q - zero) * scale``. A group whose range exceeds float32 has an infinite scale.
+        Codes packed by :func:`uqff.numerics.packing.pack_planes` along axis 0; scales and zeros, float32 ``[1, N]``,
+        for ``w = (q - zero) * scale``. A group whose range exceeds float32 has an infinite scale.
     """
     top = np.float32(2**bits - 1)
     grid = w.reshape(group_size, -1)

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from uqff.kernels.bits import float_of
-from uqff.kernels.compiling import kernel
-from uqff.kernels.numerics import Bytes, looked_up, over, put_pair, read_ahead, without_denormals
-from uqff.kernels.vectors import as_f32, load_codes_4, splat, where_less
+from uqff.simd.bits import float_of
+from uqff.simd.compiling import kernel
+from uqff.simd.output import Bytes, looked_up, over, put_pair, read_ahead, without_denormals
+from uqff.simd.vectors import as_f32, load_codes_4, splat, where_less
 
 if TYPE_CHECKING:
     from uqff.families.encoded import Encoded
@@ -18,7 +18,7 @@ __all__ = ["dequantize"]
 
 
 def dequantize(weight: Encoded, out: Bytes, form: int) -> bool:
-    """See :data:`uqff.kernels.DEQUANTIZERS`."""
+    """See :data:`uqff.simd.DEQUANTIZERS`."""
     blocks, scales = weight.payload("blocks"), weight.payload("scales")
     if len(blocks) != 16 * len(scales):
         return False

@@ -1,4 +1,4 @@
-"""MXFP4 quantiser, the fast twin of :mod:`uqff.families.mxfp4`, bit-equal to it."""
+"""MXFP4 quantiser, the fast twin of :mod:`uqff.families.mxfp4.tensor`, bit-equal to it."""
 
 # numba infers the types of what it compiles; annotations would neither be read by it nor checked.
 # mypy: disable-error-code="no-untyped-def, no-untyped-call"
@@ -11,11 +11,11 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from uqff.families.mxfp4 import BIAS, floor_log2
-from uqff.families.mxfp4 import BLOCK_SIZE as BLOCK
-from uqff.kernels.bits import MAGNITUDE, bits_of, float_of, pack8
-from uqff.kernels.compiling import inline, kernel
-from uqff.kernels.threads import run_ranges
+from uqff.families.mxfp4.tensor import BIAS, floor_log2
+from uqff.families.mxfp4.tensor import BLOCK_SIZE as BLOCK
+from uqff.simd.bits import MAGNITUDE, bits_of, float_of, pack8
+from uqff.simd.compiling import inline, kernel
+from uqff.simd.threads import run_ranges
 
 __all__ = ["quantize"]
 
@@ -31,7 +31,7 @@ GRAIN = 4096
 
 
 def quantize(w: F32, threads: int | None = None) -> tuple[U8, U8]:
-    """See :func:`uqff.families.mxfp4.quantize`; ``w`` must be C-contiguous."""
+    """See :func:`uqff.families.mxfp4.tensor.quantize`; ``w`` must be C-contiguous."""
     flat = w.reshape(-1)
     blocks = flat.size // BLOCK
     codes = np.empty((blocks, BLOCK // 2), np.uint8)

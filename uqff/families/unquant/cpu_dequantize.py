@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from uqff.kernels.gguf_dequantize import KERNELS, WIDTH
-from uqff.kernels.numerics import Bytes, over
+from uqff.families.gguf.cpu_dequantize import KERNELS, WIDTH
+from uqff.simd.output import Bytes, over
 
 if TYPE_CHECKING:
     from uqff.families.encoded import Encoded
@@ -14,7 +14,7 @@ __all__ = ["dequantize"]
 
 
 def dequantize(weight: Encoded, out: Bytes, form: int) -> bool:
-    """See :data:`uqff.kernels.DEQUANTIZERS`."""
+    """See :data:`uqff.simd.DEQUANTIZERS`."""
     kernel = KERNELS.get(weight.fields["weight"]["dtype"].name)
     if kernel is None or weight.numel < WIDTH:
         return False

@@ -1,0 +1,1 @@
+"""What others read: plain checkpoints of UQFF models."""

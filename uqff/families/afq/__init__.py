@@ -1,0 +1,5 @@
+"""AFQ: MLX's affine groups."""
+
+from uqff.families.afq.tensor import AFQ
+
+__all__ = ["AFQ"]

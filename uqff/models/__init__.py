@@ -1,0 +1,1 @@
+"""What is known of models: architectures, names of modules, patterns over them."""

@@ -1,0 +1,1 @@
+"""Every packing, rounding and libm fact, once, on the reference side."""

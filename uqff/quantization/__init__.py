@@ -1,0 +1,1 @@
+"""From plain weights to stored ones: types and fallbacks, recipes, plans, runs, results, errors."""
