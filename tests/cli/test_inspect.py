@@ -458,8 +458,8 @@ def test_every_model_of_a_directory(tmp_path: Path) -> None:
     result = run(str(tmp_path))
     assert (result.exit_code, result.stderr) == (0, "")
     assert [line.split()[:5] for line in result.stdout.splitlines()[1:]] == [
-        ["a-N.uqff", "0.1.3", "1", "1", "8.5000"],
-        ["b.uqff", "0.1.0,", "0.1.3", "1", "2"],
+        ["a", "0.1.3", "1", "1", "8.5000"],
+        ["b", "0.1.0,", "0.1.3", "1", "2"],
     ]
     documents = json.loads(run(str(tmp_path), "--json").output)["models"]
     assert documents == [json.loads(run(str(tmp_path / name), "--json").output) for name in ("a-0.uqff", "b.uqff")]

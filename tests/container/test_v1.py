@@ -36,7 +36,8 @@ def test_every_family_in_one_file(tmp_path: Path) -> None:
         assert (file.generation, file.version) == ("1.x", Version(1, 2, 0))
         assert file.metadata == {"uqff.producer": "x"}
         assert list(file) == sorted(MIXED)
-        assert 0 not in file
+        assert [file.key(at) for at in range(len(file))] == list(file)
+        assert all(at not in file for at in (-1, len(file)))
         assert dict(file.extra) == {}
         for key in file:
             name = key.rpartition(".")[2]

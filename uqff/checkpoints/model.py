@@ -19,7 +19,7 @@ from uqff.container.directory import CONFIG_NAME
 from uqff.container.file import RESIDUAL_NAME, UqffFile
 from uqff.container.mapped import MappedFile
 from uqff.container.report import REPORT_NAME
-from uqff.container.shards import NUMBERED, SUFFIX, PathLike, resolve
+from uqff.container.shards import SUFFIX, PathLike, resolve, select, stem_of
 from uqff.errors import ShardError
 from uqff.limits import MAX_CONFIG_BYTES
 
@@ -49,13 +49,14 @@ class ModelDirectory:
         """Open it; only headers are read.
 
         Args:
-            source: the directory, or one of the ``.uqff`` files in it, whose model is then the only one.
+            source: the directory; or one of the ``.uqff`` files in it, or ``DIR:TYPE``, whose model is then the only
+                one.
 
         Raises:
             UqffError: a file breaks a rule, or the models are of both generations.
             OSError: a file cannot be read.
         """
-        source = Path(source)
+        source = select(source)
         self.path = source if source.is_dir() else source.parent
         self.models: dict[str, UqffFile] = {}
         self.kept: dict[str, UqffFile] = {}
@@ -66,7 +67,8 @@ class ModelDirectory:
             generations = {file.generation for file in self.models.values()}
             if len(generations) > 1:
                 raise ShardError(
-                    "models of two generations in the directory: name one of the files", file=str(self.path)
+                    f"models of two generations in the directory: choose one, such as {self.path}:{min(self.models)}",
+                    file=str(self.path),
                 )
             for stem in self.models:
                 kept = self.path / f"{stem}{KEPT_SUFFIX}"
@@ -103,20 +105,15 @@ def _models(source: Path) -> list[tuple[str, list[Path], bool]]:
     """Stem and files of each model."""
     if not source.is_dir():
         paths, complete = resolve(source)
-        return [(_stem(paths[0].name), paths, complete)]
+        return [(stem_of(paths[0].name), paths, complete)]
     names = sorted(entry.name for entry in os.scandir(source) if entry.name.endswith(SUFFIX) and entry.is_file())
     if not names:
         raise ShardError(f"no {SUFFIX} file in the directory", file=str(source))
     found: dict[str, tuple[str, list[Path], bool]] = {}
     for name in names:
-        stem = _stem(name)
+        stem = stem_of(name)
         if stem not in found:
             found[stem] = (stem, *resolve(source / name))
         elif source / name not in found[stem][1]:
             raise ShardError("two models of one name", file=str(source / name), got=f"also {found[stem][1][0].name}")
     return list(found.values())
-
-
-def _stem(name: str) -> str:
-    match = NUMBERED.fullmatch(name)
-    return match["stem"] if match is not None else name.removesuffix(SUFFIX)

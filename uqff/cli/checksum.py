@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from uqff.cli.options import isq_option, selected
 from uqff.errors import printable
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ __all__ = ["checksum"]
 
 
 @click.command(short_help="Digests of files and of layers, and the check of both.")
-@click.argument("path", type=click.Path(exists=True))
+@click.argument("path")
 @click.option("--layers", is_flag=True, help="Digests of layers in place of files.")
 @click.option("--write", is_flag=True, help="Write the list beside the files: SHA256SUMS, or SHA256SUMS.layers.")
 @click.option("--check", "checking", is_flag=True, help="Compare with the list that is there.")
@@ -29,6 +30,7 @@ __all__ = ["checksum"]
     type=click.Path(exists=True, dir_okay=False),
     help="With --layers: index to path of 0.x layers, as for migrate.",
 )
+@isq_option
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.pass_context
 def checksum(
@@ -39,11 +41,13 @@ def checksum(
     checking: bool,
     sums: str | None,
     names: str | None,
+    isq: str | None,
     as_json: bool,
 ) -> None:
     """Print a SHA-256 for each file, in the form of sha256sum, which can check it too.
 
-    PATH is a model directory, or a .uqff file: then the list is about its shards only.
+    PATH is a model directory, or a .uqff file: then the list is about its shards only; so it is for one model of
+    several, PATH:TYPE.
 
     With --layers, the list is about the layers of the model: digests of what a layer is, the same in 0.x and 1.x, in
     one shard or in many, experts stacked or apart. So the lists of a model and of its migrated copy are the same, and
@@ -51,6 +55,7 @@ def checksum(
 
     Exits with 1 if --check finds a difference, or something that is not there.
     """
+    path = selected(path, isq, "PATH")
     if write and checking:
         raise click.UsageError("--write and --check exclude each other")
     if sums is not None and not (write or checking):

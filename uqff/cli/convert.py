@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from uqff.cli.options import isq_option, selected
 from uqff.cli.progress import step_progress, terminable
 from uqff.errors import printable
 
@@ -17,7 +18,7 @@ __all__ = ["convert"]
 
 
 @click.command(short_help="GGUF to UQFF and back, block by block.")
-@click.argument("source", metavar="SRC", type=click.Path(exists=True))
+@click.argument("source", metavar="SRC")
 @click.argument("out", metavar="OUT", type=click.Path())
 @click.option("--to", type=click.Choice(["uqff", "gguf"]), help="Direction, if not the one that SRC suggests.")
 @click.option(
@@ -37,6 +38,7 @@ __all__ = ["convert"]
 )
 @click.option("--force", is_flag=True, help="Replace what is in OUT.")
 @click.option("--quiet", is_flag=True, help="Print nothing but warnings and errors.")
+@isq_option
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
 def convert(
     source: str,
@@ -47,15 +49,18 @@ def convert(
     dtype: str,
     force: bool,
     quiet: bool,
+    isq: str | None,
     as_json: bool,
 ) -> None:
     """Convert the GGUF file SRC to the UQFF model directory OUT, or the UQFF model SRC to the GGUF file OUT.
+    Of a UQFF directory with several models, SRC:TYPE is one.
 
     Blocks of ggml's types are carried over as they are; nothing is quantised again. A model that cannot be converted
     without loss is refused, with all that stands in the way. Llama, Mistral, Qwen2 and Qwen3.
     """
     from uqff.conversion import conversion_document, convert_model
 
+    source = selected(source, isq, "SRC")
     with terminable(), step_progress(shown=not quiet) as progress:
         result = convert_model(
             source, out, to=to, format=format, assets=assets, dtype=dtype, force=force, progress=progress

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from uqff.cli.options import size_option
+from uqff.cli.options import isq_option, selected, size_option
 from uqff.cli.progress import step_progress, terminable
 from uqff.errors import printable
 
@@ -19,7 +19,7 @@ __all__ = ["dequantize"]
 
 
 @click.command(short_help="Write a model as a plain checkpoint.")
-@click.argument("source", metavar="SRC", type=click.Path(exists=True))
+@click.argument("source", metavar="SRC")
 @click.argument("out", metavar="OUT", type=click.Path())
 @click.option(
     "--dtype", type=click.Choice(["f32", "bf16", "f16"]), default="f32", show_default=True, help="Of all floats."
@@ -39,15 +39,24 @@ __all__ = ["dequantize"]
 )
 @click.option("--force", is_flag=True, help="Replace the checkpoint that is in OUT.")
 @click.option("--quiet", is_flag=True, help="Print nothing but warnings and errors.")
+@isq_option
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
 def dequantize(
-    source: str, out: str, dtype: str, shard_size: int, tie: Any, force: bool, quiet: bool, as_json: bool
+    source: str,
+    out: str,
+    dtype: str,
+    shard_size: int,
+    tie: Any,
+    force: bool,
+    quiet: bool,
+    isq: str | None,
+    as_json: bool,
 ) -> None:
     """Write the model SRC as a plain checkpoint into the new directory OUT.
 
-    SRC is a .uqff file or a model directory, of either generation. OUT has the layout of Hugging Face: safetensors
-    files, an index if there are several, config.json with the new dtype, and the tokenizer's files. It appears when
-    all of it is written; it must not exist, or be empty.
+    SRC is a .uqff file or a model directory, of either generation; SRC:TYPE is one model of several. OUT has the layout
+    of Hugging Face: safetensors files, an index if there are several, config.json with the new dtype, and the
+    tokenizer's files. It appears when all of it is written; it must not exist, or be empty.
 
     Every weight has the value that its codes stand for. In f32 nothing is rounded.
 
@@ -55,6 +64,7 @@ def dequantize(
     untied in config.json, so that it computes the same. With --tie, it keeps one of them for both: the plain embedding,
     or the head, as mistral.rs 0.9 does with 1.x files.
     """
+    source = selected(source, isq, "SRC")
     from uqff.export.dequantize import dequantize_model
 
     with terminable(), step_progress(shown=not quiet) as progress:

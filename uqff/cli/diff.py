@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from uqff.cli.options import pattern_option
+from uqff.cli.options import isq_option, pattern_option, selected
 
 if TYPE_CHECKING:
     from uqff.inspection.compare import LayerDifference
@@ -16,16 +16,19 @@ __all__ = ["diff"]
 
 
 @click.command(short_help="Compare two models, layer by layer.")
-@click.argument("a", type=click.Path(exists=True))
-@click.argument("b", type=click.Path(exists=True))
+@click.argument("a")
+@click.argument("b")
 @click.option("--layers", callback=pattern_option, metavar="REGEX", help="Which weights of a checkpoint are layers.")
 @click.option(
     "--names", type=click.Path(exists=True, dir_okay=False), help="Index to path of 0.x layers, as for migrate."
 )
+@isq_option
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.pass_context
-def diff(ctx: click.Context, a: str, b: str, layers: Any, names: str | None, as_json: bool) -> None:
+def diff(ctx: click.Context, a: str, b: str, layers: Any, names: str | None, isq: str | None, as_json: bool) -> None:
     """Compare A and B: two UQFF files or directories, or a UQFF and its checkpoint.
+
+    Of a directory with several models, DIR:TYPE is one: uqff diff MODEL:q4k MODEL:hqq8.
 
     For each layer: types, sizes, whether the bytes are the same, root mean square and largest error, cosine. The
     checkpoint is taken as true; of two UQFF, A is.
@@ -35,9 +38,10 @@ def diff(ctx: click.Context, a: str, b: str, layers: Any, names: str | None, as_
 
     Exits with 0 if the two have the same layers, however they differ, with 1 if a layer is in one of them only.
     """
-    from uqff.inspection.compare import compare, comparison_document
+    from uqff.inspection.compare import compare, comparison_document, is_checkpoint
     from uqff.migration.names import read_names
 
+    a, b = (selected(path, None if is_checkpoint(path) else isq, name) for path, name in ((a, "A"), (b, "B")))
     differences = list(compare(a, b, layers=layers, names=None if names is None else read_names(names)))
     if as_json:
         click.echo(json.dumps(comparison_document(differences, a, b), indent=2))

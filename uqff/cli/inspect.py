@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from uqff.cli.options import isq_option, selected
 from uqff.container import UqffFile, open_uqff
 from uqff.container.shards import models_in
 from uqff.errors import UqffError, printable
@@ -23,7 +24,7 @@ _SHOWN_RAW = 8
 
 
 @click.command(short_help="Show what is in a file, or one layer in full.")
-@click.argument("path", type=click.Path(exists=True))
+@click.argument("path")
 @click.argument("key", required=False)
 @click.option("--hex", "dump", is_flag=True, help="With KEY: dump the layer's bytes, each field annotated.")
 @click.option(
@@ -37,20 +38,31 @@ _SHOWN_RAW = 8
 @click.option(
     "--stats/--no-stats", default=True, show_default=True, help="With KEY: dequantise and measure the weight."
 )
+@isq_option
 @click.option("--json", "as_json", is_flag=True, help="Print JSON (described in spec/inspect-json.md).")
 @click.pass_context
-def inspect(ctx: click.Context, path: str, key: str | None, dump: bool, limit: int, stats: bool, as_json: bool) -> None:
+def inspect(
+    ctx: click.Context,
+    path: str,
+    key: str | None,
+    dump: bool,
+    limit: int,
+    stats: bool,
+    isq: str | None,
+    as_json: bool,
+) -> None:
     """Show what is in a file.
 
-    PATH is a .uqff file (the other shards of its set are found), or a model directory. KEY is a layer: its path, or its
-    index in a 0.x file (whose paths are known if config.json stands beside it). Then all its fields are shown with
-    offset, size, type, bytes and value, and the dequantised weight is measured. Of a directory with several models, a
-    line for each is shown.
+    PATH is a .uqff file (the other shards of its set are found), or a model directory. KEY is a layer: its path (0.x
+    files have some if config.json stands beside them) or its index, counted from 0 in the order of the table. Then all
+    its fields are shown with offset, size, type, bytes and value, and the dequantised weight is measured. Of a
+    directory with several models, a line for each is shown; PATH:TYPE is one of them.
 
     Exits with 1 if a layer is broken; the others are shown all the same.
     """
     if dump and key is None:
         raise click.UsageError("--hex needs a KEY")
+    path = selected(path, isq, "PATH")
     models = models_in(path) if key is None and Path(path).is_dir() else {}
     if len(models) > 1:
         if _inspect_models(models, as_json):
@@ -138,15 +150,13 @@ def _find(file: UqffFile, key: str) -> str:
     names = {name: one for one, name in module_names(file).items()}
     if key in names:
         return names[key]
-    by_index = {int(name): name for name in file} if file.generation == "0.x" else {}
-    found = by_index.get(int(key)) if key.isascii() and key.isdecimal() and len(key) < 10 else None
-    if found is None:
-        keys = list(file)
-        known = f"{keys[0]} to {keys[-1]}" if keys else "none at all"
-        close = get_close_matches(key[:_LONGEST_KEY], names or keys, n=1)
-        hint = f"; did you mean {close[0]}?" if close else ""
-        raise click.BadParameter(printable(f"no layer {key}; there are: {known}{hint}"), param_hint="'KEY'")
-    return found
+    if key.isascii() and key.isdecimal() and len(key) < 10 and (found := file.find(int(key))) is not None:
+        return found
+    keys = list(file)
+    known = f"{keys[0]} to {keys[-1]}, {len(keys)} layers" if keys else "none at all"
+    close = get_close_matches(key[:_LONGEST_KEY], names or keys, n=1)
+    hint = f"; did you mean {close[0]}?" if close else ""
+    raise click.BadParameter(printable(f"no layer {key}; there are: {known}{hint}"), param_hint="'KEY'")
 
 
 _LONGEST_KEY = 200

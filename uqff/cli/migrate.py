@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from uqff.cli.options import isq_option, selected
 from uqff.cli.progress import step_progress, terminable
 from uqff.codes import FORMATS
 from uqff.errors import printable
@@ -46,6 +47,7 @@ __all__ = ["migrate"]
 @click.option("--untie", is_flag=True, help="Of a tied model, keep the dense embedding beside the quantised head.")
 @click.option("--force", is_flag=True, help="Replace the model that is in OUT.")
 @click.option("--quiet", is_flag=True, help="Print nothing but warnings and errors.")
+@isq_option
 @click.option("--json", "as_json", is_flag=True, help="Print the mapping and the summary as JSON.")
 @click.pass_context
 def migrate(
@@ -60,11 +62,13 @@ def migrate(
     untie: bool,
     force: bool,
     quiet: bool,
+    isq: str | None,
     as_json: bool,
 ) -> None:
     """Turn the model SRC into a model of another UQFF version in the new directory OUT.
 
-    SRC is a model directory, or one of the .uqff files in it. Every code, scale and bias stays as it is; names and
+    SRC is a model directory, or one of the .uqff files in it; of a directory with several models, all are turned, and
+    SRC:TYPE is one of them. Every code, scale and bias stays as it is; names and
     framing change. Files before 1.0 know their layers by number: config.json says which weights these are. OUT appears
     when all of it is written; it must not exist, or be empty.
     """
@@ -73,6 +77,7 @@ def migrate(
 
     if out is None and not dry_run:
         raise click.UsageError("Missing argument 'OUT'.", context)
+    source = selected(source, isq, "SRC")
     chosen = read_names(names) if names is not None else None
     with ModelDirectory(source) as directory:
         plan = plan_migration(

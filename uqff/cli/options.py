@@ -9,7 +9,7 @@ import click
 
 from uqff.errors import UqffError, printable
 
-__all__ = ["pattern_option", "size_option"]
+__all__ = ["isq_option", "pattern_option", "selected", "size_option"]
 
 UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 2**10, "mi": 2**20, "gi": 2**30}
 
@@ -31,3 +31,25 @@ def pattern_option(ctx: click.Context, parameter: click.Parameter, value: str | 
         return None if value is None else Pattern(value)
     except UqffError as error:
         raise click.BadParameter(str(error), ctx, parameter) from None
+
+
+isq_option = click.option(
+    "--isq", metavar="TYPE", help="Of a directory with several models, the one of that type; also as MODEL:TYPE."
+)
+
+
+def selected(path: str, isq: str | None, metavar: str) -> str:
+    """The path of an argument, or that of the one model of several that ``DIR:TYPE`` or ``--isq`` choose."""
+    from pathlib import Path
+
+    from uqff.container.shards import select
+
+    try:
+        chosen = select(path, isq)
+    except FileNotFoundError:
+        problem = f"Path {click.format_filename(path)!r} does not exist."
+    except UqffError as error:
+        problem = str(error)
+    else:
+        return path if chosen == Path(path) else str(chosen)
+    raise click.BadParameter(problem, param_hint=f"'{metavar}'")

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+
+from uqff.cli.options import isq_option, selected
 
 if TYPE_CHECKING:
     from uqff.container.report import Report
@@ -14,28 +17,47 @@ __all__ = ["report"]
 
 
 @click.command(short_help="Show, check or write uqff_report.json.")
-@click.argument("directory", metavar="DIR", type=click.Path(exists=True, file_okay=False))
+@click.argument("path", metavar="DIR")
 @click.option("--write", "writes", is_flag=True, help="Make it anew from the files, in place of one that is there.")
 @click.option("--base-model", metavar="NAME", help="With --write: the model that was quantised.")
 @click.option("--repo-id", metavar="NAME", help="With --write: where the files are published.")
+@isq_option
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 @click.pass_context
 def report(
-    ctx: click.Context, directory: str, writes: bool, base_model: str | None, repo_id: str | None, as_json: bool
+    ctx: click.Context,
+    path: str,
+    writes: bool,
+    base_model: str | None,
+    repo_id: str | None,
+    isq: str | None,
+    as_json: bool,
 ) -> None:
     """Show the report that stands beside the 1.x files in DIR, and check it against them.
 
     The engine refuses a directory whose report does not fit its files. If there is none, what it would say is shown.
     What files do not tell, such as the types that were asked for, is taken from the report that is there.
 
+    DIR:TYPE is about one model of several, as is a .uqff file of it.
+
     Exits with 0 if the report fits the files or there is none, with 1 if it does not fit, with 2 if the call is wrong.
     """
+    from dataclasses import replace
+
     from uqff.container.report import read_report, report_document, write_report
+    from uqff.container.shards import resolve
     from uqff.errors import UqffError, printable
     from uqff.inspection.report import check_directory, survey
 
     if (base_model or repo_id) and not writes:
         raise click.UsageError("--base-model and --repo-id go with --write")
+    directory = Path(selected(path, isq, "DIR"))
+    only: set[str] | None = None
+    if not directory.is_dir():
+        only = {each.name for each in resolve(directory)[0]}
+        directory = directory.parent
+        if writes:
+            raise click.UsageError("a report is about all models of a directory: --write needs that")
     problems: list[UqffError] = []
     try:
         found = read_report(directory)
@@ -46,13 +68,15 @@ def report(
     if writes or found is None:
         shown = survey(directory, found, base_model=base_model, repo_id=repo_id)
     else:
-        shown, problems = found, list(check_directory(directory, found))
+        shown, problems = found, list(check_directory(directory, found, only=only))
+    if only is not None:
+        shown = replace(shown, outputs=tuple(each for each in shown.outputs if not only.isdisjoint(each.shards)))
     if writes:
         write_report(shown, directory)
     if as_json:
         click.echo(json.dumps(report_document(shown), indent=2))
     else:
-        _show(directory, shown, "written" if writes else "fits the files" if found and not problems else None)
+        _show(str(directory), shown, "written" if writes else "fits the files" if found and not problems else None)
     if found is None and not writes:
         click.echo("uqff: no uqff_report.json; --write makes this one", err=True)
     for problem in problems:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from uqff.cli.options import isq_option, selected
 from uqff.errors import UqffError
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ DTYPES = ("float32", "bfloat16", "float16")
 
 
 @click.command(short_help="Let a model answer a prompt.")
-@click.argument("path", metavar="DIR", type=click.Path())
+@click.argument("path", metavar="DIR")
 @click.option("--prompt", required=True, help="What the model answers.")
 @click.option("--tokens", default=64, show_default=True, type=click.IntRange(1), help="At most so many new tokens.")
 @click.option("--raw", is_flag=True, help="The prompt is plain text: no chat template.")
@@ -26,6 +27,7 @@ DTYPES = ("float32", "bfloat16", "float16")
 @click.option("--device", help="cpu, cuda or cuda:N; CUDA if there is one.")
 @click.option("--timeout", default=300.0, show_default=True, help="Seconds that a rank waits for the others.")
 @click.option("--check-all", is_flag=True, help="Compare every byte of the ranks' files, not headers and samples.")
+@isq_option
 @click.option("--json", "as_json", is_flag=True, help="Tokens, ids and log probabilities as JSON.")
 def run(
     path: str,
@@ -36,11 +38,13 @@ def run(
     device: str | None,
     timeout: float,
     check_all: bool,
+    isq: str | None,
     as_json: bool,
 ) -> None:
     """Let a model answer a prompt: greedy text.
 
-    DIR is a model directory (.uqff files, residual.safetensors, config.json, tokenizer), or a .uqff file in one.
+    DIR is a model directory (.uqff files, residual.safetensors, config.json, tokenizer), or a .uqff file in one;
+    DIR:TYPE is one model of several.
 
     On several ranks, each reading its share only, and rank 0 printing:
 
@@ -49,6 +53,11 @@ def run(
     Exits with 1, on every rank, if a rank fails, if files differ between ranks, or if the model does not fit the number
     of ranks.
     """
+    from uqff.container.shards import resolve
+
+    path = selected(path, isq, "DIR")
+    resolve(path)  # before what takes seconds to import
+
     import torch
 
     from uqff.parallel.generate import respond

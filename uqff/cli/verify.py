@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from uqff.cli.options import isq_option, selected
+
 if TYPE_CHECKING:
     from uqff.inspection.verify import Progress, Violation
 
@@ -16,19 +18,20 @@ __all__ = ["verify"]
 
 
 @click.command(short_help="Check a file against every rule of the format.")
-@click.argument("path", type=click.Path(exists=True))
+@click.argument("path")
 @click.option("--deep", is_flag=True, help="Dequantise every layer too, and look for NaN and infinities.")
 @click.option(
     "--strict", is_flag=True, help="In 1.x, want a report, a named producer, and no layer stored plain for lack of fit."
 )
+@isq_option
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.pass_context
-def verify(ctx: click.Context, path: str, deep: bool, strict: bool, as_json: bool) -> None:
+def verify(ctx: click.Context, path: str, deep: bool, strict: bool, isq: str | None, as_json: bool) -> None:
     """Check a file against every rule of the format.
 
     PATH is a .uqff file (the other shards of its set are found), or a model directory; of a directory with several
-    types, each. Every violation is a line with file, layer, field, offset, what was expected and what was found. If
-    config.json stands beside the files, the weights that it announces must be there.
+    types, each, and PATH:TYPE one of them. Every violation is a line with file, layer, field, offset, what was expected
+    and what was found. If config.json stands beside the files, the weights that it announces must be there.
 
     Exits with 0 if there is none, with 1 if there is one, with 2 if the call is wrong.
     """
@@ -36,6 +39,7 @@ def verify(ctx: click.Context, path: str, deep: bool, strict: bool, as_json: boo
     from uqff.container.shards import models_in
     from uqff.inspection.verify import verify as violations_of
 
+    path = selected(path, isq, "PATH")
     last: Progress | None = None
 
     def show(progress: Progress) -> None:

@@ -34,7 +34,8 @@ class UqffFile(Mapping[str, Layer]):
     """An open model: layer keys to layers. Made by :func:`uqff.open`.
 
     Keys of a 0.x file are numbers (``"0"``, ``"1"``, ...), in their order; an ``int`` finds the layer of that index.
-    Keys of a 1.x file are paths of weights (``"lm_head"``, ``"model.layers.0.mlp.up_proj"``, ...), sorted as texts.
+    Keys of a 1.x file are paths of weights (``"lm_head"``, ``"model.layers.0.mlp.up_proj"``, ...), sorted as texts; an
+    ``int`` finds the layer of that place, counted from 0.
     Layers are made when asked for, as views of the mapped file; they stay valid after the file is closed.
 
     Attributes:
@@ -57,20 +58,29 @@ class UqffFile(Mapping[str, Layer]):
             self.close()
             raise
 
-    def _find(self, key: str | int) -> str:
-        name = self._index.name(key)
+    def find(self, key: str | int) -> str | None:
+        """The key of a layer given by key or index; None if there is none."""
+        return self._index.name(key)
+
+    def key(self, key: str | int) -> str:
+        """The key of a layer given by key or index.
+
+        Raises:
+            KeyError: no such layer.
+        """
+        name = self.find(key)
         if name is None:
             raise KeyError(key)
         return name
 
     def __getitem__(self, key: str | int) -> Layer:
-        """The layer of a key or, in 0.x, of an index.
+        """The layer of a key or an index.
 
         Raises:
             KeyError: no such layer.
             UqffError: the layer is not valid; file, layer, field and offset in the file are named.
         """
-        return self._index.layer(self._find(key))
+        return self._index.layer(self.key(key))
 
     def layer(self, key: str | int, shard: Sharding | None = None) -> Layer:
         """The layer of a key or index, or the slice of it that a :class:`~uqff.parallel.Shard` names.
@@ -89,7 +99,7 @@ class UqffFile(Mapping[str, Layer]):
         try:
             return shard.apply_to(whole)
         except UqffError as error:
-            raise error.within(file=str(self.place(key).path), layer=self._find(key)) from None
+            raise error.within(file=str(self.place(key).path), layer=self.key(key)) from None
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._index.keys)
@@ -120,29 +130,29 @@ class UqffFile(Mapping[str, Layer]):
         Raises:
             UnsupportedError: 1.x layers have no blob.
         """
-        name = self._find(key)
+        name = self.key(key)
         if isinstance(self._index, EntryIndex):
             raise UnsupportedError("a 1.x layer is no blob", file=str(self.place(key).path), layer=name)
         return self._index.blob(name)
 
-    def entries(self, key: str) -> dict[str, RawTensor]:
+    def entries(self, key: str | int) -> dict[str, RawTensor]:
         """The entries of a 1.x layer by suffix (``weight.format``, ``weight``, ...), as they are in the file.
 
         Raises:
             UnsupportedError: 0.x layers have no entries.
         """
-        name = self._find(key)
+        name = self.key(key)
         if isinstance(self._index, BlobIndex):
             raise UnsupportedError("a 0.x layer has no entries", file=str(self.place(key).path), layer=name)
         return self._index.entries(name)
 
     def place(self, key: str | int) -> Place:
         """Where a layer's blob lies; in 1.x, its entry ``weight``."""
-        return self._index.place(self._find(key))
+        return self._index.place(self.key(key))
 
     def places(self, key: str | int) -> dict[str, Place]:
         """Where each entry of a 1.x layer lies, by suffix; the blob of a 0.x layer stands under ``""``."""
-        return self._index.places(self._find(key))
+        return self._index.places(self.key(key))
 
     def release(self, key: str | int) -> None:
         """Give back the memory of a layer's bytes; a later look reads them from the disk again."""
@@ -159,7 +169,7 @@ class UqffFile(Mapping[str, Layer]):
             trace: receives every field with its place: in 0.x from the start of the blob, under the field's name; in
                 1.x from the start of the file that holds the entry, under the entry's suffix.
         """
-        return self._index.fields(self._find(key), trace)
+        return self._index.fields(self.key(key), trace)
 
     @cached_property
     def extra(self) -> TensorMap:
@@ -198,12 +208,13 @@ class UqffFile(Mapping[str, Layer]):
         return f"<UqffFile {names}: {len(self)} layers>"
 
 
-def open_uqff(path: PathLike | Sequence[PathLike]) -> UqffFile:
+def open_uqff(path: PathLike | Sequence[PathLike], isq: str | None = None) -> UqffFile:
     """Open a model for reading.
 
     Args:
         path: a ``.uqff`` file, one shard of a set (siblings ``<stem>-N.uqff`` are found), a list of shards, or a model
-            directory.
+            directory; of a directory with several models, ``DIR:TYPE`` is one.
+        isq: the type, if the path names none.
 
     Returns:
         A context manager and mapping; only headers have been read.
@@ -212,5 +223,5 @@ def open_uqff(path: PathLike | Sequence[PathLike]) -> UqffFile:
         UqffError: the container breaks a rule, the set has a gap, or the file is something else.
         OSError: the file cannot be read.
     """
-    paths, complete = resolve(path)
+    paths, complete = resolve(path, isq)
     return UqffFile(paths, complete=complete)

@@ -1,4 +1,7 @@
-"""Which files make up a model: one file, a set of shards ``<stem>-N.uqff``, a list, a directory."""
+"""Which files make up a model: one file, a set of shards ``<stem>-N.uqff``, a list, a directory.
+
+A directory may hold several models, one for each type asked for. ``DIR:TYPE`` is the one of that type.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ from pathlib import Path
 from uqff.errors import ShardError
 from uqff.limits import MAX_SHARDS
 
-__all__ = ["NUMBERED", "SUFFIX", "PathLike", "models_in", "resolve", "shard_name"]
+__all__ = ["NUMBERED", "SUFFIX", "PathLike", "models_in", "resolve", "select", "shard_name", "stem_of"]
 
 SUFFIX = ".uqff"
 NUMBERED = re.compile(r"(?P<stem>.*)-(?P<number>[0-9]{1,6})\.uqff", re.DOTALL)
@@ -23,12 +26,13 @@ def shard_name(stem: str, number: int) -> str:
     return f"{stem}-{number}{SUFFIX}"
 
 
-def resolve(path: PathLike | Sequence[PathLike]) -> tuple[list[Path], bool]:
+def resolve(path: PathLike | Sequence[PathLike], isq: str | None = None) -> tuple[list[Path], bool]:
     """The files of a model, in shard order, and whether they are a complete set as far as names can tell.
 
     Args:
         path: a ``.uqff`` file (its siblings are found), a list of files (taken as it is), or a directory that holds one
-            set.
+            set; or ``DIR:TYPE``.
+        isq: see :func:`select`; no list has one.
 
     Returns:
         The files, and False if the only file found bears a number other than 0 (its content must tell).
@@ -41,20 +45,59 @@ def resolve(path: PathLike | Sequence[PathLike]) -> tuple[list[Path], bool]:
         paths = [Path(p) for p in path]
         if not paths:
             raise ShardError("empty list of files")
+        if isq is not None:
+            raise ShardError("a list of files is one model: there is nothing to select", got=isq)
         return paths, True
-    path = Path(path)
+    path = select(path, isq)
     if path.is_dir():
         return _resolve_directory(path)
-    if not path.exists():
-        raise FileNotFoundError(f"no such file or directory: {path}")
     match = NUMBERED.fullmatch(path.name)
     if match is None:
         return [path], True
     return _resolve_set(path.parent, match["stem"])
 
 
+def select(path: PathLike, isq: str | None = None) -> Path:
+    """The model that is meant: one of its files if one of several is chosen, else the path as it is.
+
+    Args:
+        path: a directory, a ``.uqff`` file, or ``DIR:TYPE`` where nothing is of that very name.
+        isq: the type, for a path that names none: the stem of the model's files in upper or lower case, or the end of
+            it after ``-``, ``.`` or ``_``.
+
+    Raises:
+        ShardError: no model of that type, or several.
+        FileNotFoundError: there is no such file or directory.
+    """
+    place = Path(path)
+    if not place.exists():
+        before, colon, after = os.fspath(path).rpartition(":")
+        if not (colon and before and after and Path(before).exists()):
+            raise FileNotFoundError(f"no such file or directory: {place}")
+        place, isq = Path(before), after
+    if isq is None:
+        return place
+    models = models_in(place) if place.is_dir() else {stem_of(place.name): place}
+    ends = tuple(f"{mark}{isq.lower()}" for mark in ("-", ".", "_"))
+    for rule in (isq.__eq__, lambda name: name.lower() == isq.lower(), lambda name: name.lower().endswith(ends)):
+        found = {name: one for name, one in models.items() if rule(name)}
+        if len(found) > 1:
+            raise ShardError("several models of that type", file=str(place), expected=", ".join(found), got=isq)
+        if found:
+            return found.popitem()[1]
+    raise ShardError(
+        "no model of that type", file=str(place), expected=" or ".join(models) or f"a {SUFFIX} file", got=isq
+    )
+
+
+def stem_of(name: str) -> str:
+    """What the shards of a model have in common: a file name without number and suffix."""
+    match = NUMBERED.fullmatch(name)
+    return match["stem"] if match is not None else name.removesuffix(SUFFIX)
+
+
 def models_in(directory: PathLike) -> dict[str, Path]:
-    """The models of a directory, a type each as a rule: ``<stem>-N.uqff`` or a file's name, and one of its files.
+    """The models of a directory, a type each as a rule: what :func:`select` calls them, and one of their files.
 
     Raises:
         OSError: the directory cannot be read.
@@ -62,9 +105,11 @@ def models_in(directory: PathLike) -> dict[str, Path]:
     with os.scandir(directory) as entries:
         names = sorted(entry.name for entry in entries if entry.name.endswith(SUFFIX) and entry.is_file())
     models: dict[str, Path] = {}
-    for name in names:
-        match = NUMBERED.fullmatch(name)
-        models.setdefault(match["stem"] + "-N" + SUFFIX if match else name, Path(directory) / name)
+    for name in sorted(names, key=lambda name: NUMBERED.fullmatch(name) is None):
+        if NUMBERED.fullmatch(name):
+            models.setdefault(stem_of(name), Path(directory) / name)
+        else:  # a file beside a set of the same stem has its whole name
+            models[name if stem_of(name) in models else stem_of(name)] = Path(directory) / name
     return dict(sorted(models.items()))
 
 
@@ -74,7 +119,9 @@ def _resolve_directory(directory: Path) -> tuple[list[Path], bool]:
         raise ShardError(f"no {SUFFIX} file in the directory", file=str(directory))
     if len(models) > 1:
         raise ShardError(
-            "several models in the directory: name one of the files", file=str(directory), got=", ".join(models)
+            f"several models in the directory: choose one, such as {directory}:{next(iter(models))}",
+            file=str(directory),
+            got=", ".join(models),
         )
     (path,) = models.values()
     match = NUMBERED.fullmatch(path.name)

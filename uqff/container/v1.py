@@ -90,7 +90,9 @@ class EntryIndex:
             self.extra[name] = one
 
     def name(self, key: object) -> str | None:
-        """The key, if there is such a layer."""
+        """The key of a layer given by key or by its place among the sorted keys; None if there is none."""
+        if isinstance(key, int) and not isinstance(key, bool):
+            return self.keys[key] if 0 <= key < len(self.keys) else None
         return key if isinstance(key, str) and key in self._layers else None
 
     def layer(self, name: str) -> Layer:

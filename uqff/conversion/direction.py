@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from uqff.container.directory import Progress
-from uqff.container.shards import PathLike
+from uqff.container.shards import PathLike, select
 from uqff.conversion.from_gguf import uqff_of_gguf
 from uqff.conversion.result import Conversion
 from uqff.conversion.to_gguf import gguf_of_uqff
@@ -42,7 +42,8 @@ def convert_model(
         UqffError: see :func:`uqff.conversion.uqff_of_gguf`.
         OSError: reading or writing failed; nothing stays behind.
     """
-    kind = "gguf" if _is_gguf(Path(source)) else "uqff"
+    source = select(source)
+    kind = "gguf" if _is_gguf(source) else "uqff"
     if to == kind:
         raise UnsupportedError(f"is {kind.upper()} already", file=str(source))
     if kind == "gguf":

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any, Final
 from uqff.codes import Family
 from uqff.container import UqffFile
 from uqff.container.atomic import atomic_file
-from uqff.container.shards import PathLike, resolve
+from uqff.container.shards import PathLike, resolve, select
 from uqff.errors import FormatError, UqffError
 from uqff.families.base import QuantizedTensor
 from uqff.families.fields import tensor_fields
@@ -244,13 +244,14 @@ def files_of(path: PathLike) -> tuple[Path, list[str]]:
     """The directory that a checksum of ``path`` is about, and the names of the files in it.
 
     Args:
-        path: a directory: all its files but hidden ones and the lists themselves; or a ``.uqff`` file: its shards.
+        path: a directory: all its files but hidden ones and the lists themselves; or a ``.uqff`` file, or
+            ``DIR:TYPE``: its shards.
 
     Raises:
         ShardError: a gap in a set of shards.
         FileNotFoundError: no such file.
     """
-    path = Path(path)
+    path = select(path)
     if not path.is_dir():
         paths, _ = resolve(path)
         return paths[0].parent, [each.name for each in paths]

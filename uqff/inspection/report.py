@@ -9,7 +9,7 @@ Authority: mistral.rs v0.9.2, ``mistralrs-quant/src/uqff/report.rs`` (``resolve_
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from dataclasses import replace
 from pathlib import Path
 
@@ -87,8 +87,13 @@ def _told(output: ReportedOutput, file: UqffFile) -> tuple[dict[str, str], dict[
     return kept, reasons
 
 
-def check_directory(directory: PathLike, report: Report) -> Iterator[UqffError]:
+def check_directory(directory: PathLike, report: Report, *, only: Set[str] | None = None) -> Iterator[UqffError]:
     """Compare a report with itself, with the directory, and with what is in the files.
+
+    Args:
+        directory: of the model.
+        report: that stands in it.
+        only: names of the shards of one model; then the files of the others are not read.
 
     Yields:
         An error for each difference; a file that no output owns is one.
@@ -101,9 +106,11 @@ def check_directory(directory: PathLike, report: Report) -> Iterator[UqffError]:
     yield from problems
     owned = {shard for output in report.outputs for shard in output.shards}
     for path in sorted(directory.glob(f"*{SUFFIX}")):
-        if path.name not in owned:
+        if path.name not in owned and (only is None or path.name in only):
             yield FormatError("file is of no output", file=str(directory / REPORT_NAME), field="outputs", got=path.name)
     for at, output in enumerate(report.outputs):
+        if only is not None and only.isdisjoint(output.shards):
+            continue
         # A name that leads elsewhere is not followed.
         if any((problem.field or "").startswith(f"outputs[{at}].shards") for problem in problems):
             continue

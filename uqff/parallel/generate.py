@@ -11,11 +11,11 @@ import os
 import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
+from uqff.container.shards import select
 from uqff.errors import FormatError
 from uqff.parallel.comm import Comm
 from uqff.parallel.consensus import settle
@@ -122,12 +122,13 @@ def respond(
     dtype: torch.dtype | None = None,
     raw: bool = False,
     check: Check = "sample",
+    isq: str | None = None,
     on_text: Callable[[str], None] | None = None,
 ) -> Answer:
     """Load a model and let it answer a prompt; the same on every rank.
 
     Args:
-        path: see :func:`~uqff.parallel.load_model`, also for ``comm``, ``device``, ``dtype`` and ``check``.
+        path: see :func:`~uqff.parallel.load_model`, also for ``comm``, ``device``, ``dtype``, ``check`` and ``isq``.
         prompt: see :meth:`Text.encode`, also for ``raw``.
         comm: the ranks.
         tokens: at most so many new ones.
@@ -135,6 +136,7 @@ def respond(
         dtype: of activations.
         raw: no chat template.
         check: how the ranks' files are compared.
+        isq: which model of several.
         on_text: called with each piece of the answer, as it comes.
 
     Raises:
@@ -143,8 +145,9 @@ def respond(
     comm, device = comm or Comm(), torch.device(device)
     exchange = device if device.type == "cuda" else torch.device("cpu")
     start = time.perf_counter()
-    model = load_model(path, comm, device=device, dtype=dtype, check=check)
-    directory = Path(path) if Path(path).is_dir() else Path(path).parent
+    model = load_model(path, comm, device=device, dtype=dtype, check=check, isq=isq)
+    place = select(path, isq)
+    directory = place if place.is_dir() else place.parent
 
     def read() -> tuple[Text, list[int]]:
         text = Text(directory)

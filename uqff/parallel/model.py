@@ -47,18 +47,20 @@ def load_model(
     device: torch.device | str = "cpu",
     dtype: torch.dtype | None = None,
     check: Check = "sample",
+    isq: str | None = None,
 ) -> torch.nn.Module:
     """Load this rank's share of a model.
 
     Args:
-        path: model directory of either generation, with ``config.json`` and ``residual.safetensors``; or its ``.uqff``
-            file, if the directory holds several.
+        path: model directory of either generation, with ``config.json`` and ``residual.safetensors``; ``DIR:TYPE`` or a
+            ``.uqff`` file, if the directory holds several.
         comm: the ranks, each of which calls this; a world of one if None.
         device: where the model goes.
         dtype: of activations, norms and products: float32, bfloat16 or float16; if None, that of the residual, in which
             the model was loaded when the file was written.
         check: how to make sure that all ranks have the same files: by headers, sizes and a ``sample`` of each tensor,
             or by ``all`` bytes, see :func:`~uqff.parallel.consensus.digest`.
+        isq: the type, if the directory holds several and the path names none.
 
     Returns:
         A ``transformers`` causal language model, in evaluation mode. What it returns is the same on every rank.
@@ -74,7 +76,7 @@ def load_model(
     what = f"model {os.fspath(path)}"
 
     def identify() -> tuple[ModelSource, bytes]:
-        source = ModelSource(path)
+        source = ModelSource(path, isq)
         return source, source.digest(dtype, everything=check == "all")
 
     source, digest = settle(comm, f"opening {what}", identify, exchange)

@@ -52,8 +52,8 @@ class ModelSource:
         keys: path of a module to the key of its layer in the file.
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.file = open_uqff(path)
+    def __init__(self, path: str | os.PathLike[str], isq: str | None = None) -> None:
+        self.file = open_uqff(path, isq)
         try:
             self.directory = self.file.paths[0].parent
             path = self.directory / CONFIG_NAME
