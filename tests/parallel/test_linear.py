@@ -82,7 +82,7 @@ def test_what_a_layer_says_of_itself(kind: str, name: str, act: torch.dtype | No
     assert layer.dtype_and_device() == (nominal, torch.device("cpu"))
     assert layer.is_distributed() is DistributedKind.ROW_PARALLEL
     assert ColumnParallelLayer.deserialize(blob(kind, bias=False)).is_distributed() is DistributedKind.COLUMN_PARALLEL
-    assert ReplicatedLayer.deserialize(blob(kind, bias=False)).is_distributed() is None
+    assert ReplicatedLayer.deserialize(blob(kind, bias=False)).is_distributed() is DistributedKind.REPLICATED
     unquantised = layer.unquant_weight_bias()
     assert (unquantised is not None) == (kind == "unquant")
     if unquantised is not None:

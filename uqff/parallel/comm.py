@@ -41,11 +41,31 @@ class Comm:
     """
 
     def __init__(self, group: ProcessGroup | None = None) -> None:
+        """The ranks of a process group.
+
+        Raises:
+            CommError: this is no group, or this process is not a member of it.
+        """
+        if group is not None and not isinstance(group, dist.ProcessGroup):
+            expected = "a process group that this process is a member of, such as torch.distributed.group.WORLD"
+            raise CommError("not a process group", expected=expected, got=repr(group))
         self.group = group
         self.rank: int = 0 if group is None else group.rank()
         self.world_size: int = 1 if group is None else group.size()
         if self.rank < 0:
             raise CommError("this process is not a member of the group", expected="a rank", got=self.rank)
+
+    @classmethod
+    def of(cls, comm: Comm | None) -> Comm:
+        """The ranks that a layer is given; a world of one if None.
+
+        Raises:
+            CommError: this is something else.
+        """
+        if comm is None or isinstance(comm, Comm):
+            return cls() if comm is None else comm
+        expected = "a uqff.parallel.Comm, which is made from a process group, or None"
+        raise CommError("not a communicator", expected=expected, got=type(comm).__name__)
 
     @classmethod
     def from_mesh(cls, mesh: DeviceMesh, dim: str | int | None = None) -> Self:

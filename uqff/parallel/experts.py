@@ -23,7 +23,7 @@ Authority: mistral.rs v0.8.0, ``mistralrs-quant/src/distributed/layers.rs`` (``P
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import torch
@@ -32,9 +32,10 @@ from uqff.codec import blob as blobs
 from uqff.codec.blob import LATEST, Layer
 from uqff.errors import ShapeError, UnsupportedError, UqffError
 from uqff.families import QuantizedTensor, stack
+from uqff.parallel.accept import Weight, layer_of, parts_of, plain_of, record_of
 from uqff.parallel.comm import Comm
 from uqff.parallel.gather import ColumnParallelStack, ExpertList, ReplicatedStack, RowParallelStack
-from uqff.parallel.layer import QuantizedLinear, layer_of
+from uqff.parallel.layer import QuantizedLinear
 from uqff.parallel.linear import ColumnParallelLayer, ReplicatedLayer, RowParallelLayer
 from uqff.parallel.mixture import Activation, Mixture
 from uqff.parallel.partition import Cut, Misfit, part_of, split_fused
@@ -47,7 +48,7 @@ if TYPE_CHECKING:
 
 __all__ = ["FusedExperts", "PackedExperts"]
 
-Weight: TypeAlias = "QuantizedTensor | torch.Tensor | Layer"
+_Numbers: TypeAlias = "QuantizedTensor | torch.Tensor"
 
 _NAMES = ("gate_proj", "up_proj", "down_proj")
 _INNER = (0, 0, 1)
@@ -98,8 +99,9 @@ class FusedExperts(Mixture):
             ShardError: the slices cannot be cut.
             ShapeError: the weights do not fit each other, or are not stacked.
         """
-        comm, wholes = comm or Comm(), (gate, up, down)
-        weights = [each.weight if isinstance(each, Layer) else each for each in wholes]
+        comm = Comm.of(comm)
+        wholes = [parts_of(each, layer=_at(key, name)) for each, name in zip((gate, up, down), _NAMES, strict=True)]
+        weights = [weight for weight, _ in wholes]
         for name, weight in zip(_NAMES, weights, strict=True):
             if len(weight.shape) != 3:
                 expected = "[experts, out, in]"
@@ -108,13 +110,14 @@ class FusedExperts(Mixture):
                 )
         part = part_of([Cut(w, dim + 1) for w, dim in zip(weights, _INNER, strict=True)], comm, misfit, key)
         made = []
-        for whole, name, dim in zip(wholes, _NAMES, _INNER, strict=True):
+        for (weight, bias), name, dim in zip(wholes, _NAMES, _INNER, strict=True):
             cls_ = ReplicatedStack if part is None else (ColumnParallelStack, RowParallelStack)[dim]
             shard = Shard.whole() if part is None else part.along(dim + 1)
-            if isinstance(whole, torch.Tensor):
-                made.append(cls_._of_plain(whole, shard, comm, _at(key, name)))
+            if isinstance(weight, torch.Tensor) and bias is None:
+                made.append(cls_._of_plain(weight, shard, comm, _at(key, name)))
             else:
-                made.append(cls_._of_slice(layer_of(whole, None), shard, comm, _at(key, name), version=version))
+                whole = layer_of(weight, bias, layer=_at(key, name))
+                made.append(cls_._of_slice(whole, shard, comm, _at(key, name), version=version))
         return _on(cls(made[0], made[1], made[2], comm, act=act, key=key), device)
 
     @classmethod
@@ -148,10 +151,13 @@ class FusedExperts(Mixture):
 
         Raises:
             ShardError: the slices cannot be cut; or experts do not stack, and the odd ones are named.
-            ShapeError: the weights do not fit each other; some experts have biases and others none.
+            ShapeError: the weights do not fit each other, or there are none; some experts have biases and others none.
         """
-        comm, made = comm or Comm(), []
-        projections = [[layer_of(each, None) for each in layers] for layers in (gates, ups, downs)]
+        comm, made = Comm.of(comm), []
+        projections = [
+            [Layer(record_of(weight), bias) for weight, bias in _matrices(layers, key, name)]
+            for layers, name in _projections(gates, ups, downs, key)
+        ]
         wholes = [_outline_of_stack(each, _at(key, name)) for each, name in zip(projections, _NAMES, strict=True)]
         # Experts that stack are all alike: one of each projection stands for all.
         cuts = [Cut(layers[0].weight, dim) for layers, dim in zip(projections, _INNER, strict=True)]
@@ -180,7 +186,7 @@ class FusedExperts(Mixture):
 
         See :func:`~uqff.parallel.partition.split_fused` for the shapes, :meth:`from_layers` for the other arguments.
         """
-        gate, up, down = split_fused(gate_up, down, layer=key)
+        gate, up, down = _split_fused(gate_up, down, key)
         return cls.from_layers(gate, up, down, comm, act=act, misfit=misfit, device=device, key=key)
 
     @classmethod
@@ -280,17 +286,15 @@ class PackedExperts(Mixture):
 
         Raises:
             ShardError: the slices cannot be cut.
-            ShapeError: the weights do not fit each other.
+            ShapeError: the weights do not fit each other, or there are none.
             UnsupportedError: a layer has a bias.
         """
-        comm, made = comm or Comm(), []
+        comm, made = Comm.of(comm), []
         projections = [
-            [_unbiased(each, key, i, name) for i, each in enumerate(layers)]
-            for layers, name in zip((gates, ups, downs), _NAMES, strict=True)
+            [_unbiased(*each, key, i, name) for i, each in enumerate(_matrices(layers, key, name))]
+            for layers, name in _projections(gates, ups, downs, key)
         ]
         cuts = [Cut(each, dim) for weights, dim in zip(projections, _INNER, strict=True) for each in weights]
-        if not cuts:
-            raise ShapeError("no experts", layer=key, expected="at least 1", got=0)
         part = part_of(cuts, comm, misfit, key)
         for weights, name, dim in zip(projections, _NAMES, _INNER, strict=True):
             cls_ = ReplicatedLayer if part is None else (ColumnParallelLayer, RowParallelLayer)[dim]
@@ -334,7 +338,7 @@ class PackedExperts(Mixture):
         """
         if bias:
             raise UnsupportedError("PackedExperts take no bias", layer=key)
-        gates, ups, downs = (list(each) for each in split_fused(gate_up, down, layer=key))
+        gates, ups, downs = (list(each) for each in _split_fused(gate_up, down, key))
         return cls.from_expert_layers(gates, ups, downs, comm, act=act, misfit=misfit, device=device, key=key)
 
     @classmethod
@@ -407,12 +411,38 @@ def _stack(layers: Sequence[Layer], key: str | None) -> Layer:
         raise error.within(layer=key) from None
 
 
-def _unbiased(weight: Weight, key: str | None, expert: int, name: str) -> QuantizedTensor | torch.Tensor:
-    if not isinstance(weight, Layer):
-        return weight
-    if weight.bias is not None:
+def _unbiased(weight: _Numbers, bias: torch.Tensor | None, key: str | None, expert: int, name: str) -> _Numbers:
+    if bias is not None:
         raise _no_bias(key, expert, name)
-    return weight.weight
+    return weight
+
+
+def _matrices(layers: Sequence[Weight], key: str | None, name: str) -> Iterator[tuple[_Numbers, torch.Tensor | None]]:
+    """Weight and bias of each expert of a projection."""
+    for expert, layer in enumerate(layers):
+        at = _at(key, f"{expert}.{name}")
+        weight, bias = parts_of(layer, layer=at)
+        if len(weight.shape) != 2:
+            raise ShapeError("weight is not a matrix", layer=at, expected="[out, in]", got=list(weight.shape))
+        yield weight, bias
+
+
+def _projections(
+    gates: Sequence[Weight], ups: Sequence[Weight], downs: Sequence[Weight], key: str | None
+) -> list[tuple[Sequence[Weight], str]]:
+    """The experts of each projection, with its name: as many of each, at least one."""
+    counts = [len(each) for each in (gates, ups, downs)]
+    if not counts[0] or len(set(counts)) > 1:
+        problem = "projections of different numbers of experts" if any(counts) else "no experts"
+        raise ShapeError(problem, layer=key, expected="at least 1", got=", ".join(map(str, counts)))
+    return list(zip((gates, ups, downs), _NAMES, strict=True))
+
+
+def _split_fused(
+    gate_up: torch.Tensor, down: torch.Tensor, key: str | None
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    gate_up, down = plain_of("gate_up", gate_up, layer=key), plain_of("down", down, layer=key)
+    return split_fused(gate_up, down, layer=key)
 
 
 def _no_bias(key: str | None, expert: int, name: str) -> UnsupportedError:

@@ -50,6 +50,8 @@ class NarrowedLayer(ReplicatedLayer):
 class GatheringLayer(ColumnParallelLayer):
     """Each rank holds some outputs; takes this rank's inputs, gives all outputs on every rank."""
 
+    kind = DistributedKind.ROW_PARALLEL
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Inputs of this rank ``[..., in / ranks]`` to all outputs, the same on every rank."""
         y = super().forward(torch.cat(self.comm.all_gather(x), -1))
@@ -58,6 +60,8 @@ class GatheringLayer(ColumnParallelLayer):
 
 class GatheredLayer(ReplicatedLayer):
     """Every rank holds the whole weight; takes this rank's inputs, gives all outputs on every rank."""
+
+    kind = DistributedKind.ROW_PARALLEL
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Inputs of this rank ``[..., in / ranks]`` to all outputs."""

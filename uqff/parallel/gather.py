@@ -15,6 +15,8 @@ from typing import Any, NamedTuple
 import torch
 
 from uqff.errors import ShapeError, UnsupportedError
+from uqff.families import Unquant
+from uqff.parallel.accept import check_activations
 from uqff.parallel.comm import Comm
 from uqff.parallel.layer import DistributedKind, QuantizedLayer, QuantizedLinear
 from uqff.parallel.shard import Shard
@@ -75,8 +77,9 @@ def group_by_expert(indices: torch.Tensor, experts: int, *, layer: str | None = 
         UnsupportedError: the indices are not integers.
         ShapeError: they have other dimensions, or name an expert that there is not.
     """
-    if indices.dtype not in _INDEX_DTYPES:
-        raise UnsupportedError("indices are not integers", layer=layer, expected="an integer dtype", got=indices.dtype)
+    dtype = indices.dtype if isinstance(indices, torch.Tensor) else type(indices).__name__
+    if dtype not in _INDEX_DTYPES:
+        raise UnsupportedError("indices are not integers", layer=layer, expected="an integer dtype", got=dtype)
     if indices.ndim != 2:
         expected = "[tokens, experts_per_token]"
         raise ShapeError("indices are not a matrix", layer=layer, expected=expected, got=list(indices.shape))
@@ -100,7 +103,7 @@ class Gathering:
         """Experts, and this rank's outputs and inputs of each."""
 
     @abstractmethod
-    def _where(self) -> tuple[str | None, Comm, DistributedKind | None]:
+    def _where(self) -> tuple[str | None, Comm, DistributedKind]:
         """Key for errors, ranks, and how the projection is spread over them."""
 
     @abstractmethod
@@ -130,9 +133,10 @@ class Gathering:
 
         Raises:
             ShapeError: shapes do not fit, or there is no such expert.
-            UnsupportedError: the indices are not integers.
+            UnsupportedError: the indices are not integers, or the activations are none.
         """
         key, comm, kind = self._where()
+        check_activations(x, layer=key)
         groups = group_by_expert(indices, self.size()[0], layer=key)
         y: torch.Tensor = self.gather_partial(x, groups)
         if kind is DistributedKind.ROW_PARALLEL:
@@ -142,6 +146,7 @@ class Gathering:
 
     def gather_forward_autocast(self, x: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
         """:meth:`gather_forward` in :meth:`quantized_act_type`; the result has the dtype of ``x``."""
+        check_activations(x, layer=self._where()[0])
         kind = self.quantized_act_type()
         return self.gather_forward(x if kind is None else x.to(kind), indices).to(x.dtype)
 
@@ -182,11 +187,14 @@ class ReplicatedStack(QuantizedLayer, Gathering):
         experts, outputs, inputs = self.stored_weight._outline.shape
         return experts, outputs, inputs
 
-    def _where(self) -> tuple[str | None, Comm, DistributedKind | None]:
+    def _where(self) -> tuple[str | None, Comm, DistributedKind]:
         return self.key, self.comm, self.kind
 
     def _products(self, dtype: torch.dtype) -> Callable[[int, torch.Tensor], torch.Tensor]:
         weight, room = self.weight, None
+        if isinstance(weight, Unquant) and dtype is torch.float64:  # dequantising is by way of float32
+            stack = weight.weight.to(dtype)
+            return lambda expert, rows: torch.nn.functional.linear(rows, stack[expert])
         _, outputs, inputs = self.size()
         if dtype in (torch.float32, torch.bfloat16, torch.float16):
             room = torch.empty(outputs, inputs, dtype=dtype, device=weight.device)
@@ -239,7 +247,12 @@ class ExpertList(Gathering, torch.nn.ModuleList):
 
         Raises:
             ShapeError: there are none, or sizes differ.
+            UnsupportedError: one is no layer.
         """
+        for layer in layers:
+            if not isinstance(layer, QuantizedLinear):
+                got = type(layer).__name__
+                raise UnsupportedError("not a layer", layer=key, expected="a parallel layer for each expert", got=got)
         super().__init__(layers)
         self.key = key
         shapes = [layer.stored_weight._outline.shape for layer in layers]
@@ -270,7 +283,7 @@ class ExpertList(Gathering, torch.nn.ModuleList):
         """New layers, each in another type; takes what :meth:`QuantizedLayer.apply_isq` does."""
         return ExpertList([self[expert].apply_isq(kind, device, **kwargs) for expert in range(len(self))], self.key)
 
-    def _where(self) -> tuple[str | None, Comm, DistributedKind | None]:
+    def _where(self) -> tuple[str | None, Comm, DistributedKind]:
         return self.key, self[0].comm, self[0].kind
 
     def _products(self, dtype: torch.dtype) -> Callable[[int, torch.Tensor], torch.Tensor]:

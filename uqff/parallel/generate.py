@@ -68,7 +68,7 @@ def generate(
     Raises:
         CommError: a rank did not take part.
     """
-    comm = comm or Comm()
+    comm = Comm.of(comm)
     if not prompt:
         raise FormatError("prompt is empty", expected="at least one token")
     device = next(model.parameters()).device
@@ -142,7 +142,7 @@ def respond(
     Raises:
         UqffError: see :func:`~uqff.parallel.load_model`; also where ranks read the prompt as different tokens.
     """
-    comm, device = comm or Comm(), torch.device(device)
+    comm, device = Comm.of(comm), torch.device(device)
     exchange = device if device.type == "cuda" else torch.device("cpu")
     start = time.perf_counter()
     model = load_model(path, comm, device=device, dtype=dtype, check=check, isq=isq)

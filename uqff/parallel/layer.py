@@ -18,6 +18,7 @@ from uqff.codec import blob as blobs
 from uqff.codec.blob import LATEST, Layer
 from uqff.errors import ShapeError, ShardError, UnsupportedError, UqffError
 from uqff.families import HQQ, QuantizedTensor, Unquant
+from uqff.parallel.accept import Weight, check_activations, layer_of, plain_of
 from uqff.parallel.comm import Comm
 from uqff.parallel.requantize import act_type, add_delta, nominal_dtype, requantize
 from uqff.parallel.shard import Shard, Slice
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 
     from uqff.quantization.types import Engine, Fallback
 
-__all__ = ["DistributedKind", "QuantizedLayer", "QuantizedLinear", "layer_of"]
+__all__ = ["DistributedKind", "QuantizedLayer", "QuantizedLinear"]
 
 _NAMES = ("gguf", "unquant-linear", "hqq", "fp8-linear", "afq-layer", "f8q8-linear", "mxfp4-layer")
 """What the engine calls the layer of each family."""
@@ -45,18 +46,19 @@ class DistributedKind(enum.Enum):
 
     COLUMN_PARALLEL = "column-parallel"
     ROW_PARALLEL = "row-parallel"
+    REPLICATED = "replicated"
 
 
 class QuantizedLayer(torch.nn.Module):
     """What all layers share: a stored weight, a stored bias, and where in the whole they belong."""
 
-    kind: ClassVar[DistributedKind | None] = None
+    kind: ClassVar[DistributedKind] = DistributedKind.REPLICATED
     dims: ClassVar[tuple[str, ...]] = ("out", "in")
     """The dimensions of the weight."""
 
     def __init__(
         self,
-        weight: QuantizedTensor | torch.Tensor,
+        weight: Weight,
         bias: torch.Tensor | None = None,
         comm: Comm | None = None,
         *,
@@ -68,24 +70,25 @@ class QuantizedLayer(torch.nn.Module):
         """A layer of what this rank holds.
 
         Args:
-            weight: this rank's slice, of the dimensions :attr:`dims`, quantised or plain.
+            weight: this rank's slice, of the dimensions :attr:`dims`, quantised or plain: float32, bfloat16, float16 or
+                float64, a tensor or a numpy array; or a ``torch.nn.Linear`` or layer, which bring their bias along.
             bias: what belongs to it, ``[out]``, or ``[experts, out]`` of stacked experts.
             comm: the ranks; a world of one if None.
             key: of the layer in its file, for errors.
             version: that blobs are written with.
             whole: the weight that the slice was cut from, on the meta device; the weight itself if None.
             cut: where it was cut.
+
+        Raises:
+            UnsupportedError: the weight or the bias is none, or of a dtype that is none of plain numbers.
+            ShapeError: they have other dimensions, or do not fit each other.
         """
         super().__init__()
-        record = weight if isinstance(weight, QuantizedTensor) else Unquant.of(weight.detach())
+        record, bias = layer_of(weight, bias, layer=key)
         if len(record.shape) != len(self.dims):
             problem = "weight is not a matrix" if len(self.dims) == 2 else "weight is not a stack of matrices"
             raise ShapeError(problem, layer=key, expected=f"[{', '.join(self.dims)}]", got=list(record.shape))
-        allowed = [list(record.shape[at:-1]) for at in range(len(record.shape) - 1)]
-        if bias is not None and list(bias.shape) not in allowed:
-            expected = " or ".join(map(str, allowed))
-            raise ShapeError("bias does not fit weight", layer=key, expected=expected, got=list(bias.shape))
-        self.comm = comm or Comm()
+        self.comm = Comm.of(comm)
         self.key = key
         self.version = version
         self.cut = cut
@@ -103,14 +106,14 @@ class QuantizedLayer(torch.nn.Module):
 
     @classmethod
     def _of_slice(cls, whole: Layer, shard: Shard, comm: Comm | None, key: str | None, **kwargs: Any) -> Self:
-        cut = shard.slice_of(whole.weight, layer=key)
+        cut = _shard_of(shard, key).slice_of(whole.weight, layer=key)
         part = whole.narrow(*cut)
         return cls(part.weight, part.bias, comm, key=key, whole=outline_of(whole.weight), cut=cut, **kwargs)
 
     @classmethod
     def _of_plain(cls, whole: torch.Tensor, shard: Shard, comm: Comm | None, key: str | None) -> Self:
         """A slice of plain numbers that may be a view with any strides: nothing but the slice is read."""
-        cut = shard.slice_of(whole, layer=key)
+        cut = _shard_of(shard, key).slice_of(whole, layer=key)
         outline_ = Unquant.of(torch.empty(whole.shape, dtype=whole.dtype, device="meta"))
         return cls(whole.narrow(*cut), None, comm, key=key, whole=outline_, cut=cut)
 
@@ -121,7 +124,7 @@ class QuantizedLayer(torch.nn.Module):
     @classmethod
     def from_layer(
         cls,
-        layer: Layer,
+        layer: Weight,
         comm: Comm | None = None,
         *,
         shard: Shard | None = None,
@@ -132,7 +135,7 @@ class QuantizedLayer(torch.nn.Module):
         """The slice of a whole layer that this rank holds, of a file of either generation.
 
         Args:
-            layer: the whole; only the bytes of the slice are read.
+            layer: the whole, or a weight without bias; only the bytes of the slice are read.
             comm: the ranks; a world of one if None.
             shard: the slice, if it is not the rank's equal part.
             device: where the slice goes; it stays a view of the file if None.
@@ -141,9 +144,10 @@ class QuantizedLayer(torch.nn.Module):
 
         Raises:
             ShardError: the slice cannot be cut.
+            UnsupportedError: this is no layer.
         """
-        comm = comm or Comm()
-        made = cls._of_slice(layer, shard or cls._shard(comm), comm, key, version=version)
+        comm = Comm.of(comm)
+        made = cls._of_slice(layer_of(layer, layer=key), shard or cls._shard(comm), comm, key, version=version)
         return made if device is None else made.to(device)
 
     @classmethod
@@ -207,8 +211,8 @@ class QuantizedLayer(torch.nn.Module):
         """The dtype of activations that the family asks for; None if it takes any."""
         return act_type(self.stored_weight._outline)
 
-    def is_distributed(self) -> DistributedKind | None:
-        """How the layer is spread over ranks."""
+    def is_distributed(self) -> DistributedKind:
+        """How the layer is spread over ranks; ``REPLICATED`` if every rank holds all of it."""
         return self.kind
 
     def isq_serde_supported(self) -> bool:
@@ -233,7 +237,7 @@ class QuantizedLayer(torch.nn.Module):
             UnsupportedError: HQQ and MXFP4 weights take no delta.
             ShapeError: the delta fits neither.
         """
-        weight = self.weight
+        weight, delta = self.weight, plain_of("delta", delta, layer=self.key)
         if self.cut is not None and self._whole is not None and tuple(delta.shape) == self._whole.shape:
             delta = delta.narrow(*self.cut)
         changed = add_delta(weight, delta, engine=engine)
@@ -306,7 +310,7 @@ class QuantizedLayer(torch.nn.Module):
             ShardError: the slices do not make up a whole: ranks hold other parts, or quantised theirs by themselves.
             CommError: a rank did not take part.
         """
-        comm, cut = comm or self.comm, self.cut or _all_of(self.weight)
+        comm, cut = self.comm if comm is None else Comm.of(comm), self.cut or _all_of(self.weight)
         travelling = cut.start.to_bytes(START_BYTES, "little") + self.serialize()
         received = comm.all_gather_bytes(travelling, _exchange_device(comm, self.weight.device))
         if self._whole is None:
@@ -340,11 +344,7 @@ class QuantizedLinear(QuantizedLayer):
         return plain if plain is not None and plain.dtype is dtype else weight.dequantize(dtype)
 
     def _product(self, x: torch.Tensor) -> torch.Tensor:
-        inputs = self.stored_weight._outline.shape[1]
-        if x.shape[-1] != inputs:
-            raise ShapeError(
-                "activations do not fit the weight", layer=self.key, expected=f"[..., {inputs}]", got=list(x.shape)
-            )
+        check_activations(x, self.stored_weight._outline.shape[1], layer=self.key)
         if self._stats is not None:
             self._stats.process(x)
         return torch.nn.functional.linear(x, self._plain_weight(x.dtype))
@@ -357,15 +357,20 @@ class QuantizedLinear(QuantizedLayer):
         """The product with the weight, plus the bias.
 
         Args:
-            x: ``[..., in]`` of any leading dimensions, float32, bfloat16 or float16, on the weight's device.
+            x: ``[..., in]`` of any leading dimensions, float32, bfloat16, float16 or float64, on the weight's device.
 
         Returns:
             ``[..., out]`` in the dtype of ``x``.
+
+        Raises:
+            UnsupportedError: these are no activations: integers, codes, no tensor.
+            ShapeError: they do not fit the weight.
         """
         return self._add_bias(self._product(x))
 
     def forward_autocast(self, x: torch.Tensor) -> torch.Tensor:
         """:meth:`forward` in :meth:`quantized_act_type`; the result has the dtype of ``x``."""
+        check_activations(x, layer=self.key)
         kind = self.quantized_act_type()
         y: torch.Tensor = self.forward(x if kind is None else x.to(kind))
         return y.to(x.dtype)
@@ -403,9 +408,7 @@ def _exchange_device(comm: Comm, device: torch.device) -> torch.device:
     return device if device.type == "cuda" else torch.device("cpu")
 
 
-def layer_of(weight: QuantizedTensor | torch.Tensor | Layer, bias: torch.Tensor | None) -> Layer:
-    """A weight and a bias, however they are given, as a layer; shares memory."""
-    if isinstance(weight, Layer):
-        return weight
-    record = weight if isinstance(weight, QuantizedTensor) else Unquant.of(weight.detach())
-    return Layer(record, bias)
+def _shard_of(shard: Shard, layer: str | None) -> Shard:
+    if isinstance(shard, Shard):
+        return shard
+    raise UnsupportedError("not a shard", layer=layer, expected="a uqff.parallel.Shard", got=type(shard).__name__)

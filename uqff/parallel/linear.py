@@ -16,14 +16,15 @@ from a UQFF file, and layers of several ranks do not load; here each rank takes 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from operator import index
 
 import torch
 
-from uqff.codec.blob import Layer
-from uqff.errors import FormatError, ShardError, UnsupportedError
+from uqff.errors import FormatError, ShapeError, ShardError, UnsupportedError
 from uqff.families import AFQ, HQQ, QuantizedTensor
+from uqff.parallel.accept import Weight, layer_of, parts_of, record_of
 from uqff.parallel.comm import Comm
-from uqff.parallel.layer import DistributedKind, QuantizedLinear, layer_of
+from uqff.parallel.layer import DistributedKind, QuantizedLinear
 from uqff.parallel.requantize import nominal_dtype
 from uqff.parallel.shard import Shard
 from uqff.quantization.types import outline
@@ -37,7 +38,7 @@ class ReplicatedLayer(QuantizedLinear):
     @classmethod
     def new(
         cls,
-        weight: QuantizedTensor | torch.Tensor | Layer | None,
+        weight: Weight | None,
         bias: torch.Tensor | None = None,
         *,
         key: str | None = None,
@@ -45,20 +46,26 @@ class ReplicatedLayer(QuantizedLinear):
         """All of a weight and bias; a :class:`DummyLayer` if there is no weight."""
         if weight is None:
             return DummyLayer(key)
-        whole = layer_of(weight, bias)
-        return cls(whole.weight, whole.bias, key=key)
+        return cls(weight, bias, key=key)
 
     @classmethod
     def from_linear(cls, linear: torch.nn.Linear) -> ReplicatedLayer:
-        """A layer that shares the memory of a plain one."""
-        return cls(linear.weight, linear.bias)
+        """A layer that shares the memory of a plain one.
+
+        Raises:
+            UnsupportedError: this is none.
+        """
+        if not isinstance(linear, torch.nn.Linear):
+            got = type(linear).__name__
+            raise UnsupportedError("not a linear layer", expected="a torch.nn.Linear", got=got)
+        return cls(linear)
 
     @classmethod
     def new_layers_matformer_indices(
         cls,
-        weight: QuantizedTensor | torch.Tensor | None,
+        weight: Weight | None,
         bias: torch.Tensor | None,
-        kept_layers_indices: Sequence[int] | None,
+        kept_layers_indices: Sequence[int] | torch.Tensor | None,
         orig_num_hidden_layers: int,
         *,
         key: str | None = None,
@@ -67,27 +74,44 @@ class ReplicatedLayer(QuantizedLinear):
 
         Args:
             weight: ``[layers · n, in]``; None gives a :class:`DummyLayer`.
-            bias: ``[layers · n]``, of which the same parts are kept, or one that fits the result.
-            kept_layers_indices: hidden layers to keep, in order; all if None.
+            bias: ``[layers · n]``, of which the same parts are kept in the same order; or, if it has another length,
+                one that fits the result. (The engine moves it since 0.9; before, a bias stayed where it was.)
+            kept_layers_indices: hidden layers to keep, in order, at least one; all if None.
             orig_num_hidden_layers: number of hidden layers that the weight has.
             key: of the layer, for errors.
 
         Raises:
             ShardError: the weight has no such parts, or cannot be cut there.
+            ShapeError: the bias fits neither.
         """
         if weight is None:
             return DummyLayer(key)
-        record = layer_of(weight, None).weight
+        given, bias = parts_of(weight, bias, layer=key)
+        record = record_of(given, layer=key)
+        if len(record.shape) != 2:
+            raise ShapeError("weight is not a matrix", layer=key, expected="[layers · n, in]", got=list(record.shape))
         if kept_layers_indices is None:
             return cls(record, bias, key=key)
-        indices = [int(index) for index in kept_layers_indices]
-        parts = [Shard.simple(0, index, orig_num_hidden_layers).apply_to(record, layer=key) for index in indices]
+        indices = _kept(kept_layers_indices, orig_num_hidden_layers, key)
+        parts = [Shard.simple(0, at, orig_num_hidden_layers).apply_to(record, layer=key) for at in indices]
         n = record.shape[0] // orig_num_hidden_layers
         outline_ = _resized(record, n * len(indices))
         kept = outline_.join([(n * i, part) for i, part in enumerate(parts)], 0)
-        if bias is not None and len(bias) == record.shape[0] != kept.shape[0]:
-            bias = torch.cat([bias[index * n : (index + 1) * n] for index in indices])
+        if bias is not None and bias.shape == (record.shape[0],):
+            bias = torch.cat([bias[at * n : (at + 1) * n] for at in indices])
         return cls(kept, bias, key=key)
+
+
+def _kept(indices: Sequence[int] | torch.Tensor, layers: int, key: str | None) -> list[int]:
+    expected = f"whole numbers from 0 to {layers - 1}, at least one"
+    try:
+        kept = [index(each) for each in indices if not isinstance(each, bool)]
+    except TypeError:
+        kept = []
+    if not kept or len(kept) != len(indices) or not 0 <= min(kept) <= max(kept) < layers:
+        got = indices.tolist() if isinstance(indices, torch.Tensor) else indices
+        raise ShardError("no such hidden layers", layer=key, field="kept_layers_indices", expected=expected, got=got)
+    return kept
 
 
 def _resized(record: QuantizedTensor, outputs: int) -> QuantizedTensor:
@@ -110,20 +134,20 @@ class ColumnParallelLayer(QuantizedLinear):
     @classmethod
     def new(
         cls,
-        weight: QuantizedTensor | torch.Tensor | Layer | None,
+        weight: Weight | None,
         bias: torch.Tensor | None = None,
         comm: Comm | None = None,
         *,
         key: str | None = None,
     ) -> ColumnParallelLayer | DummyLayer:
         """The equal part of a whole weight and bias of this rank; a :class:`DummyLayer` if there is no weight."""
-        comm = comm or Comm()
+        comm = Comm.of(comm)
         return cls.new_with_shard(weight, bias, comm, cls._shard(comm), key=key)
 
     @classmethod
     def new_with_shard(
         cls,
-        weight: QuantizedTensor | torch.Tensor | Layer | None,
+        weight: Weight | None,
         bias: torch.Tensor | None,
         comm: Comm | None,
         shard: Shard,
@@ -133,12 +157,12 @@ class ColumnParallelLayer(QuantizedLinear):
         """A slice of a whole weight and bias, like that of :func:`~uqff.parallel.heads.compute_kv_shard`."""
         if weight is None:
             return DummyLayer(key)
-        return cls._of_slice(layer_of(weight, bias), shard, comm, key)
+        return cls._of_slice(layer_of(weight, bias, layer=key), shard, comm, key)
 
     @classmethod
     def new_merged(
         cls,
-        weight: QuantizedTensor | torch.Tensor | Layer | None,
+        weight: Weight | None,
         bias: torch.Tensor | None = None,
         comm: Comm | None = None,
         *,
@@ -154,10 +178,10 @@ class ColumnParallelLayer(QuantizedLinear):
             chunks: number of equal chunks, or the outputs of each.
             key: of the layer, for errors.
         """
-        comm = comm or Comm()
+        comm = Comm.of(comm)
         if weight is None:
             return [DummyLayer(key) for _ in range(chunks if isinstance(chunks, int) else len(chunks))]
-        whole = layer_of(weight, bias)
+        whole = layer_of(weight, bias, layer=key)
         outputs = whole.weight.shape[0]
         if isinstance(chunks, int):
             Shard.simple(0, 0, chunks).resolve(whole.weight.shape, layer=key)
@@ -171,7 +195,7 @@ class ColumnParallelLayer(QuantizedLinear):
     @classmethod
     def new_matformer(
         cls,
-        weight: QuantizedTensor | torch.Tensor | Layer | None,
+        weight: Weight | None,
         bias: torch.Tensor | None,
         comm: Comm | None,
         out_dim: int,
@@ -181,7 +205,9 @@ class ColumnParallelLayer(QuantizedLinear):
         """The first ``out_dim`` outputs of a larger weight, then this rank's equal part of those."""
         if weight is None:
             return DummyLayer(key)
-        return cls.new(Shard.offset(0, 0, out_dim).apply_to(layer_of(weight, bias), layer=key), None, comm, key=key)
+        return cls.new(
+            Shard.offset(0, 0, out_dim).apply_to(layer_of(weight, bias, layer=key), layer=key), None, comm, key=key
+        )
 
 
 class RowParallelLayer(QuantizedLinear):
@@ -199,7 +225,7 @@ class RowParallelLayer(QuantizedLinear):
     @classmethod
     def new(
         cls,
-        weight: QuantizedTensor | torch.Tensor | Layer | None,
+        weight: Weight | None,
         bias: torch.Tensor | None = None,
         comm: Comm | None = None,
         *,
@@ -209,13 +235,13 @@ class RowParallelLayer(QuantizedLinear):
         """A slice of the inputs, the rank's equal part if no shard is given; a :class:`DummyLayer` without a weight."""
         if weight is None:
             return DummyLayer(key)
-        comm = comm or Comm()
-        return cls._of_slice(layer_of(weight, bias), shard or cls._shard(comm), comm, key)
+        comm = Comm.of(comm)
+        return cls._of_slice(layer_of(weight, bias, layer=key), shard or cls._shard(comm), comm, key)
 
     @classmethod
     def new_matformer(
         cls,
-        weight: QuantizedTensor | torch.Tensor | Layer | None,
+        weight: Weight | None,
         bias: torch.Tensor | None,
         comm: Comm | None,
         in_dim: int,
@@ -225,7 +251,9 @@ class RowParallelLayer(QuantizedLinear):
         """The first ``in_dim`` inputs of a larger weight, then this rank's equal part of those."""
         if weight is None:
             return DummyLayer(key)
-        return cls.new(Shard.offset(1, 0, in_dim).apply_to(layer_of(weight, bias), layer=key), None, comm, key=key)
+        return cls.new(
+            Shard.offset(1, 0, in_dim).apply_to(layer_of(weight, bias, layer=key), layer=key), None, comm, key=key
+        )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """The product of all inputs with the weight, plus the bias.

@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import torch
 
-from uqff.errors import ShapeError
+from uqff.errors import ShapeError, UnsupportedError
+from uqff.parallel.accept import check_activations
 from uqff.parallel.comm import Comm
 from uqff.parallel.gather import ExpertList, ReplicatedStack, group_by_expert
+from uqff.parallel.layer import DistributedKind
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -51,7 +53,11 @@ class Mixture(torch.nn.Module):
 
         Raises:
             ShapeError: the projections do not fit each other.
+            UnsupportedError: the activation is no function.
         """
+        if not callable(act):
+            got = repr(act)
+            raise UnsupportedError("activation is no function", layer=key, expected="such as torch.relu", got=got)
         super().__init__()
         sizes = [each.size() for each in (gate, up, down)]
         experts, inner, hidden = sizes[0]
@@ -62,7 +68,7 @@ class Mixture(torch.nn.Module):
         self.gate_proj = gate
         self.up_proj = up
         self.down_proj = down
-        self.comm = comm or Comm()
+        self.comm = Comm.of(comm)
         self.act = act
         self.key = key
 
@@ -74,7 +80,7 @@ class Mixture(torch.nn.Module):
     @property
     def sharded(self) -> bool:
         """Whether each rank holds a part of every expert, not all of it."""
-        return self.down_proj._where()[2] is not None
+        return self.down_proj._where()[2] is not DistributedKind.REPLICATED
 
     def forward(self, x: torch.Tensor, indices: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
         """The weighted sum of the experts of each token; see the module for the formula.
@@ -89,8 +95,10 @@ class Mixture(torch.nn.Module):
 
         Raises:
             ShapeError: shapes do not fit, or there is no such expert.
-            UnsupportedError: the indices are not integers.
+            UnsupportedError: the indices are not integers; activations or weights are no plain numbers.
         """
+        check_activations(x, self.gate_proj.size()[2], layer=self.key)
+        check_activations(weights, layer=self.key)
         leading = tuple(x.shape[:-1])
         if tuple(indices.shape[:-1]) != leading or weights.shape != indices.shape:
             raise ShapeError(
@@ -115,6 +123,7 @@ class Mixture(torch.nn.Module):
 
     def forward_autocast(self, x: torch.Tensor, indices: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
         """:meth:`forward` in the dtype that the gate's family asks for; the result has the dtype of ``x``."""
+        check_activations(x, layer=self.key)
         kind = self.gate_proj.quantized_act_type()
         y: torch.Tensor = self.forward(x if kind is None else x.to(kind), indices, weights)
         return y.to(x.dtype)

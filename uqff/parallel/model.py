@@ -71,7 +71,7 @@ def load_model(
         UqffError: this rank could not: a file is not valid or lacks a layer, or the architecture is not known.
         CommError: a rank did not take part.
     """
-    comm, device = comm or Comm(), torch.device(device)
+    comm, device = Comm.of(comm), torch.device(device)
     exchange = device if device.type == "cuda" else torch.device("cpu")
     what = f"model {os.fspath(path)}"
 

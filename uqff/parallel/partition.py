@@ -9,11 +9,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
-from typing import Literal, NamedTuple, TypeAlias
+from typing import Literal, NamedTuple, TypeAlias, get_args
 
 import torch
 
-from uqff.errors import ShapeError, ShardError
+from uqff.errors import ShapeError, ShardError, UnsupportedError
 from uqff.families import QuantizedTensor
 from uqff.parallel.comm import Comm
 from uqff.parallel.shard import Shard, listed_world_sizes
@@ -78,7 +78,16 @@ def part_of(cuts: Sequence[Cut], comm: Comm, misfit: Misfit, layer: str | None =
     Raises:
         ShapeError: the dimensions differ.
         ShardError: there is no part for every rank.
+        UnsupportedError: no such ``misfit``.
     """
+    if misfit not in get_args(Misfit):
+        raise UnsupportedError(
+            "no such way with blocks that do not allow equal parts",
+            layer=layer,
+            field="misfit",
+            expected=", ".join(get_args(Misfit)),
+            got=misfit,
+        )
     size, world_size = cuts[0].size, comm.world_size
     odd = [cut.size for cut in cuts if cut.size != size]
     if odd:

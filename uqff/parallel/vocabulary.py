@@ -17,7 +17,7 @@ import torch
 
 from uqff.errors import ShapeError
 from uqff.parallel.fallback import every_rank_can
-from uqff.parallel.linear import ColumnParallelLayer, ReplicatedLayer
+from uqff.parallel.linear import ColumnParallelLayer, DistributedKind, ReplicatedLayer
 from uqff.parallel.shard import Shard
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ class Head(torch.nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """``[..., hidden]`` to ``[..., vocabulary]``."""
         y: torch.Tensor = self.rows(x)
-        return y if self.rows.is_distributed() is None else torch.cat(self.rows.comm.all_gather(y), -1)
+        return y if _is_whole(self.rows) else torch.cat(self.rows.comm.all_gather(y), -1)
 
 
 class Embedding(torch.nn.Module):
@@ -73,7 +73,7 @@ class Embedding(torch.nn.Module):
             ShapeError: a token outside the vocabulary.
         """
         rows, weight, dtype = self.rows, self.rows.weight, self.like.dtype
-        split = rows.is_distributed() is not None
+        split = not _is_whole(rows)
         count = weight.shape[0]
         first = count * rows.comm.rank if split else 0
         total = count * rows.comm.world_size if split else count
@@ -84,6 +84,10 @@ class Embedding(torch.nn.Module):
         found = torch.zeros(len(tokens), weight.shape[1], dtype=dtype, device=ids.device)
         found[held] = _rows(weight, (tokens[held] - first).tolist(), dtype)
         return (rows.comm.sum_all_reduce(found) if split else found)[inverse]
+
+
+def _is_whole(rows: QuantizedLinear) -> bool:
+    return rows.is_distributed() is DistributedKind.REPLICATED
 
 
 def _rows(weight: QuantizedTensor, indices: list[int], dtype: torch.dtype) -> torch.Tensor:

@@ -357,7 +357,7 @@ def _floats(weight: Any) -> Floats:
     """A tensor as it is, an array as a view where there can be one."""
     import torch
 
-    if isinstance(weight, torch.Tensor):
+    if isinstance(weight, torch.Tensor) and weight.layout is torch.strided:
         _load_dtype(weight.dtype)
         if weight.device.type != "cpu":
             raise UnsupportedError(
@@ -370,9 +370,16 @@ def _floats(weight: Any) -> Floats:
     raise UnsupportedError(
         "not a weight",
         field="weight",
-        expected="a torch.Tensor, or a numpy array of float32 or float16",
-        got=f"an array of {weight.dtype}" if isinstance(weight, np.ndarray) else type(weight).__name__,
+        expected="a torch.Tensor, or a numpy array of float32 or float16; of a torch.nn.Linear, its weight",
+        got=_described(weight),
     )
+
+
+def _described(weight: Any) -> str:
+    if isinstance(weight, np.ndarray):
+        return f"an array of {weight.dtype}"
+    layout = getattr(weight, "layout", None)
+    return type(weight).__name__ if layout is None else f"a tensor of layout {layout}"
 
 
 def _report(fallback: Fallback, on_fallback: Callable[[Fallback], None] | None) -> None:
