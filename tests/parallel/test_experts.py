@@ -30,6 +30,7 @@ from uqff.parallel import (
 )
 from uqff.parallel.partition import split_fused
 
+exact = pytest.mark.usefixtures("exact_products")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -41,15 +42,16 @@ def one_of(world_size: int, rank: int) -> Comm:
 
 
 def by_expert(x: torch.Tensor, indices: torch.Tensor, dense: torch.Tensor) -> torch.Tensor:
-    """The same grouping with plain weights: what ``gather_forward`` must give, bit for bit."""
+    """The same grouping with plain weights: what ``gather_forward`` must give, bit for bit where products are exact."""
     k = indices.shape[1]
     rows, flat = x.expand(-1, k, -1).reshape(-1, x.shape[-1]), indices.reshape(-1)
     y = torch.empty(len(flat), dense.shape[1], dtype=x.dtype)
     for expert in flat.unique():
-        y[flat == expert] = rows[flat == expert] @ dense[expert].to(x.dtype).T
+        y[flat == expert] = torch.nn.functional.linear(rows[flat == expert], dense[expert].to(x.dtype))
     return y.view(*indices.shape, -1)
 
 
+@exact
 @pytest.mark.parametrize("kind", [*KINDS, "q8k", "hqq2", "hqq1"])
 @pytest.mark.parametrize("cls", [ReplicatedStack, ColumnParallelStack, RowParallelStack])
 def test_gather_forward(kind: str, cls: type[ReplicatedStack], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -142,6 +144,7 @@ def mixture(x: torch.Tensor, indices: torch.Tensor, weights: torch.Tensor, dense
     return (by_expert(inner, indices, down).float() * weights[..., None]).sum(1).to(x.dtype)
 
 
+@exact
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_sum_over_experts(kind: str) -> None:
     """From a stack or single experts, plain leading dimensions or several: the bits of the formula."""
@@ -167,6 +170,7 @@ def test_the_sum_over_experts(kind: str) -> None:
             assert torch.equal(experts.forward_autocast(x, indices, weights), cast)
 
 
+@exact
 def test_files_of_both_generations(tmp_path: Path) -> None:
     """Stacked entries of 1.x, stacked blobs and single blobs of 0.x give the same experts."""
     stacks = projections("afq4")
@@ -240,6 +244,7 @@ def test_not_a_fused_checkpoint() -> None:
             split_fused(torch.zeros(gate_up), torch.zeros(down), layer="e")
 
 
+@exact
 def test_experts_that_do_not_stack_are_packed() -> None:
     """FP8 scales of their own, mixed types: FusedExperts name the odd one, PackedExperts take them as they are."""
     wholes = [torch.randn(EXPERTS, HIDDEN, HIDDEN, generator=torch.Generator().manual_seed(i)) for i in range(3)]
@@ -256,6 +261,7 @@ def test_experts_that_do_not_stack_are_packed() -> None:
     assert torch.equal(experts(x, indices, weights), mixture(x, indices, weights, dense))
 
 
+@exact
 def test_biases() -> None:
     """PackedExperts refuse them; FusedExperts add them to each projection of each expert."""
     stacks = projections("q4_0")
@@ -297,6 +303,7 @@ def three_blocks(cls: Any, world_size: int, rank: int, misfit: Any) -> Any:
     return cls.from_layers(*stacks, one_of(world_size, rank), misfit=misfit, key="experts")
 
 
+@exact
 @pytest.mark.parametrize("cls", [FusedExperts, PackedExperts])
 def test_blocks_that_do_not_allow_equal_parts(cls: Any) -> None:
     """An error that says what works, whole blocks, or everything everywhere; all three parts of a rank alike."""
@@ -352,6 +359,7 @@ MAKERS: list[Callable[[list[QuantizedTensor], Comm], Any]] = [
 ]
 
 
+@exact
 @pytest.mark.parametrize("maker", MAKERS)
 @pytest.mark.parametrize("kind", ["afq4", "q4_0", "f8q8"])
 def test_modules_copy_save_load_compile_and_move(
@@ -434,12 +442,11 @@ def test_gradients_of_activations() -> None:
     for experts in (FusedExperts.from_layers(*stacks), FusedExperts.from_layers(*(s.dequantize() for s in stacks))):
         leaf = x.clone().requires_grad_()
         experts(leaf, indices, weights).square().sum().backward()
+        assert leaf.grad is not None
         gradients.append(leaf.grad)
-    assert gradients[0] is not None
-    assert torch.equal(gradients[0], gradients[1])
-    dense = [s.dequantize() for s in stacks]
-    leaf = x.clone().requires_grad_()
-    total = torch.zeros(())
+    dense = [s.dequantize().double() for s in stacks]
+    leaf = x.double().requires_grad_()
+    total = torch.zeros((), dtype=torch.float64)
     for t, row in enumerate(indices.tolist()):
         terms = [
             w * (dense[2][e] @ (torch.nn.functional.silu(dense[0][e] @ leaf[t]) * (dense[1][e] @ leaf[t])))
@@ -448,4 +455,6 @@ def test_gradients_of_activations() -> None:
         total = total + (terms[0] + terms[1]).square().sum()
     total.backward()
     assert leaf.grad is not None
-    assert torch.allclose(gradients[0], leaf.grad, rtol=1e-4, atol=1e-5)
+    # Five sums of up to 64 terms one after another: γ is 4e-6 for each, of magnitudes that are larger than the sums.
+    bound = 1e-4 * leaf.grad.abs().max()
+    assert all(bool(((each - leaf.grad).abs() <= bound).all()) for each in gradients)

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from models import PROMPT, TinyCase, write
+from models import EXPERTS, PROMPT, TinyCase, write
 from ranks import run_ranks
 from safetensors.torch import load_file, save_file
 
@@ -24,6 +24,7 @@ from uqff import CommError, FormatError, ShapeError, ShardError, UnsupportedErro
 from uqff.parallel import Comm, load_model
 from uqff.parallel.fallback import GatheringLayer
 from uqff.parallel.generate import Generation, generate
+from uqff.parallel.layer import QuantizedLayer
 from uqff.parallel.linear import ColumnParallelLayer, RowParallelLayer
 
 pytestmark = pytest.mark.filterwarnings(
@@ -54,7 +55,9 @@ CASES = [
 ]
 TOKENS = 6
 BOUND = 2e-5
-"""Of logits between 1 and 10, in float32: sums of up to 512 products in another order, over 2 layers."""
+"""Of logits between 1 and 10, in float32: sums of up to 512 products in another order, over 2 layers. Also on one rank:
+BLAS adds up in an order of its own for a weight at an address that is no multiple of 16, or for other numbers of rows.
+"""
 
 HALF_BOUND = 0.1
 """In bfloat16."""
@@ -66,8 +69,20 @@ class Written:
 
     case: TinyCase
     directory: Path
+    plain: torch.nn.Module
     logits: torch.Tensor
     generation: Generation
+    margins: list[float]
+
+    @property
+    def bound(self) -> float:
+        """How far another order of adding up may move a logit."""
+        return BOUND if self.case.dtype is torch.float32 else HALF_BOUND
+
+    def same_ids(self, ids: list[int]) -> bool:
+        """Whether ids are the plain model's, up to a place where two tokens are so close that the order decides."""
+        decided = next((i for i, margin in enumerate(self.margins) if margin <= 2 * self.bound), len(self.margins))
+        return ids[:decided] == self.generation.ids[:decided] and len(ids) == len(self.generation.ids)
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +93,10 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Written]:
         directory, plain = write(case, folder)
         with torch.inference_mode():
             logits = plain(torch.tensor([PROMPT])).logits[0].float()
-        found[case.name] = Written(case, directory, logits, generate(plain, PROMPT, TOKENS))
+            made = generate(plain, PROMPT, TOKENS)
+            best = plain(torch.tensor([PROMPT + made.ids[:-1]])).logits[0, len(PROMPT) - 1 :].float().topk(2).values
+        margins = (best[:, 0] - best[:, 1]).tolist()
+        found[case.name] = Written(case, directory, plain, logits, made, margins)
     return found
 
 
@@ -98,14 +116,39 @@ def outcome(comm: Comm, directory: Path) -> Outcome:
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_one_rank_is_the_dequantised_model(written: dict[str, Written], case: TinyCase) -> None:
-    """The same products of the same numbers in the same order: the same bits, in either generation."""
+    """Every weight and bias has the plain model's bits; products of the same numbers, added up in whatever order."""
     each = written[case.name]
+    check_numbers(load_model(each.directory), each.plain)
     logits, ids = outcome(Comm(), each.directory)
-    if "moe" in case.architecture:  # experts are added up in another order
-        assert float((logits - each.logits).abs().max()) <= BOUND
-    else:
-        assert torch.equal(logits, each.logits)
-    assert ids == each.generation.ids
+    assert float((logits - each.logits).abs().max()) <= each.bound
+    assert each.same_ids(ids)
+
+
+def check_numbers(model: torch.nn.Module, plain: torch.nn.Module) -> None:
+    """All that the plain model has is in the model, bit for bit; quantised layers are compared as they multiply."""
+    dtype = next(plain.parameters()).dtype
+    ours: dict[str, torch.Tensor] = {}
+    for name, module in model.named_modules(remove_duplicate=False):
+        if isinstance(module, QuantizedLayer):
+            name = name.removesuffix(".rows")  # of an embedding or a head
+            ours[f"{name}.weight"] = module.dequantize_w(dtype)
+            if module.bias is not None:
+                ours[f"{name}.bias"] = module.bias.to(dtype)
+        else:
+            ours |= {f"{name}.{part}": parameter for part, parameter in module.named_parameters(recurse=False)}
+    theirs = plain.state_dict()
+    for name in [name for name in theirs if name.endswith("_proj")]:  # experts: one tensor for all of a projection
+        block, _, projection = name.rpartition(".")
+        parts = ("gate_proj", "up_proj") if projection == "gate_up_proj" else (projection,)
+        ours[name] = torch.cat([stack_of(ours, f"{block}.{part}") for part in parts], 1)
+    assert not theirs.keys() - ours.keys()
+    assert [name for name, tensor in theirs.items() if not torch.equal(ours[name], tensor)] == []
+
+
+def stack_of(weights: dict[str, torch.Tensor], name: str) -> torch.Tensor:
+    """The experts of a projection, ``[experts, out, in]``, that are held in one layer or in one each."""
+    whole = weights.get(f"{name}.weight")
+    return torch.stack([weights[f"{name}.{e}.weight"] for e in range(EXPERTS)]) if whole is None else whole
 
 
 def on_ranks(comm: Comm, directories: dict[str, Path], broken: dict[str, Path]) -> dict[str, Any]:
@@ -126,9 +169,8 @@ def test_ranks_agree_with_one(written: dict[str, Written], tmp_path: Path, world
     results = run_ranks(world_size, on_ranks, directories, broken, timeout=60, dead=int(world_size == 2))
     for name, (logits, ids) in results[0].items():
         each = written[name]
-        bound = BOUND if each.case.dtype is torch.float32 else HALF_BOUND
-        assert float((torch.from_numpy(logits) - each.logits).abs().max()) <= bound, name
-        assert ids == each.generation.ids, name
+        assert float((torch.from_numpy(logits) - each.logits).abs().max()) <= each.bound, name
+        assert each.same_ids(ids), name
 
 
 def break_model(directory: Path, folder: Path) -> dict[str, Path]:

@@ -51,6 +51,18 @@ def bound(x: torch.Tensor, weight: torch.Tensor, world_size: int) -> torch.Tenso
     return 4 * world_size**0.5 * torch.finfo(x.dtype).eps * magnitude
 
 
+def rounding(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    """How far ``x Wᵀ + b`` may be from the exact one, in whatever order its terms are added up, fused or not.
+
+    γ of the sum of the magnitudes of all terms, γ = n u / (1 − n u) for n terms (Higham, *Accuracy and Stability of
+    Numerical Algorithms*, 2nd edition, §3.1); halves are added up in float32, then rounded, as is the sum with b.
+    """
+    magnitude = x.double().abs() @ weight.double().abs().T + (0 if bias is None else bias.double().abs())
+    terms = (x.shape[-1] + 1) * torch.finfo(torch.float32).eps / 2
+    ends = 0.0 if x.dtype is torch.float32 else torch.finfo(x.dtype).eps
+    return magnitude * ((1 + terms / (1 - terms)) * (1 + ends) - 1) + torch.finfo(x.dtype).tiny
+
+
 def stacked(kind: str, shape: tuple[int, int, int], seed: int = 0) -> QuantizedTensor:
     """Stacked experts ``[experts, out, in]``; MXFP4 is quantised one by one, as no engine does it otherwise."""
     values = torch.randn(shape, generator=torch.Generator().manual_seed(seed)) / 10
