@@ -128,6 +128,13 @@ class Client:
         job = {"do": "load", "kind": "GGUF", "which": which, "isq": None, "tokens": tokens, "temperature": 0.0}
         return Generation(**self._run(job))
 
+    def write_gguf(self, file: Path, model: Path, output: Path, *, dtype: str, isq: str) -> Path:
+        """Quantise a GGUF file to `isq`, with tokenizer and configuration of directory `model`, as `write` does."""
+        names = {"quantized_model_id": str(file.parent), "quantized_filename": file.name, "tok_model_id": str(model)}
+        which = {**names, "dtype": dtype, "write_uqff": str(output)}
+        self._run({"do": "load", "kind": "GGUF", "which": which, "isq": isq})
+        return output.with_name(f"{output.stem}-0.uqff")
+
     def _run(self, job: dict[str, Any]) -> Any:
         command = [str(self.python), str(Path(__file__).resolve()), json.dumps(job)]
         try:

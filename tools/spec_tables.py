@@ -24,6 +24,7 @@ name                     table
 ``GGUF_FILE.VALUES``     types of GGUF's metadata values
 ``GGUF_FILE.NAMES``      names of tensors in GGUF and in a model
 ``GGUF_FILE.MODELS``     architectures that are converted
+``LAYOUT_KEYS``          the engine's keys in ``config.json``
 ``EXAMPLE folder/name``  a vector, field by field
 ``VECTORS``              index of the valid vectors
 ``FILES``                index of the valid files
@@ -58,6 +59,7 @@ from uqff.families.f8q8 import tensor as f8q8
 from uqff.families.gguf.blocks import BLOCK_TYPES, BlockType
 from uqff.gguf import schema as gguf
 from uqff.migration.shapes import SHAPES
+from uqff.models import layouts
 from uqff.models.architectures import ARCHITECTURES
 from uqff.schema.entries import Entries
 from uqff.schema.header import HEADER
@@ -395,6 +397,16 @@ def gguf_model_table() -> str:
 
 GGUF_PARTS = {"HEAD": gguf.HEAD, "TEXT": gguf.TEXT, "PAIR": gguf.PAIR, "ARRAY": gguf.ARRAY, "TENSOR": gguf.TENSOR}
 
+
+def layout_key_table() -> str:
+    """The engine's keys in ``config.json``."""
+    rows = (
+        (f"`{key.name}`", key.meaning, ", ".join(f"`{json.dumps(each)}`" for each in key.harmless), key.here)
+        for key in layouts.KEYS
+    )
+    return markdown(("key", "meaning", "as in a checkpoint", "here"), rows)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     **_layout_tables(),
     **{f"GGUF_FILE.{name}": partial(offset_table, layout) for name, layout in GGUF_PARTS.items()},
@@ -402,6 +414,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "GGUF_FILE.VALUES": value_type_table,
     "GGUF_FILE.NAMES": gguf_name_table,
     "GGUF_FILE.MODELS": gguf_model_table,
+    "LAYOUT_KEYS": layout_key_table,
     "VERSIONS": version_table,
     "ENTRY_VERSIONS": entry_version_table,
     "FAMILIES": family_table,

@@ -205,6 +205,7 @@ def test_summary_json() -> None:
             },
         ],
         "extra": [],
+        "layout": {},
     }
 
 

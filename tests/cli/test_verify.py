@@ -110,6 +110,7 @@ def test_json(tmp_path: Path) -> None:
         "layers": 1,
         "bytes": len(SOUND),
         "violations": [violation | {"expected": "0 or 1", "got": "2"}],
+        "notes": [],
     }
     write_file(tmp_path / "m.uqff", {"0": SOUND})
     result = run(str(path), "--json")

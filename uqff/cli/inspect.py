@@ -182,6 +182,7 @@ def _show_summary(summary: FileSummary) -> None:
         ("bits/weight", bits),
         ("size", size(summary.nbytes)),
         ("residual", _residual_text(summary)),
+        *(("layout", note) for note in summary.layout.notes),
         *((("extra", f"{len(summary.extra)} entries of no layer"),) if summary.extra else ()),
         *((f"metadata {name}", text) for name, text in summary.metadata.items()),
     ]

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from uqff.cli.options import isq_option, selected
+from uqff.errors import UqffError, printable
 
 if TYPE_CHECKING:
     from uqff.inspection.verify import Progress, Violation
@@ -31,7 +32,8 @@ def verify(ctx: click.Context, path: str, deep: bool, strict: bool, isq: str | N
 
     PATH is a .uqff file (the other shards of its set are found), or a model directory; of a directory with several
     types, each, and PATH:TYPE one of them. Every violation is a line with file, layer, field, offset, what was expected
-    and what was found. If config.json stands beside the files, the weights that it announces must be there.
+    and what was found. If config.json stands beside the files, the weights that it announces must be there; if it says
+    that they do not lie as in a checkpoint, that is noted.
 
     Exits with 0 if there is none, with 1 if there is one, with 2 if the call is wrong.
     """
@@ -47,6 +49,7 @@ def verify(ctx: click.Context, path: str, deep: bool, strict: bool, isq: str | N
         last = progress
         show_share(progress.nbytes, progress.of_nbytes, f"{progress.layers} of {progress.of_layers} layers")
 
+    notes = _notes(path)
     violations: list[Violation] = []
     layers = nbytes = 0
     models = models_in(path) if Path(path).is_dir() else {}
@@ -62,12 +65,28 @@ def verify(ctx: click.Context, path: str, deep: bool, strict: bool, isq: str | N
             layers, nbytes = layers + last.layers, nbytes + last.nbytes
     if as_json:
         found = [dataclasses.asdict(violation) for violation in violations]
-        click.echo(json.dumps({"schema": 1, "layers": layers, "bytes": nbytes, "violations": found}, indent=2))
+        document = {"schema": 1, "layers": layers, "bytes": nbytes, "violations": found, "notes": notes}
+        click.echo(json.dumps(document, indent=2))
     else:
         where = f" in {_plural(layers, 'layer')}, {nbytes:,} bytes of layers" if layers else ""
+        for note in notes:
+            print(f"note: {printable(note)}")
         print(f"{_plural(len(violations), 'violation')}{where}" if violations else f"clean: no violation{where}")
     if violations:
         ctx.exit(1)
+
+
+def _notes(path: str) -> list[str]:
+    """What ``config.json`` says of how the weights lie; nothing, if it breaks a rule, which is a violation."""
+    from uqff.checkpoints.safetensors import CONFIG_NAME, read_json
+    from uqff.limits import MAX_CONFIG_BYTES
+    from uqff.models.layouts import Layout
+
+    config = (Path(path) if Path(path).is_dir() else Path(path).parent) / CONFIG_NAME
+    try:
+        return Layout.of(read_json(config, MAX_CONFIG_BYTES)).notes if config.is_file() else []
+    except UqffError:
+        return []
 
 
 def _plural(count: int, noun: str) -> str:

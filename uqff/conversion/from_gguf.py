@@ -57,6 +57,7 @@ from uqff.families.unquant.tensor import Unquant
 from uqff.gguf.reader import GgufFile, GgufTensor, open_gguf
 from uqff.limits import MAX_CONFIG_BYTES
 from uqff.models.architectures import LayerName, architecture_of, embedding_name, entry_names, layer_names
+from uqff.models.layouts import QK_ROPE_LAYOUT, Layout, without_rope_layout
 from uqff.quantization.types import UNLOADABLE, outline
 from uqff.schema.buffers import bytes_of
 from uqff.schema.entries import FIRST
@@ -145,6 +146,7 @@ class _Job:
                     expected=" or ".join(self.architecture.classes),
                     got=architecture_of(config).classes[0],
                 )
+            Layout.of(config).check()
             self.notes += check_config(config, self.file, self.architecture, str(path))
         except UqffError as error:
             raise error.within(file=str(path)) from None
@@ -275,7 +277,10 @@ class _Job:
 
     def _write_companions(self, directory: Path) -> list[str]:
         if self.assets is not None:
-            return copy_companions(self.assets, directory)
+            own = read_json(self.assets / CONFIG_NAME, MAX_CONFIG_BYTES)
+            return copy_companions(
+                self.assets, directory, config=without_rope_layout(own) if QK_ROPE_LAYOUT in own else None
+            )
         torch_dtype = self.dtype.torch_name
         documents, missing = tokenizer_files(self.file, self.config)
         self.notes += missing

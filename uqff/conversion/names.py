@@ -30,8 +30,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from uqff.errors import ShapeError, UnsupportedError
+from uqff.errors import UnsupportedError
 from uqff.models.architectures import architecture_of
+from uqff.models.layouts import adjacent_order, half_split_order
 
 if TYPE_CHECKING:
     import torch
@@ -220,20 +221,9 @@ def interleave(rows: torch.Tensor, heads: int) -> torch.Tensor:
     Raises:
         ShapeError: ``out`` cannot be cut into that many heads of pairs.
     """
-    return _exchange(rows, heads, halves=True)
+    return rows[adjacent_order(len(rows), heads)]
 
 
 def deinterleave(rows: torch.Tensor, heads: int) -> torch.Tensor:
     """Bring the rows of Q or K, or of its bias, from ggml's order into a model's; undoes :func:`interleave`."""
-    return _exchange(rows, heads, halves=False)
-
-
-def _exchange(rows: torch.Tensor, heads: int, *, halves: bool) -> torch.Tensor:
-    """Exchange the two dimensions that the rows of a head are cut into: two halves, or pairs of neighbours."""
-    if heads < 1 or rows.shape[0] % (2 * heads):
-        raise ShapeError(
-            "rows are not whole heads", expected=f"rows in multiples of 2 x {heads} heads", got=rows.shape[0]
-        )
-    half = rows.shape[0] // (2 * heads)
-    cut = rows.reshape(heads, *((2, half) if halves else (half, 2)), *rows.shape[1:])
-    return cut.transpose(1, 2).reshape(rows.shape).contiguous()
+    return rows[half_split_order(len(rows), heads)]

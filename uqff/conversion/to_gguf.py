@@ -2,7 +2,8 @@
 
 GGUF layers keep their blocks, Unquant layers their numbers; biases and norms become float32, as GGUF has them, which
 holds every float16 and bfloat16.  All other families have no type in GGUF and are refused.  The rows of Q and K of
-Llama and Mistral are interleaved, whole (:mod:`uqff.conversion.names`).
+Llama and Mistral are interleaved, whole (:mod:`uqff.conversion.names`), unless they are
+already (:mod:`uqff.models.layouts`).
 
 A tied model of 1.2 has its embedding once, and so has the GGUF file.  In 0.x and before 1.2 a tied model has a
 quantised ``lm_head`` and a dense embedding; if the latter is just what the blocks of the former stand for, as it is in
@@ -27,6 +28,7 @@ from uqff.conversion.config import metadata_of
 from uqff.conversion.names import (
     ROPE_FACTORS,
     architecture_of_config,
+    deinterleave,
     gguf_name,
     heads_of,
     interleave,
@@ -45,6 +47,7 @@ from uqff.gguf.schema import VERSION, Value, ValueType
 from uqff.gguf.writer import PlannedTensor, write_gguf
 from uqff.limits import MAX_CONFIG_BYTES
 from uqff.models.architectures import LayerName, embedding_name, entry_names, layer_names
+from uqff.models.layouts import Layout
 from uqff.quantization.plan import UNUSED
 from uqff.schema.buffers import bytes_of
 from uqff.schema.entries import FIRST
@@ -122,6 +125,7 @@ class _Job:
     def __init__(self, file: UqffFile, config: dict[str, Any], directory: Path) -> None:
         self.file = file
         self.config = {"num_key_value_heads": config.get("num_attention_heads"), **config}
+        self.layout = Layout.of(config).check(str(directory / CONFIG_NAME))
         self.architecture = architecture_of_config(config)
         self.notes: list[str] = []
         model = metadata_of(self.config, self.architecture, str(directory / CONFIG_NAME))
@@ -199,7 +203,7 @@ class _Job:
         if embedding in by_module:
             yield from self._layer(*by_module.pop(embedding))
         elif head is not None and head[1].weight == f"{embedding}.weight" and self._stands_for_embedding(head[0]):
-            yield self._weight(head[0], "token_embd.weight", None)
+            yield self._weight(head[0], "token_embd.weight", self._arrange(head[1].module))
             head = None
         else:
             yield _dense("token_embd.weight", self.file.residual[f"{embedding}.weight"])
@@ -222,24 +226,32 @@ class _Job:
         return llama3_factors(scaling, pairs["llama.rope.freq_base"], pairs["llama.rope.dimension_count"])
 
     def _layer(self, key: str, name: LayerName) -> Iterable[PlannedTensor]:
-        heads = heads_of(self.architecture, self.config, name.module)
-        path = gguf_name(name.module)
-        yield self._weight(key, f"{path}.weight", heads)
+        arrange, path = self._arrange(name.module), gguf_name(name.module)
+        yield self._weight(key, f"{path}.weight", arrange)
         bias = self.file[key].bias
         if bias is not None:
-            values = bias.to(_float32())
-            yield _dense(f"{path}.bias", values if heads is None else interleave(values, heads))
+            yield _dense(f"{path}.bias", arrange(bias.to(_float32())))
 
-    def _weight(self, key: str, name: str, heads: int | None) -> PlannedTensor:
+    def _arrange(self, module: str) -> Callable[[torch.Tensor], torch.Tensor]:
+        """What brings a module's rows from the order that they have here into the one that they have in a GGUF file."""
+        here, there = self.layout.heads_of(module), heads_of(self.architecture, self.config, module)
+        if here == there:
+            return lambda rows: rows
+        if there is not None:
+            return partial(interleave, heads=there)
+        assert here is not None
+        return partial(deinterleave, heads=here)
+
+    def _weight(self, key: str, name: str, arrange: Callable[[torch.Tensor], torch.Tensor]) -> PlannedTensor:
         weight = self.file[key].weight
         block_type = _block_type(weight)
         assert block_type is not None
-        return PlannedTensor(name, weight.shape, block_type.code, weight.nbytes, partial(self._blocks, key, heads))
+        return PlannedTensor(name, weight.shape, block_type.code, weight.nbytes, partial(self._blocks, key, arrange))
 
-    def _blocks(self, key: str, heads: int | None) -> Iterable[memoryview]:
+    def _blocks(self, key: str, arrange: Callable[[torch.Tensor], torch.Tensor]) -> Iterable[memoryview]:
         weight = self.file[key].weight
         assert isinstance(weight, (GGUF, Unquant))
-        yield bytes_of(weight.data if heads is None else interleave(weight.data, heads))
+        yield bytes_of(arrange(weight.data))
 
     def _norm(self, path: str) -> PlannedTensor:
         return _dense(f"{gguf_name(path)}.weight", self.file.residual[f"{path}.weight"].to(_float32()))

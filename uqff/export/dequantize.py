@@ -16,6 +16,8 @@ and the model untied in ``config.json``: nothing is lost, and it computes the sa
 the two: mistral.rs 0.9 takes the head for both where it finds one in a 1.x file.  Where 1.2 has one layer for both, the
 model stays tied.
 
+Rows of Q and K that lie as in a GGUF file (:mod:`uqff.models.layouts`) are put in order, and the key goes.
+
 Authority: mistral.rs v0.9.2, ``mistralrs-core/src/layers.rs`` (``embedding_with_legacy_tied_uqff``); transformers,
 ``modeling_utils.py`` (``save_pretrained``, ``_load_pretrained_model``); huggingface_hub,
 ``serialization/_base.py`` (``split_state_dict_into_shards_factory``).
@@ -42,6 +44,7 @@ from uqff.container.writer import Writer
 from uqff.errors import ShapeError, ShardError, UnsupportedError
 from uqff.families.base import QuantizedTensor
 from uqff.models.architectures import architecture_of, embedding_name, layer_names
+from uqff.models.layouts import layout_beside, without_rope_layout
 from uqff.models.modules import Module, check_complete, config_beside, modules_of
 from uqff.schema.buffers import bytes_of
 
@@ -161,6 +164,7 @@ class _Job:
         self.file = file
         self.dtype = dtype
         self.config = config_beside(file)
+        self.layout = layout_beside(file).check(str(file.paths[0].parent / CONFIG_NAME))
         self.result = Dequantized(Path(), dtype.torch_name)
         self.parts: dict[str, _Part] = {}
         self.weights: dict[str, int] = {}
@@ -280,15 +284,26 @@ class _Job:
         layer = self.file[part.source]
         tensor = _dequantized(layer.weight, part.expert, self.dtype) if part.what == "weight" else layer.bias
         assert tensor is not None
+        tensor = self._in_order(name, tensor)
         if part.what == "bias":
             own = part.expert is not None and tensor.ndim == len(layer.weight.shape) - 1
             tensor = self._cast(name, tensor[part.expert] if own and part.expert is not None else tensor)
         elif self.dtype is DType.F16:
-            self._count_overflow(name, tensor, lambda: _dequantized(layer.weight, part.expert, DType.F32))
+            self._count_overflow(
+                name, tensor, lambda: self._in_order(name, _dequantized(layer.weight, part.expert, DType.F32))
+            )
         return tensor
 
+    def _in_order(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
+        """The rows of a weight, or of a bias, as a checkpoint has them."""
+        order = self.layout.order_of(name.rpartition(".")[0], tensor.shape[0])
+        return tensor if order is None else tensor[order]
+
     def _plain(self, name: str) -> Iterator[memoryview]:
-        tensor = self.file.residual[name].reshape(-1)
+        tensor = self.file.residual[name]
+        if tensor.ndim:
+            tensor = self._in_order(name, tensor)
+        tensor = tensor.reshape(-1)
         for start in range(0, len(tensor), TILE):
             tile = tensor[start : start + TILE]
             yield bytes_of(self._cast(name, tile) if self.parts[name].dtype == self.dtype.safetensors else tile)
@@ -344,7 +359,7 @@ def _plain_config(config: Mapping[str, Any], dtype: DType, tied: bool | None) ->
         dtype: of the weights.
         tied: whether head and embedding are one matrix; None to leave it as it is.
     """
-    changed = {key: value for key, value in config.items() if key != "quantization_config"}
+    changed = {key: value for key, value in without_rope_layout(config).items() if key != "quantization_config"}
     nested = [name for name, value in changed.items() if name == "text_config" and isinstance(value, dict)]
     for name in nested:
         changed[name] = _plain_config(changed[name], dtype, tied)

@@ -6,6 +6,8 @@ carried over unchanged.  The text that is hashed is made of the entries that 1.x
 
     layer      SHA-256 of   "uqff layer 1\n", then for each entry, sorted by suffix,
                             "weight.scales F32 [64,2]\n" and its bytes
+    adjacent   the rows of Q and K that lie as in a GGUF file are hashed in the checkpoint's order; where they cannot
+               change places exactly, as they are, and the first line is "uqff layer 1, rows of HEADS heads adjacent\n"
     experts    SHA-256 of   "uqff experts 1\n", then the digest of each expert, 32 bytes
     model      SHA-256 of   a line "<digest>  <path of the weight>\n" for each layer, sorted by path
 
@@ -23,6 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from uqff.codec.blob import EncodedLayer
 from uqff.codes import Family
 from uqff.container import UqffFile
 from uqff.container.atomic import atomic_file
@@ -30,8 +33,10 @@ from uqff.container.shards import PathLike, resolve, select
 from uqff.errors import FormatError, UqffError
 from uqff.families.base import QuantizedTensor
 from uqff.families.fields import tensor_fields
+from uqff.families.rows import can_reorder, reordered, reordered_bias
 from uqff.limits import MAX_SUMS_BYTES
 from uqff.models.architectures import LayerName
+from uqff.models.layouts import Layout, half_split_order, layout_beside
 from uqff.models.modules import Module, config_beside, modules_of
 from uqff.schema.bricks import Scope
 from uqff.schema.entries import BIAS, FORMAT, RawTensor
@@ -65,6 +70,7 @@ LAYER_SUMS_NAME: Final = "SHA256SUMS.layers"
 """The list of a model's layers."""
 
 LAYER_TAG: Final = b"uqff layer 1\n"
+ADJACENT_TAG: Final = b"uqff layer 1, rows of %d heads adjacent\n"
 EXPERTS_TAG: Final = b"uqff experts 1\n"
 
 CHUNK: Final = 1 << 20
@@ -152,7 +158,7 @@ def digest_model(
         progress: called after each layer.
 
     Raises:
-        UqffError: a layer is not valid.
+        UqffError: a layer is not valid, or what ``config.json`` says of their rows.
     """
     unnamed = None
     config: Mapping[str, Any] | None = None
@@ -164,12 +170,15 @@ def digest_model(
     except UqffError as error:
         unnamed = str(error)
         modules = modules_of(file, None)
+    layout = Layout() if unnamed is not None else layout_beside(file)
     sizes = [sum(place.nbytes for key in module.keys for place in file.places(key).values()) for module in modules]
     total, done = sum(sizes), 0
     digests = []
     with ThreadPoolExecutor(num_threads(), thread_name_prefix="uqff-checksum") as pool:
         try:
-            for digest, size in zip(pool.map(lambda module: _digest_module(file, module), modules), sizes, strict=True):
+            for digest, size in zip(
+                pool.map(lambda module: _digest_module(file, module, layout), modules), sizes, strict=True
+            ):
                 digests.append(digest)
                 done += size
                 if progress is not None:
@@ -180,7 +189,7 @@ def digest_model(
     return ModelDigest(tuple(sorted(digests, key=lambda each: encoded(each.path))), unnamed)
 
 
-def _digest_module(file: UqffFile, module: Module) -> LayerDigest:
+def _digest_module(file: UqffFile, module: Module, layout: Layout) -> LayerDigest:
     kinds: dict[str, None] = {}
     digests: list[bytes] = []
     experts: list[bytes] = []
@@ -190,7 +199,7 @@ def _digest_module(file: UqffFile, module: Module) -> LayerDigest:
         if len(record.shape_of(fields)) > 2:
             digest, experts = _digest(file[key])
         else:
-            digest = _hash(_entries(record, fields))
+            digest = _digest_matrix(record, fields, layout.heads_of(module.path))
         digests.append(digest)
         file.release(key)
     if len(module.keys) > 1:
@@ -198,6 +207,18 @@ def _digest_module(file: UqffFile, module: Module) -> LayerDigest:
     return LayerDigest(
         module.path, module.keys, tuple(sorted(kinds)), tuple(digest.hex() for digest in experts), digests[0].hex()
     )
+
+
+def _digest_matrix(record: type[QuantizedTensor], fields: Scope, heads: int | None) -> bytes:
+    """The digest of a layer that is no stack, with its rows as a checkpoint has them."""
+    if heads is None:
+        return _hash(_entries(record, fields))
+    weight, bias = EncodedLayer.of_fields(record, fields)
+    if not can_reorder(weight):
+        return _hash(_entries(record, fields), ADJACENT_TAG % heads)
+    order = half_split_order(weight.shape[0], heads)
+    moved = reordered(weight, order).fields
+    return _hash(_entries(record, {**moved, "bias": None if bias is None else reordered_bias(bias, order)}))
 
 
 def _digest(layer: Layer) -> tuple[bytes, list[bytes]]:
@@ -227,8 +248,8 @@ def _entries(record: type[QuantizedTensor], fields: Scope) -> dict[str, RawTenso
     return entries
 
 
-def _hash(entries: Mapping[str, RawTensor]) -> bytes:
-    digest = hashlib.sha256(LAYER_TAG)
+def _hash(entries: Mapping[str, RawTensor], tag: bytes = LAYER_TAG) -> bytes:
+    digest = hashlib.sha256(tag)
     for suffix in sorted(entries):
         dtype, shape, data = entries[suffix]
         digest.update(f"{suffix} {dtype} [{','.join(map(str, shape))}]\n".encode("ascii"))

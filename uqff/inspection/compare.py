@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from uqff.checkpoints.safetensors import Checkpoint, open_checkpoint
+from uqff.checkpoints.safetensors import CONFIG_NAME, Checkpoint, open_checkpoint
 from uqff.codec.blob import EncodedLayer
 from uqff.codes import ENTRY_VERSIONS, DType, Version
 from uqff.container import UqffFile, open_uqff
@@ -20,6 +20,7 @@ from uqff.container.shards import SUFFIX, PathLike
 from uqff.errors import ShapeError, ShardError, UnsupportedError, UqffError
 from uqff.families.base import same_bytes
 from uqff.models.architectures import EMBEDDING_SINCE, LayerName, embedding_name
+from uqff.models.layouts import Layout, layout_beside
 from uqff.models.matching import pairs_of
 from uqff.models.patterns import Pattern
 from uqff.numerics.floats import Floats
@@ -131,6 +132,7 @@ def _compare_with_source(
 ) -> Iterator[LayerDifference]:
     with open_checkpoint(source) as checkpoint, open_uqff(model) as file:
         goals = plan_model(checkpoint, _naming(checkpoint, file), layers, promote=False)
+        layout, own = _layouts(file, checkpoint)
         ours = {goal.index if goal.index is not None else goal.key: goal.key for goal in goals}
         theirs = _indices(file)
         _check_same_keys(source, ours, model, theirs)
@@ -144,10 +146,29 @@ def _compare_with_source(
             true = Side(", ".join(sorted(stored)).lower(), _source_bytes(checkpoint, goal))
             made = Side(layer.kind, _nbytes(file, key), key)
             sides = (true, made) if source_first else (made, true)
-            far = distance(_values(checkpoint, goal), layer)
+            values = _values(checkpoint, goal)
+            order = layout.order_from(own, goal.module, goal.shape[0])
+            far = distance(values if order is None else values[order], layer)
             yield LayerDifference(key, goal.module, layer.shape, sides[0], sides[1], False, far)
             for each in goal.sources:
                 checkpoint.release(each.tensor, *each.span(checkpoint))
+
+
+def _layouts(file: UqffFile, checkpoint: Checkpoint) -> tuple[Layout, Layout]:
+    """How the rows of either lie; whatever else is said of the weights must be said of both.
+
+    Raises:
+        UnsupportedError: it is not.
+    """
+    path = str(checkpoint.path / CONFIG_NAME)
+    try:
+        stored, own = layout_beside(file), Layout.of(checkpoint.config)
+    except UqffError as error:
+        raise error.within(file=path) from None
+    if stored.foreign_values != own.foreign_values:
+        stored.check(str(file.paths[0].parent / CONFIG_NAME))
+        own.check(path)
+    return stored, own
 
 
 def _naming(checkpoint: Checkpoint, file: UqffFile) -> Version:

@@ -52,6 +52,7 @@ def summary_document(summary: FileSummary) -> dict[str, Any]:
             for row in summary.types
         ],
         "layers": [_layer(row) for row in summary.layers],
+        "layout": summary.layout.keys,
         "extra": [{"name": row.name, "dtype": row.dtype, "shape": list(row.shape)} for row in summary.extra],
     }
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from uqff.codes import Version
 from uqff.container import UqffFile
 from uqff.container.file import RESIDUAL_NAME
 from uqff.errors import UqffError
 from uqff.inspection.meta import Outline, read_outline
+from uqff.models.layouts import Layout, layout_beside
 from uqff.models.modules import config_beside, modules_of
 from uqff.schema.bricks import FieldTrace
 
@@ -101,7 +102,7 @@ class ExtraRow:
 
 @dataclass(frozen=True)
 class FileSummary:
-    """A model: its files, its layers in the order of their keys, and whatever else its files hold."""
+    """A model: its files, its layers in the order of their keys, whatever else its files hold, and how its rows lie."""
 
     files: tuple[FileRow, ...]
     metadata: dict[str, str]
@@ -109,6 +110,7 @@ class FileSummary:
     residual: ResidualRow | None
     generation: str
     extra: tuple[ExtraRow, ...] = ()
+    layout: Layout = field(default_factory=Layout)
 
     @property
     def outlines(self) -> list[Outline]:
@@ -172,7 +174,16 @@ def summarize(file: UqffFile) -> FileSummary:
     files = tuple(FileRow(str(path), path.stat().st_size, counts[str(path)]) for path in file.paths)
     entries = map(file.extra.entry, file.extra)
     extra = tuple(ExtraRow(entry.name, entry.dtype, entry.shape) for entry in entries)
-    return FileSummary(files, dict(file.metadata), layers, _residual_row(file), file.generation, extra)
+    rest = _residual_row(file)
+    return FileSummary(files, dict(file.metadata), layers, rest, file.generation, extra, _layout(file))
+
+
+def _layout(file: UqffFile) -> Layout:
+    """What the configuration says; a broken one, which :func:`uqff.inspection.verify.verify` reports, says nothing."""
+    try:
+        return layout_beside(file)
+    except (UqffError, OSError):
+        return Layout()
 
 
 def module_names(file: UqffFile) -> dict[str, str]:

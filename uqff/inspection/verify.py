@@ -19,6 +19,7 @@ from uqff.container.shards import PathLike
 from uqff.errors import UnsupportedError, UqffError, printable, shortened
 from uqff.families.base import PayloadProblem, not_finite
 from uqff.inspection.meta import Outline, read_outline
+from uqff.models.layouts import layout_beside
 from uqff.models.modules import check_complete, config_beside, modules_of
 from uqff.schema.bricks import FieldTrace
 from uqff.schema.layout import offset_of_field
@@ -125,9 +126,22 @@ def verify(
 
 
 def _check_config(file: UqffFile) -> Iterator[Violation]:
-    """A loader counts layers by the configuration, and looks for every weight of the model."""
+    """A loader counts layers by the configuration, looks for every weight of the model, and takes its order of rows."""
     try:
-        config = config_beside(file)
+        config, layout = config_beside(file), layout_beside(file)
+    except UqffError as error:
+        yield Violation.of(error)
+        return
+    for key in filter(layout.heads_of, file):
+        shape: tuple[int, ...] | None = None
+        with contextlib.suppress(UqffError):  # a broken layer, which is reported as such
+            record, fields = file.fields(key)
+            shape = record.shape_of(fields)
+        try:
+            layout.order_of(key, 0 if shape is None else shape[0])
+        except UqffError as error:
+            yield Violation.of(error.within(file=str(file.place(key).path)))
+    try:
         if config is not None:
             with contextlib.suppress(UnsupportedError):  # an architecture that is not known here
                 check_complete(file, config, modules_of(file, config))

@@ -23,8 +23,10 @@ from uqff.container.file import UqffFile
 from uqff.container.streaming import layer_sizes
 from uqff.errors import ShardError, UqffError
 from uqff.families import Unquant
+from uqff.families.rows import Order
 from uqff.families.stacking import odd_ones, stack
 from uqff.models.architectures import LayerName
+from uqff.models.layouts import in_order
 from uqff.schema.entries import FIRST
 
 if TYPE_CHECKING:
@@ -84,6 +86,7 @@ class Move:
         how: ``same`` for one that stays what it is, else ``stack`` or ``unstack``; ``plain`` for a stack of dequantised
             weights.
         dtype: of plain weights.
+        order: of the rows of the one layer in the target, if it is another; outlines do not tell.
     """
 
     sources: tuple[Source, ...]
@@ -91,6 +94,7 @@ class Move:
     names: tuple[LayerName, ...]
     how: Literal["same", "stack", "unstack", "plain"] = "same"
     dtype: torch.dtype | None = None
+    order: Order | None = None
 
     def taken(self, bias_dtypes: Mapping[str, torch.dtype]) -> list[Layer]:
         """The layers of the source.
@@ -116,7 +120,8 @@ class Move:
         elif self.how == "plain":
             yield self.targets[0], _plain(taken, self.dtype)
         else:
-            yield self.targets[0], taken[0]
+            layer = taken[0]
+            yield self.targets[0], layer if layer.weight.device.type == "meta" else in_order(layer, self.order)
 
     def release(self) -> None:
         """Give back the memory of the sources."""

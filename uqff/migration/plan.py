@@ -4,20 +4,23 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final
 
 from uqff.checkpoints.model import ModelDirectory
+from uqff.codec.blob import EncodedLayer
 from uqff.codes import FORMATS, DType, Family, Version
-from uqff.container.directory import LOADED_DTYPES
+from uqff.container.directory import CONFIG_NAME, LOADED_DTYPES
 from uqff.container.file import UqffFile
 from uqff.container.mapped import MappedFile
 from uqff.errors import FormatError, ShapeError, UnsupportedError, UqffError
+from uqff.families.rows import can_reorder
 from uqff.migration.embedding import EMBEDDING_SINCE, embedding_of, is_tied_head, lowered, raised, untied
 from uqff.migration.mapping import Move, Moves, Problem, Row, Source, plan_moves
 from uqff.migration.names import check_residual, check_shapes, known_names, with_stacked_experts
 from uqff.migration.origin import blob_versions, dequantized, inherited, note_of, were_stacked
 from uqff.models.architectures import LayerName, layer_names, stacked_names
+from uqff.models.layouts import LAYOUTS_SINCE, Layout, half_split_order, without_rope_layout
 from uqff.quantization.types import UNLOADABLE
 from uqff.schema.entries import FIRST
 
@@ -141,6 +144,7 @@ class _Planner:
     ) -> None:
         self.config = directory.config
         self.names = names
+        self.layout = _layout(directory, version)
         self.fix_biases = fix_biases
         self.plain_experts = plain_experts
         self.marks = dequantized(directory.residual)
@@ -164,6 +168,9 @@ class _Planner:
             else:
                 plan.warnings.append(f"{', '.join(self.marks)}: was dequantised, and its codes are not there")
         self.plan_head(untie=untie)
+        if self.layout.heads:
+            plan.config = without_rope_layout(plan.config or self.config)
+            plan.warnings.append("rows of Q and K were adjacent and are put in order: older engines know no other")
         return plan
 
     def add_model(self, stem: str, file: UqffFile) -> bool:
@@ -185,6 +192,7 @@ class _Planner:
         elif plan.version >= EMBEDDING_SINCE:
             moves, restored = raised(self.config, moves, self.marks, plan.directory.kept.get(stem))
         plain_dtype = plan.dtype.torch if self.plain_experts else None
+        moves = [self.in_order(move, problems) for move in moves]
         planned = Planned(stem, file, plan_moves(moves, plan.version, self.bias_dtypes(stem, file), plain_dtype), kept)
         planned.moves.problems[:0] = problems
         planned.moves.rows.sort(key=lambda row: (row.index or 0, row.key, row.expert or 0))
@@ -251,6 +259,19 @@ class _Planner:
         kept = {} if embedding is None or embedding in used else {embedding: Source(file, embedding)}
         problems += [Problem(key, "0.x has no index for it") for key in file if key not in used and key not in kept]
         return moves, kept
+
+    def in_order(self, move: Move, problems: list[Problem]) -> Move:
+        """A move of adjacent rows of Q and K to a version whose readers do not know of such puts them in order."""
+        name, source = move.names[0], move.sources[0]
+        heads = self.layout.heads_of(name.module)
+        if heads is None:
+            return move
+        weight = EncodedLayer.of_fields(*source.file.fields(source.key)).weight
+        if not can_reorder(weight):
+            reason = f"its rows are adjacent, and those of {weight.kind} cannot be put in order exactly"
+            problems.append(Problem(name.module, reason))
+            return move
+        return replace(move, order=half_split_order(weight.shape[0], heads, layer=name.module))
 
     def need_dense(self, file: UqffFile, key: str) -> None:
         """Note that the residual needs the embedding, too; of several models, that of the most bytes."""
@@ -327,6 +348,27 @@ class _Planner:
                 "head and embedding are tied: the engine takes one matrix for both, where pre-1.0 ones had a quantised "
                 "head beside the dense embedding; --untie keeps both"
             )
+
+
+def _layout(directory: ModelDirectory, version: Version) -> Layout:
+    """How the rows lie, where that must change: an older version gets them as a checkpoint has them.
+
+    Raises:
+        UnsupportedError: they cannot be had so.
+    """
+    path = str(directory.path / CONFIG_NAME)
+    try:
+        layout = Layout.of(directory.config)
+    except UqffError as error:
+        raise error.within(file=path) from None
+    newest = max((file.version for file in directory.models.values()), default=version)
+    if not version < LAYOUTS_SINCE <= newest:
+        return Layout()
+    for name in directory.residual.header.entries if directory.residual is not None else ():
+        if layout.heads_of(name.rpartition(".")[0]):
+            problem = "a tensor of the residual has adjacent rows"
+            raise UnsupportedError(problem, file=str(directory.path), field=name, expected="a layer")
+    return layout.check(path)
 
 
 def _same(file: UqffFile, key: str) -> Move:

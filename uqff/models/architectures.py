@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final, Literal
 
 from uqff.codes import Version
@@ -26,6 +26,7 @@ from uqff.models.patterns import Pattern
 
 __all__ = [
     "ARCHITECTURES",
+    "LANGUAGE_MODEL_PREFIX",
     "Architecture",
     "EntryName",
     "LayerName",
@@ -41,6 +42,9 @@ __all__ = [
 
 EMBEDDING_SINCE: Final = Version(1, 2, 0)
 """The first version in which the embedding is a layer, and a tied model has no other head."""
+
+LANGUAGE_MODEL_PREFIX: Final = "_mistralrs_use_language_model_prefix"
+"""Of a Gemma 3 text model in ``config.json``: its paths are those of the larger model that it was taken from."""
 
 
 @dataclass(frozen=True)
@@ -180,7 +184,10 @@ def architecture_of(config: Mapping[str, Any]) -> Architecture:
     names = config.get("architectures")
     for name in names if isinstance(names, list) else ():
         if isinstance(name, str) and name in _BY_CLASS:
-            return _BY_CLASS[name]
+            architecture = _BY_CLASS[name]
+            if architecture.title == "Gemma 3 text" and config.get(LANGUAGE_MODEL_PREFIX) is True:
+                return replace(architecture, prefix="language_model.")
+            return architecture
     raise UnsupportedError(
         "unknown architecture",
         field="config.architectures",

@@ -18,6 +18,8 @@ from uqff.codec import blob as blobs
 from uqff.codec.blob import LATEST, Layer
 from uqff.errors import ShapeError, ShardError, UnsupportedError, UqffError
 from uqff.families import HQQ, QuantizedTensor, Unquant
+from uqff.families.rows import Order
+from uqff.models.layouts import in_order
 from uqff.parallel.accept import Weight, check_activations, layer_of, plain_of
 from uqff.parallel.comm import Comm
 from uqff.parallel.requantize import act_type, add_delta, nominal_dtype, requantize
@@ -187,6 +189,22 @@ class QuantizedLayer(torch.nn.Module):
         record = self.stored_bias.record
         assert isinstance(record, Unquant)
         return record.weight
+
+    def reorder(self, order: Order) -> None:
+        """Put the outputs that this rank holds in another order: :func:`uqff.families.rows.reordered`.
+
+        A weight whose rows cannot change places (HQQ) becomes plain numbers: :func:`uqff.models.layouts.in_order`.
+
+        Args:
+            order: int64 ``[out of the slice]``.
+        """
+        kind = self.weight.kind
+        weight, bias = in_order(Layer(self.weight, self.bias), order)
+        if weight.kind != kind and self._whole is not None:
+            self._whole = Unquant.of(torch.empty(self._whole.shape, device="meta"))
+        self.stored_weight = StoredWeight(weight, self._place)
+        if bias is not None:
+            self.stored_bias = StoredWeight(Unquant.of(bias))
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _plain_bias(self, dtype: torch.dtype) -> torch.Tensor | None:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from uqff.errors import FormatError, ShapeError, ShardError, UnsupportedError
+from uqff.models.layouts import half_split_order
 from uqff.parallel import fallback as uncut
 from uqff.parallel import transformers_model as skeleton
 from uqff.parallel.comm import Comm
@@ -136,7 +137,12 @@ class _Filling:
             config: Any = self.model.config
             kv_heads = config.num_key_value_heads
             shard = compute_kv_shard(kv_heads, module.weight.shape[0] // kv_heads, self.comm)
-        return uncut.column(layer, self.comm, key, shard)
+        made = uncut.column(layer, self.comm, key, shard)
+        heads = self.source.layout.heads_of(path)
+        if heads is not None:  # of which every rank holds whole ones
+            rows = made.weight.shape[0]
+            made.reorder(half_split_order(rows, heads * rows // layer.weight.shape[0], layer=key))
+        return made
 
     def _experts(self, path: str) -> Mixture:
         """A part of every expert: whole blocks, if equal parts cut through them; or all, if there are not enough."""

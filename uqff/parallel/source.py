@@ -28,6 +28,7 @@ from uqff.errors import FormatError, UqffError
 from uqff.families import Unquant
 from uqff.limits import MAX_CONFIG_BYTES
 from uqff.models.architectures import architecture_of
+from uqff.models.layouts import Layout
 from uqff.models.modules import modules_of
 from uqff.parallel.consensus import digest
 
@@ -49,6 +50,7 @@ class ModelSource:
         file: the open UQFF.
         directory: where its shards, its residual and its configuration are.
         config: the parsed ``config.json``.
+        layout: how the rows of Q and K lie in the files.
         keys: path of a module to the key of its layer in the file.
     """
 
@@ -61,6 +63,7 @@ class ModelSource:
                 raise FormatError("no configuration beside the model", file=str(path), got="no such file")
             self.config: dict[str, Any] = read_json(path, MAX_CONFIG_BYTES)
             architecture_of(self.config)
+            self.layout = Layout.of(self.config).check(str(path))
             self.keys = self._numbered() if self.file.generation == "0.x" else {key: key for key in self.file}
             self.residual = self.file.residual
         except UqffError as error:
@@ -84,7 +87,7 @@ class ModelSource:
         return module in self.keys or f"{module}.weight" in self.residual
 
     def layer(self, module: str) -> Layer:
-        """The layer of a module, whole; touches no payload.
+        """The layer of a module, whole and as it is stored; touches no payload.
 
         Raises:
             FormatError: there is none, neither quantised nor in the residual.

@@ -21,7 +21,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
-from uqff.checkpoints.safetensors import Checkpoint
+from uqff.checkpoints.safetensors import CONFIG_NAME, Checkpoint
 from uqff.codec.blob import EncodedLayer
 from uqff.codes import DType, Family, Version
 from uqff.container.directory import LOADED_DTYPES
@@ -38,6 +38,7 @@ from uqff.models.architectures import (
     selected_layers,
     with_stated_tie,
 )
+from uqff.models.layouts import ADJACENT, LAYOUTS_SINCE, QK_ROPE_LAYOUT, Layout
 from uqff.models.patterns import Pattern
 from uqff.numerics.floats import Floats
 from uqff.quantization.encode import planned
@@ -275,8 +276,24 @@ def restated_config(checkpoint: Checkpoint, version: Version) -> dict[str, Any] 
     """What must stand in ``config.json`` for the engine to load the model; None if the checkpoint's own will do.
 
     Raises:
-        UnsupportedError: a model that the engine ties has a head of its own.
+        UnsupportedError: a model that the engine ties has a head of its own; or the weights do not lie as in other
+            checkpoints, see :mod:`uqff.models.layouts`, and readers of the version know of no other way.
+        FormatError: see :meth:`Layout.of`.
     """
+    path = str(checkpoint.path / CONFIG_NAME)
+    try:
+        layout = Layout.of(checkpoint.config)
+        if version < LAYOUTS_SINCE:
+            layout.check()
+            if layout.heads:
+                raise UnsupportedError(
+                    "rows of Q and K are adjacent, which readers of this version do not know",
+                    field=f"config.{QK_ROPE_LAYOUT}",
+                    expected="half_split, or another format",
+                    got=f"{ADJACENT}, to be written as {version}",
+                )
+    except UqffError as error:
+        raise error.within(file=path) from None
     if version < EMBEDDING_SINCE:
         return None
     try:

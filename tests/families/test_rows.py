@@ -1,0 +1,58 @@
+"""Rows in another order: of every type whose rows are whole, exactly; of the others, refused."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+import uqff
+from uqff.errors import ShapeError, ShardError
+from uqff.families import Unquant
+from uqff.families.fields import tensor_fields
+from uqff.families.rows import can_reorder, reordered, reordered_bias
+from uqff.quantization.types import KINDS, outline
+
+ORDER = np.array([3, 0, 2, 1, 5, 4])
+WEIGHT = torch.randn(6, 256, generator=torch.Generator().manual_seed(7))
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if not kind.startswith("hqq")])
+def test_rows_change_places_and_nothing_else(kind: str) -> None:
+    """The codes are those of the reordered weight; only of FP8 does a number belong to all rows, and it stays."""
+    record = uqff.quantize(WEIGHT, kind)
+    before = record.dequantize()
+    made = reordered(record.encoded(), ORDER).as_record()
+    assert made == uqff.quantize(WEIGHT[ORDER], kind)
+    assert torch.equal(made.dequantize(), before[ORDER])
+    assert torch.equal(record.dequantize(), before)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int16])
+def test_plain_rows_and_a_bias(dtype: torch.dtype) -> None:
+    """Of any dtype; a bias goes the same way."""
+    weight = (WEIGHT * 100).to(dtype)
+    assert torch.equal(reordered(Unquant.of(weight).encoded(), ORDER).as_record().weight, weight[ORDER])  # type: ignore[attr-defined]
+    bias = reordered_bias(tensor_fields(weight[:, 0], name="bias"), ORDER)
+    assert bytes(bias["data"]) == weight[:, 0][ORDER].contiguous().view(torch.uint8).numpy().tobytes()
+    assert tuple(bias["shape"]) == (6,)
+
+
+def test_sizes_without_bytes() -> None:
+    """On the meta device there is nothing to move."""
+    made = reordered(outline("q4k", (6, 256), torch.float32).encoded(), ORDER)
+    assert (made.kind, made.shape) == ("q4k", (6, 256))
+
+
+def test_what_cannot_change_places() -> None:
+    """HQQ has groups across rows, F8Q8 blocks unless a row is whole ones, a stack has no rows; the nearest can."""
+    unaligned = uqff.quantize(WEIGHT[:, :40], "f8q8").encoded()
+    for weight in (uqff.quantize(WEIGHT, "hqq8").encoded(), unaligned, Unquant.of(WEIGHT.view(2, 3, 256)).encoded()):
+        assert not can_reorder(weight)
+        with pytest.raises(ShardError, match="rows cannot change places exactly"):
+            reordered(weight, ORDER)
+    assert can_reorder(uqff.quantize(WEIGHT[:, :32], "f8q8").encoded())
+    with pytest.raises(ShapeError, match=r"expected 6, got \[5\]"):
+        reordered(Unquant.of(WEIGHT).encoded(), ORDER[:5])
+    with pytest.raises(ShapeError, match="order of another number of rows"):
+        reordered_bias(tensor_fields(WEIGHT[:, 0], name="bias"), ORDER[:5])
