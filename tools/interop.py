@@ -1,4 +1,4 @@
-"""Check against the real clients, in four tables; exit 1 on any difference.
+"""Check against the real clients, in several tables; exit 1 on any difference.
 
     python tools/interop.py            # make interop
 
@@ -8,7 +8,9 @@ weights, the package must make every byte that the 0.6.0 and 0.9.5 clients store
 load dtypes. Migration (`interop_migration`): the 0.9.5 client must run migrated pre-1.0 models as it runs its own, and
 as the 0.6.0 client runs the originals; and the other way round. Converted (`interop_gguf`): the 0.9.5 client must say
 the same with a GGUF file and with the UQFF that it is converted to, there and back. Running (`interop_running`): from
-the clients' files, the package must generate what they do, on 1, 2 and 4 ranks.
+the clients' files, the package must generate what they do, on 1, 2 and 4 ranks. Configurations (`interop_configs`):
+from the `config.json` of either generation of transformers, the package must write one that the 0.9.5 client and both
+generations read as the same model.
 
 The clients are installed once, into `.venvs/` at the root of the repository.
 """
@@ -22,6 +24,7 @@ import time
 from pathlib import Path
 
 import click
+import interop_configs as configs
 import interop_entries as entries
 import interop_gguf as converting
 import interop_migration as migration
@@ -40,21 +43,23 @@ WIDTH = 150
 
 FILES, ENTRIES, QUANTISERS = "files", "entries", "quantisers"
 MIGRATION, CONVERTED, RUNNING = "migration", "converted", "running"
-TABLES = (FILES, ENTRIES, QUANTISERS, MIGRATION, CONVERTED, RUNNING)
+CONFIGURATIONS = "configurations"
+TABLES = (FILES, ENTRIES, QUANTISERS, MIGRATION, CONVERTED, RUNNING, CONFIGURATIONS)
 
 
-def install_client(version: str) -> Path:
-    """The interpreter of `.venvs/mistralrs-<version>`, which is made from this interpreter and PyPI if absent.
+def install_client(version: str, package: str = "mistralrs") -> Path:
+    """The interpreter of `.venvs/<package>-<version>`, which is made from this interpreter and PyPI if absent.
 
     Raises click.ClickException with pip's output if that fails.
     """
-    folder = ROOT / ".venvs" / f"mistralrs-{version}"
+    folder = ROOT / ".venvs" / f"{package}-{version}"
+    alone = ["--no-deps"] if package == "mistralrs" else []
     python = folder / "bin" / "python"
     if (folder / "ready").exists():
         return python
     for command in (
         [sys.executable, "-m", "venv", "--clear", str(folder)],
-        [str(python), "-m", "pip", "install", "--quiet", "--no-deps", f"mistralrs=={version}"],
+        [str(python), "-m", "pip", "install", "--quiet", *alone, f"{package}=={version}"],
     ):
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
@@ -159,6 +164,17 @@ def check_running(clients: dict[str, Client], kinds: tuple[str, ...], console: C
     return failed > 0
 
 
+def check_configurations(client: Client, console: Console) -> bool:
+    """Print the table of the configurations and what differs; return whether anything does."""
+    readers = {generation: install_client(version, "transformers") for generation, version in configs.READERS.items()}
+    with tempfile.TemporaryDirectory() as folder:
+        rows = list(configs.check_all(client, readers, Path(folder)))
+    console.print(configs.table_of(rows))
+    failed = sum(row.problem is not None for row in rows)
+    console.print(f"{len(rows)} checked: {failed} differ")
+    return failed > 0
+
+
 @click.command()
 @click.option(
     "--client",
@@ -194,6 +210,8 @@ def main(pythons: tuple[Path, ...], kinds: tuple[str, ...], only: str | None, mo
         failed |= check_converted(clients[converting.CLIENT_VERSION], console)
     if only in (None, RUNNING):
         failed |= check_running(clients, kinds, console)
+    if only in (None, CONFIGURATIONS):
+        failed |= check_configurations(clients[configs.CLIENT_VERSION], console)
     console.print(f"{time.monotonic() - start:.0f} s")
     sys.exit(1 if failed else 0)
 

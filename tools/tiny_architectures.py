@@ -91,6 +91,21 @@ def config(name: str) -> dict[str, Any]:
     return common | CONFIGS[name]
 
 
+def newer(values: dict[str, Any]) -> dict[str, Any]:
+    """A `config.json` of :func:`config` in the form that transformers 5 gives to it."""
+    made = {key: value for key, value in values.items() if key not in ("rope_theta", "rope_scaling", "torch_dtype")}
+    scaling = dict(values.get("rope_scaling") or {})
+    kind = scaling.pop("type", scaling.pop("rope_type", "default"))
+    made["rope_parameters"] = {"rope_theta": values["rope_theta"], **scaling, "rope_type": kind}
+    made["dtype"] = values["torch_dtype"]
+    if "partial_rotary_factor" in made:
+        made["rope_parameters"]["partial_rotary_factor"] = made.pop("partial_rotary_factor")
+    if "num_experts" in made:
+        made["num_local_experts"] = made.pop("num_experts")
+        made.pop("max_window_layers", None)
+    return made
+
+
 def shapes(name: str) -> dict[str, tuple[int, ...]]:
     """Names and shapes of a checkpoint's tensors."""
     found: dict[str, tuple[int, ...]] = {

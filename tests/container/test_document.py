@@ -12,8 +12,7 @@ from pathlib import Path
 import pytest
 
 from uqff import FormatError
-from uqff.checkpoints.safetensors import read_json
-from uqff.container.document import check_values, read_at_most
+from uqff.container.document import check_values, read_at_most, read_json
 from uqff.container.report import read_report
 from uqff.limits import MAX_CONFIG_BYTES, MAX_HEADER_VALUES, MAX_REPORT_BYTES
 from uqff.quantization.recipe import load_recipe

@@ -14,14 +14,13 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from uqff.checkpoints.safetensors import read_json
 from uqff.container.directory import CONFIG_NAME
 from uqff.container.file import RESIDUAL_NAME, UqffFile
 from uqff.container.mapped import MappedFile
 from uqff.container.report import REPORT_NAME
 from uqff.container.shards import SUFFIX, PathLike, resolve, select, stem_of
 from uqff.errors import ShardError
-from uqff.limits import MAX_CONFIG_BYTES
+from uqff.models.config import read_config
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -41,7 +40,7 @@ class ModelDirectory:
         models: the quantised models, by the stem of their names.
         kept: what is kept beside them, by the same.
         residual: the file of the residual, None if there is none.
-        config: the parsed ``config.json``; empty if there is none.
+        config: of ``config.json``, see :mod:`uqff.models.config`; empty if there is none.
         others: names of all other files, sorted.
     """
 
@@ -77,7 +76,7 @@ class ModelDirectory:
             if (self.path / RESIDUAL_NAME).is_file():
                 self.residual = MappedFile(self.path / RESIDUAL_NAME)
             config = self.path / CONFIG_NAME
-            self.config: dict[str, Any] = read_json(config, MAX_CONFIG_BYTES) if config.is_file() else {}
+            self.config: dict[str, Any] = read_config(config) if config.is_file() else {}
         except BaseException:
             self.close()
             raise

@@ -16,7 +16,6 @@ Authority: transformers, ``modeling_utils.py`` (``_get_resolved_checkpoint_files
 
 from __future__ import annotations
 
-import json
 import mmap
 import os
 from collections.abc import Iterator, Mapping
@@ -24,11 +23,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from uqff.container.directory import CONFIG_NAME, LOADED_DTYPES
-from uqff.container.document import check_values, read_at_most
+from uqff.container.document import read_json
 from uqff.container.mapped import MappedFile, TensorMap
 from uqff.container.shards import PathLike
 from uqff.errors import FormatError, ShardError, UnsupportedError
-from uqff.limits import MAX_CONFIG_BYTES, MAX_HEADER_BYTES, MAX_SHARDS
+from uqff.limits import MAX_HEADER_BYTES, MAX_SHARDS
+from uqff.models.config import read_config
 from uqff.numerics.floats import Floats
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     import torch
     from typing_extensions import Self
 
-__all__ = ["CONFIG_NAME", "Checkpoint", "open_checkpoint", "read_json"]
+__all__ = ["CONFIG_NAME", "Checkpoint", "open_checkpoint"]
 
 SINGLE_NAME: Final = "model.safetensors"
 INDEX_NAME: Final = "model.safetensors.index.json"
@@ -51,7 +51,7 @@ class Checkpoint(Mapping[str, "torch.Tensor"]):
 
     Attributes:
         path: the directory.
-        config: the parsed ``config.json``; empty if there is none.
+        config: of ``config.json``, see :mod:`uqff.models.config`; empty if there is none.
     """
 
     def __init__(self, path: Path, config: dict[str, Any], files: list[MappedFile]) -> None:
@@ -148,7 +148,7 @@ def open_checkpoint(source: PathLike) -> Checkpoint:
     if not path.is_dir():
         path = _download(str(source), path)
     config_path = path / CONFIG_NAME
-    config = read_json(config_path, MAX_CONFIG_BYTES) if config_path.is_file() else {}
+    config = read_config(config_path) if config_path.is_file() else {}
     files: list[MappedFile] = []
     try:
         if (path / SINGLE_NAME).is_file():
@@ -207,33 +207,6 @@ def _check_sibling(index: Path, name: str) -> None:
             expected="a plain name that ends in .safetensors",
             got=name,
         )
-
-
-def read_json(path: Path, most: int) -> dict[str, Any]:
-    """A JSON object from a file.
-
-    Args:
-        path: of the file.
-        most: bytes that are read at most.
-
-    Raises:
-        FormatError: the file is longer, has too many values, or is not a JSON object.
-    """
-    raw = read_at_most(path, most)
-    if len(raw) > most:
-        raise FormatError("file is too long", file=str(path), expected=f"at most {most} bytes")
-    try:
-        check_values(raw)
-        value = json.loads(raw.decode("utf-8"))
-        if b"\\u" in raw:  # an escape may name half a character, which could not be written again
-            json.dumps(value, ensure_ascii=False).encode("utf-8")
-    except FormatError as error:
-        raise error.within(file=str(path)) from None
-    except (ValueError, RecursionError) as exc:
-        raise FormatError("not JSON", file=str(path), got=str(exc)) from exc
-    if not isinstance(value, dict):
-        raise FormatError("not a JSON object", file=str(path), got=type(value).__name__)
-    return value
 
 
 def _download(source: str, path: Path) -> Path:

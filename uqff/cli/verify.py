@@ -78,13 +78,13 @@ def verify(ctx: click.Context, path: str, deep: bool, strict: bool, isq: str | N
 
 def _notes(path: str) -> list[str]:
     """What ``config.json`` says of how the weights lie; nothing, if it breaks a rule, which is a violation."""
-    from uqff.checkpoints.safetensors import CONFIG_NAME, read_json
-    from uqff.limits import MAX_CONFIG_BYTES
+    from uqff.container.directory import CONFIG_NAME
+    from uqff.models.config import read_config
     from uqff.models.layouts import Layout
 
     config = (Path(path) if Path(path).is_dir() else Path(path).parent) / CONFIG_NAME
     try:
-        return Layout.of(read_json(config, MAX_CONFIG_BYTES)).notes if config.is_file() else []
+        return Layout.of(read_config(config)).notes if config.is_file() else []
     except UqffError:
         return []
 

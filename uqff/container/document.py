@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import os
 import stat
 from pathlib import Path
+from typing import Any
 
 from uqff.errors import FormatError
 from uqff.limits import MAX_HEADER_VALUES
 
-__all__ = ["check_values", "read_at_most"]
+__all__ = ["check_values", "read_at_most", "read_json"]
 
 
 def read_at_most(path: Path, most: int) -> bytes:
@@ -34,3 +36,30 @@ def check_values(raw: bytes, *, field: str | None = None, offset: int | None = N
         raise FormatError(
             "too many values", field=field, offset=offset, expected=f"at most {MAX_HEADER_VALUES}", got=values
         )
+
+
+def read_json(path: Path, most: int) -> dict[str, Any]:
+    """A JSON object from a file.
+
+    Args:
+        path: of the file.
+        most: bytes that are read at most.
+
+    Raises:
+        FormatError: the file is longer, has too many values, or is not a JSON object.
+    """
+    raw = read_at_most(path, most)
+    if len(raw) > most:
+        raise FormatError("file is too long", file=str(path), expected=f"at most {most} bytes")
+    try:
+        check_values(raw)
+        value = json.loads(raw.decode("utf-8"))
+        if b"\\u" in raw:  # an escape may name half a character, which could not be written again
+            json.dumps(value, ensure_ascii=False).encode("utf-8")
+    except FormatError as error:
+        raise error.within(file=str(path)) from None
+    except (ValueError, RecursionError) as exc:
+        raise FormatError("not JSON", file=str(path), got=str(exc)) from exc
+    if not isinstance(value, dict):
+        raise FormatError("not a JSON object", file=str(path), got=type(value).__name__)
+    return value

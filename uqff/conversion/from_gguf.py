@@ -27,7 +27,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from uqff.checkpoints.safetensors import read_json
 from uqff.codec.blob import Layer
 from uqff.codes import FORMATS, DType, Version
 from uqff.container.directory import CONFIG_NAME, LOADED_DTYPES, Progress, Step, check_space, copy_companions
@@ -55,9 +54,9 @@ from uqff.errors import FormatError, ShapeError, UnsupportedError, UqffError
 from uqff.families.gguf.tensor import GGUF
 from uqff.families.unquant.tensor import Unquant
 from uqff.gguf.reader import GgufFile, GgufTensor, open_gguf
-from uqff.limits import MAX_CONFIG_BYTES
 from uqff.models.architectures import LayerName, architecture_of, embedding_name, entry_names, layer_names
-from uqff.models.layouts import QK_ROPE_LAYOUT, Layout, without_rope_layout
+from uqff.models.config import config_to_write, read_config
+from uqff.models.layouts import Layout, without_rope_layout
 from uqff.quantization.types import UNLOADABLE, outline
 from uqff.schema.buffers import bytes_of
 from uqff.schema.entries import FIRST
@@ -137,7 +136,7 @@ class _Job:
         if self.assets is None:
             return config_of(self.file, self.architecture)
         path = self.assets / CONFIG_NAME
-        config = read_json(path, MAX_CONFIG_BYTES)
+        config = read_config(path)
         try:
             if architecture_of_config(config) is not self.architecture:
                 raise FormatError(
@@ -277,10 +276,9 @@ class _Job:
 
     def _write_companions(self, directory: Path) -> list[str]:
         if self.assets is not None:
-            own = read_json(self.assets / CONFIG_NAME, MAX_CONFIG_BYTES)
-            return copy_companions(
-                self.assets, directory, config=without_rope_layout(own) if QK_ROPE_LAYOUT in own else None
-            )
+            path = self.assets / CONFIG_NAME
+            own = without_rope_layout(read_config(path))
+            return copy_companions(self.assets, directory, config=config_to_write(path, own))
         torch_dtype = self.dtype.torch_name
         documents, missing = tokenizer_files(self.file, self.config)
         self.notes += missing

@@ -19,7 +19,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from uqff.checkpoints.safetensors import read_json
 from uqff.codes import DType
 from uqff.container.directory import CONFIG_NAME, Progress
 from uqff.container.file import UqffFile, open_uqff
@@ -45,8 +44,8 @@ from uqff.families.gguf.tensor import GGUF
 from uqff.families.unquant.tensor import Unquant
 from uqff.gguf.schema import VERSION, Value, ValueType
 from uqff.gguf.writer import PlannedTensor, write_gguf
-from uqff.limits import MAX_CONFIG_BYTES
 from uqff.models.architectures import LayerName, embedding_name, entry_names, layer_names
+from uqff.models.config import read_config
 from uqff.models.layouts import Layout
 from uqff.quantization.plan import UNUSED
 from uqff.schema.buffers import bytes_of
@@ -109,7 +108,7 @@ def gguf_of_uqff(
         raise FileExistsError(f"exists{'' if target.is_file() else ' and is not a file'}: {target}")
     with open_uqff(source) as file:
         directory = file.paths[0].parent if assets is None else Path(assets)
-        config = read_json(directory / CONFIG_NAME, MAX_CONFIG_BYTES)
+        config = read_config(directory / CONFIG_NAME)
         try:
             job = _Job(file, config, directory)
         except UqffError as error:

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from uqff.checkpoints.safetensors import read_json
+from uqff.container.document import read_json
 from uqff.conversion.pretokenizers import pre_tokenizer_of_document, pre_tokenizer_of_name
 from uqff.errors import FormatError, UqffError
 from uqff.gguf.reader import GgufFile

@@ -26,6 +26,7 @@ from uqff.migration.embedding import EMBEDDING_SINCE
 from uqff.migration.origin import with_dequantized
 from uqff.migration.plan import Plan, Planned, plan_migration
 from uqff.models.architectures import LayerName
+from uqff.models.config import config_to_write
 from uqff.quantization.types import kind_name
 from uqff.schema.buffers import bytes_of
 from uqff.schema.entries import FIRST
@@ -123,9 +124,10 @@ def write_migration(
             _write_kept(staging, plan, planned)
         _write_residual(staging, plan)
         source = plan.directory.path
-        made.copied = copy_companions(source, staging, leave=() if plan.config is None else (CONFIG_NAME,))
-        if plan.config is not None:
-            _write_json(staging / CONFIG_NAME, plan.config)
+        config = config_to_write(source / CONFIG_NAME, plan.config or plan.directory.config)
+        made.copied = copy_companions(source, staging, leave=() if config is None else (CONFIG_NAME,))
+        if config:
+            _write_json(staging / CONFIG_NAME, config)
         made.left = [name for name in plan.directory.others if not (staging / name).exists()]
         if plan.version >= FIRST:
             _write_report(staging, plan, made)

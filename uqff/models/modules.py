@@ -15,12 +15,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from uqff.checkpoints.safetensors import CONFIG_NAME, read_json
 from uqff.codes import ENTRY_VERSIONS
 from uqff.container import UqffFile
+from uqff.container.directory import CONFIG_NAME
 from uqff.errors import ShardError
-from uqff.limits import MAX_CONFIG_BYTES
 from uqff.models.architectures import LayerName, embedding_name, entry_names, layer_names, stacked_names
+from uqff.models.config import read_config
 
 __all__ = ["Module", "check_complete", "config_beside", "modules_of"]
 
@@ -44,14 +44,14 @@ class Module:
 
 
 def config_beside(file: UqffFile) -> dict[str, Any] | None:
-    """The ``config.json`` in the directory of a model; None if there is none.
+    """The ``config.json`` in the directory of a model, see :mod:`uqff.models.config`; None if there is none.
 
     Raises:
-        FormatError: it is no JSON object, or too long.
+        FormatError: it is no JSON object, or too long; or it says the same thing twice, differently.
         OSError: it cannot be read.
     """
     path = file.paths[0].parent / CONFIG_NAME
-    return read_json(path, MAX_CONFIG_BYTES) if path.is_file() else None
+    return read_config(path) if path.is_file() else None
 
 
 def modules_of(

@@ -21,13 +21,13 @@ import json
 import os
 from typing import TYPE_CHECKING, Any
 
-from uqff.checkpoints.safetensors import CONFIG_NAME, read_json
 from uqff.codec.blob import Layer
+from uqff.container.directory import CONFIG_NAME
 from uqff.container.file import open_uqff
 from uqff.errors import FormatError, UqffError
 from uqff.families import Unquant
-from uqff.limits import MAX_CONFIG_BYTES
 from uqff.models.architectures import architecture_of
+from uqff.models.config import read_config
 from uqff.models.layouts import Layout
 from uqff.models.modules import modules_of
 from uqff.parallel.consensus import digest
@@ -61,7 +61,7 @@ class ModelSource:
             path = self.directory / CONFIG_NAME
             if not path.is_file():
                 raise FormatError("no configuration beside the model", file=str(path), got="no such file")
-            self.config: dict[str, Any] = read_json(path, MAX_CONFIG_BYTES)
+            self.config: dict[str, Any] = read_config(path)
             architecture_of(self.config)
             self.layout = Layout.of(self.config).check(str(path))
             self.keys = self._numbered() if self.file.generation == "0.x" else {key: key for key in self.file}

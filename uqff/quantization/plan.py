@@ -21,10 +21,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
-from uqff.checkpoints.safetensors import CONFIG_NAME, Checkpoint
+from uqff.checkpoints.safetensors import Checkpoint
 from uqff.codec.blob import EncodedLayer
 from uqff.codes import DType, Family, Version
-from uqff.container.directory import LOADED_DTYPES
+from uqff.container.directory import CONFIG_NAME, LOADED_DTYPES
 from uqff.container.streaming import layer_sizes
 from uqff.errors import FormatError, ShapeError, UnsupportedError, UqffError
 from uqff.families.fields import planned_fields
@@ -38,6 +38,7 @@ from uqff.models.architectures import (
     selected_layers,
     with_stated_tie,
 )
+from uqff.models.config import config_to_write
 from uqff.models.layouts import ADJACENT, LAYOUTS_SINCE, QK_ROPE_LAYOUT, Layout
 from uqff.models.patterns import Pattern
 from uqff.numerics.floats import Floats
@@ -277,7 +278,8 @@ def restated_config(checkpoint: Checkpoint, version: Version) -> dict[str, Any] 
 
     Raises:
         UnsupportedError: a model that the engine ties has a head of its own; or the weights do not lie as in other
-            checkpoints, see :mod:`uqff.models.layouts`, and readers of the version know of no other way.
+            checkpoints, see :mod:`uqff.models.layouts`, and readers of the version know of no other way; or see
+            :func:`uqff.models.config.config_to_write`.
         FormatError: see :meth:`Layout.of`.
     """
     path = str(checkpoint.path / CONFIG_NAME)
@@ -294,12 +296,10 @@ def restated_config(checkpoint: Checkpoint, version: Version) -> dict[str, Any] 
                 )
     except UqffError as error:
         raise error.within(file=path) from None
-    if version < EMBEDDING_SINCE:
-        return None
     try:
-        stated = with_stated_tie(checkpoint.config)
+        stated = with_stated_tie(checkpoint.config) if version >= EMBEDDING_SINCE else None
     except UqffError:
-        return None
+        stated = None
     if stated is not None and checkpoint.config.get("tie_word_embeddings") is False and "lm_head.weight" in checkpoint:
         raise UnsupportedError(
             "head and embedding of this architecture are one matrix",
@@ -308,7 +308,7 @@ def restated_config(checkpoint: Checkpoint, version: Version) -> dict[str, Any] 
             expected="true, or no lm_head.weight",
             got="false",
         )
-    return stated
+    return config_to_write(checkpoint.path / CONFIG_NAME, stated or checkpoint.config)
 
 
 def load_dtype(checkpoint: Checkpoint, goals: Sequence[Goal], dtype: str) -> DType:

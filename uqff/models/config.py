@@ -1,0 +1,228 @@
+"""``config.json`` in the two forms that it has, and read as one that has both.
+
+transformers 4 wrote, and the engine reads, the first; transformers 5 writes the second and reads both::
+
+    transformers 4, the engine                        transformers 5
+    rope_theta, partial_rotary_factor                 rope_parameters.rope_theta, .partial_rotary_factor
+    rope_scaling {rope_type, factor, ...}             rope_parameters {rope_type, factor, ...}
+    of Mistral, which the engine reads newer:
+      rope_scaling {"rope_type": "yarn", ...}         rope_parameters with beta_fast and beta_slow
+    of Gemma 3:
+      rope_theta, rope_scaling                        rope_parameters.full_attention
+      rope_local_base_freq                            rope_parameters.sliding_attention.rope_theta
+      sliding_window_pattern                          layer_types
+    of Qwen3-MoE:
+      num_experts                                     num_local_experts
+      max_window_layers                               none: all layers have the window, or none has
+    torch_dtype                                       dtype
+
+What one form says and the other does not is added, nothing is taken away: whoever reads either finds the same model.  A
+configuration of an unknown architecture stays as it is.
+
+Authority: transformers 5.23, ``modeling_rope_utils.py`` (``RotaryEmbeddingConfigMixin``) and the configuration of each
+model; 4.57, the same; mistral.rs v0.9.2, ``Config`` in ``mistralrs-core/src/models/*.rs``, ``layers.rs``
+(``Llama3RopeConfig``, ``PhiRopeScalingConfig``) and ``vision_models/gemma3/config.rs``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from uqff.container.document import read_json
+from uqff.errors import FormatError, UnsupportedError, UqffError
+from uqff.limits import MAX_CONFIG_BYTES
+from uqff.models.architectures import architecture_of
+
+__all__ = ["config_to_write", "read_config", "restated"]
+
+EXPERT_COUNTS: Final = ("num_experts", "num_local_experts")
+LAYER_TYPES: Final = ("full_attention", "sliding_attention")
+MOVED: Final = ("rope_theta", "partial_rotary_factor")
+"""What stands beside ``rope_scaling`` in the older form."""
+YARN: Final = {"beta_fast": 32.0, "beta_slow": 1.0}
+"""What transformers takes where a configuration does not say."""
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """A ``config.json``, with what either form of it says.
+
+    Raises:
+        FormatError: it is no JSON object, or too long; or it says the same thing twice, differently.
+        OSError: it cannot be read.
+    """
+    config = read_json(path, MAX_CONFIG_BYTES)
+    try:
+        return restated(config)
+    except UqffError as error:
+        raise error.within(file=str(path)) from None
+
+
+def config_to_write(path: Path, config: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What a ``config.json`` must say that the engine and transformers read ``config`` from it.
+
+    Args:
+        path: what the source has; it need not be there.
+        config: as :func:`read_config` gives it, or with something changed.
+
+    Returns:
+        None if the file says that already, and can be copied.
+
+    Raises:
+        UnsupportedError: the engine has no words for it.
+    """
+    made = restated(config)
+    _check_expressible(made, str(path))
+    return None if path.is_file() and read_json(path, MAX_CONFIG_BYTES) == made else made
+
+
+def restated(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A configuration with what either form says; one that has both, and one of an unknown architecture, as it is.
+
+    Raises:
+        FormatError: it says the same thing twice, differently; or a part that is to be restated is not an object.
+    """
+    try:
+        architecture = architecture_of(config)
+    except UnsupportedError:
+        return dict(config)
+    text = config.get(architecture.text_config)
+    if not architecture.text_config:
+        return _with_dtype(_Restated(config, architecture.title, architecture.expert_count, "config").made)
+    if not isinstance(text, dict):
+        return dict(config)  # whoever needs a number of it says so
+    inner = _Restated(text, architecture.title, architecture.expert_count, f"config.{architecture.text_config}").made
+    return _with_dtype({**config, architecture.text_config: _with_dtype(inner)})
+
+
+class _Restated:
+    """A configuration in the making."""
+
+    def __init__(self, config: Mapping[str, Any], title: str, expert_count: str, field: str) -> None:
+        self.made = dict(config)
+        self.field = field
+        rope = self._object(self.made, "rope_parameters", field)
+        if title.startswith("Gemma 3"):
+            self._add_rope_by_layer(rope or {})
+        elif rope is not None:
+            self._add_rope(rope, f"{field}.rope_parameters", phi=title == "Phi-3")
+        self._add_rope_type(phi=title == "Phi-3")
+        if title == "Mistral":
+            self._add_yarn()
+        if expert_count:
+            (other,) = (key for key in EXPERT_COUNTS if key != expert_count)
+            if other in self.made:
+                self._say(expert_count, self.made[other], f"{field}.{other}")
+        if title == "Qwen3-MoE" and "use_sliding_window" in self.made and "max_window_layers" not in self.made:
+            # The engine gives the window to layers from this one on; transformers to all.
+            windowed = self.made["use_sliding_window"] is True and self.made.get("sliding_window") is not None
+            self.made["max_window_layers"] = 0 if windowed else self.made.get("num_hidden_layers")
+
+    def _object(self, of: Mapping[str, Any], key: str, field: str) -> Mapping[str, Any] | None:
+        value = of.get(key)
+        if value is not None and not isinstance(value, dict):
+            raise FormatError("not an object", field=f"{field}.{key}", got=type(value).__name__)
+        return value
+
+    def _say(self, key: str, value: Any, source: str) -> None:
+        """Say at the top what is said elsewhere, or make sure that it is."""
+        if self.made.get(key) is None:
+            self.made[key] = value
+        elif self.made[key] != value:
+            raise FormatError(
+                "the configuration says two things",
+                field=f"{self.field}.{key}",
+                expected=f"{value}, as {source}",
+                got=self.made[key],
+            )
+
+    def _add_rope(self, rope: Mapping[str, Any], source: str, *, phi: bool) -> None:
+        """Lift what newer configurations nest."""
+        if any(isinstance(rope.get(each), dict) for each in LAYER_TYPES):
+            raise FormatError("rotary positions by type of layer", field=source, expected="one of all layers")
+        for key in MOVED:
+            if rope.get(key) is not None:
+                self._say(key, rope[key], f"{source}.{key}")
+        kind = rope.get("rope_type", rope.get("type", "default"))
+        if kind == "default":
+            return
+        scaling = {"rope_type": kind, **{key: value for key, value in rope.items() if key not in (*MOVED, "type")}}
+        stated = self._object(self.made, "rope_scaling", self.field)
+        if stated is None:
+            # Of Phi-3, transformers 4 allows these three and no other.
+            factors = {key: value for key, value in scaling.items() if key in ("short_factor", "long_factor")}
+            self.made["rope_scaling"] = {"type": kind, **factors} if phi else scaling
+            return
+        stated = {"rope_type": stated.get("type"), **stated}
+        for key in sorted(scaling.keys() & stated.keys()):
+            if scaling[key] != stated[key]:
+                raise FormatError(
+                    "the configuration says two things",
+                    field=f"{self.field}.rope_scaling.{key}",
+                    expected=f"{scaling[key]}, as {source}.{key}",
+                    got=stated[key],
+                )
+
+    def _add_rope_by_layer(self, rope: Mapping[str, Any]) -> None:
+        """Gemma 3, whose layers of full and of sliding attention have bases of their own."""
+        whole, local = (self._object(rope, each, f"{self.field}.rope_parameters") for each in LAYER_TYPES)
+        if whole is not None:
+            self._add_rope(whole, f"{self.field}.rope_parameters.{LAYER_TYPES[0]}", phi=False)
+        if local is not None and local.get("rope_theta") is not None:
+            source = f"{self.field}.rope_parameters.{LAYER_TYPES[1]}.rope_theta"
+            self._say("rope_local_base_freq", local["rope_theta"], source)
+        pattern = _pattern(self.made.get("layer_types"))
+        if pattern is not None and "sliding_window_pattern" not in self.made:
+            self.made["sliding_window_pattern"] = pattern
+
+    def _add_rope_type(self, *, phi: bool) -> None:
+        """The engine knows the kind of a scaling by its newer name; that of Phi-3 by the older."""
+        scaling = self._object(self.made, "rope_scaling", self.field)
+        known, wanted = ("rope_type", "type") if phi else ("type", "rope_type")
+        if scaling is not None and wanted not in scaling and known in scaling:
+            kept = {key: value for key, value in scaling.items() if not phi or key != known}
+            self.made["rope_scaling"] = {wanted: scaling[known], **kept}
+
+    def _add_yarn(self) -> None:
+        """The engine knows one scaling of Mistral, by its newer name only, and takes no number for granted."""
+        scaling, theta = self.made.get("rope_scaling"), self.made.get("rope_theta")
+        if scaling is not None and scaling.get("rope_type") == "yarn" and theta is not None:
+            self.made["rope_parameters"] = {"rope_theta": theta, **YARN, **scaling}
+
+
+def _with_dtype(config: dict[str, Any]) -> dict[str, Any]:
+    """Also by the name that transformers before 4.56 looks for."""
+    dtype = config.get("dtype")
+    return {**config, "torch_dtype": dtype} if isinstance(dtype, str) and "torch_dtype" not in config else config
+
+
+def _pattern(layer_types: Any) -> int | None:
+    """Every how-manieth layer has full attention; None if there is no such number, or one full layer at most."""
+    if not isinstance(layer_types, list) or LAYER_TYPES[0] not in layer_types:
+        return None
+    pattern = layer_types.index(LAYER_TYPES[0]) + 1
+    regular = [LAYER_TYPES[(at + 1) % pattern != 0] for at in range(len(layer_types))]
+    return pattern if regular == layer_types else None
+
+
+def _check_expressible(config: Mapping[str, Any], file: str) -> None:
+    """Refuse what the engine would silently take for something else: it knows Gemma 3's windows by a number."""
+    try:
+        architecture = architecture_of(config)
+    except UnsupportedError:
+        return
+    text = config.get(architecture.text_config) if architecture.text_config else config
+    if not architecture.title.startswith("Gemma 3") or not isinstance(text, dict):
+        return
+    types, pattern = text.get("layer_types"), text.get("sliding_window_pattern", 6)
+    if isinstance(types, list) and type(pattern) is int and pattern > 0:
+        regular = [LAYER_TYPES[(at + 1) % pattern != 0] for at in range(len(types))]
+        if types != regular:
+            raise UnsupportedError(
+                "no regular pattern of windows, which is all that the engine has",
+                file=file,
+                field="config.layer_types",
+                expected=f"full_attention every {pattern} layers",
+                got=types,
+            )
