@@ -325,11 +325,10 @@ def test_a_configuration_that_does_not_fit(tmp_path: Path, key: str, value: obje
     write_gguf(model, tmp_path / "a.gguf", "q8_0")
     uqff_of_gguf(tmp_path / "a.gguf", tmp_path / "u")
     (tmp_path / "own" / "config.json").write_text(json.dumps({**model.config(), key: value}))
-    if key != "rope_parameters":
-        with pytest.raises(UqffError):
-            gguf_of_uqff(tmp_path / "u", tmp_path / "b.gguf", assets=tmp_path / "own")
-        assert not (tmp_path / "b.gguf").exists()
-    if key not in ("rope_parameters", "rope_scaling"):
+    with pytest.raises(UqffError):
+        gguf_of_uqff(tmp_path / "u", tmp_path / "b.gguf", assets=tmp_path / "own")
+    assert not (tmp_path / "b.gguf").exists()
+    if key != "rope_scaling":
         with pytest.raises(UqffError):
             uqff_of_gguf(tmp_path / "a.gguf", tmp_path / "v", assets=tmp_path / "own")
         assert not (tmp_path / "v").exists()

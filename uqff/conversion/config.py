@@ -254,7 +254,7 @@ def check_config(config: Mapping[str, Any], file: GgufFile, architecture: GgufAr
         "num_key_value_heads": said["num_attention_heads"],
         "head_dim": said["hidden_size"] // said["num_attention_heads"],
         "tie_word_embeddings": False,
-        "rope_theta": _rope_theta(config, architecture),
+        "rope_theta": architecture.rope_default,
     }
     for key in COMPARED:
         got = config.get(key)
@@ -281,13 +281,6 @@ def check_config(config: Mapping[str, Any], file: GgufFile, architecture: GgufAr
     if not same:
         raise FormatError("not the file's rope scaling", file=path, field="rope_scaling", got=scaling)
     return notes
-
-
-def _rope_theta(config: Mapping[str, Any], architecture: GgufArchitecture) -> Any:
-    """Newer configurations have it in ``rope_parameters``."""
-    nested = config.get("rope_parameters")
-    places = (config, nested) if isinstance(nested, Mapping) else (config,)
-    return next((place["rope_theta"] for place in places if place.get("rope_theta")), architecture.rope_default)
 
 
 def metadata_of(config: Mapping[str, Any], architecture: GgufArchitecture, path: str) -> list[tuple[str, Value]]:
@@ -320,7 +313,7 @@ def metadata_of(config: Mapping[str, Any], architecture: GgufArchitecture, path:
         "block_count": count("num_hidden_layers"),
         "feed_forward_length": count("intermediate_size"),
         "rope.dimension_count": head_dim,
-        "rope.freq_base": number("rope_theta", _rope_theta(config, architecture)),
+        "rope.freq_base": number("rope_theta", config.get("rope_theta") or architecture.rope_default),
         "attention.head_count": heads,
         "attention.head_count_kv": count("num_key_value_heads", heads.value),
         "attention.key_length": head_dim,

@@ -25,11 +25,10 @@ TOLERANCE: Final = 1e-5
 
 
 def rope_scaling_of(config: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    """The rope scaling of a configuration: ``rope_scaling`` or, in newer ones, ``rope_parameters``; None if none."""
-    for key in ("rope_scaling", "rope_parameters"):
-        scaling = config.get(key)
-        if isinstance(scaling, Mapping) and scaling.get("rope_type", scaling.get("type", "default")) != "default":
-            return scaling
+    """The rope scaling of a configuration as :mod:`uqff.models.config` reads it; None if none."""
+    scaling = config.get("rope_scaling")
+    if isinstance(scaling, Mapping) and scaling.get("rope_type", scaling.get("type", "default")) != "default":
+        return scaling
     return None
 
 
