@@ -10,9 +10,12 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numba
+import numpy as np
 import pytest
 
 from uqff.simd import compiling, finite
+from uqff.simd.scratch import scratch, scratch_rows
 
 PYTHON_ONLY = {"codes"}
 """What kernels' modules take from elsewhere to use it outside compiled code."""
@@ -61,13 +64,42 @@ def test_without_a_place_for_a_cache_kernels_work() -> None:
     assert compiling.kernel(namespace["double"])(21) == 42
 
 
-def test_what_is_inlined_is_not_for_python() -> None:
-    """It has no entry for Python: a call would end the process, first or after a kernel's."""
-    double = compiling.inline(lambda x: 2 * x)
+@pytest.mark.parametrize("part", [compiling.inline, compiling.subroutine])
+def test_parts_of_kernels_are_not_for_python(part: Any, module: ModuleType) -> None:
+    """They have no machine code of their own: a call would end the process, first or after a kernel's."""
+    double = part(module.double)
     for _ in range(2):
-        with pytest.raises(TypeError, match="is for kernels"):
+        with pytest.raises(TypeError, match="double is for kernels"):
             double(21)
-        assert compiling.subroutine(lambda x: double(x))(21) == 42
+        assert numba.njit(lambda x: double(x))(21) == 42
+
+
+def test_parts_are_compiled_only_as_parts(module: ModuleType) -> None:
+    """Machine code of each by itself took half of the time of a kernel's first use."""
+    double: Any = compiling.inline(module.double)
+    assert numba.njit(lambda x: double(x))(21) == 42
+    (made,) = double.overloads.values()
+    engine = made.library.codegen._engine
+    assert not any(engine.is_symbol_defined(function.name) for function in made.library.get_defined_functions())
+
+
+def test_scratch_is_an_array() -> None:
+    """Of either number of dimensions, apart from other arrays, aligned to a cache line."""
+
+    def fill(out: Any) -> Any:
+        a, b = scratch(3, np.int32), scratch_rows(2, 5, np.float64)
+        for i in range(3):
+            a[i] = i
+        for i in range(2):
+            for j in range(5):
+                b[i, j] = 10 * i + j
+        out[:3] = a
+        out[3:] = b.reshape(-1)
+        return a.shape, b.shape, (a.ctypes.data | b.ctypes.data) % 64
+
+    out = np.zeros(13)
+    assert numba.njit(fill)(out) == ((3,), (2, 5), 0)
+    assert out.tolist() == [0, 1, 2, 0, 1, 2, 3, 4, 10, 11, 12, 13, 14]
 
 
 def test_kernels_carry_the_stamp() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numba
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -15,7 +16,7 @@ from hypothesis.extra import numpy as st_numpy
 from uqff.families.gguf.cpu_quantize import KERNELS, quantize
 from uqff.families.gguf.reference_quantize import QUANTIZERS
 from uqff.families.gguf.search import round_half_away
-from uqff.simd import arithmetic, compiling
+from uqff.simd import arithmetic
 from uqff.simd import bits as bits_room
 
 F32 = npt.NDArray[np.float32]
@@ -185,7 +186,7 @@ def floats_around_every_exponent() -> F32:
 
 def from_python(function: Callable[[Any], Any]) -> Callable[[Any], Any]:
     """What only kernels can call."""
-    return compiling.subroutine(lambda x: function(x))
+    return numba.njit(error_model="numpy")(lambda x: function(x))
 
 
 def test_f16_bits_are_the_nearest() -> None:

@@ -18,7 +18,7 @@ import torch
 from uqff.numerics.packing import e4m3_to_float32
 from uqff.simd import cpu, vectors
 from uqff.simd import output as numerics
-from uqff.simd.output import BF16, F16, F32, LANES, NORMAL_BF16, unfold, zero_or_from
+from uqff.simd.output import BF16, F16, F32, LANES, NORMAL_BF16
 
 LOW_HALVES = np.array([0x0000, 0x0001, 0x7FFF, 0x8000, 0x8001, 0xFFFF], np.uint32)
 ROUNDING = (np.arange(65536, dtype=np.uint32)[:, None] << 16 | LOW_HALVES).reshape(-1)
@@ -29,6 +29,11 @@ DENORMAL = ((ROUNDING & 0x7FFFFFFF) < 0x00800000) & ((ROUNDING & 0x7FFFFFFF) > 0
 
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     return numba.njit(error_model="numpy")(function)  # type: ignore[no-any-return]
+
+
+_unfold, _zero_or_from = numerics.unfold, numerics.zero_or_from
+unfold = compiled(lambda strip, data, kind, first, count, least: _unfold(strip, data, kind, first, count, least))
+zero_or_from = compiled(lambda least, x: _zero_or_from(least, x))
 
 
 def rounded(numbers: np.ndarray[Any, Any], store: Callable[..., Any]) -> np.ndarray[Any, Any]:
@@ -122,7 +127,8 @@ def test_a_cpu_without_any_of_it_gives_the_same_bits(tmp_path: Path) -> None:
 @pytest.mark.parametrize("certain", [False, True])
 def test_only_bfloat16_without_denormals_is_rounded_by_the_cpu(form: int, certain: bool) -> None:
     expected = NORMAL_BF16 if form == BF16 and certain else form
-    assert numerics.without_denormals(form, certain) == expected
+    without_denormals = numerics.without_denormals
+    assert compiled(lambda form, certain: without_denormals(form, certain))(form, certain) == expected
 
 
 @pytest.mark.parametrize("exponent", [-126, -117, -103, -51, 0])

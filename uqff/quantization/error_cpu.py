@@ -9,6 +9,7 @@ import numpy.typing as npt
 
 from uqff.simd.bits import float_of
 from uqff.simd.compiling import kernel
+from uqff.simd.scratch import scratch, scratch_rows
 from uqff.simd.vectors import LANES, as_i32, load_f32, splat, store_f64, store_i32, where_less, wide
 
 __all__ = ["pair_sums"]
@@ -42,13 +43,13 @@ def _pair_sums(a: Any, b: Any, result: Any) -> None:
         squares_b = squares_b + v * v
         products = products + u * v
         squares = squares + w * w
-    lanes = np.empty((4, LANES), np.float64)
+    lanes = scratch_rows(4, LANES, np.float64)
     flat = lanes.reshape(-1)
     store_f64(flat, 0, squares_a)
     store_f64(flat, LANES, squares_b)
     store_f64(flat, 2 * LANES, products)
     store_f64(flat, 3 * LANES, squares)
-    peaks = np.empty(LANES, np.int32)
+    peaks = scratch(LANES, np.int32)
     store_i32(peaks, 0, most)
     for k in range(a.size - whole):
         x, y = a[whole + k], b[whole + k]

@@ -86,15 +86,14 @@ def largest_magnitude(x, block, size):
 
     Magnitudes are compared as integers, which order alike, and whose maximum may be taken in any order.
     """
-    bits = x.view(np.int32)
     top = np.int32(0)
     for j in range(size):
-        top = max(top, bits[block, j] & MAGNITUDE)
+        top = max(top, np.int32(bits_of(x[block, j])) & MAGNITUDE)
     if top == 0:
         return ZERO
     first = np.int32(2 * size)
     for j in range(size):
-        b = bits[block, j]
+        b = np.int32(bits_of(x[block, j]))
         candidate = np.int32(2 * j) + np.int32(b < 0)
         first = min(first, candidate if b & MAGNITUDE == top else np.int32(2 * size))
     largest = float_of(np.uint32(top))
@@ -104,10 +103,9 @@ def largest_magnitude(x, block, size):
 @inline
 def minimum_and_maximum(x, block, size):
     """Compared as integers; of zeros the last is the minimum, as in the reference."""
-    bits = x.view(np.int32)
     low, high = MAGNITUDE, np.int32(-MAGNITUDE)
     for j in range(size):
-        b = bits[block, j]
+        b = np.int32(bits_of(x[block, j]))
         key = b ^ (b >> np.int32(31) & MAGNITUDE)
         low = min(low, key)
         high = max(high, key)

@@ -15,6 +15,7 @@ from typing import Any, Final, TypeVar, cast
 
 import numba
 from numba.core import lowering
+from numba.core.codegen import JITCodeLibrary
 from numba.core.compiler import CompilerBase, DefaultPassBuilder
 from numba.core.compiler_machinery import register_pass
 from numba.core.registry import CPUDispatcher, cpu_target
@@ -47,15 +48,16 @@ def kernel(function: _Function) -> _Function:
 
 
 def _compiled(function: Callable[..., Any]) -> Any:
+    options: dict[str, Any] = {"nogil": True}
+    if _widest_vectors_pay():
+        options["pipeline_class"] = _KernelCompiler
     try:
-        return _jit(function, nogil=True, cache=True)
+        return _jit(function, cache=True, **options)
     except RuntimeError:  # no place where a cache could be written
-        return _jit(function, nogil=True)
+        return _jit(function, **options)
 
 
 def _jit(function: Callable[..., Any], **options: Any) -> Any:
-    if _widest_vectors_pay():
-        options["pipeline_class"] = _WidestVectors
     return numba.njit(error_model="numpy", fastmath=False, **options)(function)
 
 
@@ -69,53 +71,93 @@ def _widest_vectors_pay() -> bool:
     return {"+avx512f", "+avx512bw", "+avx512vl", "+avx512vbmi2"} <= set(features)
 
 
-class _WidestVectors(CompilerBase):
-    """numba's own pipeline, but for what :class:`_Lowering` adds to the function."""
-
-    def define_pipelines(self) -> list[Any]:
-        passes = DefaultPassBuilder.define_nopython_pipeline(self.state)  # type: ignore[no-untyped-call]
-        passes.passes = [(_Lowering if each is NativeLowering else each, why) for each, why in passes.passes]
-        passes.finalize()
-        return [passes]
+class _Lower(lowering.Lower):
+    def setup_function(self, fndesc: Any) -> None:
+        super().setup_function(fndesc)  # type: ignore[no-untyped-call]
+        if _widest_vectors_pay():
+            # llvmlite's own ``add`` knows attributes without a value only.
+            set.add(self.function.attributes, '"prefer-vector-width"="512"')
 
 
 @register_pass(mutates_CFG=True, analysis_only=False)  # type: ignore[no-untyped-call]
-class _Lowering(NativeLowering):
-    _name = "lowering_for_the_widest_vectors"
+class _KernelLowering(NativeLowering):
+    _name = "lowering_of_kernels"
 
     @property
     def lowering_class(self) -> type[lowering.Lower]:
         return _Lower
 
 
-class _Lower(lowering.Lower):
-    def setup_function(self, fndesc: Any) -> None:
-        super().setup_function(fndesc)  # type: ignore[no-untyped-call]
-        # llvmlite's own ``add`` knows attributes without a value only.
-        set.add(self.function.attributes, '"prefer-vector-width"="512"')
+@register_pass(mutates_CFG=True, analysis_only=False)  # type: ignore[no-untyped-call]
+class _PartLowering(_KernelLowering):
+    """For what only becomes part of kernels: no machine code, which takes a third of the time of a kernel."""
+
+    _name = "lowering_of_parts"
+
+    def run_pass(self, state: Any) -> bool:
+        context = state.targetctx
+        state.library = _PartLibrary(context.codegen(), state.func_id.func_qualname)  # type: ignore[no-untyped-call]
+        state.flags.no_compile = True
+        super().run_pass(state)  # type: ignore[no-untyped-call]
+        # A key by which callers find it; the dispatcher takes nothing but built-in functions.
+        key = object().__reduce__
+        context.insert_user_function(key, state.cr.fndesc, [state.library])
+        state.cr = state.cr._replace(cfunc=key)
+        return True
+
+
+class _PartLibrary(JITCodeLibrary):
+    """IR that is linked into other libraries, and optimised there."""
+
+    def _optimize_final_module(self) -> None:
+        """Simplify only. Left as they are, parts look too large to LLVM's own inlining and loops of kernels."""
+        options = {"loop_vectorize": False, "slp_vectorize": False, "opt": 0, "cost": "cheap"}
+        passes, builder = self._codegen._module_pass_manager(**options)  # type: ignore[no-untyped-call]
+        passes.run(self._final_module, builder)
+
+    def _finalize_final_module(self) -> None:
+        self._finalize_dynamic_globals()  # type: ignore[no-untyped-call]
+        self._finalized = True
+
+
+class _KernelCompiler(CompilerBase):
+    """numba's own pipeline, but for the lowering."""
+
+    lowering: type[_KernelLowering] = _KernelLowering
+
+    def define_pipelines(self) -> list[Any]:
+        passes = DefaultPassBuilder.define_nopython_pipeline(self.state)  # type: ignore[no-untyped-call]
+        passes.passes = [(self.lowering if each is NativeLowering else each, why) for each, why in passes.passes]
+        passes.finalize()
+        return [passes]
+
+
+class _PartCompiler(_KernelCompiler):
+    lowering = _PartLowering
 
 
 def inline(function: _Function) -> _Function:
-    """Compile what kernels call, into each of them, so that sizes are constants there.
-
-    Python cannot call it: what would unpack its arguments there takes a fifth of the time to compile a kernel.
-    """
-    compiled = _jit(function, forceinline=True, no_cpython_wrapper=True, no_cfunc_wrapper=True)
-    if isinstance(compiled, CPUDispatcher):
-        compiled.__class__ = _Inlined
-    return cast(_Function, compiled)
-
-
-class _Inlined(CPUDispatcher):
-    """What would otherwise jump to where no code is."""
-
-    def __call__(self, *_: Any, **__: Any) -> Any:
-        raise TypeError(f"{self.py_func.__name__} is for kernels; Python cannot call it")
+    """Compile what kernels call, into each of them, so that sizes are constants there. Python cannot call it."""
+    return _part(function, forceinline=True)
 
 
 def subroutine(function: _Function) -> _Function:
-    """Compile what kernels call rarely: LLVM decides whether it becomes part of them."""
-    return cast(_Function, _jit(function))
+    """Compile what kernels call; LLVM decides whether it becomes part of them. Python cannot call it."""
+    return _part(function)
+
+
+def _part(function: _Function, **options: Any) -> _Function:
+    compiled = _jit(function, no_cpython_wrapper=True, no_cfunc_wrapper=True, pipeline_class=_PartCompiler, **options)
+    if isinstance(compiled, CPUDispatcher):
+        compiled.__class__ = _Part
+    return cast(_Function, compiled)
+
+
+class _Part(CPUDispatcher):
+    """What has no machine code of its own."""
+
+    def __call__(self, *_: Any, **__: Any) -> Any:
+        raise TypeError(f"{self.py_func.__name__} is for kernels; Python cannot call it")
 
 
 @cache

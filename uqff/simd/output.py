@@ -31,7 +31,7 @@ import numpy.typing as npt
 
 from uqff.codes import DType
 from uqff.simd.bits import MAGNITUDE, bits_of, f16_value, float_of
-from uqff.simd.compiling import inline, kernel
+from uqff.simd.compiling import inline, subroutine
 from uqff.simd.cpu import (
     HAS_BF16,
     HAS_HALF,
@@ -127,45 +127,45 @@ def over(items: int, weights: int, work: Callable[[int, int], None]) -> None:
     run_ranges(work, items, grain=max(-(-65536 // weights), 32))
 
 
-@kernel
+@inline
 def without_denormals(form: int, certain: bool) -> Any:
     """The form to write if it is certain that no number is denormal, which need not be looked at otherwise."""
     return NORMAL_BF16 if form == BF16 and certain else form
 
 
-@kernel
+@inline
 def zero_or_from(least: Any, x: Any) -> Any:
     """Whether a float32 is zero or at least of the magnitude of another, or NaN."""
     return (bits_of(x) & MAGNITUDE) - np.uint64(1) >= bits_of(least) - np.uint64(1)
 
 
-@kernel
+@inline
 def read_ahead(data: Bytes, at: int) -> None:
     """Have what lies :data:`AHEAD` of a byte brought near. A call for every 64 bytes suffices, more do no harm."""
     prefetch_read(data, at + AHEAD)
 
 
-@kernel
+@inline
 def f32(data: Bytes, at: int) -> Any:
     """The little-endian float32 at ``data[at]``; NaN becomes 0x7FC00000."""
     bits = np.int64(word(data, at))
     return float_of(np.uint32(0x7FC00000 if bits & 0x7FFFFFFF > 0x7F800000 else bits))
 
 
-@kernel
+@inline
 def bf16(data: Bytes, at: int) -> Any:
     """The float32 of the little-endian bfloat16 at ``data[at]``; NaN becomes 0x7FC00000."""
     bits = np.int64(short(data, at)) << 16
     return float_of(np.uint32(0x7FC00000 if bits & 0x7FFFFFFF > 0x7F800000 else bits))
 
 
-@kernel
+@inline
 def _f16_at_by_cpu(data: Bytes, at: int) -> Any:
     bits = short(data, at)
     return half_value(np.uint16(0x7E00) if bits & 0x7FFF > 0x7C00 else bits)
 
 
-@kernel
+@inline
 def _f16_at_by_bits(data: Bytes, at: int) -> Any:
     return f16_value(np.int64(short(data, at)))
 
@@ -174,7 +174,7 @@ f16 = _f16_at_by_cpu if HAS_HALF else _f16_at_by_bits
 """``f16(data, at)``: the float32 of the little-endian float16 at ``data[at]``; NaN becomes 0x7FC00000."""
 
 
-@kernel
+@subroutine
 def plain(data: Bytes, i: int, form: int) -> Any:
     """Number ``i`` of an array of float32, bfloat16 or float16 numbers."""
     if form == F32:
@@ -182,18 +182,18 @@ def plain(data: Bytes, i: int, form: int) -> Any:
     return bf16(data, 2 * i) if form == BF16 else f16(data, 2 * i)
 
 
-@kernel
+@inline
 def f32_lanes(bits: Any) -> Any:
     """:func:`f32` of 16 bit patterns."""
     return as_f32(where_less(splat(0x7F800000), bits & 0x7FFFFFFF, splat(0x7FC00000), bits))
 
 
-@kernel
+@inline
 def _f16_by_cpu(bits: Any) -> Any:
     return f32_lanes(as_i32(half_values(bits)))
 
 
-@kernel
+@inline
 def _f16_by_bits(bits: Any) -> Any:
     magnitude = bits & 0x7FFF
     normal = (magnitude << 13) + (112 << 23)
@@ -207,12 +207,12 @@ f16_lanes = _f16_by_cpu if HAS_HALF else _f16_by_bits
 """:func:`f16` of 16 bit patterns."""
 
 
-@kernel
+@inline
 def _f16_pair_by_cpu(bits: Any) -> Any:
     return first_halves(bits), second_halves(bits)
 
 
-@kernel
+@inline
 def _f16_pair_by_bits(bits: Any) -> Any:
     return _f16_by_bits(first_words(bits)), _f16_by_bits(second_words(bits))
 
@@ -222,7 +222,7 @@ f16_pair = _f16_pair_by_cpu if HAS_HALF else _f16_pair_by_bits
 carried away."""
 
 
-@kernel
+@inline
 def plain_lanes(data: Bytes, i: int, kind: int) -> Any:
     """:func:`plain` of 16 numbers."""
     if kind == F32:
@@ -231,7 +231,7 @@ def plain_lanes(data: Bytes, i: int, kind: int) -> Any:
     return f32_lanes(bits << 16) if kind == BF16 else f16_lanes(bits)
 
 
-@kernel
+@subroutine
 def unfold(strip: Any, data: Bytes, kind: int, first: int, count: int, least: Any) -> Any:
     """Numbers ``[first, first + count)`` of such an array, as float32; whether each is 0 or at least ``least``."""
     certain = True
@@ -250,7 +250,7 @@ def unfold(strip: Any, data: Bytes, kind: int, first: int, count: int, least: An
     return certain
 
 
-@kernel
+@inline
 def e4m3_pair(codes: Any) -> Any:
     """The float32s of 32 e4m3 codes, as two vectors.
 
@@ -262,12 +262,12 @@ def e4m3_pair(codes: Any) -> Any:
     return x * np.float32(2.0**8), y * np.float32(2.0**8)
 
 
-@kernel
+@inline
 def _f16_splat_by_cpu(data: Bytes, at: int) -> Any:
     return half_splat(short(data, at))
 
 
-@kernel
+@inline
 def _f16_splat_by_bits(data: Bytes, at: int) -> Any:
     return splat(f16(data, at))
 
@@ -277,7 +277,7 @@ f16_splat = _f16_splat_by_cpu if HAS_BF16 else _f16_splat_by_bits
 such a CPU."""
 
 
-@kernel
+@inline
 def _round_to_bf16(x: Any) -> Any:
     """Bits whose high halves are the nearest bfloat16s, ties to even; the low halves mean nothing.
 
@@ -288,7 +288,7 @@ def _round_to_bf16(x: Any) -> Any:
     return bits + 0x7FFF + ((bits >> 16) & 1)
 
 
-@kernel
+@inline
 def _to_f16_by_bits(x: Any) -> Any:
     """The nearest float16s, ties to even, as bits; infinity from 65520 on, NaN stays NaN.
 
@@ -323,12 +323,12 @@ def looked_up(function: Callable[..., Any]) -> Any:
     return looked_up
 
 
-@kernel
+@inline
 def _store_by_cpu(out: Bytes, at: int, x: Any, y: Any) -> None:
     store_words(out, at, bfloat_bits(x, y))
 
 
-@kernel
+@inline
 def _store_by_bits(out: Bytes, at: int, x: Any, y: Any) -> None:
     store_high_u16(out, at, _round_to_bf16(x), _round_to_bf16(y))
 
@@ -336,7 +336,7 @@ def _store_by_bits(out: Bytes, at: int, x: Any, y: Any) -> None:
 _store_normal = _store_by_cpu if HAS_BF16 else _store_by_bits
 
 
-@kernel
+@inline
 def put(out: Bytes, at: int, form: int, x: Any) -> None:
     """Write 16 numbers to a result.
 
@@ -354,7 +354,7 @@ def put(out: Bytes, at: int, form: int, x: Any) -> None:
         store_u16(out, 2 * at, _round_to_bf16(x) >> 16)
 
 
-@kernel
+@inline
 def put_pair(out: Bytes, at: int, form: int, x: Any, y: Any) -> None:
     """Write 32 numbers: :func:`put` of two vectors, which costs less than two calls.
 
@@ -365,13 +365,13 @@ def put_pair(out: Bytes, at: int, form: int, x: Any, y: Any) -> None:
     put_pair_here(out, at, form, x, y)
 
 
-@kernel
+@inline
 def reach(form: int) -> Any:
     """The elements of a result in :data:`AHEAD` bytes."""
     return AHEAD // 4 if form == F32 else AHEAD // 2
 
 
-@kernel
+@inline
 def write_ahead(out: Bytes, at: int, form: int, elements: int) -> None:
     """Have the place of 32 numbers so many elements on brought near, to be written."""
     if form == F32:
@@ -381,7 +381,7 @@ def write_ahead(out: Bytes, at: int, form: int, elements: int) -> None:
         prefetch_write(out, 2 * (at + elements))
 
 
-@kernel
+@inline
 def put_pair_here(out: Bytes, at: int, form: int, x: Any, y: Any) -> None:
     """:func:`put_pair` for a caller that knows better where it will write next, and has called :func:`write_ahead`."""
     if form == F32:

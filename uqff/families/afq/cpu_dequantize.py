@@ -8,6 +8,7 @@ import numpy as np
 
 from uqff.simd.compiling import inline, kernel
 from uqff.simd.output import FORMS, Bytes, looked_up, over, put_pair, read_ahead, unfold, without_denormals
+from uqff.simd.scratch import scratch
 from uqff.simd.vectors import LANES, load_codes_3, load_codes_4, load_codes_6, load_u8, number, ramp, splat, word
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ def _afq(
     codes: Bytes, scales: Bytes, biases: Bytes, kind: int, bits: int, size: int, out: Bytes, form: int, lo: int, hi: int
 ) -> None:
     mask = (1 << bits) - 1
-    strip_scales, strip_biases = np.empty(STRIP, np.float32), np.empty(STRIP, np.float32)
+    strip_scales, strip_biases = scratch(STRIP, np.float32), scratch(STRIP, np.float32)
     for begin in range(lo, hi, STRIP):
         count = min(STRIP, hi - begin)
         # If both are multiples of 2**-126, the weights are.

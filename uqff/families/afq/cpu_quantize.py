@@ -14,6 +14,7 @@ import numpy.typing as npt
 from uqff.simd.arithmetic import half_away
 from uqff.simd.bits import bits_of, float_of, pack8
 from uqff.simd.compiling import kernel
+from uqff.simd.scratch import scratch
 from uqff.simd.threads import run_ranges
 
 __all__ = ["quantize"]
@@ -58,7 +59,7 @@ def quantize_groups(bits: int, group_size: int) -> Any:
 
     @kernel
     def compiled(w, packed, scales, biases, lo, hi):
-        codes = np.empty(LARGEST_GROUP, np.uint8)
+        codes = scratch(LARGEST_GROUP, np.uint8)
         codes8 = codes.view(np.uint64)
         out = packed.view(word)
         for g in range(lo, hi):

@@ -13,6 +13,7 @@ import numpy.typing as npt
 from uqff.simd.arithmetic import half_away, signed_code
 from uqff.simd.bits import MAGNITUDE, bits_of, copy32, e4m3_code, float_of
 from uqff.simd.compiling import kernel
+from uqff.simd.scratch import scratch
 from uqff.simd.threads import run_ranges
 
 __all__ = ["quantize"]
@@ -50,7 +51,7 @@ def quantize(w: F32, threads: int | None = None) -> U8:
 @kernel
 def quantize_pairs(w, out, lo, hi):
     """Pairs of blocks [lo, hi) of the flattened weight."""
-    codes = np.empty(PAIR, np.uint8)
+    codes = scratch(PAIR, np.uint8)
     for p in range(lo, hi):
         pair = w[p * PAIR : (p + 1) * PAIR]
         first, second = np.uint32(0), np.uint32(0)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from uqff.simd.compiling import kernel
+from uqff.simd.compiling import inline, kernel
 from uqff.simd.output import (
     Bytes,
     Kernel,
@@ -147,7 +147,7 @@ def _q8_1(data: Bytes, out: Bytes, form: int, lo: int, hi: int) -> None:
 # K types: the planes are written out, so that all shifts are constants; LLVM does not unroll a loop of this size.
 
 
-@kernel
+@inline
 def _put_q2k(out: Bytes, at: int, form: int, codes: Any, scales: Any, minimums: Any, group: int) -> None:
     """The 32 weights of groups ``group`` and ``group + 1``."""
     x = first(codes) * lane(scales, group) - lane(minimums, group)
@@ -172,7 +172,7 @@ def _q2k(data: Bytes, out: Bytes, form: int, lo: int, hi: int) -> None:
             _put_q2k(out, to, form, qs >> 6, scales, minimums, 8 * run + 6)
 
 
-@kernel
+@inline
 def _scales_q3k(data: Bytes, at: int) -> Any:
     """The 16 six-bit scales, minus 32; four bytes at a time."""
     low, high, top = word(data, at), word(data, at + 4), word(data, at + 8)
@@ -185,7 +185,7 @@ def _scales_q3k(data: Bytes, at: int) -> Any:
     return (scales >> ramp(8, 4) & 0x3F) - 32
 
 
-@kernel
+@inline
 def _put_scaled(out: Bytes, at: int, form: int, codes: Any, scales: Any, group: int) -> None:
     """The 32 weights of groups ``group`` and ``group + 1``; the codes are signed."""
     x, y = first_signed(codes) * lane(scales, group), second_signed(codes) * lane(scales, group + 1)
@@ -209,7 +209,7 @@ def _q3k(data: Bytes, out: Bytes, form: int, lo: int, hi: int) -> None:
             third = third >> 4
 
 
-@kernel
+@inline
 def _scales_q4k(data: Bytes, at: int) -> Any:
     """The 8 six-bit scales, then the 8 six-bit minimums; four bytes at a time."""
     s, m, both = word(data, at), word(data, at + 4), word(data, at + 8)
@@ -222,14 +222,14 @@ def _scales_q4k(data: Bytes, at: int) -> Any:
     return packed >> ramp(8, 4) & 0x3F
 
 
-@kernel
+@inline
 def _put_affine(out: Bytes, at: int, form: int, codes: Any, scales: Any, group: int) -> None:
     """The 32 weights of a group; lanes 8 to 15 of the scales are the minimums."""
     scale, minimum = lane(scales, group), lane(scales, group + 8)
     put_pair(out, at + 32 * group, form, first(codes) * scale - minimum, second(codes) * scale - minimum)
 
 
-@kernel
+@inline
 def _put_looked_up(out: Bytes, at: int, form: int, a: Any, b: Any, scales: Any, group: int) -> None:
     """:func:`_put_affine` of codes in the low nibbles of two vectors."""
     scale, minimum = lane(scales, group), lane(scales, group + 8)

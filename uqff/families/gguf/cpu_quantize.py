@@ -28,6 +28,7 @@ from uqff.simd.arithmetic import (
 )
 from uqff.simd.bits import f16_bits, f16_value
 from uqff.simd.compiling import inline, kernel
+from uqff.simd.scratch import scratch
 from uqff.simd.threads import run_ranges
 
 if TYPE_CHECKING:
@@ -66,7 +67,7 @@ def q4_1(x, out, lo, hi):
 
 @kernel
 def q5_0(x, out, lo, hi):
-    codes = np.empty(32, np.int32)
+    codes = scratch(32, np.int32)
     for block in range(lo, hi):
         d = largest_magnitude(x, block, 32) / np.float32(-16)
         inverse = reciprocal(d)
@@ -78,7 +79,7 @@ def q5_0(x, out, lo, hi):
 
 @kernel
 def q5_1(x, out, lo, hi):
-    codes = np.empty(32, np.int32)
+    codes = scratch(32, np.int32)
     for block in range(lo, hi):
         least, greatest = minimum_and_maximum(x, block, 32)
         d = (greatest - least) / np.float32(31)

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import numpy as np
 
-from uqff.families.gguf.cpu_search import LANES, load_tile, search_rows, search_scale_and_min
+from uqff.families.gguf.cpu_search import LANES, load_tile, search_scale_and_min
 from uqff.families.gguf.cpu_search_scale import (
     ALMOST_HALF,
     BATCH,
     BLOCKS,
+    UNSETTLED,
     bounded,
     descend_unsettled,
     load_block,
@@ -32,6 +33,7 @@ from uqff.simd.arithmetic import ONE, ZERO, largest_magnitude, nearest_int, put_
 from uqff.simd.bits import f16_bits, f16_value
 from uqff.simd.compiling import inline, kernel
 from uqff.simd.masks import any_lane
+from uqff.simd.scratch import scratch, scratch_rows
 from uqff.simd.vectors import load_f32, number, splat, store_f32, store_i32, store_u8
 
 
@@ -76,15 +78,23 @@ def _put_crumbs(codes, out, block, at):
 
 @kernel
 def q2k(x, out, lo, hi):
-    tile = np.empty((16, LANES), np.float32)
-    tile_codes = np.empty((16, LANES), np.float32)
-    state = search_rows()
-    scale = np.empty(LANES, np.float32)
-    minimum = np.empty(LANES, np.float32)
-    scales = np.empty(16, np.int64)
-    steps = np.empty(256, np.float32)
-    offsets = np.empty(256, np.float32)
-    codes = np.empty(256, np.uint8)
+    tile = scratch_rows(16, LANES, np.float32)
+    tile_codes = scratch_rows(16, LANES, np.float32)
+    state = (
+        scratch(LANES, np.float32),
+        scratch(LANES, np.float32),
+        scratch(LANES, np.float32),
+        scratch(LANES, np.float32),
+        scratch(LANES, np.float32),
+        scratch(LANES, np.float32),
+        scratch(LANES, np.float32),
+    )
+    scale = scratch(LANES, np.float32)
+    minimum = scratch(LANES, np.float32)
+    scales = scratch(16, np.int64)
+    steps = scratch(256, np.float32)
+    offsets = scratch(256, np.float32)
+    codes = scratch(256, np.uint8)
     for first in range(lo, hi, LANES // 16):
         blocks = min(LANES // 16, hi - first)
         load_tile(x, first, blocks, tile)
@@ -134,15 +144,15 @@ def _codes_of_steps(x, start, step, steps, top, codes):
 
 @kernel
 def q3k(x, out, lo, hi):
-    search = new_search()
-    room = np.empty((1, 16), np.float32)
-    six_bit = np.empty(16, np.int32)
-    steps = np.empty((2, 16), np.float32)
-    codes = np.empty(256, np.uint8)
+    search = new_search(scratch(UNSETTLED, np.int32), scratch(BLOCKS, np.bool_))
+    room = scratch_rows(1, 16, np.float32)
+    six_bit = scratch(16, np.int32)
+    steps = scratch_rows(2, 16, np.float32)
+    codes = scratch(256, np.uint8)
     top = np.float32(4)
     for first in range(lo, hi, BATCH):
         blocks = min(BATCH, hi - first)
-        count = 0
+        count = np.int64(0)  # of one type throughout: for a literal, what it is given to would be compiled once more
         for b in range(blocks):
             largest = load_block(x, 256 * (first + b), search.tile, 0)
             store_f32(search.largest, 16 * b, largest)
@@ -195,15 +205,23 @@ def _keep_bits(codes, mask):
 
 @kernel
 def q4k(x, out, lo, hi):
-    tile = np.empty((32, LANES), np.float32)
-    tile_codes = np.empty((32, LANES), np.float32)
-    state = search_rows()
-    scale = np.empty(LANES, np.float32)
-    minimum = np.empty(LANES, np.float32)
-    six_bit = np.empty((2, 8), np.int64)
-    steps = np.empty(256, np.float32)
-    offsets = np.empty(256, np.float32)
-    codes = np.empty(256, np.uint8)
+    tile = scratch_rows(32, LANES, np.float32)
+    tile_codes = scratch_rows(32, LANES, np.float32)
+    state = (
+        scratch(LANES, np.float32),
+        scratch(LANES, np.float32),
+        scratch(LANES, np.float32),
+        scratch(LANES, np.float32),
+        scratch(LANES, np.float32),
+        scratch(LANES, np.float32),
+        scratch(LANES, np.float32),
+    )
+    scale = scratch(LANES, np.float32)
+    minimum = scratch(LANES, np.float32)
+    six_bit = scratch_rows(2, 8, np.int64)
+    steps = scratch(256, np.float32)
+    offsets = scratch(256, np.float32)
+    codes = scratch(256, np.uint8)
     for first in range(lo, hi, LANES // 8):
         blocks = min(LANES // 8, hi - first)
         load_tile(x, first, blocks, tile)
@@ -217,15 +235,23 @@ def q4k(x, out, lo, hi):
 
 @kernel
 def q5k(x, out, lo, hi):
-    tile = np.empty((32, LANES), np.float32)
-    tile_codes = np.empty((32, LANES), np.float32)
-    state = search_rows()
-    scale = np.empty(LANES, np.float32)
-    minimum = np.empty(LANES, np.float32)
-    six_bit = np.empty((2, 8), np.int64)
-    steps = np.empty(256, np.float32)
-    offsets = np.empty(256, np.float32)
-    codes = np.empty(256, np.uint8)
+    tile = scratch_rows(32, LANES, np.float32)
+    tile_codes = scratch_rows(32, LANES, np.float32)
+    state = (
+        scratch(LANES, np.float32),
+        scratch(LANES, np.float32),
+        scratch(LANES, np.float32),
+        scratch(LANES, np.float32),
+        scratch(LANES, np.float32),
+        scratch(LANES, np.float32),
+        scratch(LANES, np.float32),
+    )
+    scale = scratch(LANES, np.float32)
+    minimum = scratch(LANES, np.float32)
+    six_bit = scratch_rows(2, 8, np.int64)
+    steps = scratch(256, np.float32)
+    offsets = scratch(256, np.float32)
+    codes = scratch(256, np.uint8)
     for first in range(lo, hi, LANES // 8):
         blocks = min(LANES // 8, hi - first)
         load_tile(x, first, blocks, tile)
@@ -282,14 +308,14 @@ def _put_k4_nibbles(codes, out, block, at):
 
 @kernel
 def q6k(x, out, lo, hi):
-    search = new_search()
-    room = np.empty((1, 16), np.float32)
-    steps = np.empty((2, 16), np.float32)
-    codes = np.empty(256, np.uint8)
+    search = new_search(scratch(UNSETTLED, np.int32), scratch(BLOCKS, np.bool_))
+    room = scratch_rows(1, 16, np.float32)
+    steps = scratch_rows(2, 16, np.float32)
+    codes = scratch(256, np.uint8)
     top = np.float32(32)
     for first in range(lo, hi, BATCH):
         blocks = min(BATCH, hi - first)
-        count = 0
+        count = np.int64(0)  # of one type throughout: for a literal, what it is given to would be compiled once more
         for start in range(0, blocks, BLOCKS):
             for b in range(BLOCKS):
                 at = min(start + b, blocks - 1)  # after the last block, the last again
@@ -300,7 +326,7 @@ def q6k(x, out, lo, hi):
             for b in range(min(BLOCKS, blocks - start)):
                 count = note_unsettled(search, b, 16 * (start + b), top, q6_square, count)
         descend_unsettled(x, first, search, count, top, q6_square)
-        before = 0
+        before = np.int64(0)
         for b in range(blocks):
             block = first + b
             scale = scales(search, b)

@@ -36,22 +36,11 @@ def load_tile(x, block, blocks, tile):
 
 
 @inline
-def search_rows():
-    """Seven rows of lanes. Rows of one array would fail the compiled check that they do not overlap."""
-    return (
-        np.empty(LANES, np.float32),
-        np.empty(LANES, np.float32),
-        np.empty(LANES, np.float32),
-        np.empty(LANES, np.float32),
-        np.empty(LANES, np.float32),
-        np.empty(LANES, np.float32),
-        np.empty(LANES, np.float32),
-    )
-
-
-@inline
 def search_scale_and_min(tile, codes, state, top, scale, minimum):
-    """``search_scale_and_min`` of ``families.gguf.search``, per lane."""
+    """``search_scale_and_min`` of ``families.gguf.search``, per lane.
+
+    ``state`` is seven rows of lanes. Rows of one array would fail the compiled check that they do not overlap.
+    """
     size = tile.shape[0]
     low, step, inverse, sumlx, suml2, searching, changed = state
     for lane in range(LANES):

@@ -35,6 +35,9 @@ BLOCKS = 4
 
 PLANE = BLOCKS * 256
 
+UNSETTLED = 16 * BATCH + 1
+"""The length of ``unsettled``: one place is written before it is known to count."""
+
 ALMOST_HALF = np.float32(0.49999)
 """What is nearer than this to an integer is so after a few roundings, too."""
 
@@ -69,14 +72,14 @@ def new_sums(lanes):
 
 
 @inline
-def new_search():
+def new_search(unsettled, improving):
     return Search(
         np.empty(3 * PLANE, np.float32),
         np.empty(16 * BATCH, np.float32),
         new_sums(16 * BATCH),
-        np.empty(16 * BATCH + 1, np.int32),
+        unsettled,
         np.empty(256 * BATCH, np.float32),
-        np.empty(BLOCKS, np.bool_),
+        improving,
     )
 
 

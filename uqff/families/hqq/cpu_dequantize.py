@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from uqff.numerics.packing import PLANES
-from uqff.simd.compiling import kernel
+from uqff.simd.compiling import inline, kernel
 from uqff.simd.output import (
     AHEAD,
     FORMS,
@@ -26,6 +26,7 @@ from uqff.simd.output import (
     without_denormals,
     write_ahead,
 )
+from uqff.simd.scratch import scratch
 from uqff.simd.vectors import LANES, load_f32, load_i32, load_u8, number, prefetch_read
 
 if TYPE_CHECKING:
@@ -70,7 +71,7 @@ def dequantize(weight: Encoded, out: Bytes, form: int) -> bool:
     return True
 
 
-@kernel
+@inline
 def _load(words: Bytes, at: int, bits: int) -> Any:
     """16 packed elements: I32 for 3 bits, else U8."""
     return load_i32(words, 4 * at) if bits == 3 else load_u8(words, at)
@@ -81,7 +82,7 @@ def _weights(codes: Any, mask: int, zero: Any, scale: Any) -> Any:
     return (number(codes & mask) - zero) * scale
 
 
-@kernel
+@inline
 def _onward(here: int, steps: int, width: int, columns: int) -> Any:
     """Elements from one in a row of a strip to the one that is taken so many steps later, perhaps in the next row."""
     return steps if here + steps < width else steps + columns - width
@@ -104,7 +105,7 @@ def _columns(
     hi: int,
 ) -> None:
     height, mask, size = (rows + planes - 1) // planes, (1 << bits) - 1, 4 if bits == 3 else 1
-    strip_zeros, strip_scales = np.empty(STRIP, np.float32), np.empty(STRIP, np.float32)
+    strip_zeros, strip_scales = scratch(STRIP, np.float32), scratch(STRIP, np.float32)
     for start in range(lo, hi, STRIP):
         # A strip is never narrower than what is written together: the last one overlaps what is before it if need be.
         first = min(start, hi - WIDTH)
@@ -153,7 +154,7 @@ def _rows(
 ) -> None:
     height, mask = (rows + planes - 1) // planes, (1 << bits) - 1
     step, size = max(1, STRIP // columns), 4 if bits == 3 else 1
-    strip_zeros, strip_scales = np.empty(step, np.float32), np.empty(step, np.float32)
+    strip_zeros, strip_scales = scratch(STRIP, np.float32), scratch(STRIP, np.float32)
     for begin in range(lo, hi, step):
         for plane in range(planes):
             shift = bits * (planes - 1 - plane)

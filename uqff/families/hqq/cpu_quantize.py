@@ -17,6 +17,7 @@ from uqff.simd.arithmetic import unsigned_code
 from uqff.simd.bits import MAGNITUDE, bits_of, float_of
 from uqff.simd.compiling import kernel, subroutine
 from uqff.simd.libm import expf, logf
+from uqff.simd.scratch import scratch
 from uqff.simd.threads import run_ranges
 
 __all__ = ["quantize"]
@@ -97,7 +98,9 @@ def _add_lanes(errors: F32, lanes: F32, phase: int, threads: int | None) -> None
 def extremes(grid, low, high, lo, hi):
     """Minimum and maximum of columns [lo, hi)."""
     low, high = low[lo:hi], high[lo:hi]
-    low[:], high[:] = grid[0, lo:hi], grid[0, lo:hi]
+    # Element by element: numba compiles, for an array assigned to a slice, the text of the error that it may not fit.
+    for j in range(hi - lo):
+        low[j] = high[j] = grid[0, lo + j]
     for i in range(1, grid.shape[0]):
         row = grid[i, lo:hi]
         for j in range(row.size):
@@ -111,19 +114,17 @@ def turn(grid, s, zero, top, inverse_beta, idle, sums, errors, first, last, lo, 
 
     Leaves the magnitude of each error, row after row; adds to ``sums``; the last rows move ``zero``.
     """
-    q = np.empty(STRIP, np.float32)
-    e = np.empty(STRIP, np.float32)
-    total = np.empty(STRIP, np.float32)
+    q = scratch(STRIP, np.float32)
+    e = scratch(STRIP, np.float32)
+    total = scratch(STRIP, np.float32)
     rows, columns = grid.shape
     mean = np.float32(1.0 / rows)
     for start in range(lo, hi, STRIP):
         end = min(start + STRIP, hi)
         n = end - start
         scale, z = s[start:end], zero[start:end]
-        if first == 0:
-            total[:n] = np.float32(0)
-        else:
-            total[:n] = sums[start:end]
+        for j in range(n):
+            total[j] = np.float32(0) if first == 0 else sums[start + j]
         for i in range(first, last):
             at = (i - first) * columns
             row, out = grid[i, start:end], errors[at + start : at + end]
@@ -144,7 +145,8 @@ def turn(grid, s, zero, top, inverse_beta, idle, sums, errors, first, last, lo, 
             for j in range(n):
                 z[j] = total[j] * mean
         else:
-            sums[start:end] = total[:n]
+            for j in range(n):
+                sums[start + j] = total[j]
 
 
 @subroutine

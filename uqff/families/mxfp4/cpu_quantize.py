@@ -15,6 +15,7 @@ from uqff.families.mxfp4.tensor import BIAS, floor_log2
 from uqff.families.mxfp4.tensor import BLOCK_SIZE as BLOCK
 from uqff.simd.bits import MAGNITUDE, bits_of, float_of, pack8
 from uqff.simd.compiling import inline, kernel
+from uqff.simd.scratch import scratch
 from uqff.simd.threads import run_ranges
 
 __all__ = ["quantize"]
@@ -70,7 +71,7 @@ def first_of_next() -> U32:
 @kernel
 def quantize_pairs(w, first, codes, scales, lo, hi):
     """Pairs of blocks [lo, hi) of the flattened weight; ``first`` from :func:`first_of_next`."""
-    nibbles = np.empty(PAIR, np.uint8)
+    nibbles = scratch(PAIR, np.uint8)
     nibbles8 = nibbles.view(np.uint64)
     words = codes.view(np.uint32)
     for p in range(lo, hi):
