@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from uqff.parallel.accept import check_activations
 from uqff.parallel.comm import Comm
 from uqff.parallel.linear import ColumnParallelLayer, DistributedKind, ReplicatedLayer, RowParallelLayer
 from uqff.parallel.shard import Shard, Slice
@@ -54,8 +55,9 @@ class GatheringLayer(ColumnParallelLayer):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Inputs of this rank ``[..., in / ranks]`` to all outputs, the same on every rank."""
-        y = super().forward(torch.cat(self.comm.all_gather(x), -1))
-        return torch.cat(self.comm.all_gather(y), -1)
+        check_activations(x, layer=self.key)
+        whole = self.comm.sum_gradients(self.comm.gather_last(x))
+        return self.comm.gather_last(super().forward(whole))
 
 
 class GatheredLayer(ReplicatedLayer):
@@ -65,7 +67,8 @@ class GatheredLayer(ReplicatedLayer):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Inputs of this rank ``[..., in / ranks]`` to all outputs."""
-        return super().forward(torch.cat(self.comm.all_gather(x), -1))
+        check_activations(x, layer=self.key)
+        return super().forward(self.comm.gather_last(x))
 
 
 def column(layer: Layer, comm: Comm, key: str, shard: Shard | None = None) -> QuantizedLinear:

@@ -138,6 +138,8 @@ class Gathering:
         key, comm, kind = self._where()
         check_activations(x, layer=key)
         groups = group_by_expert(indices, self.size()[0], layer=key)
+        if kind is DistributedKind.COLUMN_PARALLEL:
+            x = comm.sum_gradients(x)
         y: torch.Tensor = self.gather_partial(x, groups)
         if kind is DistributedKind.ROW_PARALLEL:
             y = comm.sum_all_reduce(y)

@@ -384,6 +384,9 @@ class QuantizedLinear(QuantizedLayer):
             UnsupportedError: these are no activations: integers, codes, no tensor.
             ShapeError: they do not fit the weight.
         """
+        if self.kind is DistributedKind.COLUMN_PARALLEL:
+            check_activations(x, layer=self.key)
+            x = self.comm.sum_gradients(x)
         return self._add_bias(self._product(x))
 
     def forward_autocast(self, x: torch.Tensor) -> torch.Tensor:
@@ -396,7 +399,8 @@ class QuantizedLinear(QuantizedLayer):
     def forward_partial(self, x: torch.Tensor) -> torch.Tensor:
         """The product with what this rank holds of the weight: no bias, no communication.
 
-        Of a row-parallel layer it is this rank's term of the sum, for a caller that adds up several layers at once.
+        Of a row-parallel layer it is this rank's term of the sum, for a caller that adds up several layers at once; of
+        a column-parallel one, the gradient in ``x`` is this rank's part (:meth:`Comm.sum_gradients` adds it up).
         """
         return self._product(x)
 

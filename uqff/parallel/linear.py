@@ -3,8 +3,8 @@
 ::
 
     ReplicatedLayer       every rank holds all of W        y = x Wᵀ + b               no communication
-    ColumnParallelLayer   a slice of the outputs, and of b y_r = x W_rᵀ + b_r         no communication; y_r stays split
-    RowParallelLayer      a slice of the inputs, all of b  y = Σ_r x_r W_rᵀ + b       one sum over the ranks
+    ColumnParallelLayer   a slice of the outputs, and of b y_r = x W_rᵀ + b_r         none; the gradient in x is summed
+    RowParallelLayer      a slice of the inputs, all of b  y = Σ_r x_r W_rᵀ + b       one sum over the ranks; none back
     DummyLayer            no weight yet                    an error
 
 A weight is dequantised for each product into the dtype of the activations and dropped again.
@@ -123,7 +123,10 @@ def _resized(record: QuantizedTensor, outputs: int) -> QuantizedTensor:
 
 
 class ColumnParallelLayer(QuantizedLinear):
-    """A layer of which each rank holds some outputs, and their bias; takes all inputs, gives this rank's outputs."""
+    """A layer of which each rank holds some outputs, and their bias; takes all inputs, gives this rank's outputs.
+
+    The gradient in the inputs is added up over the ranks, as each rank's outputs are used on that rank only.
+    """
 
     kind = DistributedKind.COLUMN_PARALLEL
 
@@ -213,7 +216,8 @@ class ColumnParallelLayer(QuantizedLinear):
 class RowParallelLayer(QuantizedLinear):
     """A layer of which each rank holds some inputs; takes this rank's inputs, gives all outputs on every rank.
 
-    The partial products are added up over the ranks, then the bias is added, once.
+    The partial products are added up over the ranks, then the bias is added, once.  The gradient in the inputs is that
+    of this rank's inputs; the outputs are taken to be used alike on every rank.
     """
 
     kind = DistributedKind.ROW_PARALLEL

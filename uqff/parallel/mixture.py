@@ -109,10 +109,13 @@ class Mixture(torch.nn.Module):
             )
         wide = torch.promote_types(x.dtype, torch.float32)
         rows, weights = x.reshape(-1, 1, x.shape[-1]), weights.reshape(-1, weights.shape[-1], 1).to(wide)
+        counted = weights
+        if self.sharded:  # each rank uses both for its part of the sum
+            rows, counted = self.comm.sum_gradients(rows), self.comm.sum_gradients(weights)
         groups = group_by_expert(indices.reshape(-1, indices.shape[-1]), self.num_experts, layer=self.key)
         gate, up = (each.add_bias(each.gather_partial(rows, groups), groups) for each in (self.gate_proj, self.up_proj))
         terms: torch.Tensor = self.down_proj.gather_partial(self.act(gate) * up, groups)
-        y = (terms.to(wide) * weights).sum(1)
+        y = (terms.to(wide) * counted).sum(1)
         if self.sharded:
             y = self.comm.sum_all_reduce(y)
         bias = self.down_proj._biases(groups.indices, wide)

@@ -48,7 +48,7 @@ class Head(torch.nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """``[..., hidden]`` to ``[..., vocabulary]``."""
         y: torch.Tensor = self.rows(x)
-        return y if _is_whole(self.rows) else torch.cat(self.rows.comm.all_gather(y), -1)
+        return y if _is_whole(self.rows) else self.rows.comm.gather_last(y)
 
 
 class Embedding(torch.nn.Module):
