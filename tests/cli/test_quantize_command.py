@@ -151,6 +151,7 @@ def test_recipe_and_pattern(source: Path, tmp_path: Path) -> None:
     ("arguments", "code", "message"),
     [
         (["--isq", "q9k"], 2, "Invalid value for '--isq': unknown type"),
+        (["--isq", "Q4_K_M"], 2, "Invalid value for '--isq': unknown type; did you mean q4k?"),
         ([], 2, "Missing option '--isq'"),
         (["--isq", "q8_0", "--layers", "("], 2, "Invalid value for '--layers': bad pattern: missing )"),
         (["--isq", "q8_0", "--engine", "0.7"], 2, "'0.7' is not one of '0.6', '0.8', '0.9'"),
@@ -181,7 +182,10 @@ def test_out_is_replaced_only_by_force(source: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     assert run(source, out, "--isq", "q8_0").exit_code == 0
     result = run(source, out, "--isq", "q4_0")
-    assert (result.exit_code, result.stderr) == (2, f"uqff: exists and is not empty: {out}\n")
+    assert (result.exit_code, result.stderr) == (
+        2,
+        f"uqff: exists and is not empty: {out}; --force replaces the UQFF model\n",
+    )
     assert run(source, out, "--isq", "q4_0", "--force").exit_code == 0
     assert uqff.open(out)["model.layers.0.mlp.up_proj"].weight.kind == "q4_0"
 
@@ -213,3 +217,49 @@ def test_a_termination_cleans_up(source: Path, tmp_path: Path) -> None:
         assert child.wait(20) == 128 + signal.SIGTERM
         assert time.perf_counter() - start < 15
     assert os.listdir(tmp_path) == ["source"]
+
+
+def test_a_line_for_all_fallbacks_of_one_reason(tmp_path: Path) -> None:
+    """Also with ``--quiet``, which is for pipelines, not for silence; ``--json`` has a row for each."""
+    source = tmp_path / "source"
+    TinyModel(hidden_size=64, intermediate_size=128, heads=2, layers=2).write(source)
+    result = run(source, tmp_path / "out", "--isq", "q4k", "--quiet", "--no-promote", "--format", "0.2")
+    assert (result.exit_code, result.stdout) == (0, "")
+    listed = ", ".join(("lm_head", *(f"model.layers.0.self_attn.{name}_proj" for name in "qk")))
+    reason = "the last dimension is not a multiple of 256"
+    assert result.stderr == f"uqff: fallback: q4k -> q4_1, 15 layers: {reason}: {listed} and 12 more\n"
+    result = run(source, tmp_path / "json", "--isq", "q4k", "--json", "--no-promote", "--format", "0.2")
+    (output,) = json.loads(result.stdout)["outputs"]
+    assert [fallback["to"] for fallback in output["fallbacks"]] == ["q4_1"] * 15
+
+
+def test_what_is_not_there_is_said_at_once(source: Path, tmp_path: Path) -> None:
+    """Before anything heavy is imported, and before the hub is asked about a path that none of its names can be."""
+    code = (
+        "import sys; from uqff.cli import main\n"
+        "try: main(sys.argv[1:])\n"
+        "except SystemExit as end: assert not {'numba', 'torch'} & set(sys.modules), 'heavy import'; raise"
+    )
+    full = tmp_path / "full"
+    full.mkdir()
+    (full / "note.txt").touch()
+    for arguments, message in (
+        (
+            ["quantize", tmp_path / "nothing", tmp_path / "out", "--isq=q4k"],
+            f"no such directory: {tmp_path / 'nothing'}",
+        ),
+        (["quantize", source, full, "--isq=q4k"], f"exists and is not empty: {full}"),
+        (["run", tmp_path / "nothing", "--prompt=x"], f"Path '{tmp_path / 'nothing'}' does not exist."),
+    ):
+        command = [sys.executable, "-c", code, *map(str, arguments)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 2, done.stderr
+        assert done.stderr.rstrip().endswith(message)
+
+
+@pytest.mark.parametrize("name", ["f16", "float16", "torch.float16"])
+def test_names_of_dtypes(source: Path, tmp_path: Path, name: str) -> None:
+    """Torch's mean the same; help and messages have the short ones."""
+    result = run(source, tmp_path / name, "--isq", "q8_0", "--dtype", name, "--json")
+    assert json.loads(result.stdout)["dtype"] == "F16"
+    assert "float16" not in run("--help").stdout

@@ -89,12 +89,24 @@ def test_chat_template_unless_raw(model: Path, tmp_path: Path) -> None:
         ),
         (["--prompt", ""], 1, "uqff: prompt is empty: expected at least one token"),
         (["--tokens", "0"], 2, "Invalid value for '--tokens'"),
-        (["--dtype", "int8"], 2, "Invalid value for '--dtype'"),
+        (["--dtype", "int8"], 2, "Invalid value for '--dtype': 'int8' is not one of 'f32', 'f16', 'bf16'."),
     ],
 )
 def test_calls_that_are_wrong(model: Path, arguments: list[str], code: int, message: str) -> None:
     got, _, errors = run(model, "--prompt", PROMPT, *arguments)
     assert (got, message in errors) == (code, True), errors
+
+
+def test_names_of_dtypes(model: Path) -> None:
+    """Torch's mean the same as the short ones."""
+    short, long = (
+        run(model, "--prompt", PROMPT, "--tokens", 1, "--dtype", name, "--json")[1] for name in ("bf16", "bfloat16")
+    )
+    assert json.loads(short)["logprobs"] == json.loads(long)["logprobs"]
+    assert (
+        json.loads(short)["logprobs"]
+        != json.loads(run(model, "--prompt", PROMPT, "--tokens", 1, "--json")[1])["logprobs"]
+    )
 
 
 def test_no_such_model(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import sys
 import types
@@ -181,3 +182,36 @@ def test_hub_ids(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         assert sorted(checkpoint) == ["a", "b"]
     assert [repo for repo, _ in asked] == ["owner/name"]
     assert not any("bin" in pattern or pattern == "*" for pattern in asked[0][1])
+
+
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        (
+            OSError("Got: ConnectError: [Errno -2] Name or service not known\nAn error happened"),
+            "ConnectError: [Errno -2] Name or service not known",
+        ),
+        (
+            type("RepositoryNotFoundError", (OSError,), {})(
+                "404 Client Error. (Request ID: x)\n\nRepository Not Found"
+            ),
+            "it has none of that name, or it is private",
+        ),
+        (ValueError(), "ValueError"),
+    ],
+)
+def test_a_mistyped_path_is_no_riddle(monkeypatch: pytest.MonkeyPatch, error: Exception, says: str) -> None:
+    """``models/lama`` may be a repository, so the hub is asked: one line says both. A full disk is a full disk."""
+
+    def snapshot_download(repo: str, *, allow_patterns: list[str]) -> str:
+        raise error
+
+    hub = types.ModuleType("huggingface_hub")
+    hub.snapshot_download = snapshot_download  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "huggingface_hub", hub)
+    with pytest.raises(FileNotFoundError) as caught:
+        open_checkpoint("models/lama")
+    assert str(caught.value) == f"no such directory: models/lama; asked for a repository, the hub says: {says}"
+    error = OSError(errno.ENOSPC, "No space left on device")
+    with pytest.raises(OSError, match="No space left on device"):
+        open_checkpoint("models/lama")

@@ -16,6 +16,7 @@ Authority: transformers, ``modeling_utils.py`` (``_get_resolved_checkpoint_files
 
 from __future__ import annotations
 
+import errno
 import mmap
 import os
 from collections.abc import Iterator, Mapping
@@ -41,6 +42,9 @@ __all__ = ["CONFIG_NAME", "Checkpoint", "open_checkpoint"]
 
 SINGLE_NAME: Final = "model.safetensors"
 INDEX_NAME: Final = "model.safetensors.index.json"
+
+LOCAL_ERRORS: Final = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS)
+"""What may go wrong with the hub's cache on this machine; anything else is the hub's answer."""
 
 HUB_PATTERNS: Final = ("*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja", "*.model", "merges.txt")
 """What is fetched of a repository on the hub."""
@@ -146,7 +150,7 @@ def open_checkpoint(source: PathLike) -> Checkpoint:
     """
     path = Path(source)
     if not path.is_dir():
-        path = _download(str(source), path)
+        path = _download(str(source))
     config_path = path / CONFIG_NAME
     config = read_config(config_path) if config_path.is_file() else {}
     files: list[MappedFile] = []
@@ -209,9 +213,15 @@ def _check_sibling(index: Path, name: str) -> None:
         )
 
 
-def _download(source: str, path: Path) -> Path:
-    parts = source.split("/")
-    if path.exists() or source.startswith((".", "/", "~")) or len(parts) != 2 or not all(parts):
+def is_hub_id(source: PathLike) -> bool:
+    """Whether a path that is no directory may be meant as a repository of the hub: ``owner/name``."""
+    parts = str(source).split("/")
+    is_path = os.path.exists(source) or str(source).startswith((".", "/", "~"))
+    return not is_path and len(parts) == 2 and all(parts)
+
+
+def _download(source: str) -> Path:
+    if not is_hub_id(source):
         raise FileNotFoundError(f"no such directory: {source}")
     try:
         from huggingface_hub import snapshot_download
@@ -221,4 +231,15 @@ def _download(source: str, path: Path) -> Path:
             "(pip install 'uqff-format[hub]')",
             got=source,
         ) from None
-    return Path(snapshot_download(source, allow_patterns=list(HUB_PATTERNS)))
+    try:
+        return Path(snapshot_download(source, allow_patterns=list(HUB_PATTERNS)))
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno in LOCAL_ERRORS:
+            raise
+        names = {kind.__name__ for kind in type(error).__mro__}
+        reason = str(error).strip().partition("\n")[0].removeprefix("Got: ") or type(error).__name__
+        if "RepositoryNotFoundError" in names:
+            reason = "it has none of that name, or it is private"
+        raise FileNotFoundError(
+            f"no such directory: {source}; asked for a repository, the hub says: {reason}"
+        ) from error

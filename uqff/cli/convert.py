@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from uqff.cli.options import isq_option, selected
+from uqff.cli.options import DtypeChoice, isq_option, selected
 from uqff.cli.progress import step_progress, terminable
 from uqff.errors import printable
 
@@ -31,7 +31,7 @@ __all__ = ["convert"]
 )
 @click.option(
     "--dtype",
-    type=click.Choice(["f32", "f16", "bf16"]),
+    type=DtypeChoice(),
     default="f32",
     show_default=True,
     help="What norms are stored in, in UQFF.",

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from uqff.cli.options import isq_option, selected, size_option
+from uqff.cli.options import DtypeChoice, isq_option, selected, size_option
 from uqff.cli.progress import step_progress, terminable
 from uqff.errors import printable
 
@@ -21,9 +21,7 @@ __all__ = ["dequantize"]
 @click.command(short_help="Write a model as a plain checkpoint.")
 @click.argument("source", metavar="SRC")
 @click.argument("out", metavar="OUT", type=click.Path())
-@click.option(
-    "--dtype", type=click.Choice(["f32", "bf16", "f16"]), default="f32", show_default=True, help="Of all floats."
-)
+@click.option("--dtype", type=DtypeChoice(), default="f32", show_default=True, help="Of all floats.")
 @click.option(
     "--shard-size",
     callback=size_option,

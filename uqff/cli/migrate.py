@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from uqff.cli.options import isq_option, selected
+from uqff.cli.options import DtypeChoice, isq_option, selected
 from uqff.cli.progress import step_progress, terminable
 from uqff.codes import FORMATS
 from uqff.errors import printable
@@ -38,7 +38,7 @@ __all__ = ["migrate"]
     "--fix-biases",
     is_flag=False,
     flag_value="load",
-    type=click.Choice(["load", "f32", "f16", "bf16"]),
+    type=DtypeChoice("load"),
     help="Change biases that the engine cannot add to activations of this dtype; if none is given, of the load dtype.",
 )
 @click.option(

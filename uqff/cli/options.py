@@ -3,15 +3,35 @@
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from uqff.errors import UqffError, printable
 
-__all__ = ["isq_option", "pattern_option", "selected", "size_option"]
+__all__ = ["DtypeChoice", "isq_option", "pattern_option", "selected", "size_option"]
 
 UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 2**10, "mi": 2**20, "gi": 2**30}
+
+
+if TYPE_CHECKING:
+    Choice = click.Choice[str]
+else:
+    Choice = click.Choice  # which takes no parameter before click 8.2
+
+DTYPES = ("f32", "f16", "bf16")
+TORCH_NAMES = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}
+
+
+class DtypeChoice(Choice):
+    """``f32``, ``f16`` or ``bf16``, or a word of the command's own; torch's names mean the same."""
+
+    def __init__(self, *words: str) -> None:
+        super().__init__([*words, *DTYPES])
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """The name as commands know it."""
+        return super().convert(TORCH_NAMES.get(str(value).removeprefix("torch."), value), param, ctx)
 
 
 def size_option(ctx: click.Context, parameter: click.Parameter, value: str) -> int:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from uqff.cli.options import pattern_option, size_option
+from uqff.cli.options import DtypeChoice, pattern_option, size_option
 from uqff.cli.progress import step_progress, terminable
 from uqff.codes import FORMATS
 from uqff.errors import UqffError, printable
@@ -59,7 +59,7 @@ def _kind(ctx: click.Context, parameter: click.Parameter, values: tuple[str, ...
 )
 @click.option(
     "--dtype",
-    type=click.Choice(["auto", "f32", "f16", "bf16"]),
+    type=DtypeChoice("auto"),
     default="auto",
     show_default=True,
     help="Load dtype: weights are rounded to it first.",
@@ -108,7 +108,15 @@ def quantize(
 
     With --json, the summary holds every layer: types, sizes, errors.
     """
-    _import_numba()
+    from pathlib import Path
+
+    from uqff.checkpoints.safetensors import is_hub_id
+    from uqff.container.staging import check_target
+
+    if not Path(source).is_dir() and not is_hub_id(source):
+        raise FileNotFoundError(f"no such directory: {source}")
+    check_target(Path(out), force=force)
+    _import_numba()  # takes its time, and is for nothing if there is nothing to be done
     from uqff.quantization.recipe import load_recipe
     from uqff.quantization.result import result_document
     from uqff.quantization.run import quantize_model
@@ -202,8 +210,10 @@ def _promotions(result: Result) -> list[tuple[str, str]]:
 
 
 def _warn(result: Result, fallbacks: list[Fallback]) -> None:
-    """Fallbacks are never silent."""
-    for fallback in fallbacks:
-        click.echo(f"uqff: fallback: {printable(str(fallback))}", err=True)
+    """Fallbacks are never silent, and a line for each reason is enough: --json lists the layers."""
+    from uqff.quantization.result import fallback_lines
+
+    for line in fallback_lines(fallbacks):
+        click.echo(f"uqff: fallback: {printable(line)}", err=True)
     for rule in result.unmatched:
         click.echo(f"uqff: recipe: {printable(rule.selector)} in line {rule.line} matches no layer", err=True)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from uqff.cli.options import isq_option, selected
+from uqff.cli.options import DtypeChoice, isq_option, selected
 from uqff.errors import UqffError
 
 if TYPE_CHECKING:
@@ -15,15 +15,13 @@ if TYPE_CHECKING:
 
 __all__ = ["run"]
 
-DTYPES = ("float32", "bfloat16", "float16")
-
 
 @click.command(short_help="Let a model answer a prompt.")
 @click.argument("path", metavar="DIR")
 @click.option("--prompt", required=True, help="What the model answers.")
 @click.option("--tokens", default=64, show_default=True, type=click.IntRange(1), help="At most so many new tokens.")
 @click.option("--raw", is_flag=True, help="The prompt is plain text: no chat template.")
-@click.option("--dtype", type=click.Choice(DTYPES), help="Of activations; by default that of residual.safetensors.")
+@click.option("--dtype", type=DtypeChoice(), help="Of activations; by default that of residual.safetensors.")
 @click.option("--device", help="cpu, cuda or cuda:N; CUDA if there is one.")
 @click.option("--timeout", default=300.0, show_default=True, help="Seconds that a rank waits for the others.")
 @click.option("--check-all", is_flag=True, help="Compare every byte of the ranks' files, not headers and samples.")
@@ -58,8 +56,7 @@ def run(
     path = selected(path, isq, "DIR")
     resolve(path)  # before what takes seconds to import
 
-    import torch
-
+    from uqff.container.directory import LOADED_DTYPES
     from uqff.parallel.generate import respond
     from uqff.parallel.ranks import device_of, joined, rank_of
 
@@ -74,7 +71,7 @@ def run(
                 comm,
                 tokens=tokens,
                 device=place,
-                dtype=None if dtype is None else getattr(torch, dtype),
+                dtype=None if dtype is None else LOADED_DTYPES[dtype.upper()].torch,
                 raw=raw,
                 check="all" if check_all else "sample",
                 on_text=_say if speaks and not as_json else None,

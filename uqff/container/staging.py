@@ -47,10 +47,16 @@ def check_target(target: Path, *, force: bool = False, what: What = "UQFF model"
     if not entries:
         return
     if not force:
-        raise FileExistsError(f"exists and is not empty: {target}")
-    names = [entry.name for entry in entries]
-    if any(entry.is_dir(follow_symlinks=False) for entry in entries) or not _is(what, names):
+        way_out = f"; --force replaces the {what}" if _is_replaceable(what, entries) else ""
+        raise FileExistsError(f"exists and is not empty: {target}{way_out}")
+    if not _is_replaceable(what, entries):
         raise FileExistsError(f"is not a {what} and will not be replaced: {target}")
+
+
+def _is_replaceable(what: What, entries: list[os.DirEntry[str]]) -> bool:
+    """Whether a directory is of the kind that ``force`` replaces, and nothing more."""
+    is_flat = not any(entry.is_dir(follow_symlinks=False) for entry in entries)
+    return is_flat and _is(what, [entry.name for entry in entries])
 
 
 def _is(what: What, names: list[str]) -> bool:

@@ -105,7 +105,10 @@ def gguf_of_uqff(
     """
     target = Path(target)
     if target.is_dir() or target.is_symlink() or (target.exists() and not force):
-        raise FileExistsError(f"exists{'' if target.is_file() else ' and is not a file'}: {target}")
+        is_file = target.is_file() and not target.is_symlink()
+        raise FileExistsError(
+            f"exists: {target}; --force replaces it" if is_file else f"exists and is not a file: {target}"
+        )
     with open_uqff(source) as file:
         directory = file.paths[0].parent if assets is None else Path(assets)
         config = read_config(directory / CONFIG_NAME)

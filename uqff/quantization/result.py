@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from uqff.codes import Version
 from uqff.quantization.error import Distance
 from uqff.quantization.recipe import Rule
 from uqff.quantization.types import Fallback
 
-__all__ = ["LayerReport", "Output", "Result", "TypeRow", "result_document", "type_rows"]
+__all__ = ["LayerReport", "Output", "Result", "TypeRow", "fallback_lines", "result_document", "type_rows"]
+
+LISTED: Final = 3
+"""Layers that a line names."""
 
 
 @dataclass(frozen=True)
@@ -204,3 +207,20 @@ def _output_document(output: Output) -> dict[str, Any]:
             for layer in output.layers
         ],
     }
+
+
+def fallback_lines(fallbacks: Iterable[Fallback]) -> list[str]:
+    """The layers that are stored as another type than asked for: a line for all of the same two types and reason."""
+    groups: dict[tuple[str, str, str], list[Fallback]] = {}
+    for each in fallbacks:
+        groups.setdefault((each.requested, each.resolved, each.reason), []).append(each)
+    return [_fallback_line(group) for group in groups.values()]
+
+
+def _fallback_line(group: Sequence[Fallback]) -> str:
+    first, names = group[0], [each.module or "-" for each in group]
+    if len(group) == 1:
+        return str(first)
+    more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
+    listed = ", ".join(names[:LISTED])
+    return f"{first.requested} -> {first.resolved}, {len(group)} layers: {first.reason}: {listed}{more}"

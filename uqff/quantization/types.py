@@ -22,9 +22,11 @@ Authority: mistral.rs, ``mistralrs-quant/src/utils/isq.rs`` (``get_quantization_
 from __future__ import annotations
 
 import math
+import re
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, TypeAlias
 
 import numpy as np
@@ -82,6 +84,9 @@ KINDS: Final = (*LEGACY_KINDS, *LEGACY, "hqq4", "hqq8", "fp8", *AFQ_BITS, "f8q8"
 
 AUTOMATIC: Final = {2: "q2k", 3: "q3k", 4: "q4k", 5: "q5k", 6: "q6k", 8: "q8_0"}
 """What the engine takes on a CPU for a bare number of bits."""
+
+K_TYPE: Final = re.compile(r"(q[0-9])_k(_[a-z]+)?")
+"""How llama.cpp writes a K type, alone or as the mixture that is mostly of it: ``q4_k``, ``q4_k_m``."""
 
 PROMOTED: Final = {
     **dict.fromkeys(("afq2", "afq3", "afq4"), "afq6"),
@@ -141,8 +146,11 @@ def kind_name(kind: str | int) -> str:
         return AUTOMATIC[int(text)]
     if text in KINDS or text in HQQ_BITS or text == "unquant":
         return text
-    known = ", ".join((*KINDS, "unquant", *map(str, AUTOMATIC)))
-    raise UnsupportedError("unknown type", field="kind", expected=f"one of {known}", got=kind)
+    known = (*KINDS, "unquant", *map(str, AUTOMATIC))
+    text = K_TYPE.sub(r"\1k", text)
+    meant = [text] if text in known else get_close_matches(text[:20], KINDS, 1)
+    hint = f"; did you mean {meant[0]}?" if meant else ""
+    raise UnsupportedError(f"unknown type{hint}", field="kind", expected=f"one of {', '.join(known)}", got=kind)
 
 
 def promoted(kind: str) -> str:
@@ -200,12 +208,15 @@ def _resolve(kind: str, shape: tuple[int, ...], engine: Engine, group_size: int 
         return _resolve_ggml(kind, shape, engine)
     if kind in AFQ_BITS and shape[-1] % group:
         if engine != "0.9":
-            raise _misfit(kind, "a last dimension in multiples of", group, shape)
+            raise _row_misfit(kind, group, shape)
         return "unquant", f"the last dimension is not a multiple of {group}"
     if kind in HQQ_BITS and math.prod(shape) % group:
-        raise _misfit(kind, "a number of weights in multiples of", group, shape)
-    if kind == "mxfp4" and (len(shape) != 2 or shape[-1] % 32):
-        raise _misfit(kind, "a matrix with a last dimension in multiples of", 32, shape)
+        size = math.prod(shape)
+        raise _misfit(kind, f"a number of weights in multiples of {group}", f"{size} of {list(shape)}")
+    if kind == "mxfp4" and len(shape) != 2:
+        raise _misfit(kind, "a matrix: the engine quantises no stack of experts to it", list(shape))
+    if kind == "mxfp4" and shape[-1] % 32:
+        raise _row_misfit(kind, 32, shape)
     return kind, ""
 
 
@@ -213,15 +224,19 @@ def _resolve_ggml(kind: str, shape: tuple[int, ...], engine: Engine) -> tuple[st
     last = shape[-1]
     if last % QK:
         if engine == "0.6":
-            raise _misfit(kind, "a last dimension in multiples of", QK, shape)
+            raise _row_misfit(kind, QK, shape)
         return "f32", f"the last dimension is not a multiple of {QK}"
     if kind in LEGACY and last % QK_K:
         return LEGACY[kind], f"the last dimension is not a multiple of {QK_K}"
     return kind, ""
 
 
-def _misfit(kind: str, rule: str, unit: int, shape: tuple[int, ...]) -> ShapeError:
-    return ShapeError(f"the shape cannot be {kind}", field="shape", expected=f"{rule} {unit}", got=list(shape))
+def _row_misfit(kind: str, unit: int, shape: tuple[int, ...]) -> ShapeError:
+    return _misfit(kind, f"a last dimension in multiples of {unit}", f"{shape[-1]} of {list(shape)}")
+
+
+def _misfit(kind: str, expected: str, got: object) -> ShapeError:
+    return ShapeError(f"the shape cannot be {kind}", field="shape", expected=expected, got=got)
 
 
 def _group_size(kind: str, group_size: int | None) -> int:
