@@ -18,7 +18,8 @@ from uqff.codes import Version
 from uqff.container.streaming import StreamedLayers
 from uqff.migration.shapes import expected_shape
 from uqff.models.architectures import LayerName, entry_names, layer_names
-from uqff.quantization.types import bias_dtype, outline
+from uqff.quantization.bias import cast_bias
+from uqff.quantization.types import outline
 
 __all__ = [
     "CONFIGS",
@@ -98,7 +99,8 @@ class SmallModel:
         weight = random_record(kind, tuple(int(size or 0) for size in shape), self.seed + name.index)
         if not self.biased or ".self_attn." not in name.key:
             return Layer(weight)
-        return Layer(weight, torch.full(weight.shape[:1], 0.5).to(bias_dtype(kind, torch.bfloat16)))
+        bias = torch.full(weight.shape[:1], 0.5)
+        return Layer(weight, cast_bias(bias, weight, torch.bfloat16, version=(0, 2, 0), engine_biases=True))
 
     def residual(self, *, embedding: bool) -> dict[str, torch.Tensor]:
         """The tensors that are no layers."""

@@ -20,17 +20,8 @@ from uqff import FormatError, ShapeError, UnsupportedError
 from uqff.codec.blob import blob_size
 from uqff.container.mapped import MappedFile, TensorMap
 from uqff.families import AFQ, F8Q8, FP8, GGUF, HQQ, MXFP4, Unquant
-from uqff.quantization.types import (
-    AUTOMATIC,
-    KINDS,
-    PROMOTED,
-    Fallback,
-    bias_dtype,
-    cast_bias,
-    kind_name,
-    outline,
-    plan,
-)
+from uqff.quantization.bias import cast_bias
+from uqff.quantization.types import AUTOMATIC, KINDS, PROMOTED, Fallback, kind_name, outline, plan
 
 HQQ_ONLY_READ = ("hqq1", "hqq2", "hqq3")
 LOAD_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -381,26 +372,6 @@ def test_weights_that_cannot_be_quantised() -> None:
         uqff.quantize(torch.zeros(2, 32), "q8_0", dtype=torch.float64)
 
 
-def test_bias_dtypes() -> None:
-    """Per family, as the engine casts them."""
-    for kind in (*GGML, "f32", "hqq4", "hqq8", "f8q8"):
-        assert bias_dtype(kind, torch.bfloat16) is torch.float32
-    for kind in ("afq2", "unquant"):
-        for dtype in LOAD_DTYPES:
-            assert bias_dtype(kind, dtype) is dtype
-    assert bias_dtype("fp8", torch.float32) is torch.float8_e4m3fn
-    assert bias_dtype("mxfp4", torch.float32) is torch.bfloat16
-
-
-def test_biases_are_rounded_to_the_load_dtype_first() -> None:
-    """1 + 2^-9 is between two bfloat16 numbers; 500 saturates in float8, where 448 is the end."""
-    bias = torch.tensor([1 + 2**-9, 500.0, -0.3])
-    assert cast_bias(bias, "q4k", torch.bfloat16).tolist() == [1.0, 500.0, -0.30078125]
-    fp8 = cast_bias(bias, "fp8", torch.float32)
-    assert fp8.dtype is torch.float8_e4m3fn
-    assert fp8.float().tolist() == [1.0, 448.0, -0.3125]
-
-
 V1 = json.loads((GOLDEN / "v1" / "MANIFEST.json").read_text())["directories"]
 
 
@@ -427,7 +398,7 @@ def test_f8q8_and_mxfp4_are_the_clients(directory: str) -> None:
             compared += 1
             bias = stored.get(f"{key}.bias")
             if bias is not None:
-                ours_bias = cast_bias(tensors[f"{key}.bias"], record.kind, dtype)
+                ours_bias = cast_bias(tensors[f"{key}.bias"], record, dtype, version=(1, 2, 0), engine_biases=True)
                 assert (ours_bias.dtype, torch.equal(ours_bias, bias)) == (bias.dtype, True)
     assert compared >= 8
 

@@ -49,6 +49,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Any:
             format="0.1",
             engine="0.6",
             dtype=case["dtype"].lower(),
+            engine_biases=True,
             on_fallback=lambda fallback: None,
         )
 

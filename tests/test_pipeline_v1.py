@@ -67,6 +67,7 @@ def test_files_are_the_clients(version: str, case: Case, tmp_path: Path) -> None
             format=version[:3],
             engine=FUTURE[version],  # type: ignore[arg-type]
             dtype=case.dtype.lower(),
+            engine_biases=True,
             **QUIET,
         )
         theirs = GOLDEN / "v1" / version / case.name / f"{kind}-0.uqff"
@@ -86,7 +87,8 @@ def test_nearly_all_files_are_equal_to_the_last_byte(tmp_path: Path) -> None:
     """A file without exempt zeros has the client's data as it is, behind a header of its own."""
     case = next(case for case in GOLDEN_CASES if case.name == "qwen2-mixed-bf16")
     case.model.write(tmp_path / "source")
-    quantize_model(tmp_path / "source", tmp_path / "out", ["q8_0"], recipe=recipe_of(case), dtype="bf16", **QUIET)
+    given = {"recipe": recipe_of(case), "dtype": "bf16", "engine_biases": True, **QUIET}
+    quantize_model(tmp_path / "source", tmp_path / "out", ["q8_0"], **given)
     ours, theirs = (
         (folder / "q8_0-0.uqff").read_bytes()
         for folder in (tmp_path / "out", GOLDEN / "v1" / "1.2.0" / "qwen2-mixed-bf16")

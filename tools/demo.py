@@ -75,7 +75,8 @@ def linear_layers(model: Path, tensors: dict[str, torch.Tensor]) -> list[str]:
 def write(kind: str, layers: list[str], tensors: dict[str, torch.Tensor], out: Path, progress: Progress) -> str:
     """Quantise the layers into ``out/<kind>.uqff`` and ``out/0.2/<kind>.uqff``; returns what they were stored as."""
     import uqff
-    from uqff.quantization.types import cast_bias, quantize
+    from uqff.quantization.bias import cast_bias
+    from uqff.quantization.types import quantize
 
     stored: dict[str, int] = {}
     task = progress.add_task(kind, total=len(layers))
@@ -83,7 +84,7 @@ def write(kind: str, layers: list[str], tensors: dict[str, torch.Tensor], out: P
     for path in layers:
         weight = quantize(tensors[f"{path}.weight"], kind, on_fallback=lambda _: None)
         bias = tensors.get(f"{path}.bias")
-        made[path] = uqff.Layer(weight, None if bias is None else cast_bias(bias, weight.kind, bias.dtype))
+        made[path] = uqff.Layer(weight, None if bias is None else cast_bias(bias, weight, version=(1, 2, 0)))
         stored[weight.kind] = stored.get(weight.kind, 0) + 1
         progress.advance(task)
     uqff.save(made, out / f"{kind}.uqff", version=(1, 2, 0))

@@ -19,7 +19,6 @@ from golden_v1 import TinyMixtral
 from stored_parts import compare, entries, read_parts, version_entries
 
 import uqff
-from uqff.quantization.recipe import load_recipe
 from uqff.quantization.run import quantize_model
 from uqff.quantization.types import KINDS
 
@@ -128,9 +127,9 @@ def make(checkpoint: Path, kind: str, dtype: str, recipe: Path | None = None) ->
             checkpoint,
             folder,
             [kind],
-            recipe=None if recipe is None else load_recipe(recipe),
             format="1.2",
             dtype=dtype.lower(),
+            engine_biases=True,
             on_fallback=lambda fallback: None,
         )
         return read_directory(folder, *made.outputs[0].shards)

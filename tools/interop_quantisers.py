@@ -31,7 +31,8 @@ from wheel_q3k import quantize_q3k
 
 import uqff
 from uqff.families import AFQ, GGUF, MXFP4
-from uqff.quantization.types import KINDS, Engine, cast_bias, plan, promoted
+from uqff.quantization.bias import cast_bias
+from uqff.quantization.types import KINDS, Engine, plan, promoted
 
 TORCH_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
@@ -117,15 +118,20 @@ def quantise(case: Case, kind: str, engine: Engine) -> dict[str, uqff.Layer]:
     dtype, tensors = TORCH_DTYPES[case.dtype], tensors_of(case.model)
     asked = asked_kinds(case, kind, engine)
     # All shapes before any work: plan raises where the engine fails.
-    planned = {name: plan(of, tensors[f"{name}.weight"].shape, engine=engine) for name, of in asked.items()}
+    for name, of in asked.items():
+        plan(of, tensors[f"{name}.weight"].shape, engine=engine)
     layers = {}
     for name, of in asked.items():
         weight = uqff.quantize(
             tensors[f"{name}.weight"], of, engine=engine, dtype=dtype, on_fallback=lambda fallback: None
         )
         bias = tensors.get(f"{name}.bias")
-        layers[name] = uqff.Layer(weight, None if bias is None else cast_bias(bias, planned[name], dtype))
+        layers[name] = uqff.Layer(weight, None if bias is None else _engine_bias(bias, weight, dtype))
     return layers
+
+
+def _engine_bias(bias: torch.Tensor, weight: uqff.QuantizedTensor, dtype: torch.dtype) -> torch.Tensor:
+    return cast_bias(bias, weight, dtype, version=(1, 2, 0), engine_biases=True)
 
 
 def with_wheel_q3k(layers: dict[str, uqff.Layer], case: Case) -> dict[str, uqff.Layer]:

@@ -79,6 +79,7 @@ def test_json_and_quiet(source: Path, tmp_path: Path) -> None:
             "tokenizer_config.json",
         ],
         "notes": ["the embedding is dequantised: 0.x has no quantised one (it was Q4_0)"],
+        "limits": [],
     }
     result = run(source, tmp_path / "quiet", "--quiet", "--assets", tmp_path / "own")
     assert (result.exit_code, result.stdout, result.stderr) == (0, "", "")

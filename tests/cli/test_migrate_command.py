@@ -18,6 +18,9 @@ from uqff.models.architectures import layer_names
 MIXED = GOLDEN / "v0" / "llama-mixed-f32"
 
 
+UNQUANT_F32 = "7 unquant layers in F32: they run with activations in F32 only, and auto takes BF16 on a GPU"
+
+
 def run(*arguments: object) -> Result:
     return CliRunner().invoke(main, ["migrate", *map(str, arguments)])
 
@@ -31,13 +34,14 @@ def test_the_summary(tmp_path: Path) -> None:
         "copied",
         "config.json, generation_config.json, tokenizer.json, tokenizer_config.json",
     ]
-    assert result.stderr == ""
+    assert result.stderr == f"uqff: q8_0: {UNQUANT_F32}\n"
     assert uqff.open(tmp_path / "out").version == (1, 2, 0)
 
 
 def test_quiet_and_json(tmp_path: Path) -> None:
     """The mapping is in the document, and what became of every file."""
-    assert run(MIXED, tmp_path / "quiet", "--quiet").output == ""
+    quiet = run(MIXED, tmp_path / "quiet", "--quiet")
+    assert (quiet.stdout, quiet.stderr) == ("", f"uqff: q8_0: {UNQUANT_F32}\n")
     result = run(MIXED, tmp_path / "out", "--json")
     document = json.loads(result.stdout)
     assert document["uqff_version"] == "1.2.0"
@@ -105,8 +109,8 @@ def test_warnings_go_to_stderr_and_biases_are_changed(tmp_path: Path, option: li
     result = run(source, tmp_path / "as-is", "--quiet")
     assert result.exit_code == 0
     assert result.stderr == (
-        "uqff: fp8: 3 biases of FP8 layers in F8_E4M3, which the engine cannot add to activations in BF16: it loads "
-        "the model and then fails; --fix-biases changes them\n"
+        "uqff: fp8: 3 biases of FP8 layers in F8_E4M3, not for activations in BF16; --fix-biases changes them\n"
+        "uqff: fp8: 3 biases of FP8 layers in F8E4M3: no release can add them: it loads the model and then fails\n"
     )
     result = run(source, tmp_path / "fixed", *option)
     assert "changed for activations in BF16" in result.stderr

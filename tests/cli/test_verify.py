@@ -19,16 +19,21 @@ from uqff.cli import main
 SOUND = unquant([1.0, 2.0])
 
 
+UNQUANT_F32 = (
+    "unquant layers in F32: they run with activations in F32 only, and auto takes F16 on a CPU and BF16 on a GPU"
+)
+
+
 def run(*arguments: str) -> Result:
     return CliRunner().invoke(main, ["verify", *arguments])
 
 
 @pytest.mark.parametrize("options", [(), ("--deep",)])
 def test_a_clean_directory_is_0(options: tuple[str, ...]) -> None:
-    """One line, nothing on the standard error."""
+    """A line, before it what is worth knowing, nothing on the standard error."""
     result = run(str(GOLDEN / "llama-mixed-f32"), *options)
     assert (result.exit_code, result.stderr) == (0, "")
-    assert result.stdout == "clean: no violation in 15 layers, 175,532 bytes of layers\n"
+    assert result.stdout == (f"note: 7 {UNQUANT_F32}\nclean: no violation in 15 layers, 175,532 bytes of layers\n")
 
 
 def test_violations_are_1(tmp_path: Path) -> None:
@@ -41,6 +46,7 @@ def test_violations_are_1(tmp_path: Path) -> None:
         f"{path}: layer 0, field bias_flag, offset 261: value out of range: expected 0 or 1, got 2\n"
         f"{path}: layer 2, field weight.data, offset 316: 1 element breaks a rule: "
         "expected a finite number, got element 0\n"
+        f"note: 1 {UNQUANT_F32}\n"
         "3 violations in 2 layers, 64 bytes of layers\n"
     )
 
@@ -96,7 +102,7 @@ def test_every_type_of_a_directory(tmp_path: Path) -> None:
     result = run(str(tmp_path))
     assert result.exit_code == 1
     assert result.stdout.splitlines()[0].startswith(f"{tmp_path / 'b-1.uqff'}: layer 1, field weight.data")
-    assert result.stdout.splitlines()[1:] == [f"1 violation in 3 layers, {3 * len(SOUND) - 1} bytes of layers"]
+    assert result.stdout.splitlines()[-1:] == [f"1 violation in 3 layers, {3 * len(SOUND) - 1} bytes of layers"]
 
 
 def test_json(tmp_path: Path) -> None:

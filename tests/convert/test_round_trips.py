@@ -74,7 +74,7 @@ def test_q8_1_there_and_back(tmp_path: Path) -> None:
     gguf_of_uqff(tmp_path / "own", tmp_path / "b.gguf")
     result = uqff_of_gguf(tmp_path / "b.gguf", tmp_path / "u")
     assert layers(tmp_path / "u") == first
-    assert "mistral.rs does not load q8_1 layers" in result.notes
+    assert any("q8_1 layers: no release loads this type" in note for note in result.notes)
 
 
 @pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
@@ -133,8 +133,10 @@ def test_plain_matrices_in_the_older_generation(tmp_path: Path, kind: str) -> No
         assert {layer.weight.weight.dtype for layer in found.values()} == {expected}  # type: ignore[attr-defined]
         assert found["1"].bias is not None
         assert found["1"].bias.dtype == DTYPES[dtype]
-        said = [note for note in result.notes if note.startswith("unquant layers in")]
-        assert bool(said) == (dtype not in ("f32", kind))
+        pinned = [limit.what for limit in result.limits if limit.rule == "weight-in-one-dtype"]
+        assert pinned == [f"unquant layers in {(kind if dtype != 'f32' else dtype).upper()}"]
+        never = any(limit.rule == "several-dtypes" for limit in result.limits)
+        assert never == (dtype not in ("f32", kind))
     with open_gguf(tmp_path / "a.gguf") as file:
         weight = file["blk.0.ffn_up.weight"].record().dequantize()
     assert torch.equal(layers(tmp_path / "f32")["6"].weight.dequantize(), weight)
@@ -352,3 +354,11 @@ def test_direction(tmp_path: Path) -> None:
     before = (tmp_path / "b").read_bytes()
     assert convert_model(tmp_path / "u", tmp_path / "b", force=True).nbytes == len(before)
     assert (tmp_path / "b").read_bytes() == before
+
+
+def test_what_the_engine_cannot_load_is_refused_strictly(tmp_path: Path) -> None:
+    """Before anything is written."""
+    write_gguf(tiny("qwen2"), tmp_path / "a.gguf", "q4_0")
+    with pytest.raises(UnsupportedError, match=r"could not load or run this.*3 biases of GGUF layers in F32"):
+        uqff_of_gguf(tmp_path / "a.gguf", tmp_path / "u", strict=True)
+    assert not (tmp_path / "u").exists()

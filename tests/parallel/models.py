@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 import uqff
 from uqff.families import stack
 from uqff.models.architectures import layer_names, stacked_names
-from uqff.quantization.types import cast_bias
+from uqff.quantization.bias import cast_bias
 
 HIDDEN, INNER, VOCABULARY, LAYERS = 256, 512, 96, 2
 HEADS, KV_HEADS = 8, 2
@@ -113,7 +113,7 @@ def write(case: TinyCase, folder: Path) -> tuple[Path, torch.nn.Module]:
         weight = uqff.quantize(plain[each.weight].float(), case.kind, dtype=case.dtype)
         bias = plain.get(each.bias)
         if bias is not None:
-            bias = cast_bias(bias, case.kind, case.dtype)
+            bias = cast_bias(bias, weight, case.dtype, version=case.version)
             dense[each.bias] = bias.to(case.dtype)
         key: Any = each.index if case.version < (1, 0, 0) else each.module
         layers[key] = uqff.Layer(weight, bias)

@@ -15,6 +15,7 @@ import uqff
 from uqff import FormatError, Layer, ShapeError, ShardError, UnsupportedError
 from uqff.codec.entries import from_entries, to_entries
 from uqff.families import AFQ, GGUF
+from uqff.families.base import same_bytes
 from uqff.families.gguf.blocks import block_type_of_kind
 from uqff.parallel.comm import Comm
 from uqff.parallel.layer import DistributedKind, QuantizedLinear
@@ -278,15 +279,28 @@ def test_deltas_of_plain_ggml_types_and_refusals() -> None:
 
 @pytest.mark.parametrize("kind", ["q4k", "q8_0", "hqq8", "fp8", "afq4", "f8q8", "mxfp4"])
 def test_a_plain_layer_is_quantised(kind: str) -> None:
-    """Every type, with the bias in the engine's dtype for it; the layer itself stays as it is."""
-    layer = ColumnParallelLayer.new(plain(), torch.ones(OUT), one_of(2, 1))
+    """Every type, with the bias as it was, or on request as the engine has it; the layer itself stays as it is."""
+    bias = torch.full((OUT,), 600.0009)
+    layer = ColumnParallelLayer.new(plain(), bias, one_of(2, 1))
     assert isinstance(layer, ColumnParallelLayer)
     made = layer.apply_isq(kind)
     assert made.weight == uqff.quantize(plain()[OUT // 2 :], kind, engine="0.8")
-    dtypes = {"fp8": torch.float8_e4m3fn, "mxfp4": torch.bfloat16}
     assert made.bias is not None
-    assert made.bias.dtype is dtypes.get(kind, torch.float32)
+    assert same_bytes(made.bias, bias[OUT // 2 :])
+    engines = layer.apply_isq(kind, engine_biases=True).bias
+    lossy = {"fp8": torch.tensor(448.0).to(torch.float8_e4m3fn), "mxfp4": torch.tensor(600.0, dtype=torch.bfloat16)}
+    assert same_bytes(engines, lossy[kind].repeat(OUT // 2) if kind in lossy else bias[OUT // 2 :])
     assert layer.weight.kind == "unquant"
+
+
+def test_biases_of_layers_that_change_their_type() -> None:
+    """Rows and columns widen a bias to float32 beside types whose readers want that; a replicated layer never does."""
+    bias = torch.linspace(-600, 600, OUT).to(torch.bfloat16)
+    for kind, added in (("q8_0", torch.float32), ("hqq8", torch.float32), ("fp8", torch.bfloat16)):
+        made = ColumnParallelLayer.new(plain(), bias, Comm()).apply_isq(kind)
+        assert same_bytes(made.bias, bias.to(added))  # type: ignore[union-attr]
+        replicated = ReplicatedLayer.new(plain(), bias).apply_isq(kind)
+        assert same_bytes(replicated.bias, bias)  # type: ignore[union-attr]
 
 
 def test_slices_quantised_apart_make_up_a_whole_where_blocks_do() -> None:

@@ -36,6 +36,7 @@ __all__ = ["convert"]
     show_default=True,
     help="What norms are stored in, in UQFF.",
 )
+@click.option("--strict", is_flag=True, help="Refuse UQFF that the engine could not load or run however it is started.")
 @click.option("--force", is_flag=True, help="Replace what is in OUT.")
 @click.option("--quiet", is_flag=True, help="Print nothing but warnings and errors.")
 @isq_option
@@ -47,6 +48,7 @@ def convert(
     format: str,
     assets: str | None,
     dtype: str,
+    strict: bool,
     force: bool,
     quiet: bool,
     isq: str | None,
@@ -63,7 +65,15 @@ def convert(
     source = selected(source, isq, "SRC")
     with terminable(), step_progress(shown=not quiet) as progress:
         result = convert_model(
-            source, out, to=to, format=format, assets=assets, dtype=dtype, force=force, progress=progress
+            source,
+            out,
+            to=to,
+            format=format,
+            assets=assets,
+            dtype=dtype,
+            strict=strict,
+            force=force,
+            progress=progress,
         )
     if as_json:
         click.echo(json.dumps(conversion_document(result), indent=2))

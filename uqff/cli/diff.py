@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -30,8 +31,8 @@ def diff(ctx: click.Context, a: str, b: str, layers: Any, names: str | None, isq
 
     Of a directory with several models, DIR:TYPE is one: uqff diff MODEL:q4k MODEL:hqq8.
 
-    For each layer: types, sizes, whether the bytes are the same, root mean square and largest error, cosine. The
-    checkpoint is taken as true; of two UQFF, A is.
+    For each layer: types, sizes, whether the bytes are the same, root mean square and largest error, cosine; then the
+    biases that differ. The checkpoint is taken as true; of two UQFF, A is.
 
     A may be of 0.x and B of 1.x, or the reverse: layers are then matched by path, which config.json beside one of them
     (or --names) tells, and experts one by one.
@@ -73,9 +74,29 @@ def _show(differences: list[LayerDifference]) -> None:
     alone = [sum(each.b is None for each in differences), sum(each.a is None for each in differences)]
     print()
     print(f"{same} of {len(differences)} layers have the same bytes")
+    for line in _bias_lines(differences):
+        print(line)
     for side, count in zip("AB", alone, strict=True):
         if count:
             print(f"{count} only in {side}")
+
+
+def _bias_lines(differences: list[LayerDifference]) -> Iterator[str]:
+    """Biases that differ, a line for each pair of dtypes."""
+    from uqff.cli.render import number
+    from uqff.quantization.bias import largest_of
+
+    groups: dict[tuple[str, str], list[LayerDifference]] = {}
+    for each in differences:
+        if each.bias_dtypes != (None, None) and (each.bias is None or each.bias.largest != 0):
+            groups.setdefault((each.bias_dtypes[0] or "none", each.bias_dtypes[1] or "none"), []).append(each)
+    for (a, b), layers in groups.items():
+        far = [each.bias for each in layers if each.bias is not None]
+        text = f"biases of {len(layers)} layers differ: {a} in A, {b} in B"
+        if far:
+            largest, relative = (largest_of(getattr(each, of) for each in far) for of in ("largest", "relative"))
+            text += f", max error {number(largest)}, relative {number(relative)}"
+        yield text
 
 
 def _cells(each: LayerDifference) -> list[str]:

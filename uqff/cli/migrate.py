@@ -45,6 +45,7 @@ __all__ = ["migrate"]
     "--plain-experts", is_flag=True, help="Store experts that the version cannot hold dequantised, in the load dtype."
 )
 @click.option("--untie", is_flag=True, help="Of a tied model, keep the dense embedding beside the quantised head.")
+@click.option("--strict", is_flag=True, help="Refuse what the engine could not load or run however it is started.")
 @click.option("--force", is_flag=True, help="Replace the model that is in OUT.")
 @click.option("--quiet", is_flag=True, help="Print nothing but warnings and errors.")
 @isq_option
@@ -60,6 +61,7 @@ def migrate(
     fix_biases: str | None,
     plain_experts: bool,
     untie: bool,
+    strict: bool,
     force: bool,
     quiet: bool,
     isq: str | None,
@@ -87,6 +89,8 @@ def migrate(
             click.echo(f"uqff: {printable(warning)}", err=True)
         for problem in plan.problems if dry_run or len(plan.problems) > 1 else ():
             click.echo(f"uqff: {printable(f'{problem.layer}: {problem.reason}')}", err=True)
+        if strict:
+            plan.check_limits()
         made = None
         if not dry_run:
             assert out is not None
@@ -121,12 +125,15 @@ def _show(plan: Plan, made: Migrated | None) -> None:
 
 
 def _document(plan: Plan, made: Migrated | None) -> dict[str, Any]:
+    from uqff.models.engine import limits_document
+
     models = [
         {
             "stem": planned.stem,
             "from": str(planned.file.version),
             "shards": made.shards[planned.stem] if made is not None else None,
             "kept": sorted(planned.kept),
+            "limits": limits_document(planned.limits),
             "layers": [
                 {
                     "index": row.index,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import sys
+from collections import Counter
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,7 @@ from uqff.codes import FORMATS
 from uqff.errors import UqffError, printable
 
 if TYPE_CHECKING:
-    from uqff.quantization.result import Result
+    from uqff.quantization.result import Output, Result
     from uqff.quantization.types import Fallback
 
 __all__ = ["quantize"]
@@ -68,6 +69,13 @@ def _kind(ctx: click.Context, parameter: click.Parameter, values: tuple[str, ...
     "--no-promote", is_flag=True, help="Give head and embedding the type of the others; 1.2 makes them better."
 )
 @click.option(
+    "--engine-biases",
+    is_flag=True,
+    help="Store biases in the engine's dtypes, though it cannot add all of them: FP8's as F8E4M3, MXFP4's as BF16, "
+    "GGUF's and F8Q8's as F32. Else in the load dtype.",
+)
+@click.option("--strict", is_flag=True, help="Refuse what the engine could not load or run however it is started.")
+@click.option(
     "--shard-size",
     "shard_bytes",
     callback=size_option,
@@ -92,6 +100,8 @@ def quantize(
     engine: Any,
     dtype: str,
     no_promote: bool,
+    engine_biases: bool,
+    strict: bool,
     shard_bytes: int,
     base_model: str | None,
     repo_id: str | None,
@@ -134,6 +144,8 @@ def quantize(
             engine=engine,
             dtype=dtype,
             promote=not no_promote,
+            engine_biases=engine_biases,
+            strict=strict,
             force=force,
             resume=resume,
             shard_bytes=shard_bytes,
@@ -187,6 +199,7 @@ def _show(result: Result) -> None:
     for output in result.outputs:
         count = len(output.shards)
         pairs.append((output.kind, f"{count} shard{'s' * (count > 1)}, {size(output.nbytes)}"))
+        pairs += [(f"{output.kind} biases", text) for text in _biases(output)]
     echo_pairs(pairs + _promotions(result))
     print()
     columns = [("isq", "left"), ("stored", "left"), ("layers", "right"), ("bytes", "right"), ("bits/weight", "right")]
@@ -197,6 +210,12 @@ def _show(result: Result) -> None:
             sizes = f"{row.nbytes:,}", f"{row.bits_per_weight:.3f}"
             rows.append((output.kind, row.kind, str(row.layers), *sizes, f"{row.relative:.5f}", worst or "-"))
     echo_table([*columns, ("rel. RMS error", "right"), ("worst layers", "left")], rows)
+
+
+def _biases(output: Output) -> list[str]:
+    """How many biases there are and in which dtype; what is lost of them and what follows from it is told apart."""
+    counts = Counter(layer.bias.dtype.safetensors for layer in output.layers if layer.bias is not None)
+    return [", ".join(f"{count} in {dtype}" for dtype, count in counts.items())] if counts else []
 
 
 def _promotions(result: Result) -> list[tuple[str, str]]:
@@ -210,10 +229,13 @@ def _promotions(result: Result) -> list[tuple[str, str]]:
 
 
 def _warn(result: Result, fallbacks: list[Fallback]) -> None:
-    """Fallbacks are never silent, and a line for each reason is enough: --json lists the layers."""
+    """Fallbacks, losses and what the engine will make of it are never silent: a line for each reason."""
     from uqff.quantization.result import fallback_lines
 
     for line in fallback_lines(fallbacks):
         click.echo(f"uqff: fallback: {printable(line)}", err=True)
     for rule in result.unmatched:
         click.echo(f"uqff: recipe: {printable(rule.selector)} in line {rule.line} matches no layer", err=True)
+    for output in result.outputs:
+        for told in (*output.bias_losses, *output.limits):
+            click.echo(f"uqff: {output.kind}: {printable(str(told))}", err=True)

@@ -35,10 +35,14 @@ def verify(ctx: click.Context, path: str, deep: bool, strict: bool, isq: str | N
     and what was found. If config.json stands beside the files, the weights that it announces must be there; if it says
     that they do not lie as in a checkpoint, that is noted.
 
+    What breaks no rule but is worth knowing follows as notes: what the engine cannot load or run, and biases that were
+    rounded when they were stored.
+
     Exits with 0 if there is none, with 1 if there is one, with 2 if the call is wrong.
     """
     from uqff.cli.progress import clear_line, show_share
     from uqff.container.shards import models_in
+    from uqff.inspection.verify import Note, notes_of
     from uqff.inspection.verify import verify as violations_of
 
     path = selected(path, isq, "PATH")
@@ -49,7 +53,7 @@ def verify(ctx: click.Context, path: str, deep: bool, strict: bool, isq: str | N
         last = progress
         show_share(progress.nbytes, progress.of_nbytes, f"{progress.layers} of {progress.of_layers} layers")
 
-    notes = _notes(path)
+    notes = [Note("layout", text, ()) for text in _notes(path)]
     violations: list[Violation] = []
     layers = nbytes = 0
     models = models_in(path) if Path(path).is_dir() else {}
@@ -61,16 +65,18 @@ def verify(ctx: click.Context, path: str, deep: bool, strict: bool, isq: str | N
             if not as_json:
                 print(str(violation))
         clear_line()
+        notes += notes_of(model)
         if last is not None:
             layers, nbytes = layers + last.layers, nbytes + last.nbytes
     if as_json:
         found = [dataclasses.asdict(violation) for violation in violations]
-        document = {"schema": 1, "layers": layers, "bytes": nbytes, "violations": found, "notes": notes}
+        told = [dataclasses.asdict(note) for note in notes]
+        document = {"schema": 1, "layers": layers, "bytes": nbytes, "violations": found, "notes": told}
         click.echo(json.dumps(document, indent=2))
     else:
         where = f" in {_plural(layers, 'layer')}, {nbytes:,} bytes of layers" if layers else ""
         for note in notes:
-            print(f"note: {printable(note)}")
+            print(printable(f"note: {note.text}"))
         print(f"{_plural(len(violations), 'violation')}{where}" if violations else f"clean: no violation{where}")
     if violations:
         ctx.exit(1)

@@ -22,6 +22,7 @@ def convert_model(
     format: str = "1.2",
     assets: PathLike | None = None,
     dtype: str = "f32",
+    strict: bool = False,
     force: bool = False,
     progress: Progress | None = None,
 ) -> Conversion:
@@ -34,6 +35,7 @@ def convert_model(
         format: of UQFF, if that is written.
         assets: see :func:`uqff.conversion.uqff_of_gguf`.
         dtype: of the residual, if UQFF is written.
+        strict: refuse to write UQFF that the engine could not load or run, see :mod:`uqff.models.engine`.
         force: replace what is in ``target``.
         progress: called after each layer or tensor.
 
@@ -47,7 +49,16 @@ def convert_model(
     if to == kind:
         raise UnsupportedError(f"is {kind.upper()} already", file=str(source))
     if kind == "gguf":
-        return uqff_of_gguf(source, target, format=format, assets=assets, dtype=dtype, force=force, progress=progress)
+        return uqff_of_gguf(
+            source,
+            target,
+            format=format,
+            assets=assets,
+            dtype=dtype,
+            strict=strict,
+            force=force,
+            progress=progress,
+        )
     return gguf_of_uqff(source, target, assets=assets, force=force, progress=progress)
 
 

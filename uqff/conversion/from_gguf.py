@@ -11,8 +11,8 @@ norms                residual, load dtype                            the same
 biases               with their layer, float32                       the same
 ===================  ==============================================  =============================================
 
-mistral.rs 0.9 runs GGUF layers of plain numbers whatever the load dtype is, and Unquant layers only if they have it;
-0.6 knows the latter only.
+mistral.rs 0.9 runs GGUF layers of plain numbers whatever the activations are, but F32 ones with F32 only; Unquant
+layers with activations of their dtype only. 0.6 knows the latter only.
 
 The rows of Q and K of ``llama`` files go back into the model's order, whole (:mod:`uqff.conversion.names`).
 """
@@ -27,7 +27,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from uqff.codec.blob import Layer
+from uqff.codec.blob import EncodedLayer, Layer
 from uqff.codes import FORMATS, DType, Version
 from uqff.container.directory import CONFIG_NAME, LOADED_DTYPES, Progress, Step, check_space, copy_companions
 from uqff.container.file import RESIDUAL_NAME, open_uqff
@@ -56,8 +56,9 @@ from uqff.families.unquant.tensor import Unquant
 from uqff.gguf.reader import GgufFile, GgufTensor, open_gguf
 from uqff.models.architectures import LayerName, architecture_of, embedding_name, entry_names, layer_names
 from uqff.models.config import config_to_write, read_config
+from uqff.models.engine import limits_of, refuse_limits
 from uqff.models.layouts import Layout, without_rope_layout
-from uqff.quantization.types import UNLOADABLE, outline
+from uqff.quantization.types import outline
 from uqff.schema.buffers import bytes_of
 from uqff.schema.entries import FIRST
 
@@ -80,6 +81,7 @@ def uqff_of_gguf(
     format: str = "1.2",
     assets: PathLike | None = None,
     dtype: str = "f32",
+    strict: bool = False,
     force: bool = False,
     shard_bytes: int = SHARD_BYTES,
     progress: Progress | None = None,
@@ -93,6 +95,7 @@ def uqff_of_gguf(
         assets: a directory with the model's own ``config.json`` and tokenizer, which are compared with the file and
             copied. Without it, they are made from the file's metadata as far as that goes.
         dtype: of the residual: ``f32`` (what GGUF files have), ``f16`` or ``bf16``, to which it is rounded.
+        strict: refuse what the engine could not load or run, see :mod:`uqff.models.engine`; else it is in the notes.
         force: replace a model that is in ``target`` already.
         shard_bytes: payload after which a new shard begins.
         progress: called after each layer.
@@ -110,6 +113,8 @@ def uqff_of_gguf(
     with open_gguf(source) as file:
         try:
             job = _Job(file, FORMATS[format], LOADED_DTYPES[dtype.upper()], None if assets is None else Path(assets))
+            if strict:
+                refuse_limits(job.limits)
             with staged_directory(Path(target), force=force) as staging:
                 return job.run(staging, Path(target), shard_bytes, progress)
         except UqffError as error:
@@ -131,6 +136,9 @@ class _Job:
         self.layers = self._layers()
         self.residual = self._residual()
         self._check_all_taken()
+        self.outlines = {key: self._outline(name) for key, name in self.layers.items()}
+        encoded = {key: EncodedLayer.of(layer) for key, layer in self.outlines.items()}
+        self.limits = limits_of(encoded, version)
 
     def _config(self) -> dict[str, Any]:
         if self.assets is None:
@@ -238,7 +246,7 @@ class _Job:
 
     def run(self, directory: Path, target: Path, shard_bytes: int, progress: Progress | None) -> Conversion:
         """Write everything into a directory that will be called ``target``."""
-        outlines = {key: self._outline(name) for key, name in self.layers.items()}
+        outlines = self.outlines
         types = Counter(layer.weight.kind for layer in outlines.values())
         stem = _main_type(outlines)
         check_space(target, sum(layer_sizes(outlines, self.version).values()))
@@ -259,11 +267,18 @@ class _Job:
         if self.version >= FIRST:
             self._write_report(directory, stem, outlines)
             written.append(REPORT_NAME)
-        self._note(types)
+        self._note()
         nbytes = sum(file.nbytes for file in shards.files)
         names = tuple(file.path.name for file in shards.files)
         return Conversion(
-            target, f"UQFF {self.version}", names, types, nbytes, (RESIDUAL_NAME, *written), tuple(self.notes)
+            target,
+            f"UQFF {self.version}",
+            names,
+            types,
+            nbytes,
+            (RESIDUAL_NAME, *written),
+            tuple(self.notes),
+            tuple(self.limits),
         )
 
     def _write_residual(self, directory: Path) -> None:
@@ -293,19 +308,11 @@ class _Job:
             report = build_report({stem: file}, targets={stem: targets})
         _write_json(directory / REPORT_NAME, report_document(report))
 
-    def _note(self, types: Mapping[str, int]) -> None:
-        unloadable = [kind for kind in UNLOADABLE if kind in types]
-        if unloadable:
-            self.notes.append(f"mistral.rs does not load {' and '.join(unloadable)} layers")
+    def _note(self) -> None:
+        self.notes += map(str, self.limits)
         embedding = self.residual.get(f"{embedding_name(self.config)}.weight")
         if embedding is not None and embedding.block_type is not None and embedding.block_type.block_size > 1:
             self.notes.append(f"the embedding is dequantised: 0.x has no quantised one (it was {embedding.type_name})")
-        if self.version < FIRST:
-            dtypes = {self._widened(self._tensor(name.weight, ndim=2).record()) for name in self.layers.values()}
-            dtypes -= {None, self.dtype}
-            if dtypes:
-                names = ", ".join(sorted(dtype.safetensors for dtype in dtypes if dtype is not None))
-                self.notes.append(f"unquant layers in {names}: mistral.rs 0.6 runs them only with that load dtype")
         if self.dtype is not DType.F32:
             self.notes.append(f"the residual is rounded to {self.dtype.safetensors}")
         if self.assets is None and self.architecture.name == "llama":

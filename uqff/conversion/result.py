@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from uqff.models.engine import Limit, limits_document
+
 __all__ = ["Conversion", "conversion_document"]
 
 
@@ -21,7 +23,8 @@ class Conversion:
         types: how many layers or tensors are of each type.
         nbytes: of those files.
         written: names of the other files, tokenizer and configuration.
-        notes: what is missing, rounded or otherwise not as in the source, in sentences.
+        notes: what is missing, rounded or otherwise not as in the source, in sentences; and the limits.
+        limits: why the engine would not load or not run it.
     """
 
     path: Path
@@ -31,6 +34,7 @@ class Conversion:
     nbytes: int
     written: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    limits: tuple[Limit, ...] = ()
 
 
 def conversion_document(conversion: Conversion) -> dict[str, Any]:
@@ -43,4 +47,5 @@ def conversion_document(conversion: Conversion) -> dict[str, Any]:
         "types": dict(sorted(conversion.types.items())),
         "written": list(conversion.written),
         "notes": list(conversion.notes),
+        "limits": limits_document(conversion.limits),
     }

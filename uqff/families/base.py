@@ -18,6 +18,7 @@ import numpy as np
 
 from uqff.codes import DType, Family
 from uqff.errors import ShapeError, ShardError
+from uqff.families.biases import BiasRule
 from uqff.families.encoded import Encoded
 from uqff.families.fields import raw_bytes
 from uqff.families.parts import Part, joined, narrowed
@@ -67,6 +68,8 @@ class QuantizedTensor(ABC):
     """The whole pre-1.0 blob, header and bias included."""
     ENTRIES: ClassVar[Entries]
     """The entries of a 1.x layer, without ``weight.format`` and ``bias``; they hold fields of :attr:`LAYOUT`."""
+    BIAS: ClassVar[BiasRule]
+    """In which dtype the bias of a layer with such a weight is stored."""
 
     @property
     @abstractmethod
@@ -155,6 +158,11 @@ class QuantizedTensor(ABC):
     @abstractmethod
     def shape_of(blob: Scope) -> tuple[int, ...]:
         """:attr:`shape`, from the fields of a valid blob."""
+
+    @staticmethod
+    def plain_dtype(blob: Scope) -> DType | None:
+        """The dtype of a weight that is stored as plain numbers, from the fields of a blob; None if it is packed."""
+        return None
 
     @staticmethod
     @abstractmethod

@@ -19,14 +19,17 @@ from uqff.container.directory import LOADED_DTYPES
 from uqff.container.shards import SUFFIX, PathLike
 from uqff.errors import ShapeError, ShardError, UnsupportedError, UqffError
 from uqff.families.base import same_bytes
+from uqff.families.fields import array_fields
 from uqff.models.architectures import EMBEDDING_SINCE, LayerName, embedding_name
 from uqff.models.layouts import Layout, layout_beside
 from uqff.models.matching import pairs_of
 from uqff.models.patterns import Pattern
 from uqff.numerics.floats import Floats
+from uqff.quantization.bias import bias_distance
 from uqff.quantization.encode import Loaded
 from uqff.quantization.error import Distance, distance
 from uqff.quantization.plan import Goal, plan_model
+from uqff.schema.bricks import Scope
 
 __all__ = ["LayerDifference", "Side", "compare", "comparison_document"]
 
@@ -61,6 +64,8 @@ class LayerDifference:
             Never, if one side is a checkpoint.
         distance: of b's weight from a's; of the UQFF's from the checkpoint's, if there is one. Biases are not counted.
             None if one side lacks the layer.
+        bias: the distance of the biases, likewise; None if one side lacks it.
+        bias_dtypes: of the bias of each side, as safetensors spells it; None if there is none.
     """
 
     key: str
@@ -70,6 +75,8 @@ class LayerDifference:
     b: Side | None
     identical: bool
     distance: Distance | None
+    bias: Distance | None = None
+    bias_dtypes: tuple[str | None, str | None] = (None, None)
 
 
 def compare(
@@ -124,7 +131,10 @@ def _compare_models(a: PathLike, b: PathLike, names: Sequence[LayerName] | None)
             (layer, bias), (opposite, opposite_bias) = ours.layer, theirs.layer
             _check_shape(str(b), theirs.key, layer.shape, opposite.shape)
             identical = layer == opposite and same_bytes(bias, opposite_bias)
-            yield LayerDifference(name, None, layer.shape, left, right, identical, distance(layer, opposite))
+            biases = [EncodedLayer.of(each.layer).bias for each in (ours, theirs)]
+            yield LayerDifference(
+                name, None, layer.shape, left, right, identical, distance(layer, opposite), *_biases(*biases)
+            )
 
 
 def _compare_with_source(
@@ -137,7 +147,7 @@ def _compare_with_source(
         theirs = _indices(file)
         _check_same_keys(source, ours, model, theirs)
         for goal, key in zip(goals, (theirs[name] for name in ours), strict=True):
-            layer = EncodedLayer.of_fields(*file.fields(key)).weight
+            layer, bias = EncodedLayer.of_fields(*file.fields(key))
             stored = {checkpoint.dtype(each.tensor) for each in goal.sources}
             if not stored <= LOADED_DTYPES.keys():
                 expected, got = ", ".join(LOADED_DTYPES), ", ".join(sorted(stored))
@@ -149,7 +159,9 @@ def _compare_with_source(
             values = _values(checkpoint, goal)
             order = layout.order_from(own, goal.module, goal.shape[0])
             far = distance(values if order is None else values[order], layer)
-            yield LayerDifference(key, goal.module, layer.shape, sides[0], sides[1], False, far)
+            of_bias, dtypes = _biases(_source_bias(checkpoint, goal, order), bias)
+            dtypes = dtypes if source_first else (dtypes[1], dtypes[0])
+            yield LayerDifference(key, goal.module, layer.shape, sides[0], sides[1], False, far, of_bias, dtypes)
             for each in goal.sources:
                 checkpoint.release(each.tensor, *each.span(checkpoint))
 
@@ -169,6 +181,25 @@ def _layouts(file: UqffFile, checkpoint: Checkpoint) -> tuple[Layout, Layout]:
         stored.check(str(file.paths[0].parent / CONFIG_NAME))
         own.check(path)
     return stored, own
+
+
+def _source_bias(checkpoint: Checkpoint, goal: Goal, order: Any) -> Scope | None:
+    """The bias as the checkpoint has it, in the order of the UQFF's rows if that is another."""
+    if goal.bias is None:
+        return None
+    stored = DType.of_safetensors(checkpoint.dtype(goal.bias))
+    if stored is None:
+        got = checkpoint.dtype(goal.bias)
+        raise UnsupportedError("bias cannot be compared", layer=goal.module, field="bias.dtype", got=got)
+    numbers = np.frombuffer(checkpoint.raw(goal.bias), f"V{stored.itemsize}").reshape(checkpoint.shape(goal.bias))
+    return array_fields(numbers if order is None else numbers[order], stored)
+
+
+def _biases(a: Scope | None, b: Scope | None) -> tuple[Distance | None, tuple[str | None, str | None]]:
+    """The distance of two biases, and their dtypes."""
+    dtypes = [None if bias is None else str(bias["dtype"].safetensors) for bias in (a, b)]
+    far = None if a is None or b is None else bias_distance(a, b)
+    return far, (dtypes[0], dtypes[1])
 
 
 def _naming(checkpoint: Checkpoint, file: UqffFile) -> Version:
@@ -238,10 +269,16 @@ def comparison_document(differences: list[LayerDifference], a: PathLike, b: Path
                 "b": _side(each.b),
                 "identical": each.identical,
                 **_distance(each.distance),
+                "bias": _bias_document(each),
             }
             for each in differences
         ],
     }
+
+
+def _bias_document(each: LayerDifference) -> dict[str, Any] | None:
+    a, b = each.bias_dtypes
+    return None if a is None and b is None else {"a": a, "b": b, **_distance(each.bias)}
 
 
 def _side(side: Side | None) -> dict[str, Any] | None:

@@ -9,22 +9,25 @@ announces has to be there.  A container that cannot be opened is one violation. 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from uqff.codes import Version
+from uqff.codec.blob import EncodedLayer
+from uqff.codes import DType, Version
 from uqff.container import UqffFile, open_uqff
+from uqff.container.directory import LOADED_DTYPES
 from uqff.container.report import REPORT_NAME, check_output, check_report, read_report
 from uqff.container.shards import PathLike
 from uqff.errors import UnsupportedError, UqffError, printable, shortened
 from uqff.families.base import PayloadProblem, not_finite
 from uqff.inspection.meta import Outline, read_outline
+from uqff.models.engine import limits_of
 from uqff.models.layouts import layout_beside
 from uqff.models.modules import check_complete, config_beside, modules_of
 from uqff.schema.bricks import FieldTrace
 from uqff.schema.layout import offset_of_field
 
-__all__ = ["Progress", "Violation", "verify"]
+__all__ = ["Note", "Progress", "Violation", "notes_of", "verify"]
 
 PRODUCER = "uqff.producer"
 """Key of the metadata, from 1.1 on."""
@@ -72,6 +75,22 @@ class Violation:
         ]
         parts = [self.file or "", ", ".join(filter(None, place)), self.problem, ", ".join(filter(None, what))]
         return printable(": ".join(filter(None, parts)))
+
+
+@dataclass(frozen=True)
+class Note:
+    """What breaks no rule of the format, and is worth knowing.
+
+    Attributes:
+        rule: a name for programs: of a rule of :data:`uqff.models.engine.RULES`, or ``bias-rounded``, or
+            ``layout``.
+        text: one line.
+        layers: keys of the layers that it is about.
+    """
+
+    rule: str
+    text: str
+    layers: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -178,6 +197,58 @@ def _check_report(file: UqffFile, strict: bool) -> Iterator[Violation]:
         # A broken layer ends the comparison; it is reported as such.
         with contextlib.suppress(UqffError):
             yield from map(Violation.of, check_output(output, file))
+
+
+def notes_of(path: PathLike | Sequence[PathLike]) -> list[Note]:
+    """What the engine cannot load or run of a model, and biases that lost something when they were stored.
+
+    What a bias was is told by its source only: :func:`uqff.inspection.compare.compare` measures it. A file tells that
+    one was rounded where it is in F8E4M3, without any scale, or in fewer bits than the residual's floats.
+
+    Args:
+        path: what :func:`uqff.open` takes. Layers that are broken are left out, and of a model that cannot be opened
+            there are no notes: :func:`verify` says why.
+
+    Raises:
+        OSError: a file cannot be read.
+    """
+    layers: dict[str, EncodedLayer] = {}
+    try:
+        with open_uqff(path) as file:
+            for key in file:
+                with contextlib.suppress(UqffError):
+                    layers[key] = EncodedLayer.of_fields(*file.fields(key))
+            load = _residual_dtype(file)
+            limits = limits_of(layers, file.version)
+            return [*_rounded(layers, load), *(Note(each.rule, str(each), each.layers) for each in limits)]
+    except UqffError:
+        return []
+
+
+def _residual_dtype(file: UqffFile) -> DType | None:
+    """The dtype in which the model was loaded, as the floats of the residual tell it; None if they do not."""
+    try:
+        residual = file.mapped[len(file.paths) :]
+    except UqffError:
+        return None
+    dtypes = {entry.dtype for mapped in residual for entry in mapped.header.entries.values()} & LOADED_DTYPES.keys()
+    return LOADED_DTYPES[dtypes.pop()] if len(dtypes) == 1 else None
+
+
+def _rounded(layers: Mapping[str, EncodedLayer], load: DType | None) -> Iterator[Note]:
+    """Biases whose dtype tells that they were rounded, or may have been."""
+    found: dict[tuple[str, DType], list[str]] = {}
+    for key, (weight, bias) in layers.items():
+        if bias is not None:
+            found.setdefault((weight.family.title, bias["dtype"]), []).append(key)
+    for (family, dtype), keys in found.items():
+        what = f"{len(keys)} biases of {family} layers in {dtype.name}"
+        if dtype is DType.F8E4M3:
+            text = f"{what} without a scale: rounded to four bits when they were stored, and to 448 at most"
+            yield Note("bias-rounded", text, tuple(keys))
+        elif load is not None and dtype in LOADED_DTYPES.values() and dtype.itemsize < load.itemsize:
+            text = f"{what}, in which the residual's {load.name} numbers do not fit: they may have been rounded"
+            yield Note("bias-rounded", text, tuple(keys))
 
 
 def _check_indices(file: UqffFile) -> Iterator[Violation]:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from uqff.checkpoints.model import ModelDirectory
 from uqff.codec.blob import EncodedLayer
-from uqff.codes import FORMATS, DType, Family, Version
+from uqff.codes import FORMATS, DType, Version
 from uqff.container.directory import CONFIG_NAME, LOADED_DTYPES
 from uqff.container.file import UqffFile
 from uqff.container.mapped import MappedFile
@@ -20,20 +20,14 @@ from uqff.migration.mapping import Move, Moves, Problem, Row, Source, plan_moves
 from uqff.migration.names import check_residual, check_shapes, known_names, with_stacked_experts
 from uqff.migration.origin import blob_versions, dequantized, inherited, note_of, were_stacked
 from uqff.models.architectures import LayerName, layer_names, stacked_names
+from uqff.models.engine import Limit, limits_of, refuse_limits
 from uqff.models.layouts import LAYOUTS_SINCE, Layout, half_split_order, without_rope_layout
-from uqff.quantization.types import UNLOADABLE
 from uqff.schema.entries import FIRST
 
 if TYPE_CHECKING:
     import torch
 
 __all__ = ["FORMATS", "Plan", "Planned", "plan_migration"]
-
-ADDED_IN_F32: Final = {0: (Family.GGUF, Family.HQQ, Family.F8Q8), 1: (Family.HQQ,)}
-"""Families whose biases the engine adds in float32, by the major version it reads; those of others must have the dtype
-of the activations.  What it writes is another matter: for FP8 always F8E4M3 (without a scale), for MXFP4 always BF16,
-and from 1.0 on F32 for GGUF and F8Q8, all of which it then cannot add unless activations happen to have that dtype.
-"""
 
 
 @dataclass
@@ -47,6 +41,7 @@ class Planned:
         kept: layers that have no place in the target, by key.
         versions: of blobs, by key, where they are not that of the format.
         metadata: of 1.x files to be written.
+        limits: why the engine would not load or not run it.
     """
 
     stem: str
@@ -55,6 +50,7 @@ class Planned:
     kept: dict[str, Source] = field(default_factory=dict)
     versions: dict[str, Version] = field(default_factory=dict)
     metadata: dict[str, str] = field(default_factory=dict)
+    limits: list[Limit] = field(default_factory=list)
 
     @property
     def rows(self) -> list[Row]:
@@ -103,6 +99,14 @@ class Plan:
             stacks = any(move.how == "stack" for planned in self.models for move in planned.moves.failed)
             hint = "layers of another version, or experts dequantised (--plain-experts)" if stacks else None
             raise UnsupportedError(problem, layer=first.layer, expected=hint, got=first.reason)
+
+    def check_limits(self) -> None:
+        """Refuse what the engine could not load or run.
+
+        Raises:
+            UnsupportedError: telling all that it could not.
+        """
+        refuse_limits(limit for planned in self.models for limit in planned.limits)
 
 
 def plan_migration(
@@ -286,27 +290,20 @@ class _Planner:
     def bias_dtypes(self, stem: str, file: UqffFile) -> dict[str, torch.dtype]:
         """The dtype in which to store the biases that the engine cannot add, by key."""
         activations = LOADED_DTYPES.get((self.fix_biases or "").upper(), self.plan.dtype)
-        in_f32 = ADDED_IN_F32[self.plan.version.major]
         found: dict[str, torch.dtype] = {}
         odd = Counter[str]()
         for key in file:
             record, fields = file.fields(key)
             if fields["bias"] is None:
                 continue
-            stored, wanted = fields["bias"]["dtype"], DType.F32 if record.family in in_f32 else activations
+            stored, wanted = fields["bias"]["dtype"], record.BIAS.dtype(activations, self.plan.version)
             if stored is not wanted:
                 odd[f"biases of {record.family.title} layers in {stored.safetensors}"] += 1
                 found[key] = wanted.torch
         for what, count in odd.items():
-            text = f"{stem}: {count} {what}"
-            if self.fix_biases:
-                text += f", changed for activations in {activations.safetensors}"
-            else:
-                text += (
-                    f", which the engine cannot add to activations in {activations.safetensors}: it loads the model "
-                )
-                text += "and then fails; --fix-biases changes them"
-            self.plan.warnings.append(text)
+            added = f"activations in {activations.safetensors}"
+            done = f"changed for {added}" if self.fix_biases else f"not for {added}; --fix-biases changes them"
+            self.plan.warnings.append(f"{stem}: {count} {what}, {done}")
         return found if self.fix_biases else {}
 
     def note_origin(self, planned: Planned) -> None:
@@ -330,8 +327,9 @@ class _Planner:
         if plain:
             dtype = self.plan.dtype.safetensors
             warnings.append(f"{stem}: dequantised, stored as {dtype}, and not to be had back: {', '.join(plain)}")
-        kinds = Counter(row.kind for row in planned.rows if row.kind in UNLOADABLE)
-        warnings += [f"{stem}: {count} layers of type {kind}, which no engine loads" for kind, count in kinds.items()]
+        outlines = {key: EncodedLayer.of(layer) for key, layer in planned.moves.outlines.items()}
+        planned.limits = limits_of(outlines, self.plan.version)
+        warnings += [f"{stem}: {limit}" for limit in planned.limits]
 
     def plan_head(self, *, untie: bool) -> None:
         """Of tied models that become 1.x ones, with their embedding dense."""

@@ -62,6 +62,7 @@ def migrate_model(
     fix_biases: str | None = None,
     plain_experts: bool = False,
     untie: bool = False,
+    strict: bool = False,
     force: bool = False,
     shard_bytes: int = SHARD_BYTES,
     progress: Progress | None = None,
@@ -73,6 +74,7 @@ def migrate_model(
         target: the directory to make.
         to: the format: ``0.1``, ``0.2``, ``1.0``, ``1.1`` or ``1.2``.
         names, fix_biases, plain_experts, untie: see :func:`uqff.migration.plan.plan_migration`.
+        strict: refuse what the engine could not load or run, see :mod:`uqff.models.engine`.
         force, shard_bytes, progress: see :func:`write_migration`.
 
     Raises:
@@ -86,6 +88,8 @@ def migrate_model(
         plan = plan_migration(
             directory, to, names=names, fix_biases=fix_biases, plain_experts=plain_experts, untie=untie
         )
+        if strict:
+            plan.check_limits()
         return write_migration(plan, target, force=force, shard_bytes=shard_bytes, progress=progress)
 
 

@@ -26,7 +26,8 @@ from uqff.parallel.requantize import act_type, add_delta, nominal_dtype, requant
 from uqff.parallel.shard import Shard, Slice
 from uqff.parallel.stats import InputStats
 from uqff.parallel.weight import StoredWeight, outline_of
-from uqff.quantization.types import cast_bias, outline
+from uqff.quantization.bias import cast_bias
+from uqff.quantization.types import outline
 from uqff.schema.header import HEADER
 
 if TYPE_CHECKING:
@@ -268,18 +269,20 @@ class QuantizedLayer(torch.nn.Module):
         *,
         imatrix_weight: Sequence[float] | None = None,
         engine: Engine = "0.8",
+        engine_biases: bool = False,
         on_fallback: Callable[[Fallback], None] | None = None,
     ) -> Self:
         """A new layer with the weight in another type.
 
         Which families change into which is in :mod:`uqff.parallel.requantize`.
-        The bias is cast to what the engine stores beside that type.
+        The bias keeps its numbers, and its dtype but where readers add it in float32 (:mod:`uqff.families.biases`).
 
         Args:
             kind: an ISQ name or a number of bits; None only moves the layer.
             device: where the new layer goes; where this one is if None.
             imatrix_weight: importance of the inputs; not supported yet.
             engine: whose quantiser and rules for shapes that do not fit.
+            engine_biases: cast the bias to what the engine stores beside that type, though it may lose by that.
             on_fallback: called if this rank's slice is stored as another type.
 
         Raises:
@@ -290,10 +293,15 @@ class QuantizedLayer(torch.nn.Module):
         weight, bias = self.weight, self.bias
         changed = requantize(weight, kind, engine=engine, on_fallback=on_fallback, module=self.key)
         if changed is not weight and bias is not None:
-            loaded = bias.dtype if bias.dtype in (torch.float32, torch.bfloat16, torch.float16) else torch.float32
-            bias = cast_bias(bias.cpu(), changed.kind, loaded)
+            bias = self._bias_beside(changed, bias, engine_biases=engine_biases)
         made = self._changed(changed, bias)
         return made.to(weight.device if device is None else device)
+
+    def _bias_beside(self, weight: QuantizedTensor, bias: torch.Tensor, *, engine_biases: bool) -> torch.Tensor:
+        """The bias as it is stored beside another weight."""
+        if bias.dtype not in (torch.float32, torch.bfloat16, torch.float16):
+            return bias
+        return cast_bias(bias.cpu(), weight, version=self.version, engine_biases=engine_biases)
 
     def _changed(self, weight: QuantizedTensor, bias: torch.Tensor | None) -> Self:
         """The layer with another weight: still a slice of a whole, if slices quantised apart make up a whole."""

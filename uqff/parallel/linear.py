@@ -60,6 +60,10 @@ class ReplicatedLayer(QuantizedLinear):
             raise UnsupportedError("not a linear layer", expected="a torch.nn.Linear", got=got)
         return cls(linear)
 
+    def _bias_beside(self, weight: QuantizedTensor, bias: torch.Tensor, *, engine_biases: bool) -> torch.Tensor:
+        """The bias as it is: the engine's replicated layers leave it to the weight, and cast nothing."""
+        return bias
+
     @classmethod
     def new_layers_matformer_indices(
         cls,

@@ -137,6 +137,7 @@ class Mixture(torch.nn.Module):
         device: torch.device | str | None = None,
         *,
         engine: Engine = "0.8",
+        engine_biases: bool = False,
         on_fallback: Callable[[Fallback], None] | None = None,
     ) -> Self:
         """New experts with every weight in another type.
@@ -144,7 +145,7 @@ class Mixture(torch.nn.Module):
         Takes and raises what :meth:`~uqff.parallel.layer.QuantizedLayer.apply_isq` does.
         """
         gate, up, down = (
-            each.apply_isq(kind, device, engine=engine, on_fallback=on_fallback)
+            each.apply_isq(kind, device, engine=engine, engine_biases=engine_biases, on_fallback=on_fallback)
             for each in (self.gate_proj, self.up_proj, self.down_proj)
         )
         return type(self)(gate, up, down, self.comm, act=self.act, key=self.key)

@@ -44,7 +44,7 @@ from uqff.models.patterns import Pattern
 from uqff.numerics.floats import Floats
 from uqff.quantization.encode import planned
 from uqff.quantization.recipe import Recipe
-from uqff.quantization.types import Engine, promoted, resolve, stored_bias_dtype
+from uqff.quantization.types import Engine, promoted, resolve
 from uqff.schema.entries import FIRST
 
 __all__ = ["Goal", "Planned", "Source", "load_dtype", "plan_layer", "plan_model", "residual_names", "restated_config"]
@@ -339,6 +339,7 @@ def plan_layer(
     engine: Engine,
     version: Version,
     dtype: DType,
+    engine_biases: bool = False,
 ) -> Planned:
     """The type of a layer, and what is known of it for that.
 
@@ -350,6 +351,7 @@ def plan_layer(
         engine: whose rules.
         version: of the file.
         dtype: the load dtype.
+        engine_biases: whether biases are stored as the engine does it, see :mod:`uqff.families.biases`.
 
     Raises:
         UqffError: the layer cannot be what is asked for, or not in that version.
@@ -358,7 +360,9 @@ def plan_layer(
     requested = explicit or (promoted(kind) if goal.sensitive else kind)
     try:
         stored, reason = resolve(requested, goal.shape, engine)
-        layer = EncodedLayer(planned(stored, goal.shape, dtype), _bias_outline(checkpoint, goal, stored, dtype))
+        weight = planned(stored, goal.shape, dtype)
+        bias_dtype = weight.record.BIAS.dtype(dtype, version, engine=engine_biases)
+        layer = EncodedLayer(weight, _bias_outline(checkpoint, goal, bias_dtype))
         size = layer_sizes({goal.key: layer}, version)[goal.key]
     except UqffError as error:
         error.layer = goal.module
@@ -366,7 +370,5 @@ def plan_layer(
     return Planned(requested, explicit is None and requested != kind, stored, reason, size, layer)
 
 
-def _bias_outline(checkpoint: Checkpoint, goal: Goal, stored: str, dtype: DType) -> dict[str, Any] | None:
-    if goal.bias is None:
-        return None
-    return planned_fields(checkpoint.shape(goal.bias), stored_bias_dtype(stored, dtype))
+def _bias_outline(checkpoint: Checkpoint, goal: Goal, dtype: DType) -> dict[str, Any] | None:
+    return None if goal.bias is None else planned_fields(checkpoint.shape(goal.bias), dtype)

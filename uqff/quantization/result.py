@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from uqff.codes import Version
+from uqff.models.engine import Limit, limits_document
+from uqff.quantization.bias import BiasLoss, StoredBias, bias_losses
 from uqff.quantization.error import Distance
 from uqff.quantization.recipe import Rule
 from uqff.quantization.types import Fallback
@@ -33,6 +35,7 @@ class LayerReport:
         shape: of the weight.
         nbytes: of its blob or entries, bias included.
         distance: of the stored weight from the weight as loaded.
+        bias: as it is stored, measured against the checkpoint's; None if there is none.
     """
 
     index: int | None
@@ -44,6 +47,7 @@ class LayerReport:
     shape: tuple[int, ...]
     nbytes: int
     distance: Distance
+    bias: StoredBias | None = None
 
     @property
     def weights(self) -> int:
@@ -61,6 +65,7 @@ class Output:
         nbytes: of the files.
         layers: in the order of the file.
         fallbacks: layers that are stored as another type than asked for.
+        limits: why the engine would not load or not run it.
     """
 
     kind: str
@@ -68,6 +73,12 @@ class Output:
     nbytes: int = 0
     layers: list[LayerReport] = field(default_factory=list)
     fallbacks: list[Fallback] = field(default_factory=list)
+    limits: list[Limit] = field(default_factory=list)
+
+    @property
+    def bias_losses(self) -> list[BiasLoss]:
+        """Biases that are not what the checkpoint has."""
+        return list(bias_losses((layer.module, layer.bias) for layer in self.layers))
 
 
 @dataclass(frozen=True)
@@ -189,6 +200,16 @@ def _output_document(output: Output) -> dict[str, Any]:
             }
             for fallback in output.fallbacks
         ],
+        "limits": limits_document(output.limits),
+        "bias_losses": [
+            {
+                "dtype": loss.dtype.safetensors,
+                "layers": list(loss.layers),
+                "max_error": loss.largest,
+                "relative_rms": loss.relative,
+            }
+            for loss in output.bias_losses
+        ],
         "layer_details": [
             {
                 **({} if layer.index is None else {"index": layer.index}),
@@ -203,6 +224,13 @@ def _output_document(output: Output) -> dict[str, Any]:
                 "relative_rms": layer.distance.relative,
                 "max_error": layer.distance.largest,
                 "cosine": layer.distance.cosine,
+                "bias": None
+                if layer.bias is None
+                else {
+                    "dtype": layer.bias.dtype.safetensors,
+                    "max_error": layer.bias.distance.largest,
+                    "relative_rms": layer.bias.distance.relative,
+                },
             }
             for layer in output.layers
         ],

@@ -32,7 +32,7 @@ import numpy as np
 
 from uqff.checkpoints.safetensors import Checkpoint, open_checkpoint
 from uqff.codec.blob import EncodedLayer
-from uqff.codes import FORMATS
+from uqff.codes import FORMATS, DType
 from uqff.container.directory import (
     LOADED_DTYPES,
     Progress,
@@ -51,8 +51,10 @@ from uqff.container.streaming import StreamedFile, StreamedLayers
 from uqff.container.writer import Writer
 from uqff.errors import UnsupportedError, UqffError
 from uqff.families.encoded import Encoded
+from uqff.models.engine import limits_of, refuse_limits
 from uqff.models.patterns import Pattern
 from uqff.numerics.floats import Floats
+from uqff.quantization.bias import StoredBias, bias_distance, bias_fields
 from uqff.quantization.encode import Loaded, encode, widened
 from uqff.quantization.error import UNMEASURED, Measure, measured
 from uqff.quantization.plan import (
@@ -67,7 +69,7 @@ from uqff.quantization.plan import (
 )
 from uqff.quantization.recipe import Recipe
 from uqff.quantization.result import LayerReport, Output, Result
-from uqff.quantization.types import Engine, Fallback, FallbackWarning, bias_fields, kind_name
+from uqff.quantization.types import Engine, Fallback, FallbackWarning, kind_name
 from uqff.schema.entries import FIRST
 
 __all__ = ["Progress", "Step", "quantize_model"]
@@ -90,6 +92,8 @@ def quantize_model(
     engine: Engine = "0.9",
     dtype: str = "auto",
     promote: bool = True,
+    engine_biases: bool = False,
+    strict: bool = False,
     force: bool = False,
     shard_bytes: int = SHARD_BYTES,
     measure: bool = True,
@@ -118,6 +122,10 @@ def quantize_model(
         dtype: the load dtype: ``f32``, ``f16``, ``bf16``, or ``auto``, the one that holds all layers exactly.
         promote: give head and embedding a better type than the others where the engine does: from 1.2 on, see
             :data:`uqff.quantization.types.PROMOTED`; what a recipe says of them counts first.
+        engine_biases: store biases in the dtypes in which the engine does: those of FP8 in F8E4M3 without a scale, of
+            MXFP4 in BF16, of GGUF and F8Q8 in F32. By default none loses anything that loading leaves, and all layers
+            run with activations in the load dtype; see :mod:`uqff.families.biases`.
+        strict: refuse what the engine would not load, or not run, whatever it is told: see :mod:`uqff.models.engine`.
         force: replace a model that is in ``target`` already.
         shard_bytes: payload after which a new shard begins.
         measure: whether to find the error of each layer, which takes a quarter of the time or, of large models,
@@ -133,12 +141,15 @@ def quantize_model(
 
     Raises:
         UqffError: the checkpoint breaks a rule, or a layer cannot be what is asked for; nothing has been written.
+        UnsupportedError: of a strict run: the engine could not load or run the result; nothing has been written.
         FileExistsError: ``target`` is there and may not be replaced.
         OSError: reading or writing failed (a full disk, say); nothing stays behind unless it is to be resumed.
     """
     check_target(Path(target), force=force)
     with open_checkpoint(source) as checkpoint:
-        job = _Job(checkpoint, kinds, recipe, layers, format, engine, dtype, promote, measure)
+        job = _Job(checkpoint, kinds, recipe, layers, format, engine, dtype, promote, measure, engine_biases)
+        if strict:
+            refuse_limits(limit for output in job.outputs for limit in output.limits)
         for fallback in (fallback for output in job.outputs for fallback in output.fallbacks):
             if on_fallback is None:
                 warnings.warn(FallbackWarning(str(fallback)), stacklevel=2)
@@ -174,8 +185,10 @@ class _Job:
         dtype: str,
         promote: bool,
         measure: bool,
+        engine_biases: bool,
     ) -> None:
         self.checkpoint = checkpoint
+        self.engine_biases = engine_biases
         self.measure = measure
         self.engine = engine
         if format not in FORMATS:
@@ -192,6 +205,8 @@ class _Job:
             output = Output(kind)
             self.outputs.append(output)
             self.plans.append([self._plan(goal, output, recipe) for goal in self.goals])
+            outlines = {goal.module: each.outline for goal, each in zip(self.goals, self.plans[-1], strict=True)}
+            output.limits = limits_of(outlines, self.version)
         if not self.outputs:
             raise UnsupportedError("no type asked for", field="kinds")
         # The pieces of a layer that are made one after the other: its experts, if all outputs have them one by one.
@@ -211,6 +226,7 @@ class _Job:
             engine=self.engine,
             version=self.version,
             dtype=self.dtype,
+            engine_biases=self.engine_biases,
         )
         if planned.stored != planned.requested:
             change = Fallback(goal.module, planned.requested, planned.stored, goal.shape, planned.reason)
@@ -240,6 +256,7 @@ class _Job:
             "types": [output.kind for output in self.outputs],
             "engine": self.engine,
             "dtype": self.dtype.name,
+            "engine_biases": self.engine_biases,
             "shard_bytes": shard_bytes,
             "measure": self.measure,
             "layers": layers,
@@ -318,7 +335,8 @@ class _Job:
                     layers_done = at + (number + 1 == len(self.pieces[at]))
                     progress(Step(goal.module, layers_done, len(self.goals), done, total))
             for output, plans, sums in zip(self.outputs, self.plans, measures, strict=True):
-                output.layers.append(_layer_report(goal, plans[at], output.kind, sums))
+                bias = self._stored_bias(goal, plans[at])
+                output.layers.append(_layer_report(goal, plans[at], output.kind, sums, bias))
             if notes is not None and before is None:
                 notes.add([[astuple(each) for each in sums] for sums in measures])
 
@@ -339,7 +357,7 @@ class _Job:
             raise error.within(layer=goal.module) from None
         count = len(self.pieces[at])
         if count == 1:
-            job = partial(files.write, goal.key, EncodedLayer(record, self._bias(goal, planned.stored)))
+            job = partial(files.write, goal.key, EncodedLayer(record, self._bias(goal, planned)))
         else:
             job = partial(files.write_expert, goal.key, number, EncodedLayer(record))
         writer.submit(job, planned.size // count)
@@ -374,13 +392,22 @@ class _Job:
         """Numbers of a piece that are float32 at one time, whatever it becomes."""
         return max(widened(plans[at].stored, self._piece_weights(at)) for plans in self.plans)
 
-    def _bias(self, goal: Goal, stored: str) -> dict[str, Any] | None:
+    def _source_bias(self, goal: Goal) -> Floats | None:
+        """The bias as the checkpoint has it; one of a dtype that weights do not have, in float32."""
         if goal.bias is None:
             return None
         if self.checkpoint.dtype(goal.bias) in LOADED_DTYPES:
-            return bias_fields(self.checkpoint.floats(goal.bias), stored, self.dtype)
-        loaded = self.checkpoint[goal.bias].to(self.dtype.torch)
-        return bias_fields(Floats.of_tensor(loaded), stored, self.dtype)
+            return self.checkpoint.floats(goal.bias)
+        return Floats.of_tensor(self.checkpoint[goal.bias].to(DType.F32.torch))
+
+    def _bias(self, goal: Goal, planned: Planned) -> dict[str, Any] | None:
+        source, outline = self._source_bias(goal), planned.outline.bias
+        return None if source is None or outline is None else bias_fields(source, self.dtype, outline["dtype"])
+
+    def _stored_bias(self, goal: Goal, planned: Planned) -> StoredBias | None:
+        """What became of the bias: small enough to be made once more for it."""
+        source, stored = self._source_bias(goal), self._bias(goal, planned)
+        return None if source is None or stored is None else StoredBias(stored["dtype"], bias_distance(source, stored))
 
 
 class _Notes:
@@ -410,7 +437,9 @@ class _Notes:
         self._journal.commit([file.path.name for file in self._files], done)
 
 
-def _layer_report(goal: Goal, planned: Planned, kind: str, measures: list[Measure]) -> LayerReport:
+def _layer_report(
+    goal: Goal, planned: Planned, kind: str, measures: list[Measure], bias: StoredBias | None
+) -> LayerReport:
     return LayerReport(
         goal.index,
         goal.module,
@@ -421,4 +450,5 @@ def _layer_report(goal: Goal, planned: Planned, kind: str, measures: list[Measur
         goal.shape,
         planned.size,
         Measure.sum(measures).result() if measures else UNMEASURED,
+        bias,
     )

@@ -35,10 +35,9 @@ import numpy.typing as npt
 from uqff.codes import DType
 from uqff.errors import ShapeError, UnsupportedError, UqffError
 from uqff.families import QuantizedTensor
-from uqff.families.fields import array_fields, tensor_part
 from uqff.families.gguf.blocks import QK, QK_K, block_type_of_kind
 from uqff.numerics.floats import Floats
-from uqff.numerics.packing import PLANES, float32_to_e4m3
+from uqff.numerics.packing import PLANES
 from uqff.quantization.encode import AFQ_BITS, HQQ_BITS, Loaded, encode, planned
 
 if TYPE_CHECKING:
@@ -48,21 +47,16 @@ __all__ = [
     "AUTOMATIC",
     "ENGINES",
     "KINDS",
-    "UNLOADABLE",
     "Engine",
     "Fallback",
     "FallbackWarning",
     "Resolution",
-    "bias_dtype",
-    "bias_fields",
-    "cast_bias",
     "kind_name",
     "outline",
     "plan",
     "promoted",
     "quantize",
     "resolve",
-    "stored_bias_dtype",
 ]
 
 Engine: TypeAlias = Literal["0.6", "0.8", "0.9"]
@@ -72,9 +66,6 @@ ENGINES: Final[tuple[Engine, ...]] = ("0.6", "0.8", "0.9")
 
 LEGACY: Final = {"q2k": "q4_0", "q3k": "q4_0", "q4k": "q4_1", "q5k": "q5_0", "q6k": "q5_1", "q8k": "q8_1"}
 """What a K type falls back to where rows are whole blocks of 32, not of 256."""
-
-UNLOADABLE: Final = ("q8_1", "q8k")
-"""Types that the engine writes and, in all its generations, does not load."""
 
 LEGACY_KINDS: Final = ("q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "q8_1")
 AFQ_GROUPS: Final = (32, 64, 128)
@@ -277,45 +268,6 @@ def _load_dtype(dtype: torch.dtype) -> DType:
         expected = ", ".join(d.torch_name for d in LOAD_DTYPES)
         raise UnsupportedError("not a dtype that weights are loaded as", field="dtype", expected=expected, got=dtype)
     return stored
-
-
-def bias_dtype(kind: str, dtype: torch.dtype) -> torch.dtype:
-    """:func:`stored_bias_dtype` in torch's terms."""
-    return stored_bias_dtype(kind, _load_dtype(dtype)).torch
-
-
-def stored_bias_dtype(kind: str, dtype: DType) -> DType:
-    """The dtype in which the bias of a layer is stored.
-
-    Args:
-        kind: the type of its weight, as :func:`plan` returns it.
-        dtype: the load dtype.
-
-    Returns:
-        F32 for ggml types, HQQ and F8Q8; the load dtype for AFQ and unquantised weights; F8E4M3 for FP8 (without any
-        scale) and BF16 for MXFP4, both of which the engine then fails to add.
-
-    Authority: mistral.rs, ``mistralrs-quant/src/distributed/layers.rs`` (``apply_isq`` of each parallel layer).
-    """
-    if kind in AFQ_BITS or kind == "unquant":
-        return dtype
-    return {"fp8": DType.F8E4M3, "mxfp4": DType.BF16}.get(kind, DType.F32)
-
-
-def cast_bias(bias: torch.Tensor, kind: str, dtype: torch.dtype) -> torch.Tensor:
-    """:func:`bias_fields` in torch's terms; the bias may be of any dtype."""
-    return tensor_part(bias_fields(Floats.of_tensor(bias.to(dtype)), kind, _load_dtype(dtype)))
-
-
-def bias_fields(bias: Floats, kind: str, dtype: DType) -> dict[str, Any]:
-    """A bias as it is stored beside a weight: rounded to the load dtype, then cast to :func:`stored_bias_dtype`.
-
-    Float8 saturates at 448, as the engine's cast does.
-    """
-    loaded, stored = bias.cast(dtype), stored_bias_dtype(kind, dtype)
-    if stored is not DType.F8E4M3:
-        return loaded.cast(stored).fields()
-    return array_fields(float32_to_e4m3(loaded.cast(DType.F32).bits.view(np.float32)), stored)
 
 
 def quantize(

@@ -26,6 +26,7 @@ import numpy.typing as npt
 
 from uqff.codes import DType, Family
 from uqff.families.base import PayloadProblem, QuantizedTensor, join_parts, narrow_parts, not_finite
+from uqff.families.biases import BiasRule
 from uqff.families.fields import bytes_part, stored_part, tensor_fields
 from uqff.families.parts import lazily_typed
 from uqff.families.stacking import stack_parts, unstack_parts
@@ -89,6 +90,7 @@ class AFQ(QuantizedTensor):
         Entry("weight.scales", "scales", SCALE_DTYPES, ("...", "in/group_size")),
         Entry("weight.biases", "biases", SCALE_DTYPES, ("...", "in/group_size")),
     )
+    BIAS: ClassVar[BiasRule] = BiasRule()
 
     @property
     def kind(self) -> str:

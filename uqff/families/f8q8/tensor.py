@@ -27,6 +27,7 @@ import numpy.typing as npt
 from uqff.codes import DType, Family, Version
 from uqff.errors import ShardError
 from uqff.families.base import PayloadProblem, QuantizedTensor, first_bad, runs
+from uqff.families.biases import BiasRule
 from uqff.families.fields import payload
 from uqff.families.parts import own
 from uqff.numerics.packing import float32_to_e4m3, round_half_away
@@ -90,6 +91,7 @@ class F8Q8(QuantizedTensor):
         Entry("weight.shape", "shape", (DType.U32,), ("ndim",)),
         stacked_before=Version(1, 2, 0),
     )
+    BIAS: ClassVar[BiasRule] = BiasRule(DType.F32, {0: DType.F32})
 
     @property
     def kind(self) -> str:

@@ -23,6 +23,7 @@ import numpy.typing as npt
 
 from uqff.codes import DType, Family, Version
 from uqff.families.base import PayloadProblem, QuantizedTensor, join_parts, narrow_parts, not_finite
+from uqff.families.biases import BiasRule
 from uqff.families.fields import payload, tensor_fields, tensor_part
 from uqff.families.stacking import check_shared, stack_parts, unstack_parts
 from uqff.numerics.packing import bf16_to_float32, float32_to_bf16, float32_to_e4m3
@@ -81,6 +82,7 @@ class FP8(QuantizedTensor):
         Entry("weight.dtype", "dtype", (DType.U32,)),
         stacked_before=Version(1, 2, 0),
     )
+    BIAS: ClassVar[BiasRule] = BiasRule(DType.F8E4M3)
 
     @property
     def kind(self) -> str:

@@ -23,6 +23,7 @@ import numpy as np
 
 from uqff.codes import DType, Family
 from uqff.families.base import PayloadProblem, QuantizedTensor, first_bad, join_parts, narrow_parts, not_finite
+from uqff.families.biases import BiasRule
 from uqff.families.fields import payload
 from uqff.families.gguf.blocks import BLOCK_TYPES, BlockType, block_type_of_code
 from uqff.families.gguf.reference_dequantize import DEQUANTIZERS
@@ -93,6 +94,7 @@ class GGUF(QuantizedTensor):
         Entry("weight.dtype", "ggml_dtype", (DType.U32,)),
         Entry("weight.shape", "shape", (DType.U32,), ("ndim",)),
     )
+    BIAS: ClassVar[BiasRule] = BiasRule(DType.F32, {0: DType.F32})
 
     @property
     def kind(self) -> str:
@@ -133,6 +135,12 @@ class GGUF(QuantizedTensor):
         """See :meth:`QuantizedTensor.shape_of`."""
         shape: tuple[int, ...] = blob["shape"]
         return shape
+
+    @staticmethod
+    def plain_dtype(blob: Scope) -> DType | None:
+        """See :meth:`QuantizedTensor.plain_dtype`."""
+        block_type: BlockType = blob["ggml_dtype"]
+        return DType[block_type.name] if block_type.block_size == 1 else None
 
     @staticmethod
     def validate(blob: Scope) -> None:

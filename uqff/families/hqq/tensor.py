@@ -36,6 +36,7 @@ import numpy.typing as npt
 
 from uqff.codes import DType, Family, Version
 from uqff.families.base import PayloadProblem, QuantizedTensor, not_finite, runs
+from uqff.families.biases import BiasRule
 from uqff.families.fields import bytes_part, stored_part, tensor_fields
 from uqff.families.parts import joined, lazily_typed, own, picked, typed
 from uqff.families.stacking import check_shared
@@ -131,6 +132,7 @@ class HQQ(QuantizedTensor):
         Entry("weight.channel_wise", "channel_wise", (DType.U8,)),
         stacked_before=Version(1, 2, 0),
     )
+    BIAS: ClassVar[BiasRule] = BiasRule(DType.F32, {0: DType.F32, 1: DType.F32})
 
     @property
     def kind(self) -> str:

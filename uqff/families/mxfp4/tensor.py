@@ -25,6 +25,7 @@ import numpy.typing as npt
 
 from uqff.codes import DType, Family
 from uqff.families.base import PayloadProblem, QuantizedTensor, first_bad, join_parts, narrow_parts
+from uqff.families.biases import BiasRule
 from uqff.families.fields import tensor_fields, tensor_part
 from uqff.families.stacking import stack_parts, unstack_parts
 from uqff.schema.bricks import Scope, Violation
@@ -72,6 +73,7 @@ class MXFP4(QuantizedTensor):
         Entry("weight", "blocks", (DType.U8,), ("...", "in/2")),
         Entry("weight.scales", "scales", (DType.U8,), ("...", "in/32")),
     )
+    BIAS: ClassVar[BiasRule] = BiasRule(DType.BF16)
 
     @property
     def kind(self) -> str:

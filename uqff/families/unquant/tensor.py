@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from uqff.codes import DType, Family, Version
 from uqff.errors import ShapeError
 from uqff.families.base import PayloadProblem, QuantizedTensor, join_parts, narrow_parts, not_finite
+from uqff.families.biases import BiasRule
 from uqff.families.fields import bytes_part, raw_bytes, stored, tensor_fields
 from uqff.families.parts import typed
 from uqff.families.stacking import stack_parts, unstack_parts
@@ -59,6 +60,7 @@ class Unquant(QuantizedTensor):
         LAYOUT,
         Entry("weight", "weight", STORABLE, ("...", "in"), since=Version(1, 1, 0)),
     )
+    BIAS: ClassVar[BiasRule] = BiasRule()
 
     @property
     def kind(self) -> str:
@@ -107,6 +109,12 @@ class Unquant(QuantizedTensor):
         """See :meth:`QuantizedTensor.shape_of`."""
         shape: tuple[int, ...] = blob["weight"]["shape"]
         return shape
+
+    @staticmethod
+    def plain_dtype(blob: Scope) -> DType | None:
+        """See :meth:`QuantizedTensor.plain_dtype`."""
+        dtype: DType = blob["weight"]["dtype"]
+        return dtype
 
     @staticmethod
     def validate(blob: Scope) -> None:
