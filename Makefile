@@ -10,11 +10,12 @@ MODEL ?=
 # What `make demo` quantises to: a comma-separated list of types, or `all`.
 TYPES ?= all
 
-.PHONY: help demo test lint bench interop vectors golden clean
+.PHONY: help demo test docs lint bench interop vectors golden clean
 
 help:
 	@echo "make demo     quantise a real model, open it again, compare    (MODEL=DIR, TYPES=q8_0,q4k)"
 	@echo "make test     the test suite"
+	@echo "make docs     the documentation site, in build/docs"
 	@echo "make lint     ruff, mypy, generated files up to date"
 	@echo "make bench    speed, side by side with other tools"
 	@echo "make interop  the real client reads what we write, and the other way round"
@@ -26,6 +27,9 @@ demo: $(VENV)/.demo
 
 test: $(VENV)/.test
 	$(BIN)/python -m pytest -n 2
+
+docs: $(VENV)/.docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet -f docs/mkdocs.yml
 
 lint: $(VENV)/.lint $(VENV)/.test
 	$(BIN)/ruff format --check .
@@ -69,6 +73,10 @@ $(VENV)/.test: $(VENV)/.made
 
 $(VENV)/.lint: $(VENV)/.made
 	@$(INSTALL) --editable '.[lint]'
+	@touch $@
+
+$(VENV)/.docs: $(VENV)/.made
+	@$(INSTALL) --editable '.[docs]'
 	@touch $@
 
 $(VENV)/.bench: $(VENV)/.made

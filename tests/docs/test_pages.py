@@ -1,0 +1,117 @@
+"""What README and documentation show works as it is shown: Python blocks run, commands run, names and options exist."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from click.testing import CliRunner
+
+import uqff
+from tools.tiny_models import TinyModel
+from uqff.cli import main
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs" / "pages").rglob("*.md"))]
+
+BLOCK = re.compile(r"^```(\w+)([^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+def blocks(page: Path, language: str) -> Iterator[tuple[str, str]]:
+    """What stands behind the language of each block, and its text."""
+    for found, rest, text in BLOCK.findall(page.read_text("utf-8")):
+        if found == language:
+            yield rest.strip(), text
+
+
+def name_of(page: Path) -> str:
+    return page.relative_to(ROOT).as_posix()
+
+
+WITH_PYTHON = [page for page in PAGES if any("notest" not in rest for rest, _ in blocks(page, "python"))]
+
+
+@pytest.mark.parametrize("page", WITH_PYTHON, ids=name_of)
+def test_python_blocks_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One after the other, as a reader would type them."""
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    space: dict[str, Any] = {"__name__": "__main__"}
+    for rest, text in blocks(page, "python"):
+        if "notest" not in rest:
+            exec(compile(text, name_of(page), "exec"), space)
+
+
+def commands(page: Path) -> Iterator[tuple[bool, list[str]]]:
+    """Whether a block is to be run, and each ``uqff`` command in it without the word itself."""
+    for rest, text in blocks(page, "sh"):
+        for line in text.replace("\\\n", " ").splitlines():
+            words = shlex.split(line, comments=True)
+            if words[:1] == ["uqff"]:
+                yield "notest" not in rest, words[1:]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_commands_have_the_options_that_pages_show(page: Path) -> None:
+    for _, words in commands(page):
+        command = main.get_command(None, words[0])  # type: ignore[arg-type]
+        assert command is not None, words
+        known = {option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)}
+        assert {word.partition("=")[0] for word in words if word.startswith("--")} <= known, words
+
+
+def test_every_public_name_is_documented() -> None:
+    """A page of the API shows each of them, by the name under which it is imported."""
+    shown = {name for page in PAGES for name in re.findall(r"^::: uqff\.([\w.]+)$", page.read_text("utf-8"), re.M)}
+    errors = {name for name in uqff.__all__ if name.endswith(("Error", "Warning"))}
+    assert set(uqff.__all__) - errors - {name.partition(".")[0] for name in shown} == set()
+
+
+GIVEN = {
+    "docs/pages/index.md": ("checkpoint",),
+    "docs/pages/tasks/quantize.md": ("checkpoint",),
+    "docs/pages/tasks/recipes.md": ("checkpoint", "recipe.yaml"),
+    "docs/pages/tasks/inspect.md": ("model",),
+    "docs/pages/tasks/compare.md": ("checkpoint", "model"),
+    "docs/pages/tasks/migrate.md": ("old",),
+    "docs/pages/tasks/convert.md": ("model.gguf",),
+    "docs/pages/tasks/dequantize.md": ("model",),
+    "docs/pages/tasks/run.md": ("model",),
+}
+"""Pages whose commands run, and what is there before the first."""
+
+
+def run(*words: str) -> None:
+    done = CliRunner().invoke(main, words, catch_exceptions=False)
+    assert done.exit_code == 0, (words, done.output)
+
+
+@pytest.fixture(scope="module")
+def given(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny model in every form that pages begin with."""
+    folder = tmp_path_factory.mktemp("given")
+    TinyModel(layers=4, tied=True).write(folder / "checkpoint")
+    (recipe,) = (text for _, text in blocks(ROOT / "docs/pages/tasks/recipes.md", "yaml"))
+    (folder / "recipe.yaml").write_text(recipe)
+    checkpoint = str(folder / "checkpoint")
+    run("quantize", checkpoint, str(folder / "model"), "--isq", "q4k", "--quiet")
+    run("quantize", checkpoint, str(folder / "old"), "--isq", "q8_0", "--format", "0.2", "--quiet")
+    run("quantize", checkpoint, str(folder / "plain"), "--isq", "q8_0", "--quiet")
+    run("convert", str(folder / "plain"), str(folder / "model.gguf"), "--quiet")
+    return folder
+
+
+@pytest.mark.parametrize("page", GIVEN)
+def test_commands_run(page: str, given: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in GIVEN[page]:
+        (shutil.copytree if (given / name).is_dir() else shutil.copy)(given / name, tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    for to_run, words in commands(ROOT / page):
+        if to_run:
+            run(*words)
