@@ -1,4 +1,4 @@
-"""What the site takes from elsewhere in the repository: the specification, the guides at the top, the commands' help."""
+"""What the site takes from elsewhere in the repository: the specification, guides at the top, the commands' help."""
 
 from __future__ import annotations
 
