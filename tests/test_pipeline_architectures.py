@@ -14,11 +14,15 @@ from uqff.quantization.run import quantize_model
 
 DOCUMENT = json.loads((GOLDEN / "ARCHITECTURES.json").read_text())
 DOCUMENT_V1 = json.loads((GOLDEN / "v1" / "ARCHITECTURES.json").read_text())
+DOCUMENTS_V1 = {
+    version: json.loads((GOLDEN / "v1" / f"{version}.0" / "ARCHITECTURES.json").read_text())
+    for version in ("1.0", "1.1")
+}
 
 
 def test_every_architecture_is_there() -> None:
     """With Llama and Qwen2, which have whole golden directories; Gemma 3 is not in the client's plain loader."""
-    for document in (DOCUMENT, DOCUMENT_V1):
+    for document in (DOCUMENT, DOCUMENT_V1, *DOCUMENTS_V1.values()):
         assert set(document["digests"]) == set(CONFIGS)
         assert document["isq"] == KIND
 
@@ -48,3 +52,14 @@ def test_the_files_of_1_2_are_the_clients(name: str, tmp_path: Path) -> None:
     assert {
         file: digest(tmp_path / "out" / file) for file in (f"{KIND}-0.uqff", "residual.safetensors")
     } == DOCUMENT_V1["digests"][name]
+
+
+@pytest.mark.parametrize("version", DOCUMENTS_V1)
+@pytest.mark.parametrize("name", CONFIGS)
+def test_the_files_of_1_0_and_1_1_are_the_clients(name: str, version: str, tmp_path: Path) -> None:
+    """The head is a layer there, also of tied models, but of Gemma and Gemma 2."""
+    write(name, tmp_path / "model")
+    quantize_model(tmp_path / "model", tmp_path / "out", [KIND], format=version, engine="0.8")
+    assert {
+        file: digest(tmp_path / "out" / file) for file in (f"{KIND}-0.uqff", "residual.safetensors")
+    } == DOCUMENTS_V1[version]["digests"][name]

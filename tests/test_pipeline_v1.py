@@ -399,7 +399,7 @@ def test_layers_by_pattern(mixtral: Path, tmp_path: Path) -> None:
 
 
 def test_gemmas_say_that_they_are_tied(tmp_path: Path) -> None:
-    """Their authors' config.json leaves it out, and the engine would look for a head; before 1.2 there is one."""
+    """Their authors' config.json leaves it out, and the engine would look for a head; before 1.2 it never does."""
     write("Gemma2", tmp_path / "source")
     path = tmp_path / "source" / "config.json"
     config = json.loads(path.read_text())
@@ -475,3 +475,17 @@ def test_names_in_the_report(untied: Path, tmp_path: Path, monkeypatch: pytest.M
         report = read_report(tmp_path / name)
         assert report is not None
         assert (report.base_model, report.repo_id) == expected
+
+
+def test_afq_misfits_of_engine_0_8(tmp_path: Path) -> None:
+    """0.8.23, which writes 1.1, stores them unquantised, as its golden file; 0.8.12, which writes 1.0, fails."""
+    index = json.loads((GOLDEN / "v1" / "1.1.0" / "MANIFEST.json").read_text())["directories"]["qwen2-40-f16"]
+    TinyModel(**index["model"]).write(tmp_path / "source")
+    options: dict[str, Any] = {"engine": "0.8", "dtype": "f16", "on_fallback": lambda fallback: None}
+    quantize_model(tmp_path / "source", tmp_path / "1.1", ["afq4"], format="1.1", **options)
+    golden = GOLDEN / "v1" / "1.1.0" / "qwen2-40-f16" / "afq4-0.uqff"
+    with uqff.open(golden) as theirs, uqff.open(tmp_path / "1.1") as ours:
+        assert {key: ours[key] for key in ours} == {key: theirs[key] for key in theirs}
+        assert {layer.weight.kind for layer in theirs.values()} == {"unquant"}
+    with pytest.raises(ShapeError, match="the shape cannot be afq4"):
+        quantize_model(tmp_path / "source", tmp_path / "1.0", ["afq4"], format="1.0", **options)

@@ -3,7 +3,8 @@
     python tools/tiny_architectures.py --client PYTHON
 
 lets the client quantise each to Q8_0 and writes the digests of the `.uqff` file and of the residual of each:
-`mistralrs==0.6.0` into `tests/golden/ARCHITECTURES.json`, `mistralrs==0.9.5` into `tests/golden/v1/ARCHITECTURES.json`.
+`mistralrs==0.6.0` into `tests/golden/ARCHITECTURES.json`, `mistralrs==0.9.5` into `tests/golden/v1/ARCHITECTURES.json`,
+0.8.12 and 0.8.23 into the folders of their versions beside it.
 A file hangs on the order or the names of its layers, so its digest proves them; `__metadata__`, which names the writer,
 is left out of it. The values are those of `tiny_models.random_normal`, the same on every machine.
 """
@@ -25,7 +26,12 @@ from tiny_models import Float32, TinyModel, random_normal
 
 ROOT = Path(__file__).resolve().parent.parent
 GOLDEN = ROOT / "tests" / "golden"
-DIGESTS = {"0.6.0": GOLDEN / "ARCHITECTURES.json", "0.9.5": GOLDEN / "v1" / "ARCHITECTURES.json"}
+DIGESTS = {
+    "0.6.0": GOLDEN / "ARCHITECTURES.json",
+    "0.8.12": GOLDEN / "v1" / "1.0.0" / "ARCHITECTURES.json",
+    "0.8.23": GOLDEN / "v1" / "1.1.0" / "ARCHITECTURES.json",
+    "0.9.5": GOLDEN / "v1" / "ARCHITECTURES.json",
+}
 """Client to the file of digests."""
 KIND = "q8_0"
 

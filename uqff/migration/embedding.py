@@ -1,9 +1,11 @@
 """The embedding, which is a layer from 1.2 on and a dense tensor of the residual before.
 
-Down to an older version its codes become the head's, if head and embedding are tied and there is no other head; else
-they stay beside the model, in ``<stem>.kept.safetensors``, which is a 1.x file of its own.  Either way the residual
-gets it dequantised, because older loaders need it dense.  Up again, the codes are taken from where they are, and the
-dense copy goes.
+Down to an older version its codes become the head's, if head and embedding are tied and there is no other head (but of
+Gemma and Gemma 2, which have no head in 1.0 and 1.1); else they stay beside the model, in ``<stem>.kept.safetensors``,
+which is a 1.x file of its own.  Either way the residual gets it dequantised, because older loaders need it dense.  Up
+again, the codes are taken from where they are, and the dense copy goes.
+
+The head that 0.x files of Gemma and Gemma 2 have is in 1.x the dense embedding, where that is what it holds.
 
 A model that comes from an older version has it dense only, and keeps it so: then mistral.rs 0.9 takes a tied head for
 both (but for Gemma, where it takes the dense embedding for both), where older ones had both side by side.
@@ -21,7 +23,7 @@ from uqff.errors import UnsupportedError
 from uqff.migration.mapping import Move, Source
 from uqff.models.architectures import EMBEDDING_SINCE, LayerName, architecture_of, embedding_name, is_tied
 
-__all__ = ["EMBEDDING_SINCE", "embedding_of", "is_tied_head", "lowered", "raised", "untied"]
+__all__ = ["EMBEDDING_SINCE", "embedding_of", "is_always_tied", "is_tied_head", "lowered", "raised", "untied"]
 
 HEAD: Final = "lm_head"
 EMBEDDING: Final = "model.embed_tokens"
@@ -53,6 +55,14 @@ def is_tied_head(config: Mapping[str, Any], key: str) -> bool:
     return is_tied(architecture, config.get(architecture.text_config, config))
 
 
+def is_always_tied(config: Mapping[str, Any], key: str) -> bool:
+    """Whether a layer is the head of a model that has none in 1.0 and 1.1: its loader multiplies by the embedding."""
+    try:
+        return is_tied_head(config, key) and architecture_of(config).tied == "always"
+    except UnsupportedError:
+        return False
+
+
 def untied(config: Mapping[str, Any]) -> dict[str, Any]:
     """A configuration that says that head and embedding are two."""
     made = {**config, "tie_word_embeddings": False}
@@ -73,7 +83,7 @@ def lowered(
     """
     others = [move for move in moves if move.targets != (key,)]
     head = f"{key.removesuffix(EMBEDDING)}{HEAD}"
-    if head in file or not is_tied_head(config, head):
+    if head in file or not is_tied_head(config, head) or is_always_tied(config, head):
         return others, {key: Source(file, key)}
     return [*others, Move((Source(file, key),), (head,), (LayerName(0, head, f"{key}.weight", None),))], {}
 

@@ -22,7 +22,7 @@ from uqff.codes import Family, Version
 from uqff.container.file import UqffFile
 from uqff.container.streaming import layer_sizes
 from uqff.errors import ShardError, UqffError
-from uqff.families import Unquant
+from uqff.families import HQQ, QuantizedTensor, Unquant
 from uqff.families.rows import Order
 from uqff.families.stacking import odd_ones, stack
 from uqff.models.architectures import LayerName
@@ -84,7 +84,8 @@ class Move:
         targets: keys in the target, in the order of the experts.
         names: of the layers in the finer of the two generations.
         how: ``same`` for one that stays what it is, else ``stack`` or ``unstack``; ``plain`` for a stack of dequantised
-            weights.
+            weights, ``plain_unstack`` for those of a stack, one by one; ``dense`` for a layer made of a tensor of the
+            residual, whose name is the source's key.
         dtype: of plain weights.
         order: of the rows of the one layer in the target, if it is another; outlines do not tell.
     """
@@ -92,7 +93,7 @@ class Move:
     sources: tuple[Source, ...]
     targets: tuple[str, ...]
     names: tuple[LayerName, ...]
-    how: Literal["same", "stack", "unstack", "plain"] = "same"
+    how: Literal["same", "stack", "unstack", "plain", "plain_unstack", "dense"] = "same"
     dtype: torch.dtype | None = None
     order: Order | None = None
 
@@ -105,6 +106,8 @@ class Move:
         Raises:
             UqffError: a layer is broken.
         """
+        if self.how == "dense":
+            return [Layer(Unquant.of(source.file.residual[source.key])) for source in self.sources]
         return [_cast(source.file[source.key], bias_dtypes.get(source.key)) for source in self.sources]
 
     def made(self, taken: list[Layer]) -> Iterator[tuple[str, Layer]]:
@@ -113,7 +116,9 @@ class Move:
         Raises:
             ShardError: they do not stack, or a stack cannot be taken apart.
         """
-        if self.how == "unstack":
+        if self.how == "plain_unstack":
+            yield from zip(self.targets, _unstacked_plain(taken[0], self.dtype), strict=True)
+        elif self.how == "unstack":
             yield from zip(self.targets, _unstacked(taken[0]), strict=True)
         elif self.how == "stack":
             yield self.targets[0], _stacked(taken)
@@ -125,6 +130,8 @@ class Move:
 
     def release(self) -> None:
         """Give back the memory of the sources."""
+        if self.how == "dense":
+            return
         for source in self.sources:
             source.file.release(source.key)
 
@@ -169,8 +176,8 @@ def plan_moves(
     for move in moves:
         taken = move.taken(bias_dtypes)
         made, sizes, problems = _try(move, taken, version)
-        if problems and move.how == "stack" and plain_dtype is not None:
-            move = replace(move, how="plain", dtype=plain_dtype)
+        if problems and move.how in ("stack", "unstack") and plain_dtype is not None:
+            move = replace(move, how="plain" if move.how == "stack" else "plain_unstack", dtype=plain_dtype)
             made, sizes, problems = _try(move, taken, version)
         planned.moves.append(move)
         planned.problems += problems
@@ -190,6 +197,8 @@ def _try(move: Move, taken: list[Layer], version: Version) -> tuple[dict[str, La
         sizes = layer_sizes(made, version)
         if move.how == "stack":
             _try_stack(taken)
+        if move.how == "unstack":
+            _try_unstack(taken[0], made)
         return made, sizes, []
     except UqffError as error:
         error.layer = None
@@ -225,8 +234,28 @@ def _try_stack(layers: list[Layer]) -> None:
         stack([layer.weight for layer in layers[:2]])
 
 
+def _try_unstack(stacked: Layer, made: Mapping[str, Layer]) -> None:
+    """Groups of HQQ may run from one expert into the next: apart, each weight would have a scale of its own, and the
+    experts would not stack again. Where each group has as many weights of every expert, all share all scales.
+    """
+    weight = stacked.weight
+    if not isinstance(weight, HQQ):
+        return
+    scales, apart = weight.scales.numel(), [_scales(layer.weight) for layer in made.values()]
+    if sum(apart) != scales and set(apart) != {scales}:
+        raise ShardError(
+            "groups run from one expert into the next",
+            expected=f"groups of as many weights of each of {len(apart)} experts",
+            got=f"groups of {weight.group_size}",
+        )
+
+
+def _scales(weight: QuantizedTensor) -> int:
+    return weight.scales.numel() if isinstance(weight, HQQ) else 0
+
+
 def _rows(move: Move, made: Mapping[str, Layer], sizes: Mapping[str, int], *, blobs: bool) -> Iterator[Row]:
-    if move.how == "unstack":
+    if move.how in ("unstack", "plain_unstack", "dense"):
         for name, target in zip(move.names, move.targets, strict=True):
             if target in made:
                 weight = made[target].weight
@@ -272,6 +301,20 @@ def _plain(layers: list[Layer], dtype: torch.dtype | None) -> Layer:
     for at, layer in enumerate(layers):
         layer.weight.dequantize(out=made[at])
     return Layer(Unquant.of(made), bias)
+
+
+def _unstacked_plain(layer: Layer, dtype: torch.dtype | None) -> Iterator[Layer]:
+    """The dequantised weights of a stack; on the meta device, their outlines."""
+    import torch
+
+    weight = layer.weight
+    for expert in range(weight.shape[0]):
+        bias = layer.bias if layer.bias is None or layer.bias.ndim == 1 else layer.bias[expert]
+        if weight.device.type == "meta":
+            plain = torch.empty(weight.shape[1:], dtype=dtype, device="meta")
+        else:
+            plain = weight.dequantize_expert(expert, dtype)
+        yield Layer(Unquant.of(plain), bias)
 
 
 def _unstacked(layer: Layer) -> list[Layer]:

@@ -9,13 +9,22 @@ from typing import TYPE_CHECKING, Any
 
 from uqff.checkpoints.model import ModelDirectory
 from uqff.codec.blob import EncodedLayer
-from uqff.codes import FORMATS, DType, Version
+from uqff.codes import FORMATS, DType, Family, Version
 from uqff.container.directory import CONFIG_NAME, LOADED_DTYPES
 from uqff.container.file import UqffFile
 from uqff.container.mapped import MappedFile
 from uqff.errors import FormatError, ShapeError, UnsupportedError, UqffError
+from uqff.families import Unquant
 from uqff.families.rows import can_reorder
-from uqff.migration.embedding import EMBEDDING_SINCE, embedding_of, is_tied_head, lowered, raised, untied
+from uqff.migration.embedding import (
+    EMBEDDING_SINCE,
+    embedding_of,
+    is_always_tied,
+    is_tied_head,
+    lowered,
+    raised,
+    untied,
+)
 from uqff.migration.mapping import Move, Moves, Problem, Row, Source, plan_moves
 from uqff.migration.names import check_residual, check_shapes, known_names, with_stacked_experts
 from uqff.migration.origin import blob_versions, dequantized, inherited, note_of, were_stacked
@@ -96,7 +105,7 @@ class Plan:
         if self.problems:
             first, count = self.problems[0], len(self.problems)
             problem = f"{count} {'layer' if count == 1 else 'layers'} cannot be expressed in {self.version}"
-            stacks = any(move.how == "stack" for planned in self.models for move in planned.moves.failed)
+            stacks = any(move.how in ("stack", "unstack") for planned in self.models for move in planned.moves.failed)
             hint = "layers of another version, or experts dequantised (--plain-experts)" if stacks else None
             raise UnsupportedError(problem, layer=first.layer, expected=hint, got=first.reason)
 
@@ -223,10 +232,22 @@ class _Planner:
             raise error.within(file=str(file.paths[0])) from None
         moves = []
         for entry in stacked_names(names):
+            if self.is_dense_head(file, entry.parts[0], keys):
+                continue
             parts = tuple(sorted(entry.parts, key=lambda name: name.expert or 0))
             sources = tuple(Source(file, keys[name.index]) for name in parts)
             moves.append(Move(sources, (entry.key,), parts, "same" if parts[0].expert is None else "stack"))
         return moves
+
+    def is_dense_head(self, file: UqffFile, name: LayerName, keys: Mapping[int, str]) -> bool:
+        """Whether a blob is the dense embedding again, as 0.x needs it and 1.x of such a model does not have it."""
+        if not is_always_tied(self.config, name.module) or name.weight not in file.residual:
+            return False
+        record, _ = file.fields(keys[name.index])
+        if record.family is not Family.UNQUANT:
+            return False
+        weight, bias = file[keys[name.index]]
+        return bias is None and weight == Unquant.of(file.residual[name.weight])
 
     def moves_down(self, file: UqffFile, problems: list[Problem]) -> tuple[list[Move], dict[str, Source]]:
         """From entries to blobs, and the layers that have no place there."""
@@ -241,6 +262,9 @@ class _Planner:
             key, index = entry.key, entry.parts[0].index
             if key not in file and embedding is not None and is_tied_head(self.config, key):
                 key = embedding
+            if key not in file and is_always_tied(self.config, key) and entry.parts[0].weight in file.residual:
+                moves.append(Move((Source(file, entry.parts[0].weight),), (str(index),), entry.parts, "dense"))
+                continue
             if key not in file:
                 problems.append(Problem(key, f"no such layer in the file, and 0.x needs one of index {index}"))
                 continue
@@ -323,13 +347,21 @@ class _Planner:
         extra = planned.file.extra
         if len(extra):
             warnings.append(f"{stem}: entries that belong to no layer are left out: {', '.join(extra)}")
-        plain = [move.targets[0] for move in planned.moves.moves if move.how == "plain"]
+        moved = planned.moves.moves
+        plain = [move.targets[0] for move in moved if move.how == "plain"]
+        plain += [move.names[0].key for move in moved if move.how == "plain_unstack"]
         if plain:
             dtype = self.plan.dtype.safetensors
             warnings.append(f"{stem}: dequantised, stored as {dtype}, and not to be had back: {', '.join(plain)}")
         outlines = {key: EncodedLayer.of(layer) for key, layer in planned.moves.outlines.items()}
         planned.limits = limits_of(outlines, self.plan.version)
         warnings += [f"{stem}: {limit}" for limit in planned.limits]
+        for move in moved:
+            made = [planned.moves.outlines[key] for key in move.targets if key in planned.moves.outlines]
+            whole = _nbytes(move.sources[0]) if move.how == "unstack" else 0
+            if whole and (size := sum(layer.weight.nbytes for layer in made)) > 1.1 * whole:
+                times = f"{size / whole:.1f} times as large"
+                warnings.append(f"{stem}: {move.names[0].key}: {times}: each expert needs the scales of all")
 
     def plan_head(self, *, untie: bool) -> None:
         """Of tied models that become 1.x ones, with their embedding dense."""

@@ -256,7 +256,8 @@ def entry_names(config: Mapping[str, Any], version: tuple[int, int, int]) -> lis
     entries = stacked_names(blocks)
     embedding = embedding_name(config)
     tied = head.weight == f"{embedding}.weight"
-    if version < EMBEDDING_SINCE or not tied:
+    # Before, other tied models have a head of their own; the loaders of these multiply by the dense embedding.
+    if not tied or (version < EMBEDDING_SINCE and architecture_of(config).tied != "always"):
         entries.append(EntryName(head.module, (head,), "head"))
     if version >= EMBEDDING_SINCE:
         part = LayerName(len(blocks) + 1, embedding, f"{embedding}.weight", None)

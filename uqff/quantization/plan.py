@@ -359,7 +359,7 @@ def plan_layer(
     explicit = None if recipe is None else recipe.explicit_kind(goal.name, engine=engine)
     requested = explicit or (promoted(kind) if goal.sensitive else kind)
     try:
-        stored, reason = resolve(requested, goal.shape, engine)
+        stored, reason = resolve(requested, goal.shape, engine, version=version)
         weight = planned(stored, goal.shape, dtype)
         bias_dtype = weight.record.BIAS.dtype(dtype, version, engine=engine_biases)
         layer = EncodedLayer(weight, _bias_outline(checkpoint, goal, bias_dtype))

@@ -6,7 +6,8 @@ engine takes another type or fails, and its generations differ::
     weight                              0.6             0.8             0.9
     K types, in % 256 != 0, in % 32 = 0 legacy type     legacy type     legacy type
     ggml types, in % 32 != 0            error           gguf F32        gguf F32
-    afq, in % group != 0                error           error           unquantised
+    afq, in % group != 0                error           error, but in   unquantised
+                                                        UQFF 1.1 as 0.9
     hqq, size % group != 0              error           error           error
     mxfp4, in % 32 != 0, or stacked     no such type    error           error
     f8q8                                no such type    any shape       any shape
@@ -32,7 +33,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from uqff.codes import DType
+from uqff.codes import DType, Version
 from uqff.errors import ShapeError, UnsupportedError, UqffError
 from uqff.families import QuantizedTensor
 from uqff.families.gguf.blocks import QK, QK_K, block_type_of_kind
@@ -95,6 +96,9 @@ GROUP: Final = 64
 
 SINCE: Final = {"f8q8": "0.8", "mxfp4": "0.8"}
 """Types that older engines do not have."""
+
+UNQUANT_SINCE: Final = Version(1, 1, 0)
+"""The first 1.x that has unquantised layers: engine 0.8.23, which writes it, has them in place of AFQ; 0.8.12 fails."""
 
 LOAD_DTYPES: Final = (DType.F32, DType.F16, DType.BF16)
 
@@ -176,13 +180,24 @@ class Resolution(NamedTuple):
 
 
 def resolve(
-    kind: str | int, shape: Sequence[int], engine: Engine = "0.9", *, group_size: int | None = None
+    kind: str | int,
+    shape: Sequence[int],
+    engine: Engine = "0.9",
+    *,
+    group_size: int | None = None,
+    version: Version | None = None,
 ) -> Resolution:
-    """What :func:`plan` says, with the reason; same arguments and errors."""
-    return Resolution(*_resolve(kind_name(kind), tuple(shape), engine, group_size))
+    """What :func:`plan` says, with the reason; same arguments and errors.
+
+    Args:
+        version: of the file, if that is known: later releases of engine 0.8, which write 1.1, fail on less.
+    """
+    return Resolution(*_resolve(kind_name(kind), tuple(shape), engine, group_size, version))
 
 
-def _resolve(kind: str, shape: tuple[int, ...], engine: Engine, group_size: int | None) -> tuple[str, str]:
+def _resolve(
+    kind: str, shape: tuple[int, ...], engine: Engine, group_size: int | None, version: Version | None
+) -> tuple[str, str]:
     if engine not in ENGINES:
         raise UnsupportedError("unknown engine", field="engine", expected=f"one of {', '.join(ENGINES)}", got=engine)
     if kind in SINCE and ENGINES.index(engine) < ENGINES.index(SINCE[kind]):
@@ -198,7 +213,7 @@ def _resolve(kind: str, shape: tuple[int, ...], engine: Engine, group_size: int 
     if block_type_of_kind(kind) is not None:
         return _resolve_ggml(kind, shape, engine)
     if kind in AFQ_BITS and shape[-1] % group:
-        if engine != "0.9":
+        if engine == "0.6" or (engine == "0.8" and (version is None or version < UNQUANT_SINCE)):
             raise _row_misfit(kind, group, shape)
         return "unquant", f"the last dimension is not a multiple of {group}"
     if kind in HQQ_BITS and math.prod(shape) % group:
