@@ -202,6 +202,7 @@ def main(model: Path | None, types: str, out: Path) -> None:
     from safetensors.torch import load_file, save_file
 
     import uqff
+    from uqff.cli.progress import COMPILING, told_of_compiling
     from uqff.quantization.types import KINDS
 
     console = Console()
@@ -232,7 +233,14 @@ def main(model: Path | None, types: str, out: Path) -> None:
     can_encode = is_encoder(source)
     original = encode(source, tensors, SENTENCES) if can_encode else None
     outcomes: list[Outcome] = []
-    with progress_bar(console) as progress:
+    told: list[str] = []
+
+    def tell() -> None:
+        if not told:
+            told.append(COMPILING)
+            console.print(f"{COMPILING} ...", highlight=False)
+
+    with progress_bar(console) as progress, told_of_compiling(tell):
         for kind in kinds:
             start = time.perf_counter()
             stored = write(kind, layers, tensors, out, progress)

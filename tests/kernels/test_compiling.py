@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import errno
 import importlib.util
 import shutil
 from collections.abc import Iterator
@@ -175,3 +176,22 @@ def test_widest_vectors_are_for_cpus_that_keep_their_clock(
 
     monkeypatch.setattr(compiling.cpu_target.target_context, "codegen", Codegen)
     assert compiling._widest_vectors_pay.__wrapped__() is pays
+
+
+def test_it_is_said_when_a_kernel_is_compiled(module: ModuleType, caplog: pytest.LogCaptureFixture) -> None:
+    """Once, and not when it comes from the cache; parts of it are not told of."""
+    caplog.set_level("INFO", compiling.LOGGER.name)
+    for _ in range(2):
+        assert compiling.kernel(module.double)(21) == 42
+    assert caplog.messages == ["compiling double for this CPU, once"]
+
+
+def test_a_full_disk_costs_the_cache_only(module: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What cannot be kept is compiled again, and runs."""
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("numba.core.caching.IndexDataCacheFile.save", full)
+    for _ in range(2):
+        assert hits_and_misses(module.double) == (0, 1)

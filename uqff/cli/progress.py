@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -15,7 +16,9 @@ from uqff.errors import printable
 if TYPE_CHECKING:
     from uqff.container.directory import Progress, Step
 
-__all__ = ["byte_progress", "clear_line", "show_share", "step_progress", "terminable"]
+__all__ = ["byte_progress", "clear_line", "show_share", "step_progress", "terminable", "told_of_compiling"]
+
+COMPILING = "compiling kernels for this CPU, once"
 
 TERMINATED = 128 + 15
 """What a shell reports for a process that ended by SIGTERM."""
@@ -34,6 +37,30 @@ def clear_line() -> None:
 
 
 @contextlib.contextmanager
+def told_of_compiling(tell: Callable[[], object] | None = None) -> Iterator[None]:
+    """Have it said when a kernel is compiled: by a line that :func:`clear_line` takes away, or by ``tell``."""
+
+    class Handler(logging.Handler):
+        def emit(self, _: logging.LogRecord) -> None:
+            if tell is not None:
+                tell()
+            elif sys.stderr.isatty():
+                click.echo(f"\r{COMPILING}\x1b[K", err=True, nl=False)
+
+    logger, handler = logging.getLogger("uqff.compiling"), Handler()
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+        logger.removeHandler(handler)
+        if tell is None:
+            clear_line()
+
+
+@contextlib.contextmanager
 def byte_progress(what: str) -> Iterator[Callable[[int, int], None]]:
     """A function that shows how many bytes are done of how many; the line vanishes when the block ends."""
     try:
@@ -43,13 +70,8 @@ def byte_progress(what: str) -> Iterator[Callable[[int, int], None]]:
 
 
 @contextlib.contextmanager
-def step_progress(*, shown: bool, waiting: str = "") -> Iterator[Progress | None]:
-    """A bar with layer, rate and time left; none if it is not to be shown.
-
-    Args:
-        shown: whether to show one at all.
-        waiting: what stands in place of a layer before the first.
-    """
+def step_progress(*, shown: bool) -> Iterator[Progress | None]:
+    """A bar with layer, rate and time left, which says when kernels are compiled; none if it is not to be shown."""
     if not shown or not sys.stderr.isatty():
         yield None
         return
@@ -63,7 +85,7 @@ def step_progress(*, shown: bool, waiting: str = "") -> Iterator[Progress | None
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("", total=None, layer=waiting, count="", rate="")
+        task = bar.add_task("", total=None, layer="", count="", rate="")
 
         def step(step: Step) -> None:
             speed = bar.tasks[0].speed
@@ -76,7 +98,8 @@ def step_progress(*, shown: bool, waiting: str = "") -> Iterator[Progress | None
                 rate="" if not speed else f"{speed / 1e6:.0f} M weights/s",
             )
 
-        yield step
+        with told_of_compiling(lambda: bar.update(task, layer=COMPILING)):
+            yield step
 
 
 @contextlib.contextmanager

@@ -133,7 +133,7 @@ def quantize(
 
     fallbacks: list[Fallback] = []
     loaded = load_recipe(recipe) if recipe is not None else None
-    with terminable(), step_progress(shown=not quiet, waiting=_waiting()) as progress:
+    with terminable(), step_progress(shown=not quiet) as progress:
         result = quantize_model(
             source,
             out,
@@ -177,13 +177,6 @@ def _import_numba() -> None:
     finally:
         gc.freeze()
         gc.enable()
-
-
-def _waiting() -> str:
-    """What the bar says before the first layer."""
-    from uqff import simd
-
-    return "" if simd.compiled_before() or not simd.enabled() else "compiling kernels, once"
 
 
 def _show(result: Result) -> None:

@@ -40,7 +40,7 @@ def verify(ctx: click.Context, path: str, deep: bool, strict: bool, isq: str | N
 
     Exits with 0 if there is none, with 1 if there is one, with 2 if the call is wrong.
     """
-    from uqff.cli.progress import clear_line, show_share
+    from uqff.cli.progress import clear_line, show_share, told_of_compiling
     from uqff.container.shards import models_in
     from uqff.inspection.verify import Note, notes_of
     from uqff.inspection.verify import verify as violations_of
@@ -59,12 +59,12 @@ def verify(ctx: click.Context, path: str, deep: bool, strict: bool, isq: str | N
     models = models_in(path) if Path(path).is_dir() else {}
     for model in models.values() if len(models) > 1 else [path]:
         last = None
-        for violation in violations_of(model, deep=deep, strict=strict, progress=show):
-            clear_line()
-            violations.append(violation)
-            if not as_json:
-                print(str(violation))
-        clear_line()
+        with told_of_compiling():
+            for violation in violations_of(model, deep=deep, strict=strict, progress=show):
+                clear_line()
+                violations.append(violation)
+                if not as_json:
+                    print(str(violation))
         notes += notes_of(model)
         if last is not None:
             layers, nbytes = layers + last.layers, nbytes + last.nbytes

@@ -10,7 +10,6 @@ import os
 import warnings
 from functools import lru_cache
 from importlib import import_module
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from uqff.codes import DType, Family
@@ -23,7 +22,7 @@ if TYPE_CHECKING:
     from uqff.families.base import QuantizedTensor
     from uqff.families.encoded import Encoded
 
-__all__ = ["DEQUANTIZERS", "choice", "compiled_before", "decode", "dequantize", "enabled"]
+__all__ = ["DEQUANTIZERS", "choice", "decode", "dequantize", "enabled"]
 
 ENVIRONMENT_VARIABLE = "UQFF_KERNELS"
 
@@ -69,13 +68,6 @@ def _compiles() -> bool:
         warnings.warn(f"numba cannot be imported ({error}): the slow reference paths serve", stacklevel=4)
         return False
     return not numba.config.DISABLE_JIT  # type: ignore[attr-defined]
-
-
-def compiled_before() -> bool:
-    """Whether numba's cache beside this package, or where ``NUMBA_CACHE_DIR`` says, holds kernels already."""
-    override = os.environ.get("NUMBA_CACHE_DIR")
-    folder = Path(override) if override else Path(__file__).parent / "__pycache__"
-    return any(folder.rglob("*.nbi"))
 
 
 def decode(weight: Encoded, out: npt.NDArray[np.uint8], dtype: DType) -> bool:

@@ -3,11 +3,20 @@
 numba keeps compiled code on disk and takes it again if the file that defines the function has the same size and time.
 It does not see a change of what that function calls or takes from other files; and installers may give every version's
 files one time.  So the kernels carry a stamp of their own: a digest of all sources that are compiled into them.
+
+numba keeps it where ``NUMBA_CACHE_DIR`` says; else in ``__pycache__`` beside each source; else, where that cannot be
+written, in the user's cache directory (``~/.cache/numba`` on Linux).  If there is no such place, or the disk is full,
+every process compiles for itself.
+
+Compiling takes seconds, so :data:`LOGGER` says at level INFO which kernel is being compiled; it is silent when one is
+read from the cache.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import logging
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -21,7 +30,9 @@ from numba.core.compiler_machinery import register_pass
 from numba.core.registry import CPUDispatcher, cpu_target
 from numba.core.typed_passes import NativeLowering
 
-__all__ = ["SOURCES", "inline", "kernel", "stamp", "subroutine"]
+__all__ = ["LOGGER", "SOURCES", "inline", "kernel", "stamp", "subroutine"]
+
+LOGGER: Final = logging.getLogger("uqff.compiling")
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
@@ -41,16 +52,25 @@ def kernel(function: _Function) -> _Function:
     file: Any = getattr(kept, "_cache_file", None)
     if stamp() and hasattr(file, "_source_stamp"):
         file._source_stamp = stamp()
+        kept.save_overload = _kept_if_possible(kept.save_overload)
     elif hasattr(kept, "disable"):
         # Another numba than those we know, or sources that cannot be read: slow to start rather than stale.
         kept.disable()
     return cast(_Function, compiled)
 
 
+def _kept_if_possible(save: Callable[[Any, Any], None]) -> Callable[[Any, Any], None]:
+    """A disk that has filled up, or become read-only, costs another compilation, not the result."""
+
+    def save_if_possible(signature: Any, compiled: Any) -> None:
+        with contextlib.suppress(OSError):
+            save(signature, compiled)
+
+    return save_if_possible
+
+
 def _compiled(function: Callable[..., Any]) -> Any:
-    options: dict[str, Any] = {"nogil": True}
-    if _widest_vectors_pay():
-        options["pipeline_class"] = _KernelCompiler
+    options: dict[str, Any] = {"nogil": True, "pipeline_class": _KernelCompiler}
     try:
         return _jit(function, cache=True, **options)
     except RuntimeError:  # no place where a cache could be written
@@ -126,6 +146,8 @@ class _KernelCompiler(CompilerBase):
     lowering: type[_KernelLowering] = _KernelLowering
 
     def define_pipelines(self) -> list[Any]:
+        if self.lowering is _KernelLowering:
+            LOGGER.info("compiling %s for this CPU, once", self.state.func_id.func_qualname)
         passes = DefaultPassBuilder.define_nopython_pipeline(self.state)  # type: ignore[no-untyped-call]
         passes.passes = [(self.lowering if each is NativeLowering else each, why) for each, why in passes.passes]
         passes.finalize()
