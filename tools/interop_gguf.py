@@ -4,6 +4,8 @@ There: a tiny GGUF file as llama.cpp would have written it is run by the client 
 `config.json` that its metadata gives) and run, and compared with a UQFF whose layers were quantised from the model's
 own weights, in its own order of rows, and run.
 Back: the client quantises the model to a UQFF of its own, which is run, converted to a GGUF file and run.
+Made: the client quantises the GGUF file to a UQFF, whose rows of Q and K stay as they are there. It is run by the
+client and by this package (AFQ, with which the client multiplies dense matrices), and converted to a GGUF file and run.
 
 Tokens and logprobs must be equal to the last bit, but where the client multiplies plain matrices: from a GGUF file it
 takes another routine for them than from a UQFF, and adds up in another order (`CLOSE`).
@@ -15,7 +17,8 @@ import dataclasses
 import json
 import math
 import shutil
-from collections.abc import Iterator, Mapping
+import threading
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -23,7 +26,7 @@ from typing import Any
 import numpy as np
 import tiny_architectures
 import torch
-from client import Client, ClientError, Generation
+from client import PROMPT, Client, ClientError, Generation
 from rich.table import Table
 from safetensors.torch import save_file
 from tiny_gguf import write_checkpoint
@@ -32,10 +35,16 @@ from tiny_models import TinyModel
 import uqff
 from uqff import Layer
 from uqff.conversion import gguf_of_uqff, uqff_of_gguf
+from uqff.parallel.generate import respond
 
 CLOSE = 1e-5
 """Largest difference of two logprobs where the client loads a GGUF file once and a UQFF file once: it computes in
 another order. Two UQFF files must say the same to the last bit."""
+DENSE = 1e-4
+"""Largest difference between the client and this package, which both multiply with dense float32 matrices."""
+ONE_AT_A_TIME = threading.Lock()
+"""transformers loads its modules when they are first used, which two threads cannot do at once."""
+DENSE_ISQ, BLOCK_ISQ = "afq4", "q8_0"
 PLAIN = ("f32", "f16", "bf16")
 CLIENT_VERSION = "0.9.5"
 
@@ -146,8 +155,23 @@ def check(client: Client, case: Case, folder: Path) -> Iterator[Row]:
             gguf_of_uqff(written, folder / "ours.gguf", assets=source)
             ours = client.generate_gguf(folder / "ours.gguf", source, dtype="F32")
             yield compared(case, case.own, "its UQFF, our GGUF", run_uqff(folder / "own"), ours)
+        yield from check_made(client, case, folder, run_uqff)
     except ClientError as exc:
         yield Row(case.name, kinds, "-", None, str(exc))
+
+
+def check_made(client: Client, case: Case, folder: Path, run_uqff: Callable[[Path], Generation]) -> Iterator[Row]:
+    """What the client makes of the GGUF file."""
+    file, source = folder / "theirs.gguf", folder / "source"
+    for isq, name in ((DENSE_ISQ, "dense"), (BLOCK_ISQ, "blocks")):
+        client.write_gguf(file, source, folder / name / f"{isq}.uqff", dtype="F32", isq=isq)
+    with ONE_AT_A_TIME:
+        answer = respond(folder / "dense", PROMPT, tokens=16)
+    ours = Generation(answer.tokens, answer.generation.logprobs, answer.generation.finish_reason)
+    yield compared(case, DENSE_ISQ, "its UQFF of GGUF, run by us", run_uqff(folder / "dense"), ours, within=DENSE)
+    gguf_of_uqff(folder / "blocks", folder / "again.gguf", assets=folder / "blocks")
+    theirs, again = run_uqff(folder / "blocks"), client.generate_gguf(folder / "again.gguf", source, dtype="F32")
+    yield compared(case, BLOCK_ISQ, "its UQFF of GGUF, our GGUF", theirs, again)
 
 
 def compared(case: Case, kinds: str, what: str, first: Generation, second: Generation, *, within: float = CLOSE) -> Row:
