@@ -42,7 +42,7 @@ def test_there_and_back(source: Path, tmp_path: Path) -> None:
         "  format   UQFF 1.2.0",
         f"  weights  q4_0-0.uqff, {size((out / 'q4_0-0.uqff').stat().st_size)}",
         "  types    8 q4_0, 1 q6k",
-        "  beside   residual.safetensors, config.json, generation_config.json, uqff_report.json",
+        "  beside   residual.safetensors, config.json, generation_config.json, metadata.gguf, uqff_report.json",
     ]
     assert result.stderr.splitlines() == [
         "uqff: note: no tokenizer.json: tokenizers of type none are not known here; give the model's own (--assets)",
@@ -77,6 +77,7 @@ def test_json_and_quiet(source: Path, tmp_path: Path) -> None:
             "generation_config.json",
             "tokenizer.json",
             "tokenizer_config.json",
+            "metadata.gguf",
         ],
         "notes": ["the embedding is dequantised: 0.x has no quantised one (it was Q4_0)"],
         "limits": [],

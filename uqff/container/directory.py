@@ -57,6 +57,7 @@ COMPANIONS: Final = (
     "chat_template.json",
     "preprocessor_config.json",
     "processor_config.json",
+    "metadata.gguf",
 )
 """Files that are copied beside the model if they are there."""
 

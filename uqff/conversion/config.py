@@ -23,7 +23,7 @@ from uqff.errors import FormatError, UnsupportedError, UqffError
 from uqff.gguf.reader import GgufFile
 from uqff.gguf.schema import Array, Value, ValueType
 
-__all__ = ["check_config", "config_of", "metadata_of"]
+__all__ = ["active_window", "check_config", "config_of", "metadata_of"]
 
 _INTEGERS: Final = (
     ValueType.U32,
@@ -283,6 +283,22 @@ def check_config(config: Mapping[str, Any], file: GgufFile, architecture: GgufAr
     return notes
 
 
+def _window(config: Mapping[str, Any]) -> Any:
+    """The sliding window of a model that has an active one."""
+    return config.get("sliding_window") if config.get("use_sliding_window", True) else None
+
+
+def active_window(config: Mapping[str, Any]) -> str | None:
+    """What is to be said of a model with a sliding window, None of others: GGUF states it, and llama.cpp ignores it."""
+    window = _window(config)
+    if not window:
+        return None
+    return (
+        f"the model has a sliding window of {window}, which llama.cpp does not apply to this architecture: "
+        "texts longer than that are not computed alike"
+    )
+
+
 def metadata_of(config: Mapping[str, Any], architecture: GgufArchitecture, path: str) -> list[tuple[str, Value]]:
     """The metadata of a model, from its ``config.json``; the tokenizer's aside.
 
@@ -320,7 +336,7 @@ def metadata_of(config: Mapping[str, Any], architecture: GgufArchitecture, path:
         "attention.value_length": head_dim,
         "attention.layer_norm_rms_epsilon": number("rms_norm_eps", config.get("rms_norm_eps")),
     }
-    if config.get("sliding_window") and config.get("use_sliding_window", True):
+    if _window(config):
         pairs["attention.sliding_window"] = count("sliding_window")
     scaling = rope_scaling_of(config)
     if scaling is not None:

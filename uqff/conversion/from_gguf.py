@@ -37,7 +37,8 @@ from uqff.container.save_v1 import metadata_of as file_metadata_of
 from uqff.container.shards import PathLike
 from uqff.container.staging import staged_directory
 from uqff.container.streaming import StreamedFile, StreamedLayers, flush_to_disk, layer_sizes
-from uqff.conversion.config import check_config, config_of
+from uqff.conversion.config import active_window, check_config, config_of
+from uqff.conversion.kept import KEPT_NAME, Made, keep_metadata, made_metadata
 from uqff.conversion.names import (
     ROPE_FACTORS,
     architecture_of_config,
@@ -264,6 +265,7 @@ class _Job:
             shards.close()
         self._write_residual(directory)
         written = self._write_companions(directory)
+        written.append(self._keep_metadata(directory))
         if self.version >= FIRST:
             self._write_report(directory, stem, outlines)
             written.append(REPORT_NAME)
@@ -293,7 +295,7 @@ class _Job:
         if self.assets is not None:
             path = self.assets / CONFIG_NAME
             own = without_rope_layout(read_config(path))
-            return copy_companions(self.assets, directory, config=config_to_write(path, own))
+            return copy_companions(self.assets, directory, config=config_to_write(path, own), leave=[KEPT_NAME])
         torch_dtype = self.dtype.torch_name
         documents, missing = tokenizer_files(self.file, self.config)
         self.notes += missing
@@ -301,6 +303,17 @@ class _Job:
         for name, document in documents.items():
             _write_json(directory / name, document)
         return list(documents)
+
+    def _keep_metadata(self, directory: Path) -> str:
+        """What a configuration has no place for; of a directory that could not be converted back, all of it."""
+        sizes = [(tensor.type_code, tensor.nbytes) for tensor in self.file.values()]
+        config = read_config(directory / CONFIG_NAME)
+        config = {"num_key_value_heads": config.get("num_attention_heads"), **config}
+        try:
+            made = made_metadata(directory, config, self.architecture, sizes)
+        except UqffError:
+            made = Made((), (), (), [])
+        return keep_metadata(self.file.pairs, made, directory)
 
     def _write_report(self, directory: Path, stem: str, outlines: Mapping[str, Layer]) -> None:
         targets = {key: layer.weight.kind for key, layer in outlines.items()}
@@ -313,6 +326,9 @@ class _Job:
         embedding = self.residual.get(f"{embedding_name(self.config)}.weight")
         if embedding is not None and embedding.block_type is not None and embedding.block_type.block_size > 1:
             self.notes.append(f"the embedding is dequantised: 0.x has no quantised one (it was {embedding.type_name})")
+        window = active_window(self.config)
+        if window is not None:
+            self.notes.append(window)
         if self.dtype is not DType.F32:
             self.notes.append(f"the residual is rounded to {self.dtype.safetensors}")
         if self.assets is None and self.architecture.name == "llama":

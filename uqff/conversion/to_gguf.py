@@ -23,7 +23,8 @@ from uqff.codes import DType
 from uqff.container.directory import CONFIG_NAME, Progress
 from uqff.container.file import UqffFile, open_uqff
 from uqff.container.shards import PathLike
-from uqff.conversion.config import metadata_of
+from uqff.conversion.config import active_window, metadata_of
+from uqff.conversion.kept import made_metadata, with_kept
 from uqff.conversion.names import (
     ROPE_FACTORS,
     architecture_of_config,
@@ -36,13 +37,12 @@ from uqff.conversion.names import (
 )
 from uqff.conversion.result import Conversion
 from uqff.conversion.rope import llama3_factors, rope_scaling_of
-from uqff.conversion.tokenizer import tokenizer_metadata
 from uqff.errors import FormatError, ShapeError, UnsupportedError, UqffError
 from uqff.families.base import QuantizedTensor
 from uqff.families.gguf.blocks import BlockType, block_type_of_kind
 from uqff.families.gguf.tensor import GGUF
 from uqff.families.unquant.tensor import Unquant
-from uqff.gguf.schema import VERSION, Value, ValueType
+from uqff.gguf.schema import VERSION
 from uqff.gguf.writer import PlannedTensor, write_gguf
 from uqff.models.architectures import LayerName, embedding_name, entry_names, layer_names
 from uqff.models.config import read_config
@@ -55,26 +55,6 @@ if TYPE_CHECKING:
     import torch
 
 __all__ = ["gguf_of_uqff"]
-
-FILE_TYPES: Final = {
-    "f32": 0,
-    "f16": 1,
-    "q4_0": 2,
-    "q4_1": 3,
-    "q8_0": 7,
-    "q5_0": 8,
-    "q5_1": 9,
-    "q2k": 10,
-    "q3k": 12,
-    "q4k": 15,
-    "q5k": 17,
-    "q6k": 18,
-    "bf16": 32,
-}
-"""``general.file_type`` of a file that is mostly of a type (llama.cpp, ``enum llama_ftype``); of K types, "medium"."""
-
-QUANTIZATION_VERSION: Final = 2
-"""Of ggml's blocks as they have been since May 2023."""
 
 TILE: Final = 1 << 22
 """Numbers that are widened or compared together."""
@@ -130,16 +110,20 @@ class _Job:
         self.layout = Layout.of(config).check(str(directory / CONFIG_NAME))
         self.architecture = architecture_of_config(config)
         self.notes: list[str] = []
-        model = metadata_of(self.config, self.architecture, str(directory / CONFIG_NAME))
+        metadata_of(self.config, self.architecture, str(directory / CONFIG_NAME))  # refused before a layer is read
         self.names = self._layer_names()
         self._check_layers()
         self._check_residual()
         self.tensors = list(self._tensors())
-        tokenizer, missing = tokenizer_metadata(directory, self.config)
+        sizes = [(tensor.type, tensor.nbytes) for tensor in self.tensors]
+        made = made_metadata(directory, self.config, self.architecture, sizes)
+        self.pairs, missing = with_kept(file.paths[0].parent, made)
         self.notes += missing
+        window = active_window(self.config)
+        if window is not None:
+            self.notes.append(window)
         if file.extra:
             self.notes.append(f"{len(file.extra)} entries that belong to no layer are left out")
-        self.pairs = [*model, *self._general(), *tokenizer]
 
     def _layer_names(self) -> dict[str, LayerName]:
         """Key in the source to layer; all must be there, and no others."""
@@ -269,19 +253,6 @@ class _Job:
             == bytes_of(dense[start : start + rows])
             for start in range(0, len(dense), rows)
         )
-
-    def _general(self) -> list[tuple[str, Value]]:
-        weights: Counter[int] = Counter()
-        for tensor in self.tensors:
-            weights[tensor.type] += tensor.nbytes
-        main = _type_name(max(sorted(weights), key=weights.__getitem__))
-        pairs = [
-            ("general.type", Value(ValueType.TEXT, "model")),
-            ("general.quantization_version", Value(ValueType.U32, QUANTIZATION_VERSION)),
-        ]
-        if main in FILE_TYPES:
-            pairs.append(("general.file_type", Value(ValueType.U32, FILE_TYPES[main])))
-        return pairs
 
 
 def _float32() -> torch.dtype:

@@ -251,7 +251,8 @@ def tokenizer_metadata(directory: Path, config: Mapping[str, Any]) -> tuple[list
     if not path.is_file():
         numbers = {name: config.get(f"{name}_token_id") for name in ("bos", "eos")}
         known = {name: n for name, n in numbers.items() if type(n) is int and 0 <= n < config["vocab_size"]}
-        pairs = [(f"{PREFIX}.{name}_token_id", Value(ValueType.U32, n)) for name, n in known.items()]
+        pairs = [(f"{PREFIX}.model", Value(ValueType.TEXT, "none"))]  # llama.cpp loads no file that does not say
+        pairs += [(f"{PREFIX}.{name}_token_id", Value(ValueType.U32, n)) for name, n in known.items()]
         return pairs, ["no tokenizer in the GGUF file: there is no tokenizer.json"]
     document = read_json(path, MAX_HEADER_BYTES)
     try:

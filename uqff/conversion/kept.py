@@ -1,0 +1,175 @@
+"""The metadata of a GGUF file, kept beside the model that was made of it, and put back on the way back.
+
+``config.json`` and the tokenizer's files have no place for who made a model and under which licence, for names of ways
+of cutting texts, scores of tokens, sampling advice.  So the metadata stands beside them as it was, in a GGUF file
+without tensors, which no loader looks for::
+
+    metadata.gguf             all pairs of the original, in its order
+    uqff.made.general         digests of the pairs that the conversion back would have made of the new directory:
+    uqff.made.model           those of the model's architecture
+    uqff.made.tokenizer       those of its tokenizer
+
+On the way back pairs are made of what stands in the directory.  Where a group of them is what it was, nobody has
+changed what it tells of, and the original pairs are written in its place, to the last one.  Where it is not, what is
+made now is written, and that is said; of ``general``, names and licences stay.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+from uqff.checkpoints import open_gguf
+from uqff.conversion.config import metadata_of
+from uqff.conversion.names import GgufArchitecture
+from uqff.conversion.tokenizer import tokenizer_metadata
+from uqff.families.gguf.blocks import block_type_of_code
+from uqff.gguf.schema import ALIGNMENT_KEY, Value, ValueType, build_head
+from uqff.gguf.writer import write_gguf
+
+__all__ = ["KEPT_NAME", "Made", "Pairs", "keep_metadata", "made_metadata", "with_kept"]
+
+KEPT_NAME: Final = "metadata.gguf"
+DIGESTS: Final = "uqff.made."
+
+OF_THE_FILE: Final = (ALIGNMENT_KEY, "split.no", "split.count", "split.tensors.count")
+"""Pairs that tell of a file, and not of the model in it."""
+
+FILE_TYPE: Final = "general.file_type"
+FILE_TYPES: Final = {
+    "f32": 0,
+    "f16": 1,
+    "q4_0": 2,
+    "q4_1": 3,
+    "q8_0": 7,
+    "q5_0": 8,
+    "q5_1": 9,
+    "q2k": 10,
+    "q3k": 12,
+    "q4k": 15,
+    "q5k": 17,
+    "q6k": 18,
+    "bf16": 32,
+}
+"""``general.file_type`` of a file that is mostly of a type (llama.cpp, ``enum llama_ftype``); of K types, "medium"."""
+
+QUANTIZATION_VERSION: Final = 2
+"""Of ggml's blocks as they have been since May 2023."""
+
+Pairs = Sequence[tuple[str, Value]]
+
+
+class Made(NamedTuple):
+    """Metadata that was made of a model directory, by group, and what could not be, in sentences."""
+
+    general: Pairs
+    model: Pairs
+    tokenizer: Pairs
+    notes: list[str]
+
+
+def made_metadata(
+    directory: Path, config: Mapping[str, Any], architecture: GgufArchitecture, weights: Iterable[tuple[int, int]]
+) -> Made:
+    """The metadata of a model directory.
+
+    Args:
+        directory: with the tokenizer's files.
+        config: the model's configuration, with ``num_key_value_heads``.
+        architecture: of the model.
+        weights: ggml type and bytes of each tensor.
+
+    Raises:
+        UqffError: the configuration or the tokenizer is none, or cannot be expressed.
+    """
+    tokenizer, notes = tokenizer_metadata(directory, config)
+    name, *model = metadata_of(config, architecture, str(directory / "config.json"))
+    return Made([name, *_general(weights)], model, tokenizer, notes)
+
+
+def _general(weights: Iterable[tuple[int, int]]) -> list[tuple[str, Value]]:
+    sizes: Counter[int] = Counter()
+    for code, nbytes in weights:
+        sizes[code] += nbytes
+    main = block_type_of_code(max(sorted(sizes), key=sizes.__getitem__))
+    pairs = [
+        ("general.type", Value(ValueType.TEXT, "model")),
+        ("general.quantization_version", Value(ValueType.U32, QUANTIZATION_VERSION)),
+    ]
+    if main is not None and main.kind in FILE_TYPES:
+        pairs.append((FILE_TYPE, Value(ValueType.U32, FILE_TYPES[main.kind])))
+    return pairs
+
+
+def keep_metadata(pairs: Mapping[str, Value], made: Made, directory: Path) -> str:
+    """Write the metadata of a GGUF file beside the model that was made of it.
+
+    Args:
+        pairs: of the file.
+        made: what the way back would make of the directory.
+        directory: of the model.
+
+    Returns:
+        The name of the file.
+    """
+    kept = [(key, value) for key, value in pairs.items() if key not in OF_THE_FILE and not key.startswith(DIGESTS)]
+    groups = {"general": made.general, "model": made.model, "tokenizer": made.tokenizer}
+    digests = [(f"{DIGESTS}{name}", Value(ValueType.TEXT, _digest(group))) for name, group in groups.items()]
+    write_gguf(directory / KEPT_NAME, [*kept, *digests], [])
+    return KEPT_NAME
+
+
+def with_kept(directory: Path, made: Made) -> tuple[Pairs, list[str]]:
+    """The metadata of a model, those of the GGUF file that it was made of among them.
+
+    Args:
+        directory: of the model; it may hold no such metadata.
+        made: of it.
+
+    Returns:
+        Pairs, and what could not be put back, in sentences.
+
+    Raises:
+        FormatError: the kept metadata breaks a rule.
+    """
+    path = directory / KEPT_NAME
+    if not path.is_file():
+        return [*made.general, *made.model, *made.tokenizer], made.notes
+    with open_gguf(path) as file:
+        pairs = dict(file.pairs)
+    stated = {name: pairs.pop(f"{DIGESTS}{name}", None) for name in ("general", "model", "tokenizer")}
+    name, own = made.general[0]
+    if pairs.get(name) != own:
+        return [*made.general, *made.model, *made.tokenizer], [
+            *made.notes,
+            f"{KEPT_NAME} is of another architecture: nothing of it is put back",
+        ]
+    for key in OF_THE_FILE:
+        pairs.pop(key, None)
+    now = {"general": made.general, "model": made.model, "tokenizer": made.tokenizer}
+    new = {group: dict(each) for group, each in now.items() if stated[group] != Value(ValueType.TEXT, _digest(each))}
+    notes = [
+        f"the {group}'s metadata in {KEPT_NAME} is not put back: what it tells of has been changed since"
+        for group in new
+        if group != "general"
+    ]
+    if "general" in new:  # what else there is of it tells nothing of the types of the tensors
+        rest = {key: value for key, value in pairs.items() if key.startswith("general.") and key != FILE_TYPE}
+        new["general"] = {**rest, **new["general"]}
+    prefixes = {"general": "general", str(own.value): "model", "tokenizer": "tokenizer"}
+    found: dict[str, Value] = {}
+    for key, value in pairs.items():
+        group = prefixes.get(key.partition(".")[0])
+        found.update(new.get(group or "", {key: value}))
+    for each in new.values():
+        found.update(each)
+    if "tokenizer" in new or found.get("tokenizer.ggml.model") in (None, Value(ValueType.TEXT, "none")):
+        notes += made.notes
+    return list(found.items()), notes
+
+
+def _digest(pairs: Pairs) -> str:
+    return hashlib.sha256(build_head(pairs, [])).hexdigest()
