@@ -12,7 +12,9 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from click.testing import CliRunner, Result
+from safetensors.torch import save_file
 
 import uqff
 from uqff.cli import main
@@ -132,6 +134,7 @@ def test_json(source: Path, tmp_path: Path) -> None:
         "relative_rms",
         "max_error",
         "cosine",
+        "bias",
     }
 
 
@@ -263,3 +266,21 @@ def test_names_of_dtypes(source: Path, tmp_path: Path, name: str) -> None:
     result = run(source, tmp_path / name, "--isq", "q8_0", "--dtype", name, "--json")
     assert json.loads(result.stdout)["dtype"] == "F16"
     assert "float16" not in run("--help").stdout
+
+
+def test_biases_that_the_engine_drops(tmp_path: Path) -> None:
+    """Said on the terminal and in the JSON: of Llama; not of Qwen2, whose loader reads them."""
+    for architecture, expected in (("Llama", 1), ("Qwen2", 0)):
+        source = tmp_path / architecture
+        source.mkdir()
+        config = {"architectures": [f"{architecture}ForCausalLM"], "num_hidden_layers": 1}
+        (source / "config.json").write_text(json.dumps(config))
+        names = [f"self_attn.{each}_proj" for each in "qkvo"] + [f"mlp.{each}_proj" for each in ("gate", "up", "down")]
+        tensors = {f"model.layers.0.{name}.weight": torch.ones(32, 32) for name in names}
+        tensors |= {f"{name}.weight": torch.ones(32, 32) for name in ("model.embed_tokens", "lm_head")}
+        save_file(tensors | {"model.layers.0.self_attn.q_proj.bias": torch.ones(32)}, source / "model.safetensors")
+        said = ["1 bias of Llama stored: the engine drops such when it quantises, and adds them when it loads"]
+        result = run(source, source / "out", "--isq", "q8_0", "--json")
+        assert result.exit_code == 0, result.output
+        assert json.loads(result.stdout)["notes"] == said[:expected]
+        assert (f"uqff: note: {said[0]}" in result.stderr) is bool(expected)

@@ -229,6 +229,8 @@ def _warn(result: Result, fallbacks: list[Fallback]) -> None:
         click.echo(f"uqff: fallback: {printable(line)}", err=True)
     for rule in result.unmatched:
         click.echo(f"uqff: recipe: {printable(rule.selector)} in line {rule.line} matches no layer", err=True)
+    for note in result.notes:
+        click.echo(f"uqff: note: {printable(note)}", err=True)
     for output in result.outputs:
         for told in (*output.bias_losses, *output.limits):
             click.echo(f"uqff: {output.kind}: {printable(str(told))}", err=True)

@@ -32,6 +32,7 @@ from uqff.models.architectures import (
     EMBEDDING_SINCE,
     EntryName,
     LayerName,
+    architecture_of,
     entry_names,
     layer_names,
     selected_entries,
@@ -47,7 +48,17 @@ from uqff.quantization.recipe import Recipe
 from uqff.quantization.types import Engine, promoted, resolve
 from uqff.schema.entries import FIRST
 
-__all__ = ["Goal", "Planned", "Source", "load_dtype", "plan_layer", "plan_model", "residual_names", "restated_config"]
+__all__ = [
+    "Goal",
+    "Planned",
+    "Source",
+    "engine_notes",
+    "load_dtype",
+    "plan_layer",
+    "plan_model",
+    "residual_names",
+    "restated_config",
+]
 
 UNUSED: Final = (".rotary_emb.inv_freq",)
 """Tensors that old checkpoints hold and no loader reads."""
@@ -309,6 +320,22 @@ def restated_config(checkpoint: Checkpoint, version: Version) -> dict[str, Any] 
             got="false",
         )
     return config_to_write(checkpoint.path / CONFIG_NAME, stated or checkpoint.config)
+
+
+def engine_notes(checkpoint: Checkpoint, goals: Sequence[Goal]) -> list[str]:
+    """What the engine makes otherwise of a checkpoint, in sentences.
+
+    Authority: 0.8.12, 0.8.23, 0.9.5: files without the biases, and other logits of a file that has them.
+    """
+    try:
+        title = architecture_of(checkpoint.config).title
+    except UnsupportedError:
+        return []
+    biases = sum(goal.bias is not None for goal in goals)
+    if title != "Llama" or not biases:
+        return []
+    what = "1 bias" if biases == 1 else f"{biases} biases"
+    return [f"{what} of Llama stored: the engine drops such when it quantises, and adds them when it loads"]
 
 
 def load_dtype(checkpoint: Checkpoint, goals: Sequence[Goal], dtype: str) -> DType:

@@ -93,6 +93,7 @@ class Result:
         residual_tensors: how many tensors were left as they are.
         residual_bytes: of ``residual.safetensors``.
         unmatched: rules of the recipe that select nothing.
+        notes: what the engine would have made otherwise, in sentences.
     """
 
     path: Path
@@ -102,6 +103,7 @@ class Result:
     residual_tensors: int
     residual_bytes: int
     unmatched: list[Rule]
+    notes: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -163,6 +165,7 @@ def result_document(result: Result) -> dict[str, Any]:
         "dtype": result.dtype,
         "residual": {"tensors": result.residual_tensors, "bytes": result.residual_bytes},
         "unmatched": [{"selector": rule.selector, "line": rule.line} for rule in result.unmatched],
+        "notes": result.notes,
         "outputs": [_output_document(output) for output in result.outputs],
     }
 

@@ -61,6 +61,7 @@ from uqff.quantization.plan import (
     Goal,
     Planned,
     Source,
+    engine_notes,
     load_dtype,
     plan_layer,
     plan_model,
@@ -199,6 +200,7 @@ class _Job:
         self.residual = Residual(checkpoint, residual_names(checkpoint, self.goals), self.dtype)
         self.unmatched = [] if recipe is None else recipe.unmatched(goal.name for goal in self.goals)
         self.config = restated_config(checkpoint, self.version)
+        self.notes = engine_notes(checkpoint, self.goals)
         self.outputs: list[Output] = []
         self.plans: list[list[Planned]] = []
         for kind in dict.fromkeys(map(kind_name, kinds)):
@@ -286,7 +288,8 @@ class _Job:
                 output.shards = [file.path.name for file in each.files]
                 output.nbytes = sum(file.nbytes for file in each.files)
         copy_companions(self.checkpoint.path, directory, config=self.config)
-        return self.dtype.safetensors, self.version, self.outputs, len(self.residual.names), rest.nbytes, self.unmatched
+        rest_of = len(self.residual.names), rest.nbytes
+        return self.dtype.safetensors, self.version, self.outputs, *rest_of, self.unmatched, self.notes
 
     def report(self, directory: Path, base_model: str | None, repo_id: str | None) -> Report:
         """What the engine writes beside the same files of 1.x; they are there and read again."""
