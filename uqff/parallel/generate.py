@@ -7,11 +7,12 @@ with ranks.joined(device, timeout=60) as comm:
 from __future__ import annotations
 
 import hashlib
+import inspect
 import os
 import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 
@@ -74,10 +75,10 @@ def generate(
     device = next(model.parameters()).device
     ids = torch.tensor([list(prompt)], device=device)
     made = Generation([], [], [], "length")
-    cache: Any = None
+    name, cache = _name_of_cache(model), None
     for _ in range(tokens):
-        output = model(input_ids=ids, past_key_values=cache, use_cache=True)
-        cache = output.past_key_values
+        output = model(input_ids=ids, use_cache=True, **{name: cache})
+        cache = getattr(output, name)
         logits = output.logits[0, -1].to(torch.float32)
         ids = comm.all_gather(logits.argmax())[0].view(1, 1)
         token = int(ids)
@@ -89,6 +90,11 @@ def generate(
         if on_token is not None:
             on_token(token)
     return made
+
+
+def _name_of_cache(model: torch.nn.Module) -> str:
+    """What a model calls the keys and values of earlier tokens: ``transformers`` has another word since 5.24."""
+    return "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
 
 
 @dataclass(frozen=True)
