@@ -22,6 +22,12 @@ RESULT = "uqff-client-result:"
 ANSI = re.compile(r"\x1b\[[0-9;]*m")
 WRITTEN = "Applied in-situ quantization into"
 LOADED = "Loaded in-situ quantization artifacts into"
+BUILT_FOR = {"0.6.0": ("avx_vnni", "gfni")}
+"""What the wheels of a version take for granted, beyond AVX2 and FMA, as `/proc/cpuinfo` calls it.
+
+That of 0.6.0 was built on a machine that has both, for that machine: without GFNI (AMD Zen 3, Intel before Ice Lake)
+most ggml types cannot even be quantised, without AVX-VNNI (Zen 4) Q5_1, Q3K and Q5K not be multiplied. 0.9.5 looks.
+"""
 ENVIRONMENT = {"RAYON_NUM_THREADS": "1", "MISTRALRS_CPU_KV_F32": "1"}
 PROMPT = "t5 t9 t17 t30 t41 t11 t23"
 
@@ -42,6 +48,24 @@ class ClientError(Exception):
     def loaded(self) -> bool:
         """Whether the client had taken in every layer of a UQFF before it failed."""
         return LOADED in self.output
+
+
+class NotOnThisCPU(ClientError):
+    """The client died of an instruction that this CPU does not have, and is known to take it for granted.
+
+    That says nothing about a file: such a row is not run, neither right nor wrong.
+    """
+
+
+class IllegalInstruction(Exception):
+    """A client died of SIGILL on a CPU that has all that it is known to take for granted: always a failure."""
+
+
+def missing_features(version: str, cpuinfo: Path = Path("/proc/cpuinfo")) -> list[str]:
+    """What the wheel of a version takes for granted and this CPU lacks; nothing where the system does not say."""
+    text = cpuinfo.read_text() if cpuinfo.exists() else ""
+    flags = next((line.partition(":")[2].split() for line in text.splitlines() if line.startswith("flags")), None)
+    return [] if flags is None else [name for name in BUILT_FOR.get(version, ()) if name not in flags]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,6 +95,10 @@ class Client:
         about: dict[str, str] = self._run({"do": "about"})
         return about
 
+    def missing(self) -> list[str]:
+        """What this client takes for granted and this CPU lacks."""
+        return missing_features(self.about()["version"])
+
     def write(
         self,
         model: Path,
@@ -84,8 +112,9 @@ class Client:
         """Quantise checkpoint folder `model` to `isq` and write the UQFF; return the written path.
 
         The client derives the shard's name from `output`: `q4k.uqff` is written as `q4k-0.uqff`. Having written, it
-        tries the model in a dummy run, and may die of that: the 0.6.0 wheel is built for AVX-VNNI, and without it
-        `vec_dot` of Q5_1, Q3K and Q5K ends in SIGILL. That does not count against the file.
+        tries the model in a dummy run, and may fail at that (see `BUILT_FOR`), which does not count against the file.
+
+        Raises NotOnThisCPU if the client cannot get as far as that here.
         """
         which = {"model_id": str(model), "arch": architecture, "dtype": dtype, "write_uqff": str(output)}
         if topology is not None:
@@ -154,6 +183,11 @@ class Client:
         if found:
             return json.JSONDecoder().raw_decode(answer)[0]
         output = ANSI.sub("", done.stdout + done.stderr)
+        if done.returncode == -signal.SIGILL:
+            missing = self.missing() if job["do"] != "about" else []
+            if not missing:
+                raise IllegalInstruction(f"{self.python} died of SIGILL, on a CPU that should do:\n{output[-2000:]}")
+            raise NotOnThisCPU(f"not run on this CPU, which lacks {', '.join(missing)}", output)
         if done.returncode < 0:
             reason = f"killed by {signal.Signals(-done.returncode).name}"
         else:

@@ -27,6 +27,7 @@ import click
 import interop_configs as configs
 import interop_entries as entries
 import interop_gguf as converting
+import interop_golden as golden
 import interop_migration as migration
 import interop_quantisers as quantisers
 import interop_reading as reading
@@ -44,6 +45,8 @@ WIDTH = 150
 FILES, ENTRIES, QUANTISERS = "files", "entries", "quantisers"
 MIGRATION, CONVERTED, RUNNING = "migration", "converted", "running"
 CONFIGURATIONS = "configurations"
+NotRun = list[tuple[str, str]]
+"""Rows that a client could not run on this CPU: table and type."""
 TABLES = (FILES, ENTRIES, QUANTISERS, MIGRATION, CONVERTED, RUNNING, CONFIGURATIONS)
 
 
@@ -83,7 +86,7 @@ def find_clients(given: tuple[Path, ...]) -> dict[str, Client]:
     }
 
 
-def check_files(client: Client, kinds: tuple[str, ...], console: Console) -> bool:
+def check_files(client: Client, kinds: tuple[str, ...], console: Console, not_run: NotRun) -> bool:
     """Print the table of the files and what differs; return whether anything does that is not known."""
     with tempfile.TemporaryDirectory() as folder:
         wanted = [kind for kind in (*reading.KINDS, reading.MIXED) if not kinds or kind in kinds]
@@ -93,10 +96,12 @@ def check_files(client: Client, kinds: tuple[str, ...], console: Console) -> boo
         console.print(line)
     failed = sum(not result.equal and not result.known for result in results)
     known = sum(result.known for result in results)
-    idle = sum(result.theirs.generation is None for result in results)
+    idle = sum(result.theirs.generation is None and not result.not_run for result in results)
+    missed = [(FILES, result.kind) for result in results if result.not_run]
+    not_run += missed
     console.print(
-        f"{len(results)} checked: {failed} differ, {known} differ by the 0.6.0 wheel's Q3K and nothing else, "
-        f"{idle} that the client itself cannot run here"
+        f"{len(results)} rows: {failed} differ, {known} differ by the 0.6.0 wheel's Q3K and nothing else, "
+        f"{idle} that the client itself cannot run, {len(missed)} not run on this CPU"
     )
     return failed > 0
 
@@ -113,7 +118,7 @@ def check_entries(client: Client, kinds: tuple[str, ...], console: Console) -> b
 
 
 def check_quantisers(
-    clients: dict[str, Client], kinds: tuple[str, ...], models: tuple[str, ...], console: Console
+    clients: dict[str, Client], kinds: tuple[str, ...], models: tuple[str, ...], console: Console, not_run: NotRun
 ) -> bool:
     """Print the table of the quantisers and what differs; return whether anything does."""
     cases = tuple(case for case in CASES if not models or case.name in models)
@@ -124,11 +129,13 @@ def check_quantisers(
     for row in failed:
         for problem in row.problems:
             console.print(f"{row.version} {row.case} {row.kind} ({row.by}): {problem}")
-    console.print(f"{len(rows)} checked: {len(failed)} differ")
+    missed = [(QUANTISERS, row.kind) for row in rows if row.not_run]
+    not_run += missed
+    console.print(f"{len(rows)} rows: {len(failed)} differ, {len(missed)} not run on this CPU")
     return bool(failed)
 
 
-def check_migration(clients: dict[str, Client], kinds: tuple[str, ...], console: Console) -> bool:
+def check_migration(clients: dict[str, Client], kinds: tuple[str, ...], console: Console, not_run: NotRun) -> bool:
     """Print the table of the migrations and what is wrong; return whether anything is."""
     with tempfile.TemporaryDirectory() as folder:
         results = list(migration.check_all(clients, kinds, Path(folder)))
@@ -137,7 +144,9 @@ def check_migration(clients: dict[str, Client], kinds: tuple[str, ...], console:
     for result in failed:
         for problem in result.problems:
             console.print(f"{result.case} {result.kind} {result.way}: {problem}")
-    console.print(f"{len(results)} checked: {len(failed)} differ")
+    missed = [(MIGRATION, result.kind) for result in results if result.not_run]
+    not_run += missed
+    console.print(f"{len(results)} rows: {len(failed)} differ, {len(missed)} not run in 0.6.0 on this CPU")
     return bool(failed)
 
 
@@ -153,14 +162,31 @@ def check_converted(client: Client, console: Console) -> bool:
     return bool(failed)
 
 
-def check_running(clients: dict[str, Client], kinds: tuple[str, ...], console: Console) -> bool:
+def check_running(clients: dict[str, Client], kinds: tuple[str, ...], console: Console, not_run: NotRun) -> bool:
     """Print the table of the runs; return whether anything differs."""
     with tempfile.TemporaryDirectory() as folder:
         rows = running.check_all(clients, kinds, Path(folder))
     console.print(running.table_of(rows))
     failed = sum(not row.equal for row in rows)
-    idle = sum(row.case.generation is None for row in rows)
-    console.print(f"{len(rows)} checked: {failed} differ, {idle} that the client itself cannot run here")
+    idle = sum(row.case.generation is None and not row.case.not_run for row in rows)
+    missed = [(RUNNING, row.case.kind) for row in rows if row.case.not_run]
+    not_run += missed
+    console.print(
+        f"{len(rows)} rows: {failed} differ, {idle} that the client itself cannot run, "
+        f"{len(missed)} not run by it on this CPU"
+    )
+    return failed > 0
+
+
+def check_golden(not_run: NotRun, console: Console) -> bool:
+    """Print what golden files say of the rows that were not run; return whether any of them differs."""
+    proofs = golden.prove_all(not_run)
+    console.print(golden.table_of(proofs))
+    for proof in proofs:
+        for problem in proof.problems:
+            console.print(f"{proof.kind}: {problem}", markup=False)
+    failed = sum(bool(proof.problems) for proof in proofs)
+    console.print(f"{len(not_run)} rows not run on this CPU, of {len(proofs)} types: golden files of {failed} differ")
     return failed > 0
 
 
@@ -197,21 +223,29 @@ def main(pythons: tuple[Path, ...], kinds: tuple[str, ...], only: str | None, mo
     clients = find_clients(pythons)
     about = clients[reading.CLIENT_VERSION].about()
     console.print(f"mistralrs {', '.join(clients)} on {about['system']} {about['machine']}, {about['libc']}")
-    failed = False
+    for version, client in clients.items():
+        if missing := client.missing():
+            console.print(
+                f"mistralrs {version} takes {' and '.join(missing)} for granted, which this CPU lacks: rows that it "
+                "cannot run are counted, and proven from golden files"
+            )
+    failed, not_run = False, NotRun()
     if only in (None, FILES):
-        failed |= check_files(clients[reading.CLIENT_VERSION], kinds, console)
+        failed |= check_files(clients[reading.CLIENT_VERSION], kinds, console, not_run)
     if only in (None, ENTRIES):
         failed |= check_entries(clients[entries.CLIENT_VERSION], kinds, console)
     if only in (None, QUANTISERS):
-        failed |= check_quantisers(clients, kinds, models, console)
+        failed |= check_quantisers(clients, kinds, models, console, not_run)
     if only in (None, MIGRATION):
-        failed |= check_migration(clients, kinds, console)
+        failed |= check_migration(clients, kinds, console, not_run)
     if only in (None, CONVERTED):
         failed |= check_converted(clients[converting.CLIENT_VERSION], console)
     if only in (None, RUNNING):
-        failed |= check_running(clients, kinds, console)
+        failed |= check_running(clients, kinds, console, not_run)
     if only in (None, CONFIGURATIONS):
         failed |= check_configurations(clients[configs.CLIENT_VERSION], console)
+    if not_run:
+        failed |= check_golden(not_run, console)
     console.print(f"{time.monotonic() - start:.0f} s")
     sys.exit(1 if failed else 0)
 

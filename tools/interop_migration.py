@@ -1,7 +1,7 @@
 """What the clients make of migrated models, for `tools/interop.py`.
 
-Up: a pre-1.0 directory, written by the 0.6.0 client (or by this package, where that client has no such type), is
-migrated, and
+Up: a pre-1.0 directory, written by the 0.6.0 client (or by this package, where that client has no such type, or cannot
+write it on this CPU), is migrated, and
 
 * migrated back it must be the same directory, byte for byte;
 * its layers must be those that the 0.9.5 client stores of the same weights, entry by entry, but for the head and the
@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import tiny_architectures
-from client import Client, ClientError, Generation
+from client import Client, ClientError, Generation, NotOnThisCPU
 from interop_reading import MIXED, write_topology
 from rich.table import Table
 from safetensors.torch import load_file, save_file
@@ -127,6 +127,7 @@ class Outcome:
     logprobs: tuple[float, ...] = ()
     margins: tuple[float, ...] = ()
     reason: str = ""
+    not_run: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,6 +142,7 @@ class Result:
     own: str
     other: str
     problems: tuple[str, ...]
+    not_run: bool = False
 
 
 def run(client: Client, version: str, case: Case, folder: Path, files: list[str]) -> Outcome:
@@ -148,7 +150,7 @@ def run(client: Client, version: str, case: Case, folder: Path, files: list[str]
     try:
         made = client.generate(folder, files, architecture=case.architecture, dtype=case.dtype, temperature=1.0)
     except ClientError as exc:
-        return Outcome(reason=exc.reason)
+        return Outcome(reason=exc.reason, not_run=isinstance(exc, NotOnThisCPU))
     return _outcome(made, math.log(10) if version == OLD else 1.0)
 
 
@@ -202,11 +204,18 @@ def read_entries(folder: Path) -> Entries:
 
 
 def write_old(client: Client, case: Case, kind: str, model: Path, folder: Path) -> None:
-    """A pre-1.0 directory: the client's, or ours."""
+    """A pre-1.0 directory: the client's, or ours, also where the client cannot write it on this CPU."""
+    dtype = case.dtype.lower()
     if kind in OURS:
-        quantize_model(model, folder, [kind], format="0.2", engine="0.8", dtype=case.dtype.lower())
+        quantize_model(model, folder, [kind], format="0.2", engine="0.8", dtype=dtype)
         return
-    _write(client, case, kind, model, folder)
+    try:
+        _write(client, case, kind, model, folder)
+    except NotOnThisCPU:
+        if kind == MIXED:
+            raise
+        shutil.rmtree(folder, ignore_errors=True)
+        quantize_model(model, folder, [kind], format="0.2", engine="0.6", dtype=dtype, on_fallback=lambda _: None)
 
 
 def _write(client: Client, case: Case, kind: str, model: Path, folder: Path) -> None:
@@ -254,20 +263,21 @@ def check_up(clients: dict[str, Client], case: Case, kind: str, model: Path, scr
         cell, wrong = compare_nearly(plain, outcome, ROUNDED)
         cell = f"dequantised: {cell}"
     problems += wrong
-    other = "-"
+    other, not_run = "-", False
     if kind not in OURS:
         if case.tied:
             # The engine gives the embedding the codes of the head unless it is told that they are two.
             migrate_model(old, scratch / "untied", untie=True, fix_biases=fix)
             outcome = run(clients[NEW], NEW, case, scratch / "untied", files)
         before = run(clients[OLD], OLD, case, old, files)
-        if any(reason in before.reason for reason in UNABLE):
+        not_run = before.not_run
+        if not_run or any(reason in before.reason for reason in UNABLE):
             other = f"{OLD} cannot: {before.reason}"
         else:
             other, wrong = compare_nearly(before, outcome, tolerance_of(case, kind))
             problems += wrong
     way = f"{'ours' if kind in OURS else OLD} -> 1.2"
-    return Result(case.name, kind, way, len(migrated), entries, cell, other, tuple(problems))
+    return Result(case.name, kind, way, len(migrated), entries, cell, other, tuple(problems), not_run)
 
 
 UNABLE = ("unsupported dtype BF16 for op matmul", "rhs: F8E4M3")
@@ -338,12 +348,14 @@ def check_down(clients: dict[str, Client], case: Case, kind: str, model: Path, s
             runnable[version] = scratch / f"for-{version}"
             migrate_model(own, runnable[version], to=to, fix_biases="load")
     before, after = (run(clients[version], version, case, runnable[version], files) for version in (OLD, NEW))
-    if any(reason in before.reason for reason in UNABLE):
+    if before.not_run or any(reason in before.reason for reason in UNABLE):
         cell = f"{OLD} cannot: {before.reason}"
     else:
         cell, wrong = compare_nearly(before, after, tolerance_of(case, kind))
         problems += wrong
-    return Result(case.name, kind, f"1.2 -> {OLD}", len(read_entries(own)), entries, "-", cell, tuple(problems))
+    return Result(
+        case.name, kind, f"1.2 -> {OLD}", len(read_entries(own)), entries, "-", cell, tuple(problems), before.not_run
+    )
 
 
 def compare_all_entries(ours: Entries, theirs: Entries) -> tuple[str, list[str]]:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from client import Client, ClientError
+from client import Client, ClientError, NotOnThisCPU
 from interop_directories import CASES as DIRECTORY_CASES
 from interop_directories import REPORT, VERSION, Directory, compare_directories, make, read_directory
 from interop_models import CASES as ALL_CASES
@@ -62,8 +62,8 @@ class Row:
     """One row of the table.
 
     `by`: the kernels, the reference paths, or `DIRECTORY`: what `quantize_model` writes. `refused`: why
-    the client wrote nothing. `problems`: each part that differs, and what is not in a layer's bytes: a refusal of one
-    side only, a report that says otherwise.
+    the client wrote nothing; `not_run`: why it could not, on this CPU. `problems`: each part that differs, and what is
+    not in a layer's bytes: a refusal of one side only, a report that says otherwise.
     """
 
     version: str
@@ -77,6 +77,7 @@ class Row:
     refused: str = ""
     problems: tuple[str, ...] = ()
     note: str = ""
+    not_run: str = ""
 
     @property
     def equal(self) -> bool:
@@ -86,6 +87,8 @@ class Row:
     def cells(self) -> list[str]:
         """The cells of the table."""
         named = [self.version, self.case, self.kind, self.by]
+        if self.not_run:
+            return [*named, "-", "-", "-", "-", f"[yellow]{self.not_run}[/yellow]"]
         if self.refused:
             return [*named, "-", "-", "-", "-", f"both refuse: {self.refused}" if self.equal else self.refused]
         differing = f"{self.differing:,}" if not self.differing else f"[red]{self.differing:,}[/red]"
@@ -225,6 +228,7 @@ class Written:
     report: dict[str, Any] | None = None
     refused: str = ""
     directory: Directory | None = None
+    not_run: str = ""
 
 
 class Job(NamedTuple):
@@ -252,6 +256,8 @@ def let_client_write(client: Client, job: Job) -> Written:
             isq=job.kind,
             topology=job.recipe,
         )
+    except NotOnThisCPU as exc:
+        return Written({}, not_run=exc.reason)
     except ClientError as exc:
         return Written({}, refused=exc.reason)
     directory = read_directory(scratch, written.name) if (scratch / REPORT).exists() else None
@@ -264,6 +270,8 @@ def check(version: str, case: Case, kind: str, written: Written, *, by: str = "k
     """Compare what the client wrote with what this package makes of the same checkpoint."""
     engine = GENERATIONS[version].engine
     row = Row(version, case.name, kind, by)
+    if written.not_run:
+        return dataclasses.replace(row, not_run=written.not_run)
     try:
         layers = quantise(case, kind, engine)
     except uqff.ShapeError as exc:
@@ -384,9 +392,12 @@ def table_of(rows: list[Row]) -> Table:
 
 def total(version: str, rows: list[Row]) -> list[str]:
     """The cells of a total."""
+    idle = sum(bool(row.not_run) for row in rows)
+    rows = [row for row in rows if not row.not_run]
     compared = [row for row in rows if not row.refused]
     kinds = len({row.kind for row in compared})
     sums = [sum(getattr(row, name) for row in compared) for name in ("layers", "size", "differing", "zero_signs")]
     refused = f"{len(rows) - len(compared)} rows both refuse" if len(rows) > len(compared) else ""
-    by = DIRECTORY if all(row.by == DIRECTORY for row in rows) else ""
+    refused += f"{', ' if refused else ''}{idle} not run" if idle else ""
+    by = DIRECTORY if rows and all(row.by == DIRECTORY for row in rows) else ""
     return [version, "all", f"{kinds} types", by, *(f"{number:,}" for number in sums), refused]

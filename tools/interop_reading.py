@@ -5,7 +5,8 @@ twice, from the layers it read in it and from the checkpoint's weights, quantise
 three and generates greedily. Required: equal bytes in every layer and in the file, equal tokens, equal logits.
 
 Where the client cannot run its own file, ours must fail in the same way: the table then has its reason. It is the case
-of Q8_1 and Q8K (not loadable), of FP8 with biases, and, on CPUs without AVX-VNNI, of Q5_1, Q3K and Q5K.
+of Q8_1 and Q8K (not loadable), and of FP8 with biases. What it cannot write or run on this CPU is counted as not run,
+and proven from golden files (`interop_golden`).
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from client import Client, ClientError, Generation
+from client import Client, ClientError, Generation, NotOnThisCPU
 from interop_models import Case
 from interop_quantisers import GENERATIONS, WHEEL, quantise, with_wheel_q3k
 from rich.table import Table
@@ -56,6 +57,7 @@ class Outcome:
     generation: Generation | None
     reason: str = ""
     loaded: bool = True
+    not_run: bool = False
 
     def difference(self, ours: Outcome) -> str:
         """Where the client's outcome for `ours` first leaves this one, that for its own directory."""
@@ -122,7 +124,7 @@ def run_client(client: Client, files: list[Path], architecture: str) -> Outcome:
     try:
         return Outcome(client.generate(files[0].parent, names, architecture=architecture, dtype="F32"))
     except ClientError as exc:
-        return Outcome(None, exc.reason, exc.loaded)
+        return Outcome(None, exc.reason, exc.loaded, isinstance(exc, NotOnThisCPU))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,6 +153,11 @@ class Result:
         )
 
     @property
+    def not_run(self) -> bool:
+        """The client could not run its own file on this CPU; where there are layers, it wrote them."""
+        return self.theirs.not_run
+
+    @property
     def known(self) -> bool:
         """It differs by the defect of the wheel's Q3K and nothing else, and the client runs one file as the other."""
         alike = (self.theirs.generation is None, self.theirs.loaded) == (self.ours.generation is None, self.ours.loaded)
@@ -161,6 +168,8 @@ class Result:
         differing = sum(layer.differing for layer in self.layers)
         size = sum(layer.size for layer in self.layers)
         file = {True: "[green]equal[/green]", False: "[red]differs[/red]", None: "sharded"}[self.file_equal]
+        if self.not_run and not self.layers:
+            return [self.architecture, self.kind, self.made, "-", "-", "-", f"[yellow]{self.theirs}[/yellow]"]
         if self.known:
             file, tokens = "the wheel's Q3K", f"{self.theirs} and {self.ours}"
         elif self.theirs != self.ours:
@@ -179,14 +188,21 @@ def check(client: Client, architecture: str, kind: str, model: Path, scratch: Pa
     `model` is the checkpoint's folder, `scratch` an empty one.
     """
     client_dir = scratch / "client"
-    written = client.write(
-        model,
-        client_dir / "0.uqff",
-        architecture=architecture,
-        dtype="F32",
-        isq="q8_0" if kind == MIXED else kind,
-        topology=write_topology(scratch, MODELS[architecture].layers) if kind == MIXED else None,
-    )
+    try:
+        written = client.write(
+            model,
+            client_dir / "0.uqff",
+            architecture=architecture,
+            dtype="F32",
+            isq="q8_0" if kind == MIXED else kind,
+            topology=write_topology(scratch, MODELS[architecture].layers) if kind == MIXED else None,
+        )
+    except NotOnThisCPU as exc:
+        outcome = Outcome(None, exc.reason, loaded=False, not_run=True)
+        return [
+            Result(architecture, kind, name, [], None, outcome, outcome)
+            for name in (RE_SAVED, f"{RE_SAVED}, sharded" if kind == MIXED else QUANTISED)
+        ]
     theirs = run_client(client, [written], architecture)
     results = []
     with uqff.open(client_dir) as file:

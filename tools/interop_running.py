@@ -12,7 +12,8 @@ answers greedily from its own file. `uqff.parallel` loads the same file in 1, 2 
 The numbers are log probabilities of 0.9.5 and logits of 0.6.0, see `client.Generation`. For the comparison, the model
 is given the client's tokens, so that one other choice does not end it.
 
-Files that the client writes and cannot run (Q8_1, biases in FP8, AFQ experts) are run on all numbers of ranks alike.
+Files that the client writes and cannot run (Q8_1, biases in FP8, AFQ experts) are run on all numbers of ranks alike; so
+are those that it cannot write on this CPU, which this package makes.
 
 All files of a number of ranks are run by one process for each, which is this file: `python interop_running.py JOBS OUT`
 alone or under torchrun.
@@ -23,6 +24,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -30,9 +32,11 @@ from pathlib import Path
 from typing import Any
 
 import tiny_architectures
-from client import PROMPT, Client, ClientError, Generation
+from client import PROMPT, Client, ClientError, Generation, NotOnThisCPU
 from rich.table import Table
 from tiny_models import SPECIAL_TOKENS, TinyModel
+
+from uqff.quantization.run import quantize_model
 
 WORLDS = (1, 2, 4)
 TOKENS = 16
@@ -75,6 +79,7 @@ class Case:
     directory: Path
     generation: Generation | None
     reason: str = ""
+    not_run: bool = False
 
     @property
     def numbers(self) -> list[float]:
@@ -129,7 +134,7 @@ class Row:
         tokens = "equal" if self.same_ranks else "differ"
         ranks = f"{tokens}, {self.between_ranks:.1g}"
         if case.generation is None:
-            client = f"[yellow]cannot run it: {case.reason[:REASON]}[/yellow]"
+            client = f"[yellow]{'' if case.not_run else 'cannot run it: '}{case.reason[:REASON]}[/yellow]"
         else:
             tokens = "tokens equal" if self.same_tokens else f"another token, {self.behind:.2g} behind"
             client = f"{tokens}, numbers within {self.from_client:.1g} of {case.bound:g}"
@@ -155,13 +160,18 @@ def make_cases(clients: dict[str, Client], kinds: tuple[str, ...], folder: Path)
                     written = client.write(
                         checkpoint, directory / f"{kind}.uqff", architecture=name, dtype="F32", isq=kind
                     )
+                except NotOnThisCPU as exc:
+                    shutil.rmtree(directory)
+                    quantize_model(checkpoint, directory, [kind], format="0.2", engine="0.6", dtype="f32")
+                    yield Case(version, name, kind, directory, None, exc.reason, not_run=True)
+                    continue
                 except ClientError:
                     continue
                 try:
                     made = client.generate(directory, [written.name], architecture=name, dtype="F32", tokens=TOKENS)
                     yield Case(version, name, kind, directory, made)
                 except ClientError as exc:
-                    yield Case(version, name, kind, directory, None, exc.reason)
+                    yield Case(version, name, kind, directory, None, exc.reason, isinstance(exc, NotOnThisCPU))
 
 
 def run_ranks(cases: list[Case], world: int, folder: Path) -> list[dict[str, Any]]:
