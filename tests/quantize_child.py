@@ -23,7 +23,7 @@ import numba
 import uqff.families.gguf.cpu_quantize
 from uqff.quantization.run import quantize_model
 def step(step):
-    if step.layers_done == 3:
+    if step.done == 3:
         {{action}}
 {PEAK}
 before = peak() if sys.platform == "linux" else 0

@@ -36,6 +36,7 @@ from uqff.inspection.checksum import (
 )
 from uqff.migration import migrate_model, read_names
 from uqff.models.architectures import LayerName, layer_names
+from uqff.progress import Step
 from uqff.schema.entries import RawTensor
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -179,12 +180,13 @@ def test_configuration_of_another_model(tmp_path: Path) -> None:
 
 def test_progress_ends_with_all_bytes(tmp_path: Path) -> None:
     """Progress counts up to the size of all layers."""
-    seen: list[tuple[int, int]] = []
+    seen: list[Step] = []
     with uqff.open(save_moe(tmp_path / "a", stacked=True)) as file:
-        digest_model(file, progress=lambda done, total: seen.append((done, total)))
+        digest_model(file, progress=seen.append)
         size = sum(place.nbytes for key in file for place in file.places(key).values())
-    assert [done for done, _ in seen] == sorted(done for done, _ in seen)
-    assert seen[-1] == (size, size)
+    assert [step.work_done for step in seen] == sorted(step.work_done for step in seen)
+    assert (seen[-1].done, seen[-1].work_done) == (seen[-1].total, seen[-1].work)
+    assert (seen[-1].work, seen[-1].unit) == (size, "bytes")
 
 
 def test_files_of_a_directory(tmp_path: Path) -> None:

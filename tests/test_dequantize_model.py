@@ -291,8 +291,8 @@ def test_progress_counts_layers_and_weights(tmp_path: Path) -> None:
     """Once a layer, to the last."""
     steps: list[Any] = []
     dequantize_model(save_moe(tmp_path / "m", stacked=True), tmp_path / "out", progress=steps.append)
-    assert [step.layers_done for step in steps] == list(range(1, 16))
-    assert (steps[-1].weights_done, steps[-1].weights) == (18 * 1024, 18 * 1024)
+    assert [step.done for step in steps] == list(range(1, 16))
+    assert (steps[-1].work_done, steps[-1].work) == (18 * 1024, 18 * 1024)
 
 
 def test_summary(tmp_path: Path) -> None:

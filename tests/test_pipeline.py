@@ -20,9 +20,10 @@ from uqff.errors import FormatError, ShapeError, UnsupportedError
 from uqff.families import GGUF
 from uqff.families.base import same_bytes
 from uqff.models.patterns import Pattern
+from uqff.progress import Step
 from uqff.quantization.recipe import parse_recipe
 from uqff.quantization.result import Result, result_document, type_rows
-from uqff.quantization.run import Step, quantize_model
+from uqff.quantization.run import quantize_model
 from uqff.quantization.types import Fallback
 
 COPIED = {"config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"}
@@ -180,11 +181,11 @@ def test_progress_counts_layers_and_weights(source: Path, tmp_path: Path) -> Non
     steps: list[Step] = []
     result = quantize(source, tmp_path / "out", ["q8_0", "q4_0"], progress=steps.append)
     layers = result.outputs[0].layers
-    assert [step.module for step in steps] == [layer.module for layer in layers]
-    assert [step.layers_done for step in steps] == list(range(1, 9))
-    assert {step.layers for step in steps} == {8}
-    assert [step.weights_done for step in steps] == [sum(layer.weights for layer in layers[: n + 1]) for n in range(8)]
-    assert {step.weights for step in steps} == {sum(layer.weights for layer in layers)}
+    assert [step.key for step in steps] == [layer.module for layer in layers]
+    assert [step.done for step in steps] == list(range(1, 9))
+    assert {step.total for step in steps} == {8}
+    assert [step.work_done for step in steps] == [sum(layer.weights for layer in layers[: n + 1]) for n in range(8)]
+    assert {step.work for step in steps} == {sum(layer.weights for layer in layers)}
 
 
 def test_the_report_measures_what_is_stored(source: Path, tmp_path: Path) -> None:

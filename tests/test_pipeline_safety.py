@@ -18,7 +18,8 @@ from quantize_child import run_child
 from safetensors.torch import save_file
 
 from uqff.container import streaming
-from uqff.quantization.run import Step, quantize_model
+from uqff.progress import Step
+from uqff.quantization.run import quantize_model
 
 
 @pytest.fixture
@@ -69,7 +70,7 @@ def test_force_replaces_models_only(source: Path, format: str, tmp_path: Path) -
 @pytest.mark.parametrize("layers_done", [1, 4, 8])
 def test_an_interrupt_leaves_nothing(source: Path, format: str, tmp_path: Path, layers_done: int) -> None:
     def interrupt(step: Step) -> None:
-        if step.layers_done == layers_done:
+        if step.done == layers_done:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):

@@ -22,9 +22,10 @@ from uqff.container.report import read_report
 from uqff.errors import FormatError, ShapeError, UnsupportedError
 from uqff.families.base import same_bytes
 from uqff.models.patterns import Pattern
+from uqff.progress import Step
 from uqff.quantization.recipe import Recipe, parse_recipe
 from uqff.quantization.result import Result, result_document
-from uqff.quantization.run import Step, quantize_model
+from uqff.quantization.run import quantize_model
 from uqff.quantization.types import KINDS, PROMOTED
 
 QUIET: dict[str, Any] = {"on_fallback": lambda fallback: None}
@@ -342,14 +343,10 @@ def test_names_of_experts_in_recipes(name: str, joined: bool, selector: str, cho
 def test_progress_goes_by_experts(mixtral: Path, tmp_path: Path) -> None:
     steps: list[Step] = []
     quantize_model(mixtral, tmp_path / "out", ["q8_0"], progress=steps.append)
-    of_experts = [step for step in steps if step.module == f"{EXPERTS}.down_proj"]
-    assert [step.layers_done for step in of_experts] == [2, 2, 3]
+    of_experts = [step for step in steps if step.key == f"{EXPERTS}.down_proj"]
+    assert [step.done for step in of_experts] == [2, 2, 3]
     assert len(steps) == 10 + 3 * 2
-    assert (
-        (steps[-1].layers_done, steps[-1].weights_done)
-        == (steps[-1].layers, steps[-1].weights)
-        == (10, steps[0].weights)
-    )
+    assert (steps[-1].done, steps[-1].work_done) == (steps[-1].total, steps[-1].work) == (10, steps[0].work)
 
 
 def test_checkpoints_with_wrong_experts(mixtral: Path, tmp_path: Path) -> None:

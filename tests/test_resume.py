@@ -17,8 +17,9 @@ import uqff.quantization.run
 from uqff.cli import main
 from uqff.container.staging import Journal
 from uqff.errors import FormatError, UnsupportedError
+from uqff.progress import Step
 from uqff.quantization.result import Result, result_document
-from uqff.quantization.run import Step, quantize_model
+from uqff.quantization.run import quantize_model
 
 KINDS = ["q8_0", "afq4"]
 LEFT = ".out.resume"
@@ -61,7 +62,7 @@ def interrupted(source: Path, out: Path, layers_done: int, **options: Any) -> No
     commit = Journal.commit
 
     def stop(step: Step) -> None:
-        if step.layers_done > layers_done:
+        if step.done > layers_done:
             raise KeyboardInterrupt
 
     noted: list[int] = []
@@ -92,8 +93,8 @@ def test_the_same_model_and_nothing_made_twice(
     options: dict[str, Any] = {"format": format, "shard_bytes": 20_000, "resume": True, "progress": steps.append}
     resumed = quantize_model(source, tmp_path / "out", KINDS, **options)
     assert len(made) == len(KINDS) * (layers - layers_done)
-    assert [step.layers_done for step in steps] == list(range(layers_done + 1, layers + 1))
-    assert steps[-1].weights_done == steps[-1].weights
+    assert [step.done for step in steps] == list(range(layers_done + 1, layers + 1))
+    assert steps[-1].work_done == steps[-1].work
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
     assert document(resumed) == document(whole)
     assert sorted(os.listdir(tmp_path)) == ["out", "source", "whole"]
@@ -121,7 +122,7 @@ def test_stacked_experts(tmp_path: Path, made: list[str]) -> None:
     experts: list[Step] = []
 
     def stop(step: Step) -> None:
-        experts.extend([step] if ".experts." in step.module else [])
+        experts.extend([step] if ".experts." in step.key else [])
         if len(experts) == 5:  # the second of the second stack
             raise KeyboardInterrupt
 
@@ -129,13 +130,13 @@ def test_stacked_experts(tmp_path: Path, made: list[str]) -> None:
         patch.setattr(uqff.quantization.run.Writer, "wait_below", lambda self, nbytes: self.join())
         with pytest.raises(KeyboardInterrupt):
             quantize_model(tmp_path / "source", tmp_path / "out", KINDS, resume=True, progress=stop, **quiet)
-    before = experts[-1].layers_done
+    before = experts[-1].done
     made.clear()
     steps: list[Step] = []
     quantize_model(tmp_path / "source", tmp_path / "out", KINDS, resume=True, progress=steps.append, **quiet)
-    assert steps[0].module == experts[-1].module
-    assert [step.layers_done for step in steps[:3]] == [before, before, before + 1]
-    assert steps[-1].layers_done == len(whole.outputs[0].layers)
+    assert steps[0].key == experts[-1].key
+    assert [step.done for step in steps[:3]] == [before, before, before + 1]
+    assert steps[-1].done == len(whole.outputs[0].layers)
     assert len(made) == len(KINDS) * len(steps)
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
 
@@ -223,7 +224,7 @@ def test_two_at_once_are_refused(source: Path, tmp_path: Path) -> None:
     told: list[str] = []
 
     def second(step: Step) -> None:
-        if step.layers_done == 2:
+        if step.done == 2:
             with pytest.raises(UnsupportedError, match="another run is at work there") as caught:
                 quantize_model(source, tmp_path / "out", KINDS, resume=True)
             told.append(str(caught.value))

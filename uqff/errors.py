@@ -10,12 +10,15 @@
     └── CommError          a collective that failed: a rank died, left, or did not come in time
 
 Each error names what it knows of: file, layer, field path, byte offset, expected and got.  The parts are attributes and
-joined, the message.  Lower rooms know fields and offsets, higher rooms know layers and files: ``error.within(...)``
-returns the same error with the missing parts filled in.
+joined, the message.  Lower rooms know fields and offsets, higher rooms know layers and files: ``with located(...)``
+fills in the parts that an error from within the block lacks.
 """
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+from os import PathLike
 from typing import TypeVar
 
 __all__ = [
@@ -25,6 +28,7 @@ __all__ = [
     "ShardError",
     "UnsupportedError",
     "UqffError",
+    "located",
     "printable",
     "shortened",
 ]
@@ -118,6 +122,25 @@ class UqffError(Exception):
         if prefix:
             self.field = f"{prefix}.{self.field}" if self.field else prefix
         return self
+
+
+@contextlib.contextmanager
+def located(
+    *, file: str | PathLike[str] | None = None, layer: str | None = None, base: int = 0, prefix: str = ""
+) -> Iterator[None]:
+    """Errors from within the block name the place, where they do not know a closer one.
+
+    Args:
+        file: path of the file.
+        layer: key of the layer.
+        base: where the buffer that offsets count from begins in the file.
+        prefix: field path to put in front.
+    """
+    try:
+        yield
+    except UqffError as error:
+        error.within(file=None if file is None else str(file), layer=layer, base=base, prefix=prefix)
+        raise
 
 
 class FormatError(UqffError):

@@ -30,6 +30,6 @@ def test_compiling_is_told_in_a_bar() -> None:
 
 
 def test_without_a_terminal_nothing_is_told(capsys: pytest.CaptureFixture[str]) -> None:
-    with progress.told_of_compiling(), progress.step_progress(shown=True):
+    with progress.told_of_compiling(), progress.shown_progress():
         LOGGER.info("compiling %s", "q4k")
     assert capsys.readouterr().err == ""

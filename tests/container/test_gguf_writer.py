@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from samples_gguf import F32, Q8_0, array, gguf, pair
 
-from uqff.container.directory import Step
 from uqff.errors import FormatError
 from uqff.gguf.schema import Array, Value, ValueType
 from uqff.gguf.writer import PlannedTensor, write_gguf
 from uqff.limits import MAX_GGUF_NAME
+from uqff.progress import Step
 
 PAIRS = [
     ("general.architecture", Value(ValueType.TEXT, "llama")),
@@ -43,7 +43,7 @@ def test_bytes_by_hand(tmp_path: Path) -> None:
     ]
     assert path.read_bytes() == gguf(pairs, [Q8_0, F32]) + bytes(20)
     assert size == path.stat().st_size
-    assert steps == [Step("q", 1, 2, 64, 67), Step("f", 2, 2, 67, 67)]
+    assert steps == [Step("convert", "q", 1, 2, 64, 67, "weights"), Step("convert", "f", 2, 2, 67, 67, "weights")]
 
 
 def test_bytes_of_the_gguf_package(tmp_path: Path) -> None:

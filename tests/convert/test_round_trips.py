@@ -18,12 +18,12 @@ from tiny_models import TinyModel
 import uqff
 from uqff import Layer
 from uqff.checkpoints import open_gguf
-from uqff.container.directory import Step
 from uqff.container.report import check_output, check_report, read_report
 from uqff.conversion import convert_model, gguf_of_uqff, uqff_of_gguf
 from uqff.conversion.kept import KEPT_NAME
 from uqff.errors import FormatError, ShapeError, UnsupportedError, UqffError
 from uqff.families.gguf.blocks import BLOCK_TYPES
+from uqff.progress import Step
 
 KINDS = [block_type.kind for block_type in BLOCK_TYPES if block_type.name != "Q8_1"]
 """The gguf package, which writes the files of these tests, takes a block of Q8_1 for 40 bytes; in ggml it has 36."""
@@ -207,10 +207,10 @@ def test_progress_and_split_files(tmp_path: Path) -> None:
     convert_model(tmp_path / "a.gguf", tmp_path / "u")
     convert_model(parts[1], tmp_path / "v", progress=steps.append)
     assert layers(tmp_path / "u") == layers(tmp_path / "v")
-    assert [step.module for step in steps] == sorted(layers(tmp_path / "u"))
-    assert (steps[-1].layers_done, steps[-1].weights_done) == (steps[-1].layers, steps[-1].weights)
+    assert [step.key for step in steps] == sorted(layers(tmp_path / "u"))
+    assert (steps[-1].done, steps[-1].work_done) == (steps[-1].total, steps[-1].work)
     back: list[str] = []
-    convert_model(tmp_path / "v", tmp_path / "b.gguf", progress=lambda step: back.append(step.module))
+    convert_model(tmp_path / "v", tmp_path / "b.gguf", progress=lambda step: back.append(step.key))
     assert back == list(dict.fromkeys(back))
     assert set(back) == set(tensors(tmp_path / "b.gguf"))
 

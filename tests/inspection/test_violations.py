@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 from tiny_files import GOLDEN, HEADER_BYTES, ROOT, q8_0, unquant, write_file
 
-from uqff.inspection.verify import Progress, Violation, verify
+from uqff.inspection.verify import Violation, verify
+from uqff.progress import Step
 
 VECTORS = ROOT / "spec" / "vectors"
 BAD: list[dict[str, Any]] = json.loads((VECTORS / "bad" / "index.json").read_text("utf-8"))
@@ -153,11 +154,11 @@ def test_deep_finds_products_that_overflow(tmp_path: Path) -> None:
 
 
 def test_progress_counts_layers_and_bytes(tmp_path: Path) -> None:
-    """Once before the first layer, then after each, broken or not."""
+    """After each layer, broken or not."""
     path = write_file(tmp_path / "m.uqff", {"0": SOUND[:5] + b"\2" + SOUND[6:], "1": SOUND})
-    steps: list[Progress] = []
+    steps: list[Step] = []
     assert len(list(verify(path, progress=steps.append))) == 1
-    assert steps == [Progress(0, 2, 0, 68), Progress(1, 2, 34, 68), Progress(2, 2, 68, 68)]
+    assert steps == [Step("verify", "0", 1, 2, 34, 68, "bytes"), Step("verify", "1", 2, 2, 68, 68, "bytes")]
 
 
 def test_a_violation_as_text() -> None:

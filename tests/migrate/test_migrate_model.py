@@ -24,7 +24,6 @@ import uqff
 from uqff import Layer, Version
 from uqff.checkpoints.model import ModelDirectory
 from uqff.container import streaming
-from uqff.container.directory import Step
 from uqff.container.mapped import MappedFile
 from uqff.container.report import check_output, check_report, read_report
 from uqff.errors import FormatError, ShapeError, ShardError, UnsupportedError
@@ -35,6 +34,7 @@ from uqff.migration import migrate_model, plan_migration
 from uqff.migration.names import with_stacked_experts
 from uqff.migration.shapes import expected_shape
 from uqff.models.architectures import layer_names
+from uqff.progress import Step
 
 MIXTRAL = SmallModel(config_of("Mixtral"), {}, False, 11)
 EXPERTS = "model.layers.0.block_sparse_moe.experts."
@@ -431,18 +431,16 @@ def source(tmp_path: Path) -> Path:
 def test_progress(source: Path, tmp_path: Path) -> None:
     steps: list[Step] = []
     migrate_model(source, tmp_path / "out", progress=steps.append)
-    assert [step.layers_done for step in steps] == list(range(1, 9))
-    assert {step.layers for step in steps} == {8}
-    assert steps[0].module == "lm_head"
-    assert (
-        steps[-1].weights_done == steps[-1].weights == sum(layer.weight.numel for layer in uqff.open(source).values())
-    )
+    assert [step.done for step in steps] == list(range(1, 9))
+    assert {step.total for step in steps} == {8}
+    assert steps[0].key == "lm_head"
+    assert steps[-1].work_done == steps[-1].work == sum(layer.weight.numel for layer in uqff.open(source).values())
 
 
 @pytest.mark.parametrize("layers_done", [1, 8])
 def test_an_interrupt_leaves_nothing(source: Path, tmp_path: Path, layers_done: int) -> None:
     def interrupt(step: Step) -> None:
-        if step.layers_done == layers_done:
+        if step.done == layers_done:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -511,9 +509,9 @@ import os, signal, sys
 import torch
 from uqff.migration import migrate_model
 def step(step):
-    if step.layers_done == 1 and sys.platform == "linux":
+    if step.done == 1 and sys.platform == "linux":
         firsts.append(peak())
-    if step.layers_done == 3:
+    if step.done == 3:
         {{action}}
 {PEAK}
 firsts = []

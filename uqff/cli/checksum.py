@@ -71,7 +71,7 @@ def checksum(
 
 
 def _files(ctx: click.Context, path: str, write: bool, checking: bool, sums: str | None, as_json: bool) -> None:
-    from uqff.cli.progress import byte_progress
+    from uqff.cli.progress import shown_progress
     from uqff.inspection.checksum import (
         SUMS_NAME,
         checksum_document,
@@ -92,7 +92,7 @@ def _files(ctx: click.Context, path: str, write: bool, checking: bool, sums: str
         if not stated:
             raise click.UsageError(f"{printable(str(listed))} names none of the files")
     wanted = names if stated is None else [name for name in names if name in stated]
-    with byte_progress("hashed") as progress:
+    with shown_progress() as progress:
         files = digest_files(directory, wanted, progress=progress)
     digests = {each.name: each.sha256 for each in files}
     if stated is not None:
@@ -127,7 +127,7 @@ def _layers(
     names: str | None,
     as_json: bool,
 ) -> None:
-    from uqff.cli.progress import byte_progress
+    from uqff.cli.progress import shown_progress
     from uqff.container import open_uqff
     from uqff.inspection.checksum import (
         LAYER_SUMS_NAME,
@@ -143,7 +143,7 @@ def _layers(
         listed = Path(sums) if sums is not None else file.paths[0].parent / LAYER_SUMS_NAME
         stated = read_sums(listed) if checking else None
         known = None if names is None else read_names(names)
-        with byte_progress("hashed") as progress:
+        with shown_progress() as progress:
             model = digest_model(file, names=known, progress=progress)
     if model.unnamed is not None:
         click.echo(f"uqff: layers have numbers, not paths: {printable(model.unnamed)}", err=True)

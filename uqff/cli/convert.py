@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from uqff.cli.options import DtypeChoice, isq_option, selected
-from uqff.cli.progress import step_progress, terminable
+from uqff.cli.progress import shown_progress, terminable
 from uqff.errors import printable
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def convert(
     from uqff.conversion import conversion_document, convert_model
 
     source = selected(source, isq, "SRC")
-    with terminable(), step_progress(shown=not quiet) as progress:
+    with terminable(), shown_progress(shown=not quiet) as progress:
         result = convert_model(
             source,
             out,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from uqff.cli.options import DtypeChoice, isq_option, selected, size_option
-from uqff.cli.progress import step_progress, terminable
+from uqff.cli.progress import shown_progress, terminable
 from uqff.errors import printable
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ def dequantize(
     source = selected(source, isq, "SRC")
     from uqff.export.dequantize import dequantize_model
 
-    with terminable(), step_progress(shown=not quiet) as progress:
+    with terminable(), shown_progress(shown=not quiet) as progress:
         result = dequantize_model(
             source, out, dtype=dtype, shard_bytes=shard_size, tie=tie, force=force, progress=progress
         )

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from uqff.cli.options import DtypeChoice, isq_option, selected
-from uqff.cli.progress import step_progress, terminable
+from uqff.cli.progress import shown_progress, terminable
 from uqff.codes import FORMATS
 from uqff.errors import printable
 
@@ -94,7 +94,7 @@ def migrate(
         made = None
         if not dry_run:
             assert out is not None
-            with terminable(), step_progress(shown=not quiet) as progress:
+            with terminable(), shown_progress(shown=not quiet) as progress:
                 made = write_migration(plan, out, force=force, progress=progress)
         if as_json:
             click.echo(json.dumps(_document(plan, made), indent=2))

@@ -7,16 +7,13 @@ import logging
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
 
 import click
 
 from uqff.errors import printable
+from uqff.progress import Step
 
-if TYPE_CHECKING:
-    from uqff.container.directory import Progress, Step
-
-__all__ = ["byte_progress", "clear_line", "show_share", "step_progress", "terminable", "told_of_compiling"]
+__all__ = ["COMPILING", "Display", "shown_progress", "terminable", "told_of_compiling"]
 
 COMPILING = "compiling kernels for this CPU, once"
 
@@ -24,28 +21,76 @@ TERMINATED = 128 + 15
 """What a shell reports for a process that ended by SIGTERM."""
 
 
-def show_share(done: int, total: int, text: str) -> None:
-    """Overwrite the line: a percentage, and what there is to say."""
-    if sys.stderr.isatty():
-        click.echo(f"\r{100 * done // (total or 1):3d} %  {text}\x1b[K", err=True, nl=False)
+class Display:
+    """A bar with what was done last, how many are done, rate and time left; shown from the first word on."""
+
+    def __init__(self) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+        columns = (
+            TextColumn("{task.fields[key]}", markup=False),
+            BarColumn(),
+            TextColumn("{task.fields[count]}  {task.fields[rate]}", markup=False),
+            TimeRemainingColumn(),
+        )
+        console = Console(stderr=True)
+        self._bar = Progress(*columns, console=console, transient=True, redirect_stdout=False, redirect_stderr=False)
+        self._task = self._bar.add_task("", total=None, key="", count="", rate="")
+
+    def __call__(self, step: Step) -> None:
+        """Show a step."""
+        speed = self._bar.tasks[0].speed
+        self._bar.update(
+            self._task,
+            total=step.work,
+            completed=step.work_done,
+            key=printable(step.key),
+            count=f"{step.done}/{step.total}",
+            rate="" if not speed else f"{speed / 1e6:.0f} M {step.unit}/s",
+        )
+        self._bar.start()
+
+    def tell(self, text: str) -> None:
+        """Show a text in place of what was done last."""
+        self._bar.update(self._task, key=text)
+        self._bar.start()
+
+    def hide(self) -> None:
+        """Take the bar away until there is more to show."""
+        self._bar.stop()
 
 
-def clear_line() -> None:
-    """Take the line away."""
-    if sys.stderr.isatty():
-        click.echo("\r\x1b[K", err=True, nl=False)
+@contextlib.contextmanager
+def shown_progress(*, shown: bool = True) -> Iterator[Display | None]:
+    """What shows the steps of an operation, and when kernels are compiled; None where there is no terminal, or if
+    neither is to be shown.
+    """
+    if not shown or not sys.stderr.isatty():
+        yield None
+        return
+    display = Display()
+    try:
+        with told_of_compiling(lambda: display.tell(COMPILING)):
+            yield display
+    finally:
+        display.hide()
 
 
 @contextlib.contextmanager
 def told_of_compiling(tell: Callable[[], object] | None = None) -> Iterator[None]:
-    """Have it said when a kernel is compiled: by a line that :func:`clear_line` takes away, or by ``tell``."""
+    """Have it said when a kernel is compiled: by ``tell``, or by a line that vanishes when the block ends."""
+
+    def line(text: str) -> None:
+        if sys.stderr.isatty():
+            click.echo(f"\r{text}\x1b[K", err=True, nl=False)
 
     class Handler(logging.Handler):
         def emit(self, _: logging.LogRecord) -> None:
-            if tell is not None:
+            if tell is None:
+                line(COMPILING)
+            else:
                 tell()
-            elif sys.stderr.isatty():
-                click.echo(f"\r{COMPILING}\x1b[K", err=True, nl=False)
 
     logger, handler = logging.getLogger("uqff.compiling"), Handler()
     level = logger.level
@@ -57,49 +102,7 @@ def told_of_compiling(tell: Callable[[], object] | None = None) -> Iterator[None
         logger.setLevel(level)
         logger.removeHandler(handler)
         if tell is None:
-            clear_line()
-
-
-@contextlib.contextmanager
-def byte_progress(what: str) -> Iterator[Callable[[int, int], None]]:
-    """A function that shows how many bytes are done of how many; the line vanishes when the block ends."""
-    try:
-        yield lambda done, total: show_share(done, total, f"of {total:,} bytes {what}")
-    finally:
-        clear_line()
-
-
-@contextlib.contextmanager
-def step_progress(*, shown: bool) -> Iterator[Progress | None]:
-    """A bar with layer, rate and time left, which says when kernels are compiled; none if it is not to be shown."""
-    if not shown or not sys.stderr.isatty():
-        yield None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (
-        TextColumn("{task.fields[layer]}", markup=False),
-        BarColumn(),
-        TextColumn("{task.fields[count]}  {task.fields[rate]}", markup=False),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("", total=None, layer="", count="", rate="")
-
-        def step(step: Step) -> None:
-            speed = bar.tasks[0].speed
-            bar.update(
-                task,
-                total=step.weights,
-                completed=step.weights_done,
-                layer=printable(step.module),
-                count=f"{step.layers_done}/{step.layers}",
-                rate="" if not speed else f"{speed / 1e6:.0f} M weights/s",
-            )
-
-        with told_of_compiling(lambda: bar.update(task, layer=COMPILING)):
-            yield step
+            line("")
 
 
 @contextlib.contextmanager

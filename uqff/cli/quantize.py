@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from uqff.cli.options import DtypeChoice, pattern_option, size_option
-from uqff.cli.progress import step_progress, terminable
+from uqff.cli.progress import shown_progress, terminable
 from uqff.codes import FORMATS
 from uqff.errors import UqffError, printable
 
@@ -133,7 +133,7 @@ def quantize(
 
     fallbacks: list[Fallback] = []
     loaded = load_recipe(recipe) if recipe is not None else None
-    with terminable(), step_progress(shown=not quiet) as progress:
+    with terminable(), shown_progress(shown=not quiet) as progress:
         result = quantize_model(
             source,
             out,

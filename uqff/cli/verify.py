@@ -13,7 +13,9 @@ from uqff.cli.options import isq_option, selected
 from uqff.errors import UqffError, printable
 
 if TYPE_CHECKING:
-    from uqff.inspection.verify import Progress, Violation
+    from uqff.cli.progress import Display
+    from uqff.inspection.verify import Violation
+    from uqff.progress import Step
 
 __all__ = ["verify"]
 
@@ -40,34 +42,36 @@ def verify(ctx: click.Context, path: str, deep: bool, strict: bool, isq: str | N
 
     Exits with 0 if there is none, with 1 if there is one, with 2 if the call is wrong.
     """
-    from uqff.cli.progress import clear_line, show_share, told_of_compiling
+    from uqff.cli.progress import shown_progress
     from uqff.container.shards import models_in
     from uqff.inspection.verify import Note, notes_of
     from uqff.inspection.verify import verify as violations_of
 
     path = selected(path, isq, "PATH")
-    last: Progress | None = None
-
-    def show(progress: Progress) -> None:
-        nonlocal last
-        last = progress
-        show_share(progress.nbytes, progress.of_nbytes, f"{progress.layers} of {progress.of_layers} layers")
-
+    last: Step | None = None
     notes = [Note("layout", text, ()) for text in _notes(path)]
     violations: list[Violation] = []
     layers = nbytes = 0
     models = models_in(path) if Path(path).is_dir() else {}
     for model in models.values() if len(models) > 1 else [path]:
         last = None
-        with told_of_compiling():
+        with shown_progress() as display:
+
+            def show(step: Step, display: Display | None = display) -> None:
+                nonlocal last
+                last = step
+                if display is not None:
+                    display(step)
+
             for violation in violations_of(model, deep=deep, strict=strict, progress=show):
-                clear_line()
                 violations.append(violation)
                 if not as_json:
+                    if display is not None:
+                        display.hide()
                     print(str(violation))
         notes += notes_of(model)
         if last is not None:
-            layers, nbytes = layers + last.layers, nbytes + last.nbytes
+            layers, nbytes = layers + last.done, nbytes + last.work_done
     if as_json:
         found = [dataclasses.asdict(violation) for violation in violations]
         told = [dataclasses.asdict(note) for note in notes]

@@ -16,10 +16,10 @@ from __future__ import annotations
 import errno
 import json
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, Final, NamedTuple, Protocol
+from typing import Any, Final, Protocol
 
 from uqff.codes import DType
 from uqff.container.atomic import atomic_file
@@ -32,9 +32,7 @@ __all__ = [
     "COMPANIONS",
     "CONFIG_NAME",
     "LOADED_DTYPES",
-    "Progress",
     "Residual",
-    "Step",
     "TensorSource",
     "check_space",
     "copy_companions",
@@ -66,19 +64,6 @@ LOADED_DTYPES: Final = {"F32": DType.F32, "F16": DType.F16, "BF16": DType.BF16}
 
 TILE: Final = 1 << 23
 """Bytes of the residual that are rounded and written together."""
-
-
-class Step(NamedTuple):
-    """What has been done: of layers all types asked for count once."""
-
-    module: str
-    layers_done: int
-    layers: int
-    weights_done: int
-    weights: int
-
-
-Progress = Callable[[Step], None]
 
 
 class TensorSource(Protocol):

@@ -15,7 +15,7 @@ from uqff.container.place import Place
 from uqff.container.shards import PathLike, resolve
 from uqff.container.v0 import INDEX, BlobIndex
 from uqff.container.v1 import EntryIndex, is_entry_file
-from uqff.errors import UnsupportedError, UqffError, printable
+from uqff.errors import UnsupportedError, located, printable
 from uqff.families.base import QuantizedTensor
 from uqff.schema.bricks import FieldTrace, Scope
 from uqff.schema.entries import RawTensor
@@ -96,10 +96,8 @@ class UqffFile(Mapping[str, Layer]):
         whole = self[key]
         if shard is None:
             return whole
-        try:
+        with located(file=self.place(key).path, layer=self.key(key)):
             return shard.apply_to(whole)
-        except UqffError as error:
-            raise error.within(file=str(self.place(key).path), layer=self.key(key)) from None
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._index.keys)

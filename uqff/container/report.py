@@ -30,7 +30,7 @@ from uqff.container.atomic import atomic_file
 from uqff.container.document import check_values, read_at_most
 from uqff.container.file import UqffFile
 from uqff.container.shards import SUFFIX, PathLike
-from uqff.errors import FormatError, ShardError, UnsupportedError, UqffError
+from uqff.errors import FormatError, ShardError, UnsupportedError, UqffError, located
 from uqff.limits import MAX_RANK, MAX_REPORT_BYTES, U32_MAX
 
 __all__ = [
@@ -130,15 +130,13 @@ def read_report(path: PathLike) -> Report | None:
     if not stat.S_ISREG(path.stat().st_mode):
         raise FormatError("not a regular file", file=str(path))
     raw = read_at_most(path, MAX_REPORT_BYTES)
-    try:
+    with located(file=path):
         if len(raw) > MAX_REPORT_BYTES:
             raise FormatError(
                 "report is too long", expected=f"at most {MAX_REPORT_BYTES} bytes", got=path.stat().st_size
             )
         check_values(raw)
         return _report(_Node(_load(raw)))
-    except UqffError as error:
-        raise error.within(file=str(path)) from None
 
 
 def _load(raw: bytes) -> Any:

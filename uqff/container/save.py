@@ -20,7 +20,7 @@ from uqff.container.framing import build_header
 from uqff.container.save_v1 import save_entries
 from uqff.container.shards import NUMBERED, PathLike, shard_name
 from uqff.container.v0 import INDEX
-from uqff.errors import FormatError, ShardError, UqffError
+from uqff.errors import FormatError, ShardError, located
 from uqff.families.base import QuantizedTensor
 from uqff.schema.entries import FIRST
 
@@ -84,20 +84,16 @@ def save(
     keys = _indexed(layers)
     sizes: dict[int, int] = {}
     for index, key in sorted(keys.items()):
-        try:
+        with located(layer=str(key)):
             sizes[index] = blob_size(_layer(layers[key]), version=version)
-        except UqffError as error:
-            raise error.within(layer=str(key)) from None
     names = {index: key if isinstance(key, str) else str(key) for index, key in keys.items()}
     shards = plan_shards(sizes, shard_bytes)
     paths = shard_paths(Path(path), len(shards))
     total, done = sum(sizes.values()), 0
 
     def blob(index: int) -> list[Any]:
-        try:
+        with located(layer=names[index]):
             return chunks(_layer(layers[keys[index]]), version=version)
-        except UqffError as error:
-            raise error.within(layer=names[index]) from None
 
     with atomic_files() as create:
         for shard, target in zip(shards, paths, strict=True):

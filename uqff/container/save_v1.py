@@ -21,7 +21,7 @@ from uqff.container.atomic import atomic_files
 from uqff.container.framing import DTYPE_BITS, build_header
 from uqff.container.mapped import TensorMap
 from uqff.container.v1 import VERSION_KEYS
-from uqff.errors import FormatError, UqffError
+from uqff.errors import FormatError, located
 from uqff.schema.bricks import Placeholder
 from uqff.schema.entries import RawTensor
 
@@ -142,10 +142,8 @@ def _check_key(key: object) -> None:
 
 
 def _entries(layers: Mapping[Any, Writable], key: str, version: Version) -> dict[str, RawTensor]:
-    try:
+    with located(layer=key):
         return to_entries(layers[key], version)
-    except UqffError as error:
-        raise error.within(layer=key) from None
 
 
 def plan_items(items: list[Item], shard_bytes: int) -> list[list[Item]]:

@@ -17,7 +17,7 @@ from uqff.container.framing import DTYPE_BITS, build_header
 from uqff.container.save import SHARD_BYTES, plan_shards
 from uqff.container.save_v1 import entry_items, metadata_of, plan_items, version_entries
 from uqff.container.shards import shard_name
-from uqff.errors import FormatError, UqffError
+from uqff.errors import FormatError, located
 from uqff.schema.bricks import Placeholder
 from uqff.schema.entries import FIRST, RawTensor
 
@@ -266,7 +266,7 @@ class StreamedLayers:
             FormatError: it has other sizes than its outline.
             OSError: writing failed.
         """
-        try:
+        with located(layer=key):
             if self.version < FIRST:
                 version = self._versions.get(key, self.version)
                 self._file_of[key].write(key, blob.chunks(layer, version=version))
@@ -274,8 +274,6 @@ class StreamedLayers:
             for suffix, entry in to_entries(layer, self.version).items():
                 name = f"{key}.{suffix}"
                 self._file_of[name].write(name, [entry.data])
-        except UqffError as error:
-            raise error.within(layer=key) from None
 
     def skip(self, key: str) -> None:
         """Leave a layer as it was written before."""
@@ -298,7 +296,7 @@ class StreamedLayers:
             FormatError: it has other sizes than its part of the outline.
             OSError: writing failed.
         """
-        try:
+        with located(layer=key):
             if key not in self._stacks:
                 self._stacks[key] = to_entries(self._outlines[key], self.version)
             parts = to_entries(layer, self.version)
@@ -309,8 +307,6 @@ class StreamedLayers:
                     self._file_of[name].write_piece(name, expert * data.nbytes, data)
                 elif expert == 0:
                     self._file_of[name].write(name, [entry.data])
-        except UqffError as error:
-            raise error.within(layer=key) from None
 
     def finish(self) -> None:
         """Flush all shards to the disk."""
@@ -331,13 +327,11 @@ def layer_sizes(outlines: Mapping[str, Layer | EncodedLayer], version: tuple[int
     """
     sizes: dict[str, int] = {}
     for key, layer in outlines.items():
-        try:
+        with located(layer=key):
             if version < FIRST:
                 sizes[key] = blob.blob_size(layer, version=version)
             else:
                 sizes[key] = sum(entry.data.nbytes for entry in to_entries(layer, version).values())
-        except UqffError as error:
-            raise error.within(layer=key) from None
     return sizes
 
 

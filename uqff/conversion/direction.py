@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from uqff.container.directory import Progress
 from uqff.container.shards import PathLike, select
 from uqff.conversion.from_gguf import uqff_of_gguf
 from uqff.conversion.result import Conversion
 from uqff.conversion.to_gguf import gguf_of_uqff
 from uqff.errors import UnsupportedError
+from uqff.progress import Progress
 
 __all__ = ["convert_model"]
 

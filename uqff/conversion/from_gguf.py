@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from uqff.codec.blob import EncodedLayer, Layer
 from uqff.codes import FORMATS, DType, Version
-from uqff.container.directory import CONFIG_NAME, LOADED_DTYPES, Progress, Step, check_space, copy_companions
+from uqff.container.directory import CONFIG_NAME, LOADED_DTYPES, check_space, copy_companions
 from uqff.container.file import RESIDUAL_NAME, open_uqff
 from uqff.container.report import REPORT_NAME, build_report, report_document
 from uqff.container.save import SHARD_BYTES
@@ -51,7 +51,7 @@ from uqff.conversion.names import (
 )
 from uqff.conversion.result import Conversion
 from uqff.conversion.tokenizer import tokenizer_files
-from uqff.errors import FormatError, ShapeError, UnsupportedError, UqffError
+from uqff.errors import FormatError, ShapeError, UnsupportedError, UqffError, located
 from uqff.families.gguf.tensor import GGUF
 from uqff.families.unquant.tensor import Unquant
 from uqff.gguf.reader import GgufFile, GgufTensor, open_gguf
@@ -59,6 +59,7 @@ from uqff.models.architectures import LayerName, architecture_of, embedding_name
 from uqff.models.config import config_to_write, read_config
 from uqff.models.engine import limits_of, refuse_limits
 from uqff.models.layouts import Layout, without_rope_layout
+from uqff.progress import Progress, Steps
 from uqff.quantization.types import outline
 from uqff.schema.buffers import bytes_of
 from uqff.schema.entries import FIRST
@@ -111,15 +112,12 @@ def uqff_of_gguf(
         raise UnsupportedError("unknown format", field="format", expected=", ".join(WRITTEN), got=format)
     if dtype.upper() not in LOADED_DTYPES:
         raise UnsupportedError("unknown dtype", field="dtype", expected="f32, f16 or bf16", got=dtype)
-    with open_gguf(source) as file:
-        try:
-            job = _Job(file, FORMATS[format], LOADED_DTYPES[dtype.upper()], None if assets is None else Path(assets))
-            if strict:
-                refuse_limits(job.limits)
-            with staged_directory(Path(target), force=force) as staging:
-                return job.run(staging, Path(target), shard_bytes, progress)
-        except UqffError as error:
-            raise error.within(file=str(file.paths[0])) from None
+    with open_gguf(source) as file, located(file=file.paths[0]):
+        job = _Job(file, FORMATS[format], LOADED_DTYPES[dtype.upper()], None if assets is None else Path(assets))
+        if strict:
+            refuse_limits(job.limits)
+        with staged_directory(Path(target), force=force) as staging:
+            return job.run(staging, Path(target), shard_bytes, progress)
 
 
 class _Job:
@@ -146,7 +144,7 @@ class _Job:
             return config_of(self.file, self.architecture)
         path = self.assets / CONFIG_NAME
         config = read_config(path)
-        try:
+        with located(file=path):
             if architecture_of_config(config) is not self.architecture:
                 raise FormatError(
                     "not the file's architecture",
@@ -156,8 +154,6 @@ class _Job:
                 )
             Layout.of(config).check()
             self.notes += check_config(config, self.file, self.architecture, str(path))
-        except UqffError as error:
-            raise error.within(file=str(path)) from None
         return {"num_key_value_heads": config["num_attention_heads"], **config}
 
     def _layers(self) -> dict[str, LayerName]:
@@ -253,13 +249,12 @@ class _Job:
         check_space(target, sum(layer_sizes(outlines, self.version).values()))
         shards = StreamedLayers(directory, stem, outlines, self.version, shard_bytes)
         try:
-            done, total = 0, sum(math.prod(layer.weight.shape) for layer in outlines.values())
-            for number, (key, name) in enumerate(self.layers.items(), 1):
+            weights = sum(math.prod(layer.weight.shape) for layer in outlines.values())
+            steps = Steps(progress, "convert", len(outlines), weights, "weights")
+            for key, name in self.layers.items():
                 shards.write(key, self._layer(name))
                 self._tensor(name.weight, ndim=2).release()
-                done += math.prod(outlines[key].weight.shape)
-                if progress is not None:
-                    progress(Step(name.module, number, len(outlines), done, total))
+                steps.add(name.module, math.prod(outlines[key].weight.shape))
             shards.finish()
         finally:
             shards.close()

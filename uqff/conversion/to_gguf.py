@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from uqff.codes import DType
-from uqff.container.directory import CONFIG_NAME, Progress
+from uqff.container.directory import CONFIG_NAME
 from uqff.container.file import UqffFile, open_uqff
 from uqff.container.shards import PathLike
 from uqff.conversion.config import active_window, metadata_of
@@ -37,7 +37,7 @@ from uqff.conversion.names import (
 )
 from uqff.conversion.result import Conversion
 from uqff.conversion.rope import llama3_factors, rope_scaling_of
-from uqff.errors import FormatError, ShapeError, UnsupportedError, UqffError
+from uqff.errors import FormatError, ShapeError, UnsupportedError, located
 from uqff.families.base import QuantizedTensor
 from uqff.families.gguf.blocks import BlockType, block_type_of_kind
 from uqff.families.gguf.tensor import GGUF
@@ -47,6 +47,7 @@ from uqff.gguf.writer import PlannedTensor, write_gguf
 from uqff.models.architectures import LayerName, embedding_name, entry_names, layer_names
 from uqff.models.config import read_config
 from uqff.models.layouts import Layout
+from uqff.progress import Progress
 from uqff.quantization.plan import UNUSED
 from uqff.schema.buffers import bytes_of
 from uqff.schema.entries import FIRST
@@ -92,10 +93,8 @@ def gguf_of_uqff(
     with open_uqff(source) as file:
         directory = file.paths[0].parent if assets is None else Path(assets)
         config = read_config(directory / CONFIG_NAME)
-        try:
+        with located(file=file.paths[0]):
             job = _Job(file, config, directory)
-        except UqffError as error:
-            raise error.within(file=str(file.paths[0])) from None
         nbytes = write_gguf(target, job.pairs, job.tensors, progress)
     types = Counter(_type_name(tensor.type) for tensor in job.tensors)
     return Conversion(target, f"GGUF {VERSION}", (target.name,), types, nbytes, (), tuple(job.notes))

@@ -36,7 +36,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 from uqff.checkpoints.safetensors import CONFIG_NAME, INDEX_NAME, SINGLE_NAME
 from uqff.codes import DType
 from uqff.container import UqffFile, open_uqff
-from uqff.container.directory import LOADED_DTYPES, Progress, Step, check_space, copy_companions
+from uqff.container.directory import LOADED_DTYPES, check_space, copy_companions
 from uqff.container.shards import PathLike
 from uqff.container.staging import check_target, staged_directory
 from uqff.container.streaming import StreamedFile, flush_to_disk
@@ -46,6 +46,7 @@ from uqff.families.base import QuantizedTensor
 from uqff.models.architectures import architecture_of, embedding_name, layer_names
 from uqff.models.layouts import layout_beside, without_rope_layout
 from uqff.models.modules import Module, check_complete, config_beside, modules_of
+from uqff.progress import Progress, Steps
 from uqff.schema.buffers import bytes_of
 
 if TYPE_CHECKING:
@@ -268,17 +269,16 @@ class _Job:
                 writer.submit(partial(files[name].write, name, self._plain(name)), 0)
             else:
                 by_key.setdefault(part.source, []).append(name)
-        done, weights = 0, [self.weights[key] for key in by_key]
-        for count, (key, names) in enumerate(by_key.items(), 1):
+        weights = sum(self.weights[key] for key in by_key)
+        steps = Steps(progress, "dequantize", len(by_key), weights, "weights")
+        for key, names in by_key.items():
             for name in names:
                 writer.wait_below(SLACK)
                 tensor = self._made(name, self.parts[name])
                 writer.submit(partial(files[name].write, name, [bytes_of(tensor)]), tensor.nbytes)
                 del tensor
             self.file.release(key)
-            done += weights[count - 1]
-            if progress is not None:
-                progress(Step(names[0].rpartition(".")[0], count, len(by_key), done, sum(weights)))
+            steps.add(names[0].rpartition(".")[0], self.weights[key])
 
     def _made(self, name: str, part: _Part) -> torch.Tensor:
         layer = self.file[part.source]

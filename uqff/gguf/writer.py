@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from uqff.container.atomic import atomic_file
-from uqff.container.directory import Progress, Step, check_space
+from uqff.container.directory import check_space
 from uqff.errors import FormatError
 from uqff.gguf.schema import DEFAULT_ALIGNMENT, TensorInfo, Value, aligned, build_head
+from uqff.progress import Progress, Steps
 
 __all__ = ["PlannedTensor", "write_gguf"]
 
@@ -62,11 +63,11 @@ def write_gguf(
         infos.append(TensorInfo(tensor.name, tensor.shape, tensor.type, at))
         at = aligned(at + tensor.nbytes, DEFAULT_ALIGNMENT)
     head = build_head(pairs, infos)
-    total, done = sum(math.prod(tensor.shape) for tensor in tensors), 0
+    steps = Steps(progress, "convert", len(tensors), sum(math.prod(tensor.shape) for tensor in tensors), "weights")
     check_space(path, sum(tensor.nbytes for tensor in tensors))
     with atomic_file(path) as file:
         size = file.write(head + bytes(-len(head) % DEFAULT_ALIGNMENT))
-        for number, tensor in enumerate(tensors, 1):
+        for tensor in tensors:
             written = 0
             for chunk in tensor.chunks():
                 written += file.write(memoryview(chunk).cast("B"))
@@ -79,7 +80,5 @@ def write_gguf(
                     got=written,
                 )
             size += written + file.write(bytes(-written % DEFAULT_ALIGNMENT))
-            done += math.prod(tensor.shape)
-            if progress is not None:
-                progress(Step(tensor.name, number, len(tensors), done, total))
+            steps.add(tensor.name, math.prod(tensor.shape))
     return size

@@ -19,7 +19,7 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,6 +38,7 @@ from uqff.limits import MAX_SUMS_BYTES
 from uqff.models.architectures import LayerName
 from uqff.models.layouts import Layout, half_split_order, layout_beside
 from uqff.models.modules import Module, config_beside, modules_of
+from uqff.progress import Progress, Steps
 from uqff.schema.bricks import Scope
 from uqff.schema.entries import BIAS, FORMAT, RawTensor
 from uqff.simd.threads import num_threads
@@ -52,7 +53,6 @@ __all__ = [
     "FileDigest",
     "LayerDigest",
     "ModelDigest",
-    "Progress",
     "check",
     "checksum_document",
     "digest_files",
@@ -75,9 +75,6 @@ EXPERTS_TAG: Final = b"uqff experts 1\n"
 
 CHUNK: Final = 1 << 20
 """Bytes of a file that are read together."""
-
-Progress = Callable[[int, int], None]
-"""Called with the bytes that have been hashed and those that will have been."""
 
 
 @dataclass(frozen=True)
@@ -172,7 +169,7 @@ def digest_model(
         modules = modules_of(file, None)
     layout = Layout() if unnamed is not None else layout_beside(file)
     sizes = [sum(place.nbytes for key in module.keys for place in file.places(key).values()) for module in modules]
-    total, done = sum(sizes), 0
+    steps = Steps(progress, "checksum", len(modules), sum(sizes), "bytes")
     digests = []
     with ThreadPoolExecutor(num_threads(), thread_name_prefix="uqff-checksum") as pool:
         try:
@@ -180,9 +177,7 @@ def digest_model(
                 pool.map(lambda module: _digest_module(file, module, layout), modules), sizes, strict=True
             ):
                 digests.append(digest)
-                done += size
-                if progress is not None:
-                    progress(done, total)
+                steps.add(digest.path, size)
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
@@ -293,15 +288,14 @@ def digest_files(directory: Path, names: Sequence[str], *, progress: Progress | 
         FormatError: a file is a pipe or a device.
         OSError: a file cannot be read.
     """
-    total, done = sum(_size_of_file(directory / name) for name in names), 0
+    size = sum(_size_of_file(directory / name) for name in names)
+    steps = Steps(progress, "checksum", len(names), size, "bytes")
     digests: list[FileDigest] = []
     with ThreadPoolExecutor(num_threads(), thread_name_prefix="uqff-checksum") as pool:
         try:
             for digest in pool.map(lambda name: _digest_file(directory, name), names):
                 digests.append(digest)
-                done += digest.nbytes
-                if progress is not None:
-                    progress(done, total)
+                steps.add(digest.name, digest.nbytes)
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise

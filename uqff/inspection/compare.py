@@ -17,7 +17,7 @@ from uqff.codes import ENTRY_VERSIONS, DType, Version
 from uqff.container import UqffFile, open_uqff
 from uqff.container.directory import LOADED_DTYPES
 from uqff.container.shards import SUFFIX, PathLike
-from uqff.errors import ShapeError, ShardError, UnsupportedError, UqffError
+from uqff.errors import ShapeError, ShardError, UnsupportedError, UqffError, located
 from uqff.families.base import same_bytes
 from uqff.families.fields import array_fields
 from uqff.models.architectures import EMBEDDING_SINCE, LayerName, embedding_name
@@ -173,10 +173,8 @@ def _layouts(file: UqffFile, checkpoint: Checkpoint) -> tuple[Layout, Layout]:
         UnsupportedError: it is not.
     """
     path = str(checkpoint.path / CONFIG_NAME)
-    try:
+    with located(file=path):
         stored, own = layout_beside(file), Layout.of(checkpoint.config)
-    except UqffError as error:
-        raise error.within(file=path) from None
     if stored.foreign_values != own.foreign_values:
         stored.check(str(file.paths[0].parent / CONFIG_NAME))
         own.check(path)

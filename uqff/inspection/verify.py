@@ -9,7 +9,7 @@ announces has to be there.  A container that cannot be opened is one violation. 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from uqff.codec.blob import EncodedLayer
@@ -24,10 +24,11 @@ from uqff.inspection.meta import Outline, read_outline
 from uqff.models.engine import limits_of
 from uqff.models.layouts import layout_beside
 from uqff.models.modules import check_complete, config_beside, modules_of
+from uqff.progress import Progress, Steps
 from uqff.schema.bricks import FieldTrace
 from uqff.schema.layout import offset_of_field
 
-__all__ = ["Note", "Progress", "Violation", "notes_of", "verify"]
+__all__ = ["Note", "Violation", "notes_of", "verify"]
 
 PRODUCER = "uqff.producer"
 """Key of the metadata, from 1.1 on."""
@@ -93,22 +94,12 @@ class Note:
     layers: tuple[str, ...]
 
 
-@dataclass(frozen=True)
-class Progress:
-    """How far a check has come: layers and bytes of blobs, done and in all."""
-
-    layers: int
-    of_layers: int
-    nbytes: int
-    of_nbytes: int
-
-
 def verify(
     path: PathLike | Sequence[PathLike],
     *,
     deep: bool = False,
     strict: bool = False,
-    progress: Callable[[Progress], None] | None = None,
+    progress: Progress | None = None,
 ) -> Iterator[Violation]:
     """Check a model; an iterator that is empty for a sound one.
 
@@ -117,7 +108,7 @@ def verify(
         deep: dequantise every layer too, and report values that are not finite.
         strict: report what 1.x readers do without, too: a missing report, a producer that is not named, layers that are
             stored plain instead of in the type asked for.
-        progress: called once before the first layer and after every layer.
+        progress: called after every layer, sound or not.
 
     Yields:
         Violations: of the set of layers, then layer by layer in the order of their index, then of the residual.
@@ -135,7 +126,7 @@ def verify(
             yield from _check_indices(file)
         else:
             yield from _check_report(file, strict)
-        yield from _check_layers(file, deep, progress or (lambda _: None))
+        yield from _check_layers(file, deep, progress)
         try:
             _ = file.residual
         except UqffError as error:
@@ -269,12 +260,11 @@ def _check_indices(file: UqffFile) -> Iterator[Violation]:
         previous = index
 
 
-def _check_layers(file: UqffFile, deep: bool, progress: Callable[[Progress], None]) -> Iterator[Violation]:
+def _check_layers(file: UqffFile, deep: bool, progress: Progress | None) -> Iterator[Violation]:
     sizes = {key: sum(place.nbytes for place in file.places(key).values()) for key in file}
-    total, done = sum(sizes.values()), 0
-    progress(Progress(0, len(sizes), 0, total))
+    steps = Steps(progress, "verify", len(sizes), sum(sizes.values()), "bytes")
     first: Version | None = None
-    for count, (key, size) in enumerate(sizes.items(), 1):
+    for key, size in sizes.items():
         trace: list[FieldTrace] = []
         try:
             outline = read_outline(file, key, trace=trace)
@@ -287,8 +277,7 @@ def _check_layers(file: UqffFile, deep: bool, progress: Callable[[Progress], Non
             if deep:
                 yield from _check_weight(file, key)
         file.release(key)
-        done += size
-        progress(Progress(count, len(sizes), done, total))
+        steps.add(key, size)
 
 
 def _check_version(file: UqffFile, key: str, version: Version, first: Version) -> Iterator[Violation]:

@@ -13,7 +13,7 @@ from uqff.codes import FORMATS, DType, Family, Version
 from uqff.container.directory import CONFIG_NAME, LOADED_DTYPES
 from uqff.container.file import UqffFile
 from uqff.container.mapped import MappedFile
-from uqff.errors import FormatError, ShapeError, UnsupportedError, UqffError
+from uqff.errors import FormatError, ShapeError, UnsupportedError, UqffError, located
 from uqff.families import Unquant
 from uqff.families.rows import can_reorder
 from uqff.migration.embedding import (
@@ -280,10 +280,8 @@ class _Planner:
             targets = tuple(str(name.index) for name in parts)
             moves.append(Move((Source(file, key),), targets, parts, "unstack" if unstack else "same"))
         if self.names is None:
-            try:
+            with located(file=file.paths[0]):
                 check_shapes(self.config, [name for name in names if name.index in shapes], shapes)
-            except UqffError as error:
-                raise error.within(file=str(file.paths[0])) from None
         kept = {} if embedding is None or embedding in used else {embedding: Source(file, embedding)}
         problems += [Problem(key, "0.x has no index for it") for key in file if key not in used and key not in kept]
         return moves, kept
@@ -387,10 +385,8 @@ def _layout(directory: ModelDirectory, version: Version) -> Layout:
         UnsupportedError: they cannot be had so.
     """
     path = str(directory.path / CONFIG_NAME)
-    try:
+    with located(file=path):
         layout = Layout.of(directory.config)
-    except UqffError as error:
-        raise error.within(file=path) from None
     newest = max((file.version for file in directory.models.values()), default=version)
     if not version < LAYOUTS_SINCE <= newest:
         return Layout()

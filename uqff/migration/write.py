@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from uqff.checkpoints.model import KEPT_SUFFIX, ModelDirectory
-from uqff.codec.blob import Layer
 from uqff.codec.entries import to_entries
-from uqff.container.directory import CONFIG_NAME, Progress, Step, check_space, copy_companions
+from uqff.container.directory import CONFIG_NAME, check_space, copy_companions
 from uqff.container.file import RESIDUAL_NAME, UqffFile
 from uqff.container.report import REPORT_NAME, build_report, report_document
 from uqff.container.save import SHARD_BYTES
@@ -27,6 +26,7 @@ from uqff.migration.origin import with_dequantized
 from uqff.migration.plan import Plan, Planned, plan_migration
 from uqff.models.architectures import LayerName
 from uqff.models.config import config_to_write
+from uqff.progress import Progress, Steps
 from uqff.quantization.types import kind_name
 from uqff.schema.buffers import bytes_of
 from uqff.schema.entries import FIRST
@@ -121,7 +121,9 @@ def write_migration(
     target = Path(target)
     check_target(target, force=force)
     check_space(target, _needed(plan))
-    made, steps = Migrated(target), _Steps(plan.models, progress)
+    made, outlines = Migrated(target), [each for planned in plan.models for each in planned.moves.outlines.values()]
+    weights = sum(layer.weight.numel for layer in outlines)
+    steps = Steps(progress, "migrate", len(outlines), weights, "weights")
     with staged_directory(target, force=force) as staging:
         for planned in plan.models:
             made.shards[planned.stem] = _write_layers(staging, plan, planned, shard_bytes, steps)
@@ -145,24 +147,7 @@ def _needed(plan: Plan) -> int:
     return layers + (len(residual.view) if residual is not None else 0)
 
 
-class _Steps:
-    """Counts what has been written."""
-
-    def __init__(self, models: Sequence[Planned], progress: Progress | None) -> None:
-        outlines = [layer for planned in models for layer in planned.moves.outlines.values()]
-        self._layers = len(outlines)
-        self._weights = sum(layer.weight.numel for layer in outlines)
-        self._layers_done = self._weights_done = 0
-        self._progress = progress
-
-    def done(self, key: str, layer: Layer) -> None:
-        self._layers_done += 1
-        self._weights_done += layer.weight.numel
-        if self._progress is not None:
-            self._progress(Step(key, self._layers_done, self._layers, self._weights_done, self._weights))
-
-
-def _write_layers(staging: Path, plan: Plan, planned: Planned, shard_bytes: int, steps: _Steps) -> list[str]:
+def _write_layers(staging: Path, plan: Plan, planned: Planned, shard_bytes: int, steps: Steps) -> list[str]:
     moves = planned.moves
     files = StreamedLayers(
         staging,
@@ -177,7 +162,7 @@ def _write_layers(staging: Path, plan: Plan, planned: Planned, shard_bytes: int,
         for move in moves.moves:
             for key, layer in move.made(move.taken(moves.bias_dtypes)):
                 files.write(key, layer)
-                steps.done(key, layer)
+                steps.add(key, layer.weight.numel)
                 del layer
             move.release()
         files.finish()

@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from uqff.container.document import read_json
-from uqff.errors import FormatError, UnsupportedError, UqffError
+from uqff.errors import FormatError, UnsupportedError, located
 from uqff.limits import MAX_CONFIG_BYTES
 from uqff.models.architectures import architecture_of
 
@@ -53,10 +53,8 @@ def read_config(path: Path) -> dict[str, Any]:
         OSError: it cannot be read.
     """
     config = read_json(path, MAX_CONFIG_BYTES)
-    try:
+    with located(file=path):
         return restated(config)
-    except UqffError as error:
-        raise error.within(file=str(path)) from None
 
 
 def config_to_write(path: Path, config: Mapping[str, Any]) -> dict[str, Any] | None:

@@ -28,7 +28,7 @@ from uqff.checkpoints.safetensors import CONFIG_NAME
 from uqff.codec.blob import Layer
 from uqff.codes import Version
 from uqff.container.file import UqffFile
-from uqff.errors import FormatError, ShapeError, UnsupportedError, UqffError
+from uqff.errors import FormatError, ShapeError, UnsupportedError, located
 from uqff.families import Unquant
 from uqff.families.rows import Order, can_reorder, reordered
 from uqff.models.architectures import LANGUAGE_MODEL_PREFIX, architecture_of
@@ -232,10 +232,8 @@ def layout_beside(file: UqffFile) -> Layout:
         FormatError: see :meth:`Layout.of`, or the configuration cannot be read.
         OSError: likewise.
     """
-    try:
+    with located(file=file.paths[0].parent / CONFIG_NAME):
         return Layout.of(config_beside(file))
-    except UqffError as error:
-        raise error.within(file=str(file.paths[0].parent / CONFIG_NAME)) from None
 
 
 def in_order(layer: Layer, order: Order | None) -> Layer:

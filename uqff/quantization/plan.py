@@ -26,7 +26,7 @@ from uqff.codec.blob import EncodedLayer
 from uqff.codes import DType, Family, Version
 from uqff.container.directory import CONFIG_NAME, LOADED_DTYPES
 from uqff.container.streaming import layer_sizes
-from uqff.errors import FormatError, ShapeError, UnsupportedError, UqffError
+from uqff.errors import FormatError, ShapeError, UnsupportedError, UqffError, located
 from uqff.families.fields import planned_fields
 from uqff.models.architectures import (
     EMBEDDING_SINCE,
@@ -171,13 +171,11 @@ def plan_model(checkpoint: Checkpoint, version: Version, layers: Pattern | None,
     Raises:
         UqffError: the architecture is unknown, or the checkpoint lacks a weight or has one that is no matrix.
     """
-    try:
+    with located(file=checkpoint.path):
         if version < FIRST:
             return [_of_blob(checkpoint, name) for name in _blob_names(checkpoint, layers)]
         promote = promote and version >= EMBEDDING_SINCE
         return [_of_entry(checkpoint, name, promote) for name in _entry_names(checkpoint, version, layers)]
-    except UqffError as error:
-        raise error.within(file=str(checkpoint.path)) from None
 
 
 def _blob_names(checkpoint: Checkpoint, layers: Pattern | None) -> list[LayerName]:
@@ -294,7 +292,7 @@ def restated_config(checkpoint: Checkpoint, version: Version) -> dict[str, Any] 
         FormatError: see :meth:`Layout.of`.
     """
     path = str(checkpoint.path / CONFIG_NAME)
-    try:
+    with located(file=path):
         layout = Layout.of(checkpoint.config)
         if version < LAYOUTS_SINCE:
             layout.check()
@@ -305,8 +303,6 @@ def restated_config(checkpoint: Checkpoint, version: Version) -> dict[str, Any] 
                     expected="half_split, or another format",
                     got=f"{ADJACENT}, to be written as {version}",
                 )
-    except UqffError as error:
-        raise error.within(file=path) from None
     try:
         stated = with_stated_tie(checkpoint.config) if version >= EMBEDDING_SINCE else None
     except UqffError:

@@ -35,7 +35,7 @@ from typing import TYPE_CHECKING, Any
 
 from uqff.container.document import read_at_most
 from uqff.container.shards import PathLike
-from uqff.errors import FormatError
+from uqff.errors import FormatError, located
 from uqff.limits import MAX_CONFIG_BYTES, MAX_MODEL_LAYERS
 from uqff.models.architectures import LayerName
 from uqff.models.patterns import Pattern
@@ -131,12 +131,10 @@ def parse_recipe(text: str | bytes, file: str | None = None) -> Recipe:
     Raises:
         FormatError: naming line and reason.
     """
-    try:
+    with located(file=file):
         if len(text) > MAX_CONFIG_BYTES:
             raise FormatError("recipe is too long", expected=f"at most {MAX_CONFIG_BYTES} bytes", got=len(text))
         return Recipe(_rules(_document(text)))
-    except FormatError as error:
-        raise error.within(file=file) from None
 
 
 def _document(text: str | bytes) -> MappingNode:

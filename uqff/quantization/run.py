@@ -35,9 +35,7 @@ from uqff.codec.blob import EncodedLayer
 from uqff.codes import FORMATS, DType
 from uqff.container.directory import (
     LOADED_DTYPES,
-    Progress,
     Residual,
-    Step,
     check_space,
     copy_companions,
 )
@@ -49,11 +47,12 @@ from uqff.container.shards import PathLike
 from uqff.container.staging import Journal, allocated_bytes, check_target, resumable_directory, staged_directory
 from uqff.container.streaming import StreamedFile, StreamedLayers
 from uqff.container.writer import Writer
-from uqff.errors import UnsupportedError, UqffError
+from uqff.errors import UnsupportedError, located
 from uqff.families.encoded import Encoded
 from uqff.models.engine import limits_of, refuse_limits
 from uqff.models.patterns import Pattern
 from uqff.numerics.floats import Floats
+from uqff.progress import Progress, Steps
 from uqff.quantization.bias import StoredBias, bias_distance, bias_fields
 from uqff.quantization.encode import Loaded, encode, widened
 from uqff.quantization.error import UNMEASURED, Measure, measured
@@ -73,7 +72,7 @@ from uqff.quantization.result import LayerReport, Output, Result
 from uqff.quantization.types import Engine, Fallback, FallbackWarning, kind_name
 from uqff.schema.entries import FIRST
 
-__all__ = ["Progress", "Step", "quantize_model"]
+__all__ = ["quantize_model"]
 
 NOTED_EVERY: Final = 5.0
 """Seconds of work that an interruption may cost."""
@@ -136,7 +135,7 @@ def quantize_model(
         base_model: what the report of a 1.x directory calls the model that was quantised; if None, a checkpoint's name
             on the hub, and nothing for a directory.
         repo_id: what it says of where the files will be published.
-        progress: called after each layer, or expert of one.
+        progress: called after each layer, or expert of one; what is made in several types counts once.
         on_fallback: called for every layer that is stored as another type than asked for, before work begins. If None,
             a :class:`uqff.FallbackWarning` is issued for each.
 
@@ -312,7 +311,7 @@ class _Job:
     ) -> None:
         scratch = np.empty(max(map(self._widened, range(len(self.goals)))), np.float32)
         room = max(map(self._footprint, range(len(self.goals)))) + SLACK
-        total, done = sum(goal.weights for goal in self.goals), 0
+        steps = Steps(progress, "quantize", len(self.goals), sum(goal.weights for goal in self.goals), "weights")
         for at, goal in enumerate(self.goals):
             measures: list[list[Measure]] = [[] for _ in self.outputs]
             before = None if notes is None else notes.of(at)
@@ -320,7 +319,7 @@ class _Job:
                 for file, sums, numbers in zip(files, measures, before, strict=True):
                     file.skip(goal.key)
                     sums += (Measure(*each) for each in numbers)
-                done += goal.weights
+                steps.add(goal.module, goal.weights, tell=False)
             for number, sources in enumerate(self.pieces[at] if before is None else ()):
                 self._fetch_after(at, number)
                 writer.wait_below(room - self._footprint(at))
@@ -333,10 +332,7 @@ class _Job:
                 del loaded
                 for source in sources:
                     self.checkpoint.release(source.tensor, *source.span(self.checkpoint))
-                done += self._piece_weights(at)
-                if progress is not None:
-                    layers_done = at + (number + 1 == len(self.pieces[at]))
-                    progress(Step(goal.module, layers_done, len(self.goals), done, total))
+                steps.add(goal.module, self._piece_weights(at), done=number + 1 == len(self.pieces[at]))
             for output, plans, sums in zip(self.outputs, self.plans, measures, strict=True):
                 bias = self._stored_bias(goal, plans[at])
                 output.layers.append(_layer_report(goal, plans[at], output.kind, sums, bias))
@@ -354,10 +350,8 @@ class _Job:
         files: StreamedLayers,
     ) -> Encoded:
         """Quantise a piece of a layer and leave it to the writer."""
-        try:
+        with located(layer=goal.module):
             record = encode(loaded, planned.stored, engine=self.engine)
-        except UqffError as error:
-            raise error.within(layer=goal.module) from None
         count = len(self.pieces[at])
         if count == 1:
             job = partial(files.write, goal.key, EncodedLayer(record, self._bias(goal, planned)))
