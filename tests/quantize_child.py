@@ -27,7 +27,7 @@ def step(step):
         {{action}}
 {PEAK}
 before = peak() if sys.platform == "linux" else 0
-quantize_model(sys.argv[1], sys.argv[2], ["q8_0"], format=sys.argv[3], progress=step)
+quantize_model(sys.argv[1], sys.argv[2], ["q8_0"], version=sys.argv[3], progress=step)
 print(peak() - before, peak())
 """
 

@@ -16,8 +16,8 @@ import uqff
 from uqff import Layer, QuantizedTensor
 from uqff.codes import Version
 from uqff.container.streaming import StreamedLayers
-from uqff.migration.shapes import expected_shape
 from uqff.models.architectures import LayerName, entry_names, layer_names
+from uqff.models.shapes import expected_shape
 from uqff.quantization.bias import cast_bias
 from uqff.quantization.types import outline
 

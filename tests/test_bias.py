@@ -97,7 +97,7 @@ def test_stored_biases_of_all_dtypes_are_numbers() -> None:
 @pytest.mark.parametrize("format", ["0.2", "1.2"])
 def test_no_bias_loses_anything(source: Path, tmp_path: Path, kind: str, format: str) -> None:
     """Every type, in either generation: 600 and 0.0009 stay what they are, and nothing is told."""
-    result = quantize_model(source, tmp_path / "out", [kind], format=format)
+    result = quantize_model(source, tmp_path / "out", [kind], version=format)
     with uqff.open(tmp_path / "out") as file:
         (bias,) = (layer.bias for key, layer in file.items() if key in (QUERY, "1"))
     assert same_bytes(bias, load_file(source / "model.safetensors")[f"{QUERY}.bias"])

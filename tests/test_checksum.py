@@ -34,7 +34,7 @@ from uqff.inspection.checksum import (
     sums_text,
     write_sums,
 )
-from uqff.migration import migrate_model, read_names
+from uqff.migration import migrate, read_names
 from uqff.models.architectures import LayerName, layer_names
 from uqff.progress import Step
 from uqff.schema.entries import RawTensor
@@ -282,7 +282,7 @@ def _place(name: LayerName) -> str:
 def test_migrated_model_is_equal(stacked: bool, tmp_path: Path) -> None:
     """What the digest is for: a model and its copy in the other generation have one digest."""
     source = save_moe(tmp_path / "source", stacked=stacked)
-    migrate_model(source, tmp_path / "copy", "0.2" if stacked else "1.2")
+    migrate(source, tmp_path / "copy", "0.2" if stacked else "1.2")
     with uqff.open(source) as a, uqff.open(tmp_path / "copy") as b:
         assert a.generation != b.generation
         assert digest_model(a).sha256 == digest_model(b).sha256

@@ -139,7 +139,7 @@ def test_quantize_tells_and_strictly_refuses(biased: Path, tmp_path: Path) -> No
 
 
 def test_migrate_and_verify_tell(biased: Path, tmp_path: Path) -> None:
-    quantize_model(biased, tmp_path / "old", ["fp8"], format="0.2", engine_biases=True)
+    quantize_model(biased, tmp_path / "old", ["fp8"], version="0.2", engine_biases=True)
     migrated = run("migrate", tmp_path / "old", tmp_path / "new", "--json")
     assert [limit["rule"] for limit in json.loads(migrated.stdout)["models"][0]["limits"]] == ["bias-not-added"]
     assert "no release can add them" in migrated.stderr

@@ -32,7 +32,7 @@ from uqff.export.dequantize import dequantize_model
 from uqff.inspection.checksum import digest_layer, digest_model
 from uqff.inspection.compare import compare
 from uqff.inspection.verify import verify
-from uqff.migration import migrate_model
+from uqff.migration import migrate
 from uqff.models.layouts import KEYS, QK_ROPE_LAYOUT, Layout, adjacent_order, half_split_order
 from uqff.quantization.run import quantize_model
 
@@ -230,7 +230,7 @@ def test_from_gguf_with_the_clients_configuration(golden: Path, tmp_path: Path) 
 @pytest.mark.parametrize("golden", EXACT, indirect=True)
 def test_migrated_down_the_rows_are_in_order(golden: Path, tmp_path: Path) -> None:
     """0.2: the layers of the checkpoint, no key, said; in 1.2 nothing changes, and the key stays."""
-    migrate_model(golden, tmp_path / "old", "0.2")
+    migrate(golden, tmp_path / "old", "0.2")
     assert QK_ROPE_LAYOUT not in config_of(tmp_path / "old")
     kinds = kinds_of(golden)
     with uqff.open(tmp_path / "old") as file:
@@ -240,7 +240,7 @@ def test_migrated_down_the_rows_are_in_order(golden: Path, tmp_path: Path) -> No
     result = cli("migrate", golden, tmp_path / "cli", "--to", "1.1")
     assert "rows of Q and K were adjacent" in result.output
     assert QK_ROPE_LAYOUT not in config_of(tmp_path / "cli")
-    migrate_model(golden, tmp_path / "same", "1.2")
+    migrate(golden, tmp_path / "same", "1.2")
     assert config_of(tmp_path / "same")[QK_ROPE_LAYOUT] == "adjacent"
     with uqff.open(golden) as a, uqff.open(tmp_path / "same") as b:
         assert dict(a.items()) == dict(b.items())
@@ -250,7 +250,7 @@ def test_migrated_down_the_rows_are_in_order(golden: Path, tmp_path: Path) -> No
 def test_rows_of_hqq_cannot_be_put_in_order(golden: Path, tmp_path: Path) -> None:
     """Down is refused, and says why; nothing is written."""
     with pytest.raises(UnsupportedError, match=r"2 layers cannot be expressed in 0\.2\.0: got its rows are adjacent"):
-        migrate_model(golden, tmp_path / "old", "0.2")
+        migrate(golden, tmp_path / "old", "0.2")
     assert not (tmp_path / "old").exists()
 
 
@@ -294,7 +294,7 @@ def test_checksums_are_of_rows_in_order(golden: Path, tmp_path: Path) -> None:
         assert digest_model(a) == digest_model(b)
         q = "model.layers.0.self_attn.q_proj"
         assert {each.path: each.sha256 for each in digest_model(a).layers}[q] == digest_layer(b[q])
-    migrate_model(golden, tmp_path / "old", "0.2")
+    migrate(golden, tmp_path / "old", "0.2")
     with uqff.open(golden) as a, uqff.open(tmp_path / "old") as b:
         first, second = ({each.path: each.sha256 for each in digest_model(file).layers} for file in (a, b))
         assert {path: first[path] for path in second} == second
@@ -355,7 +355,7 @@ def test_other_keys_are_refused_by_name(golden: Path, tmp_path: Path, key: str) 
         "run": lambda: load_model(golden),
         "dequantize": lambda: dequantize_model(golden, tmp_path / "x"),
         "convert": lambda: gguf_of_uqff(golden, tmp_path / "x"),
-        "migrate": lambda: migrate_model(golden, tmp_path / "x", "0.2"),
+        "migrate": lambda: migrate(golden, tmp_path / "x", "0.2"),
         "diff": lambda: list(compare(tmp_path / "source", golden)),
         "diff of two": lambda: list(compare(GOLDEN / "q4_0-0.uqff", golden)),
     }
@@ -367,7 +367,7 @@ def test_other_keys_are_refused_by_name(golden: Path, tmp_path: Path, key: str) 
     assert list(verify(golden)) == []
     assert key in cli("verify", golden).output
     assert all(each.identical for each in compare(golden, golden))
-    migrate_model(golden, tmp_path / "same", "1.2")
+    migrate(golden, tmp_path / "same", "1.2")
     assert config_of(tmp_path / "same")[key] == FOREIGN[key]
 
 
@@ -418,7 +418,7 @@ def test_quantising_for_old_readers_is_refused(tmp_path: Path) -> None:
     MODEL.write(tmp_path / "source")
     restate(tmp_path / "source", **{QK_ROPE_LAYOUT: "adjacent"})
     with pytest.raises(UnsupportedError, match="rows of Q and K are adjacent"):
-        quantize_model(tmp_path / "source", tmp_path / "u", ["q8_0"], format="1.1")
+        quantize_model(tmp_path / "source", tmp_path / "u", ["q8_0"], version="1.1")
     quantize_model(tmp_path / "source", tmp_path / "u", ["q8_0"])
     q = "model.layers.0.self_attn.q_proj"
     with uqff.open(tmp_path / "u") as file:

@@ -18,7 +18,7 @@ import tiny_architectures  # noqa: E402
 from tiny_models import TinyModel  # noqa: E402
 
 from uqff.errors import FormatError, UnsupportedError  # noqa: E402
-from uqff.migration import migrate_model  # noqa: E402
+from uqff.migration import migrate  # noqa: E402
 from uqff.models.config import config_to_write, read_config, restated  # noqa: E402
 from uqff.quantization.run import quantize_model  # noqa: E402
 
@@ -205,8 +205,8 @@ def test_either_form_makes_the_same_model(name: str, tmp_path: Path) -> None:
     write(name, tmp_path)
     for form in ("older", "newer"):
         quantize_model(tmp_path / form, tmp_path / f"{form}-new", ["q8_0"])
-        migrate_model(tmp_path / f"{form}-new", tmp_path / f"{form}-old", to="0.2")
-        migrate_model(tmp_path / f"{form}-old", tmp_path / f"{form}-back", to="1.2")
+        migrate(tmp_path / f"{form}-new", tmp_path / f"{form}-old", version="0.2")
+        migrate(tmp_path / f"{form}-old", tmp_path / f"{form}-back", version="1.2")
     for made in ("new", "old", "back"):
         older, newer = tmp_path / f"older-{made}", tmp_path / f"newer-{made}"
         names = {path.name for path in older.iterdir()}

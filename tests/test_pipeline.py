@@ -27,7 +27,7 @@ from uqff.quantization.run import quantize_model
 from uqff.quantization.types import Fallback
 
 COPIED = {"config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"}
-quantize = partial(quantize_model, format="0.2")
+quantize = partial(quantize_model, version="0.2")
 
 WHEEL_DEFECT = {("v0/qwen2-f32", "q3k"), ("v0/llama-edge-256-f32", "q3k")}
 """The 0.6.0 wheel overlooks negative scales of sub-block 0; its source, later engines and we do not."""
@@ -47,7 +47,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Any:
             folder / "model",
             kinds_of(directory),
             recipe=recipe_of(directory),
-            format="0.1",
+            version="0.1",
             engine="0.6",
             dtype=case["dtype"].lower(),
             engine_biases=True,
@@ -122,7 +122,7 @@ def test_the_layers_are_those_of_quantize(source: Path, tmp_path: Path) -> None:
     """The pipeline adds nothing to `quantize` and `cast_bias`, in either format."""
     tensors = load_file(source / "model.safetensors")
     for format, version in (("0.1", (0, 1, 3)), ("0.2", (0, 2, 0))):
-        result = quantize(source, tmp_path / format, ["afq4"], format=format)
+        result = quantize(source, tmp_path / format, ["afq4"], version=format)
         file = uqff.open(tmp_path / format)
         assert result.version == file.version == version
         for layer in result.outputs[0].layers:
@@ -133,7 +133,7 @@ def test_the_layers_are_those_of_quantize(source: Path, tmp_path: Path) -> None:
 
 def test_newer_types_need_the_newer_format(source: Path, tmp_path: Path) -> None:
     with pytest.raises(UnsupportedError, match=r"MXFP4 blobs did not exist yet.*layer lm_head"):
-        quantize(source, tmp_path / "out", ["mxfp4"], format="0.1")
+        quantize(source, tmp_path / "out", ["mxfp4"], version="0.1")
     result = quantize(source, tmp_path / "out", ["mxfp4", "f8q8"])
     assert [output.kind for output in result.outputs] == ["mxfp4", "f8q8"]
 

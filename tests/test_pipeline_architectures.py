@@ -31,7 +31,7 @@ def test_every_architecture_is_there() -> None:
 def test_the_files_are_the_clients(name: str, tmp_path: Path) -> None:
     """The whole file of layers; and the residual, but for the norms that Gemma's loader rounds on the way."""
     write(name, tmp_path / "model")
-    quantize_model(tmp_path / "model", tmp_path / "out", [KIND], format="0.1", engine="0.6")
+    quantize_model(tmp_path / "model", tmp_path / "out", [KIND], version="0.1", engine="0.6")
     ours = {file: digest(tmp_path / "out" / file) for file in (f"{KIND}-0.uqff", "residual.safetensors")}
     if not name.startswith("Gemma"):
         assert ours == DOCUMENT["digests"][name]
@@ -59,7 +59,7 @@ def test_the_files_of_1_2_are_the_clients(name: str, tmp_path: Path) -> None:
 def test_the_files_of_1_0_and_1_1_are_the_clients(name: str, version: str, tmp_path: Path) -> None:
     """The head is a layer there, also of tied models, but of Gemma and Gemma 2."""
     write(name, tmp_path / "model")
-    quantize_model(tmp_path / "model", tmp_path / "out", [KIND], format=version, engine="0.8")
+    quantize_model(tmp_path / "model", tmp_path / "out", [KIND], version=version, engine="0.8")
     assert {
         file: digest(tmp_path / "out" / file) for file in (f"{KIND}-0.uqff", "residual.safetensors")
     } == DOCUMENTS_V1[version]["digests"][name]

@@ -39,12 +39,12 @@ def format(request: pytest.FixtureRequest) -> str:
 def test_what_is_there_is_not_overwritten(source: Path, format: str, tmp_path: Path) -> None:
     out = tmp_path / "out"
     out.mkdir()
-    quantize_model(source, out, ["q8_0"], format=format)
+    quantize_model(source, out, ["q8_0"], version=format)
     before = {path.name: path.read_bytes() for path in out.iterdir()}
     with pytest.raises(FileExistsError, match="exists and is not empty"):
-        quantize_model(source, out, ["q5_0"], format=format)
+        quantize_model(source, out, ["q5_0"], version=format)
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
-    quantize_model(source, out, ["q5_0"], format=format, force=True)
+    quantize_model(source, out, ["q5_0"], version=format, force=True)
     assert (out / "q5_0-0.uqff").exists()
     assert not (out / "q8_0-0.uqff").exists()
     assert sorted(os.listdir(tmp_path)) == ["out", "source"]
@@ -60,9 +60,9 @@ def test_force_replaces_models_only(source: Path, format: str, tmp_path: Path) -
     (tmp_path / "file").write_text("x")
     for name in ("home", "source", "mixed", "link", "file"):
         with pytest.raises(FileExistsError):
-            quantize_model(source, tmp_path / name, ["q8_0"], format=format, force=True)
+            quantize_model(source, tmp_path / name, ["q8_0"], version=format, force=True)
     with pytest.raises(FileNotFoundError, match="no such directory"):
-        quantize_model(source, tmp_path / "a" / "b", ["q8_0"], format=format)
+        quantize_model(source, tmp_path / "a" / "b", ["q8_0"], version=format)
     assert (tmp_path / "home" / "thesis.tex").read_text() == "x"
     assert (tmp_path / "mixed" / "photos").is_dir()
 
@@ -74,14 +74,14 @@ def test_an_interrupt_leaves_nothing(source: Path, format: str, tmp_path: Path, 
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        quantize_model(source, tmp_path / "out", ["q8_0"], format=format, progress=interrupt)
+        quantize_model(source, tmp_path / "out", ["q8_0"], version=format, progress=interrupt)
     assert os.listdir(tmp_path) == ["source"]
 
 
 def test_a_failed_replacement_keeps_the_old_model(
     source: Path, format: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    quantize_model(source, tmp_path / "out", ["q8_0"], format=format)
+    quantize_model(source, tmp_path / "out", ["q8_0"], version=format)
     rename, calls = os.rename, []
 
     def fail_second(old: Any, new: Any) -> None:
@@ -92,7 +92,7 @@ def test_a_failed_replacement_keeps_the_old_model(
 
     monkeypatch.setattr(os, "rename", fail_second)
     with pytest.raises(OSError, match="Input/output error"):
-        quantize_model(source, tmp_path / "out", ["q5_0"], format=format, force=True)
+        quantize_model(source, tmp_path / "out", ["q5_0"], version=format, force=True)
     assert sorted(os.listdir(tmp_path)) == ["out", "source"]
     assert (tmp_path / "out" / "q8_0-0.uqff").exists()
 
@@ -112,7 +112,7 @@ def test_a_disk_that_fills_up_leaves_nothing(
 
     monkeypatch.setattr(streaming.StreamedFile, "_write", fill)
     with pytest.raises(OSError, match="No space left on device") as caught:
-        quantize_model(source, tmp_path / "out", ["q8_0"], format=format)
+        quantize_model(source, tmp_path / "out", ["q8_0"], version=format)
     assert caught.value.errno == errno.ENOSPC
     assert os.listdir(tmp_path) == ["source"]
 
@@ -123,7 +123,7 @@ def test_too_little_space_is_noticed_before_the_work(
     usage = shutil.disk_usage(tmp_path)._replace(free=1000)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
     with pytest.raises(OSError, match=r"no space for the model: [0-9,]+ bytes needed, 1,000 free"):
-        quantize_model(source, tmp_path / "out", ["q8_0"], format=format)
+        quantize_model(source, tmp_path / "out", ["q8_0"], version=format)
     assert os.listdir(tmp_path) == ["source"]
 
 
@@ -134,7 +134,7 @@ def test_a_killed_run_leaves_no_model(source: Path, format: str, tmp_path: Path)
     assert child.returncode == -signal.SIGKILL
     (stale,) = set(os.listdir(tmp_path)) - {"source"}
     assert stale.startswith(".out.tmp-")
-    quantize_model(source, tmp_path / "out", ["q8_0"], format=format)
+    quantize_model(source, tmp_path / "out", ["q8_0"], version=format)
     assert sorted(os.listdir(tmp_path)) == [stale, "out", "source"]
 
 

@@ -65,7 +65,7 @@ def test_files_are_the_clients(version: str, case: Case, tmp_path: Path) -> None
             tmp_path / kind,
             [kind],
             recipe=recipe_of(case),
-            format=version[:3],
+            version=version[:3],
             engine=FUTURE[version],  # type: ignore[arg-type]
             dtype=case.dtype.lower(),
             engine_biases=True,
@@ -133,7 +133,7 @@ def test_what_a_tied_model_has(tied: Path, tmp_path: Path) -> None:
         ("1.1", "lm_head", "q4k", True),
         ("1.2", "model.embed_tokens", "q6k", False),
     ):
-        quantize_model(tied, tmp_path / format, ["q4k"], format=format)
+        quantize_model(tied, tmp_path / format, ["q4k"], version=format)
         stored = kinds_in(tmp_path / format)
         assert stored.pop(layer) == kind
         assert set(stored.values()) == {"q4k"}
@@ -148,7 +148,7 @@ def test_what_a_tied_model_has(tied: Path, tmp_path: Path) -> None:
 def test_metadata(tied: Path, tmp_path: Path) -> None:
     """Of layers and residual alike: none in 1.0; since 1.1 who made it, and the version."""
     for format in ("1.0", "1.1", "1.2"):
-        quantize_model(tied, tmp_path / format, ["q4k"], format=format)
+        quantize_model(tied, tmp_path / format, ["q4k"], version=format)
         for name in ("q4k-0.uqff", "residual.safetensors"):
             with safe_open(tmp_path / format / name, "pt") as file:
                 expected = {"uqff.producer": "uqff", "uqff.version": f"{format}.0"}
@@ -263,7 +263,7 @@ def test_experts_are_stacked(kind: str, mixtral: Path, tmp_path: Path) -> None:
 def test_stacks_with_scales_across_experts(mixtral: Path, tmp_path: Path) -> None:
     """HQQ, FP8 and F8Q8 in 1.1: quantised as one weight, also beside a type that is not."""
     kinds = ["hqq8", "fp8", "q8_0", "f8q8"]
-    quantize_model(mixtral, tmp_path / "out", kinds, format="1.1")
+    quantize_model(mixtral, tmp_path / "out", kinds, version="1.1")
     for kind in kinds:
         with uqff.open(tmp_path / "out" / f"{kind}-0.uqff") as file:
             assert file[f"{EXPERTS}.up_proj"].weight == uqff.quantize(stack(mixtral, "w3"), kind)
@@ -277,7 +277,7 @@ def test_joined_experts(joined: str, transposed: bool, format: str, tmp_path: Pa
     write(joined, tmp_path / "single")
     write(joined, tmp_path / "joined", joined=True, transposed=transposed)
     for name in ("single", "joined"):
-        quantize_model(tmp_path / name, tmp_path / f"{name}-made", ["q8_0"], format=format)
+        quantize_model(tmp_path / name, tmp_path / f"{name}-made", ["q8_0"], version=format)
     for file in ("q8_0-0.uqff", "residual.safetensors"):
         assert (tmp_path / "joined-made" / file).read_bytes() == (tmp_path / "single-made" / file).read_bytes()
 
@@ -303,10 +303,10 @@ def test_experts_that_cannot_be(
 ) -> None:
     """Refused before any work, and the layer is named; a recipe that gives them another type helps."""
     with pytest.raises(error, match=rf"{problem}.*layer {EXPERTS}.down_proj"):
-        quantize_model(mixtral, tmp_path / "out", [kind], format=format)
+        quantize_model(mixtral, tmp_path / "out", [kind], version=format)
     assert [path.name for path in tmp_path.iterdir()] == ["source"]
     recipe = parse_recipe(r"/experts\.[0-9]+\.w[123]\.weight$/:" + "\n  isq: q8_0\n")
-    assert quantize_model(mixtral, tmp_path / "out", [kind], format=format, recipe=recipe).unmatched == []
+    assert quantize_model(mixtral, tmp_path / "out", [kind], version=format, recipe=recipe).unmatched == []
     assert kinds_in(tmp_path / "out")[f"{EXPERTS}.down_proj"] == "q8_0"
 
 
@@ -403,7 +403,7 @@ def test_gemmas_say_that_they_are_tied(tmp_path: Path) -> None:
     del config["tie_word_embeddings"]
     path.write_text(json.dumps(config))
     for format, told in (("1.2", config | {"tie_word_embeddings": True}), ("1.1", config), ("0.2", config)):
-        quantize_model(tmp_path / "source", tmp_path / format, ["q8_0"], format=format)
+        quantize_model(tmp_path / "source", tmp_path / format, ["q8_0"], version=format)
         assert json.loads((tmp_path / format / "config.json").read_text()) == told
     path.write_text(json.dumps(config | {"tie_word_embeddings": False}))
     tensors = load_file(tmp_path / "source" / "model.safetensors")
@@ -479,10 +479,10 @@ def test_afq_misfits_of_engine_0_8(tmp_path: Path) -> None:
     index = json.loads((GOLDEN / "v1" / "1.1.0" / "MANIFEST.json").read_text())["directories"]["qwen2-40-f16"]
     TinyModel(**index["model"]).write(tmp_path / "source")
     options: dict[str, Any] = {"engine": "0.8", "dtype": "f16", "on_fallback": lambda fallback: None}
-    quantize_model(tmp_path / "source", tmp_path / "1.1", ["afq4"], format="1.1", **options)
+    quantize_model(tmp_path / "source", tmp_path / "1.1", ["afq4"], version="1.1", **options)
     golden = GOLDEN / "v1" / "1.1.0" / "qwen2-40-f16" / "afq4-0.uqff"
     with uqff.open(golden) as theirs, uqff.open(tmp_path / "1.1") as ours:
         assert {key: ours[key] for key in ours} == {key: theirs[key] for key in theirs}
         assert {layer.weight.kind for layer in theirs.values()} == {"unquant"}
     with pytest.raises(ShapeError, match="the shape cannot be afq4"):
-        quantize_model(tmp_path / "source", tmp_path / "1.0", ["afq4"], format="1.0", **options)
+        quantize_model(tmp_path / "source", tmp_path / "1.0", ["afq4"], version="1.0", **options)

@@ -19,19 +19,29 @@ ROOT = Path(__file__).parents[1]
 MODULES = sorted(m.name for m in pkgutil.walk_packages(uqff.__path__, "uqff.") if not m.name.endswith("__main__"))
 
 
-def test_all_is_complete_and_sorted() -> None:
-    """What ``__init__`` imports is what it exports, no more, no less."""
+def test_all_is_what_type_checkers_see() -> None:
+    """The imports that type checkers read, the table by which names are imported, and ``__all__`` are one list."""
     tree = ast.parse((ROOT / "uqff" / "__init__.py").read_text("utf-8"))
-    imported = [
-        alias.asname or alias.name
-        for node in ast.walk(tree)
+    (checked,) = (node for node in tree.body if isinstance(node, ast.If))
+    seen = {
+        alias.asname or alias.name: (node.module or "").removeprefix("uqff").lstrip(".") or alias.name
+        for node in checked.body
         if isinstance(node, ast.ImportFrom)
         for alias in node.names
-        if not (alias.asname or alias.name).startswith("_")
-    ]
-    assert sorted(imported) == sorted(uqff.__all__)
-    assert list(uqff.__all__) == sorted(uqff.__all__)
-    assert len(set(uqff.__all__)) == len(uqff.__all__)
+    }
+    assert seen == uqff._MODULE_OF
+    assert sorted(uqff.__all__) == list(uqff.__all__) == sorted(seen)
+    assert {*uqff.__all__} <= {*dir(uqff)}
+
+
+def test_every_command_is_a_function() -> None:
+    """Of the same name, but for the two whose name is that of a function over one weight, and ``run``."""
+    from uqff.cli import main
+
+    names = {"quantize": "quantize_model", "dequantize": "dequantize_model", "run": "load_model"}
+    for command in main.list_commands(None):  # type: ignore[arg-type]
+        function = getattr(uqff, names.get(command, command))
+        assert command in ("run",) or "progress" in inspect.signature(function).parameters, command
 
 
 @pytest.mark.parametrize("name", uqff.__all__)

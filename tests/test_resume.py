@@ -84,9 +84,9 @@ def document(result: Result) -> Any:
 def test_the_same_model_and_nothing_made_twice(
     source: Path, format: str, layers_done: int, tmp_path: Path, made: list[str]
 ) -> None:
-    whole = quantize_model(source, tmp_path / "whole", KINDS, format=format, shard_bytes=20_000)
+    whole = quantize_model(source, tmp_path / "whole", KINDS, version=format, shard_bytes=20_000)
     layers = len(whole.outputs[0].layers)
-    interrupted(source, tmp_path / "out", layers_done, format=format, shard_bytes=20_000)
+    interrupted(source, tmp_path / "out", layers_done, version=format, shard_bytes=20_000)
     assert sorted(os.listdir(tmp_path)) == sorted([LEFT, "source", "whole"])
     made.clear()
     steps: list[Step] = []
@@ -102,15 +102,15 @@ def test_the_same_model_and_nothing_made_twice(
 
 def test_interrupted_again_and_after_the_last_layer(source: Path, format: str, tmp_path: Path, made: list[str]) -> None:
     """Files that stand beside the layers and were copied before are no obstacle."""
-    quantize_model(source, tmp_path / "whole", KINDS, format=format)
-    interrupted(source, tmp_path / "out", 2, format=format)
-    interrupted(source, tmp_path / "out", 4, format=format)
+    quantize_model(source, tmp_path / "whole", KINDS, version=format)
+    interrupted(source, tmp_path / "out", 2, version=format)
+    interrupted(source, tmp_path / "out", 4, version=format)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "rename", lambda old, new: (_ for _ in ()).throw(OSError("no")))
         with pytest.raises(OSError, match="no"):
-            quantize_model(source, tmp_path / "out", KINDS, format=format, resume=True)
+            quantize_model(source, tmp_path / "out", KINDS, version=format, resume=True)
     assert "config.json" in os.listdir(tmp_path / LEFT)
-    quantize_model(source, tmp_path / "out", KINDS, format=format, resume=True)
+    quantize_model(source, tmp_path / "out", KINDS, version=format, resume=True)
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
 
 

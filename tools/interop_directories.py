@@ -127,7 +127,7 @@ def make(checkpoint: Path, kind: str, dtype: str, recipe: Path | None = None) ->
             checkpoint,
             folder,
             [kind],
-            format="1.2",
+            version="1.2",
             dtype=dtype.lower(),
             engine_biases=True,
             on_fallback=lambda fallback: None,

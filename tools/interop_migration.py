@@ -35,7 +35,7 @@ from tiny_models import TinyModel
 
 import uqff
 from uqff.checkpoints.model import ModelDirectory
-from uqff.migration import migrate_model, plan_migration
+from uqff.migration import migrate, plan_migration
 from uqff.quantization.run import quantize_model
 
 OLD, NEW = "0.6.0", "0.9.5"
@@ -207,7 +207,7 @@ def write_old(client: Client, case: Case, kind: str, model: Path, folder: Path) 
     """A pre-1.0 directory: the client's, or ours, also where the client cannot write it on this CPU."""
     dtype = case.dtype.lower()
     if kind in OURS:
-        quantize_model(model, folder, [kind], format="0.2", engine="0.8", dtype=dtype)
+        quantize_model(model, folder, [kind], version="0.2", engine="0.8", dtype=dtype)
         return
     try:
         _write(client, case, kind, model, folder)
@@ -246,7 +246,7 @@ def check_up(clients: dict[str, Client], case: Case, kind: str, model: Path, scr
     write_old(clients[OLD], case, kind, model, old)
     fix = "load" if has_odd_biases(old, "1.2") else None
     lossless = fix is None and kind not in case.plain
-    migrate_model(old, new, fix_biases=fix, plain_experts=kind in case.plain)
+    migrate(old, new, fix_biases=fix, plain_experts=kind in case.plain)
     problems = check_both_ways(old, scratch) if kind not in case.plain else []
     migrated, entries, own = read_entries(new), "-", scratch / "own"
     outcome = run(clients[NEW], NEW, case, new, files)
@@ -267,7 +267,7 @@ def check_up(clients: dict[str, Client], case: Case, kind: str, model: Path, scr
     if kind not in OURS:
         if case.tied:
             # The engine gives the embedding the codes of the head unless it is told that they are two.
-            migrate_model(old, scratch / "untied", untie=True, fix_biases=fix)
+            migrate(old, scratch / "untied", untie=True, fix_biases=fix)
             outcome = run(clients[NEW], NEW, case, scratch / "untied", files)
         before = run(clients[OLD], OLD, case, old, files)
         not_run = before.not_run
@@ -292,8 +292,8 @@ def has_odd_biases(folder: Path, to: str) -> bool:
 
 def check_both_ways(old: Path, scratch: Path) -> list[str]:
     """Migrated there and back, a pre-1.0 directory must be what it was."""
-    migrate_model(old, scratch / "there")
-    migrate_model(scratch / "there", scratch / "back", to="0.2")
+    migrate(old, scratch / "there")
+    migrate(scratch / "there", scratch / "back", version="0.2")
     odd = [path.name for path in old.iterdir() if (scratch / "back" / path.name).read_bytes() != path.read_bytes()]
     return [f"{name} is not the same after both ways" for name in odd]
 
@@ -338,15 +338,15 @@ def _expert_names(key: str, count: int) -> list[str]:
 def check_down(clients: dict[str, Client], case: Case, kind: str, model: Path, scratch: Path) -> Result:
     """1.2 to pre-1.0."""
     own, files = scratch / "own", [f"{kind}-0.uqff"]
-    migrate_model(own, scratch / "lowered", to="0.2")
-    migrate_model(scratch / "lowered", scratch / "raised")
+    migrate(own, scratch / "lowered", version="0.2")
+    migrate(scratch / "lowered", scratch / "raised")
     entries, odd = compare_all_entries(read_entries(own), read_entries(scratch / "raised"))
     problems = [f"{key}: entries are not the same after both ways" for key in odd]
     runnable = {OLD: scratch / "lowered", NEW: own}
     for version, to in ((OLD, "0.2"), (NEW, "1.2")):
         if has_odd_biases(own, to):
             runnable[version] = scratch / f"for-{version}"
-            migrate_model(own, runnable[version], to=to, fix_biases="load")
+            migrate(own, runnable[version], version=to, fix_biases="load")
     before, after = (run(clients[version], version, case, runnable[version], files) for version in (OLD, NEW))
     if before.not_run or any(reason in before.reason for reason in UNABLE):
         cell = f"{OLD} cannot: {before.reason}"

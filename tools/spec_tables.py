@@ -58,9 +58,9 @@ from uqff.families import FAMILIES
 from uqff.families.f8q8 import tensor as f8q8
 from uqff.families.gguf.blocks import BLOCK_TYPES, BlockType
 from uqff.gguf import schema as gguf
-from uqff.migration.shapes import SHAPES
 from uqff.models import layouts
 from uqff.models.architectures import ARCHITECTURES
+from uqff.models.shapes import SHAPES
 from uqff.schema.entries import Entries
 from uqff.schema.header import HEADER
 from uqff.schema.layout import Layout, size_terms

@@ -1,20 +1,63 @@
-"""UQFF, the Universal Quantized File Format of mistral.rs."""
+"""UQFF, the Universal Quantized File Format of mistral.rs.
+
+What each command does is a function here; names are imported when they are first used.  ``import uqff`` imports neither
+torch nor numba.
+"""
 
 from importlib import import_module as _import_module
 from typing import TYPE_CHECKING as _TYPE_CHECKING
 
-from uqff.codec.blob import Layer, deserialize, serialize
-from uqff.codes import DType, Family, Version
-from uqff.container import UqffFile, save
-from uqff.container import open_uqff as open
-from uqff.errors import CommError, FormatError, ShapeError, ShardError, UnsupportedError, UqffError
-from uqff.families.base import QuantizedTensor
-from uqff.quantization.types import Fallback, FallbackWarning, quantize
+from uqff._version import __version__ as __version__
 
 if _TYPE_CHECKING:
-    from uqff import parallel
+    from uqff import families, parallel
+    from uqff.codec.blob import Layer, deserialize, serialize
+    from uqff.codes import DType, Family, Version
+    from uqff.container.file import UqffFile
+    from uqff.container.file import open_uqff as open
+    from uqff.container.save import save
+    from uqff.conversion.direction import convert
+    from uqff.errors import CommError, FormatError, ShapeError, ShardError, UnsupportedError, UqffError
+    from uqff.export.dequantize import dequantize_model
+    from uqff.families.base import QuantizedTensor
+    from uqff.inspection.checksum import checksum
+    from uqff.inspection.compare import diff
+    from uqff.inspection.inspect import inspect
+    from uqff.inspection.report import report
+    from uqff.inspection.verify import verify
+    from uqff.migration.write import migrate
+    from uqff.parallel.model import load_model
+    from uqff.parallel.shard import Shard
+    from uqff.quantization.recipe import Recipe
+    from uqff.quantization.run import quantize_model
+    from uqff.quantization.types import Fallback, FallbackWarning, quantize
 
-__version__ = "0.1.0"
+_MODULES = {
+    "codec.blob": ("Layer", "deserialize", "serialize"),
+    "codes": ("DType", "Family", "Version"),
+    "container.file": ("UqffFile", "open"),
+    "container.save": ("save",),
+    "conversion.direction": ("convert",),
+    "errors": ("CommError", "FormatError", "ShapeError", "ShardError", "UnsupportedError", "UqffError"),
+    "export.dequantize": ("dequantize_model",),
+    "families": ("families",),
+    "families.base": ("QuantizedTensor",),
+    "inspection.checksum": ("checksum",),
+    "inspection.compare": ("diff",),
+    "inspection.inspect": ("inspect",),
+    "inspection.report": ("report",),
+    "inspection.verify": ("verify",),
+    "migration.write": ("migrate",),
+    "parallel": ("parallel",),
+    "parallel.model": ("load_model",),
+    "parallel.shard": ("Shard",),
+    "quantization.recipe": ("Recipe",),
+    "quantization.run": ("quantize_model",),
+    "quantization.types": ("Fallback", "FallbackWarning", "quantize"),
+}
+"""Where each name comes from: what type checkers read above, for those who run it."""
+
+_MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
 
 __all__ = [
     "CommError",
@@ -25,28 +68,44 @@ __all__ = [
     "FormatError",
     "Layer",
     "QuantizedTensor",
+    "Recipe",
     "ShapeError",
+    "Shard",
     "ShardError",
     "UnsupportedError",
     "UqffError",
     "UqffFile",
     "Version",
+    "checksum",
+    "convert",
+    "dequantize_model",
     "deserialize",
+    "diff",
+    "families",
+    "inspect",
+    "load_model",
+    "migrate",
     "open",
     "parallel",
     "quantize",
+    "quantize_model",
+    "report",
     "save",
     "serialize",
+    "verify",
 ]
 
 
 def __getattr__(name: str) -> object:
-    """``uqff.parallel`` is imported when it is first used."""
-    if name != "parallel":
+    """Import what a name stands for."""
+    if name not in _MODULE_OF:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return _import_module("uqff.parallel")
+    module = _import_module(f"uqff.{_MODULE_OF[name]}")
+    thing = module if name == _MODULE_OF[name] else getattr(module, {"open": "open_uqff"}.get(name, name))
+    globals()[name] = thing
+    return thing
 
 
 def __dir__() -> list[str]:
-    """What there is, imported or not."""
-    return sorted({*globals(), *__all__})
+    """What the library does, imported or not."""
+    return sorted([*__all__, "__version__", "__doc__"])

@@ -7,8 +7,10 @@ from typing import Literal, NamedTuple
 
 __all__ = ["Progress", "Stage", "Step", "Steps", "Unit"]
 
-Stage = Literal["quantize", "migrate", "convert", "dequantize", "save", "verify", "checksum"]
-Unit = Literal["weights", "bytes"]
+Stage = Literal[
+    "quantize", "migrate", "convert", "dequantize", "save", "verify", "checksum", "inspect", "diff", "report"
+]
+Unit = Literal["weights", "bytes", "layers"]
 
 
 class Step(NamedTuple):
@@ -21,7 +23,8 @@ class Step(NamedTuple):
         total: of how many.
         work_done: how much of the work is done, in ``unit``. It is what time goes by.
         work: of how much.
-        unit: ``weights`` where numbers are made, ``bytes`` where they are moved or read.
+        unit: ``weights`` where numbers are made, ``bytes`` where they are moved or read, ``layers`` where they are
+            counted.
     """
 
     stage: Stage

@@ -36,8 +36,8 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("models")
     TinyModel(hidden_size=64, heads=2, intermediate_size=96).write(folder / "source")
     for kind in ("q8_0", "q4_0"):
-        quantize_model(folder / "source", folder / kind, [kind], format="0.2")
-    quantize_model(folder / "source", folder / "old", ["q8_0"], format="0.1")
+        quantize_model(folder / "source", folder / kind, [kind], version="0.2")
+    quantize_model(folder / "source", folder / "old", ["q8_0"], version="0.1")
     return folder
 
 
@@ -169,7 +169,7 @@ def test_other_architectures_by_pattern(models: Path, tmp_path: Path) -> None:
     tensors = load_file(models / "source" / "model.safetensors")
     (tmp_path / "source").mkdir()
     save_file(tensors, tmp_path / "source" / "model.safetensors")
-    quantize_model(tmp_path / "source", tmp_path / "out", ["q8_0"], layers=Pattern("mlp"), format="0.2")
+    quantize_model(tmp_path / "source", tmp_path / "out", ["q8_0"], layers=Pattern("mlp"), version="0.2")
     assert run(tmp_path / "source", tmp_path / "out").exit_code == 1
     result = run(tmp_path / "source", tmp_path / "out", "--layers", "mlp")
     assert result.exit_code == 0

@@ -15,7 +15,7 @@ from click.testing import CliRunner, Result
 import uqff
 from uqff.cli import main
 from uqff.container.report import REPORT_NAME, read_report
-from uqff.inspection.report import survey
+from uqff.inspection.report import rebuild_report
 from uqff.quantization.recipe import parse_recipe
 from uqff.quantization.run import quantize_model
 
@@ -193,5 +193,5 @@ def test_what_has_no_report(model: Path, tmp_path: Path) -> None:
 
 def test_a_lone_file_is_an_output_of_its_name(tmp_path: Path) -> None:
     shutil.copy(GOLDEN / "1.2.0" / "llama-32-f32" / "f8q8-0.uqff", tmp_path / "mine.uqff")
-    (output,) = survey(tmp_path).outputs
+    (output,) = rebuild_report(tmp_path).outputs
     assert (output.quant, output.shards, output.layers) == ("mine", ("mine.uqff",), 9)

@@ -20,7 +20,7 @@ from uqff.conversion.kept import KEPT_NAME
 from uqff.errors import FormatError
 from uqff.export.dequantize import dequantize_model
 from uqff.gguf.schema import Array, Value, ValueType
-from uqff.migration import migrate_model
+from uqff.migration import migrate
 from uqff.quantization.run import quantize_model
 
 MODEL = TinyModel("llama", hidden_size=64, intermediate_size=64, heads=2, kv_heads=1, vocab_size=20)
@@ -108,8 +108,8 @@ def test_by_way_of_other_directories(tmp_path: Path) -> None:
     before = metadata(rich(tmp_path / "a.gguf"))
     del before["general.alignment"]
     uqff_of_gguf(tmp_path / "a.gguf", tmp_path / "u")
-    migrate_model(tmp_path / "u", tmp_path / "old", "0.2")
-    migrate_model(tmp_path / "old", tmp_path / "new", "1.2")
+    migrate(tmp_path / "u", tmp_path / "old", "0.2")
+    migrate(tmp_path / "old", tmp_path / "new", "1.2")
     gguf_of_uqff(tmp_path / "new", tmp_path / "b.gguf")
     assert metadata(tmp_path / "b.gguf") == before
     dequantize_model(tmp_path / "u", tmp_path / "plain")

@@ -19,7 +19,7 @@ import uqff
 from uqff import Layer
 from uqff.checkpoints import open_gguf
 from uqff.container.report import check_output, check_report, read_report
-from uqff.conversion import convert_model, gguf_of_uqff, uqff_of_gguf
+from uqff.conversion import convert, gguf_of_uqff, uqff_of_gguf
 from uqff.conversion.kept import KEPT_NAME
 from uqff.errors import FormatError, ShapeError, UnsupportedError, UqffError
 from uqff.families.gguf.blocks import BLOCK_TYPES
@@ -105,7 +105,7 @@ def test_blocks_are_those_of_the_models_own_rows(tmp_path: Path, architecture: s
 def test_the_older_generation(tmp_path: Path, architecture: str, tied: bool) -> None:
     """The embedding is dense, a tied head keeps its blocks; so a tied model comes back as it was."""
     write_gguf(tiny(architecture, tied=tied), tmp_path / "a.gguf", "q5k", kinds={"embed": "q6k"})
-    result = uqff_of_gguf(tmp_path / "a.gguf", tmp_path / "u", format="0.2")
+    result = uqff_of_gguf(tmp_path / "a.gguf", tmp_path / "u", version="0.2")
     assert "the embedding is dequantised: 0.x has no quantised one (it was Q6K)" in result.notes
     before, found = tensors(tmp_path / "a.gguf"), layers(tmp_path / "u")
     assert list(found) == [str(index) for index in range(8)]
@@ -128,7 +128,7 @@ def test_plain_matrices_in_the_older_generation(tmp_path: Path, kind: str) -> No
     """They are Unquant layers: widened to float32, or as they are with their own load dtype."""
     write_gguf(tiny("qwen2"), tmp_path / "a.gguf", kind)
     for dtype in DTYPES:
-        result = uqff_of_gguf(tmp_path / "a.gguf", tmp_path / dtype, format="0.2", dtype=dtype)
+        result = uqff_of_gguf(tmp_path / "a.gguf", tmp_path / dtype, version="0.2", dtype=dtype)
         expected = DTYPES["f32" if dtype == "f32" else kind]
         found = layers(tmp_path / dtype)
         assert {layer.weight.weight.dtype for layer in found.values()} == {expected}  # type: ignore[attr-defined]
@@ -204,13 +204,13 @@ def test_progress_and_split_files(tmp_path: Path) -> None:
     steps: list[Step] = []
     parts = sorted(tmp_path.glob("s-*.gguf"))
     assert len(parts) == 3
-    convert_model(tmp_path / "a.gguf", tmp_path / "u")
-    convert_model(parts[1], tmp_path / "v", progress=steps.append)
+    convert(tmp_path / "a.gguf", tmp_path / "u")
+    convert(parts[1], tmp_path / "v", progress=steps.append)
     assert layers(tmp_path / "u") == layers(tmp_path / "v")
     assert [step.key for step in steps] == sorted(layers(tmp_path / "u"))
     assert (steps[-1].done, steps[-1].work_done) == (steps[-1].total, steps[-1].work)
     back: list[str] = []
-    convert_model(tmp_path / "v", tmp_path / "b.gguf", progress=lambda step: back.append(step.key))
+    convert(tmp_path / "v", tmp_path / "b.gguf", progress=lambda step: back.append(step.key))
     assert back == list(dict.fromkeys(back))
     assert set(back) == set(tensors(tmp_path / "b.gguf"))
 
@@ -344,17 +344,17 @@ def test_direction(tmp_path: Path) -> None:
     """By what the source is, whatever it is called; ``to`` only makes sure."""
     write_gguf(tiny(), tmp_path / "a.gguf", "q8_0")
     (tmp_path / "a.gguf").rename(tmp_path / "a.bin")
-    assert convert_model(tmp_path / "a.bin", tmp_path / "u", to="uqff").format == "UQFF 1.2.0"
-    assert convert_model(tmp_path / "u", tmp_path / "b", to="gguf").format == "GGUF 3"
+    assert convert(tmp_path / "a.bin", tmp_path / "u", to="uqff").format == "UQFF 1.2.0"
+    assert convert(tmp_path / "u", tmp_path / "b", to="gguf").format == "GGUF 3"
     for source, to in ((tmp_path / "a.bin", "gguf"), (tmp_path / "u", "uqff")):
         with pytest.raises(UnsupportedError, match="already"):
-            convert_model(source, tmp_path / "c", to=to)
+            convert(source, tmp_path / "c", to=to)
     with pytest.raises(FileExistsError, match="exists"):
-        convert_model(tmp_path / "u", tmp_path / "b")
+        convert(tmp_path / "u", tmp_path / "b")
     with pytest.raises(FileExistsError, match="is not a file"):
-        convert_model(tmp_path / "u", tmp_path / "u", force=True)
+        convert(tmp_path / "u", tmp_path / "u", force=True)
     before = (tmp_path / "b").read_bytes()
-    assert convert_model(tmp_path / "u", tmp_path / "b", force=True).nbytes == len(before)
+    assert convert(tmp_path / "u", tmp_path / "b", force=True).nbytes == len(before)
     assert (tmp_path / "b").read_bytes() == before
 
 

@@ -114,7 +114,7 @@ def test_commands(tmp_path: Path) -> None:
         result = runner.invoke(main, arguments)
         assert result.exit_code == 0, result.output
     assert "model.layers.0.x" in runner.invoke(main, ["inspect", str(path)]).output
-    assert runner.invoke(main, ["inspect", str(path), "0"]).exit_code == 2
+    assert runner.invoke(main, ["inspect", str(path), "1"]).exit_code == 2
 
 
 def test_diff(tmp_path: Path) -> None:

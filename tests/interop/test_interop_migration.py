@@ -26,7 +26,7 @@ from interop_migration import (  # noqa: E402
     tolerance_of,
 )
 
-from uqff.migration import migrate_model  # noqa: E402
+from uqff.migration import migrate  # noqa: E402
 
 GOLDEN = ROOT / "tests" / "golden" / "v0"
 RAN = Outcome(("a", "b", "c"), (-1.0, -2.0, -3.0), (1.0, 0.001, 1.0))
@@ -64,7 +64,7 @@ def test_tolerances_are_those_of_the_arithmetic() -> None:
 
 
 def test_entries_differ_by_a_bit_or_a_layer(tmp_path: Path) -> None:
-    migrate_model(GOLDEN / "qwen2-bf16" / "fp8-0.uqff", tmp_path / "fp8")
+    migrate(GOLDEN / "qwen2-bf16" / "fp8-0.uqff", tmp_path / "fp8")
     entries = read_entries(tmp_path / "fp8")
     count = len(entries) - 1
     assert compare_entries(entries, entries, but_biases=False) == (f"{count} of {count} equal", [])

@@ -11,7 +11,7 @@ from tiny_architectures import write
 
 import uqff
 from uqff.families import Unquant
-from uqff.migration import migrate_model
+from uqff.migration import migrate
 from uqff.quantization.run import quantize_model
 
 EMBEDDING = "model.embed_tokens.weight"
@@ -30,19 +30,19 @@ def same_files(a: Path, b: Path) -> None:
 def test_there_and_back(name: str, version: str, tmp_path: Path) -> None:
     """Layer 0 is the dense embedding, exactly; on the way up, to any version, it goes again."""
     write(name, tmp_path / "source")
-    quantize_model(tmp_path / "source", tmp_path / "new", ["q8_0"], format=version)
-    migrate_model(tmp_path / "new", tmp_path / "old", to="0.2")
+    quantize_model(tmp_path / "source", tmp_path / "new", ["q8_0"], version=version)
+    migrate(tmp_path / "new", tmp_path / "old", version="0.2")
     with uqff.open(tmp_path / "new") as new, uqff.open(tmp_path / "old") as old:
         assert "lm_head" not in new
         assert len(old) == len(new) + 1
         assert old["0"].weight == Unquant.of(new.residual[EMBEDDING])
         assert torch.equal(old.residual[EMBEDDING], new.residual[EMBEDDING])
-    migrate_model(tmp_path / "old", tmp_path / "back", to=version)
+    migrate(tmp_path / "old", tmp_path / "back", version=version)
     with uqff.open(tmp_path / "new") as new, uqff.open(tmp_path / "back") as back:
         assert {key: back[key] for key in back} == {key: new[key] for key in new}
-    migrate_model(tmp_path / "back", tmp_path / "again", to="0.2")
+    migrate(tmp_path / "back", tmp_path / "again", version="0.2")
     same_files(tmp_path / "again", tmp_path / "old")
-    migrate_model(tmp_path / "old", tmp_path / "1.2", to="1.2")
+    migrate(tmp_path / "old", tmp_path / "1.2", version="1.2")
     with uqff.open(tmp_path / "1.2") as file:
         assert "lm_head" not in file
 
@@ -50,20 +50,20 @@ def test_there_and_back(name: str, version: str, tmp_path: Path) -> None:
 def test_a_quantised_head_of_0_x_stays(tmp_path: Path) -> None:
     """As 0.6 writes it: it is no copy of the embedding, and 1.x loaders take it."""
     write("Gemma", tmp_path / "source")
-    quantize_model(tmp_path / "source", tmp_path / "old", ["q8_0"], format="0.2")
-    migrate_model(tmp_path / "old", tmp_path / "new", to="1.1")
+    quantize_model(tmp_path / "source", tmp_path / "old", ["q8_0"], version="0.2")
+    migrate(tmp_path / "old", tmp_path / "new", version="1.1")
     with uqff.open(tmp_path / "new") as file:
         assert file["lm_head"].weight.kind == "q8_0"
-    migrate_model(tmp_path / "new", tmp_path / "back", to="0.2")
+    migrate(tmp_path / "new", tmp_path / "back", version="0.2")
     same_files(tmp_path / "back", tmp_path / "old")
 
 
 def test_a_quantised_embedding_is_kept_beside_1_1(tmp_path: Path) -> None:
     write("Gemma", tmp_path / "source")
     quantize_model(tmp_path / "source", tmp_path / "new", ["q8_0"])
-    migrate_model(tmp_path / "new", tmp_path / "1.1", to="1.1")
+    migrate(tmp_path / "new", tmp_path / "1.1", version="1.1")
     with uqff.open(tmp_path / "1.1" / "q8_0-0.uqff") as file:
         assert "lm_head" not in file
     assert (tmp_path / "1.1" / "q8_0.kept.safetensors").is_file()
-    migrate_model(tmp_path / "1.1", tmp_path / "back", to="1.2")
+    migrate(tmp_path / "1.1", tmp_path / "back", version="1.2")
     same_files(tmp_path / "back", tmp_path / "new")

@@ -30,10 +30,10 @@ from uqff.errors import FormatError, ShapeError, ShardError, UnsupportedError
 from uqff.families import Unquant
 from uqff.families.base import same_bytes
 from uqff.families.stacking import stack
-from uqff.migration import migrate_model, plan_migration
-from uqff.migration.names import with_stacked_experts
-from uqff.migration.shapes import expected_shape
+from uqff.migration import migrate, plan_migration
 from uqff.models.architectures import layer_names
+from uqff.models.names import with_stacked_experts
+from uqff.models.shapes import expected_shape
 from uqff.progress import Step
 
 MIXTRAL = SmallModel(config_of("Mixtral"), {}, False, 11)
@@ -70,14 +70,14 @@ def metadata_of(path: Path) -> dict[str, str]:
 def test_the_files_of_1_x_say_what_they_were(tmp_path: Path) -> None:
     """The usual version of the blobs, and those of the others."""
     write_v0(llama(), tmp_path / "old", version=(0, 1, 3), versions={"5": Version(0, 1, 0), "2": Version(0, 2, 0)})
-    migrate_model(tmp_path / "old", tmp_path / "new")
+    migrate(tmp_path / "old", tmp_path / "new")
     metadata = metadata_of(tmp_path / "new" / "q8_0-0.uqff")
     assert metadata["uqff.migrated_from"] == "0.1.3"
     assert json.loads(metadata["uqff.migrated_from.layers"]) == {"2": "0.2.0", "5": "0.1.0"}
     assert (metadata["uqff.producer"], metadata["uqff.version"]) == ("uqff", "1.2.0")
-    migrate_model(tmp_path / "new", tmp_path / "1.1", to="1.1")
+    migrate(tmp_path / "new", tmp_path / "1.1", version="1.1")
     assert metadata_of(tmp_path / "1.1" / "q8_0-0.uqff") == metadata | {"uqff.version": "1.1.0"}
-    migrate_model(tmp_path / "1.1", tmp_path / "back", to="0.1")
+    migrate(tmp_path / "1.1", tmp_path / "back", version="0.1")
     with uqff.open(tmp_path / "back") as file:
         found = {key: file.fields(key)[1]["version"] for key in file}
     # 0.2.0 is newer than what was asked for.
@@ -87,7 +87,7 @@ def test_the_files_of_1_x_say_what_they_were(tmp_path: Path) -> None:
 def test_what_was_never_0_x_gets_the_version_of_the_format(tmp_path: Path) -> None:
     write_v1(llama(), tmp_path / "old", Version(1, 1, 0))
     for to, version in (("0.1", (0, 1, 3)), ("0.2", (0, 2, 0))):
-        migrate_model(tmp_path / "old", tmp_path / to, to=to)
+        migrate(tmp_path / "old", tmp_path / to, version=to)
         with uqff.open(tmp_path / to) as file:
             assert {file.fields(key)[1]["version"] for key in file} == {version}
 
@@ -108,7 +108,7 @@ def test_notes_that_are_none_are_refused(tmp_path: Path, metadata: dict[str, str
     path = tmp_path / "old" / "q8_0-0.uqff"
     save_file(load_file(path), path, metadata)
     with pytest.raises(FormatError, match=r"field uqff\.migrated_from"):
-        migrate_model(tmp_path / "old", tmp_path / "new", to="0.2")
+        migrate(tmp_path / "old", tmp_path / "new", version="0.2")
 
 
 def test_versions_that_no_reader_has_are_not_written(tmp_path: Path) -> None:
@@ -117,12 +117,12 @@ def test_versions_that_no_reader_has_are_not_written(tmp_path: Path) -> None:
     path = tmp_path / "old" / "q8_0-0.uqff"
     save_file(load_file(path), path, {"uqff.migrated_from": "0.0.9"})
     with pytest.raises(UnsupportedError, match="unknown version"):
-        migrate_model(tmp_path / "old", tmp_path / "new", to="0.2")
+        migrate(tmp_path / "old", tmp_path / "new", version="0.2")
 
 
 def test_a_report_is_written_and_agrees(tmp_path: Path) -> None:
     """Of 1.x only; it names each model by its type."""
-    migrate_model(GOLDEN / "v0" / "llama-96-f32", tmp_path / "new")
+    migrate(GOLDEN / "v0" / "llama-96-f32", tmp_path / "new")
     report = read_report(tmp_path / "new")
     assert report is not None
     assert list(check_report(report, tmp_path / "new")) == []
@@ -130,7 +130,7 @@ def test_a_report_is_written_and_agrees(tmp_path: Path) -> None:
     for output in report.outputs:
         with uqff.open(tmp_path / "new" / output.shards[0]) as file:
             assert list(check_output(output, file)) == []
-    migrate_model(tmp_path / "new", tmp_path / "back", to="0.2")
+    migrate(tmp_path / "new", tmp_path / "back", version="0.2")
     assert not (tmp_path / "back" / "uqff_report.json").exists()
 
 
@@ -139,7 +139,7 @@ def test_files_beside_the_model(tmp_path: Path) -> None:
     write_v0(llama(), tmp_path / "old")
     for name in ("chat_template.jinja", "README.md", "notes.txt"):
         (tmp_path / "old" / name).write_text(name)
-    made = migrate_model(tmp_path / "old", tmp_path / "new")
+    made = migrate(tmp_path / "old", tmp_path / "new")
     assert made.copied == ["config.json", "tokenizer.json", "chat_template.jinja"]
     assert made.left == ["README.md", "notes.txt"]
     names = {*made.copied, "residual.safetensors", "q8_0-0.uqff", "uqff_report.json"}
@@ -152,24 +152,24 @@ def test_one_file_of_a_directory_with_several(tmp_path: Path) -> None:
     """Named, it is the only one migrated; also where it has no number."""
     write_v0(llama(), tmp_path / "old")
     shutil.copy(tmp_path / "old" / "q8_0-0.uqff", tmp_path / "old" / "my-model-q8_0.uqff")
-    made = migrate_model(tmp_path / "old" / "my-model-q8_0.uqff", tmp_path / "one")
+    made = migrate(tmp_path / "old" / "my-model-q8_0.uqff", tmp_path / "one")
     assert made.shards == {"my-model-q8_0": ["my-model-q8_0-0.uqff"]}
     report = read_report(tmp_path / "one")
     assert report is not None
     assert [output.quant for output in report.outputs] == ["q8_0"]
-    made = migrate_model(tmp_path / "old", tmp_path / "both")
+    made = migrate(tmp_path / "old", tmp_path / "both")
     assert sorted(made.shards) == ["my-model-q8_0", "q8_0"]
     shutil.copy(tmp_path / "old" / "q8_0-0.uqff", tmp_path / "old" / "q8_0.uqff")
     with pytest.raises(ShardError, match="two models of one name"):
-        migrate_model(tmp_path / "old", tmp_path / "no")
+        migrate(tmp_path / "old", tmp_path / "no")
 
 
 def test_models_of_two_generations_do_not_mix(tmp_path: Path) -> None:
     write_v0(llama(), tmp_path / "old")
-    migrate_model(tmp_path / "old", tmp_path / "new")
+    migrate(tmp_path / "old", tmp_path / "new")
     shutil.copy(tmp_path / "new" / "q8_0-0.uqff", tmp_path / "old" / "other.uqff")
     with pytest.raises(ShardError, match="models of two generations"):
-        migrate_model(tmp_path / "old", tmp_path / "no")
+        migrate(tmp_path / "old", tmp_path / "no")
 
 
 # Experts.
@@ -183,12 +183,12 @@ def test_experts_that_are_unlike_are_named(tmp_path: Path) -> None:
     layers[index] = Layer(random_record("q4_0", (96, 64), 1))
     uqff.save(layers, tmp_path / "old" / "q8_0-0.uqff")
     with pytest.raises(UnsupportedError, match=r"1 layer cannot be expressed in 1\.2\.0") as caught:
-        migrate_model(tmp_path / "old", tmp_path / "new")
+        migrate(tmp_path / "old", tmp_path / "new")
     assert caught.value.layer == f"{EXPERTS}up_proj"
     wanted = f"experts are unlike: expert 1 (index {index}) is q4_0 [96, 64], the others are q8_0 [96, 64]"
     assert caught.value.got == wanted
     assert not (tmp_path / "new").exists()
-    migrate_model(tmp_path / "old", tmp_path / "plain", plain_experts=True)
+    migrate(tmp_path / "old", tmp_path / "plain", plain_experts=True)
     with uqff.open(tmp_path / "plain") as file:
         weight = file[f"{EXPERTS}up_proj"].weight
         assert isinstance(weight, Unquant)
@@ -210,17 +210,17 @@ def test_stacks_that_1_2_does_not_read(tmp_path: Path, kind: str) -> None:
     ]
     assert all("no longer exist" in problem.reason for problem in problems)
     with pytest.raises(UnsupportedError, match=r"6 layers cannot be expressed in 1\.2\.0.*--plain-experts"):
-        migrate_model(tmp_path / "old", tmp_path / "new")
-    migrate_model(tmp_path / "old", tmp_path / "plain", plain_experts=True)
+        migrate(tmp_path / "old", tmp_path / "new")
+    migrate(tmp_path / "old", tmp_path / "plain", plain_experts=True)
     with uqff.open(tmp_path / "plain") as file:
         assert {layer.weight.kind for layer in file.values()} == {kind, "unquant"}
     if kind == "f8q8":
-        migrate_model(tmp_path / "old", tmp_path / "1.1", to="1.1")
-        migrate_model(tmp_path / "1.1", tmp_path / "back", to="0.2")
+        migrate(tmp_path / "old", tmp_path / "1.1", version="1.1")
+        migrate(tmp_path / "1.1", tmp_path / "back", version="0.2")
         assert files_of(tmp_path / "back") == files_of(tmp_path / "old")
     else:  # of random scales, each expert has others
         with pytest.raises(UnsupportedError, match="weights do not stack"):
-            migrate_model(tmp_path / "old", tmp_path / "1.1", to="1.1")
+            migrate(tmp_path / "old", tmp_path / "1.1", version="1.1")
 
 
 def test_experts_that_were_stacked_before_stay_stacked(tmp_path: Path) -> None:
@@ -238,10 +238,10 @@ def test_experts_that_were_stacked_before_stay_stacked(tmp_path: Path) -> None:
         )
         layers[name.index] = Layer(stack(experts) if experts else apart[name.module])
     uqff.save(layers, tmp_path / "old" / "q8_0-0.uqff", version=(0, 1, 3))
-    migrate_model(tmp_path / "old", tmp_path / "new")
+    migrate(tmp_path / "old", tmp_path / "new")
     with uqff.open(tmp_path / "new") as file:
         assert file["model.layers.0.mlp.experts.up_proj"].weight.shape == (2, 32, 64)
-    migrate_model(tmp_path / "new", tmp_path / "back", to="0.2")
+    migrate(tmp_path / "new", tmp_path / "back", version="0.2")
     assert files_of(tmp_path / "back") == files_of(tmp_path / "old")
 
 
@@ -250,7 +250,7 @@ def test_another_number_of_experts_is_refused(tmp_path: Path) -> None:
     config = MIXTRAL.config | {"num_local_experts": 2}
     (tmp_path / "old" / "config.json").write_text(json.dumps(config))
     with pytest.raises(ShapeError, match=r"expected a stack of 2, got \[3, 96, 64\].*experts\.gate_proj"):
-        migrate_model(tmp_path / "old", tmp_path / "new", to="0.2")
+        migrate(tmp_path / "old", tmp_path / "new", version="0.2")
 
 
 # Down: what 0.x has no place for.
@@ -266,22 +266,22 @@ def test_layers_without_an_index_are_listed(tmp_path: Path) -> None:
             ("visual.proj", "0.x has no index for it"),
         ]
     with pytest.raises(UnsupportedError, match=r"2 layers cannot be expressed in 0\.2\.0"):
-        migrate_model(tmp_path / "old", tmp_path / "new", to="0.2")
+        migrate(tmp_path / "old", tmp_path / "new", version="0.2")
 
 
 def test_families_that_the_version_has_not(tmp_path: Path) -> None:
     write_v0(with_kind(llama(), "mxfp4"), tmp_path / "old")
     with pytest.raises(UnsupportedError, match=r"8 layers cannot be expressed in 0\.1\.3: got MXFP4 blobs"):
-        migrate_model(tmp_path / "old", tmp_path / "new", to="0.1")
+        migrate(tmp_path / "old", tmp_path / "new", version="0.1")
     write_v0(with_kind(llama(), "unquant"), tmp_path / "plain")
     with pytest.raises(UnsupportedError, match=r"8 layers cannot be expressed in 1\.0\.0: got Unquant layers"):
-        migrate_model(tmp_path / "plain", tmp_path / "new", to="1.0")
+        migrate(tmp_path / "plain", tmp_path / "new", version="1.0")
 
 
 def test_a_quantised_embedding_is_kept_and_dense(tmp_path: Path) -> None:
     """Untied: its codes lie beside the model, as a 1.x file; the residual has what they stand for, in its own dtype."""
     write_v1(llama(), tmp_path / "old")
-    migrate_model(tmp_path / "old", tmp_path / "new", to="0.2")
+    migrate(tmp_path / "old", tmp_path / "new", version="0.2")
     kept = tmp_path / "new" / "q8_0.kept.safetensors"
     with uqff.open(tmp_path / "old") as old, uqff.open(tmp_path / "new") as new, uqff.open(kept) as beside:
         assert list(beside) == ["model.embed_tokens"]
@@ -296,10 +296,10 @@ def test_a_quantised_embedding_is_kept_and_dense(tmp_path: Path) -> None:
 def test_without_its_codes_the_embedding_stays_dense(tmp_path: Path) -> None:
     """Whoever throws the kept file away has a sound model all the same, and is told."""
     write_v1(llama(), tmp_path / "old")
-    migrate_model(tmp_path / "old", tmp_path / "new", to="0.2")
+    migrate(tmp_path / "old", tmp_path / "new", version="0.2")
     (tmp_path / "new" / "q8_0.kept.safetensors").unlink()
     assert any("its codes are not there" in warning for warning in warnings_of(tmp_path / "new"))
-    migrate_model(tmp_path / "new", tmp_path / "back")
+    migrate(tmp_path / "new", tmp_path / "back")
     assert entries_of(tmp_path / "back").keys() == entries_of(tmp_path / "old").keys() - {"model.embed_tokens"}
     assert (tmp_path / "back" / "residual.safetensors").read_bytes() == (
         tmp_path / "new" / "residual.safetensors"
@@ -313,17 +313,17 @@ def test_the_best_embedding_of_several_models_is_the_dense_one(tmp_path: Path) -
     other = replace(model, kinds={"model.embed_tokens": "q4_0"})
     write_v1(other, tmp_path / "other")
     shutil.copy(tmp_path / "other" / "q8_0-0.uqff", tmp_path / "old" / "q4_0-0.uqff")
-    migrate_model(tmp_path / "old", tmp_path / "new", to="0.2")
+    migrate(tmp_path / "old", tmp_path / "new", version="0.2")
     with uqff.open(tmp_path / "old" / "q8_0-0.uqff") as old, uqff.open(tmp_path / "new" / "q8_0-0.uqff") as new:
         dense = new.residual["model.embed_tokens.weight"]
         assert same_bytes(dense, old["model.embed_tokens"].weight.dequantize(torch.bfloat16))
-    migrate_model(tmp_path / "new", tmp_path / "back")
+    migrate(tmp_path / "new", tmp_path / "back")
     for name in ("q8_0-0.uqff", "q4_0-0.uqff"):
         with uqff.open(tmp_path / "old" / name) as old, uqff.open(tmp_path / "back" / name) as back:
             assert {key: old[key] for key in old} == {key: back[key] for key in back}
     (tmp_path / "new" / "q4_0.kept.safetensors").unlink()
     with pytest.raises(FormatError, match="some models of the directory have the codes"):
-        migrate_model(tmp_path / "new", tmp_path / "no")
+        migrate(tmp_path / "new", tmp_path / "no")
 
 
 def test_entries_of_no_layer_are_named(tmp_path: Path) -> None:
@@ -342,8 +342,8 @@ def test_untied_in_the_configuration_only(tmp_path: Path, architecture: str) -> 
     model = SmallModel(config_of(architecture, tie_word_embeddings=True), {}, False, 17)
     write_v0(model, tmp_path / "old")
     assert [warning[:28] for warning in warnings_of(tmp_path / "old")] == ["head and embedding are tied:"]
-    migrate_model(tmp_path / "old", tmp_path / "tied")
-    made = migrate_model(tmp_path / "old", tmp_path / "untied", untie=True)
+    migrate(tmp_path / "old", tmp_path / "tied")
+    made = migrate(tmp_path / "old", tmp_path / "untied", untie=True)
     assert made.copied == ["tokenizer.json"]
     tied, untied = files_of(tmp_path / "tied"), files_of(tmp_path / "untied")
     config = json.loads(untied.pop("config.json"))
@@ -357,7 +357,7 @@ def test_untied_in_the_configuration_only(tmp_path: Path, architecture: str) -> 
 def test_nothing_to_untie(tmp_path: Path) -> None:
     write_v0(llama(), tmp_path / "old")
     with pytest.raises(UnsupportedError, match="nothing to untie"):
-        migrate_model(tmp_path / "old", tmp_path / "new", untie=True)
+        migrate(tmp_path / "old", tmp_path / "new", untie=True)
 
 
 @pytest.mark.parametrize(
@@ -388,11 +388,11 @@ def test_biases_that_the_engine_cannot_add(
     query = "model.layers.0.self_attn.q_proj"
     hinted = any("--fix-biases changes them" in warning for warning in warnings_of(tmp_path / "old"))
     assert hinted is (fixed is not None)
-    migrate_model(tmp_path / "old", tmp_path / "new")
+    migrate(tmp_path / "old", tmp_path / "new")
     assert same_bytes(bias_of("new", query), torch.full((64,), 0.5).to(stored))
-    migrate_model(tmp_path / "old", tmp_path / "fixed", fix_biases="load")
+    migrate(tmp_path / "old", tmp_path / "fixed", fix_biases="load")
     assert same_bytes(bias_of("fixed", query), torch.full((64,), 0.5).to(fixed or stored))
-    migrate_model(tmp_path / "fixed", tmp_path / "back", to="0.2", fix_biases="load")
+    migrate(tmp_path / "fixed", tmp_path / "back", version="0.2", fix_biases="load")
     assert same_bytes(bias_of("back", "1"), torch.full((64,), 0.5).to(back or stored))
     with ModelDirectory(tmp_path / "fixed") as directory:
         (planned,) = plan_migration(directory).models
@@ -405,11 +405,11 @@ def test_biases_that_the_engine_cannot_add(
 def test_biases_for_activations_of_another_dtype(tmp_path: Path) -> None:
     """A model that was loaded in bfloat16 and is to run in float32."""
     write_v0(replace(with_kind(llama(), "unquant"), biased=True), tmp_path / "old")
-    migrate_model(tmp_path / "old", tmp_path / "new", fix_biases="f32")
+    migrate(tmp_path / "old", tmp_path / "new", fix_biases="f32")
     with uqff.open(tmp_path / "new") as file:
         assert {layer.bias.dtype for layer in file.values() if layer.bias is not None} == {torch.float32}
     with pytest.raises(UnsupportedError, match="field fix_biases"):
-        migrate_model(tmp_path / "old", tmp_path / "no", fix_biases="f64")
+        migrate(tmp_path / "old", tmp_path / "no", fix_biases="f64")
 
 
 def test_types_that_no_engine_loads_are_named(tmp_path: Path) -> None:
@@ -430,7 +430,7 @@ def source(tmp_path: Path) -> Path:
 
 def test_progress(source: Path, tmp_path: Path) -> None:
     steps: list[Step] = []
-    migrate_model(source, tmp_path / "out", progress=steps.append)
+    migrate(source, tmp_path / "out", progress=steps.append)
     assert [step.done for step in steps] == list(range(1, 9))
     assert {step.total for step in steps} == {8}
     assert steps[0].key == "lm_head"
@@ -444,7 +444,7 @@ def test_an_interrupt_leaves_nothing(source: Path, tmp_path: Path, layers_done: 
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        migrate_model(source, tmp_path / "out", progress=interrupt)
+        migrate(source, tmp_path / "out", progress=interrupt)
     assert os.listdir(tmp_path) == ["source"]
 
 
@@ -462,7 +462,7 @@ def test_a_disk_that_fills_up_leaves_nothing(
 
     monkeypatch.setattr(streaming.StreamedFile, "_write", fill)
     with pytest.raises(OSError, match="No space left on device"):
-        migrate_model(source, tmp_path / "out")
+        migrate(source, tmp_path / "out")
     assert os.listdir(tmp_path) == ["source"]
 
 
@@ -472,7 +472,7 @@ def test_too_little_space_is_noticed_before_the_work(
     usage = shutil.disk_usage(tmp_path)._replace(free=1000)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
     with pytest.raises(OSError, match=r"no space for the model: [0-9,]+ bytes needed, 1,000 free"):
-        migrate_model(source, tmp_path / "out")
+        migrate(source, tmp_path / "out")
     assert os.listdir(tmp_path) == ["source"]
 
 
@@ -485,29 +485,29 @@ def test_a_broken_layer_is_found_before_anything_is_written(source: Path, tmp_pa
     data[offset + 4] = 99
     path.write_bytes(data)
     with pytest.raises(UnsupportedError, match="unknown type") as caught:
-        migrate_model(source, tmp_path / "out")
+        migrate(source, tmp_path / "out")
     assert (caught.value.file, caught.value.layer, caught.value.offset) == (str(path), "3", offset + 4)
     assert os.listdir(tmp_path) == ["source"]
 
 
 def test_only_a_model_is_replaced(source: Path, tmp_path: Path) -> None:
-    migrate_model(source, tmp_path / "out")
+    migrate(source, tmp_path / "out")
     with pytest.raises(FileExistsError, match="not empty"):
-        migrate_model(source, tmp_path / "out")
-    migrate_model(source, tmp_path / "out", to="1.1", force=True)
+        migrate(source, tmp_path / "out")
+    migrate(source, tmp_path / "out", version="1.1", force=True)
     with uqff.open(tmp_path / "out") as file:
         assert file.version == (1, 1, 0)
     (tmp_path / "home").mkdir()
     (tmp_path / "home" / "thesis.tex").write_text("x")
     with pytest.raises(FileExistsError):
-        migrate_model(source, tmp_path / "home", force=True)
+        migrate(source, tmp_path / "home", force=True)
     assert sorted(os.listdir(tmp_path)) == ["home", "out", "source"]
 
 
 CHILD = f"""
 import os, signal, sys
 import torch
-from uqff.migration import migrate_model
+from uqff.migration import migrate
 def step(step):
     if step.done == 1 and sys.platform == "linux":
         firsts.append(peak())
@@ -515,7 +515,7 @@ def step(step):
         {{action}}
 {PEAK}
 firsts = []
-migrate_model(sys.argv[1], sys.argv[2], progress=step)
+migrate(sys.argv[1], sys.argv[2], progress=step)
 print(peak() - firsts[0])
 """
 
@@ -533,7 +533,7 @@ def test_a_killed_run_leaves_no_model(source: Path, tmp_path: Path) -> None:
     assert child.returncode == -signal.SIGKILL
     (stale,) = set(os.listdir(tmp_path)) - {"source"}
     assert stale.startswith(".out.tmp-")
-    migrate_model(source, tmp_path / "out")
+    migrate(source, tmp_path / "out")
     assert sorted(os.listdir(tmp_path)) == [stale, "out", "source"]
 
 

@@ -13,10 +13,10 @@ from small_models import SmallModel, config_of, write_v0
 
 import uqff
 from uqff.errors import FormatError, ShapeError, UnsupportedError, UqffError
-from uqff.migration import migrate_model, parse_names, read_names
-from uqff.migration.names import known_names, with_stacked_experts
-from uqff.migration.shapes import SHAPES, expected_shape
+from uqff.migration import migrate, parse_names, read_names
 from uqff.models.architectures import layer_names
+from uqff.models.names import known_names, with_stacked_experts
+from uqff.models.shapes import SHAPES, expected_shape
 
 EXAMPLE = """
 # a model
@@ -169,7 +169,7 @@ def test_files_of_another_model_are_refused(
     write_v0(model, tmp_path / "old")
     rewrite(tmp_path / "old", **changes)
     with pytest.raises(error) as caught:
-        migrate_model(tmp_path / "old", tmp_path / "new")
+        migrate(tmp_path / "old", tmp_path / "new")
     assert expected in str(caught.value.expected)
     assert (caught.value.got, caught.value.layer) == (got, layer)
     assert "q8_0-0.uqff" in str(caught.value.file)
@@ -181,9 +181,9 @@ def test_a_configuration_that_says_less_is_enough(model: SmallModel, tmp_path: P
     write_v0(model, tmp_path / "old")
     rewrite(tmp_path / "old", vocab_size="-", intermediate_size="-", num_key_value_heads="-", head_dim="-")
     with pytest.raises(ShapeError, match=r"k_proj \[64, 64\]"):
-        migrate_model(tmp_path / "old", tmp_path / "new")
+        migrate(tmp_path / "old", tmp_path / "new")
     rewrite(tmp_path / "old", num_attention_heads="-")
-    migrate_model(tmp_path / "old", tmp_path / "new")
+    migrate(tmp_path / "old", tmp_path / "new")
 
 
 @pytest.mark.parametrize(
@@ -202,7 +202,7 @@ def test_a_residual_of_another_model_is_refused(
     path = tmp_path / "old" / "residual.safetensors"
     save_file({name: torch.zeros(shape) for name, shape in tensors.items()}, path)
     with pytest.raises(UqffError, match=problem) as caught:
-        migrate_model(tmp_path / "old", tmp_path / "new")
+        migrate(tmp_path / "old", tmp_path / "new")
     assert caught.value.layer == layer
 
 
@@ -211,16 +211,16 @@ def test_names_in_place_of_the_architecture(model: SmallModel, tmp_path: Path) -
     write_v0(model, tmp_path / "old")
     rewrite(tmp_path / "old", architectures=["MyOwnModel"])
     with pytest.raises(UnsupportedError, match="unknown architecture"):
-        migrate_model(tmp_path / "old", tmp_path / "new")
+        migrate(tmp_path / "old", tmp_path / "new")
     text = "\n".join(f"{name.index} {name.module.replace('layers', 'h')}" for name in layer_names(model.config))
     (tmp_path / "old" / "residual.safetensors").unlink()
     names = parse_names(text)
     with pytest.raises(FormatError, match="the names are of another file"):
-        migrate_model(tmp_path / "old", tmp_path / "new", names=names[:-1])
-    migrate_model(tmp_path / "old", tmp_path / "new", names=names)
+        migrate(tmp_path / "old", tmp_path / "new", names=names[:-1])
+    migrate(tmp_path / "old", tmp_path / "new", names=names)
     with uqff.open(tmp_path / "new") as file:
         assert list(file) == sorted(name.module for name in names)
-    migrate_model(tmp_path / "new", tmp_path / "back", to="0.2", names=names)
+    migrate(tmp_path / "new", tmp_path / "back", version="0.2", names=names)
     assert (tmp_path / "back" / "q8_0-0.uqff").read_bytes() == (tmp_path / "old" / "q8_0-0.uqff").read_bytes()
 
 
@@ -231,7 +231,7 @@ def test_names_of_experts_stack_them(tmp_path: Path) -> None:
     (tmp_path / "old" / "residual.safetensors").unlink()
     names = layer_names(model.config)
     text = "\n".join(f"{n.index} {n.key.upper()}{'' if n.expert is None else f'[{n.expert}]'}" for n in names)
-    migrate_model(tmp_path / "old", tmp_path / "new", names=parse_names(text))
+    migrate(tmp_path / "old", tmp_path / "new", names=parse_names(text))
     with uqff.open(tmp_path / "new") as file:
         stack = file["MODEL.LAYERS.1.BLOCK_SPARSE_MOE.EXPERTS.UP_PROJ"].weight
         w3 = [name for name in names if name.block == 1 and name.module.endswith("w3")]

@@ -14,7 +14,7 @@ from small_models import SmallModel, entries_of, files_of, residual_of, small_mo
 
 import uqff
 from uqff.codes import Version
-from uqff.migration import migrate_model
+from uqff.migration import migrate
 from uqff.models.architectures import layer_names
 
 EXAMPLES = settings(max_examples=25)
@@ -33,7 +33,7 @@ def test_0_x_to_1_2_and_back_is_the_same_directory(model: SmallModel, data: st.D
     with tempfile.TemporaryDirectory() as scratch:
         old, new, back = (Path(scratch) / name for name in ("old", "new", "back"))
         layers = write_v0(model, old, version=version, versions=others, shard_bytes=shard_bytes)
-        migrate_model(old, new, shard_bytes=data.draw(st.sampled_from([3_000, 10 * 2**30])))
+        migrate(old, new, shard_bytes=data.draw(st.sampled_from([3_000, 10 * 2**30])))
         made = entries_of(new)
         with uqff.open(new) as file:
             assert file.version == (1, 2, 0)
@@ -43,7 +43,7 @@ def test_0_x_to_1_2_and_back_is_the_same_directory(model: SmallModel, data: st.D
                 assert uqff.Layer(weight, bias) == layers[str(name.index)]
         assert made.keys() == {name.key for name in layer_names(model.config)}
         assert (new / "residual.safetensors").read_bytes() == (old / "residual.safetensors").read_bytes()
-        migrate_model(new, back, to="0.2", shard_bytes=shard_bytes)
+        migrate(new, back, version="0.2", shard_bytes=shard_bytes)
         assert files_of(back) == files_of(old)
 
 
@@ -54,14 +54,14 @@ def test_1_2_down_and_up_again_has_the_same_entries(model: SmallModel, through: 
     with tempfile.TemporaryDirectory() as scratch:
         old, new, back = (Path(scratch) / name for name in ("old", "new", "back"))
         write_v1(model, old)
-        migrate_model(old, new, to=through)
+        migrate(old, new, version=through)
         with uqff.open(new) as file:
             (dense,) = (name for name in file.residual if name.endswith("embed_tokens.weight"))
             with uqff.open(old) as first:
                 weight = first[dense.removesuffix(".weight")].weight
                 expected = weight.dequantize(file.residual[dense].dtype)
             assert uqff.families.base.same_bytes(file.residual[dense], expected)
-        migrate_model(new, back)
+        migrate(new, back)
         assert entries_of(back) == entries_of(old)
         assert residual_of(back) == residual_of(old)
         names = {path.name for path in back.iterdir()}
@@ -78,8 +78,8 @@ def test_older_1_x_to_0_x_and_back_has_the_same_entries(model: SmallModel, versi
     with tempfile.TemporaryDirectory() as scratch:
         old, new, back = (Path(scratch) / name for name in ("old", "new", "back"))
         write_v1(model, old, version)
-        migrate_model(old, new, to="0.2")
-        migrate_model(new, back, to=f"{version.major}.{version.minor}")
+        migrate(old, new, version="0.2")
+        migrate(new, back, version=f"{version.major}.{version.minor}")
         assert entries_of(back) == entries_of(old)
         assert (back / "residual.safetensors").read_bytes() == (old / "residual.safetensors").read_bytes()
 
@@ -89,8 +89,8 @@ def test_files_of_the_client_come_back(directory: str, tmp_path: Path) -> None:
     """All models of a golden directory at once, through every version of 1.x that has their families."""
     plain = any("unquant" in name for name in (directory, *DIRECTORIES[directory]["files"])) or "mixed" in directory
     for to in ("1.1", "1.2") if plain else ("1.0", "1.1", "1.2"):
-        migrate_model(GOLDEN / directory, tmp_path / to, to=to)
-        migrate_model(tmp_path / to, tmp_path / f"{to}-back", to="0.2")
+        migrate(GOLDEN / directory, tmp_path / to, version=to)
+        migrate(tmp_path / to, tmp_path / f"{to}-back", version="0.2")
         assert files_of(tmp_path / f"{to}-back") == files_of(GOLDEN / directory)
 
 
@@ -100,7 +100,7 @@ def test_layers_of_the_two_generations_are_the_same_bytes(tmp_path: Path) -> Non
     compared = 0
     for path in sorted(folder.glob("*-0.uqff")):
         kind = path.name.removesuffix("-0.uqff")
-        migrate_model(GOLDEN / "v0" / "llama-edge-64-f32" / path.name, tmp_path / kind)
+        migrate(GOLDEN / "v0" / "llama-edge-64-f32" / path.name, tmp_path / kind)
         ours = entries_of(tmp_path / kind)
         with uqff.open(path) as theirs:
             for key in theirs.keys() - {"lm_head", "model.embed_tokens"}:

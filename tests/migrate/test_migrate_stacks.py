@@ -12,7 +12,7 @@ import uqff
 from uqff.checkpoints.model import ModelDirectory
 from uqff.errors import UnsupportedError
 from uqff.families.base import same_bytes
-from uqff.migration import migrate_model, plan_migration
+from uqff.migration import migrate, plan_migration
 from uqff.quantization.run import quantize_model
 
 
@@ -20,19 +20,19 @@ from uqff.quantization.run import quantize_model
 def test_hqq_experts_leave_their_stack_exactly_or_not_at_all(tmp_path: Path, experts: int, fits: bool) -> None:
     """As 1.1 has them, quantised as one: where groups are cut alike, and said to grow; else refused."""
     TinyMixtral(experts=experts).write(tmp_path / "source")
-    quantize_model(tmp_path / "source", tmp_path / "new", ["hqq8"], format="1.1")
+    quantize_model(tmp_path / "source", tmp_path / "new", ["hqq8"], version="1.1")
     with ModelDirectory(tmp_path / "new") as directory:
         plan = plan_migration(directory, "0.2")
     if fits:
         assert any("times as large: each expert needs the scales of all" in warning for warning in plan.warnings)
-        migrate_model(tmp_path / "new", tmp_path / "old", to="0.2")
-        migrate_model(tmp_path / "old", tmp_path / "back", to="1.1")
+        migrate(tmp_path / "new", tmp_path / "old", version="0.2")
+        migrate(tmp_path / "old", tmp_path / "back", version="1.1")
         with uqff.open(tmp_path / "new") as new, uqff.open(tmp_path / "back") as back:
             assert {key: back[key] for key in back} == {key: new[key] for key in new}
         return
     with pytest.raises(UnsupportedError, match=r"3 layers cannot .*--plain-experts.*groups run from one expert"):
-        migrate_model(tmp_path / "new", tmp_path / "old", to="0.2")
-    migrate_model(tmp_path / "new", tmp_path / "old", to="0.2", plain_experts=True)
+        migrate(tmp_path / "new", tmp_path / "old", version="0.2")
+    migrate(tmp_path / "new", tmp_path / "old", version="0.2", plain_experts=True)
     with uqff.open(tmp_path / "new") as new, uqff.open(tmp_path / "old") as old:
         stack = new["model.layers.0.block_sparse_moe.experts.gate_proj"].weight.dequantize()
         for expert in range(3):

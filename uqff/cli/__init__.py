@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 
 import click
 
-from uqff import __version__
+from uqff._version import __version__
 from uqff.errors import UqffError, printable
 
 __all__ = ["COMMANDS", "LazyGroup", "console", "main"]

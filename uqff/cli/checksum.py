@@ -6,15 +6,11 @@ import json
 import sys
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
 from uqff.cli.options import isq_option, selected
 from uqff.errors import printable
-
-if TYPE_CHECKING:
-    from uqff.inspection.checksum import FileDigest, ModelDigest
 
 __all__ = ["checksum"]
 
@@ -72,44 +68,33 @@ def checksum(
 
 def _files(ctx: click.Context, path: str, write: bool, checking: bool, sums: str | None, as_json: bool) -> None:
     from uqff.cli.progress import shown_progress
-    from uqff.inspection.checksum import (
-        SUMS_NAME,
-        checksum_document,
-        digest_files,
-        files_of,
-        read_sums,
-        sums_text,
-        write_sums,
-    )
+    from uqff.inspection.checksum import SUMS_NAME, checksum_document, files_of, read_sums, write_sums
+    from uqff.inspection.checksum import checksum as summed
 
-    directory, names = files_of(path)
+    directory, everything = files_of(path)
     listed = Path(sums) if sums is not None else directory / SUMS_NAME
-    if sums is not None and listed.parent.resolve() == directory.resolve():
-        names = [name for name in names if name != listed.name]
+    own = sums is not None and listed.parent.resolve() == directory.resolve()
+    names = [name for name in everything if not (own and name == listed.name)]
     stated = read_sums(listed) if checking else None
     if stated is not None and not Path(path).is_dir():
         stated = {name: digest for name, digest in stated.items() if name in names}
         if not stated:
             raise click.UsageError(f"{printable(str(listed))} names none of the files")
-    wanted = names if stated is None else [name for name in names if name in stated]
+    wanted = set(names) if stated is None else set(names) & set(stated)
     with shown_progress() as progress:
-        files = digest_files(directory, wanted, progress=progress)
-    digests = {each.name: each.sha256 for each in files}
+        made = summed(path, exclude=set(everything) - wanted, progress=progress)
     if stated is not None:
-        _report(ctx, stated, digests, set(names) - set(stated), as_json)
+        _report(ctx, stated, made.digests, set(names) - set(stated), as_json)
     elif write:
-        write_sums(listed, sums_text(digests.items()))
+        write_sums(listed, made.text)
     if as_json and not checking:
-        click.echo(json.dumps(checksum_document(files, None), indent=2))
+        click.echo(json.dumps(checksum_document(made.files, None), indent=2))
     elif not write and not checking:
-        _echo_sums(files)
+        _echo(made.text)
 
 
-def _echo_sums(files: list[FileDigest]) -> None:
+def _echo(text: str) -> None:
     """Names go out as they are: what a terminal would act on is for ``ls`` to hide, and a check needs the true name."""
-    from uqff.inspection.checksum import sums_text
-
-    text = sums_text((each.name, each.sha256) for each in files)
     click.echo(printable_lines(text) if sys.stdout.isatty() else text.encode("utf-8", "surrogateescape"), nl=False)
 
 
@@ -128,39 +113,24 @@ def _layers(
     as_json: bool,
 ) -> None:
     from uqff.cli.progress import shown_progress
-    from uqff.container import open_uqff
-    from uqff.inspection.checksum import (
-        LAYER_SUMS_NAME,
-        checksum_document,
-        digest_model,
-        read_sums,
-        sums_text,
-        write_sums,
-    )
-    from uqff.migration.names import read_names
+    from uqff.inspection.checksum import LAYER_SUMS_NAME, checksum_document, files_of, read_sums, write_sums
+    from uqff.inspection.checksum import checksum as summed
 
-    with open_uqff(path) as file:
-        listed = Path(sums) if sums is not None else file.paths[0].parent / LAYER_SUMS_NAME
-        stated = read_sums(listed) if checking else None
-        known = None if names is None else read_names(names)
-        with shown_progress() as progress:
-            model = digest_model(file, names=known, progress=progress)
-    if model.unnamed is not None:
-        click.echo(f"uqff: layers have numbers, not paths: {printable(model.unnamed)}", err=True)
-    digests = {each.path: each.sha256 for each in model.layers}
-    text = sums_text(digests.items()) + _last_line(model)
+    listed = Path(sums) if sums is not None else files_of(path)[0] / LAYER_SUMS_NAME
+    stated = read_sums(listed) if checking else None
+    with shown_progress() as progress:
+        made = summed(path, layers=True, names=names, progress=progress)
+    assert made.model is not None
+    if made.model.unnamed is not None:
+        click.echo(f"uqff: layers have numbers, not paths: {printable(made.model.unnamed)}", err=True)
     if stated is not None:
-        _report(ctx, stated, digests, set(digests) - set(stated), as_json, fail_on_more=True)
+        _report(ctx, stated, made.digests, set(made.digests) - set(stated), as_json, fail_on_more=True)
     elif write:
-        write_sums(listed, text)
+        write_sums(listed, made.text)
     if as_json and not checking:
-        click.echo(json.dumps(checksum_document(None, model), indent=2))
+        click.echo(json.dumps(checksum_document(None, made.model), indent=2))
     elif not write and not checking:
-        click.echo(printable_lines(text) if sys.stdout.isatty() else text.encode("utf-8", "surrogateescape"), nl=False)
-
-
-def _last_line(model: ModelDigest) -> str:
-    return "" if model.unnamed is not None else f"# model {model.sha256}\n"
+        _echo(made.text)
 
 
 def _report(

@@ -22,7 +22,13 @@ __all__ = ["convert"]
 @click.argument("out", metavar="OUT", type=click.Path())
 @click.option("--to", type=click.Choice(["uqff", "gguf"]), help="Direction, if not the one that SRC suggests.")
 @click.option(
-    "--format", type=click.Choice(["1.2", "0.2"]), default="1.2", show_default=True, help="UQFF generation to write."
+    "--uqff-version",
+    "--format",
+    "version",
+    type=click.Choice(["1.2", "0.2"]),
+    default="1.2",
+    show_default=True,
+    help="UQFF version to write.",
 )
 @click.option(
     "--assets",
@@ -45,7 +51,7 @@ def convert(
     source: str,
     out: str,
     to: str | None,
-    format: str,
+    version: str,
     assets: str | None,
     dtype: str,
     strict: bool,
@@ -60,15 +66,16 @@ def convert(
     Blocks of ggml's types are carried over as they are; nothing is quantised again. A model that cannot be converted
     without loss is refused, with all that stands in the way. Llama, Mistral, Qwen2 and Qwen3.
     """
-    from uqff.conversion import conversion_document, convert_model
+    from uqff.conversion import conversion_document
+    from uqff.conversion import convert as converted
 
     source = selected(source, isq, "SRC")
     with terminable(), shown_progress(shown=not quiet) as progress:
-        result = convert_model(
+        result = converted(
             source,
             out,
             to=to,
-            format=format,
+            version=version,
             assets=assets,
             dtype=dtype,
             strict=strict,

@@ -40,12 +40,12 @@ def diff(ctx: click.Context, a: str, b: str, layers: Any, names: str | None, isq
     Exits with 0 if the two have the same layers, however they differ, with 1 if a layer is in one of them only.
     """
     from uqff.cli.progress import told_of_compiling
-    from uqff.inspection.compare import compare, comparison_document, is_checkpoint
-    from uqff.migration.names import read_names
+    from uqff.inspection.compare import comparison_document, is_checkpoint
+    from uqff.inspection.compare import diff as compared
 
     a, b = (selected(path, None if is_checkpoint(path) else isq, name) for path, name in ((a, "A"), (b, "B")))
     with told_of_compiling():
-        differences = list(compare(a, b, layers=layers, names=None if names is None else read_names(names)))
+        differences = list(compared(a, b, layers=layers, names=names))
     if as_json:
         click.echo(json.dumps(comparison_document(differences, a, b), indent=2))
     else:

@@ -12,7 +12,7 @@ import click
 from uqff.cli.options import isq_option, selected
 from uqff.container import UqffFile, open_uqff
 from uqff.container.shards import models_in
-from uqff.errors import UqffError, printable
+from uqff.errors import UnsupportedError, UqffError, printable
 
 if TYPE_CHECKING:
     from uqff.inspection import FieldRow, FileSummary, LayerReport, LayerRow, Statistics
@@ -130,37 +130,19 @@ def _inspect_models(models: Mapping[str, Path], as_json: bool) -> bool:
 
 def _inspect_layer(file: UqffFile, key: str, dump: bool, limit: int, stats: bool, as_json: bool) -> str | None:
     from uqff.inspection.document import layer_document
+    from uqff.inspection.inspect import find_layer
     from uqff.inspection.layer import report_layer
 
-    report = report_layer(file, _find(file, key), statistics=stats, dump=dump, limit=limit)
+    try:
+        found = find_layer(file, key)
+    except UnsupportedError as error:
+        raise click.BadParameter(error.problem, param_hint="'KEY'") from None
+    report = report_layer(file, found, statistics=stats, dump=dump, limit=limit)
     if as_json:
         _echo_json(layer_document(report))
     else:
         _show_layer(report)
     return None if report.row.error is None else str(report.row.error)
-
-
-def _find(file: UqffFile, key: str) -> str:
-    from difflib import get_close_matches
-
-    from uqff.inspection.summary import module_names
-
-    if key in file:
-        return key
-    names = {name: one for one, name in module_names(file).items()}
-    if key in names:
-        return names[key]
-    if key.isascii() and key.isdecimal() and len(key) < 10 and (found := file.find(int(key))) is not None:
-        return found
-    keys = list(file)
-    known = f"{keys[0]} to {keys[-1]}, {len(keys)} layers" if keys else "none at all"
-    close = get_close_matches(key[:_LONGEST_KEY], names or keys, n=1)
-    hint = f"; did you mean {close[0]}?" if close else ""
-    raise click.BadParameter(printable(f"no layer {key}; there are: {known}{hint}"), param_hint="'KEY'")
-
-
-_LONGEST_KEY = 200
-"""Characters of a mistyped key that are compared with those that there are."""
 
 
 def _echo_json(document: dict[str, Any]) -> None:

@@ -22,7 +22,9 @@ __all__ = ["migrate"]
 @click.argument("source", metavar="SRC")
 @click.argument("out", metavar="[OUT]", type=click.Path(), required=False)
 @click.option(
+    "--uqff-version",
     "--to",
+    "version",
     type=click.Choice(list(FORMATS)),
     default="1.2",
     show_default=True,
@@ -55,7 +57,7 @@ def migrate(
     context: click.Context,
     source: str,
     out: str | None,
-    to: str,
+    version: str,
     names: str | None,
     dry_run: bool,
     fix_biases: str | None,
@@ -83,7 +85,7 @@ def migrate(
     chosen = read_names(names) if names is not None else None
     with ModelDirectory(source) as directory:
         plan = plan_migration(
-            directory, to, names=chosen, fix_biases=fix_biases, plain_experts=plain_experts, untie=untie
+            directory, version, names=chosen, fix_biases=fix_biases, plain_experts=plain_experts, untie=untie
         )
         for warning in plan.warnings:
             click.echo(f"uqff: {printable(warning)}", err=True)

@@ -45,7 +45,9 @@ def _kind(ctx: click.Context, parameter: click.Parameter, values: tuple[str, ...
     "--layers", callback=pattern_option, metavar="REGEX", help="Which weights are layers, if not the usual ones."
 )
 @click.option(
+    "--uqff-version",
     "--format",
+    "version",
     type=click.Choice(list(FORMATS)),
     default="1.2",
     show_default=True,
@@ -96,7 +98,7 @@ def quantize(
     kinds: tuple[str, ...],
     recipe: str | None,
     layers: Any,
-    format: str,
+    version: str,
     engine: Any,
     dtype: str,
     no_promote: bool,
@@ -140,7 +142,7 @@ def quantize(
             kinds,
             recipe=loaded,
             layers=layers,
-            format=format,
+            version=version,
             engine=engine,
             dtype=dtype,
             promote=not no_promote,

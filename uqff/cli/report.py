@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from uqff.cli.options import isq_option, selected
+from uqff.errors import printable
 
 if TYPE_CHECKING:
     from uqff.container.report import Report
@@ -42,46 +43,25 @@ def report(
 
     Exits with 0 if the report fits the files or there is none, with 1 if it does not fit, with 2 if the call is wrong.
     """
-    from dataclasses import replace
-
-    from uqff.container.report import read_report, report_document, write_report
-    from uqff.container.shards import resolve
-    from uqff.errors import UqffError, printable
-    from uqff.inspection.report import check_directory, survey
+    from uqff.container.report import report_document
+    from uqff.inspection.report import report as checked
 
     if (base_model or repo_id) and not writes:
         raise click.UsageError("--base-model and --repo-id go with --write")
-    directory = Path(selected(path, isq, "DIR"))
-    only: set[str] | None = None
-    if not directory.is_dir():
-        only = {each.name for each in resolve(directory)[0]}
-        directory = directory.parent
-        if writes:
-            raise click.UsageError("a report is about all models of a directory: --write needs that")
-    problems: list[UqffError] = []
-    try:
-        found = read_report(directory)
-    except UqffError:
-        if not writes:
-            raise
-        found = None
-    if writes or found is None:
-        shown = survey(directory, found, base_model=base_model, repo_id=repo_id)
-    else:
-        shown, problems = found, list(check_directory(directory, found, only=only))
-    if only is not None:
-        shown = replace(shown, outputs=tuple(each for each in shown.outputs if not only.isdisjoint(each.shards)))
-    if writes:
-        write_report(shown, directory)
+    path = selected(path, isq, "DIR")
+    if writes and not Path(path).is_dir():
+        raise click.UsageError("a report is about all models of a directory: --write needs that")
+    result = checked(path, write=writes, base_model=base_model, repo_id=repo_id)
     if as_json:
-        click.echo(json.dumps(report_document(shown), indent=2))
+        click.echo(json.dumps(report_document(result.report), indent=2))
     else:
-        _show(str(directory), shown, "written" if writes else "fits the files" if found and not problems else None)
-    if found is None and not writes:
+        fits = result.found and not result.problems
+        _show(str(result.directory), result.report, "written" if writes else "fits the files" if fits else None)
+    if not result.found and not writes:
         click.echo("uqff: no uqff_report.json; --write makes this one", err=True)
-    for problem in problems:
+    for problem in result.problems:
         click.echo(f"uqff: {printable(str(problem))}", err=True)
-    if problems:
+    if result.problems:
         ctx.exit(1)
 
 

@@ -25,6 +25,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from uqff._version import __version__
 from uqff.codes import Version
 from uqff.container.atomic import atomic_file
 from uqff.container.document import check_values, read_at_most
@@ -416,8 +417,6 @@ def build_report(
         FormatError: there are no files, or files of several versions.
         UqffError: see :func:`build_output`.
     """
-    from uqff import __version__
-
     versions: set[Version] = {file.version for file in files.values()}
     if len(versions) != 1:
         got = ", ".join(map(str, sorted(versions))) or "no files"

@@ -50,7 +50,7 @@ def save(
     """Write a ``.uqff`` file, or several if it grows beyond ``shard_bytes``.
 
     The keys of ``layers`` say which generation: paths of weights are 1.x, which current engines read, numbers are 0.x.
-    To turn one into the other needs the model's configuration: :func:`uqff.migration.migrate_model` does.
+    To turn one into the other needs the model's configuration: :func:`uqff.migration.migrate` does.
 
     One layer is held at a time: a lazy mapping (such as an open file) is asked for each layer twice, first for its
     size, then for its bytes.  What an open 1.x file holds besides its layers is saved too.  Files are written under

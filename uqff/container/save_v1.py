@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
+from uqff._version import __version__
 from uqff.codec.blob import Writable
 from uqff.codec.entries import to_entries
 from uqff.codes import Version
@@ -51,8 +52,6 @@ class Item(NamedTuple):
 
 def metadata_of(version: Version) -> dict[str, str] | None:
     """The ``__metadata__`` of a file; None before 1.1, which has none."""
-    from uqff import __version__
-
     if version < METADATA_SINCE:
         return None
     return {"uqff.producer": "uqff", "uqff.version": str(version), "uqff.producer.uqff.version": __version__}

@@ -11,15 +11,15 @@ from uqff.conversion.to_gguf import gguf_of_uqff
 from uqff.errors import UnsupportedError
 from uqff.progress import Progress
 
-__all__ = ["convert_model"]
+__all__ = ["convert"]
 
 
-def convert_model(
+def convert(
     source: PathLike,
     target: PathLike,
     *,
     to: str | None = None,
-    format: str = "1.2",
+    version: str = "1.2",
     assets: PathLike | None = None,
     dtype: str = "f32",
     strict: bool = False,
@@ -32,7 +32,7 @@ def convert_model(
         source: a GGUF file, or whatever :func:`uqff.open` takes.
         target: the directory or the file to make.
         to: ``uqff`` or ``gguf``, to be sure; None: what the source is not.
-        format: of UQFF, if that is written.
+        version: of UQFF, if that is written.
         assets: see :func:`uqff.conversion.uqff_of_gguf`.
         dtype: of the residual, if UQFF is written.
         strict: refuse to write UQFF that the engine could not load or run, see :mod:`uqff.models.engine`.
@@ -52,7 +52,7 @@ def convert_model(
         return uqff_of_gguf(
             source,
             target,
-            format=format,
+            version=version,
             assets=assets,
             dtype=dtype,
             strict=strict,

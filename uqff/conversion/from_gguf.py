@@ -70,7 +70,7 @@ if TYPE_CHECKING:
 __all__ = ["WRITTEN", "uqff_of_gguf"]
 
 WRITTEN: Final = ("1.2", "0.2")
-"""The formats of :data:`uqff.codes.FORMATS` that can be written."""
+"""The versions of :data:`uqff.codes.FORMATS` that can be written."""
 
 TILE: Final = 1 << 22
 """Weights that are dequantised and written together."""
@@ -80,7 +80,7 @@ def uqff_of_gguf(
     source: PathLike,
     target: PathLike,
     *,
-    format: str = "1.2",
+    version: str = "1.2",
     assets: PathLike | None = None,
     dtype: str = "f32",
     strict: bool = False,
@@ -93,7 +93,7 @@ def uqff_of_gguf(
     Args:
         source: the file, or one of a split set.
         target: the directory to make. Its ``.uqff`` files are named after the type that most weights have.
-        format: ``1.2`` or ``0.2``.
+        version: of UQFF, ``1.2`` or ``0.2``.
         assets: a directory with the model's own ``config.json`` and tokenizer, which are compared with the file and
             copied. Without it, they are made from the file's metadata as far as that goes.
         dtype: of the residual: ``f32`` (what GGUF files have), ``f16`` or ``bf16``, to which it is rounded.
@@ -108,12 +108,12 @@ def uqff_of_gguf(
         FileExistsError: ``target`` is there and may not be replaced.
         OSError: reading or writing failed; nothing stays behind.
     """
-    if format not in WRITTEN:
-        raise UnsupportedError("unknown format", field="format", expected=", ".join(WRITTEN), got=format)
+    if version not in WRITTEN:
+        raise UnsupportedError("unknown version", field="version", expected=", ".join(WRITTEN), got=version)
     if dtype.upper() not in LOADED_DTYPES:
         raise UnsupportedError("unknown dtype", field="dtype", expected="f32, f16 or bf16", got=dtype)
     with open_gguf(source) as file, located(file=file.paths[0]):
-        job = _Job(file, FORMATS[format], LOADED_DTYPES[dtype.upper()], None if assets is None else Path(assets))
+        job = _Job(file, FORMATS[version], LOADED_DTYPES[dtype.upper()], None if assets is None else Path(assets))
         if strict:
             refuse_limits(job.limits)
         with staged_directory(Path(target), force=force) as staging:

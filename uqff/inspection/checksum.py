@@ -19,7 +19,7 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,8 +27,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from uqff.codec.blob import EncodedLayer
 from uqff.codes import Family
-from uqff.container import UqffFile
 from uqff.container.atomic import atomic_file
+from uqff.container.file import UqffFile, open_uqff
 from uqff.container.shards import PathLike, resolve, select
 from uqff.errors import FormatError, UqffError
 from uqff.families.base import QuantizedTensor
@@ -38,6 +38,7 @@ from uqff.limits import MAX_SUMS_BYTES
 from uqff.models.architectures import LayerName
 from uqff.models.layouts import Layout, half_split_order, layout_beside
 from uqff.models.modules import Module, config_beside, modules_of
+from uqff.models.names import read_names
 from uqff.progress import Progress, Steps
 from uqff.schema.bricks import Scope
 from uqff.schema.entries import BIAS, FORMAT, RawTensor
@@ -50,10 +51,12 @@ __all__ = [
     "LAYER_SUMS_NAME",
     "SUMS_NAME",
     "Check",
+    "Checksum",
     "FileDigest",
     "LayerDigest",
     "ModelDigest",
     "check",
+    "checksum",
     "checksum_document",
     "digest_files",
     "digest_layer",
@@ -135,6 +138,76 @@ class Check:
     def matches(self) -> bool:
         """Whether the two are the same."""
         return self.expected == self.got
+
+
+@dataclass(frozen=True)
+class Checksum:
+    """Digests of a model: of its files, or of its layers.
+
+    Attributes:
+        directory: of the model.
+        files: the files; None if layers were asked for.
+        model: the layers; None if files were asked for.
+    """
+
+    directory: Path
+    files: tuple[FileDigest, ...] | None
+    model: ModelDigest | None
+
+    @property
+    def digests(self) -> dict[str, str]:
+        """The digests in hexadecimal, by the names of files or the paths of layers."""
+        if self.model is not None:
+            return {each.path: each.sha256 for each in self.model.layers}
+        return {each.name: each.sha256 for each in self.files or ()}
+
+    @property
+    def text(self) -> str:
+        """The list in the form of ``sha256sum``; below one of layers, the digest of the model where they have paths."""
+        named = self.model is not None and self.model.unnamed is None
+        return sums_text(self.digests.items()) + (f"# model {self.model.sha256}\n" if named and self.model else "")
+
+
+def checksum(
+    path: PathLike,
+    *,
+    layers: bool = False,
+    names: PathLike | Sequence[LayerName] | None = None,
+    isq: str | None = None,
+    exclude: Collection[str] = (),
+    progress: Progress | None = None,
+) -> Checksum:
+    """SHA-256 of the files of a model, or digests of its layers that neither generation nor sharding changes.
+
+    Args:
+        path: a model directory, or a ``.uqff`` file: its shards only.
+        layers: digests of layers in place of files.
+        names: of 0.x layers by index, or a file of them; if not those of ``config.json``.
+        isq: of a directory with several models, the type of the one that is meant.
+        exclude: names of files that are left out.
+        progress: called with the bytes that have been hashed and those that will have been.
+
+    Raises:
+        UqffError: a layer is not valid, or a set of shards has a gap.
+        OSError: a file cannot be read.
+
+    >>> import numpy, tempfile, uqff
+    >>> folder = tempfile.TemporaryDirectory()
+    >>> weight = uqff.quantize(numpy.ones((2, 32), "f4"), "q8_0")
+    >>> _ = uqff.save({"a": weight}, f"{folder.name}/a.uqff")
+    >>> list(uqff.checksum(f"{folder.name}/a.uqff").digests)
+    ['a.uqff']
+    >>> list(uqff.checksum(f"{folder.name}/a.uqff", layers=True).digests)
+    ['a']
+    """
+    chosen = path if isq is None else select(path, isq)
+    if layers:
+        known = read_names(names) if isinstance(names, (str, os.PathLike)) else names
+        with open_uqff(chosen) as file:
+            return Checksum(file.paths[0].parent, None, digest_model(file, names=known, progress=progress))
+    directory, found = files_of(chosen)
+    wanted = [name for name in found if name not in exclude]
+    return Checksum(directory, tuple(digest_files(directory, wanted, progress=progress)), None)
 
 
 def digest_layer(layer: Layer) -> str:

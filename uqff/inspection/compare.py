@@ -16,22 +16,24 @@ from uqff.codec.blob import EncodedLayer
 from uqff.codes import ENTRY_VERSIONS, DType, Version
 from uqff.container import UqffFile, open_uqff
 from uqff.container.directory import LOADED_DTYPES
-from uqff.container.shards import SUFFIX, PathLike
+from uqff.container.shards import SUFFIX, PathLike, select
 from uqff.errors import ShapeError, ShardError, UnsupportedError, UqffError, located
 from uqff.families.base import same_bytes
 from uqff.families.fields import array_fields
 from uqff.models.architectures import EMBEDDING_SINCE, LayerName, embedding_name
 from uqff.models.layouts import Layout, layout_beside
 from uqff.models.matching import pairs_of
+from uqff.models.names import read_names
 from uqff.models.patterns import Pattern
 from uqff.numerics.floats import Floats
+from uqff.progress import Progress, Steps
 from uqff.quantization.bias import bias_distance
 from uqff.quantization.encode import Loaded
 from uqff.quantization.error import Distance, distance
 from uqff.quantization.plan import Goal, plan_model
 from uqff.schema.bricks import Scope
 
-__all__ = ["LayerDifference", "Side", "compare", "comparison_document"]
+__all__ = ["LayerDifference", "Side", "compare", "comparison_document", "diff"]
 
 
 @dataclass(frozen=True)
@@ -110,6 +112,56 @@ def compare(
         yield from _compare_with_source(source, model, layers, source_first=checkpoints[0])
     else:
         yield from _compare_models(a, b, names)
+
+
+def diff(
+    a: PathLike,
+    b: PathLike,
+    *,
+    layers: Pattern | str | None = None,
+    names: PathLike | Sequence[LayerName] | None = None,
+    isq: str | None = None,
+    progress: Progress | None = None,
+) -> tuple[LayerDifference, ...]:
+    """Compare two models, or a model and the checkpoint it was made from; ``uqff diff`` shows it.
+
+    Args:
+        a: a UQFF (anything :func:`uqff.open` takes) or a checkpoint directory, which is taken as true.
+        b: likewise; at most one of them may be a checkpoint.
+        layers: a regular expression: which weights of the checkpoint are layers, if its architecture does not say.
+        names: of 0.x layers by index, or a file of them; if no ``config.json`` tells them.
+        isq: of directories with several models, the type of the ones that are meant.
+        progress: called after each layer.
+
+    Returns:
+        The layers of the first model in its order, then those that only the second has: types, sizes, whether their
+        bytes are the same, errors of weight and bias.
+
+    Raises:
+        UqffError: see :func:`compare`.
+        OSError: a file cannot be read.
+
+    >>> import numpy, tempfile, uqff
+    >>> folder = tempfile.TemporaryDirectory()
+    >>> for kind in ("q8_0", "q4_0"):
+    ...     _ = uqff.save({"a": uqff.quantize(numpy.eye(32, dtype="f4"), kind)}, f"{folder.name}/{kind}.uqff")
+    >>> (layer,) = uqff.diff(f"{folder.name}/q8_0.uqff", f"{folder.name}/q4_0.uqff")
+    >>> layer.a.kind, layer.b.kind, layer.identical, layer.distance.largest < 1e-3
+    ('q8_0', 'q4_0', False, True)
+    """
+    pattern = Pattern(layers) if isinstance(layers, str) else layers
+    known = read_names(names) if isinstance(names, (str, os.PathLike)) else names
+    found = []
+    first, second = (path if is_checkpoint(path) else select(path, isq) for path in (a, b))
+    steps = None
+    for each in compare(first, second, layers=pattern, names=known):
+        found.append(each)
+        if progress is not None and steps is None:
+            with open_uqff(second if is_checkpoint(first) else first) as file:
+                steps = Steps(progress, "diff", len(file), len(file), "layers")
+        if steps is not None:
+            steps.add(each.key, 1)
+    return tuple(found)
 
 
 def is_checkpoint(path: PathLike) -> bool:

@@ -10,19 +10,108 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Set
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from uqff.container.file import UqffFile, open_uqff
-from uqff.container.report import REPORT_NAME, Report, ReportedOutput, build_report, check_output, check_report
-from uqff.container.shards import NUMBERED, SUFFIX, PathLike
+from uqff.container.report import (
+    REPORT_NAME,
+    Report,
+    ReportedOutput,
+    build_report,
+    check_output,
+    check_report,
+    read_report,
+    write_report,
+)
+from uqff.container.shards import NUMBERED, SUFFIX, PathLike, resolve, select
 from uqff.errors import FormatError, ShardError, UnsupportedError, UqffError
+from uqff.progress import Progress, Steps
 from uqff.schema.entries import FIRST
 
-__all__ = ["check_directory", "survey"]
+__all__ = ["ReportCheck", "check_directory", "rebuild_report", "report"]
 
 
-def survey(
+@dataclass(frozen=True)
+class ReportCheck:
+    """The report of a directory, and whether it fits the files.
+
+    Attributes:
+        directory: of the model.
+        report: the one that is there; what it would say if there is none; the new one if it was written.
+        found: whether there was one.
+        written: whether it was made anew.
+        problems: where it does not fit the files.
+    """
+
+    directory: Path
+    report: Report
+    found: bool
+    written: bool
+    problems: tuple[UqffError, ...]
+
+
+def report(
+    path: PathLike,
+    *,
+    write: bool = False,
+    base_model: str | None = None,
+    repo_id: str | None = None,
+    isq: str | None = None,
+    progress: Progress | None = None,
+) -> ReportCheck:
+    """The ``uqff_report.json`` of a 1.x model directory, checked against the files beside it, or made anew.
+
+    Args:
+        path: a model directory; or a ``.uqff`` file in one, or ``DIR:TYPE``: what the report says of that model.
+        write: make it anew from the files; what they do not tell is taken from the one that is there.
+        base_model: the model that was quantised, for a new report.
+        repo_id: where the files are published, likewise.
+        isq: of a directory with several models, the type of the one that is meant.
+        progress: called after each output.
+
+    Raises:
+        UnsupportedError: files before 1.0, which have no report; or to write one about a part of a directory.
+        UqffError: the files break a rule, or the report does and is not to be written.
+        OSError: a file cannot be read or written.
+
+    >>> import numpy, tempfile, uqff
+    >>> folder = tempfile.TemporaryDirectory()
+    >>> _ = uqff.save({"a": uqff.quantize(numpy.ones((2, 32), "f4"), "q8_0")}, f"{folder.name}/q8_0-0.uqff")
+    >>> made = uqff.report(folder.name, write=True)
+    >>> made.written, made.report.outputs[0].actual_counts
+    (True, {'q8_0': 1})
+    >>> uqff.report(folder.name).problems
+    ()
+    """
+    directory, only = select(path, isq), None
+    if not directory.is_dir():
+        only = {each.name for each in resolve(directory)[0]}
+        if write:
+            raise UnsupportedError("a report is about all models of a directory", file=str(directory))
+        directory = directory.parent
+    try:
+        stated = read_report(directory)
+    except UqffError:
+        if not write:
+            raise
+        stated = None
+    problems: tuple[UqffError, ...] = ()
+    if write or stated is None:
+        shown = rebuild_report(directory, stated, base_model=base_model, repo_id=repo_id)
+    else:
+        shown, problems = stated, tuple(check_directory(directory, stated, only=only))
+    if only is not None:
+        shown = replace(shown, outputs=tuple(each for each in shown.outputs if not only.isdisjoint(each.shards)))
+    steps = Steps(progress, "report", len(shown.outputs), sum(each.layers for each in shown.outputs), "layers")
+    for output in shown.outputs:
+        steps.add(output.quant, output.layers)
+    if write:
+        write_report(shown, directory)
+    return ReportCheck(directory, shown, stated is not None, write, problems)
+
+
+def rebuild_report(
     directory: PathLike, known: Report | None = None, *, base_model: str | None = None, repo_id: str | None = None
 ) -> Report:
     """What the report of a directory has to say.

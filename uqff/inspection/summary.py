@@ -11,6 +11,7 @@ from uqff.errors import UqffError
 from uqff.inspection.meta import Outline, read_outline
 from uqff.models.layouts import Layout, layout_beside
 from uqff.models.modules import config_beside, modules_of
+from uqff.progress import Progress, Steps
 from uqff.schema.bricks import FieldTrace
 
 __all__ = [
@@ -160,14 +161,22 @@ class FileSummary:
         return 8 * self.payload_bytes / self.weights if self.weights else None
 
 
-def summarize(file: UqffFile) -> FileSummary:
+def summarize(file: UqffFile, *, progress: Progress | None = None) -> FileSummary:
     """Read every layer's fields, and no payload.
 
     Args:
         file: an open model.
+        progress: called after each layer.
     """
     names = module_names(file)
-    layers = tuple(replace(layer_row(file, key), module=names.get(key)) for key in file)
+    rows = []
+    work = sum(place.nbytes for key in file for place in file.places(key).values()) if progress is not None else 0
+    steps = Steps(progress, "inspect", len(file), work, "bytes")
+    for key in file:
+        row = replace(layer_row(file, key), module=names.get(key))
+        rows.append(row)
+        steps.add(key, row.nbytes)
+    layers = tuple(rows)
     counts = {str(path): 0 for path in file.paths}
     for row in layers:
         counts[row.path] += 1

@@ -9,26 +9,30 @@ announces has to be there.  A container that cannot be opened is one violation. 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 from uqff.codec.blob import EncodedLayer
 from uqff.codes import DType, Version
 from uqff.container import UqffFile, open_uqff
-from uqff.container.directory import LOADED_DTYPES
+from uqff.container.directory import CONFIG_NAME, LOADED_DTYPES
 from uqff.container.report import REPORT_NAME, check_output, check_report, read_report
-from uqff.container.shards import PathLike
+from uqff.container.shards import PathLike, models_in, select
 from uqff.errors import UnsupportedError, UqffError, printable, shortened
 from uqff.families.base import PayloadProblem, not_finite
 from uqff.inspection.meta import Outline, read_outline
+from uqff.models.config import read_config
 from uqff.models.engine import limits_of
-from uqff.models.layouts import layout_beside
+from uqff.models.layouts import Layout, layout_beside
 from uqff.models.modules import check_complete, config_beside, modules_of
-from uqff.progress import Progress, Steps
+from uqff.progress import Progress, Step, Steps
 from uqff.schema.bricks import FieldTrace
 from uqff.schema.layout import offset_of_field
 
-__all__ = ["Note", "Violation", "notes_of", "verify"]
+__all__ = ["Note", "Verification", "Violation", "notes_of", "verify", "violations_of"]
 
 PRODUCER = "uqff.producer"
 """Key of the metadata, from 1.1 on."""
@@ -94,28 +98,121 @@ class Note:
     layers: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class Verification:
+    """What a check found; an iterable of the violations.
+
+    Attributes:
+        violations: the broken rules, in the order in which they were found.
+        notes: what breaks no rule and is worth knowing.
+        layers: how many were looked at.
+        nbytes: bytes of these.
+    """
+
+    violations: tuple[Violation, ...]
+    notes: tuple[Note, ...]
+    layers: int
+    nbytes: int
+
+    @property
+    def clean(self) -> bool:
+        """Whether no rule is broken."""
+        return not self.violations
+
+    def __iter__(self) -> Iterator[Violation]:
+        """The violations."""
+        return iter(self.violations)
+
+    def __len__(self) -> int:
+        """How many violations there are."""
+        return len(self.violations)
+
+
 def verify(
+    path: PathLike | Sequence[PathLike],
+    *,
+    deep: bool = False,
+    strict: bool = False,
+    isq: str | None = None,
+    progress: Progress | None = None,
+    on_violation: Callable[[Violation], None] | None = None,
+) -> Verification:
+    """Check a model against every rule of the format; ``uqff verify`` shows what it finds.
+
+    Args:
+        path: what :func:`uqff.open` takes; of a directory with several models, each is checked.
+        deep: dequantise every layer too, and report values that are not finite.
+        strict: report what 1.x readers do without, too: a missing report, a producer that is not named, layers that are
+            stored plain instead of in the type asked for.
+        isq: of a directory with several models, the type of the one that is meant.
+        progress: called once before the first layer and after every layer.
+        on_violation: called for each violation when it is found.
+
+    Returns:
+        Violations: of the set of layers, then layer by layer in the order of their index, then of the residual; notes.
+
+    Raises:
+        OSError: a file cannot be read.
+
+    >>> import numpy, tempfile, uqff
+    >>> folder = tempfile.TemporaryDirectory()
+    >>> _ = uqff.save({"a": uqff.quantize(numpy.ones((2, 32), "f4"), "q8_0")}, f"{folder.name}/a.uqff")
+    >>> found = uqff.verify(f"{folder.name}/a.uqff", deep=True)
+    >>> found.clean, found.layers
+    (True, 1)
+    """
+    violations: list[Violation] = []
+    notes: list[Note] = []
+    layers = nbytes = 0
+    last: Step | None = None
+
+    def told(step: Step) -> None:
+        nonlocal last
+        last = step
+        if progress is not None:
+            progress(step)
+
+    for model in _models(path, isq):
+        last = None
+        for violation in violations_of(model, deep=deep, strict=strict, progress=told):
+            violations.append(violation)
+            if on_violation is not None:
+                on_violation(violation)
+        notes += notes_of(model)
+        if last is not None:
+            layers, nbytes = layers + last.done, nbytes + last.work_done
+    return Verification(tuple(violations), (*_layout_notes(path), *notes), layers, nbytes)
+
+
+def _models(path: PathLike | Sequence[PathLike], isq: str | None) -> list[Any]:
+    if not isinstance(path, (str, os.PathLike)):
+        return [path]
+    chosen = select(path, isq) if isq is not None or not os.path.lexists(path) else Path(path)
+    models = models_in(chosen) if chosen.is_dir() else {}
+    return list(models.values()) if len(models) > 1 else [chosen]
+
+
+def _layout_notes(path: PathLike | Sequence[PathLike]) -> list[Note]:
+    """What ``config.json`` says of how the weights lie; nothing, if it breaks a rule, which is a violation."""
+    first = path if isinstance(path, (str, os.PathLike)) else next(iter(path), None)
+    if first is None:
+        return []
+    try:
+        chosen = select(first)
+        config = (chosen if chosen.is_dir() else chosen.parent) / CONFIG_NAME
+        return [Note("layout", text, ()) for text in Layout.of(read_config(config)).notes] if config.is_file() else []
+    except (UqffError, FileNotFoundError):
+        return []
+
+
+def violations_of(
     path: PathLike | Sequence[PathLike],
     *,
     deep: bool = False,
     strict: bool = False,
     progress: Progress | None = None,
 ) -> Iterator[Violation]:
-    """Check a model; an iterator that is empty for a sound one.
-
-    Args:
-        path: what :func:`uqff.open` takes.
-        deep: dequantise every layer too, and report values that are not finite.
-        strict: report what 1.x readers do without, too: a missing report, a producer that is not named, layers that are
-            stored plain instead of in the type asked for.
-        progress: called after every layer, sound or not.
-
-    Yields:
-        Violations: of the set of layers, then layer by layer in the order of their index, then of the residual.
-
-    Raises:
-        OSError: a file cannot be read.
-    """
+    """The violations of one model, each when it is found; arguments as for :func:`verify`."""
     try:
         file = open_uqff(path)
     except UqffError as error:

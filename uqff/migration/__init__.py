@@ -11,15 +11,15 @@ layer; ``origin``, what a model was before, noted and read again; ``embedding``,
 ``plan``, all of it before a byte moves; ``write``, the new directory.
 """
 
-from uqff.migration.names import parse_names, read_names
 from uqff.migration.plan import Plan, Planned, plan_migration
-from uqff.migration.write import Migrated, migrate_model, write_migration
+from uqff.migration.write import Migrated, migrate, write_migration
+from uqff.models.names import parse_names, read_names
 
 __all__ = [
     "Migrated",
     "Plan",
     "Planned",
-    "migrate_model",
+    "migrate",
     "parse_names",
     "plan_migration",
     "read_names",

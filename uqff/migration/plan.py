@@ -26,11 +26,11 @@ from uqff.migration.embedding import (
     untied,
 )
 from uqff.migration.mapping import Move, Moves, Problem, Row, Source, plan_moves
-from uqff.migration.names import check_residual, check_shapes, known_names, with_stacked_experts
 from uqff.migration.origin import blob_versions, dequantized, inherited, note_of, were_stacked
 from uqff.models.architectures import LayerName, layer_names, stacked_names
 from uqff.models.engine import Limit, limits_of, refuse_limits
 from uqff.models.layouts import LAYOUTS_SINCE, Layout, half_split_order, without_rope_layout
+from uqff.models.names import check_residual, check_shapes, known_names, with_stacked_experts
 from uqff.schema.entries import FIRST
 
 if TYPE_CHECKING:
@@ -120,7 +120,7 @@ class Plan:
 
 def plan_migration(
     directory: ModelDirectory,
-    to: str = "1.2",
+    version: str = "1.2",
     *,
     names: Sequence[LayerName] | None = None,
     fix_biases: str | None = None,
@@ -131,8 +131,8 @@ def plan_migration(
 
     Args:
         directory: with one quantised model or several.
-        to: the format, see :data:`uqff.codes.FORMATS`.
-        names: of the layers of 0.x, by index, in place of those of the architecture; see :mod:`uqff.migration.names`.
+        version: of UQFF, see :data:`uqff.codes.FORMATS`.
+        names: of the layers of 0.x, by index, in place of those of the architecture; see :mod:`uqff.models.names`.
         fix_biases: the dtype of activations (``f32``, ``f16``, ``bf16``; ``load`` for the load dtype) for which to
             store biases, where they are in one that the engine cannot add to them; None to leave them.
         plain_experts: store experts that the format cannot hold as a stack dequantised, in the load dtype.
@@ -141,9 +141,9 @@ def plan_migration(
     Raises:
         UqffError: a layer is broken, or the model is not the one that its ``config.json`` describes.
     """
-    if to not in FORMATS:
-        raise UnsupportedError("unknown format", field="to", expected=", ".join(FORMATS), got=to)
-    return _Planner(directory, FORMATS[to], names, fix_biases, plain_experts).run(untie=untie)
+    if version not in FORMATS:
+        raise UnsupportedError("unknown version", field="version", expected=", ".join(FORMATS), got=version)
+    return _Planner(directory, FORMATS[version], names, fix_biases, plain_experts).run(untie=untie)
 
 
 class _Planner:

@@ -31,7 +31,7 @@ from uqff.quantization.types import kind_name
 from uqff.schema.buffers import bytes_of
 from uqff.schema.entries import FIRST
 
-__all__ = ["Migrated", "migrate_model", "write_migration"]
+__all__ = ["Migrated", "migrate", "write_migration"]
 
 
 @dataclass
@@ -53,10 +53,10 @@ class Migrated:
     left: list[str] = field(default_factory=list)
 
 
-def migrate_model(
+def migrate(
     source: PathLike,
     target: PathLike,
-    to: str = "1.2",
+    version: str = "1.2",
     *,
     names: Sequence[LayerName] | None = None,
     fix_biases: str | None = None,
@@ -72,7 +72,7 @@ def migrate_model(
     Args:
         source: a model directory, with one quantised model or several, or a ``.uqff`` file in one.
         target: the directory to make.
-        to: the format: ``0.1``, ``0.2``, ``1.0``, ``1.1`` or ``1.2``.
+        version: of UQFF: ``0.1``, ``0.2``, ``1.0``, ``1.1`` or ``1.2``.
         names, fix_biases, plain_experts, untie: see :func:`uqff.migration.plan.plan_migration`.
         strict: refuse what the engine could not load or run, see :mod:`uqff.models.engine`.
         force, shard_bytes, progress: see :func:`write_migration`.
@@ -86,7 +86,7 @@ def migrate_model(
     check_target(Path(target), force=force)
     with ModelDirectory(source) as directory:
         plan = plan_migration(
-            directory, to, names=names, fix_biases=fix_biases, plain_experts=plain_experts, untie=untie
+            directory, version, names=names, fix_biases=fix_biases, plain_experts=plain_experts, untie=untie
         )
         if strict:
             plan.check_limits()

@@ -30,6 +30,7 @@ from typing import Any, Final
 
 import numpy as np
 
+from uqff._version import __version__
 from uqff.checkpoints.safetensors import Checkpoint, open_checkpoint
 from uqff.codec.blob import EncodedLayer
 from uqff.codes import FORMATS, DType
@@ -88,7 +89,7 @@ def quantize_model(
     *,
     recipe: Recipe | None = None,
     layers: Pattern | None = None,
-    format: str = "1.2",
+    version: str = "1.2",
     engine: Engine = "0.9",
     dtype: str = "auto",
     promote: bool = True,
@@ -117,7 +118,7 @@ def quantize_model(
             the first, or by that of the tensor which holds all of them.
         layers: which weights are layers, in place of the architecture's list: those whose name it is found in, in the
             architecture's order, others after them in natural order.
-        format: one of :data:`uqff.codes.FORMATS`.
+        version: of UQFF: one of :data:`uqff.codes.FORMATS`.
         engine: whose rules, see :mod:`uqff.quantization.types`.
         dtype: the load dtype: ``f32``, ``f16``, ``bf16``, or ``auto``, the one that holds all layers exactly.
         promote: give head and embedding a better type than the others where the engine does: from 1.2 on, see
@@ -147,7 +148,7 @@ def quantize_model(
     """
     check_target(Path(target), force=force)
     with open_checkpoint(source) as checkpoint:
-        job = _Job(checkpoint, kinds, recipe, layers, format, engine, dtype, promote, measure, engine_biases)
+        job = _Job(checkpoint, kinds, recipe, layers, version, engine, dtype, promote, measure, engine_biases)
         if strict:
             refuse_limits(limit for output in job.outputs for limit in output.limits)
         for fallback in (fallback for output in job.outputs for fallback in output.fallbacks):
@@ -180,7 +181,7 @@ class _Job:
         kinds: Sequence[str | int],
         recipe: Recipe | None,
         layers: Pattern | None,
-        format: str,
+        version: str,
         engine: Engine,
         dtype: str,
         promote: bool,
@@ -191,9 +192,9 @@ class _Job:
         self.engine_biases = engine_biases
         self.measure = measure
         self.engine = engine
-        if format not in FORMATS:
-            raise UnsupportedError("unknown format", field="format", expected=", ".join(FORMATS), got=format)
-        self.version = FORMATS[format]
+        if version not in FORMATS:
+            raise UnsupportedError("unknown version", field="version", expected=", ".join(FORMATS), got=version)
+        self.version = FORMATS[version]
         self.goals = plan_model(checkpoint, self.version, layers, promote=promote)
         self.dtype = load_dtype(checkpoint, self.goals, dtype)
         self.residual = Residual(checkpoint, residual_names(checkpoint, self.goals), self.dtype)
@@ -241,8 +242,6 @@ class _Job:
 
     def description(self, shard_bytes: int) -> dict[str, Any]:
         """What the files depend on, as JSON values: an interrupted run is resumed only where all of it is the same."""
-        from uqff import __version__
-
         layers = {
             output.kind: [
                 [goal.key, planned.stored, planned.size] for goal, planned in zip(self.goals, plans, strict=True)

@@ -26,8 +26,8 @@ from typing import Any
 from uqff.container.shards import PathLike
 from uqff.errors import FormatError, ShapeError, UqffError
 from uqff.limits import MAX_CONFIG_BYTES, MAX_MODEL_LAYERS
-from uqff.migration.shapes import expected_shape, shape_label
 from uqff.models.architectures import LayerName, layer_names, stacked_names
+from uqff.models.shapes import expected_shape, shape_label
 
 __all__ = ["check_residual", "check_shapes", "known_names", "parse_names", "read_names", "with_stacked_experts"]
 
