@@ -135,6 +135,7 @@ def test_json(source: Path, tmp_path: Path) -> None:
         "max_error",
         "cosine",
         "bias",
+        "bias",
     }
 
 
