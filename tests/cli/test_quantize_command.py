@@ -135,7 +135,6 @@ def test_json(source: Path, tmp_path: Path) -> None:
         "max_error",
         "cosine",
         "bias",
-        "bias",
     }
 
 
