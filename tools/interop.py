@@ -10,7 +10,8 @@ as the 0.6.0 client runs the originals; and the other way round. Converted (`int
 the same with a GGUF file and with the UQFF that it is converted to, there and back. Running (`interop_running`): from
 the clients' files, the package must generate what they do, on 1, 2 and 4 ranks. Configurations (`interop_configs`):
 from the `config.json` of either generation of transformers, the package must write one that the 0.9.5 client and both
-generations read as the same model.
+generations read as the same model. llama.cpp (`interop_llamacpp`): it and the package must generate the same from GGUF
+files, a real model's among them, which must come back from UQFF as they were.
 
 The clients are installed once, into `.venvs/` at the root of the repository.
 """
@@ -28,6 +29,7 @@ import interop_configs as configs
 import interop_entries as entries
 import interop_gguf as converting
 import interop_golden as golden
+import interop_llamacpp as llamacpp
 import interop_migration as migration
 import interop_quantisers as quantisers
 import interop_reading as reading
@@ -44,25 +46,27 @@ WIDTH = 150
 
 FILES, ENTRIES, QUANTISERS = "files", "entries", "quantisers"
 MIGRATION, CONVERTED, RUNNING = "migration", "converted", "running"
-CONFIGURATIONS = "configurations"
+CONFIGURATIONS, LLAMACPP = "configurations", "llama.cpp"
 NotRun = list[tuple[str, str]]
 """Rows that a client could not run on this CPU: table and type."""
-TABLES = (FILES, ENTRIES, QUANTISERS, MIGRATION, CONVERTED, RUNNING, CONFIGURATIONS)
+TABLES = (FILES, ENTRIES, QUANTISERS, MIGRATION, CONVERTED, RUNNING, CONFIGURATIONS, LLAMACPP)
 
 
-def install_client(version: str, package: str = "mistralrs") -> Path:
+def install_client(version: str, package: str = "mistralrs", *others: str) -> Path:
     """The interpreter of `.venvs/<package>-<version>`, which is made from this interpreter and PyPI if absent.
+
+    mistralrs, and a package with `others` beside it, are installed without what they depend on.
 
     Raises click.ClickException with pip's output if that fails.
     """
     folder = ROOT / ".venvs" / f"{package}-{version}"
-    alone = ["--no-deps"] if package == "mistralrs" else []
+    alone = ["--no-deps"] if package == "mistralrs" or others else []
     python = folder / "bin" / "python"
     if (folder / "ready").exists():
         return python
     for command in (
         [sys.executable, "-m", "venv", "--clear", str(folder)],
-        [str(python), "-m", "pip", "install", "--quiet", *alone, f"{package}=={version}"],
+        [str(python), "-m", "pip", "install", "--quiet", *alone, f"{package}=={version}", *others],
     ):
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
@@ -159,6 +163,21 @@ def check_converted(client: Client, console: Console) -> bool:
     for row in failed:
         console.print(f"{row.case} ({row.compared}): {row.problem}", markup=False)
     console.print(f"{len(rows)} checked: {len(failed)} differ")
+    return bool(failed)
+
+
+def check_llamacpp(console: Console) -> bool:
+    """Print the table of llama.cpp; return whether anything differs."""
+    package, _, version = llamacpp.PACKAGES[0].partition("==")
+    python = install_client(version, package, *llamacpp.PACKAGES[1:])
+    with tempfile.TemporaryDirectory() as folder:
+        rows = list(llamacpp.check_all(python, Path(folder)))
+    console.print(llamacpp.table_of(rows))
+    failed = [row for row in rows if row.problem is not None]
+    for row in failed:
+        console.print(f"{row.model} {row.kind}: {row.problem}", markup=False)
+    idle = sum(row.idle for row in rows)
+    console.print(f"{len(rows)} checked: {len(failed)} differ, {idle} that llama.cpp cannot run on this CPU")
     return bool(failed)
 
 

@@ -80,11 +80,13 @@ def write_checkpoint(
     without: Collection[str] = (),
     metadata: Mapping[str, int] | None = None,
     split_max_tensors: int = 0,
+    vocabulary: bool = False,
 ) -> None:
     """Write a checkpoint as GGUF: matrices in `kind`, or in what `kinds` gives for a part of their name.
 
     `extra` tensors are written under their own names and float32, those named in `without` are not, `metadata` are
-    more pairs of uint32, and `split_max_tensors` is as the gguf package takes it.
+    more pairs of uint32, and `split_max_tensors` is as the gguf package takes it. With a `vocabulary` the file has a
+    byte pair encoding that makes next to nothing of texts, but names the tokens: llama.cpp does not answer without.
     """
     architecture = "llama" if config["model_type"] == "mistral" else config["model_type"]
     heads, kv_heads = config["num_attention_heads"], config["num_key_value_heads"]
@@ -103,8 +105,13 @@ def write_checkpoint(
         writer.add_rope_dimension_count(config["hidden_size"] // heads)
     for key, value in (metadata or {}).items():
         writer.add_uint32(key, value)
-    writer.add_tokenizer_model("none")
-    writer.add_token_list(list(TinyModel(vocab_size=config["vocab_size"]).tokenizer()["model"]["vocab"]))
+    tokens = list(TinyModel(vocab_size=config["vocab_size"]).tokenizer()["model"]["vocab"])
+    writer.add_tokenizer_model("gpt2" if vocabulary else "none")
+    writer.add_token_list(tokens)
+    if vocabulary:
+        writer.add_tokenizer_pre("gpt-2")
+        writer.add_token_types([gguf.TokenType.CONTROL] * 3 + [gguf.TokenType.NORMAL] * (len(tokens) - 3))
+        writer.add_token_merges(["t 3"])
     writer.add_bos_token_id(1)
     writer.add_eos_token_id(2)
     for name, values in tensors.items():

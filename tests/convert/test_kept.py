@@ -17,6 +17,7 @@ from uqff.checkpoints import open_gguf
 from uqff.cli import main
 from uqff.conversion import gguf_of_uqff, uqff_of_gguf
 from uqff.conversion.kept import KEPT_NAME
+from uqff.conversion.rope import llama3_factors
 from uqff.errors import FormatError
 from uqff.export.dequantize import dequantize_model
 from uqff.gguf.schema import Array, Value, ValueType
@@ -187,3 +188,22 @@ def test_a_model_without_a_tokenizer(tmp_path: Path) -> None:
     back = gguf_of_uqff(tmp_path / "u", tmp_path / "a.gguf")
     assert back.notes == ("no tokenizer in the GGUF file: there is no tokenizer.json",)
     assert metadata(tmp_path / "a.gguf")["tokenizer.ggml.model"] == (ValueType.TEXT.name, "none")
+
+
+def test_rotary_factors_keep_their_bits(tmp_path: Path) -> None:
+    """Worked out by another library they differ in the last one; other numbers than the configuration's do not stay."""
+    scaling = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
+    factors = llama3_factors(scaling, 10000.0, 32).numpy()
+    theirs = np.where(factors > 1, np.nextafter(factors, np.float32(0)), factors).astype(np.float32)
+    theirs[-1] = factors[-1]  # by which the scaling is known
+    write_gguf(MODEL, tmp_path / "a.gguf", "q8_0", extra={"rope_freqs.weight": theirs})
+    uqff_of_gguf(tmp_path / "a.gguf", tmp_path / "u")
+    gguf_of_uqff(tmp_path / "u", tmp_path / "b.gguf")
+    assert tensors(tmp_path / "b.gguf")["rope_freqs.weight"] == theirs.tobytes() != factors.tobytes()
+    config = json.loads((tmp_path / "u" / "config.json").read_text())
+    config["rope_scaling"]["factor"] = 4.0
+    config.pop("rope_parameters", None)
+    (tmp_path / "u" / "config.json").write_text(json.dumps(config))
+    gguf_of_uqff(tmp_path / "u", tmp_path / "c.gguf")
+    made = llama3_factors({**scaling, "factor": 4.0}, 10000.0, 32).numpy()
+    assert tensors(tmp_path / "c.gguf")["rope_freqs.weight"] == made.tobytes()

@@ -308,7 +308,7 @@ class _Job:
             made = made_metadata(directory, config, self.architecture, sizes)
         except UqffError:
             made = Made((), (), (), [])
-        return keep_metadata(self.file.pairs, made, directory)
+        return keep_metadata(self.file, made, directory)
 
     def _write_report(self, directory: Path, stem: str, outlines: Mapping[str, Layer]) -> None:
         targets = {key: layer.weight.kind for key, layer in outlines.items()}

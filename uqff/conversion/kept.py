@@ -2,9 +2,9 @@
 
 ``config.json`` and the tokenizer's files have no place for who made a model and under which licence, for names of ways
 of cutting texts, scores of tokens, sampling advice.  So the metadata stands beside them as it was, in a GGUF file
-without tensors, which no loader looks for::
+which no loader looks for::
 
-    metadata.gguf             all pairs of the original, in its order
+    metadata.gguf             all pairs of the original, in its order; and rope_freqs, if it has them
     uqff.made.general         digests of the pairs that the conversion back would have made of the new directory:
     uqff.made.model           those of the model's architecture
     uqff.made.tokenizer       those of its tokenizer
@@ -20,17 +20,24 @@ import hashlib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from uqff.checkpoints import open_gguf
 from uqff.conversion.config import metadata_of
-from uqff.conversion.names import GgufArchitecture
+from uqff.conversion.names import ROPE_FACTORS, GgufArchitecture
+from uqff.conversion.rope import agree
 from uqff.conversion.tokenizer import tokenizer_metadata
 from uqff.families.gguf.blocks import block_type_of_code
 from uqff.gguf.schema import ALIGNMENT_KEY, Value, ValueType, build_head
-from uqff.gguf.writer import write_gguf
+from uqff.gguf.writer import PlannedTensor, write_gguf
+from uqff.schema.buffers import bytes_of
 
-__all__ = ["KEPT_NAME", "Made", "Pairs", "keep_metadata", "made_metadata", "with_kept"]
+if TYPE_CHECKING:
+    import torch
+
+    from uqff.gguf.reader import GgufFile, GgufTensor
+
+__all__ = ["KEPT_NAME", "Made", "Pairs", "keep_metadata", "kept_factors", "made_metadata", "with_kept"]
 
 KEPT_NAME: Final = "metadata.gguf"
 DIGESTS: Final = "uqff.made."
@@ -104,22 +111,49 @@ def _general(weights: Iterable[tuple[int, int]]) -> list[tuple[str, Value]]:
     return pairs
 
 
-def keep_metadata(pairs: Mapping[str, Value], made: Made, directory: Path) -> str:
+def keep_metadata(file: GgufFile, made: Made, directory: Path) -> str:
     """Write the metadata of a GGUF file beside the model that was made of it.
 
     Args:
-        pairs: of the file.
+        file: the GGUF file.
         made: what the way back would make of the directory.
         directory: of the model.
 
     Returns:
         The name of the file.
     """
-    kept = [(key, value) for key, value in pairs.items() if key not in OF_THE_FILE and not key.startswith(DIGESTS)]
+    kept = [(key, value) for key, value in file.pairs.items() if key not in OF_THE_FILE and not key.startswith(DIGESTS)]
     groups = {"general": made.general, "model": made.model, "tokenizer": made.tokenizer}
     digests = [(f"{DIGESTS}{name}", Value(ValueType.TEXT, _digest(group))) for name, group in groups.items()]
-    write_gguf(directory / KEPT_NAME, [*kept, *digests], [])
+    factors = [_planned(file[ROPE_FACTORS])] if ROPE_FACTORS in file else []
+    write_gguf(directory / KEPT_NAME, [*kept, *digests], factors)
     return KEPT_NAME
+
+
+def _planned(tensor: GgufTensor) -> PlannedTensor:
+    return PlannedTensor(
+        tensor.name, tensor.shape, tensor.type_code, tensor.nbytes, lambda: [bytes_of(tensor.record().data)]
+    )
+
+
+def kept_factors(directory: Path, made: torch.Tensor) -> torch.Tensor:
+    """The divisors of the rotary frequencies as the original had them, if they are those that follow from a model's
+    configuration but for their last bits; else the latter.
+
+    Args:
+        directory: of the model.
+        made: float32 ``[head_dim / 2]``.
+
+    Raises:
+        FormatError: the kept metadata breaks a rule.
+    """
+    path = directory / KEPT_NAME
+    if not path.is_file():
+        return made
+    with open_gguf(path) as file:
+        kept = file.get(ROPE_FACTORS)
+        values = None if kept is None else kept.record().dequantize().reshape(-1)
+    return made if values is None or not agree(values, made) else values
 
 
 def with_kept(directory: Path, made: Made) -> tuple[Pairs, list[str]]:

@@ -24,7 +24,7 @@ from uqff.container.directory import CONFIG_NAME
 from uqff.container.file import UqffFile, open_uqff
 from uqff.container.shards import PathLike
 from uqff.conversion.config import active_window, metadata_of
-from uqff.conversion.kept import made_metadata, with_kept
+from uqff.conversion.kept import kept_factors, made_metadata, with_kept
 from uqff.conversion.names import (
     ROPE_FACTORS,
     architecture_of_config,
@@ -204,7 +204,8 @@ class _Job:
             yield from self._layer(*head)
         scaling = rope_scaling_of(self.config)
         if scaling is not None and scaling.get("rope_type") == "llama3":
-            yield _dense(ROPE_FACTORS, self._rope_factors(scaling))
+            made = self._rope_factors(scaling)
+            yield _dense(ROPE_FACTORS, kept_factors(self.file.paths[0].parent, made))
 
     def _rope_factors(self, scaling: Mapping[str, Any]) -> torch.Tensor:
         pairs = {key: value.value for key, value in metadata_of(self.config, self.architecture, CONFIG_NAME)}
