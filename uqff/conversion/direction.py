@@ -43,6 +43,10 @@ def convert(
         UnsupportedError: the source is of the kind that was asked for.
         UqffError: see :func:`uqff.conversion.uqff_of_gguf`.
         OSError: reading or writing failed; nothing stays behind.
+
+    >>> made = uqff.convert("model.gguf", "from-gguf")
+    >>> made.format, sorted(made.types)
+    ('UQFF 1.2.0', ['q8_0'])
     """
     source = select(source)
     kind = "gguf" if _is_gguf(source) else "uqff"

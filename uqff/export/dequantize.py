@@ -145,6 +145,10 @@ def dequantize_model(
         UqffError: the model breaks a rule or lacks something; nothing has been written.
         FileExistsError: ``target`` is there and may not be replaced.
         OSError: reading or writing failed; nothing stays behind.
+
+    >>> plain = uqff.dequantize_model("model", "plain", dtype="bf16")
+    >>> plain.dtype, plain.files
+    ('bfloat16', ['model.safetensors'])
     """
     if dtype not in DTYPES:
         raise UnsupportedError("unknown dtype", field="dtype", expected=", ".join(DTYPES), got=dtype)

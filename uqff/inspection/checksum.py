@@ -191,14 +191,10 @@ def checksum(
         UqffError: a layer is not valid, or a set of shards has a gap.
         OSError: a file cannot be read.
 
-    >>> import numpy, tempfile, uqff
-    >>> folder = tempfile.TemporaryDirectory()
-    >>> weight = uqff.quantize(numpy.ones((2, 32), "f4"), "q8_0")
-    >>> _ = uqff.save({"a": weight}, f"{folder.name}/a.uqff")
-    >>> list(uqff.checksum(f"{folder.name}/a.uqff").digests)
-    ['a.uqff']
-    >>> list(uqff.checksum(f"{folder.name}/a.uqff", layers=True).digests)
-    ['a']
+    >>> "q4k-0.uqff" in uqff.checksum("model").digests
+    True
+    >>> len(uqff.checksum("model", layers=True).digests)
+    29
     """
     chosen = path if isq is None else select(path, isq)
     if layers:

@@ -141,13 +141,9 @@ def diff(
         UqffError: see :func:`compare`.
         OSError: a file cannot be read.
 
-    >>> import numpy, tempfile, uqff
-    >>> folder = tempfile.TemporaryDirectory()
-    >>> for kind in ("q8_0", "q4_0"):
-    ...     _ = uqff.save({"a": uqff.quantize(numpy.eye(32, dtype="f4"), kind)}, f"{folder.name}/{kind}.uqff")
-    >>> (layer,) = uqff.diff(f"{folder.name}/q8_0.uqff", f"{folder.name}/q4_0.uqff")
-    >>> layer.a.kind, layer.b.kind, layer.identical, layer.distance.largest < 1e-3
-    ('q8_0', 'q4_0', False, True)
+    >>> layers = uqff.diff("checkpoint", "model")
+    >>> layers[0].b.kind, layers[0].identical, 0 < layers[0].distance.relative < 0.1
+    ('q6k', False, True)
     """
     pattern = Pattern(layers) if isinstance(layers, str) else layers
     known = read_names(names) if isinstance(names, (str, os.PathLike)) else names

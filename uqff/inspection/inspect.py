@@ -69,13 +69,10 @@ def inspect(
         UqffError: the container breaks a rule, or there is no such layer.
         OSError: a file cannot be read.
 
-    >>> import numpy, tempfile, uqff
-    >>> folder = tempfile.TemporaryDirectory()
-    >>> _ = uqff.save({"a": uqff.quantize(numpy.ones((2, 32), "f4"), "q8_0")}, f"{folder.name}/a.uqff")
-    >>> summary = uqff.inspect(f"{folder.name}/a.uqff")
-    >>> [(row.key, row.outline.kind, row.bits_per_weight) for row in summary.layers]
-    [('a', 'q8_0', 8.5)]
-    >>> [field.path for field in uqff.inspect(f"{folder.name}/a.uqff", "a").fields]
+    >>> summary = uqff.inspect("model")
+    >>> summary.generation, [(row.layers, row.kind) for row in summary.types]
+    ('1.x', [(28, 'q4k'), (1, 'q6k')])
+    >>> [field.path for field in uqff.inspect("model", 3).fields]
     ['weight.dtype', 'weight.shape', 'weight', 'weight.format']
     """
     with open_uqff(path, isq=isq) as file:

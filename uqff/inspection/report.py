@@ -75,14 +75,9 @@ def report(
         UqffError: the files break a rule, or the report does and is not to be written.
         OSError: a file cannot be read or written.
 
-    >>> import numpy, tempfile, uqff
-    >>> folder = tempfile.TemporaryDirectory()
-    >>> _ = uqff.save({"a": uqff.quantize(numpy.ones((2, 32), "f4"), "q8_0")}, f"{folder.name}/q8_0-0.uqff")
-    >>> made = uqff.report(folder.name, write=True)
-    >>> made.written, made.report.outputs[0].actual_counts
-    (True, {'q8_0': 1})
-    >>> uqff.report(folder.name).problems
-    ()
+    >>> found = uqff.report("model")
+    >>> found.problems, found.report.outputs[0].actual_counts
+    ((), {'q4k': 28, 'q6k': 1})
     """
     directory, only = select(path, isq), None
     if not directory.is_dir():

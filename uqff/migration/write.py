@@ -82,6 +82,12 @@ def migrate(
             the format; nothing has been written.
         FileExistsError: ``target`` is there and may not be replaced.
         OSError: reading or writing failed (a full disk, say); nothing stays behind.
+
+    >>> made = uqff.migrate("old", "new")
+    >>> sorted(made.shards)
+    ['q8_0']
+    >>> uqff.open("old").generation, uqff.open("new").generation
+    ('0.x', '1.x')
     """
     check_target(Path(target), force=force)
     with ModelDirectory(source) as directory:

@@ -30,6 +30,9 @@ def compute_kv_shard(total_num_kv_heads: int, head_dim: int, comm: Comm) -> Shar
 
     Raises:
         ShardError: heads and ranks do not divide. (The engine rounds, and cuts through heads or reads beyond them.)
+
+    >>> compute_kv_shard(8, 64, uqff.parallel.Comm())
+    Shard(dim=0, rank=0, world_size=1, start=None, length=None)
     """
     replicas = _replicas(total_num_kv_heads, comm.world_size)
     if replicas == 1:
@@ -42,6 +45,9 @@ def compute_n_kv_groups(total_num_kv_heads: int, num_attention_heads: int, comm:
 
     Raises:
         ShardError: query heads, key and value heads and ranks do not divide.
+
+    >>> compute_n_kv_groups(8, 32, uqff.parallel.Comm())
+    4
     """
     replicas = _replicas(total_num_kv_heads, comm.world_size)
     if num_attention_heads % (total_num_kv_heads * replicas) or num_attention_heads % comm.world_size:

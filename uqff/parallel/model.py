@@ -71,6 +71,12 @@ def load_model(
             have different files, or if another rank could not load its share.
         UqffError: this rank could not: a file is not valid or lacks a layer, or the architecture is not known.
         CommError: a rank did not take part.
+
+    >>> import torch
+    >>> model = uqff.load_model("model")
+    >>> with torch.inference_mode():
+    ...     model(torch.tensor([[3, 4, 5]])).logits.shape
+    torch.Size([1, 3, 64])
     """
     comm, device = Comm.of(comm), torch.device(device)
     exchange = device if device.type == "cuda" else torch.device("cpu")

@@ -1,0 +1,29 @@
+"""A tiny model in every form that pages and examples begin with."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+import uqff
+from tools.tiny_models import TinyModel
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="package")
+def given(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with ``checkpoint``, ``recipe.yaml``, ``model``, ``old`` and ``model.gguf``."""
+    folder = tmp_path_factory.mktemp("given")
+    TinyModel(layers=4, intermediate_size=256, tied=True).write(folder / "checkpoint")
+    page = (ROOT / "docs/pages/tasks/recipes.md").read_text("utf-8")
+    (recipe,) = re.findall(r"^```yaml\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    (folder / "recipe.yaml").write_text(recipe)
+    uqff.quantize_model(folder / "checkpoint", folder / "model", ["q4k"])
+    uqff.quantize_model(folder / "checkpoint", folder / "old", ["q8_0"], version="0.2")
+    plain = tmp_path_factory.mktemp("plain") / "plain"
+    uqff.quantize_model(folder / "checkpoint", plain, ["q8_0"])
+    uqff.convert(plain, folder / "model.gguf")
+    return folder
