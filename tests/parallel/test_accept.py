@@ -294,9 +294,9 @@ def test_other_arguments() -> None:
     for cls, given in ((FusedExperts, STACK), (PackedExperts, single)):
         make_experts: Any = cls.from_layers if cls is FusedExperts else cls.from_expert_layers
         with pytest.raises(
-            UnsupportedError, match=r"expected error, uneven, replicate, got pad \(layer e, field misfit\)"
+            UnsupportedError, match=r"expected error, uneven, replicate, got pad \(layer e, field on_misaligned\)"
         ):
-            make_experts(given, given, given, misfit="pad", key="e")
+            make_experts(given, given, given, on_misaligned="pad", key="e")
         with pytest.raises(UnsupportedError, match=r"activation is no function: expected such as .*, got 'silu'"):
             make_experts(given, given, given, act="silu")
         for lists in (([], [], []), (single, single, []), ([], single, single), (single, single[:1], single)):

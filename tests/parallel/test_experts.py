@@ -292,15 +292,15 @@ def test_biases() -> None:
         FusedExperts.from_expert_layers(*singles, key="experts")
 
 
-def three_blocks(cls: Any, world_size: int, rank: int, misfit: Any) -> Any:
+def three_blocks(cls: Any, world_size: int, rank: int, on_misaligned: Any) -> Any:
     """Experts whose intermediate dimension is three blocks of q4k."""
     shapes = [(2, 768, 256), (2, 768, 256), (2, 256, 768)]
     stacks = [stacked("q4k", shape, seed) for seed, shape in enumerate(shapes)]
     if cls is PackedExperts:
         return cls.from_expert_layers(
-            *(each.unstack() for each in stacks), one_of(world_size, rank), misfit=misfit, key="experts"
+            *(each.unstack() for each in stacks), one_of(world_size, rank), on_misaligned=on_misaligned, key="experts"
         )
-    return cls.from_layers(*stacks, one_of(world_size, rank), misfit=misfit, key="experts")
+    return cls.from_layers(*stacks, one_of(world_size, rank), on_misaligned=on_misaligned, key="experts")
 
 
 @exact
@@ -389,7 +389,7 @@ def test_modules_copy_save_load_compile_and_move(
 
 
 def test_what_experts_say_of_themselves() -> None:
-    """How they are spread, how many they are; shown by print."""
+    """How they are partitioned, how many they are; shown by print."""
     stacks = projections("q4_0")
     for maker in MAKERS:
         experts = maker(stacks, one_of(2, 1))

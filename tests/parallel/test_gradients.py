@@ -148,7 +148,7 @@ def on_ranks(comm: Comm) -> None:
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 4])
 def test_gradients_are_those_of_the_dense_layer(world_size: int) -> None:
-    """First and second derivatives of every way in which a layer is spread."""
+    """First and second derivatives of every way in which a layer is partitioned."""
     run_ranks(world_size, on_ranks, timeout=60)
 
 

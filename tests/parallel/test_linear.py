@@ -147,7 +147,7 @@ def test_a_state_dict_of_another_weight_is_refused() -> None:
     first, second = (ColumnParallelLayer.new(a, None, one_of(2, rank)) for rank in (0, 1))
     with pytest.raises(RuntimeError, match=r"expected AFQ .* 0 to 2 of dimension 0, got AFQ .* 2 to 4 of dimension 0"):
         first.load_state_dict(second.state_dict())
-    ColumnParallelLayer.new(a).load_state_dict(layer.state_dict())  # the whole is the whole, however it is spread
+    ColumnParallelLayer.new(a).load_state_dict(layer.state_dict())  # the whole is the whole, however it is partitioned
 
 
 @pytest.mark.parametrize("kind", ["q4_0", "afq4", "unquant"])

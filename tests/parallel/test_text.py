@@ -1,4 +1,4 @@
-"""uqff.parallel.text and .skeleton: a model directory is data. Nothing in it runs, and little of it is believed."""
+"""Text and models of a directory: it is data. Nothing in it runs, and little of it is believed."""
 
 from __future__ import annotations
 

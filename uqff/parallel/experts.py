@@ -11,7 +11,7 @@ Two forms: :class:`FusedExperts` holds each projection as one weight ``[experts,
 :class:`PackedExperts` a layer per expert, as pre-1.0 files do.  The latter need not be alike: types may differ, and FP8
 and HQQ weights that were quantised one by one have no exact stack.
 
-Where a type's blocks do not allow equal parts, ``misfit`` says what is to happen: ``"error"`` (a
+Where a type's blocks do not allow equal parts, ``on_misaligned`` says what is to happen: ``"error"`` (a
 :class:`~uqff.errors.ShardError` that names the world sizes that work), ``"uneven"`` (whole blocks, dealt out as evenly
 as they can be; an error if there are fewer of them than ranks) or ``"replicate"`` (every rank holds all and nothing is
 added up, which is what the engine does from 1.x on).
@@ -38,7 +38,7 @@ from uqff.parallel.gather import ColumnParallelStack, ExpertList, ReplicatedStac
 from uqff.parallel.layer import QuantizedLinear
 from uqff.parallel.linear import ColumnParallelLayer, ReplicatedLayer, RowParallelLayer
 from uqff.parallel.mixture import Activation, Mixture
-from uqff.parallel.partition import Cut, Misfit, part_of, split_fused
+from uqff.parallel.partition import Cut, OnMisaligned, part_of, split_fused
 from uqff.parallel.shard import Shard, Slice
 from uqff.parallel.weight import outline_of
 from uqff.schema.header import HEADER
@@ -77,7 +77,7 @@ class FusedExperts(Mixture):
         comm: Comm | None = None,
         *,
         act: Activation = torch.nn.functional.silu,
-        misfit: Misfit = "error",
+        on_misaligned: OnMisaligned = "error",
         device: torch.device | str | None = None,
         key: str | None = None,
         version: tuple[int, int, int] = LATEST,
@@ -90,7 +90,7 @@ class FusedExperts(Mixture):
             down: ``[experts, hidden, inter]``.
             comm: the ranks; a world of one if None.
             act: the activation function.
-            misfit: what to do if blocks do not allow equal parts; see the module.
+            on_misaligned: what to do if blocks do not allow equal parts; see the module.
             device: where the slices go; they stay views of the file if None.
             key: of the experts, for errors: ``model.layers.0.mlp.experts``.
             version: that blobs are written with.
@@ -108,7 +108,7 @@ class FusedExperts(Mixture):
                 raise ShapeError(
                     "weight is not a stack", layer=_at(key, name), expected=expected, got=list(weight.shape)
                 )
-        part = part_of([Cut(w, dim + 1) for w, dim in zip(weights, _INNER, strict=True)], comm, misfit, key)
+        part = part_of([Cut(w, dim + 1) for w, dim in zip(weights, _INNER, strict=True)], comm, on_misaligned, key)
         made = []
         for (weight, bias), name, dim in zip(wholes, _NAMES, _INNER, strict=True):
             cls_ = ReplicatedStack if part is None else (ColumnParallelStack, RowParallelStack)[dim]
@@ -129,7 +129,7 @@ class FusedExperts(Mixture):
         comm: Comm | None = None,
         *,
         act: Activation = torch.nn.functional.silu,
-        misfit: Misfit = "error",
+        on_misaligned: OnMisaligned = "error",
         device: torch.device | str | None = None,
         key: str | None = None,
         version: tuple[int, int, int] = LATEST,
@@ -144,7 +144,7 @@ class FusedExperts(Mixture):
             downs: ``[hidden, inter]``.
             comm: the ranks; a world of one if None.
             act: the activation function.
-            misfit: what to do if blocks do not allow equal parts; see the module.
+            on_misaligned: what to do if blocks do not allow equal parts; see the module.
             device: where the stacks go.
             key: of the experts, for errors.
             version: that blobs are written with.
@@ -161,7 +161,7 @@ class FusedExperts(Mixture):
         wholes = [_outline_of_stack(each, _at(key, name)) for each, name in zip(projections, _NAMES, strict=True)]
         # Experts that stack are all alike: one of each projection stands for all.
         cuts = [Cut(layers[0].weight, dim) for layers, dim in zip(projections, _INNER, strict=True)]
-        part = part_of(cuts, comm, misfit, key)
+        part = part_of(cuts, comm, on_misaligned, key)
         for layers, whole, name, dim in zip(projections, wholes, _NAMES, _INNER, strict=True):
             cls_ = ReplicatedStack if part is None else (ColumnParallelStack, RowParallelStack)[dim]
             slices = layers if part is None else [layer.narrow(dim, *part) for layer in layers]
@@ -178,7 +178,7 @@ class FusedExperts(Mixture):
         comm: Comm | None = None,
         *,
         act: Activation = torch.nn.functional.silu,
-        misfit: Misfit = "error",
+        on_misaligned: OnMisaligned = "error",
         device: torch.device | str | None = None,
         key: str | None = None,
     ) -> Self:
@@ -187,7 +187,7 @@ class FusedExperts(Mixture):
         See :func:`~uqff.parallel.partition.split_fused` for the shapes, :meth:`from_layers` for the other arguments.
         """
         gate, up, down = _split_fused(gate_up, down, key)
-        return cls.from_layers(gate, up, down, comm, act=act, misfit=misfit, device=device, key=key)
+        return cls.from_layers(gate, up, down, comm, act=act, on_misaligned=on_misaligned, device=device, key=key)
 
     @classmethod
     def deserialize(
@@ -198,7 +198,7 @@ class FusedExperts(Mixture):
         comm: Comm | None = None,
         *,
         act: Activation = torch.nn.functional.silu,
-        misfit: Misfit = "error",
+        on_misaligned: OnMisaligned = "error",
         device: torch.device | str | None = None,
         key: str | None = None,
     ) -> Self:
@@ -215,9 +215,11 @@ class FusedExperts(Mixture):
         version = _version_of(given[0][0])
         if not single:
             return cls.from_expert_layers(
-                g, u, d, comm, act=act, misfit=misfit, device=device, key=key, version=version
+                g, u, d, comm, act=act, on_misaligned=on_misaligned, device=device, key=key, version=version
             )
-        return cls.from_layers(g[0], u[0], d[0], comm, act=act, misfit=misfit, device=device, key=key, version=version)
+        return cls.from_layers(
+            g[0], u[0], d[0], comm, act=act, on_misaligned=on_misaligned, device=device, key=key, version=version
+        )
 
 
 class PackedExperts(Mixture):
@@ -266,7 +268,7 @@ class PackedExperts(Mixture):
         comm: Comm | None = None,
         *,
         act: Activation = torch.nn.functional.silu,
-        misfit: Misfit = "error",
+        on_misaligned: OnMisaligned = "error",
         device: torch.device | str | None = None,
         key: str | None = None,
         version: tuple[int, int, int] = LATEST,
@@ -279,7 +281,7 @@ class PackedExperts(Mixture):
             downs: ``[hidden, inter]``.
             comm: the ranks; a world of one if None.
             act: the activation function.
-            misfit: what to do if blocks do not allow equal parts; see the module.
+            on_misaligned: what to do if blocks do not allow equal parts; see the module.
             device: where the slices go.
             key: of the experts, for errors.
             version: that blobs are written with.
@@ -295,7 +297,7 @@ class PackedExperts(Mixture):
             for layers, name in _projections(gates, ups, downs, key)
         ]
         cuts = [Cut(each, dim) for weights, dim in zip(projections, _INNER, strict=True) for each in weights]
-        part = part_of(cuts, comm, misfit, key)
+        part = part_of(cuts, comm, on_misaligned, key)
         for weights, name, dim in zip(projections, _NAMES, _INNER, strict=True):
             cls_ = ReplicatedLayer if part is None else (ColumnParallelLayer, RowParallelLayer)[dim]
             shard = Shard.whole() if part is None else part.along(dim)
@@ -318,7 +320,7 @@ class PackedExperts(Mixture):
         *,
         bias: bool = False,
         act: Activation = torch.nn.functional.silu,
-        misfit: Misfit = "error",
+        on_misaligned: OnMisaligned = "error",
         device: torch.device | str | None = None,
         key: str | None = None,
     ) -> Self:
@@ -332,14 +334,16 @@ class PackedExperts(Mixture):
             comm: the ranks.
             bias: whether the checkpoint has biases, which is refused.
             act: the activation function.
-            misfit: what to do if the ranks do not divide the intermediate dimension.
+            on_misaligned: what to do if the ranks do not divide the intermediate dimension.
             device: where the slices go.
             key: of the experts, for errors.
         """
         if bias:
             raise UnsupportedError("PackedExperts take no bias", layer=key)
         gates, ups, downs = (list(each) for each in _split_fused(gate_up, down, key))
-        return cls.from_expert_layers(gates, ups, downs, comm, act=act, misfit=misfit, device=device, key=key)
+        return cls.from_expert_layers(
+            gates, ups, downs, comm, act=act, on_misaligned=on_misaligned, device=device, key=key
+        )
 
     @classmethod
     def deserialize(
@@ -350,7 +354,7 @@ class PackedExperts(Mixture):
         comm: Comm | None = None,
         *,
         act: Activation = torch.nn.functional.silu,
-        misfit: Misfit = "error",
+        on_misaligned: OnMisaligned = "error",
         device: torch.device | str | None = None,
         key: str | None = None,
     ) -> Self:
@@ -362,7 +366,9 @@ class PackedExperts(Mixture):
         given = zip((gates, ups, downs), _NAMES, strict=True)
         g, u, d = (_deserialized(each, _at(key, name)) for each, name in given)
         version = _version_of(gates)
-        return cls.from_expert_layers(g, u, d, comm, act=act, misfit=misfit, device=device, key=key, version=version)
+        return cls.from_expert_layers(
+            g, u, d, comm, act=act, on_misaligned=on_misaligned, device=device, key=key, version=version
+        )
 
 
 def _at(key: str | None, name: str) -> str | None:

@@ -104,7 +104,7 @@ class Gathering:
 
     @abstractmethod
     def _where(self) -> tuple[str | None, Comm, DistributedKind]:
-        """Key for errors, ranks, and how the projection is spread over them."""
+        """Key for errors, ranks, and how the projection is partitioned over them."""
 
     @abstractmethod
     def _products(self, dtype: torch.dtype) -> Callable[[int, torch.Tensor], torch.Tensor]:
@@ -238,7 +238,7 @@ class RowParallelStack(ReplicatedStack):
 
 
 class ExpertList(Gathering, torch.nn.ModuleList):
-    """One layer per expert, of any types; all spread over the ranks alike."""
+    """One layer per expert, of any types; all partitioned over the ranks alike."""
 
     def __init__(self, layers: Sequence[QuantizedLinear], key: str | None = None) -> None:
         """Layers of equal size.

@@ -45,7 +45,7 @@ START_BYTES = 8
 
 
 class DistributedKind(enum.Enum):
-    """How a layer is spread over ranks."""
+    """How a layer is partitioned over ranks."""
 
     COLUMN_PARALLEL = "column-parallel"
     ROW_PARALLEL = "row-parallel"
@@ -231,7 +231,7 @@ class QuantizedLayer(torch.nn.Module):
         return act_type(self.stored_weight._outline)
 
     def is_distributed(self) -> DistributedKind:
-        """How the layer is spread over ranks; ``REPLICATED`` if every rank holds all of it."""
+        """How the layer is partitioned over ranks; ``REPLICATED`` if every rank holds all of it."""
         return self.kind
 
     def isq_serde_supported(self) -> bool:

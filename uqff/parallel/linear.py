@@ -1,4 +1,4 @@
-"""The linear layers of a model that is spread over ranks.
+"""The linear layers of a model that is partitioned over ranks.
 
 ::
 

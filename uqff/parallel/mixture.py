@@ -152,5 +152,5 @@ class Mixture(torch.nn.Module):
 
     def extra_repr(self) -> str:
         """What ``print`` shows."""
-        spread = "a part of each" if self.sharded else "all of each"
-        return f"{self.key or ''} {self.num_experts} experts, {spread}, {self.comm!r}".strip()
+        held = "a part of each" if self.sharded else "all of each"
+        return f"{self.key or ''} {self.num_experts} experts, {held}, {self.comm!r}".strip()

@@ -18,8 +18,7 @@ import torch
 
 from uqff.errors import FormatError, ShapeError, ShardError, UnsupportedError
 from uqff.models.layouts import half_split_order
-from uqff.parallel import fallback as uncut
-from uqff.parallel import transformers_model as skeleton
+from uqff.parallel import fallback, transformers_model
 from uqff.parallel.comm import Comm
 from uqff.parallel.consensus import settle
 from uqff.parallel.experts import FusedExperts, PackedExperts
@@ -32,7 +31,7 @@ if TYPE_CHECKING:
     from uqff.codec.blob import Layer
     from uqff.parallel.layer import QuantizedLinear
     from uqff.parallel.mixture import Mixture
-    from uqff.parallel.partition import Misfit
+    from uqff.parallel.partition import OnMisaligned
 
 __all__ = ["Check", "load_model"]
 
@@ -96,12 +95,12 @@ def _load(source: ModelSource, comm: Comm, device: torch.device, dtype: torch.dt
     dtype = dtype or source.dtype or torch.float32
     if dtype not in _DTYPES:
         raise UnsupportedError("dtype of activations", expected="float32, bfloat16 or float16", got=dtype)
-    skeleton.model_type(source.config)
+    transformers_model.model_type(source.config)
     Sizes.of(source.config).check(comm.world_size)
-    model = skeleton.build(source.config, dtype)
-    skeleton.share_heads(model, comm)
+    model = transformers_model.build(source.config, dtype)
+    transformers_model.share_heads(model, comm)
     _Filling(source, comm, device, dtype, model).fill()
-    skeleton.materialise(model, source.tensor, device, dtype)
+    transformers_model.materialise(model, source.tensor, device, dtype)
     return model
 
 
@@ -116,9 +115,9 @@ class _Filling:
 
     def fill(self) -> None:
         """Fill all."""
-        for path in skeleton.sparse_blocks(self.model):
+        for path in transformers_model.sparse_blocks(self.model):
             experts = self._experts(f"{path}.experts").to(self.device)
-            self._put(path, skeleton.SparseBlock(self.model.config, experts))
+            self._put(path, transformers_model.SparseBlock(self.model.config, experts))
         for path, module in list(self.model.named_modules()):
             role = ROLES.get(path.rpartition(".")[2])
             if role is not None and isinstance(module, torch.nn.Linear):
@@ -137,13 +136,13 @@ class _Filling:
         if module.bias is not None and layer.bias is None:
             raise FormatError("layer lacks a bias", layer=key, expected=f"bias [{module.weight.shape[0]}]")
         if role == "row":
-            return uncut.row(layer, self.comm, key)
+            return fallback.row(layer, self.comm, key)
         shard = None
         if role == "key-value":
             config: Any = self.model.config
             kv_heads = config.num_key_value_heads
             shard = compute_kv_shard(kv_heads, module.weight.shape[0] // kv_heads, self.comm)
-        made = uncut.column(layer, self.comm, key, shard)
+        made = fallback.column(layer, self.comm, key, shard)
         heads = self.source.layout.heads_of(path)
         if heads is not None:  # of which every rank holds whole ones
             rows = made.weight.shape[0]
@@ -157,23 +156,25 @@ class _Filling:
         except ShardError:
             return self._experts_split(path, "replicate")
 
-    def _experts_split(self, path: str, misfit: Misfit) -> Mixture:
+    def _experts_split(self, path: str, on_misaligned: OnMisaligned) -> Mixture:
         config: Any = self.model.config
         projections = [f"{{}}{name}_proj" for name in ("gate", "up", "down")]
         shapes = [(config.moe_intermediate_size, config.hidden_size)] * 2
         shapes.append((config.hidden_size, config.moe_intermediate_size))
-        act = skeleton.activation(config)
+        act = transformers_model.activation(config)
         if f"{path}.gate_proj" in self.source:
             gate, up, down = (
                 self._layer(f"{path}.{name.format('')}", (config.num_experts, *shape))
                 for name, shape in zip(projections, shapes, strict=True)
             )
-            return FusedExperts.from_layers(gate, up, down, self.comm, act=act, misfit=misfit, key=path)
+            return FusedExperts.from_layers(gate, up, down, self.comm, act=act, on_misaligned=on_misaligned, key=path)
         gates, ups, downs = (
             [self._layer(f"{path}.{name.format(f'{expert}.')}", shape) for expert in range(config.num_experts)]
             for name, shape in zip(projections, shapes, strict=True)
         )
-        return PackedExperts.from_expert_layers(gates, ups, downs, self.comm, act=act, misfit=misfit, key=path)
+        return PackedExperts.from_expert_layers(
+            gates, ups, downs, self.comm, act=act, on_misaligned=on_misaligned, key=path
+        )
 
     def _vocabulary(self) -> None:
         """Embedding and head; what a tied model has only one of serves as both."""

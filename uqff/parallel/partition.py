@@ -18,9 +18,9 @@ from uqff.families import QuantizedTensor
 from uqff.parallel.comm import Comm
 from uqff.parallel.shard import Shard, listed_world_sizes
 
-__all__ = ["Cut", "Misfit", "Part", "part_of", "split_fused"]
+__all__ = ["Cut", "OnMisaligned", "Part", "part_of", "split_fused"]
 
-Misfit: TypeAlias = Literal["error", "uneven", "replicate"]
+OnMisaligned: TypeAlias = Literal["error", "uneven", "replicate"]
 """What is to happen where blocks do not allow equal parts; see :mod:`uqff.parallel.experts`."""
 
 
@@ -63,13 +63,13 @@ class Part(NamedTuple):
         return Shard.offset(dim, *self)
 
 
-def part_of(cuts: Sequence[Cut], comm: Comm, misfit: Misfit, layer: str | None = None) -> Part | None:
+def part_of(cuts: Sequence[Cut], comm: Comm, on_misaligned: OnMisaligned, layer: str | None = None) -> Part | None:
     """The rank's part.
 
     Args:
         cuts: all weights that are cut, or one of each sort.
         comm: rank and world size.
-        misfit: what to do if equal parts do not suit every weight.
+        on_misaligned: what to do if equal parts do not suit every weight.
         layer: key of the experts, for errors.
 
     Returns:
@@ -78,15 +78,15 @@ def part_of(cuts: Sequence[Cut], comm: Comm, misfit: Misfit, layer: str | None =
     Raises:
         ShapeError: the dimensions differ.
         ShardError: there is no part for every rank.
-        UnsupportedError: no such ``misfit``.
+        UnsupportedError: no such ``on_misaligned``.
     """
-    if misfit not in get_args(Misfit):
+    if on_misaligned not in get_args(OnMisaligned):
         raise UnsupportedError(
             "no such way with blocks that do not allow equal parts",
             layer=layer,
-            field="misfit",
-            expected=", ".join(get_args(Misfit)),
-            got=misfit,
+            field="on_misaligned",
+            expected=", ".join(get_args(OnMisaligned)),
+            got=on_misaligned,
         )
     size, world_size = cuts[0].size, comm.world_size
     odd = [cut.size for cut in cuts if cut.size != size]
@@ -97,14 +97,14 @@ def part_of(cuts: Sequence[Cut], comm: Comm, misfit: Misfit, layer: str | None =
     equal = list(_equal(size, world_size))
     if _suit(equal, cuts):
         return equal[comm.rank]
-    if misfit == "replicate":
+    if on_misaligned == "replicate":
         return None
     unit = math.lcm(*(cut.alignment for cut in cuts))
     uneven = list(_uneven(size, unit, world_size))
-    if misfit == "uneven" and _suit(uneven, cuts):
+    if on_misaligned == "uneven" and _suit(uneven, cuts):
         return uneven[comm.rank]
-    parts = "equal parts" if misfit == "error" else "parts"
-    works = listed_world_sizes(size, unit) if misfit == "error" else f"world sizes up to {-(-size // unit)} work"
+    parts = "equal parts" if on_misaligned == "error" else "parts"
+    works = listed_world_sizes(size, unit) if on_misaligned == "error" else f"world sizes up to {-(-size // unit)} work"
     raise ShardError(
         f"experts cannot be cut in {parts}",
         layer=layer,

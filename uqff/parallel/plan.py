@@ -1,4 +1,4 @@
-"""How a model is spread over ranks: which part of each layer a rank holds, and which world sizes a model fits.
+"""How a model is partitioned over ranks: which part of each layer a rank holds, and which world sizes a model fits.
 
 ::
 
@@ -67,7 +67,7 @@ class Sizes:
         return cls(heads, kv_heads, _count(config, "intermediate_size") if dense else None)
 
     def fits(self, world_size: int) -> bool:
-        """Whether the model can be spread over that many ranks."""
+        """Whether the model can be partitioned over that many ranks."""
         kv = self.kv_heads % world_size == 0 or world_size % self.kv_heads == 0
         return kv and self.heads % world_size == 0 and (self.inner is None or self.inner % world_size == 0)
 
