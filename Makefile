@@ -10,11 +10,20 @@ MODEL ?=
 # What `make demo` quantises to: a comma-separated list of types, or `all`.
 TYPES ?= all
 
-.PHONY: help demo test docs lint bench interop vectors golden clean
+# For `make test-oldest` and `make test-newest`: where torch has wheels for CPUs (PyPI's bring CUDA, several gigabytes;
+# empty: do not ask there), another version of torch than the oldest or newest, and what pytest is given.
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
+TORCH ?=
+TESTS ?= -n 2
+
+.PHONY: help demo test test-oldest test-newest cpus docs lint bench interop vectors golden clean
 
 help:
 	@echo "make demo     quantise a real model, open it again, compare    (MODEL=DIR, TYPES=q8_0,q4k)"
 	@echo "make test     the test suite"
+	@echo "make cpus     tests of kernels and products, with features of this CPU hidden; nightly"
+	@echo "make test-oldest, make test-newest"
+	@echo "              the test suite with the oldest and newest of every dependency    (TORCH=2.13.0, TESTS='-n 2 tests/cli')"
 	@echo "make docs     the documentation site, in build/docs"
 	@echo "make lint     ruff, mypy, generated files up to date"
 	@echo "make bench    speed, side by side with other tools"
@@ -27,6 +36,15 @@ demo: $(VENV)/.demo
 
 test: $(VENV)/.test
 	$(BIN)/python -m pytest -n 2
+
+cpus: $(VENV)/.test
+	$(BIN)/python tools/cpus.py
+
+test-oldest: .venv-oldest/.made
+	.venv-oldest/bin/python -m pytest $(TESTS)
+
+test-newest: .venv-newest/.made
+	.venv-newest/bin/python -m pytest $(TESTS)
 
 docs: $(VENV)/.docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet -f docs/mkdocs.yml
@@ -52,7 +70,7 @@ golden: $(VENV)/.demo
 	$(BIN)/python tools/golden.py --client .venvs/mistralrs-0.6.0/bin/python
 
 clean:
-	rm -rf $(VENV) .venvs build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-oldest .venv-newest .venvs build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find uqff tests tools -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/.made: pyproject.toml constraints.txt
@@ -82,3 +100,22 @@ $(VENV)/.docs: $(VENV)/.made
 $(VENV)/.bench: $(VENV)/.made
 	@$(INSTALL) --editable '.[bench]'
 	@touch $@
+
+FROM_INDEX = $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
+
+.venv-oldest/.made: pyproject.toml tools/oldest.py
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 13))' || { echo "the oldest versions are for Python 3.10 to 3.12: make PYTHON=python3.10 ..."; exit 1; }
+	@echo "Setting up .venv-oldest ..."
+	@$(PYTHON) -m venv .venv-oldest
+	@$(PYTHON) tools/oldest.py $(if $(TORCH),torch=$(TORCH)) > .venv-oldest/constraints.txt
+	@.venv-oldest/bin/python -m pip --disable-pip-version-check --quiet install $(FROM_INDEX) --constraint .venv-oldest/constraints.txt --editable '.[test,hub]'
+	@touch $@
+
+# Made anew each time it is older than a day: what is newest changes without a file of this repository.
+.venv-newest/.made: pyproject.toml $(shell find .venv-newest/.made -mtime +0 2>/dev/null | sed 's/.*/.always/')
+	@echo "Setting up .venv-newest ..."
+	@$(PYTHON) -m venv --clear .venv-newest
+	@.venv-newest/bin/python -m pip --disable-pip-version-check --quiet install $(FROM_INDEX) --editable '.[test,hub]' $(if $(TORCH),torch==$(TORCH))
+	@touch $@
+
+.always:

@@ -1,0 +1,43 @@
+"""The kernels give the reference's bits where this CPU's features are hidden; `make cpus` runs everything so."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import sys
+
+import pytest
+
+CHILD = """
+import os
+import numpy as np
+import torch
+import uqff
+from uqff.quantization.types import KINDS
+from uqff.simd import cpu
+
+values = np.random.default_rng(1).standard_normal((16, 512), np.float32)
+values[3] *= np.float32(2.0**-20)
+weight = torch.from_numpy(values)
+for kind in KINDS:
+    made = {}
+    for kernels in ("", "reference"):
+        os.environ["UQFF_KERNELS"] = kernels
+        record = uqff.quantize(weight, kind)
+        plain = [record.dequantize(dtype).view(torch.uint8).numpy().tobytes() for dtype in
+                 (torch.float32, torch.bfloat16, torch.float16)]
+        made[kernels] = (uqff.serialize(record), *plain)
+    assert made[""] == made["reference"], kind
+print(len(KINDS), cpu.HAS_HALF, cpu.HAS_BF16, cpu.HAS_PICK)
+"""
+
+
+@pytest.mark.parametrize("name", ["x86-64-v2"] if platform.machine().lower() in ("x86_64", "amd64") else ["generic"])
+def test_every_type_as_on_the_plainest_cpu(name: str) -> None:
+    """All types, quantised and made plain in all dtypes: no instruction of another CPU, the bits of the reference."""
+    environment = {**os.environ, "NUMBA_CPU_NAME": name, "NUMBA_CPU_FEATURES": ""}
+    environment.pop("UQFF_KERNELS", None)
+    done = subprocess.run([sys.executable, "-c", CHILD], capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "22 False False False\n"
