@@ -162,7 +162,9 @@ def make_cases(clients: dict[str, Client], kinds: tuple[str, ...], folder: Path)
                     )
                 except NotOnThisCPU as exc:
                     shutil.rmtree(directory)
-                    quantize_model(checkpoint, directory, [kind], format="0.2", engine="0.6", dtype="f32")
+                    quantize_model(
+                        checkpoint, directory, [kind], version="0.2", engine="0.6", dtype="f32", engine_biases=True
+                    )
                     yield Case(version, name, kind, directory, None, exc.reason, not_run=True)
                     continue
                 except ClientError:
