@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import torch
+
 import uqff
 from uqff import Layer, Version
 from uqff.codec.blob import LATEST, blob_size, trace
+from uqff.families.part import Part
 
 
 def assert_both_ways(layer: Layer, version: Version = LATEST) -> bytes:
@@ -42,3 +45,10 @@ def assert_tiled(blob: bytes) -> None:
         assert field.size > 0, field
         at += field.size
     assert at == len(blob)
+
+
+def same_bytes(a: torch.Tensor | None, b: torch.Tensor | None) -> bool:
+    """Whether two tensors have the same dtype, shape and bits, or there are none."""
+    if a is None or b is None:
+        return a is b
+    return Part.of_tensor(a).same_as(Part.of_tensor(b))

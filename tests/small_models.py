@@ -75,9 +75,9 @@ def random_record(kind: str, shape: tuple[int, ...], seed: int) -> QuantizedTens
     record = outline(kind, shape, torch.bfloat16)
     parts = {
         name: torch.randint(0, 256, (max(part.nbytes, 1),), dtype=torch.uint8, generator=generator)
-        .view(part.dtype)
+        .view(part.dtype.torch)
         .reshape(part.shape)
-        for name, part in record._parts().items()
+        for name, part in record.parts.items()
     }
     return dataclasses.replace(record, **parts)
 

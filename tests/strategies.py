@@ -120,11 +120,11 @@ weights: st.SearchStrategy[QuantizedTensor] = st.one_of([make() for make in WEIG
 def oldest_version(layer: Layer) -> Version:
     """The first version that can express a layer."""
     since = [layer.weight.family.since]
-    tensors = [layer.bias, getattr(layer.weight, "dtype", None), *vars(layer.weight).values()]
-    for value in tensors:
-        dtype = DType.of_torch(value.dtype) if isinstance(value, torch.Tensor) else value
-        if isinstance(dtype, DType):
-            since.append(dtype.since)
+    since += (part.dtype.since for part in layer.weight.parts.values())
+    if isinstance(layer.weight, Unquant):
+        since.append(layer.weight.dtype.since)
+    if layer.bias_part is not None:
+        since.append(layer.bias_part.dtype.since)
     return max(since)
 
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 from golden_models import DIRECTORIES, GOLDEN, TinyModel
 from moe_models import CONFIG, save_moe
+from roundtrip import same_bytes
 from safetensors.torch import load_file, save_file
 
 import uqff
@@ -20,7 +21,6 @@ from uqff.container.staging import check_target
 from uqff.errors import ShapeError, ShardError, UnsupportedError
 from uqff.export.dequantize import Dequantized, dequantize_model
 from uqff.families import Unquant, stack
-from uqff.families.base import same_bytes
 from uqff.models.modules import config_beside, modules_of
 
 from golden_v1 import TinyMixtral  # isort: skip

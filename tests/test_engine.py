@@ -12,11 +12,11 @@ from click.testing import CliRunner, Result
 import uqff
 from uqff import DType, UnsupportedError, Version
 from uqff.cli import main
-from uqff.codec.blob import EncodedLayer
-from uqff.families.fields import planned_fields
+from uqff.codec.layer import Layer
+from uqff.families.part import Part
 from uqff.models.engine import RULES, limits_of, refuse_limits
-from uqff.quantization.encode import planned
 from uqff.quantization.run import quantize_model
+from uqff.quantization.types import planned
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tools"))
 
@@ -25,16 +25,16 @@ from tiny_models import TinyModel
 V0, V1 = Version(0, 2, 0), Version(1, 2, 0)
 
 
-def layer(kind: str, *shape: int, bias: str | None = None, dtype: str = "F32") -> EncodedLayer:
-    fields = None if bias is None else planned_fields((shape[-2],), DType[bias])
-    return EncodedLayer(planned(kind, shape, DType[dtype]), fields)
+def layer(kind: str, *shape: int, bias: str | None = None, dtype: str = "F32") -> Layer:
+    stored = None if bias is None else Part.planned((shape[-2],), DType[bias])
+    return Layer(planned(kind, shape, DType[dtype]), stored)
 
 
-def lines(version: Version, **layers: EncodedLayer) -> list[str]:
+def lines(version: Version, **layers: Layer) -> list[str]:
     return list(map(str, limits_of(layers, version)))
 
 
-def rules(version: Version, made: EncodedLayer) -> list[str]:
+def rules(version: Version, made: Layer) -> list[str]:
     return [limit.rule for limit in limits_of({"a": made}, version)]
 
 

@@ -19,9 +19,9 @@ import uqff
 from uqff import FormatError, ShapeError, UnsupportedError
 from uqff.codec.blob import blob_size
 from uqff.container.mapped import MappedFile, TensorMap
-from uqff.families import AFQ, F8Q8, FP8, GGUF, HQQ, MXFP4, Unquant
+from uqff.families import AFQ, F8Q8, FP8, GGUF, HQQ, MXFP4, Unquant, families
 from uqff.quantization.bias import cast_bias
-from uqff.quantization.types import AUTOMATIC, KINDS, PROMOTED, Fallback, kind_name, outline, plan
+from uqff.quantization.types import KINDS, Fallback, automatic_kinds, kind_name, outline, plan, widened
 
 HQQ_ONLY_READ = ("hqq1", "hqq2", "hqq3")
 LOAD_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -247,14 +247,14 @@ def test_tiles_do_not_show(
     """Rounded, widened, checked and quantised in small pieces: the same bytes, the same position."""
     if reference:
         monkeypatch.setenv("UQFF_KERNELS", "reference")
-        monkeypatch.setattr(uqff.quantization.encode, "REFERENCE_BLOCKS", 3)
+        monkeypatch.setattr(uqff.families.gguf.tensor, "REFERENCE_BLOCKS", 3)
     dtype = getattr(torch, loaded)
     # F8Q8 runs across rows, and its last block may be short.
     for shape in [(7, 256), (6, 512) if kind == "mxfp4" else (2, 3, 512), *([(7, 131)] if kind == "f8q8" else [])]:
         weight = weight_of(*shape).to(getattr(torch, stored))
         with monkeypatch.context() as patch:
             whole = uqff.quantize(weight, kind, dtype=dtype)
-            patch.setattr(uqff.quantization.encode, "TILE", 768)
+            patch.setattr(uqff.families.loaded, "TILE", 768)
             assert uqff.quantize(weight, kind, dtype=dtype) == whole
             weight[..., -1, 100] = float("nan")
             first = (*(0,) * (len(shape) - 2), shape[-2] - 1, 100)
@@ -267,14 +267,14 @@ def test_no_float32_copy_of_a_narrow_weight_is_made(kind: str, monkeypatch: pyte
     """It would be 8 MiB; a tile of 64 Ki weights and its output are half a MiB."""
     weight = weight_of(1024, 2048, dtype=torch.bfloat16)
     uqff.quantize(weight[:256], kind)
-    monkeypatch.setattr(uqff.quantization.encode, "TILE", 1 << 16)
+    monkeypatch.setattr(uqff.families.loaded, "TILE", 1 << 16)
     tracemalloc.start()
     try:
         record = uqff.quantize(weight, kind)
         assert tracemalloc.get_traced_memory()[1] < record.nbytes + 2**20
     finally:
         tracemalloc.stop()
-    assert uqff.quantization.encode.widened(kind, weight.numel()) == 1 << 16
+    assert widened(kind, weight.numel()) == 1 << 16
 
 
 @pytest.mark.parametrize("kind", [*KINDS, *HQQ_ONLY_READ])
@@ -409,12 +409,13 @@ def test_importing_quantize_imports_neither_torch_nor_numba() -> None:
 
 
 def test_automatic_choices_are_types() -> None:
-    assert set(AUTOMATIC.values()) <= set(KINDS)
+    assert set(automatic_kinds().values()) <= set(KINDS)
     assert isinstance(uqff.quantize(weight_of(2, 256), 8), GGUF)
     assert isinstance(uqff.quantize(weight_of(2, 256), "fp8"), FP8)
 
 
 def test_promotion_table() -> None:
     """What stays is hqq, fp8, f8q8 and mxfp4; a promoted type is promoted no further, but for q6k and afq6."""
-    assert set(KINDS) - PROMOTED.keys() == {"hqq4", "hqq8", "fp8", "f8q8", "mxfp4"}
-    assert {kind for kind in PROMOTED.values() if PROMOTED[kind] != kind} == {"q6k", "afq6"}
+    promotions = {kind: better for record in families() for kind, better in record.PROMOTED.items()}
+    assert set(KINDS) - promotions.keys() == {"hqq4", "hqq8", "fp8", "f8q8", "mxfp4"}
+    assert {kind for kind in promotions.values() if promotions[kind] != kind} == {"q6k", "afq6"}

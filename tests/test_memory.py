@@ -18,7 +18,7 @@ from uqff.codec.blob import chunks, trace
 from uqff.codec.entries import from_entries, to_entries
 from uqff.codec.entries import read_fields as read_entries
 from uqff.container.framing import parse_header
-from uqff.families.base import not_finite
+from uqff.families.payload import not_finite
 from uqff.schema.entries import RawTensor
 
 CONSTANT = 256 * 1024

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from golden_models import DIRECTORIES, GOLDEN, TinyModel, differing_blocks, kinds_of, recipe_of, same_weight
+from roundtrip import same_bytes
 from safetensors.torch import load_file, save_file
 
 import uqff
@@ -18,7 +19,6 @@ from uqff.checkpoints import Checkpoint
 from uqff.codec.blob import serialize
 from uqff.errors import FormatError, ShapeError, UnsupportedError
 from uqff.families import GGUF
-from uqff.families.base import same_bytes
 from uqff.models.patterns import Pattern
 from uqff.progress import Step
 from uqff.quantization.recipe import parse_recipe

@@ -13,6 +13,7 @@ from golden_models import GOLDEN, TinyModel, same_weight  # puts tools on the pa
 from golden_v1 import CASES as GOLDEN_CASES
 from golden_v1 import Case, TinyMixtral
 from quantize_child import run_child
+from roundtrip import same_bytes
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from tiny_architectures import write
@@ -20,13 +21,12 @@ from tiny_architectures import write
 import uqff
 from uqff.container.report import read_report
 from uqff.errors import FormatError, ShapeError, UnsupportedError
-from uqff.families.base import same_bytes
 from uqff.models.patterns import Pattern
 from uqff.progress import Step
 from uqff.quantization.recipe import Recipe, parse_recipe
 from uqff.quantization.result import Result, result_document
 from uqff.quantization.run import quantize_model
-from uqff.quantization.types import KINDS, PROMOTED
+from uqff.quantization.types import KINDS, promoted
 
 QUIET: dict[str, Any] = {"on_fallback": lambda fallback: None}
 GOLDEN_RUNS = [(version, case) for case in GOLDEN_CASES for version in case.kinds]
@@ -162,7 +162,7 @@ def test_head_and_embedding_are_promoted(kind: str, untied: Path, tmp_path: Path
     better = quantize_model(untied, tmp_path / "better", [kind]).outputs[0]
     plain = quantize_model(untied, tmp_path / "plain", [kind], promote=False).outputs[0]
     assert better.fallbacks == plain.fallbacks == []
-    for output, folder, expected in ((better, "better", PROMOTED[kind]), (plain, "plain", kind)):
+    for output, folder, expected in ((better, "better", promoted(kind)), (plain, "plain", kind)):
         stored = kinds_in(tmp_path / folder)
         assert {stored.pop("lm_head"), stored.pop("model.embed_tokens")} == {expected}
         assert set(stored.values()) == {kind}

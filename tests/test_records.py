@@ -15,25 +15,14 @@ from strategies import layers
 
 import uqff
 from uqff import FormatError, Layer
-from uqff.codec.blob import EncodedLayer, blob_size, trace
+from uqff.codec.blob import blob_size, trace
 from uqff.families import Unquant
-
-NOT_PICKLED = (torch.float8_e4m3fn, torch.uint32)
-"""Tensors that torch itself writes to a pickle and cannot read back (torch 2.13)."""
-
-
-def all_parts(layer: Layer) -> list[object]:
-    """Bias and attributes of the weight."""
-    return [layer.bias, *vars(layer.weight).values()]
 
 
 @given(layers())
 def test_layers_can_be_copied_pickled_and_compared(layer: Layer) -> None:
     """Copies are equal and separate; equality is by bytes, so NaN equals itself."""
-    others = [copy.copy(layer), copy.deepcopy(layer)]
-    if not any(isinstance(part, torch.Tensor) and part.dtype in NOT_PICKLED for part in all_parts(layer)):
-        others.append(pickle.loads(pickle.dumps(layer)))
-    for other in others:
+    for other in (copy.copy(layer), copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
         assert other == layer
         assert not (other != layer)  # noqa: SIM202  (tuples have a `!=` of their own)
         assert uqff.serialize(other) == uqff.serialize(layer)
@@ -41,19 +30,23 @@ def test_layers_can_be_copied_pickled_and_compared(layer: Layer) -> None:
 
 
 @given(layers())
-def test_the_fields_of_a_layer_are_the_layer(layer: Layer) -> None:
-    """Records and what is written of them without torch: the same type, shape, bytes, and back again."""
-    weight = layer.weight.encoded()
-    assert (weight.kind, weight.shape, weight.numel) == (layer.weight.kind, layer.weight.shape, layer.weight.numel)
-    assert weight.as_record() == layer.weight
-    encoded = EncodedLayer.of(layer)
-    assert EncodedLayer.of(encoded) is encoded
-    assert uqff.serialize(encoded) == uqff.serialize(layer)
-    assert blob_size(encoded) == blob_size(layer)
-    for field in ("data", "w_q", "blocks", "weight"):
-        if field in weight.fields:
-            assert weight.payload(field).flags.writeable
-            assert weight.payload(field).tobytes() in uqff.serialize(layer)
+def test_parts_are_what_is_stored(layer: Layer) -> None:
+    """Buffers first: every part has the bytes of the blob, a torch tensor is a view of them, and both make records."""
+    weight, blob = layer.weight, uqff.serialize(layer)
+    for name, part in weight.parts.items():
+        assert part.array().flags.writeable
+        assert part.array().tobytes() in blob
+        tensor = getattr(weight, name)
+        assert (tuple(tensor.shape), tensor.dtype, tensor.nbytes) == (part.shape, part.dtype.torch, part.nbytes)
+        aligned = part.array().ctypes.data % part.dtype.itemsize == 0
+        assert (tensor.data_ptr() == part.array().ctypes.data) == aligned
+    by_tensors = type(weight)(**{name: getattr(weight, name) for name in vars(weight)})
+    assert by_tensors == weight
+    assert weight.replaced(**weight.parts) == weight
+    assert Layer.of(layer) is layer
+    unpacked, bias = layer
+    assert unpacked is weight
+    assert (bias is None) == (layer.bias_part is None)
 
 
 @pytest.mark.parametrize("name", [name for name in BLOBS if "bias" not in name])

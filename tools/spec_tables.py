@@ -54,7 +54,7 @@ from typing import Any
 from uqff import limits
 from uqff.codes import ENTRY_VERSIONS, VERSIONS, DType, Family
 from uqff.conversion import names
-from uqff.families import FAMILIES
+from uqff.families import families
 from uqff.families.f8q8 import tensor as f8q8
 from uqff.families.gguf.blocks import BLOCK_TYPES, BlockType
 from uqff.gguf import schema as gguf
@@ -62,7 +62,7 @@ from uqff.models import layouts
 from uqff.models.architectures import ARCHITECTURES
 from uqff.models.shapes import SHAPES
 from uqff.schema.entries import Entries
-from uqff.schema.header import HEADER
+from uqff.schema.header import described_header
 from uqff.schema.layout import Layout, size_terms
 from uqff.schema.tensor import TENSOR
 
@@ -101,10 +101,10 @@ def block_table(layout: Layout) -> str:
 
 def _layout_tables() -> dict[str, Callable[[], str]]:
     tables: dict[str, Callable[[], str]] = {
-        "HEADER": lambda: offset_table(HEADER),
+        "HEADER": lambda: offset_table(described_header()),
         "TENSOR": lambda: offset_table(TENSOR),
     }
-    for record in FAMILIES:
+    for record in families():
         tables[f"{record.family.name}.LAYOUT"] = lambda layout=record.LAYOUT: offset_table(layout)  # type: ignore[misc]
         tables[f"{record.family.name}.ENTRIES"] = lambda entries=record.ENTRIES: entry_table(entries)  # type: ignore[misc]
     for block_type in BLOCK_TYPES:
@@ -184,7 +184,7 @@ def part_table() -> str:
     """The field of a blob and the entry of a 1.x layer that hold the same."""
     rows = (
         (record.family.title, f"`{entry.field}`", f"`{entry.suffix}`")
-        for record in FAMILIES
+        for record in families()
         for entry in record.ENTRIES.members
     )
     return markdown(("family", "field of the blob", "entry"), rows)

@@ -11,14 +11,16 @@ from uqff._version import __version__ as __version__
 
 if _TYPE_CHECKING:
     from uqff import families, parallel
-    from uqff.codec.blob import Layer, deserialize, serialize
-    from uqff.codes import DType, Family, Version
+    from uqff.codec.blob import deserialize, serialize
+    from uqff.codec.layer import Layer
+    from uqff.codes import DType, Version
     from uqff.container.file import UqffFile
     from uqff.container.file import open_uqff as open
     from uqff.container.save import save
     from uqff.conversion.direction import convert
     from uqff.errors import CommError, FormatError, ShapeError, ShardError, UnsupportedError, UqffError
     from uqff.export.dequantize import dequantize_model
+    from uqff.families import Family
     from uqff.families.base import QuantizedTensor
     from uqff.inspection.checksum import checksum
     from uqff.inspection.compare import diff
@@ -33,14 +35,15 @@ if _TYPE_CHECKING:
     from uqff.quantization.types import Fallback, FallbackWarning, quantize
 
 _MODULES = {
-    "codec.blob": ("Layer", "deserialize", "serialize"),
-    "codes": ("DType", "Family", "Version"),
+    "codec.blob": ("deserialize", "serialize"),
+    "codec.layer": ("Layer",),
+    "codes": ("DType", "Version"),
     "container.file": ("UqffFile", "open"),
     "container.save": ("save",),
     "conversion.direction": ("convert",),
     "errors": ("CommError", "FormatError", "ShapeError", "ShardError", "UnsupportedError", "UqffError"),
     "export.dequantize": ("dequantize_model",),
-    "families": ("families",),
+    "families": ("Family", "families"),
     "families.base": ("QuantizedTensor",),
     "inspection.checksum": ("checksum",),
     "inspection.compare": ("diff",),

@@ -6,14 +6,15 @@ Authority: mistral.rs, ``mistralrs-quant/src/lib.rs`` (``QuantizedSerdeType``) a
 
 from __future__ import annotations
 
-from enum import Enum, IntEnum
+from collections.abc import Iterator
+from enum import Enum
 from functools import cache
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, Final, NamedTuple
 
 if TYPE_CHECKING:
     from torch import dtype as TorchDType
 
-__all__ = ["ENTRY_VERSIONS", "FORMATS", "VERSIONS", "DType", "Family", "Version"]
+__all__ = ["ENTRY_VERSIONS", "FORMATS", "VERSIONS", "DType", "Family", "Version", "add_family", "remove_family"]
 
 
 class Version(NamedTuple):
@@ -49,37 +50,114 @@ FORMATS: Final = {f"{each.major}.{each.minor}": each for each in (*VERSIONS, *EN
 """What users call a format, ``major.minor``, and the version that is written for it: the newest of that name."""
 
 
-class Family(IntEnum):
-    """The seven families; the value is the type byte at offset 4 of a pre-1.0 blob."""
+class _Families(type):
+    """What makes ``Family`` look like an enumeration of those that are known: by number, by name, one after another."""
 
-    GGUF = 0
-    UNQUANT = 1
-    HQQ = 2
-    FP8 = 3
-    AFQ = 4
-    F8Q8 = 5
-    MXFP4 = 6
+    _known: dict[int, Family]
+
+    def __call__(cls, number: int, title: str | None = None, since: Version | None = None) -> Family:
+        """The family of a number; with a title and a version, a new one.
+
+        Raises:
+            ValueError: no known family has the number.
+        """
+        if title is not None:
+            made: Family = type.__call__(cls, number, title, since)
+            return made
+        if number not in cls._known:
+            raise ValueError(f"{number!r} is not a valid Family")
+        return cls._known[number]
+
+    def __iter__(cls) -> Iterator[Family]:
+        return iter([cls._known[number] for number in sorted(cls._known)])
+
+    def __len__(cls) -> int:
+        return len(cls._known)
+
+    def __contains__(cls, value: object) -> bool:
+        return value in cls._known
+
+    def __getitem__(cls, name: str) -> Family:
+        for family in cls:
+            if family.name == name:
+                return family
+        raise KeyError(name)
+
+    def __getattr__(cls, name: str) -> Family:
+        try:
+            return cls[name]
+        except KeyError:
+            raise AttributeError(name) from None
+
+    def __dir__(cls) -> list[str]:
+        return [*super().__dir__(), *(family.name for family in cls)]
+
+
+class Family(int, metaclass=_Families):
+    """A family of quantised weights: the type byte at offset 4 of a pre-1.0 blob, ``weight.format`` in 1.x.
+
+    Each is declared by its record, ``family = Family(0, "GGUF", Version(0, 1, 0))``; :data:`uqff.families.FAMILIES`
+    lists them.  ``Family.GGUF``, ``Family["GGUF"]`` and ``Family(0)`` are the same.
+
+    Attributes:
+        title: the name as the format spells it.
+        name: in upper case.
+        since: the first version in which a blob of this family exists.
+    """
+
+    _known: ClassVar[dict[int, Family]] = {}
+    title: str
+    since: Version
+
+    def __new__(cls, number: int, title: str, since: Version) -> Family:
+        """Declare a family; it is known once :func:`add_family` was called."""
+        made = super().__new__(cls, number)
+        made.title, made.since = title, since
+        return made
+
+    @classmethod
+    def of_code(cls, number: int) -> Family | None:
+        """The known family of a number, None if there is none."""
+        return cls._known.get(number)
 
     @property
-    def title(self) -> str:
-        """The name as the format spells it."""
-        return "Unquant" if self is Family.UNQUANT else self.name
+    def name(self) -> str:
+        """The title in upper case."""
+        return self.title.upper()
 
     @property
-    def since(self) -> Version:
-        """The first version in which a blob of this family exists."""
-        return _FAMILY_SINCE[self]
+    def value(self) -> int:
+        """The number."""
+        return int(self)
+
+    def __repr__(self) -> str:
+        return f"<Family.{self.name}: {self.value}>"
+
+    def __str__(self) -> str:
+        return str(self.value)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _family, (int(self), self.title, self.since)
 
 
-_FAMILY_SINCE = {
-    Family.GGUF: Version(0, 1, 0),
-    Family.UNQUANT: Version(0, 1, 0),
-    Family.HQQ: Version(0, 1, 0),
-    Family.FP8: Version(0, 1, 2),
-    Family.AFQ: Version(0, 1, 3),
-    Family.F8Q8: Version(0, 2, 0),
-    Family.MXFP4: Version(0, 2, 0),
-}
+def _family(number: int, title: str, since: Version) -> Family:
+    return Family._known.get(number) or Family(number, title, since)
+
+
+def add_family(family: Family) -> None:
+    """Make a family known.
+
+    Raises:
+        ValueError: its number is taken, or does not fit a byte.
+    """
+    if not 0 <= family <= 255 or family in Family._known:
+        raise ValueError(f"type byte {int(family)} of {family.title} is taken or no byte")
+    Family._known[int(family)] = family
+
+
+def remove_family(family: Family) -> None:
+    """The reverse of :func:`add_family`."""
+    del Family._known[int(family)]
 
 
 class DType(Enum):

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 import uqff
 from uqff import Layer, ShardError
 from uqff.cli import main
-from uqff.families import HQQ
+from uqff.families import HQQ, QuantizedTensor
 from uqff.inspection.compare import compare
 from uqff.models.patterns import Pattern
 from uqff.quantization.run import quantize_model
@@ -88,8 +88,8 @@ def test_tiles_do_not_show(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     weight = torch.randn((9, 256), generator=torch.Generator().manual_seed(3)) * 0.02
     record = quantize(weight, kind)
     whole = uqff.quantization.error.distance(weight.numpy(), record)
-    monkeypatch.setattr(uqff.quantization.error, "TILE", 700)
-    assert len(list(uqff.quantization.error.tiles(record.encoded()))) >= 3
+    monkeypatch.setattr(QuantizedTensor, "TILE", 700)
+    assert len(list(record.tiles())) >= 3
     tiled = uqff.quantization.error.distance(weight.numpy(), record)
     assert tiled.largest == whole.largest == (record.dequantize() - weight).abs().max().item()
     assert tiled.rms == pytest.approx(whole.rms, rel=1e-6)

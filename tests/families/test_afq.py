@@ -12,7 +12,7 @@ from strategies import random_bytes, random_tensor
 import uqff
 from uqff import DType, FormatError
 from uqff.families import AFQ
-from uqff.families.afq.tensor import unpack_stream
+from uqff.families.afq.reference import unpack_stream
 
 BITS = [2, 3, 4, 6, 8]
 GROUPS = [32, 64, 128]

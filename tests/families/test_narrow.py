@@ -18,7 +18,7 @@ import uqff
 from uqff import DType, Layer, QuantizedTensor, ShardError
 from uqff.families import AFQ, F8Q8, GGUF, HQQ, MXFP4, Unquant
 from uqff.families.gguf.blocks import block_type_of_kind
-from uqff.families.hqq.tensor import CODES_PER_WORD
+from uqff.numerics.packing import PLANES
 
 
 def same_numbers(a: torch.Tensor, b: torch.Tensor) -> bool:
@@ -43,7 +43,7 @@ def ranges(draw: st.DrawFn) -> tuple[QuantizedTensor, int, int, int]:
 def make_hqq(bits: int, shape: tuple[int, ...], group_size: int, axis: int = 0, seed: int = 0) -> HQQ:
     groups = math.prod(shape) // group_size
     rows, columns = (group_size, groups) if axis == 0 else (groups, group_size)
-    per_word = CODES_PER_WORD[bits]
+    per_word = PLANES[bits]
     width = 4 * columns if bits == 3 else columns
     parts = (1, groups) if axis == 0 else (groups, 1)
     scales = torch.arange(1, groups + 1, dtype=torch.float32).view(parts)
@@ -98,7 +98,7 @@ def exact_hqq(weight: HQQ, dim: int, start: int, length: int) -> bool:
     groups = weight.numel // weight.group_size
     group = (numbers % groups if weight.axis == 0 else numbers // weight.group_size).view(weight.shape)
     flat = group.narrow(dim, start, length).reshape(-1)
-    per_word = 1 if weight.bits == 3 else CODES_PER_WORD[weight.bits]
+    per_word = 1 if weight.bits == 3 else PLANES[weight.bits]
     for size in (n for n in range(1, len(flat) + 1) if len(flat) % n == 0):
         rows = size if weight.axis == 0 else len(flat) // size
         matrix = flat.view(size, -1) if weight.axis == 0 else flat.view(-1, size).T
@@ -125,7 +125,7 @@ def exact_hqq(weight: HQQ, dim: int, start: int, length: int) -> bool:
 def test_hqq_cuts_everything_that_is_exact(bits: int, shape: tuple[int, ...], group_size: int, axis: int) -> None:
     """The rule for HQQ refuses a slice if and only if no HQQ tensor of its bits holds it: by brute force."""
     groups = math.prod(shape) // group_size
-    if bits != 3 and (group_size if axis == 0 else groups) % CODES_PER_WORD[bits]:
+    if bits != 3 and (group_size if axis == 0 else groups) % PLANES[bits]:
         return  # such a tensor does not pack
     weight = make_hqq(bits, shape, group_size, axis)
     for dim, size in enumerate(shape):
@@ -172,9 +172,9 @@ def _mxfp4(out: int, inputs: int) -> tuple[torch.Tensor, torch.Tensor]:
 def pointers(weight: QuantizedTensor) -> dict[str, tuple[int, int]]:
     """First and last byte of each stored part."""
     places = {}
-    for name, part in weight._parts().items():
-        data = getattr(part, "data", part) if not isinstance(part, torch.Tensor) else part
-        places[name] = (data.data_ptr(), data.data_ptr() + data.nbytes)
+    for name, part in weight.parts.items():
+        start = part.array().ctypes.data
+        places[name] = (start, start + part.nbytes)
     return places
 
 
@@ -186,8 +186,7 @@ def test_alignment_and_memory(kind: str) -> None:
     rows, columns, whole = weight.narrow(0, 1, 2), weight.narrow(1, 256, 256), pointers(weight)
     for name, (first, last) in pointers(rows).items():
         assert whole[name][0] <= first < last <= whole[name][1], name
-        part = rows._parts()[name]
-        assert isinstance(part, torch.Tensor)
+        part = rows.parts[name].tensor()
         assert part.untyped_storage().nbytes() == part.nbytes, name
     for name, (first, last) in pointers(columns).items():
         if last - first == 4:  # the scales of FP8 belong to all

@@ -8,7 +8,7 @@ from by_hand import Blob, golden_files, v0_layers
 from hypothesis import given
 from hypothesis import strategies as st
 
-from uqff.families.afq.tensor import cast, quantize
+from uqff.families.afq.reference import cast, quantize
 from uqff.numerics.packing import unpack_row
 
 LOAD_DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}

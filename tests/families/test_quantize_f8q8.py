@@ -8,7 +8,7 @@ from by_hand import golden_files_v1, v1_layers
 from hypothesis import given
 from hypothesis import strategies as st
 
-from uqff.families.f8q8.tensor import quantize
+from uqff.families.f8q8.reference import quantize
 from uqff.numerics.packing import e4m3_to_float32
 
 

@@ -8,7 +8,7 @@ from by_hand import Blob, golden_files, v0_layers
 from hypothesis import given
 from hypothesis import strategies as st
 
-from uqff.families.fp8.tensor import quantize, quantizing_scale
+from uqff.families.fp8.reference import quantize, quantizing_scale
 from uqff.numerics.packing import bf16_to_float32, e4m3_to_float32, float32_to_bf16
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from by_hand import Blob, golden_files, v0_layers
 
-from uqff.families.hqq.tensor import idle, mean_magnitude, quantize, shrink
+from uqff.families.hqq.reference import idle, mean_magnitude, quantize, shrink
 from uqff.numerics.glibc import expf, logf
 from uqff.numerics.packing import unpack_planes
 

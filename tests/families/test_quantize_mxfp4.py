@@ -11,7 +11,7 @@ from by_hand import golden_files_v1, v1_layers
 from hypothesis import given
 from hypothesis import strategies as st
 
-from uqff.families.mxfp4.tensor import floor_log2, quantize, scale_bytes
+from uqff.families.mxfp4.reference import floor_log2, quantize, scale_bytes
 
 
 def test_by_hand() -> None:

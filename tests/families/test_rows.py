@@ -9,7 +9,7 @@ import torch
 import uqff
 from uqff.errors import ShapeError, ShardError
 from uqff.families import Unquant
-from uqff.families.fields import tensor_fields
+from uqff.families.part import Part
 from uqff.families.rows import can_reorder, reordered, reordered_bias
 from uqff.quantization.types import KINDS, outline
 
@@ -22,7 +22,7 @@ def test_rows_change_places_and_nothing_else(kind: str) -> None:
     """The codes are those of the reordered weight; only of FP8 does a number belong to all rows, and it stays."""
     record = uqff.quantize(WEIGHT, kind)
     before = record.dequantize()
-    made = reordered(record.encoded(), ORDER).as_record()
+    made = reordered(record, ORDER)
     assert made == uqff.quantize(WEIGHT[ORDER], kind)
     assert torch.equal(made.dequantize(), before[ORDER])
     assert torch.equal(record.dequantize(), before)
@@ -32,27 +32,26 @@ def test_rows_change_places_and_nothing_else(kind: str) -> None:
 def test_plain_rows_and_a_bias(dtype: torch.dtype) -> None:
     """Of any dtype; a bias goes the same way."""
     weight = (WEIGHT * 100).to(dtype)
-    assert torch.equal(reordered(Unquant.of(weight).encoded(), ORDER).as_record().weight, weight[ORDER])  # type: ignore[attr-defined]
-    bias = reordered_bias(tensor_fields(weight[:, 0], name="bias"), ORDER)
-    assert bytes(bias["data"]) == weight[:, 0][ORDER].contiguous().view(torch.uint8).numpy().tobytes()
-    assert tuple(bias["shape"]) == (6,)
+    assert torch.equal(reordered(Unquant.of(weight), ORDER).weight, weight[ORDER])
+    bias = reordered_bias(Part.of_tensor(weight[:, 0]), ORDER)
+    assert bias.same_as(Part.of_tensor(weight[:, 0][ORDER]))
 
 
 def test_sizes_without_bytes() -> None:
     """On the meta device there is nothing to move."""
-    made = reordered(outline("q4k", (6, 256), torch.float32).encoded(), ORDER)
+    made = reordered(outline("q4k", (6, 256), torch.float32), ORDER)
     assert (made.kind, made.shape) == ("q4k", (6, 256))
 
 
 def test_what_cannot_change_places() -> None:
     """HQQ has groups across rows, F8Q8 blocks unless a row is whole ones, a stack has no rows; the nearest can."""
-    unaligned = uqff.quantize(WEIGHT[:, :40], "f8q8").encoded()
-    for weight in (uqff.quantize(WEIGHT, "hqq8").encoded(), unaligned, Unquant.of(WEIGHT.view(2, 3, 256)).encoded()):
+    unaligned = uqff.quantize(WEIGHT[:, :40], "f8q8")
+    for weight in (uqff.quantize(WEIGHT, "hqq8"), unaligned, Unquant.of(WEIGHT.view(2, 3, 256))):
         assert not can_reorder(weight)
         with pytest.raises(ShardError, match="rows cannot change places exactly"):
             reordered(weight, ORDER)
-    assert can_reorder(uqff.quantize(WEIGHT[:, :32], "f8q8").encoded())
+    assert can_reorder(uqff.quantize(WEIGHT[:, :32], "f8q8"))
     with pytest.raises(ShapeError, match=r"expected 6, got \[5\]"):
-        reordered(Unquant.of(WEIGHT).encoded(), ORDER[:5])
+        reordered(Unquant.of(WEIGHT), ORDER[:5])
     with pytest.raises(ShapeError, match="order of another number of rows"):
-        reordered_bias(tensor_fields(WEIGHT[:, 0], name="bias"), ORDER[:5])
+        reordered_bias(Part.of_tensor(WEIGHT[:, 0]), ORDER[:5])

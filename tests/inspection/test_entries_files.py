@@ -107,7 +107,7 @@ def test_layer_in_full(tmp_path: Path) -> None:
 
 
 def test_commands(tmp_path: Path) -> None:
-    """By path of the weight; both commands end well."""
+    """By path of the weight or its place; both commands end well."""
     path = write(tmp_path / "m.uqff", version(), layer("model.layers.0.x", LAYERS["gguf"]))
     runner = CliRunner()
     for arguments in (["inspect", str(path)], ["inspect", str(path), "model.layers.0.x"], ["verify", str(path)]):

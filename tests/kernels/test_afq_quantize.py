@@ -7,7 +7,7 @@ import pytest
 from quantize_inputs import assert_same, weights
 
 from uqff.families.afq import cpu_quantize as kernel
-from uqff.families.afq import tensor as reference
+from uqff.families.afq import reference
 
 KINDS = [(bits, 64) for bits in (2, 3, 4, 6, 8)] + [(3, 32), (4, 32), (4, 128), (6, 128)]
 

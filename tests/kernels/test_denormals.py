@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 
-from uqff import simd
 from uqff.families import AFQ, FP8, GGUF, HQQ, MXFP4, QuantizedTensor
 from uqff.families.gguf.blocks import BLOCK_TYPES
 
@@ -22,7 +21,7 @@ def check(record: QuantizedTensor) -> int:
     """The number of weights that are denormal before they are rounded; all have the reference's bits."""
     weights = record._dequantize()
     expected = weights.to(torch.bfloat16)
-    got = simd.dequantize(record, torch.bfloat16)
+    got = record.dequantize_by_kernel(torch.bfloat16)
     assert got is not None
     same = (got.view(torch.int16) == expected.view(torch.int16)) | (got.isnan() & expected.isnan())
     assert same.all(), f"{record}: {int((~same).sum())} of {same.numel()}"

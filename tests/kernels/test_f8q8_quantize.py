@@ -7,7 +7,7 @@ import pytest
 from quantize_inputs import assert_same, weights
 
 from uqff.families.f8q8 import cpu_quantize as kernel
-from uqff.families.f8q8 import tensor as reference
+from uqff.families.f8q8 import reference
 
 
 def test_equals_reference() -> None:

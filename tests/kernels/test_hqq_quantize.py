@@ -13,7 +13,7 @@ import pytest
 from quantize_inputs import assert_same, weights
 
 from uqff.families.hqq import cpu_quantize as kernel
-from uqff.families.hqq import tensor as reference
+from uqff.families.hqq import reference
 from uqff.numerics import glibc as libm
 from uqff.simd.libm import expf, logf
 

@@ -7,7 +7,7 @@ import pytest
 from quantize_inputs import assert_same, weights
 
 from uqff.families.mxfp4 import cpu_quantize as kernel
-from uqff.families.mxfp4 import tensor as reference
+from uqff.families.mxfp4 import reference
 
 
 def test_equals_reference() -> None:

@@ -17,6 +17,7 @@ import pytest
 import torch
 from golden_models import GOLDEN
 from quantize_child import PEAK
+from roundtrip import same_bytes
 from safetensors.torch import load_file, save_file
 from small_models import SmallModel, config_of, entries_of, files_of, random_record, write_v0, write_v1
 
@@ -28,7 +29,6 @@ from uqff.container.mapped import MappedFile
 from uqff.container.report import check_output, check_report, read_report
 from uqff.errors import FormatError, ShapeError, ShardError, UnsupportedError
 from uqff.families import Unquant
-from uqff.families.base import same_bytes
 from uqff.families.stacking import stack
 from uqff.migration import migrate, plan_migration
 from uqff.models.architectures import layer_names

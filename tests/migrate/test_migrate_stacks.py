@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 from golden_models import GOLDEN  # noqa: F401 puts tools on the path
 from golden_v1 import TinyMixtral
+from roundtrip import same_bytes
 
 import uqff
 from uqff.checkpoints.model import ModelDirectory
 from uqff.errors import UnsupportedError
-from uqff.families.base import same_bytes
 from uqff.migration import migrate, plan_migration
 from uqff.quantization.run import quantize_model
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from roundtrip import same_bytes
 from safetensors.torch import load_file, save_file
 from weights import INPUTS, KINDS, OUT, activations, blob, plain, rounding
 
@@ -15,7 +16,6 @@ import uqff
 from uqff import FormatError, Layer, ShapeError, ShardError, UnsupportedError
 from uqff.codec.entries import from_entries, to_entries
 from uqff.families import AFQ, GGUF
-from uqff.families.base import same_bytes
 from uqff.families.gguf.blocks import block_type_of_kind
 from uqff.parallel.comm import Comm
 from uqff.parallel.layer import DistributedKind, QuantizedLinear

@@ -12,7 +12,7 @@ from test_entries import plain
 from test_vectors import KINDS, float32
 
 import uqff
-from uqff.codec.entries import SUFFIXES, from_entries, to_entries
+from uqff.codec.entries import from_entries, suffixes, to_entries
 from uqff.codes import ENTRY_VERSIONS
 from uqff.inspection.verify import verify
 from uqff.schema.entries import RawTensor
@@ -183,7 +183,7 @@ def test_every_value_of_every_number(name: str) -> None:
             for value in range(256):
                 changed[at] = value
                 blamed = refused_by({**entries, suffix: RawTensor(dtype, shape, memoryview(bytes(changed)))}, version)
-                assert blamed is None or blamed in SUFFIXES
+                assert blamed is None or blamed in suffixes()
                 faithful += blamed is None
     assert faithful >= tried  # the original value, at least
 

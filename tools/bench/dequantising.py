@@ -16,7 +16,7 @@ from peers import dequantisers
 
 from uqff.families import AFQ, F8Q8, FP8, GGUF, HQQ, MXFP4, QuantizedTensor, Unquant
 from uqff.families.gguf.blocks import BLOCK_TYPES, BlockType
-from uqff.families.hqq.tensor import CODES_PER_WORD
+from uqff.numerics.packing import PLANES
 from uqff.simd.memory import empty
 
 __all__ = ["measure"]
@@ -52,7 +52,7 @@ def records(rows: int, columns: int) -> Iterator[tuple[str, QuantizedTensor]]:
         yield f"AFQ{bits}", AFQ(codes(rows, columns * bits // 8), scale, scale, bits, 64)
     for axis in (0, 1):
         for bits in (1, 2, 3, 4, 8):
-            height = -(-(64, n // 64)[axis] // CODES_PER_WORD[bits])
+            height = -(-(64, n // 64)[axis] // PLANES[bits])
             words = codes(height, (n // 64, 64)[axis] * (4 if bits == 3 else 1))
             scale = torch.rand(((1, n // 64), (n // 64, 1))[axis])
             yield f"HQQ{bits}/{axis}", HQQ(words, scale, scale, (rows, columns), bits, 64, axis)

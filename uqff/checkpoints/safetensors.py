@@ -30,7 +30,7 @@ from uqff.container.shards import PathLike
 from uqff.errors import FormatError, ShardError, UnsupportedError
 from uqff.limits import MAX_HEADER_BYTES, MAX_SHARDS
 from uqff.models.config import read_config
-from uqff.numerics.floats import Floats
+from uqff.simd.floats import Floats
 
 if TYPE_CHECKING:
     from types import TracebackType

@@ -6,16 +6,14 @@ A reader takes the first five bytes, chooses the family's layout by the type byt
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any
 
+from uqff.codec.layer import Layer, Writable
 from uqff.codes import DType, Family, Version
 from uqff.errors import FormatError, ShapeError, UnsupportedError, UqffError
 from uqff.families import family_of
-from uqff.families.base import QuantizedTensor, same_bytes
-from uqff.families.encoded import Encoded
-from uqff.families.fields import tensor_fields, tensor_part
+from uqff.families.base import QuantizedTensor
 from uqff.schema.bricks import FieldTrace, Placeholder, Scope, Violation
-from uqff.schema.buffers import writable_alias
 from uqff.schema.header import HEADER
 from uqff.schema.layout import Layout, offset_of_field
 
@@ -24,14 +22,11 @@ if TYPE_CHECKING:
 
 __all__ = [
     "LATEST",
-    "EncodedLayer",
-    "Layer",
-    "Sharding",
-    "Writable",
     "blob_size",
     "check_bias",
     "chunks",
     "deserialize",
+    "family_of_blob",
     "read_fields",
     "serialize",
     "trace",
@@ -39,92 +34,6 @@ __all__ = [
 
 LATEST = Version(0, 2, 0)
 """The pre-1.0 version written unless another is asked for."""
-
-
-class Sharding(Protocol):
-    """Something that knows which slice of a weight it wants, like :class:`uqff.parallel.Shard`."""
-
-    def apply_to(self, weight: Layer) -> Layer:
-        """The slice of a layer, still quantised."""
-
-
-class Layer(NamedTuple):
-    """What a blob holds: a weight, and a bias if there is one.
-
-    Attributes:
-        weight: the quantised weight.
-        bias: ``[out]`` in the dtype it is stored in, or None.
-    """
-
-    weight: QuantizedTensor
-    bias: torch.Tensor | None = None
-
-    def narrow(self, dim: int, start: int, length: int) -> Layer:
-        """The layer of a slice of the weight; see :meth:`QuantizedTensor.narrow`.
-
-        The bias goes with the outputs and experts it belongs to.  A slice of the inputs keeps it whole: it is to be
-        added once, to the sum of the partial products.
-        """
-        weight = self.weight.narrow(dim, start, length)
-        if self.bias is None:
-            return Layer(weight)
-        rank = len(self.weight.shape)
-        axis = dim % rank - (rank - 1 - self.bias.ndim)  # of the bias, whose dimensions end where the inputs begin
-        return Layer(weight, self.bias.narrow(axis, start, length) if 0 <= axis < self.bias.ndim else self.bias)
-
-    def unstack(self) -> list[Layer]:
-        """The layers of stacked experts; a bias that they have in common is the bias of each.
-
-        Raises:
-            ShardError: see :meth:`QuantizedTensor.unstack`.
-        """
-        weights = self.weight.unstack()
-        bias = self.bias
-        own = bias is not None and bias.ndim == len(self.weight.shape) - 1
-        return [Layer(weight, bias[at] if own and bias is not None else bias) for at, weight in enumerate(weights)]
-
-    def __eq__(self, other: object) -> bool:
-        """Equality by bytes, of weight and bias."""
-        return isinstance(other, Layer) and self.weight == other.weight and same_bytes(self.bias, other.bias)
-
-    def __ne__(self, other: object) -> bool:
-        return not self == other
-
-    def __hash__(self) -> int:
-        raise TypeError("unhashable type: 'Layer'")
-
-
-class EncodedLayer(NamedTuple):
-    """A layer as the fields of its format, without torch.
-
-    Attributes:
-        weight: the fields of the weight.
-        bias: the fields of a tensor record R, or None.
-    """
-
-    weight: Encoded
-    bias: Scope | None = None
-
-    @classmethod
-    def of(cls, weight: Writable, bias: torch.Tensor | None = None) -> EncodedLayer:
-        """The fields of a weight, or of a layer, whose bias is then the default; payloads are not copied."""
-        if isinstance(weight, EncodedLayer):
-            return weight
-        if isinstance(weight, Layer):
-            bias = weight.bias if bias is None else bias
-            weight = weight.weight
-        encoded = weight if isinstance(weight, Encoded) else weight.encoded()
-        return cls(encoded, None if bias is None else tensor_fields(bias, name="bias"))
-
-    @classmethod
-    def of_fields(cls, record: type[QuantizedTensor], fields: Scope) -> EncodedLayer:
-        """The layer of all fields of a blob, or of a 1.x layer, as :func:`read_fields` gives them."""
-        own = {name: value for name, value in fields.items() if name not in ("version", "quant_type", "bias")}
-        return cls(Encoded(record, own), fields["bias"])
-
-
-Writable: TypeAlias = QuantizedTensor | Encoded | Layer | EncodedLayer
-"""What can be written."""
 
 
 def read_fields(buffer: Any, *, trace: list[FieldTrace] | None = None) -> tuple[type[QuantizedTensor], Scope]:
@@ -191,7 +100,7 @@ def _validate(record: type[QuantizedTensor], fields: Scope, *, too_old: type[Uqf
             )
     record.validate(fields)
     if fields["bias"] is not None:
-        check_bias(record.shape_of(fields), fields["bias"]["shape"])
+        check_bias(record.parse(fields).shape, fields["bias"]["shape"])
 
 
 def _dtypes(fields: Scope) -> Iterator[tuple[str, DType]]:
@@ -212,8 +121,8 @@ def check_bias(weight_shape: tuple[int, ...], bias_shape: tuple[int, ...]) -> No
 def deserialize(buffer: Any) -> Layer:
     """Read one blob.
 
-    Payload tensors are views of ``buffer`` and keep it alive; only small parts that lie at an unaligned address are
-    copied.  Views of a read-only buffer must not be written to.
+    All parts are views of ``buffer`` and keep it alive; nothing is copied until a tensor is asked for that lies at an
+    unaligned address.  Views of a read-only buffer must not be written to.
 
     Args:
         buffer: any bytes-like object: ``bytes``, ``bytearray``, ``memoryview``, ``mmap``, a uint8 numpy array.
@@ -226,9 +135,7 @@ def deserialize(buffer: Any) -> Layer:
         UnsupportedError: a version or type that this library does not know.
         ShapeError: weight and bias do not fit each other.
     """
-    record, fields = read_fields(writable_alias(_flat(buffer)))
-    bias = fields["bias"]
-    return Layer(record.parse(fields), None if bias is None else tensor_part(bias))
+    return Layer.of_fields(*read_fields(_flat(buffer)))
 
 
 def _flat(buffer: Any) -> memoryview:
@@ -238,9 +145,15 @@ def _flat(buffer: Any) -> memoryview:
         raise FormatError("not a contiguous bytes-like object", got=type(buffer).__name__) from exc
 
 
-def _outline(weight: Writable, bias: torch.Tensor | None, version: Any) -> tuple[Layout, dict[str, Any]]:
-    (record, parts), stored_bias = EncodedLayer.of(weight, bias)
-    fields = {"version": Version(*version), "quant_type": record.family, **parts, "bias": stored_bias}
+def _laid_out(layer: Layer, version: Any) -> tuple[Layout, dict[str, Any]]:
+    record, bias = type(layer.weight), layer.bias_part
+    stored_bias = None if bias is None else bias.fields()
+    fields = {
+        "version": Version(*version),
+        "quant_type": record.family,
+        **layer.weight.build(),
+        "bias": stored_bias,
+    }
     record.LAYOUT.nbytes(fields)  # each field by itself; the rules that span several take that for granted
     try:
         _validate(record, fields, too_old=UnsupportedError)
@@ -254,7 +167,7 @@ def chunks(weight: Writable, bias: torch.Tensor | None = None, *, version: tuple
 
     Takes and raises what :func:`serialize` does.
     """
-    layout, fields = _outline(weight, bias, version)
+    layout, fields = _laid_out(Layer.of(weight, bias), version)
     made = layout.chunks(fields)
     if any(isinstance(chunk, Placeholder) for chunk in made):
         raise FormatError("payload has no bytes: it is on the meta device")
@@ -263,7 +176,7 @@ def chunks(weight: Writable, bias: torch.Tensor | None = None, *, version: tuple
 
 def blob_size(weight: Writable, bias: torch.Tensor | None = None, *, version: tuple[int, int, int] = LATEST) -> int:
     """How long the blob will be. Tensors may be on the meta device: sizes are known before payloads exist."""
-    layout, fields = _outline(weight, bias, version)
+    layout, fields = _laid_out(Layer.of(weight, bias), version)
     return layout.nbytes(fields)
 
 
@@ -294,6 +207,3 @@ def family_of_blob(buffer: Any) -> Family:
     """The family of a blob, from its first five bytes."""
     family: Family = HEADER.read(buffer, exact=False)["quant_type"]
     return family
-
-
-__all__ += ["UqffError", "family_of_blob"]

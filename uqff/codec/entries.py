@@ -18,23 +18,24 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from uqff.codec.blob import EncodedLayer, Layer, Writable, check_bias
+from uqff.codec.blob import check_bias
+from uqff.codec.layer import Layer, Writable
 from uqff.codes import ENTRY_VERSIONS, DType, Family, Version
 from uqff.errors import FormatError, UnsupportedError, UqffError
-from uqff.families import FAMILIES, family_of
+from uqff.families import families, family_of
 from uqff.families.base import QuantizedTensor
-from uqff.families.fields import tensor_part
 from uqff.schema.bricks import FieldTrace, Scope, Violation
-from uqff.schema.buffers import writable_alias
 from uqff.schema.entries import BIAS, BIAS_RULE, FORMAT, RawTensor
 
-__all__ = ["LATEST", "SUFFIXES", "family_of_format", "from_entries", "read_fields", "to_entries", "trace_of"]
+__all__ = ["LATEST", "family_of_format", "from_entries", "read_fields", "suffixes", "to_entries", "trace_of"]
 
 LATEST = max(ENTRY_VERSIONS)
 """The newest 1.x version."""
 
-SUFFIXES = frozenset({FORMAT, BIAS, *(suffix for record in FAMILIES for suffix in record.ENTRIES.suffixes)})
-"""Every suffix that an entry of a layer can have."""
+
+def suffixes() -> frozenset[str]:
+    """Every suffix that an entry of a layer can have."""
+    return frozenset({FORMAT, BIAS, *(suffix for record in families() for suffix in record.ENTRIES.suffixes)})
 
 
 def family_of_format(entry: RawTensor) -> Family:
@@ -48,11 +49,11 @@ def family_of_format(entry: RawTensor) -> Family:
         got = f"{entry.dtype} {list(entry.shape)}"
         raise FormatError("not a number of one byte", field=FORMAT, expected="U8 []", got=got)
     number = entry.data[0]
-    try:
-        return Family(number)
-    except ValueError:
+    family = Family.of_code(number)
+    if family is None:
         known = ", ".join(f"{f.value} {f.title}" for f in Family)
-        raise UnsupportedError("unknown type", field=FORMAT, expected=f"one of {known}", got=number) from None
+        raise UnsupportedError("unknown type", field=FORMAT, expected=f"one of {known}", got=number)
+    return family
 
 
 def read_fields(
@@ -83,11 +84,12 @@ def read_fields(
             expected = ", ".join(record.ENTRIES.suffixes)
             raise FormatError(f"not an entry of {title} layers", field=suffix, expected=expected, got=suffix)
     fields = record.fields_of(entries)
+    shape = record.parse(fields).shape
     try:
         bias = _bias_fields(entries.get(BIAS))
-        _check_version(record, record.shape_of(fields), Version(*version), FormatError)
+        _check_version(record, shape, Version(*version), FormatError)
         if bias is not None:
-            check_bias(record.shape_of(fields), bias["shape"])
+            check_bias(shape, bias["shape"])
     except Violation as broken:
         raise broken.as_error(BIAS if broken.field == "bias.shape" else None) from None
     return record, {"version": Version(*version), "quant_type": record.family, **fields, "bias": bias}
@@ -117,14 +119,11 @@ def _check_version(
 
 
 def from_entries(entries: Mapping[str, RawTensor], version: tuple[int, int, int] = LATEST) -> Layer:
-    """The layer that entries hold. Payload tensors are views of them and keep them alive.
+    """The layer that entries hold. Its parts are views of them and keep them alive.
 
     Takes and raises what :func:`read_fields` does.
     """
-    aliased = {suffix: entry._replace(data=writable_alias(entry.data)) for suffix, entry in entries.items()}
-    record, fields = read_fields(aliased, version)
-    bias = fields["bias"]
-    return Layer(record.parse(fields), None if bias is None else tensor_part(bias))
+    return Layer.of_fields(*read_fields(entries, version))
 
 
 def to_entries(layer: Writable, version: tuple[int, int, int] = LATEST) -> dict[str, RawTensor]:
@@ -141,17 +140,18 @@ def to_entries(layer: Writable, version: tuple[int, int, int] = LATEST) -> dict[
         ShapeError: the bias does not fit the weight.
         FormatError: the record is not consistent.
     """
-    weight, bias = EncodedLayer.of(layer)
+    layer = Layer.of(layer)
+    weight, bias = layer.weight, layer.bias_part
     if Version(*version) not in ENTRY_VERSIONS:
         known = ", ".join(map(str, ENTRY_VERSIONS))
         raise UnsupportedError("unknown version", expected=f"one of {known}", got=Version(*version))
     entries = {FORMAT: RawTensor("U8", (), memoryview(bytes([weight.family]))), **weight.to_entries()}
     try:
-        _check_version(weight.record, weight.shape, Version(*version), UnsupportedError)
+        _check_version(type(weight), weight.shape, Version(*version), UnsupportedError)
         if bias is not None:
-            entries[BIAS] = RawTensor(bias["dtype"].safetensors, bias["shape"], bias["data"])
+            entries[BIAS] = RawTensor(bias.dtype.safetensors, bias.shape, bias.payload)
             BIAS_RULE.check(entries[BIAS])
-            check_bias(weight.shape, bias["shape"])
+            check_bias(weight.shape, bias.shape)
     except Violation as broken:
         raise broken.as_error(BIAS if broken.field == "bias.shape" else None) from None
     return entries

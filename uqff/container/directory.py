@@ -26,7 +26,7 @@ from uqff.container.atomic import atomic_file
 from uqff.container.file import RESIDUAL_NAME
 from uqff.container.streaming import StreamedFile
 from uqff.container.writer import Writer, copy_durably
-from uqff.numerics.floats import Floats
+from uqff.simd.floats import Floats
 
 __all__ = [
     "COMPANIONS",
@@ -153,7 +153,7 @@ class Residual:
                 yield tile
             else:
                 floats = Floats.of_bytes(tile, stored, (len(tile) // stored.itemsize,))
-                yield floats.cast(self._dtype).fields()["data"]
+                yield floats.cast(self._dtype).data
             self._source.release(name, start, start + len(tile))
 
 

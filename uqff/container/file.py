@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from uqff.codec.blob import Layer, Sharding
+from uqff.codec.layer import Layer, Sharding
 from uqff.codes import Version
 from uqff.container.mapped import MappedFile, TensorMap
 from uqff.container.place import Place

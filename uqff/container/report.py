@@ -385,7 +385,7 @@ def build_output(
         shape = fields["shape"] if "weight.shape" in entries else entries["weight"].shape
         told = (targets or {}).get(key)
         target = told or quant
-        layer = LayerEntry(key, record.kind_of(fields), tuple(shape), quant, told)
+        layer = LayerEntry(key, record.parse(fields).kind, tuple(shape), quant, told)
         layers.append(layer)
         if layer.stored in PLAIN_KINDS and layer.stored != target:
             fallbacks.append(ReportedFallback(key, target, layer.stored, layer.shape, (reasons or {}).get(key)))

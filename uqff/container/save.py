@@ -12,7 +12,8 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from uqff.codec.blob import LATEST, Layer, blob_size, chunks
+from uqff.codec.blob import LATEST, blob_size, chunks
+from uqff.codec.layer import Layer
 from uqff.codes import ENTRY_VERSIONS, Version
 from uqff.container.atomic import atomic_file, atomic_files
 from uqff.container.file import UqffFile
@@ -85,7 +86,7 @@ def save(
     sizes: dict[int, int] = {}
     for index, key in sorted(keys.items()):
         with located(layer=str(key)):
-            sizes[index] = blob_size(_layer(layers[key]), version=version)
+            sizes[index] = blob_size(Layer.of(layers[key]), version=version)
     names = {index: key if isinstance(key, str) else str(key) for index, key in keys.items()}
     shards = plan_shards(sizes, shard_bytes)
     paths = shard_paths(Path(path), len(shards))
@@ -93,7 +94,7 @@ def save(
 
     def blob(index: int) -> list[Any]:
         with located(layer=names[index]):
-            return chunks(_layer(layers[keys[index]]), version=version)
+            return chunks(Layer.of(layers[keys[index]]), version=version)
 
     with atomic_files() as create:
         for shard, target in zip(shards, paths, strict=True):
@@ -121,10 +122,6 @@ def _version_of(layers: Mapping[Any, Any]) -> Version:
             got=f"also {number!r}",
         )
     return max(ENTRY_VERSIONS) if paths else LATEST
-
-
-def _layer(layer: Layer | QuantizedTensor) -> Layer:
-    return layer if isinstance(layer, Layer) else Layer(layer)
 
 
 def _indexed(layers: Mapping[Any, Any]) -> dict[int, Any]:

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 from uqff._version import __version__
-from uqff.codec.blob import Writable
 from uqff.codec.entries import to_entries
+from uqff.codec.layer import Writable
 from uqff.codes import Version
 from uqff.container.atomic import atomic_files
 from uqff.container.framing import DTYPE_BITS, build_header

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from uqff.codec import blob
-from uqff.codec.blob import EncodedLayer, Layer
 from uqff.codec.entries import to_entries
+from uqff.codec.layer import Layer
 from uqff.codes import Version
 from uqff.container.framing import DTYPE_BITS, build_header
 from uqff.container.save import SHARD_BYTES, plan_shards
@@ -184,7 +184,7 @@ class StreamedLayers:
         self,
         directory: Path,
         stem: str,
-        outlines: Mapping[str, Layer | EncodedLayer],
+        outlines: Mapping[str, Layer],
         version: tuple[int, int, int],
         shard_bytes: int = SHARD_BYTES,
         *,
@@ -224,9 +224,7 @@ class StreamedLayers:
             self.close()
             raise
 
-    def _plan_blobs(
-        self, directory: Path, stem: str, outlines: Mapping[str, Layer | EncodedLayer], shard_bytes: int
-    ) -> None:
+    def _plan_blobs(self, directory: Path, stem: str, outlines: Mapping[str, Layer], shard_bytes: int) -> None:
         for key, layer in outlines.items():
             self.sizes |= layer_sizes({key: layer}, self._versions.get(key, self.version))
         for number, shard in enumerate(plan_shards({int(key): size for key, size in self.sizes.items()}, shard_bytes)):
@@ -237,7 +235,7 @@ class StreamedLayers:
         self,
         directory: Path,
         stem: str,
-        outlines: Mapping[str, Layer | EncodedLayer],
+        outlines: Mapping[str, Layer],
         shard_bytes: int,
         metadata: Mapping[str, str],
     ) -> None:
@@ -259,7 +257,7 @@ class StreamedLayers:
         self.files.append(file)
         self._file_of.update((name, file) for name, _, _ in tensors)
 
-    def write(self, key: str, layer: Layer | EncodedLayer) -> None:
+    def write(self, key: str, layer: Layer) -> None:
         """Write a layer; each is written once.
 
         Raises:
@@ -284,7 +282,7 @@ class StreamedLayers:
             name = f"{key}.{suffix}"
             self._file_of[name].skip(name)
 
-    def write_expert(self, key: str, expert: int, layer: Layer | EncodedLayer) -> None:
+    def write_expert(self, key: str, expert: int, layer: Layer) -> None:
         """Write what one expert is of a stacked layer of 1.x; each is written once, in any order.
 
         Args:
@@ -319,7 +317,7 @@ class StreamedLayers:
             file.close()
 
 
-def layer_sizes(outlines: Mapping[str, Layer | EncodedLayer], version: tuple[int, int, int]) -> dict[str, int]:
+def layer_sizes(outlines: Mapping[str, Layer], version: tuple[int, int, int]) -> dict[str, int]:
     """Bytes of each layer's payload, by key: of its blob in 0.x, of all its entries in 1.x.
 
     Raises:

@@ -9,7 +9,8 @@ import re
 from collections.abc import Sequence
 from functools import cached_property
 
-from uqff.codec.blob import Layer, deserialize, read_fields
+from uqff.codec.blob import deserialize, read_fields
+from uqff.codec.layer import Layer
 from uqff.codes import Version
 from uqff.container.framing import LENGTH_BYTES, Entry
 from uqff.container.mapped import MappedFile

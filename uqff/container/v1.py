@@ -18,8 +18,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from uqff.codec.blob import Layer
-from uqff.codec.entries import LATEST, SUFFIXES, from_entries, read_fields, trace_of
+from uqff.codec.entries import LATEST, from_entries, read_fields, suffixes, trace_of
+from uqff.codec.layer import Layer
 from uqff.codes import Version
 from uqff.container.framing import LENGTH_BYTES
 from uqff.container.mapped import MappedFile
@@ -33,8 +33,6 @@ from uqff.schema.entries import BIAS, FORMAT, WEIGHT, RawTensor
 __all__ = ["VERSION_KEYS", "EntryIndex", "is_entry_file"]
 
 VERSION_KEYS = ("uqff.version.major", "uqff.version.minor", "uqff.version.patch")
-_COMPANIONS = SUFFIXES - {WEIGHT, BIAS}
-"""Suffixes that only an entry of a layer has: any tensor may be called a weight or a bias."""
 
 
 def is_entry_file(file: MappedFile) -> bool:
@@ -63,6 +61,7 @@ class EntryIndex:
         self.version = _version(held, files, complete)
         self._layers: dict[str, dict[str, Held]] = {}
         self.extra: dict[str, Held] = {}
+        self._suffixes = suffixes()
         for name, one in held.items():
             if name not in VERSION_KEYS:
                 self._sort_in(name, one, held)
@@ -70,11 +69,11 @@ class EntryIndex:
 
     def _sort_in(self, name: str, one: Held, held: dict[str, Held]) -> None:
         key, suffix = _split(name)
-        if f"{key}.{FORMAT}" in held and suffix in SUFFIXES:
+        if f"{key}.{FORMAT}" in held and suffix in self._suffixes:
             if not key:
                 raise _in_header("layer without a key", name, one, "the path of a weight", repr(key))
             self._layers.setdefault(key, {})[suffix] = one
-        elif suffix in _COMPANIONS:
+        elif suffix in self._suffixes - {WEIGHT, BIAS}:  # any tensor may be called a weight or a bias
             raise FormatError(
                 "missing entry",
                 file=str(one.file.path),

@@ -27,7 +27,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from uqff.codec.blob import EncodedLayer, Layer
+from uqff.codec.layer import Layer
 from uqff.codes import FORMATS, DType, Version
 from uqff.container.directory import CONFIG_NAME, LOADED_DTYPES, check_space, copy_companions
 from uqff.container.file import RESIDUAL_NAME, open_uqff
@@ -136,8 +136,7 @@ class _Job:
         self.residual = self._residual()
         self._check_all_taken()
         self.outlines = {key: self._outline(name) for key, name in self.layers.items()}
-        encoded = {key: EncodedLayer.of(layer) for key, layer in self.outlines.items()}
-        self.limits = limits_of(encoded, version)
+        self.limits = limits_of(self.outlines, version)
 
     def _config(self) -> dict[str, Any]:
         if self.assets is None:

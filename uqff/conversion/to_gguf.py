@@ -14,7 +14,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -40,8 +39,6 @@ from uqff.conversion.rope import llama3_factors, rope_scaling_of
 from uqff.errors import FormatError, ShapeError, UnsupportedError, located
 from uqff.families.base import QuantizedTensor
 from uqff.families.gguf.blocks import BlockType, block_type_of_kind
-from uqff.families.gguf.tensor import GGUF
-from uqff.families.unquant.tensor import Unquant
 from uqff.gguf.schema import VERSION
 from uqff.gguf.writer import PlannedTensor, write_gguf
 from uqff.models.architectures import LayerName, embedding_name, entry_names, layer_names
@@ -235,9 +232,9 @@ class _Job:
         return PlannedTensor(name, weight.shape, block_type.code, weight.nbytes, partial(self._blocks, key, arrange))
 
     def _blocks(self, key: str, arrange: Callable[[torch.Tensor], torch.Tensor]) -> Iterable[memoryview]:
-        weight = self.file[key].weight
-        assert isinstance(weight, (GGUF, Unquant))
-        yield bytes_of(arrange(weight.data))
+        ggml = self.file[key].weight.ggml
+        assert ggml is not None
+        yield bytes_of(arrange(ggml[1].tensor()))
 
     def _norm(self, path: str) -> PlannedTensor:
         return _dense(f"{gguf_name(path)}.weight", self.file.residual[f"{path}.weight"].to(_float32()))
@@ -245,11 +242,11 @@ class _Job:
     def _stands_for_embedding(self, key: str) -> bool:
         """Whether the dense embedding is what the blocks of a layer dequantise to."""
         dense, record = self.file.residual[f"{embedding_name(self.config)}.weight"], self.file[key].weight
-        if dense.shape != record.shape or not isinstance(record, (GGUF, Unquant)):
+        if dense.shape != record.shape or record.ggml is None:
             return False
         rows = max(1, TILE // record.shape[-1])
         return all(
-            bytes_of(replace(record, data=record.data[start : start + rows]).dequantize(dense.dtype))
+            bytes_of(record.narrow(0, start, min(rows, len(dense) - start)).dequantize(dense.dtype))
             == bytes_of(dense[start : start + rows])
             for start in range(0, len(dense), rows)
         )
@@ -263,11 +260,9 @@ def _float32() -> torch.dtype:
 
 def _block_type(weight: QuantizedTensor) -> BlockType | None:
     """The type of a weight in GGUF, None if there is none."""
-    if len(weight.shape) != 2:
+    if len(weight.shape) != 2 or weight.ggml is None:
         return None
-    if isinstance(weight, GGUF):
-        return weight.block_type
-    return block_type_of_kind(weight.dtype.name.lower()) if isinstance(weight, Unquant) else None
+    return block_type_of_kind(weight.ggml[0])
 
 
 def _type_name(code: int) -> str:

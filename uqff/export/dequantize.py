@@ -216,7 +216,7 @@ class _Job:
     def _plan_module(self, module: Module) -> None:
         for at, key in enumerate(module.keys):
             record, fields = self.file.fields(key)
-            shape, bias = record.shape_of(fields), fields["bias"]
+            shape, bias = record.parse(fields).shape, fields["bias"]
             self.weights[key] = math.prod(shape)
             if len(shape) < 3:
                 name = module.parts[at].module if module.parts else module.path

@@ -1,29 +1,32 @@
 """What every family fulfils: :class:`QuantizedTensor`.
 
-Every room has the same verbs in the same order: declared layout, record, ``parse`` / ``build``, ``validate``,
-``check_payload``, ``dequantize``, ``quantize``, ``narrow`` / ``join``, ``stack`` / ``unstack``.  Families share
-primitives and do not inherit from each other.
+Every family's ``tensor.py`` has the same verbs in the same order: declared layout and entries, what it knows of its
+types (``KINDS``, ``resolve``, ``planned``, ``encode``), ``kind`` and ``shape``, ``parse`` / ``build``, ``validate``,
+``check_payload``, ``dequantize``, ``tiles``, ``narrow`` / ``join``, ``stack`` / ``unstack``, what the engine does with
+its layers.  Families share primitives and do not inherit from each other; nothing outside asks which family it has.
 """
 
 from __future__ import annotations
 
+import inspect
 import math
-from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import fields as dataclass_fields
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeVar
+from abc import abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
+import numpy.typing as npt
 
+from uqff import simd
 from uqff.codes import DType, Family
 from uqff.errors import ShapeError, ShardError
 from uqff.families.biases import BiasRule
-from uqff.families.encoded import Encoded
-from uqff.families.fields import raw_bytes
-from uqff.families.parts import Part, joined, narrowed
+from uqff.families.encoding import Encoding
+from uqff.families.layer_rules import LayerRules
+from uqff.families.part import Part, StoredTensor
+from uqff.families.payload import PayloadProblem
+from uqff.families.slicing import row_tiles
 from uqff.schema.bricks import Scope, Violation
-from uqff.schema.buffers import writable_alias
 from uqff.schema.entries import Entries, RawTensor
 from uqff.schema.layout import Layout
 
@@ -31,45 +34,38 @@ if TYPE_CHECKING:
     import torch
     from typing_extensions import Self
 
-__all__ = [
-    "PayloadProblem",
-    "QuantizedTensor",
-    "first_bad",
-    "join_parts",
-    "narrow_parts",
-    "not_finite",
-    "runs",
-    "same_bytes",
-]
+__all__ = ["KERNEL_DTYPES", "QuantizedTensor"]
+
+KERNEL_DTYPES = (DType.F32, DType.BF16, DType.F16)
+"""What kernels dequantise to."""
 
 
-_Record = TypeVar("_Record", bound="QuantizedTensor")
-
-
-class PayloadProblem(NamedTuple):
-    """A payload element that breaks a rule: which field, at which byte of that field, and what was expected."""
-
-    field: str
-    offset: int
-    problem: str
-    expected: str
-    got: str
-
-
-class QuantizedTensor(ABC):
+class QuantizedTensor(Encoding, LayerRules):
     """A weight as it is stored: codes, scales and whatever else its family keeps. Frozen; a view of its file.
 
-    Subclasses are frozen dataclasses whose tensor attributes are the stored parts, in file order.
+    Subclasses are frozen dataclasses whose fields of type ``torch.Tensor`` are the stored parts, in file order: set to
+    a torch tensor or a :class:`Part`, kept as a part, and read as a torch tensor, a view where the address allows it.
+    What is known of a weight, its bytes, its slices and stacks need no torch as long as it is on the CPU.
     """
 
     family: ClassVar[Family]
-    """Which of the seven families."""
+    """Which family."""
     LAYOUT: ClassVar[Layout]
     """The whole pre-1.0 blob, header and bias included."""
     ENTRIES: ClassVar[Entries]
     """The entries of a 1.x layer, without ``weight.format`` and ``bias``; they hold fields of :attr:`LAYOUT`."""
     BIAS: ClassVar[BiasRule]
     """In which dtype the bias of a layer with such a weight is stored."""
+
+    def __init_subclass__(cls) -> None:
+        for name, kind in inspect.get_annotations(cls).items():
+            if "torch.Tensor" in (kind, f"{getattr(kind, '__module__', '')}.{getattr(kind, '__name__', '')}"):
+                setattr(cls, name, StoredTensor(name))
+
+    @classmethod
+    def made_of(cls, **fields: Any) -> Self:
+        """The record of its fields, the parts among them as :class:`Part`, of which type checkers do not know."""
+        return cls(**fields)
 
     @property
     @abstractmethod
@@ -84,7 +80,7 @@ class QuantizedTensor(ABC):
     @classmethod
     @abstractmethod
     def parse(cls, blob: Scope) -> Self:
-        """The record of a parsed and validated blob; payload tensors are views of it."""
+        """The record of a parsed and validated blob; its parts are views of it."""
 
     @abstractmethod
     def build(self) -> dict[str, Any]:
@@ -116,12 +112,11 @@ class QuantizedTensor(ABC):
 
     @classmethod
     def from_entries(cls, entries: Mapping[str, RawTensor]) -> Self:
-        """The record of the entries of a 1.x layer; payload tensors are views of them.
+        """The record of the entries of a 1.x layer; its parts are views of them.
 
         Takes and raises what :meth:`fields_of` does.
         """
-        aliased = {name: entry._replace(data=writable_alias(entry.data)) for name, entry in entries.items()}
-        return cls.parse(cls.fields_of(aliased))
+        return cls.parse(cls.fields_of(entries))
 
     def to_entries(self) -> dict[str, RawTensor]:
         """The entries of a 1.x layer by suffix, in the order in which they are written; payloads are not copied.
@@ -129,39 +124,21 @@ class QuantizedTensor(ABC):
         Raises:
             UqffError: the record is not consistent; ``field`` is the suffix of the entry that cannot be written.
         """
-        return self.entries_of(self.build())
-
-    @classmethod
-    def entries_of(cls, fields: Scope) -> dict[str, RawTensor]:
-        """The reverse of :meth:`fields_of`; payloads are not copied and may be placeholders.
-
-        Raises:
-            UqffError: the fields are not consistent; ``field`` is the suffix of the entry that cannot be written.
-        """
+        fields = self.build()
         try:
-            entries = cls.ENTRIES.build(fields)
+            entries = self.ENTRIES.build(fields)
         except Violation as broken:
             raise broken.as_error() from None
-        cls._validated(fields)
+        self._validated(fields)
         return entries
 
-    def encoded(self) -> Encoded:
-        """The fields of the record; payloads are not copied if they are on the CPU."""
-        return Encoded(type(self), self.build())
+    @classmethod
+    def block_layout(cls, fields: Scope) -> Layout | None:
+        """The layout of the blocks that the field ``data`` consists of, if it does.
 
-    @staticmethod
-    @abstractmethod
-    def kind_of(blob: Scope) -> str:
-        """:attr:`kind`, from the fields of a blob."""
-
-    @staticmethod
-    @abstractmethod
-    def shape_of(blob: Scope) -> tuple[int, ...]:
-        """:attr:`shape`, from the fields of a valid blob."""
-
-    @staticmethod
-    def plain_dtype(blob: Scope) -> DType | None:
-        """The dtype of a weight that is stored as plain numbers, from the fields of a blob; None if it is packed."""
+        Args:
+            fields: of a blob, those before ``data``.
+        """
         return None
 
     @staticmethod
@@ -200,21 +177,69 @@ class QuantizedTensor(ABC):
         """
         import torch
 
-        from uqff import simd
-
         if out is not None:
             _check_out(self.shape, self.device, out, dtype or out.dtype)
         dtype = dtype or (torch.float32 if out is None else out.dtype)
-        result = simd.dequantize(self, dtype, out)
+        result = self.dequantize_by_kernel(dtype, out)
         if result is not None:
             return result
         plain = self._dequantize()
         if out is not None:
             return out.copy_(plain)
-        # Plain float32 weights need no arithmetic: the reference may give the stored tensor itself, a view of a file.
-        memory = plain.untyped_storage().data_ptr()
-        stored_itself = any(part.data.untyped_storage().data_ptr() == memory for part in self._parts().values())
-        return plain.to(dtype, copy=stored_itself)
+        # Plain float32 weights need no arithmetic: the reference may give what is stored itself, a view of a file.
+        return plain.to(dtype, copy=any(part.holds(plain) for part in self.parts.values()))
+
+    def dequantize_by_kernel(self, dtype: torch.dtype, out: torch.Tensor | None = None) -> torch.Tensor | None:
+        """The weight as plain numbers, by a kernel if there is one.
+
+        Args:
+            dtype: of the result.
+            out: where to write: contiguous, of the record's shape, ``dtype`` and device. A new tensor if None.
+
+        Returns:
+            ``out`` or the new tensor; None if no kernel applies (kernels are off, the record is not on the CPU, the
+            dtype is not float32, bfloat16 or float16, the weight is too small), in which case nothing was written.
+        """
+        written = DType.of_torch(dtype)
+        if self.place != "cpu" or written not in KERNEL_DTYPES or not simd.enabled():
+            return None
+        from uqff.simd import memory
+
+        made = memory.empty(self.shape, dtype) if out is None else out
+        return made if self._decode(memory.bytes_of(made), written) else None
+
+    def write_numbers(self, out: npt.NDArray[np.uint8], dtype: DType = DType.F32) -> None:
+        """Dequantise into memory: :meth:`dequantize` for those who have no torch.
+
+        A kernel does it; where there is none (small weights, no numba) the reference does, which imports torch.
+
+        Args:
+            out: the bytes of ``numel`` numbers, contiguous.
+            dtype: F32, BF16 or F16.
+        """
+        if simd.enabled() and self._decode(out, dtype):
+            return
+        import torch
+
+        self.dequantize(out=torch.from_numpy(out).view(dtype.torch).view(self.shape))
+
+    def _decode(self, out: npt.NDArray[np.uint8], dtype: DType) -> bool:
+        from uqff.simd import output
+
+        return self._dequantize_by_kernel(out, output.FORMS[dtype])
+
+    def _dequantize_by_kernel(self, out: npt.NDArray[np.uint8], form: int) -> bool:
+        """Write the numbers into ``out``, if there is a kernel for the weight.
+
+        Args:
+            out: the bytes of ``numel`` numbers.
+            form: of the numbers, one of :data:`uqff.simd.output.FORMS`.
+
+        Returns:
+            Whether it was done.  If not, nothing was written: the weight is small or has unusual dtypes, or its parts
+            do not fit each other, which the reference then reports.
+        """
+        return False
 
     @abstractmethod
     def alignment(self, dim: int) -> int:
@@ -332,6 +357,45 @@ class QuantizedTensor(ABC):
             return part.dequantize(out=out.unsqueeze(0))[0]
         return out.copy_(part.dequantize(out.dtype)[expert - start])
 
+    STACKS_BY_VALUE: ClassVar[bool] = False
+    """Whether a stack may not be exact though all shapes fit: something belongs to a whole tensor."""
+
+    @property
+    def has_whole_experts(self) -> bool:
+        """Of a stack: whether its experts are stored one after another, each by itself."""
+        return self.can_narrow(0, 0, 1)
+
+    @property
+    def has_whole_rows(self) -> bool:
+        """Whether every row is stored by itself, as whole blocks or groups."""
+        return True
+
+    def check_apart(self, experts: Sequence[Self]) -> None:
+        """Make sure that the experts of this stack, without their bytes, can be stacked again once they are apart.
+
+        Raises:
+            ShardError: they cannot.
+        """
+
+    @property
+    def ggml(self) -> tuple[str, Part] | None:
+        """What a GGUF file would store of the weight: the ISQ name of a ggml type, and its blocks, U8 ``[..., row]``.
+
+        None if GGUF has no such type.
+        """
+        return None
+
+    TILE: ClassVar[int] = 1 << 17
+    """Weights that are dequantised together: what stays in a cache."""
+
+    def tiles(self) -> Iterator[tuple[Callable[[Any], Any], Self]]:
+        """The weight in pieces of about :attr:`TILE` numbers, at least a row, to be looked at one by one; views.
+
+        Yields:
+            A function that takes the piece out of a plain array of the weight's shape, and the piece.
+        """
+        yield from row_tiles(self, self.TILE)
+
     def _frame(self, dim: int) -> tuple[int, ...]:
         return (*self.shape[:dim], *self.shape[dim + 1 :])
 
@@ -359,9 +423,14 @@ class QuantizedTensor(ABC):
         return dim % rank
 
     @property
+    def parts(self) -> dict[str, Part]:
+        """What is stored, by attribute name, in file order."""
+        return {name: value for name, value in self.__dict__.items() if isinstance(value, Part)}
+
+    @property
     def nbytes(self) -> int:
         """Bytes of all stored tensors, without framing and bias."""
-        return sum(part.nbytes for part in self._parts().values())
+        return sum(part.nbytes for part in self.parts.values())
 
     @property
     def numel(self) -> int:
@@ -369,32 +438,44 @@ class QuantizedTensor(ABC):
         return math.prod(self.shape)
 
     @property
+    def place(self) -> str:
+        """Where the stored tensors are, in torch's words: ``cpu``, ``meta``, ``cuda:0``, ..."""
+        return next(iter(self.parts.values())).place
+
+    @property
     def device(self) -> torch.device:
         """Where the stored tensors are."""
-        return next(iter(self._parts().values())).device
+        import torch
+
+        return torch.device(self.place)
 
     def to(self, device: torch.device | str) -> Self:
         """The same record with its tensors on ``device``; the record itself if they are there already."""
         import torch
 
         target = torch.empty(0, device=device).device
-        if all(part.device == target for part in self._parts().values()):
+        if all(part.place == str(target) for part in self.parts.values()):
             return self
-        moved = {name: getattr(self, name).to(target) for name in self._parts()}
-        return replace(self, **moved)  # type: ignore[type-var]
+        return self.replaced(**{name: part.to(target) for name, part in self.parts.items()})
 
-    def _parts(self) -> dict[str, torch.Tensor | Part]:
-        """What is stored, by attribute name, without making unaligned parts into tensors."""
-        return {name: value for name, value in self.__dict__.items() if hasattr(value, "nbytes")}
+    def meta(self) -> Self:
+        """The record without its bytes, which torch calls the meta device: all sizes are known."""
+        return self.replaced(**{name: part.planned(part.shape, part.dtype) for name, part in self.parts.items()})
+
+    def replaced(self, **changes: Any) -> Self:
+        """The record with other fields; :func:`dataclasses.replace` would make torch tensors of those that stay."""
+        return type(self)(**self.__dict__ | changes)
+
+    def same_in(self, other: QuantizedTensor, name: str) -> bool:
+        """Whether a field is the same in another record of the family, to the last bit."""
+        mine, theirs = self.__dict__[name], other.__dict__[name]
+        return mine.same_as(theirs) if isinstance(mine, Part) else bool(mine == theirs)
 
     def __eq__(self, other: object) -> bool:
         """Equality by bytes: same family, same parameters, same bits in every stored tensor."""
-        if type(other) is not type(self):
+        if not isinstance(other, QuantizedTensor) or type(other) is not type(self):
             return NotImplemented
-        return all(
-            same_bytes(getattr(self, f.name), getattr(other, f.name))
-            for f in dataclass_fields(self)  # type: ignore[arg-type]
-        )
+        return all(self.same_in(other, name) for name in self.__dict__)
 
     __hash__ = None  # type: ignore[assignment]  # compared by content that may be gigabytes
 
@@ -402,69 +483,8 @@ class QuantizedTensor(ABC):
         bits = 8 * self.nbytes / max(self.numel, 1)
         return (
             f"<{type(self).__name__} {self.kind} {list(self.shape)}, "
-            f"{self.nbytes:,} bytes, {bits:.2f} bits/weight, {self.device}>"
+            f"{self.nbytes:,} bytes, {bits:.2f} bits/weight, {self.place}>"
         )
-
-
-def narrow_parts(record: _Record, dim: int, start: int, length: int, unit: int, **per_unit: int) -> _Record:
-    """Cut parts that have the record's dimensions, the last one in other units.
-
-    Args:
-        record: the record.
-        dim: which dimension.
-        start: first element.
-        length: number of elements.
-        unit: elements of the last dimension that belong together.
-        per_unit: elements of each part for one unit.
-    """
-    last = dim == len(record.shape) - 1
-    changed = {}
-    for name, count in per_unit.items():
-        begin, n = (start // unit * count, length // unit * count) if last else (start, length)
-        changed[name] = narrowed(record._parts()[name], dim, begin, n)
-    return replace(record, **changed)  # type: ignore[type-var]
-
-
-def join_parts(slices: list[tuple[int, _Record]], dim: int, *names: str) -> _Record:
-    """Join the named parts; everything else must be the same in all slices, and is kept.
-
-    Raises:
-        ShardError: the slices differ in something else, like the one scale of a tensor.
-    """
-    first = slices[0][1]
-    for field in dataclass_fields(first):  # type: ignore[arg-type]
-        same = all(same_bytes(getattr(first, field.name), getattr(each, field.name)) for _, each in slices[1:])
-        if field.name not in names and not same:
-            raise ShardError(
-                "slices were not cut from one weight", field=field.name, expected="the same in every slice"
-            )
-    return replace(first, **{name: joined([each._parts()[name] for _, each in slices], dim) for name in names})  # type: ignore[type-var]
-
-
-def runs(shape: tuple[int, ...], dim: int) -> tuple[int, int, int]:
-    """A slice along ``dim`` in the flattened weight is one range in each of several runs.
-
-    Returns:
-        How many runs there are, their length, and the length for one step along ``dim``.
-    """
-    inner = math.prod(shape[dim + 1 :])
-    return math.prod(shape[:dim]), shape[dim] * inner, inner
-
-
-def same_bytes(a: Any, b: Any) -> bool:
-    """Whether two tensors have the same dtype, shape and bits, on whatever devices; else whether two values are equal.
-
-    A tensor on the meta device has no bits: it is the same as itself only.
-    """
-    import torch
-
-    if not isinstance(a, torch.Tensor) or not isinstance(b, torch.Tensor):
-        return bool(a == b)
-    if a is b:
-        return True
-    if a.dtype != b.dtype or a.shape != b.shape or a.is_meta or b.is_meta:
-        return False
-    return bool(torch.equal(raw_bytes(a).reshape(-1), raw_bytes(b).reshape(-1).to(a.device)))
 
 
 def _check_out(shape: tuple[int, ...], device: torch.device, out: torch.Tensor, dtype: torch.dtype) -> None:
@@ -483,45 +503,3 @@ def _check_out(shape: tuple[int, ...], device: torch.device, out: torch.Tensor, 
         problem, expected, got = "not contiguous", "a contiguous tensor", f"strides {out.stride()}"
     if problem:
         raise ShapeError(problem, field="out", expected=expected, got=got)
-
-
-_EXPONENT_BITS = {
-    DType.F8E4M3: ("u1", 0x7F),
-    DType.F16: ("<u2", 0x7C00),
-    DType.BF16: ("<u2", 0x7F80),
-    DType.F32: ("<u4", 0x7F800000),
-    DType.F64: ("<u8", 0x7FF0000000000000),
-}
-"""The bits that are all set in infinities and NaNs; of e4m3, which has no infinity, all but the sign."""
-
-_LOOKED_AT = 2**20
-"""Elements that are looked at together: a layer may have billions, and each look takes memory."""
-
-
-def not_finite(record: Scope, field: str) -> Iterator[PayloadProblem]:
-    """Report the first element of a tensor record that is infinite or not a number. Integers have none."""
-    dtype: DType = record["dtype"]
-    if dtype not in _EXPONENT_BITS:
-        return
-    code, mask = _EXPONENT_BITS[dtype]
-    bits = np.frombuffer(record["data"], code)
-    count, first = 0, 0
-    for at in range(0, len(bits), _LOOKED_AT):
-        bad = (bits[at : at + _LOOKED_AT] & mask) == mask
-        found = int(np.count_nonzero(bad))
-        first = at + int(np.argmax(bad)) if found and not count else first
-        count += found
-    yield from _problems(count, first, field, dtype.itemsize, "a finite number")
-
-
-def first_bad(
-    bad: np.ndarray[Any, np.dtype[np.bool_]], field: str, stride: int, expected: str
-) -> Iterator[PayloadProblem]:
-    """Report how many elements are bad, and where the first is."""
-    yield from _problems(int(np.count_nonzero(bad)), int(np.argmax(bad)) if bad.size else 0, field, stride, expected)
-
-
-def _problems(count: int, first: int, field: str, stride: int, expected: str) -> Iterator[PayloadProblem]:
-    if count:
-        what = "1 element breaks a rule" if count == 1 else f"{count} elements break a rule"
-        yield PayloadProblem(field, first * stride, what, expected, f"element {first}")

@@ -7,17 +7,16 @@ cannot change places.  torch is not needed.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from uqff.codes import Family
 from uqff.errors import ShapeError, ShardError
-from uqff.families.encoded import Encoded
-from uqff.families.f8q8 import tensor as f8q8
-from uqff.schema.bricks import Placeholder, Scope
+from uqff.families.part import Part
+
+if TYPE_CHECKING:
+    from uqff.families.base import QuantizedTensor
 
 __all__ = ["Order", "can_reorder", "reordered", "reordered_bias"]
 
@@ -25,20 +24,21 @@ Order: TypeAlias = npt.NDArray[np.int64]
 """int64 ``[out]``: which row comes first, which second, ...; each once."""
 
 
-def can_reorder(weight: Encoded) -> bool:
+_Record = TypeVar("_Record", bound="QuantizedTensor")
+
+
+def can_reorder(weight: QuantizedTensor) -> bool:
     """Whether :func:`reordered` takes a weight."""
-    if len(weight.shape) != 2 or weight.family is Family.HQQ:
-        return False
-    return weight.family is not Family.F8Q8 or weight.shape[1] % f8q8.BLOCK_SIZE == 0
+    return len(weight.shape) == 2 and weight.has_whole_rows
 
 
-def reordered(weight: Encoded, order: Order) -> Encoded:
+def reordered(weight: _Record, order: Order) -> _Record:
     """A matrix with its rows in another order, still quantised; the weight itself is not modified.
 
     ``reordered(w, order)`` dequantises to the bits of what ``w`` dequantises to, ``[order]``.
 
     Args:
-        weight: ``[out, in]``; its payloads may be placeholders.
+        weight: ``[out, in]``; which may lack its bytes.
         order: of its rows.
 
     Raises:
@@ -54,29 +54,23 @@ def reordered(weight: Encoded, order: Order) -> Encoded:
     rows = weight.shape[0]
     if order.shape != (rows,):
         raise ShapeError("order of another number of rows", expected=rows, got=list(order.shape))
-    tensors = {entry.field for entry in weight.record.ENTRIES.members if entry.dims}
-    return Encoded(
-        weight.record,
-        {name: _moved(value, order) if name in tensors else value for name, value in weight.fields.items()},
-    )
+    return weight.replaced(**{name: _moved(part, order) for name, part in weight.parts.items() if part.shape})
 
 
-def reordered_bias(bias: Scope, order: Order) -> Scope:
+def reordered_bias(bias: Part, order: Order) -> Part:
     """A bias ``[out]`` likewise.
 
     Raises:
         ShapeError: another number of rows.
     """
-    if tuple(bias["shape"]) != order.shape:
-        raise ShapeError("order of another number of rows", field="bias", expected=bias["shape"], got=list(order.shape))
-    moved: Scope = _moved(bias, order)
-    return moved
+    if bias.shape != order.shape:
+        raise ShapeError("order of another number of rows", field="bias", expected=bias.shape, got=list(order.shape))
+    return _moved(bias, order)
 
 
-def _moved(value: Any, order: Order) -> Any:
-    """A tensor, or a payload, with its rows in order; a shape stays."""
-    if isinstance(value, Mapping):
-        return {**value, "data": _moved(value["data"], order)}
-    if isinstance(value, (Placeholder, tuple)):
-        return value
-    return np.frombuffer(value, np.uint8).reshape(len(order), -1)[order].reshape(-1).data
+def _moved(part: Part, order: Order) -> Part:
+    """A part with its rows in order."""
+    if part.is_planned:
+        return part
+    moved = part.array().reshape(len(order), -1)[order]
+    return Part(part.dtype, part.shape, moved.reshape(-1).data)

@@ -13,11 +13,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Hashable, Sequence
-from dataclasses import fields, replace
 from typing import TYPE_CHECKING, TypeVar
 
 from uqff.errors import ShardError
-from uqff.families.parts import Part, flat_part, stacked, unstacked
+from uqff.families.part import stacked
 
 if TYPE_CHECKING:
     from uqff.families.base import QuantizedTensor
@@ -51,7 +50,7 @@ def stack(records: Sequence[_Record]) -> _Record:
     if odd:
         usual = next(form for i, form in enumerate(forms) if i not in odd)
         raise _unlike(odd, forms[odd[0]], usual, len(records))
-    devices = [str(record.device) for record in records]
+    devices = [record.place for record in records]
     odd = odd_ones(devices)
     if odd:
         raise _unlike(odd, devices[odd[0]], next(d for i, d in enumerate(devices) if i not in odd), len(records))
@@ -60,13 +59,12 @@ def stack(records: Sequence[_Record]) -> _Record:
 
 def stack_parts(records: list[_Record], *names: str) -> _Record:
     """Stack the named parts; everything else is the same in all records, and is kept."""
-    parts = {name: stacked([record._parts()[name] for record in records]) for name in names}
-    return replace(records[0], **parts)  # type: ignore[type-var]
+    return records[0].replaced(**{name: stacked([record.parts[name] for record in records]) for name in names})
 
 
 def unstack_parts(record: _Record, *names: str) -> _Record:
     """The one weight of a stack of one: the named parts without their first dimension."""
-    return replace(record, **{name: unstacked(record._parts()[name]) for name in names})  # type: ignore[type-var]
+    return record.replaced(**{name: record.parts[name].view(record.parts[name].shape[1:]) for name in names})
 
 
 def check_shared(records: list[_Record], *names: str) -> None:
@@ -76,11 +74,10 @@ def check_shared(records: list[_Record], *names: str) -> None:
         ShardError: naming the part and the records that have another.
     """
     for name in names:
-        parts = [record._parts()[name] for record in records]
-        if any(not isinstance(part, Part) and part.is_meta for part in parts):
+        parts = [record.parts[name] for record in records]
+        if any(part.is_planned for part in parts):
             continue
-        values = [flat_part(part).cpu().numpy().tobytes() for part in parts]
-        odd = odd_ones(values)
+        odd = odd_ones([part.array().tobytes() for part in parts])
         if odd:
             raise ShardError(
                 f"weights do not stack: {records[0].kind} has one {name} for all",
@@ -98,11 +95,9 @@ def odd_ones(values: Sequence[Hashable]) -> list[int]:
 
 def _form(record: QuantizedTensor) -> str:
     """Everything that records of a stack have in common, in words."""
-    parts = record._parts()
-    dtypes = (
-        f"{n} {p.dtype.torch if isinstance(p, Part) else p.dtype}".replace("torch.", "") for n, p in parts.items()
-    )
-    rest = (f"{f.name}={_name(getattr(record, f.name))}" for f in fields(record) if f.name not in parts)  # type: ignore[arg-type]
+    parts = record.parts
+    dtypes = (f"{name} {part.dtype.torch_name}" for name, part in parts.items())
+    rest = (f"{name}={_name(value)}" for name, value in vars(record).items() if name not in parts)
     shown = [item for item in (*rest, *dtypes) if not item.startswith(("weight_shape=", "block_type="))]
     return f"{record.kind} {list(record.shape)} ({', '.join(shown)})"
 

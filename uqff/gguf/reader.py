@@ -20,11 +20,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from uqff.codes import DType
 from uqff.container.mapped import MappedBytes
 from uqff.container.shards import PathLike
 from uqff.errors import FormatError, ShapeError, ShardError, UnsupportedError, UqffError
 from uqff.families.gguf.blocks import BlockType, block_type_of_code
 from uqff.families.gguf.tensor import GGUF
+from uqff.families.part import Part
 from uqff.gguf.schema import (
     ALIGNMENT_KEY,
     TensorInfo,
@@ -38,7 +40,6 @@ from uqff.gguf.schema import (
 )
 from uqff.limits import MAX_SHARDS
 from uqff.schema.bricks import Cursor
-from uqff.schema.buffers import flat_bytes
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -132,7 +133,7 @@ class GgufTensor:
         *outer, last = self.shape
         row = last // block_type.block_size * block_type.type_size
         data = self.file.bytes_between(self.begin, self.begin + self.nbytes)
-        return GGUF(flat_bytes(data).view(*outer, row), block_type)
+        return GGUF.made_of(data=Part(DType.U8, (*outer, row), data), block_type=block_type)
 
     def release(self) -> None:
         """Give back the memory of its bytes; a later look reads them again."""

@@ -23,16 +23,13 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
-from uqff.codec.blob import EncodedLayer
-from uqff.codes import Family
+from uqff.codec.layer import Layer
 from uqff.container.atomic import atomic_file
 from uqff.container.file import UqffFile, open_uqff
 from uqff.container.shards import PathLike, resolve, select
 from uqff.errors import FormatError, UqffError
-from uqff.families.base import QuantizedTensor
-from uqff.families.fields import tensor_fields
 from uqff.families.rows import can_reorder, reordered, reordered_bias
 from uqff.limits import MAX_SUMS_BYTES
 from uqff.models.architectures import LayerName
@@ -40,12 +37,8 @@ from uqff.models.layouts import Layout, half_split_order, layout_beside
 from uqff.models.modules import Module, config_beside, modules_of
 from uqff.models.names import read_names
 from uqff.progress import Progress, Steps
-from uqff.schema.bricks import Scope
 from uqff.schema.entries import BIAS, FORMAT, RawTensor
 from uqff.simd.threads import num_threads
-
-if TYPE_CHECKING:
-    from uqff.codec.blob import Layer
 
 __all__ = [
     "LAYER_SUMS_NAME",
@@ -259,11 +252,12 @@ def _digest_module(file: UqffFile, module: Module, layout: Layout) -> LayerDiges
     experts: list[bytes] = []
     for key in module.keys:
         record, fields = file.fields(key)
-        kinds[record.kind_of(fields)] = None
-        if len(record.shape_of(fields)) > 2:
-            digest, experts = _digest(file[key])
+        layer = Layer.of_fields(record, fields)
+        kinds[layer.weight.kind] = None
+        if len(layer.weight.shape) > 2:
+            digest, experts = _digest(layer)
         else:
-            digest = _digest_matrix(record, fields, layout.heads_of(module.path))
+            digest = _digest_matrix(layer, layout.heads_of(module.path))
         digests.append(digest)
         file.release(key)
     if len(module.keys) > 1:
@@ -273,42 +267,33 @@ def _digest_module(file: UqffFile, module: Module, layout: Layout) -> LayerDiges
     )
 
 
-def _digest_matrix(record: type[QuantizedTensor], fields: Scope, heads: int | None) -> bytes:
+def _digest_matrix(layer: Layer, heads: int | None) -> bytes:
     """The digest of a layer that is no stack, with its rows as a checkpoint has them."""
     if heads is None:
-        return _hash(_entries(record, fields))
-    weight, bias = EncodedLayer.of_fields(record, fields)
+        return _hash(_entries(layer))
+    weight, bias = layer.weight, layer.bias_part
     if not can_reorder(weight):
-        return _hash(_entries(record, fields), ADJACENT_TAG % heads)
+        return _hash(_entries(layer), ADJACENT_TAG % heads)
     order = half_split_order(weight.shape[0], heads)
-    moved = reordered(weight, order).fields
-    return _hash(_entries(record, {**moved, "bias": None if bias is None else reordered_bias(bias, order)}))
+    moved = Layer(reordered(weight, order), None if bias is None else reordered_bias(bias, order))
+    return _hash(_entries(moved))
 
 
 def _digest(layer: Layer) -> tuple[bytes, list[bytes]]:
     """The digest of a layer, and those of its experts if it has some."""
     weight = layer.weight
-    if len(weight.shape) > 2 and _is_divisible(weight):
+    if len(weight.shape) > 2 and weight.has_whole_experts:
         experts = [_digest(expert)[0] for expert in layer.unstack()]
         return _join(experts), experts
-    bias = None if layer.bias is None else tensor_fields(layer.bias, name=BIAS)
-    return _hash(_entries(type(weight), {**weight.build(), "bias": bias})), []
+    return _hash(_entries(layer)), []
 
 
-def _is_divisible(weight: QuantizedTensor) -> bool:
-    """Whether the experts of a stack are stored one after another, each by itself.
-
-    In HQQ their codes share words, scales and zeros; in F8Q8 blocks may run from one into the next.
-    """
-    return weight.family is not Family.HQQ and weight.can_narrow(0, 0, 1)
-
-
-def _entries(record: type[QuantizedTensor], fields: Scope) -> dict[str, RawTensor]:
+def _entries(layer: Layer) -> dict[str, RawTensor]:
     """What 1.x would store of a layer, by suffix, in whatever version it may be."""
-    entries = {FORMAT: RawTensor("U8", (), bytes([record.family])), **record.ENTRIES.build(fields)}
-    bias = fields["bias"]
+    weight, bias = layer.weight, layer.bias_part
+    entries = {FORMAT: RawTensor("U8", (), bytes([weight.family])), **weight.ENTRIES.build(weight.build())}
     if bias is not None:
-        entries[BIAS] = RawTensor(bias["dtype"].safetensors, tuple(bias["shape"]), bias["data"])
+        entries[BIAS] = RawTensor(bias.dtype.safetensors, bias.shape, bias.payload)
     return entries
 
 

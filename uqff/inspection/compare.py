@@ -12,26 +12,24 @@ from typing import Any
 import numpy as np
 
 from uqff.checkpoints.safetensors import CONFIG_NAME, Checkpoint, open_checkpoint
-from uqff.codec.blob import EncodedLayer
+from uqff.codec.layer import Layer
 from uqff.codes import ENTRY_VERSIONS, DType, Version
 from uqff.container import UqffFile, open_uqff
 from uqff.container.directory import LOADED_DTYPES
 from uqff.container.shards import SUFFIX, PathLike, select
 from uqff.errors import ShapeError, ShardError, UnsupportedError, UqffError, located
-from uqff.families.base import same_bytes
-from uqff.families.fields import array_fields
+from uqff.families.loaded import Loaded
+from uqff.families.part import Part
 from uqff.models.architectures import EMBEDDING_SINCE, LayerName, embedding_name
 from uqff.models.layouts import Layout, layout_beside
 from uqff.models.matching import pairs_of
 from uqff.models.names import read_names
 from uqff.models.patterns import Pattern
-from uqff.numerics.floats import Floats
 from uqff.progress import Progress, Steps
 from uqff.quantization.bias import bias_distance
-from uqff.quantization.encode import Loaded
 from uqff.quantization.error import Distance, distance
 from uqff.quantization.plan import Goal, plan_model
-from uqff.schema.bricks import Scope
+from uqff.simd.floats import Floats
 
 __all__ = ["LayerDifference", "Side", "compare", "comparison_document", "diff"]
 
@@ -176,10 +174,10 @@ def _compare_models(a: PathLike, b: PathLike, names: Sequence[LayerName] | None)
                 (alone,) = filter(None, (ours, theirs))
                 yield LayerDifference(name, None, alone.layer.weight.shape, left, right, False, None)
                 continue
-            (layer, bias), (opposite, opposite_bias) = ours.layer, theirs.layer
+            layer, opposite = ours.layer.weight, theirs.layer.weight
             _check_shape(str(b), theirs.key, layer.shape, opposite.shape)
-            identical = layer == opposite and same_bytes(bias, opposite_bias)
-            biases = [EncodedLayer.of(each.layer).bias for each in (ours, theirs)]
+            identical = ours.layer == theirs.layer
+            biases = [each.layer.bias_part for each in (ours, theirs)]
             yield LayerDifference(
                 name, None, layer.shape, left, right, identical, distance(layer, opposite), *_biases(*biases)
             )
@@ -195,7 +193,8 @@ def _compare_with_source(
         theirs = _indices(file)
         _check_same_keys(source, ours, model, theirs)
         for goal, key in zip(goals, (theirs[name] for name in ours), strict=True):
-            layer, bias = EncodedLayer.of_fields(*file.fields(key))
+            whole = Layer.of_fields(*file.fields(key))
+            layer, bias = whole.weight, whole.bias_part
             stored = {checkpoint.dtype(each.tensor) for each in goal.sources}
             if not stored <= LOADED_DTYPES.keys():
                 expected, got = ", ".join(LOADED_DTYPES), ", ".join(sorted(stored))
@@ -229,7 +228,7 @@ def _layouts(file: UqffFile, checkpoint: Checkpoint) -> tuple[Layout, Layout]:
     return stored, own
 
 
-def _source_bias(checkpoint: Checkpoint, goal: Goal, order: Any) -> Scope | None:
+def _source_bias(checkpoint: Checkpoint, goal: Goal, order: Any) -> Part | None:
     """The bias as the checkpoint has it, in the order of the UQFF's rows if that is another."""
     if goal.bias is None:
         return None
@@ -238,12 +237,12 @@ def _source_bias(checkpoint: Checkpoint, goal: Goal, order: Any) -> Scope | None
         got = checkpoint.dtype(goal.bias)
         raise UnsupportedError("bias cannot be compared", layer=goal.module, field="bias.dtype", got=got)
     numbers = np.frombuffer(checkpoint.raw(goal.bias), f"V{stored.itemsize}").reshape(checkpoint.shape(goal.bias))
-    return array_fields(numbers if order is None else numbers[order], stored)
+    return Part.of_array(numbers if order is None else numbers[order], stored)
 
 
-def _biases(a: Scope | None, b: Scope | None) -> tuple[Distance | None, tuple[str | None, str | None]]:
+def _biases(a: Part | None, b: Part | None) -> tuple[Distance | None, tuple[str | None, str | None]]:
     """The distance of two biases, and their dtypes."""
-    dtypes = [None if bias is None else str(bias["dtype"].safetensors) for bias in (a, b)]
+    dtypes = [None if bias is None else str(bias.dtype.safetensors) for bias in (a, b)]
     far = None if a is None or b is None else bias_distance(a, b)
     return far, (dtypes[0], dtypes[1])
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from uqff.families.f8q8.tensor import BLOCK
-from uqff.families.gguf.blocks import BlockType
+from uqff.families import family_of
 from uqff.inspection.values import value_text
 from uqff.schema.bricks import FieldTrace
 from uqff.schema.layout import Layout
@@ -92,9 +91,6 @@ def first_block(trace: Sequence[FieldTrace], blob: memoryview) -> list[FieldTrac
 
 
 def _block_layout(trace: Sequence[FieldTrace]) -> Layout | None:
-    for field in trace:
-        if isinstance(field.value, BlockType) and field.value.block_size > 1:
-            return field.value.layout
-        if field.path == "num_blocks":
-            return BLOCK
-    return None
+    fields = {field.path: field.value for field in trace}
+    family = fields.get("quant_type")
+    return None if family is None else family_of(family).block_layout(fields)

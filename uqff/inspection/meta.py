@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from typing import NamedTuple
 
 from uqff.codes import DType, Family, Version
@@ -56,20 +55,14 @@ def read_outline(file: UqffFile, key: str, *, trace: list[FieldTrace] | None = N
             in the file are named.
     """
     record, fields = file.fields(key, trace=trace)
-    bias = fields["bias"]
+    weight, bias = record.parse(fields), fields["bias"]
     return Outline(
         version=fields["version"],
         family=record.family,
-        kind=record.kind_of(fields),
-        shape=record.shape_of(fields),
-        payload_bytes=sum(map(_nbytes, (value for name, value in fields.items() if name != "bias"))),
+        kind=weight.kind,
+        shape=weight.shape,
+        payload_bytes=weight.nbytes,
         bias=None if bias is None else (bias["dtype"], tuple(bias["shape"])),
         record=record,
         fields=fields,
     )
-
-
-def _nbytes(value: object) -> int:
-    if isinstance(value, Mapping):
-        value = value["data"]
-    return value.nbytes if isinstance(value, memoryview) else 0

@@ -165,7 +165,7 @@ def _told(output: ReportedOutput, file: UqffFile) -> tuple[dict[str, str], dict[
     for key in file:
         record, fields = file.fields(key)
         layer = stored.get(key)
-        if layer is not None and layer.resolved_target and layer.stored == record.kind_of(fields):
+        if layer is not None and layer.resolved_target and layer.stored == record.parse(fields).kind:
             kept[key] = layer.resolved_target
     reasons = {each.module: each.reason for each in output.fallbacks if each.reason and each.module in kept}
     return kept, reasons

@@ -15,14 +15,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from uqff.codec.blob import EncodedLayer
+from uqff.codec.layer import Layer
 from uqff.codes import DType, Version
 from uqff.container import UqffFile, open_uqff
 from uqff.container.directory import CONFIG_NAME, LOADED_DTYPES
 from uqff.container.report import REPORT_NAME, check_output, check_report, read_report
 from uqff.container.shards import PathLike, models_in, select
 from uqff.errors import UnsupportedError, UqffError, printable, shortened
-from uqff.families.base import PayloadProblem, not_finite
+from uqff.families.payload import PayloadProblem, not_finite
 from uqff.inspection.meta import Outline, read_outline
 from uqff.models.config import read_config
 from uqff.models.engine import limits_of
@@ -240,7 +240,7 @@ def _check_config(file: UqffFile) -> Iterator[Violation]:
         shape: tuple[int, ...] | None = None
         with contextlib.suppress(UqffError):  # a broken layer, which is reported as such
             record, fields = file.fields(key)
-            shape = record.shape_of(fields)
+            shape = record.parse(fields).shape
         try:
             layout.order_of(key, 0 if shape is None else shape[0])
         except UqffError as error:
@@ -297,12 +297,12 @@ def notes_of(path: PathLike | Sequence[PathLike]) -> list[Note]:
     Raises:
         OSError: a file cannot be read.
     """
-    layers: dict[str, EncodedLayer] = {}
+    layers: dict[str, Layer] = {}
     try:
         with open_uqff(path) as file:
             for key in file:
                 with contextlib.suppress(UqffError):
-                    layers[key] = EncodedLayer.of_fields(*file.fields(key))
+                    layers[key] = Layer.of_fields(*file.fields(key))
             load = _residual_dtype(file)
             limits = limits_of(layers, file.version)
             return [*_rounded(layers, load), *(Note(each.rule, str(each), each.layers) for each in limits)]
@@ -320,12 +320,12 @@ def _residual_dtype(file: UqffFile) -> DType | None:
     return LOADED_DTYPES[dtypes.pop()] if len(dtypes) == 1 else None
 
 
-def _rounded(layers: Mapping[str, EncodedLayer], load: DType | None) -> Iterator[Note]:
+def _rounded(layers: Mapping[str, Layer], load: DType | None) -> Iterator[Note]:
     """Biases whose dtype tells that they were rounded, or may have been."""
     found: dict[tuple[str, DType], list[str]] = {}
-    for key, (weight, bias) in layers.items():
-        if bias is not None:
-            found.setdefault((weight.family.title, bias["dtype"]), []).append(key)
+    for key, layer in layers.items():
+        if layer.bias_part is not None:
+            found.setdefault((layer.weight.family.title, layer.bias_part.dtype), []).append(key)
     for (family, dtype), keys in found.items():
         what = f"{len(keys)} biases of {family} layers in {dtype.name}"
         if dtype is DType.F8E4M3:

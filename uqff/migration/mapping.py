@@ -17,12 +17,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from uqff.codec.blob import Layer
-from uqff.codes import Family, Version
+from uqff.codec.layer import Layer
+from uqff.codes import Version
 from uqff.container.file import UqffFile
 from uqff.container.streaming import layer_sizes
 from uqff.errors import ShardError, UqffError
-from uqff.families import HQQ, QuantizedTensor, Unquant
+from uqff.families import Unquant
 from uqff.families.rows import Order
 from uqff.families.stacking import odd_ones, stack
 from uqff.models.architectures import LayerName
@@ -193,7 +193,7 @@ def _try(move: Move, taken: list[Layer], version: Version) -> tuple[dict[str, La
     if problems:
         return {}, {}, problems
     try:
-        made = dict(move.made([_outline(layer) for layer in taken]))
+        made = dict(move.made([layer.meta() for layer in taken]))
         sizes = layer_sizes(made, version)
         if move.how == "stack":
             _try_stack(taken)
@@ -225,33 +225,19 @@ def _odd_experts(move: Move) -> list[Problem]:
 def _form(source: Source) -> str:
     record, fields = source.file.fields(source.key)
     bias = "" if fields["bias"] is None else ", with a bias"
-    return f"{record.kind_of(fields)} {list(record.shape_of(fields))}{bias}"
+    weight = record.parse(fields)
+    return f"{weight.kind} {list(weight.shape)}{bias}"
 
 
 def _try_stack(layers: list[Layer]) -> None:
     """Stack two experts in earnest: types with something for a whole tensor may not stack, whatever outlines say."""
-    if len(layers) > 1 and layers[0].weight.family in (Family.FP8, Family.HQQ):
+    if len(layers) > 1 and layers[0].weight.STACKS_BY_VALUE:
         stack([layer.weight for layer in layers[:2]])
 
 
 def _try_unstack(stacked: Layer, made: Mapping[str, Layer]) -> None:
-    """Groups of HQQ may run from one expert into the next: apart, each weight would have a scale of its own, and the
-    experts would not stack again. Where each group has as many weights of every expert, all share all scales.
-    """
-    weight = stacked.weight
-    if not isinstance(weight, HQQ):
-        return
-    scales, apart = weight.scales.numel(), [_scales(layer.weight) for layer in made.values()]
-    if sum(apart) != scales and set(apart) != {scales}:
-        raise ShardError(
-            "groups run from one expert into the next",
-            expected=f"groups of as many weights of each of {len(apart)} experts",
-            got=f"groups of {weight.group_size}",
-        )
-
-
-def _scales(weight: QuantizedTensor) -> int:
-    return weight.scales.numel() if isinstance(weight, HQQ) else 0
+    """Look whether what a stack becomes can be stacked again."""
+    stacked.weight.check_apart([layer.weight for layer in made.values()])
 
 
 def _rows(move: Move, made: Mapping[str, Layer], sizes: Mapping[str, int], *, blobs: bool) -> Iterator[Row]:
@@ -265,16 +251,12 @@ def _rows(move: Move, made: Mapping[str, Layer], sizes: Mapping[str, int], *, bl
         record, fields = file.fields(key)
         nbytes = sum(place.nbytes for place in file.places(key).values())
         numbered = blobs or file.generation == "0.x"
-        kind, shape = record.kind_of(fields), record.shape_of(fields)
-        yield Row(name.index if numbered else None, name.key, name.expert, kind, shape, nbytes)
+        weight = record.parse(fields)
+        yield Row(name.index if numbered else None, name.key, name.expert, weight.kind, weight.shape, nbytes)
 
 
 def _cast(layer: Layer, dtype: torch.dtype | None) -> Layer:
     return layer if dtype is None or layer.bias is None else Layer(layer.weight, layer.bias.to(dtype))
-
-
-def _outline(layer: Layer) -> Layer:
-    return Layer(layer.weight.to("meta"), None if layer.bias is None else layer.bias.to("meta"))
 
 
 def _stacked(layers: list[Layer]) -> Layer:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from uqff.checkpoints.model import ModelDirectory
-from uqff.codec.blob import EncodedLayer
+from uqff.codec.layer import Layer
 from uqff.codes import FORMATS, DType, Family, Version
 from uqff.container.directory import CONFIG_NAME, LOADED_DTYPES
 from uqff.container.file import UqffFile
@@ -292,7 +292,7 @@ class _Planner:
         heads = self.layout.heads_of(name.module)
         if heads is None:
             return move
-        weight = EncodedLayer.of_fields(*source.file.fields(source.key)).weight
+        weight = Layer.of_fields(*source.file.fields(source.key)).weight
         if not can_reorder(weight):
             reason = f"its rows are adjacent, and those of {weight.kind} cannot be put in order exactly"
             problems.append(Problem(name.module, reason))
@@ -351,8 +351,7 @@ class _Planner:
         if plain:
             dtype = self.plan.dtype.safetensors
             warnings.append(f"{stem}: dequantised, stored as {dtype}, and not to be had back: {', '.join(plain)}")
-        outlines = {key: EncodedLayer.of(layer) for key, layer in planned.moves.outlines.items()}
-        planned.limits = limits_of(outlines, self.plan.version)
+        planned.limits = limits_of(planned.moves.outlines, self.plan.version)
         warnings += [f"{stem}: {limit}" for limit in planned.limits]
         for move in moved:
             made = [planned.moves.outlines[key] for key in move.targets if key in planned.moves.outlines]
@@ -404,7 +403,7 @@ def _same(file: UqffFile, key: str) -> Move:
 
 def _shape(file: UqffFile, key: str) -> tuple[int, ...]:
     record, fields = file.fields(key)
-    return record.shape_of(fields)
+    return record.parse(fields).shape
 
 
 def _nbytes(source: Source) -> int:

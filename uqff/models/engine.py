@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
-from uqff.codec.blob import EncodedLayer
+from uqff.codec.layer import Layer
 from uqff.codes import DType, Family, Version
 from uqff.errors import UnsupportedError
 
@@ -79,55 +79,58 @@ class Rule:
 
     name: str
     majors: tuple[int, ...]
-    match: Callable[[EncodedLayer, int], Match | None]
+    match: Callable[[Layer, int], Match | None]
     problem: str
     seen: str
 
 
-def _types(*kinds: str) -> Callable[[EncodedLayer, int], Match | None]:
+def _types(*kinds: str) -> Callable[[Layer, int], Match | None]:
     return lambda layer, major: Match(f"{layer.weight.kind} layers") if layer.weight.kind in kinds else None
 
 
-def _stacks(*families: Family) -> Callable[[EncodedLayer, int], Match | None]:
-    def match(layer: EncodedLayer, major: int) -> Match | None:
+def _stacks(*families: Family) -> Callable[[Layer, int], Match | None]:
+    def match(layer: Layer, major: int) -> Match | None:
         stacked = len(layer.weight.shape) > 2 and layer.weight.family in families
         return Match(f"stacks of {layer.weight.family.title} experts") if stacked else None
 
     return match
 
 
-def _biases(layer: EncodedLayer, dtype: DType) -> Match:
+def _biases(layer: Layer, dtype: DType) -> Match:
     return Match(f"biases of {layer.weight.family.title} layers in {dtype.name}", dtype)
 
 
-def _unfit_bias(layer: EncodedLayer, major: int) -> Match | None:
+def _unfit_bias(layer: Layer, major: int) -> Match | None:
     """A bias in a dtype in which no activations are, or not in the one in which the family's are added."""
-    if layer.bias is None:
+    if layer.bias_part is None:
         return None
-    stored, needed = layer.bias["dtype"], layer.weight.record.BIAS.added.get(major)
+    stored, needed = layer.bias_part.dtype, layer.weight.BIAS.added.get(major)
     fits = stored is needed if needed is not None else stored in ACTIVATIONS
     return None if fits else _biases(layer, stored)
 
 
-def _pinned_bias(layer: EncodedLayer, major: int) -> Match | None:
+def _pinned_bias(layer: Layer, major: int) -> Match | None:
     """A bias that can be added to activations of its own dtype only."""
-    if layer.bias is None or major in layer.weight.record.BIAS.added or layer.bias["dtype"] not in ACTIVATIONS:
+    bias = layer.bias_part
+    if bias is None or major in layer.weight.BIAS.added or bias.dtype not in ACTIVATIONS:
         return None
-    return _biases(layer, layer.bias["dtype"])
+    return _biases(layer, bias.dtype)
 
 
-def _unfit_weight(layer: EncodedLayer, major: int) -> Match | None:
+def _unfit_weight(layer: Layer, major: int) -> Match | None:
     """A plain weight in a dtype in which no activations are."""
-    dtype = layer.weight.record.plain_dtype(layer.weight.fields)
+    plain = layer.weight.plain
+    dtype = None if plain is None else plain.dtype
     return None if dtype is None or dtype in ACTIVATIONS else Match(f"unquantised layers in {dtype.name}", dtype)
 
 
-def _pinned_weight(layer: EncodedLayer, major: int) -> Match | None:
+def _pinned_weight(layer: Layer, major: int) -> Match | None:
     """A plain weight that can be multiplied with activations of its own dtype only.
 
     GGUF's are cast when they are loaded; but those in F32 are refused if activations are narrower.
     """
-    dtype = layer.weight.record.plain_dtype(layer.weight.fields)
+    plain = layer.weight.plain
+    dtype = None if plain is None else plain.dtype
     cast = layer.weight.family is Family.GGUF and (dtype is not DType.F32 or major == 0)
     if dtype not in ACTIVATIONS or cast:
         return None
@@ -197,7 +200,7 @@ RULES: Final = (
 """All that is about single layers; beside it, layers that run one by one may not run together (``several-dtypes``)."""
 
 
-def limits_of(layers: Mapping[str, EncodedLayer], version: Version) -> list[Limit]:
+def limits_of(layers: Mapping[str, Layer], version: Version) -> list[Limit]:
     """What of a model the engine cannot load or run: a line for each rule and kind of layer, in the order of the rules.
 
     Args:
@@ -221,7 +224,7 @@ def _problem(rule: Rule, match: Match, major: int) -> str:
     return rule.problem.format(dtype="" if match.dtype is None else match.dtype.name, auto=" and ".join(auto))
 
 
-def _of_several_dtypes(layers: Mapping[str, EncodedLayer], major: int) -> list[Limit]:
+def _of_several_dtypes(layers: Mapping[str, Layer], major: int) -> list[Limit]:
     """Layers that run with one dtype of activations each, and not with the same."""
     pinned: dict[str, set[DType]] = {}
     for name, layer in layers.items():

@@ -25,12 +25,12 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 
 from uqff.checkpoints.safetensors import CONFIG_NAME
-from uqff.codec.blob import Layer
+from uqff.codec.layer import Layer
 from uqff.codes import Version
 from uqff.container.file import UqffFile
 from uqff.errors import FormatError, ShapeError, UnsupportedError, located
 from uqff.families import Unquant
-from uqff.families.rows import Order, can_reorder, reordered
+from uqff.families.rows import Order, can_reorder, reordered, reordered_bias
 from uqff.models.architectures import LANGUAGE_MODEL_PREFIX, architecture_of
 from uqff.models.modules import config_beside
 
@@ -246,12 +246,9 @@ def in_order(layer: Layer, order: Order | None) -> Layer:
     """
     if order is None:
         return layer
-    encoded = layer.weight.encoded()
-    if can_reorder(encoded):
-        weight = reordered(encoded, order).as_record()
-    else:
-        weight = Unquant.of(layer.weight.dequantize()[order])
-    return Layer(weight, None if layer.bias is None else layer.bias[order])
+    weight, bias = layer.weight, layer.bias_part
+    moved = reordered(weight, order) if can_reorder(weight) else Unquant.of(weight.dequantize()[order])
+    return Layer(moved, None if bias is None else reordered_bias(bias, order))
 
 
 def without_rope_layout(config: Mapping[str, Any]) -> dict[str, Any]:

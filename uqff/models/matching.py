@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from uqff.checkpoints.safetensors import CONFIG_NAME
-from uqff.codec.blob import Layer
+from uqff.codec.layer import Layer
 from uqff.container import UqffFile
 from uqff.errors import ShapeError, ShardError, UnsupportedError
 from uqff.families import Unquant
@@ -157,7 +157,7 @@ def _experts(file: UqffFile, module: Module) -> int:
     if len(module.keys) > 1:
         return len(module.keys)
     record, fields = file.fields(module.keys[0])
-    shape = record.shape_of(fields)
+    shape = record.parse(fields).shape
     return shape[0] if len(shape) > 2 else 1
 
 

@@ -80,6 +80,10 @@ def f16_to_float32(bits: U16) -> F32:
     return value
 
 
+E4M3_MAX = np.float32(416)
+"""``F8E4M3::MAX`` of the float8 crate, code 0x7D; the largest finite e4m3 number, 448, is its ``INFINITY``."""
+
+
 def float32_to_e4m3(x: F32) -> U8:
     """Bit patterns of the nearest float8 e4m3 (no infinity), ties to even; infinity and what rounds above 448 give 448.
 
@@ -162,10 +166,12 @@ def pack_planes(codes: U8, bits: int) -> npt.NDArray[Any]:
     """
     planes = PLANES[bits]
     rows, columns = codes.shape
-    packed = np.zeros((packed_rows(rows, bits), columns), np.int32 if bits == 3 else np.uint8)
-    padding = np.zeros((planes * len(packed) - rows, columns), np.uint8)
-    for plane in np.concatenate([codes, padding]).reshape(planes, -1, columns):
-        packed = (packed << bits) | plane
+    height = packed_rows(rows, bits)
+    packed = np.zeros((height, columns), np.int32 if bits == 3 else np.uint8)
+    for plane in range(planes):
+        run = codes[plane * height : (plane + 1) * height]
+        packed <<= bits
+        packed[: len(run)] |= run
     return packed
 
 

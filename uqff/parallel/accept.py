@@ -11,11 +11,11 @@ from typing import Any, Final, TypeAlias
 import numpy as np
 import torch
 
-from uqff.codec.blob import Layer
+from uqff.codec.layer import Layer
 from uqff.codes import DType
 from uqff.errors import ShapeError, UnsupportedError, UqffError
 from uqff.families import QuantizedTensor, Unquant
-from uqff.schema.buffers import tensor_of, writable_alias
+from uqff.families.part import Part
 
 __all__ = ["Weight", "bias_of", "check_activations", "layer_of", "parts_of", "plain_of", "record_of"]
 
@@ -53,8 +53,8 @@ def parts_of(
         bias = bias if own is None else own
     made: QuantizedTensor | torch.Tensor
     if isinstance(weight, QuantizedTensor):
-        if isinstance(weight, Unquant) and weight.dtype.torch not in PLAIN:
-            raise _not_plain("weight", PLAIN, weight.dtype.torch, layer)
+        if weight.UNQUANTISED and weight.nominal_dtype.torch not in PLAIN:
+            raise _not_plain("weight", PLAIN, weight.nominal_dtype.torch, layer)
         made = weight
     else:
         made = _plain("weight", weight, PLAIN, layer)
@@ -154,7 +154,7 @@ def _tensor_of_array(name: str, array: np.ndarray[Any, Any], layer: str | None) 
     if not array.size:
         return torch.empty(array.shape, dtype=dtype.torch)
     native = np.ascontiguousarray(array, array.dtype.newbyteorder("="))
-    return tensor_of(writable_alias(native.reshape(-1).view(np.uint8).data), dtype, array.shape)
+    return Part.of_array(native, dtype).tensor()
 
 
 def _not_plain(name: str, dtypes: tuple[torch.dtype, ...], got: object, layer: str | None) -> UnsupportedError:

@@ -29,7 +29,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 import torch
 
 from uqff.codec import blob as blobs
-from uqff.codec.blob import LATEST, Layer
+from uqff.codec.blob import LATEST
+from uqff.codec.layer import Layer
 from uqff.errors import ShapeError, UnsupportedError, UqffError
 from uqff.families import QuantizedTensor, stack
 from uqff.parallel.accept import Weight, layer_of, parts_of, plain_of, record_of
@@ -40,7 +41,6 @@ from uqff.parallel.linear import ColumnParallelLayer, ReplicatedLayer, RowParall
 from uqff.parallel.mixture import Activation, Mixture
 from uqff.parallel.partition import Cut, OnMisaligned, part_of, split_fused
 from uqff.parallel.shard import Shard, Slice
-from uqff.parallel.weight import outline_of
 from uqff.schema.header import HEADER
 
 if TYPE_CHECKING:
@@ -165,9 +165,11 @@ class FusedExperts(Mixture):
         for layers, whole, name, dim in zip(projections, wholes, _NAMES, _INNER, strict=True):
             cls_ = ReplicatedStack if part is None else (ColumnParallelStack, RowParallelStack)[dim]
             slices = layers if part is None else [layer.narrow(dim, *part) for layer in layers]
-            joined = _stack(slices, _at(key, name))
+            stacked = _stack(slices, _at(key, name))
             cut = None if part is None else Slice(dim + 1, *part)
-            made.append(cls_(*joined, comm, key=_at(key, name), whole=whole, cut=cut, version=version))
+            made.append(
+                cls_(stacked.weight, stacked.bias, comm, key=_at(key, name), whole=whole, cut=cut, version=version)
+            )
         return _on(cls(made[0], made[1], made[2], comm, act=act, key=key), device)
 
     @classmethod
@@ -400,7 +402,7 @@ def _deserialized(given: Sequence[Any], key: str | None) -> list[Layer]:
 
 def _outline_of_stack(layers: Sequence[Layer], key: str | None) -> QuantizedTensor:
     try:
-        return stack([outline_of(layer.weight) for layer in layers])
+        return stack([layer.weight.meta() for layer in layers])
     except UqffError as error:
         raise error.within(layer=key) from None
 

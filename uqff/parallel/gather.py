@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 import torch
 
 from uqff.errors import ShapeError, UnsupportedError
-from uqff.families import Unquant
 from uqff.parallel.accept import check_activations
 from uqff.parallel.comm import Comm
 from uqff.parallel.layer import DistributedKind, QuantizedLayer, QuantizedLinear
@@ -186,7 +185,7 @@ class ReplicatedStack(QuantizedLayer, Gathering):
 
     def size(self) -> tuple[int, int, int]:
         """Experts, and this rank's outputs and inputs of each."""
-        experts, outputs, inputs = self.stored_weight._outline.shape
+        experts, outputs, inputs = self.stored_weight._meta.shape
         return experts, outputs, inputs
 
     def _where(self) -> tuple[str | None, Comm, DistributedKind]:
@@ -194,8 +193,8 @@ class ReplicatedStack(QuantizedLayer, Gathering):
 
     def _products(self, dtype: torch.dtype) -> Callable[[int, torch.Tensor], torch.Tensor]:
         weight, room = self.weight, None
-        if isinstance(weight, Unquant) and dtype is torch.float64:  # dequantising is by way of float32
-            stack = weight.weight.to(dtype)
+        if weight.plain is not None and dtype is torch.float64:  # dequantising is by way of float32
+            stack = weight.plain.tensor().to(dtype)
             return lambda expert, rows: torch.nn.functional.linear(rows, stack[expert])
         _, outputs, inputs = self.size()
         if dtype in (torch.float32, torch.bfloat16, torch.float16):
@@ -257,7 +256,7 @@ class ExpertList(Gathering, torch.nn.ModuleList):
                 raise UnsupportedError("not a layer", layer=key, expected="a parallel layer for each expert", got=got)
         super().__init__(layers)
         self.key = key
-        shapes = [layer.stored_weight._outline.shape for layer in layers]
+        shapes = [layer.stored_weight._meta.shape for layer in layers]
         odd = [i for i, shape in enumerate(shapes) if shape != shapes[0]]
         if not layers or odd:
             raise ShapeError(
@@ -274,7 +273,7 @@ class ExpertList(Gathering, torch.nn.ModuleList):
 
     def size(self) -> tuple[int, int, int]:
         """Experts, and this rank's outputs and inputs of each."""
-        outputs, inputs = self[0].stored_weight._outline.shape
+        outputs, inputs = self[0].stored_weight._meta.shape
         return len(self), outputs, inputs
 
     def quantized_act_type(self) -> torch.dtype | None:

@@ -15,19 +15,20 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 
 from uqff.codec import blob as blobs
-from uqff.codec.blob import LATEST, Layer
+from uqff.codec.blob import LATEST
+from uqff.codec.layer import Layer
 from uqff.errors import ShapeError, ShardError, UnsupportedError, UqffError
-from uqff.families import HQQ, QuantizedTensor, Unquant
+from uqff.families import QuantizedTensor, Unquant
 from uqff.families.rows import Order
 from uqff.models.layouts import in_order
 from uqff.parallel.accept import Weight, check_activations, layer_of, plain_of
 from uqff.parallel.comm import Comm
-from uqff.parallel.requantize import act_type, add_delta, nominal_dtype, requantize
+from uqff.parallel.requantize import add_delta, requantize
 from uqff.parallel.shard import Shard, Slice
 from uqff.parallel.stats import InputStats
-from uqff.parallel.weight import StoredWeight, outline_of
+from uqff.parallel.weight import StoredWeight
 from uqff.quantization.bias import cast_bias
-from uqff.quantization.types import outline
+from uqff.quantization.types import planned
 from uqff.schema.header import HEADER
 
 if TYPE_CHECKING:
@@ -36,9 +37,6 @@ if TYPE_CHECKING:
     from uqff.quantization.types import Engine, Fallback
 
 __all__ = ["DistributedKind", "QuantizedLayer", "QuantizedLinear"]
-
-_NAMES = ("gguf", "unquant-linear", "hqq", "fp8-linear", "afq-layer", "f8q8-linear", "mxfp4-layer")
-"""What the engine calls the layer of each family."""
 
 START_BYTES = 8
 """A slice travels as its first index, then its blob."""
@@ -95,7 +93,7 @@ class QuantizedLayer(torch.nn.Module):
         self.key = key
         self.version = version
         self.cut = cut
-        self._whole = outline_of(record) if whole is None and cut is None else whole
+        self._whole = record.meta() if whole is None and cut is None else whole
         self.stored_weight = StoredWeight(record, self._place)
         self.stored_bias = None if bias is None else StoredWeight(Unquant.of(bias.detach()))
 
@@ -111,7 +109,7 @@ class QuantizedLayer(torch.nn.Module):
     def _of_slice(cls, whole: Layer, shard: Shard, comm: Comm | None, key: str | None, **kwargs: Any) -> Self:
         cut = _shard_of(shard, key).slice_of(whole.weight, layer=key)
         part = whole.narrow(*cut)
-        return cls(part.weight, part.bias, comm, key=key, whole=outline_of(whole.weight), cut=cut, **kwargs)
+        return cls(part.weight, part.bias, comm, key=key, whole=whole.weight.meta(), cut=cut, **kwargs)
 
     @classmethod
     def _of_plain(cls, whole: torch.Tensor, shard: Shard, comm: Comm | None, key: str | None) -> Self:
@@ -187,9 +185,8 @@ class QuantizedLayer(torch.nn.Module):
         """The bias that this rank holds, in the dtype it is stored in."""
         if self.stored_bias is None:
             return None
-        record = self.stored_bias.record
-        assert isinstance(record, Unquant)
-        return record.weight
+        plain = self.stored_bias.record.plain
+        return None if plain is None else plain.tensor()
 
     def reorder(self, order: Order) -> None:
         """Put the outputs that this rank holds in another order: :func:`uqff.families.rows.reordered`.
@@ -219,16 +216,18 @@ class QuantizedLayer(torch.nn.Module):
     def unquant_weight_bias(self) -> tuple[torch.Tensor, torch.Tensor | None] | None:
         """Weight and bias of a layer that is not quantised; None of one that is."""
         weight = self.weight
-        return (weight.weight, self.bias) if isinstance(weight, Unquant) else None
+        plain = weight.plain if weight.UNQUANTISED else None
+        return None if plain is None else (plain.tensor(), self.bias)
 
     def dtype_and_device(self) -> tuple[torch.dtype, torch.device]:
         """The dtype that the weight's family claims, and where it is."""
         weight = self.weight
-        return nominal_dtype(weight), weight.device
+        return weight.nominal_dtype.torch, weight.device
 
     def quantized_act_type(self) -> torch.dtype | None:
         """The dtype of activations that the family asks for; None if it takes any."""
-        return act_type(self.stored_weight._outline)
+        dtype = self.stored_weight._meta.act_dtype
+        return None if dtype is None else dtype.torch
 
     def is_distributed(self) -> DistributedKind:
         """How the layer is partitioned over ranks; ``REPLICATED`` if every rank holds all of it."""
@@ -241,7 +240,7 @@ class QuantizedLayer(torch.nn.Module):
     @property
     def name(self) -> str:
         """What the engine calls a layer of the family: ``gguf``, ``hqq``, ``fp8-linear``, ..."""
-        return _NAMES[self.stored_weight._outline.family]
+        return self.stored_weight._meta.LAYER_NAME
 
     def add_delta_w(self, delta: torch.Tensor, *, engine: Engine = "0.8") -> Self:
         """A new layer with a delta (of LoRA: B @ A, scaled) added to its weight.
@@ -306,10 +305,10 @@ class QuantizedLayer(torch.nn.Module):
     def _changed(self, weight: QuantizedTensor, bias: torch.Tensor | None) -> Self:
         """The layer with another weight: still a slice of a whole, if slices quantised apart make up a whole."""
         whole = self._whole
-        if whole is not None and weight.kind != self.stored_weight._outline.kind:
-            whole = outline(weight.kind, whole.shape, nominal_dtype(weight))
+        if whole is not None and weight.kind != self.stored_weight._meta.kind:
+            whole = planned(weight.kind, whole.shape, weight.nominal_dtype)
         if self.cut is not None and whole is not None and self.cut.length != whole.shape[self.cut.dim]:
-            apart = isinstance(weight, HQQ) or not whole.can_narrow(*self.cut)
+            apart = not weight.SLICES_QUANTISE_ALIKE or not whole.can_narrow(*self.cut)
             whole = None if apart else whole
         return type(self)(
             weight, bias, self.comm, key=self.key, version=self.version, whole=whole, cut=self.cut or _all_of(weight)
@@ -366,11 +365,11 @@ class QuantizedLinear(QuantizedLayer):
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _plain_weight(self, dtype: torch.dtype) -> torch.Tensor:
         weight = self.weight
-        plain = weight.weight if isinstance(weight, Unquant) else None
-        return plain if plain is not None and plain.dtype is dtype else weight.dequantize(dtype)
+        plain = weight.plain
+        return plain.tensor() if plain is not None and plain.dtype.torch is dtype else weight.dequantize(dtype)
 
     def _product(self, x: torch.Tensor) -> torch.Tensor:
-        check_activations(x, self.stored_weight._outline.shape[1], layer=self.key)
+        check_activations(x, self.stored_weight._meta.shape[1], layer=self.key)
         if self._stats is not None:
             self._stats.process(x)
         return torch.nn.functional.linear(x, self._plain_weight(x.dtype))

@@ -21,13 +21,11 @@ from operator import index
 import torch
 
 from uqff.errors import FormatError, ShapeError, ShardError, UnsupportedError
-from uqff.families import AFQ, HQQ, QuantizedTensor
+from uqff.families import QuantizedTensor
 from uqff.parallel.accept import Weight, layer_of, parts_of, record_of
 from uqff.parallel.comm import Comm
 from uqff.parallel.layer import DistributedKind, QuantizedLinear
-from uqff.parallel.requantize import nominal_dtype
 from uqff.parallel.shard import Shard
-from uqff.quantization.types import outline
 
 __all__ = ["ColumnParallelLayer", "DistributedKind", "DummyLayer", "ReplicatedLayer", "RowParallelLayer"]
 
@@ -99,8 +97,7 @@ class ReplicatedLayer(QuantizedLinear):
         indices = _kept(kept_layers_indices, orig_num_hidden_layers, key)
         parts = [Shard.simple(0, at, orig_num_hidden_layers).apply_to(record, layer=key) for at in indices]
         n = record.shape[0] // orig_num_hidden_layers
-        outline_ = _resized(record, n * len(indices))
-        kept = outline_.join([(n * i, part) for i, part in enumerate(parts)], 0)
+        kept = record.resized(n * len(indices)).join([(n * i, part) for i, part in enumerate(parts)], 0)
         if bias is not None and bias.shape == (record.shape[0],):
             bias = torch.cat([bias[at * n : (at + 1) * n] for at in indices])
         return cls(kept, bias, key=key)
@@ -116,14 +113,6 @@ def _kept(indices: Sequence[int] | torch.Tensor, layers: int, key: str | None) -
         got = indices.tolist() if isinstance(indices, torch.Tensor) else indices
         raise ShardError("no such hidden layers", layer=key, field="kept_layers_indices", expected=expected, got=got)
     return kept
-
-
-def _resized(record: QuantizedTensor, outputs: int) -> QuantizedTensor:
-    """The outline of a weight of the same type with another number of outputs."""
-    if isinstance(record, HQQ):
-        raise UnsupportedError("hidden layers of an HQQ weight share scales: they are not put together anew")
-    group_size = record.group_size if isinstance(record, AFQ) else None
-    return outline(record.kind, (outputs, record.shape[1]), nominal_dtype(record), group_size=group_size)
 
 
 class ColumnParallelLayer(QuantizedLinear):

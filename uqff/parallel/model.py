@@ -28,7 +28,7 @@ from uqff.parallel.source import EMBEDDING, HEAD, ModelSource
 from uqff.parallel.vocabulary import Embedding, Head, vocabulary
 
 if TYPE_CHECKING:
-    from uqff.codec.blob import Layer
+    from uqff.codec.layer import Layer
     from uqff.parallel.layer import QuantizedLinear
     from uqff.parallel.mixture import Mixture
     from uqff.parallel.partition import OnMisaligned

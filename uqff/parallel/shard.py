@@ -14,7 +14,7 @@ from uqff.errors import ShardError
 if TYPE_CHECKING:
     import torch
 
-    from uqff.codec.blob import Layer
+    from uqff.codec.layer import Layer
     from uqff.families.base import QuantizedTensor
 
 __all__ = ["Shard", "Slice", "listed_world_sizes", "world_sizes"]
@@ -160,7 +160,7 @@ class Shard:
         Raises:
             ShardError: see :meth:`slice_of`.
         """
-        from uqff.codec.blob import Layer
+        from uqff.codec.layer import Layer
 
         record = weight.weight if isinstance(weight, Layer) else weight
         return weight.narrow(*self.slice_of(record, layer=layer))

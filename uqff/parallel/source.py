@@ -21,7 +21,7 @@ import json
 import os
 from typing import TYPE_CHECKING, Any
 
-from uqff.codec.blob import Layer
+from uqff.codec.layer import Layer
 from uqff.container.directory import CONFIG_NAME
 from uqff.container.file import open_uqff
 from uqff.errors import FormatError, UqffError

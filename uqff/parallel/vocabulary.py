@@ -21,7 +21,7 @@ from uqff.parallel.linear import ColumnParallelLayer, DistributedKind, Replicate
 from uqff.parallel.shard import Shard
 
 if TYPE_CHECKING:
-    from uqff.codec.blob import Layer
+    from uqff.codec.layer import Layer
     from uqff.families import QuantizedTensor
     from uqff.parallel.comm import Comm
     from uqff.parallel.layer import QuantizedLinear

@@ -5,15 +5,14 @@ Buffers hold bytes, not numbers: casting a model to another dtype must not touch
 
 from __future__ import annotations
 
-from dataclasses import fields, replace
 from typing import Any
 
 import torch
 
 from uqff.families.base import QuantizedTensor
-from uqff.families.parts import Part, StoredTensor, flat_part, own
+from uqff.families.part import Part
 
-__all__ = ["StoredWeight", "outline_of"]
+__all__ = ["StoredWeight"]
 
 
 class StoredWeight(torch.nn.Module):
@@ -31,30 +30,24 @@ class StoredWeight(torch.nn.Module):
             place: which part of a whole it is: the state of one rank does not fit another.
         """
         super().__init__()
-        self._outline = outline_of(record)
+        self._meta = record.meta()
         self._place = place
-        for name, part in record._parts().items():
-            self.register_buffer(name, own(flat_part(part)))
+        for name, part in record.parts.items():
+            self.register_buffer(name, part.as_bytes().tensor())
         self.register_buffer("signature", torch.tensor(list(self._signature().encode()), dtype=torch.uint8))
 
     def _signature(self) -> str:
-        return f"{_signature(self._outline)} {self._place}".rstrip()
+        return f"{_signature(self._meta)} {self._place}".rstrip()
 
     @property
     def record(self) -> QuantizedTensor:
         """The record; its tensors are views of the buffers."""
-        parts: dict[str, Any] = {}
-        for name, meta in self._outline._parts().items():
-            assert isinstance(meta, torch.Tensor)
+        parts = {}
+        for name, meta in self._meta.parts.items():
             data = self._buffers[name]
             assert data is not None
-            if data.data_ptr() % meta.dtype.itemsize == 0:
-                parts[name] = data.view(meta.dtype).view(meta.shape)
-            elif isinstance(getattr(type(self._outline), name, None), StoredTensor):
-                parts[name] = Part(data.view(-1), _stored_dtype(meta), tuple(meta.shape))
-            else:
-                parts[name] = data.clone().view(meta.dtype).view(meta.shape)
-        return replace(self._outline, **parts)  # type: ignore[type-var]
+            parts[name] = Part(meta.dtype, meta.shape, Part.of_tensor(data).data)
+        return self._meta.replaced(**parts)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         *_, error_msgs = args
@@ -71,23 +64,7 @@ class StoredWeight(torch.nn.Module):
         return self._signature()
 
 
-def outline_of(record: QuantizedTensor) -> QuantizedTensor:
-    """The record on the meta device: all sizes, no bytes; touches no payload."""
-    parts = {}
-    for name, part in record._parts().items():
-        dtype = part.dtype.torch if isinstance(part, Part) else part.dtype
-        parts[name] = torch.empty(part.shape, dtype=dtype, device="meta")
-    return replace(record, **parts)  # type: ignore[type-var]
-
-
-def _stored_dtype(tensor: torch.Tensor) -> Any:
-    from uqff.codes import DType
-
-    return DType.of_torch(tensor.dtype)
-
-
 def _signature(record: QuantizedTensor) -> str:
-    parts = record._parts()
-    rest = {f.name: getattr(record, f.name) for f in fields(record) if f.name not in parts}  # type: ignore[arg-type]
+    rest = {name: value for name, value in vars(record).items() if name not in record.parts}
     shown = (f"{name}={getattr(value, 'name', value)}" for name, value in rest.items())
     return " ".join([type(record).__name__, f"shape={list(record.shape)}", *shown])

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -16,11 +16,10 @@ import numpy.typing as npt
 from uqff.codes import DType
 from uqff.errors import UnsupportedError
 from uqff.families.base import QuantizedTensor
-from uqff.families.fields import array_fields, tensor_part
-from uqff.numerics.floats import Floats
+from uqff.families.part import Part
 from uqff.numerics.packing import e4m3_to_float32, float32_to_e4m3
 from uqff.quantization.error import Distance, Measure
-from uqff.schema.bricks import Scope
+from uqff.simd.floats import Floats
 
 if TYPE_CHECKING:
     import torch
@@ -29,8 +28,8 @@ __all__ = [
     "BiasLoss",
     "StoredBias",
     "bias_distance",
-    "bias_fields",
     "bias_losses",
+    "bias_part",
     "cast_bias",
     "largest_of",
     "widened_bias",
@@ -48,8 +47,8 @@ _NUMPY: Final[dict[DType, npt.DTypeLike]] = {
 }
 
 
-def bias_fields(bias: Floats, load: DType, stored: DType) -> dict[str, Any]:
-    """The fields of a tensor record R of a bias.
+def bias_part(bias: Floats, load: DType, stored: DType) -> Part:
+    """A bias as it is stored.
 
     Args:
         bias: float32, float16 or bfloat16 ``[..., out]``.
@@ -59,8 +58,8 @@ def bias_fields(bias: Floats, load: DType, stored: DType) -> dict[str, Any]:
     """
     loaded = bias.cast(load)
     if stored is not DType.F8E4M3:
-        return loaded.cast(stored).fields()
-    return array_fields(float32_to_e4m3(loaded.cast(DType.F32).bits.view(np.float32)), stored)
+        return Part.of_array(loaded.cast(stored).bits, stored)
+    return Part.of_array(float32_to_e4m3(loaded.cast(DType.F32).bits.view(np.float32)), stored)
 
 
 def cast_bias(
@@ -93,20 +92,19 @@ def cast_bias(
             got=bias.dtype if load is None else load,
         )
     stored = weight.BIAS.dtype(dtype, version, engine=engine_biases)
-    return tensor_part(bias_fields(Floats.of_tensor(bias.to(dtype.torch)), dtype, stored))
+    return bias_part(Floats.of_tensor(bias.to(dtype.torch)), dtype, stored).tensor()
 
 
-def widened_bias(fields: Scope) -> npt.NDArray[np.float32]:
+def widened_bias(bias: Part) -> npt.NDArray[np.float32]:
     """The numbers of a stored bias, whatever its dtype, as float32 of its shape; F64 and I64 are rounded."""
-    data, dtype, shape = fields["data"], fields["dtype"], tuple(fields["shape"])
+    raw, dtype, shape = bias.array(), bias.dtype, bias.shape
     if dtype in LOAD_DTYPES:
-        return Floats.of_bytes(data, dtype, shape).cast(DType.F32).bits.view(np.float32)
-    raw = np.frombuffer(data, np.uint8)
+        return Floats.of_bytes(raw, dtype, shape).cast(DType.F32).bits.view(np.float32)
     values = e4m3_to_float32(raw) if dtype is DType.F8E4M3 else raw.view(_NUMPY[dtype]).astype(np.float32)
     return values.reshape(shape)
 
 
-def bias_distance(a: Floats | Scope, b: Scope) -> Distance:
+def bias_distance(a: Floats | Part, b: Part) -> Distance:
     """The distance of a stored bias from another, or from plain numbers, of the same number of elements."""
     true = a.cast(DType.F32).bits.view(np.float32) if isinstance(a, Floats) else widened_bias(a)
     measure = Measure()

@@ -6,27 +6,21 @@ A tile is dequantised into a cache and compared there; the sums are defined to t
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Final, TypeAlias
+from typing import Final, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-from uqff.codes import DType, Family
-from uqff.families import QuantizedTensor, Unquant
-from uqff.families.encoded import Encoded
-from uqff.families.f8q8 import tensor as f8q8
-from uqff.numerics.floats import Floats
+from uqff.codes import DType
+from uqff.families.base import KERNEL_DTYPES, QuantizedTensor
+from uqff.simd.floats import Floats
 from uqff.simd.memory import aligned_bytes
 from uqff.simd.threads import run_ranges
 
 __all__ = ["UNMEASURED", "Distance", "Measure", "distance", "measured"]
 
 F32: TypeAlias = npt.NDArray[np.float32]
-
-TILE = 1 << 17
-"""Weights that are dequantised together, at least a row: what stays in a cache."""
 
 LANES = 16
 """Running sums, see :func:`pair_sums`."""
@@ -144,24 +138,24 @@ class Measure:
         return Distance(rms, norm, self.largest, max(-1.0, min(1.0, cosine)))
 
 
-def distance(a: F32 | Floats | QuantizedTensor, b: QuantizedTensor | Encoded) -> Distance:
+def distance(a: F32 | Floats | QuantizedTensor, b: QuantizedTensor) -> Distance:
     """The distance of a record from a plain weight or another record of the same shape.
 
     Args:
-        a: what is taken as true: float32 or :class:`~uqff.numerics.floats.Floats` of the record's shape, C-contiguous,
-            or a record. A plain one (:class:`uqff.Unquant`) is widened tile by tile, any other is dequantised whole.
+        a: what is taken as true: float32 or :class:`~uqff.simd.floats.Floats` of the record's shape, C-contiguous,
+            or a record. Plain numbers are widened tile by tile, all others dequantised whole.
         b: what is measured.
     """
     return measured(a, b).result()
 
 
-def measured(a: F32 | Floats | QuantizedTensor, b: QuantizedTensor | Encoded) -> Measure:
+def measured(a: F32 | Floats | QuantizedTensor, b: QuantizedTensor) -> Measure:
     """The sums that :func:`distance` comes from, same arguments; those of several pairs can be added.
 
-    Does not import torch unless a record is given.
+    Does not import torch if ``a`` is plain.
     """
     values = _plain(a)
-    pieces = list(tiles(b.encoded() if isinstance(b, QuantizedTensor) else b))
+    pieces = list(b.tiles())
     measures = [Measure() for _ in pieces]
 
     def measure(start: int, stop: int) -> None:
@@ -170,7 +164,7 @@ def measured(a: F32 | Floats | QuantizedTensor, b: QuantizedTensor | Encoded) ->
         for at in range(start, stop):
             part, piece = pieces[at]
             made = scratch[: piece.numel]
-            piece.write_float32(made)
+            piece.write_numbers(made.view(np.uint8))
             measures[at].add(_flat(Floats(part(values.bits), values.dtype), other), made)
 
     run_ranges(measure, len(pieces))
@@ -181,9 +175,13 @@ def _plain(a: F32 | Floats | QuantizedTensor) -> Floats:
     if isinstance(a, Floats):
         return a
     if isinstance(a, QuantizedTensor):
+        plain = a.plain
+        if plain is not None and plain.dtype in KERNEL_DTYPES:
+            return Floats.of_bytes(plain.array(), plain.dtype, plain.shape)
         # Families are cut differently: one that is dequantised whole goes by the tiles of the other.
-        plain = isinstance(a, Unquant) and a.dtype in (DType.F32, DType.F16, DType.BF16)
-        return Floats.of_tensor(a.weight if isinstance(a, Unquant) and plain else a.dequantize())
+        whole = aligned_bytes(4 * a.numel)
+        a.write_numbers(whole)
+        return Floats.of_bytes(whole, DType.F32, a.shape)
     return Floats(np.ascontiguousarray(a).view(np.uint32), DType.F32)
 
 
@@ -196,80 +194,3 @@ def _flat(tile: Floats, scratch: F32) -> F32:
     wide = scratch[: len(flat.bits)]
     flat.cast_into(Floats(wide.view(np.uint32), DType.F32), payloads=False)
     return wide
-
-
-def tiles(weight: Encoded) -> Iterator[tuple[Any, Encoded]]:
-    """A weight in pieces of about :data:`TILE` numbers.
-
-    Yields:
-        A function that takes the piece out of a plain array of the weight's shape, and the piece.
-    """
-    if weight.family is Family.F8Q8:
-        yield from _runs_of_blocks(weight)
-    elif weight.family is Family.HQQ and weight.fields["axis"] == 0:
-        yield from _columns_of_groups(weight)
-    elif weight.family is Family.HQQ:
-        yield (lambda values: values), weight
-    else:
-        yield from _rows(weight)
-
-
-def _rows(weight: Encoded) -> Iterator[tuple[Any, Encoded]]:
-    """Every part has the weight's rows, but for the scales of FP8, which are of all of it."""
-    columns = weight.shape[-1]
-    count, step = weight.numel // columns, max(1, TILE // columns)
-    for start in range(0, count, step):
-        rows = slice(start, min(start + step, count))
-
-        def part(values: Any, rows: slice = rows) -> Any:
-            return values.reshape(-1, columns)[rows]
-
-        fields = {
-            name: _cut(value, weight.payload(name), rows) if isinstance(value, Mapping) else value
-            for name, value in weight.fields.items()
-        }
-        if weight.family is Family.GGUF:
-            data = weight.payload("data").reshape(count, -1)[rows]
-            fields |= {"shape": (rows.stop - start, columns), "data": data.reshape(-1).data}
-        yield part, Encoded(weight.record, fields)
-
-
-def _cut(field: Any, data: npt.NDArray[np.uint8], rows: slice, columns: slice = slice(None)) -> dict[str, Any]:
-    """Some rows and columns of a tensor record whose dimensions but the last count as one."""
-    itemsize, last = field["dtype"].itemsize, field["shape"][-1]
-    chosen = data.reshape(-1, last, itemsize)[rows, columns]
-    return {
-        "dtype": field["dtype"],
-        "shape": chosen.shape[:2],
-        "data": np.ascontiguousarray(chosen).reshape(-1).data,
-    }
-
-
-def _runs_of_blocks(weight: Encoded) -> Iterator[tuple[Any, Encoded]]:
-    """Blocks run across rows."""
-    blocks, step = weight.payload("data").reshape(-1, f8q8.BLOCK.fixed_size), TILE // f8q8.BLOCK_SIZE
-    for start in range(0, len(blocks), step):
-        span = slice(f8q8.BLOCK_SIZE * start, min(f8q8.BLOCK_SIZE * (start + step), weight.numel))
-
-        def part(values: Any, span: slice = span) -> Any:
-            return values.reshape(-1)[span]
-
-        data = blocks[start : start + step].reshape(-1).data
-        yield part, Encoded(weight.record, {"shape": (1, span.stop - span.start), "data": data})
-
-
-def _columns_of_groups(weight: Encoded) -> Iterator[tuple[Any, Encoded]]:
-    """Groups are columns of the weight seen as ``[group_size, N]``."""
-    size = weight.fields["group_size"]
-    groups, step = weight.numel // size, max(1, TILE // size)
-    for start in range(0, groups, step):
-        columns = slice(start, min(start + step, groups))
-
-        def part(values: Any, columns: slice = columns) -> Any:
-            return values.reshape(size, -1)[:, columns]
-
-        parts = {
-            name: _cut(weight.fields[name], weight.payload(name), slice(None), columns)
-            for name in ("w_q", "scales", "zeros")
-        }
-        yield part, Encoded(weight.record, {**weight.fields, **parts, "shape": (size, columns.stop - start)})

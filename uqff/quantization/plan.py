@@ -22,12 +22,12 @@ from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
 from uqff.checkpoints.safetensors import Checkpoint
-from uqff.codec.blob import EncodedLayer
-from uqff.codes import DType, Family, Version
+from uqff.codec.layer import Layer
+from uqff.codes import DType, Version
 from uqff.container.directory import CONFIG_NAME, LOADED_DTYPES
 from uqff.container.streaming import layer_sizes
 from uqff.errors import FormatError, ShapeError, UnsupportedError, UqffError, located
-from uqff.families.fields import planned_fields
+from uqff.families.part import Part
 from uqff.models.architectures import (
     EMBEDDING_SINCE,
     EntryName,
@@ -42,11 +42,10 @@ from uqff.models.architectures import (
 from uqff.models.config import config_to_write
 from uqff.models.layouts import ADJACENT, LAYOUTS_SINCE, QK_ROPE_LAYOUT, Layout
 from uqff.models.patterns import Pattern
-from uqff.numerics.floats import Floats
-from uqff.quantization.encode import planned
 from uqff.quantization.recipe import Recipe
-from uqff.quantization.types import Engine, promoted, resolve
+from uqff.quantization.types import Engine, planned, promoted, resolve
 from uqff.schema.entries import FIRST
+from uqff.simd.floats import Floats
 
 __all__ = [
     "Goal",
@@ -151,12 +150,12 @@ class Planned:
     stored: str
     reason: str
     size: int
-    outline: EncodedLayer
+    outline: Layer
 
     @property
     def by_expert(self) -> bool:
         """Whether the stack is the experts one after the other: HQQ, FP8 and F8Q8 have groups or scales across them."""
-        return self.outline.weight.family in (Family.GGUF, Family.AFQ, Family.UNQUANT)
+        return self.outline.weight.BY_EXPERT
 
 
 def plan_model(checkpoint: Checkpoint, version: Version, layers: Pattern | None, *, promote: bool) -> list[Goal]:
@@ -384,8 +383,8 @@ def plan_layer(
     try:
         stored, reason = resolve(requested, goal.shape, engine, version=version)
         weight = planned(stored, goal.shape, dtype)
-        bias_dtype = weight.record.BIAS.dtype(dtype, version, engine=engine_biases)
-        layer = EncodedLayer(weight, _bias_outline(checkpoint, goal, bias_dtype))
+        bias_dtype = weight.BIAS.dtype(dtype, version, engine=engine_biases)
+        layer = Layer(weight, _planned_bias(checkpoint, goal, bias_dtype))
         size = layer_sizes({goal.key: layer}, version)[goal.key]
     except UqffError as error:
         error.layer = goal.module
@@ -393,5 +392,5 @@ def plan_layer(
     return Planned(requested, explicit is None and requested != kind, stored, reason, size, layer)
 
 
-def _bias_outline(checkpoint: Checkpoint, goal: Goal, dtype: DType) -> dict[str, Any] | None:
-    return None if goal.bias is None else planned_fields(checkpoint.shape(goal.bias), dtype)
+def _planned_bias(checkpoint: Checkpoint, goal: Goal, dtype: DType) -> Part | None:
+    return None if goal.bias is None else Part.planned(checkpoint.shape(goal.bias), dtype)

@@ -32,7 +32,7 @@ import numpy as np
 
 from uqff._version import __version__
 from uqff.checkpoints.safetensors import Checkpoint, open_checkpoint
-from uqff.codec.blob import EncodedLayer
+from uqff.codec.layer import Layer
 from uqff.codes import FORMATS, DType
 from uqff.container.directory import (
     LOADED_DTYPES,
@@ -49,13 +49,13 @@ from uqff.container.staging import Journal, allocated_bytes, check_target, resum
 from uqff.container.streaming import StreamedFile, StreamedLayers
 from uqff.container.writer import Writer
 from uqff.errors import UnsupportedError, located
-from uqff.families.encoded import Encoded
+from uqff.families.base import QuantizedTensor
+from uqff.families.loaded import Loaded
+from uqff.families.part import Part
 from uqff.models.engine import limits_of, refuse_limits
 from uqff.models.patterns import Pattern
-from uqff.numerics.floats import Floats
 from uqff.progress import Progress, Steps
-from uqff.quantization.bias import StoredBias, bias_distance, bias_fields
-from uqff.quantization.encode import Loaded, encode, widened
+from uqff.quantization.bias import StoredBias, bias_distance, bias_part
 from uqff.quantization.error import UNMEASURED, Measure, measured
 from uqff.quantization.plan import (
     Goal,
@@ -70,8 +70,9 @@ from uqff.quantization.plan import (
 )
 from uqff.quantization.recipe import Recipe
 from uqff.quantization.result import LayerReport, Output, Result
-from uqff.quantization.types import Engine, Fallback, FallbackWarning, kind_name
+from uqff.quantization.types import Engine, Fallback, FallbackWarning, encode, kind_name, widened
 from uqff.schema.entries import FIRST
+from uqff.simd.floats import Floats
 
 __all__ = ["quantize_model"]
 
@@ -122,7 +123,7 @@ def quantize_model(
         engine: whose rules, see :mod:`uqff.quantization.types`.
         dtype: the load dtype: ``f32``, ``f16``, ``bf16``, or ``auto``, the one that holds all layers exactly.
         promote: give head and embedding a better type than the others where the engine does: from 1.2 on, see
-            :data:`uqff.quantization.types.PROMOTED`; what a recipe says of them counts first.
+            :attr:`uqff.families.encoding.Encoding.PROMOTED`; what a recipe says of them counts first.
         engine_biases: store biases in the dtypes in which the engine does: those of FP8 in F8E4M3 without a scale, of
             MXFP4 in BF16, of GGUF and F8Q8 in F32. By default none loses anything that loading leaves, and all layers
             run with activations in the load dtype; see :mod:`uqff.families.biases`.
@@ -347,15 +348,15 @@ class _Job:
         at: int,
         writer: Writer,
         files: StreamedLayers,
-    ) -> Encoded:
+    ) -> QuantizedTensor:
         """Quantise a piece of a layer and leave it to the writer."""
         with located(layer=goal.module):
             record = encode(loaded, planned.stored, engine=self.engine)
         count = len(self.pieces[at])
         if count == 1:
-            job = partial(files.write, goal.key, EncodedLayer(record, self._bias(goal, planned)))
+            job = partial(files.write, goal.key, Layer(record, self._bias(goal, planned)))
         else:
-            job = partial(files.write_expert, goal.key, number, EncodedLayer(record))
+            job = partial(files.write_expert, goal.key, number, Layer(record))
         writer.submit(job, planned.size // count)
         return record
 
@@ -396,14 +397,14 @@ class _Job:
             return self.checkpoint.floats(goal.bias)
         return Floats.of_tensor(self.checkpoint[goal.bias].to(DType.F32.torch))
 
-    def _bias(self, goal: Goal, planned: Planned) -> dict[str, Any] | None:
-        source, outline = self._source_bias(goal), planned.outline.bias
-        return None if source is None or outline is None else bias_fields(source, self.dtype, outline["dtype"])
+    def _bias(self, goal: Goal, planned: Planned) -> Part | None:
+        source, outline = self._source_bias(goal), planned.outline.bias_part
+        return None if source is None or outline is None else bias_part(source, self.dtype, outline.dtype)
 
     def _stored_bias(self, goal: Goal, planned: Planned) -> StoredBias | None:
         """What became of the bias: small enough to be made once more for it."""
         source, stored = self._source_bias(goal), self._bias(goal, planned)
-        return None if source is None or stored is None else StoredBias(stored["dtype"], bias_distance(source, stored))
+        return None if source is None or stored is None else StoredBias(stored.dtype, bias_distance(source, stored))
 
 
 class _Notes:

@@ -22,83 +22,47 @@ Authority: mistral.rs, ``mistralrs-quant/src/utils/isq.rs`` (``get_quantization_
 
 from __future__ import annotations
 
-import math
 import re
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
-from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
 from uqff.codes import DType, Version
 from uqff.errors import ShapeError, UnsupportedError, UqffError
-from uqff.families import QuantizedTensor
-from uqff.families.gguf.blocks import QK, QK_K, block_type_of_kind
-from uqff.numerics.floats import Floats
-from uqff.numerics.packing import PLANES
-from uqff.quantization.encode import AFQ_BITS, HQQ_BITS, Loaded, encode, planned
+from uqff.families import QuantizedTensor, families, family_of_kind
+from uqff.families.encoding import ENGINES, Engine, Resolution
+from uqff.families.loaded import Loaded
+from uqff.simd.floats import Floats
 
 if TYPE_CHECKING:
     import torch
 
 __all__ = [
-    "AUTOMATIC",
     "ENGINES",
-    "KINDS",
     "Engine",
     "Fallback",
     "FallbackWarning",
     "Resolution",
+    "automatic_kinds",
+    "encode",
     "kind_name",
+    "kinds",
     "outline",
     "plan",
+    "planned",
     "promoted",
     "quantize",
     "resolve",
+    "widened",
 ]
-
-Engine: TypeAlias = Literal["0.6", "0.8", "0.9"]
-
-ENGINES: Final[tuple[Engine, ...]] = ("0.6", "0.8", "0.9")
-"""The engine generations whose rules are known: mistral.rs 0.6.0, 0.8.0 and 0.9.x."""
-
-LEGACY: Final = {"q2k": "q4_0", "q3k": "q4_0", "q4k": "q4_1", "q5k": "q5_0", "q6k": "q5_1", "q8k": "q8_1"}
-"""What a K type falls back to where rows are whole blocks of 32, not of 256."""
-
-LEGACY_KINDS: Final = ("q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "q8_1")
-AFQ_GROUPS: Final = (32, 64, 128)
-
-KINDS: Final = (*LEGACY_KINDS, *LEGACY, "hqq4", "hqq8", "fp8", *AFQ_BITS, "f8q8", "mxfp4")
-"""The 22 ISQ names."""
-
-AUTOMATIC: Final = {2: "q2k", 3: "q3k", 4: "q4k", 5: "q5k", 6: "q6k", 8: "q8_0"}
-"""What the engine takes on a CPU for a bare number of bits."""
 
 K_TYPE: Final = re.compile(r"(q[0-9])_k(_[a-z]+)?")
 """How llama.cpp writes a K type, alone or as the mixture that is mostly of it: ``q4_k``, ``q4_k_m``."""
-
-PROMOTED: Final = {
-    **dict.fromkeys(("afq2", "afq3", "afq4"), "afq6"),
-    **dict.fromkeys(("afq6", "afq8"), "afq8"),
-    **dict.fromkeys(("q2k", "q3k", "q4k", "q4_0", "q4_1"), "q6k"),
-    **dict.fromkeys(("q5k", "q6k", "q8k", "q5_0", "q5_1", "q8_0", "q8_1"), "q8_0"),
-}
-"""What a head or an embedding gets in place of the default type, since UQFF 1.2; other types stay.
-
-Authority: mistral.rs v0.9.2, ``mistralrs-quant/src/lib.rs`` (``promote_for_sensitive_tensor``).
-"""
-
-GROUP: Final = 64
-"""Weights per group of AFQ and HQQ unless another size is asked for; the engine knows no other."""
-
-SINCE: Final = {"f8q8": "0.8", "mxfp4": "0.8"}
-"""Types that older engines do not have."""
-
-UNQUANT_SINCE: Final = Version(1, 1, 0)
-"""The first 1.x that has unquantised layers: engine 0.8.23, which writes it, has them in place of AFQ; 0.8.12 fails."""
 
 LOAD_DTYPES: Final = (DType.F32, DType.F16, DType.BF16)
 
@@ -136,21 +100,39 @@ def kind_name(kind: str | int) -> str:
     Raises:
         UnsupportedError: there is no such type.
     """
-    text = str(kind).lower() if not isinstance(kind, bool) else repr(kind)
-    if text.isdecimal() and int(text) in AUTOMATIC:
-        return AUTOMATIC[int(text)]
-    if text in KINDS or text in HQQ_BITS or text == "unquant":
+    text, automatic = str(kind).lower() if not isinstance(kind, bool) else repr(kind), automatic_kinds()
+    if text.isdecimal() and int(text) in automatic:
+        return automatic[int(text)]
+    asked = [*kinds(), *(kind for record in families() if record.UNQUANTISED for kind in record.OTHER_KINDS)]
+    if text in asked or any(text in record.OTHER_KINDS for record in families()):
         return text
-    known = (*KINDS, "unquant", *map(str, AUTOMATIC))
+    known = (*asked, *map(str, automatic))
     text = K_TYPE.sub(r"\1k", text)
-    meant = [text] if text in known else get_close_matches(text[:20], KINDS, 1)
+    meant = [text] if text in known else get_close_matches(text[:20], kinds(), 1)
     hint = f"; did you mean {meant[0]}?" if meant else ""
     raise UnsupportedError(f"unknown type{hint}", field="kind", expected=f"one of {', '.join(known)}", got=kind)
 
 
+def kinds() -> tuple[str, ...]:
+    """The ISQ names of all families."""
+    return tuple(kind for record in families() for kind in record.KINDS)
+
+
+def automatic_kinds() -> dict[int, str]:
+    """What the engine takes on a CPU for a bare number of bits."""
+    return {bits: kind for record in families() for bits, kind in record.AUTOMATIC.items()}
+
+
 def promoted(kind: str) -> str:
-    """The type of a head or an embedding where the default is ``kind``: see :data:`PROMOTED`."""
-    return PROMOTED.get(kind, kind)
+    """The type of a head or an embedding where the default is ``kind``: see :attr:`Encoding.PROMOTED`."""
+    return _record_of(kind).PROMOTED.get(kind, kind)
+
+
+def _record_of(kind: str) -> type[QuantizedTensor]:
+    record = family_of_kind(kind)
+    if record is None:
+        raise UnsupportedError("unknown type", field="kind", got=kind)
+    return record
 
 
 def plan(kind: str | int, shape: Sequence[int], engine: Engine = "0.9", *, group_size: int | None = None) -> str:
@@ -172,13 +154,6 @@ def plan(kind: str | int, shape: Sequence[int], engine: Engine = "0.9", *, group
     return resolve(kind, shape, engine, group_size=group_size).kind
 
 
-class Resolution(NamedTuple):
-    """The type a weight is stored as, and the reason if that is not the type asked for (else empty)."""
-
-    kind: str
-    reason: str
-
-
 def resolve(
     kind: str | int,
     shape: Sequence[int],
@@ -192,16 +167,12 @@ def resolve(
     Args:
         version: of the file, if that is known: later releases of engine 0.8, which write 1.1, fail on less.
     """
-    return Resolution(*_resolve(kind_name(kind), tuple(shape), engine, group_size, version))
-
-
-def _resolve(
-    kind: str, shape: tuple[int, ...], engine: Engine, group_size: int | None, version: Version | None
-) -> tuple[str, str]:
+    name, shape = kind_name(kind), tuple(shape)
+    record = _record_of(name)
     if engine not in ENGINES:
         raise UnsupportedError("unknown engine", field="engine", expected=f"one of {', '.join(ENGINES)}", got=engine)
-    if kind in SINCE and ENGINES.index(engine) < ENGINES.index(SINCE[kind]):
-        raise UnsupportedError(f"the engine had no {kind} yet", field="engine", expected=SINCE[kind], got=engine)
+    if ENGINES.index(engine) < ENGINES.index(record.SINCE):
+        raise UnsupportedError(f"the engine had no {name} yet", field="engine", expected=record.SINCE, got=engine)
     if len(shape) not in (2, 3) or 0 in shape:
         raise ShapeError(
             "not a matrix, nor a stack of them",
@@ -209,57 +180,41 @@ def _resolve(
             expected="[out, in] or [experts, out, in]",
             got=list(shape),
         )
-    group = _group_size(kind, group_size)
-    if block_type_of_kind(kind) is not None:
-        return _resolve_ggml(kind, shape, engine)
-    if kind in AFQ_BITS and shape[-1] % group:
-        if engine == "0.6" or (engine == "0.8" and (version is None or version < UNQUANT_SINCE)):
-            raise _row_misfit(kind, group, shape)
-        return "unquant", f"the last dimension is not a multiple of {group}"
-    if kind in HQQ_BITS and math.prod(shape) % group:
-        size = math.prod(shape)
-        raise _misfit(kind, f"a number of weights in multiples of {group}", f"{size} of {list(shape)}")
-    if kind == "mxfp4" and len(shape) != 2:
-        raise _misfit(kind, "a matrix: the engine quantises no stack of experts to it", list(shape))
-    if kind == "mxfp4" and shape[-1] % 32:
-        raise _row_misfit(kind, 32, shape)
-    return kind, ""
+    return record.resolve(name, shape, engine, record.group_size_of(name, group_size), version)
 
 
-def _resolve_ggml(kind: str, shape: tuple[int, ...], engine: Engine) -> tuple[str, str]:
-    last = shape[-1]
-    if last % QK:
-        if engine == "0.6":
-            raise _row_misfit(kind, QK, shape)
-        return "f32", f"the last dimension is not a multiple of {QK}"
-    if kind in LEGACY and last % QK_K:
-        return LEGACY[kind], f"the last dimension is not a multiple of {QK_K}"
-    return kind, ""
+def planned(kind: str, shape: Sequence[int], dtype: DType, *, group_size: int | None = None) -> QuantizedTensor:
+    """The record that :func:`quantize` will make, without its bytes; does not import torch.
+
+    Args:
+        kind: a type that fits the shape, as :func:`plan` returns it.
+        shape: of the weight.
+        dtype: the load dtype: of unquantised weights and of AFQ's scales.
+        group_size: of AFQ or HQQ; 64 if None.
+    """
+    record = _record_of(kind)
+    return record.planned(kind, shape, dtype, record.group_size_of(kind, group_size))
 
 
-def _row_misfit(kind: str, unit: int, shape: tuple[int, ...]) -> ShapeError:
-    return _misfit(kind, f"a last dimension in multiples of {unit}", f"{shape[-1]} of {list(shape)}")
+def encode(loaded: Loaded, kind: str, *, engine: Engine, group_size: int | None = None) -> QuantizedTensor:
+    """A weight whose shape fits the type, quantised; does not import torch.
+
+    Args:
+        loaded: the weight.
+        kind: a type's name as :func:`plan` returns it.
+        engine: whose quantiser.
+        group_size: of AFQ or HQQ; 64 if None.
+
+    Raises:
+        FormatError: a weight is not finite in its load dtype; its position is named.
+    """
+    record = _record_of(kind)
+    return record.encode(loaded, kind, engine=engine, group_size=record.group_size_of(kind, group_size))
 
 
-def _misfit(kind: str, expected: str, got: object) -> ShapeError:
-    return ShapeError(f"the shape cannot be {kind}", field="shape", expected=expected, got=got)
-
-
-def _group_size(kind: str, group_size: int | None) -> int:
-    if group_size is None:
-        return GROUP
-    if kind in AFQ_BITS:
-        if group_size in AFQ_GROUPS:
-            return group_size
-        expected = ", ".join(map(str, AFQ_GROUPS))
-    elif kind in HQQ_BITS:
-        codes = 1 if kind == "hqq3" else PLANES[HQQ_BITS[kind]]
-        if group_size >= 1 and group_size % codes == 0:
-            return group_size
-        expected = f"a multiple of {codes}"
-    else:
-        expected = f"none: {kind} has no group size"
-    raise UnsupportedError("group size", field="group_size", expected=expected, got=group_size)
+def widened(kind: str, weights: int) -> int:
+    """How many of a weight's numbers are float32 at one time while :func:`encode` makes a type of them."""
+    return _record_of(kind).widened(weights)
 
 
 def outline(kind: str, shape: Sequence[int], dtype: torch.dtype, *, group_size: int | None = None) -> QuantizedTensor:
@@ -272,9 +227,9 @@ def outline(kind: str, shape: Sequence[int], dtype: torch.dtype, *, group_size: 
         group_size: of AFQ or HQQ; 64 if None.
     """
     scales = DType.of_torch(dtype)
-    if scales is None or kind == "unquant":
+    if scales is None or _record_of(kind).UNQUANTISED:
         scales = _load_dtype(dtype)
-    return planned(kind, tuple(shape), scales, _group_size(kind, group_size)).as_record()
+    return planned(kind, shape, scales, group_size=group_size)
 
 
 def _load_dtype(dtype: torch.dtype) -> DType:
@@ -305,8 +260,8 @@ def quantize(
     Args:
         weight: float32, float16 or bfloat16 ``[out, in]`` or ``[experts, out, in]``, on the CPU, all finite; or a numpy
             array of float32 or float16, which need not be writable.
-        kind: an ISQ name (:data:`KINDS`); a number of bits (:data:`AUTOMATIC`); ``unquant``; or ``hqq1``, ``hqq2``,
-            ``hqq3``, which the engine reads and never writes.
+        kind: an ISQ name (:func:`kinds`); a number of bits (:func:`automatic_kinds`); ``unquant``; or ``hqq1``,
+            ``hqq2``, ``hqq3``, which the engine reads and never writes.
         engine: whose rules: the code of Q8K's largest element (-128 before 0.9, -127 since) and what is done with
             shapes that do not fit (the table of :mod:`uqff.quantization.types`).
         group_size: of AFQ (32, 64, 128) or HQQ; 64 if None.
@@ -316,21 +271,21 @@ def quantize(
             :class:`FallbackWarning` is issued.
 
     Returns:
-        The record; its tensors are new, but for ``unquant``, which shares the weight's memory if it can.
+        The record; its parts are new, but for ``unquant``, which shares the weight's memory if it can.
 
     Raises:
         FormatError: the weight holds, in its load dtype, a NaN or an infinity; the first one's position is named.
         ShapeError: the engine fails on that shape.
         UnsupportedError: a type, dtype, engine or group size that does not exist.
     """
-    name = kind_name(kind)
-    floats = _floats(weight)
+    name, floats = kind_name(kind), _floats(weight)
     loaded = Loaded(floats, floats.dtype if dtype is None else _load_dtype(dtype))
     try:
         resolved, reason = resolve(name, loaded.shape, engine, group_size=group_size)
         if resolved != name:
             _report(Fallback(module, name, resolved, loaded.shape, reason), on_fallback)
-        return encode(loaded, resolved, engine=engine, group_size=_group_size(name, group_size)).as_record()
+        # A type that is taken for another has groups of its own, if any.
+        return encode(loaded, resolved, engine=engine, group_size=group_size if resolved == name else None)
     except UqffError as error:
         raise error.within(layer=module) from None
 
@@ -369,3 +324,10 @@ def _report(fallback: Fallback, on_fallback: Callable[[Fallback], None] | None) 
         warnings.warn(FallbackWarning(str(fallback)), stacklevel=3)
     else:
         on_fallback(fallback)
+
+
+def __getattr__(name: str) -> Any:
+    """``KINDS``, the ISQ names of the families that are known when it is asked for."""
+    if name == "KINDS":
+        return kinds()
+    raise AttributeError(name)

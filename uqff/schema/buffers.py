@@ -9,14 +9,14 @@ import ctypes
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 
-from uqff.codes import DType
 from uqff.schema.bricks import Placeholder
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["bytes_of", "flat_bytes", "tensor_of", "writable_alias"]
+__all__ = ["as_array", "bytes_of", "flat_bytes", "writable_alias"]
 
 
 def writable_alias(buffer: Any) -> memoryview:
@@ -33,18 +33,12 @@ def writable_alias(buffer: Any) -> memoryview:
     return memoryview(alias).cast("B")
 
 
-def tensor_of(data: memoryview | Placeholder, dtype: DType, shape: tuple[int, ...]) -> torch.Tensor:
-    """A tensor over ``data``: a view if the address is a multiple of the item size, else a copy.
+def as_array(buffer: Any) -> npt.NDArray[np.uint8]:
+    """The bytes of a buffer, uint8 ``[n]``, sharing its memory; not to be written to.
 
-    Args:
-        data: the bytes of the tensor, exactly, from :func:`writable_alias`; or their number, for the meta device.
-        dtype: dtype of the elements.
-        shape: dimensions in elements.
+    The array counts as writable: numba tells read-only ones apart, and would compile kernels again for them.
     """
-    flat = flat_bytes(data)
-    if flat.data_ptr() % dtype.itemsize:
-        flat = flat.clone()
-    return (flat if dtype is DType.U8 else flat.view(dtype.torch)).view(shape)
+    return np.frombuffer(writable_alias(buffer), np.uint8)
 
 
 def bytes_of(tensor: torch.Tensor) -> memoryview:

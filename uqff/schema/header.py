@@ -19,7 +19,7 @@ from uqff.schema.bricks import U8, U32, Checked, Derived, Violation
 from uqff.schema.layout import Extension, Layout
 from uqff.schema.tensor import TENSOR
 
-__all__ = ["HEADER", "blob_layout"]
+__all__ = ["HEADER", "blob_layout", "described_header"]
 
 
 def _decode_version(word: int) -> Version:
@@ -38,11 +38,11 @@ def _encode_version(version: Version) -> int:
 
 
 def _decode_family(number: int) -> Family:
-    try:
-        return Family(number)
-    except ValueError:
+    family = Family.of_code(number)
+    if family is None:
         known = ", ".join(f"{f.value} {f.title}" for f in Family)
-        raise Violation("unknown type", expected=f"one of {known}", got=number, error=UnsupportedError) from None
+        raise Violation("unknown type", expected=f"one of {known}", got=number, error=UnsupportedError)
+    return family
 
 
 VERSION_WORD = Checked(U32, _decode_version, _encode_version, label="version")
@@ -52,11 +52,14 @@ BIAS_FLAG = Derived(Checked.choice(U8, 0, 1), lambda blob: blob.get("bias") is n
 _VERSION = "version" / VERSION_WORD * "format version: the bytes are patch, minor, major, 0"
 _TYPE_MEANING = "family of the blob, always at offset 4: {}"
 
-HEADER = Layout(
-    _VERSION,
-    "quant_type" / QUANT_TYPE * _TYPE_MEANING.format(", ".join(f"{f.value} {f.title}" for f in Family)),
-)
+HEADER = Layout(_VERSION, "quant_type" / QUANT_TYPE * "family of the blob, always at offset 4")
 """The first five bytes, by which a reader chooses the layout of the whole blob."""
+
+
+def described_header() -> Layout:
+    """:data:`HEADER` with the families that are known."""
+    known = ", ".join(f"{family.value} {family.title}" for family in Family)
+    return Layout(_VERSION, "quant_type" / QUANT_TYPE * _TYPE_MEANING.format(known))
 
 
 def blob_layout(family: Family, *body: Construct) -> Layout:

@@ -12,7 +12,7 @@ from uqff.simd.scratch import scratch
 from uqff.simd.vectors import LANES, load_codes_3, load_codes_4, load_codes_6, load_u8, number, ramp, splat, word
 
 if TYPE_CHECKING:
-    from uqff.families.encoded import Encoded
+    from uqff.families.afq.tensor import AFQ
 
 __all__ = ["dequantize"]
 
@@ -20,13 +20,12 @@ STRIP = 512
 """Groups whose scales and biases are read together."""
 
 
-def dequantize(weight: Encoded, out: Bytes, form: int) -> bool:
-    """See :data:`uqff.simd.DEQUANTIZERS`."""
-    fields = weight.fields
-    bits, group = fields["bits"], fields["group_size"]
-    kernel, codes, scales, biases = _KERNELS[bits], *map(weight.payload, ("w_q", "scales", "biases"))
-    dtype = fields["scales"]["dtype"]
-    if dtype not in FORMS or fields["biases"]["dtype"] is not dtype or group % (2 * LANES):
+def dequantize(weight: AFQ, out: Bytes, form: int) -> bool:
+    """See :meth:`QuantizedTensor._dequantize_by_kernel`."""
+    parts, bits, group = weight.parts, weight.bits, weight.group_size
+    kernel, codes, scales, biases = _KERNELS[bits], *(parts[name].array() for name in ("w_q", "scales", "biases"))
+    dtype = parts["scales"].dtype
+    if dtype not in FORMS or parts["biases"].dtype is not dtype or group % (2 * LANES):
         return False
     if not len(codes) * 8 // bits // group * dtype.itemsize == len(scales) == len(biases):
         return False

@@ -1,4 +1,4 @@
-"""AFQ quantiser, the fast twin of :mod:`uqff.families.afq.tensor`, bit-equal to it."""
+"""AFQ quantiser, the fast twin of :mod:`uqff.families.afq.reference`, bit-equal to it."""
 
 # numba infers the types of what it compiles; annotations would neither be read by it nor checked.
 # mypy: disable-error-code="no-untyped-def, no-untyped-call"
@@ -31,7 +31,7 @@ GRAIN = 4096
 
 
 def quantize(w: F32, bits: int, group_size: int, threads: int | None = None) -> tuple[U8, F32, F32]:
-    """See :func:`uqff.families.afq.tensor.quantize`; ``w`` must be C-contiguous."""
+    """See :func:`uqff.families.afq.reference.quantize`; ``w`` must be C-contiguous."""
     flat = w.reshape(-1)
     groups = flat.size // group_size
     packed = np.empty(flat.size * bits // 8, np.uint8)

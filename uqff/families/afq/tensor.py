@@ -17,42 +17,46 @@ Authority: mistral.rs, ``mistralrs-quant/src/afq/mod.rs`` (``serialize_with_bias
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 
-from uqff.codes import DType, Family
-from uqff.families.base import PayloadProblem, QuantizedTensor, join_parts, narrow_parts, not_finite
+from uqff import simd
+from uqff.codes import DType, Family, Version
+from uqff.families.afq import reference
+from uqff.families.base import QuantizedTensor
 from uqff.families.biases import BiasRule
-from uqff.families.fields import bytes_part, stored_part, tensor_fields
-from uqff.families.parts import lazily_typed
+from uqff.families.encoding import GROUP, Engine, Resolution, no_group_size, row_misfit
+from uqff.families.loaded import Loaded, by_runs, rows_of
+from uqff.families.part import Part
+from uqff.families.payload import PayloadProblem, not_finite
+from uqff.families.slicing import join_parts, narrow_parts
 from uqff.families.stacking import stack_parts, unstack_parts
-from uqff.numerics.packing import float32_to_bf16, float32_to_f16, pack_row, round_half_away
 from uqff.schema.bricks import U8, Checked, Scope, Violation
 from uqff.schema.entries import Entries, Entry
 from uqff.schema.header import BIAS_FLAG, blob_layout
 from uqff.schema.layout import Layout
 from uqff.schema.tensor import TENSOR
+from uqff.simd.floats import Floats
 
 if TYPE_CHECKING:
     import torch
     from typing_extensions import Self
 
-__all__ = ["AFQ", "cast", "quantize"]
-
-FloatArray: TypeAlias = npt.NDArray[np.float32]
-ByteArray: TypeAlias = npt.NDArray[np.uint8]
-ScalesDType: TypeAlias = Literal["float32", "float16", "bfloat16"]
+__all__ = ["AFQ"]
 
 BITS = (2, 3, 4, 6, 8)
 GROUP_SIZES = (32, 64, 128)
+
+UNQUANT_SINCE = Version(1, 1, 0)
+"""The first 1.x that has unquantised layers: engine 0.8.23, which writes it, has them in place of AFQ; 0.8.12 fails."""
+
 SCALE_DTYPES = (DType.F32, DType.F16, DType.BF16)
 
 
-@lazily_typed("scales", "biases")
 @dataclass(frozen=True, eq=False, repr=False)
 class AFQ(QuantizedTensor):
     """A weight of affine groups.
@@ -71,9 +75,9 @@ class AFQ(QuantizedTensor):
     bits: int
     group_size: int
 
-    family: ClassVar[Family] = Family.AFQ
+    family: ClassVar[Family] = Family(4, "AFQ", Version(0, 1, 3))
     LAYOUT: ClassVar[Layout] = blob_layout(
-        Family.AFQ,
+        family,
         "bias_flag" / BIAS_FLAG * "1 if a bias follows at the end, else 0",
         "w_q" / TENSOR * "the packed codes, U32 `[..., out, in·bits/32]`",
         "scales" / TENSOR * "scale of each group, F32, F16 or BF16 `[..., out, in/group_size]`",
@@ -92,6 +96,55 @@ class AFQ(QuantizedTensor):
     )
     BIAS: ClassVar[BiasRule] = BiasRule()
 
+    KINDS: ClassVar[tuple[str, ...]] = tuple(f"afq{bits}" for bits in BITS)
+    PROMOTED: ClassVar[Mapping[str, str]] = {
+        **dict.fromkeys(("afq2", "afq3", "afq4"), "afq6"),
+        **dict.fromkeys(("afq6", "afq8"), "afq8"),
+    }
+    BY_EXPERT: ClassVar[bool] = True
+
+    @classmethod
+    def group_size_of(cls, kind: str, group_size: int | None) -> int:
+        """32, 64 or 128."""
+        if group_size is not None and group_size not in GROUP_SIZES:
+            raise no_group_size(", ".join(map(str, GROUP_SIZES)), group_size)
+        return GROUP if group_size is None else group_size
+
+    @classmethod
+    def resolve(
+        cls, kind: str, shape: tuple[int, ...], engine: Engine, group_size: int, version: Version | None = None
+    ) -> Resolution:
+        """Rows are whole groups, else engines fail or, since UQFF 1.1, leave the weight as it is."""
+        if shape[-1] % group_size == 0:
+            return Resolution(kind)
+        if engine == "0.6" or (engine == "0.8" and (version is None or version < UNQUANT_SINCE)):
+            raise row_misfit(kind, group_size, shape)
+        return Resolution("unquant", f"the last dimension is not a multiple of {group_size}")
+
+    @classmethod
+    def planned(cls, kind: str, shape: Sequence[int], dtype: DType, group_size: int = GROUP) -> Self:
+        """See :meth:`Encoding.planned`."""
+        *outer, last = shape
+        bits = int(kind[-1])
+        scales = Part.planned((*outer, last // group_size), dtype)
+        w_q = Part.planned((*outer, last * bits // 8), DType.U8)
+        return cls.made_of(w_q=w_q, scales=scales, biases=scales, bits=bits, group_size=group_size)
+
+    @classmethod
+    def encode(cls, loaded: Loaded, kind: str, *, engine: Engine, group_size: int = GROUP) -> Self:
+        """See :meth:`Encoding.encode`; scales and biases are rounded to the load dtype after the codes are made."""
+        quantize, bits = _quantizer(), int(kind[-1])
+        made = by_runs(loaded, group_size, lambda run: quantize(run.reshape(-1, group_size), bits, group_size))
+        codes, *floats = (rows_of(part, loaded.shape, group_size) for part in made)
+        scales, biases = (Floats(each.view(np.uint32), DType.F32).cast(loaded.dtype) for each in floats)
+        return cls.made_of(
+            w_q=Part.of_array(codes, DType.U8),
+            scales=Part.of_array(scales.bits, scales.dtype),
+            biases=Part.of_array(biases.bits, biases.dtype),
+            bits=bits,
+            group_size=group_size,
+        )
+
     @property
     def kind(self) -> str:
         """``afq2``, ``afq3``, ``afq4``, ``afq6`` or ``afq8``."""
@@ -100,40 +153,29 @@ class AFQ(QuantizedTensor):
     @property
     def shape(self) -> tuple[int, ...]:
         """``(out, in)`` or ``(experts, out, in)``."""
-        return (*self.w_q.shape[:-1], self.w_q.shape[-1] * 8 // self.bits)
+        *outer, row = self.parts["w_q"].shape
+        return (*outer, row * 8 // self.bits)
 
     @classmethod
     def parse(cls, blob: Scope) -> Self:
         """See :meth:`QuantizedTensor.parse`."""
-        return cls(
-            bytes_part(blob["w_q"]),
-            stored_part(blob["scales"]),  # type: ignore[arg-type]
-            stored_part(blob["biases"]),  # type: ignore[arg-type]
-            blob["bits"],
-            blob["group_size"],
+        return cls.made_of(
+            w_q=Part.of_fields(blob["w_q"]).as_bytes(),
+            scales=Part.of_fields(blob["scales"]),
+            biases=Part.of_fields(blob["biases"]),
+            bits=blob["bits"],
+            group_size=blob["group_size"],
         )
 
     def build(self) -> dict[str, Any]:
         """See :meth:`QuantizedTensor.build`."""
-        *outer, row = self.w_q.shape
         return {
-            "w_q": tensor_fields(self.w_q, name="w_q", dtype=DType.U32, shape=(*outer, row // DType.U32.itemsize)),
-            "scales": tensor_fields(self._parts()["scales"], name="scales"),
-            "biases": tensor_fields(self._parts()["biases"], name="biases"),
+            "w_q": self.parts["w_q"].fields(DType.U32),
+            "scales": self.parts["scales"].fields(),
+            "biases": self.parts["biases"].fields(),
             "bits": self.bits,
             "group_size": self.group_size,
         }
-
-    @staticmethod
-    def kind_of(blob: Scope) -> str:
-        """See :meth:`QuantizedTensor.kind_of`."""
-        return f"afq{blob['bits']}"
-
-    @staticmethod
-    def shape_of(blob: Scope) -> tuple[int, ...]:
-        """See :meth:`QuantizedTensor.shape_of`."""
-        *outer, words = blob["w_q"]["shape"]
-        return (*outer, 32 * words // blob["bits"])
 
     @staticmethod
     def validate(blob: Scope) -> None:
@@ -169,13 +211,13 @@ class AFQ(QuantizedTensor):
         yield from not_finite(blob["scales"], "scales.data")
         yield from not_finite(blob["biases"], "biases.data")
 
-    def _dequantize(self) -> torch.Tensor:
-        import torch
+    def _dequantize_by_kernel(self, out: npt.NDArray[np.uint8], form: int) -> bool:
+        from uqff.families.afq import cpu_dequantize
 
-        codes = unpack_stream(self.w_q, self.bits).to(torch.float32)
-        groups = codes.reshape(*self.scales.shape, self.group_size)
-        scale, bias = (part.to(torch.float32).unsqueeze(-1) for part in (self.scales, self.biases))
-        return (groups * scale + bias).reshape(self.shape)
+        return cpu_dequantize.dequantize(self, out, form)
+
+    def _dequantize(self) -> torch.Tensor:
+        return reference.dequantize(self.w_q, self.scales, self.biases, self.bits, self.group_size)
 
     def alignment(self, dim: int) -> int:
         """A group along the last dimension, 1 along others."""
@@ -196,54 +238,35 @@ class AFQ(QuantizedTensor):
     def _unstack(self) -> Self:
         return unstack_parts(self, "w_q", "scales", "biases")
 
+    LAYER_NAME: ClassVar[str] = "afq-layer"
 
-def unpack_stream(w_q: torch.Tensor, bits: int) -> torch.Tensor:
-    """The codes of little-endian bit streams, uint8 ``[..., n·bits/8]`` to uint8 ``[..., n]``."""
-    import torch
+    @property
+    def nominal_dtype(self) -> DType:
+        """That of the scales."""
+        return self.parts["scales"].dtype
 
-    # A period of lcm(bits, 8) bits is whole codes and whole bytes: b bytes hold 8 codes for odd b, and so on.
-    period = {2: 1, 3: 3, 4: 1, 6: 3, 8: 1}[bits]
-    chunks = w_q.reshape(*w_q.shape[:-1], -1, period).to(torch.int32)
-    word = torch.zeros_like(chunks[..., 0])
-    for i in range(period):
-        word |= chunks[..., i] << 8 * i
-    codes = [word >> bits * j & (1 << bits) - 1 for j in range(8 * period // bits)]
-    return torch.stack(codes, dim=-1).to(torch.uint8).reshape(*w_q.shape[:-1], -1)
+    @property
+    def load_dtype(self) -> DType:
+        """That of the scales, which then are stored in it again."""
+        return self.nominal_dtype
 
+    @property
+    def own_group_size(self) -> int | None:
+        """Its own."""
+        return self.group_size
 
-FLAT = np.float32(1e-12)
-"""A group whose range is below this gets scale 1; all its codes are then 0."""
+    def becomes(self, kind: str) -> bool:
+        """F8Q8 only: the engine stops with "not yet implemented" at anything else."""
+        return kind == "f8q8"
 
-
-def quantize(w: FloatArray, bits: int, group_size: int) -> tuple[ByteArray, FloatArray, FloatArray]:
-    """Quantise along the last dimension.
-
-    Args:
-        w: finite float32 ``[..., in]``, ``in`` a multiple of ``group_size``.
-        bits: 2, 3, 4, 6 or 8.
-        group_size: 32, 64 or 128.
-
-    Returns:
-        The packed codes as bytes, uint8 ``[..., in * bits / 8]``; scales and biases, float32
-        ``[..., in / group_size]``, to be cast by :func:`cast`. The codes are made with the scale before the cast. A
-        zero bias is +0.0 (the engine's depends on its compiler's choice for the minimum of -0.0 and +0.0).
-    """
-    top = np.float32(2**bits - 1)
-    groups = w.reshape(*w.shape[:-1], w.shape[-1] // group_size, group_size)
-    with np.errstate(all="ignore"):
-        bias = groups.min(-1, keepdims=True) + np.float32(0)
-        span = groups.max(-1, keepdims=True) - bias
-        scale = np.where(np.abs(span) < FLAT, np.float32(1), span / top)
-        codes = np.clip(round_half_away((groups - bias) / scale), np.float32(0), top)
-    # inf / inf: a range beyond float32 has an infinite scale. Rust casts NaN to 0.
-    packed = pack_row(np.nan_to_num(codes, nan=0.0).astype(np.uint8).reshape(w.shape), bits)
-    return packed, scale[..., 0], bias[..., 0]
+    def resized(self, outputs: int) -> Self:
+        """See :meth:`LayerRules.resized`."""
+        return self.planned(self.kind, (outputs, *self.shape[1:]), self.nominal_dtype, self.group_size)
 
 
-def cast(values: FloatArray, dtype: ScalesDType) -> npt.NDArray[Any]:
-    """Scales or biases as they are stored, rounded to nearest even: float32 values, or uint16 bit patterns."""
-    if dtype == "float16":
-        return float32_to_f16(values)
-    if dtype == "bfloat16":
-        return float32_to_bf16(values)
-    return values
+def _quantizer() -> Any:
+    if not simd.enabled():
+        return reference.quantize
+    from uqff.families.afq import cpu_quantize
+
+    return cpu_quantize.quantize

@@ -12,7 +12,7 @@ from uqff.simd.output import F32, Bytes, over, put_pair, read_ahead, without_den
 from uqff.simd.vectors import first_signed, load_bytes, second_signed
 
 if TYPE_CHECKING:
-    from uqff.families.encoded import Encoded
+    from uqff.families.f8q8.tensor import F8Q8
 
 __all__ = ["dequantize"]
 
@@ -20,9 +20,9 @@ SCALES = e4m3_to_float32(np.arange(256, dtype=np.uint8)) / np.float32(416)
 """Of each stored byte."""
 
 
-def dequantize(weight: Encoded, out: Bytes, form: int) -> bool:
-    """See :data:`uqff.simd.DEQUANTIZERS`."""
-    blocks, numel = weight.payload("data"), weight.numel
+def dequantize(weight: F8Q8, out: Bytes, form: int) -> bool:
+    """See :meth:`QuantizedTensor._dequantize_by_kernel`."""
+    blocks, numel = weight.parts["blocks"].array(), weight.numel
     whole, rest = divmod(numel, 32)
     if len(blocks) < 33 * -(-numel // 32):
         return False

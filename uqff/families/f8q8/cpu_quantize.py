@@ -1,4 +1,4 @@
-"""F8Q8 quantiser, the fast twin of :mod:`uqff.families.f8q8.tensor`, bit-equal to it."""
+"""F8Q8 quantiser, the fast twin of :mod:`uqff.families.f8q8.reference`, bit-equal to it."""
 
 # numba infers the types of what it compiles; annotations would neither be read by it nor checked.
 # mypy: disable-error-code="no-untyped-def, no-untyped-call"
@@ -34,7 +34,7 @@ GRAIN = 4096
 
 
 def quantize(w: F32, threads: int | None = None) -> U8:
-    """See :func:`uqff.families.f8q8.tensor.quantize`; ``w`` must be C-contiguous."""
+    """See :func:`uqff.families.f8q8.reference.quantize`; ``w`` must be C-contiguous."""
     flat = w.reshape(-1)
     blocks = -(-flat.size // BLOCK)
     pairs, rest = divmod(flat.size, PAIR)

@@ -17,22 +17,26 @@ Authority: mistral.rs, ``mistralrs-quant/src/f8q8/mod.rs`` (``BlockF8Q8``, ``ser
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 
+from uqff import simd
 from uqff.codes import DType, Family, Version
 from uqff.errors import ShardError
-from uqff.families.base import PayloadProblem, QuantizedTensor, first_bad, runs
+from uqff.families.base import QuantizedTensor
 from uqff.families.biases import BiasRule
-from uqff.families.fields import payload
-from uqff.families.parts import own
-from uqff.numerics.packing import float32_to_e4m3, round_half_away
+from uqff.families.encoding import GROUP, Engine
+from uqff.families.f8q8 import reference
+from uqff.families.f8q8.reference import BLOCK_SIZE
+from uqff.families.loaded import Loaded, by_runs
+from uqff.families.part import Part, joined
+from uqff.families.payload import PayloadProblem, first_bad
+from uqff.families.slicing import runs
 from uqff.schema.bricks import U32, Derived, Dims, Scalar, Scope, Span, Vector, Violation
-from uqff.schema.buffers import flat_bytes
 from uqff.schema.entries import Entries, Entry
 from uqff.schema.header import BIAS_FLAG, blob_layout
 from uqff.schema.layout import Layout
@@ -41,14 +45,7 @@ if TYPE_CHECKING:
     import torch
     from typing_extensions import Self
 
-__all__ = ["F8Q8", "quantize"]
-
-FloatArray: TypeAlias = npt.NDArray[np.float32]
-ByteArray: TypeAlias = npt.NDArray[np.uint8]
-
-BLOCK_SIZE = 32
-D_SCALE = 416.0
-"""``F8E4M3::MAX`` of the float8 crate, code 0x7D; the largest finite e4m3 number, 448, is its ``INFINITY``."""
+__all__ = ["BLOCK", "BLOCK_SIZE", "F8Q8"]
 
 BLOCK = Layout(
     "d" / Scalar("B", "e4m3") * "scale of the block times 416, as an e4m3 code",
@@ -72,9 +69,9 @@ class F8Q8(QuantizedTensor):
     blocks: torch.Tensor
     weight_shape: tuple[int, ...]
 
-    family: ClassVar[Family] = Family.F8Q8
+    family: ClassVar[Family] = Family(5, "F8Q8", Version(0, 2, 0))
     LAYOUT: ClassVar[Layout] = blob_layout(
-        Family.F8Q8,
+        family,
         "bias_flag" / BIAS_FLAG * "1 if a bias follows at the end, else 0",
         "num_blocks"
         / Derived(U32, lambda b: b["data"].nbytes // BLOCK.fixed_size)
@@ -93,6 +90,22 @@ class F8Q8(QuantizedTensor):
     )
     BIAS: ClassVar[BiasRule] = BiasRule(DType.F32, {0: DType.F32})
 
+    KINDS: ClassVar[tuple[str, ...]] = ("f8q8",)
+    SINCE: ClassVar[Engine] = "0.8"
+
+    @classmethod
+    def planned(cls, kind: str, shape: Sequence[int], dtype: DType, group_size: int = GROUP) -> Self:
+        """See :meth:`Encoding.planned`."""
+        count = -(-math.prod(shape) // BLOCK_SIZE)
+        return cls.made_of(blocks=Part.planned((count, BLOCK.fixed_size), DType.U8), weight_shape=tuple(shape))
+
+    @classmethod
+    def encode(cls, loaded: Loaded, kind: str, *, engine: Engine, group_size: int = GROUP) -> Self:
+        """See :meth:`Encoding.encode`."""
+        quantize = _quantizer()
+        (blocks,) = by_runs(loaded, BLOCK_SIZE, lambda run: (quantize(run),))
+        return cls.made_of(blocks=Part.of_array(blocks, DType.U8), weight_shape=loaded.shape)
+
     @property
     def kind(self) -> str:
         """Always ``f8q8``."""
@@ -106,22 +119,17 @@ class F8Q8(QuantizedTensor):
     @classmethod
     def parse(cls, blob: Scope) -> Self:
         """See :meth:`QuantizedTensor.parse`."""
-        return cls(flat_bytes(blob["data"]).view(-1, BLOCK.fixed_size), blob["shape"])
+        count = blob["data"].nbytes // BLOCK.fixed_size
+        return cls.made_of(blocks=Part(DType.U8, (count, BLOCK.fixed_size), blob["data"]), weight_shape=blob["shape"])
 
     def build(self) -> dict[str, Any]:
         """See :meth:`QuantizedTensor.build`."""
-        return {"shape": self.weight_shape, "data": payload(self.blocks)}
+        return {"shape": self.weight_shape, "data": self.parts["blocks"].payload}
 
-    @staticmethod
-    def kind_of(blob: Scope) -> str:
-        """See :meth:`QuantizedTensor.kind_of`."""
-        return "f8q8"
-
-    @staticmethod
-    def shape_of(blob: Scope) -> tuple[int, ...]:
-        """See :meth:`QuantizedTensor.shape_of`."""
-        shape: tuple[int, ...] = blob["shape"]
-        return shape
+    @classmethod
+    def block_layout(cls, fields: Scope) -> Layout | None:
+        """See :meth:`QuantizedTensor.block_layout`."""
+        return BLOCK
 
     @staticmethod
     def validate(blob: Scope) -> None:
@@ -143,14 +151,13 @@ class F8Q8(QuantizedTensor):
             at = blob["data"].nbytes - len(padding) + int(np.argmax(padding != 0))
             yield PayloadProblem("data", at, "padding after the last element", "0", str(padding[padding != 0][0]))
 
-    def _dequantize(self) -> torch.Tensor:
-        import torch
+    def _dequantize_by_kernel(self, out: npt.NDArray[np.uint8], form: int) -> bool:
+        from uqff.families.f8q8 import cpu_dequantize
 
-        stored = self.blocks[:, :1].contiguous().view(torch.float8_e4m3fn).to(torch.float32)
-        # Divided by a tensor: by a number, torch on CUDA multiplies with its rounded inverse.
-        d = stored / torch.full_like(stored, D_SCALE)
-        qs = self.blocks[:, 1:].contiguous().view(torch.int8).to(torch.float32)
-        return (qs * d).reshape(-1)[: self.numel].reshape(self.shape)
+        return cpu_dequantize.dequantize(self, out, form)
+
+    def _dequantize(self) -> torch.Tensor:
+        return reference.dequantize(self.blocks).reshape(-1)[: self.numel].reshape(self.shape)
 
     def alignment(self, dim: int) -> int:
         """The rows (or inputs) after which blocks begin anew; where they never do within a run, the whole dimension."""
@@ -163,22 +170,28 @@ class F8Q8(QuantizedTensor):
     def _narrow(self, dim: int, start: int, length: int) -> Self:
         count, _, step = runs(self.shape, dim)
         shape = (*self.shape[:dim], length, *self.shape[dim + 1 :])
-        blocks = self.blocks.view(count, -1, BLOCK.fixed_size)
         # Only the end of the last run can lie within a block, whose padding is then part of the slice.
         begin, end = start * step // BLOCK_SIZE, -(-(start + length) * step // BLOCK_SIZE)
-        return type(self)(own(blocks[:, begin:end].contiguous()).view(-1, BLOCK.fixed_size), shape)
+        blocks = self._runs(count).narrow(1, begin, end - begin)
+        return self.replaced(blocks=blocks.view((count * (end - begin), BLOCK.fixed_size)), weight_shape=shape)
+
+    def _runs(self, count: int) -> Part:
+        """The blocks of each of ``count`` runs, ``[count, blocks, 33]``."""
+        blocks = self.parts["blocks"]
+        return blocks.view((count, blocks.shape[0] // count, BLOCK.fixed_size))
 
     def _join(self, slices: list[tuple[int, Self]], dim: int) -> Self:
-        import torch
-
         count, _, _ = runs(self.shape, dim)
-        blocks = torch.cat([each.blocks.view(count, -1, BLOCK.fixed_size) for _, each in slices], dim=1)
-        return type(self)(blocks.view(-1, BLOCK.fixed_size), self.shape)
+        blocks = joined([each._runs(count) for _, each in slices], 1)
+        return self.replaced(blocks=blocks.view((count * blocks.shape[1], BLOCK.fixed_size)))
+
+    @property
+    def has_whole_rows(self) -> bool:
+        """If blocks begin anew with every row."""
+        return self.shape[-1] % BLOCK_SIZE == 0
 
     @classmethod
     def _stack(cls, records: list[Self]) -> Self:
-        import torch
-
         first = records[0]
         if len(records) > 1 and first.numel % BLOCK_SIZE:
             raise ShardError(
@@ -186,28 +199,44 @@ class F8Q8(QuantizedTensor):
                 expected=f"elements in multiples of {BLOCK_SIZE}",
                 got=f"{list(first.shape)}, {first.numel} elements",
             )
-        return cls(torch.cat([record.blocks for record in records]), (len(records), *first.shape))
+        blocks = joined([record.parts["blocks"] for record in records], 0)
+        return first.replaced(blocks=blocks, weight_shape=(len(records), *first.shape))
 
     def _unstack(self) -> Self:
-        return type(self)(self.blocks, self.shape[1:])
+        return self.replaced(weight_shape=self.shape[1:])
+
+    def tiles(self) -> Iterator[tuple[Callable[[Any], Any], Self]]:
+        """Blocks run across rows, and so do the pieces."""
+        blocks, step = self.parts["blocks"], self.TILE // BLOCK_SIZE
+        for start in range(0, blocks.shape[0], step):
+            count = min(step, blocks.shape[0] - start)
+            span = slice(BLOCK_SIZE * start, min(BLOCK_SIZE * (start + count), self.numel))
+
+            def taken(values: Any, span: slice = span) -> Any:
+                return values.reshape(-1)[span]
+
+            yield taken, self.replaced(blocks=blocks.narrow(0, start, count), weight_shape=(1, span.stop - span.start))
+
+    LAYER_NAME: ClassVar[str] = "f8q8-linear"
+    STAYS: ClassVar[bool] = True
+
+    @property
+    def nominal_dtype(self) -> DType:
+        """F32."""
+        return DType.F32
+
+    def becomes(self, kind: str) -> bool:
+        """Any type."""
+        return True
+
+    def resized(self, outputs: int) -> Self:
+        """See :meth:`LayerRules.resized`."""
+        return self.planned(self.kind, (outputs, *self.shape[1:]), self.nominal_dtype)
 
 
-def quantize(w: FloatArray) -> ByteArray:
-    """Quantise the flattened weight; blocks run across rows, the last one is padded with zeros.
+def _quantizer() -> Any:
+    if not simd.enabled():
+        return reference.quantize
+    from uqff.families.f8q8 import cpu_quantize
 
-    Args:
-        w: finite float32, any shape, flattened in C order.
-
-    Returns:
-        uint8 ``[ceil(n / 32), 33]``: the scale ``e4m3(d * 416)``, then 32 int8 codes ``round(w / d)``, made with the d
-        before its rounding. d is a 127th of the largest magnitude.
-    """
-    flat = w.reshape(-1)
-    blocks = np.concatenate([flat, np.zeros(-len(flat) % BLOCK_SIZE, np.float32)]).reshape(-1, BLOCK_SIZE)
-    with np.errstate(all="ignore"):
-        d = np.abs(blocks).max(-1, keepdims=True, initial=0) / np.float32(127)
-        inverse = np.where(d == 0, np.float32(0), np.float32(1) / d)
-        # A subnormal d has an infinite inverse: Rust's casts saturate infinity and turn 0 * inf, a NaN, into 0.
-        codes = np.clip(round_half_away(blocks * inverse), np.float32(-128), np.float32(127))
-        scale = float32_to_e4m3(d * np.float32(D_SCALE))
-    return np.concatenate([scale, np.nan_to_num(codes, nan=0.0).astype(np.int8).view(np.uint8)], axis=-1)
+    return cpu_quantize.quantize

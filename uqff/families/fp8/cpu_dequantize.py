@@ -11,16 +11,16 @@ from uqff.simd.output import Bytes, e4m3_pair, f32, over, put_pair, read_ahead, 
 from uqff.simd.vectors import LANES, load_bytes
 
 if TYPE_CHECKING:
-    from uqff.families.encoded import Encoded
+    from uqff.families.fp8.tensor import FP8
 
 __all__ = ["dequantize"]
 
 WIDTH = 2 * LANES
 
 
-def dequantize(weight: Encoded, out: Bytes, form: int) -> bool:
-    """See :data:`uqff.simd.DEQUANTIZERS`."""
-    codes, scale = weight.payload("weight"), weight.payload("dequant_w_scale")
+def dequantize(weight: FP8, out: Bytes, form: int) -> bool:
+    """See :meth:`QuantizedTensor._dequantize_by_kernel`."""
+    codes, scale = weight.parts["weight"].array(), weight.parts["dequant_w_scale"].array()
     if weight.numel < WIDTH or len(scale) != 4:
         return False
     over(weight.numel, 1, lambda lo, hi: _fp8(codes, scale, out, form, lo, hi))

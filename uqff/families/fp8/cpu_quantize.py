@@ -1,4 +1,4 @@
-"""FP8 quantiser, the fast twin of :mod:`uqff.families.fp8.tensor`, bit-equal to it."""
+"""FP8 quantiser, the fast twin of :mod:`uqff.families.fp8.reference`, bit-equal to it."""
 
 # numba infers the types of what it compiles; annotations would neither be read by it nor checked.
 # mypy: disable-error-code="no-untyped-def, no-untyped-call"
@@ -10,7 +10,7 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from uqff.families.fp8.tensor import quantizing_scale
+from uqff.families.fp8.reference import quantizing_scale
 from uqff.numerics.packing import bf16_to_float32, float32_to_bf16
 from uqff.simd.bits import MAGNITUDE, bf16_bits, bits_of, e4m3_code, float_of
 from uqff.simd.compiling import kernel
@@ -29,7 +29,7 @@ INFINITY_BITS = np.uint32(0x7F800000)
 
 
 def quantize(w: F32, threads: int | None = None) -> tuple[U8, np.float32, np.float32]:
-    """See :func:`uqff.families.fp8.tensor.quantize`; ``w`` must be C-contiguous."""
+    """See :func:`uqff.families.fp8.reference.quantize`; ``w`` must be C-contiguous."""
     flat = w.reshape(-1)
     largest = np.uint32(largest_magnitude(flat.view(np.uint32), threads)).view(np.float32)
     # Rounding keeps the order, so that the largest bfloat16 is the largest float32 rounded.

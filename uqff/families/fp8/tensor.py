@@ -14,21 +14,25 @@ Authority: mistral.rs, ``mistralrs-quant/src/fp8/mod.rs`` (``serialize_with_bias
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 
+from uqff import simd
 from uqff.codes import DType, Family, Version
-from uqff.families.base import PayloadProblem, QuantizedTensor, join_parts, narrow_parts, not_finite
+from uqff.families.base import QuantizedTensor
 from uqff.families.biases import BiasRule
-from uqff.families.fields import payload, tensor_fields, tensor_part
+from uqff.families.encoding import GROUP, Engine
+from uqff.families.fp8 import reference
+from uqff.families.loaded import Loaded
+from uqff.families.part import Part
+from uqff.families.payload import PayloadProblem, not_finite
+from uqff.families.slicing import join_parts, narrow_parts
 from uqff.families.stacking import check_shared, stack_parts, unstack_parts
-from uqff.numerics.packing import bf16_to_float32, float32_to_bf16, float32_to_e4m3
 from uqff.schema.bricks import U32, Checked, Scalar, Scope, Violation
-from uqff.schema.buffers import tensor_of
 from uqff.schema.entries import Entries, Entry
 from uqff.schema.header import BIAS_FLAG, blob_layout
 from uqff.schema.layout import Layout
@@ -38,10 +42,7 @@ if TYPE_CHECKING:
     import torch
     from typing_extensions import Self
 
-__all__ = ["FP8", "quantize", "quantizing_scale"]
-
-FloatArray: TypeAlias = npt.NDArray[np.float32]
-ByteArray: TypeAlias = npt.NDArray[np.uint8]
+__all__ = ["FP8"]
 
 _SCALES = ("dequant_w_scale", "dequant_x_scale", "quant_scale")
 
@@ -62,9 +63,9 @@ class FP8(QuantizedTensor):
     dequant_x_scale: torch.Tensor
     quant_scale: torch.Tensor
 
-    family: ClassVar[Family] = Family.FP8
+    family: ClassVar[Family] = Family(3, "FP8", Version(0, 1, 2))
     LAYOUT: ClassVar[Layout] = blob_layout(
-        Family.FP8,
+        family,
         "bias_flag" / BIAS_FLAG * "1 if a bias follows at the end, else 0",
         "weight" / TENSOR * "the codes, F8E4M3 `[..., out, in]`",
         "dequant_w_scale" / Scalar("f", "f32") * "multiplies the codes on dequantising",
@@ -84,6 +85,27 @@ class FP8(QuantizedTensor):
     )
     BIAS: ClassVar[BiasRule] = BiasRule(DType.F8E4M3)
 
+    KINDS: ClassVar[tuple[str, ...]] = ("fp8",)
+
+    @classmethod
+    def planned(cls, kind: str, shape: Sequence[int], dtype: DType, group_size: int = GROUP) -> Self:
+        """See :meth:`Encoding.planned`."""
+        scales = dict.fromkeys(_SCALES, Part.planned((), DType.F32))
+        return cls.made_of(weight=Part.planned(shape, DType.F8E4M3), **scales)
+
+    @classmethod
+    def encode(cls, loaded: Loaded, kind: str, *, engine: Engine, group_size: int = GROUP) -> Self:
+        """See :meth:`Encoding.encode`."""
+        codes, *numbers = _quantizer()(loaded.values)
+        scale, quant_scale = (Part.of_array(np.asarray(number, "<f4"), DType.F32) for number in numbers)
+        weight = Part.of_array(codes, DType.F8E4M3)
+        return cls.made_of(weight=weight, dequant_w_scale=scale, dequant_x_scale=scale, quant_scale=quant_scale)
+
+    @classmethod
+    def widened(cls, weights: int) -> int:
+        """All: the scale is of the whole weight."""
+        return weights
+
     @property
     def kind(self) -> str:
         """Always ``fp8``."""
@@ -92,32 +114,21 @@ class FP8(QuantizedTensor):
     @property
     def shape(self) -> tuple[int, ...]:
         """``(out, in)`` or ``(experts, out, in)``."""
-        return tuple(self.weight.shape)
+        return self.parts["weight"].shape
 
     @classmethod
     def parse(cls, blob: Scope) -> Self:
         """See :meth:`QuantizedTensor.parse`."""
-        scales = (tensor_of(blob[name], DType.F32, ()) for name in _SCALES)
-        return cls(tensor_part(blob["weight"]), *scales)
+        scales = {name: Part(DType.F32, (), blob[name]) for name in _SCALES}
+        return cls.made_of(weight=Part.of_fields(blob["weight"]), **scales)
 
     def build(self) -> dict[str, Any]:
         """See :meth:`QuantizedTensor.build`."""
         return {
-            "weight": tensor_fields(self.weight, name="weight"),
-            **{name: payload(getattr(self, name)) for name in _SCALES},
+            "weight": self.parts["weight"].fields(),
+            **{name: self.parts[name].payload for name in _SCALES},
             "dtype": DType.F8E4M3.code,
         }
-
-    @staticmethod
-    def kind_of(blob: Scope) -> str:
-        """See :meth:`QuantizedTensor.kind_of`."""
-        return "fp8"
-
-    @staticmethod
-    def shape_of(blob: Scope) -> tuple[int, ...]:
-        """See :meth:`QuantizedTensor.shape_of`."""
-        shape: tuple[int, ...] = blob["weight"]["shape"]
-        return shape
 
     @staticmethod
     def validate(blob: Scope) -> None:
@@ -137,10 +148,13 @@ class FP8(QuantizedTensor):
             if not np.isfinite(value):
                 yield PayloadProblem(name, 0, "scale is not finite", "a finite number", str(value))
 
-    def _dequantize(self) -> torch.Tensor:
-        import torch
+    def _dequantize_by_kernel(self, out: npt.NDArray[np.uint8], form: int) -> bool:
+        from uqff.families.fp8 import cpu_dequantize
 
-        return self.weight.to(torch.float32) * self.dequant_w_scale
+        return cpu_dequantize.dequantize(self, out, form)
+
+    def _dequantize(self) -> torch.Tensor:
+        return reference.dequantize(self.weight, self.dequant_w_scale)
 
     def alignment(self, dim: int) -> int:
         """1 along every dimension: all weights share one scale."""
@@ -161,37 +175,27 @@ class FP8(QuantizedTensor):
     def _unstack(self) -> Self:
         return unstack_parts(self, "weight")
 
+    STACKS_BY_VALUE: ClassVar[bool] = True
 
-E4M3_MAX = np.float32(416)
-"""``F8E4M3::MAX`` of the float8 crate, code 0x7D; the largest finite e4m3 value, 448, is its ``INFINITY``."""
+    LAYER_NAME: ClassVar[str] = "fp8-linear"
 
+    @property
+    def nominal_dtype(self) -> DType:
+        """F8E4M3."""
+        return DType.F8E4M3
 
-def quantize(w: FloatArray) -> tuple[ByteArray, np.float32, np.float32]:
-    """Quantise a whole tensor with one scale.
+    def becomes(self, kind: str) -> bool:
+        """F8Q8 only: the engine stops with "not yet implemented" at anything else."""
+        return kind == "f8q8"
 
-    Args:
-        w: finite float32, any shape, at least one element.
-
-    Returns:
-        e4m3 codes, uint8 of the shape of ``w``; the dequantising scale ``1 / s``; the quantising scale s. s is 416 for
-        every tensor whose magnitudes are all at most 1. A weight that rounds to infinity in bfloat16 makes s 0, and its
-        own code NaN (0xFF).
-    """
-    with np.errstate(all="ignore"):
-        x = _bf16(w)
-        scale = quantizing_scale(np.abs(x).max())
-        product = _bf16(x * scale)
-        codes = np.where(np.isnan(product), np.uint8(0xFF), float32_to_e4m3(product))
-        return codes, np.float32(1) / scale, scale
+    def resized(self, outputs: int) -> Self:
+        """See :meth:`LayerRules.resized`."""
+        return self.planned(self.kind, (outputs, *self.shape[1:]), self.nominal_dtype)
 
 
-def quantizing_scale(absmax: FloatArray | np.float32) -> np.float32:
-    """``416 / absmax`` as the engine takes it: reciprocal, then product, each rounded to bfloat16; at most 416."""
-    with np.errstate(all="ignore"):
-        inverse = _bf16(np.float32(1) / np.asarray(absmax, np.float32))
-        scale: np.float32 = np.minimum(_bf16(inverse * E4M3_MAX), E4M3_MAX)[()]
-        return scale
+def _quantizer() -> Any:
+    if not simd.enabled():
+        return reference.quantize
+    from uqff.families.fp8 import cpu_quantize
 
-
-def _bf16(x: FloatArray) -> FloatArray:
-    return bf16_to_float32(float32_to_bf16(x))
+    return cpu_quantize.quantize

@@ -1,8 +1,7 @@
 """Kernels for the ggml types: the twins of :mod:`uqff.families.gguf.reference_dequantize`, where the bits are drawn.
 
-The items of a kernel are blocks.  The order of float operations is the reference's, one rounding each.  Of F32, F16
-and BF16 the last 32 numbers of a range overlap the ones before.  Where a type has float16 numbers and integers only, no
-weight is denormal.
+The items of a kernel are blocks.  The order of float operations is the reference's, one rounding each.  Where a type
+has float16 numbers and integers only, no weight is subnormal.
 """
 
 from __future__ import annotations
@@ -11,37 +10,30 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from uqff.simd import cast
 from uqff.simd.compiling import inline, kernel
 from uqff.simd.output import (
     Bytes,
     Kernel,
     f16,
-    f16_lanes,
     f16_splat,
     f32,
-    f32_lanes,
     looked_up,
     over,
-    put,
     put_pair,
-    reach,
     read_ahead,
     without_denormals,
-    write_ahead,
     zero_or_from,
 )
 from uqff.simd.vectors import (
-    LANES,
     first,
     first_signed,
     halves,
     lane,
     load_bytes,
     load_i8,
-    load_i32,
     load_nibbles,
     load_u8,
-    load_u16,
     number,
     quarters,
     ramp,
@@ -52,20 +44,17 @@ from uqff.simd.vectors import (
 )
 
 if TYPE_CHECKING:
-    from uqff.families.encoded import Encoded
+    from uqff.families.gguf.tensor import GGUF
 
-__all__ = ["KERNELS", "WIDTH", "dequantize"]
-
-WIDTH = 2 * LANES
-"""Numbers that are written together."""
+__all__ = ["KERNELS", "dequantize"]
 
 
-def dequantize(weight: Encoded, out: Bytes, form: int) -> bool:
-    """See :data:`uqff.simd.DEQUANTIZERS`."""
-    block_type = weight.fields["ggml_dtype"]
-    if block_type.block_size == 1 and weight.numel < WIDTH:
+def dequantize(weight: GGUF, out: Bytes, form: int) -> bool:
+    """See :meth:`QuantizedTensor._dequantize_by_kernel`."""
+    block_type = weight.block_type
+    if block_type.block_size == 1 and weight.numel < cast.WIDTH:
         return False
-    kernel, data = KERNELS[block_type.name], weight.payload("data")
+    kernel, data = KERNELS[block_type.name], weight.parts["data"].array()
     items = weight.numel // block_type.block_size
     over(items, block_type.block_size, lambda lo, hi: kernel(data, out, form, lo, hi))
     return True
@@ -295,41 +284,8 @@ def _q8k(data: Bytes, out: Bytes, form: int, lo: int, hi: int) -> None:
             put_pair(out, 256 * block + i, to, first_signed(codes) * d, second_signed(codes) * d)
 
 
-@kernel
-def _f32(data: Bytes, out: Bytes, form: int, lo: int, hi: int) -> None:
-    for start in range(lo, hi, WIDTH):
-        at = min(start, hi - WIDTH)
-        read_ahead(data, 4 * at)
-        read_ahead(data, 4 * (at + LANES))
-        x, y = f32_lanes(load_i32(data, 4 * at)), f32_lanes(load_i32(data, 4 * (at + LANES)))
-        put_pair(out, at, form, x, y)
-
-
-@kernel
-def _f16(data: Bytes, out: Bytes, form: int, lo: int, hi: int) -> None:
-    form = without_denormals(form, True)
-    for start in range(lo, hi, WIDTH):
-        at = min(start, hi - WIDTH)
-        read_ahead(data, 2 * at)
-        x, y = f16_lanes(load_u16(data, 2 * at)), f16_lanes(load_u16(data, 2 * (at + LANES)))
-        put_pair(out, at, form, x, y)
-
-
-@kernel
-def _bf16(data: Bytes, out: Bytes, form: int, lo: int, hi: int) -> None:
-    for start in range(lo, hi, WIDTH):
-        at = min(start, hi - WIDTH)
-        read_ahead(data, 2 * at)
-        write_ahead(out, at, form, reach(form))
-        # By 16: what put() does to a bfloat16 that becomes one again, LLVM then sees to be nothing.
-        put(out, at, form, f32_lanes(load_u16(data, 2 * at) << 16))
-        put(out, at + LANES, form, f32_lanes(load_u16(data, 2 * (at + LANES)) << 16))
-
-
 KERNELS: dict[str, Kernel] = {
-    "F32": _f32,
-    "F16": _f16,
-    "BF16": _bf16,
+    **{dtype.name: kernel for dtype, kernel in cast.KERNELS.items()},
     "Q4_0": _q4_0,
     "Q4_1": _q4_1,
     "Q5_0": _q5_0,

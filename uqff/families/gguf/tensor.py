@@ -15,21 +15,27 @@ Authority: mistral.rs, ``mistralrs-quant/src/gguf/mod.rs`` (``serialize_with_bia
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
+import numpy.typing as npt
 
-from uqff.codes import DType, Family
-from uqff.families.base import PayloadProblem, QuantizedTensor, first_bad, join_parts, narrow_parts, not_finite
+from uqff import simd
+from uqff.codes import DType, Family, Version
+from uqff.families.base import QuantizedTensor
 from uqff.families.biases import BiasRule
-from uqff.families.fields import payload
-from uqff.families.gguf.blocks import BLOCK_TYPES, BlockType, block_type_of_code
+from uqff.families.encoding import GROUP, Engine, Resolution, row_misfit
+from uqff.families.gguf import reference_quantize
+from uqff.families.gguf.blocks import BLOCK_TYPES, QK, QK_K, BlockType, block_type_of_code, block_type_of_kind
 from uqff.families.gguf.reference_dequantize import DEQUANTIZERS
+from uqff.families.loaded import Loaded
+from uqff.families.part import Part
+from uqff.families.payload import PayloadProblem, first_bad, not_finite
+from uqff.families.slicing import join_parts, narrow_parts
 from uqff.families.stacking import stack_parts, unstack_parts
 from uqff.schema.bricks import U32, Checked, Derived, Dims, Scope, Span, Violation
-from uqff.schema.buffers import flat_bytes
 from uqff.schema.entries import Entries, Entry
 from uqff.schema.header import BIAS_FLAG, blob_layout
 from uqff.schema.layout import Layout
@@ -39,6 +45,14 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 __all__ = ["GGUF"]
+
+
+LEGACY = {"q2k": "q4_0", "q3k": "q4_0", "q4k": "q4_1", "q5k": "q5_0", "q6k": "q5_1", "q8k": "q8_1"}
+"""What a K type falls back to where rows are whole blocks of 32, not of 256."""
+LEGACY_KINDS = ("q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "q8_1")
+
+REFERENCE_BLOCKS = 1 << 12
+"""Blocks that a reference quantiser gets together: it needs some 50 bytes per weight."""
 
 
 def _decode_type(code: int) -> BlockType:
@@ -77,9 +91,9 @@ class GGUF(QuantizedTensor):
     data: torch.Tensor
     block_type: BlockType
 
-    family: ClassVar[Family] = Family.GGUF
+    family: ClassVar[Family] = Family(0, "GGUF", Version(0, 1, 0))
     LAYOUT: ClassVar[Layout] = blob_layout(
-        Family.GGUF,
+        family,
         "data_length" / Derived(U32, _data_bytes) * "bytes of `data`",
         "bias_flag" / BIAS_FLAG * "1 if a bias follows at the end, else 0; after the length in this family only",
         "ggml_dtype" / Checked(U32, _decode_type, lambda t: t.code) * "ggml type code",
@@ -96,6 +110,51 @@ class GGUF(QuantizedTensor):
     )
     BIAS: ClassVar[BiasRule] = BiasRule(DType.F32, {0: DType.F32})
 
+    KINDS: ClassVar[tuple[str, ...]] = (*LEGACY_KINDS, *LEGACY)
+    RESULTS: ClassVar[tuple[str, ...]] = ("f32", "f16", "bf16")
+    AUTOMATIC: ClassVar[Mapping[int, str]] = {2: "q2k", 3: "q3k", 4: "q4k", 5: "q5k", 6: "q6k", 8: "q8_0"}
+    PROMOTED: ClassVar[Mapping[str, str]] = {
+        **dict.fromkeys(("q2k", "q3k", "q4k", "q4_0", "q4_1"), "q6k"),
+        **dict.fromkeys(("q5k", "q6k", "q8k", "q5_0", "q5_1", "q8_0", "q8_1"), "q8_0"),
+    }
+    BY_EXPERT: ClassVar[bool] = True
+
+    @classmethod
+    def resolve(
+        cls, kind: str, shape: tuple[int, ...], engine: Engine, group_size: int, version: Version | None = None
+    ) -> Resolution:
+        """A legacy type for rows that are not whole super-blocks; ggml's F32 for those that are not whole blocks."""
+        last = shape[-1]
+        if last % QK:
+            if engine == "0.6":
+                raise row_misfit(kind, QK, shape)
+            return Resolution("f32", f"the last dimension is not a multiple of {QK}")
+        if kind in LEGACY and last % QK_K:
+            return Resolution(LEGACY[kind], f"the last dimension is not a multiple of {QK_K}")
+        return Resolution(kind)
+
+    @classmethod
+    def planned(cls, kind: str, shape: Sequence[int], dtype: DType, group_size: int = GROUP) -> Self:
+        """See :meth:`Encoding.planned`."""
+        *outer, last = shape
+        block_type = _type_of(kind)
+        row = last // block_type.block_size * block_type.type_size
+        return cls.made_of(data=Part.planned((*outer, row), DType.U8), block_type=block_type)
+
+    @classmethod
+    def encode(cls, loaded: Loaded, kind: str, *, engine: Engine, group_size: int = GROUP) -> Self:
+        """See :meth:`Encoding.encode`; the engine decides the code of Q8K's largest element."""
+        *outer, last = loaded.shape
+        block_type, at = _type_of(kind), 0
+        size = block_type.block_size
+        blocks = np.empty((math.prod(loaded.shape) // size, block_type.type_size), np.uint8)
+        for run in loaded.runs():
+            some = blocks[at : at + len(run) // size]
+            _put_blocks(run.reshape(-1, size), block_type, engine, some)
+            at += len(some)
+        data = Part.of_array(blocks.reshape(*outer, last // size * block_type.type_size), DType.U8)
+        return cls.made_of(data=data, block_type=block_type)
+
     @property
     def kind(self) -> str:
         """``q4_0`` ... ``q8k``, ``f32``, ``f16`` or ``bf16``."""
@@ -104,7 +163,7 @@ class GGUF(QuantizedTensor):
     @property
     def shape(self) -> tuple[int, ...]:
         """``(out, in)`` or ``(experts, out, in)``."""
-        *outer, row = self.data.shape
+        *outer, row = self.parts["data"].shape
         return (*outer, row // self.block_type.type_size * self.block_type.block_size)
 
     @property
@@ -118,29 +177,17 @@ class GGUF(QuantizedTensor):
         block_type: BlockType = blob["ggml_dtype"]
         *outer, last = blob["shape"]
         row = last // block_type.block_size * block_type.type_size
-        return cls(flat_bytes(blob["data"]).view(*outer, row), block_type)
+        return cls.made_of(data=Part(DType.U8, (*outer, row), blob["data"]), block_type=block_type)
 
     def build(self) -> dict[str, Any]:
         """See :meth:`QuantizedTensor.build`."""
-        return {"ggml_dtype": self.block_type, "shape": self.shape, "data": payload(self.data)}
+        return {"ggml_dtype": self.block_type, "shape": self.shape, "data": self.parts["data"].payload}
 
-    @staticmethod
-    def kind_of(blob: Scope) -> str:
-        """See :meth:`QuantizedTensor.kind_of`."""
-        kind: str = blob["ggml_dtype"].kind
-        return kind
-
-    @staticmethod
-    def shape_of(blob: Scope) -> tuple[int, ...]:
-        """See :meth:`QuantizedTensor.shape_of`."""
-        shape: tuple[int, ...] = blob["shape"]
-        return shape
-
-    @staticmethod
-    def plain_dtype(blob: Scope) -> DType | None:
-        """See :meth:`QuantizedTensor.plain_dtype`."""
-        block_type: BlockType = blob["ggml_dtype"]
-        return DType[block_type.name] if block_type.block_size == 1 else None
+    @classmethod
+    def block_layout(cls, fields: Scope) -> Layout | None:
+        """See :meth:`QuantizedTensor.block_layout`; plain numbers are no blocks."""
+        block_type: BlockType | None = fields.get("ggml_dtype")
+        return None if block_type is None or block_type.block_size == 1 else block_type.layout
 
     @staticmethod
     def validate(blob: Scope) -> None:
@@ -161,6 +208,11 @@ class GGUF(QuantizedTensor):
                 expected = f"a finite {name} in every block"
                 yield from first_bad(~np.isfinite(blocks[name]), "data", block_type.type_size, expected)
 
+    def _dequantize_by_kernel(self, out: npt.NDArray[np.uint8], form: int) -> bool:
+        from uqff.families.gguf import cpu_dequantize
+
+        return cpu_dequantize.dequantize(self, out, form)
+
     def _dequantize(self) -> torch.Tensor:
         return DEQUANTIZERS[self.block_type.name](self.blocks).reshape(self.shape)
 
@@ -180,3 +232,66 @@ class GGUF(QuantizedTensor):
 
     def _unstack(self) -> Self:
         return unstack_parts(self, "data")
+
+    @property
+    def ggml(self) -> tuple[str, Part] | None:
+        """What it is."""
+        return self.kind, self.parts["data"]
+
+    LAYER_NAME: ClassVar[str] = "gguf"
+
+    @property
+    def nominal_dtype(self) -> DType:
+        """F32, but for F16 and BF16."""
+        return {"f16": DType.F16, "bf16": DType.BF16}.get(self.kind, DType.F32)
+
+    @property
+    def act_dtype(self) -> DType | None:
+        """F32."""
+        return DType.F32
+
+    @property
+    def plain(self) -> Part | None:
+        """F32, F16 and BF16 are plain numbers."""
+        is_plain = self.block_type.block_size == 1
+        return Part(self.nominal_dtype, self.shape, self.parts["data"].data) if is_plain else None
+
+    def becomes(self, kind: str) -> bool:
+        """Any ggml type, and F8Q8."""
+        return self.has_kind(kind) or kind == "f8q8"
+
+    def plus(self, delta: torch.Tensor) -> Self | None:
+        """See :meth:`LayerRules.plus`."""
+        if self.plain is None:
+            return None
+        dtype = self.nominal_dtype.torch
+        return self.replaced(data=Part.of_tensor(self.dequantize(dtype) + delta.to(dtype)).as_bytes())
+
+    def resized(self, outputs: int) -> Self:
+        """See :meth:`LayerRules.resized`."""
+        return self.planned(self.kind, (outputs, *self.shape[1:]), self.nominal_dtype)
+
+
+def _type_of(kind: str) -> BlockType:
+    block_type = block_type_of_kind(kind)
+    assert block_type is not None
+    return block_type
+
+
+def _put_blocks(
+    values: npt.NDArray[np.float32], block_type: BlockType, engine: Engine, out: npt.NDArray[np.uint8]
+) -> None:
+    """Blocks, uint8 ``[n, type_size]``, of float32 ``[n, block_size]``."""
+    if block_type.block_size == 1:
+        out[:] = values.astype("<f4", copy=False).view(np.uint8)
+        return
+    extreme = -127 if engine == "0.9" else -128
+    if simd.enabled():
+        from uqff.families.gguf import cpu_quantize
+
+        cpu_quantize.quantize(block_type.name, values, extreme=extreme, out=out)
+        return
+    arguments = (extreme,) if block_type.name == "Q8K" else ()
+    for at in range(0, len(values), REFERENCE_BLOCKS):
+        part = values[at : at + REFERENCE_BLOCKS]
+        out[at : at + REFERENCE_BLOCKS] = reference_quantize.QUANTIZERS[block_type.name](part, *arguments)

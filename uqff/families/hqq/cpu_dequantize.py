@@ -30,7 +30,7 @@ from uqff.simd.scratch import scratch
 from uqff.simd.vectors import LANES, load_f32, load_i32, load_u8, number, prefetch_read
 
 if TYPE_CHECKING:
-    from uqff.families.encoded import Encoded
+    from uqff.families.hqq.tensor import HQQ
 
 __all__ = ["dequantize"]
 
@@ -45,15 +45,14 @@ LEAST = np.float32(2.0**-63)
 least 2**-24, of which a zero near a code from 1 on is a multiple. Two numbers of at least this make 2**-126."""
 
 
-def dequantize(weight: Encoded, out: Bytes, form: int) -> bool:
-    """See :data:`uqff.simd.DEQUANTIZERS`."""
-    fields, numel = weight.fields, weight.numel
-    bits, axis, group_size = fields["bits"], fields["axis"], fields["group_size"]
+def dequantize(weight: HQQ, out: Bytes, form: int) -> bool:
+    """See :meth:`QuantizedTensor._dequantize_by_kernel`."""
+    parts, numel = weight.parts, weight.numel
+    bits, axis, group_size = weight.bits, weight.axis, weight.group_size
     planes, groups = PLANES[bits], numel // group_size
     rows, columns = (group_size, groups) if axis == 0 else (groups, group_size)
-    words = weight.payload("w_q")
-    scales, zeros = map(weight.payload, ("scales", "zeros"))
-    scale_dtype, zero_dtype = (fields[name]["dtype"] for name in ("scales", "zeros"))
+    words, scales, zeros = (parts[name].array() for name in ("w_q", "scales", "zeros"))
+    scale_dtype, zero_dtype = parts["scales"].dtype, parts["zeros"].dtype
     if scale_dtype not in FORMS or zero_dtype not in FORMS:
         return False
     kinds = FORMS[scale_dtype], FORMS[zero_dtype]

@@ -1,4 +1,4 @@
-"""HQQ quantiser, the fast twin of :mod:`uqff.families.hqq.tensor`, bit-equal to it."""
+"""HQQ quantiser, the fast twin of :mod:`uqff.families.hqq.reference`, bit-equal to it."""
 
 # numba infers the types of what it compiles; annotations would neither be read by it nor checked.
 # mypy: disable-error-code="no-untyped-def, no-untyped-call"
@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from uqff.families.hqq import tensor as reference
+from uqff.families.hqq import reference
 from uqff.numerics.packing import packed_rows
 from uqff.simd.arithmetic import unsigned_code
 from uqff.simd.bits import MAGNITUDE, bits_of, float_of
@@ -40,7 +40,7 @@ LARGEST = np.float32(1e30)
 def quantize(
     w: F32, bits: int, group_size: int = 64, steps: int = 10, threads: int | None = None
 ) -> tuple[npt.NDArray[Any], F32, F32]:
-    """See :func:`uqff.families.hqq.tensor.quantize`; ``w`` must be C-contiguous.
+    """See :func:`uqff.families.hqq.reference.quantize`; ``w`` must be C-contiguous.
 
     Needs memory for :data:`SLAB` errors besides a number per group: the test for improvement adds them in an order that
     crosses all groups.
@@ -89,7 +89,7 @@ def _optimize(grid: F32, s: F32, zero: F32, top: np.float32, steps: int, threads
 
 
 def _add_lanes(errors: F32, lanes: F32, phase: int, threads: int | None) -> None:
-    """The running sums of :func:`uqff.families.hqq.tensor.mean_magnitude`; two threads take half of them each."""
+    """The running sums of :func:`uqff.families.hqq.reference.mean_magnitude`; two threads take half of them each."""
     half = LANES // 2
     run_ranges(lambda lo, hi: lane_sums(errors, lanes, phase, half * lo, half * hi), 2, threads=threads)
 
@@ -151,7 +151,7 @@ def turn(grid, s, zero, top, inverse_beta, idle, sums, errors, first, last, lo, 
 
 @subroutine
 def shrink(error, inverse_beta, idle):
-    """See :func:`uqff.families.hqq.tensor.shrink`."""
+    """See :func:`uqff.families.hqq.reference.shrink`."""
     magnitude = abs(error)
     if magnitude <= idle:
         return np.float32(0)

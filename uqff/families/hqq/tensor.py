@@ -27,21 +27,26 @@ packing: mobiusml/hqq, ``hqq/core/bitpack.py``.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 
+from uqff import simd
 from uqff.codes import DType, Family, Version
-from uqff.families.base import PayloadProblem, QuantizedTensor, not_finite, runs
+from uqff.errors import ShardError, UnsupportedError
+from uqff.families.base import QuantizedTensor
 from uqff.families.biases import BiasRule
-from uqff.families.fields import bytes_part, stored_part, tensor_fields
-from uqff.families.parts import joined, lazily_typed, own, picked, typed
+from uqff.families.encoding import GROUP, Engine, Resolution, misfit, no_group_size
+from uqff.families.hqq import reference
+from uqff.families.loaded import Loaded
+from uqff.families.part import Bytes, Part, concatenated, joined
+from uqff.families.payload import PayloadProblem, not_finite
+from uqff.families.slicing import runs
 from uqff.families.stacking import check_shared
-from uqff.numerics.glibc import expf, logf
-from uqff.numerics.packing import pack_planes, round_half_away
+from uqff.numerics.packing import PLANES, pack_planes, unpack_planes
 from uqff.schema.bricks import U8, U32, Checked, Derived, Dims, Scope, Violation
 from uqff.schema.entries import Entries, Entry
 from uqff.schema.header import BIAS_FLAG, blob_layout
@@ -52,13 +57,13 @@ if TYPE_CHECKING:
     import torch
     from typing_extensions import Self
 
-__all__ = ["HQQ", "quantize"]
+__all__ = ["HQQ"]
 
-FloatArray: TypeAlias = npt.NDArray[np.float32]
-
-CODES_PER_WORD = {8: 1, 4: 2, 3: 10, 2: 4, 1: 8}
-"""Codes in one element of ``w_q``, by bits."""
 SCALE_DTYPES = (DType.F32, DType.F16, DType.BF16)
+
+
+STEPS = 10
+"""Turns of the optimiser, as the engine has them."""
 
 
 def word_dtype(bits: int) -> DType:
@@ -72,7 +77,6 @@ def _decode_group_size(number: int) -> int:
     return number
 
 
-@lazily_typed("scales", "zeros")
 @dataclass(frozen=True, eq=False, repr=False)
 class HQQ(QuantizedTensor):
     """A weight of half-quadratic groups; M is the matrix ``[rows, columns]`` of the module docstring.
@@ -101,16 +105,16 @@ class HQQ(QuantizedTensor):
     round_zeros: bool = False
     channel_wise: bool = True
 
-    family: ClassVar[Family] = Family.HQQ
+    family: ClassVar[Family] = Family(2, "HQQ", Version(0, 1, 0))
     LAYOUT: ClassVar[Layout] = blob_layout(
-        Family.HQQ,
+        family,
         "bias_flag" / BIAS_FLAG * "1 if a bias follows at the end, else 0",
         "w_q" / TENSOR * "the packed codes, U8, for 3 bits I32",
         "scales" / TENSOR * "scale of each group, `[1, N]` (axis 0) or `[N, 1]` (axis 1)",
         "zeros" / TENSOR * "zero point of each group, like `scales`",
         "ndim" / Derived(U32, lambda b: len(b["shape"])) * "number of dimensions of the weight",
         "shape" / Dims("ndim") * "logical dimensions in elements, outermost first",
-        "bits" / Checked.choice(U8, *CODES_PER_WORD) * "bits per code: 1, 2, 3, 4 or 8",
+        "bits" / Checked.choice(U8, *PLANES) * "bits per code: 1, 2, 3, 4 or 8",
         "group_size" / Checked(U32, _decode_group_size, int) * "weights per group",
         "axis" / Checked.choice(U8, 0, 1) * "0: groups are columns of M; 1: rows",
         "optimization_steps" / U32 * "steps of the solver; 0 stands for none stated",
@@ -134,6 +138,61 @@ class HQQ(QuantizedTensor):
     )
     BIAS: ClassVar[BiasRule] = BiasRule(DType.F32, {0: DType.F32, 1: DType.F32})
 
+    KINDS: ClassVar[tuple[str, ...]] = ("hqq4", "hqq8")
+    OTHER_KINDS: ClassVar[tuple[str, ...]] = ("hqq1", "hqq2", "hqq3")
+
+    @classmethod
+    def group_size_of(cls, kind: str, group_size: int | None) -> int:
+        """Any that the codes of a group pack."""
+        codes = 1 if kind == "hqq3" else PLANES[int(kind[-1])]
+        if group_size is not None and (group_size < 1 or group_size % codes):
+            raise no_group_size(f"a multiple of {codes}", group_size)
+        return GROUP if group_size is None else group_size
+
+    @classmethod
+    def resolve(
+        cls, kind: str, shape: tuple[int, ...], engine: Engine, group_size: int, version: Version | None = None
+    ) -> Resolution:
+        """The weight is whole groups, else every engine fails."""
+        if math.prod(shape) % group_size:
+            size = math.prod(shape)
+            raise misfit(kind, f"a number of weights in multiples of {group_size}", f"{size} of {list(shape)}")
+        return Resolution(kind)
+
+    @classmethod
+    def planned(cls, kind: str, shape: Sequence[int], dtype: DType, group_size: int = GROUP) -> Self:
+        """See :meth:`Encoding.planned`."""
+        columns = math.prod(shape) // group_size
+        scales = Part.planned((1, columns), DType.F32)
+        w_q = _planned_codes((group_size, columns), int(kind[-1]))
+        return cls._encoded([w_q, scales, scales], kind, shape, group_size)
+
+    @classmethod
+    def encode(cls, loaded: Loaded, kind: str, *, engine: Engine, group_size: int = GROUP) -> Self:
+        """See :meth:`Encoding.encode`."""
+        bits = int(kind[-1])
+        codes, *floats = _quantizer()(loaded.values, bits, group_size, STEPS)
+        w_q = Part.of_array(codes, word_dtype(bits)).as_bytes()
+        return cls._encoded([w_q, *(Part.of_array(each, DType.F32) for each in floats)], kind, loaded.shape, group_size)
+
+    @classmethod
+    def _encoded(cls, parts: Sequence[Part], kind: str, shape: Sequence[int], group_size: int) -> Self:
+        w_q, scales, zeros = parts
+        return cls.made_of(
+            w_q=w_q,
+            scales=scales,
+            zeros=zeros,
+            weight_shape=tuple(shape),
+            bits=int(kind[-1]),
+            group_size=group_size,
+            optimization_steps=STEPS,
+        )
+
+    @classmethod
+    def widened(cls, weights: int) -> int:
+        """All: the optimiser stops by the error of the whole weight."""
+        return weights
+
     @property
     def kind(self) -> str:
         """``hqq1``, ``hqq2``, ``hqq3``, ``hqq4`` or ``hqq8``."""
@@ -147,27 +206,25 @@ class HQQ(QuantizedTensor):
     @classmethod
     def parse(cls, blob: Scope) -> Self:
         """See :meth:`QuantizedTensor.parse`."""
-        return cls(
-            bytes_part(blob["w_q"]),
-            stored_part(blob["scales"]),  # type: ignore[arg-type]
-            stored_part(blob["zeros"]),  # type: ignore[arg-type]
-            blob["shape"],
-            blob["bits"],
-            blob["group_size"],
-            blob["axis"],
-            blob["optimization_steps"] or None,
-            bool(blob["round_zeros"]),
-            bool(blob["channel_wise"]),
+        return cls.made_of(
+            w_q=Part.of_fields(blob["w_q"]).as_bytes(),
+            scales=Part.of_fields(blob["scales"]),
+            zeros=Part.of_fields(blob["zeros"]),
+            weight_shape=blob["shape"],
+            bits=blob["bits"],
+            group_size=blob["group_size"],
+            axis=blob["axis"],
+            optimization_steps=blob["optimization_steps"] or None,
+            round_zeros=bool(blob["round_zeros"]),
+            channel_wise=bool(blob["channel_wise"]),
         )
 
     def build(self) -> dict[str, Any]:
         """See :meth:`QuantizedTensor.build`."""
-        dtype = word_dtype(self.bits)
-        *rows, row_bytes = self.w_q.shape
         return {
-            "w_q": tensor_fields(self.w_q, name="w_q", dtype=dtype, shape=(*rows, row_bytes // dtype.itemsize)),
-            "scales": tensor_fields(self._parts()["scales"], name="scales"),
-            "zeros": tensor_fields(self._parts()["zeros"], name="zeros"),
+            "w_q": self.parts["w_q"].fields(word_dtype(self.bits)),
+            "scales": self.parts["scales"].fields(),
+            "zeros": self.parts["zeros"].fields(),
             "shape": self.weight_shape,
             "bits": self.bits,
             "group_size": self.group_size,
@@ -176,17 +233,6 @@ class HQQ(QuantizedTensor):
             "round_zeros": int(self.round_zeros),
             "channel_wise": int(self.channel_wise),
         }
-
-    @staticmethod
-    def kind_of(blob: Scope) -> str:
-        """See :meth:`QuantizedTensor.kind_of`."""
-        return f"hqq{blob['bits']}"
-
-    @staticmethod
-    def shape_of(blob: Scope) -> tuple[int, ...]:
-        """See :meth:`QuantizedTensor.shape_of`."""
-        shape: tuple[int, ...] = blob["shape"]
-        return shape
 
     @staticmethod
     def validate(blob: Scope) -> None:
@@ -210,7 +256,7 @@ class HQQ(QuantizedTensor):
             )
         groups = numel // group_size
         rows, columns = (group_size, groups) if axis == 0 else (groups, group_size)
-        per_word = CODES_PER_WORD[bits]
+        per_word = PLANES[bits]
         if bits != 3 and rows % per_word:
             raise Violation(
                 "matrix rows do not pack", field="w_q.shape", expected=f"rows in multiples of {per_word}", got=rows
@@ -235,11 +281,17 @@ class HQQ(QuantizedTensor):
         yield from not_finite(blob["scales"], "scales.data")
         yield from not_finite(blob["zeros"], "zeros.data")
 
+    def _dequantize_by_kernel(self, out: npt.NDArray[np.uint8], form: int) -> bool:
+        from uqff.families.hqq import cpu_dequantize
+
+        return cpu_dequantize.dequantize(self, out, form)
+
     def _dequantize(self) -> torch.Tensor:
         import torch
 
-        codes = self._matrix().to(torch.float32)
-        return ((codes - self.zeros.to(torch.float32)) * self.scales.to(torch.float32)).reshape(self.shape)
+        matrix = self._matrix()
+        codes = torch.from_numpy(matrix) if isinstance(matrix, np.ndarray) else matrix
+        return reference.dequantize(codes, self.scales, self.zeros).reshape(self.shape)
 
     # A slice is one range in each run of the flattened weight (`runs`). It is an HQQ tensor again if its elements can
     # be laid out in a matrix M' in which each group has one scale and whose rows pack:
@@ -262,13 +314,13 @@ class HQQ(QuantizedTensor):
         return part, count * size // part
 
     def _packs(self, rows: int) -> bool:
-        return self.bits == 3 or rows % CODES_PER_WORD[self.bits] == 0
+        return self.bits == 3 or rows % PLANES[self.bits] == 0
 
     def alignment(self, dim: int) -> int:
         """What makes the packed rows of the slice whole; 1 where they always are, as for inputs on axis 0."""
         axis = self._dim(dim)
         count, run, step = runs(self.shape, axis)
-        per_word = 1 if self.bits == 3 else CODES_PER_WORD[self.bits]
+        per_word = 1 if self.bits == 3 else PLANES[self.bits]
         unit = per_word // math.gcd(per_word, count)
         if self.axis == 0:
             groups = self.numel // self.group_size
@@ -287,234 +339,214 @@ class HQQ(QuantizedTensor):
     def _narrow(self, dim: int, start: int, length: int) -> Self:
         size, groups = self._layout(dim, start, length)
         origin = self._origin(dim, start, length, size, groups)
-        return replace(
-            self,
+        return self.replaced(
             w_q=self._narrow_codes(dim, start, length, size, groups),
-            scales=picked(self._parts()["scales"], origin),  # type: ignore[arg-type]
-            zeros=picked(self._parts()["zeros"], origin),  # type: ignore[arg-type]
+            scales=self.parts["scales"].pick(origin),
+            zeros=self.parts["zeros"].pick(origin),
             weight_shape=(*self.shape[:dim], length, *self.shape[dim + 1 :]),
             group_size=size,
         )
 
-    def _origin(self, dim: int, start: int, length: int, size: int, groups: int) -> torch.Tensor:
-        """The group of this tensor that each group of a slice comes from, int64 ``[groups]``."""
-        import torch
-
+    def _origin(self, dim: int, start: int, length: int, size: int, groups: int) -> npt.NDArray[np.int64]:
+        """The group of this tensor that each group of a slice comes from, ``[groups]``."""
         _, run, step = runs(self.shape, dim)
-        first = torch.arange(groups) * (1 if self.axis == 0 else size)
+        first = np.arange(groups) * (1 if self.axis == 0 else size)
         flat = first // (length * step) * run + start * step + first % (length * step)
         return flat % (self.numel // self.group_size) if self.axis == 0 else flat // self.group_size
 
-    def _narrow_codes(self, dim: int, start: int, length: int, size: int, groups: int) -> torch.Tensor:
-        import torch
-
+    def _narrow_codes(self, dim: int, start: int, length: int, size: int, groups: int) -> Part:
         count, run, step = runs(self.shape, dim)
-        begin, n, columns = start * step, length * step, self._columns
+        begin, n, columns, w_q = start * step, length * step, self._columns, self.parts["w_q"]
+        shape = (size, groups) if self.axis == 0 else (groups, size)
+        if w_q.is_planned:
+            return _planned_codes(shape, self.bits)
         if self.bits == 8:  # not packed: the bytes are the flattened weight
-            codes = own(self.w_q.reshape(count, run)[:, begin : begin + n].contiguous())
-            return codes.view((size, groups) if self.axis == 0 else (groups, size))
+            return w_q.view((count, run)).narrow(1, begin, n).view(shape)
         if self.axis == 0 and columns % run == 0:  # whole runs in each row: a range of each, as packed
-            width = self.w_q.shape[1] // columns
-            packed = self.w_q.view(len(self.w_q), columns // run, run * width)
-            return packed[:, :, begin * width : (begin + n) * width].reshape(len(self.w_q), -1)
-        words = typed(self.w_q, word_dtype(self.bits))
+            height, width = w_q.shape[0], w_q.shape[1] // columns
+            packed = w_q.view((height, columns // run, run * width)).narrow(2, begin * width, n * width)
+            return packed.view((height, columns // run * n * width))
+        words = w_q.words(word_dtype(self.bits))
         ranges = [self._codes(words, i * run + begin, i * run + begin + n) for i in range(count)]
-        return pack_rows(torch.cat(ranges).view((size, groups) if self.axis == 0 else (groups, size)), self.bits)
+        return pack_rows(concatenated(ranges).reshape(shape), self.bits)
 
     @property
     def _columns(self) -> int:
         return self.numel // self.group_size if self.axis == 0 else self.group_size
 
-    def _matrix(self) -> torch.Tensor:
+    def _matrix(self) -> Bytes:
         """The codes of M, uint8 ``[rows, columns]``."""
-        words = typed(self.w_q, word_dtype(self.bits))
-        return unpack_planes(words, self.bits)[: self.numel // self._columns]
+        words = self.parts["w_q"].words(word_dtype(self.bits))
+        return unpack_rows(words, self.bits)[: self.numel // self._columns]
 
-    def _codes(self, words: torch.Tensor, begin: int, end: int) -> torch.Tensor:
+    def _codes(self, words: Any, begin: int, end: int) -> Bytes:
         """The codes ``begin`` to ``end`` of the flattened weight, uint8; touches no words but theirs."""
-        import torch
-
-        columns, height, top, pieces = self._columns, len(words), CODES_PER_WORD[self.bits] - 1, []
+        columns, height, top, pieces = self._columns, len(words), PLANES[self.bits] - 1, []
         while begin < end:
             row, column = divmod(begin, columns)
             n = min(columns - column, end - begin)
             shift = self.bits * (top - row // height)
-            pieces.append((words[row % height, column : column + n] >> shift & (1 << self.bits) - 1).to(torch.uint8))
+            pieces.append(as_uint8(words[row % height, column : column + n] >> shift & (1 << self.bits) - 1))
             begin += n
-        return torch.cat(pieces)
+        made: Bytes = concatenated(pieces)
+        return made
 
     def _join(self, slices: list[tuple[int, Self]], dim: int) -> Self:
-        import torch
-
         first, groups = slices[0][1], self.numel // self.group_size
-        count, run, step = runs(self.shape, dim)
-        codes = torch.empty(count, run, dtype=torch.uint8, device=first.device)
+        count, _, _ = runs(self.shape, dim)
         shape = (1, groups) if self.axis == 0 else (groups, 1)
-        scales, zeros = (torch.empty(groups, dtype=first.scales.dtype, device=first.device) for _ in range(2))
+        origins = []
         for start, each in slices:
             length = each.shape[dim]
-            codes[:, start * step : (start + length) * step] = each._matrix().reshape(count, -1)
-            origin = self._origin(dim, start, length, each.group_size, each.numel // each.group_size).to(first.device)
-            scales[origin], zeros[origin] = each.scales.view(-1), each.zeros.view(-1)
-        w_q = pack_rows(codes.view(-1, self._columns), self.bits)
-        return replace(self, w_q=w_q, scales=scales.view(shape), zeros=zeros.view(shape))
+            origins.append(self._origin(dim, start, length, each.group_size, each.numel // each.group_size))
+        # Where each group of the whole is to be found among those of the slices; the last of several counts.
+        place = np.empty(groups, np.int64)
+        every = np.concatenate(origins)
+        place[every] = np.arange(len(every))
+        scales, zeros = (
+            joined([_flat(each.parts[name]) for _, each in slices], 0).pick(place).view(shape)
+            for name in ("scales", "zeros")
+        )
+        if first.parts["w_q"].is_planned:
+            rows = (self.numel // self._columns, self._columns)
+            return self.replaced(w_q=_planned_codes(rows, self.bits), scales=scales, zeros=zeros)
+        codes = concatenated([each._matrix().reshape(count, -1) for _, each in slices], 1)
+        w_q = pack_rows(codes.reshape(-1, self._columns), self.bits)
+        return self.replaced(w_q=w_q, scales=scales, zeros=zeros)
 
     @classmethod
     def _stack(cls, records: list[Self]) -> Self:
-        import torch
-
         first, count = records[0], len(records)
-        made = replace(first, weight_shape=(count, *first.shape))
+        made = first.replaced(weight_shape=(count, *first.shape))
         if first.axis == 0:
             check_shared(records, "scales", "zeros")
-            made = replace(made, group_size=count * first.group_size)
+            made = made.replaced(group_size=count * first.group_size)
         else:
-            scales, zeros = (joined([each._parts()[name] for each in records], 0) for name in ("scales", "zeros"))
-            made = replace(made, scales=scales, zeros=zeros)  # type: ignore[arg-type]
-        if first.w_q.is_meta:
-            rows = made.numel // made._columns
-            height, width = -(-rows // CODES_PER_WORD[made.bits]), first.w_q.shape[1]
-            return replace(made, w_q=torch.empty(height, width, dtype=torch.uint8, device="meta"))
-        codes = torch.cat([record._matrix() for record in records])
-        return replace(made, w_q=pack_rows(codes, made.bits))
+            scales, zeros = (joined([each.parts[name] for each in records], 0) for name in ("scales", "zeros"))
+            made = made.replaced(scales=scales, zeros=zeros)
+        if first.parts["w_q"].is_planned:
+            return made.replaced(w_q=_planned_codes((made.numel // made._columns, made._columns), made.bits))
+        return made.replaced(w_q=pack_rows(concatenated([record._matrix() for record in records]), made.bits))
 
     def _unstack(self) -> Self:
-        return replace(self, weight_shape=self.shape[1:])
+        return self.replaced(weight_shape=self.shape[1:])
+
+    def tiles(self) -> Iterator[tuple[Callable[[Any], Any], Self]]:
+        """On axis 0 groups are columns of the weight seen as ``[group_size, N]``; on axis 1 there is one piece."""
+        if self.axis == 1:
+            yield _whole, self
+            return
+        groups, step = self.numel // self.group_size, max(1, self.TILE // self.group_size)
+        for start in range(0, groups, step):
+            count = min(step, groups - start)
+
+            def taken(values: Any, columns: slice = slice(start, start + count)) -> Any:
+                return values.reshape(self.group_size, -1)[:, columns]
+
+            cut = {}
+            for name, part in self.parts.items():
+                unit = part.shape[1] // groups
+                cut[name] = part.narrow(1, start * unit, count * unit)
+            yield taken, self.replaced(**cut, weight_shape=(self.group_size, count))
+
+    STACKS_BY_VALUE: ClassVar[bool] = True
+
+    @property
+    def has_whole_experts(self) -> bool:
+        """Never: the codes of experts share words, scales and zeros."""
+        return False
+
+    @property
+    def has_whole_rows(self) -> bool:
+        """Never: on axis 0 groups run down through the rows."""
+        return False
+
+    def check_apart(self, experts: Sequence[Self]) -> None:
+        """Groups may run from one expert into the next: apart, each weight would have a scale of its own, and the
+        experts would not stack again. Where each group has as many weights of every expert, all share all scales.
+        """
+        scales, apart = _numel(self.parts["scales"]), [_numel(each.parts["scales"]) for each in experts]
+        if sum(apart) != scales and set(apart) != {scales}:
+            raise ShardError(
+                "groups run from one expert into the next",
+                expected=f"groups of as many weights of each of {len(apart)} experts",
+                got=f"groups of {self.group_size}",
+            )
+
+    LAYER_NAME: ClassVar[str] = "hqq"
+    TAKES_DELTA: ClassVar[bool] = False
+    SLICES_QUANTISE_ALIKE: ClassVar[bool] = False
+
+    @property
+    def nominal_dtype(self) -> DType:
+        """That of the scales."""
+        return self.parts["scales"].dtype
+
+    @property
+    def act_dtype(self) -> DType | None:
+        """That of the scales."""
+        return self.nominal_dtype
+
+    def becomes(self, kind: str) -> bool:
+        """The types that the engine writes."""
+        return kind in self.KINDS
+
+    def resized(self, outputs: int) -> Self:
+        """Not possible.
+
+        Raises:
+            UnsupportedError: always.
+        """
+        raise UnsupportedError("hidden layers of an HQQ weight share scales: they are not put together anew")
 
 
-def pack_rows(codes: torch.Tensor, bits: int) -> torch.Tensor:
-    """Pack a matrix of codes, uint8 ``[rows, columns]``, along its rows: the bytes of ``w_q``."""
+def _whole(values: Any) -> Any:
+    return values
+
+
+def _quantizer() -> Any:
+    if not simd.enabled():
+        return reference.quantize
+    from uqff.families.hqq import cpu_quantize
+
+    return cpu_quantize.quantize
+
+
+def _numel(part: Part) -> int:
+    return math.prod(part.shape)
+
+
+def _flat(part: Part) -> Part:
+    return part.view((_numel(part),))
+
+
+def _planned_codes(shape: tuple[int, int], bits: int) -> Part:
+    """What :func:`pack_rows` makes of codes ``[rows, columns]``, without bytes."""
+    rows, columns = shape
+    return Part.planned((-(-rows // PLANES[bits]), columns * word_dtype(bits).itemsize), DType.U8)
+
+
+def as_uint8(codes: Any) -> Bytes:
+    """Integers of numpy or torch, cast."""
+    if isinstance(codes, np.ndarray):
+        return codes.astype(np.uint8, copy=False)
     import torch
 
-    if bits == 8:
-        return codes
-    planes = CODES_PER_WORD[bits]
-    height, columns = -(-len(codes) // planes), codes.shape[1]
-    packed = torch.zeros(height, columns, dtype=word_dtype(bits).torch, device=codes.device)
-    for plane in range(planes):
-        rows = codes[plane * height : (plane + 1) * height]
-        packed[: len(rows)] |= rows.to(packed.dtype) << bits * (planes - 1 - plane)
-    return packed.view(torch.uint8)
+    made: torch.Tensor = codes.to(torch.uint8)
+    return made
 
 
-def unpack_planes(words: torch.Tensor, bits: int) -> torch.Tensor:
+def pack_rows(codes: Bytes, bits: int) -> Part:
+    """Pack a matrix of codes, uint8 ``[rows, columns]``, along its rows: ``w_q``."""
+    on_cpu = codes if isinstance(codes, np.ndarray) else codes.cpu().numpy()
+    part = Part.of_array(pack_planes(on_cpu, bits), word_dtype(bits)).as_bytes()
+    return part if isinstance(codes, np.ndarray) else part.to(codes.device)
+
+
+def unpack_rows(words: Any, bits: int) -> Bytes:
     """The rows of a packed matrix, ``[h, columns]`` to uint8 ``[p·h, columns]``; the highest bits come first."""
-    import torch
-
-    top = CODES_PER_WORD[bits] - 1
-    planes = [(words >> bits * (top - i) & (1 << bits) - 1).to(torch.uint8) for i in range(top + 1)]
-    return torch.cat(planes)
-
-
-LP_NORM = 0.7
-BETA = 10.0
-KAPPA = 1.01
-FIRST_ERROR = np.float32(1e4)
-LARGEST_SCALE = np.float32(2e4)
-
-LANES = 32
-"""Running sums of candle's AVX2 sum."""
-
-EXPONENT = np.float32(LP_NORM) - np.float32(1)
-"""The exponent of the shrinkage, -0.3, as float32 arithmetic has it."""
-
-
-def quantize(
-    w: FloatArray, bits: int, group_size: int = 64, steps: int = 10
-) -> tuple[npt.NDArray[Any], FloatArray, FloatArray]:
-    """Quantise along axis 0 of the weight seen as ``[group_size, N]``: element ``i * N + j`` belongs to group j.
-
-    Args:
-        w: finite float32 of any shape whose size is a multiple of ``group_size``, taken in C order.
-        bits: 8, 4, 3, 2 or 1; the engine writes 4 and 8.
-        group_size: elements of a group; the engine writes 64.
-        steps: turns of the optimiser at most, at least 1; the engine takes 10.
-
-    Returns:
-        Codes packed by :func:`uqff.numerics.packing.pack_planes` along axis 0; scales and zeros, float32 ``[1, N]``,
-        for ``w = (q - zero) * scale``. A group whose range exceeds float32 has an infinite scale.
-    """
-    top = np.float32(2**bits - 1)
-    grid = w.reshape(group_size, -1)
-    with np.errstate(all="ignore"):
-        low, high = grid.min(0), grid.max(0)
-        # While optimising, s multiplies; its inverse is what is stored. A constant group has s = 1/0, clamped.
-        s = np.clip(np.float32(1) / (high - low) * top, np.float32(0), LARGEST_SCALE)
-        zero = optimize(grid, s, -low * s, top, steps)
-        codes = np.nan_to_num(_codes(grid, s, zero, top), nan=0.0).astype(np.uint8)
-        return pack_planes(codes, bits), (np.float32(1) / s)[None], zero[None]
-
-
-def optimize(grid: FloatArray, s: FloatArray, zero: FloatArray, top: np.float32, steps: int) -> FloatArray:
-    """Move the zero points for at most ``steps`` turns, as long as the mean absolute error of the tensor falls.
-
-    The zero of the turn that no longer improves is the one that is kept.
-    """
-    beta, best = BETA, FIRST_ERROR
-    for _ in range(steps):
-        q = _codes(grid, s, zero, top)
-        error = grid - (q - zero) / s
-        zero = _column_mean(q - (grid - shrink(error, beta)) * s)
-        beta *= KAPPA
-        current = mean_magnitude(error)
-        if not current < best:
-            break
-        best = current
-    return zero
-
-
-def shrink(error: FloatArray, beta: float) -> FloatArray:
-    """The proximal operator of the l_p norm, p = 0.7: ``sign(e) * relu(|e| - |e|^(p-1) / beta)``.
-
-    The power is ``expf(EXPONENT * logf(|e|))``. Below :func:`idle` the result is 0 whatever the last bits of the power.
-    """
-    magnitude = np.abs(error)
-    active = magnitude > idle(beta)
-    result = np.zeros_like(error)
-    e = magnitude[active]
-    power = expf(EXPONENT * logf(e))
-    result[active] = np.sign(error[active]) * np.maximum(e - np.float32(1 / beta) * power, np.float32(0))
-    return result
-
-
-def idle(beta: float) -> np.float32:
-    """A magnitude up to which the shrinkage is surely 0: where ``|e|^1.3 = 1 / beta``, less a margin of one percent."""
-    magnitude: np.float32 = np.float32(0.99 * math.pow(beta, -1 / (2 - LP_NORM)))
-    return magnitude
-
-
-def mean_magnitude(error: FloatArray) -> np.float32:
-    """Mean magnitude of the whole tensor, in float32: candle's sum with AVX2, times the reciprocal of the count.
-
-    32 running sums, element k of the flattened tensor in sum ``k % 32``, as four vectors of eight; then pairs of
-    vectors, halves of the vector, pairs of elements. The elements after the last full 32 follow one by one.
-
-    Authority: candle-core ``src/cpu/mod.rs``, ``vec_sum``; ``src/cpu/avx.rs``, ``vec_reduce``.
-    """
-    flat = np.abs(error).reshape(-1)
-    full = len(flat) // LANES * LANES
-    lanes = np.add.accumulate(np.concatenate([np.zeros(LANES, np.float32), flat[:full]]).reshape(-1, LANES), axis=0)[-1]
-    return mean_of_lanes(lanes, flat[full:], len(flat))
-
-
-def mean_of_lanes(lanes: FloatArray, rest: FloatArray, count: int) -> np.float32:
-    """The end of :func:`mean_magnitude`: joins the running sums, adds the rest, divides by the count."""
-    a, b, c, d = lanes.reshape(4, 8)
-    eight = (a + b) + (c + d)
-    four = eight[:4] + eight[4:]
-    total: np.float32 = (four[0] + four[1]) + (four[2] + four[3])
-    for magnitude in rest:
-        total = total + magnitude
-    mean: np.float32 = total * np.float32(1 / count)
-    return mean
-
-
-def _codes(grid: FloatArray, s: FloatArray, zero: FloatArray, top: np.float32) -> FloatArray:
-    codes: FloatArray = np.clip(round_half_away(grid * s + zero), np.float32(0), top)
-    return codes
-
-
-def _column_mean(terms: FloatArray) -> FloatArray:
-    """Mean over axis 0, added row after row (``accumulate`` does; ``sum`` adds in pairs)."""
-    mean: FloatArray = np.add.accumulate(terms, axis=0)[-1] * np.float32(1 / len(terms)) + np.float32(0)
-    return mean
+    if isinstance(words, np.ndarray):
+        return unpack_planes(words, bits)
+    top = PLANES[bits] - 1
+    made: Bytes = concatenated([as_uint8(words >> bits * (top - i) & (1 << bits) - 1) for i in range(top + 1)])
+    return made

@@ -12,14 +12,14 @@ from uqff.simd.output import Bytes, looked_up, over, put_pair, read_ahead, witho
 from uqff.simd.vectors import as_f32, load_codes_4, splat, where_less
 
 if TYPE_CHECKING:
-    from uqff.families.encoded import Encoded
+    from uqff.families.mxfp4.tensor import MXFP4
 
 __all__ = ["dequantize"]
 
 
-def dequantize(weight: Encoded, out: Bytes, form: int) -> bool:
-    """See :data:`uqff.simd.DEQUANTIZERS`."""
-    blocks, scales = weight.payload("blocks"), weight.payload("scales")
+def dequantize(weight: MXFP4, out: Bytes, form: int) -> bool:
+    """See :meth:`QuantizedTensor._dequantize_by_kernel`."""
+    blocks, scales = weight.parts["blocks"].array(), weight.parts["scales"].array()
     if len(blocks) != 16 * len(scales):
         return False
     over(len(scales), 32, lambda lo, hi: _mxfp4(blocks, scales, out, form, lo, hi))

@@ -1,4 +1,4 @@
-"""MXFP4 quantiser, the fast twin of :mod:`uqff.families.mxfp4.tensor`, bit-equal to it."""
+"""MXFP4 quantiser, the fast twin of :mod:`uqff.families.mxfp4.reference`, bit-equal to it."""
 
 # numba infers the types of what it compiles; annotations would neither be read by it nor checked.
 # mypy: disable-error-code="no-untyped-def, no-untyped-call"
@@ -11,8 +11,8 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from uqff.families.mxfp4.tensor import BIAS, floor_log2
-from uqff.families.mxfp4.tensor import BLOCK_SIZE as BLOCK
+from uqff.families.mxfp4.reference import BIAS, floor_log2
+from uqff.families.mxfp4.reference import BLOCK_SIZE as BLOCK
 from uqff.simd.bits import MAGNITUDE, bits_of, float_of, pack8
 from uqff.simd.compiling import inline, kernel
 from uqff.simd.scratch import scratch
@@ -32,7 +32,7 @@ GRAIN = 4096
 
 
 def quantize(w: F32, threads: int | None = None) -> tuple[U8, U8]:
-    """See :func:`uqff.families.mxfp4.tensor.quantize`; ``w`` must be C-contiguous."""
+    """See :func:`uqff.families.mxfp4.reference.quantize`; ``w`` must be C-contiguous."""
     flat = w.reshape(-1)
     blocks = flat.size // BLOCK
     codes = np.empty((blocks, BLOCK // 2), np.uint8)

@@ -6,9 +6,9 @@
             version u32  type=6  bias_flag  R blocks (U8 [..., in/2])  R scales (U8 [..., in/32])  [R bias]
 
     byte j of a row of blocks:   h h h h l l l l      l: element 2j,  h: element 2j + 1
-    nibble:                      s e e m              sign, exponent, mantissa: the values of _E2M1
+    nibble:                      s e e m              sign, exponent, mantissa: the values of E2M1
 
-Dequantise: ``_E2M1[nibble] * float32 with exponent field = scale``.  Scale code 0 therefore means 0.0 (not 2**-127) and
+Dequantise: ``E2M1[nibble] * float32 with exponent field = scale``.  Scale code 0 therefore means 0.0 (not 2**-127) and
 255 means infinity, as in the engine.
 
 Authority: mistral.rs, ``mistralrs-quant/src/mxfp4/mod.rs`` (``serialize_with_bias``, ``dequantize_weights``).
@@ -16,17 +16,24 @@ Authority: mistral.rs, ``mistralrs-quant/src/mxfp4/mod.rs`` (``serialize_with_bi
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 
-from uqff.codes import DType, Family
-from uqff.families.base import PayloadProblem, QuantizedTensor, first_bad, join_parts, narrow_parts
+from uqff import simd
+from uqff.codes import DType, Family, Version
+from uqff.families.base import QuantizedTensor
 from uqff.families.biases import BiasRule
-from uqff.families.fields import tensor_fields, tensor_part
+from uqff.families.encoding import GROUP, Engine, Resolution, misfit, row_misfit
+from uqff.families.loaded import Loaded, by_runs, rows_of
+from uqff.families.mxfp4 import reference
+from uqff.families.mxfp4.reference import BLOCK_SIZE
+from uqff.families.part import Part
+from uqff.families.payload import PayloadProblem, first_bad
+from uqff.families.slicing import join_parts, narrow_parts
 from uqff.families.stacking import stack_parts, unstack_parts
 from uqff.schema.bricks import Scope, Violation
 from uqff.schema.entries import Entries, Entry
@@ -38,14 +45,7 @@ if TYPE_CHECKING:
     import torch
     from typing_extensions import Self
 
-__all__ = ["MXFP4", "floor_log2", "quantize", "scale_bytes"]
-
-FloatArray: TypeAlias = npt.NDArray[np.float32]
-ByteArray: TypeAlias = npt.NDArray[np.uint8]
-
-BLOCK_SIZE = 32
-_E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0)
-"""Value of each nibble: sign, two exponent bits (bias 1), one mantissa bit (OCP Microscaling Formats v1.0, 5.3.3)."""
+__all__ = ["MXFP4"]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -60,9 +60,9 @@ class MXFP4(QuantizedTensor):
     blocks: torch.Tensor
     scales: torch.Tensor
 
-    family: ClassVar[Family] = Family.MXFP4
+    family: ClassVar[Family] = Family(6, "MXFP4", Version(0, 2, 0))
     LAYOUT: ClassVar[Layout] = blob_layout(
-        Family.MXFP4,
+        family,
         "bias_flag" / BIAS_FLAG * "1 if a bias follows at the end, else 0",
         "blocks" / TENSOR * "the nibbles, U8 `[..., out, in/2]`, the lower nibble first",
         "scales" / TENSOR * "the block exponents, U8 `[..., out, in/32]`, bias 127",
@@ -75,6 +75,35 @@ class MXFP4(QuantizedTensor):
     )
     BIAS: ClassVar[BiasRule] = BiasRule(DType.BF16)
 
+    KINDS: ClassVar[tuple[str, ...]] = ("mxfp4",)
+    SINCE: ClassVar[Engine] = "0.8"
+
+    @classmethod
+    def resolve(
+        cls, kind: str, shape: tuple[int, ...], engine: Engine, group_size: int, version: Version | None = None
+    ) -> Resolution:
+        """Matrices of whole blocks only."""
+        if len(shape) != 2:
+            raise misfit(kind, "a matrix: the engine quantises no stack of experts to it", list(shape))
+        if shape[-1] % BLOCK_SIZE:
+            raise row_misfit(kind, BLOCK_SIZE, shape)
+        return Resolution(kind)
+
+    @classmethod
+    def planned(cls, kind: str, shape: Sequence[int], dtype: DType, group_size: int = GROUP) -> Self:
+        """See :meth:`Encoding.planned`."""
+        *outer, last = shape
+        blocks, scales = (Part.planned((*outer, last // n), DType.U8) for n in (2, BLOCK_SIZE))
+        return cls.made_of(blocks=blocks, scales=scales)
+
+    @classmethod
+    def encode(cls, loaded: Loaded, kind: str, *, engine: Engine, group_size: int = GROUP) -> Self:
+        """See :meth:`Encoding.encode`."""
+        quantize = _quantizer()
+        made = by_runs(loaded, BLOCK_SIZE, lambda run: quantize(run.reshape(-1, BLOCK_SIZE)))
+        blocks, scales = (Part.of_array(rows_of(part, loaded.shape, BLOCK_SIZE), DType.U8) for part in made)
+        return cls.made_of(blocks=blocks, scales=scales)
+
     @property
     def kind(self) -> str:
         """Always ``mxfp4``."""
@@ -83,30 +112,17 @@ class MXFP4(QuantizedTensor):
     @property
     def shape(self) -> tuple[int, ...]:
         """``(out, in)`` or ``(experts, out, in)``."""
-        return (*self.blocks.shape[:-1], 2 * self.blocks.shape[-1])
+        *outer, row = self.parts["blocks"].shape
+        return (*outer, 2 * row)
 
     @classmethod
     def parse(cls, blob: Scope) -> Self:
         """See :meth:`QuantizedTensor.parse`."""
-        return cls(tensor_part(blob["blocks"]), tensor_part(blob["scales"]))
+        return cls.made_of(blocks=Part.of_fields(blob["blocks"]), scales=Part.of_fields(blob["scales"]))
 
     def build(self) -> dict[str, Any]:
         """See :meth:`QuantizedTensor.build`."""
-        return {
-            "blocks": tensor_fields(self.blocks, name="blocks"),
-            "scales": tensor_fields(self.scales, name="scales"),
-        }
-
-    @staticmethod
-    def kind_of(blob: Scope) -> str:
-        """See :meth:`QuantizedTensor.kind_of`."""
-        return "mxfp4"
-
-    @staticmethod
-    def shape_of(blob: Scope) -> tuple[int, ...]:
-        """See :meth:`QuantizedTensor.shape_of`."""
-        *outer, row = blob["blocks"]["shape"]
-        return (*outer, 2 * row)
+        return {name: part.fields() for name, part in self.parts.items()}
 
     @staticmethod
     def validate(blob: Scope) -> None:
@@ -134,14 +150,13 @@ class MXFP4(QuantizedTensor):
         scales = np.frombuffer(blob["scales"]["data"], np.uint8)
         yield from first_bad(scales == 255, "scales.data", 1, "an exponent from 0 to 254")
 
-    def _dequantize(self) -> torch.Tensor:
-        import torch
+    def _dequantize_by_kernel(self, out: npt.NDArray[np.uint8], form: int) -> bool:
+        from uqff.families.mxfp4 import cpu_dequantize
 
-        nibbles = torch.stack((self.blocks & 0x0F, self.blocks >> 4), dim=-1)
-        values = torch.tensor(_E2M1, dtype=torch.float32, device=self.device)[nibbles.long()]
-        scales = (self.scales.to(torch.int32) << 23).view(torch.float32)
-        blocks = values.reshape(*self.scales.shape, BLOCK_SIZE) * scales.unsqueeze(-1)
-        return blocks.reshape(self.shape)
+        return cpu_dequantize.dequantize(self, out, form)
+
+    def _dequantize(self) -> torch.Tensor:
+        return reference.dequantize(self.blocks, self.scales)
 
     def alignment(self, dim: int) -> int:
         """A block along the last dimension, 1 along others."""
@@ -160,46 +175,22 @@ class MXFP4(QuantizedTensor):
     def _unstack(self) -> Self:
         return unstack_parts(self, "blocks", "scales")
 
+    LAYER_NAME: ClassVar[str] = "mxfp4-layer"
+    TAKES_DELTA: ClassVar[bool] = False
 
-THRESHOLDS = np.array([0.25, 0.75, 1.25, 1.75, 2.5, 3.5, 5.0], np.float32)
-"""Code k is taken from ``THRESHOLDS[k - 1]`` on: the midpoints of 0, 0.5, 1, 1.5, 2, 3, 4, 6; ties go up."""
+    @property
+    def nominal_dtype(self) -> DType:
+        """BF16."""
+        return DType.BF16
 
-BIAS = 127
-"""A scale byte s means 2^(s - 127)."""
-
-
-def quantize(w: FloatArray) -> tuple[ByteArray, ByteArray]:
-    """Quantise along the last dimension.
-
-    Args:
-        w: finite float32 ``[..., in]``, ``in`` a multiple of 32.
-
-    Returns:
-        Codes uint8 ``[..., in / 2]``, the even element in the low nibble; scale bytes uint8 ``[..., in / 32]``. Bit 3
-        of a code is the sign of elements below zero: -0.1 may become code 8, -0.0 becomes 0.
-    """
-    blocks = w.reshape(*w.shape[:-1], w.shape[-1] // BLOCK_SIZE, BLOCK_SIZE)
-    with np.errstate(all="ignore"):
-        scales = scale_bytes(np.abs(blocks).max(-1))
-        scaled = blocks * np.ldexp(np.float32(1), BIAS - scales.astype(np.int32))[..., None]
-        codes = np.searchsorted(THRESHOLDS, np.abs(scaled), side="right").astype(np.uint8)
-        codes |= (scaled < 0).astype(np.uint8) << 3
-    codes = codes.reshape(w.shape)
-    return codes[..., 0::2] | codes[..., 1::2] << 4, scales
+    def resized(self, outputs: int) -> Self:
+        """See :meth:`LayerRules.resized`."""
+        return self.planned(self.kind, (outputs, *self.shape[1:]), self.nominal_dtype)
 
 
-def scale_bytes(absmax: FloatArray) -> ByteArray:
-    """``floor(log2f(absmax / 6)) + 127`` within 0..254, and 127 for a block of zeros."""
-    exponent = np.maximum(floor_log2(absmax / np.float32(6)), np.float32(-BIAS)).astype(np.int32)
-    return np.where(absmax == 0, BIAS, np.clip(exponent + BIAS, 0, 254)).astype(np.uint8)
+def _quantizer() -> Any:
+    if not simd.enabled():
+        return reference.quantize
+    from uqff.families.mxfp4 import cpu_quantize
 
-
-def floor_log2(x: FloatArray) -> FloatArray:
-    """``floor(log2f(x))``, -inf for 0.
-
-    log2f rounds to float32 before the floor. Just below 2^k it rounds up to k, from 1 ulp for k = 3 up to 44 ulps for
-    k beyond 64; the result is then one more than the exponent of x. Rounding from float64 takes the same side as
-    glibc's log2f for every float32.
-    """
-    with np.errstate(divide="ignore"):
-        return np.floor(np.log2(x.astype(np.float64)).astype(np.float32))
+    return cpu_quantize.quantize

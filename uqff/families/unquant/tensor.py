@@ -13,16 +13,22 @@ Authority: mistral.rs, ``mistralrs-quant/src/unquantized/mod.rs`` (``serialize_w
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import numpy as np
+import numpy.typing as npt
+
 from uqff.codes import DType, Family, Version
 from uqff.errors import ShapeError
-from uqff.families.base import PayloadProblem, QuantizedTensor, join_parts, narrow_parts, not_finite
+from uqff.families.base import KERNEL_DTYPES, QuantizedTensor
 from uqff.families.biases import BiasRule
-from uqff.families.fields import bytes_part, raw_bytes, stored, tensor_fields
-from uqff.families.parts import typed
+from uqff.families.encoding import GROUP, Engine
+from uqff.families.loaded import Loaded
+from uqff.families.part import Part
+from uqff.families.payload import PayloadProblem, not_finite
+from uqff.families.slicing import join_parts, narrow_parts
 from uqff.families.stacking import stack_parts, unstack_parts
 from uqff.schema.bricks import Scope, Violation
 from uqff.schema.entries import STORABLE, Entries, Entry
@@ -49,9 +55,9 @@ class Unquant(QuantizedTensor):
     data: torch.Tensor
     dtype: DType
 
-    family: ClassVar[Family] = Family.UNQUANT
+    family: ClassVar[Family] = Family(1, "Unquant", Version(0, 1, 0))
     LAYOUT: ClassVar[Layout] = blob_layout(
-        Family.UNQUANT,
+        family,
         "bias_flag" / BIAS_FLAG * "1 if a bias follows at the end, else 0",
         "weight" / TENSOR * "the weight, `[..., out, in]`",
     )
@@ -62,6 +68,24 @@ class Unquant(QuantizedTensor):
     )
     BIAS: ClassVar[BiasRule] = BiasRule()
 
+    OTHER_KINDS: ClassVar[tuple[str, ...]] = ("unquant",)
+    BY_EXPERT: ClassVar[bool] = True
+
+    @classmethod
+    def planned(cls, kind: str, shape: Sequence[int], dtype: DType, group_size: int = GROUP) -> Self:
+        """See :meth:`Encoding.planned`."""
+        return cls.of(Part.planned(shape, dtype))
+
+    @classmethod
+    def encode(cls, loaded: Loaded, kind: str, *, engine: Engine, group_size: int = GROUP) -> Self:
+        """See :meth:`Encoding.encode`; shares the memory of a weight that is contiguous and in its load dtype."""
+        return cls.of(Part.of_array(loaded.plain.bits, loaded.dtype))
+
+    @classmethod
+    def widened(cls, weights: int) -> int:
+        """None."""
+        return 0
+
     @property
     def kind(self) -> str:
         """Always ``unquant``."""
@@ -70,51 +94,40 @@ class Unquant(QuantizedTensor):
     @property
     def shape(self) -> tuple[int, ...]:
         """``(out, in)`` or ``(experts, out, in)``."""
-        return (*self.data.shape[:-1], self.data.shape[-1] // self.dtype.itemsize)
+        *outer, row = self.parts["data"].shape
+        return (*outer, row // self.dtype.itemsize)
 
     @property
     def weight(self) -> torch.Tensor:
         """The weight in its own dtype: a view where alignment allows, else a copy."""
-        return typed(self.data, self.dtype)
+        return self.plain.tensor()
+
+    @property
+    def plain(self) -> Part:
+        """The weight as a part of its own dtype and shape."""
+        return Part(self.dtype, self.shape, self.parts["data"].data)
 
     @classmethod
-    def of(cls, weight: torch.Tensor) -> Self:
-        """Wrap a plain tensor; shares its memory if it is contiguous.
+    def of(cls, weight: torch.Tensor | Part) -> Self:
+        """Wrap plain numbers; shares their memory if they are contiguous.
 
         Raises:
             ShapeError: a scalar.
             UnsupportedError: a dtype that the format has no code for.
         """
-        if not weight.ndim:
+        if not weight.shape:
             raise ShapeError("weight without dimensions", field="weight.ndim", expected="at least 1", got=0)
-        dtype = stored(weight, name="weight")
-        return cls(raw_bytes(weight), dtype)
+        part = weight if isinstance(weight, Part) else Part.of_tensor(weight, name="weight")
+        return cls.made_of(data=part.as_bytes(), dtype=part.dtype)
 
     @classmethod
     def parse(cls, blob: Scope) -> Self:
         """See :meth:`QuantizedTensor.parse`."""
-        return cls(bytes_part(blob["weight"]), blob["weight"]["dtype"])
+        return cls.of(Part.of_fields(blob["weight"]))
 
     def build(self) -> dict[str, Any]:
         """See :meth:`QuantizedTensor.build`."""
-        return {"weight": tensor_fields(self.data, name="weight", dtype=self.dtype, shape=self.shape)}
-
-    @staticmethod
-    def kind_of(blob: Scope) -> str:
-        """See :meth:`QuantizedTensor.kind_of`."""
-        return "unquant"
-
-    @staticmethod
-    def shape_of(blob: Scope) -> tuple[int, ...]:
-        """See :meth:`QuantizedTensor.shape_of`."""
-        shape: tuple[int, ...] = blob["weight"]["shape"]
-        return shape
-
-    @staticmethod
-    def plain_dtype(blob: Scope) -> DType | None:
-        """See :meth:`QuantizedTensor.plain_dtype`."""
-        dtype: DType = blob["weight"]["dtype"]
-        return dtype
+        return {"weight": self.plain.fields()}
 
     @staticmethod
     def validate(blob: Scope) -> None:
@@ -126,6 +139,11 @@ class Unquant(QuantizedTensor):
     def check_payload(blob: Scope) -> Iterator[PayloadProblem]:
         """Floating-point weights are finite."""
         yield from not_finite(blob["weight"], "weight.data")
+
+    def _dequantize_by_kernel(self, out: npt.NDArray[np.uint8], form: int) -> bool:
+        from uqff.families.unquant import cpu_dequantize
+
+        return cpu_dequantize.dequantize(self, out, form)
 
     def _dequantize(self) -> torch.Tensor:
         import torch
@@ -149,3 +167,33 @@ class Unquant(QuantizedTensor):
 
     def _unstack(self) -> Self:
         return unstack_parts(self, "data")
+
+    @property
+    def ggml(self) -> tuple[str, Part] | None:
+        """F32, F16 and BF16 are ggml types."""
+        return (self.dtype.name.lower(), self.parts["data"]) if self.dtype in KERNEL_DTYPES else None
+
+    LAYER_NAME: ClassVar[str] = "unquant-linear"
+    UNQUANTISED: ClassVar[bool] = True
+
+    @property
+    def nominal_dtype(self) -> DType:
+        """Its own."""
+        return self.dtype
+
+    @property
+    def load_dtype(self) -> DType:
+        """Its own."""
+        return self.dtype
+
+    def becomes(self, kind: str) -> bool:
+        """Any type."""
+        return True
+
+    def plus(self, delta: torch.Tensor) -> Self | None:
+        """See :meth:`LayerRules.plus`; the sum is rounded to the weight's dtype."""
+        return self.of((self.weight + delta.to(self.weight.dtype)).contiguous())
+
+    def resized(self, outputs: int) -> Self:
+        """See :meth:`LayerRules.resized`."""
+        return self.planned(self.kind, (outputs, *self.shape[1:]), self.dtype)

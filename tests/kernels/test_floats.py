@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from strategies import FLOATS, random_bytes, seeds
 
 from uqff import DType
-from uqff.numerics.floats import Floats
+from uqff.simd.floats import Floats
 
 EDGES = [0.0, -0.0, 1.0, 2.0**-126, 2.0**-149, -(2.0**-133), 65504.0, 65519.9, 65520.0, 3.0e38, 3.4e38, 1 + 2.0**-8]
 

@@ -11,11 +11,8 @@ import numpy.typing as npt
 
 from uqff import simd
 from uqff.codes import DType
-from uqff.families.encoded import Encoded
-from uqff.families.fields import array_fields
-from uqff.families.unquant.tensor import Unquant
 from uqff.numerics import packing
-from uqff.schema.buffers import writable_alias
+from uqff.schema.buffers import as_array, writable_alias
 
 if TYPE_CHECKING:
     import torch
@@ -112,18 +109,21 @@ class Floats:
             target[:] = source
             return
         # Kernels drop what a NaN carries.
-        plain = Encoded(Unquant, {"weight": array_fields(source, self.dtype)})
-        if (not payloads or self.is_finite) and simd.decode(plain, target.view(np.uint8), out.dtype):
-            return
+        if (not payloads or self.is_finite) and simd.enabled():
+            from uqff.simd import cast, output
+
+            if cast.cast(as_array(source), self.dtype, target.view(np.uint8), output.FORMS[out.dtype]):
+                return
         for at in range(0, len(source), TILE):
             tile = source[at : at + TILE]
             wide = tile.view(np.float32) if self.dtype is DType.F32 else _WIDENED[self.dtype](tile)
             narrow = wide.view(np.uint32) if out.dtype is DType.F32 else _NARROWED[out.dtype](wide)
             target[at : at + TILE] = narrow
 
-    def fields(self) -> dict[str, Any]:
-        """The fields of a tensor record R."""
-        return array_fields(self.bits, self.dtype)
+    @property
+    def data(self) -> memoryview:
+        """The bytes, row major and little-endian."""
+        return np.ascontiguousarray(self.bits).reshape(-1).view(np.uint8).data
 
 
 def largest_magnitude(bits: npt.NDArray[Any]) -> int:
