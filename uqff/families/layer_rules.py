@@ -24,6 +24,12 @@ class LayerRules(ABC):
 
     LAYER_NAME: ClassVar[str]
     """What the engine calls a layer of the family."""
+    NOT_LOADED: ClassVar[tuple[str, ...]] = ()
+    """Types that the engine writes and, in all its generations, does not load."""
+    STACKS_LOAD: ClassVar[bool] = True
+    """Whether any release that reads 1.x loads weights of three dimensions."""
+    STACKS_RUN_ON_CPU: ClassVar[bool] = True
+    """Whether experts that are such a stack run on a CPU."""
     UNQUANTISED: ClassVar[bool] = False
     """Whether the weight is that of a layer which is not quantised."""
     TAKES_DELTA: ClassVar[bool] = True
@@ -55,6 +61,10 @@ class LayerRules(ABC):
     def own_group_size(self) -> int | None:
         """The group size of the weight, if the quantiser has to be told; None if its type has none."""
         return None
+
+    def plain_is_cast(self, major: int) -> bool:
+        """Whether plain numbers are cast to the activations' dtype when they are loaded, of the format's version."""
+        return False
 
     def becomes(self, kind: str) -> bool:
         """Whether the engine changes a weight of the family into a type in place."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from uqff.checkpoints.model import ModelDirectory
 from uqff.codec.layer import Layer
-from uqff.codes import FORMATS, DType, Family, Version
+from uqff.codes import FORMATS, DType, Version
 from uqff.container.directory import CONFIG_NAME, LOADED_DTYPES
 from uqff.container.file import UqffFile
 from uqff.container.mapped import MappedFile
@@ -244,7 +244,7 @@ class _Planner:
         if not is_always_tied(self.config, name.module) or name.weight not in file.residual:
             return False
         record, _ = file.fields(keys[name.index])
-        if record.family is not Family.UNQUANT:
+        if not record.UNQUANTISED:
             return False
         weight, bias = file[keys[name.index]]
         return bias is None and weight == Unquant.of(file.residual[name.weight])

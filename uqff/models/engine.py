@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
 from uqff.codec.layer import Layer
-from uqff.codes import DType, Family, Version
+from uqff.codes import DType, Version
 from uqff.errors import UnsupportedError
 
 __all__ = ["AUTO", "RULES", "Limit", "Rule", "limits_document", "limits_of", "refuse_limits"]
@@ -88,12 +88,21 @@ def _types(*kinds: str) -> Callable[[Layer, int], Match | None]:
     return lambda layer, major: Match(f"{layer.weight.kind} layers") if layer.weight.kind in kinds else None
 
 
-def _stacks(*families: Family) -> Callable[[Layer, int], Match | None]:
-    def match(layer: Layer, major: int) -> Match | None:
-        stacked = len(layer.weight.shape) > 2 and layer.weight.family in families
-        return Match(f"stacks of {layer.weight.family.title} experts") if stacked else None
+def _stack(layer: Layer) -> Match | None:
+    is_stack = len(layer.weight.shape) > 2
+    return Match(f"stacks of {layer.weight.family.title} experts") if is_stack else None
 
-    return match
+
+def _unloaded_stack(layer: Layer, major: int) -> Match | None:
+    return None if layer.weight.STACKS_LOAD else _stack(layer)
+
+
+def _stack_not_on_cpu(layer: Layer, major: int) -> Match | None:
+    return None if layer.weight.STACKS_RUN_ON_CPU else _stack(layer)
+
+
+def _unloaded_type(layer: Layer, major: int) -> Match | None:
+    return Match(f"{layer.weight.kind} layers") if layer.weight.kind in layer.weight.NOT_LOADED else None
 
 
 def _biases(layer: Layer, dtype: DType) -> Match:
@@ -131,8 +140,7 @@ def _pinned_weight(layer: Layer, major: int) -> Match | None:
     """
     plain = layer.weight.plain
     dtype = None if plain is None else plain.dtype
-    cast = layer.weight.family is Family.GGUF and (dtype is not DType.F32 or major == 0)
-    if dtype not in ACTIVATIONS or cast:
+    if dtype not in ACTIVATIONS or layer.weight.plain_is_cast(major):
         return None
     return Match(f"{layer.weight.kind} layers in {dtype.name}", dtype)
 
@@ -143,7 +151,7 @@ RULES: Final = (
     Rule(
         "type-not-loaded",
         (0, 1),
-        _types("q8_1", "q8k"),
+        _unloaded_type,
         "no release loads this type, though all write it",
         "0.6.0, 0.8.12, 0.8.23, 0.9.5: 'quantized type Q8K is not supported yet' [C]",
     ),
@@ -157,14 +165,14 @@ RULES: Final = (
     Rule(
         "stack-not-loaded",
         (1,),
-        _stacks(Family.HQQ, Family.FP8, Family.F8Q8),
+        _unloaded_stack,
         "no release loads weights of three dimensions of this family",
         "0.8.23 writes them and does not load them, 0.9.5 does neither [C]",
     ),
     Rule(
         "experts-not-on-cpu",
         (1,),
-        _stacks(Family.AFQ),
+        _stack_not_on_cpu,
         "they do not run on a CPU",
         "0.9.5: 'moe experts forward' [C]",
     ),

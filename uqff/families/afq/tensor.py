@@ -239,6 +239,7 @@ class AFQ(QuantizedTensor):
         return unstack_parts(self, "w_q", "scales", "biases")
 
     LAYER_NAME: ClassVar[str] = "afq-layer"
+    STACKS_RUN_ON_CPU: ClassVar[bool] = False
 
     @property
     def nominal_dtype(self) -> DType:

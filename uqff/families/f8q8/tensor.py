@@ -218,6 +218,7 @@ class F8Q8(QuantizedTensor):
             yield taken, self.replaced(blocks=blocks.narrow(0, start, count), weight_shape=(1, span.stop - span.start))
 
     LAYER_NAME: ClassVar[str] = "f8q8-linear"
+    STACKS_LOAD: ClassVar[bool] = False
     STAYS: ClassVar[bool] = True
 
     @property

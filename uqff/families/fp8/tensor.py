@@ -178,6 +178,7 @@ class FP8(QuantizedTensor):
     STACKS_BY_VALUE: ClassVar[bool] = True
 
     LAYER_NAME: ClassVar[str] = "fp8-linear"
+    STACKS_LOAD: ClassVar[bool] = False
 
     @property
     def nominal_dtype(self) -> DType:

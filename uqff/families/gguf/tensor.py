@@ -239,6 +239,7 @@ class GGUF(QuantizedTensor):
         return self.kind, self.parts["data"]
 
     LAYER_NAME: ClassVar[str] = "gguf"
+    NOT_LOADED: ClassVar[tuple[str, ...]] = ("q8_1", "q8k")
 
     @property
     def nominal_dtype(self) -> DType:
@@ -255,6 +256,10 @@ class GGUF(QuantizedTensor):
         """F32, F16 and BF16 are plain numbers."""
         is_plain = self.block_type.block_size == 1
         return Part(self.nominal_dtype, self.shape, self.parts["data"].data) if is_plain else None
+
+    def plain_is_cast(self, major: int) -> bool:
+        """They are; but since 1.x those in F32 are refused if activations are narrower."""
+        return self.nominal_dtype is not DType.F32 or major == 0
 
     def becomes(self, kind: str) -> bool:
         """Any ggml type, and F8Q8."""

@@ -474,6 +474,7 @@ class HQQ(QuantizedTensor):
             )
 
     LAYER_NAME: ClassVar[str] = "hqq"
+    STACKS_LOAD: ClassVar[bool] = False
     TAKES_DELTA: ClassVar[bool] = False
     SLICES_QUANTISE_ALIKE: ClassVar[bool] = False
 
