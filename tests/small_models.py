@@ -15,7 +15,9 @@ from safetensors.torch import save_file
 import uqff
 from uqff import Layer, QuantizedTensor
 from uqff.codes import Version
-from uqff.container.streaming import StreamedLayers
+from uqff.container.plan import plan_files
+from uqff.container.shards import shard_names
+from uqff.container.writer import LayerWriter
 from uqff.models.architectures import LayerName, entry_names, layer_names
 from uqff.models.shapes import expected_shape
 from uqff.quantization.bias import cast_bias
@@ -141,10 +143,11 @@ def write_v0(
     """Write a pre-1.0 directory; gives its layers."""
     folder.mkdir()
     layers = {str(name.index): model.layer(name) for name in layer_names(model.config)}
-    files = StreamedLayers(folder, "q8_0", layers, version, shard_bytes, versions=versions)
-    for key, layer in layers.items():
-        files.write(key, layer)
-    files.finish()
+    plan = plan_files(layers, version, shard_bytes, versions=versions)
+    with LayerWriter(plan, shard_names(folder, "q8_0", len(plan.shards))) as files:
+        for key, layer in layers.items():
+            files.write(key, layer)
+        files.finish()
     _surround(model, folder, embedding=True)
     return layers
 

@@ -290,7 +290,7 @@ def test_what_is_residual(source: Path, tmp_path: Path) -> None:
 
 def test_residual_tiles_do_not_show(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     quantize(source, tmp_path / "whole", ["q8_0"], dtype="f16")
-    monkeypatch.setattr("uqff.container.directory.TILE", 100)
+    monkeypatch.setattr("uqff.models.assets.TILE", 100)
     quantize(source, tmp_path / "tiles", ["q8_0"], dtype="f16")
     whole, tiles = (tmp_path / name / "residual.safetensors" for name in ("whole", "tiles"))
     assert whole.read_bytes() == tiles.read_bytes()

@@ -17,7 +17,7 @@ from golden_models import TinyModel
 from quantize_child import run_child
 from safetensors.torch import save_file
 
-from uqff.container import streaming
+from uqff.container import tensors
 from uqff.progress import Step
 from uqff.quantization.run import quantize_model
 
@@ -102,7 +102,7 @@ def test_a_disk_that_fills_up_leaves_nothing(
     source: Path, format: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, writes: int
 ) -> None:
     """Wherever it happens: in a header, in the residual, in a layer."""
-    write, count = streaming.StreamedFile._write, []
+    write, count = tensors.TensorWriter._write, []
 
     def fill(self: Any, at: int, chunk: Any) -> int:
         count.append(at)
@@ -110,7 +110,7 @@ def test_a_disk_that_fills_up_leaves_nothing(
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
         return write(self, at, chunk)
 
-    monkeypatch.setattr(streaming.StreamedFile, "_write", fill)
+    monkeypatch.setattr(tensors.TensorWriter, "_write", fill)
     with pytest.raises(OSError, match="No space left on device") as caught:
         quantize_model(source, tmp_path / "out", ["q8_0"], version=format)
     assert caught.value.errno == errno.ENOSPC

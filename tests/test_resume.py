@@ -69,7 +69,7 @@ def interrupted(source: Path, out: Path, layers_done: int, **options: Any) -> No
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Journal, "commit", lambda self, files, done: (commit(self, files, done), noted.append(len(done))))
         # Whoever asks for less memory waits until the writer has done all that it has.
-        patch.setattr(uqff.quantization.run.Writer, "wait_below", lambda self, nbytes: self.join())
+        patch.setattr(uqff.quantization.run.WriteQueue, "wait_below", lambda self, nbytes: self.join())
         with pytest.raises(KeyboardInterrupt):
             quantize_model(source, out, KINDS, progress=stop, resume=True, **options)
     assert noted[-1] == layers_done
@@ -127,7 +127,7 @@ def test_stacked_experts(tmp_path: Path, made: list[str]) -> None:
             raise KeyboardInterrupt
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(uqff.quantization.run.Writer, "wait_below", lambda self, nbytes: self.join())
+        patch.setattr(uqff.quantization.run.WriteQueue, "wait_below", lambda self, nbytes: self.join())
         with pytest.raises(KeyboardInterrupt):
             quantize_model(tmp_path / "source", tmp_path / "out", KINDS, resume=True, progress=stop, **quiet)
     before = experts[-1].done

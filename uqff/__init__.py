@@ -30,6 +30,7 @@ if _TYPE_CHECKING:
     from uqff.migration.write import migrate
     from uqff.parallel.model import load_model
     from uqff.parallel.shard import Shard
+    from uqff.progress import Step
     from uqff.quantization.recipe import Recipe
     from uqff.quantization.run import quantize_model
     from uqff.quantization.types import Fallback, FallbackWarning, quantize
@@ -54,6 +55,7 @@ _MODULES = {
     "parallel": ("parallel",),
     "parallel.model": ("load_model",),
     "parallel.shard": ("Shard",),
+    "progress": ("Step",),
     "quantization.recipe": ("Recipe",),
     "quantization.run": ("quantize_model",),
     "quantization.types": ("Fallback", "FallbackWarning", "quantize"),
@@ -75,6 +77,7 @@ __all__ = [
     "ShapeError",
     "Shard",
     "ShardError",
+    "Step",
     "UnsupportedError",
     "UqffError",
     "UqffFile",

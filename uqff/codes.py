@@ -229,3 +229,7 @@ def _torch_dtype(name: str) -> TorchDType:
 _BY_CODE = {d.code: d for d in DType}
 _BY_TORCH_NAME = {d.torch_name: d for d in DType if d.storable}
 _BY_SAFETENSORS = {d.safetensors: d for d in DType if d.storable}
+
+
+LOADED_DTYPES: Final = {"F32": DType.F32, "F16": DType.F16, "BF16": DType.BF16}
+"""What weights come as and are loaded as, by their name in a safetensors file."""

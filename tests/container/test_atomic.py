@@ -39,10 +39,9 @@ def test_failed_block_leaves_nothing(tmp_path: Path, error: type[BaseException])
 
 def test_set_is_renamed_together(tmp_path: Path) -> None:
     """No file of a set is there before all are complete."""
-    with atomic_files() as create:
+    with atomic_files() as stage:
         for name in "ab":
-            with create(tmp_path / name) as file:
-                file.write(name.encode())
+            stage(tmp_path / name).write_bytes(name.encode())
         assert not {path.name for path in tmp_path.iterdir()} & {"a", "b"}
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"a": b"a", "b": b"b"}
 
@@ -51,11 +50,10 @@ def test_failed_set_leaves_nothing(tmp_path: Path) -> None:
     """The second file fails: the first does not appear either."""
 
     def fail() -> None:
-        with atomic_files() as create:
-            with create(tmp_path / "a") as file:
-                file.write(b"a")
-            with create(tmp_path / "b"):
-                raise ValueError("second")
+        with atomic_files() as stage:
+            stage(tmp_path / "a").write_bytes(b"a")
+            stage(tmp_path / "b")
+            raise ValueError("second")
 
     with pytest.raises(ValueError, match="second"):
         fail()

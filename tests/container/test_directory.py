@@ -13,8 +13,9 @@ from safetensors.torch import load_file, save_file
 
 from uqff.checkpoints import open_checkpoint
 from uqff.codes import DType
-from uqff.container.directory import COMPANIONS, Residual, check_space, copy_companions
-from uqff.container.writer import Writer
+from uqff.container.queue import WriteQueue
+from uqff.container.staging import check_space
+from uqff.models.assets import COMPANIONS, Residual, copy_companions
 
 TENSORS = {
     "norm": torch.tensor([1.0, 2.0**-9 + 1.0]),
@@ -32,7 +33,7 @@ def test_floats_are_rounded_to_the_load_dtype_and_nothing_else(tmp_path: Path, d
     save_file(TENSORS | {"layer.weight": torch.ones(2, 2)}, tmp_path / "source" / "model.safetensors")
     with open_checkpoint(tmp_path / "source") as checkpoint:
         residual = Residual(checkpoint, TENSORS, dtype)
-        with Writer() as writer:
+        with WriteQueue() as writer:
             file = residual.write(writer, tmp_path, {"who": "me"})
             writer.join()
             file.finish()

@@ -21,9 +21,10 @@ from strategies import layers
 
 import uqff
 from uqff import FormatError, Layer, ShardError, UnsupportedError
-from uqff.container import atomic
-from uqff.container.save import plan_shards
+from uqff.container import atomic, tensors
+from uqff.container.plan import SHARD_BYTES, Item, cut
 from uqff.families import Unquant
+from uqff.progress import Step
 
 LAYER = uqff.deserialize(BLOB)
 NEW = {index: uqff.deserialize(blob) for index, blob in enumerate(BLOBS.values())}
@@ -179,10 +180,15 @@ def test_mode_follows_the_umask(tmp_path: Path) -> None:
 def test_plan_of_shards() -> None:
     """A new shard begins when the next blob would pass the bound; a larger one stands alone."""
     sizes = {0: 5, 1: 5, 2: 1, 3: 20, 4: 1, 10: 9}
-    assert plan_shards(sizes, 10) == [[0, 1], [2], [3], [4, 10]]
-    assert plan_shards(sizes, 100) == [[0, 1, 2, 3, 4, 10]]
-    assert plan_shards(sizes, 0) == [[0], [1], [2], [3], [4], [10]]
-    assert plan_shards({0: 5, 1: 5}, 9) == [[0], [1]]
+
+    def indices(sizes: dict[int, int], shard_bytes: int = SHARD_BYTES) -> list[list[int]]:
+        items = [Item(str(index), "", "U8", (size,)) for index, size in sizes.items()]
+        return [[int(item.name) for item in shard] for shard in cut(items, shard_bytes)]
+
+    assert indices(sizes, 10) == [[0, 1], [2], [3], [4, 10]]
+    assert indices(sizes, 100) == indices(sizes) == [[0, 1, 2, 3, 4, 10]]
+    assert indices(sizes, 0) == [[0], [1], [2], [3], [4], [10]]
+    assert indices({0: 5, 1: 5}, 9) == [[0], [1]]
 
 
 @pytest.mark.parametrize("given_name", ["m.uqff", "m-0.uqff"])
@@ -226,13 +232,13 @@ def test_shorter_set_replaces_itself(tmp_path: Path) -> None:
 
 def test_progress(tmp_path: Path) -> None:
     """After each layer, with bytes that only grow, up to all of them."""
-    calls: list[tuple[str, int, int]] = []
-    uqff.save(NEW, tmp_path / "m.uqff", shard_bytes=200, progress=lambda *call: calls.append(call))
+    steps: list[Step] = []
+    uqff.save(NEW, tmp_path / "m.uqff", shard_bytes=200, progress=steps.append)
     total = sum(map(len, BLOBS.values()))
-    assert sorted(int(key) for key, _, _ in calls) == list(NEW)
-    assert [done for _, done, _ in calls] == sorted({done for _, done, _ in calls})
-    assert calls[-1][1] == total
-    assert {whole for _, _, whole in calls} == {total}
+    assert [int(step.key) for step in steps] == sorted(NEW)
+    assert [step.done for step in steps] == list(range(1, len(NEW) + 1))
+    assert [step.work_done for step in steps] == sorted({step.work_done for step in steps})
+    assert steps[-1] == Step("save", str(max(NEW)), len(NEW), len(NEW), total, total, "bytes")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -369,18 +375,17 @@ def test_full_disk(tmp_path: Path, old: dict[str, bytes], monkeypatch: pytest.Mo
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
 def test_write_that_fails(tmp_path: Path, old: dict[str, bytes], monkeypatch: pytest.MonkeyPatch) -> None:
     """A real ENOSPC out of ``write``: the temporary file is a device that is always full."""
-    real = os.open
 
-    def full(path: Any, flags: int, mode: int = 0o777) -> int:
-        handle = real(path, flags, mode)
+    def full(path: Any, mode: str, **options: Any) -> Any:
+        file = open(path, mode, **options)  # noqa: SIM115
         if str(path).endswith(".tmp"):
-            os.dup2(device, handle)
-        return handle
+            os.dup2(device, file.fileno())
+        return file
 
-    device = real("/dev/full", os.O_WRONLY)
+    device = os.open("/dev/full", os.O_WRONLY)
     try:
         with monkeypatch.context() as patch:
-            patch.setattr(atomic.os, "open", full)
+            patch.setattr(tensors, "open", full, raising=False)
             with pytest.raises(OSError, match="No space left"):
                 uqff.save(NEW, tmp_path / "m.uqff", shard_bytes=300)
     finally:

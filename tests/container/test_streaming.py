@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import os
+import sys
 import threading
 import time
 from pathlib import Path
@@ -14,8 +16,11 @@ from safetensors.numpy import save
 
 import uqff
 from uqff.container.mapped import MappedFile
-from uqff.container.streaming import StreamedFile, StreamedLayers, layer_sizes
-from uqff.container.writer import Writer
+from uqff.container.plan import SHARD_BYTES, layer_size, plan_files
+from uqff.container.queue import WriteQueue
+from uqff.container.shards import shard_names
+from uqff.container.tensors import TensorWriter
+from uqff.container.writer import LayerWriter
 from uqff.errors import FormatError
 
 TENSORS = {
@@ -32,7 +37,7 @@ def entries() -> list[tuple[str, str, tuple[int, ...]]]:
 
 @pytest.mark.parametrize("order", list(itertools.permutations(TENSORS)))
 def test_any_order_gives_the_reference_bytes(tmp_path: Path, order: tuple[str, ...]) -> None:
-    with StreamedFile(tmp_path / "x", entries()) as file:
+    with TensorWriter(tmp_path / "x", entries()) as file:
         for name in order:
             data = TENSORS[name].tobytes()
             file.write(name, (data[:3], memoryview(data)[3:], b""))
@@ -44,7 +49,7 @@ def test_any_order_gives_the_reference_bytes(tmp_path: Path, order: tuple[str, .
 def test_metadata_and_no_tensors(tmp_path: Path) -> None:
     for metadata in (None, {"a": "b"}):
         path = tmp_path / str(metadata is None)
-        with StreamedFile(path, [], metadata) as file:
+        with TensorWriter(path, [], metadata) as file:
             file.finish()
         assert path.read_bytes() == save({}, metadata)
 
@@ -52,14 +57,14 @@ def test_metadata_and_no_tensors(tmp_path: Path) -> None:
 @pytest.mark.parametrize("size", [0, 4, 6])
 def test_a_tensor_of_another_size_is_refused(tmp_path: Path, size: int) -> None:
     with (
-        StreamedFile(tmp_path / "x", entries()) as file,
+        TensorWriter(tmp_path / "x", entries()) as file,
         pytest.raises(FormatError, match=f"changed while it was written: expected 5 bytes, got {size}"),
     ):
         file.write("a", [bytes(size)])
 
 
 def test_a_tensor_that_is_missing_or_written_twice(tmp_path: Path) -> None:
-    with StreamedFile(tmp_path / "x", entries()) as file:
+    with TensorWriter(tmp_path / "x", entries()) as file:
         file.write("a", [bytes(5)])
         with pytest.raises(KeyError):
             file.write("a", [bytes(5)])
@@ -69,7 +74,7 @@ def test_a_tensor_that_is_missing_or_written_twice(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("order", list(itertools.permutations(range(3))))
 def test_pieces_in_any_order(tmp_path: Path, order: tuple[int, ...]) -> None:
-    with StreamedFile(tmp_path / "x", entries()) as file:
+    with TensorWriter(tmp_path / "x", entries()) as file:
         file.write("a", [TENSORS["a"].tobytes()])
         file.write("c", [TENSORS["c"].tobytes()])
         for number in order:
@@ -80,7 +85,7 @@ def test_pieces_in_any_order(tmp_path: Path, order: tuple[int, ...]) -> None:
 
 def test_pieces_that_do_not_fit(tmp_path: Path) -> None:
     """One that leads beyond the tensor, and all together longer than it; too few are never written."""
-    with StreamedFile(tmp_path / "x", entries()) as file:
+    with TensorWriter(tmp_path / "x", entries()) as file:
         for at, size in ((20, 5), (0, 25), (25, 0)):
             with pytest.raises(FormatError, match=f"expected 24 bytes, got {size} at {at}"):
                 file.write_piece("b", at, bytes(size))
@@ -99,7 +104,7 @@ def test_experts_streamed_one_by_one_are_the_stack(tmp_path: Path, kind: str, sh
     """In any order, beside an ordinary layer, also where a shard ends within the stack."""
     weight = torch.randn(4, 3, 64, generator=torch.Generator().manual_seed(1))
     layers = {"a.experts": uqff.Layer(uqff.quantize(weight, kind)), "b": uqff.Layer(uqff.quantize(weight[0], "q4_0"))}
-    streamed = StreamedLayers(tmp_path, "m", outlined(layers), (1, 2, 0), shard_bytes)
+    streamed = writer_of(tmp_path, "m", layers, (1, 2, 0), shard_bytes)
     for expert in (2, 0, 3, 1):
         streamed.write_expert("a.experts", expert, uqff.Layer(uqff.quantize(weight[expert], kind)))
     streamed.write("b", layers["b"])
@@ -112,7 +117,7 @@ def test_experts_streamed_one_by_one_are_the_stack(tmp_path: Path, kind: str, sh
 def test_an_expert_of_another_size_is_refused(tmp_path: Path) -> None:
     weight = torch.ones(2, 3, 64)
     layers = {"a": uqff.Layer(uqff.quantize(weight, "q8_0"))}
-    streamed = StreamedLayers(tmp_path, "m", outlined(layers), (1, 2, 0))
+    streamed = writer_of(tmp_path, "m", layers, (1, 2, 0))
     with pytest.raises(FormatError, match=r"changed while it was written.*layer a"):
         streamed.write_expert("a", 1, uqff.Layer(uqff.quantize(torch.ones(4, 64), "q8_0")))
     streamed.close()
@@ -121,7 +126,7 @@ def test_an_expert_of_another_size_is_refused(tmp_path: Path) -> None:
 def test_an_existing_file_is_not_touched(tmp_path: Path) -> None:
     (tmp_path / "x").write_bytes(b"mine")
     with pytest.raises(FileExistsError):
-        StreamedFile(tmp_path / "x", entries())
+        TensorWriter(tmp_path / "x", entries())
     assert (tmp_path / "x").read_bytes() == b"mine"
 
 
@@ -145,12 +150,24 @@ def outlined(layers: dict[str, uqff.Layer]) -> dict[str, uqff.Layer]:
     }
 
 
+def writer_of(
+    folder: Path,
+    stem: str,
+    layers: dict[str, uqff.Layer],
+    version: tuple[int, int, int],
+    shard_bytes: int = SHARD_BYTES,
+) -> LayerWriter:
+    """The files of layers, planned without payload."""
+    plan = plan_files(outlined(layers), version, shard_bytes)
+    return LayerWriter(plan, shard_names(folder, stem, len(plan.shards)))
+
+
 @pytest.mark.parametrize("version", [(0, 2, 0), (1, 2, 0)], ids=["0.2", "1.2"])
 def test_layers_streamed_in_any_order_are_those_saved(tmp_path: Path, version: tuple[int, int, int]) -> None:
     """Shards written backwards from outlines are the files that `uqff.save` writes, in both generations."""
     names = [str(index) for index in range(12)]
     layers = layers_of(names if version < (1, 0, 0) else [f"model.layers.{name}.up" for name in names])
-    shards = StreamedLayers(tmp_path, "m-1", outlined(layers), version, 600)
+    shards = writer_of(tmp_path, "m-1", layers, version, 600)
     for key in reversed(list(layers)):
         shards.write(key, layers[key])
     shards.finish()
@@ -159,15 +176,54 @@ def test_layers_streamed_in_any_order_are_those_saved(tmp_path: Path, version: t
     assert len(saved) > 2
     assert [file.path.name for file in shards.files] == [path.name for path in saved]
     assert [file.path.read_bytes() for file in shards.files] == [path.read_bytes() for path in saved]
-    assert shards.sizes == layer_sizes(layers, version)
-    assert sum(shards.sizes.values()) + (0 if version < (1, 0, 0) else 12) == sum(
+    sizes = {key: layer_size(layer, version) for key, layer in layers.items()}
+    assert {key: shards.plan.size(key) for key in layers} == sizes
+    assert shards.plan.nbytes + (0 if version < (1, 0, 0) else 12) == sum(
         entry.end - entry.begin for path in saved for entry in MappedFile(path).header.entries.values()
     )
 
 
+def test_another_layer_than_was_planned_is_refused(tmp_path: Path) -> None:
+    """One with an entry more, one less, or another shape: neither is it cut nor is there a hole."""
+    layers = layers_of(["a", "b"])
+    writer = writer_of(tmp_path, "m", layers, (1, 2, 0))
+    weight, bias = layers["b"].weight, layers["b"].bias
+    assert bias is not None
+    for key, layer, field, expected, got in (
+        ("a", uqff.Layer(layers["a"].weight, bias[:2]), "bias", "no such entry", "F32 [2]"),
+        ("b", uqff.Layer(weight), "bias", "F32 [3]", "no such entry"),
+        ("b", uqff.Layer(weight.narrow(0, 0, 2), bias[:2]), "weight.shape", None, None),
+    ):
+        with pytest.raises(FormatError, match="layer changed while it was written") as caught:
+            writer.write(key, layer)
+        assert caught.value.layer == key
+        if expected is not None:
+            assert (caught.value.field, caught.value.expected, caught.value.got) == (field, expected, got)
+    writer.close()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no limit to set")
+@pytest.mark.parametrize("version", [(0, 2, 0), (1, 2, 0)], ids=["0.2", "1.2"])
+def test_a_model_may_have_more_shards_than_a_process_may_open(tmp_path: Path, version: tuple[int, int, int]) -> None:
+    """Few files are open at one time."""
+    import resource
+
+    layers = layers_of([str(index) if version < (1, 0, 0) else f"layers.{index}.up" for index in range(80)])
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    opened = len(os.listdir("/proc/self/fd")) if Path("/proc/self/fd").exists() else 64
+    resource.setrlimit(resource.RLIMIT_NOFILE, (opened + 16, hard))
+    try:
+        paths = uqff.save(layers, tmp_path / "m.uqff", version=version, shard_bytes=1)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert len(paths) >= 80
+    with uqff.open(tmp_path) as file:
+        assert dict(file) == layers
+
+
 def test_jobs_run_in_order_and_all_of_them() -> None:
     done: list[int] = []
-    with Writer() as writer:
+    with WriteQueue() as writer:
         for number in range(50):
             writer.submit(lambda number=number: done.append(number), 1)  # type: ignore[misc]
         writer.join()
@@ -185,7 +241,7 @@ def test_the_bound_on_what_waits() -> None:
         writer.wait_below(5)
         finished.append("below")
 
-    with Writer() as writer:
+    with WriteQueue() as writer:
         for gate in gates:
             writer.submit(lambda gate=gate: gate.wait(10), 5)  # type: ignore[misc]
         waiting = threading.Thread(target=wait)
@@ -206,7 +262,7 @@ def test_the_first_failure_is_raised_and_ends_the_work() -> None:
         raise OSError(28, "No space left on device")
 
     def run() -> None:
-        with Writer() as writer:
+        with WriteQueue() as writer:
             writer.submit(fail, 0)
             with pytest.raises(OSError, match="No space left"):
                 writer.join()
@@ -218,11 +274,11 @@ def test_the_first_failure_is_raised_and_ends_the_work() -> None:
 
 
 def test_files_are_closed_either_way(tmp_path: Path) -> None:
-    with Writer() as writer:
+    with WriteQueue() as writer:
         file = writer.own(open(tmp_path / "a", "wb"))  # noqa: SIM115
     assert file.closed
     try:
-        with Writer() as writer:
+        with WriteQueue() as writer:
             file = writer.own(open(tmp_path / "b", "wb"))  # noqa: SIM115
             raise RuntimeError
     except RuntimeError:

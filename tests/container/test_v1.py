@@ -21,7 +21,8 @@ from test_entries import versions_of
 import uqff
 from uqff import FormatError, Layer, ShardError, UnsupportedError, UqffError, Version
 from uqff.codes import ENTRY_VERSIONS
-from uqff.container.save_v1 import Item, plan_items
+from uqff.container.plan import Item, cut
+from uqff.progress import Step
 
 MIXED = {f"model.layers.{at}.{name}": entries for at, (name, entries) in enumerate(LAYERS.items())}
 ALL = [tensors for key, entries in MIXED.items() for tensors in [layer(key, entries)]]
@@ -377,32 +378,32 @@ def test_shards_are_cut_between_entries() -> None:
     """As the engine: version first, a shard is closed before an entry that would pass the bound, or when it is full."""
     sizes = [4, 4, 4, 1, 30, 4, 8, 50, 10, 10]
     items = [Item("k", str(at), "U8", (size,)) for at, size in enumerate(sizes)]
-    assert [[item.nbytes for item in shard] for shard in plan_items(items, 20)] == [
+    assert [[item.nbytes for item in shard] for shard in cut(items, 20)] == [
         [4, 4, 4, 1],
         [30],
         [4, 8],
         [50],
         [10, 10],
     ]
-    assert [len(shard) for shard in plan_items(items, 12)] == [3, 1, 1, 2, 1, 1, 1]
+    assert [len(shard) for shard in cut(items, 12)] == [3, 1, 1, 2, 1, 1, 1]
 
 
 def test_layer_cut_between_shards_is_saved(tmp_path: Path) -> None:
     """Every byte where it belongs, and a stale shard of another set is not left behind."""
     made = {key: uqff.deserialize(BLOBS[key]) for key in LAYERS}
-    progress: list[tuple[str, int, int]] = []
+    steps: list[Step] = []
     paths = uqff.save(
         made,
         tmp_path / "m.uqff",
         version=(1, 1, 0),
         shard_bytes=48,
-        progress=lambda key, done, total: progress.append((key, done, total)),
+        progress=steps.append,
     )
     assert len(paths) > 5
     assert [path.name for path in paths] == [f"m-{n}.uqff" for n in range(len(paths))]
-    total = sum(len(tensors_of(path)[1]) for path in paths)
-    assert progress[-1][1:] == (total, total)
-    assert [key for key, _, _ in progress] == sorted(key for key, _, _ in progress)
+    total = sum(len(tensors_of(path)[1]) for path in paths) - 12  # without the version
+    assert (steps[-1].work_done, steps[-1].work) == (total, total)
+    assert [step.key for step in steps] == sorted(made)
     with uqff.open(paths[0]) as file:
         assert {key: file[key] for key in file} == made
         assert max(len({place.path for place in file.places(key).values()}) for key in file) > 1

@@ -82,9 +82,9 @@ def test_odd_biases_and_both_ways(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert has_odd_biases(GOLDEN / "qwen2-bf16" / "fp8-0.uqff", "1.2")
     assert not has_odd_biases(GOLDEN / "llama-mixed-f32", "1.2")
     assert check_both_ways(GOLDEN / "llama-mixed-f32", tmp_path) == []
-    save = uqff.container.streaming.StreamedFile.write
+    save = uqff.container.tensors.TensorWriter.write
     monkeypatch.setattr(
-        uqff.container.streaming.StreamedFile,
+        uqff.container.tensors.TensorWriter,
         "write",
         lambda self, name, chunks: save(self, name, [bytes(len(b"".join(chunks)))] if name == "3" else chunks),
     )

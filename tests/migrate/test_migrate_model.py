@@ -24,7 +24,7 @@ from small_models import SmallModel, config_of, entries_of, files_of, random_rec
 import uqff
 from uqff import Layer, Version
 from uqff.checkpoints.model import ModelDirectory
-from uqff.container import streaming
+from uqff.container import tensors
 from uqff.container.mapped import MappedFile
 from uqff.container.report import check_output, check_report, read_report
 from uqff.errors import FormatError, ShapeError, ShardError, UnsupportedError
@@ -452,7 +452,7 @@ def test_an_interrupt_leaves_nothing(source: Path, tmp_path: Path, layers_done: 
 def test_a_disk_that_fills_up_leaves_nothing(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, writes: int
 ) -> None:
-    write, count = streaming.StreamedFile._write, []
+    write, count = tensors.TensorWriter._write, []
 
     def fill(self: Any, at: int, chunk: Any) -> int:
         count.append(at)
@@ -460,7 +460,7 @@ def test_a_disk_that_fills_up_leaves_nothing(
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
         return write(self, at, chunk)
 
-    monkeypatch.setattr(streaming.StreamedFile, "_write", fill)
+    monkeypatch.setattr(tensors.TensorWriter, "_write", fill)
     with pytest.raises(OSError, match="No space left on device"):
         migrate(source, tmp_path / "out")
     assert os.listdir(tmp_path) == ["source"]

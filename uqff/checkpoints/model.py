@@ -14,12 +14,12 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from uqff.container.directory import CONFIG_NAME
 from uqff.container.file import RESIDUAL_NAME, UqffFile
 from uqff.container.mapped import MappedFile
 from uqff.container.report import REPORT_NAME
 from uqff.container.shards import SUFFIX, PathLike, resolve, select, stem_of
 from uqff.errors import ShardError
+from uqff.models.assets import CONFIG_NAME
 from uqff.models.config import read_config
 
 if TYPE_CHECKING:

@@ -23,12 +23,13 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from uqff.container.directory import CONFIG_NAME, LOADED_DTYPES
+from uqff.codes import LOADED_DTYPES
 from uqff.container.document import read_json
 from uqff.container.mapped import MappedFile, TensorMap
 from uqff.container.shards import PathLike
 from uqff.errors import FormatError, ShardError, UnsupportedError
 from uqff.limits import MAX_HEADER_BYTES, MAX_SHARDS
+from uqff.models.assets import CONFIG_NAME
 from uqff.models.config import read_config
 from uqff.simd.floats import Floats
 

@@ -77,7 +77,7 @@ def migrate(
     when all of it is written; it must not exist, or be empty.
     """
     from uqff.checkpoints.model import ModelDirectory
-    from uqff.migration import plan_migration, read_names, write_migration
+    from uqff.migration import MigrateJob, plan_migration, read_names
 
     if out is None and not dry_run:
         raise click.UsageError("Missing argument 'OUT'.", context)
@@ -97,7 +97,7 @@ def migrate(
         if not dry_run:
             assert out is not None
             with terminable(), shown_progress(shown=not quiet) as progress:
-                made = write_migration(plan, out, force=force, progress=progress)
+                made = MigrateJob(plan).run(out, force=force, progress=progress)
         if as_json:
             click.echo(json.dumps(_document(plan, made), indent=2))
         elif not quiet:

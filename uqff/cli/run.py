@@ -56,7 +56,7 @@ def run(
     path = selected(path, isq, "DIR")
     resolve(path)  # before what takes seconds to import
 
-    from uqff.container.directory import LOADED_DTYPES
+    from uqff.codes import LOADED_DTYPES
     from uqff.parallel.generate import respond
     from uqff.parallel.ranks import device_of, joined, rank_of
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
+import shutil
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO, BinaryIO
 
-__all__ = ["atomic_file", "atomic_files", "sync_directory"]
+__all__ = ["atomic_file", "atomic_files", "copy_durably", "flush_to_disk", "sync_directory"]
 
 
 @contextlib.contextmanager
@@ -19,46 +19,50 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
 
     A crash at any moment leaves the old file or the new one.
     """
-    with atomic_files() as create, create(path) as file:
+    with atomic_files() as stage, open(stage(path), "xb") as file:
         yield file
+        flush_to_disk(file)
 
 
 @contextlib.contextmanager
-def atomic_files() -> Iterator[Callable[[Path], AbstractContextManager[BinaryIO]]]:
+def atomic_files() -> Iterator[Callable[[Path], Path]]:
     """A set of files that replace older ones together.
 
-    Gives a function that opens a file of the set; the file is flushed to disk when its own block ends.  All are renamed
-    when the block of the set ends well; none is when it does not, and nothing stays behind.
+    Gives a function from the path of a file to the one under which it is to be made; whoever makes it flushes it to
+    the disk.  All are renamed when the block ends well; none is when it does not, and nothing stays behind.
     """
-    written: list[tuple[Path, Path]] = []
+    staged: list[tuple[Path, Path]] = []
 
-    @contextlib.contextmanager
-    def create(path: Path) -> Iterator[BinaryIO]:
-        with _create_beside(path, written) as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
+    def stage(path: Path) -> Path:
+        # Cut: with what is added, a name of 255 bytes would be too long for the file system.
+        temporary = path.parent / f".{path.name[:50]}.{secrets.token_hex(8)}.tmp"
+        staged.append((temporary, path))
+        return temporary
 
     try:
-        yield create
-        for temporary, path in written:
+        yield stage
+        for temporary, path in staged:
             os.replace(temporary, path)
     except BaseException:
-        for temporary, _ in written:
+        for temporary, _ in staged:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(temporary)
         raise
-    for directory in {path.parent for _, path in written}:
+    for directory in {path.parent for _, path in staged}:
         sync_directory(directory)
 
 
-def _create_beside(path: Path, written: list[tuple[Path, Path]]) -> BinaryIO:
-    """A new file in the directory of ``path``, noted in ``written``; the umask decides who may read it, as ever."""
-    # Cut: with what is added, a name of 255 bytes would be too long for the file system.
-    temporary = path.parent / f".{path.name[:50]}.{secrets.token_hex(8)}.tmp"
-    handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
-    written.append((temporary, path))
-    return os.fdopen(handle, "wb")
+def flush_to_disk(file: IO[bytes]) -> None:
+    """Make what was written to a file survive a power cut."""
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def copy_durably(source: Path, target: Path) -> None:
+    """Copy a file's bytes and flush them to the disk."""
+    with open(source, "rb") as original, open(target, "xb") as copy:
+        shutil.copyfileobj(original, copy)
+        flush_to_disk(copy)
 
 
 def sync_directory(directory: Path) -> None:

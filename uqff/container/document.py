@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import os
 import stat
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from uqff.errors import FormatError
+from uqff.container.atomic import flush_to_disk
+from uqff.errors import FormatError, located
 from uqff.limits import MAX_HEADER_VALUES
 
-__all__ = ["check_values", "read_at_most", "read_json"]
+__all__ = ["check_values", "read_at_most", "read_json", "write_json"]
 
 
 def read_at_most(path: Path, most: int) -> bytes:
@@ -51,15 +53,25 @@ def read_json(path: Path, most: int) -> dict[str, Any]:
     raw = read_at_most(path, most)
     if len(raw) > most:
         raise FormatError("file is too long", file=str(path), expected=f"at most {most} bytes")
-    try:
+    with located(file=path):
         check_values(raw)
+    try:
         value = json.loads(raw.decode("utf-8"))
         if b"\\u" in raw:  # an escape may name half a character, which could not be written again
             json.dumps(value, ensure_ascii=False).encode("utf-8")
-    except FormatError as error:
-        raise error.within(file=str(path)) from None
     except (ValueError, RecursionError) as exc:
         raise FormatError("not JSON", file=str(path), got=str(exc)) from exc
     if not isinstance(value, dict):
         raise FormatError("not a JSON object", file=str(path), got=type(value).__name__)
     return value
+
+
+def write_json(path: Path, document: Mapping[str, Any]) -> None:
+    """Write a JSON object to a new file, and flush it to the disk.
+
+    Raises:
+        OSError: the file is there, or cannot be written.
+    """
+    with open(path, "xb") as file:
+        file.write(json.dumps(document, indent=2, ensure_ascii=False).encode("utf-8") + b"\n")
+        flush_to_disk(file)

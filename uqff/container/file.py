@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING
 
 from uqff.codec.layer import Layer, Sharding
 from uqff.codes import Version
+from uqff.container.index import LayerIndex, Place
 from uqff.container.mapped import MappedFile, TensorMap
-from uqff.container.place import Place
 from uqff.container.shards import PathLike, resolve
 from uqff.container.v0 import INDEX, BlobIndex
 from uqff.container.v1 import EntryIndex, is_entry_file
-from uqff.errors import UnsupportedError, located, printable
+from uqff.errors import located, printable
 from uqff.families.base import QuantizedTensor
 from uqff.schema.bricks import FieldTrace, Scope
 from uqff.schema.entries import RawTensor
@@ -53,7 +53,7 @@ class UqffFile(Mapping[str, Layer]):
                 self._files.append(MappedFile(path))
                 self.metadata.update(self._files[-1].header.metadata)
             kind = EntryIndex if any(map(is_entry_file, self._files)) else BlobIndex
-            self._index: BlobIndex | EntryIndex = kind(self._files, complete=complete)
+            self._index: LayerIndex = kind(self._files, complete=complete)
         except BaseException:
             self.close()
             raise
@@ -128,10 +128,7 @@ class UqffFile(Mapping[str, Layer]):
         Raises:
             UnsupportedError: 1.x layers have no blob.
         """
-        name = self.key(key)
-        if isinstance(self._index, EntryIndex):
-            raise UnsupportedError("a 1.x layer is no blob", file=str(self.place(key).path), layer=name)
-        return self._index.blob(name)
+        return self._index.blob(self.key(key))
 
     def entries(self, key: str | int) -> dict[str, RawTensor]:
         """The entries of a 1.x layer by suffix (``weight.format``, ``weight``, ...), as they are in the file.
@@ -139,10 +136,7 @@ class UqffFile(Mapping[str, Layer]):
         Raises:
             UnsupportedError: 0.x layers have no entries.
         """
-        name = self.key(key)
-        if isinstance(self._index, BlobIndex):
-            raise UnsupportedError("a 0.x layer has no entries", file=str(self.place(key).path), layer=name)
-        return self._index.entries(name)
+        return self._index.entries(self.key(key))
 
     def place(self, key: str | int) -> Place:
         """Where a layer's blob lies; in 1.x, its entry ``weight``."""

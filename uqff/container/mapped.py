@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from uqff.container.framing import Entry, Header, parse_header
-from uqff.errors import FormatError, UnsupportedError, UqffError
+from uqff.errors import FormatError, UnsupportedError, UqffError, located
 from uqff.schema.buffers import flat_bytes
 
 if TYPE_CHECKING:
@@ -96,10 +96,11 @@ class MappedFile(MappedBytes):
     def __init__(self, path: Path) -> None:
         super().__init__(path)
         try:
-            self.header: Header = parse_header(self.view)
-        except UqffError as error:
+            with located(file=path):
+                self.header: Header = parse_header(self.view)
+        except UqffError:
             self.close()
-            raise error.within(file=str(path)) from None
+            raise
 
     def slice(self, entry: Entry) -> memoryview:
         """The bytes of an entry.

@@ -1,47 +1,34 @@
-"""Writing a model: layer by layer, in the engine's own container bytes.
-
-Authority: mistral.rs v0.6.0, ``mistralrs-core/src/pipeline/isq.rs`` (``write_uqff``: shards by cumulated blob size).
-"""
+"""Writing a mapping of layers, such as an open file, in the engine's own container bytes."""
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
-from uqff.codec.blob import LATEST, blob_size, chunks
-from uqff.codec.layer import Layer
+from uqff.codec.blob import LATEST
+from uqff.codec.layer import Writable
 from uqff.codes import ENTRY_VERSIONS, Version
-from uqff.container.atomic import atomic_file, atomic_files
+from uqff.container.atomic import atomic_files
 from uqff.container.file import UqffFile
-from uqff.container.framing import build_header
-from uqff.container.save_v1 import save_entries
+from uqff.container.mapped import TensorMap
+from uqff.container.plan import SHARD_BYTES, plan_files
 from uqff.container.shards import NUMBERED, PathLike, shard_name
-from uqff.container.v0 import INDEX
-from uqff.errors import FormatError, ShardError, located
-from uqff.families.base import QuantizedTensor
-from uqff.schema.entries import FIRST
+from uqff.container.writer import LayerWriter
+from uqff.errors import FormatError, ShardError
+from uqff.progress import Progress, Steps
+from uqff.schema.entries import RawTensor
 
-__all__ = ["SHARD_BYTES", "BlobSource", "Progress", "plan_shards", "save", "shard_paths", "write_shard"]
-
-SHARD_BYTES = 10 * 2**30
-"""A shard is closed when the next blob would carry it beyond this (the engine's own bound)."""
+__all__ = ["save", "shard_paths"]
 
 NUMERIC = re.compile(r"\s*[+-]?\d+\s*")
 """A key that was meant as a number, well written or not; no weight has such a path."""
 
-Progress = Callable[[str, int, int], None]
-"""Called after each layer with its key, the bytes written so far and the bytes to write in all."""
-
-BlobSource = Callable[[int], list[Any]]
-"""Gives the chunks of the blob of a layer index; called once per layer, in file order."""
-
 
 def save(
-    layers: Mapping[Any, Layer | QuantizedTensor],
+    layers: Mapping[Any, Writable],
     path: PathLike,
     *,
     version: tuple[int, int, int] | None = None,
@@ -67,7 +54,7 @@ def save(
             file, else the newest that has such keys: 0.2.0 or 1.2.0.
         shard_bytes: payload after which a new shard begins; a larger single layer (1.x: entry) still gets a shard of
             its own. A 1.x layer may be cut between two shards, as the engine does.
-        progress: see :data:`Progress`.
+        progress: called after each layer.
 
     Returns:
         The files written.
@@ -78,33 +65,14 @@ def save(
         OSError: writing failed; no half-written file stays.
     """
     version = _version_of(layers) if version is None else Version(*version)
-    if Version(*version) >= FIRST:
-        return save_entries(
-            layers, Version(*version), shard_bytes, lambda count: shard_paths(Path(path), count), progress
-        )
-    keys = _indexed(layers)
-    sizes: dict[int, int] = {}
-    for index, key in sorted(keys.items()):
-        with located(layer=str(key)):
-            sizes[index] = blob_size(Layer.of(layers[key]), version=version)
-    names = {index: key if isinstance(key, str) else str(key) for index, key in keys.items()}
-    shards = plan_shards(sizes, shard_bytes)
-    paths = shard_paths(Path(path), len(shards))
-    total, done = sum(sizes.values()), 0
-
-    def blob(index: int) -> list[Any]:
-        with located(layer=names[index]):
-            return chunks(Layer.of(layers[keys[index]]), version=version)
-
-    with atomic_files() as create:
-        for shard, target in zip(shards, paths, strict=True):
-
-            def count(key: str, size: int, before: int = done) -> None:
-                if progress is not None:
-                    progress(key, before + size, total)
-
-            write_shard(target, {names[index]: (sizes[index], index) for index in shard}, blob, count, create)
-            done += sum(sizes[index] for index in shard)
+    plan = plan_files(layers, version, shard_bytes, extra=_extra(layers))
+    paths = shard_paths(Path(path), len(plan.shards))
+    steps = Steps(progress, "save", len(plan.layers), plan.nbytes, "bytes")
+    with atomic_files() as stage, LayerWriter(plan, [stage(each) for each in paths]) as writer:
+        for name, key in plan.keys.items():
+            writer.write(name, layers[key])
+            steps.add(name, plan.size(name))
+        writer.finish()
     return paths
 
 
@@ -124,36 +92,12 @@ def _version_of(layers: Mapping[Any, Any]) -> Version:
     return max(ENTRY_VERSIONS) if paths else LATEST
 
 
-def _indexed(layers: Mapping[Any, Any]) -> dict[int, Any]:
-    keys: dict[int, Any] = {}
-    for key in layers:
-        text = str(key)
-        if isinstance(key, bool) or not INDEX.fullmatch(text):
-            raise FormatError(
-                "key is not a layer index",
-                layer=text,
-                expected="a decimal number, as all 0.x has; `uqff migrate` turns paths into numbers",
-                got=repr(key),
-            )
-        if int(text) in keys:
-            raise FormatError("layer index occurs twice", layer=text, got=f"also {keys[int(text)]!r}")
-        keys[int(text)] = key
-    if not keys:
-        raise FormatError("no layers to save")
-    return keys
-
-
-def plan_shards(sizes: Mapping[int, int], shard_bytes: int = SHARD_BYTES) -> list[list[int]]:
-    """Cut the layers, in index order, into shards."""
-    shards: list[list[int]] = [[]]
-    filled = 0
-    for index in sorted(sizes):
-        if shards[-1] and filled + sizes[index] > shard_bytes:
-            shards.append([])
-            filled = 0
-        shards[-1].append(index)
-        filled += sizes[index]
-    return shards
+def _extra(layers: Mapping[Any, Any]) -> dict[str, RawTensor]:
+    """What an open file holds besides its layers: :attr:`uqff.UqffFile.extra`."""
+    extra = getattr(layers, "extra", None)
+    if not isinstance(extra, TensorMap):
+        return {}
+    return {name: RawTensor(extra.entry(name).dtype, extra.entry(name).shape, extra.raw(name)) for name in extra}
 
 
 def shard_paths(path: Path, count: int) -> list[Path]:
@@ -171,40 +115,3 @@ def shard_paths(path: Path, count: int) -> list[Path]:
                 "a shard of another set of that name exists: remove it first", file=str(path.parent / present)
             )
     return [path.parent / name for name in names]
-
-
-def write_shard(
-    path: Path,
-    blobs: Mapping[str, tuple[int, int]],
-    blob: BlobSource,
-    progress: Callable[[str, int], None],
-    create: Callable[[Path], AbstractContextManager[BinaryIO]] = atomic_file,
-) -> None:
-    """Write one file of blobs, streaming.
-
-    Args:
-        path: the file.
-        blobs: name in the file to (size, layer index).
-        blob: gives the chunks of a layer.
-        progress: called after each blob with its name and the bytes of blobs written to this file so far.
-        create: opens the file for writing.
-
-    Raises:
-        FormatError: a blob turns out to have another size than announced; the file is not created.
-    """
-    header, order = build_header((name, "U8", (size,)) for name, (size, _) in blobs.items())
-    done = 0
-    with create(path) as file:
-        file.write(header)
-        for name in order:
-            size, index = blobs[name]
-            written = 0
-            for chunk in blob(index):
-                file.write(chunk)
-                written += memoryview(chunk).nbytes
-            if written != size:
-                raise FormatError(
-                    "layer changed while it was written", layer=name, expected=f"{size} bytes", got=written
-                )
-            done += written
-            progress(name, done)

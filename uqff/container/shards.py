@@ -13,7 +13,7 @@ from pathlib import Path
 from uqff.errors import ShardError
 from uqff.limits import MAX_SHARDS
 
-__all__ = ["NUMBERED", "SUFFIX", "PathLike", "models_in", "resolve", "select", "shard_name", "stem_of"]
+__all__ = ["NUMBERED", "SUFFIX", "PathLike", "models_in", "resolve", "select", "shard_name", "shard_names", "stem_of"]
 
 SUFFIX = ".uqff"
 NUMBERED = re.compile(r"(?P<stem>.*)-(?P<number>[0-9]{1,6})\.uqff", re.DOTALL)
@@ -24,6 +24,11 @@ PathLike = str | os.PathLike[str]
 def shard_name(stem: str, number: int) -> str:
     """The file name of a shard."""
     return f"{stem}-{number}{SUFFIX}"
+
+
+def shard_names(directory: Path, stem: str, count: int) -> list[Path]:
+    """The files of a set of shards."""
+    return [directory / shard_name(stem, number) for number in range(count)]
 
 
 def resolve(path: PathLike | Sequence[PathLike], isq: str | None = None) -> tuple[list[Path], bool]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import secrets
@@ -17,7 +18,7 @@ from uqff.container.shards import SUFFIX
 from uqff.errors import UnsupportedError
 from uqff.limits import MAX_HEADER_BYTES
 
-__all__ = ["Journal", "allocated_bytes", "check_target", "resumable_directory", "staged_directory"]
+__all__ = ["Journal", "allocated_bytes", "check_space", "check_target", "resumable_directory", "staged_directory"]
 
 What = Literal["UQFF model", "checkpoint"]
 
@@ -182,6 +183,21 @@ def allocated_bytes(directory: Path) -> int:
     """Bytes that the files of a directory take on the disk already, where the system says so."""
     with os.scandir(directory) as entries:
         return sum(getattr(entry.stat(), "st_blocks", 0) * 512 for entry in entries)
+
+
+def check_space(target: Path, needed: int) -> None:
+    """Refuse work for whose result there is no room.
+
+    Args:
+        target: what will be made; its parent is there.
+        needed: bytes.
+
+    Raises:
+        OSError: of ``ENOSPC``.
+    """
+    free = shutil.disk_usage(target.parent).free
+    if free < needed:
+        raise OSError(errno.ENOSPC, f"no space for the model: {needed:,} bytes needed, {free:,} free", str(target))
 
 
 @contextlib.contextmanager

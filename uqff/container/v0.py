@@ -7,16 +7,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from functools import cached_property
 
 from uqff.codec.blob import deserialize, read_fields
 from uqff.codec.layer import Layer
 from uqff.codes import Version
 from uqff.container.framing import LENGTH_BYTES, Entry
+from uqff.container.index import HeldEntry, LayerIndex, Place
 from uqff.container.mapped import MappedFile
-from uqff.container.place import Held, Place
 from uqff.container.shards import shard_name
-from uqff.errors import FormatError, ShardError, UqffError
+from uqff.errors import FormatError, ShardError, located
 from uqff.families.base import QuantizedTensor
 from uqff.schema.bricks import FieldTrace, Scope
 from uqff.schema.header import HEADER
@@ -27,18 +28,18 @@ INDEX = re.compile(r"[0-9]{1,9}")
 """The text of a layer index. Bounded: no model has 10**9 layers, and a number of any length would be slow to read."""
 
 
-class BlobIndex:
+class BlobIndex(LayerIndex):
     """Layer indices and keys to blobs."""
 
     generation = "0.x"
 
     def __init__(self, files: Sequence[MappedFile], *, complete: bool) -> None:
-        self._layers: dict[str, Held] = {}
+        self._layers: dict[str, HeldEntry] = {}
         self._by_index: dict[int, str] = {}
         for file in files:
             _check_kind(file)
             for key, entry in file.header.entries.items():
-                self._add(key, Held(file, entry))
+                self._add(key, HeldEntry(file, entry))
         if not complete and 0 not in self._by_index:
             path = files[0].path
             raise ShardError(
@@ -48,9 +49,9 @@ class BlobIndex:
                 got="no such file (pass a list to open a shard alone)",
             )
         self.keys = [self._by_index[index] for index in sorted(self._by_index)]
-        self.extra: dict[str, Held] = {}
+        self.extra: dict[str, HeldEntry] = {}
 
-    def _add(self, key: str, held: Held) -> None:
+    def _add(self, key: str, held: HeldEntry) -> None:
         file, entry = held
         _check_entry(file, key, entry)
         index = int(key)
@@ -76,11 +77,8 @@ class BlobIndex:
 
     def layer(self, name: str) -> Layer:
         """The layer of a key."""
-        held = self._layers[name]
-        try:
-            return deserialize(held.view)
-        except UqffError as error:
-            raise self._placed(error, name) from None
+        with self._located(name):
+            return deserialize(self._layers[name].view)
 
     def blob(self, name: str) -> memoryview:
         """The bytes of a layer."""
@@ -96,10 +94,8 @@ class BlobIndex:
 
     def fields(self, name: str, trace: list[FieldTrace] | None) -> tuple[type[QuantizedTensor], Scope]:
         """The fields of a blob; offsets in the trace count from its start."""
-        try:
+        with self._located(name):
             return read_fields(self._layers[name].view, trace=trace)
-        except UqffError as error:
-            raise self._placed(error, name) from None
 
     @cached_property
     def version(self) -> Version:
@@ -107,15 +103,13 @@ class BlobIndex:
         return max(map(self._blob_version, self.keys), default=Version(0, 1, 0))
 
     def _blob_version(self, name: str) -> Version:
-        try:
+        with self._located(name):
             version: Version = HEADER.read(self._layers[name].view[: HEADER.fixed_size], exact=False)["version"]
-        except UqffError as error:
-            raise self._placed(error, name) from None
-        return version
+            return version
 
-    def _placed(self, error: UqffError, name: str) -> UqffError:
+    def _located(self, name: str) -> AbstractContextManager[None]:
         file, entry = self._layers[name]
-        return error.within(file=str(file.path), layer=name, base=entry.begin)
+        return located(file=file.path, layer=name, base=entry.begin)
 
 
 def _check_kind(file: MappedFile) -> None:

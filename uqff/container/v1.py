@@ -16,14 +16,15 @@ Authority: mistral.rs v0.9.2, ``mistralrs-quant/src/uqff/reader.rs`` (``UqffRead
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 
 from uqff.codec.entries import LATEST, from_entries, read_fields, suffixes, trace_of
 from uqff.codec.layer import Layer
 from uqff.codes import Version
 from uqff.container.framing import LENGTH_BYTES
+from uqff.container.index import HeldEntry, LayerIndex, Place
 from uqff.container.mapped import MappedFile
-from uqff.container.place import Held, Place
 from uqff.container.shards import shard_name
 from uqff.errors import FormatError, ShardError, UnsupportedError, UqffError
 from uqff.families.base import QuantizedTensor
@@ -48,26 +49,31 @@ def _split(name: str) -> tuple[str, str]:
     return key.removesuffix(f".{WEIGHT}"), f"{WEIGHT}.{word}" if key.endswith(f".{WEIGHT}") else ""
 
 
-class EntryIndex:
+class EntryIndex(LayerIndex):
     """Weight paths to the entries of their layers, over all shards."""
 
     generation = "1.x"
 
     def __init__(self, files: Sequence[MappedFile], *, complete: bool) -> None:
-        held: dict[str, Held] = {}
+        held: dict[str, HeldEntry] = {}
         for file in files:
             for name, entry in file.header.entries.items():
-                _add(held, name, Held(file, entry))
-        self.version = _version(held, files, complete)
-        self._layers: dict[str, dict[str, Held]] = {}
-        self.extra: dict[str, Held] = {}
+                _add(held, name, HeldEntry(file, entry))
+        self._version = _version(held, files, complete)
+        self._layers: dict[str, dict[str, HeldEntry]] = {}
+        self.extra: dict[str, HeldEntry] = {}
         self._suffixes = suffixes()
         for name, one in held.items():
             if name not in VERSION_KEYS:
                 self._sort_in(name, one, held)
         self.keys = sorted(self._layers)
 
-    def _sort_in(self, name: str, one: Held, held: dict[str, Held]) -> None:
+    @property
+    def version(self) -> Version:
+        """What the entries of the version say."""
+        return self._version
+
+    def _sort_in(self, name: str, one: HeldEntry, held: dict[str, HeldEntry]) -> None:
         key, suffix = _split(name)
         if f"{key}.{FORMAT}" in held and suffix in self._suffixes:
             if not key:
@@ -96,10 +102,8 @@ class EntryIndex:
 
     def layer(self, name: str) -> Layer:
         """The layer of a key."""
-        try:
+        with self._located(name):
             return from_entries(self.entries(name), self.version)
-        except UqffError as error:
-            raise self._placed(error, name) from None
 
     def entries(self, name: str) -> dict[str, RawTensor]:
         """The entries of a layer by suffix; views of the files."""
@@ -118,23 +122,27 @@ class EntryIndex:
     def fields(self, name: str, trace: list[FieldTrace] | None) -> tuple[type[QuantizedTensor], Scope]:
         """The fields of a layer; offsets in the trace count from the start of the file that holds the entry."""
         entries = self.entries(name)
-        try:
+        with self._located(name):
             record, fields = read_fields(entries, self.version)
-        except UqffError as error:
-            raise self._placed(error, name) from None
         if trace is not None:
             offsets = {suffix: place.offset for suffix, place in self.places(name).items()}
             trace.extend(trace_of(record, fields, entries, offsets))
         return record, fields
 
-    def _placed(self, error: UqffError, name: str) -> UqffError:
+    @contextlib.contextmanager
+    def _located(self, name: str) -> Iterator[None]:
+        """Errors name the file and the offset of the entry that they are about."""
         held = self._layers[name]
-        file, entry = held.get(error.field or FORMAT) or held[FORMAT]
-        error.offset = entry.begin
-        return error.within(file=str(file.path), layer=name)
+        try:
+            yield
+        except UqffError as error:
+            file, entry = held.get(error.field or FORMAT) or held[FORMAT]
+            error.offset = entry.begin
+            error.within(file=str(file.path), layer=name)
+            raise
 
 
-def _add(held: dict[str, Held], name: str, one: Held) -> None:
+def _add(held: dict[str, HeldEntry], name: str, one: HeldEntry) -> None:
     other = held.setdefault(name, one)
     if other is one:
         return
@@ -158,7 +166,7 @@ def _add(held: dict[str, Held], name: str, one: Held) -> None:
         )
 
 
-def _number(name: str, one: Held) -> int:
+def _number(name: str, one: HeldEntry) -> int:
     if (one.entry.dtype, one.entry.shape) != ("U32", ()):
         raise FormatError(
             "version is not a number",
@@ -171,7 +179,7 @@ def _number(name: str, one: Held) -> int:
     return int.from_bytes(one.view, "little")
 
 
-def _version(held: dict[str, Held], files: Sequence[MappedFile], complete: bool) -> Version:
+def _version(held: dict[str, HeldEntry], files: Sequence[MappedFile], complete: bool) -> Version:
     path = files[0].path
     missing = [name for name in VERSION_KEYS if name not in held]
     if missing and not complete:
@@ -204,6 +212,6 @@ def _version(held: dict[str, Held], files: Sequence[MappedFile], complete: bool)
     return version
 
 
-def _in_header(problem: str, name: str, one: Held, expected: str, got: str) -> FormatError:
+def _in_header(problem: str, name: str, one: HeldEntry, expected: str, got: str) -> FormatError:
     path = str(one.file.path)
     return FormatError(problem, file=path, field=f"header.{name}", offset=LENGTH_BYTES, expected=expected, got=got)

@@ -1,119 +1,132 @@
-"""A thread that writes while others compute, with a bound on what waits for it."""
+"""The one writer of UQFF: layers into the files of a plan, in any order, of either generation.
+
+``uqff.save``, the quantiser, migration and conversion all write through it.  Files have their own names from the start:
+what must appear whole or not at all is made in a directory, or under names, that are renamed in the end
+(:mod:`uqff.container.staging`, :mod:`uqff.container.atomic`); a run that was interrupted goes on where it was.
+"""
 
 from __future__ import annotations
 
-import shutil
-import threading
-from collections import deque
-from collections.abc import Callable
+import contextlib
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import TYPE_CHECKING
 
-from uqff.container.streaming import flush_to_disk
+from uqff.codec.layer import Writable
+from uqff.container.plan import FilesPlan, Item, Payload, payloads_of
+from uqff.container.tensors import TensorWriter
+from uqff.errors import FormatError, located
 
 if TYPE_CHECKING:
     from types import TracebackType
 
     from typing_extensions import Self
 
-__all__ = ["Writer", "copy_durably"]
+__all__ = ["LayerWriter"]
 
 
-class _Closable(Protocol):
-    def close(self) -> None: ...
+class LayerWriter:
+    """The files of one model, written layer by layer.
 
-
-_File = TypeVar("_File", bound=_Closable)
-
-
-class Writer:
-    """Carries out jobs one after the other on a thread of its own.
-
-    The first exception of a job ends the work and is raised by whatever is called next.  Leaving the block waits for
-    the jobs if all is well, drops them if not, and closes the files.
+    Attributes:
+        plan: what is written.
+        files: the shards, in order.
     """
 
-    def __init__(self) -> None:
-        self._jobs: deque[tuple[Callable[[], None], int]] = deque()
-        self._changed = threading.Condition()
-        self._pending = 0
-        self._unfinished = 0
-        self._stopping = False
-        self._failure: BaseException | None = None
-        self._files: list[_Closable] = []
-        self._thread = threading.Thread(target=self._work, name="uqff-writer", daemon=True)
+    def __init__(self, plan: FilesPlan, paths: Sequence[Path], *, begun: bool = False) -> None:
+        """Create the files, or go on with those that an interrupted run has begun.
 
-    def own(self, file: _File) -> _File:
-        """Close a file when the block is left; gives the file."""
-        self._files.append(file)
-        return file
+        Args:
+            plan: of the files.
+            paths: of the files, as many as the plan has shards.
+            begun: see :class:`TensorWriter`.
+        """
+        self.plan = plan
+        self.files: list[TensorWriter] = []
+        self._file_of: dict[str, TensorWriter] = {}
+        for shard, path in zip(plan.shards, paths, strict=True):
+            tensors = [(item.name, item.dtype, item.shape) for item in shard]
+            file = TensorWriter(path, tensors, plan.metadata, begun=begun)
+            self.files.append(file)
+            self._file_of.update((item.name, file) for item in shard)
 
-    def submit(self, job: Callable[[], None], nbytes: int) -> None:
-        """Add a job that keeps ``nbytes`` of memory until it is done."""
-        with self._changed:
-            self._raise()
-            self._jobs.append((job, nbytes))
-            self._pending += nbytes
-            self._unfinished += 1
-            self._changed.notify_all()
+    @property
+    def nbytes(self) -> int:
+        """Size of all files."""
+        return sum(file.nbytes for file in self.files)
 
-    def wait_below(self, nbytes: int) -> None:
-        """Wait until the jobs that wait keep at most ``nbytes`` of memory, or none is left."""
-        self._wait(lambda: self._pending <= nbytes)
+    def write(self, key: str, layer: Writable) -> None:
+        """Write a layer; each is written once.
 
-    def join(self) -> None:
-        """Wait until all jobs are done."""
-        self._wait(lambda: False)
+        Raises:
+            FormatError: it is another than was planned.
+            OSError: writing failed.
+        """
+        with located(layer=key):
+            payloads = payloads_of(layer, self.plan.version_of(key))
+            items = {item.suffix: item for item in self.plan.layers[key]}
+            for suffix in items | payloads:
+                _check_unchanged(suffix, items.get(suffix), payloads.get(suffix))
+            for suffix, item in items.items():
+                self._file_of[item.name].write(item.name, payloads[suffix].chunks)
 
-    def _wait(self, enough: Callable[[], bool]) -> None:
-        with self._changed:
-            self._changed.wait_for(lambda: self._failure or not self._unfinished or enough())
-            self._raise()
+    def write_expert(self, key: str, expert: int, layer: Writable) -> None:
+        """Write what one expert is of a stacked layer of 1.x; each is written once, in any order.
 
-    def _raise(self) -> None:
-        if self._failure is not None:
-            raise self._failure
+        Args:
+            key: of the stacked layer, whose payloads are those of the experts one after the other; it was planned
+                without them.
+            expert: its number.
+            layer: its weight ``[out, in]``.
 
-    def _work(self) -> None:
-        while True:
-            with self._changed:
-                self._changed.wait_for(lambda: self._jobs or self._stopping)
-                if self._stopping:
-                    return
-                job, nbytes = self._jobs.popleft()
-            try:
-                job()
-            except BaseException as failure:  # noqa: BLE001  (raised again in the thread that submits)
-                self._failure = failure
-            # The job holds the memory it was counted with.
-            del job
-            with self._changed:
-                self._pending -= nbytes
-                self._unfinished -= 1
-                self._stopping = self._stopping or self._failure is not None
-                self._changed.notify_all()
+        Raises:
+            FormatError: it has other sizes than its part of the plan.
+            OSError: writing failed.
+        """
+        with located(layer=key):
+            parts, fixed = payloads_of(layer, self.plan.version), self.plan.fixed[key]
+            for item in self.plan.layers[key]:
+                file = self._file_of[item.name]
+                if item.suffix not in fixed:
+                    (data,) = parts[item.suffix].chunks
+                    file.write_piece(item.name, expert * data.nbytes, data)
+                elif expert == 0:
+                    file.write(item.name, [fixed[item.suffix].data])
+
+    def skip(self, key: str) -> None:
+        """Leave a layer as it was written before."""
+        for item in self.plan.layers[key]:
+            self._file_of[item.name].skip(item.name)
+
+    def finish(self) -> None:
+        """Write what belongs to no layer, and flush all files to the disk.
+
+        Raises:
+            FormatError: a layer has not been written.
+        """
+        for name, entry in self.plan.own.items():
+            self._file_of[name].write(name, [entry.data])
+        for file in self.files:
+            file.finish()
+
+    def close(self) -> None:
+        """Close all files as they are."""
+        for file in self.files:
+            file.close()
 
     def __enter__(self) -> Self:
-        self._thread.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        try:
-            if kind is None:
-                self.join()
-        finally:
-            with self._changed:
-                self._stopping = True
-                self._changed.notify_all()
-            self._thread.join()
-            for file in self._files:
-                file.close()
+        with contextlib.suppress(OSError):
+            self.close()
 
 
-def copy_durably(source: Path, target: Path) -> None:
-    """Copy a file's bytes and flush them to the disk."""
-    with open(source, "rb") as original, open(target, "xb") as copy:
-        shutil.copyfileobj(original, copy)
-        flush_to_disk(copy)
+def _check_unchanged(suffix: str, item: Item | None, payload: Payload | None) -> None:
+    planned, made = (
+        "no such entry" if each is None else f"{each.dtype} {list(each.shape)}" for each in (item, payload)
+    )
+    if planned != made:
+        raise FormatError("layer changed while it was written", field=suffix or None, expected=planned, got=made)

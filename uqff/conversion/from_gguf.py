@@ -19,7 +19,6 @@ The rows of Q and K of ``llama`` files go back into the model's order, whole (:m
 
 from __future__ import annotations
 
-import json
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -28,15 +27,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from uqff.codec.layer import Layer
-from uqff.codes import FORMATS, DType, Version
-from uqff.container.directory import CONFIG_NAME, LOADED_DTYPES, check_space, copy_companions
+from uqff.codes import FORMATS, LOADED_DTYPES, DType, Version
+from uqff.container.document import write_json
 from uqff.container.file import RESIDUAL_NAME, open_uqff
+from uqff.container.job import Job, Staging
+from uqff.container.plan import SHARD_BYTES, metadata_of, plan_files
 from uqff.container.report import REPORT_NAME, build_report, report_document
-from uqff.container.save import SHARD_BYTES
-from uqff.container.save_v1 import metadata_of as file_metadata_of
-from uqff.container.shards import PathLike
-from uqff.container.staging import staged_directory
-from uqff.container.streaming import StreamedFile, StreamedLayers, flush_to_disk, layer_sizes
+from uqff.container.shards import PathLike, shard_names
+from uqff.container.tensors import TensorWriter
+from uqff.container.writer import LayerWriter
 from uqff.conversion.config import active_window, check_config, config_of
 from uqff.conversion.kept import KEPT_NAME, Made, keep_metadata, made_metadata
 from uqff.conversion.names import (
@@ -56,6 +55,7 @@ from uqff.families.gguf.tensor import GGUF
 from uqff.families.unquant.tensor import Unquant
 from uqff.gguf.reader import GgufFile, GgufTensor, open_gguf
 from uqff.models.architectures import LayerName, architecture_of, embedding_name, entry_names, layer_names
+from uqff.models.assets import CONFIG_NAME, copy_companions
 from uqff.models.config import config_to_write, read_config
 from uqff.models.engine import limits_of, refuse_limits
 from uqff.models.layouts import Layout, without_rope_layout
@@ -67,7 +67,7 @@ from uqff.schema.entries import FIRST
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["WRITTEN", "uqff_of_gguf"]
+__all__ = ["WRITTEN", "FromGgufJob", "uqff_of_gguf"]
 
 WRITTEN: Final = ("1.2", "0.2")
 """The versions of :data:`uqff.codes.FORMATS` that can be written."""
@@ -113,17 +113,19 @@ def uqff_of_gguf(
     if dtype.upper() not in LOADED_DTYPES:
         raise UnsupportedError("unknown dtype", field="dtype", expected="f32, f16 or bf16", got=dtype)
     with open_gguf(source) as file, located(file=file.paths[0]):
-        job = _Job(file, FORMATS[version], LOADED_DTYPES[dtype.upper()], None if assets is None else Path(assets))
+        loaded, beside = LOADED_DTYPES[dtype.upper()], None if assets is None else Path(assets)
+        job = FromGgufJob(file, FORMATS[version], loaded, beside, shard_bytes)
         if strict:
             refuse_limits(job.limits)
-        with staged_directory(Path(target), force=force) as staging:
-            return job.run(staging, Path(target), shard_bytes, progress)
+        return job.run(target, force=force, progress=progress)
 
 
-class _Job:
-    """A conversion: planned when it is made, carried out by :meth:`run`."""
+class FromGgufJob(Job[Conversion]):
+    """The conversion of a GGUF file; see :func:`uqff_of_gguf`."""
 
-    def __init__(self, file: GgufFile, version: Version, dtype: DType, assets: Path | None) -> None:
+    def __init__(
+        self, file: GgufFile, version: Version, dtype: DType, assets: Path | None, shard_bytes: int = SHARD_BYTES
+    ) -> None:
         self.file = file
         self.version = version
         self.dtype = dtype
@@ -136,6 +138,7 @@ class _Job:
         self.residual = self._residual()
         self._check_all_taken()
         self.outlines = {key: self._outline(name) for key, name in self.layers.items()}
+        self.plan = plan_files(self.outlines, version, shard_bytes)
         self.limits = limits_of(self.outlines, version)
 
     def _config(self) -> dict[str, Any]:
@@ -240,23 +243,24 @@ class _Job:
         values = None if bias is None else torch.empty(bias.shape, dtype=stored, device="meta")
         return Layer(record if dtype is None else outline("unquant", record.shape, dtype.torch), values)
 
-    def run(self, directory: Path, target: Path, shard_bytes: int, progress: Progress | None) -> Conversion:
-        """Write everything into a directory that will be called ``target``."""
-        outlines = self.outlines
+    @property
+    def nbytes(self) -> int:
+        """Of all layers."""
+        return self.plan.nbytes
+
+    def write(self, stage: Staging, progress: Progress | None) -> Conversion:
+        """Write everything into a directory."""
+        directory, outlines, plan = stage.directory, self.outlines, self.plan
         types = Counter(layer.weight.kind for layer in outlines.values())
         stem = _main_type(outlines)
-        check_space(target, sum(layer_sizes(outlines, self.version).values()))
-        shards = StreamedLayers(directory, stem, outlines, self.version, shard_bytes)
-        try:
-            weights = sum(math.prod(layer.weight.shape) for layer in outlines.values())
-            steps = Steps(progress, "convert", len(outlines), weights, "weights")
+        weights = sum(math.prod(layer.weight.shape) for layer in outlines.values())
+        steps = Steps(progress, "convert", len(outlines), weights, "weights")
+        with LayerWriter(plan, shard_names(directory, stem, len(plan.shards))) as shards:
             for key, name in self.layers.items():
                 shards.write(key, self._layer(name))
                 self._tensor(name.weight, ndim=2).release()
                 steps.add(name.module, math.prod(outlines[key].weight.shape))
             shards.finish()
-        finally:
-            shards.close()
         self._write_residual(directory)
         written = self._write_companions(directory)
         written.append(self._keep_metadata(directory))
@@ -264,14 +268,13 @@ class _Job:
             self._write_report(directory, stem, outlines)
             written.append(REPORT_NAME)
         self._note()
-        nbytes = sum(file.nbytes for file in shards.files)
         names = tuple(file.path.name for file in shards.files)
         return Conversion(
-            target,
+            stage.target,
             f"UQFF {self.version}",
             names,
             types,
-            nbytes,
+            shards.nbytes,
             (RESIDUAL_NAME, *written),
             tuple(self.notes),
             tuple(self.limits),
@@ -279,8 +282,8 @@ class _Job:
 
     def _write_residual(self, directory: Path) -> None:
         tensors = [(name, self.dtype.safetensors, tensor.shape) for name, tensor in self.residual.items()]
-        metadata = None if self.version < FIRST else file_metadata_of(self.version)
-        with StreamedFile(directory / RESIDUAL_NAME, tensors, metadata) as rest:
+        metadata = None if self.version < FIRST else metadata_of(self.version)
+        with TensorWriter(directory / RESIDUAL_NAME, tensors, metadata) as rest:
             for name, tensor in self.residual.items():
                 rest.write(name, _dequantized(tensor.record(), self.dtype))
             rest.finish()
@@ -295,7 +298,7 @@ class _Job:
         self.notes += missing
         documents = {CONFIG_NAME: {**self.config, "torch_dtype": torch_dtype}, **documents}
         for name, document in documents.items():
-            _write_json(directory / name, document)
+            write_json(directory / name, document)
         return list(documents)
 
     def _keep_metadata(self, directory: Path) -> str:
@@ -313,7 +316,7 @@ class _Job:
         targets = {key: layer.weight.kind for key, layer in outlines.items()}
         with open_uqff(directory) as file:
             report = build_report({stem: file}, targets={stem: targets})
-        _write_json(directory / REPORT_NAME, report_document(report))
+        write_json(directory / REPORT_NAME, report_document(report))
 
     def _note(self) -> None:
         self.notes += map(str, self.limits)
@@ -358,9 +361,3 @@ def _dequantized(record: GGUF, dtype: DType) -> Iterator[memoryview]:
     for start in range(0, record.shape[0], rows):
         tile: torch.Tensor = GGUF(record.data[start : start + rows], record.block_type).dequantize(dtype.torch)
         yield bytes_of(tile)
-
-
-def _write_json(path: Path, document: Any) -> None:
-    with open(path, "xb") as file:
-        file.write(json.dumps(document, indent=2, ensure_ascii=False).encode("utf-8") + b"\n")
-        flush_to_disk(file)

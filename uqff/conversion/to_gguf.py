@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from uqff.codes import DType
-from uqff.container.directory import CONFIG_NAME
 from uqff.container.file import UqffFile, open_uqff
 from uqff.container.shards import PathLike
 from uqff.conversion.config import active_window, metadata_of
@@ -42,6 +41,7 @@ from uqff.families.gguf.blocks import BlockType, block_type_of_kind
 from uqff.gguf.schema import VERSION
 from uqff.gguf.writer import PlannedTensor, write_gguf
 from uqff.models.architectures import LayerName, embedding_name, entry_names, layer_names
+from uqff.models.assets import CONFIG_NAME
 from uqff.models.config import read_config
 from uqff.models.layouts import Layout
 from uqff.progress import Progress
@@ -52,7 +52,7 @@ from uqff.schema.entries import FIRST
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["gguf_of_uqff"]
+__all__ = ["ToGgufJob", "gguf_of_uqff"]
 
 TILE: Final = 1 << 22
 """Numbers that are widened or compared together."""
@@ -81,24 +81,25 @@ def gguf_of_uqff(
         FileExistsError: ``target`` is there.
         OSError: reading or writing failed; nothing stays behind.
     """
-    target = Path(target)
+    _check_target(Path(target), force=force)
+    with open_uqff(source) as file:
+        directory = file.paths[0].parent if assets is None else Path(assets)
+        config = read_config(directory / CONFIG_NAME)
+        with located(file=file.paths[0]):
+            job = ToGgufJob(file, config, directory)
+        return job.run(target, force=force, progress=progress)
+
+
+def _check_target(target: Path, *, force: bool) -> None:
     if target.is_dir() or target.is_symlink() or (target.exists() and not force):
         is_file = target.is_file() and not target.is_symlink()
         raise FileExistsError(
             f"exists: {target}; --force replaces it" if is_file else f"exists and is not a file: {target}"
         )
-    with open_uqff(source) as file:
-        directory = file.paths[0].parent if assets is None else Path(assets)
-        config = read_config(directory / CONFIG_NAME)
-        with located(file=file.paths[0]):
-            job = _Job(file, config, directory)
-        nbytes = write_gguf(target, job.pairs, job.tensors, progress)
-    types = Counter(_type_name(tensor.type) for tensor in job.tensors)
-    return Conversion(target, f"GGUF {VERSION}", (target.name,), types, nbytes, (), tuple(job.notes))
 
 
-class _Job:
-    """A conversion: what will be written."""
+class ToGgufJob:
+    """The conversion of an open model, a :class:`~uqff.container.job.Job` of one file; see :func:`gguf_of_uqff`."""
 
     def __init__(self, file: UqffFile, config: dict[str, Any], directory: Path) -> None:
         self.file = file
@@ -120,6 +121,19 @@ class _Job:
             self.notes.append(window)
         if file.extra:
             self.notes.append(f"{len(file.extra)} entries that belong to no layer are left out")
+
+    def run(self, target: PathLike, *, force: bool = False, progress: Progress | None = None) -> Conversion:
+        """Make the file.
+
+        Raises:
+            FileExistsError: ``target`` is there.
+            OSError: reading or writing failed; nothing stays behind.
+        """
+        target = Path(target)
+        _check_target(target, force=force)
+        nbytes = write_gguf(target, self.pairs, self.tensors, progress)
+        types = Counter(_type_name(tensor.type) for tensor in self.tensors)
+        return Conversion(target, f"GGUF {VERSION}", (target.name,), types, nbytes, (), tuple(self.notes))
 
     def _layer_names(self) -> dict[str, LayerName]:
         """Key in the source to layer; all must be there, and no others."""

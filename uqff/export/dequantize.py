@@ -25,7 +25,6 @@ Authority: mistral.rs v0.9.2, ``mistralrs-core/src/layers.rs`` (``embedding_with
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -34,16 +33,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from uqff.checkpoints.safetensors import CONFIG_NAME, INDEX_NAME, SINGLE_NAME
-from uqff.codes import DType
+from uqff.codes import LOADED_DTYPES, DType
 from uqff.container import UqffFile, open_uqff
-from uqff.container.directory import LOADED_DTYPES, check_space, copy_companions
+from uqff.container.document import write_json
+from uqff.container.job import Job, Staging
+from uqff.container.queue import WriteQueue
 from uqff.container.shards import PathLike
-from uqff.container.staging import check_target, staged_directory
-from uqff.container.streaming import StreamedFile, flush_to_disk
-from uqff.container.writer import Writer
+from uqff.container.staging import check_target
+from uqff.container.tensors import TensorWriter
 from uqff.errors import ShapeError, ShardError, UnsupportedError
 from uqff.families.base import QuantizedTensor
 from uqff.models.architectures import architecture_of, embedding_name, layer_names
+from uqff.models.assets import copy_companions
 from uqff.models.layouts import layout_beside, without_rope_layout
 from uqff.models.modules import Module, check_complete, config_beside, modules_of
 from uqff.progress import Progress, Steps
@@ -52,7 +53,7 @@ from uqff.schema.buffers import bytes_of
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["SHARD_BYTES", "Dequantized", "Tie", "dequantize_model"]
+__all__ = ["SHARD_BYTES", "DequantizeJob", "Dequantized", "Tie", "dequantize_model"]
 
 SHARD_BYTES: Final = 5 * 10**9
 """Bytes of tensors in a file of a checkpoint."""
@@ -69,7 +70,7 @@ DTYPES: Final = {"f32": DType.F32, "bf16": DType.BF16, "f16": DType.F16}
 
 
 @dataclass(frozen=True)
-class _Part:
+class _PlannedPart:
     """A tensor of the checkpoint: where it comes from, and what it will be.
 
     Attributes:
@@ -154,24 +155,22 @@ def dequantize_model(
         raise UnsupportedError("unknown dtype", field="dtype", expected=", ".join(DTYPES), got=dtype)
     check_target(Path(target), force=force, what="checkpoint")
     with open_uqff(source) as file:
-        job = _Job(file, DTYPES[dtype], tie)
-        job.result.path = Path(target)
-        check_space(Path(target), sum(part.nbytes for part in job.parts.values()))
-        with staged_directory(Path(target), force=force, what="checkpoint") as staging:
-            job.run(staging, shard_bytes, progress)
-    return job.result
+        return DequantizeJob(file, DTYPES[dtype], tie, shard_bytes).run(target, force=force, progress=progress)
 
 
-class _Job:
-    """A run: planned when it is made, carried out by :meth:`run`."""
+class DequantizeJob(Job[Dequantized]):
+    """The plain checkpoint of an open model; see :func:`dequantize_model`."""
 
-    def __init__(self, file: UqffFile, dtype: DType, tie: Tie | None) -> None:
+    MAKES = "checkpoint"
+
+    def __init__(self, file: UqffFile, dtype: DType, tie: Tie | None, shard_bytes: int = SHARD_BYTES) -> None:
+        self.shard_bytes = shard_bytes
         self.file = file
         self.dtype = dtype
         self.config = config_beside(file)
         self.layout = layout_beside(file).check(str(file.paths[0].parent / CONFIG_NAME))
         self.result = Dequantized(Path(), dtype.torch_name)
-        self.parts: dict[str, _Part] = {}
+        self.parts: dict[str, _PlannedPart] = {}
         self.weights: dict[str, int] = {}
         self._tied: bool | None = None
         known = self._is_known()
@@ -236,55 +235,62 @@ class _Job:
         if name in self.parts or (name in self.file.residual and name not in self.result.dropped):
             where = str(self.file.paths[0])
             raise ShardError("tensor is a layer and in the residual", file=where, layer=key, got=name)
-        self.parts[name] = _Part(key, what, expert, self.dtype.safetensors, shape)
+        self.parts[name] = _PlannedPart(key, what, expert, self.dtype.safetensors, shape)
 
     def _plan_plain(self, name: str) -> None:
         entry = self.file.residual.entry(name)
         if DType.of_safetensors(entry.dtype) is None:
             raise UnsupportedError("dtype cannot be copied", file="residual.safetensors", field=name, got=entry.dtype)
         stored = self.dtype.safetensors if entry.dtype in LOADED_DTYPES else entry.dtype
-        self.parts[name] = _Part(name, "plain", None, stored, entry.shape)
+        self.parts[name] = _PlannedPart(name, "plain", None, stored, entry.shape)
 
-    def run(self, directory: Path, shard_bytes: int, progress: Progress | None) -> None:
+    @property
+    def nbytes(self) -> int:
+        """Of all tensors."""
+        return sum(part.nbytes for part in self.parts.values())
+
+    def write(self, stage: Staging, progress: Progress | None) -> Dequantized:
         """Write everything into a directory."""
-        shards = _shards({name: part.nbytes for name, part in self.parts.items()}, shard_bytes)
-        with Writer() as writer:
-            files: dict[str, StreamedFile] = {}
+        directory = stage.directory
+        shards = _shards({name: part.nbytes for name, part in self.parts.items()}, self.shard_bytes)
+        with WriteQueue() as queue:
+            files: dict[str, TensorWriter] = {}
             for file_name, names in shards.items():
                 outlines = [(name, self.parts[name].dtype, self.parts[name].shape) for name in names]
-                file = writer.own(StreamedFile(directory / file_name, outlines, {"format": "pt"}))
+                file = queue.own(TensorWriter(directory / file_name, outlines, {"format": "pt"}))
                 files.update(dict.fromkeys(names, file))
                 self.result.nbytes += file.nbytes
-            self._write_all(writer, files, progress)
-            writer.join()
+            self._write_all(queue, files, progress)
+            queue.join()
             for file in dict.fromkeys(files.values()):
                 file.finish()
         if len(shards) > 1:
-            _write_json(directory / INDEX_NAME, self._index(shards))
+            write_json(directory / INDEX_NAME, self._index(shards))
         if self.config is not None:
-            _write_json(directory / CONFIG_NAME, _plain_config(self.config, self.dtype, self._tied))
+            write_json(directory / CONFIG_NAME, _plain_config(self.config, self.dtype, self._tied))
         copy_companions(self.file.paths[0].parent, directory, leave=[CONFIG_NAME])
-        self.result.files, self.result.tensors = list(shards), len(self.parts)
+        self.result.path, self.result.files, self.result.tensors = stage.target, list(shards), len(self.parts)
+        return self.result
 
-    def _write_all(self, writer: Writer, files: Mapping[str, StreamedFile], progress: Progress | None) -> None:
+    def _write_all(self, queue: WriteQueue, files: Mapping[str, TensorWriter], progress: Progress | None) -> None:
         by_key: dict[str, list[str]] = {}
         for name, part in self.parts.items():
             if part.what == "plain":
-                writer.submit(partial(files[name].write, name, self._plain(name)), 0)
+                queue.submit(partial(files[name].write, name, self._plain(name)), 0)
             else:
                 by_key.setdefault(part.source, []).append(name)
         weights = sum(self.weights[key] for key in by_key)
         steps = Steps(progress, "dequantize", len(by_key), weights, "weights")
         for key, names in by_key.items():
             for name in names:
-                writer.wait_below(SLACK)
+                queue.wait_below(SLACK)
                 tensor = self._made(name, self.parts[name])
-                writer.submit(partial(files[name].write, name, [bytes_of(tensor)]), tensor.nbytes)
+                queue.submit(partial(files[name].write, name, [bytes_of(tensor)]), tensor.nbytes)
                 del tensor
             self.file.release(key)
             steps.add(names[0].rpartition(".")[0], self.weights[key])
 
-    def _made(self, name: str, part: _Part) -> torch.Tensor:
+    def _made(self, name: str, part: _PlannedPart) -> torch.Tensor:
         layer = self.file[part.source]
         tensor = _dequantized(layer.weight, part.expert, self.dtype) if part.what == "weight" else layer.bias
         assert tensor is not None
@@ -373,9 +379,3 @@ def _plain_config(config: Mapping[str, Any], dtype: DType, tied: bool | None) ->
     if tied is not None:
         changed["tie_word_embeddings"] = tied
     return changed
-
-
-def _write_json(path: Path, document: Mapping[str, Any]) -> None:
-    with open(path, "x", encoding="utf-8") as file:
-        file.write(json.dumps(document, indent=2, ensure_ascii=False) + "\n")
-        flush_to_disk(file)  # type: ignore[arg-type]

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Final
 from uqff.codes import DType
 from uqff.container.mapped import MappedBytes
 from uqff.container.shards import PathLike
-from uqff.errors import FormatError, ShapeError, ShardError, UnsupportedError, UqffError
+from uqff.errors import FormatError, ShapeError, ShardError, UnsupportedError, UqffError, located
 from uqff.families.gguf.blocks import BlockType, block_type_of_code
 from uqff.families.gguf.tensor import GGUF
 from uqff.families.part import Part
@@ -150,7 +150,7 @@ class GgufFile(Mapping[str, GgufTensor]):
         pairs: the metadata as it is stored, with types.
     """
 
-    def __init__(self, parts: list[_Part]) -> None:
+    def __init__(self, parts: list[_SplitFile]) -> None:
         self.paths = tuple(part.file.path for part in parts)
         self.version = parts[0].version
         self.pairs = parts[0].pairs
@@ -214,16 +214,17 @@ class GgufFile(Mapping[str, GgufTensor]):
         return f"<GgufFile {self.paths[0]}: {len(self)} tensors>"
 
 
-class _Part:
+class _SplitFile:
     """One file of a set."""
 
     def __init__(self, path: Path) -> None:
         self.file = MappedBytes(path)
         try:
-            self._parse()
-        except UqffError as error:
+            with located(file=path):
+                self._parse()
+        except UqffError:
             self.file.close()
-            raise error.within(file=str(path)) from None
+            raise
 
     def _parse(self) -> None:
         cursor = Cursor(self.file.view)
@@ -307,10 +308,10 @@ def open_gguf(path: PathLike) -> GgufFile:
     path = Path(path)
     match = SPLIT_NAME.fullmatch(path.name)
     paths = [path] if match is None else _siblings(path, match["stem"], int(match["count"]))
-    parts: list[_Part] = []
+    parts: list[_SplitFile] = []
     try:
         for each in paths:
-            parts.append(_Part(each))
+            parts.append(_SplitFile(each))
         if match is not None:
             _check_split(parts)
         return GgufFile(parts)
@@ -330,7 +331,7 @@ def _siblings(path: Path, stem: str, count: int) -> list[Path]:
     return [path.parent / f"{stem}-{number:05}-of-{count:05}.gguf" for number in range(1, count + 1)]
 
 
-def _check_split(parts: list[_Part]) -> None:
+def _check_split(parts: list[_SplitFile]) -> None:
     """Each file says which it is and how many there are; the first says how many tensors there are in all."""
     total = sum(len(part.tensors) for part in parts)
     for number, part in enumerate(parts):

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from uqff.container.atomic import atomic_file
-from uqff.container.directory import check_space
+from uqff.container.staging import check_space
 from uqff.errors import FormatError
 from uqff.gguf.schema import DEFAULT_ALIGNMENT, TensorInfo, Value, aligned, build_head
 from uqff.progress import Progress, Steps

@@ -13,9 +13,8 @@ import numpy as np
 
 from uqff.checkpoints.safetensors import CONFIG_NAME, Checkpoint, open_checkpoint
 from uqff.codec.layer import Layer
-from uqff.codes import ENTRY_VERSIONS, DType, Version
+from uqff.codes import ENTRY_VERSIONS, LOADED_DTYPES, DType, Version
 from uqff.container import UqffFile, open_uqff
-from uqff.container.directory import LOADED_DTYPES
 from uqff.container.shards import SUFFIX, PathLike, select
 from uqff.errors import ShapeError, ShardError, UnsupportedError, UqffError, located
 from uqff.families.loaded import Loaded

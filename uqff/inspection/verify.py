@@ -16,14 +16,14 @@ from pathlib import Path
 from typing import Any
 
 from uqff.codec.layer import Layer
-from uqff.codes import DType, Version
+from uqff.codes import LOADED_DTYPES, DType, Version
 from uqff.container import UqffFile, open_uqff
-from uqff.container.directory import CONFIG_NAME, LOADED_DTYPES
 from uqff.container.report import REPORT_NAME, check_output, check_report, read_report
 from uqff.container.shards import PathLike, models_in, select
 from uqff.errors import UnsupportedError, UqffError, printable, shortened
 from uqff.families.payload import PayloadProblem, not_finite
 from uqff.inspection.meta import Outline, read_outline
+from uqff.models.assets import CONFIG_NAME
 from uqff.models.config import read_config
 from uqff.models.engine import limits_of
 from uqff.models.layouts import Layout, layout_beside

@@ -12,10 +12,11 @@ layer; ``origin``, what a model was before, noted and read again; ``embedding``,
 """
 
 from uqff.migration.plan import Plan, Planned, plan_migration
-from uqff.migration.write import Migrated, migrate, write_migration
+from uqff.migration.write import Migrated, MigrateJob, migrate
 from uqff.models.names import parse_names, read_names
 
 __all__ = [
+    "MigrateJob",
     "Migrated",
     "Plan",
     "Planned",
@@ -23,5 +24,4 @@ __all__ = [
     "parse_names",
     "plan_migration",
     "read_names",
-    "write_migration",
 ]

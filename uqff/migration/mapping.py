@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 from uqff.codec.layer import Layer
 from uqff.codes import Version
 from uqff.container.file import UqffFile
-from uqff.container.streaming import layer_sizes
+from uqff.container.plan import layer_size
 from uqff.errors import ShardError, UqffError
 from uqff.families import Unquant
 from uqff.families.rows import Order
@@ -194,7 +194,7 @@ def _try(move: Move, taken: list[Layer], version: Version) -> tuple[dict[str, La
         return {}, {}, problems
     try:
         made = dict(move.made([layer.meta() for layer in taken]))
-        sizes = layer_sizes(made, version)
+        sizes = {key: layer_size(layer, version) for key, layer in made.items()}
         if move.how == "stack":
             _try_stack(taken)
         if move.how == "unstack":

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from uqff.checkpoints.model import ModelDirectory
 from uqff.codec.layer import Layer
-from uqff.codes import FORMATS, DType, Version
-from uqff.container.directory import CONFIG_NAME, LOADED_DTYPES
+from uqff.codes import FORMATS, LOADED_DTYPES, DType, Version
 from uqff.container.file import UqffFile
 from uqff.container.mapped import MappedFile
 from uqff.errors import FormatError, ShapeError, UnsupportedError, UqffError, located
@@ -28,6 +27,7 @@ from uqff.migration.embedding import (
 from uqff.migration.mapping import Move, Moves, Problem, Row, Source, plan_moves
 from uqff.migration.origin import blob_versions, dequantized, inherited, note_of, were_stacked
 from uqff.models.architectures import LayerName, layer_names, stacked_names
+from uqff.models.assets import CONFIG_NAME
 from uqff.models.engine import Limit, limits_of, refuse_limits
 from uqff.models.layouts import LAYOUTS_SINCE, Layout, half_split_order, without_rope_layout
 from uqff.models.names import check_residual, check_shapes, known_names, with_stacked_experts

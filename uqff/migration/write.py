@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,28 +10,29 @@ from pathlib import Path
 from typing import Any
 
 from uqff.checkpoints.model import KEPT_SUFFIX, ModelDirectory
-from uqff.codec.entries import to_entries
-from uqff.container.directory import CONFIG_NAME, check_space, copy_companions
+from uqff.container.atomic import copy_durably
+from uqff.container.document import write_json
 from uqff.container.file import RESIDUAL_NAME, UqffFile
+from uqff.container.job import Job, Staging
+from uqff.container.plan import SHARD_BYTES, plan_files
 from uqff.container.report import REPORT_NAME, build_report, report_document
-from uqff.container.save import SHARD_BYTES
-from uqff.container.save_v1 import entry_items, metadata_of, version_entries
-from uqff.container.shards import PathLike
-from uqff.container.staging import check_target, staged_directory
-from uqff.container.streaming import StreamedFile, StreamedLayers, flush_to_disk
-from uqff.container.writer import copy_durably
+from uqff.container.shards import PathLike, shard_names
+from uqff.container.staging import check_target
+from uqff.container.tensors import TensorWriter
+from uqff.container.writer import LayerWriter
 from uqff.errors import UqffError
 from uqff.migration.embedding import EMBEDDING_SINCE
 from uqff.migration.origin import with_dequantized
 from uqff.migration.plan import Plan, Planned, plan_migration
 from uqff.models.architectures import LayerName
+from uqff.models.assets import CONFIG_NAME, copy_companions
 from uqff.models.config import config_to_write
 from uqff.progress import Progress, Steps
 from uqff.quantization.types import kind_name
 from uqff.schema.buffers import bytes_of
 from uqff.schema.entries import FIRST
 
-__all__ = ["Migrated", "migrate", "write_migration"]
+__all__ = ["MigrateJob", "Migrated", "migrate"]
 
 
 @dataclass
@@ -75,7 +76,9 @@ def migrate(
         version: of UQFF: ``0.1``, ``0.2``, ``1.0``, ``1.1`` or ``1.2``.
         names, fix_biases, plain_experts, untie: see :func:`uqff.migration.plan.plan_migration`.
         strict: refuse what the engine could not load or run, see :mod:`uqff.models.engine`.
-        force, shard_bytes, progress: see :func:`write_migration`.
+        force: replace a model that is in ``target`` already.
+        shard_bytes: payload after which a new shard begins.
+        progress: called after each layer.
 
     Raises:
         UqffError: the model breaks a rule, is not the one that its ``config.json`` describes, or cannot be expressed in
@@ -96,85 +99,68 @@ def migrate(
         )
         if strict:
             plan.check_limits()
-        return write_migration(plan, target, force=force, shard_bytes=shard_bytes, progress=progress)
+        return MigrateJob(plan, shard_bytes).run(target, force=force, progress=progress)
 
 
-def write_migration(
-    plan: Plan,
-    target: PathLike,
-    *,
-    force: bool = False,
-    shard_bytes: int = SHARD_BYTES,
-    progress: Progress | None = None,
-) -> Migrated:
-    """Make the model directory of a plan.
+class MigrateJob(Job[Migrated]):
+    """The model directory of a plan whose directory is open. Peak memory is the largest layer, plus a constant."""
 
-    Peak memory is the largest layer of the target, plus a constant.
+    def __init__(self, plan: Plan, shard_bytes: int = SHARD_BYTES) -> None:
+        """Nothing is written yet.
 
-    Args:
-        plan: the plan; its directory is open.
-        target: the directory to make.
-        force: replace a model that is in ``target`` already.
-        shard_bytes: payload after which a new shard begins.
-        progress: called after each layer.
+        Args:
+            plan: the plan.
+            shard_bytes: payload after which a new shard begins.
 
-    Raises:
-        UnsupportedError: something cannot be expressed; nothing has been written.
-        FileExistsError: ``target`` is there and may not be replaced.
-        OSError: reading or writing failed (a full disk, say); nothing stays behind.
-    """
-    plan.check()
-    target = Path(target)
-    check_target(target, force=force)
-    check_space(target, _needed(plan))
-    made, outlines = Migrated(target), [each for planned in plan.models for each in planned.moves.outlines.values()]
-    weights = sum(layer.weight.numel for layer in outlines)
-    steps = Steps(progress, "migrate", len(outlines), weights, "weights")
-    with staged_directory(target, force=force) as staging:
+        Raises:
+            UnsupportedError: something cannot be expressed.
+        """
+        plan.check()
+        self.plan = plan
+        self.shard_bytes = shard_bytes
+
+    @property
+    def nbytes(self) -> int:
+        """Of all layers and of the residual."""
+        residual = self.plan.directory.residual
+        layers = sum(row.nbytes for planned in self.plan.models for row in planned.rows)
+        return layers + (len(residual.view) if residual is not None else 0)
+
+    def write(self, stage: Staging, progress: Progress | None) -> Migrated:
+        """Write everything into a directory."""
+        plan, staging = self.plan, stage.directory
+        made = Migrated(stage.target)
+        outlines = [each for planned in plan.models for each in planned.moves.outlines.values()]
+        weights = sum(layer.weight.numel for layer in outlines)
+        steps = Steps(progress, "migrate", len(outlines), weights, "weights")
         for planned in plan.models:
-            made.shards[planned.stem] = _write_layers(staging, plan, planned, shard_bytes, steps)
+            made.shards[planned.stem] = _write_layers(staging, plan, planned, self.shard_bytes, steps)
             _write_kept(staging, plan, planned)
         _write_residual(staging, plan)
         source = plan.directory.path
         config = config_to_write(source / CONFIG_NAME, plan.config or plan.directory.config)
         made.copied = copy_companions(source, staging, leave=() if config is None else (CONFIG_NAME,))
         if config:
-            _write_json(staging / CONFIG_NAME, config)
+            write_json(staging / CONFIG_NAME, config)
         made.left = [name for name in plan.directory.others if not (staging / name).exists()]
         if plan.version >= FIRST:
             _write_report(staging, plan, made)
         made.nbytes = sum((staging / name).stat().st_size for names in made.shards.values() for name in names)
-    return made
-
-
-def _needed(plan: Plan) -> int:
-    residual = plan.directory.residual
-    layers = sum(row.nbytes for planned in plan.models for row in planned.rows)
-    return layers + (len(residual.view) if residual is not None else 0)
+        return made
 
 
 def _write_layers(staging: Path, plan: Plan, planned: Planned, shard_bytes: int, steps: Steps) -> list[str]:
     moves = planned.moves
-    files = StreamedLayers(
-        staging,
-        planned.stem,
-        moves.outlines,
-        plan.version,
-        shard_bytes,
-        metadata=planned.metadata,
-        versions=planned.versions,
-    )
-    try:
+    files = plan_files(moves.outlines, plan.version, shard_bytes, metadata=planned.metadata, versions=planned.versions)
+    with LayerWriter(files, shard_names(staging, planned.stem, len(files.shards))) as writer:
         for move in moves.moves:
             for key, layer in move.made(move.taken(moves.bias_dtypes)):
-                files.write(key, layer)
+                writer.write(key, layer)
                 steps.add(key, layer.weight.numel)
                 del layer
             move.release()
-        files.finish()
-    finally:
-        files.close()
-    return [file.path.name for file in files.files]
+        writer.finish()
+    return [file.path.name for file in writer.files]
 
 
 def _write_kept(staging: Path, plan: Plan, planned: Planned) -> None:
@@ -187,14 +173,10 @@ def _write_kept(staging: Path, plan: Plan, planned: Planned) -> None:
         return
     version = planned.file.version
     layers = {key: source.file[source.key] for key, source in planned.kept.items()}
-    tensors = [(item.name, item.dtype, item.shape) for item in entry_items(layers, version)]
-    with StreamedFile(target, tensors, metadata_of(version)) as file:
-        for name, entry in version_entries(version).items():
-            file.write(name, [entry.data])
+    with LayerWriter(plan_files(layers, version, sys.maxsize), [target]) as writer:
         for key, layer in layers.items():
-            for suffix, entry in to_entries(layer, version).items():
-                file.write(f"{key}.{suffix}", [entry.data])
-        file.finish()
+            writer.write(key, layer)
+        writer.finish()
 
 
 def _write_residual(staging: Path, plan: Plan) -> None:
@@ -209,7 +191,7 @@ def _write_residual(staging: Path, plan: Plan) -> None:
     if not tensors:
         return
     metadata = with_dequantized({} if residual is None else residual.header.metadata, plan.dense)
-    with StreamedFile(staging / RESIDUAL_NAME, tensors, metadata) as file:
+    with TensorWriter(staging / RESIDUAL_NAME, tensors, metadata) as file:
         for name, entry in kept.items():
             assert residual is not None
             file.write(name, [residual.slice(entry)])
@@ -224,7 +206,7 @@ def _write_report(staging: Path, plan: Plan, made: Migrated) -> None:
         for planned in plan.models:
             file = UqffFile([staging / name for name in made.shards[planned.stem]])
             files[_quant(planned, files)] = file
-        _write_json(staging / REPORT_NAME, report_document(build_report(files)))
+        write_json(staging / REPORT_NAME, report_document(build_report(files)))
     finally:
         for file in files.values():
             file.close()
@@ -242,9 +224,3 @@ def _quant(planned: Planned, taken: Mapping[str, Any]) -> str:
         if kind and kind not in taken:
             return kind
     return stem
-
-
-def _write_json(path: Path, document: Mapping[str, Any]) -> None:
-    with open(path, "xb") as file:
-        file.write(json.dumps(document, indent=2, ensure_ascii=False).encode("utf-8") + b"\n")
-        flush_to_disk(file)

@@ -17,9 +17,9 @@ from typing import Any, Final
 
 from uqff.codes import ENTRY_VERSIONS
 from uqff.container import UqffFile
-from uqff.container.directory import CONFIG_NAME
 from uqff.errors import ShardError
 from uqff.models.architectures import LayerName, embedding_name, entry_names, layer_names, stacked_names
+from uqff.models.assets import CONFIG_NAME
 from uqff.models.config import read_config
 
 __all__ = ["Module", "check_complete", "config_beside", "modules_of"]

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from uqff.container.shards import PathLike
-from uqff.errors import FormatError, ShapeError, UqffError
+from uqff.errors import FormatError, ShapeError, located
 from uqff.limits import MAX_CONFIG_BYTES, MAX_MODEL_LAYERS
 from uqff.models.architectures import LayerName, layer_names, stacked_names
 from uqff.models.shapes import expected_shape, shape_label
@@ -167,14 +167,14 @@ def read_names(path: PathLike) -> list[LayerName]:
     """
     with open(Path(path), "rb") as file:
         raw = file.read(MAX_CONFIG_BYTES + 1)
-    try:
+    with located(file=path):
         if len(raw) > MAX_CONFIG_BYTES:
             raise FormatError("file is too long", expected=f"at most {MAX_CONFIG_BYTES} bytes")
-        return parse_names(raw.decode("utf-8"))
-    except UnicodeDecodeError as exc:
-        raise FormatError("text is not Unicode", file=str(path), offset=exc.start) from exc
-    except UqffError as error:
-        raise error.within(file=str(path)) from None
+        try:
+            text = raw.decode("utf-8")
+        except UnicodeDecodeError as exc:
+            raise FormatError("text is not Unicode", offset=exc.start) from exc
+        return parse_names(text)
 
 
 def parse_names(text: str) -> list[LayerName]:

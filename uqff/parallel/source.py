@@ -22,11 +22,11 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from uqff.codec.layer import Layer
-from uqff.container.directory import CONFIG_NAME
 from uqff.container.file import open_uqff
 from uqff.errors import FormatError, UqffError
 from uqff.families import Unquant
 from uqff.models.architectures import architecture_of
+from uqff.models.assets import CONFIG_NAME
 from uqff.models.config import read_config
 from uqff.models.layouts import Layout
 from uqff.models.modules import modules_of

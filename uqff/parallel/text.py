@@ -14,11 +14,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from uqff.container.directory import CONFIG_NAME
 from uqff.container.document import read_json
 from uqff.errors import FormatError, UnsupportedError, UqffError
 from uqff.limits import MAX_CONFIG_BYTES
 from uqff.models.architectures import architecture_of
+from uqff.models.assets import CONFIG_NAME
 
 __all__ = ["CLASSES", "OPTIONS", "Text"]
 

@@ -23,9 +23,8 @@ from typing import Any, Final, NamedTuple
 
 from uqff.checkpoints.safetensors import Checkpoint
 from uqff.codec.layer import Layer
-from uqff.codes import DType, Version
-from uqff.container.directory import CONFIG_NAME, LOADED_DTYPES
-from uqff.container.streaming import layer_sizes
+from uqff.codes import LOADED_DTYPES, DType, Version
+from uqff.container.plan import layer_size
 from uqff.errors import FormatError, ShapeError, UnsupportedError, UqffError, located
 from uqff.families.part import Part
 from uqff.models.architectures import (
@@ -39,6 +38,7 @@ from uqff.models.architectures import (
     selected_layers,
     with_stated_tie,
 )
+from uqff.models.assets import CONFIG_NAME
 from uqff.models.config import config_to_write
 from uqff.models.layouts import ADJACENT, LAYOUTS_SINCE, QK_ROPE_LAYOUT, Layout
 from uqff.models.patterns import Pattern
@@ -380,15 +380,12 @@ def plan_layer(
     """
     explicit = None if recipe is None else recipe.explicit_kind(goal.name, engine=engine)
     requested = explicit or (promoted(kind) if goal.sensitive else kind)
-    try:
+    with located(layer=goal.module):
         stored, reason = resolve(requested, goal.shape, engine, version=version)
         weight = planned(stored, goal.shape, dtype)
         bias_dtype = weight.BIAS.dtype(dtype, version, engine=engine_biases)
         layer = Layer(weight, _planned_bias(checkpoint, goal, bias_dtype))
-        size = layer_sizes({goal.key: layer}, version)[goal.key]
-    except UqffError as error:
-        error.layer = goal.module
-        raise
+        size = layer_size(layer, version)
     return Planned(requested, explicit is None and requested != kind, stored, reason, size, layer)
 
 

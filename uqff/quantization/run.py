@@ -2,7 +2,7 @@
 
 ::
 
-    mapped source --> round, widen --> quantise (kernels, all threads) --> queue --> writer thread --> .uqff shards
+    mapped source --> round, widen --> quantise (kernels, all threads) --> queue --> queue thread --> .uqff shards
                                                             residual tensors -----> residual.safetensors
 
 All sizes follow from shapes (:mod:`uqff.quantization.plan`), so files are laid out before the first weight is read and
@@ -33,25 +33,21 @@ import numpy as np
 from uqff._version import __version__
 from uqff.checkpoints.safetensors import Checkpoint, open_checkpoint
 from uqff.codec.layer import Layer
-from uqff.codes import FORMATS, DType
-from uqff.container.directory import (
-    LOADED_DTYPES,
-    Residual,
-    check_space,
-    copy_companions,
-)
+from uqff.codes import FORMATS, LOADED_DTYPES, DType
 from uqff.container.file import open_uqff
+from uqff.container.job import Job, Staging
+from uqff.container.plan import SHARD_BYTES, metadata_of, plan_files
+from uqff.container.queue import WriteQueue
 from uqff.container.report import SKIPPED, Report, build_report, write_report
-from uqff.container.save import SHARD_BYTES
-from uqff.container.save_v1 import metadata_of
-from uqff.container.shards import PathLike
-from uqff.container.staging import Journal, allocated_bytes, check_target, resumable_directory, staged_directory
-from uqff.container.streaming import StreamedFile, StreamedLayers
-from uqff.container.writer import Writer
+from uqff.container.shards import PathLike, shard_names
+from uqff.container.staging import Journal, check_target
+from uqff.container.tensors import TensorWriter
+from uqff.container.writer import LayerWriter
 from uqff.errors import UnsupportedError, located
 from uqff.families.base import QuantizedTensor
 from uqff.families.loaded import Loaded
 from uqff.families.part import Part
+from uqff.models.assets import Residual, copy_companions
 from uqff.models.engine import limits_of, refuse_limits
 from uqff.models.patterns import Pattern
 from uqff.progress import Progress, Steps
@@ -74,13 +70,13 @@ from uqff.quantization.types import Engine, Fallback, FallbackWarning, encode, k
 from uqff.schema.entries import FIRST
 from uqff.simd.floats import Floats
 
-__all__ = ["quantize_model"]
+__all__ = ["QuantizeJob", "quantize_model"]
 
 NOTED_EVERY: Final = 5.0
 """Seconds of work that an interruption may cost."""
 
 SLACK: Final = 16 * 2**20
-"""Bytes of finished layers that may wait for the writer even if the largest layer is being made."""
+"""Bytes of finished layers that may wait for the queue even if the largest layer is being made."""
 
 
 def quantize_model(
@@ -149,7 +145,23 @@ def quantize_model(
     """
     check_target(Path(target), force=force)
     with open_checkpoint(source) as checkpoint:
-        job = _Job(checkpoint, kinds, recipe, layers, version, engine, dtype, promote, measure, engine_biases)
+        if base_model is None and not Path(source).is_dir():
+            base_model = str(source)
+        job = QuantizeJob(
+            checkpoint,
+            kinds,
+            recipe=recipe,
+            layers=layers,
+            version=version,
+            engine=engine,
+            dtype=dtype,
+            promote=promote,
+            engine_biases=engine_biases,
+            measure=measure,
+            shard_bytes=shard_bytes,
+            base_model=base_model,
+            repo_id=repo_id,
+        )
         if strict:
             refuse_limits(limit for output in job.outputs for limit in output.limits)
         for fallback in (fallback for output in job.outputs for fallback in output.fallbacks):
@@ -157,42 +169,36 @@ def quantize_model(
                 warnings.warn(FallbackWarning(str(fallback)), stacklevel=2)
             else:
                 on_fallback(fallback)
-        if base_model is None and not Path(source).is_dir():
-            base_model = str(source)
-        with contextlib.ExitStack() as stack:
-            journal = None
-            if resume:
-                run = job.description(shard_bytes)
-                staging, journal = stack.enter_context(resumable_directory(Path(target), run, force=force))
-            else:
-                staging = stack.enter_context(staged_directory(Path(target), force=force))
-            check_space(Path(target), job.total_bytes - allocated_bytes(staging))
-            result = job.run(staging, shard_bytes, progress, journal)
-            if job.version >= FIRST:
-                write_report(job.report(staging, base_model, repo_id), staging)
-    return Result(Path(target), *result)
+        return job.run(target, force=force, resume=resume, progress=progress)
 
 
-class _Job:
-    """A run: planned when it is made, carried out by :meth:`run`."""
+class QuantizeJob(Job[Result]):
+    """The quantisation of a checkpoint; see :func:`quantize_model` for the arguments."""
 
     def __init__(
         self,
         checkpoint: Checkpoint,
         kinds: Sequence[str | int],
+        *,
         recipe: Recipe | None,
         layers: Pattern | None,
         version: str,
         engine: Engine,
         dtype: str,
         promote: bool,
-        measure: bool,
         engine_biases: bool,
+        measure: bool,
+        shard_bytes: int,
+        base_model: str | None,
+        repo_id: str | None,
     ) -> None:
         self.checkpoint = checkpoint
         self.engine_biases = engine_biases
         self.measure = measure
         self.engine = engine
+        self.shard_bytes = shard_bytes
+        self.base_model = base_model
+        self.repo_id = repo_id
         if version not in FORMATS:
             raise UnsupportedError("unknown version", field="version", expected=", ".join(FORMATS), got=version)
         self.version = FORMATS[version]
@@ -237,11 +243,11 @@ class _Job:
         return planned
 
     @property
-    def total_bytes(self) -> int:
-        """Bytes of everything that will be written, headers aside."""
+    def nbytes(self) -> int:
+        """Of all layers and of the residual."""
         return self.residual.nbytes + sum(planned.size for plans in self.plans for planned in plans)
 
-    def description(self, shard_bytes: int) -> dict[str, Any]:
+    def description(self) -> dict[str, Any]:
         """What the files depend on, as JSON values: an interrupted run is resumed only where all of it is the same."""
         layers = {
             output.kind: [
@@ -258,39 +264,41 @@ class _Job:
             "engine": self.engine,
             "dtype": self.dtype.name,
             "engine_biases": self.engine_biases,
-            "shard_bytes": shard_bytes,
+            "shard_bytes": self.shard_bytes,
             "measure": self.measure,
             "layers": layers,
         }
 
-    def run(
-        self, directory: Path, shard_bytes: int, progress: Progress | None, journal: Journal | None
-    ) -> tuple[Any, ...]:
-        """Write everything into a directory; gives the fields of :class:`Result` after the path."""
-        begun = journal is not None and journal.begun
-        with Writer() as writer:
+    def write(self, stage: Staging, progress: Progress | None) -> Result:
+        """Write everything into a directory."""
+        directory, journal, begun = stage.directory, stage.journal, stage.begun
+        with WriteQueue() as queue:
             files = []
             for output, plans in zip(self.outputs, self.plans, strict=True):
                 outlines = {goal.key: planned.outline for goal, planned in zip(self.goals, plans, strict=True)}
-                shards = StreamedLayers(directory, output.kind, outlines, self.version, shard_bytes, begun=begun)
-                files.append(writer.own(shards))
+                plan = plan_files(outlines, self.version, self.shard_bytes)
+                paths = shard_names(directory, output.kind, len(plan.shards))
+                files.append(queue.own(LayerWriter(plan, paths, begun=begun)))
             texts = metadata_of(self.version) if self.version >= FIRST else None
-            rest = self.residual.write(writer, directory, texts, begun=begun)
+            rest = self.residual.write(queue, directory, texts, begun=begun)
             notes = (
-                None if journal is None else _Notes(journal, writer, [*(f for each in files for f in each.files), rest])
+                None if journal is None else _Notes(journal, queue, [*(f for each in files for f in each.files), rest])
             )
-            self._run_layers(writer, files, progress, notes)
-            writer.join()
+            self._run_layers(queue, files, progress, notes)
+            queue.join()
             rest.finish()
             for output, each in zip(self.outputs, files, strict=True):
                 each.finish()
                 output.shards = [file.path.name for file in each.files]
-                output.nbytes = sum(file.nbytes for file in each.files)
+                output.nbytes = each.nbytes
         copy_companions(self.checkpoint.path, directory, config=self.config)
+        if self.version >= FIRST:
+            write_report(self._report(directory), directory)
         rest_of = len(self.residual.names), rest.nbytes
-        return self.dtype.safetensors, self.version, self.outputs, *rest_of, self.unmatched, self.notes
+        dtype = self.dtype.safetensors
+        return Result(stage.target, dtype, self.version, self.outputs, *rest_of, self.unmatched, self.notes)
 
-    def report(self, directory: Path, base_model: str | None, repo_id: str | None) -> Report:
+    def _report(self, directory: Path) -> Report:
         """What the engine writes beside the same files of 1.x; they are there and read again."""
         targets, reasons = {}, {}
         for output, plans in zip(self.outputs, self.plans, strict=True):
@@ -304,10 +312,11 @@ class _Job:
                 output.kind: stack.enter_context(open_uqff([directory / name for name in output.shards]))
                 for output in self.outputs
             }
-            return build_report(files, targets=targets, reasons=reasons, base_model=base_model, repo_id=repo_id)
+            names = {"base_model": self.base_model, "repo_id": self.repo_id}
+            return build_report(files, targets=targets, reasons=reasons, **names)
 
     def _run_layers(
-        self, writer: Writer, files: list[StreamedLayers], progress: Progress | None, notes: _Notes | None
+        self, queue: WriteQueue, files: list[LayerWriter], progress: Progress | None, notes: _Notes | None
     ) -> None:
         scratch = np.empty(max(map(self._widened, range(len(self.goals)))), np.float32)
         room = max(map(self._footprint, range(len(self.goals)))) + SLACK
@@ -322,10 +331,10 @@ class _Job:
                 steps.add(goal.module, goal.weights, tell=False)
             for number, sources in enumerate(self.pieces[at] if before is None else ()):
                 self._fetch_after(at, number)
-                writer.wait_below(room - self._footprint(at))
+                queue.wait_below(room - self._footprint(at))
                 loaded = Loaded(self._take(goal, sources), self.dtype, scratch)
                 for plans, each, sums in zip(self.plans, files, measures, strict=True):
-                    record = self._make(goal, plans[at], loaded, number, at, writer, each)
+                    record = self._make(goal, plans[at], loaded, number, at, queue, each)
                     if self.measure:
                         sums.append(measured(loaded.plain, record))
                     del record
@@ -346,10 +355,10 @@ class _Job:
         loaded: Loaded,
         number: int,
         at: int,
-        writer: Writer,
-        files: StreamedLayers,
+        queue: WriteQueue,
+        files: LayerWriter,
     ) -> QuantizedTensor:
-        """Quantise a piece of a layer and leave it to the writer."""
+        """Quantise a piece of a layer and leave it to the queue."""
         with located(layer=goal.module):
             record = encode(loaded, planned.stored, engine=self.engine)
         count = len(self.pieces[at])
@@ -357,7 +366,7 @@ class _Job:
             job = partial(files.write, goal.key, Layer(record, self._bias(goal, planned)))
         else:
             job = partial(files.write_expert, goal.key, number, Layer(record))
-        writer.submit(job, planned.size // count)
+        queue.submit(job, planned.size // count)
         return record
 
     def _take(self, goal: Goal, sources: Sequence[Source]) -> Floats:
@@ -410,9 +419,9 @@ class _Job:
 class _Notes:
     """Notes now and then how far a run is, so that it can be resumed: all measures of each finished layer, in order."""
 
-    def __init__(self, journal: Journal, writer: Writer, files: list[StreamedFile]) -> None:
+    def __init__(self, journal: Journal, queue: WriteQueue, files: list[TensorWriter]) -> None:
         self._journal = journal
-        self._writer = writer
+        self._writer = queue
         self._files = files
         self._done = list(journal.done)
         self._noted = time.monotonic()
@@ -422,7 +431,7 @@ class _Notes:
         return self._done[at] if at < len(self._done) else None
 
     def add(self, note: list[list[Sequence[Any]]]) -> None:
-        """Note the next layer, whose parts the writer has or will have written before it comes to this."""
+        """Note the next layer, whose parts the queue has or will have written before it comes to this."""
         self._done.append(note)
         if time.monotonic() - self._noted >= NOTED_EVERY:
             self._noted = time.monotonic()

@@ -1,8 +1,8 @@
-"""What a model directory holds besides its layers, and what is common to all commands that make one.
+"""What lies beside the layers in a model directory: the residual, and files that are copied.
 
 ::
 
-    <type>-N.uqff           the layers (:mod:`uqff.container.streaming`)
+    <type>-N.uqff           the layers (:mod:`uqff.container.writer`)
     residual.safetensors    every other tensor, in the load dtype
     uqff_report.json        1.x only (:mod:`uqff.container.report`)
     config.json, ...        copied
@@ -13,28 +13,24 @@ Authority: mistral.rs v0.6.0 and v0.9.2, ``mistralrs-core/src/pipeline/isq.rs`` 
 
 from __future__ import annotations
 
-import errno
-import json
-import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, Final, Protocol
 
-from uqff.codes import DType
-from uqff.container.atomic import atomic_file
+from uqff.codes import LOADED_DTYPES, DType
+from uqff.container.atomic import copy_durably
+from uqff.container.document import write_json
 from uqff.container.file import RESIDUAL_NAME
-from uqff.container.streaming import StreamedFile
-from uqff.container.writer import Writer, copy_durably
+from uqff.container.queue import WriteQueue
+from uqff.container.tensors import TensorWriter
 from uqff.simd.floats import Floats
 
 __all__ = [
     "COMPANIONS",
     "CONFIG_NAME",
-    "LOADED_DTYPES",
     "Residual",
     "TensorSource",
-    "check_space",
     "copy_companions",
 ]
 
@@ -58,9 +54,6 @@ COMPANIONS: Final = (
     "metadata.gguf",
 )
 """Files that are copied beside the model if they are there."""
-
-LOADED_DTYPES: Final = {"F32": DType.F32, "F16": DType.F16, "BF16": DType.BF16}
-"""What weights come as and are loaded as, by their name in a safetensors file."""
 
 TILE: Final = 1 << 23
 """Bytes of the residual that are rounded and written together."""
@@ -119,29 +112,29 @@ class Residual:
         return total
 
     def write(
-        self, writer: Writer, directory: Path, metadata: Mapping[str, str] | None = None, *, begun: bool = False
-    ) -> StreamedFile:
-        """Create ``residual.safetensors`` and let the writer fill it; the caller finishes the file after the writer.
+        self, queue: WriteQueue, directory: Path, metadata: Mapping[str, str] | None = None, *, begun: bool = False
+    ) -> TensorWriter:
+        """Create ``residual.safetensors`` and let the queue fill it; the caller finishes it after the queue.
 
         Args:
-            writer: does it.
+            queue: does it.
             directory: where.
             metadata: texts that stand in the file.
             begun: whether an interrupted run has filled it.
         """
-        file = writer.own(StreamedFile(directory / RESIDUAL_NAME, self.outlines, metadata, begun=begun))
+        file = queue.own(TensorWriter(directory / RESIDUAL_NAME, self.outlines, metadata, begun=begun))
         for name in self.names:
             if begun:
                 file.skip(name)
             else:
-                writer.submit(partial(self._write, file, name), 0)
+                queue.submit(partial(self._write, file, name), 0)
         return file
 
     def _stored(self, name: str) -> str:
         dtype = self._source.dtype(name)
         return self._dtype.safetensors if dtype in LOADED_DTYPES else dtype
 
-    def _write(self, file: StreamedFile, name: str) -> None:
+    def _write(self, file: TensorWriter, name: str) -> None:
         file.write(name, self._chunks(name))
 
     def _chunks(self, name: str) -> Iterator[memoryview]:
@@ -174,23 +167,7 @@ def copy_companions(
     names = [name for name in COMPANIONS if name not in leave and (source / name).is_file()]
     for name in names:
         if name == CONFIG_NAME and config is not None:
-            with atomic_file(directory / name) as file:
-                file.write(json.dumps(config, indent=2, ensure_ascii=False).encode() + b"\n")
+            write_json(directory / name, config)
         else:
             copy_durably(source / name, directory / name)
     return names
-
-
-def check_space(target: Path, needed: int) -> None:
-    """Refuse work for whose result there is no room.
-
-    Args:
-        target: what will be made; its parent is there.
-        needed: bytes.
-
-    Raises:
-        OSError: of ``ENOSPC``.
-    """
-    free = shutil.disk_usage(target.parent).free
-    if free < needed:
-        raise OSError(errno.ENOSPC, f"no space for the model: {needed:,} bytes needed, {free:,} free", str(target))
