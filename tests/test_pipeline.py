@@ -331,7 +331,7 @@ def test_checkpoints_that_cannot_be_quantised(source: Path, tmp_path: Path) -> N
 
 
 def test_calls_that_make_no_sense(source: Path, tmp_path: Path) -> None:
-    for arguments in [{"kinds": []}, {"kinds": ["q8_0"], "format": "1.3"}, {"kinds": ["q8_0"], "dtype": "f64"}]:
+    for arguments in [{"kinds": []}, {"kinds": ["q8_0"], "version": "1.3"}, {"kinds": ["q8_0"], "dtype": "f64"}]:
         with pytest.raises(UnsupportedError):
             quantize(source, tmp_path / "out", **arguments)  # type: ignore[arg-type]
     assert os.listdir(tmp_path) == ["source"]

@@ -90,7 +90,7 @@ def test_the_same_model_and_nothing_made_twice(
     assert sorted(os.listdir(tmp_path)) == sorted([LEFT, "source", "whole"])
     made.clear()
     steps: list[Step] = []
-    options: dict[str, Any] = {"format": format, "shard_bytes": 20_000, "resume": True, "progress": steps.append}
+    options: dict[str, Any] = {"version": format, "shard_bytes": 20_000, "resume": True, "progress": steps.append}
     resumed = quantize_model(source, tmp_path / "out", KINDS, **options)
     assert len(made) == len(KINDS) * (layers - layers_done)
     assert [step.done for step in steps] == list(range(layers_done + 1, layers + 1))
@@ -146,7 +146,7 @@ def test_stacked_experts(tmp_path: Path, made: list[str]) -> None:
     [
         ({"kinds": ["q8_0", "afq6"]}, "types"),
         ({"kinds": ["afq4", "q8_0"]}, "types"),
-        ({"format": "1.1"}, "format"),
+        ({"version": "1.1"}, "version"),
         ({"engine": "0.8"}, "engine"),
         ({"dtype": "f16"}, "dtype"),
         ({"measure": False}, "measure"),

@@ -259,7 +259,7 @@ class QuantizeJob(Job[Result]):
             "uqff": __version__,
             "source": str(self.checkpoint.path.resolve()),
             "files": self.checkpoint.stamps(),
-            "format": str(self.version),
+            "version": str(self.version),
             "types": [output.kind for output in self.outputs],
             "engine": self.engine,
             "dtype": self.dtype.name,
