@@ -33,7 +33,7 @@ from uqff.codec.blob import LATEST
 from uqff.codec.layer import Layer
 from uqff.errors import ShapeError, UnsupportedError, UqffError
 from uqff.families import QuantizedTensor, stack
-from uqff.parallel.accept import Weight, layer_of, parts_of, plain_of, record_of
+from uqff.parallel.accept import Weight, parts_of, plain_of, record_of
 from uqff.parallel.comm import Comm
 from uqff.parallel.gather import ColumnParallelStack, ExpertList, ReplicatedStack, RowParallelStack
 from uqff.parallel.layer import QuantizedLinear
@@ -113,11 +113,7 @@ class FusedExperts(Mixture):
         for (weight, bias), name, dim in zip(wholes, _NAMES, _INNER, strict=True):
             cls_ = ReplicatedStack if part is None else (ColumnParallelStack, RowParallelStack)[dim]
             shard = Shard.whole() if part is None else part.along(dim + 1)
-            if isinstance(weight, torch.Tensor) and bias is None:
-                made.append(cls_._of_plain(weight, shard, comm, _at(key, name)))
-            else:
-                whole = layer_of(weight, bias, layer=_at(key, name))
-                made.append(cls_._of_slice(whole, shard, comm, _at(key, name), version=version))
+            made.append(cls_(weight, bias, comm, shard=shard, key=_at(key, name), version=version))
         return _on(cls(made[0], made[1], made[2], comm, act=act, key=key), device)
 
     @classmethod
@@ -165,11 +161,9 @@ class FusedExperts(Mixture):
         for layers, whole, name, dim in zip(projections, wholes, _NAMES, _INNER, strict=True):
             cls_ = ReplicatedStack if part is None else (ColumnParallelStack, RowParallelStack)[dim]
             slices = layers if part is None else [layer.narrow(dim, *part) for layer in layers]
-            stacked = _stack(slices, _at(key, name))
-            cut = None if part is None else Slice(dim + 1, *part)
-            made.append(
-                cls_(stacked.weight, stacked.bias, comm, key=_at(key, name), whole=whole, cut=cut, version=version)
-            )
+            joined = _stack(slices, _at(key, name))
+            cut = Slice(0, 0, whole.shape[0]) if part is None else Slice(dim + 1, *part)
+            made.append(cls_._holding(joined, whole, cut, comm, key=_at(key, name), version=version))
         return _on(cls(made[0], made[1], made[2], comm, act=act, key=key), device)
 
     @classmethod
@@ -306,10 +300,7 @@ class PackedExperts(Mixture):
             layers = []
             for expert, weight in enumerate(weights):
                 at = _at(key, f"{expert}.{name}")
-                if isinstance(weight, torch.Tensor):
-                    layers.append(cls_._of_plain(weight, shard, comm, at))
-                else:
-                    layers.append(cls_._of_slice(Layer(weight), shard, comm, at, version=version))
+                layers.append(cls_(weight, None, comm, shard=shard, key=at, version=version))
             made.append(ExpertList(layers, _at(key, name)))
         return _on(cls(made[0], made[1], made[2], comm, act=act, key=key), device)
 

@@ -23,6 +23,8 @@ from uqff.parallel.linear import ColumnParallelLayer, DistributedKind, Replicate
 from uqff.parallel.shard import Shard, Slice
 
 if TYPE_CHECKING:
+    from typing_extensions import Self
+
     from uqff.codec.layer import Layer
     from uqff.families import QuantizedTensor
     from uqff.parallel.layer import QuantizedLinear
@@ -39,8 +41,13 @@ class NarrowedLayer(ReplicatedLayer):
     @classmethod
     def of(cls, layer: Layer, kept: Slice, comm: Comm, key: str | None) -> NarrowedLayer:
         """A layer that gives the outputs ``kept``."""
-        made = cls(layer.weight, layer.bias, comm, key=key)
+        made = cls.from_layer(layer, comm, key=key)
         made.kept = kept
+        return made
+
+    def _changed(self, weight: QuantizedTensor, bias: torch.Tensor | None) -> Self:
+        made = super()._changed(weight, bias)
+        made.kept = self.kept
         return made
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

@@ -8,7 +8,6 @@ Authority: mistral.rs v0.8.0, ``mistralrs-quant/src/lib.rs`` (``QuantMethod``, `
 
 from __future__ import annotations
 
-import enum
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -17,12 +16,14 @@ import torch
 from uqff.codec import blob as blobs
 from uqff.codec.blob import LATEST
 from uqff.codec.layer import Layer
-from uqff.errors import ShapeError, ShardError, UnsupportedError, UqffError
+from uqff.errors import ShapeError, ShardError, UnsupportedError, located
 from uqff.families import QuantizedTensor, Unquant
 from uqff.families.rows import Order
 from uqff.models.layouts import in_order
-from uqff.parallel.accept import Weight, check_activations, layer_of, plain_of
+from uqff.parallel.accept import Weight, check_activations, layer_of, parts_of, plain_of, record_of
 from uqff.parallel.comm import Comm
+from uqff.parallel.dummy import DummyLayer
+from uqff.parallel.placement import DistributedKind, Placement
 from uqff.parallel.requantize import add_delta, requantize
 from uqff.parallel.shard import Shard, Slice
 from uqff.parallel.stats import InputStats
@@ -32,22 +33,15 @@ from uqff.quantization.types import planned
 from uqff.schema.header import HEADER
 
 if TYPE_CHECKING:
-    from typing_extensions import Self
+    from typing_extensions import Self, Unpack
 
+    from uqff.container.file import UqffFile
     from uqff.quantization.types import Engine, Fallback
 
 __all__ = ["DistributedKind", "QuantizedLayer", "QuantizedLinear"]
 
 START_BYTES = 8
 """A slice travels as its first index, then its blob."""
-
-
-class DistributedKind(enum.Enum):
-    """How a layer is partitioned over ranks."""
-
-    COLUMN_PARALLEL = "column-parallel"
-    ROW_PARALLEL = "row-parallel"
-    REPLICATED = "replicated"
 
 
 class QuantizedLayer(torch.nn.Module):
@@ -63,117 +57,158 @@ class QuantizedLayer(torch.nn.Module):
         bias: torch.Tensor | None = None,
         comm: Comm | None = None,
         *,
+        shard: Shard | None = None,
+        device: torch.device | str | None = None,
         key: str | None = None,
         version: tuple[int, int, int] = LATEST,
-        whole: QuantizedTensor | None = None,
-        cut: Slice | None = None,
     ) -> None:
-        """A layer of what this rank holds.
+        """The rank's slice of a whole layer.
 
         Args:
-            weight: this rank's slice, of the dimensions :attr:`dims`, quantised or plain: float32, bfloat16, float16 or
+            weight: the whole, of the dimensions :attr:`dims`, quantised or plain: float32, bfloat16, float16 or
                 float64, a tensor or a numpy array; or a ``torch.nn.Linear`` or layer, which bring their bias along.
+                Only the bytes of the slice are read.
             bias: what belongs to it, ``[out]``, or ``[experts, out]`` of stacked experts.
             comm: the ranks; a world of one if None.
+            shard: the slice, if it is not the rank's equal part.
+            device: where the slice goes; it stays a view of the weight, where it can be one, if None.
             key: of the layer in its file, for errors.
             version: that blobs are written with.
-            whole: the weight that the slice was cut from, on the meta device; the weight itself if None.
-            cut: where it was cut.
 
         Raises:
             UnsupportedError: the weight or the bias is none, or of a dtype that is none of plain numbers.
             ShapeError: they have other dimensions, or do not fit each other.
+            ShardError: the slice cannot be cut.
         """
         super().__init__()
-        record, bias = layer_of(weight, bias, layer=key)
-        if len(record.shape) != len(self.dims):
+        comm = Comm.of(comm)
+        given, bias = parts_of(weight, bias, layer=key)
+        if len(given.shape) != len(self.dims):
             problem = "weight is not a matrix" if len(self.dims) == 2 else "weight is not a stack of matrices"
-            raise ShapeError(problem, layer=key, expected=f"[{', '.join(self.dims)}]", got=list(record.shape))
-        self.comm = Comm.of(comm)
+            raise ShapeError(problem, layer=key, expected=f"[{', '.join(self.dims)}]", got=list(given.shape))
+        cut = _shard_of(shard or self._shard(comm), key).slice_of(given, layer=key)
+        if bias is None and isinstance(given, torch.Tensor):  # of any strides: what is not the slice is not read
+            part = Layer(record_of(given.narrow(*cut), layer=key))
+            whole: QuantizedTensor = Unquant.of(torch.empty(given.shape, dtype=given.dtype, device="meta"))
+        else:
+            layer = layer_of(given, bias, layer=key)
+            part = layer if cut.length == layer.weight.shape[cut.dim] else layer.narrow(*cut)
+            whole = layer.weight.meta()
+        self._hold(part, whole, cut, comm, key=key, version=version)
+        if device is not None:
+            self.to(device)
+
+    def _hold(
+        self,
+        part: Layer,
+        whole: QuantizedTensor | None,
+        cut: Slice,
+        comm: Comm,
+        *,
+        key: str | None,
+        version: tuple[int, int, int],
+    ) -> None:
+        self.comm = comm
         self.key = key
         self.version = version
         self.cut = cut
-        self._whole = record.meta() if whole is None and cut is None else whole
-        self.stored_weight = StoredWeight(record, self._place)
-        self.stored_bias = None if bias is None else StoredWeight(Unquant.of(bias.detach()))
+        self._whole = whole
+        self.stored_weight = StoredWeight(part.weight, self._place)
+        self.stored_bias = None if part.bias is None else StoredWeight(Unquant.of(part.bias.detach()))
+
+    @classmethod
+    def _holding(
+        cls,
+        part: Layer,
+        whole: QuantizedTensor | None,
+        cut: Slice,
+        comm: Comm,
+        *,
+        key: str | None,
+        version: tuple[int, int, int],
+    ) -> Self:
+        """A layer of a slice that is cut already.
+
+        Args:
+            part: the slice.
+            whole: the weight that it was cut from, on the meta device; None if slices make up none.
+            cut: where it was cut.
+            comm: the ranks.
+            key: of the layer, for errors.
+            version: that blobs are written with.
+        """
+        made = cls.__new__(cls)
+        torch.nn.Module.__init__(made)
+        made._hold(part, whole, cut, comm, key=key, version=version)
+        return made
 
     @property
     def _place(self) -> str:
         """Which part of the whole this is, in words; empty if it is the whole."""
         cut, whole = self.cut, self._whole
-        if cut is None or (whole is not None and cut.length == whole.shape[cut.dim]):
+        if whole is not None and cut.length == whole.shape[cut.dim]:
             return ""
         return f"{cut.start} to {cut.start + cut.length} of dimension {cut.dim}"
-
-    @classmethod
-    def _of_slice(cls, whole: Layer, shard: Shard, comm: Comm | None, key: str | None, **kwargs: Any) -> Self:
-        cut = _shard_of(shard, key).slice_of(whole.weight, layer=key)
-        part = whole.narrow(*cut)
-        return cls(part.weight, part.bias, comm, key=key, whole=whole.weight.meta(), cut=cut, **kwargs)
-
-    @classmethod
-    def _of_plain(cls, whole: torch.Tensor, shard: Shard, comm: Comm | None, key: str | None) -> Self:
-        """A slice of plain numbers that may be a view with any strides: nothing but the slice is read."""
-        cut = _shard_of(shard, key).slice_of(whole, layer=key)
-        outline_ = Unquant.of(torch.empty(whole.shape, dtype=whole.dtype, device="meta"))
-        return cls(whole.narrow(*cut), None, comm, key=key, whole=outline_, cut=cut)
 
     @classmethod
     def _shard(cls, comm: Comm) -> Shard:
         return Shard.whole()
 
     @classmethod
-    def from_layer(
-        cls,
-        layer: Weight,
-        comm: Comm | None = None,
-        *,
-        shard: Shard | None = None,
-        device: torch.device | str | None = None,
-        key: str | None = None,
-        version: tuple[int, int, int] = LATEST,
-    ) -> Self:
-        """The slice of a whole layer that this rank holds, of a file of either generation.
+    def from_layer(cls, layer: Weight, comm: Comm | None = None, **placement: Unpack[Placement]) -> Self:
+        """The slice of a whole layer, with its bias: the constructor, for what comes in one piece.
 
         Args:
-            layer: the whole, or a weight without bias; only the bytes of the slice are read.
+            layer: the whole.
             comm: the ranks; a world of one if None.
-            shard: the slice, if it is not the rank's equal part.
-            device: where the slice goes; it stays a view of the file if None.
-            key: of the layer, for errors.
-            version: that blobs are written with.
-
-        Raises:
-            ShardError: the slice cannot be cut.
-            UnsupportedError: this is no layer.
+            placement: the other arguments of the constructor.
         """
-        comm = Comm.of(comm)
-        made = cls._of_slice(layer_of(layer, layer=key), shard or cls._shard(comm), comm, key, version=version)
-        return made if device is None else made.to(device)
+        return cls(layer, None, comm, **placement)
 
     @classmethod
-    def deserialize(
+    def from_file(
         cls,
-        blob: Any,
+        file: UqffFile,
+        key: str | int,
         comm: Comm | None = None,
         *,
         shard: Shard | None = None,
         device: torch.device | str | None = None,
-        key: str | None = None,
     ) -> Self:
-        """The slice of a pre-1.0 blob that this rank holds; the byte at offset 4 tells its family.
+        """The slice of a layer of an open file, of either generation: nothing else is read of it.
 
-        See :meth:`from_layer` for the arguments.
+        Args:
+            file: of :func:`uqff.open`.
+            key: of the layer, or its index.
+            comm: the ranks; a world of one if None.
+            shard: as for the constructor.
+            device: likewise.
+
+        Raises:
+            KeyError: no such layer.
+            UqffError: the layer is not valid, or the slice cannot be cut; the file is named.
+        """
+        layer = file[key]
+        version = _version_of(file.blob(key)) if file.generation == "0.x" else LATEST
+        with located(file=file.place(key).path):
+            return cls(layer, None, comm, shard=shard, device=device, key=file.key(key), version=version)
+
+    @classmethod
+    def deserialize(cls, blob: Any, comm: Comm | None = None, **placement: Unpack[Placement]) -> Self:
+        """The slice of a pre-1.0 blob; the byte at offset 4 tells its family.
+
+        Args:
+            blob: bytes, or what has a buffer of them.
+            comm: the ranks; a world of one if None.
+            placement: the other arguments of the constructor.
 
         Raises:
             UqffError: the blob is not valid, or the slice cannot be cut.
         """
-        try:
+        with located(layer=placement.get("key")):
             layer = blobs.deserialize(blob)
-        except UqffError as error:
-            raise error.within(layer=key) from None
-        version = HEADER.read(blob, exact=False)["version"]
-        return cls.from_layer(layer, comm, shard=shard, device=device, key=key, version=version)
+        placement.setdefault("version", _version_of(blob))
+        return cls(layer, None, comm, **placement)
 
     @property
     def weight(self) -> QuantizedTensor:
@@ -256,7 +291,7 @@ class QuantizedLayer(torch.nn.Module):
             ShapeError: the delta fits neither.
         """
         weight, delta = self.weight, plain_of("delta", delta, layer=self.key)
-        if self.cut is not None and self._whole is not None and tuple(delta.shape) == self._whole.shape:
+        if self._whole is not None and tuple(delta.shape) == self._whole.shape:
             delta = delta.narrow(*self.cut)
         changed = add_delta(weight, delta, engine=engine)
         return self._changed(changed, self.bias)
@@ -307,12 +342,10 @@ class QuantizedLayer(torch.nn.Module):
         whole = self._whole
         if whole is not None and weight.kind != self.stored_weight._meta.kind:
             whole = planned(weight.kind, whole.shape, weight.nominal_dtype)
-        if self.cut is not None and whole is not None and self.cut.length != whole.shape[self.cut.dim]:
+        if whole is not None and self.cut.length != whole.shape[self.cut.dim]:
             apart = not weight.SLICES_QUANTISE_ALIKE or not whole.can_narrow(*self.cut)
             whole = None if apart else whole
-        return type(self)(
-            weight, bias, self.comm, key=self.key, version=self.version, whole=whole, cut=self.cut or _all_of(weight)
-        )
+        return self._holding(Layer(weight, bias), whole, self.cut, self.comm, key=self.key, version=self.version)
 
     def serialize(self) -> bytes:
         """The pre-1.0 blob of what this rank holds, the bias in the bias extension."""
@@ -335,7 +368,7 @@ class QuantizedLayer(torch.nn.Module):
             ShardError: the slices do not make up a whole: ranks hold other parts, or quantised theirs by themselves.
             CommError: a rank did not take part.
         """
-        comm, cut = self.comm if comm is None else Comm.of(comm), self.cut or _all_of(self.weight)
+        comm, cut = self.comm if comm is None else Comm.of(comm), self.cut
         travelling = cut.start.to_bytes(START_BYTES, "little") + self.serialize()
         received = comm.all_gather_bytes(travelling, _exchange_device(comm, self.weight.device))
         if self._whole is None:
@@ -361,6 +394,27 @@ class QuantizedLinear(QuantizedLayer):
     """A layer that is a matrix: the product with it, and what goes into that."""
 
     _stats: InputStats | None = None
+
+    @classmethod
+    def new(
+        cls,
+        weight: Weight | None,
+        bias: torch.Tensor | None = None,
+        comm: Comm | None = None,
+        **placement: Unpack[Placement],
+    ) -> Self | DummyLayer:
+        """The constructor; a :class:`DummyLayer` if there is no weight."""
+        return DummyLayer(placement.get("key")) if weight is None else cls(weight, bias, comm, **placement)
+
+    @classmethod
+    def _new_of_first(
+        cls, dim: int, size: int, weight: Weight | None, bias: torch.Tensor | None, comm: Comm | None, key: str | None
+    ) -> Self | DummyLayer:
+        """A rank's slice of the first elements of a dimension of a larger weight."""
+        if weight is None:
+            return DummyLayer(key)
+        first = Shard.offset(dim, 0, size).apply_to(layer_of(weight, bias, layer=key), layer=key)
+        return cls(first, None, comm, key=key)
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _plain_weight(self, dtype: torch.dtype) -> torch.Tensor:
@@ -428,8 +482,9 @@ class QuantizedLinear(QuantizedLayer):
         return stats.imatrix()
 
 
-def _all_of(weight: QuantizedTensor) -> Slice:
-    return Slice(0, 0, weight.shape[0])
+def _version_of(blob: Any) -> tuple[int, int, int]:
+    version: tuple[int, int, int] = HEADER.read(blob, exact=False)["version"]
+    return version
 
 
 def _exchange_device(comm: Comm, device: torch.device) -> torch.device:

@@ -20,10 +20,11 @@ from operator import index
 
 import torch
 
-from uqff.errors import FormatError, ShapeError, ShardError, UnsupportedError
+from uqff.errors import ShapeError, ShardError, UnsupportedError
 from uqff.families import QuantizedTensor
 from uqff.parallel.accept import Weight, layer_of, parts_of, record_of
 from uqff.parallel.comm import Comm
+from uqff.parallel.dummy import DummyLayer
 from uqff.parallel.layer import DistributedKind, QuantizedLinear
 from uqff.parallel.shard import Shard
 
@@ -32,19 +33,6 @@ __all__ = ["ColumnParallelLayer", "DistributedKind", "DummyLayer", "ReplicatedLa
 
 class ReplicatedLayer(QuantizedLinear):
     """A layer that every rank holds whole."""
-
-    @classmethod
-    def new(
-        cls,
-        weight: Weight | None,
-        bias: torch.Tensor | None = None,
-        *,
-        key: str | None = None,
-    ) -> ReplicatedLayer | DummyLayer:
-        """All of a weight and bias; a :class:`DummyLayer` if there is no weight."""
-        if weight is None:
-            return DummyLayer(key)
-        return cls(weight, bias, key=key)
 
     @classmethod
     def from_linear(cls, linear: torch.nn.Linear) -> ReplicatedLayer:
@@ -128,19 +116,6 @@ class ColumnParallelLayer(QuantizedLinear):
         return Shard.simple(0, comm.rank, comm.world_size)
 
     @classmethod
-    def new(
-        cls,
-        weight: Weight | None,
-        bias: torch.Tensor | None = None,
-        comm: Comm | None = None,
-        *,
-        key: str | None = None,
-    ) -> ColumnParallelLayer | DummyLayer:
-        """The equal part of a whole weight and bias of this rank; a :class:`DummyLayer` if there is no weight."""
-        comm = Comm.of(comm)
-        return cls.new_with_shard(weight, bias, comm, cls._shard(comm), key=key)
-
-    @classmethod
     def new_with_shard(
         cls,
         weight: Weight | None,
@@ -150,10 +125,8 @@ class ColumnParallelLayer(QuantizedLinear):
         *,
         key: str | None = None,
     ) -> ColumnParallelLayer | DummyLayer:
-        """A slice of a whole weight and bias, like that of :func:`~uqff.parallel.heads.compute_kv_shard`."""
-        if weight is None:
-            return DummyLayer(key)
-        return cls._of_slice(layer_of(weight, bias, layer=key), shard, comm, key)
+        """:meth:`new` with a shard, like that of :func:`~uqff.parallel.heads.compute_kv_shard`."""
+        return cls.new(weight, bias, comm, shard=shard, key=key)
 
     @classmethod
     def new_merged(
@@ -199,11 +172,7 @@ class ColumnParallelLayer(QuantizedLinear):
         key: str | None = None,
     ) -> ColumnParallelLayer | DummyLayer:
         """The first ``out_dim`` outputs of a larger weight, then this rank's equal part of those."""
-        if weight is None:
-            return DummyLayer(key)
-        return cls.new(
-            Shard.offset(0, 0, out_dim).apply_to(layer_of(weight, bias, layer=key), layer=key), None, comm, key=key
-        )
+        return cls._new_of_first(0, out_dim, weight, bias, comm, key)
 
 
 class RowParallelLayer(QuantizedLinear):
@@ -220,22 +189,6 @@ class RowParallelLayer(QuantizedLinear):
         return Shard.simple(1, comm.rank, comm.world_size)
 
     @classmethod
-    def new(
-        cls,
-        weight: Weight | None,
-        bias: torch.Tensor | None = None,
-        comm: Comm | None = None,
-        *,
-        shard: Shard | None = None,
-        key: str | None = None,
-    ) -> RowParallelLayer | DummyLayer:
-        """A slice of the inputs, the rank's equal part if no shard is given; a :class:`DummyLayer` without a weight."""
-        if weight is None:
-            return DummyLayer(key)
-        comm = Comm.of(comm)
-        return cls._of_slice(layer_of(weight, bias, layer=key), shard or cls._shard(comm), comm, key)
-
-    @classmethod
     def new_matformer(
         cls,
         weight: Weight | None,
@@ -246,11 +199,7 @@ class RowParallelLayer(QuantizedLinear):
         key: str | None = None,
     ) -> RowParallelLayer | DummyLayer:
         """The first ``in_dim`` inputs of a larger weight, then this rank's equal part of those."""
-        if weight is None:
-            return DummyLayer(key)
-        return cls.new(
-            Shard.offset(1, 0, in_dim).apply_to(layer_of(weight, bias, layer=key), layer=key), None, comm, key=key
-        )
+        return cls._new_of_first(1, in_dim, weight, bias, comm, key)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """The product of all inputs with the weight, plus the bias.
@@ -262,66 +211,3 @@ class RowParallelLayer(QuantizedLinear):
             ``[..., out]`` in the dtype of ``x``, the same on every rank.
         """
         return self._add_bias(self.comm.sum_all_reduce(self._product(x)))
-
-
-class DummyLayer(torch.nn.Module):
-    """Stands for a weight that is absent while a model is built; to be replaced before the first forward."""
-
-    name = "dummy"
-
-    def __init__(self, key: str | None = None) -> None:
-        super().__init__()
-        self.key = key
-
-    def _absent(self) -> FormatError:
-        return FormatError("layer has no weight: no file that was loaded had one", layer=self.key)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """An error, always.
-
-        Raises:
-            FormatError: naming the layer.
-        """
-        raise self._absent()
-
-    forward_autocast = forward
-
-    def dequantize_w(self) -> torch.Tensor:
-        """An error, always."""
-        raise self._absent()
-
-    def add_delta_w(self, delta: torch.Tensor) -> DummyLayer:
-        """An error, always."""
-        raise self._absent()
-
-    def begin_track_stats(self) -> None:
-        """An error, always."""
-        raise self._absent()
-
-    def serialize(self) -> bytes:
-        """An error, always."""
-        raise self._absent()
-
-    def apply_isq(self, kind: str | int | None, device: torch.device | str | None = None) -> DummyLayer:
-        """Itself: there is nothing to quantise yet."""
-        return self
-
-    def unquant_weight_bias(self) -> None:
-        """None: there is no weight."""
-        return
-
-    def dtype_and_device(self) -> tuple[torch.dtype, torch.device]:
-        """float32 on the CPU, as the engine has it."""
-        return torch.float32, torch.device("cpu")
-
-    def quantized_act_type(self) -> None:
-        """None: any activations."""
-        return
-
-    def is_distributed(self) -> None:
-        """None: it is nowhere."""
-        return
-
-    def isq_serde_supported(self) -> bool:
-        """Whether it can be written: no."""
-        return False
