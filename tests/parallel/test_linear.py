@@ -18,9 +18,10 @@ from uqff.codec.entries import from_entries, to_entries
 from uqff.families import AFQ, GGUF
 from uqff.families.gguf.blocks import block_type_of_kind
 from uqff.parallel.comm import Comm
+from uqff.parallel.fallback import NarrowedLayer
 from uqff.parallel.layer import DistributedKind, QuantizedLinear
 from uqff.parallel.linear import ColumnParallelLayer, DummyLayer, ReplicatedLayer, RowParallelLayer
-from uqff.parallel.shard import Shard
+from uqff.parallel.shard import Shard, Slice
 
 exact = pytest.mark.usefixtures("exact_products")
 CLASSES: list[type[QuantizedLinear]] = [ReplicatedLayer, ColumnParallelLayer, RowParallelLayer]
@@ -393,3 +394,46 @@ def test_a_partial_product_has_no_bias(cls: type[QuantizedLinear]) -> None:
     layer = cls.deserialize(blob("q8_0", bias=True))
     x = activations(torch.float32)
     assert torch.equal(layer.forward_partial(x), torch.nn.functional.linear(x, layer.dequantize_w()))
+
+
+@pytest.mark.parametrize("version", [(0, 1, 3), (1, 2, 0)])
+def test_one_way_to_say_which_slice_of_which_weight(version: tuple[int, int, int], tmp_path: Path) -> None:
+    """Constructor, layer, file of either generation and blob: the same slice, by rank or by shard."""
+    whole = Layer(uqff.quantize(plain(8, 64), "q4_0"), torch.arange(8.0))
+    uqff.save({"0" if version[0] == 0 else "lm_head": whole}, tmp_path / "a-0.uqff", version=version)
+    comm = one_of(2, 1)
+    with uqff.open(tmp_path / "a-0.uqff") as file:
+        (key,) = file
+        for cls, shard in (
+            (ColumnParallelLayer, None),
+            (RowParallelLayer, None),
+            (ReplicatedLayer, None),
+            (RowParallelLayer, Shard.offset(1, 32, 32)),
+        ):
+            made: list[QuantizedLinear] = [
+                cls(whole.weight, whole.bias, comm, shard=shard),
+                cls.from_layer(whole, comm, shard=shard),
+                cls.from_file(file, key, comm, shard=shard),
+                cls.from_file(file, 0, comm, shard=shard, device="cpu"),
+                cls.deserialize(uqff.serialize(whole), comm, shard=shard),
+            ]
+            dim = 1 if cls is RowParallelLayer else 0
+            expected = whole if cls is ReplicatedLayer else whole.narrow(dim, [4, 32][dim], [4, 32][dim])
+            for layer in made:
+                assert Layer(layer.weight, layer.bias) == expected
+            assert [layer.key for layer in made] == [None, None, key, key, None]
+            assert made[2].serialize() == uqff.serialize(expected, version=made[2].version)
+        with pytest.raises(ShardError, match=rf"\(file .*a-0.uqff, layer {key}\)"):
+            RowParallelLayer.from_file(file, key, one_of(4, 0))
+        with pytest.raises(KeyError):
+            ColumnParallelLayer.from_file(file, "model.layers.7.mlp.up_proj", comm)
+
+
+def test_a_narrowed_layer_stays_one() -> None:
+    """A layer that holds all of a weight and gives a part of the outputs still does so in another type."""
+    whole = Layer(uqff.quantize(plain(8, 64), "f8q8"))
+    layer = NarrowedLayer.of(whole, Slice(0, 4, 4), one_of(2, 1), "k")
+    x = activations(torch.float32, 64)
+    for changed in (layer.apply_isq("q8_0"), layer.add_delta_w(torch.zeros(8, 64))):
+        assert changed(x).shape == (1, 3, 4)
+        assert torch.equal(changed(x), ReplicatedLayer(changed.weight)(x)[..., 4:])
