@@ -33,7 +33,7 @@ from uqff.inspection.checksum import digest_layer, digest_model
 from uqff.inspection.compare import compare
 from uqff.inspection.verify import verify
 from uqff.migration import migrate
-from uqff.models.layouts import KEYS, QK_ROPE_LAYOUT, Layout, adjacent_order, half_split_order
+from uqff.models.layouts import KEYS, QK_ROPE_LAYOUT, WeightLayout, adjacent_order, half_split_order
 from uqff.quantization.run import quantize_model
 
 EXACT = [kind for kind in KINDS if kind != "hqq8"]
@@ -375,7 +375,7 @@ def test_other_keys_are_refused_by_name(golden: Path, tmp_path: Path, key: str) 
 def test_harmless_values_change_nothing(golden: Path, tmp_path: Path, key: str, value: object) -> None:
     """As without the key."""
     restate(golden, **{QK_ROPE_LAYOUT: None} | {key: value})
-    layout = Layout.of(config_of(golden))
+    layout = WeightLayout.of(config_of(golden))
     assert not layout.foreign
     assert not layout.heads
     assert not layout.notes
@@ -385,19 +385,19 @@ def test_harmless_values_change_nothing(golden: Path, tmp_path: Path, key: str, 
 def test_where_keys_stand(golden: Path, tmp_path: Path) -> None:
     """Inside of `text_config` too; but the engine looks for the order of Q and K at the top only."""
     config = {"text_config": {"_mistralrs_gdn_v_head_layout": "tiled", QK_ROPE_LAYOUT: "adjacent"}}
-    assert Layout.of(config).foreign == (
+    assert WeightLayout.of(config).foreign == (
         "text_config._mistralrs_gdn_v_head_layout",
         f"text_config.{QK_ROPE_LAYOUT}",
     )
     with pytest.raises(UnsupportedError, match=r"weights do not lie as in a checkpoint: order of the value heads"):
-        Layout.of(config).check()
+        WeightLayout.of(config).check()
 
 
 @pytest.mark.parametrize("architecture", ["Qwen3ForCausalLM", "Phi3ForCausalLM", "Glm4ForCausalLM"])
 def test_adjacent_rows_of_other_architectures_are_refused(golden: Path, tmp_path: Path, architecture: str) -> None:
     """Norms of Q and K would have to move, Q and K be cut apart; of the unknown nothing is known."""
     restate(golden, architectures=[architecture])
-    assert Layout.of(config_of(golden)).foreign == (QK_ROPE_LAYOUT,)
+    assert WeightLayout.of(config_of(golden)).foreign == (QK_ROPE_LAYOUT,)
     with pytest.raises(UnsupportedError, match="order of the rows of Q and K"):
         dequantize_model(golden, tmp_path / "x")
 

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 
 from uqff.checkpoints import Checkpoint, open_checkpoint
 from uqff.codes import DType, Version
-from uqff.quantization.plan import Source, load_dtype, plan_layer, plan_model, residual_names
+from uqff.quantization.plan import WeightSource, load_dtype, plan_layer, plan_model, residual_names
 
 JOINED = torch.arange(2 * 6 * 4, dtype=torch.float32).reshape(2, 6, 4)
 
@@ -25,7 +25,7 @@ def checkpoint(tmp_path: Path) -> Iterator[Checkpoint]:
         yield opened
 
 
-def values(source: Source, checkpoint: Checkpoint) -> npt.NDArray[np.float32]:
+def values(source: WeightSource, checkpoint: Checkpoint) -> npt.NDArray[np.float32]:
     """What a source gives, which is float32 here."""
     floats = source.take(checkpoint)
     assert floats.dtype is DType.F32
@@ -37,17 +37,17 @@ def values(source: Source, checkpoint: Checkpoint) -> npt.NDArray[np.float32]:
 def test_an_expert_of_a_joined_tensor(checkpoint: Checkpoint, expert: int, rows: tuple[int, int] | None) -> None:
     """Shape, values, and the bytes where they lie: its own rows, or the expert's all if they are columns there."""
     weight = JOINED[expert][slice(*rows) if rows else slice(None)]
-    for source in (Source("joined", expert, rows), Source("turned", expert, rows, transposed=True)):
+    for source in (WeightSource("joined", expert, rows), WeightSource("turned", expert, rows, transposed=True)):
         assert source.shape(checkpoint) == tuple(weight.shape)
         assert values(source, checkpoint).tolist() == weight.tolist()
-    start, stop = Source("joined", expert, rows).span(checkpoint)
+    start, stop = WeightSource("joined", expert, rows).span(checkpoint)
     assert JOINED.numpy().tobytes()[start:stop] == weight.numpy().tobytes()
-    start, stop = Source("turned", expert, rows, transposed=True).span(checkpoint)
+    start, stop = WeightSource("turned", expert, rows, transposed=True).span(checkpoint)
     assert (start, stop) == (expert * 6 * 4 * 4, (expert + 1) * 6 * 4 * 4)
 
 
 def test_a_whole_tensor(checkpoint: Checkpoint) -> None:
-    source = Source("joined")
+    source = WeightSource("joined")
     assert source.shape(checkpoint) == (2, 6, 4)
     assert values(source, checkpoint).tolist() == JOINED.tolist()
     assert source.span(checkpoint) == (0, JOINED.nbytes)
@@ -69,7 +69,7 @@ def test_a_tied_head_in_each_generation(tmp_path: Path) -> None:
             (Version(1, 2, 0), "model.embed_tokens", {norm}, "q6k"),
         ]:
             goals = plan_model(opened, version, None, promote=True)
-            (goal,) = (goal for goal in goals if goal.sources == (Source(dense),))
+            (goal,) = (goal for goal in goals if goal.sources == (WeightSource(dense),))
             assert (goal.key, goal.index) == (key, 0 if version < (1, 0, 0) else None)
             assert set(residual_names(opened, goals)) == residual
             dtype = load_dtype(opened, goals, "auto")

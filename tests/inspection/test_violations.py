@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from tiny_files import GOLDEN, HEADER_BYTES, ROOT, q8_0, unquant, write_file
 
-from uqff.inspection.verify import Violation, verify
+from uqff.inspection.verify import RuleViolation, verify
 from uqff.progress import Step
 
 VECTORS = ROOT / "spec" / "vectors"
@@ -21,7 +21,7 @@ NAN, INF = float("nan"), float("inf")
 SOUND = unquant([1.0, 2.0])
 
 
-def violations(path: Path, deep: bool = False) -> list[Violation]:
+def violations(path: Path, deep: bool = False) -> list[RuleViolation]:
     return list(verify(path, deep=deep))
 
 
@@ -60,11 +60,11 @@ def test_the_check_goes_on_after_a_broken_layer(tmp_path: Path) -> None:
     path = write_file(tmp_path / "m.uqff", {"0": broken, "1": SOUND, "2": broken, "3": unquant([NAN, 2.0, INF])})
     size = len(SOUND)
     assert violations(path) == [
-        Violation("value out of range", str(path), "0", "bias_flag", HEADER_BYTES + 5, expected="0 or 1", got="2"),
-        Violation(
+        RuleViolation("value out of range", str(path), "0", "bias_flag", HEADER_BYTES + 5, expected="0 or 1", got="2"),
+        RuleViolation(
             "value out of range", str(path), "2", "bias_flag", HEADER_BYTES + 2 * size + 5, expected="0 or 1", got="2"
         ),
-        Violation(
+        RuleViolation(
             "2 elements break a rule",
             str(path),
             "3",
@@ -99,10 +99,10 @@ def test_indices_have_no_gap(tmp_path: Path) -> None:
     """Layers 0, 2 and 5: two gaps, each told at the layer behind it."""
     path = write_file(tmp_path / "m.uqff", {"0": SOUND, "2": SOUND, "5": SOUND})
     assert violations(path) == [
-        Violation(
+        RuleViolation(
             "gap in the layer indices", str(path), "2", None, HEADER_BYTES + 34, expected="layer 1", got="layer 2"
         ),
-        Violation(
+        RuleViolation(
             "gap in the layer indices", str(path), "5", None, HEADER_BYTES + 68, expected="layer 3", got="layer 5"
         ),
     ]
@@ -113,7 +113,7 @@ def test_layers_are_of_one_version(tmp_path: Path) -> None:
     write_file(tmp_path / "m-0.uqff", {"0": SOUND})
     other = write_file(tmp_path / "m-1.uqff", {"1": unquant([1.0], version=b"\3\1\0\0")})
     assert violations(tmp_path) == [
-        Violation(
+        RuleViolation(
             "layers of several versions",
             str(other),
             "1",
@@ -163,8 +163,8 @@ def test_progress_counts_layers_and_bytes(tmp_path: Path) -> None:
 
 def test_a_violation_as_text() -> None:
     """Everything that is known, on one line, with nothing a terminal acts on."""
-    violation = Violation("a\nproblem", "dir/\x1b[31m.uqff", "3", "scales.data", 7, "finite", "\x07nan")
+    violation = RuleViolation("a\nproblem", "dir/\x1b[31m.uqff", "3", "scales.data", 7, "finite", "\x07nan")
     assert str(violation) == (
         r"dir/\x1b[31m.uqff: layer 3, field scales.data, offset 7: a\nproblem: expected finite, got \x07nan"
     )
-    assert str(Violation("problem", "f.uqff", offset=0)) == "f.uqff: offset 0: problem"
+    assert str(RuleViolation("problem", "f.uqff", offset=0)) == "f.uqff: offset 0: problem"

@@ -12,7 +12,7 @@ from uqff.cli.options import isq_option, selected
 from uqff.errors import printable
 
 if TYPE_CHECKING:
-    from uqff.inspection.verify import Violation
+    from uqff.inspection.verify import RuleViolation
 
 __all__ = ["verify"]
 
@@ -45,7 +45,7 @@ def verify(ctx: click.Context, path: str, deep: bool, strict: bool, isq: str | N
     path = selected(path, isq, "PATH")
     with shown_progress() as display:
 
-        def tell(violation: Violation) -> None:
+        def tell(violation: RuleViolation) -> None:
             if display is not None:
                 display.hide()
             if not as_json:

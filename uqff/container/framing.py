@@ -25,7 +25,7 @@ from uqff.container.foreign import identify
 from uqff.errors import FormatError, UnsupportedError
 from uqff.limits import MAX_HEADER_BYTES, MAX_RANK
 
-__all__ = ["DTYPE_BITS", "Entry", "Header", "build_header", "parse_header"]
+__all__ = ["DTYPE_BITS", "Header", "TensorEntry", "build_header", "parse_header"]
 
 LENGTH_BYTES = 8
 METADATA_KEY = "__metadata__"
@@ -56,7 +56,7 @@ DTYPE_BITS = {
 """Bits per element of every safetensors dtype, in the order in which writers sort tensors (ascending alignment)."""
 
 
-class Entry(NamedTuple):
+class TensorEntry(NamedTuple):
     """One tensor of a file; ``begin`` and ``end`` are byte offsets from the start of the file."""
 
     name: str
@@ -69,7 +69,7 @@ class Entry(NamedTuple):
 class Header(NamedTuple):
     """A parsed header: entries in the order of their bytes, metadata, and where the data begins."""
 
-    entries: dict[str, Entry]
+    entries: dict[str, TensorEntry]
     metadata: dict[str, str]
     data_begin: int
 
@@ -182,7 +182,7 @@ def _short(value: Any) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-def _parse_entry(name: str, fields: Any, data_begin: int) -> Entry:
+def _parse_entry(name: str, fields: Any, data_begin: int) -> TensorEntry:
     where = f"header.{name}"
     if not isinstance(fields, dict) or set(fields) != _ENTRY_KEYS:
         got = sorted(fields) if isinstance(fields, dict) else _short(fields)
@@ -211,10 +211,10 @@ def _parse_entry(name: str, fields: Any, data_begin: int) -> Entry:
             expected=f"{-(-bits // 8)} bytes",
             got=end - begin,
         )
-    return Entry(name, dtype, shape, data_begin + begin, data_begin + end)
+    return TensorEntry(name, dtype, shape, data_begin + begin, data_begin + end)
 
 
-def _check_tiling(entries: list[Entry], data_begin: int, file_end: int) -> None:
+def _check_tiling(entries: list[TensorEntry], data_begin: int, file_end: int) -> None:
     at = data_begin
     for entry in entries:
         if entry.begin != at:

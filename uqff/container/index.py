@@ -8,7 +8,7 @@ from typing import ClassVar, NamedTuple, NoReturn
 
 from uqff.codec.layer import Layer
 from uqff.codes import Version
-from uqff.container.framing import Entry
+from uqff.container.framing import TensorEntry
 from uqff.container.mapped import MappedFile
 from uqff.errors import UnsupportedError
 from uqff.families.base import QuantizedTensor
@@ -30,7 +30,7 @@ class HeldEntry(NamedTuple):
     """An entry and the mapped file that holds it."""
 
     file: MappedFile
-    entry: Entry
+    entry: TensorEntry
 
     @property
     def view(self) -> memoryview:

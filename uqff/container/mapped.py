@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from uqff.container.framing import Entry, Header, parse_header
+from uqff.container.framing import Header, TensorEntry, parse_header
 from uqff.errors import FormatError, UnsupportedError, UqffError, located
 from uqff.schema.buffers import flat_bytes
 
@@ -102,7 +102,7 @@ class MappedFile(MappedBytes):
             self.close()
             raise
 
-    def slice(self, entry: Entry) -> memoryview:
+    def slice(self, entry: TensorEntry) -> memoryview:
         """The bytes of an entry.
 
         Raises:
@@ -122,7 +122,7 @@ class TensorMap(Mapping[str, "torch.Tensor"]):
     """Plain tensors of mapped files by name; each is made, as a view, when it is asked for."""
 
     def __init__(self, files: list[MappedFile]) -> None:
-        self._places: dict[str, tuple[MappedFile, Entry]] = {}
+        self._places: dict[str, tuple[MappedFile, TensorEntry]] = {}
         for file in files:
             for name, entry in file.header.entries.items():
                 if name in self._places:
@@ -133,7 +133,7 @@ class TensorMap(Mapping[str, "torch.Tensor"]):
                 self._places[name] = (file, entry)
 
     @classmethod
-    def of(cls, places: Mapping[str, tuple[MappedFile, Entry]]) -> TensorMap:
+    def of(cls, places: Mapping[str, tuple[MappedFile, TensorEntry]]) -> TensorMap:
         """A map of chosen entries."""
         chosen = cls([])
         chosen._places = dict(places)
@@ -169,7 +169,7 @@ class TensorMap(Mapping[str, "torch.Tensor"]):
     def __len__(self) -> int:
         return len(self._places)
 
-    def entry(self, name: str) -> Entry:
+    def entry(self, name: str) -> TensorEntry:
         """Dtype, shape and place of a tensor, without making it."""
         return self._places[name][1]
 

@@ -137,7 +137,7 @@ def read_report(path: PathLike) -> Report | None:
                 "report is too long", expected=f"at most {MAX_REPORT_BYTES} bytes", got=path.stat().st_size
             )
         check_values(raw)
-        return _report(_Node(_load(raw)))
+        return _report(_Value(_load(raw)))
 
 
 def _load(raw: bytes) -> Any:
@@ -163,7 +163,7 @@ def _load(raw: bytes) -> Any:
 
 
 @dataclass(frozen=True)
-class _Node:
+class _Value:
     """A JSON value and its path."""
 
     value: Any
@@ -172,10 +172,10 @@ class _Node:
     def fail(self, expected: str) -> FormatError:
         return FormatError("not a report", field=self.path or "report", expected=expected, got=_short(self.value))
 
-    def __getitem__(self, name: str) -> _Node:
+    def __getitem__(self, name: str) -> _Value:
         if not isinstance(self.value, dict):
             raise self.fail("an object")
-        return _Node(self.value.get(name), f"{self.path}.{name}".lstrip("."))
+        return _Value(self.value.get(name), f"{self.path}.{name}".lstrip("."))
 
     def text(self) -> str:
         if not isinstance(self.value, str):
@@ -190,14 +190,14 @@ class _Node:
             raise self.fail(f"a number from 0 to {U32_MAX}")
         return self.value
 
-    def items(self, *, optional: bool = False) -> list[_Node]:
+    def items(self, *, optional: bool = False) -> list[_Value]:
         if optional and self.value is None:
             return []
         if not isinstance(self.value, list):
             raise self.fail("a list")
-        return [_Node(value, f"{self.path}[{at}]") for at, value in enumerate(self.value)]
+        return [_Value(value, f"{self.path}[{at}]") for at, value in enumerate(self.value)]
 
-    def table(self) -> dict[str, _Node]:
+    def table(self) -> dict[str, _Value]:
         if not isinstance(self.value, dict):
             raise self.fail("an object")
         return {name: self[name] for name in self.value}
@@ -214,7 +214,7 @@ def _short(value: Any) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-def _report(node: _Node) -> Report:
+def _report(node: _Value) -> Report:
     schema = node["schema"].count()
     if schema != SCHEMA:
         raise UnsupportedError("unknown schema", field="schema", expected=SCHEMA, got=schema)
@@ -228,7 +228,7 @@ def _report(node: _Node) -> Report:
     )
 
 
-def _output(node: _Node) -> ReportedOutput:
+def _output(node: _Value) -> ReportedOutput:
     return ReportedOutput(
         node["quant"].text(),
         tuple(shard.text() for shard in node["shards"].items()),

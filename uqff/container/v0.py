@@ -13,7 +13,7 @@ from functools import cached_property
 from uqff.codec.blob import deserialize, read_fields
 from uqff.codec.layer import Layer
 from uqff.codes import Version
-from uqff.container.framing import LENGTH_BYTES, Entry
+from uqff.container.framing import LENGTH_BYTES, TensorEntry
 from uqff.container.index import HeldEntry, LayerIndex, Place
 from uqff.container.mapped import MappedFile
 from uqff.container.shards import shard_name
@@ -125,7 +125,7 @@ def _check_kind(file: MappedFile) -> None:
         )
 
 
-def _check_entry(file: MappedFile, key: str, entry: Entry) -> None:
+def _check_entry(file: MappedFile, key: str, entry: TensorEntry) -> None:
     if not INDEX.fullmatch(key):
         raise FormatError(
             "key is not a layer index",

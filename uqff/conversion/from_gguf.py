@@ -58,7 +58,7 @@ from uqff.models.architectures import LayerName, architecture_of, embedding_name
 from uqff.models.assets import CONFIG_NAME, copy_companions
 from uqff.models.config import config_to_write, read_config
 from uqff.models.engine import limits_of, refuse_limits
-from uqff.models.layouts import Layout, without_rope_layout
+from uqff.models.layouts import WeightLayout, without_rope_layout
 from uqff.progress import Progress, Steps
 from uqff.quantization.types import outline
 from uqff.schema.buffers import bytes_of
@@ -154,7 +154,7 @@ class FromGgufJob(Job[Conversion]):
                     expected=" or ".join(self.architecture.classes),
                     got=architecture_of(config).classes[0],
                 )
-            Layout.of(config).check()
+            WeightLayout.of(config).check()
             self.notes += check_config(config, self.file, self.architecture, str(path))
         return {"num_key_value_heads": config["num_attention_heads"], **config}
 

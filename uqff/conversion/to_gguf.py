@@ -43,7 +43,7 @@ from uqff.gguf.writer import PlannedTensor, write_gguf
 from uqff.models.architectures import LayerName, embedding_name, entry_names, layer_names
 from uqff.models.assets import CONFIG_NAME
 from uqff.models.config import read_config
-from uqff.models.layouts import Layout
+from uqff.models.layouts import WeightLayout
 from uqff.progress import Progress
 from uqff.quantization.plan import UNUSED
 from uqff.schema.buffers import bytes_of
@@ -104,7 +104,7 @@ class ToGgufJob:
     def __init__(self, file: UqffFile, config: dict[str, Any], directory: Path) -> None:
         self.file = file
         self.config = {"num_key_value_heads": config.get("num_attention_heads"), **config}
-        self.layout = Layout.of(config).check(str(directory / CONFIG_NAME))
+        self.layout = WeightLayout.of(config).check(str(directory / CONFIG_NAME))
         self.architecture = architecture_of_config(config)
         self.notes: list[str] = []
         metadata_of(self.config, self.architecture, str(directory / CONFIG_NAME))  # refused before a layer is read

@@ -33,7 +33,7 @@ from uqff.errors import FormatError, UqffError
 from uqff.families.rows import can_reorder, reordered, reordered_bias
 from uqff.limits import MAX_SUMS_BYTES
 from uqff.models.architectures import LayerName
-from uqff.models.layouts import Layout, half_split_order, layout_beside
+from uqff.models.layouts import WeightLayout, half_split_order, layout_beside
 from uqff.models.modules import Module, config_beside, modules_of
 from uqff.models.names import read_names
 from uqff.progress import Progress, Steps
@@ -229,7 +229,7 @@ def digest_model(
     except UqffError as error:
         unnamed = str(error)
         modules = modules_of(file, None)
-    layout = Layout() if unnamed is not None else layout_beside(file)
+    layout = WeightLayout() if unnamed is not None else layout_beside(file)
     sizes = [sum(place.nbytes for key in module.keys for place in file.places(key).values()) for module in modules]
     steps = Steps(progress, "checksum", len(modules), sum(sizes), "bytes")
     digests = []
@@ -246,7 +246,7 @@ def digest_model(
     return ModelDigest(tuple(sorted(digests, key=lambda each: encoded(each.path))), unnamed)
 
 
-def _digest_module(file: UqffFile, module: Module, layout: Layout) -> LayerDigest:
+def _digest_module(file: UqffFile, module: Module, layout: WeightLayout) -> LayerDigest:
     kinds: dict[str, None] = {}
     digests: list[bytes] = []
     experts: list[bytes] = []

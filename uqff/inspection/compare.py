@@ -20,7 +20,7 @@ from uqff.errors import ShapeError, ShardError, UnsupportedError, UqffError, loc
 from uqff.families.loaded import Loaded
 from uqff.families.part import Part
 from uqff.models.architectures import EMBEDDING_SINCE, LayerName, embedding_name
-from uqff.models.layouts import Layout, layout_beside
+from uqff.models.layouts import WeightLayout, layout_beside
 from uqff.models.matching import pairs_of
 from uqff.models.names import read_names
 from uqff.models.patterns import Pattern
@@ -212,7 +212,7 @@ def _compare_with_source(
                 checkpoint.release(each.tensor, *each.span(checkpoint))
 
 
-def _layouts(file: UqffFile, checkpoint: Checkpoint) -> tuple[Layout, Layout]:
+def _layouts(file: UqffFile, checkpoint: Checkpoint) -> tuple[WeightLayout, WeightLayout]:
     """How the rows of either lie; whatever else is said of the weights must be said of both.
 
     Raises:
@@ -220,7 +220,7 @@ def _layouts(file: UqffFile, checkpoint: Checkpoint) -> tuple[Layout, Layout]:
     """
     path = str(checkpoint.path / CONFIG_NAME)
     with located(file=path):
-        stored, own = layout_beside(file), Layout.of(checkpoint.config)
+        stored, own = layout_beside(file), WeightLayout.of(checkpoint.config)
     if stored.foreign_values != own.foreign_values:
         stored.check(str(file.paths[0].parent / CONFIG_NAME))
         own.check(path)

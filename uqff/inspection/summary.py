@@ -9,7 +9,7 @@ from uqff.container import UqffFile
 from uqff.container.file import RESIDUAL_NAME
 from uqff.errors import UqffError
 from uqff.inspection.meta import Outline, read_outline
-from uqff.models.layouts import Layout, layout_beside
+from uqff.models.layouts import WeightLayout, layout_beside
 from uqff.models.modules import config_beside, modules_of
 from uqff.progress import Progress, Steps
 from uqff.schema.bricks import FieldTrace
@@ -111,7 +111,7 @@ class FileSummary:
     residual: ResidualRow | None
     generation: str
     extra: tuple[ExtraRow, ...] = ()
-    layout: Layout = field(default_factory=Layout)
+    layout: WeightLayout = field(default_factory=WeightLayout)
 
     @property
     def outlines(self) -> list[Outline]:
@@ -187,12 +187,12 @@ def summarize(file: UqffFile, *, progress: Progress | None = None) -> FileSummar
     return FileSummary(files, dict(file.metadata), layers, rest, file.generation, extra, _layout(file))
 
 
-def _layout(file: UqffFile) -> Layout:
+def _layout(file: UqffFile) -> WeightLayout:
     """What the configuration says; a broken one, which :func:`uqff.inspection.verify.verify` reports, says nothing."""
     try:
         return layout_beside(file)
     except (UqffError, OSError):
-        return Layout()
+        return WeightLayout()
 
 
 def module_names(file: UqffFile) -> dict[str, str]:

@@ -26,20 +26,20 @@ from uqff.inspection.meta import Outline, read_outline
 from uqff.models.assets import CONFIG_NAME
 from uqff.models.config import read_config
 from uqff.models.engine import limits_of
-from uqff.models.layouts import Layout, layout_beside
+from uqff.models.layouts import WeightLayout, layout_beside
 from uqff.models.modules import check_complete, config_beside, modules_of
 from uqff.progress import Progress, Step, Steps
 from uqff.schema.bricks import FieldTrace
 from uqff.schema.layout import offset_of_field
 
-__all__ = ["Note", "Verification", "Violation", "notes_of", "verify", "violations_of"]
+__all__ = ["Note", "RuleViolation", "Verification", "notes_of", "verify", "violations_of"]
 
 PRODUCER = "uqff.producer"
 """Key of the metadata, from 1.1 on."""
 
 
 @dataclass(frozen=True)
-class Violation:
+class RuleViolation:
     """A broken rule.
 
     Attributes:
@@ -61,7 +61,7 @@ class Violation:
     got: str | None = None
 
     @classmethod
-    def of(cls, error: UqffError) -> Violation:
+    def of(cls, error: UqffError) -> RuleViolation:
         """The same as an error says."""
         expected = None if error.expected is None else str(error.expected)
         got = None if error.got is None else str(error.got)
@@ -109,7 +109,7 @@ class Verification:
         nbytes: bytes of these.
     """
 
-    violations: tuple[Violation, ...]
+    violations: tuple[RuleViolation, ...]
     notes: tuple[Note, ...]
     layers: int
     nbytes: int
@@ -119,7 +119,7 @@ class Verification:
         """Whether no rule is broken."""
         return not self.violations
 
-    def __iter__(self) -> Iterator[Violation]:
+    def __iter__(self) -> Iterator[RuleViolation]:
         """The violations."""
         return iter(self.violations)
 
@@ -135,7 +135,7 @@ def verify(
     strict: bool = False,
     isq: str | None = None,
     progress: Progress | None = None,
-    on_violation: Callable[[Violation], None] | None = None,
+    on_violation: Callable[[RuleViolation], None] | None = None,
 ) -> Verification:
     """Check a model against every rule of the format; ``uqff verify`` shows what it finds.
 
@@ -158,7 +158,7 @@ def verify(
     >>> found.clean, found.layers
     (True, 29)
     """
-    violations: list[Violation] = []
+    violations: list[RuleViolation] = []
     notes: list[Note] = []
     layers = nbytes = 0
     last: Step | None = None
@@ -197,7 +197,8 @@ def _layout_notes(path: PathLike | Sequence[PathLike]) -> list[Note]:
     try:
         chosen = select(first)
         config = (chosen if chosen.is_dir() else chosen.parent) / CONFIG_NAME
-        return [Note("layout", text, ()) for text in Layout.of(read_config(config)).notes] if config.is_file() else []
+        layout = WeightLayout.of(read_config(config)) if config.is_file() else WeightLayout()
+        return [Note("layout", text, ()) for text in layout.notes]
     except (UqffError, FileNotFoundError):
         return []
 
@@ -208,12 +209,12 @@ def violations_of(
     deep: bool = False,
     strict: bool = False,
     progress: Progress | None = None,
-) -> Iterator[Violation]:
+) -> Iterator[RuleViolation]:
     """The violations of one model, each when it is found; arguments as for :func:`verify`."""
     try:
         file = open_uqff(path)
     except UqffError as error:
-        yield Violation.of(error)
+        yield RuleViolation.of(error)
         return
     with file:
         if file.generation == "0.x":
@@ -224,17 +225,17 @@ def violations_of(
         try:
             _ = file.residual
         except UqffError as error:
-            yield Violation.of(error)
+            yield RuleViolation.of(error)
         else:
             yield from _check_config(file)
 
 
-def _check_config(file: UqffFile) -> Iterator[Violation]:
+def _check_config(file: UqffFile) -> Iterator[RuleViolation]:
     """A loader counts layers by the configuration, looks for every weight of the model, and takes its order of rows."""
     try:
         config, layout = config_beside(file), layout_beside(file)
     except UqffError as error:
-        yield Violation.of(error)
+        yield RuleViolation.of(error)
         return
     for key in filter(layout.heads_of, file):
         shape: tuple[int, ...] | None = None
@@ -244,35 +245,39 @@ def _check_config(file: UqffFile) -> Iterator[Violation]:
         try:
             layout.order_of(key, 0 if shape is None else shape[0])
         except UqffError as error:
-            yield Violation.of(error.within(file=str(file.place(key).path)))
+            yield RuleViolation.of(error.within(file=str(file.place(key).path)))
     try:
         if config is not None:
             with contextlib.suppress(UnsupportedError):  # an architecture that is not known here
                 check_complete(file, config, modules_of(file, config))
     except UqffError as error:
-        yield Violation.of(error)
+        yield RuleViolation.of(error)
 
 
-def _check_report(file: UqffFile, strict: bool) -> Iterator[Violation]:
+def _check_report(file: UqffFile, strict: bool) -> Iterator[RuleViolation]:
     """What stands beside a 1.x file is enforced by the engine's loader."""
     directory = file.paths[0].parent
     if strict and PRODUCER not in file.metadata:
-        yield Violation("producer is not named", str(file.paths[0]), field=PRODUCER, expected="a text in the metadata")
+        yield RuleViolation(
+            "producer is not named", str(file.paths[0]), field=PRODUCER, expected="a text in the metadata"
+        )
     try:
         report = read_report(directory)
     except UqffError as error:
-        yield Violation.of(error)
+        yield RuleViolation.of(error)
         return
     if report is None:
         if strict:
-            yield Violation("report is missing", str(directory / REPORT_NAME), expected="a report", got="no such file")
+            yield RuleViolation(
+                "report is missing", str(directory / REPORT_NAME), expected="a report", got="no such file"
+            )
         return
-    yield from map(Violation.of, check_report(report, directory))
+    yield from map(RuleViolation.of, check_report(report, directory))
     names = {path.name for path in file.paths}
     # One output: a shard that several name is a violation already, and each comparison reads every layer.
     for output in [output for output in report.outputs if not names.isdisjoint(output.shards)][:1]:
         for fallback in output.fallbacks if strict else ():
-            yield Violation(
+            yield RuleViolation(
                 "layer is stored plain",
                 str(directory / REPORT_NAME),
                 layer=fallback.module,
@@ -281,7 +286,7 @@ def _check_report(file: UqffFile, strict: bool) -> Iterator[Violation]:
             )
         # A broken layer ends the comparison; it is reported as such.
         with contextlib.suppress(UqffError):
-            yield from map(Violation.of, check_output(output, file))
+            yield from map(RuleViolation.of, check_output(output, file))
 
 
 def notes_of(path: PathLike | Sequence[PathLike]) -> list[Note]:
@@ -336,14 +341,14 @@ def _rounded(layers: Mapping[str, Layer], load: DType | None) -> Iterator[Note]:
             yield Note("bias-rounded", text, tuple(keys))
 
 
-def _check_indices(file: UqffFile) -> Iterator[Violation]:
+def _check_indices(file: UqffFile) -> Iterator[RuleViolation]:
     """A loader numbers the layers of the model from 0 and finds each of them."""
     previous = -1
     for key in file:
         index = int(key)
         if index != previous + 1:
             place = file.place(key)
-            yield Violation(
+            yield RuleViolation(
                 "gap in the layer indices",
                 file=str(place.path),
                 layer=key,
@@ -354,7 +359,7 @@ def _check_indices(file: UqffFile) -> Iterator[Violation]:
         previous = index
 
 
-def _check_layers(file: UqffFile, deep: bool, progress: Progress | None) -> Iterator[Violation]:
+def _check_layers(file: UqffFile, deep: bool, progress: Progress | None) -> Iterator[RuleViolation]:
     sizes = {key: sum(place.nbytes for place in file.places(key).values()) for key in file}
     steps = Steps(progress, "verify", len(sizes), sum(sizes.values()), "bytes")
     first: Version | None = None
@@ -363,7 +368,7 @@ def _check_layers(file: UqffFile, deep: bool, progress: Progress | None) -> Iter
         try:
             outline = read_outline(file, key, trace=trace)
         except UqffError as error:
-            yield Violation.of(error)
+            yield RuleViolation.of(error)
         else:
             first = first or outline.version
             yield from _check_version(file, key, outline.version, first)
@@ -374,10 +379,10 @@ def _check_layers(file: UqffFile, deep: bool, progress: Progress | None) -> Iter
         steps.add(key, size)
 
 
-def _check_version(file: UqffFile, key: str, version: Version, first: Version) -> Iterator[Violation]:
+def _check_version(file: UqffFile, key: str, version: Version, first: Version) -> Iterator[RuleViolation]:
     if version != first:
         place = file.place(key)
-        yield Violation(
+        yield RuleViolation(
             "layers of several versions",
             file=str(place.path),
             layer=key,
@@ -388,7 +393,7 @@ def _check_version(file: UqffFile, key: str, version: Version, first: Version) -
         )
 
 
-def _check_payload(file: UqffFile, key: str, outline: Outline, trace: list[FieldTrace]) -> Iterator[Violation]:
+def _check_payload(file: UqffFile, key: str, outline: Outline, trace: list[FieldTrace]) -> Iterator[RuleViolation]:
     places = file.places(key)
     for problem in _payload_problems(outline):
         if "" in places:
@@ -396,7 +401,7 @@ def _check_payload(file: UqffFile, key: str, outline: Outline, trace: list[Field
         else:
             field, start = outline.record.ENTRIES.suffix_of(problem.field), 0
             place = places[field]
-        yield Violation(
+        yield RuleViolation(
             problem.problem,
             file=str(place.path),
             layer=key,
@@ -413,7 +418,7 @@ def _payload_problems(outline: Outline) -> Iterator[PayloadProblem]:
         yield from not_finite(outline.fields["bias"], "bias.data")
 
 
-def _check_weight(file: UqffFile, key: str) -> Iterator[Violation]:
+def _check_weight(file: UqffFile, key: str) -> Iterator[RuleViolation]:
     import numpy as np
 
     place = file.place(key)
@@ -431,10 +436,10 @@ def _check_weight(file: UqffFile, key: str) -> Iterator[Violation]:
                 first, value = expert * numbers.size + at, float(numbers[at])
             count += found
     except UqffError as error:
-        yield Violation.of(error)
+        yield RuleViolation.of(error)
         return
     if count:
-        yield Violation(
+        yield RuleViolation(
             "weight dequantises to numbers that are not finite",
             file=str(place.path),
             layer=key,

@@ -11,7 +11,7 @@ layer; ``origin``, what a model was before, noted and read again; ``embedding``,
 ``plan``, all of it before a byte moves; ``write``, the new directory.
 """
 
-from uqff.migration.plan import Plan, Planned, plan_migration
+from uqff.migration.plan import Plan, PlannedModel, plan_migration
 from uqff.migration.write import Migrated, MigrateJob, migrate
 from uqff.models.names import parse_names, read_names
 
@@ -19,7 +19,7 @@ __all__ = [
     "MigrateJob",
     "Migrated",
     "Plan",
-    "Planned",
+    "PlannedModel",
     "migrate",
     "parse_names",
     "plan_migration",

@@ -20,7 +20,7 @@ from typing import Any, Final
 
 from uqff.container.file import UqffFile
 from uqff.errors import UnsupportedError
-from uqff.migration.mapping import Move, Source
+from uqff.migration.mapping import LayerSource, Move
 from uqff.models.architectures import EMBEDDING_SINCE, LayerName, architecture_of, embedding_name, is_tied
 
 __all__ = ["EMBEDDING_SINCE", "embedding_of", "is_always_tied", "is_tied_head", "lowered", "raised", "untied"]
@@ -72,7 +72,7 @@ def untied(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def lowered(
     config: Mapping[str, Any], file: UqffFile, moves: Sequence[Move], key: str
-) -> tuple[list[Move], dict[str, Source]]:
+) -> tuple[list[Move], dict[str, LayerSource]]:
     """The moves within 1.x to a version whose embedding is no layer, and what is kept beside it.
 
     Args:
@@ -84,8 +84,8 @@ def lowered(
     others = [move for move in moves if move.targets != (key,)]
     head = f"{key.removesuffix(EMBEDDING)}{HEAD}"
     if head in file or not is_tied_head(config, head) or is_always_tied(config, head):
-        return others, {key: Source(file, key)}
-    return [*others, Move((Source(file, key),), (head,), (LayerName(0, head, f"{key}.weight", None),))], {}
+        return others, {key: LayerSource(file, key)}
+    return [*others, Move((LayerSource(file, key),), (head,), (LayerName(0, head, f"{key}.weight", None),))], {}
 
 
 def raised(
@@ -101,7 +101,7 @@ def raised(
     """
     made = list(moves)
     if kept is not None:
-        made += [Move((Source(kept, key),), (key,), (LayerName(0, key, f"{key}.weight", None),)) for key in kept]
+        made += [Move((LayerSource(kept, key),), (key,), (LayerName(0, key, f"{key}.weight", None),)) for key in kept]
     missing = [mark for mark in marks if kept is None or mark.removesuffix(".weight") not in kept]
     for mark in missing:
         at = next((at for at, move in enumerate(made) if is_tied_head(config, move.targets[0])), None)

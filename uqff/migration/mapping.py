@@ -32,10 +32,10 @@ from uqff.schema.entries import FIRST
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Move", "Moves", "Problem", "Row", "Source", "plan_moves"]
+__all__ = ["LayerSource", "MappingRow", "Move", "Moves", "Problem", "plan_moves"]
 
 
-class Source(NamedTuple):
+class LayerSource(NamedTuple):
     """A layer where it is: an open file and its key there."""
 
     file: UqffFile
@@ -50,7 +50,7 @@ class Problem(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Row:
+class MappingRow:
     """A line of the mapping: one layer of the generation that has more of them.
 
     Attributes:
@@ -90,7 +90,7 @@ class Move:
         order: of the rows of the one layer in the target, if it is another; outlines do not tell.
     """
 
-    sources: tuple[Source, ...]
+    sources: tuple[LayerSource, ...]
     targets: tuple[str, ...]
     names: tuple[LayerName, ...]
     how: Literal["same", "stack", "unstack", "plain", "plain_unstack", "dense"] = "same"
@@ -151,7 +151,7 @@ class Moves:
 
     moves: list[Move]
     outlines: dict[str, Layer] = field(default_factory=dict)
-    rows: list[Row] = field(default_factory=list)
+    rows: list[MappingRow] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
     failed: list[Move] = field(default_factory=list)
     bias_dtypes: Mapping[str, torch.dtype] = field(default_factory=dict)
@@ -222,7 +222,7 @@ def _odd_experts(move: Move) -> list[Problem]:
     ]
 
 
-def _form(source: Source) -> str:
+def _form(source: LayerSource) -> str:
     record, fields = source.file.fields(source.key)
     bias = "" if fields["bias"] is None else ", with a bias"
     weight = record.parse(fields)
@@ -240,19 +240,19 @@ def _try_unstack(stacked: Layer, made: Mapping[str, Layer]) -> None:
     stacked.weight.check_apart([layer.weight for layer in made.values()])
 
 
-def _rows(move: Move, made: Mapping[str, Layer], sizes: Mapping[str, int], *, blobs: bool) -> Iterator[Row]:
+def _rows(move: Move, made: Mapping[str, Layer], sizes: Mapping[str, int], *, blobs: bool) -> Iterator[MappingRow]:
     if move.how in ("unstack", "plain_unstack", "dense"):
         for name, target in zip(move.names, move.targets, strict=True):
             if target in made:
                 weight = made[target].weight
-                yield Row(name.index, name.key, name.expert, weight.kind, weight.shape, sizes[target])
+                yield MappingRow(name.index, name.key, name.expert, weight.kind, weight.shape, sizes[target])
         return
     for name, (file, key) in zip(move.names, move.sources, strict=True):
         record, fields = file.fields(key)
         nbytes = sum(place.nbytes for place in file.places(key).values())
         numbered = blobs or file.generation == "0.x"
         weight = record.parse(fields)
-        yield Row(name.index if numbered else None, name.key, name.expert, weight.kind, weight.shape, nbytes)
+        yield MappingRow(name.index if numbered else None, name.key, name.expert, weight.kind, weight.shape, nbytes)
 
 
 def _cast(layer: Layer, dtype: torch.dtype | None) -> Layer:

@@ -24,23 +24,23 @@ from uqff.migration.embedding import (
     raised,
     untied,
 )
-from uqff.migration.mapping import Move, Moves, Problem, Row, Source, plan_moves
+from uqff.migration.mapping import LayerSource, MappingRow, Move, Moves, Problem, plan_moves
 from uqff.migration.origin import blob_versions, dequantized, inherited, note_of, were_stacked
 from uqff.models.architectures import LayerName, layer_names, stacked_names
 from uqff.models.assets import CONFIG_NAME
 from uqff.models.engine import Limit, limits_of, refuse_limits
-from uqff.models.layouts import LAYOUTS_SINCE, Layout, half_split_order, without_rope_layout
+from uqff.models.layouts import LAYOUTS_SINCE, WeightLayout, half_split_order, without_rope_layout
 from uqff.models.names import check_residual, check_shapes, known_names, with_stacked_experts
 from uqff.schema.entries import FIRST
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["FORMATS", "Plan", "Planned", "plan_migration"]
+__all__ = ["FORMATS", "Plan", "PlannedModel", "plan_migration"]
 
 
 @dataclass
-class Planned:
+class PlannedModel:
     """The migration of one quantised model.
 
     Attributes:
@@ -56,13 +56,13 @@ class Planned:
     stem: str
     file: UqffFile
     moves: Moves
-    kept: dict[str, Source] = field(default_factory=dict)
+    kept: dict[str, LayerSource] = field(default_factory=dict)
     versions: dict[str, Version] = field(default_factory=dict)
     metadata: dict[str, str] = field(default_factory=dict)
     limits: list[Limit] = field(default_factory=list)
 
     @property
-    def rows(self) -> list[Row]:
+    def rows(self) -> list[MappingRow]:
         """The mapping, by index or key."""
         return self.moves.rows
 
@@ -85,8 +85,8 @@ class Plan:
     directory: ModelDirectory
     version: Version
     dtype: DType
-    models: list[Planned] = field(default_factory=list)
-    dense: dict[str, Source] = field(default_factory=dict)
+    models: list[PlannedModel] = field(default_factory=list)
+    dense: dict[str, LayerSource] = field(default_factory=dict)
     dropped: set[str] = field(default_factory=set)
     config: dict[str, Any] | None = None
     warnings: list[str] = field(default_factory=list)
@@ -190,7 +190,7 @@ class _Planner:
         """Plan a model; gives whether the codes of its embedding are there again."""
         plan, restored = self.plan, False
         problems: list[Problem] = []
-        kept: dict[str, Source] = {}
+        kept: dict[str, LayerSource] = {}
         if file.generation == "0.x" and plan.version >= FIRST:
             moves = self.moves_up(file)
         elif file.generation == "1.x" and plan.version < FIRST:
@@ -206,7 +206,9 @@ class _Planner:
             moves, restored = raised(self.config, moves, self.marks, plan.directory.kept.get(stem))
         plain_dtype = plan.dtype.torch if self.plain_experts else None
         moves = [self.in_order(move, problems) for move in moves]
-        planned = Planned(stem, file, plan_moves(moves, plan.version, self.bias_dtypes(stem, file), plain_dtype), kept)
+        planned = PlannedModel(
+            stem, file, plan_moves(moves, plan.version, self.bias_dtypes(stem, file), plain_dtype), kept
+        )
         planned.moves.problems[:0] = problems
         planned.moves.rows.sort(key=lambda row: (row.index or 0, row.key, row.expert or 0))
         self.note_origin(planned)
@@ -235,7 +237,7 @@ class _Planner:
             if self.is_dense_head(file, entry.parts[0], keys):
                 continue
             parts = tuple(sorted(entry.parts, key=lambda name: name.expert or 0))
-            sources = tuple(Source(file, keys[name.index]) for name in parts)
+            sources = tuple(LayerSource(file, keys[name.index]) for name in parts)
             moves.append(Move(sources, (entry.key,), parts, "same" if parts[0].expert is None else "stack"))
         return moves
 
@@ -249,7 +251,7 @@ class _Planner:
         weight, bias = file[keys[name.index]]
         return bias is None and weight == Unquant.of(file.residual[name.weight])
 
-    def moves_down(self, file: UqffFile, problems: list[Problem]) -> tuple[list[Move], dict[str, Source]]:
+    def moves_down(self, file: UqffFile, problems: list[Problem]) -> tuple[list[Move], dict[str, LayerSource]]:
         """From entries to blobs, and the layers that have no place there."""
         embedding = embedding_of(self.config, file)
         names = self.names
@@ -263,7 +265,7 @@ class _Planner:
             if key not in file and embedding is not None and is_tied_head(self.config, key):
                 key = embedding
             if key not in file and is_always_tied(self.config, key) and entry.parts[0].weight in file.residual:
-                moves.append(Move((Source(file, entry.parts[0].weight),), (str(index),), entry.parts, "dense"))
+                moves.append(Move((LayerSource(file, entry.parts[0].weight),), (str(index),), entry.parts, "dense"))
                 continue
             if key not in file:
                 problems.append(Problem(key, f"no such layer in the file, and 0.x needs one of index {index}"))
@@ -278,11 +280,11 @@ class _Planner:
                 raise ShapeError("wrong number of experts", file=path, layer=key, expected=expected, got=list(shape))
             shapes |= {name.index: shape[1:] if unstack else shape for name in parts}
             targets = tuple(str(name.index) for name in parts)
-            moves.append(Move((Source(file, key),), targets, parts, "unstack" if unstack else "same"))
+            moves.append(Move((LayerSource(file, key),), targets, parts, "unstack" if unstack else "same"))
         if self.names is None:
             with located(file=file.paths[0]):
                 check_shapes(self.config, [name for name in names if name.index in shapes], shapes)
-        kept = {} if embedding is None or embedding in used else {embedding: Source(file, embedding)}
+        kept = {} if embedding is None or embedding in used else {embedding: LayerSource(file, embedding)}
         problems += [Problem(key, "0.x has no index for it") for key in file if key not in used and key not in kept]
         return moves, kept
 
@@ -301,7 +303,7 @@ class _Planner:
 
     def need_dense(self, file: UqffFile, key: str) -> None:
         """Note that the residual needs the embedding, too; of several models, that of the most bytes."""
-        name, source = f"{key}.weight", Source(file, key)
+        name, source = f"{key}.weight", LayerSource(file, key)
         residual = self.plan.directory.residual
         if residual is not None and name in residual.header.entries:
             return
@@ -328,7 +330,7 @@ class _Planner:
             self.plan.warnings.append(f"{stem}: {count} {what}, {done}")
         return found if self.fix_biases else {}
 
-    def note_origin(self, planned: Planned) -> None:
+    def note_origin(self, planned: PlannedModel) -> None:
         """Versions of the blobs: noted in 1.x, restored from there in 0.x."""
         file = planned.file
         if file.generation == "0.x" and self.plan.version >= FIRST:
@@ -339,7 +341,7 @@ class _Planner:
         elif file.generation == "1.x":
             planned.versions = blob_versions(file.metadata, planned.moves.outlines, self.plan.version)
 
-    def warn(self, planned: Planned) -> None:
+    def warn(self, planned: PlannedModel) -> None:
         """Say what is left out, and what no engine loads."""
         warnings, stem = self.plan.warnings, planned.stem
         extra = planned.file.extra
@@ -377,7 +379,7 @@ class _Planner:
             )
 
 
-def _layout(directory: ModelDirectory, version: Version) -> Layout:
+def _layout(directory: ModelDirectory, version: Version) -> WeightLayout:
     """How the rows lie, where that must change: an older version gets them as a checkpoint has them.
 
     Raises:
@@ -385,10 +387,10 @@ def _layout(directory: ModelDirectory, version: Version) -> Layout:
     """
     path = str(directory.path / CONFIG_NAME)
     with located(file=path):
-        layout = Layout.of(directory.config)
+        layout = WeightLayout.of(directory.config)
     newest = max((file.version for file in directory.models.values()), default=version)
     if not version < LAYOUTS_SINCE <= newest:
-        return Layout()
+        return WeightLayout()
     for name in directory.residual.header.entries if directory.residual is not None else ():
         if layout.heads_of(name.rpartition(".")[0]):
             problem = "a tensor of the residual has adjacent rows"
@@ -398,7 +400,7 @@ def _layout(directory: ModelDirectory, version: Version) -> Layout:
 
 def _same(file: UqffFile, key: str) -> Move:
     index = int(key) if file.generation == "0.x" else 0
-    return Move((Source(file, key),), (key,), (LayerName(index, key, f"{key}.weight", None),))
+    return Move((LayerSource(file, key),), (key,), (LayerName(index, key, f"{key}.weight", None),))
 
 
 def _shape(file: UqffFile, key: str) -> tuple[int, ...]:
@@ -406,7 +408,7 @@ def _shape(file: UqffFile, key: str) -> tuple[int, ...]:
     return record.parse(fields).shape
 
 
-def _nbytes(source: Source) -> int:
+def _nbytes(source: LayerSource) -> int:
     return sum(place.nbytes for place in source.file.places(source.key).values())
 
 

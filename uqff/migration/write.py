@@ -23,7 +23,7 @@ from uqff.container.writer import LayerWriter
 from uqff.errors import UqffError
 from uqff.migration.embedding import EMBEDDING_SINCE
 from uqff.migration.origin import with_dequantized
-from uqff.migration.plan import Plan, Planned, plan_migration
+from uqff.migration.plan import Plan, PlannedModel, plan_migration
 from uqff.models.architectures import LayerName
 from uqff.models.assets import CONFIG_NAME, copy_companions
 from uqff.models.config import config_to_write
@@ -149,7 +149,7 @@ class MigrateJob(Job[Migrated]):
         return made
 
 
-def _write_layers(staging: Path, plan: Plan, planned: Planned, shard_bytes: int, steps: Steps) -> list[str]:
+def _write_layers(staging: Path, plan: Plan, planned: PlannedModel, shard_bytes: int, steps: Steps) -> list[str]:
     moves = planned.moves
     files = plan_files(moves.outlines, plan.version, shard_bytes, metadata=planned.metadata, versions=planned.versions)
     with LayerWriter(files, shard_names(staging, planned.stem, len(files.shards))) as writer:
@@ -163,7 +163,7 @@ def _write_layers(staging: Path, plan: Plan, planned: Planned, shard_bytes: int,
     return [file.path.name for file in writer.files]
 
 
-def _write_kept(staging: Path, plan: Plan, planned: Planned) -> None:
+def _write_kept(staging: Path, plan: Plan, planned: PlannedModel) -> None:
     """The layers that have no place in the target, as a 1.x file; what was kept before stays."""
     target = staging / f"{planned.stem}{KEPT_SUFFIX}"
     if not planned.kept:
@@ -212,7 +212,7 @@ def _write_report(staging: Path, plan: Plan, made: Migrated) -> None:
             file.close()
 
 
-def _quant(planned: Planned, taken: Mapping[str, Any]) -> str:
+def _quant(planned: PlannedModel, taken: Mapping[str, Any]) -> str:
     """Its name in the report: the type that its file is called by, else that of most layers, else the stem."""
     stem = planned.stem
     usual = Counter(layer.weight.kind for layer in planned.moves.outlines.values()).most_common(1)[0][0]

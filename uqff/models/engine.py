@@ -20,7 +20,7 @@ from uqff.codec.layer import Layer
 from uqff.codes import DType, Version
 from uqff.errors import UnsupportedError
 
-__all__ = ["AUTO", "RULES", "Limit", "Rule", "limits_document", "limits_of", "refuse_limits"]
+__all__ = ["AUTO", "RULES", "EngineRule", "Limit", "limits_document", "limits_of", "refuse_limits"]
 
 ACTIVATIONS: Final = (DType.F32, DType.BF16, DType.F16)
 """What activations can be."""
@@ -66,7 +66,7 @@ class Match(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Rule:
+class EngineRule:
     """A line of the engine's limits.
 
     Attributes:
@@ -148,56 +148,56 @@ def _pinned_weight(layer: Layer, major: int) -> Match | None:
 ONE_DTYPE: Final = "they run with activations in {dtype} only, and auto takes {auto}"
 
 RULES: Final = (
-    Rule(
+    EngineRule(
         "type-not-loaded",
         (0, 1),
         _unloaded_type,
         "no release loads this type, though all write it",
         "0.6.0, 0.8.12, 0.8.23, 0.9.5: 'quantized type Q8K is not supported yet' [C]",
     ),
-    Rule(
+    EngineRule(
         "plain-blocks",
         (0,),
         _types("f32", "f16", "bf16"),
         "they load with manual device mapping only",
         "0.6.0: 'Expected valid GGML ISQ type' [C]",
     ),
-    Rule(
+    EngineRule(
         "stack-not-loaded",
         (1,),
         _unloaded_stack,
         "no release loads weights of three dimensions of this family",
         "0.8.23 writes them and does not load them, 0.9.5 does neither [C]",
     ),
-    Rule(
+    EngineRule(
         "experts-not-on-cpu",
         (1,),
         _stack_not_on_cpu,
         "they do not run on a CPU",
         "0.9.5: 'moe experts forward' [C]",
     ),
-    Rule(
+    EngineRule(
         "bias-not-added",
         (0, 1),
         _unfit_bias,
         "no release can add them: it loads the model and then fails",
         "0.6.0, 0.9.5: 'dtype mismatch in add' [C]; uqff.families.biases",
     ),
-    Rule(
+    EngineRule(
         "bias-in-one-dtype",
         (0, 1),
         _pinned_bias,
         ONE_DTYPE,
         "0.9.5: 'dtype mismatch in add' [C]; uqff.families.biases",
     ),
-    Rule(
+    EngineRule(
         "weight-not-multiplied",
         (0, 1),
         _unfit_weight,
         "no release computes with them",
         "follows from the next",
     ),
-    Rule(
+    EngineRule(
         "weight-in-one-dtype",
         (0, 1),
         _pinned_weight,
@@ -227,7 +227,7 @@ def limits_of(layers: Mapping[str, Layer], version: Version) -> list[Limit]:
     return limits + _of_several_dtypes(layers, version.major)
 
 
-def _problem(rule: Rule, match: Match, major: int) -> str:
+def _problem(rule: EngineRule, match: Match, major: int) -> str:
     auto = [f"{dtype.name} on {where}" for where, dtype in AUTO[major].items() if dtype is not match.dtype]
     return rule.problem.format(dtype="" if match.dtype is None else match.dtype.name, auto=" and ".join(auto))
 

@@ -40,8 +40,8 @@ __all__ = [
     "LAYOUTS_SINCE",
     "PREFIX",
     "QK_ROPE_LAYOUT",
-    "Layout",
     "LayoutKey",
+    "WeightLayout",
     "adjacent_order",
     "half_split_order",
     "in_order",
@@ -121,7 +121,7 @@ _BY_NAME: Final = {key.name: key for key in KEYS}
 
 
 @dataclass(frozen=True)
-class Layout:
+class WeightLayout:
     """What a ``config.json`` says of how its model's weights lie.
 
     Attributes:
@@ -135,7 +135,7 @@ class Layout:
     heads: Mapping[str, int] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, config: Mapping[str, Any] | None) -> Layout:
+    def of(cls, config: Mapping[str, Any] | None) -> WeightLayout:
         """The layout that a configuration states; None, for no configuration, states none.
 
         Raises:
@@ -159,7 +159,7 @@ class Layout:
             foreign.remove(QK_ROPE_LAYOUT)
         return cls(keys, tuple(foreign), heads)
 
-    def check(self, file: str | None = None) -> Layout:
+    def check(self, file: str | None = None) -> WeightLayout:
         """Refuse a layout from which the checkpoint's order cannot be had; the layout itself otherwise.
 
         Args:
@@ -201,7 +201,7 @@ class Layout:
         heads = self.heads_of(module)
         return None if heads is None else half_split_order(rows, heads, layer=module)
 
-    def order_from(self, other: Layout, module: str, rows: int) -> Order | None:
+    def order_from(self, other: WeightLayout, module: str, rows: int) -> Order | None:
         """The order that makes a module's rows, as another layout has them, those of this one; None if they are.
 
         Raises:
@@ -225,15 +225,15 @@ class Layout:
         return found
 
 
-def layout_beside(file: UqffFile) -> Layout:
+def layout_beside(file: UqffFile) -> WeightLayout:
     """The layout of an open model, by the ``config.json`` in its directory.
 
     Raises:
-        FormatError: see :meth:`Layout.of`, or the configuration cannot be read.
+        FormatError: see :meth:`WeightLayout.of`, or the configuration cannot be read.
         OSError: likewise.
     """
     with located(file=file.paths[0].parent / CONFIG_NAME):
-        return Layout.of(config_beside(file))
+        return WeightLayout.of(config_beside(file))
 
 
 def in_order(layer: Layer, order: Order | None) -> Layer:

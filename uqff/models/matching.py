@@ -17,7 +17,7 @@ from uqff.container import UqffFile
 from uqff.errors import ShapeError, ShardError, UnsupportedError
 from uqff.families import Unquant
 from uqff.models.architectures import LayerName, embedding_name, layer_names
-from uqff.models.layouts import Layout, in_order, layout_beside
+from uqff.models.layouts import WeightLayout, in_order, layout_beside
 from uqff.models.modules import Module, config_beside, modules_of
 
 __all__ = ["Held", "Pair", "pairs_of"]
@@ -44,7 +44,7 @@ class _Model(NamedTuple):
     """An open model, and how its rows lie where that is not as in the other."""
 
     file: UqffFile
-    layout: Layout
+    layout: WeightLayout
 
     @classmethod
     def both(cls, a: UqffFile, b: UqffFile) -> tuple[_Model, _Model]:
@@ -55,7 +55,7 @@ class _Model(NamedTuple):
         """
         first, second = layout_beside(a), layout_beside(b)
         if (first.heads, first.foreign_values) == (second.heads, second.foreign_values):
-            return cls(a, Layout()), cls(b, Layout())
+            return cls(a, WeightLayout()), cls(b, WeightLayout())
         for file, layout in ((a, first), (b, second)):
             layout.check(str(file.paths[0].parent / CONFIG_NAME))
         return cls(a, first), cls(b, second)

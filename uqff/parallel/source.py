@@ -28,7 +28,7 @@ from uqff.families import Unquant
 from uqff.models.architectures import architecture_of
 from uqff.models.assets import CONFIG_NAME
 from uqff.models.config import read_config
-from uqff.models.layouts import Layout
+from uqff.models.layouts import WeightLayout
 from uqff.models.modules import modules_of
 from uqff.parallel.consensus import digest
 
@@ -63,7 +63,7 @@ class ModelSource:
                 raise FormatError("no configuration beside the model", file=str(path), got="no such file")
             self.config: dict[str, Any] = read_config(path)
             architecture_of(self.config)
-            self.layout = Layout.of(self.config).check(str(path))
+            self.layout = WeightLayout.of(self.config).check(str(path))
             self.keys = self._numbered() if self.file.generation == "0.x" else {key: key for key in self.file}
             self.residual = self.file.residual
         except UqffError as error:

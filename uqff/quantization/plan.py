@@ -40,7 +40,7 @@ from uqff.models.architectures import (
 )
 from uqff.models.assets import CONFIG_NAME
 from uqff.models.config import config_to_write
-from uqff.models.layouts import ADJACENT, LAYOUTS_SINCE, QK_ROPE_LAYOUT, Layout
+from uqff.models.layouts import ADJACENT, LAYOUTS_SINCE, QK_ROPE_LAYOUT, WeightLayout
 from uqff.models.patterns import Pattern
 from uqff.quantization.recipe import Recipe
 from uqff.quantization.types import Engine, planned, promoted, resolve
@@ -49,8 +49,8 @@ from uqff.simd.floats import Floats
 
 __all__ = [
     "Goal",
-    "Planned",
-    "Source",
+    "PlannedLayer",
+    "WeightSource",
     "engine_notes",
     "load_dtype",
     "plan_layer",
@@ -63,7 +63,7 @@ UNUSED: Final = (".rotary_emb.inv_freq",)
 """Tensors that old checkpoints hold and no loader reads."""
 
 
-class Source(NamedTuple):
+class WeightSource(NamedTuple):
     """Where a weight ``[out, in]`` is: a tensor of the checkpoint, or rows of one expert in it."""
 
     tensor: str
@@ -120,7 +120,7 @@ class Goal:
     module: str
     index: int | None
     name: LayerName
-    sources: tuple[Source, ...]
+    sources: tuple[WeightSource, ...]
     stacked: bool
     shape: tuple[int, ...]
     bias: str | None
@@ -133,7 +133,7 @@ class Goal:
 
 
 @dataclass(frozen=True)
-class Planned:
+class PlannedLayer:
     """A layer of one output before it is made.
 
     Attributes:
@@ -208,7 +208,7 @@ def _of_entry(checkpoint: Checkpoint, entry: EntryName, promote: bool) -> Goal:
     if not entry.is_stacked:
         bias = first.bias if first.bias in checkpoint else None
         if len(shape) == 3:
-            sources = [Source(first.weight, expert) for expert in range(shape[0])]
+            sources = [WeightSource(first.weight, expert) for expert in range(shape[0])]
         return Goal(entry.key, entry.key, None, first, tuple(sources), len(shape) == 3, shape, bias, sensitive)
     for part, other in zip(entry.parts, shapes, strict=True):
         if other != shape:
@@ -222,23 +222,23 @@ def _of_entry(checkpoint: Checkpoint, entry: EntryName, promote: bool) -> Goal:
     return Goal(entry.key, entry.key, None, name, tuple(sources), True, (len(sources), *shape), None, sensitive)
 
 
-def _matrix(checkpoint: Checkpoint, name: LayerName, source: Source) -> tuple[int, ...]:
+def _matrix(checkpoint: Checkpoint, name: LayerName, source: WeightSource) -> tuple[int, ...]:
     shape = source.shape(checkpoint)
     if len(shape) not in (2, 3):
         raise ShapeError("weight is no matrix", layer=name.module, got=list(shape))
     return shape
 
 
-def _source(checkpoint: Checkpoint, name: LayerName) -> Source:
+def _source(checkpoint: Checkpoint, name: LayerName) -> WeightSource:
     if name.weight in checkpoint:
-        return Source(name.weight)
+        return WeightSource(name.weight)
     joined = None if name.stacked is None else _joined(checkpoint, name, name.stacked)
     if joined is None:
         raise FormatError("the checkpoint lacks a weight", layer=name.module, got=name.weight)
     return joined
 
 
-def _joined(checkpoint: Checkpoint, name: LayerName, stacked: str) -> Source | None:
+def _joined(checkpoint: Checkpoint, name: LayerName, stacked: str) -> WeightSource | None:
     """An expert's weight in tensors of all experts; None if there are none."""
     path, _, projection = stacked.rpartition(".")
     gate_up, down = f"{path}.gate_up_proj", f"{path}.down_proj"
@@ -254,9 +254,9 @@ def _joined(checkpoint: Checkpoint, name: LayerName, stacked: str) -> Source | N
             if name.expert >= experts:
                 raise ShapeError("too few experts", layer=name.module, expected=name.expert + 1, got=experts)
             if projection == "down_proj":
-                return Source(down, name.expert, None, transposed)
+                return WeightSource(down, name.expert, None, transposed)
             start = inner if projection == "up_proj" else 0
-            return Source(gate_up, name.expert, (start, start + inner), transposed)
+            return WeightSource(gate_up, name.expert, (start, start + inner), transposed)
     raise ShapeError("experts of another shape", layer=name.module, expected=expected, got=[*map(list, shapes)])
 
 
@@ -288,11 +288,11 @@ def restated_config(checkpoint: Checkpoint, version: Version) -> dict[str, Any] 
         UnsupportedError: a model that the engine ties has a head of its own; or the weights do not lie as in other
             checkpoints, see :mod:`uqff.models.layouts`, and readers of the version know of no other way; or see
             :func:`uqff.models.config.config_to_write`.
-        FormatError: see :meth:`Layout.of`.
+        FormatError: see :meth:`WeightLayout.of`.
     """
     path = str(checkpoint.path / CONFIG_NAME)
     with located(file=path):
-        layout = Layout.of(checkpoint.config)
+        layout = WeightLayout.of(checkpoint.config)
         if version < LAYOUTS_SINCE:
             layout.check()
             if layout.heads:
@@ -362,7 +362,7 @@ def plan_layer(
     version: Version,
     dtype: DType,
     engine_biases: bool = False,
-) -> Planned:
+) -> PlannedLayer:
     """The type of a layer, and what is known of it for that.
 
     Args:
@@ -386,7 +386,7 @@ def plan_layer(
         bias_dtype = weight.BIAS.dtype(dtype, version, engine=engine_biases)
         layer = Layer(weight, _planned_bias(checkpoint, goal, bias_dtype))
         size = layer_size(layer, version)
-    return Planned(requested, explicit is None and requested != kind, stored, reason, size, layer)
+    return PlannedLayer(requested, explicit is None and requested != kind, stored, reason, size, layer)
 
 
 def _planned_bias(checkpoint: Checkpoint, goal: Goal, dtype: DType) -> Part | None:

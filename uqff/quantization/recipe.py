@@ -44,7 +44,7 @@ from uqff.quantization.types import kind_name
 if TYPE_CHECKING:
     from yaml.nodes import MappingNode, Node
 
-__all__ = ["Recipe", "Rule", "load_recipe", "parse_recipe"]
+__all__ = ["Recipe", "RecipeRule", "load_recipe", "parse_recipe"]
 
 _RANGE = re.compile(r"([0-9]{1,9})(?:-([0-9]{1,9}))?")
 _DEVICE = re.compile(r"cpu|(?:cuda|metal)\[[0-9]{1,9}\]")
@@ -54,7 +54,7 @@ _PLAIN = {f"tag:yaml.org,2002:{kind}" for kind in ("str", "int", "float", "bool"
 
 
 @dataclass(frozen=True)
-class Rule:
+class RecipeRule:
     """One entry of a recipe.
 
     Attributes:
@@ -84,7 +84,7 @@ class Rule:
 class Recipe:
     """The rules of a recipe, those that count first in front."""
 
-    def __init__(self, rules: Iterable[Rule]) -> None:
+    def __init__(self, rules: Iterable[RecipeRule]) -> None:
         """Order the rules; they are given in the order of the file."""
         rules = list(rules)
         patterns = [rule for rule in reversed(rules) if rule.pattern is not None]
@@ -104,7 +104,7 @@ class Recipe:
                 return rule.kind or ("unquant" if engine == "0.6" else None)
         return None
 
-    def unmatched(self, layers: Iterable[LayerName]) -> list[Rule]:
+    def unmatched(self, layers: Iterable[LayerName]) -> list[RecipeRule]:
         """The rules that select none of the layers, in the order of the file."""
         missing = list(self.rules)
         for layer in layers:
@@ -165,9 +165,9 @@ def _error(problem: str, at: Any, expected: object = None, got: object = None) -
     return FormatError(problem, field=f"line {at.start_mark.line + 1}", expected=expected, got=got)
 
 
-def _rules(document: MappingNode) -> list[Rule]:
+def _rules(document: MappingNode) -> list[RecipeRule]:
     rules = [_rule(key, _text(key), value) for key, value in document.value]
-    seen: dict[str, Rule] = {}
+    seen: dict[str, RecipeRule] = {}
     for rule, (key, _) in zip(rules, document.value, strict=True):
         if rule.selector in seen:
             raise _error("selector occurs twice", key, got=f"{rule.selector}, also in line {seen[rule.selector].line}")
@@ -183,12 +183,12 @@ def _text(node: Node) -> str:
     return value
 
 
-def _rule(key: Node, selector: str, value: Node) -> Rule:
+def _rule(key: Node, selector: str, value: Node) -> RecipeRule:
     line = key.start_mark.line + 1
     kind, device = _entry(value)
     if len(selector) >= 2 and selector.startswith("/") and selector.endswith("/"):
         try:
-            return Rule(selector, kind, line, pattern=Pattern(selector[1:-1]), device=device)
+            return RecipeRule(selector, kind, line, pattern=Pattern(selector[1:-1]), device=device)
         except FormatError as error:
             raise _error(error.problem, key, got=selector) from error
     match = _RANGE.fullmatch(selector)
@@ -198,7 +198,7 @@ def _rule(key: Node, selector: str, value: Node) -> Rule:
     end = start + 1 if match[2] is None else int(match[2])
     if not start < end <= MAX_MODEL_LAYERS:
         raise _error("empty range", key, f"an end after {start}, which it does not include", selector)
-    return Rule(selector, kind, line, span=(start, end), device=device)
+    return RecipeRule(selector, kind, line, span=(start, end), device=device)
 
 
 def _entry(node: Node) -> tuple[str | None, str | None]:

@@ -12,17 +12,17 @@ from uqff.codes import Version
 from uqff.models.engine import Limit, limits_document
 from uqff.quantization.bias import BiasLoss, StoredBias, bias_losses
 from uqff.quantization.error import Distance
-from uqff.quantization.recipe import Rule
+from uqff.quantization.recipe import RecipeRule
 from uqff.quantization.types import Fallback
 
-__all__ = ["LayerReport", "Output", "Result", "TypeRow", "fallback_lines", "result_document", "type_rows"]
+__all__ = ["LayerResult", "Output", "Result", "TypeResult", "fallback_lines", "result_document", "type_rows"]
 
 LISTED: Final = 3
 """Layers that a line names."""
 
 
 @dataclass(frozen=True)
-class LayerReport:
+class LayerResult:
     """What became of a layer.
 
     Attributes:
@@ -71,7 +71,7 @@ class Output:
     kind: str
     shards: list[str] = field(default_factory=list)
     nbytes: int = 0
-    layers: list[LayerReport] = field(default_factory=list)
+    layers: list[LayerResult] = field(default_factory=list)
     fallbacks: list[Fallback] = field(default_factory=list)
     limits: list[Limit] = field(default_factory=list)
 
@@ -102,12 +102,12 @@ class Result:
     outputs: list[Output]
     residual_tensors: int
     residual_bytes: int
-    unmatched: list[Rule]
+    unmatched: list[RecipeRule]
     notes: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
-class TypeRow:
+class TypeResult:
     """All layers of one stored type.
 
     Attributes:
@@ -124,7 +124,7 @@ class TypeRow:
     weights: int
     nbytes: int
     relative: float
-    worst: tuple[LayerReport, ...]
+    worst: tuple[LayerResult, ...]
 
     @property
     def bits_per_weight(self) -> float:
@@ -135,19 +135,19 @@ class TypeRow:
 WORST = 3
 
 
-def type_rows(layers: Iterable[LayerReport]) -> list[TypeRow]:
+def type_rows(layers: Iterable[LayerResult]) -> list[TypeResult]:
     """The layers of an output by stored type, in the order in which the types first occur."""
-    groups: dict[str, list[LayerReport]] = {}
+    groups: dict[str, list[LayerResult]] = {}
     for layer in layers:
         groups.setdefault(layer.stored, []).append(layer)
     return [_type_row(kind, group) for kind, group in groups.items()]
 
 
-def _type_row(kind: str, layers: list[LayerReport]) -> TypeRow:
+def _type_row(kind: str, layers: list[LayerResult]) -> TypeResult:
     error = math.fsum(layer.distance.rms**2 * layer.weights for layer in layers)
     signal = math.fsum(layer.distance.norm**2 * layer.weights for layer in layers)
     worst = sorted((layer for layer in layers if layer.distance.relative > 0), key=lambda r: -r.distance.relative)
-    return TypeRow(
+    return TypeResult(
         kind,
         len(layers),
         sum(layer.weights for layer in layers),

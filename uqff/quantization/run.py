@@ -55,8 +55,8 @@ from uqff.quantization.bias import StoredBias, bias_distance, bias_part
 from uqff.quantization.error import UNMEASURED, Measure, measured
 from uqff.quantization.plan import (
     Goal,
-    Planned,
-    Source,
+    PlannedLayer,
+    WeightSource,
     engine_notes,
     load_dtype,
     plan_layer,
@@ -65,7 +65,7 @@ from uqff.quantization.plan import (
     restated_config,
 )
 from uqff.quantization.recipe import Recipe
-from uqff.quantization.result import LayerReport, Output, Result
+from uqff.quantization.result import LayerResult, Output, Result
 from uqff.quantization.types import Engine, Fallback, FallbackWarning, encode, kind_name, widened
 from uqff.schema.entries import FIRST
 from uqff.simd.floats import Floats
@@ -209,7 +209,7 @@ class QuantizeJob(Job[Result]):
         self.config = restated_config(checkpoint, self.version)
         self.notes = engine_notes(checkpoint, self.goals)
         self.outputs: list[Output] = []
-        self.plans: list[list[Planned]] = []
+        self.plans: list[list[PlannedLayer]] = []
         for kind in dict.fromkeys(map(kind_name, kinds)):
             output = Output(kind)
             self.outputs.append(output)
@@ -226,7 +226,7 @@ class QuantizeJob(Job[Result]):
             for at, goal in enumerate(self.goals)
         ]
 
-    def _plan(self, goal: Goal, output: Output, recipe: Recipe | None) -> Planned:
+    def _plan(self, goal: Goal, output: Output, recipe: Recipe | None) -> PlannedLayer:
         planned = plan_layer(
             self.checkpoint,
             goal,
@@ -351,7 +351,7 @@ class QuantizeJob(Job[Result]):
     def _make(
         self,
         goal: Goal,
-        planned: Planned,
+        planned: PlannedLayer,
         loaded: Loaded,
         number: int,
         at: int,
@@ -369,7 +369,7 @@ class QuantizeJob(Job[Result]):
         queue.submit(job, planned.size // count)
         return record
 
-    def _take(self, goal: Goal, sources: Sequence[Source]) -> Floats:
+    def _take(self, goal: Goal, sources: Sequence[WeightSource]) -> Floats:
         """The weight of a piece; that of several experts is a copy."""
         if not goal.stacked or len(sources) == 1:
             weight = sources[0].take(self.checkpoint)
@@ -406,11 +406,11 @@ class QuantizeJob(Job[Result]):
             return self.checkpoint.floats(goal.bias)
         return Floats.of_tensor(self.checkpoint[goal.bias].to(DType.F32.torch))
 
-    def _bias(self, goal: Goal, planned: Planned) -> Part | None:
+    def _bias(self, goal: Goal, planned: PlannedLayer) -> Part | None:
         source, outline = self._source_bias(goal), planned.outline.bias_part
         return None if source is None or outline is None else bias_part(source, self.dtype, outline.dtype)
 
-    def _stored_bias(self, goal: Goal, planned: Planned) -> StoredBias | None:
+    def _stored_bias(self, goal: Goal, planned: PlannedLayer) -> StoredBias | None:
         """What became of the bias: small enough to be made once more for it."""
         source, stored = self._source_bias(goal), self._bias(goal, planned)
         return None if source is None or stored is None else StoredBias(stored.dtype, bias_distance(source, stored))
@@ -444,9 +444,9 @@ class _Notes:
 
 
 def _layer_report(
-    goal: Goal, planned: Planned, kind: str, measures: list[Measure], bias: StoredBias | None
-) -> LayerReport:
-    return LayerReport(
+    goal: Goal, planned: PlannedLayer, kind: str, measures: list[Measure], bias: StoredBias | None
+) -> LayerResult:
+    return LayerResult(
         goal.index,
         goal.module,
         kind,
