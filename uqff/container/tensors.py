@@ -120,9 +120,13 @@ class TensorWriter:
 
     def flush(self) -> None:
         """Make what was written survive a power cut."""
-        if not self._flushed:
-            flush_to_disk(self._opened())
-            self._flushed = True
+        if self._flushed:
+            return
+        was_open = self._file is not None
+        flush_to_disk(self._opened())
+        self._flushed = True
+        if not was_open:
+            self.close()
 
     def finish(self) -> None:
         """Flush the file to the disk.

@@ -29,7 +29,7 @@ from uqff.codec.layer import Layer
 from uqff.container.atomic import atomic_file
 from uqff.container.file import UqffFile, open_uqff
 from uqff.container.shards import PathLike, resolve, select
-from uqff.errors import FormatError, UqffError
+from uqff.errors import FormatError, UqffError, located
 from uqff.families.rows import can_reorder, reordered, reordered_bias
 from uqff.limits import MAX_SUMS_BYTES
 from uqff.models.architectures import LayerName
@@ -412,13 +412,10 @@ def read_sums(path: PathLike) -> dict[str, str]:
         text = line.removesuffix("\r")
         if not text or text.startswith("#"):
             continue
-        try:
+        with located(file=path, prefix=f"line {number}"):
             name, digest = _parse_line(text)
             if sums.setdefault(name, digest) != digest:
                 raise FormatError("name occurs twice with two digests", got=name)
-        except FormatError as error:
-            error.field = f"line {number}"
-            raise error.within(file=str(path)) from None
     return sums
 
 

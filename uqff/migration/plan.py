@@ -222,16 +222,17 @@ class _Planner:
         shapes = {index: _shape(file, key) for index, key in keys.items()}
         residual = self.plan.directory.residual
         tensors = {name: entry.shape for name, entry in residual.header.entries.items()} if residual else {}
-        try:
-            names = known_names(self.config, shapes) if self.names is None else self.names
-            if keys.keys() != {name.index for name in names}:
-                got = f"{len(keys)}, index {min(keys)} to {max(keys)}"
-                raise FormatError("the names are of another file", expected=f"{len(names)} layers", got=got)
-            check_residual(names, tensors, shapes)
-        except UqffError as error:
-            if error.field == "config.architectures":
-                error.expected = f"{error.expected}; or a file of names"
-            raise error.within(file=str(file.paths[0])) from None
+        with located(file=file.paths[0]):
+            try:
+                names = known_names(self.config, shapes) if self.names is None else self.names
+                if keys.keys() != {name.index for name in names}:
+                    got = f"{len(keys)}, index {min(keys)} to {max(keys)}"
+                    raise FormatError("the names are of another file", expected=f"{len(names)} layers", got=got)
+                check_residual(names, tensors, shapes)
+            except UqffError as error:
+                if error.field == "config.architectures":
+                    error.expected = f"{error.expected}; or a file of names"
+                raise
         moves = []
         for entry in stacked_names(names):
             if self.is_dense_head(file, entry.parts[0], keys):

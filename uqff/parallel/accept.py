@@ -13,7 +13,7 @@ import torch
 
 from uqff.codec.layer import Layer
 from uqff.codes import DType
-from uqff.errors import ShapeError, UnsupportedError, UqffError
+from uqff.errors import ShapeError, UnsupportedError, located
 from uqff.families import QuantizedTensor, Unquant
 from uqff.families.part import Part
 
@@ -85,10 +85,8 @@ def plain_of(name: str, numbers: Any, *, layer: str | None = None) -> torch.Tens
 
 def record_of(weight: QuantizedTensor | torch.Tensor, *, layer: str | None = None) -> QuantizedTensor:
     """A weight of :func:`parts_of` as a record; shares memory."""
-    try:
+    with located(layer=layer):
         return weight if isinstance(weight, QuantizedTensor) else Unquant.of(weight)
-    except UqffError as error:
-        raise error.within(layer=layer) from None
 
 
 def layer_of(weight: Weight, bias: Any = None, *, layer: str | None = None) -> Layer:

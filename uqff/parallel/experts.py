@@ -31,7 +31,7 @@ import torch
 from uqff.codec import blob as blobs
 from uqff.codec.blob import LATEST
 from uqff.codec.layer import Layer
-from uqff.errors import ShapeError, UnsupportedError, UqffError
+from uqff.errors import ShapeError, UnsupportedError, located
 from uqff.families import QuantizedTensor, stack
 from uqff.parallel.accept import Weight, parts_of, plain_of, record_of
 from uqff.parallel.comm import Comm
@@ -384,18 +384,14 @@ def _version_of(given: Sequence[Any]) -> tuple[int, int, int]:
 def _deserialized(given: Sequence[Any], key: str | None) -> list[Layer]:
     layers = []
     for expert, blob in enumerate(given):
-        try:
+        with located(layer=f"{key or 'expert'}.{expert}" if len(given) > 1 else key):
             layers.append(blobs.deserialize(blob))
-        except UqffError as error:
-            raise error.within(layer=f"{key or 'expert'}.{expert}" if len(given) > 1 else key) from None
     return layers
 
 
 def _outline_of_stack(layers: Sequence[Layer], key: str | None) -> QuantizedTensor:
-    try:
+    with located(layer=key):
         return stack([layer.weight.meta() for layer in layers])
-    except UqffError as error:
-        raise error.within(layer=key) from None
 
 
 def _stack(layers: Sequence[Layer], key: str | None) -> Layer:
@@ -404,10 +400,8 @@ def _stack(layers: Sequence[Layer], key: str | None) -> Layer:
     if biases and len(biases) != len(layers):
         got = f"{len(biases)} of {len(layers)}"
         raise ShapeError("some experts have no bias", layer=key, expected="a bias for every expert or none", got=got)
-    try:
+    with located(layer=key):
         return Layer(stack([layer.weight for layer in layers]), torch.stack(biases) if biases else None)
-    except UqffError as error:
-        raise error.within(layer=key) from None
 
 
 def _unbiased(weight: _Numbers, bias: torch.Tensor | None, key: str | None, expert: int, name: str) -> _Numbers:

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from uqff.codec.layer import Layer
 from uqff.container.file import open_uqff
-from uqff.errors import FormatError, UqffError
+from uqff.errors import FormatError, located
 from uqff.families import Unquant
 from uqff.models.architectures import architecture_of
 from uqff.models.assets import CONFIG_NAME
@@ -57,18 +57,16 @@ class ModelSource:
     def __init__(self, path: str | os.PathLike[str], isq: str | None = None) -> None:
         self.file = open_uqff(path, isq)
         try:
-            self.directory = self.file.paths[0].parent
-            path = self.directory / CONFIG_NAME
-            if not path.is_file():
-                raise FormatError("no configuration beside the model", file=str(path), got="no such file")
-            self.config: dict[str, Any] = read_config(path)
-            architecture_of(self.config)
-            self.layout = WeightLayout.of(self.config).check(str(path))
-            self.keys = self._numbered() if self.file.generation == "0.x" else {key: key for key in self.file}
-            self.residual = self.file.residual
-        except UqffError as error:
-            self.file.close()
-            raise error.within(file=str(self.file.paths[0])) from None
+            with located(file=self.file.paths[0]):
+                self.directory = self.file.paths[0].parent
+                path = self.directory / CONFIG_NAME
+                if not path.is_file():
+                    raise FormatError("no configuration beside the model", file=str(path), got="no such file")
+                self.config: dict[str, Any] = read_config(path)
+                architecture_of(self.config)
+                self.layout = WeightLayout.of(self.config).check(str(path))
+                self.keys = self._numbered() if self.file.generation == "0.x" else {key: key for key in self.file}
+                self.residual = self.file.residual
         except BaseException:
             self.file.close()
             raise

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from uqff.container.document import read_json
-from uqff.errors import FormatError, UnsupportedError, UqffError
+from uqff.errors import FormatError, UnsupportedError, UqffError, located
 from uqff.limits import MAX_CONFIG_BYTES
 from uqff.models.architectures import architecture_of
 from uqff.models.assets import CONFIG_NAME
@@ -80,16 +80,17 @@ class Text:
             ) from None
         plain = directory / "tokenizer.json"
         try:
-            config = _json(directory, "tokenizer_config.json")
-            self._tokenizer: Any = (
-                PreTrainedTokenizerFast(tokenizer_file=str(plain), **_special_tokens(config))
-                if plain.is_file()
-                else _of_vocabulary(directory, config)
-            )
-            self._tokenizer.chat_template = _chat_template(directory, config)
-            self.stop = frozenset(_stop_ids(directory) | _ids(self._tokenizer.eos_token_id))
-        except UqffError as error:
-            raise error.within(file=str(directory)) from None
+            with located(file=directory):
+                config = _json(directory, "tokenizer_config.json")
+                self._tokenizer: Any = (
+                    PreTrainedTokenizerFast(tokenizer_file=str(plain), **_special_tokens(config))
+                    if plain.is_file()
+                    else _of_vocabulary(directory, config)
+                )
+                self._tokenizer.chat_template = _chat_template(directory, config)
+                self.stop = frozenset(_stop_ids(directory) | _ids(self._tokenizer.eos_token_id))
+        except UqffError:
+            raise
         except Exception as error:
             raise FormatError("tokenizer cannot be read", file=str(directory), got=str(error)) from error
 

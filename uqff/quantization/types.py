@@ -33,7 +33,7 @@ import numpy as np
 import numpy.typing as npt
 
 from uqff.codes import DType, Version
-from uqff.errors import ShapeError, UnsupportedError, UqffError
+from uqff.errors import ShapeError, UnsupportedError, located
 from uqff.families import QuantizedTensor, families, family_of_kind
 from uqff.families.encoding import ENGINES, Engine, Resolution
 from uqff.families.loaded import Loaded
@@ -280,14 +280,12 @@ def quantize(
     """
     name, floats = kind_name(kind), _floats(weight)
     loaded = Loaded(floats, floats.dtype if dtype is None else _load_dtype(dtype))
-    try:
+    with located(layer=module):
         resolved, reason = resolve(name, loaded.shape, engine, group_size=group_size)
         if resolved != name:
             _report(Fallback(module, name, resolved, loaded.shape, reason), on_fallback)
         # A type that is taken for another has groups of its own, if any.
         return encode(loaded, resolved, engine=engine, group_size=group_size if resolved == name else None)
-    except UqffError as error:
-        raise error.within(layer=module) from None
 
 
 def _floats(weight: Any) -> Floats:
