@@ -32,13 +32,13 @@ help:
 	@echo "make vectors  regenerate spec/vectors and the tables of the spec"
 
 demo: $(VENV)/.demo
-	$(BIN)/python tools/demo.py --types "$(TYPES)" $(if $(MODEL),--model "$(MODEL)")
+	$(BIN)/python -m tools.demo --types "$(TYPES)" $(if $(MODEL),--model "$(MODEL)")
 
 test: $(VENV)/.test
 	$(BIN)/python -m pytest -n 2
 
 cpus: $(VENV)/.test
-	$(BIN)/python tools/cpus.py
+	$(BIN)/python -m tools.cpus
 
 test-oldest: .venv-oldest/.made
 	.venv-oldest/bin/python -m pytest $(TESTS)
@@ -54,20 +54,20 @@ lint: $(VENV)/.lint $(VENV)/.test
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/python -m tools.vectors --check
-	$(BIN)/python tools/spec_tables.py --check
+	$(BIN)/python -m tools.vectors.tables --check
 
 bench: $(VENV)/.bench
-	$(BIN)/python tools/bench
+	$(BIN)/python -m tools.bench
 
 interop: $(VENV)/.demo $(VENV)/.test
-	$(BIN)/python tools/interop.py
+	$(BIN)/python -m tools.interop
 
 vectors: $(VENV)/.test
 	$(BIN)/python -m tools.vectors
-	$(BIN)/python tools/spec_tables.py
+	$(BIN)/python -m tools.vectors.tables
 
 golden: $(VENV)/.demo
-	$(BIN)/python tools/golden.py --client .venvs/mistralrs-0.6.0/bin/python
+	$(BIN)/python -m tools.golden.v0 --client .venvs/mistralrs-0.6.0/bin/python
 
 clean:
 	rm -rf $(VENV) .venv-oldest .venv-newest .venvs build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
@@ -107,7 +107,7 @@ FROM_INDEX = $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 13))' || { echo "the oldest versions are for Python 3.10 to 3.12: make PYTHON=python3.10 ..."; exit 1; }
 	@echo "Setting up .venv-oldest ..."
 	@$(PYTHON) -m venv .venv-oldest
-	@$(PYTHON) tools/oldest.py $(if $(TORCH),torch=$(TORCH)) > .venv-oldest/constraints.txt
+	@$(PYTHON) -m tools.oldest $(if $(TORCH),torch=$(TORCH)) > .venv-oldest/constraints.txt
 	@.venv-oldest/bin/python -m pip --disable-pip-version-check --quiet install $(FROM_INDEX) --constraint .venv-oldest/constraints.txt --editable '.[test,hub]'
 	@touch $@
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from samples import DTYPE_CODES
 
+from tests.support.samples import DTYPE_CODES
 from uqff import DType, Family, Version
 from uqff.codes import FORMATS, VERSIONS
 from uqff.families import FAMILIES, family_of

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import re
-import sys
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
-if str(ROOT / "tools") not in sys.path:
-    sys.path.insert(0, str(ROOT / "tools"))
+from tools.oldest import oldest
 
-from oldest import oldest  # noqa: E402
+ROOT = Path(__file__).resolve().parents[1]
 
 PYPROJECT = (ROOT / "pyproject.toml").read_text()
 

@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from samples import BLOBS, entry, file_of, framed, u32
-from samples_v1 import BIAS, LAYERS, SIZES, Tensor, layer, version
-from samples_v1 import file_of as entry_file
-from strategies import hostile_bytes, layers
-from test_entries import plain
 
 import uqff
+from tests.codec.test_entries import plain
+from tests.support.samples import BLOBS, entry, file_of, framed, u32
+from tests.support.samples_v1 import BIAS, LAYERS, SIZES, Tensor, layer, version
+from tests.support.samples_v1 import file_of as entry_file
+from tests.support.strategies import hostile_bytes, layers
 from uqff import FormatError, Layer, UqffError
 from uqff.codec.blob import family_of_blob, read_fields, trace
 from uqff.codec.entries import to_entries

@@ -1,7 +1,7 @@
 """Rows of Q and K that lie as in a GGUF file, and the engine's other keys: honoured or refused by every command.
 
-The model is `tests/golden/gguf`, which the real client made of a GGUF file of float32; `tools/golden_gguf.py` has its
-weights. Where they go in order is an index formula of `tools/tiny_gguf.py`.
+The model is `tests/golden/gguf`, which the real client made of a GGUF file of float32; `tools/golden/gguf.py` has its
+weights. Where they go in order is an index formula of `tools/tiny/gguf.py`.
 """
 
 from __future__ import annotations
@@ -16,13 +16,12 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
-from golden_models import TinyModel  # puts tools on the path
-
-from golden_gguf import GOLDEN, KINDS, MODEL  # isort: skip
 from safetensors.torch import load_file, save_file
-from tiny_gguf import interleaved, write_gguf
 
 import uqff
+from tests.support.golden_models import TinyModel
+from tools.golden.gguf import GOLDEN, KINDS, MODEL
+from tools.tiny.gguf import interleaved, write_gguf
 from uqff import Layer
 from uqff.checkpoints import open_gguf
 from uqff.cli import main

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from samples import BLOBS, entry, f32, framed, header, record, run, u32
-from samples_v1 import LAYERS, Tensor, dims, layer, number, version, write
 
 import uqff
+from tests.support.samples import BLOBS, entry, f32, framed, header, record, run, u32
+from tests.support.samples_v1 import LAYERS, Tensor, dims, layer, number, version, write
 from uqff import DType, UqffError
 from uqff.codec.blob import chunks, trace
 from uqff.codec.entries import from_entries, to_entries

@@ -6,10 +6,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-from golden_models import TinyModel  # puts tools on the path
-from golden_v1 import TinyMixtral
 from safetensors.torch import load_file, save_file
 
+from tests.support.golden_models import TinyModel
+from tools.golden.v1 import TinyMixtral
 from uqff.cli import main
 from uqff.quantization.types import KINDS
 

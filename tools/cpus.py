@@ -1,8 +1,8 @@
 """Run the tests of kernels and products as on other CPUs: with features of this one hidden. Exit 1 if any fails.
 
-    python tools/cpus.py                       # make cpus
-    python tools/cpus.py --only x86-64-v2      # one of them
-    python tools/cpus.py -- -x tests/kernels   # with other arguments for pytest
+    python -m tools.cpus                       # make cpus
+    python -m tools.cpus --only x86-64-v2      # one of them
+    python -m tools.cpus -- -x tests/simd   # with other arguments for pytest
 
 numba compiles for what `NUMBA_CPU_NAME` and `NUMBA_CPU_FEATURES` say, and the package looks at the same list to choose
 between a CPU's instruction and what does without; torch and MKL choose by `ATEN_CPU_CAPABILITY` and
@@ -24,7 +24,7 @@ from rich.console import Console
 from rich.table import Table
 
 ROOT = Path(__file__).resolve().parent.parent
-KERNELS = ("tests/kernels", "tests/families", "tests/test_blob.py", "tests/test_golden.py")
+KERNELS = ("tests/simd", "tests/families", "tests/codec/test_blob.py", "tests/container/test_golden_v0.py")
 PRODUCTS = ("tests/parallel/test_linear.py", "tests/parallel/test_experts.py", "tests/parallel/test_model.py")
 
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
-from samples import write
-from tiny_files import unquant, write_file
 
+from tests.support.samples import write
+from tests.support.tiny_files import unquant, write_file
 from uqff.cli import main
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
@@ -11,13 +10,10 @@ import torch
 from click.testing import CliRunner, Result
 
 import uqff
+from tools.tiny.gguf import write_gguf
+from tools.tiny.models import TinyModel
 from uqff.cli import main
 from uqff.cli.render import size
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tools"))
-
-from tiny_gguf import write_gguf
-from tiny_models import TinyModel
 
 MODEL = TinyModel(hidden_size=256, intermediate_size=64, kv_heads=2)
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
-from tiny_files import GOLDEN
 
+from tests.support.tiny_files import GOLDEN
 from uqff.cli import main
 
 TIED = GOLDEN / "llama-96-f32"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,6 +11,8 @@ from click.testing import CliRunner, Result
 from safetensors.torch import load_file, save_file
 
 import uqff
+from tools.tiny.architectures import write
+from tools.tiny.models import TinyModel
 from uqff import Layer, ShardError
 from uqff.cli import main
 from uqff.families import HQQ, QuantizedTensor
@@ -19,11 +20,6 @@ from uqff.inspection.compare import compare
 from uqff.models.patterns import Pattern
 from uqff.quantization.run import quantize_model
 from uqff.quantization.types import KINDS, quantize
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tools"))
-
-from tiny_architectures import write
-from tiny_models import TinyModel
 
 
 def run(*arguments: object) -> Result:

@@ -12,9 +12,9 @@ import click
 import pytest
 import torch
 from click.testing import CliRunner
-from tiny_files import GOLDEN, ROOT, unquant, write_file
 
 import uqff
+from tests.support.tiny_files import GOLDEN, ROOT, unquant, write_file
 from uqff.cli import COMMANDS, LazyGroup, main
 
 FILE = GOLDEN / "qwen2-f32" / "q4k-0.uqff"

@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
-from samples import f32, write
-from samples_v1 import LAYERS, version
-from samples_v1 import layer as entries_of_layer
-from samples_v1 import write as write_entries
-from tiny_files import GOLDEN, ROOT, q8_0, unquant, write_file
 
+from tests.support.samples import f32, write
+from tests.support.samples_v1 import LAYERS, version
+from tests.support.samples_v1 import layer as entries_of_layer
+from tests.support.samples_v1 import write as write_entries
+from tests.support.tiny_files import GOLDEN, ROOT, q8_0, unquant, write_file
 from uqff.cli import main
 from uqff.inspection.summary import FileSummary
 

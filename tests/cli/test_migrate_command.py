@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
-from golden_models import GOLDEN
-from small_models import SmallModel, config_of, write_v0
 
 import uqff
+from tests.support.golden_models import GOLDEN
+from tests.support.small_models import SmallModel, config_of, write_v0
 from uqff.cli import main
 from uqff.migration import parse_names
 from uqff.models.architectures import layer_names

@@ -17,12 +17,9 @@ from click.testing import CliRunner, Result
 from safetensors.torch import save_file
 
 import uqff
+from tools.tiny.models import TinyModel
 from uqff.cli import main
 from uqff.cli.render import size
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tools"))
-
-from tiny_models import TinyModel
 
 
 @pytest.fixture

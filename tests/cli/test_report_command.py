@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 import uqff
+from tools.tiny.models import TinyModel
 from uqff.cli import main
 from uqff.container.report import REPORT_NAME, read_report
 from uqff.inspection.report import rebuild_report
@@ -20,9 +20,6 @@ from uqff.quantization.recipe import parse_recipe
 from uqff.quantization.run import quantize_model
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "v1"
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tools"))
-
-from tiny_models import TinyModel  # noqa: E402
 
 NAMES = [
     path.relative_to(GOLDEN).as_posix() for path in sorted(GOLDEN.glob("1.[12].0/*/*.json")) if "report" in path.name

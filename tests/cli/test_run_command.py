@@ -14,11 +14,8 @@ import pytest
 import torch
 from click.testing import CliRunner
 
+from tests.parallel.models import TinyCase, write
 from uqff.cli import main
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "parallel"))
-
-from models import TinyCase, write
 
 pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.script:DeprecationWarning")  # of torch, see test_model.py
 

@@ -5,22 +5,18 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 from click.testing import CliRunner
-from golden_models import TinyModel  # puts tools on the path
 
 import uqff
+from tests.parallel.models import write_tokenizer
+from tests.support.golden_models import TinyModel
 from uqff import ShardError
 from uqff.cli import main
 from uqff.container.shards import select
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "parallel"))
-
-from models import write_tokenizer
 
 KINDS = ("q4k", "hqq8")
 UP = "model.layers.0.mlp.up_proj"

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
-from samples import entry, framed, write
-from samples_v1 import LAYERS, byte, version
-from samples_v1 import layer as entries_of_layer
-from samples_v1 import write as write_entries
-from tiny_files import GOLDEN, ROOT, unquant, write_file
 
+from tests.support.samples import entry, framed, write
+from tests.support.samples_v1 import LAYERS, byte, version
+from tests.support.samples_v1 import layer as entries_of_layer
+from tests.support.samples_v1 import write as write_entries
+from tests.support.tiny_files import GOLDEN, ROOT, unquant, write_file
 from uqff.cli import main
 
 SOUND = unquant([1.0, 2.0])

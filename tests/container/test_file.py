@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 import safetensors.numpy
 import torch
-from samples import BLOB, BLOBS, entry, file_of, framed, header, run, write
 
 import uqff
+from tests.support.samples import BLOB, BLOBS, entry, file_of, framed, header, run, write
 from uqff import FormatError, Layer, UqffError, UqffFile, Version
 from uqff.container.file import Place
 

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from samples import BLOB, file_of
 
 import uqff
+from tests.support.samples import BLOB, file_of
 from uqff import FormatError
 from uqff.container.foreign import identify
 

@@ -10,8 +10,8 @@ import pytest
 import safetensors.numpy
 from hypothesis import given
 from hypothesis import strategies as st
-from samples import entry, framed
 
+from tests.support.samples import entry, framed
 from uqff import FormatError, UnsupportedError
 from uqff.container.framing import DTYPE_BITS, build_header, parse_header
 from uqff.limits import MAX_HEADER_BYTES, MAX_HEADER_VALUES, MAX_RANK

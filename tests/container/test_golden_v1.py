@@ -4,23 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from test_v1 import tensors_of
 
 import uqff
+from tests.container.test_v1 import tensors_of
+from tools.tiny.models import TinyModel
 from uqff import Family, Version
 from uqff.codes import ENTRY_VERSIONS
 from uqff.container.report import build_output, check_output, check_report, read_report, report_document
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden"
-sys.path.insert(0, str(GOLDEN.parents[1] / "tools"))
-
-from tiny_models import TinyModel  # noqa: E402
 
 INDEX: dict[str, Any] = {
     str(version): json.loads((GOLDEN / "v1" / str(version) / "MANIFEST.json").read_text()) for version in ENTRY_VERSIONS

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from samples import entry, framed
 
+from tests.support.samples import entry, framed
 from uqff import FormatError, UnsupportedError
 from uqff.container.framing import DTYPE_BITS
 from uqff.container.mapped import MappedFile, TensorMap

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from samples import BLOBS
-from samples_v1 import LAYERS, layer, version, write
 
 import uqff
+from tests.support.samples import BLOBS
+from tests.support.samples_v1 import LAYERS, layer, version, write
 from uqff import FormatError, ShardError, UnsupportedError, UqffError
 from uqff.container import report as report_module
 from uqff.container.report import (

@@ -16,10 +16,10 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from samples import BLOB, BLOBS, file_of, write
-from strategies import layers
 
 import uqff
+from tests.support.samples import BLOB, BLOBS, file_of, write
+from tests.support.strategies import layers
 from uqff import FormatError, Layer, ShardError, UnsupportedError
 from uqff.container import atomic, tensors
 from uqff.container.plan import SHARD_BYTES, Item, cut

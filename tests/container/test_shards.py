@@ -6,9 +6,9 @@ import os
 from pathlib import Path
 
 import pytest
-from samples import BLOB, BLOBS, write
 
 import uqff
+from tests.support.samples import BLOB, BLOBS, write
 from uqff import FormatError, ShardError
 from uqff.container import shards
 from uqff.container.shards import resolve, shard_name

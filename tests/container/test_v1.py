@@ -12,13 +12,13 @@ import safetensors.torch
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from samples import BLOBS, framed, run
-from samples import write as write_v0
-from samples_v1 import BIAS, LAYERS, Tensor, byte, dims, file_of, layer, number, version, write
-from strategies import layers
-from test_entries import versions_of
 
 import uqff
+from tests.codec.test_entries import versions_of
+from tests.support.samples import BLOBS, framed, run
+from tests.support.samples import write as write_v0
+from tests.support.samples_v1 import BIAS, LAYERS, Tensor, byte, dims, file_of, layer, number, version, write
+from tests.support.strategies import layers
 from uqff import FormatError, Layer, ShardError, UnsupportedError, UqffError, Version
 from uqff.codes import ENTRY_VERSIONS
 from uqff.container.plan import Item, cut

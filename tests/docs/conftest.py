@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import uqff
-from tools.tiny_models import TinyModel
+from tools.tiny.models import TinyModel
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -40,8 +40,8 @@ from uqff.schema.tensor import TENSOR
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT / "tests" / "parallel"), str(ROOT / "tools")]
 
-from ranks import run_ranks  # noqa: E402
-from tiny_models import TinyModel  # noqa: E402
+from tests.parallel.ranks import run_ranks  # noqa: E402
+from tools.tiny.models import TinyModel  # noqa: E402
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -309,7 +309,7 @@ def test_layers_and_experts_on_two_ranks() -> None:
 
 def test_tables_of_the_specification() -> None:
     """Its layout, its entries, its type byte."""
-    import spec_tables
+    from tools.vectors import tables as spec_tables
 
     tables = spec_tables._layout_tables()
     assert "scale of each row" in tables["TOY8.LAYOUT"]()

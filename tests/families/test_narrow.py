@@ -12,9 +12,9 @@ import pytest
 import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
-from strategies import afq, random_bytes, random_tensor, weights
 
 import uqff
+from tests.support.strategies import afq, random_bytes, random_tensor, weights
 from uqff import DType, Layer, QuantizedTensor, ShardError
 from uqff.families import AFQ, F8Q8, GGUF, HQQ, MXFP4, Unquant
 from uqff.families.gguf.blocks import block_type_of_kind

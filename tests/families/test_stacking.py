@@ -10,9 +10,9 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from strategies import random_bytes, seeds, weights
 
 import uqff
+from tests.support.strategies import random_bytes, seeds, weights
 from uqff import QuantizedTensor, ShapeError, ShardError
 from uqff.families import AFQ, F8Q8, FP8, HQQ, Unquant, stack
 

@@ -4,25 +4,22 @@ from __future__ import annotations
 
 import json
 import struct
-import sys
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
+
+import uqff
+from tests.support.samples_v1 import BIAS, LAYERS, byte, layer, version, write
+from uqff import UnsupportedError
+from uqff.cli import main
+from uqff.container.report import REPORT_NAME
+from uqff.inspection.compare import compare
+from uqff.inspection.layer import report_layer
+from uqff.inspection.summary import summarize
+from uqff.inspection.verify import verify
 
 TESTS = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(TESTS))
-
-from click.testing import CliRunner  # noqa: E402
-from samples_v1 import BIAS, LAYERS, byte, layer, version, write  # noqa: E402
-
-import uqff  # noqa: E402
-from uqff import UnsupportedError  # noqa: E402
-from uqff.cli import main  # noqa: E402
-from uqff.container.report import REPORT_NAME  # noqa: E402
-from uqff.inspection.compare import compare  # noqa: E402
-from uqff.inspection.layer import report_layer  # noqa: E402
-from uqff.inspection.summary import summarize  # noqa: E402
-from uqff.inspection.verify import verify  # noqa: E402
 
 GOLDEN = TESTS / "golden" / "v1"
 NAN = struct.pack("<f", float("nan"))

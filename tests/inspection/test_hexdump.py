@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from tiny_files import GOLDEN, q8_0, unquant
 
 import uqff
+from tests.support.tiny_files import GOLDEN, q8_0, unquant
 from uqff.codec.blob import trace
 from uqff.inspection import hexdump
 from uqff.schema.bricks import FieldTrace

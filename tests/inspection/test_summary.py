@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from tiny_files import GOLDEN, HEADER_BYTES, q8_0, unquant, write_file
 
 import uqff
+from tests.support.tiny_files import GOLDEN, HEADER_BYTES, q8_0, unquant, write_file
 from uqff.inspection import read_outline, summarize
 
 FILES = sorted(path.relative_to(GOLDEN).as_posix() for path in GOLDEN.rglob("*.uqff"))

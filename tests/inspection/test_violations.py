@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_files import GOLDEN, HEADER_BYTES, ROOT, q8_0, unquant, write_file
 
+from tests.support.tiny_files import GOLDEN, HEADER_BYTES, ROOT, q8_0, unquant, write_file
 from uqff.inspection.verify import RuleViolation, verify
 from uqff.progress import Step
 

@@ -4,20 +4,14 @@ from __future__ import annotations
 
 import copy
 import json
-import sys
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
-if str(ROOT / "tools") not in sys.path:
-    sys.path.insert(0, str(ROOT / "tools"))
-
-from golden_v1 import TinyMixtral  # noqa: E402
-from interop_directories import CASES, Directory, compare_directories, make  # noqa: E402
-
-import uqff  # noqa: E402
-from uqff.quantization.types import KINDS  # noqa: E402
+import uqff
+from tools.golden.v1 import TinyMixtral
+from tools.interop.directories import CASES, Directory, compare_directories, make
+from uqff.quantization.types import KINDS
 
 
 @pytest.fixture(scope="module")

@@ -4,21 +4,17 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 from pathlib import Path
 
 import pytest
 
 import uqff
+from tools.interop.client import Generation
+from tools.interop.entries import Result, compare_entries, container, write_ours
+from tools.interop.reading import LayerComparison, Outcome
 
 ROOT = Path(__file__).resolve().parents[2]
 GOLDEN = ROOT / "tests" / "golden" / "v1" / "1.2.0" / "qwen2-mixed-bf16"
-if str(ROOT / "tools") not in sys.path:
-    sys.path.insert(0, str(ROOT / "tools"))
-
-from client import Generation  # noqa: E402
-from interop_entries import Result, compare_entries, container, write_ours  # noqa: E402
-from interop_reading import LayerComparison, Outcome  # noqa: E402
 
 
 @pytest.fixture

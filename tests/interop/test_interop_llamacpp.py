@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import stat
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tools"))
-
-import interop_llamacpp as llamacpp
-from tiny_gguf import write_gguf
-from tiny_models import TinyModel
+from tools.interop import llamacpp
+from tools.tiny.gguf import write_gguf
+from tools.tiny.models import TinyModel
 
 MODEL = TinyModel("llama", hidden_size=64, intermediate_size=64, heads=2, kv_heads=1, std=0.1)
 

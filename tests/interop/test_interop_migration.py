@@ -3,18 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
 from pathlib import Path
 
 import pytest
 
 import uqff
-
-ROOT = Path(__file__).resolve().parents[2]
-if str(ROOT / "tools") not in sys.path:
-    sys.path.insert(0, str(ROOT / "tools"))
-
-from interop_migration import (  # noqa: E402
+from tools.interop.migration import (
     CASES,
     Outcome,
     check_both_ways,
@@ -25,8 +19,9 @@ from interop_migration import (  # noqa: E402
     read_entries,
     tolerance_of,
 )
+from uqff.migration import migrate
 
-from uqff.migration import migrate  # noqa: E402
+ROOT = Path(__file__).resolve().parents[2]
 
 GOLDEN = ROOT / "tests" / "golden" / "v0"
 RAN = Outcome(("a", "b", "c"), (-1.0, -2.0, -3.0), (1.0, 0.001, 1.0))

@@ -4,19 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
-GOLDEN = ROOT / "tests" / "golden" / "v1"
-if str(ROOT / "tools") not in sys.path:
-    sys.path.insert(0, str(ROOT / "tools"))
-
-from interop_models import CASES, Case  # noqa: E402
-from interop_quantisers import (  # noqa: E402
+from tools.interop.cases import CASES, Case
+from tools.interop.quantisers import (
     GENERATIONS,
     Row,
     Written,
@@ -27,8 +21,11 @@ from interop_quantisers import (  # noqa: E402
     reference_paths,
     total,
 )
-from stored_parts import read_parts  # noqa: E402
-from tiny_models import TinyModel  # noqa: E402
+from tools.interop.stored_parts import read_parts
+from tools.tiny.models import TinyModel
+
+ROOT = Path(__file__).resolve().parents[2]
+GOLDEN = ROOT / "tests" / "golden" / "v1"
 
 DIRECTORY = "llama-edge-32-f32"
 ENTRY: dict[str, Any] = json.loads((GOLDEN / "MANIFEST.json").read_text())["directories"][DIRECTORY]

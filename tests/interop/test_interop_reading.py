@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import uqff
+from tools.interop.client import Client, ClientError, Generation
+from tools.interop.reading import LayerComparison, Outcome, Result, compare_layers, differences, write_ours
 
 ROOT = Path(__file__).resolve().parents[2]
 DIRECTORY = ROOT / "tests" / "golden" / "v0" / "llama-mixed-f32"
-if str(ROOT / "tools") not in sys.path:
-    sys.path.insert(0, str(ROOT / "tools"))
-
-from client import Client, ClientError, Generation  # noqa: E402
-from interop_reading import LayerComparison, Outcome, Result, compare_layers, differences, write_ours  # noqa: E402
 
 
 @pytest.fixture

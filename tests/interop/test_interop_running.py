@@ -1,17 +1,14 @@
-"""tools/interop_running.py: what counts as a difference, without a client."""
+"""tools/interop/running.py: what counts as a difference, without a client."""
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tools"))
-
-from client import Generation
-from interop_running import DENSE, GGML, HALF, Case, Row, compare
+from tools.interop.client import Generation
+from tools.interop.running import DENSE, GGML, HALF, Case, Row, compare
 
 ANSWER = Generation(["t5", "</s>"], [-0.25, -0.5], "stop")
 OURS: dict[str, Any] = {

@@ -3,22 +3,17 @@
 from __future__ import annotations
 
 import shutil
-import sys
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
-if str(ROOT / "tools") not in sys.path:
-    sys.path.insert(0, str(ROOT / "tools"))
-
-import client as clients  # noqa: E402
-import golden  # noqa: E402
-import interop_golden  # noqa: E402
-from client import WRITTEN, Client, IllegalInstruction, NotOnThisCPU, missing_features  # noqa: E402
-from interop_models import CASES  # noqa: E402
-from interop_quantisers import Row, Written, check, total  # noqa: E402
-from interop_reading import KINDS, MIXED, Outcome, Result, run_client  # noqa: E402
+from tools.golden import v0 as golden
+from tools.interop import client as clients
+from tools.interop import golden as interop_golden
+from tools.interop.cases import CASES
+from tools.interop.client import WRITTEN, Client, IllegalInstruction, NotOnThisCPU, missing_features
+from tools.interop.quantisers import Row, Written, check, total
+from tools.interop.reading import KINDS, MIXED, Outcome, Result, run_client
 
 ZEN3 = "avx2 fma vaes vpclmulqdq"
 ZEN4 = f"{ZEN3} avx512f avx512_vnni gfni"

@@ -2,20 +2,12 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
 
 import uqff
-
-ROOT = Path(__file__).resolve().parents[2]
-if str(ROOT / "tools") not in sys.path:
-    sys.path.insert(0, str(ROOT / "tools"))
-
-from stored_parts import Difference, Part, Zeros, blob_part, compare, entries, free_zeros  # noqa: E402
+from tools.interop.stored_parts import Difference, Part, Zeros, blob_part, compare, entries, free_zeros
 
 
 def part(data: bytes, *, zeros: list[int] | None = None) -> Part:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,18 +10,15 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from tools.interop.cases import Case
+from tools.interop.quantisers import compare_file, expected_parts, quantise, with_wheel_q3k
+from tools.interop.stored_parts import read_parts
+from tools.interop.wheel_q3k import quantize_q3k
+from tools.tiny.models import TinyModel, random_normal
 from uqff.families.gguf.reference_quantize import quantize_q3k as quantize_by_source
 
 ROOT = Path(__file__).resolve().parents[2]
 GOLDEN = ROOT / "tests" / "golden"
-if str(ROOT / "tools") not in sys.path:
-    sys.path.insert(0, str(ROOT / "tools"))
-
-from interop_models import Case  # noqa: E402
-from interop_quantisers import compare_file, expected_parts, quantise, with_wheel_q3k  # noqa: E402
-from stored_parts import read_parts  # noqa: E402
-from tiny_models import TinyModel, random_normal  # noqa: E402
-from wheel_q3k import quantize_q3k  # noqa: E402
 
 MANIFEST: dict[str, Any] = json.loads((GOLDEN / "MANIFEST.json").read_text())["directories"]
 

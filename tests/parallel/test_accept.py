@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from weights import plain
 
 import uqff
+from tests.parallel.weights import plain
 from uqff import CommError, Layer, ShapeError, ShardError, UnsupportedError, UqffError
 from uqff.codes import DType
 from uqff.families import Unquant

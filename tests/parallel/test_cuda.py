@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from ranks import run_ranks
-from weights import KINDS, activations, blob, bound, projections, routed
 
 import uqff
+from tests.parallel.ranks import run_ranks
+from tests.parallel.weights import KINDS, activations, blob, bound, projections, routed
 from uqff.parallel.comm import Comm
 from uqff.parallel.experts import FusedExperts
 from uqff.parallel.linear import ColumnParallelLayer, ReplicatedLayer, RowParallelLayer

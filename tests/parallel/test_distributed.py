@@ -9,10 +9,10 @@ from datetime import timedelta
 import pytest
 import torch
 import torch.distributed as dist
-from ranks import run_ranks
-from weights import FAMILIES, KINDS, activations, blob, bound, dimensions, projections, routed
 
 import uqff
+from tests.parallel.ranks import run_ranks
+from tests.parallel.weights import FAMILIES, KINDS, activations, blob, bound, dimensions, projections, routed
 from uqff import CommError, Layer, ShardError
 from uqff.parallel.comm import Comm
 from uqff.parallel.experts import FusedExperts, PackedExperts

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from weights import EXPERTS, HIDDEN, KINDS, plain, projections, routed, stacked
 
 import uqff
+from tests.parallel.weights import EXPERTS, HIDDEN, KINDS, plain, projections, routed, stacked
 from uqff import FormatError, Layer, QuantizedTensor, ShapeError, ShardError, UnsupportedError
 from uqff.families import stack
 from uqff.parallel import (

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 import torch
-from ranks import run_ranks
 
 import uqff
+from tests.parallel.ranks import run_ranks
 from uqff import CommError, Layer
 from uqff.families import Unquant
 from uqff.parallel import ColumnParallelLayer, Comm, FusedExperts, PackedExperts, ReplicatedLayer, RowParallelLayer

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 import torch
-from roundtrip import same_bytes
 from safetensors.torch import load_file, save_file
-from weights import INPUTS, KINDS, OUT, activations, blob, plain, rounding
 
 import uqff
+from tests.parallel.weights import INPUTS, KINDS, OUT, activations, blob, plain, rounding
+from tests.support.roundtrip import same_bytes
 from uqff import FormatError, Layer, ShapeError, ShardError, UnsupportedError
 from uqff.codec.entries import from_entries, to_entries
 from uqff.families import AFQ, GGUF

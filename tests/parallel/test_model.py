@@ -15,11 +15,11 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from models import EXPERTS, PROMPT, TinyCase, write
-from ranks import run_ranks
 from safetensors.torch import load_file, save_file
 
 import uqff
+from tests.parallel.models import EXPERTS, PROMPT, TinyCase, write
+from tests.parallel.ranks import run_ranks
 from uqff import CommError, FormatError, ShapeError, ShardError, UnsupportedError, UqffError
 from uqff.parallel import Comm, load_model
 from uqff.parallel.fallback import GatheringLayer

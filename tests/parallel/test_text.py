@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
-from models import TinyCase, write
 
+from tests.parallel.models import TinyCase, write
 from uqff import FormatError, UnsupportedError
 from uqff.cli import main
 from uqff.parallel.text import Text

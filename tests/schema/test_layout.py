@@ -6,8 +6,8 @@ import struct
 from typing import Any
 
 import pytest
-from samples import u32
 
+from tests.support.samples import u32
 from uqff import FormatError
 from uqff.limits import MAX_RANK, U32_MAX
 from uqff.schema.bricks import U8, U32, Checked, Derived, Dims, Placeholder, Scalar, Span, Vector

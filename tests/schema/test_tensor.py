@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from samples import DTYPE_CODES, record, run, u32
 
+from tests.support.samples import DTYPE_CODES, record, run, u32
 from uqff import DType, FormatError
 from uqff.schema.bricks import Placeholder
 from uqff.schema.tensor import TENSOR

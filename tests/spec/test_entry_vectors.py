@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_entries import plain
-from test_vectors import KINDS, float32
 
 import uqff
+from tests.codec.test_entries import plain
+from tests.spec.test_vectors import KINDS, float32
 from uqff.codec.entries import from_entries, suffixes, to_entries
 from uqff.codes import ENTRY_VERSIONS
 from uqff.inspection.verify import verify

@@ -52,7 +52,7 @@ def dead(page: Path, link: str) -> bool:
 
 def test_tables_agree_with_the_code() -> None:
     """No offset table, list of codes or index differs from what the code declares."""
-    command = [sys.executable, "tools/spec_tables.py", "--check"]
+    command = [sys.executable, "-m", "tools.vectors.tables", "--check"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
 

@@ -7,8 +7,9 @@ import json
 from pathlib import Path
 
 import click
-from machine import facts
 from rich.console import Console
+
+from tools.bench.machine import facts
 
 SECTIONS = {
     "opening": "Opening a 1 GiB file of 128 layers and making every layer",
@@ -43,7 +44,7 @@ def main(only: tuple[str, ...], out: Path) -> None:
     text = "# Benchmarks\n\n" + "\n".join(f"- {name}: {value}" for name, value in machine.items()) + "\n"
     console.print(text, highlight=False)
     for section in only or SECTIONS:
-        rows = importlib.import_module(section).measure()
+        rows = importlib.import_module(f"tools.bench.{section}").measure()
         result[section] = rows
         part = f"\n## {SECTIONS[section]}\n\n{markdown(rows)}"
         console.print(part, highlight=False, soft_wrap=True)

@@ -11,9 +11,9 @@ from functools import partial
 
 import numpy as np
 import torch
-from machine import interleaved, memset
-from peers import dequantisers
 
+from tools.bench.machine import interleaved, memset
+from tools.bench.peers import dequantisers
 from uqff.families import AFQ, F8Q8, FP8, GGUF, HQQ, MXFP4, QuantizedTensor, Unquant
 from uqff.families.gguf.blocks import BLOCK_TYPES, BlockType
 from uqff.numerics.packing import PLANES

@@ -13,9 +13,9 @@ import tempfile
 from datetime import datetime
 from pathlib import Path
 
-from models import DIMENSIONS, ENGINE_VERSION, engine_command, make, our_command
-from processes import Usage, run
-from quantising import rates
+from tools.bench.models import DIMENSIONS, ENGINE_VERSION, engine_command, make, our_command
+from tools.bench.processes import Usage, run
+from tools.bench.quantising import rates
 
 __all__ = ["measure"]
 
@@ -59,7 +59,7 @@ def quantising_seconds(log: str) -> float:
 
 def measure() -> list[dict[str, object]]:
     """One row a type: rates, whole processes, peaks of either."""
-    from interop import install_client
+    from tools.interop.install import install_client
 
     client = install_client(ENGINE_VERSION)
     own = rates(tuple(TARGETS), with_peers=False)

@@ -7,18 +7,15 @@ from __future__ import annotations
 
 import math
 import statistics
-import sys
 import tempfile
 import time
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 import torch
-from client import PROMPT, Client
-from interop import install_client
-from tiny_models import TinyModel
 
+from tools.interop.client import PROMPT, Client
+from tools.interop.install import install_client
+from tools.tiny.models import TinyModel
 from uqff.parallel import load_model
 from uqff.parallel.generate import generate
 from uqff.parallel.text import Text

@@ -13,7 +13,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from sharding import MEMORY
+from tools.bench.sharding import MEMORY
 
 __all__ = ["measure"]
 

@@ -14,18 +14,15 @@ import sys
 import tempfile
 from pathlib import Path
 
-from processes import Usage, run
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from interop import install_client
+from tools.bench.processes import Usage, run
+from tools.interop.install import install_client
 
 __all__ = ["DIMENSIONS", "ENGINE_VERSION", "engine_command", "make", "measure", "our_command"]
 
 ENGINE_VERSION = "0.9.5"
 LAYERS = {"250 M": 5, "1 B": 20}
 ROUNDS = 5
-CLIENT = Path(__file__).resolve().parents[1] / "client.py"
+CLIENT = Path(__file__).resolve().parents[1] / "interop" / "client.py"
 DIMENSIONS = "hidden size 2048, intermediate size 5632, bfloat16"
 
 
@@ -57,7 +54,7 @@ def _write(model: Path, layers: int) -> None:
 
 
 def _model(layers: int):  # type: ignore[no-untyped-def]
-    from tiny_models import TinyModel
+    from tools.tiny.models import TinyModel
 
     return TinyModel("llama", 2048, 5632, 16, 16, layers, 512, weight_dtype="BF16")
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import torch
-from machine import interleaved
 
 import uqff
+from tools.bench.machine import interleaved
 from uqff.parallel import ReplicatedLayer
 
 __all__ = ["measure"]

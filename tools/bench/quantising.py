@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
-from machine import interleaved, memcpy
-from peers import quantisers
+from tools.bench.machine import interleaved, memcpy
+from tools.bench.peers import quantisers
 
 __all__ = ["measure", "rates"]
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import struct
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,13 +13,10 @@ import numpy.typing as npt
 import pytest
 from safetensors import safe_open
 
+from tools.tiny.models import TinyModel, round_to
 from uqff.families.gguf import reference_quantize as quantize
 
 ROOT = Path(__file__).resolve().parents[3]
-if str(ROOT / "tools") not in sys.path:
-    sys.path.insert(0, str(ROOT / "tools"))
-
-from tiny_models import TinyModel, round_to  # noqa: E402
 
 GOLDEN = ROOT / "tests" / "golden"
 DIRECTORIES: dict[str, Any] = json.loads((GOLDEN / "MANIFEST.json").read_text())["directories"]

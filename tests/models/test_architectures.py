@@ -1,0 +1,230 @@
+"""Layer index to weight: the declared order of every architecture, and configurations that lie."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tests.support.golden_models import DIRECTORIES, TinyModel
+from uqff.errors import FormatError, UnsupportedError
+from uqff.models.architectures import (
+    ARCHITECTURES,
+    architecture_of,
+    entry_names,
+    layer_names,
+    selected_entries,
+    selected_layers,
+    with_stated_tie,
+)
+from uqff.models.patterns import Pattern
+
+LAYER = "model.layers.0"
+SEVEN = [f"self_attn.{n}_proj" for n in "qkvo"] + [f"mlp.{n}_proj" for n in ("gate", "up", "down")]
+
+
+def modules(name: str, **config: Any) -> list[str]:
+    """The paths of a model's layers."""
+    config = {"architectures": [name], "num_hidden_layers": 2, **config}
+    layers = layer_names(config)
+    assert [layer.index for layer in layers] == list(range(len(layers)))
+    return [layer.module for layer in layers]
+
+
+def in_blocks(*blocks: list[str], prefix: str = "") -> list[str]:
+    head = [f"{prefix}lm_head"]
+    return head + [f"{prefix}model.layers.{i}.{path}" for i, paths in enumerate(blocks) for path in paths]
+
+
+@pytest.mark.parametrize("directory", DIRECTORIES)
+def test_the_order_is_the_clients(directory: str) -> None:
+    """Weight names of every golden model, tied heads included."""
+    case = DIRECTORIES[directory]
+    weights = [layer.weight for layer in layer_names(TinyModel(**case["model"]).config())]
+    assert weights == [f"{name}.weight" for name in case["layers"]]
+
+
+@pytest.mark.parametrize("name", ["Llama", "Mistral", "Qwen2", "Qwen3", "Gemma", "Gemma2", "Gemma3"])
+def test_seven_projections(name: str) -> None:
+    assert modules(f"{name}ForCausalLM") == in_blocks(SEVEN, SEVEN)
+
+
+def test_phi_3_fuses() -> None:
+    four = ["self_attn.qkv_proj", "self_attn.o_proj", "mlp.gate_up_proj", "mlp.down_proj"]
+    assert modules("Phi3ForCausalLM") == in_blocks(four, four)
+
+
+def test_mixtral_has_its_router_before_the_experts() -> None:
+    block = [*SEVEN[:4], "block_sparse_moe.gate"]
+    block += [f"block_sparse_moe.experts.{e}.{w}" for e in range(3) for w in ("w1", "w2", "w3")]
+    assert modules("MixtralForCausalLM", num_local_experts=3) == in_blocks(block, block)
+
+
+def test_qwen3_moe_mixes_dense_and_sparse_layers() -> None:
+    """A layer is dense if it is listed, or not a multiple of the step."""
+    sparse = SEVEN[:4] + [f"mlp.experts.{e}.{n}_proj" for e in range(2) for n in ("gate", "up", "down")]
+    name = "Qwen3MoeForCausalLM"
+    assert modules(name, num_experts=2) == in_blocks(sparse, sparse)
+    assert modules(name, num_experts=2, mlp_only_layers=[0]) == in_blocks(SEVEN, sparse)
+    assert modules(name, num_experts=2, decoder_sparse_step=2) == in_blocks(SEVEN, sparse)
+    assert modules(name, num_experts=0) == in_blocks(SEVEN, SEVEN)
+
+
+def test_gemma_3_with_vision_has_a_prefix_and_a_text_config() -> None:
+    config = {"architectures": ["Gemma3ForConditionalGeneration"], "text_config": {"num_hidden_layers": 1}}
+    assert [layer.module for layer in layer_names(config)] == in_blocks(SEVEN, prefix="language_model.")
+    assert layer_names(config)[0].weight == "language_model.model.embed_tokens.weight"
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "tied"),
+    [
+        ("Llama", None, False),
+        ("Llama", True, True),
+        ("Qwen2", False, False),
+        ("Gemma3", None, True),
+        ("Gemma3", False, False),
+        ("Gemma", False, True),
+        ("Gemma2", None, True),
+    ],
+)
+def test_tied_heads_are_the_embedding(name: str, given: bool | None, tied: bool) -> None:
+    config = {"architectures": [f"{name}ForCausalLM"], "num_hidden_layers": 1}
+    if given is not None:
+        config["tie_word_embeddings"] = given
+    head = layer_names(config)[0]
+    assert (head.module, head.block) == ("lm_head", None)
+    assert head.weight == ("model.embed_tokens.weight" if tied else "lm_head.weight")
+
+
+def test_names_of_weight_bias_and_block() -> None:
+    layer = layer_names({"architectures": ["Qwen2ForCausalLM"], "num_hidden_layers": 12})[-7]
+    assert (layer.index, layer.block) == (78, 11)
+    assert (layer.weight, layer.bias) == (f"{layer.module}.weight", "model.layers.11.self_attn.q_proj.bias")
+
+
+@pytest.mark.parametrize("names", [None, [], "LlamaForCausalLM", ["BertModel"], [3], {}])
+def test_unknown_architectures_are_refused_with_the_list(names: Any) -> None:
+    with pytest.raises(UnsupportedError, match=r"expected one of LlamaForCausalLM, .*Gemma3ForCausalLM") as caught:
+        architecture_of({"architectures": names})
+    for architecture in ARCHITECTURES:
+        assert all(name in str(caught.value) for name in architecture.classes)
+
+
+@pytest.mark.parametrize(
+    ("name", "config", "field"),
+    [
+        ("Llama", {"num_hidden_layers": None}, "config.num_hidden_layers"),
+        ("Llama", {"num_hidden_layers": 0}, "config.num_hidden_layers"),
+        ("Llama", {"num_hidden_layers": True}, "config.num_hidden_layers"),
+        ("Llama", {"num_hidden_layers": "2"}, "config.num_hidden_layers"),
+        ("Llama", {"num_hidden_layers": 10**30}, "config.num_hidden_layers"),
+        ("Llama", {"num_hidden_layers": 100_000}, "config.num_hidden_layers"),
+        ("Mixtral", {}, "config.num_local_experts"),
+        ("Mixtral", {"num_local_experts": 10**5}, "config.num_hidden_layers"),
+        ("Qwen3Moe", {"num_experts": 2, "decoder_sparse_step": 0}, "config.decoder_sparse_step"),
+        ("Qwen3Moe", {"num_experts": 2, "mlp_only_layers": 1}, "config.mlp_only_layers"),
+    ],
+)
+def test_configurations_that_lie(name: str, config: dict[str, Any], field: str) -> None:
+    """Refused before anything is made of the number."""
+    with pytest.raises(FormatError) as caught:
+        modules(f"{name}ForCausalLM", **config)
+    assert caught.value.field == field
+
+
+def test_layers_by_pattern() -> None:
+    """Natural order for what no architecture orders; only matrices and stacks of them; weights, not biases."""
+    shapes: dict[str, tuple[int, ...]] = {f"encoder.layer.{i}.dense.weight": (4, 4) for i in (10, 2, 1)}
+    shapes |= {"encoder.layer.1.norm.weight": (4,), "encoder.layer.1.dense.bias": (4,), "experts.weight": (2, 4, 4)}
+    found = selected_layers({}, shapes, Pattern("."))
+    assert [(layer.module, layer.block) for layer in found] == [
+        ("encoder.layer.1.dense", 1),
+        ("encoder.layer.2.dense", 2),
+        ("encoder.layer.10.dense", 10),
+        ("experts", None),
+    ]
+    assert [layer.index for layer in found] == [0, 1, 2, 3]
+    with pytest.raises(FormatError, match="no weight matches: got norm"):
+        selected_layers({}, shapes, Pattern("norm"))
+
+
+def test_patterns_keep_the_order_of_a_known_architecture() -> None:
+    config = {"architectures": ["LlamaForCausalLM"], "num_hidden_layers": 1}
+    shapes = {
+        f"{module}.weight": (4, 4) for module in (*modules("LlamaForCausalLM", num_hidden_layers=1), "extra.q_proj")
+    }
+    found = selected_layers(config, shapes, Pattern("[oq]_proj"))
+    assert [layer.module for layer in found] == [
+        "model.layers.0.self_attn.q_proj",
+        "model.layers.0.self_attn.o_proj",
+        "extra.q_proj",
+    ]
+
+
+def test_entries_of_a_tied_model() -> None:
+    """From 1.2 on the embedding serves as head; before, the head is a layer and the embedding none."""
+    config = {"architectures": ["LlamaForCausalLM"], "num_hidden_layers": 1, "tie_word_embeddings": True}
+    old = entry_names(config, (1, 1, 0))
+    assert [(entry.key, entry.role) for entry in old[:2]] == [("lm_head", "head"), (f"{LAYER}.mlp.down_proj", None)]
+    assert old[0].parts[0].weight == "model.embed_tokens.weight"
+    assert len(old) == 8
+    new = entry_names(config, (1, 2, 0))
+    assert [(entry.key, entry.role) for entry in new[:1]] == [("model.embed_tokens", "embedding")]
+    assert [entry.key for entry in new[1:]] == [entry.key for entry in old[1:]]
+
+
+def test_entries_of_an_untied_model() -> None:
+    """From 1.2 on embedding and head are layers, sorted by key."""
+    config = {"architectures": ["Qwen2ForCausalLM"], "num_hidden_layers": 1}
+    assert [entry.key for entry in entry_names(config, (1, 2, 0))][:3] == [
+        "lm_head",
+        "model.embed_tokens",
+        f"{LAYER}.mlp.down_proj",
+    ]
+
+
+def test_entries_of_experts_are_stacked() -> None:
+    """Mixtral's w1, w2, w3 are gate, down and up of 1.x, each with a part for every expert in order."""
+    config = {"architectures": ["MixtralForCausalLM"], "num_hidden_layers": 1, "num_local_experts": 3}
+    stacked = {entry.key: entry for entry in entry_names(config, (1, 2, 0)) if entry.is_stacked}
+    moe = f"{LAYER}.block_sparse_moe.experts"
+    assert {key: [part.module for part in entry.parts] for key, entry in stacked.items()} == {
+        f"{moe}.{path}_proj": [f"{moe}.{expert}.{name}" for expert in range(3)]
+        for path, name in (("gate", "w1"), ("up", "w3"), ("down", "w2"))
+    }
+
+
+def test_a_tie_is_stated_where_it_is_implied() -> None:
+    """Gemma and Gemma 2 are tied whatever they say; the engine believes what is said, and that nothing means no."""
+    for name in ("GemmaForCausalLM", "Gemma2ForCausalLM"):
+        config = {"architectures": [name], "hidden_size": 2}
+        assert with_stated_tie(config) == config | {"tie_word_embeddings": True}
+        assert with_stated_tie(config | {"tie_word_embeddings": False}) == config | {"tie_word_embeddings": True}
+        assert with_stated_tie(config | {"tie_word_embeddings": True}) is None
+    for name in ("LlamaForCausalLM", "Gemma3ForCausalLM"):
+        assert with_stated_tie({"architectures": [name]}) is None
+
+
+def test_entries_by_pattern() -> None:
+    """A stack by its own name or any of its parts'; a head that is none is not taken for a matrix of its own."""
+    config = {
+        "architectures": ["MixtralForCausalLM"],
+        "num_hidden_layers": 1,
+        "num_local_experts": 2,
+        "tie_word_embeddings": True,
+    }
+    names = layer_names(config)
+    shapes = {name.weight: (4, 4) for name in names} | {"lm_head.weight": (4, 4), "z.weight": (2, 2), "n.weight": (2,)}
+    experts = "model.layers.0.block_sparse_moe.experts"
+    for pattern, keys in [
+        (r"experts\.gate_proj", [f"{experts}.gate_proj"]),
+        (r"experts\.1\.w1", [f"{experts}.gate_proj"]),
+        (r"lm_head|embed|^[zn]\.", ["model.embed_tokens", "z"]),
+    ]:
+        chosen = selected_entries(config, shapes, Pattern(pattern), (1, 2, 0))
+        assert [entry.key for entry in chosen] == keys
+    (entry,) = selected_entries({}, shapes, Pattern("^z"), (1, 2, 0))
+    assert (entry.key, entry.role, entry.parts[0].weight) == ("z", None, "z.weight")
+    with pytest.raises(FormatError, match="no weight matches"):
+        selected_entries(config, shapes, Pattern("^n"), (1, 2, 0))

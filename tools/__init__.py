@@ -1,0 +1,1 @@
+"""What the project is made and checked with; each package runs as ``python -m tools.NAME`` from the root."""

@@ -1,0 +1,242 @@
+"""Check against the real clients, in several tables; exit 1 on any difference.
+
+    python -m tools.interop            # make interop
+
+Files (`reading`): the 0.6.0 client must take the files that this package writes for its own. Entries
+(`entries`): the same for 1.x files and the 0.9.5 client. Quantisers (`quantisers`): from the same
+weights, the package must make every byte that the 0.6.0 and 0.9.5 clients store, for every type, several shapes and
+load dtypes. Migration (`migration`): the 0.9.5 client must run migrated pre-1.0 models as it runs its own, and
+as the 0.6.0 client runs the originals; and the other way round. Converted (`gguf`): the 0.9.5 client must say
+the same with a GGUF file and with the UQFF that it is converted to, there and back. Running (`running`): from
+the clients' files, the package must generate what they do, on 1, 2 and 4 ranks. Configurations (`configs`):
+from the `config.json` of either generation of transformers, the package must write one that the 0.9.5 client and both
+generations read as the same model. llama.cpp (`llamacpp`): it and the package must generate the same from GGUF
+files, a real model's among them, which must come back from UQFF as they were.
+
+The clients are installed once, into `.venvs/` at the root of the repository.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import click
+from rich.console import Console
+
+from tools.interop import configs, entries, golden, llamacpp, migration, quantisers, reading, running
+from tools.interop import gguf as converting
+from tools.interop.cases import CASES
+from tools.interop.client import Client
+from tools.interop.install import install_client
+from uqff.quantization.types import KINDS
+
+WIDTH = 150
+"""Columns of the tables where the output is not a terminal."""
+
+FILES, ENTRIES, QUANTISERS = "files", "entries", "quantisers"
+MIGRATION, CONVERTED, RUNNING = "migration", "converted", "running"
+CONFIGURATIONS, LLAMACPP = "configurations", "llama.cpp"
+NotRun = list[tuple[str, str]]
+"""Rows that a client could not run on this CPU: table and type."""
+TABLES = (FILES, ENTRIES, QUANTISERS, MIGRATION, CONVERTED, RUNNING, CONFIGURATIONS, LLAMACPP)
+
+
+def find_clients(given: tuple[Path, ...]) -> dict[str, Client]:
+    """A client of each version, by version: those given, and the others installed.
+
+    Raises click.ClickException for an interpreter that has no such version.
+    """
+    clients = {Client(python).about()["version"]: Client(python) for python in given}
+    unknown = sorted(clients.keys() - quantisers.GENERATIONS.keys())
+    if unknown:
+        raise click.ClickException(f"expected mistralrs {', '.join(quantisers.GENERATIONS)}, got {', '.join(unknown)}")
+    return {
+        version: clients[version] if version in clients else Client(install_client(version))
+        for version in quantisers.GENERATIONS
+    }
+
+
+def check_files(client: Client, kinds: tuple[str, ...], console: Console, not_run: NotRun) -> bool:
+    """Print the table of the files and what differs; return whether anything does that is not known."""
+    with tempfile.TemporaryDirectory() as folder:
+        wanted = [kind for kind in (*reading.KINDS, reading.MIXED) if not kinds or kind in kinds]
+        results = list(reading.check_all(client, [*reading.MODELS], wanted, Path(folder)))
+    console.print(reading.table_of(results))
+    for line in reading.differences(results):
+        console.print(line)
+    failed = sum(not result.equal and not result.known for result in results)
+    known = sum(result.known for result in results)
+    idle = sum(result.theirs.generation is None and not result.not_run for result in results)
+    missed = [(FILES, result.kind) for result in results if result.not_run]
+    not_run += missed
+    console.print(
+        f"{len(results)} rows: {failed} differ, {known} differ by the 0.6.0 wheel's Q3K and nothing else, "
+        f"{idle} that the client itself cannot run, {len(missed)} not run on this CPU"
+    )
+    return failed > 0
+
+
+def check_entries(client: Client, kinds: tuple[str, ...], console: Console) -> bool:
+    """Print the table of the 1.x files; return whether anything differs."""
+    with tempfile.TemporaryDirectory() as folder:
+        results = list(entries.check_all(client, kinds, Path(folder)))
+    console.print(entries.table_of(results))
+    failed = sum(not result.equal for result in results)
+    idle = sum(result.theirs.generation is None for result in results)
+    console.print(f"{len(results)} checked: {failed} differ, {idle} that the client itself cannot run here")
+    return failed > 0
+
+
+def check_quantisers(
+    clients: dict[str, Client], kinds: tuple[str, ...], models: tuple[str, ...], console: Console, not_run: NotRun
+) -> bool:
+    """Print the table of the quantisers and what differs; return whether anything does."""
+    cases = tuple(case for case in CASES if not models or case.name in models)
+    with tempfile.TemporaryDirectory() as folder:
+        rows = list(quantisers.check_all(clients, cases, kinds, Path(folder)))
+    console.print(quantisers.table_of(rows))
+    failed = [row for row in rows if not row.equal]
+    for row in failed:
+        for problem in row.problems:
+            console.print(f"{row.version} {row.case} {row.kind} ({row.by}): {problem}")
+    missed = [(QUANTISERS, row.kind) for row in rows if row.not_run]
+    not_run += missed
+    console.print(f"{len(rows)} rows: {len(failed)} differ, {len(missed)} not run on this CPU")
+    return bool(failed)
+
+
+def check_migration(clients: dict[str, Client], kinds: tuple[str, ...], console: Console, not_run: NotRun) -> bool:
+    """Print the table of the migrations and what is wrong; return whether anything is."""
+    with tempfile.TemporaryDirectory() as folder:
+        results = list(migration.check_all(clients, kinds, Path(folder)))
+    console.print(migration.table_of(results))
+    failed = [result for result in results if result.problems]
+    for result in failed:
+        for problem in result.problems:
+            console.print(f"{result.case} {result.kind} {result.way}: {problem}")
+    missed = [(MIGRATION, result.kind) for result in results if result.not_run]
+    not_run += missed
+    console.print(f"{len(results)} rows: {len(failed)} differ, {len(missed)} not run in 0.6.0 on this CPU")
+    return bool(failed)
+
+
+def check_converted(client: Client, console: Console) -> bool:
+    """Print the table of the conversions and what differs; return whether anything does."""
+    with tempfile.TemporaryDirectory() as folder:
+        rows = list(converting.check_all(client, Path(folder)))
+    console.print(converting.table_of(rows))
+    failed = [row for row in rows if row.problem is not None]
+    for row in failed:
+        console.print(f"{row.case} ({row.compared}): {row.problem}", markup=False)
+    console.print(f"{len(rows)} checked: {len(failed)} differ")
+    return bool(failed)
+
+
+def check_llamacpp(console: Console) -> bool:
+    """Print the table of llama.cpp; return whether anything differs."""
+    package, _, version = llamacpp.PACKAGES[0].partition("==")
+    python = install_client(version, package, *llamacpp.PACKAGES[1:])
+    with tempfile.TemporaryDirectory() as folder:
+        rows = list(llamacpp.check_all(python, Path(folder)))
+    console.print(llamacpp.table_of(rows))
+    failed = [row for row in rows if row.problem is not None]
+    for row in failed:
+        console.print(f"{row.model} {row.kind}: {row.problem}", markup=False)
+    idle = sum(row.idle for row in rows)
+    console.print(f"{len(rows)} checked: {len(failed)} differ, {idle} that llama.cpp cannot run on this CPU")
+    return bool(failed)
+
+
+def check_running(clients: dict[str, Client], kinds: tuple[str, ...], console: Console, not_run: NotRun) -> bool:
+    """Print the table of the runs; return whether anything differs."""
+    with tempfile.TemporaryDirectory() as folder:
+        rows = running.check_all(clients, kinds, Path(folder))
+    console.print(running.table_of(rows))
+    failed = sum(not row.equal for row in rows)
+    idle = sum(row.case.generation is None and not row.case.not_run for row in rows)
+    missed = [(RUNNING, row.case.kind) for row in rows if row.case.not_run]
+    not_run += missed
+    console.print(
+        f"{len(rows)} rows: {failed} differ, {idle} that the client itself cannot run, "
+        f"{len(missed)} not run by it on this CPU"
+    )
+    return failed > 0
+
+
+def check_golden(not_run: NotRun, console: Console) -> bool:
+    """Print what golden files say of the rows that were not run; return whether any of them differs."""
+    proofs = golden.prove_all(not_run)
+    console.print(golden.table_of(proofs))
+    for proof in proofs:
+        for problem in proof.problems:
+            console.print(f"{proof.kind}: {problem}", markup=False)
+    failed = sum(bool(proof.problems) for proof in proofs)
+    console.print(f"{len(not_run)} rows not run on this CPU, of {len(proofs)} types: golden files of {failed} differ")
+    return failed > 0
+
+
+def check_configurations(client: Client, console: Console) -> bool:
+    """Print the table of the configurations and what differs; return whether anything does."""
+    readers = {generation: install_client(version, "transformers") for generation, version in configs.READERS.items()}
+    with tempfile.TemporaryDirectory() as folder:
+        rows = list(configs.check_all(client, readers, Path(folder)))
+    console.print(configs.table_of(rows))
+    failed = sum(row.problem is not None for row in rows)
+    console.print(f"{len(rows)} checked: {failed} differ")
+    return failed > 0
+
+
+@click.command()
+@click.option(
+    "--client",
+    "pythons",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    help="Interpreter that has mistralrs 0.6.0 or 0.9.5; else they are installed.",
+)
+@click.option("--kind", "kinds", multiple=True, type=click.Choice([*KINDS, reading.MIXED]), help="Only these.")
+@click.option("--only", type=click.Choice(TABLES), help="Only this table.")
+@click.option(
+    "--model", "models", multiple=True, type=click.Choice([case.name for case in CASES]), help="Only these quantised."
+)
+def main(pythons: tuple[Path, ...], kinds: tuple[str, ...], only: str | None, models: tuple[str, ...]) -> None:
+    """Check this package's files, quantisers and migrations against the real clients; exit 1 on any difference."""
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=WIDTH)
+    start = time.monotonic()
+    clients = find_clients(pythons)
+    about = clients[reading.CLIENT_VERSION].about()
+    console.print(f"mistralrs {', '.join(clients)} on {about['system']} {about['machine']}, {about['libc']}")
+    for version, client in clients.items():
+        if missing := client.missing():
+            console.print(
+                f"mistralrs {version} takes {' and '.join(missing)} for granted, which this CPU lacks: rows that it "
+                "cannot run are counted, and proven from golden files"
+            )
+    failed, not_run = False, NotRun()
+    if only in (None, FILES):
+        failed |= check_files(clients[reading.CLIENT_VERSION], kinds, console, not_run)
+    if only in (None, ENTRIES):
+        failed |= check_entries(clients[entries.CLIENT_VERSION], kinds, console)
+    if only in (None, QUANTISERS):
+        failed |= check_quantisers(clients, kinds, models, console, not_run)
+    if only in (None, MIGRATION):
+        failed |= check_migration(clients, kinds, console, not_run)
+    if only in (None, CONVERTED):
+        failed |= check_converted(clients[converting.CLIENT_VERSION], console)
+    if only in (None, RUNNING):
+        failed |= check_running(clients, kinds, console, not_run)
+    if only in (None, CONFIGURATIONS):
+        failed |= check_configurations(clients[configs.CLIENT_VERSION], console)
+    if not_run:
+        failed |= check_golden(not_run, console)
+    console.print(f"{time.monotonic() - start:.0f} s")
+    sys.exit(1 if failed else 0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,262 @@
+"""The clients' files, run by this package on 1, 2 and 4 ranks and by the clients themselves, for `tools/interop`.
+
+Each client quantises tiny checkpoints of Llama (untied), Qwen2 (biases, tied), Qwen3, Mistral and Qwen3-MoE in F32 and
+answers greedily from its own file. `uqff.parallel` loads the same file in 1, 2 and 4 processes. Required:
+
+* the same greedy tokens, and logits within `RANKS`, on every number of ranks;
+* where the client multiplies with dense float32 weights, its tokens, and its numbers within `DENSE`;
+* where it does not, its numbers within a stated noise, and no token of its own that is further behind ours than twice
+  that: with ggml types it rounds activations to eight bits (`GGML`), and 0.6.0 multiplies HQQ in
+  float16 (`HALF`).
+
+The numbers are log probabilities of 0.9.5 and logits of 0.6.0, see `client.Generation`. For the comparison, the model
+is given the client's tokens, so that one other choice does not end it.
+
+Files that the client writes and cannot run (Q8_1, biases in FP8, AFQ experts) are run on all numbers of ranks alike; so
+are those that it cannot write on this CPU, which this package makes.
+
+All files of a number of ranks are run by one process for each, which is this file: `python interop_running.py JOBS OUT`
+alone or under torchrun.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from tools.interop.client import PROMPT, Client, ClientError, Generation, NotOnThisCPU
+from tools.tiny import architectures as tiny_architectures
+from tools.tiny.models import SPECIAL_TOKENS, TinyModel
+from uqff.quantization.run import quantize_model
+
+WORLDS = (1, 2, 4)
+TOKENS = 16
+RANKS = 1e-4
+DENSE = 1e-4
+GGML = 0.2
+HALF = 0.1
+
+REASON = 60
+"""Characters of a client's last words that are shown."""
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+WHEEL = "0.6.0"
+MODELS: dict[str, TinyModel | str] = {
+    "llama": TinyModel("llama", intermediate_size=256, layers=2, kv_heads=2, std=0.08, seed=51),
+    "qwen2": TinyModel("qwen2", intermediate_size=256, layers=2, std=0.08, tied=True, seed=52),
+    "qwen3": "Qwen3",
+    "mistral": "Mistral",
+    "qwen3moe": "Qwen3Moe",
+}
+"""Checkpoints by the client's name of their architecture; texts are of `tiny_architectures`."""
+
+DENSE_KINDS = ("afq3", "afq4", "hqq4", "hqq8", "fp8", "f8q8", "mxfp4")
+GGML_KINDS = ("q4_0", "q8_0", "q4k")
+KINDS = {
+    "llama": DENSE_KINDS + GGML_KINDS,
+    "qwen2": ("afq4", "hqq8", "fp8", "f8q8", "q4k"),
+    "qwen3moe": ("afq4", "hqq4", "fp8", "q8_0"),
+}
+FEW_KINDS = ("afq4", "hqq4", "fp8", "q8_0")
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """A file of a client, and what the client makes of it: an answer, or a reason why there is none."""
+
+    version: str
+    model: str
+    kind: str
+    directory: Path
+    generation: Generation | None
+    reason: str = ""
+    not_run: bool = False
+
+    @property
+    def numbers(self) -> list[float]:
+        """The client's numbers, for as many tokens as were asked for."""
+        assert self.generation is not None
+        given = self.generation.logits[:TOKENS]
+        return [10**value for value in given] if self.version == WHEEL else given
+
+    @property
+    def ids(self) -> list[int]:
+        """The client's tokens; a word of the tiny tokenizers spells its id."""
+        assert self.generation is not None
+        return [_id(token) for token in self.generation.tokens[:TOKENS]]
+
+    @property
+    def bound(self) -> float:
+        """How far the client's numbers may be from ours."""
+        if self.kind in GGML_KINDS:
+            return GGML
+        half = self.version == WHEEL and self.kind.startswith("hqq")
+        return HALF if half else DENSE
+
+
+def _id(token: str) -> int:
+    return SPECIAL_TOKENS.index(token) if token in SPECIAL_TOKENS else int(token.removeprefix("t"))
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One file: what differs, if anything does."""
+
+    case: Case
+    same_ranks: bool
+    between_ranks: float
+    same_tokens: bool = True
+    from_client: float = 0.0
+    behind: float = 0.0
+
+    @property
+    def equal(self) -> bool:
+        """Nothing differs that should not."""
+        case = self.case
+        ranks = self.same_ranks and self.between_ranks <= RANKS
+        if case.generation is None:
+            return ranks
+        tokens = self.same_tokens if case.bound == DENSE else self.behind <= 2 * case.bound
+        return ranks and tokens and self.from_client <= case.bound
+
+    def row(self) -> list[str]:
+        """The cells of the table."""
+        case = self.case
+        tokens = "equal" if self.same_ranks else "differ"
+        ranks = f"{tokens}, {self.between_ranks:.1g}"
+        if case.generation is None:
+            client = f"[yellow]{'' if case.not_run else 'cannot run it: '}{case.reason[:REASON]}[/yellow]"
+        else:
+            tokens = "tokens equal" if self.same_tokens else f"another token, {self.behind:.2g} behind"
+            client = f"{tokens}, numbers within {self.from_client:.1g} of {case.bound:g}"
+        colour = "green" if self.equal else "red"
+        return [case.version, case.model, case.kind, f"[{colour}]{ranks}[/{colour}]", client]
+
+
+def make_cases(clients: dict[str, Client], kinds: tuple[str, ...], folder: Path) -> Iterator[Case]:
+    """Let the clients write and run their files; files that a client refuses to write are left out."""
+    for name, model in MODELS.items():
+        checkpoint = folder / name
+        if isinstance(model, str):
+            tiny_architectures.write(model, checkpoint)
+        else:
+            model.write(checkpoint)
+        for version, client in clients.items():
+            for kind in KINDS.get(name, FEW_KINDS):
+                if kinds and kind not in kinds:
+                    continue
+                directory = folder / f"{name}-{version}-{kind}"
+                directory.mkdir()
+                try:
+                    written = client.write(
+                        checkpoint, directory / f"{kind}.uqff", architecture=name, dtype="F32", isq=kind
+                    )
+                except NotOnThisCPU as exc:
+                    shutil.rmtree(directory)
+                    quantize_model(
+                        checkpoint, directory, [kind], version="0.2", engine="0.6", dtype="f32", engine_biases=True
+                    )
+                    yield Case(version, name, kind, directory, None, exc.reason, not_run=True)
+                    continue
+                except ClientError:
+                    continue
+                try:
+                    made = client.generate(directory, [written.name], architecture=name, dtype="F32", tokens=TOKENS)
+                    yield Case(version, name, kind, directory, made)
+                except ClientError as exc:
+                    yield Case(version, name, kind, directory, None, exc.reason, isinstance(exc, NotOnThisCPU))
+
+
+def run_ranks(cases: list[Case], world: int, folder: Path) -> list[dict[str, Any]]:
+    """What our model makes of every file on so many ranks: greedy ids, logits, and the client's choices."""
+    jobs, out = folder / f"jobs-{world}.json", folder / f"out-{world}.json"
+    asked = [{"path": str(case.directory), "forced": case.ids if case.generation else []} for case in cases]
+    jobs.write_text(json.dumps(asked))
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(world)] if world > 1 else []
+    environ = {**os.environ, "OMP_NUM_THREADS": "1", "UQFF_NUM_THREADS": "1"}
+    command = [sys.executable, *torchrun, "-m", "tools.interop.running", str(jobs), str(out)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environ, cwd=ROOT)
+    if done.returncode:
+        raise RuntimeError(f"{world} ranks failed:\n{done.stderr[-4000:]}")
+    answers: list[dict[str, Any]] = json.loads(out.read_text())
+    return answers
+
+
+def compare(case: Case, answers: dict[int, dict[str, Any]]) -> Row:
+    """The row of a file."""
+    one = answers[1]
+    same = all(each["ids"] == one["ids"] for each in answers.values())
+    apart = max(_distance(each["logits"], one["logits"]) for each in answers.values()) if same else float("nan")
+    if case.generation is None:
+        return Row(case, same, apart)
+    ours = one["forced_logits"] if case.version == WHEEL else one["forced_logprobs"]
+    return Row(case, same, apart, one["ids"] == case.ids, _distance(ours, case.numbers), max(one["behind"]))
+
+
+def _distance(a: list[float], b: list[float]) -> float:
+    return max(abs(x - y) for x, y in zip(a, b, strict=True))
+
+
+def check_all(clients: dict[str, Client], kinds: tuple[str, ...], folder: Path) -> list[Row]:
+    """The rows of all models, clients and kinds. `folder` is for checkpoints and files."""
+    cases = list(make_cases(clients, kinds, folder))
+    answers = {world: run_ranks(cases, world, folder) for world in WORLDS} if cases else {}
+    return [compare(case, {world: each[i] for world, each in answers.items()}) for i, case in enumerate(cases)]
+
+
+def table_of(rows: list[Row]) -> Table:
+    """All rows."""
+    table = Table(title=f"Running: the clients' files on {', '.join(map(str, WORLDS))} ranks")
+    for column in ("client", "model", "kind", "on all ranks"):
+        table.add_column(column, no_wrap=True)
+    table.add_column("the client itself")
+    for row in rows:
+        table.add_row(*row.row())
+    return table
+
+
+def serve(jobs: Path, out: Path) -> None:
+    """Run the files of `jobs` as one rank of this torchrun, or alone."""
+    import torch
+
+    from uqff.parallel import load_model
+    from uqff.parallel.generate import generate
+    from uqff.parallel.ranks import joined
+    from uqff.parallel.text import Text
+
+    torch.set_num_threads(1)
+    answers = []
+    with joined(torch.device("cpu"), timeout=120) as comm:
+        for job in json.loads(jobs.read_text()):
+            model = load_model(job["path"], comm, dtype=torch.float32)
+            text = Text(Path(job["path"]))
+            prompt, forced = text.encode(PROMPT), job["forced"]
+            made = generate(model, prompt, TOKENS, stop=text.stop, comm=comm)
+            with torch.inference_mode():
+                logits = model(input_ids=torch.tensor([[*prompt, *forced]])).logits[0, len(prompt) - 1 :]
+            logits = logits[: len(forced)].float()
+            chosen = logits.gather(1, torch.tensor(forced, dtype=torch.int64).view(-1, 1)).flatten()
+            answers.append(
+                {
+                    "ids": made.ids,
+                    "logits": made.logits,
+                    "forced_logits": chosen.tolist(),
+                    "forced_logprobs": (chosen - logits.logsumexp(-1)).tolist(),
+                    "behind": (logits.max(-1).values - chosen).tolist() if forced else [0.0],
+                }
+            )
+        if comm.rank == 0:
+            out.write_text(json.dumps(answers))
+
+
+if __name__ == "__main__":
+    serve(Path(sys.argv[1]), Path(sys.argv[2]))

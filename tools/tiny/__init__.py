@@ -1,0 +1,1 @@
+"""Small models of random weights: checkpoints, directories of many architectures, GGUF files."""
