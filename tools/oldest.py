@@ -1,7 +1,7 @@
 """Print the oldest version of every dependency that `pyproject.toml` allows, as constraints for pip.
 
-    python tools/oldest.py > oldest.txt                    # make test-oldest
-    python tools/oldest.py torch=2.13.0 > oldest.txt       # but for torch
+    python -m tools.oldest > oldest.txt                    # make test-oldest
+    python -m tools.oldest torch=2.13.0 > oldest.txt       # but for torch
 
 Extras count too. Nothing but Python is needed.
 """
