@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from uqff.cli import progress
+from uqff.progress import Step
 from uqff.simd.compiling import LOGGER
 
 
@@ -33,3 +34,22 @@ def test_without_a_terminal_nothing_is_told(capsys: pytest.CaptureFixture[str]) 
     with progress.told_of_compiling(), progress.shown_progress():
         LOGGER.info("compiling %s", "q4k")
     assert capsys.readouterr().err == ""
+
+
+def test_a_bar_makes_way_for_a_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """What a command prints meanwhile goes to its own stream, and the bar is gone before."""
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    monkeypatch.setenv("TERM", "xterm")
+    with progress.shown_progress() as display:
+        assert display is not None
+        for done in (1, 2):
+            display(Step("verify", "a\x1b[31m", done, 2, 10 * done, 20, "bytes"))
+            shown = capsys.readouterr()
+            assert (shown.out, f" {done}/2 " in shown.err) == ("", True)
+            assert r"a\x1b[31m" in shown.err
+            display.hide()
+            print("a line")
+            hidden = capsys.readouterr()
+            assert hidden.out == "a line\n"
+            assert hidden.err.endswith("\x1b[1A\x1b[2K")
+    assert capsys.readouterr() == ("", "")

@@ -18,7 +18,7 @@ from uqff.families import QuantizedTensor
 from uqff.parallel.comm import Comm
 from uqff.parallel.shard import Shard, listed_world_sizes
 
-__all__ = ["Cut", "OnMisaligned", "Part", "part_of", "split_fused"]
+__all__ = ["Cut", "IntermediateRange", "OnMisaligned", "part_of", "split_fused"]
 
 OnMisaligned: TypeAlias = Literal["error", "uneven", "replicate"]
 """What is to happen where blocks do not allow equal parts; see :mod:`uqff.parallel.experts`."""
@@ -52,7 +52,7 @@ class Cut(NamedTuple):
         return whole or self.weight.can_narrow(self.dim, start, length)  # type: ignore[union-attr]
 
 
-class Part(NamedTuple):
+class IntermediateRange(NamedTuple):
     """A range of the intermediate dimension."""
 
     start: int
@@ -63,7 +63,9 @@ class Part(NamedTuple):
         return Shard.offset(dim, *self)
 
 
-def part_of(cuts: Sequence[Cut], comm: Comm, on_misaligned: OnMisaligned, layer: str | None = None) -> Part | None:
+def part_of(
+    cuts: Sequence[Cut], comm: Comm, on_misaligned: OnMisaligned, layer: str | None = None
+) -> IntermediateRange | None:
     """The rank's part.
 
     Args:
@@ -93,7 +95,7 @@ def part_of(cuts: Sequence[Cut], comm: Comm, on_misaligned: OnMisaligned, layer:
     if odd:
         raise ShapeError("projections do not fit each other", layer=layer, expected=f"{size} between them", got=odd[0])
     if world_size == 1:
-        return Part(0, size)
+        return IntermediateRange(0, size)
     equal = list(_equal(size, world_size))
     if _suit(equal, cuts):
         return equal[comm.rank]
@@ -113,20 +115,20 @@ def part_of(cuts: Sequence[Cut], comm: Comm, on_misaligned: OnMisaligned, layer:
     )
 
 
-def _equal(size: int, world_size: int) -> Iterator[Part]:
+def _equal(size: int, world_size: int) -> Iterator[IntermediateRange]:
     if size % world_size == 0:
         length = size // world_size
-        yield from (Part(rank * length, length) for rank in range(world_size))
+        yield from (IntermediateRange(rank * length, length) for rank in range(world_size))
 
 
-def _uneven(size: int, unit: int, world_size: int) -> Iterator[Part]:
+def _uneven(size: int, unit: int, world_size: int) -> Iterator[IntermediateRange]:
     units = -(-size // unit)  # the last may be shorter: a slice can end with the dimension
     edges = [min(rank * units // world_size * unit, size) for rank in range(world_size + 1)]
     if units >= world_size:
-        yield from (Part(start, end - start) for start, end in pairwise(edges))
+        yield from (IntermediateRange(start, end - start) for start, end in pairwise(edges))
 
 
-def _suit(parts: list[Part], cuts: Sequence[Cut]) -> bool:
+def _suit(parts: list[IntermediateRange], cuts: Sequence[Cut]) -> bool:
     return bool(parts) and all(cut.fits(*part) for cut in cuts for part in parts)
 
 
