@@ -25,7 +25,7 @@ help:
 	@echo "make test-oldest, make test-newest"
 	@echo "              the test suite with the oldest and newest of every dependency    (TORCH=2.13.0, TESTS='-n 2 tests/cli')"
 	@echo "make docs     the documentation site, in build/docs"
-	@echo "make lint     ruff, mypy, generated files up to date"
+	@echo "make lint     ruff, mypy, imports between rooms, generated files up to date"
 	@echo "make bench    speed, side by side with other tools"
 	@echo "make interop  the real client reads what we write, and the other way round"
 	@echo "make golden   regenerate tests/golden with the client that make interop installed"
@@ -53,6 +53,7 @@ lint: $(VENV)/.lint $(VENV)/.test
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 	$(BIN)/python -m tools.vectors --check
 	$(BIN)/python -m tools.vectors.tables --check
 
@@ -70,7 +71,7 @@ golden: $(VENV)/.demo
 	$(BIN)/python -m tools.golden.v0 --client .venvs/mistralrs-0.6.0/bin/python
 
 clean:
-	rm -rf $(VENV) .venv-oldest .venv-newest .venvs build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-oldest .venv-newest .venvs build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 	find uqff tests tools -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/.made: pyproject.toml constraints.txt

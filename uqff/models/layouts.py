@@ -24,7 +24,7 @@ from typing import Any, Final, NamedTuple
 
 import numpy as np
 
-from uqff.checkpoints.safetensors import CONFIG_NAME
+from uqff.models.assets import CONFIG_NAME
 from uqff.codec.layer import Layer
 from uqff.codes import Version
 from uqff.container.file import UqffFile

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from uqff.checkpoints.safetensors import CONFIG_NAME
+from uqff.models.assets import CONFIG_NAME
 from uqff.codec.layer import Layer
 from uqff.container import UqffFile
 from uqff.errors import ShapeError, ShardError, UnsupportedError
