@@ -1,6 +1,6 @@
 """Exit 1 if a Python file of the project is over 500 lines: it is asking to become two modules.
 
-    python -m tools.lengths     # make lint
+python -m tools.lengths     # make lint
 """
 
 from __future__ import annotations

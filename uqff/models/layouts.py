@@ -24,7 +24,6 @@ from typing import Any, Final, NamedTuple
 
 import numpy as np
 
-from uqff.models.assets import CONFIG_NAME
 from uqff.codec.layer import Layer
 from uqff.codes import Version
 from uqff.container.file import UqffFile
@@ -32,6 +31,7 @@ from uqff.errors import FormatError, ShapeError, UnsupportedError, located
 from uqff.families import Unquant
 from uqff.families.rows import Order, can_reorder, reordered, reordered_bias
 from uqff.models.architectures import LANGUAGE_MODEL_PREFIX, architecture_of
+from uqff.models.assets import CONFIG_NAME
 from uqff.models.modules import config_beside
 
 __all__ = [

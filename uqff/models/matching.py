@@ -11,12 +11,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from uqff.models.assets import CONFIG_NAME
 from uqff.codec.layer import Layer
 from uqff.container import UqffFile
 from uqff.errors import ShapeError, ShardError, UnsupportedError
 from uqff.families import Unquant
 from uqff.models.architectures import LayerName, embedding_name, layer_names
+from uqff.models.assets import CONFIG_NAME
 from uqff.models.layouts import WeightLayout, in_order, layout_beside
 from uqff.models.modules import Module, config_beside, modules_of
 
