@@ -1,10 +1,8 @@
-"""What a model directory holds besides its layers: the residual in its load dtype, copied files, room on the disk."""
+"""What a model directory holds besides its layers: the residual in its load dtype, copied files."""
 
 from __future__ import annotations
 
-import errno
 import json
-import shutil
 from pathlib import Path
 
 import pytest
@@ -14,7 +12,6 @@ from safetensors.torch import load_file, save_file
 from uqff.checkpoints import open_checkpoint
 from uqff.codes import DType
 from uqff.container.queue import WriteQueue
-from uqff.container.staging import check_space
 from uqff.models.assets import COMPANIONS, Residual, copy_companions
 
 TENSORS = {
@@ -64,12 +61,3 @@ def test_companions(tmp_path: Path) -> None:
     assert (target / "tokenizer.json").read_bytes() == (source / "tokenizer.json").read_bytes()
     assert copy_companions(tmp_path / "none", target) == []
     assert len(set(COMPANIONS)) == len(COMPANIONS)
-
-
-def test_space(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    usage = shutil.disk_usage(tmp_path)._replace(free=1000)
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
-    check_space(tmp_path / "out", 1000)
-    with pytest.raises(OSError, match=r"1,001 bytes needed, 1,000 free") as caught:
-        check_space(tmp_path / "out", 1001)
-    assert caught.value.errno == errno.ENOSPC
