@@ -111,11 +111,12 @@ def test_what_a_layer_says_of_itself(kind: str, name: str, act: torch.dtype | No
 @exact
 @pytest.mark.parametrize("kind", KINDS)
 def test_modules_copy_save_load_and_move(kind: str, tmp_path: Path) -> None:
-    """State dicts are bytes without pickle; a cast of the model leaves them alone; copies share nothing."""
+    """State dicts are bytes without pickle; a cast leaves quantised layers alone; copies share nothing."""
     layer = ColumnParallelLayer.deserialize(blob(kind, bias=True), one_of(2, 1))
     x = activations(torch.float32)
     state = layer.state_dict()
-    assert {tensor.dtype for tensor in state.values()} == {torch.uint8}
+    numbers = {torch.float32} if kind == "unquant" else set()
+    assert {tensor.dtype for tensor in state.values()} == {torch.uint8} | numbers
     held = sum(t.untyped_storage().nbytes() for name, t in state.items() if not name.endswith("signature"))
     assert held == layer.weight.nbytes + 4 * OUT // 2, "storages hold the slice and nothing else"
     save_file(state, tmp_path / "state.safetensors")
@@ -127,9 +128,10 @@ def test_modules_copy_save_load_and_move(kind: str, tmp_path: Path) -> None:
     assert copied.comm is layer.comm
     for name, buffer in copied.named_buffers():
         assert buffer.data_ptr() != layer.get_buffer(name).data_ptr()
-    cast = copied.to(torch.bfloat16).half().to("cpu")
-    assert cast.serialize() == layer.serialize()
-    assert torch.equal(cast(x), layer(x))
+    if kind != "unquant":
+        cast = copied.to(torch.bfloat16).half().double().to("cpu")
+        assert cast.serialize() == layer.serialize()
+        assert torch.equal(cast(x), layer(x))
     meta = copied.to("meta")
     assert all(buffer.is_meta for buffer in meta.buffers())
     torch.save(layer.state_dict(), tmp_path / "state.pt")

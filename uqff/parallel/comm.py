@@ -9,6 +9,7 @@ Authority: mistral.rs v0.8.0, ``mistralrs-quant/src/distributed/mod.rs`` (``Comm
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeVar
 
@@ -32,6 +33,8 @@ _HALVES = (torch.float16, torch.bfloat16)
 MESSAGE = 1 << 15
 """Bytes of the message that every collective begins with. On loopback, 2 to 4 ranks pass on 32 KiB as fast as 64 bytes;
 it holds a row of 8160 float32 activations, or four tokens of a model of width 2048."""
+
+_COUNT = itertools.count()
 
 HEADER = 128
 """Bytes of it that say what is going to happen: the number of bytes (8), a hash of the text (8), the text."""
@@ -65,6 +68,7 @@ class Comm:
         self.world_size: int = 1 if group is None else group.size()
         if self.rank < 0:
             raise CommError("this process is not a member of the group", expected="a rank", got=self.rank)
+        self._name = self._register(group)
 
     @classmethod
     def of(cls, comm: Comm | None) -> Comm:
@@ -189,7 +193,7 @@ class Comm:
         if (other.rank, other.world_size) != (self.rank, self.world_size):
             expected, got = f"rank {self.rank} of {self.world_size}", f"rank {other.rank} of {other.world_size}"
             raise CommError("layers hold the parts of another rank", expected=expected, got=got)
-        self.group = group
+        self.group, self._name = group, self._register(group)
 
     def _joined(self, name: str, x: torch.Tensor | None) -> str:
         """The name of the group; operators find the ranks by it.
@@ -202,8 +206,14 @@ class Comm:
                 f"{name}{_described(x)} on rank {self.rank} of {self.world_size}, which is not joined to the others",
                 expected="Comm.attach(group) after a pickle",
             )
-        found: str = _register(self)
-        return found
+        return self._name
+
+    def _register(self, group: ProcessGroup | None) -> str:
+        """Make operators find these ranks; returns the name they do it by."""
+        name = f"{group.group_name}/{next(_COUNT)}" if group is not None else ""
+        if name:
+            COMMS[name] = self
+        return name
 
     def _sum(self, x: torch.Tensor) -> torch.Tensor:
         """:meth:`sum_all_reduce` itself."""
@@ -281,7 +291,7 @@ class Comm:
         return {"rank": self.rank, "world_size": self.world_size}
 
     def __setstate__(self, state: dict[str, int]) -> None:
-        self.__dict__.update(state, group=None)
+        self.__dict__.update(state, group=None, _name="")
 
     def __deepcopy__(self, memo: object) -> Self:
         """Itself: copies of a layer talk to the same ranks."""
@@ -298,11 +308,3 @@ def _described(x: torch.Tensor | None) -> str:
 def _numbers(data: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     """Bytes that another rank sent, as what this rank brought."""
     return data.view(like.dtype).view(like.shape)
-
-
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def _register(comm: Comm) -> str:
-    assert comm.group is not None
-    name: str = comm.group.group_name
-    COMMS[name] = comm
-    return name

@@ -185,7 +185,7 @@ class ReplicatedStack(QuantizedLayer, Gathering):
 
     def size(self) -> tuple[int, int, int]:
         """Experts, and this rank's outputs and inputs of each."""
-        experts, outputs, inputs = self.stored_weight._meta.shape
+        experts, outputs, inputs = self.stored_weight.shape
         return experts, outputs, inputs
 
     def _where(self) -> tuple[str | None, Comm, DistributedKind]:
@@ -256,7 +256,7 @@ class ExpertList(Gathering, torch.nn.ModuleList):
                 raise UnsupportedError("not a layer", layer=key, expected="a parallel layer for each expert", got=got)
         super().__init__(layers)
         self.key = key
-        shapes = [layer.stored_weight._meta.shape for layer in layers]
+        shapes = [layer.stored_weight.shape for layer in layers]
         odd = [i for i, shape in enumerate(shapes) if shape != shapes[0]]
         if not layers or odd:
             raise ShapeError(
@@ -273,7 +273,7 @@ class ExpertList(Gathering, torch.nn.ModuleList):
 
     def size(self) -> tuple[int, int, int]:
         """Experts, and this rank's outputs and inputs of each."""
-        outputs, inputs = self[0].stored_weight._meta.shape
+        outputs, inputs = self[0].stored_weight.shape
         return len(self), outputs, inputs
 
     def quantized_act_type(self) -> torch.dtype | None:

@@ -113,8 +113,7 @@ class QuantizedLayer(torch.nn.Module):
         self.version = version
         self.cut = cut
         self._whole = whole
-        self.stored_weight = StoredWeight(part.weight, self._place)
-        self.stored_bias = None if part.bias is None else StoredWeight(Unquant.of(part.bias.detach()))
+        self._store(part.weight, part.bias)
 
     @classmethod
     def _holding(
@@ -235,14 +234,17 @@ class QuantizedLayer(torch.nn.Module):
         weight, bias = in_order(Layer(self.weight, self.bias), order)
         if weight.kind != kind and self._whole is not None:
             self._whole = Unquant.of(torch.empty(self._whole.shape, device="meta"))
-        self.stored_weight = StoredWeight(weight, self._place)
-        if bias is not None:
-            self.stored_bias = StoredWeight(Unquant.of(bias))
+        self._store(weight, bias)
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def _store(self, weight: QuantizedTensor, bias: torch.Tensor | None) -> None:
+        """Keep weight and bias; both follow a cast of the module if the weight is not quantised."""
+        self.stored_weight = StoredWeight(weight, self._place, numbers=weight.UNQUANTISED)
+        self.stored_bias = None
+        if bias is not None:
+            self.stored_bias = StoredWeight(Unquant.of(bias.detach()), numbers=weight.UNQUANTISED)
+
     def _plain_bias(self, dtype: torch.dtype) -> torch.Tensor | None:
-        bias = self.bias
-        return None if bias is None else bias.to(dtype)
+        return None if self.stored_bias is None else self.stored_bias.plain(dtype)
 
     def dequantize_w(self, dtype: torch.dtype | None = None) -> torch.Tensor:
         """The weight that this rank holds as plain numbers; float32 if no dtype is given."""
@@ -416,17 +418,11 @@ class QuantizedLinear(QuantizedLayer):
         first = Shard.offset(dim, 0, size).apply_to(layer_of(weight, bias, layer=key), layer=key)
         return cls(first, None, comm, key=key)
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
-    def _plain_weight(self, dtype: torch.dtype) -> torch.Tensor:
-        weight = self.weight
-        plain = weight.plain
-        return plain.tensor() if plain is not None and plain.dtype.torch is dtype else weight.dequantize(dtype)
-
     def _product(self, x: torch.Tensor) -> torch.Tensor:
-        check_activations(x, self.stored_weight._meta.shape[1], layer=self.key)
+        check_activations(x, self.stored_weight.shape[1], layer=self.key)
         if self._stats is not None:
             self._stats.process(x)
-        return torch.nn.functional.linear(x, self._plain_weight(x.dtype))
+        return torch.nn.functional.linear(x, self.stored_weight.plain(x.dtype))
 
     def _add_bias(self, y: torch.Tensor) -> torch.Tensor:
         bias = self._plain_bias(y.dtype)
