@@ -8,7 +8,7 @@ import pickle
 import pytest
 
 from uqff import CommError, FormatError, ShapeError, ShardError, UnsupportedError, UqffError
-from uqff.errors import printable
+from uqff.errors import MissingError, printable
 
 LEAVES = [FormatError, UnsupportedError, ShapeError, ShardError, CommError]
 
@@ -43,7 +43,14 @@ def test_within_fills_in_and_keeps_what_is_known() -> None:
     assert FormatError("bad").within(base=7).offset is None
 
 
-@pytest.mark.parametrize("error", [UqffError, *LEAVES])
+def test_a_missing_key_is_caught_as_either() -> None:
+    """Mappings raise KeyError, and so do ours; everything that uqff raises is a UqffError, with a message of one."""
+    error = MissingError("no such layer", file="a.uqff", got="q_proj")
+    assert isinstance(error, KeyError)
+    assert str(error) == "no such layer: got q_proj (file a.uqff)"
+
+
+@pytest.mark.parametrize("error", [UqffError, MissingError, *LEAVES])
 def test_errors_travel_between_processes(error: type[UqffError]) -> None:
     """A worker's error arrives whole."""
     sent = error("bad", file="f", layer="l", field="x", offset=3, expected=[1], got=(2,))

@@ -18,7 +18,7 @@ if _TYPE_CHECKING:
     from uqff.container.file import open_uqff as open
     from uqff.container.save import save
     from uqff.conversion.direction import convert
-    from uqff.errors import CommError, FormatError, ShapeError, ShardError, UnsupportedError, UqffError
+    from uqff.errors import CommError, FormatError, MissingError, ShapeError, ShardError, UnsupportedError, UqffError
     from uqff.export.dequantize import dequantize_model
     from uqff.families import Family
     from uqff.families.base import QuantizedTensor
@@ -42,7 +42,7 @@ _MODULES = {
     "container.file": ("UqffFile", "open"),
     "container.save": ("save",),
     "conversion.direction": ("convert",),
-    "errors": ("CommError", "FormatError", "ShapeError", "ShardError", "UnsupportedError", "UqffError"),
+    "errors": ("CommError", "FormatError", "MissingError", "ShapeError", "ShardError", "UnsupportedError", "UqffError"),
     "export.dequantize": ("dequantize_model",),
     "families": ("Family", "families"),
     "families.base": ("QuantizedTensor",),
@@ -72,6 +72,7 @@ __all__ = [
     "Family",
     "FormatError",
     "Layer",
+    "MissingError",
     "QuantizedTensor",
     "Recipe",
     "ShapeError",

@@ -7,6 +7,7 @@
     ├── UnsupportedError   a valid file that this library does not handle (newer version, unknown type)
     ├── ShapeError         a shape that a family, or a pair of weight and bias, cannot have
     ├── ShardError         a slice that cannot be cut, or a set of shards that does not fit together
+    ├── MissingError       a layer or tensor that a file does not have; a KeyError too, as of every mapping
     └── CommError          a collective that failed: a rank died, left, or did not come in time
 
 Each error names what it knows of: file, layer, field path, byte offset, expected and got.  The parts are attributes and
@@ -24,6 +25,7 @@ from typing import TypeVar
 __all__ = [
     "CommError",
     "FormatError",
+    "MissingError",
     "ShapeError",
     "ShardError",
     "UnsupportedError",
@@ -157,6 +159,10 @@ class ShapeError(UqffError):
 
 class ShardError(UqffError):
     """A slice that cannot be cut exactly, or a set of shard files with a gap or a repeated key."""
+
+
+class MissingError(UqffError, KeyError):
+    """A file has no layer or tensor of that name; what :class:`KeyError` is to every mapping."""
 
 
 class CommError(UqffError):

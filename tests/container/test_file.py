@@ -15,7 +15,7 @@ import torch
 
 import uqff
 from tests.support.samples import BLOB, BLOBS, entry, file_of, framed, header, run, write
-from uqff import FormatError, Layer, UqffError, UqffFile, Version
+from uqff import FormatError, Layer, MissingError, UqffError, UqffFile, Version
 from uqff.container.file import Place
 
 MIXED = {str(index): blob for index, blob in enumerate(BLOBS.values())}
@@ -59,9 +59,10 @@ def test_keys(tmp_path: Path) -> None:
             assert missing not in file
             assert file.get(missing) is None  # type: ignore[arg-type]
             for look in (file.__getitem__, file.blob, file.place, file.fields):
-                with pytest.raises(KeyError) as caught:
+                with pytest.raises(MissingError, match=r"no such layer: expected one of 3, .* \(file .*\)") as caught:
                     look(missing)  # type: ignore[arg-type]
-                assert caught.value.args == (missing,)
+                assert isinstance(caught.value, KeyError)
+                assert caught.value.got == missing
 
 
 @pytest.mark.parametrize(
@@ -202,8 +203,9 @@ def test_residual(model: Path) -> None:
             assert tuple(tensor.shape) == array.shape
             assert tensor.numpy().tobytes() == array.tobytes()
             assert file.residual.entry(name).shape == array.shape
-        with pytest.raises(KeyError):
-            file.residual["gone"]
+        for look in (file.residual.__getitem__, file.residual.raw, file.residual.entry):
+            with pytest.raises(MissingError, match=r"no such tensor \(file .*residual.safetensors, field gone\)"):
+                look("gone")
 
 
 def test_broken_residual_is_found_when_asked_for(model: Path) -> None:

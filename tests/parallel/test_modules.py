@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 import torch
-from ranks import run_ranks
-from weights import INPUTS, KINDS, OUT, activations, blob, plain
 
 import uqff
+from tests.parallel.ranks import run_ranks
+from tests.parallel.weights import INPUTS, KINDS, OUT, activations, blob, plain
 from uqff import CommError, Layer
 from uqff.families import Unquant
 from uqff.parallel import ColumnParallelLayer, Comm, FusedExperts, ReplicatedLayer, RowParallelLayer

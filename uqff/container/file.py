@@ -15,7 +15,7 @@ from uqff.container.mapped import MappedFile, TensorMap
 from uqff.container.shards import PathLike, resolve
 from uqff.container.v0 import INDEX, BlobIndex
 from uqff.container.v1 import EntryIndex, is_entry_file
-from uqff.errors import located, printable
+from uqff.errors import MissingError, located, printable
 from uqff.families.base import QuantizedTensor
 from uqff.schema.bricks import FieldTrace, Scope
 from uqff.schema.entries import RawTensor
@@ -66,18 +66,20 @@ class UqffFile(Mapping[str, Layer]):
         """The key of a layer given by key or index.
 
         Raises:
-            KeyError: no such layer.
+            MissingError: no such layer.
         """
         name = self.find(key)
         if name is None:
-            raise KeyError(key)
+            raise MissingError(
+                "no such layer", file=str(self.paths[0]), expected=f"one of {len(self)}, as listed by keys()", got=key
+            )
         return name
 
     def __getitem__(self, key: str | int) -> Layer:
         """The layer of a key or an index.
 
         Raises:
-            KeyError: no such layer.
+            MissingError: no such layer.
             UqffError: the layer is not valid; file, layer, field and offset in the file are named.
         """
         return self._index.layer(self.key(key))
@@ -89,7 +91,7 @@ class UqffFile(Mapping[str, Layer]):
         its part of every row.  The bias of a slice of the inputs is the whole bias, to be added to the reduced sum.
 
         Raises:
-            KeyError: no such layer.
+            MissingError: no such layer.
             ShardError: the slice cannot be cut.
             UqffError: the layer is not valid.
         """

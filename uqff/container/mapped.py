@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from uqff.container.framing import Header, TensorEntry, parse_header
-from uqff.errors import FormatError, UnsupportedError, UqffError, located
+from uqff.errors import FormatError, MissingError, UnsupportedError, UqffError, located
 from uqff.schema.buffers import flat_bytes
 
 if TYPE_CHECKING:
@@ -142,7 +142,7 @@ class TensorMap(Mapping[str, "torch.Tensor"]):
     def __getitem__(self, name: str) -> torch.Tensor:
         import torch
 
-        file, entry = self._places[name]
+        file, entry = self._place(name)
         dtype = getattr(torch, _TORCH_NAMES.get(entry.dtype, ""), None)
         if dtype is None:
             raise UnsupportedError(
@@ -155,9 +155,15 @@ class TensorMap(Mapping[str, "torch.Tensor"]):
             flat = flat.clone()
         return flat.view(dtype).view(entry.shape)
 
+    def _place(self, name: str) -> tuple[MappedFile, TensorEntry]:
+        if name not in self._places:
+            files = {str(file.path) for file, _ in self._places.values()}
+            raise MissingError("no such tensor", file=min(files, default=None), field=name)
+        return self._places[name]
+
     def raw(self, name: str) -> memoryview:
         """The bytes of a tensor; does not import torch."""
-        file, entry = self._places[name]
+        file, entry = self._place(name)
         return file.slice(entry)
 
     def __contains__(self, name: object) -> bool:
@@ -171,10 +177,10 @@ class TensorMap(Mapping[str, "torch.Tensor"]):
 
     def entry(self, name: str) -> TensorEntry:
         """Dtype, shape and place of a tensor, without making it."""
-        return self._places[name][1]
+        return self._place(name)[1]
 
     def release(self, name: str) -> None:
         """Give back the memory of a tensor's bytes; a later look reads them from the disk again."""
         if hasattr(mmap, "MADV_DONTNEED"):
-            file, entry = self._places[name]
+            file, entry = self._place(name)
             file.advise(entry.begin, entry.end, mmap.MADV_DONTNEED)

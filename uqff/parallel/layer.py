@@ -184,7 +184,7 @@ class QuantizedLayer(torch.nn.Module):
             device: likewise.
 
         Raises:
-            KeyError: no such layer.
+            MissingError: no such layer.
             UqffError: the layer is not valid, or the slice cannot be cut; the file is named.
         """
         layer = file[key]
