@@ -49,3 +49,34 @@ def test_experts_and_an_integer_in_the_residual(tmp_path: Path) -> None:
     tensors["count"] = tensors["model.norm.weight"].long()
     save_file(tensors, file)
     same_alone(tmp_path, "--format=1.1", "--isq=q4k", "--isq=f8q8")
+
+
+ALL_COMMANDS = """
+import sys
+sys.modules["torch"] = None
+from uqff.cli import main
+for line in sys.stdin.read().splitlines():
+    main(line.split("\\t"), standalone_mode=False)
+"""
+
+
+def test_what_looks_at_models_and_carries_them_over(tmp_path: Path) -> None:
+    """A layer in numbers and in bytes, every payload, a comparison, digests, both migrations."""
+    TinyModel("qwen2", hidden_size=256, heads=2, intermediate_size=512).write(tmp_path / "source")
+    source, made, old, new = (str(tmp_path / name) for name in ("source", "made", "old", "new"))
+    commands = [
+        ["quantize", source, made, "--isq=q8_0", "--quiet"],
+        ["inspect", made],
+        ["inspect", made, "lm_head", "--hex"],
+        ["verify", made, "--deep"],
+        ["diff", source, made],
+        ["report", made],
+        ["migrate", made, old, "--to=0.2", "--fix-biases=f32", "--quiet"],
+        ["migrate", old, new, "--to=1.2", "--quiet"],
+        ["diff", made, new],
+        ["checksum", new, "--layers"],
+    ]
+    text = "\n".join("\t".join(command) for command in commands)
+    command = [sys.executable, "-c", ALL_COMMANDS]
+    done = subprocess.run(command, input=text, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]

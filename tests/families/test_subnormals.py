@@ -18,7 +18,7 @@ TINY = 2.0**-126
 
 
 def check(record: QuantizedTensor) -> int:
-    """The number of weights that are denormal before they are rounded; all have the reference's bits."""
+    """The number of weights that are subnormal before they are rounded; all have the reference's bits."""
     weights = record._dequantize()
     expected = weights.to(torch.bfloat16)
     got = record.dequantize_by_kernel(torch.bfloat16)
@@ -58,14 +58,14 @@ def test_afq(bits: int, dtype: torch.dtype, alone: bool) -> None:
 
 
 def test_afq_cancellation_at_the_bound() -> None:
-    """The smallest difference of scales and biases from 2**-103 on is 2**-126; of smaller ones it is denormal."""
+    """The smallest difference of scales and biases from 2**-103 on is 2**-126; of smaller ones it is subnormal."""
     codes = torch.tensor([[0x11] * 16], dtype=torch.uint8)
-    for exponent, denormal in ((-103, 0), (-104, 32), (-110, 32)):
+    for exponent, subnormal in ((-103, 0), (-104, 32), (-110, 32)):
         bound = np.float32(2.0**exponent)
         scale, bias = (torch.tensor([[x]]) for x in (np.nextafter(bound, np.float32(1)), -bound))
         record = AFQ(codes, scale, bias, 4, 32)
         assert float(record._dequantize()[0, 0]) == math.ldexp(1, exponent - 23)
-        assert check(record) == denormal
+        assert check(record) == subnormal
 
 
 def test_one_small_scale_among_many() -> None:
@@ -109,15 +109,15 @@ def test_hqq(bits: int, axis: int) -> None:
 def test_fp8(exponent: int) -> None:
     """The smallest code is 2**-9."""
     codes = torch.arange(256, dtype=torch.uint8).reshape(8, 32).view(torch.float8_e4m3fn)
-    denormal = 0
+    subnormal = 0
     for magnitude in around(exponent):
         for scale in (magnitude, -magnitude):
-            denormal += check(FP8(codes, *3 * [torch.tensor(scale, dtype=torch.float32)]))
-    assert (denormal > 0) == (exponent <= -117)  # half of 2**-117 is among its neighbours
+            subnormal += check(FP8(codes, *3 * [torch.tensor(scale, dtype=torch.float32)]))
+    assert (subnormal > 0) == (exponent <= -117)  # half of 2**-117 is among its neighbours
 
 
 def test_q8k() -> None:
-    """Integers times a float32 scale, which is denormal or is not; block for block."""
+    """Integers times a float32 scale, which is subnormal or is not; block for block."""
     q8k = next(t for t in BLOCK_TYPES if t.name == "Q8K")
     scales = [0.0, 1.0, np.inf, np.nan, *around(-125), *around(-126), *around(-127), *around(-140)]
     blocks = np.random.default_rng(0).integers(0, 256, (2 * len(scales), q8k.type_size), np.uint8)
@@ -126,15 +126,15 @@ def test_q8k() -> None:
 
 
 def test_mxfp4() -> None:
-    """1/2 times 2**-126 is the only denormal weight there is: scale 0 stands for 0."""
+    """1/2 times 2**-126 is the only subnormal weight there is: scale 0 stands for 0."""
     codes = torch.arange(256, dtype=torch.uint8).reshape(1, 16, 16).repeat(4, 1, 1).reshape(4, 256)
-    for scale, denormal in ((0, 0), (1, 256), (2, 0)):
-        assert check(MXFP4(codes, torch.full((4, 16), scale, dtype=torch.uint8))) == denormal
+    for scale, subnormal in ((0, 0), (1, 256), (2, 0)):
+        assert check(MXFP4(codes, torch.full((4, 16), scale, dtype=torch.uint8))) == subnormal
     assert check(MXFP4(codes, torch.arange(64, dtype=torch.uint8).reshape(4, 16))) > 0
 
 
 @pytest.mark.parametrize("name", [t.name for t in BLOCK_TYPES if t.name not in ("F32", "BF16", "Q8K")])
-def test_types_of_float16_have_no_denormal_weights(name: str) -> None:
+def test_types_of_float16_have_no_subnormal_weights(name: str) -> None:
     """What their kernels take for granted: multiples of 2**-24 remain such. All pairs of small scales and minimums."""
     block_type = next(t for t in BLOCK_TYPES if t.name == name)
     small = np.array([0, 0x8000, 1, 2, 3, 0x3FF, 0x400, 0x401, 0x8001, 0x83FF, 0x8400, 0xBC00], np.uint16)

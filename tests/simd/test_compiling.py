@@ -114,7 +114,7 @@ CHANGED = (
     "simd/vectors.py",
     "numerics/packing.py",
     "families/hqq/tensor.py",
-    "families/afq/cpu_quantize.py",
+    "families/afq/cpu.py",
 )
 
 

@@ -1,4 +1,4 @@
-"""What the dequantise kernels share: narrow floats, rounding by the CPU and by bits, proofs about denormals."""
+"""What the dequantise kernels share: narrow floats, rounding by the CPU and by bits, proofs about subnormals."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_rounding_to_bfloat16_of_normal_numbers(way: str) -> None:
 
 
 def test_rounding_to_bfloat16_of_all_numbers() -> None:
-    """Denormal ones, and those that are rounded up to a normal one."""
+    """Subnormal ones, and those that are rounded up to a normal one."""
     assert_rounded(rounded(ROUNDING.view(np.float32), numerics._store_by_bits), ROUNDING)
 
 
@@ -117,7 +117,7 @@ def test_a_cpu_without_any_of_it_gives_the_same_bits(tmp_path: Path) -> None:
         "families/test_cpu_dequantize.py::test_mxfp4",
         "families/test_subnormals.py::test_q8k",
         "families/test_subnormals.py::test_afq_cancellation_at_the_bound",
-        "families/test_subnormals.py::test_types_of_float16_have_no_denormal_weights[Q5_1]",
+        "families/test_subnormals.py::test_types_of_float16_have_no_subnormal_weights[Q5_1]",
         "simd/test_numerics.py::test_every_e4m3_code",
     ]
     plain = {"NUMBA_CPU_NAME": "generic", "NUMBA_CPU_FEATURES": "+sse2", "NUMBA_CACHE_DIR": str(tmp_path)}
@@ -130,10 +130,10 @@ def test_a_cpu_without_any_of_it_gives_the_same_bits(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("form", [F32, BF16, F16])
 @pytest.mark.parametrize("certain", [False, True])
-def test_only_bfloat16_without_denormals_is_rounded_by_the_cpu(form: int, certain: bool) -> None:
+def test_only_bfloat16_without_subnormals_is_rounded_by_the_cpu(form: int, certain: bool) -> None:
     expected = NORMAL_BF16 if form == BF16 and certain else form
-    without_denormals = numerics.without_denormals
-    assert compiled(lambda form, certain: without_denormals(form, certain))(form, certain) == expected
+    without_subnormals = numerics.without_subnormals
+    assert compiled(lambda form, certain: without_subnormals(form, certain))(form, certain) == expected
 
 
 @pytest.mark.parametrize("exponent", [-126, -117, -103, -51, 0])

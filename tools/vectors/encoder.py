@@ -230,7 +230,7 @@ def _with_minimum(x: Numbers, size: int, n: int, steps: int) -> tuple[bytes, byt
     return d, dmin, scales, minima, codes
 
 
-def _crumbs(q: Sequence[int]) -> bytes:
+def _pack_2bit_codes(q: Sequence[int]) -> bytes:
     return bytes(
         sum((q[128 * h + line + 32 * k] & 3) << 2 * k for k in range(4)) for h in range(2) for line in range(32)
     )
@@ -239,7 +239,7 @@ def _crumbs(q: Sequence[int]) -> bytes:
 def q2k(x: Numbers) -> bytes:
     """scales, qs, d, dmin."""
     d, dmin, scales, minima, q = _with_minimum(x, 16, 3, 15)
-    return bytes(s | m << 4 for s, m in zip(scales, minima, strict=True)) + _crumbs(q) + d + dmin
+    return bytes(s | m << 4 for s, m in zip(scales, minima, strict=True)) + _pack_2bit_codes(q) + d + dmin
 
 
 def _six_bits(s: list[int], m: list[int]) -> bytes:
@@ -324,7 +324,7 @@ def q3k(x: Numbers) -> bytes:
         q += [0 if step == 0 else limited(rounded(v / step), -4, 3) + 4 for v in part]
     packed = [six[j] & 15 | (six[j + 8] & 15) << 4 for j in range(8)]
     packed += [sum((six[j + 4 * k] >> 4) << 2 * k for k in range(4)) for j in range(4)]
-    return _planes([code >> 2 for code in q]) + _crumbs(q) + bytes(packed) + d
+    return _planes([code >> 2 for code in q]) + _pack_2bit_codes(q) + bytes(packed) + d
 
 
 def q6k(x: Numbers) -> bytes:
@@ -338,7 +338,7 @@ def q6k(x: Numbers) -> bytes:
         for v, code in zip(part, searched, strict=True):
             q.append((code if step == 0 else limited(rounded(v / step), -32, 31)) + 32)
     ql = bytes(q[128 * h + j] & 15 | (q[128 * h + 64 + j] & 15) << 4 for h in range(2) for j in range(64))
-    return ql + _crumbs([code >> 4 for code in q]) + struct.pack("<16b", *scales) + d
+    return ql + _pack_2bit_codes([code >> 4 for code in q]) + struct.pack("<16b", *scales) + d
 
 
 def q8k(x: Numbers, code: int = -127) -> bytes:

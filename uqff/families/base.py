@@ -1,9 +1,8 @@
 """What every family fulfils: :class:`QuantizedTensor`.
 
-Every family's ``tensor.py`` has the same verbs in the same order: declared layout and entries, what it knows of its
-types (``KINDS``, ``resolve``, ``planned``, ``encode``), ``kind`` and ``shape``, ``parse`` / ``build``, ``validate``,
-``check_payload``, ``dequantize``, ``tiles``, ``narrow`` / ``join``, ``stack`` / ``unstack``, what the engine does with
-its layers.  Families share primitives and do not inherit from each other; nothing outside asks which family it has.
+Every ``tensor.py`` has the same verbs in the same order: layout and entries, ``KINDS``, ``resolve``, ``planned``,
+``encode``, ``kind``, ``shape``, ``parse``, ``build``, ``validate``, ``check_payload``, ``dequantize``, ``narrow``,
+``join``, ``stack``, ``tiles``, the engine's rules.  Nothing outside ``families/`` asks which family it has.
 """
 
 from __future__ import annotations
@@ -19,25 +18,24 @@ import numpy.typing as npt
 
 from uqff import simd
 from uqff.codes import DType, Family
-from uqff.errors import ShapeError, ShardError
+from uqff.errors import ShardError
 from uqff.families.biases import BiasRule
 from uqff.families.encoding import Encoding
 from uqff.families.layer_rules import LayerRules
+from uqff.families.out import KERNEL_DTYPES, check_out
 from uqff.families.part import Part, StoredTensor
 from uqff.families.payload import PayloadProblem
 from uqff.families.slicing import row_tiles
 from uqff.schema.bricks import Scope, Violation
 from uqff.schema.entries import Entries, RawTensor
 from uqff.schema.layout import Layout
+from uqff.simd.memory import aligned_bytes
 
 if TYPE_CHECKING:
     import torch
     from typing_extensions import Self
 
-__all__ = ["KERNEL_DTYPES", "QuantizedTensor"]
-
-KERNEL_DTYPES = (DType.F32, DType.BF16, DType.F16)
-"""What kernels dequantise to."""
+__all__ = ["QuantizedTensor"]
 
 
 class QuantizedTensor(Encoding, LayerRules):
@@ -178,7 +176,7 @@ class QuantizedTensor(Encoding, LayerRules):
         import torch
 
         if out is not None:
-            _check_out(self.shape, self.device, out, dtype or out.dtype)
+            check_out(self.shape, self.device, out, dtype or out.dtype)
         dtype = dtype or (torch.float32 if out is None else out.dtype)
         result = self.dequantize_by_kernel(dtype, out)
         if result is not None:
@@ -192,9 +190,7 @@ class QuantizedTensor(Encoding, LayerRules):
     def dequantize_by_kernel(self, dtype: torch.dtype, out: torch.Tensor | None = None) -> torch.Tensor | None:
         """The weight as plain numbers, by a kernel if there is one.
 
-        Args:
-            dtype: of the result.
-            out: where to write: contiguous, of the record's shape, ``dtype`` and device. A new tensor if None.
+        Takes what :meth:`dequantize` does, ``out`` unchecked.
 
         Returns:
             ``out`` or the new tensor; None if no kernel applies (kernels are off, the record is not on the CPU, the
@@ -222,6 +218,21 @@ class QuantizedTensor(Encoding, LayerRules):
         import torch
 
         self.dequantize(out=torch.from_numpy(out).view(dtype.torch).view(self.shape))
+
+    def numbers(self, dtype: DType = DType.F32) -> Part:
+        """The weight as plain numbers in new memory: F32, BF16 or F16; see :meth:`write_numbers`."""
+        out = aligned_bytes(self.numel * dtype.itemsize)
+        self.write_numbers(out, dtype)
+        return Part(dtype, self.shape, out.data)
+
+    def expert_numbers(self, expert: int, dtype: DType = DType.F32) -> Part:
+        """One of a stack of weights as plain numbers: :meth:`dequantize_expert` for those who have no torch.
+
+        Raises:
+            ShardError: there is no such expert.
+        """
+        part, at = self._around(expert)
+        return part.numbers(dtype).narrow(0, at, 1).view(self.shape[1:])
 
     def _decode(self, out: npt.NDArray[np.uint8], dtype: DType) -> bool:
         from uqff.simd import output
@@ -342,6 +353,16 @@ class QuantizedTensor(Encoding, LayerRules):
             ShardError: there is no such expert.
             ShapeError: ``out`` is not such a tensor.
         """
+        part, at = self._around(expert)
+        if out is None:
+            return part.dequantize(dtype)[at]
+        check_out(self.shape[1:], self.device, out, dtype or out.dtype)
+        if part.shape[0] == 1:
+            return part.dequantize(out=out.unsqueeze(0))[0]
+        return out.copy_(part.dequantize(out.dtype)[at])
+
+    def _around(self, expert: int) -> tuple[Self, int]:
+        """The smallest slice of a stack with an expert, and the place of the expert in it."""
         start, length = expert, 1
         if not 0 <= expert < self.shape[0]:
             raise ShardError("no such expert", expected=f"0 to {self.shape[0] - 1}", got=expert)
@@ -349,13 +370,7 @@ class QuantizedTensor(Encoding, LayerRules):
             unit = self.alignment(0)
             start = expert // unit * unit
             length = min(unit, self.shape[0] - start)
-        part = self.narrow(0, start, length)
-        if out is None:
-            return part.dequantize(dtype)[expert - start]
-        _check_out(self.shape[1:], self.device, out, dtype or out.dtype)
-        if length == 1:
-            return part.dequantize(out=out.unsqueeze(0))[0]
-        return out.copy_(part.dequantize(out.dtype)[expert - start])
+        return self.narrow(0, start, length), expert - start
 
     STACKS_BY_VALUE: ClassVar[bool] = False
     """Whether a stack may not be exact though all shapes fit: something belongs to a whole tensor."""
@@ -485,21 +500,3 @@ class QuantizedTensor(Encoding, LayerRules):
             f"<{type(self).__name__} {self.kind} {list(self.shape)}, "
             f"{self.nbytes:,} bytes, {bits:.2f} bits/weight, {self.place}>"
         )
-
-
-def _check_out(shape: tuple[int, ...], device: torch.device, out: torch.Tensor, dtype: torch.dtype) -> None:
-    import torch
-
-    allowed = (torch.float32, torch.bfloat16, torch.float16)
-    problem, expected, got = "", "", ""
-    if out.dtype not in allowed or out.dtype != dtype:
-        wanted = (dtype,) if dtype in allowed else allowed
-        problem, expected, got = "wrong dtype", " or ".join(map(str, wanted)), str(out.dtype)
-    elif tuple(out.shape) != shape:
-        problem, expected, got = "wrong shape", str(list(shape)), str(list(out.shape))
-    elif out.device != device:
-        problem, expected, got = "wrong device", str(device), str(out.device)
-    elif not out.is_contiguous():
-        problem, expected, got = "not contiguous", "a contiguous tensor", f"strides {out.stride()}"
-    if problem:
-        raise ShapeError(problem, field="out", expected=expected, got=got)

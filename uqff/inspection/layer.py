@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
+
 from uqff.codes import DType
 from uqff.container import UqffFile
 from uqff.inspection.hexdump import HexLine, hexdump
@@ -66,7 +68,7 @@ def report_layer(
     Args:
         file: an open model.
         key: key of a layer in it.
-        statistics: dequantise the weight and measure it; imports torch.
+        statistics: dequantise the weight and measure it.
         dump: make the annotated dump.
         limit: bytes of each field in the dump; 0 for all.
     """
@@ -75,7 +77,7 @@ def report_layer(
     pieces = _blob_pieces(file, key, trace) if file.generation == "0.x" else _entry_pieces(file, key, trace)
     measured = None
     if statistics and row.error is None:
-        measured = statistics_of(file[key].weight.dequantize().numpy())
+        measured = statistics_of(file[key].weight.numbers().array().view(np.float32))
     lines = None
     if dump and file.generation == "0.x":
         lines = tuple(hexdump(trace, file.blob(key), base=row.offset, limit=limit))

@@ -428,7 +428,7 @@ def _check_weight(file: UqffFile, key: str) -> Iterator[RuleViolation]:
         # A stack of experts may be larger than the memory.
         stacked = len(weight.shape) > 2
         for expert in range(weight.shape[0] if stacked else 1):
-            numbers = (weight.dequantize_expert(expert) if stacked else weight.dequantize()).numpy().reshape(-1)
+            numbers = (weight.expert_numbers(expert) if stacked else weight.numbers()).array().view(np.float32)
             bad = ~np.isfinite(numbers)
             found = int(np.count_nonzero(bad))
             if found and not count:

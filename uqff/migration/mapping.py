@@ -13,24 +13,28 @@ Every part of a layer goes along as it is.  What has no place in the target is a
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import Literal, NamedTuple
+
+import numpy as np
 
 from uqff.codec.layer import Layer
-from uqff.codes import Version
+from uqff.codes import DType, Version
 from uqff.container.file import UqffFile
 from uqff.container.plan import layer_size
-from uqff.errors import ShardError, UqffError
+from uqff.errors import ShardError, UnsupportedError, UqffError
 from uqff.families import Unquant
+from uqff.families.part import Part, stacked
 from uqff.families.rows import Order
 from uqff.families.stacking import odd_ones, stack
 from uqff.models.architectures import LayerName
 from uqff.models.layouts import in_order
+from uqff.quantization.bias import widened_bias
 from uqff.schema.entries import FIRST
-
-if TYPE_CHECKING:
-    import torch
+from uqff.simd.floats import Floats
+from uqff.simd.memory import aligned_bytes
 
 __all__ = ["LayerSource", "MappingRow", "Move", "Moves", "Problem", "plan_moves"]
 
@@ -94,10 +98,10 @@ class Move:
     targets: tuple[str, ...]
     names: tuple[LayerName, ...]
     how: Literal["same", "stack", "unstack", "plain", "plain_unstack", "dense"] = "same"
-    dtype: torch.dtype | None = None
+    dtype: DType | None = None
     order: Order | None = None
 
-    def taken(self, bias_dtypes: Mapping[str, torch.dtype]) -> list[Layer]:
+    def taken(self, bias_dtypes: Mapping[str, DType]) -> list[Layer]:
         """The layers of the source.
 
         Args:
@@ -107,7 +111,7 @@ class Move:
             UqffError: a layer is broken.
         """
         if self.how == "dense":
-            return [Layer(Unquant.of(source.file.residual[source.key])) for source in self.sources]
+            return [Layer(Unquant.of(_dense(source))) for source in self.sources]
         return [_cast(source.file[source.key], bias_dtypes.get(source.key)) for source in self.sources]
 
     def made(self, taken: list[Layer]) -> Iterator[tuple[str, Layer]]:
@@ -119,14 +123,14 @@ class Move:
         if self.how == "plain_unstack":
             yield from zip(self.targets, _unstacked_plain(taken[0], self.dtype), strict=True)
         elif self.how == "unstack":
-            yield from zip(self.targets, _unstacked(taken[0]), strict=True)
+            yield from zip(self.targets, taken[0].unstack(), strict=True)
         elif self.how == "stack":
             yield self.targets[0], _stacked(taken)
         elif self.how == "plain":
             yield self.targets[0], _plain(taken, self.dtype)
         else:
             layer = taken[0]
-            yield self.targets[0], layer if layer.weight.device.type == "meta" else in_order(layer, self.order)
+            yield self.targets[0], layer if layer.weight.place == "meta" else in_order(layer, self.order)
 
     def release(self) -> None:
         """Give back the memory of the sources."""
@@ -154,14 +158,14 @@ class Moves:
     rows: list[MappingRow] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
     failed: list[Move] = field(default_factory=list)
-    bias_dtypes: Mapping[str, torch.dtype] = field(default_factory=dict)
+    bias_dtypes: Mapping[str, DType] = field(default_factory=dict)
 
 
 def plan_moves(
     moves: Sequence[Move],
     version: Version,
-    bias_dtypes: Mapping[str, torch.dtype],
-    plain_dtype: torch.dtype | None = None,
+    bias_dtypes: Mapping[str, DType],
+    plain_dtype: DType | None = None,
 ) -> Moves:
     """Look at every layer, and find what cannot be expressed.
 
@@ -255,54 +259,56 @@ def _rows(move: Move, made: Mapping[str, Layer], sizes: Mapping[str, int], *, bl
         yield MappingRow(name.index if numbered else None, name.key, name.expert, weight.kind, weight.shape, nbytes)
 
 
-def _cast(layer: Layer, dtype: torch.dtype | None) -> Layer:
-    return layer if dtype is None or layer.bias is None else Layer(layer.weight, layer.bias.to(dtype))
+def _dense(source: LayerSource) -> Part:
+    """A tensor of the residual, a view of the file."""
+    residual = source.file.residual
+    entry = residual.entry(source.key)
+    dtype = DType.of_safetensors(entry.dtype)
+    if dtype is None:
+        raise UnsupportedError("dtype has no code in the format", field=source.key, got=entry.dtype)
+    return Part(dtype, tuple(entry.shape), residual.raw(source.key))
+
+
+def _cast(layer: Layer, dtype: DType | None) -> Layer:
+    bias = layer.bias_part
+    if dtype is None or bias is None or bias.dtype is dtype:
+        return layer
+    made = Floats(widened_bias(bias).view(np.uint32), DType.F32).cast(dtype)
+    return Layer(layer.weight, Part.of_array(made.bits, dtype))
 
 
 def _stacked(layers: list[Layer]) -> Layer:
     return Layer(stack([layer.weight for layer in layers]), _stacked_bias(layers))
 
 
-def _stacked_bias(layers: list[Layer]) -> torch.Tensor | None:
-    import torch
-
-    biases = [layer.bias for layer in layers if layer.bias is not None]
+def _stacked_bias(layers: list[Layer]) -> Part | None:
+    biases = [layer.bias_part for layer in layers if layer.bias_part is not None]
     if biases and len(biases) != len(layers):
         raise ShardError("weights do not stack", expected="a bias for all experts or none", got=f"{len(biases)} biases")
-    return torch.stack(biases) if biases else None
+    return stacked(biases) if biases else None
 
 
-def _plain(layers: list[Layer], dtype: torch.dtype | None) -> Layer:
+def _plain(layers: list[Layer], dtype: DType | None) -> Layer:
     """Dequantised weights as one; on the meta device, their outline."""
-    import torch
+    assert dtype is not None
+    first, bias = layers[0].weight, _stacked_bias(layers)
+    shape = (len(layers), *first.shape)
+    if first.place == "meta":
+        return Layer(Unquant.of(Part.planned(shape, dtype)), bias)
+    made = aligned_bytes(math.prod(shape) * dtype.itemsize)
+    for numbers, layer in zip(made.reshape(len(layers), -1), layers, strict=True):
+        layer.weight.write_numbers(numbers, dtype)
+    return Layer(Unquant.of(Part(dtype, shape, made.data)), bias)
 
-    shape, bias = layers[0].weight.shape, _stacked_bias(layers)
-    if layers[0].weight.device.type == "meta":
-        return Layer(Unquant.of(torch.empty(len(layers), *shape, dtype=dtype, device="meta")), bias)
-    made = torch.empty(len(layers), *shape, dtype=dtype)
-    for at, layer in enumerate(layers):
-        layer.weight.dequantize(out=made[at])
-    return Layer(Unquant.of(made), bias)
 
-
-def _unstacked_plain(layer: Layer, dtype: torch.dtype | None) -> Iterator[Layer]:
+def _unstacked_plain(layer: Layer, dtype: DType | None) -> Iterator[Layer]:
     """The dequantised weights of a stack; on the meta device, their outlines."""
-    import torch
-
-    weight = layer.weight
+    assert dtype is not None
+    weight, bias = layer.weight, layer.bias_part
     for expert in range(weight.shape[0]):
-        bias = layer.bias if layer.bias is None or layer.bias.ndim == 1 else layer.bias[expert]
-        if weight.device.type == "meta":
-            plain = torch.empty(weight.shape[1:], dtype=dtype, device="meta")
-        else:
-            plain = weight.dequantize_expert(expert, dtype)
-        yield Layer(Unquant.of(plain), bias)
-
-
-def _unstacked(layer: Layer) -> list[Layer]:
-    weights = layer.weight.unstack()
-    if layer.bias is None:
-        return [Layer(weight) for weight in weights]
-    if layer.bias.ndim == 1:
-        return [Layer(weight, layer.bias) for weight in weights]
-    return [Layer(weight, bias) for weight, bias in zip(weights, layer.bias, strict=True)]
+        planned = weight.place == "meta"
+        plain = Part.planned(weight.shape[1:], dtype) if planned else weight.expert_numbers(expert, dtype)
+        own = bias
+        if bias is not None and len(bias.shape) > 1:
+            own = bias.narrow(0, expert, 1).view(bias.shape[1:])
+        yield Layer(Unquant.of(plain), own)

@@ -34,7 +34,7 @@ from uqff.models.names import check_residual, check_shapes, known_names, with_st
 from uqff.schema.entries import FIRST
 
 if TYPE_CHECKING:
-    import torch
+    pass
 
 __all__ = ["FORMATS", "Plan", "PlannedModel", "plan_migration"]
 
@@ -204,7 +204,7 @@ class _Planner:
                 moves, kept = lowered(self.config, file, moves, embedding)
         elif plan.version >= EMBEDDING_SINCE:
             moves, restored = raised(self.config, moves, self.marks, plan.directory.kept.get(stem))
-        plain_dtype = plan.dtype.torch if self.plain_experts else None
+        plain_dtype = plan.dtype if self.plain_experts else None
         moves = [self.in_order(move, problems) for move in moves]
         planned = PlannedModel(
             stem, file, plan_moves(moves, plan.version, self.bias_dtypes(stem, file), plain_dtype), kept
@@ -312,10 +312,10 @@ class _Planner:
         if other is None or _nbytes(other) < _nbytes(source):
             self.plan.dense[name] = source
 
-    def bias_dtypes(self, stem: str, file: UqffFile) -> dict[str, torch.dtype]:
+    def bias_dtypes(self, stem: str, file: UqffFile) -> dict[str, DType]:
         """The dtype in which to store the biases that the engine cannot add, by key."""
         activations = LOADED_DTYPES.get((self.fix_biases or "").upper(), self.plan.dtype)
-        found: dict[str, torch.dtype] = {}
+        found: dict[str, DType] = {}
         odd = Counter[str]()
         for key in file:
             record, fields = file.fields(key)
@@ -324,7 +324,7 @@ class _Planner:
             stored, wanted = fields["bias"]["dtype"], record.BIAS.dtype(activations, self.plan.version)
             if stored is not wanted:
                 odd[f"biases of {record.family.title} layers in {stored.safetensors}"] += 1
-                found[key] = wanted.torch
+                found[key] = wanted
         for what, count in odd.items():
             added = f"activations in {activations.safetensors}"
             done = f"changed for {added}" if self.fix_biases else f"not for {added}; --fix-biases changes them"

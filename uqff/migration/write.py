@@ -29,7 +29,6 @@ from uqff.models.assets import CONFIG_NAME, copy_companions
 from uqff.models.config import config_to_write
 from uqff.progress import Progress, Steps
 from uqff.quantization.types import kind_name
-from uqff.schema.buffers import bytes_of
 from uqff.schema.entries import FIRST
 
 __all__ = ["MigrateJob", "Migrated", "migrate"]
@@ -196,7 +195,7 @@ def _write_residual(staging: Path, plan: Plan) -> None:
             assert residual is not None
             file.write(name, [residual.slice(entry)])
         for name, source in plan.dense.items():
-            file.write(name, [bytes_of(source.file[source.key].weight.dequantize(plan.dtype.torch))])
+            file.write(name, [source.file[source.key].weight.numbers(plan.dtype).payload])
         file.finish()
 
 

@@ -247,7 +247,7 @@ def in_order(layer: Layer, order: Order | None) -> Layer:
     if order is None:
         return layer
     weight, bias = layer.weight, layer.bias_part
-    moved = reordered(weight, order) if can_reorder(weight) else Unquant.of(weight.dequantize()[order])
+    moved = reordered(weight if can_reorder(weight) else Unquant.of(weight.numbers()), order)
     return Layer(moved, None if bias is None else reordered_bias(bias, order))
 
 

@@ -13,7 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from uqff.codes import DType
-from uqff.families.base import KERNEL_DTYPES, QuantizedTensor
+from uqff.families.base import QuantizedTensor
+from uqff.families.out import KERNEL_DTYPES
 from uqff.simd.floats import Floats
 from uqff.simd.memory import aligned_bytes
 from uqff.simd.threads import run_ranges
@@ -179,9 +180,7 @@ def _plain(a: F32 | Floats | QuantizedTensor) -> Floats:
         if plain is not None and plain.dtype in KERNEL_DTYPES:
             return Floats.of_bytes(plain.array(), plain.dtype, plain.shape)
         # Families are cut differently: one that is dequantised whole goes by the tiles of the other.
-        whole = aligned_bytes(4 * a.numel)
-        a.write_numbers(whole)
-        return Floats.of_bytes(whole, DType.F32, a.shape)
+        return Floats.of_bytes(a.numbers().array(), DType.F32, a.shape)
     return Floats(np.ascontiguousarray(a).view(np.uint32), DType.F32)
 
 

@@ -187,6 +187,12 @@ class Layout(construct.Struct):  # type: ignore[misc]
         return sum(fixed for fixed, _ in terms)
 
     @property
+    def offsets(self) -> tuple[int, ...]:
+        """Where each field begins, of a layout of fixed size: in file order, for kernels to unpack."""
+        sizes = [size_terms(brick)[0] for _, brick, _ in self._fields]
+        return tuple(sum(sizes[:at]) for at in range(len(sizes)))
+
+    @property
     def members(self) -> tuple[tuple[str, Construct, str], ...]:
         """Name, brick and meaning of every field, in file order."""
         return self._fields

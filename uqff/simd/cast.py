@@ -17,7 +17,7 @@ from uqff.simd.output import (
     put_pair,
     reach,
     read_ahead,
-    without_denormals,
+    without_subnormals,
     write_ahead,
 )
 from uqff.simd.vectors import LANES, load_i32, load_u16
@@ -59,7 +59,7 @@ def _f32(data: Bytes, out: Bytes, form: int, lo: int, hi: int) -> None:
 
 @kernel
 def _f16(data: Bytes, out: Bytes, form: int, lo: int, hi: int) -> None:
-    form = without_denormals(form, True)
+    form = without_subnormals(form, True)
     for start in range(lo, hi, WIDTH):
         at = min(start, hi - WIDTH)
         read_ahead(data, 2 * at)

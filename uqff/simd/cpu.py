@@ -7,7 +7,7 @@ Each goes with a flag, and only code that has looked at it may be compiled: see 
 ``half_values`` ``half_value``   ``HAS_HALF``   ``(I32) -> F32``, ``(uint16) -> float32``: the reverse
 ``half_splat``                   ``HAS_HALF``   ``(uint16) -> F32``: 16 copies of the value
 ``first_halves`` ...             ``HAS_HALF``   ``(U16) -> F32``: the values of the first or last 16 float16s
-``bfloat_bits``                  ``HAS_BF16``   ``(F32, F32) -> U16``: rounded to bfloat16, but for denormal ones
+``bfloat_bits``                  ``HAS_BF16``   ``(F32, F32) -> U16``: rounded to bfloat16, but for subnormal ones
 ``pick``                         ``HAS_PICK``   ``(F32, I32) -> F32``: the lanes that the low four bits name
 ===============================  =============  =================================================================
 """

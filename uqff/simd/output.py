@@ -13,8 +13,8 @@ one compiled kernel a type, whatever the dtype of the result.
 What reads a number here drops the payload of a NaN, if it does not say otherwise.  A CPU's own NaNs have none either,
 so :func:`put_pair` can round without looking for NaNs.
 
-A CPU's own rounding to bfloat16 takes denormal numbers, those below 2**-126, for zeros.  Where a kernel can tell from
-its scales that there will be none, it says so with :func:`without_denormals`.  All such proofs rest on one fact: the
+A CPU's own rounding to bfloat16 takes subnormal numbers, those below 2**-126, for zeros.  Where a kernel can tell from
+its scales that there will be none, it says so with :func:`without_subnormals`.  All such proofs rest on one fact: the
 multiples of 2**-k, k up to 149, are closed under sums, products with integers, and rounding to float32, which leaves a
 multiple alone or makes it one of a larger power of two.  So if every number that comes in is zero or at least
 2**(23 - k), hence a multiple of 2**-k, then what comes out is zero or at least 2**-k, also where most of it cancels.
@@ -96,7 +96,7 @@ __all__ = [
     "reach",
     "read_ahead",
     "unfold",
-    "without_denormals",
+    "without_subnormals",
     "write_ahead",
     "zero_or_from",
 ]
@@ -128,8 +128,8 @@ def over(items: int, weights: int, work: Callable[[int, int], None]) -> None:
 
 
 @inline
-def without_denormals(form: int, certain: bool) -> Any:
-    """The form to write if it is certain that no number is denormal, which need not be looked at otherwise."""
+def without_subnormals(form: int, certain: bool) -> Any:
+    """The form to write if it is certain that no number is subnormal, which need not be looked at otherwise."""
     return NORMAL_BF16 if form == BF16 and certain else form
 
 
@@ -273,7 +273,7 @@ def _f16_splat_by_bits(data: Bytes, at: int) -> Any:
 
 
 f16_splat = _f16_splat_by_cpu if HAS_BF16 else _f16_splat_by_bits
-"""16 copies of :func:`f16`, whose NaN may keep its payload: for kernels without denormals, which leave the rounding to
+"""16 copies of :func:`f16`, whose NaN may keep its payload: for kernels without subnormals, which leave the rounding to
 such a CPU."""
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tests.support.quantize_inputs import assert_same, weights
-from uqff.families.afq import cpu_quantize as kernel
+from uqff.families.afq import cpu as kernel
 from uqff.families.afq import reference
 
 KINDS = [(bits, 64) for bits in (2, 3, 4, 6, 8)] + [(3, 32), (4, 32), (4, 128), (6, 128)]

@@ -320,6 +320,6 @@ def test_a_single_block_of_any_stride(block_type: BlockType) -> None:
     """Nothing says what the stride of a dimension of size 1 is; views of wider numbers would ask for a multiple."""
     values = torch.arange(block_type.type_size, dtype=torch.uint8)
     block = values.as_strided((1, block_type.type_size), (1, 1))
-    assert [part.tolist() for part in block_type.peel(block)] == [
-        part.tolist() for part in block_type.peel(values.view(1, -1))
+    assert [part.tolist() for part in block_type.unpack(block)] == [
+        part.tolist() for part in block_type.unpack(values.view(1, -1))
     ]

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import pytest
 
 from tests.support.quantize_inputs import assert_same, weights
-from uqff.families.hqq import cpu_quantize as kernel
+from uqff.families.hqq import cpu as kernel
 from uqff.families.hqq import reference
 from uqff.numerics import glibc as libm
 from uqff.simd.libm import expf, logf

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tests.support.quantize_inputs import assert_same, weights
-from uqff.families.mxfp4 import cpu_quantize as kernel
+from uqff.families.mxfp4 import cpu as kernel
 from uqff.families.mxfp4 import reference
 
 

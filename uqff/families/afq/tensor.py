@@ -212,9 +212,9 @@ class AFQ(QuantizedTensor):
         yield from not_finite(blob["biases"], "biases.data")
 
     def _dequantize_by_kernel(self, out: npt.NDArray[np.uint8], form: int) -> bool:
-        from uqff.families.afq import cpu_dequantize
+        from uqff.families.afq import cpu
 
-        return cpu_dequantize.dequantize(self, out, form)
+        return cpu.dequantize(self, out, form)
 
     def _dequantize(self) -> torch.Tensor:
         return reference.dequantize(self.w_q, self.scales, self.biases, self.bits, self.group_size)
@@ -268,6 +268,6 @@ class AFQ(QuantizedTensor):
 def _quantizer() -> Any:
     if not simd.enabled():
         return reference.quantize
-    from uqff.families.afq import cpu_quantize
+    from uqff.families.afq import cpu
 
-    return cpu_quantize.quantize
+    return cpu.quantize

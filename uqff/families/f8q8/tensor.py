@@ -152,9 +152,9 @@ class F8Q8(QuantizedTensor):
             yield PayloadProblem("data", at, "padding after the last element", "0", str(padding[padding != 0][0]))
 
     def _dequantize_by_kernel(self, out: npt.NDArray[np.uint8], form: int) -> bool:
-        from uqff.families.f8q8 import cpu_dequantize
+        from uqff.families.f8q8 import cpu
 
-        return cpu_dequantize.dequantize(self, out, form)
+        return cpu.dequantize(self, out, form)
 
     def _dequantize(self) -> torch.Tensor:
         return reference.dequantize(self.blocks).reshape(-1)[: self.numel].reshape(self.shape)
@@ -238,6 +238,6 @@ class F8Q8(QuantizedTensor):
 def _quantizer() -> Any:
     if not simd.enabled():
         return reference.quantize
-    from uqff.families.f8q8 import cpu_quantize
+    from uqff.families.f8q8 import cpu
 
-    return cpu_quantize.quantize
+    return cpu.quantize

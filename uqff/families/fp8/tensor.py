@@ -149,9 +149,9 @@ class FP8(QuantizedTensor):
                 yield PayloadProblem(name, 0, "scale is not finite", "a finite number", str(value))
 
     def _dequantize_by_kernel(self, out: npt.NDArray[np.uint8], form: int) -> bool:
-        from uqff.families.fp8 import cpu_dequantize
+        from uqff.families.fp8 import cpu
 
-        return cpu_dequantize.dequantize(self, out, form)
+        return cpu.dequantize(self, out, form)
 
     def _dequantize(self) -> torch.Tensor:
         return reference.dequantize(self.weight, self.dequant_w_scale)
@@ -197,6 +197,6 @@ class FP8(QuantizedTensor):
 def _quantizer() -> Any:
     if not simd.enabled():
         return reference.quantize
-    from uqff.families.fp8 import cpu_quantize
+    from uqff.families.fp8 import cpu
 
-    return cpu_quantize.quantize
+    return cpu.quantize

@@ -62,7 +62,7 @@ class BlockType:
         """A structured dtype over one block, with the fields of :attr:`layout`."""
         return np.dtype([(name, *brick.numpy) for name, brick, _ in self.layout.members])
 
-    def peel(self, blocks: torch.Tensor) -> list[torch.Tensor]:
+    def unpack(self, blocks: torch.Tensor) -> list[torch.Tensor]:
         """The fields of blocks, in file order.
 
         Args:

@@ -22,7 +22,7 @@ from uqff.simd.output import (
     over,
     put_pair,
     read_ahead,
-    without_denormals,
+    without_subnormals,
     zero_or_from,
 )
 from uqff.simd.vectors import (
@@ -72,7 +72,7 @@ def _affine(codes: Any, d: Any, m: Any) -> Any:
 
 @kernel
 def _q4_0(data: Bytes, out: Bytes, form: int, lo: int, hi: int) -> None:
-    form = without_denormals(form, True)
+    form = without_subnormals(form, True)
     for block in range(lo, hi):
         at = 18 * block
         read_ahead(data, at)
@@ -83,7 +83,7 @@ def _q4_0(data: Bytes, out: Bytes, form: int, lo: int, hi: int) -> None:
 
 @kernel
 def _q4_1(data: Bytes, out: Bytes, form: int, lo: int, hi: int) -> None:
-    form = without_denormals(form, True)
+    form = without_subnormals(form, True)
     for block in range(lo, hi):
         at = 20 * block
         read_ahead(data, at)
@@ -94,7 +94,7 @@ def _q4_1(data: Bytes, out: Bytes, form: int, lo: int, hi: int) -> None:
 
 @kernel
 def _q5_0(data: Bytes, out: Bytes, form: int, lo: int, hi: int) -> None:
-    form = without_denormals(form, True)
+    form = without_subnormals(form, True)
     for block in range(lo, hi):
         at = 22 * block
         read_ahead(data, at)
@@ -105,7 +105,7 @@ def _q5_0(data: Bytes, out: Bytes, form: int, lo: int, hi: int) -> None:
 
 @kernel
 def _q5_1(data: Bytes, out: Bytes, form: int, lo: int, hi: int) -> None:
-    form = without_denormals(form, True)
+    form = without_subnormals(form, True)
     for block in range(lo, hi):
         at = 24 * block
         read_ahead(data, at)
@@ -117,7 +117,7 @@ def _q5_1(data: Bytes, out: Bytes, form: int, lo: int, hi: int) -> None:
 @kernel
 def _q8(data: Bytes, out: Bytes, form: int, lo: int, hi: int, type_size: int) -> None:
     """Q8_0 and Q8_1: the scale first, the 32 codes last; what Q8_1 has in between is not used."""
-    form = without_denormals(form, True)
+    form = without_subnormals(form, True)
     for block in range(lo, hi):
         at = type_size * block
         read_ahead(data, at)
@@ -146,7 +146,7 @@ def _put_q2k(out: Bytes, at: int, form: int, codes: Any, scales: Any, minimums: 
 
 @kernel
 def _q2k(data: Bytes, out: Bytes, form: int, lo: int, hi: int) -> None:
-    form = without_denormals(form, True)
+    form = without_subnormals(form, True)
     for block in range(lo, hi):
         at, to = 84 * block, 256 * block
         d, dmin = f16(data, at + 80), f16(data, at + 82)
@@ -183,7 +183,7 @@ def _put_scaled(out: Bytes, at: int, form: int, codes: Any, scales: Any, group: 
 
 @kernel
 def _q3k(data: Bytes, out: Bytes, form: int, lo: int, hi: int) -> None:
-    form = without_denormals(form, True)
+    form = without_subnormals(form, True)
     for block in range(lo, hi):
         at, to = 110 * block, 256 * block
         scales = number(_scales_q3k(data, at + 96)) * f16(data, at + 108)
@@ -228,7 +228,7 @@ def _put_looked_up(out: Bytes, at: int, form: int, a: Any, b: Any, scales: Any, 
 
 @kernel
 def _q4k(data: Bytes, out: Bytes, form: int, lo: int, hi: int) -> None:
-    form = without_denormals(form, True)
+    form = without_subnormals(form, True)
     for block in range(lo, hi):
         at, to = 144 * block, 256 * block
         scales = number(_scales_q4k(data, at + 4)) * halves(f16(data, at), f16(data, at + 2))
@@ -241,7 +241,7 @@ def _q4k(data: Bytes, out: Bytes, form: int, lo: int, hi: int) -> None:
 
 @kernel
 def _q5k(data: Bytes, out: Bytes, form: int, lo: int, hi: int) -> None:
-    form = without_denormals(form, True)
+    form = without_subnormals(form, True)
     for block in range(lo, hi):
         at, to = 176 * block, 256 * block
         scales = number(_scales_q4k(data, at + 4)) * halves(f16(data, at), f16(data, at + 2))
@@ -256,7 +256,7 @@ def _q5k(data: Bytes, out: Bytes, form: int, lo: int, hi: int) -> None:
 
 @kernel
 def _q6k(data: Bytes, out: Bytes, form: int, lo: int, hi: int) -> None:
-    form = without_denormals(form, True)
+    form = without_subnormals(form, True)
     for block in range(lo, hi):
         at, to = 210 * block, 256 * block
         scales = number(load_i8(data, at + 192)) * f16(data, at + 208)
@@ -276,8 +276,8 @@ def _q8k(data: Bytes, out: Bytes, form: int, lo: int, hi: int) -> None:
     for block in range(lo, hi):
         at = 292 * block
         d = f32(data, at)
-        # Integers times d: if d is not denormal, neither are they.
-        to = without_denormals(form, zero_or_from(np.float32(2.0**-126), d))
+        # Integers times d: if d is not subnormal, neither are they.
+        to = without_subnormals(form, zero_or_from(np.float32(2.0**-126), d))
         for i in range(0, 256, 32):
             read_ahead(data, at + 4 + i)
             codes = load_bytes(data, at + 4 + i)

@@ -67,7 +67,7 @@ def _codes_with_min(x, block, steps, offsets, top, codes):
 
 
 @inline
-def _put_crumbs(codes, out, block, at):
+def _put_2bit_codes(codes, out, block, at):
     for half in range(2):
         c = half * 128
         for j in range(32):
@@ -112,7 +112,7 @@ def q2k(x, out, lo, hi):
                 _spread(dmin * np.float32(scales[j] >> 4), offsets, j * 16, 16)
                 out[block, j] = np.uint8(scales[j])
             _codes_with_min(x, block, steps, offsets, np.float32(3), codes)
-            _put_crumbs(codes, out, block, 16)
+            _put_2bit_codes(codes, out, block, 16)
             put_f16(out, block, 80, d_bits)
             put_f16(out, block, 82, dmin_bits)
 
@@ -178,7 +178,7 @@ def q3k(x, out, lo, hi):
                         _spread(np.uint8(0), codes, j * 16, 16)
             _put_high_bits(codes, out, block, 0, 2)
             _keep_bits(codes, 3)
-            _put_crumbs(codes, out, block, 32)
+            _put_2bit_codes(codes, out, block, 32)
             for j in range(8):
                 out[block, 96 + j] = np.uint8(six_bit[j] & 15 | (six_bit[8 + j] & 15) << 4)
             for j in range(4):
@@ -348,5 +348,5 @@ def q6k(x, out, lo, hi):
                     out[block, half * 64 + j] = np.uint8(low)
             for j in range(256):
                 codes[j] >>= np.uint8(4)
-            _put_crumbs(codes, out, block, 128)
+            _put_2bit_codes(codes, out, block, 128)
             put_f16(out, block, 208, d_bits)

@@ -54,37 +54,37 @@ def _spread(per_group: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _dequantize_q4_0(blocks: Tensor) -> Tensor:
-    d, qs = ggml.Q4_0.peel(blocks)
+    d, qs = ggml.Q4_0.unpack(blocks)
     return d * (_float(_nibbles(qs)) - 8)
 
 
 def _dequantize_q4_1(blocks: Tensor) -> Tensor:
-    d, m, qs = ggml.Q4_1.peel(blocks)
+    d, m, qs = ggml.Q4_1.unpack(blocks)
     return d * _float(_nibbles(qs)) + m
 
 
 def _dequantize_q5_0(blocks: Tensor) -> Tensor:
-    d, qh, qs = ggml.Q5_0.peel(blocks)
+    d, qh, qs = ggml.Q5_0.unpack(blocks)
     return d * (_float(_nibbles(qs) | _fifth_bits(qh)) - 16)
 
 
 def _dequantize_q5_1(blocks: Tensor) -> Tensor:
-    d, m, qh, qs = ggml.Q5_1.peel(blocks)
+    d, m, qh, qs = ggml.Q5_1.unpack(blocks)
     return d * _float(_nibbles(qs) | _fifth_bits(qh)) + m
 
 
 def _dequantize_q8_0(blocks: Tensor) -> Tensor:
-    d, qs = ggml.Q8_0.peel(blocks)
+    d, qs = ggml.Q8_0.unpack(blocks)
     return d * _float(qs)
 
 
 def _dequantize_q8_1(blocks: Tensor) -> Tensor:
-    d, _, qs = ggml.Q8_1.peel(blocks)
+    d, _, qs = ggml.Q8_1.unpack(blocks)
     return d * _float(qs)
 
 
 def _dequantize_q2k(blocks: Tensor) -> Tensor:
-    scales, qs, d, dmin = ggml.Q2K.peel(blocks)
+    scales, qs, d, dmin = ggml.Q2K.unpack(blocks)
     scale, codes = _spread(d * _float(scales & 0x0F), _float(_bit_planes(qs, 2, 32)))
     minimum = (dmin * _float(scales >> 4)).unsqueeze(-1)
     return (scale * codes - minimum).reshape(len(blocks), -1)
@@ -109,7 +109,7 @@ def _scales_q3k(packed: Tensor) -> Tensor:
 def _dequantize_q3k(blocks: Tensor) -> Tensor:
     import torch
 
-    hmask, qs, scales, d = ggml.Q3K.peel(blocks)
+    hmask, qs, scales, d = ggml.Q3K.unpack(blocks)
     codes = (_bit_planes(qs, 2, 32) | _bit_planes(hmask, 1, 32) << 2).to(torch.int8) - 4
     scale, codes = _spread(d * _float(_scales_q3k(scales)), _float(codes))
     return (scale * codes).reshape(len(blocks), -1)
@@ -139,32 +139,32 @@ def _affine(d: Tensor, dmin: Tensor, packed: Tensor, codes: Tensor) -> Tensor:
 
 
 def _dequantize_q4k(blocks: Tensor) -> Tensor:
-    d, dmin, scales, qs = ggml.Q4K.peel(blocks)
+    d, dmin, scales, qs = ggml.Q4K.unpack(blocks)
     return _affine(d, dmin, scales, _bit_planes(qs, 4, 32))
 
 
 def _dequantize_q5k(blocks: Tensor) -> Tensor:
-    d, dmin, scales, qh, qs = ggml.Q5K.peel(blocks)
+    d, dmin, scales, qh, qs = ggml.Q5K.unpack(blocks)
     return _affine(d, dmin, scales, _bit_planes(qs, 4, 32) | _bit_planes(qh, 1, 32) << 4)
 
 
 def _dequantize_q6k(blocks: Tensor) -> Tensor:
     import torch
 
-    ql, qh, scales, d = ggml.Q6K.peel(blocks)
+    ql, qh, scales, d = ggml.Q6K.unpack(blocks)
     codes = (_bit_planes(ql, 4, 64) | _bit_planes(qh, 2, 32) << 4).to(torch.int8) - 32
     scale, grouped = _spread(d * _float(scales), _float(codes))
     return (scale * grouped).reshape(len(blocks), -1)
 
 
 def _dequantize_q8k(blocks: Tensor) -> Tensor:
-    d, qs, _ = ggml.Q8K.peel(blocks)
+    d, qs, _ = ggml.Q8K.unpack(blocks)
     return d * _float(qs)
 
 
 def _widen(block_type: ggml.BlockType) -> Callable[[Tensor], Tensor]:
     def dequantize(blocks: Tensor) -> Tensor:
-        (x,) = block_type.peel(blocks)
+        (x,) = block_type.unpack(blocks)
         return x
 
     return dequantize

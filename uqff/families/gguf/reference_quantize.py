@@ -125,7 +125,7 @@ def quantize_q2k(x: F32) -> U8:
         min_4bit, dmin = _quantize_q2k_scales(minimum)
         scales = scale_4bit & 0xFF | (min_4bit & 0xF) << 4
         q = _codes_with_min(_sub_blocks(x, 16), d, scales & 0xF, dmin, scales >> 4, 3)
-        return _fields(_bytes(scales), _crumbs(q), _f16(d), _f16(dmin))
+        return _fields(_bytes(scales), _pack_2bit_codes(q), _f16(d), _f16(dmin))
 
 
 def quantize_q3k(x: F32) -> U8:
@@ -148,7 +148,7 @@ def quantize_q3k(x: F32) -> U8:
         # hmask: bit k of byte j is the high bit of element 32 * k + j.
         high = (q >> 2).reshape(8, 32, -1)
         hmask = np.bitwise_or.reduce([high[k] << k for k in range(8)])
-        return _fields(_bytes(hmask), _crumbs(q & 3), _bytes(_pack_q3k_scales(six_bit)), _f16(d))
+        return _fields(_bytes(hmask), _pack_2bit_codes(q & 3), _bytes(_pack_q3k_scales(six_bit)), _f16(d))
 
 
 def quantize_q4k(x: F32) -> U8:
@@ -191,7 +191,7 @@ def quantize_q6k(x: F32) -> U8:
         # elements j, 32 + j, 64 + j, 96 + j.
         halves = _whole_blocks(q).reshape(2, 2, 64, -1)
         ql = (halves[:, 0] & 0xF | (halves[:, 1] & 0xF) << 4).reshape(128, -1)
-        return _fields(_bytes(ql), _crumbs(_whole_blocks(q) >> 4), _bytes(scales), _f16(d))
+        return _fields(_bytes(ql), _pack_2bit_codes(_whole_blocks(q) >> 4), _bytes(scales), _f16(d))
 
 
 def quantize_q8k(x: F32, extreme: int = -128) -> U8:
@@ -330,7 +330,7 @@ def _fifth_bits(q: I32) -> U8:
     return _bytes(np.bitwise_or.reduce([bits[:, k] << k for k in range(8)]))
 
 
-def _crumbs(q: I32) -> U8:
+def _pack_2bit_codes(q: I32) -> U8:
     """Two-bit codes; of 128 elements, byte j holds elements j, 32 + j, 64 + j, 96 + j, low bits first."""
     runs = q.reshape(2, 4, 32, -1)
     return _bytes((runs[:, 0] | runs[:, 1] << 2 | runs[:, 2] << 4 | runs[:, 3] << 6).reshape(64, -1))

@@ -41,12 +41,14 @@ from uqff.families.base import QuantizedTensor
 from uqff.families.biases import BiasRule
 from uqff.families.encoding import GROUP, Engine, Resolution, misfit, no_group_size
 from uqff.families.hqq import reference
+from uqff.families.hqq.codes import as_uint8, pack_rows, planned_codes, unpack_rows, word_dtype
+from uqff.families.hqq.tiles import column_tiles
 from uqff.families.loaded import Loaded
 from uqff.families.part import Bytes, Part, concatenated, joined
 from uqff.families.payload import PayloadProblem, not_finite
 from uqff.families.slicing import runs
 from uqff.families.stacking import check_shared
-from uqff.numerics.packing import PLANES, pack_planes, unpack_planes
+from uqff.numerics.packing import PLANES
 from uqff.schema.bricks import U8, U32, Checked, Derived, Dims, Scope, Violation
 from uqff.schema.entries import Entries, Entry
 from uqff.schema.header import BIAS_FLAG, blob_layout
@@ -64,11 +66,6 @@ SCALE_DTYPES = (DType.F32, DType.F16, DType.BF16)
 
 STEPS = 10
 """Turns of the optimiser, as the engine has them."""
-
-
-def word_dtype(bits: int) -> DType:
-    """The dtype of ``w_q``: 3-bit codes come ten to an I32, all others fill a U8."""
-    return DType.I32 if bits == 3 else DType.U8
 
 
 def _decode_group_size(number: int) -> int:
@@ -164,7 +161,7 @@ class HQQ(QuantizedTensor):
         """See :meth:`Encoding.planned`."""
         columns = math.prod(shape) // group_size
         scales = Part.planned((1, columns), DType.F32)
-        w_q = _planned_codes((group_size, columns), int(kind[-1]))
+        w_q = planned_codes((group_size, columns), int(kind[-1]))
         return cls._encoded([w_q, scales, scales], kind, shape, group_size)
 
     @classmethod
@@ -282,9 +279,9 @@ class HQQ(QuantizedTensor):
         yield from not_finite(blob["zeros"], "zeros.data")
 
     def _dequantize_by_kernel(self, out: npt.NDArray[np.uint8], form: int) -> bool:
-        from uqff.families.hqq import cpu_dequantize
+        from uqff.families.hqq import cpu
 
-        return cpu_dequantize.dequantize(self, out, form)
+        return cpu.dequantize(self, out, form)
 
     def _dequantize(self) -> torch.Tensor:
         import torch
@@ -359,7 +356,7 @@ class HQQ(QuantizedTensor):
         begin, n, columns, w_q = start * step, length * step, self._columns, self.parts["w_q"]
         shape = (size, groups) if self.axis == 0 else (groups, size)
         if w_q.is_planned:
-            return _planned_codes(shape, self.bits)
+            return planned_codes(shape, self.bits)
         if self.bits == 8:  # not packed: the bytes are the flattened weight
             return w_q.view((count, run)).narrow(1, begin, n).view(shape)
         if self.axis == 0 and columns % run == 0:  # whole runs in each row: a range of each, as packed
@@ -409,7 +406,7 @@ class HQQ(QuantizedTensor):
         )
         if first.parts["w_q"].is_planned:
             rows = (self.numel // self._columns, self._columns)
-            return self.replaced(w_q=_planned_codes(rows, self.bits), scales=scales, zeros=zeros)
+            return self.replaced(w_q=planned_codes(rows, self.bits), scales=scales, zeros=zeros)
         codes = concatenated([each._matrix().reshape(count, -1) for _, each in slices], 1)
         w_q = pack_rows(codes.reshape(-1, self._columns), self.bits)
         return self.replaced(w_q=w_q, scales=scales, zeros=zeros)
@@ -425,7 +422,7 @@ class HQQ(QuantizedTensor):
             scales, zeros = (joined([each.parts[name] for each in records], 0) for name in ("scales", "zeros"))
             made = made.replaced(scales=scales, zeros=zeros)
         if first.parts["w_q"].is_planned:
-            return made.replaced(w_q=_planned_codes((made.numel // made._columns, made._columns), made.bits))
+            return made.replaced(w_q=planned_codes((made.numel // made._columns, made._columns), made.bits))
         return made.replaced(w_q=pack_rows(concatenated([record._matrix() for record in records]), made.bits))
 
     def _unstack(self) -> Self:
@@ -433,21 +430,7 @@ class HQQ(QuantizedTensor):
 
     def tiles(self) -> Iterator[tuple[Callable[[Any], Any], Self]]:
         """On axis 0 groups are columns of the weight seen as ``[group_size, N]``; on axis 1 there is one piece."""
-        if self.axis == 1:
-            yield _whole, self
-            return
-        groups, step = self.numel // self.group_size, max(1, self.TILE // self.group_size)
-        for start in range(0, groups, step):
-            count = min(step, groups - start)
-
-            def taken(values: Any, columns: slice = slice(start, start + count)) -> Any:
-                return values.reshape(self.group_size, -1)[:, columns]
-
-            cut = {}
-            for name, part in self.parts.items():
-                unit = part.shape[1] // groups
-                cut[name] = part.narrow(1, start * unit, count * unit)
-            yield taken, self.replaced(**cut, weight_shape=(self.group_size, count))
+        yield from column_tiles(self, self.TILE) if self.axis == 0 else [(lambda values: values, self)]
 
     STACKS_BY_VALUE: ClassVar[bool] = True
 
@@ -501,16 +484,12 @@ class HQQ(QuantizedTensor):
         raise UnsupportedError("hidden layers of an HQQ weight share scales: they are not put together anew")
 
 
-def _whole(values: Any) -> Any:
-    return values
-
-
 def _quantizer() -> Any:
     if not simd.enabled():
         return reference.quantize
-    from uqff.families.hqq import cpu_quantize
+    from uqff.families.hqq import cpu
 
-    return cpu_quantize.quantize
+    return cpu.quantize
 
 
 def _numel(part: Part) -> int:
@@ -519,35 +498,3 @@ def _numel(part: Part) -> int:
 
 def _flat(part: Part) -> Part:
     return part.view((_numel(part),))
-
-
-def _planned_codes(shape: tuple[int, int], bits: int) -> Part:
-    """What :func:`pack_rows` makes of codes ``[rows, columns]``, without bytes."""
-    rows, columns = shape
-    return Part.planned((-(-rows // PLANES[bits]), columns * word_dtype(bits).itemsize), DType.U8)
-
-
-def as_uint8(codes: Any) -> Bytes:
-    """Integers of numpy or torch, cast."""
-    if isinstance(codes, np.ndarray):
-        return codes.astype(np.uint8, copy=False)
-    import torch
-
-    made: torch.Tensor = codes.to(torch.uint8)
-    return made
-
-
-def pack_rows(codes: Bytes, bits: int) -> Part:
-    """Pack a matrix of codes, uint8 ``[rows, columns]``, along its rows: ``w_q``."""
-    on_cpu = codes if isinstance(codes, np.ndarray) else codes.cpu().numpy()
-    part = Part.of_array(pack_planes(on_cpu, bits), word_dtype(bits)).as_bytes()
-    return part if isinstance(codes, np.ndarray) else part.to(codes.device)
-
-
-def unpack_rows(words: Any, bits: int) -> Bytes:
-    """The rows of a packed matrix, ``[h, columns]`` to uint8 ``[p·h, columns]``; the highest bits come first."""
-    if isinstance(words, np.ndarray):
-        return unpack_planes(words, bits)
-    top = PLANES[bits] - 1
-    made: Bytes = concatenated([as_uint8(words >> bits * (top - i) & (1 << bits) - 1) for i in range(top + 1)])
-    return made

@@ -151,9 +151,9 @@ class MXFP4(QuantizedTensor):
         yield from first_bad(scales == 255, "scales.data", 1, "an exponent from 0 to 254")
 
     def _dequantize_by_kernel(self, out: npt.NDArray[np.uint8], form: int) -> bool:
-        from uqff.families.mxfp4 import cpu_dequantize
+        from uqff.families.mxfp4 import cpu
 
-        return cpu_dequantize.dequantize(self, out, form)
+        return cpu.dequantize(self, out, form)
 
     def _dequantize(self) -> torch.Tensor:
         return reference.dequantize(self.blocks, self.scales)
@@ -191,6 +191,6 @@ class MXFP4(QuantizedTensor):
 def _quantizer() -> Any:
     if not simd.enabled():
         return reference.quantize
-    from uqff.families.mxfp4 import cpu_quantize
+    from uqff.families.mxfp4 import cpu
 
-    return cpu_quantize.quantize
+    return cpu.quantize

@@ -22,10 +22,11 @@ import numpy.typing as npt
 
 from uqff.codes import DType, Family, Version
 from uqff.errors import ShapeError
-from uqff.families.base import KERNEL_DTYPES, QuantizedTensor
+from uqff.families.base import QuantizedTensor
 from uqff.families.biases import BiasRule
 from uqff.families.encoding import GROUP, Engine
 from uqff.families.loaded import Loaded
+from uqff.families.out import KERNEL_DTYPES
 from uqff.families.part import Part
 from uqff.families.payload import PayloadProblem, not_finite
 from uqff.families.slicing import join_parts, narrow_parts
@@ -141,9 +142,9 @@ class Unquant(QuantizedTensor):
         yield from not_finite(blob["weight"], "weight.data")
 
     def _dequantize_by_kernel(self, out: npt.NDArray[np.uint8], form: int) -> bool:
-        from uqff.families.unquant import cpu_dequantize
+        from uqff.families.unquant import cpu
 
-        return cpu_dequantize.dequantize(self, out, form)
+        return cpu.dequantize(self, out, form)
 
     def _dequantize(self) -> torch.Tensor:
         import torch

@@ -1,11 +1,14 @@
-"""FP8 quantiser, the fast twin of :mod:`uqff.families.fp8.reference`, bit-equal to it."""
+"""FP8 on the CPU: bit-equal twins of :mod:`uqff.families.fp8.reference`.
+
+Dequantising, the items are weights; the last 32 overlap the ones before.
+"""
 
 # numba infers the types of what it compiles; annotations would neither be read by it nor checked.
 # mypy: disable-error-code="no-untyped-def, no-untyped-call"
 
 from __future__ import annotations
 
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -15,9 +18,38 @@ from uqff.numerics.packing import bf16_to_float32, float32_to_bf16
 from uqff.simd.bits import MAGNITUDE, bf16_bits, bits_of, e4m3_code, float_of
 from uqff.simd.compiling import kernel
 from uqff.simd.finite import largest_magnitude
+from uqff.simd.output import Bytes, e4m3_pair, f32, over, put_pair, read_ahead, without_subnormals, zero_or_from
 from uqff.simd.threads import run_ranges
+from uqff.simd.vectors import LANES, load_bytes
 
-__all__ = ["quantize"]
+if TYPE_CHECKING:
+    from uqff.families.fp8.tensor import FP8
+
+__all__ = ["dequantize", "quantize"]
+
+WIDTH = 2 * LANES
+
+
+def dequantize(weight: FP8, out: Bytes, form: int) -> bool:
+    """See :meth:`QuantizedTensor._dequantize_by_kernel`."""
+    codes, scale = weight.parts["weight"].array(), weight.parts["dequant_w_scale"].array()
+    if weight.numel < WIDTH or len(scale) != 4:
+        return False
+    over(weight.numel, 1, lambda lo, hi: _fp8(codes, scale, out, form, lo, hi))
+    return True
+
+
+@kernel
+def _fp8(codes: Bytes, scale: Bytes, out: Bytes, form: int, lo: int, hi: int) -> None:
+    d = f32(scale, 0)
+    # No e4m3 number but zero is below 2**-9.
+    form = without_subnormals(form, zero_or_from(np.float32(2.0**-117), d))
+    for start in range(lo, hi, WIDTH):
+        at = min(start, hi - WIDTH)
+        read_ahead(codes, at)
+        x, y = e4m3_pair(load_bytes(codes, at))
+        put_pair(out, at, form, x * d, y * d)
+
 
 F32: TypeAlias = npt.NDArray[np.float32]
 U8: TypeAlias = npt.NDArray[np.uint8]

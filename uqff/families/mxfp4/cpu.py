@@ -1,4 +1,4 @@
-"""MXFP4 quantiser, the fast twin of :mod:`uqff.families.mxfp4.reference`, bit-equal to it."""
+"""MXFP4 on the CPU: bit-equal twins of :mod:`uqff.families.mxfp4.reference`. The items are blocks."""
 
 # numba infers the types of what it compiles; annotations would neither be read by it nor checked.
 # mypy: disable-error-code="no-untyped-def, no-untyped-call"
@@ -6,25 +6,65 @@
 from __future__ import annotations
 
 from functools import cache
-from typing import TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-from uqff.families.mxfp4.reference import BIAS, floor_log2
-from uqff.families.mxfp4.reference import BLOCK_SIZE as BLOCK
+from uqff.families.mxfp4.reference import BIAS, BLOCK_SIZE, floor_log2
 from uqff.simd.bits import MAGNITUDE, bits_of, float_of, pack8
 from uqff.simd.compiling import inline, kernel
+from uqff.simd.output import Bytes, looked_up, over, put_pair, read_ahead, without_subnormals
 from uqff.simd.scratch import scratch
 from uqff.simd.threads import run_ranges
+from uqff.simd.vectors import as_f32, load_codes_4, splat, where_less
 
-__all__ = ["quantize"]
+if TYPE_CHECKING:
+    from uqff.families.mxfp4.tensor import MXFP4
+
+__all__ = ["dequantize", "quantize"]
+
+BYTES = BLOCK_SIZE // 2
+"""Of the nibbles of a block."""
+
+
+def dequantize(weight: MXFP4, out: Bytes, form: int) -> bool:
+    """See :meth:`QuantizedTensor._dequantize_by_kernel`."""
+    blocks, scales = weight.parts["blocks"].array(), weight.parts["scales"].array()
+    if len(blocks) != BYTES * len(scales):
+        return False
+    over(len(scales), BLOCK_SIZE, lambda lo, hi: _mxfp4(blocks, scales, out, form, lo, hi))
+    return True
+
+
+@looked_up
+def _weights(codes: Any, scale: Any) -> Any:
+    """Of nibbles ``s e e m``, what is above them left out: 0 and 1/2 for ``e = 0``, else ``(1 + m/2) * 2**(e - 1)``.
+
+    ``e e m`` above 1 are float32's low exponent bits and high mantissa bit, 126 to be added to the exponent.
+    """
+    magnitude = codes & 7
+    subnormal = where_less(magnitude, 1, splat(0), splat(126 << 23))
+    value = where_less(magnitude, 2, subnormal, (magnitude << 22) + (126 << 23))
+    return as_f32(value | (codes & 8) << 28) * scale
+
+
+@kernel
+def _mxfp4(blocks: Bytes, scales: Bytes, out: Bytes, form: int, lo: int, hi: int) -> None:
+    for block in range(lo, hi):
+        read_ahead(blocks, BYTES * block)
+        # No e2m1 number but zero is below 1/2: it takes a scale of 2**-126 to make a subnormal number.
+        to = without_subnormals(form, scales[block] != 1)
+        scale = float_of(np.uint32(scales[block]) << np.uint32(23))
+        a, b = load_codes_4(blocks, BYTES * block)
+        put_pair(out, BLOCK_SIZE * block, to, _weights(a, scale), _weights(b, scale))
+
 
 F32: TypeAlias = npt.NDArray[np.float32]
 U8: TypeAlias = npt.NDArray[np.uint8]
 U32: TypeAlias = npt.NDArray[np.uint32]
 
-PAIR = 2 * BLOCK
+PAIR = 2 * BLOCK_SIZE
 """Blocks are taken in pairs: a loop over 64 elements vectorises, one over 32 is unrolled into scalar code instead."""
 
 GRAIN = 4096
@@ -34,8 +74,8 @@ GRAIN = 4096
 def quantize(w: F32, threads: int | None = None) -> tuple[U8, U8]:
     """See :func:`uqff.families.mxfp4.reference.quantize`; ``w`` must be C-contiguous."""
     flat = w.reshape(-1)
-    blocks = flat.size // BLOCK
-    codes = np.empty((blocks, BLOCK // 2), np.uint8)
+    blocks = flat.size // BLOCK_SIZE
+    codes = np.empty((blocks, BLOCK_SIZE // 2), np.uint8)
     scales = np.empty(blocks, np.uint8)
     first = first_of_next()
     run_ranges(
@@ -45,12 +85,12 @@ def quantize(w: F32, threads: int | None = None) -> tuple[U8, U8]:
         threads=threads,
     )
     if blocks % 2:
-        last = np.concatenate([flat[-BLOCK:], np.zeros(BLOCK, np.float32)])
-        last_codes, last_scales = np.empty(BLOCK, np.uint8), np.empty(2, np.uint8)
+        last = np.concatenate([flat[-BLOCK_SIZE:], np.zeros(BLOCK_SIZE, np.float32)])
+        last_codes, last_scales = np.empty(BLOCK_SIZE, np.uint8), np.empty(2, np.uint8)
         quantize_pairs(last, first, last_codes, last_scales, 0, 1)
-        codes[-1], scales[-1] = last_codes[: BLOCK // 2], last_scales[0]
+        codes[-1], scales[-1] = last_codes[: BLOCK_SIZE // 2], last_scales[0]
     rows, columns = w.shape[:-1], w.shape[-1]
-    return codes.reshape(*rows, columns // 2), scales.reshape(*rows, columns // BLOCK)
+    return codes.reshape(*rows, columns // 2), scales.reshape(*rows, columns // BLOCK_SIZE)
 
 
 @cache
@@ -80,14 +120,14 @@ def quantize_pairs(w, first, codes, scales, lo, hi):
         peak0, peak1 = np.uint32(0), np.uint32(0)
         for i in range(PAIR):
             magnitude = bits_of(pair[i]) & MAGNITUDE
-            peak0 = max(peak0, magnitude if i < BLOCK else np.uint32(0))
-            peak1 = max(peak1, magnitude if i >= BLOCK else np.uint32(0))
+            peak0 = max(peak0, magnitude if i < BLOCK_SIZE else np.uint32(0))
+            peak1 = max(peak1, magnitude if i >= BLOCK_SIZE else np.uint32(0))
         scale0, scale1 = scale_of(peak0, first), scale_of(peak1, first)
         scales[2 * p], scales[2 * p + 1] = np.uint8(scale0), np.uint8(scale1)
         inverse0 = float_of((np.uint32(2 * BIAS) - scale0) << np.uint32(23))
         inverse1 = float_of((np.uint32(2 * BIAS) - scale1) << np.uint32(23))
         for i in range(PAIR):
-            x = pair[i] * (inverse0 if i < BLOCK else inverse1)
+            x = pair[i] * (inverse0 if i < BLOCK_SIZE else inverse1)
             a = abs(x)
             code = np.int32(a >= np.float32(0.25)) + np.int32(a >= np.float32(0.75))
             code += np.int32(a >= np.float32(1.25)) + np.int32(a >= np.float32(1.75))

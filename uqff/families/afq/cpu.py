@@ -1,0 +1,205 @@
+"""AFQ on the CPU: bit-equal twins of :mod:`uqff.families.afq.reference`.
+
+Dequantising, the items are groups; ``q * scale + bias``, two roundings.
+"""
+
+# numba infers the types of what it compiles; annotations would neither be read by it nor checked.
+# mypy: disable-error-code="no-untyped-def, no-untyped-call"
+
+from __future__ import annotations
+
+from functools import cache
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from uqff.simd.arithmetic import half_away
+from uqff.simd.bits import bits_of, float_of, pack8
+from uqff.simd.compiling import inline, kernel
+from uqff.simd.output import FORMS, Bytes, looked_up, over, put_pair, read_ahead, unfold, without_subnormals
+from uqff.simd.scratch import scratch
+from uqff.simd.threads import run_ranges
+from uqff.simd.vectors import LANES, load_codes_3, load_codes_4, load_codes_6, load_u8, number, ramp, splat, word
+
+if TYPE_CHECKING:
+    from uqff.families.afq.tensor import AFQ
+
+__all__ = ["dequantize", "quantize"]
+
+STRIP = 512
+"""Groups whose scales and biases are read together."""
+
+
+def dequantize(weight: AFQ, out: Bytes, form: int) -> bool:
+    """See :meth:`QuantizedTensor._dequantize_by_kernel`."""
+    parts, bits, group = weight.parts, weight.bits, weight.group_size
+    kernel, codes, scales, biases = _KERNELS[bits], *(parts[name].array() for name in ("w_q", "scales", "biases"))
+    dtype = parts["scales"].dtype
+    if dtype not in FORMS or parts["biases"].dtype is not dtype or group % (2 * LANES):
+        return False
+    if not len(codes) * 8 // bits // group * dtype.itemsize == len(scales) == len(biases):
+        return False
+    kind = FORMS[dtype]
+    over(
+        weight.numel // group,
+        group,
+        lambda lo, hi: kernel(codes, scales, biases, kind, group, out, form, lo, hi),
+    )
+    return True
+
+
+@looked_up
+def _weights(codes: Any, mask: int, scale: Any, bias: Any) -> Any:
+    return number(codes & mask) * scale + bias
+
+
+@inline
+def _load(codes: Bytes, i: int, bits: int) -> Any:
+    """Codes ``[i, i + 32)``."""
+    if bits == 2:
+        return splat(word(codes, i >> 2)) >> ramp(2, 16), splat(word(codes, (i >> 2) + 4)) >> ramp(2, 16)
+    at = 4 * bits * (i >> 5)
+    if bits == 3:
+        return load_codes_3(codes, at)
+    if bits == 4:
+        return load_codes_4(codes, at)
+    return load_codes_6(codes, at) if bits == 6 else (load_u8(codes, at), load_u8(codes, at + LANES))
+
+
+@inline
+def _afq(
+    codes: Bytes, scales: Bytes, biases: Bytes, kind: int, bits: int, size: int, out: Bytes, form: int, lo: int, hi: int
+) -> None:
+    mask = (1 << bits) - 1
+    strip_scales, strip_biases = scratch(STRIP, np.float32), scratch(STRIP, np.float32)
+    for begin in range(lo, hi, STRIP):
+        count = min(STRIP, hi - begin)
+        # If both are multiples of 2**-126, the weights are.
+        certain = unfold(strip_scales, scales, kind, begin, count, np.float32(2.0**-103))
+        certain &= unfold(strip_biases, biases, kind, begin, count, np.float32(2.0**-103))
+        to = without_subnormals(form, certain)
+        for group in range(count):
+            scale, bias = strip_scales[group], strip_biases[group]
+            for i in range((begin + group) * size, (begin + group + 1) * size, 2 * LANES):
+                read_ahead(codes, i * bits >> 3)
+                a, b = _load(codes, i, bits)
+                if bits <= 4:
+                    x, y = _weights(a, mask, scale, bias), _weights(b, mask, scale, bias)
+                else:
+                    x, y = number(a & mask) * scale + bias, number(b & mask) * scale + bias
+                put_pair(out, i, to, x, y)
+
+
+@kernel
+def _afq2(
+    codes: Bytes, scales: Bytes, biases: Bytes, kind: int, size: int, out: Bytes, form: int, lo: int, hi: int
+) -> None:
+    _afq(codes, scales, biases, kind, 2, size, out, form, lo, hi)
+
+
+@kernel
+def _afq3(
+    codes: Bytes, scales: Bytes, biases: Bytes, kind: int, size: int, out: Bytes, form: int, lo: int, hi: int
+) -> None:
+    _afq(codes, scales, biases, kind, 3, size, out, form, lo, hi)
+
+
+@kernel
+def _afq4(
+    codes: Bytes, scales: Bytes, biases: Bytes, kind: int, size: int, out: Bytes, form: int, lo: int, hi: int
+) -> None:
+    _afq(codes, scales, biases, kind, 4, size, out, form, lo, hi)
+
+
+@kernel
+def _afq6(
+    codes: Bytes, scales: Bytes, biases: Bytes, kind: int, size: int, out: Bytes, form: int, lo: int, hi: int
+) -> None:
+    _afq(codes, scales, biases, kind, 6, size, out, form, lo, hi)
+
+
+@kernel
+def _afq8(
+    codes: Bytes, scales: Bytes, biases: Bytes, kind: int, size: int, out: Bytes, form: int, lo: int, hi: int
+) -> None:
+    _afq(codes, scales, biases, kind, 8, size, out, form, lo, hi)
+
+
+_KERNELS = {2: _afq2, 3: _afq3, 4: _afq4, 6: _afq6, 8: _afq8}
+
+
+F32: TypeAlias = npt.NDArray[np.float32]
+U8: TypeAlias = npt.NDArray[np.uint8]
+
+FLAT = np.float32(1e-12)
+LARGEST = np.float32(np.finfo(np.float32).max)
+LARGEST_GROUP = 128
+
+GRAIN = 4096
+"""Groups of a range at least."""
+
+
+def quantize(w: F32, bits: int, group_size: int, threads: int | None = None) -> tuple[U8, F32, F32]:
+    """See :func:`uqff.families.afq.reference.quantize`; ``w`` must be C-contiguous."""
+    flat = w.reshape(-1)
+    groups = flat.size // group_size
+    packed = np.empty(flat.size * bits // 8, np.uint8)
+    scales, biases = np.empty((2, groups), np.float32)
+    kernel = quantize_groups(bits, group_size)
+    run_ranges(lambda lo, hi: kernel(flat, packed, scales, biases, lo, hi), groups, grain=GRAIN, threads=threads)
+    grouped = (*w.shape[:-1], w.shape[-1] // group_size)
+    return packed.reshape(*w.shape[:-1], -1), scales.reshape(grouped), biases.reshape(grouped)
+
+
+@cache
+def quantize_groups(bits: int, group_size: int) -> Any:
+    """The kernel of one type, over groups [lo, hi) of the flattened weight; sizes are compiled in."""
+    top = np.float32(2**bits - 1)
+    top_code = np.int32(2**bits - 1)
+    eights = group_size // 8
+    group_bytes = group_size * bits // 8
+    # Codes leave in words of as many bits as eight of them have, or, where no word is so wide (3 and 6 bits), 32 codes
+    # in three words of a third more.
+    word = np.dtype({2: np.uint16, 3: np.uint32, 4: np.uint32, 6: np.uint64, 8: np.uint64}[bits])
+    words = group_bytes // word.itemsize
+    crossing = bits in (3, 6)
+    width = np.uint64(8 * bits)
+    third = np.uint64(8 * bits // 3)
+
+    @kernel
+    def compiled(w, packed, scales, biases, lo, hi):
+        codes = scratch(LARGEST_GROUP, np.uint8)
+        codes8 = codes.view(np.uint64)
+        out = packed.view(word)
+        for g in range(lo, hi):
+            group = w[g * group_size : (g + 1) * group_size]
+            # Integers in the order of the floats: their minimum and maximum vectorise, those of floats do not.
+            low, high = np.int32(0x7FFFFFFF), np.int32(-0x80000000)
+            for i in range(group_size):
+                key = np.int32(bits_of(group[i]))
+                key ^= (key >> np.int32(31)) & np.int32(0x7FFFFFFF)
+                low, high = min(low, key), max(high, key)
+            bias = float_of(np.uint32(low ^ ((low >> np.int32(31)) & np.int32(0x7FFFFFFF)))) + np.float32(0)
+            span = float_of(np.uint32(high ^ ((high >> np.int32(31)) & np.int32(0x7FFFFFFF)))) - bias
+            scale = np.float32(1) if span < FLAT else span / top
+            scales[g] = scale
+            biases[g] = bias
+            if span <= LARGEST:
+                for i in range(group_size):
+                    codes[i] = min(half_away((group[i] - bias) / scale), top_code)
+            else:
+                codes[:] = 0
+            run = out[g * words : (g + 1) * words]
+            if crossing:
+                for k in range(eights // 4):
+                    a, b = pack8(codes8[4 * k], bits), pack8(codes8[4 * k + 1], bits)
+                    c, d = pack8(codes8[4 * k + 2], bits), pack8(codes8[4 * k + 3], bits)
+                    run[3 * k] = a | (b << width)
+                    run[3 * k + 1] = (b >> third) | (c << (width - third))
+                    run[3 * k + 2] = (c >> (third + third)) | (d << third)
+            else:
+                for k in range(eights):
+                    run[k] = pack8(codes8[k], bits)
+
+    return compiled
