@@ -44,8 +44,8 @@ MAKERS: dict[str, Make] = {
     "layers matformer": lambda w: ReplicatedLayer.new_layers_matformer_indices(w, None, [1], 2),
     "bias": lambda w: ReplicatedLayer(WEIGHT, w),
     "delta": lambda w: ReplicatedLayer(WEIGHT).add_delta_w(w),
-    "PackedExperts": lambda w: PackedExperts.from_expert_layers([w], [w], [w]),
-    "FusedExperts, single": lambda w: FusedExperts.from_expert_layers([w], [w], [w]),
+    "PackedExperts": lambda w: PackedExperts.from_layers([w], [w], [w]),
+    "FusedExperts, single": lambda w: FusedExperts.from_layers([w], [w], [w]),
     "quantize": lambda w: uqff.quantize(w, "q8_0"),
 }
 STACKED: dict[str, Make] = {
@@ -136,7 +136,7 @@ def test_numpy_arrays_are_weights(dtype: Any) -> None:
         assert ReplicatedLayer(array).stored_weight.get_buffer("data").data_ptr() == array.ctypes.data
     experts = [array[:, :4], array[:, :4], array[:, :4]]
     for packed in (
-        PackedExperts.from_expert_layers(*([e] for e in experts)),
+        PackedExperts.from_layers(*([e] for e in experts)),
         FusedExperts.from_layers(*(e[None] for e in experts)),
     ):
         assert packed.num_experts == 1
@@ -166,7 +166,7 @@ def test_a_linear_layer_is_a_weight_with_its_bias() -> None:
     with pytest.raises(UnsupportedError, match=r"not a linear layer: expected a torch.nn.Linear, got Tensor"):
         ReplicatedLayer.from_linear(WEIGHT)  # type: ignore[arg-type]
     with pytest.raises(UnsupportedError, match=r"PackedExperts take no bias \(layer e.0.gate_proj\)"):
-        PackedExperts.from_expert_layers([linear], [linear], [linear], key="e")
+        PackedExperts.from_layers([linear], [linear], [linear], key="e")
 
 
 @pytest.mark.parametrize("kind", ["unquant", "q8_0", "afq4"])
@@ -282,7 +282,7 @@ def test_other_arguments() -> None:
         lambda comm: ReplicatedLayer(WEIGHT, None, comm),
         lambda comm: ColumnParallelLayer.new_merged(WEIGHT, None, comm, chunks=2),
         lambda comm: FusedExperts.from_layers(STACK, STACK, STACK, comm),
-        lambda comm: PackedExperts.from_expert_layers(single, single, single, comm),
+        lambda comm: PackedExperts.from_layers(single, single, single, comm),
         lambda comm: ReplicatedLayer(WEIGHT).gather_serialize(comm),
     ):
         with pytest.raises(CommError, match=r"not a communicator: expected a uqff.parallel.Comm, .*, got str"):
@@ -292,7 +292,7 @@ def test_other_arguments() -> None:
     with pytest.raises(UnsupportedError, match=r"not a shard: expected a uqff.parallel.Shard, got str \(layer k\)"):
         RowParallelLayer.new(WEIGHT, None, shard="x", key="k")  # type: ignore[arg-type]
     for cls, given in ((FusedExperts, STACK), (PackedExperts, single)):
-        make_experts: Any = cls.from_layers if cls is FusedExperts else cls.from_expert_layers
+        make_experts: Any = cls.from_layers
         with pytest.raises(
             UnsupportedError, match=r"expected error, uneven, replicate, got pad \(layer e, field on_misaligned\)"
         ):
@@ -301,7 +301,7 @@ def test_other_arguments() -> None:
             make_experts(given, given, given, act="silu")
         for lists in (([], [], []), (single, single, []), ([], single, single), (single, single[:1], single)):
             with pytest.raises(ShapeError, match=r"no experts|projections of different numbers of experts"):
-                cls.from_expert_layers(*lists)
+                cls.from_layers(*lists)
         with pytest.raises(ShapeError, match=r"no experts: expected at least 1"):
             cls.deserialize([], [], [])
     with pytest.raises(UnsupportedError, match=r"not a layer: expected a parallel layer for each expert, got Tensor"):

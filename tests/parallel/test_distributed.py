@@ -64,7 +64,7 @@ def check_experts(comm: Comm, kind: str, whole: list[bytes]) -> None:
     forms: list[Mixture] = [fused]
     if all(uqff.deserialize(each).weight.can_narrow(0, 0, 1) for each in whole):
         gates, ups, downs = (uqff.deserialize(each).weight.unstack() for each in whole)
-        forms.append(PackedExperts.from_expert_layers(gates, ups, downs, comm, on_misaligned="replicate"))
+        forms.append(PackedExperts.from_layers(gates, ups, downs, comm, on_misaligned="replicate"))
     for dtype in (torch.float32, torch.bfloat16):
         x, indices, weights = routed(dtype, gate.shape[2])
         inner = torch.nn.functional.silu(reference.gate_proj(x[:, None], indices)) * reference.up_proj(

@@ -154,7 +154,7 @@ def test_the_sum_over_experts(kind: str) -> None:
     forms: list[Any] = [fused]
     if kind not in ("hqq4",):  # its groups of four rows of two codes: an expert alone would have half a byte
         singles = [each.unstack() for each in stacks]
-        forms += [FusedExperts.from_expert_layers(*singles), PackedExperts.from_expert_layers(*singles)]
+        forms += [FusedExperts.from_layers(*singles), PackedExperts.from_layers(*singles)]
         assert [p.serialize() for p in (forms[1].gate_proj, forms[1].down_proj)] == [
             p.serialize() for p in (fused.gate_proj, fused.down_proj)
         ]
@@ -188,15 +188,41 @@ def test_files_of_both_generations(tmp_path: Path) -> None:
         blobs = [[uqff.serialize(layer, version=(0, 1, 3)) for layer in layers] for layers in lists]
         for experts in (
             FusedExperts.from_layers(gate, up, down),
-            FusedExperts.from_expert_layers(*lists),
-            PackedExperts.from_expert_layers(*lists),
+            FusedExperts.from_layers(*lists),
+            PackedExperts.from_layers(*lists),
             FusedExperts.deserialize(*blobs),
             PackedExperts.deserialize(*blobs),
             FusedExperts.deserialize(*(uqff.serialize(each, version=(0, 1, 3)) for each in stacks)),
+            *(cls.from_file(new, "model.layers.0.mlp.experts") for cls in (FusedExperts, PackedExperts)),
+            PackedExperts.deserialize(*(uqff.serialize(each, version=(0, 1, 3)) for each in stacks)),
+            FusedExperts.from_layers(gate, lists[1], down),
         ):
             assert torch.equal(experts(x, indices, weights), expected)
+        with pytest.raises(ShardError, match=r"\(file .*new-0.uqff, layer model.layers.0.mlp.experts\)"):
+            FusedExperts.from_file(new, "model.layers.0.mlp.experts", one_of(2, 1))
+        everything = FusedExperts.from_file(new, "model.layers.0.mlp.experts", one_of(2, 1), on_misaligned="replicate")
+        assert everything.gate_proj.weight == stacks[0]
+        with pytest.raises(KeyError):
+            FusedExperts.from_file(new, "model.layers.7.mlp.experts")
         assert FusedExperts.deserialize(*blobs).gate_proj.serialize() == uqff.serialize(stacks[0], version=(0, 1, 3))
         assert PackedExperts.deserialize(*blobs).down_proj[3].serialize() == blobs[2][3]
+
+
+@pytest.mark.parametrize("cls", [FusedExperts, PackedExperts])
+def test_a_part_of_the_experts_of_a_file(cls: Any, tmp_path: Path) -> None:
+    """Outputs of gate and up, inputs of down, by the names of the file."""
+    stacks, path = projections("q8_0"), "model.layers.0.mlp.experts"
+    named = {f"{path}.{name}": each for name, each in zip(("gate_proj", "up_proj", "down_proj"), stacks, strict=True)}
+    uqff.save(named, tmp_path / "new-0.uqff", version=(1, 2, 0))
+    with uqff.open(tmp_path / "new-0.uqff") as file:
+        experts = cls.from_file(file, path, one_of(2, 1))
+    for held, whole, dim in zip(
+        (experts.gate_proj, experts.up_proj, experts.down_proj), stacks, (1, 1, 2), strict=True
+    ):
+        expected = whole.narrow(dim, HIDDEN // 2, HIDDEN // 2)
+        weight = held.weight if cls is FusedExperts else stack([held[e].weight for e in range(EXPERTS)])
+        assert weight == expected
+    assert experts.down_proj.key == f"{path}.down_proj"
 
 
 def test_a_truncated_blob_is_named() -> None:
@@ -251,11 +277,11 @@ def test_experts_that_do_not_stack_are_packed() -> None:
     singles = [[uqff.quantize(each, "fp8") for each in whole] for whole in wholes]
     message = r"fp8 has one dequant_w_scale for all: .* \(layer experts.gate_proj, field dequant_w_scale\)"
     with pytest.raises(ShardError, match=message):
-        FusedExperts.from_expert_layers(*singles, key="experts")
+        FusedExperts.from_layers(*singles, key="experts")
     singles[1][2] = uqff.quantize(wholes[1][2], "q8_0")
     with pytest.raises(ShardError, match=r"got q8_0 \[64, 64\] .* for number 2 \(layer experts.up_proj\)"):
-        FusedExperts.from_expert_layers(*singles, key="experts")
-    experts = PackedExperts.from_expert_layers(*singles)
+        FusedExperts.from_layers(*singles, key="experts")
+    experts = PackedExperts.from_layers(*singles)
     x, indices, weights = routed(torch.float32, HIDDEN)
     dense = [torch.stack([each.dequantize() for each in layers]) for layers in singles]
     assert torch.equal(experts(x, indices, weights), mixture(x, indices, weights, dense))
@@ -268,7 +294,7 @@ def test_biases() -> None:
     biases = [torch.linspace(-1, 1, EXPERTS * HIDDEN).view(EXPERTS, HIDDEN) + i for i in range(3)]
     singles = [[Layer(w, b[e]) for e, w in enumerate(p.unstack())] for p, b in zip(stacks, biases, strict=True)]
     with pytest.raises(UnsupportedError, match=r"PackedExperts take no bias \(layer experts.0.gate_proj\)"):
-        PackedExperts.from_expert_layers(*singles, key="experts")
+        PackedExperts.from_layers(*singles, key="experts")
     with pytest.raises(UnsupportedError, match=r"PackedExperts take no bias \(layer experts.0.gate_proj\)"):
         PackedExperts(*([ReplicatedLayer(*each) for each in layers] for layers in singles), key="experts")
     with pytest.raises(UnsupportedError, match=r"PackedExperts take no bias \(layer experts\)"):
@@ -280,7 +306,7 @@ def test_biases() -> None:
     terms = by_expert(inner, indices, down) * weights[..., None]
     expected = terms.sum(1) + (biases[2][indices] * weights[..., None]).sum(1)
     layers = [Layer(p, b) for p, b in zip(stacks, biases, strict=True)]
-    for experts in (FusedExperts.from_layers(*layers), FusedExperts.from_expert_layers(*singles)):
+    for experts in (FusedExperts.from_layers(*layers), FusedExperts.from_layers(*singles)):
         assert torch.equal(experts(x, indices, weights), expected)
     second = FusedExperts.from_layers(*layers, one_of(2, 1))
     assert second.gate_proj.bias is not None
@@ -289,7 +315,7 @@ def test_biases() -> None:
     assert torch.equal(second.down_proj.bias, biases[2])
     singles[2][1] = Layer(singles[2][1].weight)
     with pytest.raises(ShapeError, match=r"a bias for every expert or none, got 3 of 4 \(layer experts.down_proj\)"):
-        FusedExperts.from_expert_layers(*singles, key="experts")
+        FusedExperts.from_layers(*singles, key="experts")
 
 
 def three_blocks(cls: Any, world_size: int, rank: int, on_misaligned: Any) -> Any:
@@ -297,7 +323,7 @@ def three_blocks(cls: Any, world_size: int, rank: int, on_misaligned: Any) -> An
     shapes = [(2, 768, 256), (2, 768, 256), (2, 256, 768)]
     stacks = [stacked("q4k", shape, seed) for seed, shape in enumerate(shapes)]
     if cls is PackedExperts:
-        return cls.from_expert_layers(
+        return cls.from_layers(
             *(each.unstack() for each in stacks), one_of(world_size, rank), on_misaligned=on_misaligned, key="experts"
         )
     return cls.from_layers(*stacks, one_of(world_size, rank), on_misaligned=on_misaligned, key="experts")
@@ -345,7 +371,7 @@ def test_projections_that_do_not_fit_each_other() -> None:
     with pytest.raises(ShapeError, match=r"bias does not fit weight: expected \[2, 3\] or \[3\], got \[2\]"):
         ReplicatedStack(torch.zeros(2, 3, 4), torch.zeros(2))
     with pytest.raises(ShapeError, match="no experts: expected at least 1, got 0"):
-        PackedExperts.from_expert_layers([], [], [])
+        PackedExperts.from_layers([], [], [])
     with pytest.raises(ShapeError, match=r"different shapes: expected \[2, 4\], got \[3, 4\] for expert 1"):
         ExpertList([ReplicatedLayer(torch.zeros(2, 4)), ReplicatedLayer(torch.zeros(3, 4))])
     experts = FusedExperts.from_layers(b, b, b)
@@ -355,7 +381,7 @@ def test_projections_that_do_not_fit_each_other() -> None:
 
 MAKERS: list[Callable[[list[QuantizedTensor], Comm], Any]] = [
     lambda stacks, comm: FusedExperts.from_layers(*stacks, comm),
-    lambda stacks, comm: PackedExperts.from_expert_layers(*(each.unstack() for each in stacks), comm),
+    lambda stacks, comm: PackedExperts.from_layers(*(each.unstack() for each in stacks), comm),
 ]
 
 
@@ -410,7 +436,7 @@ def test_plain_experts_are_quantised() -> None:
     """Both forms, of the engine's bytes; types that stacks cannot be are refused."""
     wholes = [plain(EXPERTS * HIDDEN, HIDDEN).view(EXPERTS, HIDDEN, HIDDEN) * (i + 1) for i in range(3)]
     fused = FusedExperts.from_layers(*wholes).apply_isq("q4_0")
-    packed = PackedExperts.from_expert_layers(*(list(whole) for whole in wholes)).apply_isq("q4_0")
+    packed = PackedExperts.from_layers(*(list(whole) for whole in wholes)).apply_isq("q4_0")
     expected = [uqff.quantize(whole, "q4_0") for whole in wholes]
     assert [p.weight for p in (fused.gate_proj, fused.up_proj, fused.down_proj)] == expected
     assert [stack([p[e].weight for e in range(EXPERTS)]) for p in (packed.gate_proj, packed.down_proj)] == [
@@ -423,7 +449,7 @@ def test_plain_experts_are_quantised() -> None:
 
 def test_experts_of_a_list_track_their_inputs() -> None:
     """Each expert sees the tokens that go to it."""
-    experts = PackedExperts.from_expert_layers(*(each.unstack() for each in projections("q8_0")))
+    experts = PackedExperts.from_layers(*(each.unstack() for each in projections("q8_0")))
     x, indices, weights = routed(torch.float32, HIDDEN)
     for expert in range(EXPERTS):
         experts.gate_proj[expert].begin_track_stats()

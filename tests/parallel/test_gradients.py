@@ -114,8 +114,8 @@ def check_experts(comm: Comm) -> None:
         if not with_bias:
             singles = [list(each) for each in (gate, up, down)]
             forms += [
-                PackedExperts.from_expert_layers(*singles, comm, act=square),
-                FusedExperts.from_expert_layers(*singles, comm, act=square),
+                PackedExperts.from_layers(*singles, comm, act=square),
+                FusedExperts.from_layers(*singles, comm, act=square),
             ]
         for form in forms:
             assert form.sharded

@@ -52,6 +52,13 @@ class Comm:
         group: the process group; None for a world of one.
         rank: of this process within the group.
         world_size: number of ranks.
+
+    Example:
+        >>> comm = uqff.parallel.Comm()  # Comm(torch.distributed.group.WORLD) once that is set up
+        >>> comm
+        <Comm rank 0 of 1>
+        >>> comm.sum_all_reduce(torch.ones(2))
+        tensor([1., 1.])
     """
 
     def __init__(self, group: ProcessGroup | None = None) -> None:

@@ -10,7 +10,16 @@ __all__ = ["DummyLayer"]
 
 
 class DummyLayer(torch.nn.Module):
-    """Stands for a weight that is absent while a model is built; to be replaced before the first forward."""
+    """Stands for a weight that is absent while a model is built; to be replaced before the first forward.
+
+    Example:
+        >>> layer = uqff.parallel.ReplicatedLayer.new(None, key="model.layers.0.mlp.up_proj")
+        >>> layer.name
+        'dummy'
+        >>> layer.serialize()
+        Traceback (most recent call last):
+        uqff.errors.FormatError: layer has no weight: no file that was loaded had one (layer model.layers.0.mlp.up_proj)
+    """
 
     name = "dummy"
 

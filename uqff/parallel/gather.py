@@ -179,7 +179,15 @@ class Gathering:
 
 
 class ReplicatedStack(QuantizedLayer, Gathering):
-    """Stacked experts ``[experts, out, in]`` that every rank holds whole."""
+    """Stacked experts ``[experts, out, in]`` that every rank holds whole.
+
+    Example:
+        >>> import torch
+        >>> stack = uqff.parallel.ReplicatedStack(torch.arange(1.0, 4).view(3, 1, 1).expand(3, 2, 4))
+        >>> stack(torch.ones(1, 1, 4), torch.tensor([[2, 0]]))
+        tensor([[[12., 12.],
+                 [ 4.,  4.]]])
+    """
 
     dims = ("experts", "out", "in")
 
@@ -217,7 +225,14 @@ class ReplicatedStack(QuantizedLayer, Gathering):
 
 
 class ColumnParallelStack(ReplicatedStack):
-    """Stacked experts of each of which a rank holds some outputs (dimension 1), and their bias."""
+    """Stacked experts of each of which a rank holds some outputs (dimension 1), and their bias.
+
+    Example:
+        >>> import torch
+        >>> from uqff.parallel import ColumnParallelStack, Shard
+        >>> ColumnParallelStack(torch.ones(3, 8, 4), shard=Shard.simple(1, rank=0, world_size=2)).size()
+        (3, 4, 4)
+    """
 
     kind = DistributedKind.COLUMN_PARALLEL
 
@@ -227,7 +242,14 @@ class ColumnParallelStack(ReplicatedStack):
 
 
 class RowParallelStack(ReplicatedStack):
-    """Stacked experts of each of which a rank holds some inputs (dimension 2), and all of the bias."""
+    """Stacked experts of each of which a rank holds some inputs (dimension 2), and all of the bias.
+
+    Example:
+        >>> import torch
+        >>> from uqff.parallel import RowParallelStack, Shard
+        >>> RowParallelStack(torch.ones(3, 8, 4), shard=Shard.simple(2, rank=0, world_size=2)).size()
+        (3, 8, 2)
+    """
 
     kind = DistributedKind.ROW_PARALLEL
 
@@ -237,7 +259,18 @@ class RowParallelStack(ReplicatedStack):
 
 
 class ExpertList(Gathering, torch.nn.ModuleList):
-    """One layer per expert, of any types; all partitioned over the ranks alike."""
+    """One layer per expert, of any types; all partitioned over the ranks alike.
+
+    Example:
+        >>> import torch
+        >>> from uqff.parallel import ExpertList, ReplicatedLayer
+        >>> weights = torch.ones(32, 64), uqff.quantize(torch.ones(32, 64), "q8_0")
+        >>> experts = ExpertList([ReplicatedLayer(weight) for weight in weights])
+        >>> experts.size()
+        (2, 32, 64)
+        >>> [expert.weight.kind for expert in experts]
+        ['unquant', 'q8_0']
+    """
 
     def __init__(self, layers: Sequence[QuantizedLinear], key: str | None = None) -> None:
         """Layers of equal size.

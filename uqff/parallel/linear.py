@@ -32,7 +32,16 @@ __all__ = ["ColumnParallelLayer", "DistributedKind", "DummyLayer", "ReplicatedLa
 
 
 class ReplicatedLayer(QuantizedLinear):
-    """A layer that every rank holds whole."""
+    """A layer that every rank holds whole.
+
+    Example:
+        >>> import torch
+        >>> layer = uqff.parallel.ReplicatedLayer(torch.eye(32), torch.ones(32))
+        >>> layer(torch.full((1, 32), 2.0))[0, :3]
+        tensor([3., 3., 3.])
+        >>> layer.apply_isq("q8_0").weight.kind
+        'q8_0'
+    """
 
     @classmethod
     def from_linear(cls, linear: torch.nn.Linear) -> ReplicatedLayer:
@@ -107,6 +116,25 @@ class ColumnParallelLayer(QuantizedLinear):
     """A layer of which each rank holds some outputs, and their bias; takes all inputs, gives this rank's outputs.
 
     The gradient in the inputs is added up over the ranks, as each rank's outputs are used on that rank only.
+
+    Example:
+        A world of one holds all; a rank of several holds what ``Comm(group)`` says, or a shard.
+
+        >>> import torch
+        >>> from uqff.parallel import ColumnParallelLayer, Comm, Shard
+        >>> weight = uqff.quantize(torch.eye(64), "q8_0")
+        >>> ColumnParallelLayer(weight, comm=Comm()).weight.shape
+        (64, 64)
+        >>> ColumnParallelLayer(weight, comm=Comm(), shard=Shard.simple(0, rank=1, world_size=4)).weight.shape
+        (16, 64)
+        >>> paths = uqff.save({"lm_head": weight}, "layer.uqff")
+        >>> with uqff.open("layer.uqff") as file:
+        ...     layer = ColumnParallelLayer.from_file(file, "lm_head", shard=Shard.offset(0, 0, 16))
+        >>> layer
+        ColumnParallelLayer(...)
+        >>> gate, up = ColumnParallelLayer.new_merged(weight, chunks=2)
+        >>> up.weight.shape
+        (32, 64)
     """
 
     kind = DistributedKind.COLUMN_PARALLEL
@@ -180,6 +208,15 @@ class RowParallelLayer(QuantizedLinear):
 
     The partial products are added up over the ranks, then the bias is added, once.  The gradient in the inputs is that
     of this rank's inputs; the outputs are taken to be used alike on every rank.
+
+    Example:
+        >>> import torch
+        >>> from uqff.parallel import RowParallelLayer, Shard
+        >>> weight = uqff.quantize(torch.eye(64), "q8_0")
+        >>> RowParallelLayer(weight)(torch.ones(2, 64)).shape
+        torch.Size([2, 64])
+        >>> RowParallelLayer(weight, shard=Shard.simple(1, rank=0, world_size=2)).weight.shape
+        (64, 32)
     """
 
     kind = DistributedKind.ROW_PARALLEL

@@ -5,31 +5,64 @@ Authority: mistral.rs v0.8.0, ``mistralrs-core/src/moe/experts.rs`` (``MoEExpert
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, TypedDict
 
 import torch
 
-from uqff.errors import ShapeError, UnsupportedError
-from uqff.parallel.accept import check_activations
+from uqff.codec import blob as blobs
+from uqff.codec.blob import LATEST
+from uqff.codec.layer import Layer
+from uqff.errors import ShapeError, UnsupportedError, located
+from uqff.parallel.accept import check_activations, plain_of
 from uqff.parallel.comm import Comm
-from uqff.parallel.gather import ExpertList, ReplicatedStack, group_by_expert
+from uqff.parallel.gather import group_by_expert
 from uqff.parallel.layer import DistributedKind
+from uqff.parallel.partition import OnMisaligned, part_of, split_fused
+from uqff.parallel.projection import PROJECTIONS, Experts, Projection, Whole, at, check_counts
+from uqff.schema.header import HEADER
 
 if TYPE_CHECKING:
-    from typing_extensions import Self
+    from typing_extensions import Self, Unpack
 
+    from uqff.container.file import UqffFile
     from uqff.quantization.types import Engine, Fallback
 
-__all__ = ["Activation", "Mixture"]
+__all__ = ["Activation", "Handling", "Mixture", "MixtureOptions"]
 
 Activation: TypeAlias = Callable[[torch.Tensor], torch.Tensor]
 
-Projection: TypeAlias = ReplicatedStack | ExpertList
+
+class Handling(TypedDict, total=False):
+    """What constructors of experts take as keywords besides weights and ranks; all may be left out.
+
+    Attributes:
+        act: the activation function; SiLU unless given.
+        on_misaligned: what to do if blocks do not allow equal parts, see :mod:`uqff.parallel.experts`; an error unless
+            given.
+        device: where the slices go; they stay views of the weights, where they can be, if None.
+    """
+
+    act: Activation
+    on_misaligned: OnMisaligned
+    device: torch.device | str | None
+
+
+class MixtureOptions(Handling, total=False):
+    """:class:`Handling`, and what a file would tell.
+
+    Attributes:
+        key: of the experts, for errors: ``model.layers.0.mlp.experts``.
+        version: that blobs are written with; that of the blobs that experts come from, if there are any.
+    """
+
+    key: str | None
+    version: tuple[int, int, int]
 
 
 class Mixture(torch.nn.Module):
-    """What both forms share: three projections and the sum over experts."""
+    """What both forms share: how they are made, three projections, and the sum over experts."""
 
     def __init__(
         self,
@@ -71,6 +104,118 @@ class Mixture(torch.nn.Module):
         self.comm = Comm.of(comm)
         self.act = act
         self.key = key
+
+    @classmethod
+    @abstractmethod
+    def _whole(cls, given: Experts, key: str | None, name: str, inner: int) -> Whole:
+        """A projection as it is given to a constructor."""
+
+    @classmethod
+    def from_layers(
+        cls,
+        gate: Experts,
+        up: Experts,
+        down: Experts,
+        comm: Comm | None = None,
+        *,
+        act: Activation = torch.nn.functional.silu,
+        on_misaligned: OnMisaligned = "error",
+        device: torch.device | str | None = None,
+        key: str | None = None,
+        version: tuple[int, int, int] = LATEST,
+    ) -> Self:
+        """The rank's part of whole weights, quantised or plain, with or without files.
+
+        Args:
+            gate: one weight ``[experts, inter, hidden]``, or one ``[inter, hidden]`` for each expert; only the bytes of
+                the slice are read.
+            up: likewise.
+            down: ``[experts, hidden, inter]``, or ``[hidden, inter]`` for each expert.
+            comm: the ranks; a world of one if None.
+            act: the activation function.
+            on_misaligned: what to do if blocks do not allow equal parts; see the module.
+            device: where the slices go; they stay views of the weights, where they can be, if None.
+            key: of the experts, for errors: ``model.layers.0.mlp.experts``.
+            version: that blobs are written with.
+
+        Raises:
+            ShardError: the slices cannot be cut; or experts do not stack, or not come apart.
+            ShapeError: the weights do not fit each other, or there are none; some experts have biases and others none.
+            UnsupportedError: these are no weights; or have biases, which :class:`PackedExperts` do not take.
+        """
+        comm, given = Comm.of(comm), (gate, up, down)
+        check_counts(given, key)
+        wholes = [cls._whole(each, key, *projection) for each, projection in zip(given, PROJECTIONS, strict=True)]
+        part = part_of([cut for whole in wholes for cut in whole.cuts()], comm, on_misaligned, key)
+        made_gate, made_up, made_down = (whole.place(part, comm, version) for whole in wholes)
+        made = cls(made_gate, made_up, made_down, comm, act=act, key=key)
+        return made if device is None else made.to(device)
+
+    @classmethod
+    def from_file(cls, file: UqffFile, key: str, comm: Comm | None = None, **handling: Unpack[Handling]) -> Self:
+        """The rank's part of the experts of an open file of 1.x: nothing else is read of it.
+
+        Layers of pre-1.0 files have numbers, not names: they go to :meth:`from_layers`.
+
+        Args:
+            file: of :func:`uqff.open`.
+            key: of the experts, ``model.layers.0.mlp.experts``.
+            comm: the ranks; a world of one if None.
+            handling: see :class:`Handling`.
+
+        Raises:
+            KeyError: there are no such experts.
+            UqffError: a layer is not valid, or what :meth:`from_layers` raises.
+        """
+        wholes = [file[f"{key}.{name}"] for name, _ in PROJECTIONS]
+        with located(file=file.place(f"{key}.{PROJECTIONS[0][0]}").path):
+            return cls.from_layers(wholes[0], wholes[1], wholes[2], comm, key=key, **handling)
+
+    @classmethod
+    def from_fused(
+        cls, gate_up: torch.Tensor, down: torch.Tensor, comm: Comm | None = None, **options: Unpack[MixtureOptions]
+    ) -> Self:
+        """The rank's part of a checkpoint that keeps gate and up of all experts in one tensor, in either convention.
+
+        Args:
+            gate_up: ``[E, hidden, 2·inter]``, or ``[E, 2·inter, hidden]``.
+            down: ``[E, inter, hidden]``, or ``[E, hidden, inter]``.
+            comm: the ranks; a world of one if None.
+            options: see :class:`MixtureOptions`.
+
+        Raises:
+            ShapeError: the shapes fit in no way, see :func:`~uqff.parallel.partition.split_fused`.
+            UqffError: what :meth:`from_layers` raises.
+        """
+        key = options.get("key")
+        gate_up, down = plain_of("gate_up", gate_up, layer=key), plain_of("down", down, layer=key)
+        return cls.from_layers(*split_fused(gate_up, down, layer=key), comm, **options)
+
+    @classmethod
+    def deserialize(
+        cls, gate: Any, up: Any, down: Any, comm: Comm | None = None, **options: Unpack[MixtureOptions]
+    ) -> Self:
+        """The rank's part of pre-1.0 blobs: one stacked blob for each projection, or a list with one for each expert.
+
+        Args:
+            gate: bytes, or what has a buffer of them; or a list of such.
+            up: likewise.
+            down: likewise.
+            comm: the ranks; a world of one if None.
+            options: see :class:`MixtureOptions`.
+
+        Raises:
+            UqffError: a blob is not valid, or what :meth:`from_layers` raises.
+        """
+        given = (gate, up, down)
+        layers = [
+            _deserialized(each, at(options.get("key"), name))
+            for each, (name, _) in zip(given, PROJECTIONS, strict=True)
+        ]
+        first = gate[:1] if isinstance(gate, (list, tuple)) else [gate]
+        for blob in first:
+            options.setdefault("version", HEADER.read(blob, exact=False)["version"])
+        return cls.from_layers(layers[0], layers[1], layers[2], comm, **options)
 
     @property
     def num_experts(self) -> int:
@@ -154,3 +299,14 @@ class Mixture(torch.nn.Module):
         """What ``print`` shows."""
         held = "a part of each" if self.sharded else "all of each"
         return f"{self.key or ''} {self.num_experts} experts, {held}, {self.comm!r}".strip()
+
+
+def _deserialized(given: Any, key: str | None) -> Layer | list[Layer]:
+    if not isinstance(given, (list, tuple)):
+        with located(layer=key):
+            return blobs.deserialize(given)
+    layers = []
+    for expert, blob in enumerate(given):
+        with located(layer=f"{key or 'expert'}.{expert}"):
+            layers.append(blobs.deserialize(blob))
+    return layers

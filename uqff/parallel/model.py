@@ -162,19 +162,17 @@ class _Filling:
         shapes = [(config.moe_intermediate_size, config.hidden_size)] * 2
         shapes.append((config.hidden_size, config.moe_intermediate_size))
         act = transformers_model.activation(config)
-        if f"{path}.gate_proj" in self.source:
-            gate, up, down = (
-                self._layer(f"{path}.{name.format('')}", (config.num_experts, *shape))
-                for name, shape in zip(projections, shapes, strict=True)
-            )
-            return FusedExperts.from_layers(gate, up, down, self.comm, act=act, on_misaligned=on_misaligned, key=path)
-        gates, ups, downs = (
-            [self._layer(f"{path}.{name.format(f'{expert}.')}", shape) for expert in range(config.num_experts)]
-            for name, shape in zip(projections, shapes, strict=True)
-        )
-        return PackedExperts.from_expert_layers(
-            gates, ups, downs, self.comm, act=act, on_misaligned=on_misaligned, key=path
-        )
+        form: type[Mixture] = FusedExperts
+        given: list[Any] = []
+        for name, shape in zip(projections, shapes, strict=True):
+            if f"{path}.gate_proj" in self.source:
+                given.append(self._layer(f"{path}.{name.format('')}", (config.num_experts, *shape)))
+            else:
+                form = PackedExperts
+                names = (name.format(f"{expert}.") for expert in range(config.num_experts))
+                given.append([self._layer(f"{path}.{each}", shape) for each in names])
+        gate, up, down = given
+        return form.from_layers(gate, up, down, self.comm, act=act, on_misaligned=on_misaligned, key=path)
 
     def _vocabulary(self) -> None:
         """Embedding and head; what a tied model has only one of serves as both."""

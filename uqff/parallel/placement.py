@@ -14,7 +14,13 @@ __all__ = ["DistributedKind", "Placement"]
 
 
 class DistributedKind(enum.Enum):
-    """How a layer is partitioned over ranks."""
+    """How a layer is partitioned over ranks.
+
+    Example:
+        >>> import torch
+        >>> uqff.parallel.RowParallelLayer(torch.ones(2, 2)).is_distributed().value
+        'row-parallel'
+    """
 
     COLUMN_PARALLEL = "column-parallel"
     ROW_PARALLEL = "row-parallel"

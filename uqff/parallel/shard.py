@@ -46,6 +46,16 @@ class Shard:
         world_size: number of equal parts; None for a range.
         start: first element of a range; None for an equal part.
         length: elements of a range; None for an equal part.
+
+    Example:
+        >>> import torch
+        >>> shard = uqff.parallel.Shard.simple(0, rank=1, world_size=4)
+        >>> shard.resolve([32, 64])
+        Slice(dim=0, start=8, length=8)
+        >>> shard.apply_to(uqff.quantize(torch.ones(32, 64), "q8_0")).shape
+        (8, 64)
+        >>> uqff.parallel.Shard.offset(1, 0, 32).resolve([32, 64])
+        Slice(dim=1, start=0, length=32)
     """
 
     dim: int
