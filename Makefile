@@ -10,9 +10,9 @@ MODEL ?=
 # What `make demo` quantises to: a comma-separated list of types, or `all`.
 TYPES ?= all
 
-# For `make test-oldest` and `make test-newest`: where torch has wheels for CPUs (PyPI's bring CUDA, several gigabytes;
-# empty: do not ask there), another version of torch than the oldest or newest, and what pytest is given.
-TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
+# For `make test-oldest` and `make test-newest`: an index with torch's wheels for CPUs (PyPI's bring CUDA, several
+# gigabytes), another version of torch than the oldest or newest, and what pytest is given.
+TORCH_INDEX ?=
 TORCH ?=
 TESTS ?= -n 2
 

@@ -6,10 +6,12 @@ Authority: mistral.rs, ``mistralrs-quant/src/lib.rs`` (``QuantizedSerdeType``) a
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from enum import Enum
 from functools import cache
 from typing import TYPE_CHECKING, Any, ClassVar, Final, NamedTuple
+
+from uqff.errors import UnsupportedError
 
 if TYPE_CHECKING:
     from torch import dtype as TorchDType
@@ -26,6 +28,19 @@ class Version(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.major}.{self.minor}.{self.patch}"
+
+    @classmethod
+    def of(cls, value: str | Iterable[int]) -> Version:
+        """A version as users write it: ``"1.2"``, the newest of that name, ``"1.2.0"``, or ``(1, 2, 0)``.
+
+        Raises:
+            UnsupportedError: no such version was ever written.
+        """
+        known = {**FORMATS, **{str(each): each for each in FORMATS.values()}, **{str(each): each for each in VERSIONS}}
+        text = value if isinstance(value, str) else ".".join(map(str, value))
+        if text not in known:
+            raise UnsupportedError("unknown version", field="version", expected=", ".join(FORMATS), got=text)
+        return known[text]
 
 
 VERSIONS: dict[Version, str] = {

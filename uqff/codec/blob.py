@@ -134,6 +134,11 @@ def deserialize(buffer: Any) -> Layer:
         FormatError: the bytes break a rule of the format.
         UnsupportedError: a version or type that this library does not know.
         ShapeError: weight and bias do not fit each other.
+
+    >>> import numpy
+    >>> weight, bias = uqff.deserialize(uqff.serialize(uqff.quantize(numpy.eye(32, dtype="f4"), "q8_0")))
+    >>> weight.kind, weight.shape, bias
+    ('q8_0', (32, 32), None)
     """
     return Layer.of_fields(*read_fields(_flat(buffer)))
 
@@ -180,19 +185,28 @@ def blob_size(weight: Writable, bias: torch.Tensor | None = None, *, version: tu
     return layout.nbytes(fields)
 
 
-def serialize(weight: Writable, bias: torch.Tensor | None = None, *, version: tuple[int, int, int] = LATEST) -> bytes:
+def serialize(
+    weight: Writable, bias: torch.Tensor | None = None, *, version: str | tuple[int, int, int] = LATEST
+) -> bytes:
     """Write one blob.
 
     Args:
         weight: the quantised weight, or a layer (whose bias is then the default).
         bias: ``[out]``, in the dtype to be stored.
-        version: 0.1.0, 0.1.1, 0.1.2, 0.1.3 or 0.2.0.
+        version: 0.1.0, 0.1.1, 0.1.2, 0.1.3 or 0.2.0, as a tuple or as text.
 
     Raises:
         UnsupportedError: the family or a dtype does not exist in that version, or the version does not exist.
         ShapeError: the bias does not fit the weight.
         FormatError: a length does not fit its field, or the record is not consistent.
+
+    >>> import numpy
+    >>> blob = uqff.serialize(uqff.quantize(numpy.eye(32, dtype="f4"), "q8_0"))
+    >>> blob[:5].hex(" "), len(blob)
+    ('00 02 00 00 00', 1114)
     """
+    if isinstance(version, str):
+        version = Version.of(version)
     return b"".join(chunks(weight, bias, version=version))
 
 

@@ -216,6 +216,11 @@ def open_uqff(path: PathLike | Sequence[PathLike], isq: str | None = None) -> Uq
     Raises:
         UqffError: the container breaks a rule, the set has a gap, or the file is something else.
         OSError: the file cannot be read.
+
+    >>> with uqff.open("model") as file:
+    ...     weight, bias = file["model.layers.0.mlp.up_proj"]
+    >>> weight.kind, weight.shape, bias
+    ('q4k', (256, 256), None)
     """
     paths, complete = resolve(path, isq)
     return UqffFile(paths, complete=complete)

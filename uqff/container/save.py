@@ -31,7 +31,7 @@ def save(
     layers: Mapping[Any, Writable],
     path: PathLike,
     *,
-    version: tuple[int, int, int] | None = None,
+    version: str | tuple[int, int, int] | None = None,
     shard_bytes: int = SHARD_BYTES,
     progress: Progress | None = None,
 ) -> list[Path]:
@@ -50,8 +50,8 @@ def save(
             (``"model.layers.0.mlp.up_proj"``, ...) for 1.x.
         path: the file to write. If there is one shard it is written under this name; if there are more, shard N is
             named ``<stem>-N.uqff`` (a stem that ends in ``-0`` is taken without it).
-        version: to write, 0.1.0 to 0.2.0, or 1.0.0 to 1.2.0, with keys of that generation; if None, that of an open
-            file, else the newest that has such keys: 0.2.0 or 1.2.0.
+        version: to write, 0.1.0 to 0.2.0, or 1.0.0 to 1.2.0, as a tuple or as text, with keys of that generation; if
+            None, that of an open file, else the newest that has such keys: 0.2.0 or 1.2.0.
         shard_bytes: payload after which a new shard begins; a larger single layer (1.x: entry) still gets a shard of
             its own. A 1.x layer may be cut between two shards, as the engine does.
         progress: called after each layer.
@@ -63,7 +63,14 @@ def save(
         UqffError: a layer cannot be expressed in ``version``, a key is none of that generation, or a shard of an older
             set of the same name would stay behind.
         OSError: writing failed; no half-written file stays.
+
+    >>> import numpy
+    >>> weight = uqff.quantize(numpy.eye(32, dtype="f4"), "q8_0")
+    >>> [path.name for path in uqff.save({"model.layers.0.mlp.up_proj": weight}, "layer.uqff")]
+    ['layer.uqff']
     """
+    if isinstance(version, str):
+        version = Version.of(version)
     version = _version_of(layers) if version is None else Version(*version)
     plan = plan_files(layers, version, shard_bytes, extra=_extra(layers))
     paths = shard_paths(Path(path), len(plan.shards))

@@ -19,7 +19,7 @@ def convert(
     target: PathLike,
     *,
     to: str | None = None,
-    version: str = "1.2",
+    version: str | tuple[int, int, int] = "1.2",
     assets: PathLike | None = None,
     dtype: str = "f32",
     strict: bool = False,

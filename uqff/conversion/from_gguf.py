@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from uqff.codec.layer import Layer
-from uqff.codes import FORMATS, LOADED_DTYPES, DType, Version
+from uqff.codes import LOADED_DTYPES, DType, Version
 from uqff.container.document import write_json
 from uqff.container.file import RESIDUAL_NAME, open_uqff
 from uqff.container.job import Job, Staging
@@ -80,7 +80,7 @@ def uqff_of_gguf(
     source: PathLike,
     target: PathLike,
     *,
-    version: str = "1.2",
+    version: str | tuple[int, int, int] = "1.2",
     assets: PathLike | None = None,
     dtype: str = "f32",
     strict: bool = False,
@@ -108,13 +108,14 @@ def uqff_of_gguf(
         FileExistsError: ``target`` is there and may not be replaced.
         OSError: reading or writing failed; nothing stays behind.
     """
-    if version not in WRITTEN:
+    wanted = Version.of(version)
+    if wanted not in map(Version.of, WRITTEN):
         raise UnsupportedError("unknown version", field="version", expected=", ".join(WRITTEN), got=version)
     if dtype.upper() not in LOADED_DTYPES:
         raise UnsupportedError("unknown dtype", field="dtype", expected="f32, f16 or bf16", got=dtype)
     with open_gguf(source) as file, located(file=file.paths[0]):
         loaded, beside = LOADED_DTYPES[dtype.upper()], None if assets is None else Path(assets)
-        job = FromGgufJob(file, FORMATS[version], loaded, beside, shard_bytes)
+        job = FromGgufJob(file, wanted, loaded, beside, shard_bytes)
         if strict:
             refuse_limits(job.limits)
         return job.run(target, force=force, progress=progress)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from uqff.checkpoints.model import ModelDirectory
 from uqff.codec.layer import Layer
-from uqff.codes import FORMATS, LOADED_DTYPES, DType, Version
+from uqff.codes import LOADED_DTYPES, DType, Version
 from uqff.container.file import UqffFile
 from uqff.container.mapped import MappedFile
 from uqff.errors import FormatError, ShapeError, UnsupportedError, UqffError, located
@@ -36,7 +36,7 @@ from uqff.schema.entries import FIRST
 if TYPE_CHECKING:
     pass
 
-__all__ = ["FORMATS", "Plan", "PlannedModel", "plan_migration"]
+__all__ = ["Plan", "PlannedModel", "plan_migration"]
 
 
 @dataclass
@@ -120,7 +120,7 @@ class Plan:
 
 def plan_migration(
     directory: ModelDirectory,
-    version: str = "1.2",
+    version: str | tuple[int, int, int] = "1.2",
     *,
     names: Sequence[LayerName] | None = None,
     fix_biases: str | None = None,
@@ -141,9 +141,7 @@ def plan_migration(
     Raises:
         UqffError: a layer is broken, or the model is not the one that its ``config.json`` describes.
     """
-    if version not in FORMATS:
-        raise UnsupportedError("unknown version", field="version", expected=", ".join(FORMATS), got=version)
-    return _Planner(directory, FORMATS[version], names, fix_biases, plain_experts).run(untie=untie)
+    return _Planner(directory, Version.of(version), names, fix_biases, plain_experts).run(untie=untie)
 
 
 class _Planner:

@@ -56,7 +56,7 @@ class Migrated:
 def migrate(
     source: PathLike,
     target: PathLike,
-    version: str = "1.2",
+    version: str | tuple[int, int, int] = "1.2",
     *,
     names: Sequence[LayerName] | None = None,
     fix_biases: str | None = None,

@@ -33,7 +33,7 @@ import numpy as np
 from uqff._version import __version__
 from uqff.checkpoints.safetensors import Checkpoint, open_checkpoint
 from uqff.codec.layer import Layer
-from uqff.codes import FORMATS, LOADED_DTYPES, DType
+from uqff.codes import LOADED_DTYPES, DType, Version
 from uqff.container.file import open_uqff
 from uqff.container.job import Job, Staging
 from uqff.container.plan import SHARD_BYTES, metadata_of, plan_files
@@ -82,11 +82,11 @@ SLACK: Final = 16 * 2**20
 def quantize_model(
     source: PathLike,
     target: PathLike,
-    kinds: Sequence[str | int],
+    kinds: str | int | Sequence[str | int],
     *,
     recipe: Recipe | None = None,
     layers: Pattern | None = None,
-    version: str = "1.2",
+    version: str | tuple[int, int, int] = "1.2",
     engine: Engine = "0.9",
     dtype: str = "auto",
     promote: bool = True,
@@ -110,7 +110,7 @@ def quantize_model(
     Args:
         source: a checkpoint, see :func:`uqff.checkpoints.open_checkpoint`.
         target: the directory to make.
-        kinds: the types; each becomes ``<kind>-N.uqff``, the residual is shared.
+        kinds: the types, or one; each becomes ``<kind>-N.uqff``, the residual is shared.
         recipe: types of particular layers. The experts of a projection, one layer in 1.x, are called by the name of
             the first, or by that of the tensor which holds all of them.
         layers: which weights are layers, in place of the architecture's list: those whose name it is found in, in the
@@ -142,6 +142,10 @@ def quantize_model(
         UnsupportedError: of a strict run: the engine could not load or run the result; nothing has been written.
         FileExistsError: ``target`` is there and may not be replaced.
         OSError: reading or writing failed (a full disk, say); nothing stays behind unless it is to be resumed.
+
+    >>> result = uqff.quantize_model("checkpoint", "made", "q8_0")
+    >>> [(output.kind, output.shards) for output in result.outputs]
+    [('q8_0', ['q8_0-0.uqff'])]
     """
     check_target(Path(target), force=force)
     with open_checkpoint(source) as checkpoint:
@@ -149,7 +153,7 @@ def quantize_model(
             base_model = str(source)
         job = QuantizeJob(
             checkpoint,
-            kinds,
+            [kinds] if isinstance(kinds, (str, int)) else kinds,
             recipe=recipe,
             layers=layers,
             version=version,
@@ -182,7 +186,7 @@ class QuantizeJob(Job[Result]):
         *,
         recipe: Recipe | None,
         layers: Pattern | None,
-        version: str,
+        version: str | tuple[int, int, int],
         engine: Engine,
         dtype: str,
         promote: bool,
@@ -199,9 +203,7 @@ class QuantizeJob(Job[Result]):
         self.shard_bytes = shard_bytes
         self.base_model = base_model
         self.repo_id = repo_id
-        if version not in FORMATS:
-            raise UnsupportedError("unknown version", field="version", expected=", ".join(FORMATS), got=version)
-        self.version = FORMATS[version]
+        self.version = Version.of(version)
         self.goals = plan_model(checkpoint, self.version, layers, promote=promote)
         self.dtype = load_dtype(checkpoint, self.goals, dtype)
         self.residual = Residual(checkpoint, residual_names(checkpoint, self.goals), self.dtype)

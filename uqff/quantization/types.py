@@ -277,6 +277,11 @@ def quantize(
         FormatError: the weight holds, in its load dtype, a NaN or an infinity; the first one's position is named.
         ShapeError: the engine fails on that shape.
         UnsupportedError: a type, dtype, engine or group size that does not exist.
+
+    >>> import numpy
+    >>> weight = uqff.quantize(numpy.eye(256, dtype="f4"), "q4k")
+    >>> weight.kind, weight.shape, weight.nbytes
+    ('q4k', (256, 256), 36864)
     """
     name, floats = kind_name(kind), _floats(weight)
     loaded = Loaded(floats, floats.dtype if dtype is None else _load_dtype(dtype))
