@@ -21,7 +21,8 @@ def version(text: str) -> tuple[int, ...]:
 def test_every_dependency_has_a_lower_bound() -> None:
     """Of the package and all extras, markers kept; another version where one is asked for."""
     lines = oldest(PYPROJECT)
-    assert {"numpy==1.26", "torch==2.4", "transformers==4.51", "huggingface_hub==0.30"} <= set(lines)
+    assert {"numpy==1.26", "torch==2.4", "transformers==4.51", "huggingface_hub==0.30", "gguf==0.16"} <= set(lines)
+    assert [line for line in lines if line.startswith("click")] == ["click==8.2"], "the highest of several"
     assert "mlx==0.29 ; sys_platform == 'darwin'" in lines
     assert "torch==2.13.0" in oldest(PYPROJECT, {"torch": "2.13.0"})
     with pytest.raises(ValueError, match=r'^"numpy" has no lower bound$'):

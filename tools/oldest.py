@@ -3,7 +3,7 @@
     python -m tools.oldest > oldest.txt                    # make test-oldest
     python -m tools.oldest torch=2.13.0 > oldest.txt       # but for torch
 
-Extras count too. Nothing but Python is needed.
+Extras count too: of several bounds of a dependency, the highest. Nothing but Python is needed.
 """
 
 from __future__ import annotations
@@ -21,15 +21,23 @@ def oldest(pyproject: str, others: dict[str, str] | None = None) -> list[str]:
 
     Raises ValueError for a dependency without a lower bound.
     """
-    lines = set()
+    versions: dict[tuple[str, str], str] = {}
     for group in re.findall(r"^(?:[a-z]+ = |dependencies = )\[(.*?)\]$", dependencies(pyproject), re.M | re.S):
         for requirement in re.findall(r'"[^"]*"', group):
             match = BOUND.fullmatch(requirement)
             if match is None:
                 raise ValueError(f"{requirement} has no lower bound")
             name, version, marker = match.groups()
-            lines.add(f"{name}=={(others or {}).get(name, version)}" + (f" ;{marker}" if marker else ""))
-    return sorted(lines)
+            place = name, f" ;{marker}" if marker else ""
+            versions[place] = max(versions.get(place, "0"), version, key=numbers)
+    return sorted(
+        f"{name}=={(others or {}).get(name, version)}{marker}" for (name, marker), version in versions.items()
+    )
+
+
+def numbers(version: str) -> list[int]:
+    """A version as numbers, for comparing."""
+    return [int(part) for part in version.split(".")]
 
 
 def dependencies(pyproject: str) -> str:

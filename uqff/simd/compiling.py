@@ -132,8 +132,9 @@ class _PartLibrary(JITCodeLibrary):
     def _optimize_final_module(self) -> None:
         """Simplify only. Left as they are, parts look too large to LLVM's own inlining and loops of kernels."""
         options = {"loop_vectorize": False, "slp_vectorize": False, "opt": 0, "cost": "cheap"}
-        passes, builder = self._codegen._module_pass_manager(**options)  # type: ignore[no-untyped-call]
-        passes.run(self._final_module, builder)
+        made = self._codegen._module_pass_manager(**options)  # type: ignore[no-untyped-call]
+        passes, *builder = made if isinstance(made, tuple) else [made]  # before 0.62 numba had LLVM's former passes
+        passes.run(self._final_module, *builder)
 
     def _finalize_final_module(self) -> None:
         self._finalize_dynamic_globals()  # type: ignore[no-untyped-call]
