@@ -18,6 +18,7 @@ import uqff
 from tools.golden.v1 import TinyMixtral
 from tools.interop.stored_parts import compare, entries, read_parts, version_entries
 from tools.tiny import architectures as tiny_architectures
+from uqff.quantization.recipe import load_recipe
 from uqff.quantization.run import quantize_model
 from uqff.quantization.types import KINDS
 
@@ -127,6 +128,7 @@ def make(checkpoint: Path, kind: str, dtype: str, recipe: Path | None = None) ->
             folder,
             [kind],
             version="1.2",
+            recipe=None if recipe is None else load_recipe(recipe),
             dtype=dtype.lower(),
             engine_biases=True,
             on_fallback=lambda fallback: None,
