@@ -72,14 +72,15 @@ def main(only: tuple[str, ...], arguments: tuple[str, ...]) -> None:
         command = [sys.executable, "-m", "pytest", "-q", "-n", "2", *(arguments or tests)]
         done = subprocess.run(command, cwd=ROOT, env={**os.environ, **environment}, check=False, capture_output=True)
         output = done.stdout.decode(errors="replace") + done.stderr.decode(errors="replace")
-        lines = output.splitlines() or ["no output"]
+        last = (output.splitlines() or [""])[-1].strip("= ")
+        told = last if done.returncode in (0, 1) else f"ended with {done.returncode}: {last}"  # 1: tests failed
         if done.returncode:
             failed = True
             shown = " ".join(f"{key}={value!r}" for key, value in environment.items())
             console.print(f"{name} ({shown}):", output, markup=False)
         colour = "red" if done.returncode else "green"
-        told = " ".join(arguments or tests)
-        table.add_row(name, told, f"{time.monotonic() - start:.0f}", f"[{colour}]{lines[-1].strip('= ')}[/{colour}]")
+        seconds = f"{time.monotonic() - start:.0f}"
+        table.add_row(name, " ".join(arguments or tests), seconds, f"[{colour}]{told}[/{colour}]")
     console.print(table)
     sys.exit(1 if failed else 0)
 
