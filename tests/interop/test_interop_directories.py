@@ -21,6 +21,17 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Directory:
     return make(folder, "afq4", "F32")
 
 
+def test_the_recipe_of_a_case_is_followed(tmp_path: Path) -> None:
+    """The directory that is compared with the client's has the types of the topology that the client is given."""
+    TinyMixtral().write(tmp_path / "model")
+    recipe = tmp_path / "topology.yml"
+    recipe.write_text("'/k_proj/':\n  isq: q5_0\n")
+    output = make(tmp_path / "model", "q8_0", "F32", recipe).report["outputs"][0]
+    assert {each["module"]: each["stored"] for each in output["layer_details"] if each["stored"] != "q8_0"} == {
+        "model.layers.0.self_attn.k_proj": "q5_0"
+    }
+
+
 def test_equal_directories(made: Directory) -> None:
     found = compare_directories(made, made)
     assert found == (10, len(made.layers) + len(made.residual), 0, 0, [])
