@@ -39,19 +39,23 @@ def _comm(ranks: str) -> Comm:
     return COMMS[ranks]
 
 
-@torch.library.custom_op("uqff::sum_ranks", mutates_args=())
+# torch 2.4 cannot read a schema off annotations that are text, as all are here.
+_SCHEMA = "(Tensor x, str ranks) -> Tensor"
+
+
+@torch.library.custom_op("uqff::sum_ranks", mutates_args=(), schema=_SCHEMA)
 def sum_ranks(x: torch.Tensor, ranks: str) -> torch.Tensor:
     """The sum of every rank's ``x``."""
     return _comm(ranks)._sum(x)
 
 
-@torch.library.custom_op("uqff::copy_ranks", mutates_args=())
+@torch.library.custom_op("uqff::copy_ranks", mutates_args=(), schema=_SCHEMA)
 def copy_ranks(x: torch.Tensor, ranks: str) -> torch.Tensor:
     """A copy of ``x``: no output of an operator may be its input."""
     return x.clone()
 
 
-@torch.library.custom_op("uqff::gather_ranks", mutates_args=())
+@torch.library.custom_op("uqff::gather_ranks", mutates_args=(), schema=_SCHEMA)
 def gather_ranks(x: torch.Tensor, ranks: str) -> torch.Tensor:
     """Every rank's ``x``, along the last dimension, in the order of ranks."""
     return torch.cat(_comm(ranks).all_gather(x.detach()), -1)

@@ -152,7 +152,11 @@ def _known(dtype: DType | None) -> DType:
     return dtype
 
 
-@torch.library.custom_op("uqff::dequantize", mutates_args=())
+_SCHEMA = "(Tensor[] parts, str spec, ScalarType dtype) -> Tensor"
+"""Given, because torch 2.4 cannot read it off annotations that are text, as all are here."""
+
+
+@torch.library.custom_op("uqff::dequantize", mutates_args=(), schema=_SCHEMA)
 def dequantize(parts: Sequence[torch.Tensor], spec: str, dtype: torch.dtype) -> torch.Tensor:
     """A weight as numbers.
 
