@@ -110,7 +110,8 @@ def test_a_cpu_without_float16_gets_the_same_bits() -> None:
     import numba
 
     from uqff.simd import output as numerics
-    from uqff.simd.vectors import LANES, load_f32, load_u16, store_f32, store_u16
+    from uqff.simd.load_store import load_f32, load_u16, store_f32, store_u16
+    from uqff.simd.vectors import LANES
 
     narrow, widen = numerics._to_f16_by_bits, numerics._f16_by_bits
 

@@ -133,7 +133,7 @@ def test_numpy_arrays_are_weights(dtype: Any) -> None:
         assert made.bias is not None
         assert made.bias.tolist() == [0, 1, 2, 3]
     if dtype == np.float32:
-        assert ReplicatedLayer(array).stored_weight.get_buffer("data").data_ptr() == array.ctypes.data
+        assert ReplicatedLayer(array).weight_buffers.get_buffer("data").data_ptr() == array.ctypes.data
     experts = [array[:, :4], array[:, :4], array[:, :4]]
     for packed in (
         PackedExperts.from_layers(*([e] for e in experts)),

@@ -209,7 +209,7 @@ def test_constructors() -> None:
     linear = torch.nn.Linear(64, 8)
     layer = ReplicatedLayer.from_linear(linear)
     assert torch.equal(layer(weight), linear(weight))
-    assert layer.stored_weight.get_buffer("data").data_ptr() == linear.weight.data_ptr()
+    assert layer.weight_buffers.get_buffer("data").data_ptr() == linear.weight.data_ptr()
 
 
 def test_refusals() -> None:
@@ -362,7 +362,7 @@ def test_unaligned_parts_of_a_blob_stay_views() -> None:
     layer = ReplicatedLayer.deserialize(memory)
     first = torch.frombuffer(memory, dtype=torch.uint8).data_ptr()
     for part in ("w_q", "scales", "biases"):
-        assert first <= layer.stored_weight.get_buffer(part).data_ptr() < first + len(memory)
+        assert first <= layer.weight_buffers.get_buffer(part).data_ptr() < first + len(memory)
     assert isinstance(layer.weight, AFQ)
 
 

@@ -29,7 +29,7 @@ for kind in KINDS:
                  (torch.float32, torch.bfloat16, torch.float16)]
         made[kernels] = (uqff.serialize(record), *plain)
     assert made[""] == made["reference"], kind
-print(len(KINDS), cpu.HAS_HALF, cpu.HAS_BF16, cpu.HAS_PICK)
+print(len(KINDS), cpu.HAS_HALF, cpu.HAS_BF16, cpu.HAS_PERMUTE)
 """
 
 

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from uqff.numerics.packing import e4m3_to_float32
-from uqff.simd import cpu, vectors
+from uqff.simd import cpu, load_store, vectors
 from uqff.simd import output as numerics
 from uqff.simd.output import BF16, F16, F32, LANES, NORMAL_BF16
 
@@ -41,7 +41,7 @@ def rounded(numbers: np.ndarray[Any, Any], store: Callable[..., Any]) -> np.ndar
 
     def run(numbers: Any, out: Any) -> None:
         for i in range(0, len(numbers), 2 * LANES):
-            store(out, 2 * i, vectors.load_f32(numbers, i), vectors.load_f32(numbers, i + LANES))
+            store(out, 2 * i, load_store.load_f32(numbers, i), load_store.load_f32(numbers, i + LANES))
 
     out = np.empty(2 * len(numbers), np.uint8)
     compiled(run)(numbers, out)
@@ -102,7 +102,7 @@ def test_what_a_cpu_can_is_read_off_its_features(
 
 def test_this_process_takes_what_its_cpu_has() -> None:
     """A CPU without the instruction has no form of its own for it: what asks for it gets the rounding by bits."""
-    assert cpu.abilities() == (cpu.HAS_HALF, cpu.HAS_BF16, cpu.HAS_PICK)
+    assert cpu.abilities() == (cpu.HAS_HALF, cpu.HAS_BF16, cpu.HAS_PERMUTE)
     assert (NORMAL_BF16 == BF16) is not cpu.HAS_BF16
     by_cpu = numerics._store_normal is numerics._store_by_cpu
     assert by_cpu is cpu.HAS_BF16
@@ -175,9 +175,9 @@ def test_every_e4m3_code() -> None:
 
     def run(codes: Any, out: Any) -> None:
         for i in range(0, len(codes), 2 * LANES):
-            x, y = pair(vectors.load_bytes(codes, i))
-            vectors.store_f32(out, i, x)
-            vectors.store_f32(out, i + LANES, y)
+            x, y = pair(load_store.load_bytes(codes, i))
+            load_store.store_f32(out, i, x)
+            load_store.store_f32(out, i + LANES, y)
 
     codes = np.concatenate([np.arange(256), np.roll(np.arange(256), LANES)]).astype(np.uint8)
     out = np.empty(len(codes), np.float32)
@@ -194,9 +194,9 @@ def test_every_pair_of_float16(way: str) -> None:
 
     def run(codes: Any, out: Any) -> None:
         for i in range(0, len(out), 2 * LANES):
-            x, y = pair(vectors.signed_words(vectors.load_bytes(codes, i)) << 8)
-            vectors.store_f32(out, i, x)
-            vectors.store_f32(out, i + LANES, y)
+            x, y = pair(vectors.signed_words(load_store.load_bytes(codes, i)) << 8)
+            load_store.store_f32(out, i, x)
+            load_store.store_f32(out, i + LANES, y)
 
     high = np.arange(256, dtype=np.uint8)
     out = np.empty(256, np.float32)
@@ -207,20 +207,20 @@ def test_every_pair_of_float16(way: str) -> None:
 @pytest.mark.parametrize("picks", [False, True])
 def test_looking_up_is_computing(picks: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Bits of all codes under all kinds of scales, where codes are looked up and where they cannot be."""
-    if picks and not cpu.HAS_PICK:
+    if picks and not cpu.HAS_PERMUTE:
         pytest.skip("this CPU does not look up")
-    monkeypatch.setattr(numerics, "HAS_PICK", picks)
+    monkeypatch.setattr(numerics, "HAS_PERMUTE", picks)
 
     def affine(codes: Any, scale: Any, bias: Any) -> Any:
-        return vectors.number(codes & 7) * scale + bias
+        return vectors.i32_to_f32(codes & 7) * scale + bias
 
     function = numerics.looked_up(affine)
 
     def run(codes: Any, scales: Any, out: Any) -> None:
         for i in range(len(scales)):
             for j in range(0, 256, LANES):
-                codes_here = vectors.load_u8(codes, j)
-                vectors.store_f32(out, 256 * i + j, function(codes_here, scales[i, 0], scales[i, 1]))
+                codes_here = load_store.load_u8(codes, j)
+                load_store.store_f32(out, 256 * i + j, function(codes_here, scales[i, 0], scales[i, 1]))
 
     special = np.array([0.0, -0.0, 1.0, -0.37, 1e-45, 1e-38, 3e38, np.inf, np.nan], np.float32)
     scales = np.stack(np.meshgrid(special, special), -1).reshape(-1, 2)

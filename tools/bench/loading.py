@@ -68,7 +68,7 @@ def _write(directory: Path, kind: str) -> int:
     from safetensors.torch import save_file
 
     import uqff
-    from uqff.parallel.weight import StoredWeight
+    from uqff.parallel.weight import WeightBuffers
     from uqff.quantization.types import outline
 
     kv = HIDDEN // HEADS * KV_HEADS
@@ -77,7 +77,7 @@ def _write(directory: Path, kind: str) -> int:
     shapes |= {f"mlp.{name}_proj": (INNER, HIDDEN) for name in ("gate", "up")} | {"mlp.down_proj": (HIDDEN, INNER)}
     made = {}
     for shape in {*shapes.values(), (VOCABULARY, HIDDEN)}:
-        store = StoredWeight(outline(kind, shape, torch.float32)).to_empty(device="cpu")
+        store = WeightBuffers(outline(kind, shape, torch.float32)).to_empty(device="cpu")
         for name, buffer in store.named_buffers():
             if name != "signature":
                 buffer.random_(0, 256)

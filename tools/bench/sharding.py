@@ -64,11 +64,11 @@ def _write(path: Path, kind: str) -> int:
     import torch
 
     import uqff
-    from uqff.parallel.weight import StoredWeight
+    from uqff.parallel.weight import WeightBuffers
     from uqff.quantization.types import outline
 
     empty = outline(kind, (OUT, INPUTS), torch.float32)
-    store = StoredWeight(empty).to_empty(device="cpu")
+    store = WeightBuffers(empty).to_empty(device="cpu")
     for name, buffer in store.named_buffers():
         if name != "signature":
             buffer.random_(0, 256)

@@ -152,12 +152,12 @@ def _flat(buffer: Any) -> memoryview:
 
 def _laid_out(layer: Layer, version: Any) -> tuple[Layout, dict[str, Any]]:
     record, bias = type(layer.weight), layer.bias_part
-    stored_bias = None if bias is None else bias.fields()
+    bias_field = None if bias is None else bias.fields()
     fields = {
         "version": Version(*version),
         "quant_type": record.family,
         **layer.weight.build(),
-        "bias": stored_bias,
+        "bias": bias_field,
     }
     record.LAYOUT.nbytes(fields)  # each field by itself; the rules that span several take that for granted
     try:

@@ -127,7 +127,7 @@ class PackedExperts(Mixture):
         lists = []
         for layers, (name, _) in zip((gates, ups, downs), PROJECTIONS, strict=True):
             for expert, layer in enumerate(layers):
-                if layer.stored_bias is not None:
+                if layer.bias_buffers is not None:
                     raise no_bias(key, expert, name)
             lists.append(layers if isinstance(layers, ExpertList) else ExpertList(layers, at(key, name)))
         super().__init__(lists[0], lists[1], lists[2], comm, act=act, key=key)

@@ -193,7 +193,7 @@ class ReplicatedStack(QuantizedLayer, Gathering):
 
     def size(self) -> tuple[int, int, int]:
         """Experts, and this rank's outputs and inputs of each."""
-        experts, outputs, inputs = self.stored_weight.shape
+        experts, outputs, inputs = self.weight_buffers.shape
         return experts, outputs, inputs
 
     def _where(self) -> tuple[str | None, Comm, DistributedKind]:
@@ -289,7 +289,7 @@ class ExpertList(Gathering, torch.nn.ModuleList):
                 raise UnsupportedError("not a layer", layer=key, expected="a parallel layer for each expert", got=got)
         super().__init__(layers)
         self.key = key
-        shapes = [layer.stored_weight.shape for layer in layers]
+        shapes = [layer.weight_buffers.shape for layer in layers]
         odd = [i for i, shape in enumerate(shapes) if shape != shapes[0]]
         if not layers or odd:
             raise ShapeError(
@@ -306,7 +306,7 @@ class ExpertList(Gathering, torch.nn.ModuleList):
 
     def size(self) -> tuple[int, int, int]:
         """Experts, and this rank's outputs and inputs of each."""
-        outputs, inputs = self[0].stored_weight.shape
+        outputs, inputs = self[0].weight_buffers.shape
         return len(self), outputs, inputs
 
     def quantized_act_type(self) -> torch.dtype | None:

@@ -1,4 +1,4 @@
-"""What every parallel layer is: a stored weight and bias, and the slice of a whole that they are; and a product.
+"""What every parallel layer is: a weight and bias, and the slice of a whole that they are; and a product.
 
 A weight is dequantised for each product into the dtype of the activations and dropped again.
 
@@ -27,7 +27,7 @@ from uqff.parallel.placement import DistributedKind, Placement
 from uqff.parallel.requantize import add_delta, requantize
 from uqff.parallel.shard import Shard, Slice
 from uqff.parallel.stats import InputStats
-from uqff.parallel.weight import StoredWeight
+from uqff.parallel.weight import WeightBuffers
 from uqff.quantization.bias import cast_bias
 from uqff.quantization.types import planned
 from uqff.schema.header import HEADER
@@ -45,7 +45,7 @@ START_BYTES = 8
 
 
 class QuantizedLayer(torch.nn.Module):
-    """What all layers share: a stored weight, a stored bias, and where in the whole they belong."""
+    """What all layers share: a weight, a bias, and where in the whole they belong."""
 
     kind: ClassVar[DistributedKind] = DistributedKind.REPLICATED
     dims: ClassVar[tuple[str, ...]] = ("out", "in")
@@ -212,14 +212,14 @@ class QuantizedLayer(torch.nn.Module):
     @property
     def weight(self) -> QuantizedTensor:
         """The quantised weight that this rank holds."""
-        return self.stored_weight.record
+        return self.weight_buffers.record
 
     @property
     def bias(self) -> torch.Tensor | None:
         """The bias that this rank holds, in the dtype it is stored in."""
-        if self.stored_bias is None:
+        if self.bias_buffers is None:
             return None
-        plain = self.stored_bias.record.plain
+        plain = self.bias_buffers.record.plain
         return None if plain is None else plain.tensor()
 
     def reorder(self, order: Order) -> None:
@@ -238,13 +238,13 @@ class QuantizedLayer(torch.nn.Module):
 
     def _store(self, weight: QuantizedTensor, bias: torch.Tensor | None) -> None:
         """Keep weight and bias; both follow a cast of the module if the weight is not quantised."""
-        self.stored_weight = StoredWeight(weight, self._place, numbers=weight.UNQUANTISED)
-        self.stored_bias = None
+        self.weight_buffers = WeightBuffers(weight, self._place, numbers=weight.UNQUANTISED)
+        self.bias_buffers = None
         if bias is not None:
-            self.stored_bias = StoredWeight(Unquant.of(bias.detach()), numbers=weight.UNQUANTISED)
+            self.bias_buffers = WeightBuffers(Unquant.of(bias.detach()), numbers=weight.UNQUANTISED)
 
     def _plain_bias(self, dtype: torch.dtype) -> torch.Tensor | None:
-        return None if self.stored_bias is None else self.stored_bias.plain(dtype)
+        return None if self.bias_buffers is None else self.bias_buffers.plain(dtype)
 
     def dequantize_w(self, dtype: torch.dtype | None = None) -> torch.Tensor:
         """The weight that this rank holds as plain numbers; float32 if no dtype is given."""
@@ -263,7 +263,7 @@ class QuantizedLayer(torch.nn.Module):
 
     def quantized_act_type(self) -> torch.dtype | None:
         """The dtype of activations that the family asks for; None if it takes any."""
-        dtype = self.stored_weight._meta.act_dtype
+        dtype = self.weight_buffers._meta.act_dtype
         return None if dtype is None else dtype.torch
 
     def is_distributed(self) -> DistributedKind:
@@ -277,7 +277,7 @@ class QuantizedLayer(torch.nn.Module):
     @property
     def name(self) -> str:
         """What the engine calls a layer of the family: ``gguf``, ``hqq``, ``fp8-linear``, ..."""
-        return self.stored_weight._meta.LAYER_NAME
+        return self.weight_buffers._meta.LAYER_NAME
 
     def add_delta_w(self, delta: torch.Tensor, *, engine: Engine = "0.8") -> Self:
         """A new layer with a delta (of LoRA: B @ A, scaled) added to its weight.
@@ -342,7 +342,7 @@ class QuantizedLayer(torch.nn.Module):
     def _changed(self, weight: QuantizedTensor, bias: torch.Tensor | None) -> Self:
         """The layer with another weight: still a slice of a whole, if slices quantised apart make up a whole."""
         whole = self._whole
-        if whole is not None and weight.kind != self.stored_weight._meta.kind:
+        if whole is not None and weight.kind != self.weight_buffers._meta.kind:
             whole = planned(weight.kind, whole.shape, weight.nominal_dtype)
         if whole is not None and self.cut.length != whole.shape[self.cut.dim]:
             apart = not weight.SLICES_QUANTISE_ALIKE or not whole.can_narrow(*self.cut)
@@ -419,10 +419,10 @@ class QuantizedLinear(QuantizedLayer):
         return cls(first, None, comm, key=key)
 
     def _product(self, x: torch.Tensor) -> torch.Tensor:
-        check_activations(x, self.stored_weight.shape[1], layer=self.key)
+        check_activations(x, self.weight_buffers.shape[1], layer=self.key)
         if self._stats is not None:
             self._stats.process(x)
-        return torch.nn.functional.linear(x, self.stored_weight.plain(x.dtype))
+        return torch.nn.functional.linear(x, self.weight_buffers.plain(x.dtype))
 
     def _add_bias(self, y: torch.Tensor) -> torch.Tensor:
         bias = self._plain_bias(y.dtype)

@@ -1,7 +1,7 @@
-"""A stored weight as a module: its parts are buffers, so it moves, copies, saves and loads as every module does.
+"""A weight as a module: its parts are buffers, so it moves, copies, saves and loads as every module does.
 
 The buffers of a quantised weight hold bytes, not numbers: casting a model to another dtype must not touch its scales,
-nor the bias that is stored beside it.  A layer that is not quantised is one of plain numbers, weight and bias, and is
+nor the bias beside it.  A layer that is not quantised is one of plain numbers, weight and bias, and is
 cast like any other.
 
 A weight becomes numbers in an operator, ``uqff::dequantize``: one node to ``torch.compile`` and ``torch.export``, which
@@ -22,10 +22,10 @@ from uqff.families import FAMILIES, QuantizedTensor, Unquant
 from uqff.families.gguf.blocks import BlockType, block_type_of_code
 from uqff.families.part import Part
 
-__all__ = ["StoredWeight", "dequantize", "of_spec", "to_spec"]
+__all__ = ["WeightBuffers", "dequantize", "of_spec", "to_spec"]
 
 
-class StoredWeight(torch.nn.Module):
+class WeightBuffers(torch.nn.Module):
     """The parts of a record as uint8 buffers of the same names, views of the record's memory.
 
     Plain numbers are one buffer ``data`` of their own dtype, which ``.half()`` and ``.to(dtype)`` change.
@@ -41,7 +41,7 @@ class StoredWeight(torch.nn.Module):
         """The parts of a record.
 
         Args:
-            record: what is stored.
+            record: the weight.
             place: which part of a whole it is: the state of one rank does not fit another.
             numbers: whether a record of plain numbers is cast with the module: that of a layer that is not quantised.
                 The numbers are copied if they are not aligned.

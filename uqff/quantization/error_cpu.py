@@ -9,8 +9,9 @@ import numpy.typing as npt
 
 from uqff.simd.bits import float_of
 from uqff.simd.compiling import kernel
+from uqff.simd.load_store import load_f32, store_f64, store_i32
 from uqff.simd.scratch import scratch, scratch_rows
-from uqff.simd.vectors import LANES, as_i32, load_f32, splat, store_f64, store_i32, where_less, wide
+from uqff.simd.vectors import LANES, as_i32, splat, where_less, wide
 
 __all__ = ["pair_sums"]
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from uqff.codes import DType
 from uqff.simd.compiling import kernel
+from uqff.simd.load_store import load_i32, load_u16
 from uqff.simd.output import (
     Bytes,
     Kernel,
@@ -20,7 +21,7 @@ from uqff.simd.output import (
     without_subnormals,
     write_ahead,
 )
-from uqff.simd.vectors import LANES, load_i32, load_u16
+from uqff.simd.vectors import LANES
 
 __all__ = ["KERNELS", "WIDTH", "cast"]
 

@@ -2,14 +2,14 @@
 
 Each goes with a flag, and only code that has looked at it may be compiled: see :mod:`uqff.simd.output`.
 
-===============================  =============  =================================================================
-``half_bits``                    ``HAS_HALF``   ``(F32) -> I32``: rounded to float16
-``half_values`` ``half_value``   ``HAS_HALF``   ``(I32) -> F32``, ``(uint16) -> float32``: the reverse
-``half_splat``                   ``HAS_HALF``   ``(uint16) -> F32``: 16 copies of the value
-``first_halves`` ...             ``HAS_HALF``   ``(U16) -> F32``: the values of the first or last 16 float16s
-``bfloat_bits``                  ``HAS_BF16``   ``(F32, F32) -> U16``: rounded to bfloat16, but for subnormal ones
-``pick``                         ``HAS_PICK``   ``(F32, I32) -> F32``: the lanes that the low four bits name
-===============================  =============  =================================================================
+===============================  ===============  =================================================================
+``half_bits``                    ``HAS_HALF``     ``(F32) -> I32``: rounded to float16
+``half_values`` ``half_value``   ``HAS_HALF``     ``(I32) -> F32``, ``(uint16) -> float32``: the reverse
+``half_splat``                   ``HAS_HALF``     ``(uint16) -> F32``: 16 copies of the value
+``lo_f16_to_f32`` ``hi_...``     ``HAS_HALF``     ``(U16) -> F32``: the values of the first or last 16 float16s
+``bfloat_bits``                  ``HAS_BF16``     ``(F32, F32) -> U16``: rounded to bfloat16, but for subnormal ones
+``permute``                      ``HAS_PERMUTE``  ``(F32, I32) -> F32``: the lanes that the low four bits name
+===============================  ===============  =================================================================
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ from uqff.simd.vectors import F32, I32, LANES, U16, intrinsic, signature, spread
 __all__ = [
     "HAS_BF16",
     "HAS_HALF",
-    "HAS_PICK",
+    "HAS_PERMUTE",
     "bfloat_bits",
-    "first_halves",
     "half_bits",
     "half_splat",
     "half_value",
     "half_values",
-    "pick",
-    "second_halves",
+    "hi_f16_to_f32",
+    "lo_f16_to_f32",
+    "permute",
 ]
 
 
@@ -71,7 +71,7 @@ def abilities() -> tuple[bool, bool, bool]:
     return half, "+avx512bf16" in features and binding.llvm_version_info >= (17,), "+avx512f" in features
 
 
-HAS_HALF, HAS_BF16, HAS_PICK = abilities()
+HAS_HALF, HAS_BF16, HAS_PERMUTE = abilities()
 
 
 @intrinsic
@@ -126,7 +126,7 @@ def _halves(start: int) -> Any:
     return intrinsic(halves)
 
 
-first_halves, second_halves = _halves(0), _halves(LANES)
+lo_f16_to_f32, hi_f16_to_f32 = _halves(0), _halves(LANES)
 
 
 @intrinsic
@@ -143,11 +143,11 @@ def bfloat_bits(_typing: Any, a: Any, b: Any) -> Any:
 
 
 @intrinsic
-def pick(_typing: Any, table: Any, indices: Any) -> Any:
+def permute(_typing: Any, table: Any, indices: Any) -> Any:
     """The lanes of a table that the lowest four bits of the indices name."""
 
     def generate(_context: Any, builder: Any, _sig: Any, args: Any) -> Any:
-        picking = ir.FunctionType(_FLOATS, [_FLOATS, _INTS])
-        return builder.call(builder.module.declare_intrinsic("llvm.x86.avx512.permvar.sf.512", (), picking), args)
+        permuting = ir.FunctionType(_FLOATS, [_FLOATS, _INTS])
+        return builder.call(builder.module.declare_intrinsic("llvm.x86.avx512.permvar.sf.512", (), permuting), args)
 
     return (signature(F32, F32, I32), generate) if table is F32 and indices is I32 else None

@@ -5,10 +5,10 @@ A :data:`MASK` is one truth value a lane: an AVX-512 mask register, or lanes of 
 ==================  ====================================================================================
 ``< <= > == !=``    ``(F32, F32 or float32) -> MASK``; NaN is unequal to everything, and never less or greater
 ``& |``             of two masks
-``unless``          ``(MASK, MASK) -> MASK``: the first where the second is not
+``andnot``          ``(MASK, MASK) -> MASK``: the first where the second is not
 ``where``           ``(MASK, a, b)``: a where the mask is set, else b; two F32 or two I32
 ``any_lane``        ``(MASK) -> bool``: whether it is set anywhere
-``lane_bits``       ``(MASK) -> int``: bit i is lane i
+``movemask``        ``(MASK) -> int``: bit i is lane i
 ``nowhere``         ``() -> MASK``: set in no lane
 ==================  ====================================================================================
 """
@@ -25,7 +25,7 @@ from numba.extending import type_callable
 
 from uqff.simd.vectors import F32, I32, LANES, MASK, intrinsic, signature, spread
 
-__all__ = ["any_lane", "lane_bits", "nowhere", "unless", "where"]
+__all__ = ["andnot", "any_lane", "movemask", "nowhere", "where"]
 
 
 def _comparison(function: Any, predicate: str, compare: str) -> None:
@@ -64,7 +64,7 @@ _connective(operator.or_, "or_")
 
 
 @intrinsic
-def unless(_typing: Any, mask: Any, excluded: Any) -> Any:
+def andnot(_typing: Any, mask: Any, excluded: Any) -> Any:
     """Set where ``mask`` is and ``excluded`` is not."""
 
     def generate(_context: Any, builder: Any, _sig: Any, args: Any) -> Any:
@@ -95,7 +95,7 @@ def any_lane(_typing: Any, mask: Any) -> Any:
 
 
 @intrinsic
-def lane_bits(_typing: Any, mask: Any) -> Any:
+def movemask(_typing: Any, mask: Any) -> Any:
     """A mask as an integer: bit i is lane i."""
 
     def generate(_context: Any, builder: Any, _sig: Any, args: Any) -> Any:

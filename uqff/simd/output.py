@@ -35,39 +35,41 @@ from uqff.simd.compiling import inline, subroutine
 from uqff.simd.cpu import (
     HAS_BF16,
     HAS_HALF,
-    HAS_PICK,
+    HAS_PERMUTE,
     bfloat_bits,
-    first_halves,
     half_bits,
     half_splat,
     half_value,
     half_values,
-    pick,
-    second_halves,
+    hi_f16_to_f32,
+    lo_f16_to_f32,
+    permute,
 )
-from uqff.simd.masks import any_lane, unless
+from uqff.simd.load_store import (
+    load_i32,
+    load_one_u16,
+    load_u16,
+    load_u32,
+    prefetch_read,
+    prefetch_write,
+    store_f32,
+    store_high_u16,
+    store_u16,
+    store_words,
+)
+from uqff.simd.masks import andnot, any_lane
 from uqff.simd.threads import run_ranges
 from uqff.simd.vectors import (
     LANES,
     as_f32,
     as_i32,
-    first_words,
-    load_i32,
-    load_u16,
-    number,
-    prefetch_read,
-    prefetch_write,
+    hi_u16_to_i32,
+    i32_to_f32,
+    lo_u16_to_i32,
     ramp,
-    second_words,
-    short,
     signed_words,
     splat,
-    store_f32,
-    store_high_u16,
-    store_u16,
-    store_words,
     where_less,
-    word,
 )
 
 __all__ = [
@@ -148,26 +150,26 @@ def read_ahead(data: Bytes, at: int) -> None:
 @inline
 def f32(data: Bytes, at: int) -> Any:
     """The little-endian float32 at ``data[at]``; NaN becomes 0x7FC00000."""
-    bits = np.int64(word(data, at))
+    bits = np.int64(load_u32(data, at))
     return float_of(np.uint32(0x7FC00000 if bits & 0x7FFFFFFF > 0x7F800000 else bits))
 
 
 @inline
 def bf16(data: Bytes, at: int) -> Any:
     """The float32 of the little-endian bfloat16 at ``data[at]``; NaN becomes 0x7FC00000."""
-    bits = np.int64(short(data, at)) << 16
+    bits = np.int64(load_one_u16(data, at)) << 16
     return float_of(np.uint32(0x7FC00000 if bits & 0x7FFFFFFF > 0x7F800000 else bits))
 
 
 @inline
 def _f16_at_by_cpu(data: Bytes, at: int) -> Any:
-    bits = short(data, at)
+    bits = load_one_u16(data, at)
     return half_value(np.uint16(0x7E00) if bits & 0x7FFF > 0x7C00 else bits)
 
 
 @inline
 def _f16_at_by_bits(data: Bytes, at: int) -> Any:
-    return f16_value(np.int64(short(data, at)))
+    return f16_value(np.int64(load_one_u16(data, at)))
 
 
 f16 = _f16_at_by_cpu if HAS_HALF else _f16_at_by_bits
@@ -197,7 +199,7 @@ def _f16_by_cpu(bits: Any) -> Any:
 def _f16_by_bits(bits: Any) -> Any:
     magnitude = bits & 0x7FFF
     normal = (magnitude << 13) + (112 << 23)
-    subnormal = as_i32(number(magnitude) * np.float32(2.0**-24))
+    subnormal = as_i32(i32_to_f32(magnitude) * np.float32(2.0**-24))
     finite = where_less(magnitude, 0x0400, subnormal, normal)
     special = where_less(magnitude, 0x7C01, splat(0x7F800000), splat(0x7FC00000))
     return as_f32(where_less(magnitude, 0x7C00, finite, special) | (bits & 0x8000) << 16)
@@ -209,12 +211,12 @@ f16_lanes = _f16_by_cpu if HAS_HALF else _f16_by_bits
 
 @inline
 def _f16_pair_by_cpu(bits: Any) -> Any:
-    return first_halves(bits), second_halves(bits)
+    return lo_f16_to_f32(bits), hi_f16_to_f32(bits)
 
 
 @inline
 def _f16_pair_by_bits(bits: Any) -> Any:
-    return _f16_by_bits(first_words(bits)), _f16_by_bits(second_words(bits))
+    return _f16_by_bits(lo_u16_to_i32(bits)), _f16_by_bits(hi_u16_to_i32(bits))
 
 
 f16_pair = _f16_pair_by_cpu if HAS_HALF else _f16_pair_by_bits
@@ -246,7 +248,7 @@ def unfold(strip: Any, data: Bytes, kind: int, first: int, count: int, least: An
         x = plain_lanes(data, first + at, kind)
         store_f32(strip, at, x)
         magnitude = as_f32(as_i32(x) & 0x7FFFFFFF)
-        certain &= not any_lane(unless(magnitude < least, magnitude == np.float32(0)))
+        certain &= not any_lane(andnot(magnitude < least, magnitude == np.float32(0)))
     return certain
 
 
@@ -264,7 +266,7 @@ def e4m3_pair(codes: Any) -> Any:
 
 @inline
 def _f16_splat_by_cpu(data: Bytes, at: int) -> Any:
-    return half_splat(short(data, at))
+    return half_splat(load_one_u16(data, at))
 
 
 @inline
@@ -313,12 +315,12 @@ def looked_up(function: Callable[..., Any]) -> Any:
     Where the CPU can, it is computed once for each code there may be, which LLVM takes out of loops, and looked up.
     """
     compiled: Any = inline(function)
-    if not HAS_PICK:
+    if not HAS_PERMUTE:
         return compiled
 
     @inline
     def looked_up(codes: Any, *scalars: Any) -> Any:
-        return pick(compiled(ramp(1, LANES), *scalars), codes)
+        return permute(compiled(ramp(1, LANES), *scalars), codes)
 
     return looked_up
 

@@ -17,10 +17,11 @@ import numpy.typing as npt
 from uqff.simd.arithmetic import half_away
 from uqff.simd.bits import bits_of, float_of, pack8
 from uqff.simd.compiling import inline, kernel
+from uqff.simd.load_store import load_codes_3, load_codes_4, load_codes_6, load_u8, load_u32
 from uqff.simd.output import FORMS, Bytes, looked_up, over, put_pair, read_ahead, unfold, without_subnormals
 from uqff.simd.scratch import scratch
 from uqff.simd.threads import run_ranges
-from uqff.simd.vectors import LANES, load_codes_3, load_codes_4, load_codes_6, load_u8, number, ramp, splat, word
+from uqff.simd.vectors import LANES, i32_to_f32, ramp, splat
 
 if TYPE_CHECKING:
     from uqff.families.afq.tensor import AFQ
@@ -51,14 +52,14 @@ def dequantize(weight: AFQ, out: Bytes, form: int) -> bool:
 
 @looked_up
 def _weights(codes: Any, mask: int, scale: Any, bias: Any) -> Any:
-    return number(codes & mask) * scale + bias
+    return i32_to_f32(codes & mask) * scale + bias
 
 
 @inline
 def _load(codes: Bytes, i: int, bits: int) -> Any:
     """Codes ``[i, i + 32)``."""
     if bits == 2:
-        return splat(word(codes, i >> 2)) >> ramp(2, 16), splat(word(codes, (i >> 2) + 4)) >> ramp(2, 16)
+        return splat(load_u32(codes, i >> 2)) >> ramp(2, 16), splat(load_u32(codes, (i >> 2) + 4)) >> ramp(2, 16)
     at = 4 * bits * (i >> 5)
     if bits == 3:
         return load_codes_3(codes, at)
@@ -87,7 +88,7 @@ def _afq(
                 if bits <= 4:
                     x, y = _weights(a, mask, scale, bias), _weights(b, mask, scale, bias)
                 else:
-                    x, y = number(a & mask) * scale + bias, number(b & mask) * scale + bias
+                    x, y = i32_to_f32(a & mask) * scale + bias, i32_to_f32(b & mask) * scale + bias
                 put_pair(out, i, to, x, y)
 
 

@@ -16,10 +16,11 @@ from uqff.numerics.packing import E4M3_MAX, e4m3_to_float32
 from uqff.simd.arithmetic import half_away, signed_code
 from uqff.simd.bits import MAGNITUDE, bits_of, copy32, e4m3_code, float_of
 from uqff.simd.compiling import kernel
+from uqff.simd.load_store import load_bytes
 from uqff.simd.output import F32, Bytes, over, put_pair, read_ahead, without_subnormals
 from uqff.simd.scratch import scratch
 from uqff.simd.threads import run_ranges
-from uqff.simd.vectors import first_signed, load_bytes, second_signed
+from uqff.simd.vectors import hi_i8_to_f32, lo_i8_to_f32
 
 if TYPE_CHECKING:
     from uqff.families.f8q8.tensor import F8Q8
@@ -57,7 +58,7 @@ def _f8q8(blocks: Bytes, out: Bytes, form: int, lo: int, hi: int) -> None:
         read_ahead(blocks, at)
         d = SCALES[blocks[at + D]]
         codes = load_bytes(blocks, at + QS)
-        put_pair(out, BLOCK_SIZE * block, form, first_signed(codes) * d, second_signed(codes) * d)
+        put_pair(out, BLOCK_SIZE * block, form, lo_i8_to_f32(codes) * d, hi_i8_to_f32(codes) * d)
 
 
 Numbers: TypeAlias = npt.NDArray[np.float32]

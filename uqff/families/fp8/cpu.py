@@ -18,9 +18,10 @@ from uqff.numerics.packing import bf16_to_float32, float32_to_bf16
 from uqff.simd.bits import MAGNITUDE, bf16_bits, bits_of, e4m3_code, float_of
 from uqff.simd.compiling import kernel
 from uqff.simd.finite import largest_magnitude
+from uqff.simd.load_store import load_bytes
 from uqff.simd.output import Bytes, e4m3_pair, f32, over, put_pair, read_ahead, without_subnormals, zero_or_from
 from uqff.simd.threads import run_ranges
-from uqff.simd.vectors import LANES, load_bytes
+from uqff.simd.vectors import LANES
 
 if TYPE_CHECKING:
     from uqff.families.fp8.tensor import FP8

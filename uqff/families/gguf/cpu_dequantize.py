@@ -12,6 +12,7 @@ import numpy as np
 
 from uqff.simd import cast
 from uqff.simd.compiling import inline, kernel
+from uqff.simd.load_store import load_bytes, load_i8, load_nibbles, load_u8, load_u32
 from uqff.simd.output import (
     Bytes,
     Kernel,
@@ -26,21 +27,16 @@ from uqff.simd.output import (
     zero_or_from,
 )
 from uqff.simd.vectors import (
-    first,
-    first_signed,
     halves,
+    hi_i8_to_f32,
+    hi_u8_to_f32,
+    i32_to_f32,
     lane,
-    load_bytes,
-    load_i8,
-    load_nibbles,
-    load_u8,
-    number,
+    lo_i8_to_f32,
+    lo_u8_to_f32,
     quarters,
     ramp,
-    second,
-    second_signed,
     spread_bits,
-    word,
 )
 
 if TYPE_CHECKING:
@@ -62,12 +58,12 @@ def dequantize(weight: GGUF, out: Bytes, form: int) -> bool:
 
 @looked_up
 def _symmetric(codes: Any, d: Any) -> Any:
-    return number((codes & 0x0F) - 8) * d
+    return i32_to_f32((codes & 0x0F) - 8) * d
 
 
 @looked_up
 def _affine(codes: Any, d: Any, m: Any) -> Any:
-    return number(codes & 0x0F) * d + m
+    return i32_to_f32(codes & 0x0F) * d + m
 
 
 @kernel
@@ -98,9 +94,9 @@ def _q5_0(data: Bytes, out: Bytes, form: int, lo: int, hi: int) -> None:
     for block in range(lo, hi):
         at = 22 * block
         read_ahead(data, at)
-        d, qh = f16_splat(data, at), word(data, at + 2)
+        d, qh = f16_splat(data, at), load_u32(data, at + 2)
         codes = (load_nibbles(data, at + 6) | spread_bits(qh, 16)) - 16
-        put_pair(out, 32 * block, form, first_signed(codes) * d, second_signed(codes) * d)
+        put_pair(out, 32 * block, form, lo_i8_to_f32(codes) * d, hi_i8_to_f32(codes) * d)
 
 
 @kernel
@@ -109,9 +105,9 @@ def _q5_1(data: Bytes, out: Bytes, form: int, lo: int, hi: int) -> None:
     for block in range(lo, hi):
         at = 24 * block
         read_ahead(data, at)
-        d, m, qh = f16_splat(data, at), f16_splat(data, at + 2), word(data, at + 4)
+        d, m, qh = f16_splat(data, at), f16_splat(data, at + 2), load_u32(data, at + 4)
         codes = load_nibbles(data, at + 8) | spread_bits(qh, 16)
-        put_pair(out, 32 * block, form, first(codes) * d + m, second(codes) * d + m)
+        put_pair(out, 32 * block, form, lo_u8_to_f32(codes) * d + m, hi_u8_to_f32(codes) * d + m)
 
 
 @kernel
@@ -122,7 +118,7 @@ def _q8(data: Bytes, out: Bytes, form: int, lo: int, hi: int, type_size: int) ->
         at = type_size * block
         read_ahead(data, at)
         d, codes = f16_splat(data, at), load_bytes(data, at + type_size - 32)
-        put_pair(out, 32 * block, form, first_signed(codes) * d, second_signed(codes) * d)
+        put_pair(out, 32 * block, form, lo_i8_to_f32(codes) * d, hi_i8_to_f32(codes) * d)
 
 
 def _q8_0(data: Bytes, out: Bytes, form: int, lo: int, hi: int) -> None:
@@ -139,8 +135,8 @@ def _q8_1(data: Bytes, out: Bytes, form: int, lo: int, hi: int) -> None:
 @inline
 def _put_q2k(out: Bytes, at: int, form: int, codes: Any, scales: Any, minimums: Any, group: int) -> None:
     """The 32 weights of groups ``group`` and ``group + 1``."""
-    x = first(codes) * lane(scales, group) - lane(minimums, group)
-    y = second(codes) * lane(scales, group + 1) - lane(minimums, group + 1)
+    x = lo_u8_to_f32(codes) * lane(scales, group) - lane(minimums, group)
+    y = hi_u8_to_f32(codes) * lane(scales, group + 1) - lane(minimums, group + 1)
     put_pair(out, at + 16 * group, form, x, y)
 
 
@@ -151,7 +147,7 @@ def _q2k(data: Bytes, out: Bytes, form: int, lo: int, hi: int) -> None:
         at, to = 84 * block, 256 * block
         d, dmin = f16(data, at + 80), f16(data, at + 82)
         packed = load_u8(data, at)
-        scales, minimums = number(packed & 0x0F) * d, number(packed >> 4) * dmin
+        scales, minimums = i32_to_f32(packed & 0x0F) * d, i32_to_f32(packed >> 4) * dmin
         for run in range(2):
             read_ahead(data, at + 42 * run)
             qs = load_bytes(data, at + 16 + 32 * run)
@@ -164,7 +160,7 @@ def _q2k(data: Bytes, out: Bytes, form: int, lo: int, hi: int) -> None:
 @inline
 def _scales_q3k(data: Bytes, at: int) -> Any:
     """The 16 six-bit scales, minus 32; four bytes at a time."""
-    low, high, top = word(data, at), word(data, at + 4), word(data, at + 8)
+    low, high, top = load_u32(data, at), load_u32(data, at + 4), load_u32(data, at + 8)
     scales = quarters(
         low & 0x0F0F0F0F | (top & 0x03030303) << 4,
         high & 0x0F0F0F0F | (top >> 2 & 0x03030303) << 4,
@@ -177,7 +173,7 @@ def _scales_q3k(data: Bytes, at: int) -> Any:
 @inline
 def _put_scaled(out: Bytes, at: int, form: int, codes: Any, scales: Any, group: int) -> None:
     """The 32 weights of groups ``group`` and ``group + 1``; the codes are signed."""
-    x, y = first_signed(codes) * lane(scales, group), second_signed(codes) * lane(scales, group + 1)
+    x, y = lo_i8_to_f32(codes) * lane(scales, group), hi_i8_to_f32(codes) * lane(scales, group + 1)
     put_pair(out, at + 16 * group, form, x, y)
 
 
@@ -186,7 +182,7 @@ def _q3k(data: Bytes, out: Bytes, form: int, lo: int, hi: int) -> None:
     form = without_subnormals(form, True)
     for block in range(lo, hi):
         at, to = 110 * block, 256 * block
-        scales = number(_scales_q3k(data, at + 96)) * f16(data, at + 108)
+        scales = i32_to_f32(_scales_q3k(data, at + 96)) * f16(data, at + 108)
         third = load_bytes(data, at)
         for run in range(2):
             read_ahead(data, at + 55 * run)
@@ -201,7 +197,7 @@ def _q3k(data: Bytes, out: Bytes, form: int, lo: int, hi: int) -> None:
 @inline
 def _scales_q4k(data: Bytes, at: int) -> Any:
     """The 8 six-bit scales, then the 8 six-bit minimums; four bytes at a time."""
-    s, m, both = word(data, at), word(data, at + 4), word(data, at + 8)
+    s, m, both = load_u32(data, at), load_u32(data, at + 4), load_u32(data, at + 8)
     packed = quarters(
         s & 0x3F3F3F3F,
         both & 0x0F0F0F0F | s >> 2 & 0x30303030,
@@ -215,7 +211,7 @@ def _scales_q4k(data: Bytes, at: int) -> Any:
 def _put_affine(out: Bytes, at: int, form: int, codes: Any, scales: Any, group: int) -> None:
     """The 32 weights of a group; lanes 8 to 15 of the scales are the minimums."""
     scale, minimum = lane(scales, group), lane(scales, group + 8)
-    put_pair(out, at + 32 * group, form, first(codes) * scale - minimum, second(codes) * scale - minimum)
+    put_pair(out, at + 32 * group, form, lo_u8_to_f32(codes) * scale - minimum, hi_u8_to_f32(codes) * scale - minimum)
 
 
 @inline
@@ -231,7 +227,7 @@ def _q4k(data: Bytes, out: Bytes, form: int, lo: int, hi: int) -> None:
     form = without_subnormals(form, True)
     for block in range(lo, hi):
         at, to = 144 * block, 256 * block
-        scales = number(_scales_q4k(data, at + 4)) * halves(f16(data, at), f16(data, at + 2))
+        scales = i32_to_f32(_scales_q4k(data, at + 4)) * halves(f16(data, at), f16(data, at + 2))
         for run in range(4):
             read_ahead(data, at + 36 * run)
             a, b = load_u8(data, at + 16 + 32 * run), load_u8(data, at + 32 + 32 * run)
@@ -244,7 +240,7 @@ def _q5k(data: Bytes, out: Bytes, form: int, lo: int, hi: int) -> None:
     form = without_subnormals(form, True)
     for block in range(lo, hi):
         at, to = 176 * block, 256 * block
-        scales = number(_scales_q4k(data, at + 4)) * halves(f16(data, at), f16(data, at + 2))
+        scales = i32_to_f32(_scales_q4k(data, at + 4)) * halves(f16(data, at), f16(data, at + 2))
         fifth = load_bytes(data, at + 16)
         for run in range(4):
             read_ahead(data, at + 44 * run)
@@ -259,7 +255,7 @@ def _q6k(data: Bytes, out: Bytes, form: int, lo: int, hi: int) -> None:
     form = without_subnormals(form, True)
     for block in range(lo, hi):
         at, to = 210 * block, 256 * block
-        scales = number(load_i8(data, at + 192)) * f16(data, at + 208)
+        scales = i32_to_f32(load_i8(data, at + 192)) * f16(data, at + 208)
         for run in range(2):
             read_ahead(data, at + 105 * run)
             read_ahead(data, at + 105 * run + 52)
@@ -281,7 +277,7 @@ def _q8k(data: Bytes, out: Bytes, form: int, lo: int, hi: int) -> None:
         for i in range(0, 256, 32):
             read_ahead(data, at + 4 + i)
             codes = load_bytes(data, at + 4 + i)
-            put_pair(out, 256 * block + i, to, first_signed(codes) * d, second_signed(codes) * d)
+            put_pair(out, 256 * block + i, to, lo_i8_to_f32(codes) * d, hi_i8_to_f32(codes) * d)
 
 
 KERNELS: dict[str, Kernel] = {

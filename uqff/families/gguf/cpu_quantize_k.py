@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from uqff.families.gguf.cpu_search import LANES, load_tile, search_scale_and_min
+from uqff.families.gguf.cpu_search import SUB_BLOCKS, load_tile, search_scale_and_min
 from uqff.families.gguf.cpu_search_scale import (
     ALMOST_HALF,
     BATCH,
@@ -32,9 +32,10 @@ from uqff.families.gguf.cpu_search_scale import (
 from uqff.simd.arithmetic import ONE, ZERO, largest_magnitude, nearest_int, put_f16, unsigned_code
 from uqff.simd.bits import f16_bits, f16_value
 from uqff.simd.compiling import inline, kernel
+from uqff.simd.load_store import load_f32, store_f32, store_i32, store_u8
 from uqff.simd.masks import any_lane
 from uqff.simd.scratch import scratch, scratch_rows
-from uqff.simd.vectors import load_f32, number, splat, store_f32, store_i32, store_u8
+from uqff.simd.vectors import i32_to_f32, splat
 
 
 @inline
@@ -78,25 +79,25 @@ def _put_2bit_codes(codes, out, block, at):
 
 @kernel
 def q2k(x, out, lo, hi):
-    tile = scratch_rows(16, LANES, np.float32)
-    tile_codes = scratch_rows(16, LANES, np.float32)
+    tile = scratch_rows(16, SUB_BLOCKS, np.float32)
+    tile_codes = scratch_rows(16, SUB_BLOCKS, np.float32)
     state = (
-        scratch(LANES, np.float32),
-        scratch(LANES, np.float32),
-        scratch(LANES, np.float32),
-        scratch(LANES, np.float32),
-        scratch(LANES, np.float32),
-        scratch(LANES, np.float32),
-        scratch(LANES, np.float32),
+        scratch(SUB_BLOCKS, np.float32),
+        scratch(SUB_BLOCKS, np.float32),
+        scratch(SUB_BLOCKS, np.float32),
+        scratch(SUB_BLOCKS, np.float32),
+        scratch(SUB_BLOCKS, np.float32),
+        scratch(SUB_BLOCKS, np.float32),
+        scratch(SUB_BLOCKS, np.float32),
     )
-    scale = scratch(LANES, np.float32)
-    minimum = scratch(LANES, np.float32)
+    scale = scratch(SUB_BLOCKS, np.float32)
+    minimum = scratch(SUB_BLOCKS, np.float32)
     scales = scratch(16, np.int64)
     steps = scratch(256, np.float32)
     offsets = scratch(256, np.float32)
     codes = scratch(256, np.uint8)
-    for first in range(lo, hi, LANES // 16):
-        blocks = min(LANES // 16, hi - first)
+    for first in range(lo, hi, SUB_BLOCKS // 16):
+        blocks = min(SUB_BLOCKS // 16, hi - first)
         load_tile(x, first, blocks, tile)
         search_scale_and_min(tile, tile_codes, state, np.float32(3), scale, minimum)
         for b in range(blocks):
@@ -137,7 +138,7 @@ def _codes_of_steps(x, start, step, steps, top, codes):
         v = load_f32(x, start + 16 * j)
         near = bounded(v * splat(steps[1, j]), -top, top - ONE)
         code = rounded(near)
-        if any_lane(magnitude(near - number(code)) > ALMOST_HALF):
+        if any_lane(magnitude(near - i32_to_f32(code)) > ALMOST_HALF):
             code = signed_ints(v / splat(steps[0, j]), -top, top - ONE)
         store_u8(codes, 16 * j, code + np.int32(top))
 
@@ -170,7 +171,7 @@ def q3k(x, out, lo, hi):
                 d_bits = f16_bits(ONE / inverse)
                 multiple = signed_ints(scale * inverse, np.float32(-32), np.float32(31))
             store_i32(six_bit, 0, multiple + 32)
-            step = number(multiple) * f16_value(d_bits)
+            step = i32_to_f32(multiple) * f16_value(d_bits)
             _codes_of_steps(x, 256 * block, step, steps, top, codes)
             if any_lane(step == ZERO):
                 for j in range(16):
@@ -205,25 +206,25 @@ def _keep_bits(codes, mask):
 
 @kernel
 def q4k(x, out, lo, hi):
-    tile = scratch_rows(32, LANES, np.float32)
-    tile_codes = scratch_rows(32, LANES, np.float32)
+    tile = scratch_rows(32, SUB_BLOCKS, np.float32)
+    tile_codes = scratch_rows(32, SUB_BLOCKS, np.float32)
     state = (
-        scratch(LANES, np.float32),
-        scratch(LANES, np.float32),
-        scratch(LANES, np.float32),
-        scratch(LANES, np.float32),
-        scratch(LANES, np.float32),
-        scratch(LANES, np.float32),
-        scratch(LANES, np.float32),
+        scratch(SUB_BLOCKS, np.float32),
+        scratch(SUB_BLOCKS, np.float32),
+        scratch(SUB_BLOCKS, np.float32),
+        scratch(SUB_BLOCKS, np.float32),
+        scratch(SUB_BLOCKS, np.float32),
+        scratch(SUB_BLOCKS, np.float32),
+        scratch(SUB_BLOCKS, np.float32),
     )
-    scale = scratch(LANES, np.float32)
-    minimum = scratch(LANES, np.float32)
+    scale = scratch(SUB_BLOCKS, np.float32)
+    minimum = scratch(SUB_BLOCKS, np.float32)
     six_bit = scratch_rows(2, 8, np.int64)
     steps = scratch(256, np.float32)
     offsets = scratch(256, np.float32)
     codes = scratch(256, np.uint8)
-    for first in range(lo, hi, LANES // 8):
-        blocks = min(LANES // 8, hi - first)
+    for first in range(lo, hi, SUB_BLOCKS // 8):
+        blocks = min(SUB_BLOCKS // 8, hi - first)
         load_tile(x, first, blocks, tile)
         search_scale_and_min(tile, tile_codes, state, np.float32(15), scale, minimum)
         for b in range(blocks):
@@ -235,25 +236,25 @@ def q4k(x, out, lo, hi):
 
 @kernel
 def q5k(x, out, lo, hi):
-    tile = scratch_rows(32, LANES, np.float32)
-    tile_codes = scratch_rows(32, LANES, np.float32)
+    tile = scratch_rows(32, SUB_BLOCKS, np.float32)
+    tile_codes = scratch_rows(32, SUB_BLOCKS, np.float32)
     state = (
-        scratch(LANES, np.float32),
-        scratch(LANES, np.float32),
-        scratch(LANES, np.float32),
-        scratch(LANES, np.float32),
-        scratch(LANES, np.float32),
-        scratch(LANES, np.float32),
-        scratch(LANES, np.float32),
+        scratch(SUB_BLOCKS, np.float32),
+        scratch(SUB_BLOCKS, np.float32),
+        scratch(SUB_BLOCKS, np.float32),
+        scratch(SUB_BLOCKS, np.float32),
+        scratch(SUB_BLOCKS, np.float32),
+        scratch(SUB_BLOCKS, np.float32),
+        scratch(SUB_BLOCKS, np.float32),
     )
-    scale = scratch(LANES, np.float32)
-    minimum = scratch(LANES, np.float32)
+    scale = scratch(SUB_BLOCKS, np.float32)
+    minimum = scratch(SUB_BLOCKS, np.float32)
     six_bit = scratch_rows(2, 8, np.int64)
     steps = scratch(256, np.float32)
     offsets = scratch(256, np.float32)
     codes = scratch(256, np.uint8)
-    for first in range(lo, hi, LANES // 8):
-        blocks = min(LANES // 8, hi - first)
+    for first in range(lo, hi, SUB_BLOCKS // 8):
+        blocks = min(SUB_BLOCKS // 8, hi - first)
         load_tile(x, first, blocks, tile)
         search_scale_and_min(tile, tile_codes, state, np.float32(31), scale, minimum)
         for b in range(blocks):
@@ -335,7 +336,7 @@ def q6k(x, out, lo, hi):
             # Below -128 is only minus infinity. Its int32 ends in the byte 0, and so does -256.
             multiple = signed_ints(scale * inverse, np.float32(-256), np.float32(127))
             store_u8(out, 210 * block + 192, multiple)
-            step = number(((multiple + 128) & 0xFF) - 128) * f16_value(d_bits)
+            step = i32_to_f32(((multiple + 128) & 0xFF) - 128) * f16_value(d_bits)
             _codes_of_steps(x, 256 * block, step, steps, top, codes)
             if any_lane(step == ZERO):
                 for j in range(16):

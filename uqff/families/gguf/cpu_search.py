@@ -1,6 +1,6 @@
 """The search of Q2K, Q4K and Q5K: the fast twin of ``search_scale_and_min`` of ``uqff.families.gguf.search``.
 
-It runs on a tile of ``LANES`` sub-blocks at once, transposed so that a row holds one element of each. The loop
+It runs on a tile of ``SUB_BLOCKS`` at once, transposed so that a row holds one element of each. The loop
 over lanes is the inner one and becomes vector instructions; every lane keeps the scalar order of its sums. A lane whose
 search has ended goes on with the others, but its result is fixed. Values are loaded into variables before a choice
 between them: a choice between array elements would become a gather.
@@ -16,7 +16,7 @@ import numpy as np
 from uqff.simd.arithmetic import ONE, ZERO, unsigned_code
 from uqff.simd.compiling import inline
 
-LANES = 64
+SUB_BLOCKS = 64
 """Sub-blocks of a tile: four AVX-512 registers to a row, enough to hide the latency of a division."""
 
 
@@ -30,7 +30,7 @@ def load_tile(x, block, blocks, tile):
             sub_block = x[block + b, j * size : (j + 1) * size]
             for i in range(size):
                 tile[i, b * per_block + j] = sub_block[i]
-    for lane in range(blocks * per_block, LANES):
+    for lane in range(blocks * per_block, SUB_BLOCKS):
         for i in range(size):
             tile[i, lane] = ZERO
 
@@ -43,15 +43,15 @@ def search_scale_and_min(tile, codes, state, top, scale, minimum):
     """
     size = tile.shape[0]
     low, step, inverse, sumlx, suml2, searching, changed = state
-    for lane in range(LANES):
+    for lane in range(SUB_BLOCKS):
         low[lane] = tile[0, lane]
         step[lane] = tile[0, lane]
     for i in range(1, size):
-        for lane in range(LANES):
+        for lane in range(SUB_BLOCKS):
             v, least, greatest = tile[i, lane], low[lane], step[lane]
             low[lane] = v if v < least else least
             step[lane] = v if v > greatest else greatest
-    for lane in range(LANES):
+    for lane in range(SUB_BLOCKS):
         least, greatest = low[lane], step[lane]
         searching[lane] = ONE if least < greatest else ZERO
         least = least if least < ZERO else ZERO
@@ -60,15 +60,15 @@ def search_scale_and_min(tile, codes, state, top, scale, minimum):
         scale[lane] = ZERO
         minimum[lane] = ZERO
     for i in range(size):
-        for lane in range(LANES):
+        for lane in range(SUB_BLOCKS):
             codes[i, lane] = ZERO
     for _ in range(5):
-        for lane in range(LANES):
+        for lane in range(SUB_BLOCKS):
             sumlx[lane] = ZERO
             suml2[lane] = ZERO
             changed[lane] = ZERO
         for i in range(size):
-            for lane in range(LANES):
+            for lane in range(SUB_BLOCKS):
                 shifted = tile[i, lane] - low[lane]
                 code = unsigned_code(inverse[lane] * shifted, top)
                 differs = changed[lane]
@@ -76,14 +76,14 @@ def search_scale_and_min(tile, codes, state, top, scale, minimum):
                 codes[i, lane] = code
                 sumlx[lane] += shifted * code
                 suml2[lane] += code * code
-        for lane in range(LANES):
+        for lane in range(SUB_BLOCKS):
             step[lane] = sumlx[lane] / suml2[lane]
             low[lane] = ZERO
         for i in range(size):
-            for lane in range(LANES):
+            for lane in range(SUB_BLOCKS):
                 low[lane] += tile[i, lane] - step[lane] * codes[i, lane]
         left = np.int32(0)
-        for lane in range(LANES):
+        for lane in range(SUB_BLOCKS):
             active, differs, found, old_scale, old_minimum = (
                 searching[lane],
                 changed[lane],

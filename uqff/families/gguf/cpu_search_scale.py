@@ -24,8 +24,9 @@ import numpy as np
 
 from uqff.simd.arithmetic import BELOW_HALF_BITS, ONE, ZERO
 from uqff.simd.compiling import inline
-from uqff.simd.masks import any_lane, lane_bits, nowhere, unless, where
-from uqff.simd.vectors import as_f32, as_i32, load_f32, number, splat, store_f32, store_u8, transpose, truncated
+from uqff.simd.load_store import load_f32, store_f32, store_u8, transpose
+from uqff.simd.masks import andnot, any_lane, movemask, nowhere, where
+from uqff.simd.vectors import as_f32, as_i32, i32_to_f32, splat, truncated
 
 BATCH = 256
 """Blocks from which sub-blocks are collected: enough for full tiles, few enough for the second-level cache."""
@@ -160,7 +161,7 @@ def sums_of_codes(tile, b, inverse, top, weighted_square):
     sumlx = splat(ZERO)
     suml2 = splat(ZERO)
     for i in range(256 * b, 256 * b + 256, 16):
-        code = number(rounded(bounded(load_f32(tile, i) * inverse, -top, top - ONE)))
+        code = i32_to_f32(rounded(bounded(load_f32(tile, i) * inverse, -top, top - ONE)))
         sumlx = sumlx + load_f32(tile, 2 * PLANE + i) * code
         suml2 = suml2 + weighted_square(load_f32(tile, PLANE + i), code)
     return sumlx, suml2
@@ -198,7 +199,7 @@ def rescale(search, first):
                 store_f32(sums.sumlx, at, where(kept, old_slx, slx))
                 store_f32(sums.suml2, at, where(kept, old_sl2, sl2))
                 # With the same sums the next try would be this one again.
-                improving[b] = any_lane(unless((slx != old_slx) | (sl2 != old_sl2), kept))
+                improving[b] = any_lane(andnot((slx != old_slx) | (sl2 != old_sl2), kept))
 
 
 @inline
@@ -216,12 +217,12 @@ def note_unsettled(search, b, at, top, weighted_square, count):
     found = nowhere()
     for i in range(256 * b, 256 * b + 256, 16):
         v = load_f32(tile, i)
-        code = number(rounded(bounded(v * inverse, -top, top - ONE)))
+        code = i32_to_f32(rounded(bounded(v * inverse, -top, top - ONE)))
         rest_slx = sumlx - load_f32(tile, 2 * PLANE + i) * code
         rest_sl2 = suml2 - weighted_square(load_f32(tile, PLANE + i), code)
         stays = magnitude(v * rest_sl2 - code * rest_slx) < rest_slx * ALMOST_HALF
-        found = found | unless(rest_slx > ZERO, stays)
-    bits = lane_bits(found)
+        found = found | andnot(rest_slx > ZERO, stays)
+    bits = movemask(found)
     for lane in range(16):
         search.unsettled[count] = at + lane
         count += bits >> lane & 1
@@ -249,7 +250,7 @@ def descend_unsettled(x, first, search, count, top, weighted_square):
             start_search(search.tile, b, inverse, collected, 16 * b, top, weighted_square)
             for i in range(256 * b, 256 * b + 256, 16):
                 code = signed_ints(load_f32(search.tile, i) * inverse, -top, top - ONE)
-                store_f32(search.codes, 16 * start + i, number(code))
+                store_f32(search.codes, 16 * start + i, i32_to_f32(code))
         descend(search.tile, search.codes, 16 * start, collected, top, weighted_square)
         for k in range(min(16 * BLOCKS, count - start)):
             lane = search.unsettled[start + k]
@@ -275,7 +276,7 @@ def descend(tile, codes, at, sums, top, weighted_square):
             slx = old_slx - wv * code
             sl2 = old_sl2 - weighted_square(w, code)
             entered = slx > ZERO
-            new = number(signed_ints(v * sl2 / slx, -top, top - ONE))
+            new = i32_to_f32(signed_ints(v * sl2 / slx, -top, top - ONE))
             slx = slx + wv * new
             sl2 = sl2 + weighted_square(w, new)
             gain = slx * slx * old_sl2 > old_slx * old_slx * sl2

@@ -21,6 +21,7 @@ from uqff.simd.arithmetic import unsigned_code
 from uqff.simd.bits import MAGNITUDE, bits_of, float_of
 from uqff.simd.compiling import inline, kernel, subroutine
 from uqff.simd.libm import expf, logf
+from uqff.simd.load_store import load_f32, load_i32, load_u8, prefetch_read
 from uqff.simd.output import (
     AHEAD,
     FORMS,
@@ -37,7 +38,7 @@ from uqff.simd.output import (
 )
 from uqff.simd.scratch import scratch
 from uqff.simd.threads import run_ranges
-from uqff.simd.vectors import LANES, load_f32, load_i32, load_u8, number, prefetch_read
+from uqff.simd.vectors import LANES, i32_to_f32
 
 if TYPE_CHECKING:
     from uqff.families.hqq.tensor import HQQ
@@ -88,7 +89,7 @@ def _load(words: Bytes, at: int, bits: int) -> Any:
 
 @looked_up
 def _weights(codes: Any, mask: int, zero: Any, scale: Any) -> Any:
-    return (number(codes & mask) - zero) * scale
+    return (i32_to_f32(codes & mask) - zero) * scale
 
 
 @inline
@@ -131,16 +132,16 @@ def _columns(
                 zero_a, scale_a = load_f32(strip_zeros, here), load_f32(strip_scales, here)
                 zero_b, scale_b = load_f32(strip_zeros, here + LANES), load_f32(strip_scales, here + LANES)
                 if bits == 8:
-                    x = (number(load_u8(words, at)) - zero_a) * scale_a
-                    y = (number(load_u8(words, at + LANES)) - zero_b) * scale_b
+                    x = (i32_to_f32(load_u8(words, at)) - zero_a) * scale_a
+                    y = (i32_to_f32(load_u8(words, at + LANES)) - zero_b) * scale_b
                     write_ahead(out, at, to, ahead)
                     put_pair_here(out, at, to, x, y)
                     continue
                 a, b = _load(words, at, bits), _load(words, at + LANES, bits)
                 for plane in range(min(planes, (rows - row + height - 1) // height)):
                     shift = bits * (planes - 1 - plane)
-                    x = (number(a >> shift & mask) - zero_a) * scale_a
-                    y = (number(b >> shift & mask) - zero_b) * scale_b
+                    x = (i32_to_f32(a >> shift & mask) - zero_a) * scale_a
+                    y = (i32_to_f32(b >> shift & mask) - zero_b) * scale_b
                     write_ahead(out, at + plane * height * columns, to, ahead)
                     put_pair_here(out, at + plane * height * columns, to, x, y)
 
@@ -179,8 +180,8 @@ def _rows(
                     if plane == 0:
                         read_ahead(words, at * size)
                     if bits == 8:
-                        x = (number(load_u8(words, at)) - zero) * scale
-                        y = (number(load_u8(words, at + LANES)) - zero) * scale
+                        x = (i32_to_f32(load_u8(words, at)) - zero) * scale
+                        y = (i32_to_f32(load_u8(words, at + LANES)) - zero) * scale
                     else:
                         x = _weights(_load(words, at, bits) >> shift, mask, zero, scale)
                         y = _weights(_load(words, at + LANES, bits) >> shift, mask, zero, scale)
@@ -190,7 +191,7 @@ def _rows(
 F32: TypeAlias = npt.NDArray[np.float32]
 
 EXPONENT = reference.EXPONENT
-SUMS = reference.LANES
+SUMS = reference.SUMS
 
 COLUMNS = 1024
 """Columns that a thread takes through all rows at a time: what it keeps per column stays in the first-level cache."""

@@ -32,7 +32,7 @@ KAPPA = 1.01
 FIRST_ERROR = np.float32(1e4)
 LARGEST_SCALE = np.float32(2e4)
 
-LANES = 32
+SUMS = 32
 """Running sums of candle's AVX2 sum."""
 
 EXPONENT = np.float32(LP_NORM) - np.float32(1)
@@ -112,8 +112,8 @@ def mean_magnitude(error: FloatArray) -> np.float32:
     Authority: candle-core ``src/cpu/mod.rs``, ``vec_sum``; ``src/cpu/avx.rs``, ``vec_reduce``.
     """
     flat = np.abs(error).reshape(-1)
-    full = len(flat) // LANES * LANES
-    lanes = np.add.accumulate(np.concatenate([np.zeros(LANES, np.float32), flat[:full]]).reshape(-1, LANES), axis=0)[-1]
+    full = len(flat) // SUMS * SUMS
+    lanes = np.add.accumulate(np.concatenate([np.zeros(SUMS, np.float32), flat[:full]]).reshape(-1, SUMS), axis=0)[-1]
     return mean_of_lanes(lanes, flat[full:], len(flat))
 
 

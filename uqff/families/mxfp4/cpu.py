@@ -14,10 +14,11 @@ import numpy.typing as npt
 from uqff.families.mxfp4.reference import BIAS, BLOCK_SIZE, floor_log2
 from uqff.simd.bits import MAGNITUDE, bits_of, float_of, pack8
 from uqff.simd.compiling import inline, kernel
+from uqff.simd.load_store import load_codes_4
 from uqff.simd.output import Bytes, looked_up, over, put_pair, read_ahead, without_subnormals
 from uqff.simd.scratch import scratch
 from uqff.simd.threads import run_ranges
-from uqff.simd.vectors import as_f32, load_codes_4, splat, where_less
+from uqff.simd.vectors import as_f32, splat, where_less
 
 if TYPE_CHECKING:
     from uqff.families.mxfp4.tensor import MXFP4
