@@ -474,7 +474,7 @@ def test_names_in_the_report(untied: Path, tmp_path: Path, monkeypatch: pytest.M
         assert (report.base_model, report.repo_id) == expected
 
 
-def test_afq_misfits_of_engine_0_8(tmp_path: Path) -> None:
+def test_afq_of_misaligned_rows_of_engine_0_8(tmp_path: Path) -> None:
     """0.8.23, which writes 1.1, stores them unquantised, as its golden file; 0.8.12, which writes 1.0, fails."""
     index = json.loads((GOLDEN / "v1" / "1.1.0" / "MANIFEST.json").read_text())["directories"]["qwen2-40-f16"]
     TinyModel(**index["model"]).write(tmp_path / "source")

@@ -30,6 +30,7 @@ __all__ = [
     "config_of",
     "entries_of",
     "files_of",
+    "llama",
     "random_record",
     "residual_of",
     "small_models",
@@ -195,3 +196,8 @@ def residual_of(folder: Path) -> dict[str, tuple[torch.dtype, tuple[int, ...], b
             name: (t.dtype, tuple(t.shape), t.contiguous().view(torch.uint8).numpy().tobytes())
             for name, t in file.residual.items()
         }
+
+
+def llama(**changes: Any) -> SmallModel:
+    """A Llama of one layer, 8 tensors of q8_0."""
+    return dataclasses.replace(SmallModel(config_of("Llama", num_hidden_layers=1), {}, False, 7), **changes)

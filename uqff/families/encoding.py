@@ -127,14 +127,14 @@ class Encoding(ABC):
         return min(weights, loading.TILE)
 
 
-def misfit(kind: str, expected: str, got: object) -> ShapeError:
+def wrong_shape(kind: str, expected: str, got: object) -> ShapeError:
     """The error of a shape that a type does not fit and the engine has no other for."""
     return ShapeError(f"the shape cannot be {kind}", field="shape", expected=expected, got=got)
 
 
-def row_misfit(kind: str, unit: int, shape: tuple[int, ...]) -> ShapeError:
-    """:func:`misfit` of rows that are not whole blocks or groups."""
-    return misfit(kind, f"a last dimension in multiples of {unit}", f"{shape[-1]} of {list(shape)}")
+def misaligned_row(kind: str, unit: int, shape: tuple[int, ...]) -> ShapeError:
+    """:func:`wrong_shape` of rows that are not whole blocks or groups."""
+    return wrong_shape(kind, f"a last dimension in multiples of {unit}", f"{shape[-1]} of {list(shape)}")
 
 
 def no_group_size(expected: str, got: int) -> UnsupportedError:

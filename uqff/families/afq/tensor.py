@@ -29,7 +29,7 @@ from uqff.codes import DType, Family, Version
 from uqff.families.afq import reference
 from uqff.families.base import QuantizedTensor
 from uqff.families.biases import BiasRule
-from uqff.families.encoding import GROUP, Engine, Resolution, no_group_size, row_misfit
+from uqff.families.encoding import GROUP, Engine, Resolution, misaligned_row, no_group_size
 from uqff.families.loaded import Loaded, by_runs, rows_of
 from uqff.families.part import Part
 from uqff.families.payload import PayloadProblem, not_finite
@@ -118,7 +118,7 @@ class AFQ(QuantizedTensor):
         if shape[-1] % group_size == 0:
             return Resolution(kind)
         if engine == "0.6" or (engine == "0.8" and (version is None or version < UNQUANT_SINCE)):
-            raise row_misfit(kind, group_size, shape)
+            raise misaligned_row(kind, group_size, shape)
         return Resolution("unquant", f"the last dimension is not a multiple of {group_size}")
 
     @classmethod

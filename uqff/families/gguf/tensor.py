@@ -26,7 +26,7 @@ from uqff import simd
 from uqff.codes import DType, Family, Version
 from uqff.families.base import QuantizedTensor
 from uqff.families.biases import BiasRule
-from uqff.families.encoding import GROUP, Engine, Resolution, row_misfit
+from uqff.families.encoding import GROUP, Engine, Resolution, misaligned_row
 from uqff.families.gguf import reference_quantize
 from uqff.families.gguf.blocks import BLOCK_TYPES, QK, QK_K, BlockType, block_type_of_code, block_type_of_kind
 from uqff.families.gguf.reference_dequantize import DEQUANTIZERS
@@ -127,7 +127,7 @@ class GGUF(QuantizedTensor):
         last = shape[-1]
         if last % QK:
             if engine == "0.6":
-                raise row_misfit(kind, QK, shape)
+                raise misaligned_row(kind, QK, shape)
             return Resolution("f32", f"the last dimension is not a multiple of {QK}")
         if kind in LEGACY and last % QK_K:
             return Resolution(LEGACY[kind], f"the last dimension is not a multiple of {QK_K}")

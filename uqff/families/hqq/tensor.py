@@ -39,7 +39,7 @@ from uqff.codes import DType, Family, Version
 from uqff.errors import ShardError, UnsupportedError
 from uqff.families.base import QuantizedTensor
 from uqff.families.biases import BiasRule
-from uqff.families.encoding import GROUP, Engine, Resolution, misfit, no_group_size
+from uqff.families.encoding import GROUP, Engine, Resolution, no_group_size, wrong_shape
 from uqff.families.hqq import reference
 from uqff.families.hqq.codes import as_uint8, pack_rows, planned_codes, unpack_rows, word_dtype
 from uqff.families.hqq.tiles import column_tiles
@@ -153,7 +153,7 @@ class HQQ(QuantizedTensor):
         """The weight is whole groups, else every engine fails."""
         if math.prod(shape) % group_size:
             size = math.prod(shape)
-            raise misfit(kind, f"a number of weights in multiples of {group_size}", f"{size} of {list(shape)}")
+            raise wrong_shape(kind, f"a number of weights in multiples of {group_size}", f"{size} of {list(shape)}")
         return Resolution(kind)
 
     @classmethod

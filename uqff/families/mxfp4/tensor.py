@@ -27,7 +27,7 @@ from uqff import simd
 from uqff.codes import DType, Family, Version
 from uqff.families.base import QuantizedTensor
 from uqff.families.biases import BiasRule
-from uqff.families.encoding import GROUP, Engine, Resolution, misfit, row_misfit
+from uqff.families.encoding import GROUP, Engine, Resolution, misaligned_row, wrong_shape
 from uqff.families.loaded import Loaded, by_runs, rows_of
 from uqff.families.mxfp4 import reference
 from uqff.families.mxfp4.reference import BLOCK_SIZE
@@ -84,9 +84,9 @@ class MXFP4(QuantizedTensor):
     ) -> Resolution:
         """Matrices of whole blocks only."""
         if len(shape) != 2:
-            raise misfit(kind, "a matrix: the engine quantises no stack of experts to it", list(shape))
+            raise wrong_shape(kind, "a matrix: the engine quantises no stack of experts to it", list(shape))
         if shape[-1] % BLOCK_SIZE:
-            raise row_misfit(kind, BLOCK_SIZE, shape)
+            raise misaligned_row(kind, BLOCK_SIZE, shape)
         return Resolution(kind)
 
     @classmethod
