@@ -32,7 +32,7 @@ def test_message_names_what_expected_got_and_where() -> None:
 
 
 def test_within_fills_in_and_keeps_what_is_known() -> None:
-    """Lower rooms know fields, higher rooms files; offsets become those of the file."""
+    """Lower modules know fields, higher ones files; offsets become those of the file."""
     error = FormatError("bad", field="dtype", offset=4)
     assert error.within(prefix="w_q") is error
     error.within(file="a.uqff", layer="0", base=100)

@@ -54,7 +54,7 @@ def test_every_public_name_exists_and_is_documented(name: str) -> None:
 
 @pytest.mark.parametrize("module", MODULES)
 def test_all_of_every_module_names_what_is_there(module: str) -> None:
-    """``__all__`` of the inner rooms does not drift either."""
+    """``__all__`` of the inner packages does not drift either."""
     loaded = importlib.import_module(module)
     assert loaded.__doc__
     names = getattr(loaded, "__all__", [])

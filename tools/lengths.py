@@ -16,8 +16,8 @@ def too_long(root: Path, most: int = MOST) -> dict[str, int]:
     """Lines of each file below ``uqff``, ``tools`` and ``tests`` that has more than `most`, by path."""
     lines = {
         path.relative_to(root).as_posix(): len(path.read_text("utf-8").splitlines())
-        for room in ("uqff", "tools", "tests")
-        for path in sorted((root / room).rglob("*.py"))
+        for folder in ("uqff", "tools", "tests")
+        for path in sorted((root / folder).rglob("*.py"))
     }
     return {path: count for path, count in lines.items() if count > most}
 

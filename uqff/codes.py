@@ -1,7 +1,7 @@
 """The numbers that every file needs: versions, family ids, tensor dtype codes. One table each.
 
 Authority: mistral.rs, ``mistralrs-quant/src/lib.rs`` (``QuantizedSerdeType``) and ``mistralrs-quant/src/utils/uqff.rs``
-(``write_dtype``, ``read_dtype``).  Ids are never reused.  The ggml type codes live in their family's room.
+(``write_dtype``, ``read_dtype``).  Ids are never reused.  The ggml type codes live in their family's package.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from uqff.errors import UnsupportedError
 if TYPE_CHECKING:
     from torch import dtype as TorchDType
 
-__all__ = ["ENTRY_VERSIONS", "FORMATS", "VERSIONS", "DType", "Family", "Version", "add_family", "remove_family"]
+__all__ = ["ENTRY_VERSIONS", "FORMATS", "VERSIONS", "DType", "Version"]
 
 
 class Version(NamedTuple):
@@ -112,7 +112,8 @@ class Family(int, metaclass=_Families):
     """A family of quantised weights: the type byte at offset 4 of a pre-1.0 blob, ``weight.format`` in 1.x.
 
     Each is declared by its record, ``family = Family(0, "GGUF", Version(0, 1, 0))``; :data:`uqff.families.FAMILIES`
-    lists them.  ``Family.GGUF``, ``Family["GGUF"]`` and ``Family(0)`` are the same.
+    lists them.  ``Family.GGUF``, ``Family["GGUF"]`` and ``Family(0)`` are the same.  It is public as ``uqff.Family``, which
+    knows them all; in this module it has no members until :mod:`uqff.families` is imported.
 
     Attributes:
         title: the name as the format spells it.

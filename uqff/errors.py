@@ -11,7 +11,7 @@
     └── CommError          a collective that failed: a rank died, left, or did not come in time
 
 Each error names what it knows of: file, layer, field path, byte offset, expected and got.  The parts are attributes and
-joined, the message.  Lower rooms know fields and offsets, higher rooms know layers and files: ``with located(...)``
+joined, the message.  Lower modules know fields and offsets, higher ones layers and files: ``with located(...)``
 fills in the parts that an error from within the block lacks.
 """
 

@@ -28,7 +28,7 @@ def layers_of(keys: list[str]) -> dict[str, uqff.Layer]:
     return made
 
 
-def outlined(layers: dict[str, uqff.Layer]) -> dict[str, uqff.Layer]:
+def without_values(layers: dict[str, uqff.Layer]) -> dict[str, uqff.Layer]:
     """The same on the meta device: sizes without payload."""
     meta = torch.device("meta")
     return {
@@ -45,13 +45,13 @@ def writer_of(
     shard_bytes: int = SHARD_BYTES,
 ) -> LayerWriter:
     """The files of layers, planned without payload."""
-    plan = plan_files(outlined(layers), version, shard_bytes)
+    plan = plan_files(without_values(layers), version, shard_bytes)
     return LayerWriter(plan, shard_names(folder, stem, len(plan.shards)))
 
 
 @pytest.mark.parametrize("version", [(0, 2, 0), (1, 2, 0)], ids=["0.2", "1.2"])
 def test_layers_streamed_in_any_order_are_those_saved(tmp_path: Path, version: tuple[int, int, int]) -> None:
-    """Shards written backwards from outlines are the files that `uqff.save` writes, in both generations."""
+    """Shards written backwards from layers on the meta device are those that `uqff.save` writes, in both generations."""
     names = [str(index) for index in range(12)]
     layers = layers_of(names if version < (1, 0, 0) else [f"model.layers.{name}.up" for name in names])
     shards = writer_of(tmp_path, "m-1", layers, version, 600)

@@ -11,7 +11,7 @@ from uqff.errors import ShapeError, ShardError
 from uqff.families import Unquant
 from uqff.families.part import Part
 from uqff.families.rows import can_reorder, reordered, reordered_bias
-from uqff.quantization.types import KINDS, outline
+from uqff.quantization.types import KINDS, meta_weight
 
 ORDER = np.array([3, 0, 2, 1, 5, 4])
 WEIGHT = torch.randn(6, 256, generator=torch.Generator().manual_seed(7))
@@ -39,7 +39,7 @@ def test_plain_rows_and_a_bias(dtype: torch.dtype) -> None:
 
 def test_sizes_without_bytes() -> None:
     """On the meta device there is nothing to move."""
-    made = reordered(outline("q4k", (6, 256), torch.float32), ORDER)
+    made = reordered(meta_weight("q4k", (6, 256), torch.float32), ORDER)
     assert (made.kind, made.shape) == ("q4k", (6, 256))
 
 

@@ -71,9 +71,9 @@ def test_sizes_are_known_without_payloads(weight: QuantizedTensor, count: int) -
     """On the meta device a stack has the shapes and sizes of the real one."""
     if not stackable(weight):
         return
-    made, outline = stack([weight] * count), stack([weight.to("meta")] * count)
-    assert (outline.shape, outline.nbytes, repr(outline.device)) == (made.shape, made.nbytes, "device(type='meta')")
-    assert {n: (p.dtype, tuple(p.shape)) for n, p in outline.parts.items()} == {
+    made, meta = stack([weight] * count), stack([weight.to("meta")] * count)
+    assert (meta.shape, meta.nbytes, repr(meta.device)) == (made.shape, made.nbytes, "device(type='meta')")
+    assert {n: (p.dtype, tuple(p.shape)) for n, p in meta.parts.items()} == {
         n: (p.dtype, tuple(p.shape)) for n, p in made.parts.items()
     }
 

@@ -1,4 +1,4 @@
-"""uqff.inspection.summary and outline: what a model is, without its payload."""
+"""uqff.inspection.summary and meta: what a model is, without its payload."""
 
 from __future__ import annotations
 
@@ -8,23 +8,23 @@ import pytest
 
 import uqff
 from tests.support.tiny_files import GOLDEN, HEADER_BYTES, q8_0, unquant, write_file
-from uqff.inspection import read_outline, summarize
+from uqff.inspection import read_meta, summarize
 
 FILES = sorted(path.relative_to(GOLDEN).as_posix() for path in GOLDEN.rglob("*.uqff"))
 TWO_ROWS = unquant([1.0, 2.0, 3.0], [4.0, 5.0, 6.0])
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_outline_says_what_the_record_says(name: str) -> None:
+def test_meta_says_what_the_record_says(name: str) -> None:
     """Kind, shape, stored bytes and bias are read off the fields; the record, made with torch, must agree."""
     with uqff.open([GOLDEN / name]) as file:
         for key, layer in file.items():
-            outline = read_outline(file, key)
+            meta = read_meta(file, key)
             weight = layer.weight
-            assert (outline.kind, outline.shape) == (weight.kind, weight.shape)
-            assert (outline.payload_bytes, outline.weights) == (weight.nbytes, weight.numel)
+            assert (meta.kind, meta.shape) == (weight.kind, weight.shape)
+            assert (meta.payload_bytes, meta.weights) == (weight.nbytes, weight.numel)
             bias = None if layer.bias is None else (uqff.DType.of_torch(layer.bias.dtype), tuple(layer.bias.shape))
-            assert outline.bias == bias
+            assert meta.bias == bias
 
 
 def test_summary_of_a_client_file() -> None:
@@ -56,12 +56,12 @@ def test_a_broken_layer_is_a_row_with_an_error(tmp_path: Path) -> None:
     with uqff.open(path) as file:
         summary = summarize(file)
     first, second = summary.layers
-    assert (first.outline, first.bits_per_weight) == (None, None)
+    assert (first.meta, first.bits_per_weight) == (None, None)
     assert isinstance(first.error, uqff.FormatError)
     assert (first.error.layer, first.error.field, first.error.offset) == ("0", "weight.dtype", HEADER_BYTES + 10)
     assert second.error is None
-    assert second.outline is not None
-    assert second.outline.kind == "q8_0"
+    assert second.meta is not None
+    assert second.meta.kind == "q8_0"
     assert [row.key for row in summary.broken] == ["0"]
     assert (summary.weights, summary.payload_bytes) == (32, 34)
 

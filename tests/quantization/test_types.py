@@ -21,7 +21,7 @@ from uqff.codec.blob import blob_size
 from uqff.container.mapped import MappedFile, TensorMap
 from uqff.families import AFQ, F8Q8, FP8, GGUF, HQQ, MXFP4, Unquant, families
 from uqff.quantization.bias import cast_bias
-from uqff.quantization.types import KINDS, Fallback, automatic_kinds, kind_name, outline, plan, widened
+from uqff.quantization.types import KINDS, Fallback, automatic_kinds, kind_name, meta_weight, plan, widened
 
 HQQ_ONLY_READ = ("hqq1", "hqq2", "hqq3")
 LOAD_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -150,11 +150,11 @@ def test_unknown_engine() -> None:
 
 @pytest.mark.parametrize("dtype", LOAD_DTYPES)
 @pytest.mark.parametrize("kind", [*KINDS, *HQQ_ONLY_READ, "unquant"])
-def test_outlines_have_the_shapes_dtypes_and_size_of_the_record(kind: str, dtype: torch.dtype) -> None:
+def test_meta_weights_have_the_shapes_dtypes_and_size_of_the_record(kind: str, dtype: torch.dtype) -> None:
     """What is planned on the meta device is what comes out; the kind and the shape are kept."""
     weight = weight_of(6, 256, dtype=dtype)
     record = uqff.quantize(weight, kind)
-    sketch = outline(kind, (6, 256), dtype)
+    sketch = meta_weight(kind, (6, 256), dtype)
     assert (record.kind, record.shape, record.family) == (kind, (6, 256), sketch.family)
     assert blob_size(sketch) == len(uqff.serialize(record))
     assert str(sketch).replace("meta", "cpu") == str(record)
@@ -168,7 +168,7 @@ def test_other_group_sizes(kind: str, group_size: int, shape: tuple[int, int]) -
     record = uqff.quantize(weight_of(*shape), kind, group_size=group_size)
     assert isinstance(record, (AFQ, HQQ))
     assert (record.group_size, record.shape) == (group_size, shape)
-    assert blob_size(outline(kind, shape, torch.float32, group_size=group_size)) == len(uqff.serialize(record))
+    assert blob_size(meta_weight(kind, shape, torch.float32, group_size=group_size)) == len(uqff.serialize(record))
 
 
 @pytest.mark.parametrize("kind", ["q4_0", "q8k", "afq4", "hqq8", "fp8", "f8q8", "unquant"])

@@ -120,8 +120,8 @@ CHANGED = (
 
 @pytest.mark.parametrize("changed", CHANGED)
 def test_the_stamp_sees_every_source(changed: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for room in compiling.SOURCES:
-        shutil.copytree(compiling.PACKAGE / room, tmp_path / room, ignore=shutil.ignore_patterns("__pycache__"))
+    for package in compiling.SOURCES:
+        shutil.copytree(compiling.PACKAGE / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__"))
     monkeypatch.setattr(compiling, "PACKAGE", tmp_path)
     assert compiling.stamp.__wrapped__() == compiling.stamp()
     source = (tmp_path / changed).read_bytes()
@@ -144,8 +144,8 @@ def imported(path: Path) -> Iterator[str]:
 
 def test_no_source_is_forgotten() -> None:
     """Whoever lets a kernel take numbers from another package adds that package to the stamp."""
-    rooms = compiling.PACKAGE / "simd", compiling.PACKAGE / "families"
-    kernels = [*rooms[0].glob("*.py"), *rooms[1].rglob("cpu*.py")]
+    folders = compiling.PACKAGE / "simd", compiling.PACKAGE / "families"
+    kernels = [*folders[0].glob("*.py"), *folders[1].rglob("cpu*.py")]
     assert {module for path in kernels for module in imported(path)} == PYTHON_ONLY
 
 

@@ -24,7 +24,7 @@ LOW_HALVES = np.array([0x0000, 0x0001, 0x7FFF, 0x8000, 0x8001, 0xFFFF], np.uint3
 ROUNDING = (np.arange(65536, dtype=np.uint32)[:, None] << 16 | LOW_HALVES).reshape(-1)
 ROUNDING = np.where((ROUNDING & 0x7FFFFFFF) > 0x7F800000, 0x7FC00000, ROUNDING).astype(np.uint32)
 """Bits of float32 numbers at, before and after all ties of bfloat16; infinities; the one NaN that kernels see."""
-DENORMAL = ((ROUNDING & 0x7FFFFFFF) < 0x00800000) & ((ROUNDING & 0x7FFFFFFF) > 0)
+SUBNORMAL = ((ROUNDING & 0x7FFFFFFF) < 0x00800000) & ((ROUNDING & 0x7FFFFFFF) > 0)
 
 
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -58,7 +58,7 @@ def assert_rounded(got: np.ndarray[Any, Any], bits: np.ndarray[Any, Any]) -> Non
 @pytest.mark.parametrize("way", ["_store_normal", "_store_by_bits"])
 def test_rounding_to_bfloat16_of_normal_numbers(way: str) -> None:
     """Ties, carries into the exponent and to infinity, signed zeros, infinities, NaN; by the CPU where it can."""
-    numbers = np.where(DENORMAL, 0, ROUNDING).astype(np.uint32)
+    numbers = np.where(SUBNORMAL, 0, ROUNDING).astype(np.uint32)
     assert_rounded(rounded(numbers.view(np.float32), getattr(numerics, way)), numbers)
 
 
@@ -111,7 +111,7 @@ def test_this_process_takes_what_its_cpu_has() -> None:
 @pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="names a CPU of x86-64")
 def test_a_cpu_without_any_of_it_gives_the_same_bits(tmp_path: Path) -> None:
     """Neither float16 nor bfloat16 nor looking up: kernels of several families, in a process that compiles for it."""
-    rooms = Path(__file__).parent.parent
+    tests_folder = Path(__file__).parent.parent
     tests = [
         "families/test_cpu_dequantize.py::test_fp8",
         "families/test_cpu_dequantize.py::test_mxfp4",
@@ -122,7 +122,15 @@ def test_a_cpu_without_any_of_it_gives_the_same_bits(tmp_path: Path) -> None:
     ]
     plain = {"NUMBA_CPU_NAME": "generic", "NUMBA_CPU_FEATURES": "+sse2", "NUMBA_CACHE_DIR": str(tmp_path)}
     plain["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"  # some warn when they run inside others
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *(str(rooms / test) for test in tests)]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        *(str(tests_folder / test) for test in tests),
+    ]
     run = subprocess.run(command, env=os.environ | plain, capture_output=True, text=True)
     assert run.returncode == 0, run.stdout + run.stderr
     assert " passed" in run.stdout

@@ -21,7 +21,7 @@ from uqff.container.writer import LayerWriter
 from uqff.models.architectures import LayerName, entry_names, layer_names
 from uqff.models.shapes import expected_shape
 from uqff.quantization.bias import cast_bias
-from uqff.quantization.types import outline
+from uqff.quantization.types import meta_weight
 
 __all__ = [
     "CONFIGS",
@@ -75,7 +75,7 @@ def config_of(architecture: str, **changes: Any) -> dict[str, Any]:
 def random_record(kind: str, shape: tuple[int, ...], seed: int) -> QuantizedTensor:
     """A record of a type and shape, with any bits."""
     generator = torch.Generator().manual_seed(seed)
-    record = outline(kind, shape, torch.bfloat16)
+    record = meta_weight(kind, shape, torch.bfloat16)
     parts = {
         name: torch.randint(0, 256, (max(part.nbytes, 1),), dtype=torch.uint8, generator=generator)
         .view(part.dtype.torch)

@@ -69,7 +69,7 @@ def _write(directory: Path, kind: str) -> int:
 
     import uqff
     from uqff.parallel.weight import WeightBuffers
-    from uqff.quantization.types import outline
+    from uqff.quantization.types import meta_weight
 
     kv = HIDDEN // HEADS * KV_HEADS
     attention = {"q": (HIDDEN, HIDDEN), "k": (kv, HIDDEN), "v": (kv, HIDDEN), "o": (HIDDEN, HIDDEN)}
@@ -77,7 +77,7 @@ def _write(directory: Path, kind: str) -> int:
     shapes |= {f"mlp.{name}_proj": (INNER, HIDDEN) for name in ("gate", "up")} | {"mlp.down_proj": (HIDDEN, INNER)}
     made = {}
     for shape in {*shapes.values(), (VOCABULARY, HIDDEN)}:
-        store = WeightBuffers(outline(kind, shape, torch.float32)).to_empty(device="cpu")
+        store = WeightBuffers(meta_weight(kind, shape, torch.float32)).to_empty(device="cpu")
         for name, buffer in store.named_buffers():
             if name != "signature":
                 buffer.random_(0, 256)

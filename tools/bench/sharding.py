@@ -65,9 +65,9 @@ def _write(path: Path, kind: str) -> int:
 
     import uqff
     from uqff.parallel.weight import WeightBuffers
-    from uqff.quantization.types import outline
+    from uqff.quantization.types import meta_weight
 
-    empty = outline(kind, (OUT, INPUTS), torch.float32)
+    empty = meta_weight(kind, (OUT, INPUTS), torch.float32)
     store = WeightBuffers(empty).to_empty(device="cpu")
     for name, buffer in store.named_buffers():
         if name != "signature":

@@ -47,8 +47,8 @@ def quantize_q3k(x: Float32, *, first_without_abs: bool = True) -> Bytes:
 def _pack(codes: Bytes, scales: Bytes) -> tuple[Bytes, Bytes, Bytes]:
     """Codes `[n, 256]` of 3 bits and scales `[n, 16]` of 6 bits -> hmask, qs, scales."""
     hmask = np.packbits(codes.reshape(-1, 8, 32) >> 2, axis=1, bitorder="little").reshape(-1, 32)
-    crumbs = codes.reshape(-1, 2, 4, 32) & 3
-    qs = (crumbs << np.array([0, 2, 4, 6], np.uint8)[:, None]).sum(axis=2, dtype=np.uint8).reshape(-1, 64)
+    two_bits = codes.reshape(-1, 2, 4, 32) & 3
+    qs = (two_bits << np.array([0, 2, 4, 6], np.uint8)[:, None]).sum(axis=2, dtype=np.uint8).reshape(-1, 64)
     low = scales[:, :8] & 15 | (scales[:, 8:] & 15) << 4
     high = ((scales >> 4).reshape(-1, 4, 4) << np.array([0, 2, 4, 6], np.uint8)[:, None]).sum(axis=1, dtype=np.uint8)
     return hmask, qs, np.concatenate([low, high], axis=1)

@@ -316,14 +316,14 @@ def _mxfp4() -> Iterator[Bad]:
     yield _broken("mxfp4-no-dimensions", page, rule, MXFP4, scalar, "blocks.ndim")
 
 
-ROOMS: tuple[Callable[[], Iterator[Bad]], ...] = (_header, _bias, _tensor, _gguf, _hqq, _fp8, _afq, _f8q8, _mxfp4)
+CASES: tuple[Callable[[], Iterator[Bad]], ...] = (_header, _bias, _tensor, _gguf, _hqq, _fp8, _afq, _f8q8, _mxfp4)
 
 
 def files() -> dict[str, bytes]:
     """``bad/NAME.bin``, ``bad/NAME.uqff`` and ``bad/index.json``."""
     found: dict[str, bytes] = {}
     index = []
-    for bad in (bad for room in ROOMS for bad in room()):
+    for bad in (bad for cases in CASES for bad in cases()):
         index.append(_entry(f"{bad.name}.bin", bad, _raised(lambda data=bad.data: uqff.deserialize(data))))  # type: ignore[misc]
         _add(found, f"bad/{bad.name}.bin", bad.data)
     for file in framing.broken():

@@ -271,5 +271,5 @@ def sound_files() -> dict[str, bytes]:
 
 def broken() -> Iterator[BrokenFile]:
     """All of them."""
-    for room in (_length, _json, _entries, _tiling, _index, _foreign):
-        yield from room()
+    for cases in (_length, _json, _entries, _tiling, _index, _foreign):
+        yield from cases()

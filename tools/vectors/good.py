@@ -398,7 +398,7 @@ def _mxfp4() -> Iterator[tuple[str, Blob, str]]:
     )
 
 
-ROOMS: dict[str, Callable[[], Iterator[tuple[str, Blob, str]]]] = {
+CASES: dict[str, Callable[[], Iterator[tuple[str, Blob, str]]]] = {
     "gguf": _gguf,
     "unquant": _unquant,
     "hqq": _hqq,
@@ -415,6 +415,6 @@ def synthetic() -> list[Vector]:
     provenance = {"kind": "synthetic", "command": "python -m tools.vectors"}
     return [
         Vector(folder, name, bytes(blob), note, provenance)
-        for folder, room in ROOMS.items()
-        for name, blob, note in room()
+        for folder, cases in CASES.items()
+        for name, blob, note in cases()
     ]

@@ -52,7 +52,7 @@ class Model(NamedTuple):
 @cache
 def blobs() -> dict[str, Blob]:
     """``family/name`` to blob, of all synthetic vectors."""
-    return {f"{folder}/{name}": blob for folder, room in good.ROOMS.items() for name, blob, _ in room()}
+    return {f"{folder}/{name}": blob for folder, cases in good.CASES.items() for name, blob, _ in cases()}
 
 
 def layer(name: str) -> Entries:
@@ -223,8 +223,8 @@ def _numbers_of_dims() -> Iterator[Model]:
 def models() -> dict[str, Model]:
     """All of them by name."""
     found: dict[str, Model] = {}
-    for room in (_types, _versions, _contents, _sets, _numbers_of_dims):
-        for model in room():
+    for cases in (_types, _versions, _contents, _sets, _numbers_of_dims):
+        for model in cases():
             if model.name in found:
                 raise ValueError(f"two vectors are called {model.name}")
             found[model.name] = model

@@ -229,7 +229,7 @@ def _show_layers(summary: FileSummary) -> None:
     rows = []
     for row in summary.layers:
         names = [row.key, row.module or "-"] if named else [row.key]
-        cells = [*names, *_outline_cells(row), f"{row.offset:,}", f"{row.nbytes:,}"]
+        cells = [*names, *_meta_cells(row), f"{row.offset:,}", f"{row.nbytes:,}"]
         if len(summary.files) > 1:
             cells.append(row.path)
         if broken:
@@ -248,18 +248,18 @@ def _error_text(error: UqffError) -> str:
     return str(short)
 
 
-def _outline_cells(row: LayerRow) -> list[str]:
-    outline = row.outline
-    if outline is None:
+def _meta_cells(row: LayerRow) -> list[str]:
+    meta = row.meta
+    if meta is None:
         return ["broken", "-", "-", "-", "-", "-", "-"]
     return [
-        outline.kind,
-        outline.family.title,
-        _shape_text(outline.shape),
-        f"{outline.weights:,}",
+        meta.kind,
+        meta.family.title,
+        _shape_text(meta.shape),
+        f"{meta.weights:,}",
         f"{row.bits_per_weight:.4f}",
-        f"{outline.payload_bytes:,}",
-        "-" if outline.bias is None else f"{outline.bias[0].name} {_shape_text(outline.bias[1])}",
+        f"{meta.payload_bytes:,}",
+        "-" if meta.bias is None else f"{meta.bias[0].name} {_shape_text(meta.bias[1])}",
     ]
 
 
@@ -270,19 +270,19 @@ def _shape_text(shape: tuple[int, ...]) -> str:
 def _show_layer(report: LayerReport) -> None:
     from uqff.cli.render import echo_heading, echo_pairs, echo_table, size
 
-    row, outline = report.row, report.row.outline
+    row, meta = report.row, report.row.meta
     echo_heading(f"{row.path}: layer {row.key}")
     stored = "entries" if row.index is None else "blob"
     pairs = [("weight", row.module)] if row.module is not None else []
     pairs.append((stored, f"{size(row.nbytes)} at {row.offset:,}" if row.index is not None else size(row.nbytes)))
-    if outline is not None:
+    if meta is not None:
         pairs += [
-            ("version", str(outline.version)),
-            ("type", f"{outline.kind} ({outline.family.title})"),
-            ("shape", f"{_shape_text(outline.shape)}, {outline.weights:,} weights"),
-            ("payload", size(outline.payload_bytes)),
+            ("version", str(meta.version)),
+            ("type", f"{meta.kind} ({meta.family.title})"),
+            ("shape", f"{_shape_text(meta.shape)}, {meta.weights:,} weights"),
+            ("payload", size(meta.payload_bytes)),
             ("bits/weight", f"{row.bits_per_weight:.4f}"),
-            ("bias", _outline_cells(row)[-1]),
+            ("bias", _meta_cells(row)[-1]),
         ]
     if row.error is not None:
         pairs.append(("broken", _error_text(row.error)))

@@ -12,6 +12,7 @@ Authority: llama.cpp, ``conversion/base.py`` (``set_gguf_parameters``) and ``ggu
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -19,7 +20,7 @@ import numpy as np
 
 from uqff.conversion.names import ROPE_FACTORS, GgufArchitecture
 from uqff.conversion.rope import agree, llama3_factors, llama3_scaling, rope_scaling_of
-from uqff.errors import FormatError, UnsupportedError, UqffError
+from uqff.errors import FormatError, UnsupportedError, UqffError, located
 from uqff.gguf.reader import GgufFile
 from uqff.gguf.schema import Array, Value, ValueType
 
@@ -179,7 +180,7 @@ def config_of(file: GgufFile, architecture: GgufArchitecture, *, strict: bool = 
         number = file.get_value(f"tokenizer.ggml.{token}_token_id", *_INTEGERS)
         if number is not None:
             config[f"{token}_token_id"] = number
-    try:
+    with located(file=file.paths[0]) if strict else contextlib.suppress(UqffError):
         config["rope_scaling"] = _rope_scaling(metadata, config)
         if unknown := metadata.unknown():
             raise UnsupportedError(
@@ -193,9 +194,6 @@ def config_of(file: GgufFile, architecture: GgufArchitecture, *, strict: bool = 
                 field=f"{architecture.name}.attention.sliding_window",
                 got=window,
             )
-    except UqffError as error:
-        if strict:
-            raise error.within(file=str(file.paths[0])) from None
     return dict(sorted(config.items()))
 
 

@@ -60,7 +60,7 @@ from uqff.models.config import config_to_write, read_config
 from uqff.models.engine import limits_of, refuse_limits
 from uqff.models.layouts import WeightLayout, without_rope_layout
 from uqff.progress import Progress, Steps
-from uqff.quantization.types import outline
+from uqff.quantization.types import meta_weight
 from uqff.schema.buffers import bytes_of
 from uqff.schema.entries import FIRST
 
@@ -138,9 +138,9 @@ class FromGgufJob(Job[Conversion]):
         self.layers = self._layers()
         self.residual = self._residual()
         self._check_all_taken()
-        self.outlines = {key: self._outline(name) for key, name in self.layers.items()}
-        self.plan = plan_files(self.outlines, version, shard_bytes)
-        self.limits = limits_of(self.outlines, version)
+        self.metas = {key: self._meta(name) for key, name in self.layers.items()}
+        self.plan = plan_files(self.metas, version, shard_bytes)
+        self.limits = limits_of(self.metas, version)
 
     def _config(self) -> dict[str, Any]:
         if self.assets is None:
@@ -234,7 +234,7 @@ class FromGgufJob(Job[Conversion]):
         plain = Unquant.of(record.dequantize(dtype.torch))
         return Layer(plain, None if values is None else values.to(self.dtype.torch))
 
-    def _outline(self, name: LayerName) -> Layer:
+    def _meta(self, name: LayerName) -> Layer:
         """The same without its bytes: no row is moved and no number widened for it."""
         import torch
 
@@ -242,7 +242,7 @@ class FromGgufJob(Job[Conversion]):
         dtype = self._widened(record)
         stored = torch.float32 if dtype is None else self.dtype.torch
         values = None if bias is None else torch.empty(bias.shape, dtype=stored, device="meta")
-        return Layer(record if dtype is None else outline("unquant", record.shape, dtype.torch), values)
+        return Layer(record if dtype is None else meta_weight("unquant", record.shape, dtype.torch), values)
 
     @property
     def nbytes(self) -> int:
@@ -251,22 +251,22 @@ class FromGgufJob(Job[Conversion]):
 
     def write(self, stage: Staging, progress: Progress | None) -> Conversion:
         """Write everything into a directory."""
-        directory, outlines, plan = stage.directory, self.outlines, self.plan
-        types = Counter(layer.weight.kind for layer in outlines.values())
-        stem = _main_type(outlines)
-        weights = sum(math.prod(layer.weight.shape) for layer in outlines.values())
-        steps = Steps(progress, "convert", len(outlines), weights, "weights")
+        directory, metas, plan = stage.directory, self.metas, self.plan
+        types = Counter(layer.weight.kind for layer in metas.values())
+        stem = _main_type(metas)
+        weights = sum(math.prod(layer.weight.shape) for layer in metas.values())
+        steps = Steps(progress, "convert", len(metas), weights, "weights")
         with LayerWriter(plan, shard_names(directory, stem, len(plan.shards))) as shards:
             for key, name in self.layers.items():
                 shards.write(key, self._layer(name))
                 self._tensor(name.weight, ndim=2).release()
-                steps.add(name.module, math.prod(outlines[key].weight.shape))
+                steps.add(name.module, math.prod(metas[key].weight.shape))
             shards.finish()
         self._write_residual(directory)
         written = self._write_companions(directory)
         written.append(self._keep_metadata(directory))
         if self.version >= FIRST:
-            self._write_report(directory, stem, outlines)
+            self._write_report(directory, stem, metas)
             written.append(REPORT_NAME)
         self._note()
         names = tuple(file.path.name for file in shards.files)
@@ -313,8 +313,8 @@ class FromGgufJob(Job[Conversion]):
             made = Made((), (), (), [])
         return keep_metadata(self.file, made, directory)
 
-    def _write_report(self, directory: Path, stem: str, outlines: Mapping[str, Layer]) -> None:
-        targets = {key: layer.weight.kind for key, layer in outlines.items()}
+    def _write_report(self, directory: Path, stem: str, metas: Mapping[str, Layer]) -> None:
+        targets = {key: layer.weight.kind for key, layer in metas.items()}
         with open_uqff(directory) as file:
             report = build_report({stem: file}, targets={stem: targets})
         write_json(directory / REPORT_NAME, report_document(report))
@@ -345,10 +345,10 @@ def _check_types(file: GgufFile) -> None:
         )
 
 
-def _main_type(outlines: Mapping[str, Layer]) -> str:
+def _main_type(metas: Mapping[str, Layer]) -> str:
     """The type that most weights have."""
     weights: Counter[str] = Counter()
-    for layer in outlines.values():
+    for layer in metas.values():
         weights[layer.weight.kind] += math.prod(layer.weight.shape)
     return max(sorted(weights), key=weights.__getitem__)
 

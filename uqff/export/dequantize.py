@@ -41,7 +41,7 @@ from uqff.container.queue import WriteQueue
 from uqff.container.shards import PathLike
 from uqff.container.staging import check_target
 from uqff.container.tensors import TensorWriter
-from uqff.errors import ShapeError, ShardError, UnsupportedError
+from uqff.errors import ShapeError, ShardError, UnsupportedError, located
 from uqff.families.base import QuantizedTensor
 from uqff.models.architectures import architecture_of, embedding_name, layer_names
 from uqff.models.assets import copy_companions
@@ -187,12 +187,13 @@ class DequantizeJob(Job[Dequantized]):
 
     def _is_known(self) -> bool:
         """Whether the architecture is; 0.x layers have no names otherwise."""
-        try:
-            architecture_of(self.config or {})
-        except UnsupportedError as error:
-            if self.file.generation == "0.x":
-                raise error.within(file=str(self.file.paths[0].parent / CONFIG_NAME)) from None
-            return False
+        with located(file=self.file.paths[0].parent / CONFIG_NAME):
+            try:
+                architecture_of(self.config or {})
+            except UnsupportedError:
+                if self.file.generation == "0.x":
+                    raise
+                return False
         return True
 
     def _settle_head(self, modules: list[Module], config: Mapping[str, Any], tie: Tie | None) -> list[Module]:
@@ -256,8 +257,8 @@ class DequantizeJob(Job[Dequantized]):
         with WriteQueue() as queue:
             files: dict[str, TensorWriter] = {}
             for file_name, names in shards.items():
-                outlines = [(name, self.parts[name].dtype, self.parts[name].shape) for name in names]
-                file = queue.own(TensorWriter(directory / file_name, outlines, {"format": "pt"}))
+                planned = [(name, self.parts[name].dtype, self.parts[name].shape) for name in names]
+                file = queue.own(TensorWriter(directory / file_name, planned, {"format": "pt"}))
                 files.update(dict.fromkeys(names, file))
                 self.result.nbytes += file.nbytes
             self._write_all(queue, files, progress)

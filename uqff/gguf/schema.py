@@ -24,7 +24,7 @@ from typing import Any, Final
 
 from construct import Int64ul
 
-from uqff.errors import FormatError, UnsupportedError
+from uqff.errors import FormatError, UnsupportedError, located
 from uqff.limits import MAX_GGUF_ARRAY, MAX_GGUF_NAME, MAX_GGUF_PAIRS, MAX_GGUF_RANK, MAX_GGUF_TENSORS
 from uqff.schema.bricks import U32, Checked, Cursor, Dims, Sink, Span, Violation
 from uqff.schema.layout import Layout
@@ -261,19 +261,17 @@ def read_pair(cursor: Cursor) -> tuple[str, Value]:
     key = _decoded(fields["key"]["data"], "key", start)
     start, type = cursor.tell(), fields["type"]
     try:
-        if type is ValueType.ARRAY:
-            return key, Value(type, _read_array(cursor))
-        if type is ValueType.TEXT:
-            return key, Value(type, _decoded(TEXT._parse(cursor, None, "")["data"], key, start))
-        return key, Value(type, _read_number(cursor, type))
+        with located(prefix=key):
+            if type is ValueType.ARRAY:
+                return key, Value(type, _read_array(cursor))
+            if type is not ValueType.TEXT:
+                return key, Value(type, _read_number(cursor, type))
+            text = TEXT._parse(cursor, None, "")["data"]
     except Violation as broken:
         error = broken.as_error(key)
         error.offset = start
         raise error from None
-    except FormatError as error:
-        if error.field != key:
-            raise error.within(prefix=key) from None
-        raise
+    return key, Value(type, _decoded(text, key, start))
 
 
 def _read_number(cursor: Cursor, type: ValueType) -> Any:

@@ -5,7 +5,7 @@ Nothing here imports torch, except for the statistics of a dequantised weight.
 
 from uqff.inspection.hexdump import HexLine, hexdump
 from uqff.inspection.layer import FieldRow, LayerReport, report_layer
-from uqff.inspection.meta import Outline, read_outline
+from uqff.inspection.meta import LayerMeta, read_meta
 from uqff.inspection.statistics import Statistics, statistics_of
 from uqff.inspection.summary import FileSummary, LayerRow, summarize
 
@@ -13,12 +13,12 @@ __all__ = [
     "FieldRow",
     "FileSummary",
     "HexLine",
+    "LayerMeta",
     "LayerReport",
     "LayerRow",
-    "Outline",
     "Statistics",
     "hexdump",
-    "read_outline",
+    "read_meta",
     "report_layer",
     "statistics_of",
     "summarize",

@@ -93,7 +93,7 @@ def layer_document(report: LayerReport) -> dict[str, Any]:
 
 
 def _layer(row: LayerRow) -> dict[str, Any]:
-    outline = row.outline
+    meta = row.meta
     return {
         "key": row.key,
         "index": row.index,
@@ -101,16 +101,16 @@ def _layer(row: LayerRow) -> dict[str, Any]:
         "file": row.path,
         "offset": row.offset,
         "bytes": row.nbytes,
-        "version": None if outline is None else str(outline.version),
-        "family": None if outline is None else json_value(outline.family),
-        "type": None if outline is None else outline.kind,
-        "shape": None if outline is None else list(outline.shape),
-        "weights": None if outline is None else outline.weights,
-        "payload_bytes": None if outline is None else outline.payload_bytes,
+        "version": None if meta is None else str(meta.version),
+        "family": None if meta is None else json_value(meta.family),
+        "type": None if meta is None else meta.kind,
+        "shape": None if meta is None else list(meta.shape),
+        "weights": None if meta is None else meta.weights,
+        "payload_bytes": None if meta is None else meta.payload_bytes,
         "bits_per_weight": row.bits_per_weight,
         "bias": None
-        if outline is None or outline.bias is None
-        else {"dtype": outline.bias[0].name, "shape": list(outline.bias[1])},
+        if meta is None or meta.bias is None
+        else {"dtype": meta.bias[0].name, "shape": list(meta.bias[1])},
         "error": _error(row.error),
     }
 

@@ -10,10 +10,10 @@ from uqff.container import UqffFile
 from uqff.families.base import QuantizedTensor
 from uqff.schema.bricks import FieldTrace, Scope
 
-__all__ = ["Outline", "read_outline"]
+__all__ = ["LayerMeta", "read_meta"]
 
 
-class Outline(NamedTuple):
+class LayerMeta(NamedTuple):
     """A valid layer in numbers.
 
     Attributes:
@@ -42,7 +42,7 @@ class Outline(NamedTuple):
         return math.prod(self.shape)
 
 
-def read_outline(file: UqffFile, key: str, *, trace: list[FieldTrace] | None = None) -> Outline:
+def read_meta(file: UqffFile, key: str, *, trace: list[FieldTrace] | None = None) -> LayerMeta:
     """Parse and validate a layer without touching its payload.
 
     Args:
@@ -56,7 +56,7 @@ def read_outline(file: UqffFile, key: str, *, trace: list[FieldTrace] | None = N
     """
     record, fields = file.fields(key, trace=trace)
     weight, bias = record.parse(fields), fields["bias"]
-    return Outline(
+    return LayerMeta(
         version=fields["version"],
         family=record.family,
         kind=weight.kind,

@@ -8,7 +8,7 @@ from uqff.codes import Version
 from uqff.container import UqffFile
 from uqff.container.file import RESIDUAL_NAME
 from uqff.errors import UqffError
-from uqff.inspection.meta import Outline, read_outline
+from uqff.inspection.meta import LayerMeta, read_meta
 from uqff.models.layouts import WeightLayout, layout_beside
 from uqff.models.modules import config_beside, modules_of
 from uqff.progress import Progress, Steps
@@ -73,7 +73,7 @@ class LayerRow:
         nbytes: of the blob, or of all entries.
         module: path of the weight in the model, if the ``config.json`` beside a 0.x file tells; None in 1.x, whose keys
             are paths.
-        outline: what the blob holds; None if it is broken.
+        meta: what the blob holds; None if it is broken.
         error: what is wrong with it, if anything.
     """
 
@@ -82,14 +82,14 @@ class LayerRow:
     path: str
     offset: int
     nbytes: int
-    outline: Outline | None
+    meta: LayerMeta | None
     error: UqffError | None = None
     module: str | None = None
 
     @property
     def bits_per_weight(self) -> float | None:
         """Stored bits per weight, without framing and bias."""
-        return None if self.outline is None else 8 * self.outline.payload_bytes / self.outline.weights
+        return None if self.meta is None else 8 * self.meta.payload_bytes / self.meta.weights
 
 
 @dataclass(frozen=True)
@@ -114,9 +114,9 @@ class FileSummary:
     layout: WeightLayout = field(default_factory=WeightLayout)
 
     @property
-    def outlines(self) -> list[Outline]:
+    def metas(self) -> list[LayerMeta]:
         """Of the layers that are not broken."""
-        return [row.outline for row in self.layers if row.outline is not None]
+        return [row.meta for row in self.layers if row.meta is not None]
 
     @property
     def broken(self) -> list[LayerRow]:
@@ -126,14 +126,14 @@ class FileSummary:
     @property
     def versions(self) -> list[Version]:
         """Every version that occurs among the readable blobs, ascending."""
-        return sorted({outline.version for outline in self.outlines})
+        return sorted({meta.version for meta in self.metas})
 
     @property
     def types(self) -> list[TypeRow]:
         """The types that occur, most weights first."""
-        by_kind: dict[str, list[Outline]] = {}
-        for outline in self.outlines:
-            by_kind.setdefault(outline.kind, []).append(outline)
+        by_kind: dict[str, list[LayerMeta]] = {}
+        for meta in self.metas:
+            by_kind.setdefault(meta.kind, []).append(meta)
         rows = [
             TypeRow(kind, len(group), sum(o.weights for o in group), sum(o.payload_bytes for o in group))
             for kind, group in by_kind.items()
@@ -148,12 +148,12 @@ class FileSummary:
     @property
     def weights(self) -> int:
         """Number of weights of the readable layers."""
-        return sum(outline.weights for outline in self.outlines)
+        return sum(meta.weights for meta in self.metas)
 
     @property
     def payload_bytes(self) -> int:
         """Stored bytes of the readable weights, without framing and biases."""
-        return sum(outline.payload_bytes for outline in self.outlines)
+        return sum(meta.payload_bytes for meta in self.metas)
 
     @property
     def bits_per_weight(self) -> float | None:
@@ -220,14 +220,14 @@ def layer_row(file: UqffFile, key: str, *, trace: list[FieldTrace] | None = None
         trace: a list that receives the fields with their places, up to the first broken one.
     """
     place = file.place(key)
-    outline, error = None, None
+    meta, error = None, None
     try:
-        outline = read_outline(file, key, trace=trace)
+        meta = read_meta(file, key, trace=trace)
     except UqffError as exc:
         error = exc
     index = int(key) if file.generation == "0.x" else None
     nbytes = sum(one.nbytes for one in file.places(key).values())
-    return LayerRow(key, index, str(place.path), place.offset, nbytes, outline, error)
+    return LayerRow(key, index, str(place.path), place.offset, nbytes, meta, error)
 
 
 def _residual_row(file: UqffFile) -> ResidualRow | None:

@@ -22,7 +22,7 @@ from uqff.container.report import REPORT_NAME, check_output, check_report, read_
 from uqff.container.shards import PathLike, models_in, select
 from uqff.errors import UnsupportedError, UqffError, printable, shortened
 from uqff.families.payload import PayloadProblem, not_finite
-from uqff.inspection.meta import Outline, read_outline
+from uqff.inspection.meta import LayerMeta, read_meta
 from uqff.models.assets import CONFIG_NAME
 from uqff.models.config import read_config
 from uqff.models.engine import limits_of
@@ -366,13 +366,13 @@ def _check_layers(file: UqffFile, deep: bool, progress: Progress | None) -> Iter
     for key, size in sizes.items():
         trace: list[FieldTrace] = []
         try:
-            outline = read_outline(file, key, trace=trace)
+            meta = read_meta(file, key, trace=trace)
         except UqffError as error:
             yield RuleViolation.of(error)
         else:
-            first = first or outline.version
-            yield from _check_version(file, key, outline.version, first)
-            yield from _check_payload(file, key, outline, trace)
+            first = first or meta.version
+            yield from _check_version(file, key, meta.version, first)
+            yield from _check_payload(file, key, meta, trace)
             if deep:
                 yield from _check_weight(file, key)
         file.release(key)
@@ -393,13 +393,13 @@ def _check_version(file: UqffFile, key: str, version: Version, first: Version) -
         )
 
 
-def _check_payload(file: UqffFile, key: str, outline: Outline, trace: list[FieldTrace]) -> Iterator[RuleViolation]:
+def _check_payload(file: UqffFile, key: str, meta: LayerMeta, trace: list[FieldTrace]) -> Iterator[RuleViolation]:
     places = file.places(key)
-    for problem in _payload_problems(outline):
+    for problem in _payload_problems(meta):
         if "" in places:
             place, field, start = places[""], problem.field, offset_of_field(trace, problem.field)
         else:
-            field, start = outline.record.ENTRIES.suffix_of(problem.field), 0
+            field, start = meta.record.ENTRIES.suffix_of(problem.field), 0
             place = places[field]
         yield RuleViolation(
             problem.problem,
@@ -412,10 +412,10 @@ def _check_payload(file: UqffFile, key: str, outline: Outline, trace: list[Field
         )
 
 
-def _payload_problems(outline: Outline) -> Iterator[PayloadProblem]:
-    yield from outline.record.check_payload(outline.fields)
-    if outline.fields["bias"] is not None:
-        yield from not_finite(outline.fields["bias"], "bias.data")
+def _payload_problems(meta: LayerMeta) -> Iterator[PayloadProblem]:
+    yield from meta.record.check_payload(meta.fields)
+    if meta.fields["bias"] is not None:
+        yield from not_finite(meta.fields["bias"], "bias.data")
 
 
 def _check_weight(file: UqffFile, key: str) -> Iterator[RuleViolation]:

@@ -36,7 +36,7 @@ from uqff.schema.entries import FIRST
 from uqff.simd.floats import Floats
 from uqff.simd.memory import aligned_bytes
 
-__all__ = ["LayerSource", "MappingRow", "Move", "Moves", "Problem", "plan_moves"]
+__all__ = ["LayerSource", "MappingRow", "ModelMapping", "Move", "Problem", "plan_mapping"]
 
 
 class LayerSource(NamedTuple):
@@ -91,7 +91,7 @@ class Move:
             weights, ``plain_unstack`` for those of a stack, one by one; ``dense`` for a layer made of a tensor of the
             residual, whose name is the source's key.
         dtype: of plain weights.
-        order: of the rows of the one layer in the target, if it is another; outlines do not tell.
+        order: of the rows of the one layer in the target, if it is another; without values that cannot be told.
     """
 
     sources: tuple[LayerSource, ...]
@@ -115,7 +115,7 @@ class Move:
         return [_cast(source.file[source.key], bias_dtypes.get(source.key)) for source in self.sources]
 
     def made(self, taken: list[Layer]) -> Iterator[tuple[str, Layer]]:
-        """The layers of the target by key, of those of the source or of their outlines.
+        """The layers of the target by key, of those of the source or of those without values.
 
         Raises:
             ShardError: they do not stack, or a stack cannot be taken apart.
@@ -141,12 +141,12 @@ class Move:
 
 
 @dataclass
-class Moves:
+class ModelMapping:
     """All moves of one model.
 
     Attributes:
         moves: in the order of the source.
-        outlines: layers of the target, on the meta device, by key.
+        metas: layers of the target, on the meta device, by key.
         rows: the mapping.
         problems: what cannot be expressed.
         failed: the moves that are not possible.
@@ -154,19 +154,19 @@ class Moves:
     """
 
     moves: list[Move]
-    outlines: dict[str, Layer] = field(default_factory=dict)
+    metas: dict[str, Layer] = field(default_factory=dict)
     rows: list[MappingRow] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
     failed: list[Move] = field(default_factory=list)
     bias_dtypes: Mapping[str, DType] = field(default_factory=dict)
 
 
-def plan_moves(
+def plan_mapping(
     moves: Sequence[Move],
     version: Version,
     bias_dtypes: Mapping[str, DType],
     plain_dtype: DType | None = None,
-) -> Moves:
+) -> ModelMapping:
     """Look at every layer, and find what cannot be expressed.
 
     Args:
@@ -176,7 +176,7 @@ def plan_moves(
         plain_dtype: in which to store experts, dequantised, that cannot be stacked or not be read as a stack; None if
             that is a problem.
     """
-    planned = Moves([], bias_dtypes=bias_dtypes)
+    planned = ModelMapping([], bias_dtypes=bias_dtypes)
     for move in moves:
         taken = move.taken(bias_dtypes)
         made, sizes, problems = _try(move, taken, version)
@@ -186,13 +186,13 @@ def plan_moves(
         planned.moves.append(move)
         planned.problems += problems
         planned.failed += [move] if problems else []
-        planned.outlines |= made
+        planned.metas |= made
         planned.rows += _rows(move, made, sizes, blobs=version < FIRST)
     return planned
 
 
 def _try(move: Move, taken: list[Layer], version: Version) -> tuple[dict[str, Layer], dict[str, int], list[Problem]]:
-    """The outlines of a move and their sizes, or what makes it impossible."""
+    """The layers of a move without their values, and their sizes, or what makes it impossible."""
     problems = _odd_experts(move)
     if problems:
         return {}, {}, problems
@@ -234,7 +234,7 @@ def _form(source: LayerSource) -> str:
 
 
 def _try_stack(layers: list[Layer]) -> None:
-    """Stack two experts in earnest: types with something for a whole tensor may not stack, whatever outlines say."""
+    """Stack two experts in earnest: types with something for a whole tensor may not stack, though all shapes fit."""
     if len(layers) > 1 and layers[0].weight.STACKS_BY_VALUE:
         stack([layer.weight for layer in layers[:2]])
 
@@ -289,7 +289,7 @@ def _stacked_bias(layers: list[Layer]) -> Part | None:
 
 
 def _plain(layers: list[Layer], dtype: DType | None) -> Layer:
-    """Dequantised weights as one; on the meta device, their outline."""
+    """Dequantised weights as one, on the meta device if they are there."""
     assert dtype is not None
     first, bias = layers[0].weight, _stacked_bias(layers)
     shape = (len(layers), *first.shape)
@@ -302,7 +302,7 @@ def _plain(layers: list[Layer], dtype: DType | None) -> Layer:
 
 
 def _unstacked_plain(layer: Layer, dtype: DType | None) -> Iterator[Layer]:
-    """The dequantised weights of a stack; on the meta device, their outlines."""
+    """The dequantised weights of a stack, on the meta device if they are there."""
     assert dtype is not None
     weight, bias = layer.weight, layer.bias_part
     for expert in range(weight.shape[0]):

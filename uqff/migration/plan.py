@@ -24,7 +24,7 @@ from uqff.migration.embedding import (
     raised,
     untied,
 )
-from uqff.migration.mapping import LayerSource, MappingRow, Move, Moves, Problem, plan_moves
+from uqff.migration.mapping import LayerSource, MappingRow, ModelMapping, Move, Problem, plan_mapping
 from uqff.migration.origin import blob_versions, dequantized, inherited, note_of, were_stacked
 from uqff.models.architectures import LayerName, layer_names, stacked_names
 from uqff.models.assets import CONFIG_NAME
@@ -46,7 +46,7 @@ class PlannedModel:
     Attributes:
         stem: name of its files, without number.
         file: the model.
-        moves: what becomes what.
+        mapping: what becomes what.
         kept: layers that have no place in the target, by key.
         versions: of blobs, by key, where they are not that of the format.
         metadata: of 1.x files to be written.
@@ -55,7 +55,7 @@ class PlannedModel:
 
     stem: str
     file: UqffFile
-    moves: Moves
+    mapping: ModelMapping
     kept: dict[str, LayerSource] = field(default_factory=dict)
     versions: dict[str, Version] = field(default_factory=dict)
     metadata: dict[str, str] = field(default_factory=dict)
@@ -64,7 +64,7 @@ class PlannedModel:
     @property
     def rows(self) -> list[MappingRow]:
         """The mapping, by index or key."""
-        return self.moves.rows
+        return self.mapping.rows
 
 
 @dataclass
@@ -94,7 +94,7 @@ class Plan:
     @property
     def problems(self) -> list[Problem]:
         """What cannot be expressed."""
-        return [problem for planned in self.models for problem in planned.moves.problems]
+        return [problem for planned in self.models for problem in planned.mapping.problems]
 
     def check(self) -> None:
         """Refuse what cannot be expressed.
@@ -105,7 +105,7 @@ class Plan:
         if self.problems:
             first, count = self.problems[0], len(self.problems)
             problem = f"{count} {'layer' if count == 1 else 'layers'} cannot be expressed in {self.version}"
-            stacks = any(move.how in ("stack", "unstack") for planned in self.models for move in planned.moves.failed)
+            stacks = any(move.how in ("stack", "unstack") for planned in self.models for move in planned.mapping.failed)
             hint = "layers of another version, or experts dequantised (--plain-experts)" if stacks else None
             raise UnsupportedError(problem, layer=first.layer, expected=hint, got=first.reason)
 
@@ -205,10 +205,10 @@ class _Planner:
         plain_dtype = plan.dtype if self.plain_experts else None
         moves = [self.in_order(move, problems) for move in moves]
         planned = PlannedModel(
-            stem, file, plan_moves(moves, plan.version, self.bias_dtypes(stem, file), plain_dtype), kept
+            stem, file, plan_mapping(moves, plan.version, self.bias_dtypes(stem, file), plain_dtype), kept
         )
-        planned.moves.problems[:0] = problems
-        planned.moves.rows.sort(key=lambda row: (row.index or 0, row.key, row.expert or 0))
+        planned.mapping.problems[:0] = problems
+        planned.mapping.rows.sort(key=lambda row: (row.index or 0, row.key, row.expert or 0))
         self.note_origin(planned)
         self.warn(planned)
         plan.models.append(planned)
@@ -333,12 +333,12 @@ class _Planner:
         """Versions of the blobs: noted in 1.x, restored from there in 0.x."""
         file = planned.file
         if file.generation == "0.x" and self.plan.version >= FIRST:
-            stacked = any(name.stacked and name.expert is None for move in planned.moves.moves for name in move.names)
+            stacked = any(name.stacked and name.expert is None for move in planned.mapping.moves for name in move.names)
             planned.metadata = note_of(file, stacked=stacked)
         elif file.generation == "1.x" and self.plan.version >= FIRST:
             planned.metadata = inherited(file.metadata)
         elif file.generation == "1.x":
-            planned.versions = blob_versions(file.metadata, planned.moves.outlines, self.plan.version)
+            planned.versions = blob_versions(file.metadata, planned.mapping.metas, self.plan.version)
 
     def warn(self, planned: PlannedModel) -> None:
         """Say what is left out, and what no engine loads."""
@@ -346,16 +346,16 @@ class _Planner:
         extra = planned.file.extra
         if len(extra):
             warnings.append(f"{stem}: entries that belong to no layer are left out: {', '.join(extra)}")
-        moved = planned.moves.moves
+        moved = planned.mapping.moves
         plain = [move.targets[0] for move in moved if move.how == "plain"]
         plain += [move.names[0].key for move in moved if move.how == "plain_unstack"]
         if plain:
             dtype = self.plan.dtype.safetensors
             warnings.append(f"{stem}: dequantised, stored as {dtype}, and not to be had back: {', '.join(plain)}")
-        planned.limits = limits_of(planned.moves.outlines, self.plan.version)
+        planned.limits = limits_of(planned.mapping.metas, self.plan.version)
         warnings += [f"{stem}: {limit}" for limit in planned.limits]
         for move in moved:
-            made = [planned.moves.outlines[key] for key in move.targets if key in planned.moves.outlines]
+            made = [planned.mapping.metas[key] for key in move.targets if key in planned.mapping.metas]
             whole = _nbytes(move.sources[0]) if move.how == "unstack" else 0
             if whole and (size := sum(layer.weight.nbytes for layer in made)) > 1.1 * whole:
                 times = f"{size / whole:.1f} times as large"

@@ -129,9 +129,9 @@ class MigrateJob(Job[Migrated]):
         """Write everything into a directory."""
         plan, staging = self.plan, stage.directory
         made = Migrated(stage.target)
-        outlines = [each for planned in plan.models for each in planned.moves.outlines.values()]
-        weights = sum(layer.weight.numel for layer in outlines)
-        steps = Steps(progress, "migrate", len(outlines), weights, "weights")
+        metas = [each for planned in plan.models for each in planned.mapping.metas.values()]
+        weights = sum(layer.weight.numel for layer in metas)
+        steps = Steps(progress, "migrate", len(metas), weights, "weights")
         for planned in plan.models:
             made.shards[planned.stem] = _write_layers(staging, plan, planned, self.shard_bytes, steps)
             _write_kept(staging, plan, planned)
@@ -149,11 +149,11 @@ class MigrateJob(Job[Migrated]):
 
 
 def _write_layers(staging: Path, plan: Plan, planned: PlannedModel, shard_bytes: int, steps: Steps) -> list[str]:
-    moves = planned.moves
-    files = plan_files(moves.outlines, plan.version, shard_bytes, metadata=planned.metadata, versions=planned.versions)
+    mapping = planned.mapping
+    files = plan_files(mapping.metas, plan.version, shard_bytes, metadata=planned.metadata, versions=planned.versions)
     with LayerWriter(files, shard_names(staging, planned.stem, len(files.shards))) as writer:
-        for move in moves.moves:
-            for key, layer in move.made(move.taken(moves.bias_dtypes)):
+        for move in mapping.moves:
+            for key, layer in move.made(move.taken(mapping.bias_dtypes)):
                 writer.write(key, layer)
                 steps.add(key, layer.weight.numel)
                 del layer
@@ -214,7 +214,7 @@ def _write_report(staging: Path, plan: Plan, made: Migrated) -> None:
 def _quant(planned: PlannedModel, taken: Mapping[str, Any]) -> str:
     """Its name in the report: the type that its file is called by, else that of most layers, else the stem."""
     stem = planned.stem
-    usual = Counter(layer.weight.kind for layer in planned.moves.outlines.values()).most_common(1)[0][0]
+    usual = Counter(layer.weight.kind for layer in planned.mapping.metas.values()).most_common(1)[0][0]
     for name in (stem, stem.rpartition("-")[2], stem.rpartition(".")[2], usual):
         try:
             kind = kind_name(name)

@@ -98,7 +98,7 @@ class Residual:
         self._dtype = dtype
 
     @property
-    def outlines(self) -> list[tuple[str, str, tuple[int, ...]]]:
+    def planned(self) -> list[tuple[str, str, tuple[int, ...]]]:
         """Name, dtype and shape of each as they are stored."""
         return [(name, self._stored(name), self._source.shape(name)) for name in self.names]
 
@@ -122,7 +122,7 @@ class Residual:
             metadata: texts that stand in the file.
             begun: whether an interrupted run has filled it.
         """
-        file = queue.own(TensorWriter(directory / RESIDUAL_NAME, self.outlines, metadata, begun=begun))
+        file = queue.own(TensorWriter(directory / RESIDUAL_NAME, self.planned, metadata, begun=begun))
         for name in self.names:
             if begun:
                 file.skip(name)

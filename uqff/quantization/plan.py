@@ -142,7 +142,7 @@ class PlannedLayer:
         stored: the type it gets.
         reason: why that is another, else empty.
         size: bytes of its payload.
-        outline: the layer without its values.
+        meta: the layer without its values.
     """
 
     requested: str
@@ -150,12 +150,12 @@ class PlannedLayer:
     stored: str
     reason: str
     size: int
-    outline: Layer
+    meta: Layer
 
     @property
     def by_expert(self) -> bool:
         """Whether the stack is the experts one after the other: HQQ, FP8 and F8Q8 have groups or scales across them."""
-        return self.outline.weight.BY_EXPERT
+        return self.meta.weight.BY_EXPERT
 
 
 def plan_model(checkpoint: Checkpoint, version: Version, layers: Pattern | None, *, promote: bool) -> list[Goal]:

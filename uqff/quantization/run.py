@@ -216,8 +216,8 @@ class QuantizeJob(Job[Result]):
             output = Output(kind)
             self.outputs.append(output)
             self.plans.append([self._plan(goal, output, recipe) for goal in self.goals])
-            outlines = {goal.module: each.outline for goal, each in zip(self.goals, self.plans[-1], strict=True)}
-            output.limits = limits_of(outlines, self.version)
+            metas = {goal.module: each.meta for goal, each in zip(self.goals, self.plans[-1], strict=True)}
+            output.limits = limits_of(metas, self.version)
         if not self.outputs:
             raise UnsupportedError("no type asked for", field="kinds")
         # The pieces of a layer that are made one after the other: its experts, if all outputs have them one by one.
@@ -277,8 +277,8 @@ class QuantizeJob(Job[Result]):
         with WriteQueue() as queue:
             files = []
             for output, plans in zip(self.outputs, self.plans, strict=True):
-                outlines = {goal.key: planned.outline for goal, planned in zip(self.goals, plans, strict=True)}
-                plan = plan_files(outlines, self.version, self.shard_bytes)
+                metas = {goal.key: planned.meta for goal, planned in zip(self.goals, plans, strict=True)}
+                plan = plan_files(metas, self.version, self.shard_bytes)
                 paths = shard_names(directory, output.kind, len(plan.shards))
                 files.append(queue.own(LayerWriter(plan, paths, begun=begun)))
             texts = metadata_of(self.version) if self.version >= FIRST else None
@@ -409,8 +409,8 @@ class QuantizeJob(Job[Result]):
         return Floats.of_tensor(self.checkpoint[goal.bias].to(DType.F32.torch))
 
     def _bias(self, goal: Goal, planned: PlannedLayer) -> Part | None:
-        source, outline = self._source_bias(goal), planned.outline.bias_part
-        return None if source is None or outline is None else bias_part(source, self.dtype, outline.dtype)
+        source, meta = self._source_bias(goal), planned.meta.bias_part
+        return None if source is None or meta is None else bias_part(source, self.dtype, meta.dtype)
 
     def _stored_bias(self, goal: Goal, planned: PlannedLayer) -> StoredBias | None:
         """What became of the bias: small enough to be made once more for it."""

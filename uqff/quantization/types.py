@@ -52,7 +52,7 @@ __all__ = [
     "encode",
     "kind_name",
     "kinds",
-    "outline",
+    "meta_weight",
     "plan",
     "planned",
     "promoted",
@@ -217,7 +217,9 @@ def widened(kind: str, weights: int) -> int:
     return _record_of(kind).widened(weights)
 
 
-def outline(kind: str, shape: Sequence[int], dtype: torch.dtype, *, group_size: int | None = None) -> QuantizedTensor:
+def meta_weight(
+    kind: str, shape: Sequence[int], dtype: torch.dtype, *, group_size: int | None = None
+) -> QuantizedTensor:
     """The record that :func:`quantize` will make, on the meta device: all sizes, no payload.
 
     Args:

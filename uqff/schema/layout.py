@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import construct
 from construct import Construct, Renamed, Subconstruct
 
-from uqff.errors import FormatError, UqffError
+from uqff.errors import FormatError, UqffError, located
 from uqff.schema.bricks import (
     Checked,
     Cursor,
@@ -95,7 +95,8 @@ class Layout(construct.Struct):  # type: ignore[misc]
             start = starts[name] = stream.tell()
             first = 0 if trace is None else len(trace)
             try:
-                value = brick._parse(stream, scope, path)
+                with located(prefix=name):
+                    value = brick._parse(stream, scope, path)
             except Violation as broken:
                 raise broken.error(
                     broken.problem,
@@ -113,10 +114,10 @@ class Layout(construct.Struct):  # type: ignore[misc]
                     expected=f"{brick.sizeof()} bytes",
                     got=f"{stream.remaining} left",
                 ) from None
-            except UqffError as error:
+            except UqffError:
                 if trace is not None:
                     _put_within(name, trace, first)
-                raise error.within(prefix=name) from None
+                raise
             scope[name] = value
             if trace is not None:
                 if len(trace) > first:
@@ -130,7 +131,8 @@ class Layout(construct.Struct):  # type: ignore[misc]
         scope: dict[str, Any] = dict(obj)
         for name, brick, _ in self._fields:
             try:
-                scope[name] = brick._build(scope.get(name), stream, scope, path)
+                with located(prefix=name):
+                    scope[name] = brick._build(scope.get(name), stream, scope, path)
             except Violation as broken:
                 raise broken.error(
                     broken.problem, field=broken.field or name, expected=broken.expected, got=broken.got
@@ -139,8 +141,6 @@ class Layout(construct.Struct):  # type: ignore[misc]
                 raise FormatError(
                     "does not fit its field", field=name, expected=type_label(brick), got=scope.get(name)
                 ) from exc
-            except UqffError as error:
-                raise error.within(prefix=name) from None
         return scope
 
     def read(self, buffer: Any, *, trace: list[FieldTrace] | None = None, exact: bool = True) -> dict[str, Any]:

@@ -188,7 +188,7 @@ def stamp() -> str:
     """A digest of the sources of :data:`SOURCES`; empty if they cannot be read."""
     digest = hashlib.sha256()
     try:
-        for path in sorted(path for room in SOURCES for path in (PACKAGE / room).rglob("*.py")):
+        for path in sorted(path for package in SOURCES for path in (PACKAGE / package).rglob("*.py")):
             source = path.read_bytes()
             digest.update(b"%s %d\n" % (path.relative_to(PACKAGE).as_posix().encode(), len(source)))
             digest.update(source)

@@ -20,7 +20,7 @@ from llvmlite import binding, ir
 from numba import types
 from numba.core.registry import cpu_target
 
-from uqff.simd.vectors import F32, I32, LANES, U16, intrinsic, signature, spread
+from uqff.simd.vectors import F32, I32, LANES, U16, broadcast, intrinsic, signature
 
 __all__ = [
     "HAS_BF16",
@@ -99,7 +99,7 @@ def half_splat(_typing: Any, bits: Any) -> Any:
     """16 copies of the value of one float16; right out of memory this is one instruction with AVX-512."""
 
     def generate(_context: Any, builder: Any, _sig: Any, args: Any) -> Any:
-        return builder.fpext(spread(builder, [builder.bitcast(args[0], ir.HalfType())]), _FLOATS)
+        return builder.fpext(broadcast(builder, [builder.bitcast(args[0], ir.HalfType())]), _FLOATS)
 
     return (signature(F32, types.uint16), generate) if bits == types.uint16 else None
 

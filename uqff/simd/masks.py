@@ -23,7 +23,7 @@ from numba import types
 from numba.core.imputils import lower_builtin
 from numba.extending import type_callable
 
-from uqff.simd.vectors import F32, I32, LANES, MASK, intrinsic, signature, spread
+from uqff.simd.vectors import F32, I32, LANES, MASK, broadcast, intrinsic, signature
 
 __all__ = ["andnot", "any_lane", "movemask", "nowhere", "where"]
 
@@ -36,7 +36,7 @@ def _comparison(function: Any, predicate: str, compare: str) -> None:
         return getattr(builder, compare)(predicate, args[0], args[1])
 
     def _scalar(_context: Any, builder: Any, _sig: Any, args: Any) -> Any:
-        return getattr(builder, compare)(predicate, args[0], spread(builder, [args[1]]))
+        return getattr(builder, compare)(predicate, args[0], broadcast(builder, [args[1]]))
 
     type_callable(function)(_type)
     lower_builtin(function, F32, F32)(_vectors)  # type: ignore[no-untyped-call]

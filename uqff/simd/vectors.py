@@ -3,7 +3,7 @@
 A block's inner loop is 16 or 32 long and known when compiling; LLVM unrolls such loops before its vectoriser sees them.
 So the kernels say what they mean: :data:`I32`, :data:`F32` and :data:`F64` are numba types of 16 lanes, :data:`U8` and
 :data:`U16` of 32, which LLVM maps to whatever the CPU has (F32: one AVX-512 register, two AVX2, four SSE or NEON).  All
-operations are lane by lane; scalars on the right are spread over all lanes.  Floats are never contracted: no flag here
+operations are lane by lane; scalars on the right are broadcast to all lanes.  Floats are never contracted: no flag here
 allows LLVM to.  Loads and stores are in :mod:`uqff.simd.load_store`, comparisons in :mod:`uqff.simd.masks`, what not
 every CPU has in :mod:`uqff.simd.cpu`.
 
@@ -52,6 +52,7 @@ __all__ = [
     "SimdType",
     "as_f32",
     "as_i32",
+    "broadcast",
     "halves",
     "hi_i8_to_f32",
     "hi_u8_to_f32",
@@ -68,7 +69,6 @@ __all__ = [
     "signature",
     "signed_words",
     "splat",
-    "spread",
     "spread_bits",
     "truncated",
     "where_less",
@@ -125,7 +125,7 @@ def shuffled(builder: Any, a: Any, b: Any, lanes: list[int]) -> Any:
     return builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(_INT32, len(lanes)), lanes))
 
 
-def spread(builder: Any, scalars: list[Any], lanes: int = LANES) -> Any:
+def broadcast(builder: Any, scalars: list[Any], lanes: int = LANES) -> Any:
     """A vector of lanes / n copies of each of n scalars."""
     n = len(scalars)
     vector = ir.Constant(ir.VectorType(scalars[0].type, n), ir.Undefined)
@@ -141,7 +141,7 @@ def spread_bits(_typing: Any, bits: Any, value: Any) -> Any:
     def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         word = context.cast(builder, args[0], sig.args[0], types.uint32)
         chosen = builder.bitcast(word, ir.VectorType(_I1, 2 * LANES))
-        lanes = spread(builder, [context.cast(builder, args[1], sig.args[1], types.uint8)], 2 * LANES)
+        lanes = broadcast(builder, [context.cast(builder, args[1], sig.args[1], types.uint8)], 2 * LANES)
         return builder.select(chosen, lanes, ir.Constant(LLVM[U8], [0] * 2 * LANES))
 
     return signature(U8, bits, value), generate
@@ -167,7 +167,7 @@ def _from_scalars(_typing: Any, *scalars: Any) -> Any:
     vector = F32 if element == types.float32 else I32
 
     def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        return spread(builder, [context.cast(builder, a, t, element) for a, t in zip(args, sig.args, strict=True)])
+        return broadcast(builder, [context.cast(builder, a, t, element) for a, t in zip(args, sig.args, strict=True)])
 
     if vector is I32 and not all(isinstance(s, types.Integer) for s in scalars):
         return None
@@ -197,7 +197,7 @@ def ramp(_typing: Any, step: Any, period: Any) -> Any:
     """Lane i holds ``step * (i mod period)``; the period is a power of two."""
 
     def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        step, period = (spread(builder, [context.cast(builder, a, types.intp, types.int32)]) for a in args)
+        step, period = (broadcast(builder, [context.cast(builder, a, types.intp, types.int32)]) for a in args)
         index = ir.Constant(_of(_INT32), list(range(LANES)))
         within = builder.and_(index, builder.sub(period, ir.Constant(_of(_INT32), [1] * LANES)))
         return builder.mul(step, within)
@@ -252,7 +252,7 @@ def where_less(_typing: Any, a: Any, b: Any, x: Any, y: Any) -> Any:
     """``x`` in the lanes where ``a < b`` as signed integers, ``y`` in the others; ``b`` may be a scalar."""
 
     def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        limit = args[1] if sig.args[1] is I32 else spread(builder, [context.cast(builder, args[1], b, types.int32)])
+        limit = args[1] if sig.args[1] is I32 else broadcast(builder, [context.cast(builder, args[1], b, types.int32)])
         return builder.select(builder.icmp_signed("<", args[0], limit), args[2], args[3])
 
     return (signature(x, a, b, x, x), generate) if a is I32 and x is y else None
@@ -273,7 +273,7 @@ def _operator(function: Any, vector: SimdType, scalar: Any, instruction: str) ->
 
     def _scalar(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         value = context.cast(builder, args[1], sig.args[1], vector.element)
-        return getattr(builder, instruction)(args[0], spread(builder, [value], vector.lanes))
+        return getattr(builder, instruction)(args[0], broadcast(builder, [value], vector.lanes))
 
     type_callable(function)(_type)
     lower_builtin(function, vector, vector)(_vectors)  # type: ignore[no-untyped-call]

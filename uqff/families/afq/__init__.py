@@ -1,5 +1,1 @@
 """AFQ: MLX's affine groups."""
-
-from uqff.families.afq.tensor import AFQ
-
-__all__ = ["AFQ"]

@@ -1,5 +1,1 @@
-"""The GGUF family, ggml's block types: :mod:`~uqff.families.gguf.tensor` is the room, ``blocks`` has the layouts."""
-
-from uqff.families.gguf.tensor import GGUF
-
-__all__ = ["GGUF"]
+"""The GGUF family, ggml's block types: :mod:`~uqff.families.gguf.tensor` has the record, ``blocks`` the layouts."""

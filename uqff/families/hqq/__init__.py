@@ -1,5 +1,1 @@
 """HQQ: half-quadratic quantisation."""
-
-from uqff.families.hqq.tensor import HQQ
-
-__all__ = ["HQQ"]

@@ -1,5 +1,1 @@
 """Unquant: plain numbers."""
-
-from uqff.families.unquant.tensor import Unquant
-
-__all__ = ["Unquant"]
