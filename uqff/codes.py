@@ -112,8 +112,8 @@ class Family(int, metaclass=_Families):
     """A family of quantised weights: the type byte at offset 4 of a pre-1.0 blob, ``weight.format`` in 1.x.
 
     Each is declared by its record, ``family = Family(0, "GGUF", Version(0, 1, 0))``; :data:`uqff.families.FAMILIES`
-    lists them.  ``Family.GGUF``, ``Family["GGUF"]`` and ``Family(0)`` are the same.  It is public as ``uqff.Family``, which
-    knows them all; in this module it has no members until :mod:`uqff.families` is imported.
+    lists them.  ``Family.GGUF``, ``Family["GGUF"]`` and ``Family(0)`` are the same.  ``uqff.Family``, the public
+    name, knows them all; in this module it has no members until :mod:`uqff.families` is imported.
 
     Attributes:
         title: the name as the format spells it.

@@ -51,7 +51,7 @@ def writer_of(
 
 @pytest.mark.parametrize("version", [(0, 2, 0), (1, 2, 0)], ids=["0.2", "1.2"])
 def test_layers_streamed_in_any_order_are_those_saved(tmp_path: Path, version: tuple[int, int, int]) -> None:
-    """Shards written backwards from layers on the meta device are those that `uqff.save` writes, in both generations."""
+    """Shards written backwards from layers on the meta device are those of `uqff.save`, in both generations."""
     names = [str(index) for index in range(12)]
     layers = layers_of(names if version < (1, 0, 0) else [f"model.layers.{name}.up" for name in names])
     shards = writer_of(tmp_path, "m-1", layers, version, 600)
