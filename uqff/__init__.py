@@ -11,6 +11,7 @@ from uqff._version import __version__ as __version__
 
 if _TYPE_CHECKING:
     from uqff import families, parallel
+    from uqff.checkpoints.checkpoint import Checkpoint, open_checkpoint
     from uqff.codec.blob import deserialize, serialize
     from uqff.codec.layer import Layer
     from uqff.codes import DType, Version
@@ -36,6 +37,7 @@ if _TYPE_CHECKING:
     from uqff.quantization.types import Fallback, FallbackWarning, quantize
 
 _MODULES = {
+    "checkpoints.checkpoint": ("Checkpoint", "open_checkpoint"),
     "codec.blob": ("deserialize", "serialize"),
     "codec.layer": ("Layer",),
     "codes": ("DType", "Version"),
@@ -65,6 +67,7 @@ _MODULES = {
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
 
 __all__ = [
+    "Checkpoint",
     "CommError",
     "DType",
     "Fallback",
@@ -93,6 +96,7 @@ __all__ = [
     "load_model",
     "migrate",
     "open",
+    "open_checkpoint",
     "parallel",
     "quantize",
     "quantize_model",

@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from uqff.checkpoints import open_checkpoint
+from uqff.checkpoints import open_tensors
 from uqff.errors import FormatError, ShardError, UnsupportedError
 from uqff.limits import MAX_CONFIG_BYTES
 
@@ -34,7 +34,7 @@ def sharded(folder: Path, weight_map: dict[str, Any] | None = None, **index: Any
 def test_a_single_file_and_its_config(tmp_path: Path) -> None:
     save_file({"a": A, "b": B}, tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_text('{"architectures": ["X"]}')
-    with open_checkpoint(tmp_path) as checkpoint:
+    with open_tensors(tmp_path) as checkpoint:
         assert checkpoint.config == {"architectures": ["X"]}
         assert sorted(checkpoint) == ["a", "b"]
         assert (len(checkpoint), "a" in checkpoint, "c" in checkpoint) == (2, True, False)
@@ -44,12 +44,12 @@ def test_a_single_file_and_its_config(tmp_path: Path) -> None:
         checkpoint.fetch("a")
         checkpoint.release("a")
         checkpoint.release("a", 8, 16)
-        assert repr(checkpoint) == f"<Checkpoint {tmp_path}: 2 tensors>"
+        assert repr(checkpoint) == f"<TensorFiles {tmp_path}: 2 tensors>"
     assert torch.equal(a, A)
 
 
 def test_shards_of_an_index(tmp_path: Path) -> None:
-    with open_checkpoint(sharded(tmp_path, metadata={"total_size": 32})) as checkpoint:
+    with open_tensors(sharded(tmp_path, metadata={"total_size": 32})) as checkpoint:
         assert torch.equal(checkpoint["a"], A)
         assert torch.equal(checkpoint["b"], B)
         assert checkpoint.config == {}
@@ -57,17 +57,17 @@ def test_shards_of_an_index(tmp_path: Path) -> None:
 
 def test_a_single_file_wins_over_an_index(tmp_path: Path) -> None:
     save_file({"c": A}, sharded(tmp_path) / "model.safetensors")
-    with open_checkpoint(tmp_path) as checkpoint:
+    with open_tensors(tmp_path) as checkpoint:
         assert list(checkpoint) == ["c"]
 
 
 def test_one_file_of_another_name_is_taken_and_several_are_not(tmp_path: Path) -> None:
     save_file({"a": A}, tmp_path / "weights.safetensors")
-    with open_checkpoint(tmp_path) as checkpoint:
+    with open_tensors(tmp_path) as checkpoint:
         assert list(checkpoint) == ["a"]
     save_file({"b": B}, tmp_path / "more.safetensors")
     with pytest.raises(ShardError, match=r"several safetensors files without an index: .*got more.*, weights"):
-        open_checkpoint(tmp_path)
+        open_tensors(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -90,7 +90,7 @@ def test_an_index_names_plain_siblings_only(tmp_path: Path, name: str) -> None:
     save_file({"b": B}, tmp_path / "model-2.safetensors")
     folder = sharded(tmp_path / "model", {"a": "model-1.safetensors", "b": name})
     with pytest.raises(FormatError, match="not the name of a sibling file"):
-        open_checkpoint(folder)
+        open_tensors(folder)
 
 
 def test_an_index_that_does_not_fit_its_files(tmp_path: Path) -> None:
@@ -103,20 +103,20 @@ def test_an_index_that_does_not_fit_its_files(tmp_path: Path) -> None:
         ({"a": 1}, FormatError, "not a map of tensors to file names"),
     ]:
         with pytest.raises(error, match=problem):
-            open_checkpoint(sharded(tmp_path, weight_map))  # type: ignore[arg-type]
+            open_tensors(sharded(tmp_path, weight_map))  # type: ignore[arg-type]
 
 
 def test_a_name_that_no_file_can_have(tmp_path: Path) -> None:
     """Too long for the file system: a file that is missing, not an error of the system."""
     with pytest.raises(ShardError, match="a file of the index is missing"):
-        open_checkpoint(sharded(tmp_path, {"a": "a" * 300 + ".safetensors"}))
+        open_tensors(sharded(tmp_path, {"a": "a" * 300 + ".safetensors"}))
 
 
 def test_escapes_of_whole_characters_are_read(tmp_path: Path) -> None:
     """The near miss of half a character."""
     save_file({"a": A}, tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_text('{"a": "\\ud83d\\ude00 \\u00e9"}')
-    with open_checkpoint(tmp_path) as checkpoint:
+    with open_tensors(tmp_path) as checkpoint:
         assert checkpoint.config == {"a": "\U0001f600 \u00e9"}
 
 
@@ -124,7 +124,7 @@ def test_a_tensor_in_two_files(tmp_path: Path) -> None:
     sharded(tmp_path)
     save_file({"a": A, "b": B}, tmp_path / "model-2.safetensors")
     with pytest.raises(FormatError, match="tensor occurs in two files"):
-        open_checkpoint(tmp_path)
+        open_tensors(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -143,7 +143,7 @@ def test_configurations_that_are_none(tmp_path: Path, text: bytes, problem: str)
     save_file({"a": A}, tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_bytes(text)
     with pytest.raises(FormatError, match=problem) as caught:
-        open_checkpoint(tmp_path)
+        open_tensors(tmp_path)
     assert caught.value.file == str(tmp_path / "config.json")
 
 
@@ -152,23 +152,23 @@ def test_broken_weights_are_named(tmp_path: Path) -> None:
     whole = (tmp_path / "model.safetensors").read_bytes()
     (tmp_path / "model.safetensors").write_bytes(whole[:-1])
     with pytest.raises(FormatError, match="truncated") as caught:
-        open_checkpoint(tmp_path)
+        open_tensors(tmp_path)
     assert caught.value.file == str(tmp_path / "model.safetensors")
 
 
 def test_nothing_there(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="no safetensors file in"):
-        open_checkpoint(tmp_path)
+        open_tensors(tmp_path)
     for name in (tmp_path / "missing", "./a/b", "a/b/c", "/a/b", "name", "a/"):
         with pytest.raises(FileNotFoundError, match="no such directory"):
-            open_checkpoint(name)
+            open_tensors(name)
 
 
 def test_hub_ids(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Only what a checkpoint needs is asked for; without the package the way to get it is named."""
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     with pytest.raises(UnsupportedError, match=r"pip install 'uqff-format\[hub\]'"):
-        open_checkpoint("owner/name")
+        open_tensors("owner/name")
     asked: list[Any] = []
 
     def snapshot_download(repo: str, *, allow_patterns: list[str]) -> str:
@@ -178,7 +178,7 @@ def test_hub_ids(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     hub = types.ModuleType("huggingface_hub")
     hub.snapshot_download = snapshot_download  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "huggingface_hub", hub)
-    with open_checkpoint("owner/name") as checkpoint:
+    with open_tensors("owner/name") as checkpoint:
         assert sorted(checkpoint) == ["a", "b"]
     assert [repo for repo, _ in asked] == ["owner/name"]
     assert not any("bin" in pattern or pattern == "*" for pattern in asked[0][1])
@@ -210,8 +210,8 @@ def test_a_mistyped_path_is_no_riddle(monkeypatch: pytest.MonkeyPatch, error: Ex
     hub.snapshot_download = snapshot_download  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "huggingface_hub", hub)
     with pytest.raises(FileNotFoundError) as caught:
-        open_checkpoint("models/lama")
+        open_tensors("models/lama")
     assert str(caught.value) == f"no such directory: models/lama; asked for a repository, the hub says: {says}"
     error = OSError(errno.ENOSPC, "No space left on device")
     with pytest.raises(OSError, match="No space left on device"):
-        open_checkpoint("models/lama")
+        open_tensors("models/lama")

@@ -17,7 +17,7 @@ from tests.support.moe_models import CONFIG, save_moe
 from tests.support.roundtrip import same_bytes
 from tools.golden.v1 import TinyMixtral
 from uqff import DType
-from uqff.checkpoints import open_checkpoint
+from uqff.checkpoints import open_tensors
 from uqff.container.staging import check_target
 from uqff.errors import ShapeError, ShardError, UnsupportedError
 from uqff.export.dequantize import Dequantized, dequantize_model
@@ -29,7 +29,7 @@ Tensors = dict[str, torch.Tensor]
 
 def load(directory: Path) -> Tensors:
     """All tensors of a checkpoint; the files are those of its index."""
-    with open_checkpoint(directory) as checkpoint:
+    with open_tensors(directory) as checkpoint:
         return {name: tensor.clone() for name, tensor in checkpoint.items()}
 
 

@@ -20,7 +20,7 @@ from click.testing import CliRunner
 
 import uqff
 from uqff import DType, Family, FormatError, Layer, UnsupportedError, Version
-from uqff.checkpoints.safetensors import open_checkpoint
+from uqff.checkpoints.safetensors import open_tensors
 from uqff.cli import main
 from uqff.families import QuantizedTensor, families, registered, stack
 from uqff.families.biases import BiasRule
@@ -253,7 +253,7 @@ def test_every_command(tmp_path: Path) -> None:
     with uqff.open(new) as file:
         stored = {key: layer.weight.kind for key, layer in file.items()}
         for key, layer in file.items():
-            with open_checkpoint(tmp_path / "source") as checkpoint:
+            with open_tensors(tmp_path / "source") as checkpoint:
                 assert layer.weight == uqff.quantize(checkpoint[f"{key}.weight"], layer.weight.kind)
     assert set(stored.values()) == {"toy8", "q8_0"}
     (key, *_) = (key for key, kind in stored.items() if kind == "toy8")

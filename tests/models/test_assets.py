@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from uqff.checkpoints import open_checkpoint
+from uqff.checkpoints import open_tensors
 from uqff.codes import DType
 from uqff.container.queue import WriteQueue
 from uqff.models.assets import COMPANIONS, Residual, copy_companions
@@ -28,7 +28,7 @@ def test_floats_are_rounded_to_the_load_dtype_and_nothing_else(tmp_path: Path, d
     """Sizes are told beforehand, the metadata is what is given, names that are not asked for stay out."""
     (tmp_path / "source").mkdir()
     save_file(TENSORS | {"layer.weight": torch.ones(2, 2)}, tmp_path / "source" / "model.safetensors")
-    with open_checkpoint(tmp_path / "source") as checkpoint:
+    with open_tensors(tmp_path / "source") as checkpoint:
         residual = Residual(checkpoint, TENSORS, dtype)
         with WriteQueue() as writer:
             file = residual.write(writer, tmp_path, {"who": "me"})

@@ -23,7 +23,7 @@ from tests.support.golden_models import (
     same_weight,
 )
 from tests.support.roundtrip import same_bytes
-from uqff.checkpoints import Checkpoint
+from uqff.checkpoints import TensorFiles
 from uqff.codec.blob import serialize
 from uqff.errors import FormatError, ShapeError, UnsupportedError
 from uqff.families import GGUF
@@ -149,8 +149,8 @@ def test_newer_types_need_the_newer_format(source: Path, tmp_path: Path) -> None
 def test_all_types_share_one_read(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each tensor is taken from the checkpoint once for weights, once per type for the (small) biases."""
     read: list[str] = []
-    raw = Checkpoint.raw
-    monkeypatch.setattr(Checkpoint, "raw", lambda self, name: read.append(name) or raw(self, name))
+    raw = TensorFiles.raw
+    monkeypatch.setattr(TensorFiles, "raw", lambda self, name: read.append(name) or raw(self, name))
     quantize(source, tmp_path / "out", ["q8_0", "afq4", "hqq4", "q8_0"])
     weights = [name for name in read if not name.endswith("bias")]
     assert len(weights) == len(set(weights)) == len(load_file(source / "model.safetensors")) - 3

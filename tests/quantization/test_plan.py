@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from uqff.checkpoints import Checkpoint, open_checkpoint
+from uqff.checkpoints import TensorFiles, open_tensors
 from uqff.codes import DType, Version
 from uqff.quantization.plan import WeightSource, load_dtype, plan_layer, plan_model, residual_names
 
@@ -19,13 +19,13 @@ JOINED = torch.arange(2 * 6 * 4, dtype=torch.float32).reshape(2, 6, 4)
 
 
 @pytest.fixture
-def checkpoint(tmp_path: Path) -> Iterator[Checkpoint]:
+def checkpoint(tmp_path: Path) -> Iterator[TensorFiles]:
     save_file({"joined": JOINED, "turned": JOINED.transpose(1, 2).contiguous()}, tmp_path / "model.safetensors")
-    with open_checkpoint(tmp_path) as opened:
+    with open_tensors(tmp_path) as opened:
         yield opened
 
 
-def values(source: WeightSource, checkpoint: Checkpoint) -> npt.NDArray[np.float32]:
+def values(source: WeightSource, checkpoint: TensorFiles) -> npt.NDArray[np.float32]:
     """What a source gives, which is float32 here."""
     floats = source.take(checkpoint)
     assert floats.dtype is DType.F32
@@ -34,7 +34,7 @@ def values(source: WeightSource, checkpoint: Checkpoint) -> npt.NDArray[np.float
 
 @pytest.mark.parametrize("rows", [None, (0, 3), (3, 6)])
 @pytest.mark.parametrize("expert", [0, 1])
-def test_an_expert_of_a_joined_tensor(checkpoint: Checkpoint, expert: int, rows: tuple[int, int] | None) -> None:
+def test_an_expert_of_a_joined_tensor(checkpoint: TensorFiles, expert: int, rows: tuple[int, int] | None) -> None:
     """Shape, values, and the bytes where they lie: its own rows, or the expert's all if they are columns there."""
     weight = JOINED[expert][slice(*rows) if rows else slice(None)]
     for source in (WeightSource("joined", expert, rows), WeightSource("turned", expert, rows, transposed=True)):
@@ -46,7 +46,7 @@ def test_an_expert_of_a_joined_tensor(checkpoint: Checkpoint, expert: int, rows:
     assert (start, stop) == (expert * 6 * 4 * 4, (expert + 1) * 6 * 4 * 4)
 
 
-def test_a_whole_tensor(checkpoint: Checkpoint) -> None:
+def test_a_whole_tensor(checkpoint: TensorFiles) -> None:
     source = WeightSource("joined")
     assert source.shape(checkpoint) == (2, 6, 4)
     assert values(source, checkpoint).tolist() == JOINED.tolist()
@@ -62,7 +62,7 @@ def test_a_tied_head_in_each_generation(tmp_path: Path) -> None:
     tensors |= {f"{name}.weight": torch.ones(4, 256) for name in ("model.embed_tokens", "lm_head")}
     save_file(tensors | {"model.norm.weight": torch.ones(4)}, tmp_path / "model.safetensors")
     dense, norm = "model.embed_tokens.weight", "model.norm.weight"
-    with open_checkpoint(tmp_path) as opened:
+    with open_tensors(tmp_path) as opened:
         for version, key, residual, kind in [
             (Version(0, 2, 0), "0", {dense, norm}, "q4k"),
             (Version(1, 1, 0), "lm_head", {dense, norm}, "q4k"),

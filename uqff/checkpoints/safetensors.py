@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     import torch
     from typing_extensions import Self
 
-__all__ = ["CONFIG_NAME", "Checkpoint", "open_checkpoint"]
+__all__ = ["CONFIG_NAME", "TensorFiles", "open_tensors"]
 
 SINGLE_NAME: Final = "model.safetensors"
 INDEX_NAME: Final = "model.safetensors.index.json"
@@ -51,8 +51,10 @@ HUB_PATTERNS: Final = ("*.safetensors", "*.safetensors.index.json", "*.json", "*
 """What is fetched of a repository on the hub."""
 
 
-class Checkpoint(Mapping[str, "torch.Tensor"]):
-    """An open checkpoint: tensor names to tensors, views of the mapped files. Made by :func:`open_checkpoint`.
+class TensorFiles(Mapping[str, "torch.Tensor"]):
+    """The files of a checkpoint: names to tensors as they are stored, views of the files. Made by :func:`open_tensors`.
+
+    What the tensors mean, which of them make up a layer, is for :class:`~uqff.checkpoints.checkpoint.Checkpoint`.
 
     Attributes:
         path: the directory.
@@ -81,6 +83,10 @@ class Checkpoint(Mapping[str, "torch.Tensor"]):
     def raw(self, name: str) -> memoryview:
         """The bytes of a tensor; a view of the file, which does not import torch."""
         return self._tensors.raw(name)
+
+    def file_of(self, name: str) -> Path:
+        """The file that holds a tensor; the directory, if none does."""
+        return self._file_of[name].path if name in self._file_of else self.path
 
     def floats(self, name: str) -> Floats:
         """A tensor of F32, F16 or BF16; a view of the file, which does not import torch."""
@@ -132,11 +138,11 @@ class Checkpoint(Mapping[str, "torch.Tensor"]):
         self.close()
 
     def __repr__(self) -> str:
-        return f"<Checkpoint {self.path}: {len(self)} tensors>"
+        return f"<TensorFiles {self.path}: {len(self)} tensors>"
 
 
-def open_checkpoint(source: PathLike) -> Checkpoint:
-    """Open a checkpoint for reading.
+def open_tensors(source: PathLike) -> TensorFiles:
+    """Open the files of a checkpoint for reading.
 
     Args:
         source: a directory; or, if there is none of that name, the id of a repository on the Hugging Face hub
@@ -162,7 +168,7 @@ def open_checkpoint(source: PathLike) -> Checkpoint:
             _open_shards(path / INDEX_NAME, files)
         else:
             files.append(MappedFile(_only_file(path)))
-        return Checkpoint(path, config, files)
+        return TensorFiles(path, config, files)
     except BaseException:
         for file in files:
             file.close()

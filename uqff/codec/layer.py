@@ -22,6 +22,9 @@ class Sharding(Protocol):
     def apply_to(self, weight: Layer) -> Layer:
         """The slice of a layer, still quantised."""
 
+    def slice_of(self, weight: QuantizedTensor) -> tuple[int, int, int]:
+        """The slice of a weight, which may have no bytes: dimension, start, length."""
+
 
 class _Bias:
     """The field of a bias: set to a part, a torch tensor or None, kept as a part, read as a torch tensor."""

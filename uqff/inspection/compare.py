@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from uqff.checkpoints.safetensors import CONFIG_NAME, Checkpoint, open_checkpoint
+from uqff.checkpoints.safetensors import CONFIG_NAME, TensorFiles, open_tensors
 from uqff.codec.layer import Layer
 from uqff.codes import ENTRY_VERSIONS, LOADED_DTYPES, DType, Version
 from uqff.container import UqffFile, open_uqff
@@ -185,7 +185,7 @@ def _compare_models(a: PathLike, b: PathLike, names: Sequence[LayerName] | None)
 def _compare_with_source(
     source: PathLike, model: PathLike, layers: Pattern | None, *, source_first: bool
 ) -> Iterator[LayerDifference]:
-    with open_checkpoint(source) as checkpoint, open_uqff(model) as file:
+    with open_tensors(source) as checkpoint, open_uqff(model) as file:
         goals = plan_model(checkpoint, _naming(checkpoint, file), layers, promote=False)
         layout, own = _layouts(file, checkpoint)
         ours = {goal.index if goal.index is not None else goal.key: goal.key for goal in goals}
@@ -212,7 +212,7 @@ def _compare_with_source(
                 checkpoint.release(each.tensor, *each.span(checkpoint))
 
 
-def _layouts(file: UqffFile, checkpoint: Checkpoint) -> tuple[WeightLayout, WeightLayout]:
+def _layouts(file: UqffFile, checkpoint: TensorFiles) -> tuple[WeightLayout, WeightLayout]:
     """How the rows of either lie; whatever else is said of the weights must be said of both.
 
     Raises:
@@ -227,7 +227,7 @@ def _layouts(file: UqffFile, checkpoint: Checkpoint) -> tuple[WeightLayout, Weig
     return stored, own
 
 
-def _source_bias(checkpoint: Checkpoint, goal: Goal, order: Any) -> Part | None:
+def _source_bias(checkpoint: TensorFiles, goal: Goal, order: Any) -> Part | None:
     """The bias as the checkpoint has it, in the order of the UQFF's rows if that is another."""
     if goal.bias is None:
         return None
@@ -246,7 +246,7 @@ def _biases(a: Part | None, b: Part | None) -> tuple[Distance | None, tuple[str 
     return far, (dtypes[0], dtypes[1])
 
 
-def _naming(checkpoint: Checkpoint, file: UqffFile) -> Version:
+def _naming(checkpoint: TensorFiles, file: UqffFile) -> Version:
     """The version that names the layers as the file does: whether the embedding is one is not told by its own."""
     if file.version < EMBEDDING_SINCE:
         return file.version
@@ -257,12 +257,12 @@ def _naming(checkpoint: Checkpoint, file: UqffFile) -> Version:
     return file.version if embedding in file else max(v for v in ENTRY_VERSIONS if v < EMBEDDING_SINCE)
 
 
-def _source_bytes(checkpoint: Checkpoint, goal: Goal) -> int:
+def _source_bytes(checkpoint: TensorFiles, goal: Goal) -> int:
     spans = [each.span(checkpoint) for each in goal.sources]
     return sum(stop - start for start, stop in spans)
 
 
-def _values(checkpoint: Checkpoint, goal: Goal) -> Floats:
+def _values(checkpoint: TensorFiles, goal: Goal) -> Floats:
     """The weight as the checkpoint has it; experts of several dtypes as float32."""
     weights = [source.take(checkpoint) for source in goal.sources]
     plain = [Loaded(weight, weight.dtype).plain for weight in weights]

@@ -17,6 +17,7 @@ from typing import Any, Final
 
 import torch
 
+from uqff.checkpoints.methods import FOREIGN
 from uqff.codes import DType
 from uqff.families import FAMILIES, QuantizedTensor, Unquant
 from uqff.families.gguf.blocks import BlockType, block_type_of_code
@@ -122,14 +123,14 @@ def to_spec(meta: QuantizedTensor) -> str:
 
 
 def of_spec(spec: str) -> QuantizedTensor:
-    """The record without bytes that a text of :func:`to_spec` stands for; in another process, of our own families."""
+    """The record without bytes that a text of :func:`to_spec` stands for; in another process, of our own classes."""
     return _SPECS[spec] if spec in _SPECS else _read_spec(spec)
 
 
 @cache
 def _read_spec(spec: str) -> QuantizedTensor:
     found = json.loads(spec)
-    record = next(each for each in FAMILIES if each.__name__ == found["record"])
+    record = next(each for each in (*FAMILIES, *FOREIGN) if each.__name__ == found["record"])
     parts = {name: Part.planned(shape, _known(DType.of_code(code))) for name, (code, shape) in found["parts"].items()}
     return record.made_of(**parts, **{name: _unmarked(value) for name, value in found["rest"].items()})
 

@@ -21,7 +21,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
-from uqff.checkpoints.safetensors import Checkpoint
+from uqff.checkpoints.safetensors import TensorFiles
 from uqff.codec.layer import Layer
 from uqff.codes import LOADED_DTYPES, DType, Version
 from uqff.container.plan import layer_size
@@ -71,7 +71,7 @@ class WeightSource(NamedTuple):
     rows: tuple[int, int] | None = None
     transposed: bool = False
 
-    def shape(self, checkpoint: Checkpoint) -> tuple[int, ...]:
+    def shape(self, checkpoint: TensorFiles) -> tuple[int, ...]:
         """Shape of the weight."""
         shape = checkpoint.shape(self.tensor)
         if self.expert is None:
@@ -79,7 +79,7 @@ class WeightSource(NamedTuple):
         out, last = shape[:0:-1] if self.transposed else shape[1:]
         return (out if self.rows is None else self.rows[1] - self.rows[0], last)
 
-    def take(self, checkpoint: Checkpoint) -> Floats:
+    def take(self, checkpoint: TensorFiles) -> Floats:
         """The weight, a view of the file."""
         tensor = checkpoint.floats(self.tensor)
         if self.expert is None:
@@ -88,7 +88,7 @@ class WeightSource(NamedTuple):
         weight = weight.T if self.transposed else weight
         return weight if self.rows is None else weight[slice(*self.rows)]
 
-    def span(self, checkpoint: Checkpoint) -> tuple[int, int]:
+    def span(self, checkpoint: TensorFiles) -> tuple[int, int]:
         """Bytes of the tensor in which the weight lies."""
         whole = checkpoint.nbytes(self.tensor)
         if self.expert is None:
@@ -158,7 +158,7 @@ class PlannedLayer:
         return self.meta.weight.BY_EXPERT
 
 
-def plan_model(checkpoint: Checkpoint, version: Version, layers: Pattern | None, *, promote: bool) -> list[Goal]:
+def plan_model(checkpoint: TensorFiles, version: Version, layers: Pattern | None, *, promote: bool) -> list[Goal]:
     """The layers that a file has, in its order.
 
     Args:
@@ -177,30 +177,30 @@ def plan_model(checkpoint: Checkpoint, version: Version, layers: Pattern | None,
         return [_of_entry(checkpoint, name, promote) for name in _entry_names(checkpoint, version, layers)]
 
 
-def _blob_names(checkpoint: Checkpoint, layers: Pattern | None) -> list[LayerName]:
+def _blob_names(checkpoint: TensorFiles, layers: Pattern | None) -> list[LayerName]:
     if layers is not None:
         return selected_layers(checkpoint.config, _shapes(checkpoint), layers)
     return layer_names(checkpoint.config)
 
 
-def _entry_names(checkpoint: Checkpoint, version: Version, layers: Pattern | None) -> list[EntryName]:
+def _entry_names(checkpoint: TensorFiles, version: Version, layers: Pattern | None) -> list[EntryName]:
     if layers is not None:
         return selected_entries(checkpoint.config, _shapes(checkpoint), layers, version)
     return entry_names(checkpoint.config, version)
 
 
-def _shapes(checkpoint: Checkpoint) -> Mapping[str, tuple[int, ...]]:
+def _shapes(checkpoint: TensorFiles) -> Mapping[str, tuple[int, ...]]:
     return {name: checkpoint.shape(name) for name in checkpoint}
 
 
-def _of_blob(checkpoint: Checkpoint, name: LayerName) -> Goal:
+def _of_blob(checkpoint: TensorFiles, name: LayerName) -> Goal:
     source = _source(checkpoint, name)
     bias = name.bias if name.bias in checkpoint else None
     shape = _matrix(checkpoint, name, source)
     return Goal(str(name.index), name.module, name.index, name, (source,), False, shape, bias, False)
 
 
-def _of_entry(checkpoint: Checkpoint, entry: EntryName, promote: bool) -> Goal:
+def _of_entry(checkpoint: TensorFiles, entry: EntryName, promote: bool) -> Goal:
     sources = [_source(checkpoint, part) for part in entry.parts]
     shapes = [_matrix(checkpoint, *each) for each in zip(entry.parts, sources, strict=True)]
     first, shape = entry.parts[0], shapes[0]
@@ -222,14 +222,14 @@ def _of_entry(checkpoint: Checkpoint, entry: EntryName, promote: bool) -> Goal:
     return Goal(entry.key, entry.key, None, name, tuple(sources), True, (len(sources), *shape), None, sensitive)
 
 
-def _matrix(checkpoint: Checkpoint, name: LayerName, source: WeightSource) -> tuple[int, ...]:
+def _matrix(checkpoint: TensorFiles, name: LayerName, source: WeightSource) -> tuple[int, ...]:
     shape = source.shape(checkpoint)
     if len(shape) not in (2, 3):
         raise ShapeError("weight is no matrix", layer=name.module, got=list(shape))
     return shape
 
 
-def _source(checkpoint: Checkpoint, name: LayerName) -> WeightSource:
+def _source(checkpoint: TensorFiles, name: LayerName) -> WeightSource:
     if name.weight in checkpoint:
         return WeightSource(name.weight)
     joined = None if name.stacked is None else _joined(checkpoint, name, name.stacked)
@@ -238,7 +238,7 @@ def _source(checkpoint: Checkpoint, name: LayerName) -> WeightSource:
     return joined
 
 
-def _joined(checkpoint: Checkpoint, name: LayerName, stacked: str) -> WeightSource | None:
+def _joined(checkpoint: TensorFiles, name: LayerName, stacked: str) -> WeightSource | None:
     """An expert's weight in tensors of all experts; None if there are none."""
     path, _, projection = stacked.rpartition(".")
     gate_up, down = f"{path}.gate_up_proj", f"{path}.down_proj"
@@ -260,7 +260,7 @@ def _joined(checkpoint: Checkpoint, name: LayerName, stacked: str) -> WeightSour
     raise ShapeError("experts of another shape", layer=name.module, expected=expected, got=[*map(list, shapes)])
 
 
-def residual_names(checkpoint: Checkpoint, goals: Sequence[Goal]) -> list[str]:
+def residual_names(checkpoint: TensorFiles, goals: Sequence[Goal]) -> list[str]:
     """What is no layer: the embedding too if it is the head's weight only, but not a head that is not used."""
     taken = {f"{goal.module}.weight" for goal in goals}
     taken |= {goal.bias for goal in goals if goal.bias is not None}
@@ -271,7 +271,7 @@ def residual_names(checkpoint: Checkpoint, goals: Sequence[Goal]) -> list[str]:
     return [name for name in checkpoint if name not in taken and not name.endswith(UNUSED)]
 
 
-def _unused_head(checkpoint: Checkpoint, goals: Sequence[Goal]) -> set[str]:
+def _unused_head(checkpoint: TensorFiles, goals: Sequence[Goal]) -> set[str]:
     """The head's own weight in the checkpoint of a tied model, whose embedding is a layer."""
     try:
         head = layer_names(checkpoint.config)[0]
@@ -281,7 +281,7 @@ def _unused_head(checkpoint: Checkpoint, goals: Sequence[Goal]) -> set[str]:
     return {f"{head.module}.weight"} if tied and any(f"{goal.key}.weight" == head.weight for goal in goals) else set()
 
 
-def restated_config(checkpoint: Checkpoint, version: Version) -> dict[str, Any] | None:
+def restated_config(checkpoint: TensorFiles, version: Version) -> dict[str, Any] | None:
     """What must stand in ``config.json`` for the engine to load the model; None if the checkpoint's own will do.
 
     Raises:
@@ -317,7 +317,7 @@ def restated_config(checkpoint: Checkpoint, version: Version) -> dict[str, Any] 
     return config_to_write(checkpoint.path / CONFIG_NAME, stated or checkpoint.config)
 
 
-def engine_notes(checkpoint: Checkpoint, goals: Sequence[Goal]) -> list[str]:
+def engine_notes(checkpoint: TensorFiles, goals: Sequence[Goal]) -> list[str]:
     """What the engine makes otherwise of a checkpoint, in sentences.
 
     Authority: 0.8.12, 0.8.23, 0.9.5: files without the biases, and other logits of a file that has them.
@@ -333,7 +333,7 @@ def engine_notes(checkpoint: Checkpoint, goals: Sequence[Goal]) -> list[str]:
     return [f"{what} of Llama stored: the engine drops such when it quantises, and adds them when it loads"]
 
 
-def load_dtype(checkpoint: Checkpoint, goals: Sequence[Goal], dtype: str) -> DType:
+def load_dtype(checkpoint: TensorFiles, goals: Sequence[Goal], dtype: str) -> DType:
     """The dtype asked for, or the one that holds every layer exactly; the layers' own dtypes are checked."""
     found: dict[str, str] = {}
     for goal in goals:
@@ -353,7 +353,7 @@ def load_dtype(checkpoint: Checkpoint, goals: Sequence[Goal], dtype: str) -> DTy
 
 
 def plan_layer(
-    checkpoint: Checkpoint,
+    checkpoint: TensorFiles,
     goal: Goal,
     kind: str,
     recipe: Recipe | None,
@@ -389,5 +389,5 @@ def plan_layer(
     return PlannedLayer(requested, explicit is None and requested != kind, stored, reason, size, layer)
 
 
-def _planned_bias(checkpoint: Checkpoint, goal: Goal, dtype: DType) -> Part | None:
+def _planned_bias(checkpoint: TensorFiles, goal: Goal, dtype: DType) -> Part | None:
     return None if goal.bias is None else Part.planned(checkpoint.shape(goal.bias), dtype)

@@ -31,7 +31,7 @@ from typing import Any, Final
 import numpy as np
 
 from uqff._version import __version__
-from uqff.checkpoints.safetensors import Checkpoint, open_checkpoint
+from uqff.checkpoints.safetensors import TensorFiles, open_tensors
 from uqff.codec.layer import Layer
 from uqff.codes import LOADED_DTYPES, DType, Version
 from uqff.container.file import open_uqff
@@ -108,7 +108,7 @@ def quantize_model(
     scales across experts (HQQ, FP8 and F8Q8 in 1.0 and 1.1).
 
     Args:
-        source: a checkpoint, see :func:`uqff.checkpoints.open_checkpoint`.
+        source: a checkpoint, see :func:`uqff.open_checkpoint`.
         target: the directory to make.
         kinds: the types, or one; each becomes ``<kind>-N.uqff``, the residual is shared.
         recipe: types of particular layers. The experts of a projection, one layer in 1.x, are called by the name of
@@ -148,7 +148,7 @@ def quantize_model(
     [('q8_0', ['q8_0-0.uqff'])]
     """
     check_target(Path(target), force=force)
-    with open_checkpoint(source) as checkpoint:
+    with open_tensors(source) as checkpoint:
         if base_model is None and not Path(source).is_dir():
             base_model = str(source)
         job = QuantizeJob(
@@ -181,7 +181,7 @@ class QuantizeJob(Job[Result]):
 
     def __init__(
         self,
-        checkpoint: Checkpoint,
+        checkpoint: TensorFiles,
         kinds: Sequence[str | int],
         *,
         recipe: Recipe | None,

@@ -1,0 +1,182 @@
+"""Checkpoints as layers: the mapping, prefixes, slices, what is refused; and records that UQFF has no form for."""
+
+from __future__ import annotations
+
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import uqff
+from tests.support.checkpoints import checkpoint_of, write_checkpoint
+from uqff import FormatError, MissingError, Shard, ShardError, UnsupportedError
+from uqff.checkpoints.methods import FOREIGN, METHODS
+from uqff.checkpoints.scaled_fp8 import ScaledFP8
+from uqff.families import FAMILIES, stack
+from uqff.parallel import weight as parallel_weight
+
+WEIGHT = torch.arange(24, dtype=torch.float32).view(4, 6)
+PLAIN = {
+    "model.layers.0.self_attn.q_proj.weight": WEIGHT,
+    "model.layers.0.self_attn.q_proj.bias": torch.arange(4, dtype=torch.bfloat16),
+    "model.layers.0.input_layernorm.weight": torch.ones(6, dtype=torch.bfloat16),
+    "model.layers.1.self_attn.q_proj.weight": WEIGHT + 1,
+    "model.layers.1.mlp.experts.down_proj": torch.ones(2, 4, 6),
+    "model.layers.1.mlp.experts.down_proj_bias": torch.ones(2, 4),
+    "model.step": torch.tensor(3),
+}
+Q0 = "model.layers.0.self_attn.q_proj"
+
+
+def test_a_plain_checkpoint_is_a_mapping_of_layers(tmp_path: Path) -> None:
+    with checkpoint_of(tmp_path, PLAIN) as checkpoint:
+        assert sorted(checkpoint) == [
+            "model.layers.0.input_layernorm",
+            Q0,
+            "model.layers.1.mlp.experts.down_proj",
+            "model.layers.1.self_attn.q_proj",
+        ]
+        assert (len(checkpoint), Q0 in checkpoint, f"{Q0}.weight" in checkpoint) == (4, True, False)
+        assert (checkpoint.shape(Q0), checkpoint.dtype(Q0), checkpoint.kind(Q0)) == ((4, 6), "F32", "unquant")
+        assert not checkpoint.is_quantised
+        weight, bias = checkpoint[Q0]
+        assert torch.equal(weight.dequantize(), WEIGHT)
+        assert torch.equal(bias, PLAIN[f"{Q0}.bias"])
+        assert torch.equal(checkpoint.tensors["model.step"], torch.tensor(3))
+        assert checkpoint["model.layers.0.input_layernorm"].weight.shape == (6,)
+        assert checkpoint["model.layers.1.mlp.experts.down_proj"].bias.shape == (2, 4)
+    assert torch.equal(weight.dequantize(), WEIGHT)
+
+
+def test_prefixes_are_checkpoints_of_what_lies_under_them(tmp_path: Path) -> None:
+    with checkpoint_of(tmp_path, PLAIN) as checkpoint:
+        view = checkpoint["model.layers.0"]
+        assert sorted(view) == ["input_layernorm", "self_attn.q_proj"]
+        assert ("self_attn" in view, "self_attn.q_proj" in view, "q_proj" in view, "mlp" in view) == (
+            (True, True, False, False)
+        )
+        assert (view.shape("self_attn.q_proj"), view.kind("self_attn.q_proj")) == ((4, 6), "unquant")
+        assert view["self_attn.q_proj"] == view["self_attn"]["q_proj"] == checkpoint[Q0]
+        assert view.layer("self_attn.q_proj", Shard.simple(0, 1, 2)).weight.shape == (2, 6)
+
+
+@pytest.mark.parametrize("shard", [Shard.simple(0, 1, 2), Shard.offset(1, 2, 3), Shard.whole()])
+def test_slices(tmp_path: Path, shard: Shard) -> None:
+    """As those of a layer that was taken out whole; the bias of a slice of the inputs is whole."""
+    with checkpoint_of(tmp_path, PLAIN) as checkpoint:
+        assert checkpoint.layer(Q0, shard) == shard.apply_to(checkpoint[Q0])
+        with pytest.raises(ShardError, match=r"divisible by the world size.*layer model.layers.0.self_attn.q_proj"):
+            checkpoint.layer(Q0, Shard.simple(0, 0, 3))
+
+
+def test_a_missing_name_lists_near_ones(tmp_path: Path) -> None:
+    with checkpoint_of(tmp_path, PLAIN) as checkpoint:
+        with pytest.raises(MissingError, match=r"no such layer: expected near names: .*0\.self_attn\.q_proj"):
+            checkpoint["model.layers.0.self_attn.qproj"]
+        with pytest.raises(MissingError, match="expected one of 4 layers"):
+            checkpoint.layer("zzz")
+        with pytest.raises(KeyError):
+            checkpoint["model.layers.0"].shape("self_attn.k_proj")
+
+
+def test_codes_are_never_taken_for_weights(tmp_path: Path) -> None:
+    """Codes whose method the configuration does not name: refused, and the tensors that are there are named."""
+    tensors = {"a.qweight": torch.ones(4, 4, dtype=torch.int32), "b.weight": torch.ones(4, 4, dtype=torch.int8)}
+    with checkpoint_of(tmp_path, tensors) as checkpoint:
+        with pytest.raises(MissingError, match=r"a quantization_config that tells what a\.qweight are"):
+            checkpoint["a"]
+        with pytest.raises(UnsupportedError, match=r"codes without a method.*got I8 .*model\.safetensors.*b\.weight"):
+            checkpoint["b"]
+
+
+def test_methods_that_are_not_known_are_refused_by_name(tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedError, match=r"expected one of .*fp8.*, got vptq .*quantization_config.quant_method"):
+        checkpoint_of(tmp_path, PLAIN, quant_method="vptq")
+    with pytest.raises(UnsupportedError, match=r"no method of quantising named.*config\.json"):
+        checkpoint_of(tmp_path, PLAIN, bits=4)
+    with pytest.raises(FormatError, match=r"not an object: got 4 .*config\.json"):
+        uqff.open_checkpoint(write_checkpoint(tmp_path, PLAIN, quantization_config=4))
+
+
+def test_opening_needs_no_torch(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path, PLAIN)
+    code = (
+        "import sys, uqff; c = uqff.open_checkpoint(sys.argv[1]); "
+        f"c.kind({Q0!r}); c[{Q0!r}]; assert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Foreign records
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def foreign(rows: int = 4, columns: int = 6) -> ScaledFP8:
+    """Three by two blocks, the last ones smaller."""
+    codes = torch.arange(rows * columns, dtype=torch.uint8).view(rows, columns).view(torch.float8_e4m3fn)
+    scales = torch.arange(1, 1 + -(-rows // 2) * -(-columns // 4), dtype=torch.float32)
+    return ScaledFP8(codes, scales.view(-(-rows // 2), -1), 2, 4)
+
+
+def test_foreign_records_cannot_be_written() -> None:
+    """Every way to write one says so, and what to do."""
+    record = foreign()
+    for write in (
+        lambda: uqff.serialize(record),
+        lambda: record.to_entries(),
+        lambda: record.family,
+        lambda: ScaledFP8.parse({}),
+        lambda: ScaledFP8.planned("fp8-block", (2, 2), uqff.DType.F32),
+    ):
+        with pytest.raises(UnsupportedError, match=r"has no form in UQFF: expected a weight quantised.*--isq"):
+            write()
+
+
+def test_foreign_records_cannot_be_saved(tmp_path: Path) -> None:
+    for key in ("0", "model.layer"):
+        with pytest.raises(UnsupportedError, match="has no form in UQFF"):
+            uqff.save({key: foreign()}, tmp_path / "model.uqff")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_foreign_records_have_the_verbs_of_a_family(tmp_path: Path) -> None:
+    record = foreign(5, 6)
+    whole = record.dequantize()
+    by_hand = record.weight.float() * record.scales.repeat_interleave(2, 0)[:5].repeat_interleave(4, 1)[:, :6]
+    assert torch.equal(whole, by_hand)
+    assert torch.equal(record.dequantize(torch.bfloat16), by_hand.bfloat16())
+    assert record.numbers().tensor().equal(by_hand)
+    assert record.numbers(uqff.DType.F16).tensor().equal(by_hand.half())
+    assert (record.kind, record.shape, record.nbytes, record.device.type) == ("fp8-block", (5, 6), 30 + 24, "cpu")
+    assert "ScaledFP8 fp8-block [5, 6], 54 bytes" in repr(record)
+    slices = [(0, record.narrow(0, 0, 2)), (2, record.narrow(0, 2, 3))]
+    assert all(part.dequantize().equal(by_hand[at : at + part.shape[0]]) for at, part in slices)
+    assert record.join(slices, 0) == record
+    assert record.narrow(1, 4, 2).dequantize().equal(by_hand[:, 4:])
+    with pytest.raises(ShardError, match="fp8-block in multiples of 4 along dimension 1"):
+        record.narrow(1, 2, 2)
+    both = stack([record, record])
+    assert (both.shape, both.unstack()) == ((2, 5, 6), [record, record])
+    assert both.dequantize_expert(1).equal(by_hand)
+    assert pickle.loads(pickle.dumps(record)) == record
+    assert record.to("meta").meta().shape == (5, 6)
+
+
+def test_foreign_records_are_weights_of_parallel_layers() -> None:
+    """What an exported program keeps of one finds its class again, by name."""
+    record = foreign()
+    module = parallel_weight.StoredWeight(record)
+    assert module.plain(torch.float32).equal(record.dequantize())
+    read = parallel_weight._read_spec(parallel_weight.to_spec(record.meta()))
+    assert (type(read), read.shape, read.rows, read.columns) == (ScaledFP8, (4, 6), 2, 4)
+
+
+def test_names_are_unique() -> None:
+    names = [name for method in METHODS for name in method.NAMES]
+    classes = [each.__name__ for each in (*FAMILIES, *FOREIGN)]
+    assert len({*names}) == len(names)
+    assert len({*classes}) == len(classes)

@@ -1,0 +1,163 @@
+"""What every method of quantising fulfils: :class:`Method`. One class a method, each in a module of its own.
+
+A method says which tensors of a checkpoint belong to which weight, and makes a record of them: of a family of UQFF
+where that is exact, so that the record dequantises to the very bits that the method's own formula gives in float32;
+else a :class:`~uqff.checkpoints.foreign.ForeignTensor`.  :mod:`uqff.checkpoints.methods` lists all; nothing else asks
+which method a checkpoint has.
+"""
+
+from __future__ import annotations
+
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
+
+from uqff.errors import FormatError, UnsupportedError
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+    from uqff.checkpoints.companions import Companions
+    from uqff.checkpoints.safetensors import TensorFiles
+    from uqff.families.base import QuantizedTensor
+
+__all__ = ["Cut", "Found", "Method", "by_suffix", "is_ignored", "modules_of", "setting"]
+
+Cut: TypeAlias = tuple[int, int, int]
+"""A range of one dimension of the weight: dimension, start, length; what :meth:`QuantizedTensor.narrow` takes."""
+
+Found: TypeAlias = dict[str, dict[str, str]]
+"""Of each weight, by its path, the tensors that it is made of, by their roles."""
+
+
+class Method(ABC):
+    """How the weights of a checkpoint were quantised."""
+
+    NAMES: ClassVar[tuple[str, ...]]
+    """What ``quantization_config.quant_method`` calls it."""
+
+    @classmethod
+    def means(cls, name: object, quantization: Mapping[str, Any]) -> bool:
+        """Whether a configuration means this method.
+
+        Args:
+            name: its ``quant_method``, None if it names none.
+            quantization: all that it says.
+        """
+        return name in cls.NAMES
+
+    @classmethod
+    @abstractmethod
+    def of(cls, quantization: Mapping[str, Any], config: Mapping[str, Any]) -> Self:
+        """The method with the settings of a checkpoint, checked.
+
+        Args:
+            quantization: ``quantization_config`` of config.json, or what stands for it.
+            config: all of config.json.
+
+        Raises:
+            UqffError: a setting that does not exist; its ``field`` begins with ``quantization_config``.
+        """
+
+    @abstractmethod
+    def find(self, tensors: TensorFiles) -> Found:
+        """The weights that are quantised, by names and headers alone.
+
+        Of a weight some of whose tensors are missing, those that are there; :meth:`outline` then says what lacks.
+        Tensors that are found belong to their weight and to nothing else: they are never taken for weights.
+        """
+
+    @abstractmethod
+    def outline(self, stored: Companions) -> QuantizedTensor:
+        """The record of a weight without its bytes, by headers alone: type, shape and alignment.
+
+        Raises:
+            UqffError: companions are missing, or of another dtype or shape; file, weight and tensor are named.
+        """
+
+    @abstractmethod
+    def record(self, stored: Companions, cut: Cut | None = None) -> QuantizedTensor:
+        """The record of a weight, or of a slice of it.
+
+        Only the bytes of the slice are touched.  Where records are views of the file,
+        ``record(stored).narrow(*cut)`` does that; a method that packs codes anew cuts first.
+
+        Args:
+            stored: the tensors.
+            cut: the slice, which the outline can be cut to; None for the whole.
+
+        Raises:
+            UqffError: what :meth:`outline` raises; or a scale that is not finite, an index out of range.
+        """
+
+
+def by_suffix(tensors: TensorFiles, key: str, roles: Mapping[str, str]) -> Found:
+    """Weights by the endings of their tensors' names.
+
+    Args:
+        tensors: of the checkpoint.
+        key: ending of the tensor that makes a weight: ``.qweight``.
+        roles: ending of each companion, ``key`` among them, by role.
+    """
+    paths = (name.removesuffix(key) for name in tensors if name.endswith(key) and name != key)
+    return {path: {role: path + end for role, end in roles.items() if path + end in tensors} for path in paths}
+
+
+def setting(
+    quantization: Mapping[str, Any],
+    key: str,
+    allowed: Sequence[Any],
+    *,
+    default: Any = None,
+    error: type[Any] = UnsupportedError,
+) -> Any:
+    """A setting that must be one of several values.
+
+    Args:
+        quantization: where it stands.
+        key: its name.
+        allowed: the values; of their very types, so that true is no 1.
+        default: what it is if it is not said, or null.
+        error: to raise.
+    """
+    value = quantization.get(key)
+    value = default if value is None else value
+    if not any(type(value) is type(each) and value == each for each in allowed):
+        expected = ", ".join(map(str, allowed))
+        raise error("unknown setting", field=f"quantization_config.{key}", expected=f"one of {expected}", got=value)
+    return value
+
+
+def modules_of(quantization: Mapping[str, Any], key: str) -> tuple[str, ...]:
+    """A setting that is a list of modules, or of regular expressions for them; empty if it is not said, or null.
+
+    Raises:
+        FormatError: it is something else.
+    """
+    value = quantization.get(key)
+    value = [] if value is None else value
+    if not isinstance(value, list) or not all(isinstance(each, str) for each in value):
+        raise FormatError("not a list of modules", field=f"quantization_config.{key}", got=value)
+    for each in value:
+        if each.startswith("re:"):
+            try:
+                re.compile(each[3:])
+            except re.error as broken:
+                field = f"quantization_config.{key}"
+                raise FormatError("not a regular expression", field=field, expected=str(broken), got=each) from None
+    return tuple(value)
+
+
+def is_ignored(path: str, modules: Iterable[str]) -> bool:
+    """Whether a weight is one of the modules that were left as they are, or lies in one.
+
+    Args:
+        path: of the weight.
+        modules: paths, whole or from some dot to some dot: ``lm_head``, ``layers.0``; or ``re:`` and a regular
+            expression, which matches from the start of the path.
+    """
+    return any(
+        re.match(each[3:], path) is not None if each.startswith("re:") else f".{each}." in f".{path}."
+        for each in modules
+    )
