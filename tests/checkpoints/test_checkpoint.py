@@ -169,7 +169,7 @@ def test_foreign_records_have_the_verbs_of_a_family(tmp_path: Path) -> None:
 def test_foreign_records_are_weights_of_parallel_layers() -> None:
     """What an exported program keeps of one finds its class again, by name."""
     record = foreign()
-    module = parallel_weight.StoredWeight(record)
+    module = parallel_weight.WeightBuffers(record)
     assert module.plain(torch.float32).equal(record.dequantize())
     read = parallel_weight._read_spec(parallel_weight.to_spec(record.meta()))
     assert (type(read), read.shape, read.rows, read.columns) == (ScaledFP8, (4, 6), 2, 4)
