@@ -11,7 +11,8 @@ the same with a GGUF file and with the UQFF that it is converted to, there and b
 the clients' files, the package must generate what they do, on 1, 2 and 4 ranks. Configurations (`configs`):
 from the `config.json` of either generation of transformers, the package must write one that the 0.9.5 client and both
 generations read as the same model. llama.cpp (`llamacpp`): it and the package must generate the same from GGUF
-files, a real model's among them, which must come back from UQFF as they were.
+files, a real model's among them, which must come back from UQFF as they were. The second reader (`reader`): what
+is written in C from the spec alone must find in every vector what the spec says.
 
 The clients are installed once, into `.venvs/` at the root of the repository.
 """
@@ -26,7 +27,7 @@ from pathlib import Path
 import click
 from rich.console import Console
 
-from tools.interop import configs, entries, golden, llamacpp, migration, quantisers, reading, running
+from tools.interop import configs, entries, golden, llamacpp, migration, quantisers, reader, reading, running
 from tools.interop import gguf as converting
 from tools.interop.cases import CASES
 from tools.interop.client import Client
@@ -38,10 +39,10 @@ WIDTH = 150
 
 FILES, ENTRIES, QUANTISERS = "files", "entries", "quantisers"
 MIGRATION, CONVERTED, RUNNING = "migration", "converted", "running"
-CONFIGURATIONS, LLAMACPP = "configurations", "llama.cpp"
+CONFIGURATIONS, LLAMACPP, READER = "configurations", "llama.cpp", "reader"
 NotRun = list[tuple[str, str]]
 """Rows that a client could not run on this CPU: table and type."""
-TABLES = (FILES, ENTRIES, QUANTISERS, MIGRATION, CONVERTED, RUNNING, CONFIGURATIONS, LLAMACPP)
+TABLES = (FILES, ENTRIES, QUANTISERS, MIGRATION, CONVERTED, RUNNING, CONFIGURATIONS, LLAMACPP, READER)
 
 
 def find_clients(given: tuple[Path, ...]) -> dict[str, Client]:
@@ -150,6 +151,15 @@ def check_llamacpp(console: Console) -> bool:
     return bool(failed)
 
 
+def check_reader(console: Console) -> bool:
+    """Print what the second reader makes of the vectors; return whether anything differs."""
+    with tempfile.TemporaryDirectory() as folder:
+        outcomes = reader.check_all(Path(folder))
+    for line in reader.report(outcomes):
+        console.print(line, markup=False)
+    return any(outcome.problem is not None for outcome in outcomes or ())
+
+
 def check_running(clients: dict[str, Client], kinds: tuple[str, ...], console: Console, not_run: NotRun) -> bool:
     """Print the table of the runs; return whether anything differs."""
     with tempfile.TemporaryDirectory() as folder:
@@ -232,6 +242,10 @@ def main(pythons: tuple[Path, ...], kinds: tuple[str, ...], only: str | None, mo
         failed |= check_running(clients, kinds, console, not_run)
     if only in (None, CONFIGURATIONS):
         failed |= check_configurations(clients[configs.CLIENT_VERSION], console)
+    if only in (None, LLAMACPP):
+        failed |= check_llamacpp(console)
+    if only in (None, READER):
+        failed |= check_reader(console)
     if not_run:
         failed |= check_golden(not_run, console)
     console.print(f"{time.monotonic() - start:.0f} s")

@@ -1,4 +1,9 @@
-"""Write all vectors into ``spec/vectors/``; with ``--check``, only say whether anything differs."""
+"""Write all vectors into ``spec/vectors/``; with ``--check``, only say whether anything differs.
+
+    python -m tools.vectors run --command './my-reader {file}'
+
+runs another implementation on all of them instead: see :mod:`tools.vectors.conformance`.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +16,7 @@ VECTORS = Path(__file__).parents[2] / "spec" / "vectors"
 
 def expected_files() -> dict[str, bytes]:
     """Path below ``spec/vectors/`` and content of every generated file."""
-    from tools.vectors import bad, bad_entries, client, describe, encodings, framing, good, good_entries
+    from tools.vectors import bad, bad_entries, client, describe, encodings, framing, good, good_entries, index
 
     files: dict[str, bytes] = {}
     for vector in [*good.synthetic(), *client.written_by_client()]:
@@ -25,6 +30,7 @@ def expected_files() -> dict[str, bytes]:
     files.update(good_entries.files())
     files.update(bad_entries.files())
     files.update(encodings.files())
+    files.update(index.index_files(files))
     return files
 
 
@@ -38,7 +44,24 @@ def main() -> int:
     """See the module docstring."""
     parser = argparse.ArgumentParser(prog="python -m tools.vectors", description=__doc__)
     parser.add_argument("--check", action="store_true", help="compare, write nothing, exit 1 on any difference")
-    check = parser.parse_args().check
+    commands = parser.add_subparsers(dest="task")
+    running = commands.add_parser("run", help="run another implementation on the vectors; exit 1 if it is wrong")
+    running.add_argument("--command", required=True, help="with {file} where the files of a case go")
+    running.add_argument("--class", dest="classes", action="append", default=[], help="only these; repeatable")
+    given = parser.parse_args()
+    return _run(given.command, given.classes) if given.task == "run" else _write(check=given.check)
+
+
+def _run(command: str, classes: list[str]) -> int:
+    from tools.vectors import conformance
+
+    outcomes = list(conformance.run_all(command, VECTORS, classes))
+    for line in conformance.lines_of(outcomes):
+        print(line)
+    return int(not outcomes or any(each.problem is not None for each in outcomes))
+
+
+def _write(*, check: bool) -> int:
     expected, present = expected_files(), present_files()
     changed = sorted(path for path in expected.keys() | present.keys() if expected.get(path) != present.get(path))
     for path in changed:
