@@ -9,6 +9,7 @@ from pathlib import Path
 from safetensors.torch import load_file, save_file
 
 from tests.support.golden_models import TinyModel
+from tests.support.lora_files import factors, write_adapter
 from tools.golden.v1 import TinyMixtral
 from uqff.cli import main
 from uqff.quantization.types import KINDS
@@ -49,6 +50,13 @@ def test_experts_and_an_integer_in_the_residual(tmp_path: Path) -> None:
     tensors["count"] = tensors["model.norm.weight"].long()
     save_file(tensors, file)
     same_alone(tmp_path, "--format=1.1", "--isq=q4k", "--isq=f8q8")
+
+
+def test_adapters_are_merged(tmp_path: Path) -> None:
+    """In float32, by a kernel of ours, not by torch."""
+    TinyModel(hidden_size=64, heads=2, intermediate_size=128, weight_dtype="BF16").write(tmp_path / "source")
+    write_adapter(tmp_path / "lora", factors("model.layers.0.mlp.up_proj", 128, 64))
+    same_alone(tmp_path, "--isq=q8_0", f"--lora={tmp_path / 'lora'}:0.5")
 
 
 ALL_COMMANDS = """

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING as _TYPE_CHECKING
 from uqff._version import __version__ as __version__
 
 if _TYPE_CHECKING:
-    from uqff import families, parallel
+    from uqff import families, lora, parallel
     from uqff.checkpoints.checkpoint import Checkpoint, open_checkpoint
     from uqff.codec.blob import deserialize, serialize
     from uqff.codec.layer import Layer
@@ -53,6 +53,7 @@ _MODULES = {
     "inspection.inspect": ("inspect",),
     "inspection.report": ("report",),
     "inspection.verify": ("verify",),
+    "lora": ("lora",),
     "migration.write": ("migrate",),
     "parallel": ("parallel",),
     "parallel.model": ("load_model",),
@@ -94,6 +95,7 @@ __all__ = [
     "families",
     "inspect",
     "load_model",
+    "lora",
     "migrate",
     "open",
     "open_checkpoint",

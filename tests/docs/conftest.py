@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import uqff
+from tests.support.lora_files import factors, write_adapter
 from tools.tiny.models import TinyModel
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -15,9 +16,10 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @pytest.fixture(scope="package")
 def given(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with ``checkpoint``, ``recipe.yaml``, ``model``, ``old`` and ``model.gguf``."""
+    """A folder with ``checkpoint``, ``adapter``, ``recipe.yaml``, ``model``, ``old`` and ``model.gguf``."""
     folder = tmp_path_factory.mktemp("given")
     TinyModel(layers=4, intermediate_size=256, tied=True).write(folder / "checkpoint")
+    write_adapter(folder / "adapter", factors("model.layers.0.mlp.up_proj", 256, 256))
     page = (ROOT / "docs/pages/tasks/recipes.md").read_text("utf-8")
     (recipe,) = re.findall(r"^```yaml\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
     (folder / "recipe.yaml").write_text(recipe)

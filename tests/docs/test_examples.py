@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 
 import uqff
-from uqff import parallel
+from uqff import lora, parallel
 
 PUBLIC = {
     **{f"uqff.{name}": getattr(uqff, name) for name in uqff.__all__},
+    **{f"uqff.lora.{name}": getattr(lora, name) for name in lora.__all__},
     **{f"uqff.parallel.{name}": getattr(parallel, name) for name in parallel.__all__},
 }
 

@@ -65,7 +65,7 @@ def test_commands_have_the_options_that_pages_show(page: Path) -> None:
         assert {word.partition("=")[0] for word in words if word.startswith("--")} <= known, words
 
 
-MODULES = {"families", "parallel"}
+MODULES = {"families", "lora", "parallel"}
 """Their contents have pages; ``uqff.Shard`` is ``uqff.parallel.Shard``."""
 
 
@@ -80,6 +80,7 @@ GIVEN = {
     "docs/pages/index.md": ("checkpoint",),
     "docs/pages/tasks/quantize.md": ("checkpoint",),
     "docs/pages/tasks/recipes.md": ("checkpoint", "recipe.yaml"),
+    "docs/pages/tasks/lora.md": ("checkpoint", "adapter"),
     "docs/pages/tasks/inspect.md": ("model",),
     "docs/pages/tasks/compare.md": ("checkpoint", "model"),
     "docs/pages/tasks/migrate.md": ("old",),

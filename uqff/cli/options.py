@@ -9,7 +9,7 @@ import click
 
 from uqff.errors import UqffError, printable
 
-__all__ = ["DtypeChoice", "isq_option", "pattern_option", "selected", "size_option"]
+__all__ = ["DtypeChoice", "isq_option", "lora_option", "pattern_option", "selected", "size_option"]
 
 UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 2**10, "mi": 2**20, "gi": 2**30}
 
@@ -52,6 +52,32 @@ def pattern_option(ctx: click.Context, parameter: click.Parameter, value: str | 
     except UqffError as error:
         raise click.BadParameter(str(error), ctx, parameter) from None
 
+
+def _lora(ctx: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> list[tuple[str, float]]:
+    """Directories of adapters, each with its weight."""
+    return [_weighted(value) for value in values]
+
+
+def _weighted(value: str) -> tuple[str, float]:
+    from pathlib import Path
+
+    path, colon, weight = value.rpartition(":")
+    if (
+        colon
+        and not Path(value).exists()
+        and re.fullmatch(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?", weight)
+    ):
+        return path, float(weight)
+    return value, 1.0
+
+
+lora_option = click.option(
+    "--lora",
+    multiple=True,
+    callback=_lora,
+    metavar="DIR[:WEIGHT]",
+    help="Adapter as PEFT saves it, and what its scale is multiplied by; several are added in order.",
+)
 
 isq_option = click.option(
     "--isq", metavar="TYPE", help="Of a directory with several models, the one of that type; also as MODEL:TYPE."

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from uqff.cli.options import DtypeChoice, pattern_option, size_option
+from uqff.cli.options import DtypeChoice, lora_option, pattern_option, size_option
 from uqff.cli.progress import shown_progress, terminable
 from uqff.codes import FORMATS
 from uqff.errors import UqffError, printable
@@ -86,6 +86,7 @@ def _kind(ctx: click.Context, parameter: click.Parameter, values: tuple[str, ...
     show_default=True,
     help="Begin a new file after so much: bytes, or a number with KB, MB, GB, KiB, MiB or GiB.",
 )
+@lora_option
 @click.option("--base-model", metavar="NAME", help="For the report of 1.x: what was quantised, if not a hub id.")
 @click.option("--repo-id", metavar="NAME", help="For the report of 1.x: where it will be published.")
 @click.option("--resume", is_flag=True, help="Keep what is done if interrupted; go on from there if one was.")
@@ -105,6 +106,7 @@ def quantize(
     engine_biases: bool,
     strict: bool,
     shard_bytes: int,
+    lora: list[tuple[str, float]],
     base_model: str | None,
     repo_id: str | None,
     resume: bool,
@@ -154,6 +156,7 @@ def quantize(
             measure=as_json or not quiet,
             base_model=base_model,
             repo_id=repo_id,
+            lora=lora,
             progress=progress,
             on_fallback=fallbacks.append,
         )
@@ -191,6 +194,9 @@ def _show(result: Result) -> None:
         ("load dtype", result.dtype),
         ("residual", f"{result.residual_tensors} tensors, {size(result.residual_bytes)}"),
     ]
+    for each in result.lora:
+        weight = "" if each.weight == 1 else f", times {each.weight:g}"
+        pairs.append(("adapter", f"{each.path}: {each.matrices} matrices{weight}"))
     for output in result.outputs:
         count = len(output.shards)
         pairs.append((output.kind, f"{count} shard{'s' * (count > 1)}, {size(output.nbytes)}"))
@@ -231,6 +237,11 @@ def _warn(result: Result, fallbacks: list[Fallback]) -> None:
         click.echo(f"uqff: fallback: {printable(line)}", err=True)
     for rule in result.unmatched:
         click.echo(f"uqff: recipe: {printable(rule.selector)} in line {rule.line} matches no layer", err=True)
+    for adapter in result.lora:
+        if adapter.missing:
+            count, first = len(adapter.missing), adapter.missing[0]
+            text = f"{adapter.path} has no factors for {count} layers that its configuration names, such as {first}"
+            click.echo(f"uqff: adapter: {printable(text)}", err=True)
     for note in result.notes:
         click.echo(f"uqff: note: {printable(note)}", err=True)
     for output in result.outputs:

@@ -32,19 +32,23 @@ class Loaded:
     Attributes:
         weight: the weight as it was given.
         dtype: the load dtype.
+        rounded: whether the weight is rounded to it.
         shape: of the weight.
     """
 
-    def __init__(self, weight: Floats, dtype: DType, scratch: F32 | None = None) -> None:
+    def __init__(self, weight: Floats, dtype: DType, scratch: F32 | None = None, *, rounded: bool = True) -> None:
         """Nothing is done yet.
 
         Args:
             weight: the numbers, of any strides.
             dtype: the load dtype: F32, F16 or BF16.
             scratch: memory for :attr:`values`, at least as many elements as the weight has; new memory if None.
+            rounded: whether the weight is rounded to the load dtype before it is quantised. One that was computed in
+                float32 need not be: numbers that are stored are still rounded, codes and scales come from those given.
         """
         self.weight = weight
         self.dtype = dtype
+        self.rounded = rounded
         self.shape = weight.shape
         self._scratch = scratch
 
@@ -59,15 +63,24 @@ class Loaded:
         _check_finite(plain, 0, self.shape)
         return plain
 
+    @property
+    def exact(self) -> Floats:
+        """What the numbers of a quantised weight are to be near: :attr:`plain`, or the weight if it is not rounded."""
+        return self.plain if self.rounded else Floats(self.values.view(np.uint32), DType.F32)
+
     @cached_property
     def values(self) -> F32:
-        """The weight in its load dtype, widened to float32, C-contiguous; shares memory if the given one is that.
+        """The weight in its load dtype, if it is rounded, as float32, C-contiguous; shares memory if it is that.
 
         Raises:
             FormatError: a weight is not finite in the load dtype; its position is named.
         """
         if self._is_float32:
-            return self.plain.bits.view(np.float32)
+            if self.rounded:
+                return self.plain.bits.view(np.float32)
+            given = self.weight.cast(DType.F32)
+            _check_finite(given, 0, self.shape)
+            return given.bits.view(np.float32)
         wide = self._floats(math.prod(self.shape))
         for at in range(0, len(wide), TILE):
             self._widen(at, wide[at : at + TILE])
@@ -91,7 +104,7 @@ class Loaded:
 
     @property
     def _is_float32(self) -> bool:
-        return self.dtype is self.weight.dtype is DType.F32
+        return self.weight.dtype is DType.F32 and (self.dtype is DType.F32 or not self.rounded)
 
     def _widen(self, start: int, out: F32) -> None:
         """Write the weights from ``start`` on."""

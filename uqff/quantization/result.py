@@ -15,7 +15,16 @@ from uqff.quantization.error import Distance
 from uqff.quantization.recipe import RecipeRule
 from uqff.quantization.types import Fallback
 
-__all__ = ["LayerResult", "Output", "Result", "TypeResult", "fallback_lines", "result_document", "type_rows"]
+__all__ = [
+    "AdapterResult",
+    "LayerResult",
+    "Output",
+    "Result",
+    "TypeResult",
+    "fallback_lines",
+    "result_document",
+    "type_rows",
+]
 
 LISTED: Final = 3
 """Layers that a line names."""
@@ -82,6 +91,23 @@ class Output:
 
 
 @dataclass(frozen=True)
+class AdapterResult:
+    """An adapter that was merged.
+
+    Attributes:
+        path: of its directory.
+        weight: that it was given.
+        matrices: how many it has changed, experts counted singly.
+        missing: layers that its configuration names and it has no factors for, which are as they were.
+    """
+
+    path: Path
+    weight: float
+    matrices: int
+    missing: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
 class Result:
     """What a run made.
 
@@ -94,6 +120,7 @@ class Result:
         residual_bytes: of ``residual.safetensors``.
         unmatched: rules of the recipe that select nothing.
         notes: what the engine would have made otherwise, in sentences.
+        lora: adapters that were merged, in order.
     """
 
     path: Path
@@ -104,6 +131,7 @@ class Result:
     residual_bytes: int
     unmatched: list[RecipeRule]
     notes: list[str] = field(default_factory=list)
+    lora: list[AdapterResult] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -166,6 +194,10 @@ def result_document(result: Result) -> dict[str, Any]:
         "residual": {"tensors": result.residual_tensors, "bytes": result.residual_bytes},
         "unmatched": [{"selector": rule.selector, "line": rule.line} for rule in result.unmatched],
         "notes": result.notes,
+        "lora": [
+            {"path": str(each.path), "weight": each.weight, "matrices": each.matrices, "missing": each.missing}
+            for each in result.lora
+        ],
         "outputs": [_output_document(output) for output in result.outputs],
     }
 

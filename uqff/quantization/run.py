@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+import numpy.typing as npt
 
 from uqff._version import __version__
 from uqff.checkpoints.safetensors import TensorFiles, open_tensors
@@ -47,12 +48,14 @@ from uqff.errors import UnsupportedError, located
 from uqff.families.base import QuantizedTensor
 from uqff.families.loaded import Loaded
 from uqff.families.part import Part
+from uqff.lora.applied import Adapters, Lora
 from uqff.models.assets import Residual, copy_companions
 from uqff.models.engine import limits_of, refuse_limits
 from uqff.models.patterns import Pattern
 from uqff.progress import Progress, Steps
 from uqff.quantization.bias import StoredBias, bias_distance, bias_part
 from uqff.quantization.error import UNMEASURED, Measure, measured
+from uqff.quantization.lora import MergedTensors, model_weights, piece_paths
 from uqff.quantization.plan import (
     Goal,
     PlannedLayer,
@@ -65,7 +68,7 @@ from uqff.quantization.plan import (
     restated_config,
 )
 from uqff.quantization.recipe import Recipe
-from uqff.quantization.result import LayerResult, Output, Result
+from uqff.quantization.result import AdapterResult, LayerResult, Output, Result
 from uqff.quantization.types import Engine, Fallback, FallbackWarning, encode, kind_name, widened
 from uqff.schema.entries import FIRST
 from uqff.simd.floats import Floats
@@ -98,6 +101,7 @@ def quantize_model(
     resume: bool = False,
     base_model: str | None = None,
     repo_id: str | None = None,
+    lora: Lora | tuple[Lora, float] | Sequence[Lora | tuple[Lora, float]] | None = None,
     progress: Progress | None = None,
     on_fallback: Callable[[Fallback], None] | None = None,
 ) -> Result:
@@ -133,6 +137,8 @@ def quantize_model(
         base_model: what the report of a 1.x directory calls the model that was quantised; if None, a checkpoint's name
             on the hub, and nothing for a directory.
         repo_id: what it says of where the files will be published.
+        lora: adapters to merge, in order: directories or :class:`uqff.lora.Adapter`, each alone or as a pair with its
+            weight. Weights are added up in float32 and not rounded to the load dtype before they are quantised.
         progress: called after each layer, or expert of one; what is made in several types counts once.
         on_fallback: called for every layer that is stored as another type than asked for, before work begins. If None,
             a :class:`uqff.FallbackWarning` is issued for each.
@@ -148,7 +154,7 @@ def quantize_model(
     [('q8_0', ['q8_0-0.uqff'])]
     """
     check_target(Path(target), force=force)
-    with open_tensors(source) as checkpoint:
+    with open_tensors(source) as checkpoint, Adapters.open(lora) as adapters:
         if base_model is None and not Path(source).is_dir():
             base_model = str(source)
         job = QuantizeJob(
@@ -165,6 +171,7 @@ def quantize_model(
             shard_bytes=shard_bytes,
             base_model=base_model,
             repo_id=repo_id,
+            adapters=adapters,
         )
         if strict:
             refuse_limits(limit for output in job.outputs for limit in output.limits)
@@ -195,6 +202,7 @@ class QuantizeJob(Job[Result]):
         shard_bytes: int,
         base_model: str | None,
         repo_id: str | None,
+        adapters: Adapters,
     ) -> None:
         self.checkpoint = checkpoint
         self.engine_biases = engine_biases
@@ -206,7 +214,11 @@ class QuantizeJob(Job[Result]):
         self.version = Version.of(version)
         self.goals = plan_model(checkpoint, self.version, layers, promote=promote)
         self.dtype = load_dtype(checkpoint, self.goals, dtype)
-        self.residual = Residual(checkpoint, residual_names(checkpoint, self.goals), self.dtype)
+        residual = residual_names(checkpoint, self.goals)
+        shapes = {name: checkpoint.shape(name) for name in residual}
+        with located(file=checkpoint.path):
+            self.lora = adapters.applied(model_weights(checkpoint.config, shapes, self.goals, residual))
+        self.residual = Residual(MergedTensors(checkpoint, self.lora, checkpoint.floats), residual, self.dtype)
         self.unmatched = [] if recipe is None else recipe.unmatched(goal.name for goal in self.goals)
         self.config = restated_config(checkpoint, self.version)
         self.notes = engine_notes(checkpoint, self.goals)
@@ -269,6 +281,7 @@ class QuantizeJob(Job[Result]):
             "shard_bytes": self.shard_bytes,
             "measure": self.measure,
             "layers": layers,
+            **({"lora": self.lora.description()} if self.lora.adapters else {}),
         }
 
     def write(self, stage: Staging, progress: Progress | None) -> Result:
@@ -298,7 +311,8 @@ class QuantizeJob(Job[Result]):
             write_report(self._report(directory), directory)
         rest_of = len(self.residual.names), rest.nbytes
         dtype = self.dtype.safetensors
-        return Result(stage.target, dtype, self.version, self.outputs, *rest_of, self.unmatched, self.notes)
+        lora = [AdapterResult(a.adapter.path, a.weight, a.matrices, a.missing) for a in self.lora.adapters]
+        return Result(stage.target, dtype, self.version, self.outputs, *rest_of, self.unmatched, self.notes, lora)
 
     def _report(self, directory: Path) -> Report:
         """What the engine writes beside the same files of 1.x; they are there and read again."""
@@ -334,11 +348,11 @@ class QuantizeJob(Job[Result]):
             for number, sources in enumerate(self.pieces[at] if before is None else ()):
                 self._fetch_after(at, number)
                 queue.wait_below(room - self._footprint(at))
-                loaded = Loaded(self._take(goal, sources), self.dtype, scratch)
+                loaded = self._load(goal, number, sources, scratch)
                 for plans, each, sums in zip(self.plans, files, measures, strict=True):
                     record = self._make(goal, plans[at], loaded, number, at, queue, each)
                     if self.measure:
-                        sums.append(measured(loaded.plain, record))
+                        sums.append(measured(loaded.exact, record))
                     del record
                 del loaded
                 for source in sources:
@@ -371,13 +385,21 @@ class QuantizeJob(Job[Result]):
         queue.submit(job, planned.size // count)
         return record
 
-    def _take(self, goal: Goal, sources: Sequence[WeightSource]) -> Floats:
-        """The weight of a piece; that of several experts is a copy."""
-        if not goal.stacked or len(sources) == 1:
-            weight = sources[0].take(self.checkpoint)
-            return weight[None] if goal.stacked and len(goal.sources) == 1 else weight
-        experts = [source.take(self.checkpoint).cast(self.dtype).bits for source in sources]
-        return Floats(np.stack(experts), self.dtype)
+    def _load(
+        self, goal: Goal, number: int, sources: Sequence[WeightSource], scratch: npt.NDArray[np.float32]
+    ) -> Loaded:
+        """The weight of a piece, with what adapters add to it; that of several experts is a copy."""
+        paths = piece_paths(goal)[number : number + len(sources)]
+        changed = any(path in self.lora for path in paths)
+        dtype = DType.F32 if changed else self.dtype
+        weights = [
+            self.lora.merged(path, source.take(self.checkpoint)) for path, source in zip(paths, sources, strict=True)
+        ]
+        if len(weights) > 1:
+            weight = Floats(np.stack([each.cast(dtype).bits for each in weights]), dtype)
+        else:
+            weight = weights[0][None] if goal.stacked and len(goal.sources) == 1 else weights[0]
+        return Loaded(weight, self.dtype, scratch, rounded=not changed)
 
     def _fetch_after(self, at: int, number: int) -> None:
         """Let the system read the piece that comes next."""
@@ -394,6 +416,8 @@ class QuantizeJob(Job[Result]):
         """Memory that making a piece of a layer takes: source, what is widened of it, the largest of its outputs."""
         start, stop = self.goals[at].sources[0].span(self.checkpoint)
         source = (stop - start) * len(self.pieces[at][0])
+        if any(path in self.lora for path in piece_paths(self.goals[at])):
+            source += 4 * self._piece_weights(at)
         return source + 4 * self._widened(at) + max(plans[at].size for plans in self.plans) // len(self.pieces[at])
 
     def _widened(self, at: int) -> int:

@@ -1,0 +1,218 @@
+"""Adapters merged by `quantize`: the bytes that come of what PEFT has merged."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from click.testing import CliRunner
+from safetensors.torch import load_file, save_file
+
+import uqff
+from tests.support.lora_files import exact_numbers, factors, make_exact, write_adapter
+from tests.support.small_models import config_of
+from tools.tiny.models import TinyModel
+from uqff.cli import main
+from uqff.errors import FormatError
+from uqff.models.architectures import layer_names
+from uqff.models.shapes import expected_shape
+from uqff.quantization.result import result_document
+
+KINDS = ["q4k", "q8_0", "hqq4", "afq4", "fp8", "unquant"]
+
+
+def same_files(ours: Path, theirs: Path) -> None:
+    names = sorted(path.name for path in theirs.iterdir())
+    assert sorted(path.name for path in ours.iterdir()) == names
+    for name in names:
+        assert (ours / name).read_bytes() == (theirs / name).read_bytes(), name
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # PEFT asks transformers for what is called otherwise since
+        return make_llama(tmp_path_factory.mktemp("llama"))
+
+
+def make_llama(folder: Path) -> Path:
+    """A Llama of random weights, an adapter of every linear layer, one of two, and both merged by PEFT."""
+    peft = pytest.importorskip("peft", reason="the oracle")
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    numbers = {"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4, "num_key_value_heads": 2}
+    model = LlamaForCausalLM(LlamaConfig(**numbers, num_hidden_layers=2, vocab_size=96, tie_word_embeddings=False))
+    with torch.no_grad():
+        for at, parameter in enumerate(model.parameters()):
+            parameter.copy_(exact_numbers(tuple(parameter.shape), at))
+    model.save_pretrained(folder / "base")
+    one = peft.LoraConfig(
+        r=8,
+        lora_alpha=16,
+        target_modules="all-linear",
+        rank_pattern={"q_proj": 4, "layers.1.mlp.up_proj": 64},
+        alpha_pattern={"k_proj": 3},
+    )
+    two = peft.LoraConfig(
+        r=4, lora_alpha=1, use_rslora=True, target_modules=["lm_head", "o_proj"], layers_to_transform=1
+    )
+    wrapped = peft.get_peft_model(model, one, "one")
+    wrapped.add_adapter("two", two)
+    make_exact(wrapped)
+    for name in ("one", "two"):
+        wrapped.save_pretrained(folder, selected_adapters=[name], save_embedding_layers=False)
+    for module in wrapped.modules():
+        if hasattr(module, "set_scale"):
+            module.set_scale("two", -0.5)
+    wrapped.merge_and_unload(adapter_names=["one", "two"]).save_pretrained(folder / "merged")
+    return folder
+
+
+def test_merged_is_what_peft_has_merged(llama: Path, tmp_path: Path) -> None:
+    """Byte for byte: every type, the residual, the configuration, the report."""
+    lora = [llama / "one", (str(llama / "two"), -0.5)]
+    made = uqff.quantize_model(llama / "base", tmp_path / "ours", KINDS, lora=lora, on_fallback=lambda _: None)
+    uqff.quantize_model(llama / "merged", tmp_path / "theirs", KINDS, on_fallback=lambda _: None)
+    same_files(tmp_path / "ours", tmp_path / "theirs")
+    assert [(each.path, each.weight, each.matrices) for each in made.lora] == [
+        (llama / "one", 1.0, 14),
+        (llama / "two", -0.5, 2),
+    ]
+    assert result_document(made)["lora"][1] == {
+        "path": str(llama / "two"),
+        "weight": -0.5,
+        "matrices": 2,
+        "missing": [],
+    }
+    plain = uqff.quantize_model(llama / "base", tmp_path / "plain", ["q8_0"])
+    assert (tmp_path / "plain" / "q8_0-0.uqff").read_bytes() != (tmp_path / "ours" / "q8_0-0.uqff").read_bytes()
+    assert result_document(plain)["lora"] == []
+
+
+def test_the_command(llama: Path, tmp_path: Path) -> None:
+    """A colon and a number behind the directory are the weight; what is done is said."""
+    arguments = ["quantize", str(llama / "base"), str(tmp_path / "ours"), "--isq=q8_0", "--format=0.2"]
+    done = CliRunner().invoke(main, [*arguments, f"--lora={llama / 'one'}", f"--lora={llama / 'two'}:-5e-1"])
+    assert done.exit_code == 0, done.output
+    lines = [" ".join(line.split()) for line in done.output.splitlines() if line.startswith("  adapter")]
+    assert lines == [f"adapter {llama / 'one'}: 14 matrices", f"adapter {llama / 'two'}: 2 matrices, times -0.5"]
+    uqff.quantize_model(llama / "merged", tmp_path / "theirs", "q8_0", version="0.2")
+    same_files(tmp_path / "ours", tmp_path / "theirs")
+    done = CliRunner().invoke(main, [*arguments, "--force", f"--lora={llama / 'three'}"])
+    assert done.exit_code == 2
+    assert f"no such directory: {llama / 'three'}" in done.output
+
+
+def test_what_is_merged_is_not_rounded_before_it_is_quantised(tmp_path: Path) -> None:
+    """Of a bfloat16 checkpoint: the float32 sums are quantised; plain layers and the residual are rounded once."""
+    TinyModel(hidden_size=64, heads=2, intermediate_size=128, weight_dtype="BF16").write(tmp_path / "base")
+    base = load_file(tmp_path / "base" / "model.safetensors")
+    up, q = "model.layers.0.mlp.up_proj", "model.layers.0.self_attn.q_proj"
+    made = factors(up, 128, 64, seed=3)
+    lora = write_adapter(tmp_path / "lora", made, r=2, lora_alpha=0.25)
+    uqff.quantize_model(tmp_path / "base", tmp_path / "made", ["q8_0", "afq4", "unquant"], lora=lora)
+    delta = made[f"{up}.lora_B.weight"] @ made[f"{up}.lora_A.weight"] * 0.125
+    total = base[f"{up}.weight"].float() + delta
+    assert (total.bfloat16().float() != total).any()
+    with uqff.open(tmp_path / "made", "q8_0") as file:
+        assert (file[up].weight.dequantize() == uqff.quantize(total, "q8_0").dequantize()).all()
+        rounded = uqff.quantize(total.bfloat16(), "q8_0").dequantize()
+        assert (file[up].weight.dequantize() != rounded).any()
+        assert (file[q].weight.dequantize() == uqff.quantize(base[f"{q}.weight"], "q8_0").dequantize()).all()
+    with uqff.open(tmp_path / "made", "afq4") as file:
+        weight = file[up].weight
+        expected = uqff.quantize(total, "afq4")
+        assert weight.nbytes < expected.nbytes, "scales in the load dtype"
+        codes = [next(iter(each.parts.values())).array() for each in (weight, expected)]
+        assert (codes[0] == codes[1]).all()
+    with uqff.open(tmp_path / "made", "unquant") as file:
+        assert (file[up].weight.dequantize(torch.bfloat16) == total.bfloat16()).all()
+
+
+def write_checkpoint(path: Path, config: dict[str, Any], tensors: dict[str, torch.Tensor]) -> None:
+    path.mkdir()
+    (path / "config.json").write_text(json.dumps(config))
+    save_file(tensors, path / "model.safetensors")
+
+
+def moe_tensors(config: dict[str, Any]) -> dict[str, torch.Tensor]:
+    """All matrices of a small Qwen3-MoE, its router and its embedding."""
+    shapes = {name.weight: expected_shape(config, name) for name in layer_names(config)}
+    shapes |= {"model.embed_tokens.weight": (32, 64), "model.layers.0.mlp.gate.weight": (2, 64)}
+    return {name: exact_numbers(shape, at) for at, (name, shape) in enumerate(shapes.items())}  # type: ignore[arg-type]
+
+
+def test_experts_and_their_router(tmp_path: Path) -> None:
+    """Factors of single experts, and of the router, which stays in the residual; in either generation."""
+    config = config_of("Qwen3Moe")
+    tensors = moe_tensors(config)
+    write_checkpoint(tmp_path / "base", config, tensors)
+    stack = "model.layers.0.mlp.experts"
+    chosen = [f"{stack}.1.up_proj", f"{stack}.0.down_proj", "model.layers.0.mlp.gate"]
+    made: dict[str, Any] = {}
+    for at, path in enumerate(chosen):
+        made |= factors(path, *tensors[f"{path}.weight"].shape, seed=at)
+    lora = write_adapter(tmp_path / "lora", made, target_modules=[path.split(".", 3)[-1] for path in chosen])
+    for path in chosen:
+        delta = made[f"{path}.lora_B.weight"] @ made[f"{path}.lora_A.weight"] * 2
+        tensors[f"{path}.weight"] = tensors[f"{path}.weight"] + delta
+    write_checkpoint(tmp_path / "merged", config, tensors)
+    for version in ("0.2", "1.1"):
+        for name, given in (("base", lora), ("merged", None)):
+            uqff.quantize_model(
+                tmp_path / name, tmp_path / f"{name}-{version}", ["q8_0", "f8q8"], version=version, lora=given
+            )
+        same_files(tmp_path / f"base-{version}", tmp_path / f"merged-{version}")
+
+
+def test_an_adapter_of_another_model(tmp_path: Path) -> None:
+    """Nothing is written."""
+    TinyModel(hidden_size=64, heads=2).write(tmp_path / "base")
+    lora = write_adapter(tmp_path / "lora", factors("model.layers.7.mlp.up_proj", 64, 64))
+    with pytest.raises(FormatError, match="adapter has factors for no weight of the model") as caught:
+        uqff.quantize_model(tmp_path / "base", tmp_path / "made", "q8_0", lora=lora)
+    assert caught.value.file == str(lora / "adapter_model.safetensors")
+    assert not (tmp_path / "made").exists()
+
+
+def test_an_interrupted_run_does_not_go_on_with_other_weights(tmp_path: Path) -> None:
+    """What a run depends on has the adapters in it, their weights and files."""
+    from uqff.checkpoints.safetensors import open_tensors
+    from uqff.lora import Adapters
+    from uqff.quantization.run import QuantizeJob
+
+    TinyModel(hidden_size=64, heads=2).write(tmp_path / "base")
+    lora = write_adapter(tmp_path / "lora", factors("model.layers.0.mlp.up_proj", 64, 64))
+
+    def described(*given: Any) -> Any:
+        with open_tensors(tmp_path / "base") as checkpoint, Adapters.open(list(given)) as adapters:
+            options: dict[str, Any] = {"recipe": None, "layers": None, "base_model": None, "repo_id": None}
+            job = QuantizeJob(
+                checkpoint,
+                ["q8_0"],
+                version="1.2",
+                engine="0.9",
+                dtype="auto",
+                promote=True,
+                engine_biases=False,
+                measure=True,
+                shard_bytes=2**30,
+                adapters=adapters,
+                **options,
+            )
+            return json.dumps(job.description())
+
+    runs = [described(), described(lora), described((lora, 0.5)), described(lora, lora)]
+    assert len(set(runs)) == 4
+    assert described(lora) == runs[1]
+    assert "lora" not in json.loads(runs[0])
+    save_file(
+        {f"base_model.model.{k}": v + 1 for k, v in factors("model.layers.0.mlp.up_proj", 64, 64).items()},
+        lora / "adapter_model.safetensors",
+    )
+    assert described(lora) != runs[1]

@@ -1,0 +1,15 @@
+"""LoRA: adapters that PEFT has saved, opened, checked, and added to weights; none of it needs torch.
+
+    with uqff.lora.open_adapter("DIR") as adapter:
+        adapter["model.layers.0.self_attn.q_proj"].delta()
+
+``uqff.quantize_model(..., lora=...)`` merges adapters while it quantises; ``uqff.load_model(..., lora=...)`` adds them
+to a model that is loaded.
+"""
+
+from uqff.lora.adapter import Adapter, open_adapter
+from uqff.lora.applied import Adapters, Applied, ModelWeights
+from uqff.lora.config import LoraConfig
+from uqff.lora.low_rank import LowRank, merged
+
+__all__ = ["Adapter", "Adapters", "Applied", "LoraConfig", "LowRank", "ModelWeights", "merged", "open_adapter"]
