@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 from uqff.container.file import RESIDUAL_NAME, UqffFile
 from uqff.container.mapped import MappedFile
 from uqff.container.report import REPORT_NAME
-from uqff.container.shards import SUFFIX, PathLike, resolve, select, stem_of
+from uqff.container.shards import SUFFIX, PathLike, models_in, resolve, select, stem_of
 from uqff.errors import ShardError
 from uqff.models.assets import CONFIG_NAME
 from uqff.models.config import read_config
@@ -27,9 +27,19 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self
 
-__all__ = ["KEPT_SUFFIX", "ModelDirectory"]
+__all__ = ["KEPT_SUFFIX", "ModelDirectory", "holds_checkpoint"]
 
 KEPT_SUFFIX: Final = ".kept.safetensors"
+
+
+def holds_checkpoint(path: PathLike) -> bool:
+    """Whether a path is a directory of a checkpoint: with weights in safetensors files, and none in UQFF."""
+    place = Path(path)
+    return (
+        place.is_dir()
+        and not models_in(place)
+        and any(each.name != RESIDUAL_NAME for each in place.glob("*.safetensors"))
+    )
 
 
 class ModelDirectory:

@@ -80,6 +80,11 @@ class TensorFiles(Mapping[str, "torch.Tensor"]):
     def __len__(self) -> int:
         return len(self._tensors)
 
+    @property
+    def files(self) -> tuple[MappedFile, ...]:
+        """The files themselves."""
+        return tuple(self._files)
+
     def raw(self, name: str) -> memoryview:
         """The bytes of a tensor; a view of the file, which does not import torch."""
         return self._tensors.raw(name)

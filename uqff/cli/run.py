@@ -42,7 +42,7 @@ def run(
     """Let a model answer a prompt: greedy text.
 
     DIR is a model directory (.uqff files, residual.safetensors, config.json, tokenizer), or a .uqff file in one;
-    DIR:TYPE is one model of several.
+    DIR:TYPE is one model of several. Or it is a checkpoint in safetensors files, plain or quantised by others.
 
     On several ranks, each reading its share only, and rank 0 printing:
 
@@ -51,10 +51,12 @@ def run(
     Exits with 1, on every rank, if a rank fails, if files differ between ranks, or if the model does not fit the number
     of ranks.
     """
+    from uqff.checkpoints.model import holds_checkpoint
     from uqff.container.shards import resolve
 
-    path = selected(path, isq, "DIR")
-    resolve(path)  # before what takes seconds to import
+    if not holds_checkpoint(path):
+        path = selected(path, isq, "DIR")
+        resolve(path)  # before what takes seconds to import
 
     from uqff.codes import LOADED_DTYPES
     from uqff.parallel.generate import respond

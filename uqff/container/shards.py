@@ -13,7 +13,17 @@ from pathlib import Path
 from uqff.errors import ShardError
 from uqff.limits import MAX_SHARDS
 
-__all__ = ["NUMBERED", "SUFFIX", "PathLike", "models_in", "resolve", "select", "shard_name", "shard_names", "stem_of"]
+__all__ = [
+    "NUMBERED",
+    "SUFFIX",
+    "PathLike",
+    "models_in",
+    "resolve",
+    "select",
+    "shard_name",
+    "shard_names",
+    "stem_of",
+]
 
 SUFFIX = ".uqff"
 NUMBERED = re.compile(r"(?P<stem>.*)-(?P<number>[0-9]{1,6})\.uqff", re.DOTALL)

@@ -12,10 +12,12 @@ import os
 import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Literal
 
 import torch
 
+from uqff.checkpoints.model import holds_checkpoint
 from uqff.container.shards import select
 from uqff.errors import FormatError
 from uqff.parallel.comm import Comm
@@ -152,7 +154,7 @@ def respond(
     exchange = device if device.type == "cuda" else torch.device("cpu")
     start = time.perf_counter()
     model = load_model(path, comm, device=device, dtype=dtype, check=check, isq=isq)
-    place = select(path, isq)
+    place = Path(path) if holds_checkpoint(path) else select(path, isq)
     directory = place if place.is_dir() else place.parent
 
     def read() -> tuple[Text, list[int]]:

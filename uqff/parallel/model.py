@@ -12,6 +12,7 @@ they are views of the mapped file where the slice is one: nothing is read before
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -19,12 +20,14 @@ import torch
 from uqff.errors import FormatError, ShapeError, ShardError, UnsupportedError
 from uqff.models.layouts import half_split_order
 from uqff.parallel import fallback, transformers_model
+from uqff.parallel.accept import Weight, parts_of
 from uqff.parallel.comm import Comm
 from uqff.parallel.consensus import settle
 from uqff.parallel.experts import FusedExperts, PackedExperts
 from uqff.parallel.heads import compute_kv_shard
 from uqff.parallel.plan import ROLES, Role, Sizes
-from uqff.parallel.source import EMBEDDING, HEAD, ModelSource
+from uqff.parallel.projection import PROJECTIONS, are_single
+from uqff.parallel.source import EMBEDDING, HEAD, ModelSource, open_source
 from uqff.parallel.vocabulary import Embedding, Head, vocabulary
 
 if TYPE_CHECKING:
@@ -53,11 +56,12 @@ def load_model(
 
     Args:
         path: model directory of either generation, with ``config.json`` and ``residual.safetensors``; ``DIR:TYPE`` or a
-            ``.uqff`` file, if the directory holds several.
+            ``.uqff`` file, if the directory holds several. Or a directory of a checkpoint, in safetensors files, if it
+            holds no ``.uqff``.
         comm: the ranks, each of which calls this; a world of one if None.
         device: where the model goes.
         dtype: of activations, norms and products: float32, bfloat16 or float16; if None, that of the residual, in which
-            the model was loaded when the file was written.
+            the model was loaded when the file was written; of a checkpoint, what its configuration states.
         check: how to make sure that all ranks have the same files: by headers, sizes and a ``sample`` of each tensor,
             or by ``all`` bytes, see :func:`~uqff.parallel.consensus.digest`.
         isq: the type, if the directory holds several and the path names none.
@@ -82,7 +86,7 @@ def load_model(
     what = f"model {os.fspath(path)}"
 
     def identify() -> tuple[ModelSource, bytes]:
-        source = ModelSource(path, isq)
+        source = open_source(path, isq)
         return source, source.digest(dtype, everything=check == "all")
 
     source, digest = settle(comm, f"opening {what}", identify, exchange)
@@ -101,6 +105,14 @@ def _load(source: ModelSource, comm: Comm, device: torch.device, dtype: torch.dt
     transformers_model.share_heads(model, comm)
     _Filling(source, comm, device, dtype, model).fill()
     transformers_model.materialise(model, source.tensor, device, dtype)
+    left = source.left()
+    if left is not None:
+        raise FormatError(
+            "layer has no place in the model",
+            file=source.name,
+            layer=source.key(left),
+            expected=f"a module of {type(model).__name__}",
+        )
     return model
 
 
@@ -111,7 +123,6 @@ class _Filling:
         self, source: ModelSource, comm: Comm, device: torch.device, dtype: torch.dtype, model: torch.nn.Module
     ) -> None:
         self.source, self.comm, self.device, self.dtype, self.model = source, comm, device, dtype, model
-        self.placed: set[str] = set()
 
     def fill(self) -> None:
         """Fill all."""
@@ -123,13 +134,6 @@ class _Filling:
             if role is not None and isinstance(module, torch.nn.Linear):
                 self._put(path, self._split(role, path, module).to(self.device))
         self._vocabulary()
-        for left in self.source.keys.keys() - self.placed:
-            raise FormatError(
-                "layer has no place in the model",
-                file=str(self.source.file.paths[0]),
-                layer=self.source.key(left),
-                expected=f"a module of {type(self.model).__name__}",
-            )
 
     def _split(self, role: Role, path: str, module: torch.nn.Linear) -> QuantizedLinear:
         layer, key = self._layer(path, module.weight.shape), self.source.key(path)
@@ -158,27 +162,28 @@ class _Filling:
 
     def _experts_split(self, path: str, on_misaligned: OnMisaligned) -> Mixture:
         config: Any = self.model.config
-        projections = [f"{{}}{name}_proj" for name in ("gate", "up", "down")]
-        shapes = [(config.moe_intermediate_size, config.hidden_size)] * 2
-        shapes.append((config.hidden_size, config.moe_intermediate_size))
-        act = transformers_model.activation(config)
+        count, inner, hidden = config.num_experts, config.moe_intermediate_size, config.hidden_size
+        projections = self.source.experts(path, count)
         form: type[Mixture] = FusedExperts
-        given: list[Any] = []
-        for name, shape in zip(projections, shapes, strict=True):
-            if f"{path}.gate_proj" in self.source:
-                given.append(self._layer(f"{path}.{name.format('')}", (config.num_experts, *shape)))
-            else:
+        for (name, _), given, shape in zip(
+            PROJECTIONS, projections, ((inner, hidden), (inner, hidden), (hidden, inner)), strict=True
+        ):
+            if are_single(given):
                 form = PackedExperts
-                names = (name.format(f"{expert}.") for expert in range(config.num_experts))
-                given.append([self._layer(f"{path}.{each}", shape) for each in names])
-        gate, up, down = given
+                for expert, layer in enumerate(given):
+                    self._fit(f"{path}.{expert}.{name}", layer, shape)
+            else:
+                self._fit(f"{path}.{name}", given, (count, *shape))
+        gate, up, down = projections
+        act = transformers_model.activation(config)
         return form.from_layers(gate, up, down, self.comm, act=act, on_misaligned=on_misaligned, key=path)
 
     def _vocabulary(self) -> None:
         """Embedding and head; what a tied model has only one of serves as both."""
         config: Any = self.model.config
         tied, source = bool(config.tie_word_embeddings), self.source
-        shape = self.model.get_submodule(EMBEDDING).weight.shape
+        weight: Any = self.model.get_submodule(EMBEDDING).weight
+        shape = tuple(weight.shape)
         embedding = vocabulary(self._layer(EMBEDDING, shape), self.comm, source.key(EMBEDDING))
         head = embedding
         if HEAD in source or not tied:
@@ -186,18 +191,22 @@ class _Filling:
         self._put(EMBEDDING, Embedding(embedding, self.dtype).to(self.device))
         self._put(HEAD, Head(head).to(self.device))
 
-    def _layer(self, path: str, shape: object) -> Layer:
+    def _layer(self, path: str, shape: Sequence[int]) -> Layer:
         layer = self.source.layer(path)
-        if tuple(layer.weight.shape) != shape:
+        self._fit(path, layer, shape)
+        return layer
+
+    def _fit(self, path: str, given: Weight, shape: Sequence[int]) -> None:
+        """Make sure that a weight has the shape that the configuration says."""
+        got = tuple(parts_of(given, layer=path)[0].shape)
+        if got != tuple(shape):
             raise ShapeError(
                 "layer does not fit the configuration",
-                file=str(self.source.file.paths[0]),
+                file=self.source.name,
                 layer=self.source.key(path),
-                expected=list(shape),  # type: ignore[call-overload]
-                got=list(layer.weight.shape),
+                expected=list(shape),
+                got=list(got),
             )
-        self.placed.add(path)
-        return layer
 
     def _put(self, path: str, made: torch.nn.Module) -> None:
         parent, _, name = path.rpartition(".")

@@ -1,0 +1,149 @@
+"""A checkpoint as a mapping from the path of a module to the layer that belongs there.
+
+::
+
+    where a weight is    in the checkpoint
+    projections          by path
+    experts              by path, experts.3.up_proj; or all in one, experts.gate_up_proj and experts.down_proj
+    embedding            model.embed_tokens
+    head                 lm_head; of a tied model the embedding, whatever else is there
+
+Layers are plain or quantised, see :mod:`uqff.checkpoints`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import TYPE_CHECKING, Any, Final
+
+from uqff.checkpoints.checkpoint import open_checkpoint
+from uqff.codes import LOADED_DTYPES
+from uqff.errors import FormatError
+from uqff.models.architectures import architecture_of, layer_names
+from uqff.models.assets import CONFIG_NAME
+from uqff.models.layouts import WeightLayout
+from uqff.parallel.consensus import digest
+from uqff.parallel.partition import split_fused
+from uqff.parallel.projection import PROJECTIONS
+from uqff.quantization.plan import UNUSED
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    import torch
+    from typing_extensions import Self
+
+    from uqff.codec.layer import Layer
+    from uqff.parallel.projection import Experts
+
+__all__ = ["CheckpointSource"]
+
+DTYPE_KEYS: Final = ("dtype", "torch_dtype")
+"""What ``transformers`` calls the dtype of a model, from 5 on and before."""
+
+
+class CheckpointSource:
+    """An open checkpoint; see :class:`~uqff.parallel.source.ModelSource` for the verbs.
+
+    Attributes:
+        checkpoint: its layers.
+        name: the directory, for errors.
+        directory: where its files are.
+        config: the parsed ``config.json``.
+        layout: how the rows of Q and K lie in the files.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.checkpoint = open_checkpoint(path)
+        try:
+            self.directory = self.checkpoint.path
+            self.name = str(self.directory)
+            config = self.directory / CONFIG_NAME
+            if not config.is_file():
+                raise FormatError("no configuration beside the model", file=str(config), got="no such file")
+            self.config: dict[str, Any] = self.checkpoint.config
+            architecture_of(self.config)
+            self.layout = WeightLayout.of(self.config).check(str(config))
+            head = layer_names(self.config)[0]
+            self._unused = set() if head.weight == f"{head.module}.weight" else {head.module}
+            self._taken: set[str] = set()
+        except BaseException:
+            self.checkpoint.close()
+            raise
+
+    def __contains__(self, module: object) -> bool:
+        return module in self.checkpoint.paths and module not in self._unused
+
+    def layer(self, module: str) -> Layer:
+        """The layer of a module, whole.
+
+        Raises:
+            MissingError: there is none.
+            UqffError: it is not valid.
+        """
+        self._taken.add(module)
+        return self.checkpoint.layer(module)
+
+    def experts(self, path: str, count: int) -> list[Experts]:
+        """A layer for each expert; of a checkpoint that has all in one tensor, views of that, in either convention."""
+        gate_up, down = f"{path}.gate_up_proj", f"{path}.down_proj"
+        if gate_up not in self:
+            return [[self.layer(f"{path}.{expert}.{name}") for expert in range(count)] for name, _ in PROJECTIONS]
+        return list(split_fused(self._numbers(gate_up), self._numbers(down), layer=path))
+
+    def _numbers(self, path: str) -> torch.Tensor:
+        """A weight as plain numbers; a view where it is stored as such."""
+        record = self.layer(path).weight
+        return record.dequantize() if record.plain is None else record.plain.tensor()
+
+    def key(self, module: str) -> str:
+        """What errors call the layer of a module: its path."""
+        return module
+
+    def tensor(self, name: str) -> torch.Tensor:
+        """A tensor that is no layer, as plain numbers; a view, where it is stored as such.
+
+        Raises:
+            MissingError: there is none.
+        """
+        return self._numbers(name.removesuffix(".weight"))
+
+    def left(self) -> str | None:
+        """The path of a weight that nobody has asked for."""
+        known = self._taken | self._unused
+        return next((path for path in self.checkpoint.paths if path not in known and not path.endswith(UNUSED)), None)
+
+    @property
+    def dtype(self) -> torch.dtype | None:
+        """The dtype that the configuration states; else that of all tensors of plain numbers, if they have one."""
+        known = {dtype.torch_name: dtype for dtype in LOADED_DTYPES.values()}
+        for key in DTYPE_KEYS:
+            if self.config.get(key) in known:
+                return known[self.config[key]].torch
+        tensors = self.checkpoint.tensors
+        found = {LOADED_DTYPES.get(tensors.dtype(name)) for name in tensors} - {None}
+        dtype = found.pop() if len(found) == 1 else None
+        return None if dtype is None else dtype.torch
+
+    def digest(self, *options: object, everything: bool = False) -> bytes:
+        """See :func:`~uqff.parallel.consensus.digest`.
+
+        Args:
+            options: what else the ranks must agree on.
+            everything: take in every byte.
+        """
+        files = self.checkpoint.tensors.files
+        return digest(files, json.dumps(self.config).encode(), repr(options).encode(), everything=everything)
+
+    def close(self) -> None:
+        """Release the files; layers already taken out stay valid."""
+        self.checkpoint.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
