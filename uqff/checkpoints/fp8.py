@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final
 import numpy as np
 
 from uqff.checkpoints.companions import FLOATS, Companions, float32_of
+from uqff.checkpoints.e8m0 import EXPONENTS, powers
 from uqff.checkpoints.method import Cut, Found, Method, is_ignored, modules_of, setting
 from uqff.checkpoints.scaled_fp8 import ScaledFP8
 from uqff.codes import DType
@@ -45,7 +46,7 @@ __all__ = ["FP8Checkpoint", "scaled"]
 E4M3: Final = "F8_E4M3"
 SCALES: Final = ("weight_scale_inv", "weight_scale")
 INPUTS: Final = ("input_scale", "activation_scale", "input_activation_scale")
-SCALE_DTYPES: Final = (*FLOATS, "F8_E8M0", "U8")
+SCALE_DTYPES: Final = (*FLOATS, *EXPONENTS)
 
 
 class FP8Checkpoint(Method):
@@ -139,14 +140,7 @@ def _scales(stored: Companions, role: str, *, planned: bool) -> Part:
     """The scales, finite; exponents as float32."""
     if stored.dtype(role) in FLOATS:
         return stored.planned(role) if planned else stored.finite(role, stored.part(role))
-    if planned:
-        return Part.planned(stored.shape(role), DType.F32)
-    exponents = stored.part(role).array()
-    if (exponents == 255).any():
-        raise stored.problem("scale is not a number", role, "an exponent from 0 to 254", 255)
-    # 2^-127, exponent 0, is subnormal in float32.
-    made = np.ldexp(np.float32(1), exponents.astype(np.int32) - 127).astype(np.float32)
-    return Part.of_array(made.reshape(stored.shape(role)), DType.F32)
+    return powers(stored, role, planned=planned)
 
 
 def _one_scale(stored: Companions, weight: Part, role: str, *, planned: bool) -> FP8:

@@ -7,13 +7,16 @@ from typing import Any, Final
 
 from uqff.checkpoints.foreign import ForeignTensor
 from uqff.checkpoints.fp8 import FP8Checkpoint
+from uqff.checkpoints.hqq import HQQCheckpoint
 from uqff.checkpoints.method import Method
+from uqff.checkpoints.mlx import MLX
+from uqff.checkpoints.mxfp4 import MXFP4Checkpoint
 from uqff.checkpoints.scaled_fp8 import ScaledFP8
 from uqff.errors import FormatError, UnsupportedError
 
 __all__ = ["FOREIGN", "METHODS", "method_of", "quantization_of"]
 
-METHODS: Final[tuple[type[Method], ...]] = (FP8Checkpoint,)
+METHODS: Final[tuple[type[Method], ...]] = (FP8Checkpoint, MLX, MXFP4Checkpoint, HQQCheckpoint)
 """All but :class:`~uqff.checkpoints.plain.Plain`, which is what is left."""
 
 FOREIGN: Final[tuple[type[ForeignTensor], ...]] = (ScaledFP8,)
