@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,8 @@ from click.testing import CliRunner
 from safetensors.torch import load_file, save_file
 
 import uqff
-from tests.support.lora_files import exact_numbers, factors, make_exact, write_adapter
+from tests.support.lora_files import exact_numbers, factors, write_adapter
+from tests.support.lora_models import write_llama
 from tests.support.small_models import config_of
 from tools.tiny.models import TinyModel
 from uqff.cli import main
@@ -34,43 +34,7 @@ def same_files(ours: Path, theirs: Path) -> None:
 
 @pytest.fixture(scope="module")
 def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # PEFT asks transformers for what is called otherwise since
-        return make_llama(tmp_path_factory.mktemp("llama"))
-
-
-def make_llama(folder: Path) -> Path:
-    """A Llama of random weights, an adapter of every linear layer, one of two, and both merged by PEFT."""
-    peft = pytest.importorskip("peft", reason="the oracle")
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    torch.manual_seed(0)
-    numbers = {"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4, "num_key_value_heads": 2}
-    model = LlamaForCausalLM(LlamaConfig(**numbers, num_hidden_layers=2, vocab_size=96, tie_word_embeddings=False))
-    with torch.no_grad():
-        for at, parameter in enumerate(model.parameters()):
-            parameter.copy_(exact_numbers(tuple(parameter.shape), at))
-    model.save_pretrained(folder / "base")
-    one = peft.LoraConfig(
-        r=8,
-        lora_alpha=16,
-        target_modules="all-linear",
-        rank_pattern={"q_proj": 4, "layers.1.mlp.up_proj": 64},
-        alpha_pattern={"k_proj": 3},
-    )
-    two = peft.LoraConfig(
-        r=4, lora_alpha=1, use_rslora=True, target_modules=["lm_head", "o_proj"], layers_to_transform=1
-    )
-    wrapped = peft.get_peft_model(model, one, "one")
-    wrapped.add_adapter("two", two)
-    make_exact(wrapped)
-    for name in ("one", "two"):
-        wrapped.save_pretrained(folder, selected_adapters=[name], save_embedding_layers=False)
-    for module in wrapped.modules():
-        if hasattr(module, "set_scale"):
-            module.set_scale("two", -0.5)
-    wrapped.merge_and_unload(adapter_names=["one", "two"]).save_pretrained(folder / "merged")
-    return folder
+    return write_llama(tmp_path_factory.mktemp("llama"))
 
 
 def test_merged_is_what_peft_has_merged(llama: Path, tmp_path: Path) -> None:

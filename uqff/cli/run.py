@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from uqff.cli.options import DtypeChoice, isq_option, selected
+from uqff.cli.options import DtypeChoice, isq_option, lora_option, selected
 from uqff.errors import UqffError
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ __all__ = ["run"]
 @click.option("--timeout", default=300.0, show_default=True, help="Seconds that a rank waits for the others.")
 @click.option("--check-all", is_flag=True, help="Compare every byte of the ranks' files, not headers and samples.")
 @isq_option
+@lora_option
 @click.option("--json", "as_json", is_flag=True, help="Tokens, ids and log probabilities as JSON.")
 def run(
     path: str,
@@ -37,6 +38,7 @@ def run(
     timeout: float,
     check_all: bool,
     isq: str | None,
+    lora: list[tuple[str, float]],
     as_json: bool,
 ) -> None:
     """Let a model answer a prompt: greedy text.
@@ -75,6 +77,7 @@ def run(
                 device=place,
                 dtype=None if dtype is None else LOADED_DTYPES[dtype.upper()].torch,
                 raw=raw,
+                lora=lora,
                 check="all" if check_all else "sample",
                 on_text=_say if speaks and not as_json else None,
             )

@@ -90,13 +90,14 @@ class Adapter(Mapping[str, LowRank]):
     Attributes:
         path: the directory.
         config: its configuration.
+        mapped: the file of the factors.
         factors: all that it has, in the order of the file.
     """
 
     def __init__(self, path: Path, config: LoraConfig, file: MappedFile) -> None:
         self.path = path
         self.config = config
-        self._file = file
+        self.mapped = file
         self.factors = _read(config, file)
         self._by_path = {each.path: each for each in self.factors if not each.parameters}
 
@@ -133,7 +134,7 @@ class Adapter(Mapping[str, LowRank]):
     @property
     def file(self) -> Path:
         """The file of the factors."""
-        return self._file.path
+        return self.mapped.path
 
     def stamps(self) -> list[list[str | int]]:
         """Name, size and time of the last change (nanoseconds) of each file: what tells that it is still the same."""
@@ -142,7 +143,7 @@ class Adapter(Mapping[str, LowRank]):
 
     def close(self) -> None:
         """Release the file. Factors already taken out stay valid."""
-        self._file.close()
+        self.mapped.close()
 
     def __enter__(self) -> Self:
         return self

@@ -73,6 +73,7 @@ class LoraConfig:
 
     Attributes:
         path: of the file.
+        document: what stands in it.
         fan_in_fan_out: whether weights are stored as ``[in, out]``.
         parameters: ``target_parameters``: paths of tensors, whole or from a dot on.
     """
@@ -85,7 +86,7 @@ class LoraConfig:
             FormatError: a value is not what the key allows.
         """
         self.path = path
-        self._document = document
+        self.document = document
         with located(file=path):
             self._refuse()
             self._rank = self._positive("r", document.get("r", 8))
@@ -144,7 +145,7 @@ class LoraConfig:
         return next((int(parts[at]) for at in found), None)
 
     def _refuse(self) -> None:
-        document = self._document
+        document = self.document
         kind = document.get("peft_type", "LORA")
         if not isinstance(kind, str) or kind.upper() != "LORA":
             raise UnsupportedError("adapter is no LoRA", field="peft_type", expected="LORA", got=kind)
@@ -163,7 +164,7 @@ class LoraConfig:
             )
 
     def _flag(self, key: str) -> bool:
-        value = self._document.get(key)
+        value = self.document.get(key)
         if value is None or isinstance(value, bool):
             return bool(value)
         raise FormatError("neither true nor false", field=key, got=value)
@@ -179,14 +180,14 @@ class LoraConfig:
         raise FormatError("not a number", field=field, expected="a finite number", got=value)
 
     def _texts(self, key: str) -> list[str]:
-        value = self._document.get(key)
+        value = self.document.get(key)
         value = [] if value is None else [value] if isinstance(value, str) else value
         if isinstance(value, list) and all(isinstance(each, str) and each for each in value):
             return value
         raise FormatError("neither a text nor a list of texts", field=key, got=value)
 
     def _patterns(self, key: str, check: Callable[[str, Any], Any]) -> list[tuple[Pattern, Any]]:
-        value = self._document.get(key)
+        value = self.document.get(key)
         value = {} if value is None else value
         if not isinstance(value, dict):
             raise FormatError("not a map of patterns to numbers", field=key, got=value)
@@ -197,7 +198,7 @@ class LoraConfig:
         return made
 
     def _layer_numbers(self) -> frozenset[int] | None:
-        value = self._document.get("layers_to_transform")
+        value = self.document.get("layers_to_transform")
         numbers = [value] if isinstance(value, int) else value
         if numbers is None or numbers == []:
             return None
@@ -206,7 +207,7 @@ class LoraConfig:
         raise FormatError("not numbers of layers", field="layers_to_transform", got=value)
 
     def _modules(self, key: str) -> _Ends | _Whole | _AllLinear | None:
-        value = self._document.get(key)
+        value = self.document.get(key)
         if isinstance(value, str):
             if not value:
                 raise FormatError("an empty pattern", field=key)

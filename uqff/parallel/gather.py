@@ -203,7 +203,7 @@ class ReplicatedStack(QuantizedLayer, Gathering):
         weight, room = self.weight, None
         if weight.plain is not None and dtype is torch.float64:  # dequantising is by way of float32
             stack = weight.plain.tensor().to(dtype)
-            return lambda expert, rows: torch.nn.functional.linear(rows, stack[expert])
+            return self._beside(lambda expert, rows: torch.nn.functional.linear(rows, stack[expert]))
         _, outputs, inputs = self.size()
         if dtype in (torch.float32, torch.bfloat16, torch.float16):
             room = torch.empty(outputs, inputs, dtype=dtype, device=weight.device)
@@ -213,7 +213,14 @@ class ReplicatedStack(QuantizedLayer, Gathering):
             out = None if rows.requires_grad else room
             return torch.nn.functional.linear(rows, weight.dequantize_expert(expert, dtype, out=out))
 
-        return product
+        return self._beside(product)
+
+    def _beside(
+        self, product: Callable[[int, torch.Tensor], torch.Tensor]
+    ) -> Callable[[int, torch.Tensor], torch.Tensor]:
+        """The product with what adapters add to it."""
+        made: Callable[[int, torch.Tensor], torch.Tensor] = product if self.lora is None else self.lora.beside(product)
+        return made
 
     def _biases(self, indices: torch.Tensor, dtype: torch.dtype) -> torch.Tensor | None:
         bias: torch.Tensor | None = self._plain_bias(dtype)

@@ -20,6 +20,7 @@ import torch
 from uqff.checkpoints.model import holds_checkpoint
 from uqff.container.shards import select
 from uqff.errors import FormatError
+from uqff.lora.applied import Lora
 from uqff.parallel.comm import Comm
 from uqff.parallel.consensus import settle
 from uqff.parallel.model import Check, load_model
@@ -131,6 +132,7 @@ def respond(
     raw: bool = False,
     check: Check = "sample",
     isq: str | None = None,
+    lora: Sequence[tuple[Lora, float]] = (),
     on_text: Callable[[str], None] | None = None,
 ) -> Answer:
     """Load a model and let it answer a prompt; the same on every rank.
@@ -145,6 +147,7 @@ def respond(
         raw: no chat template.
         check: how the ranks' files are compared.
         isq: which model of several.
+        lora: adapters with their weights.
         on_text: called with each piece of the answer, as it comes.
 
     Raises:
@@ -153,7 +156,7 @@ def respond(
     comm, device = Comm.of(comm), torch.device(device)
     exchange = device if device.type == "cuda" else torch.device("cpu")
     start = time.perf_counter()
-    model = load_model(path, comm, device=device, dtype=dtype, check=check, isq=isq)
+    model = load_model(path, comm, device=device, dtype=dtype, check=check, isq=isq, lora=list(lora))
     place = Path(path) if holds_checkpoint(path) else select(path, isq)
     directory = place if place.is_dir() else place.parent
 

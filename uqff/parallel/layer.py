@@ -23,6 +23,7 @@ from uqff.models.layouts import in_order
 from uqff.parallel.accept import Weight, check_activations, layer_of, parts_of, plain_of, record_of
 from uqff.parallel.comm import Comm
 from uqff.parallel.dummy import DummyLayer
+from uqff.parallel.lora import check_merged
 from uqff.parallel.placement import DistributedKind, Placement
 from uqff.parallel.requantize import add_delta, requantize
 from uqff.parallel.shard import Shard, Slice
@@ -50,6 +51,8 @@ class QuantizedLayer(torch.nn.Module):
     kind: ClassVar[DistributedKind] = DistributedKind.REPLICATED
     dims: ClassVar[tuple[str, ...]] = ("out", "in")
     """The dimensions of the weight."""
+    lora: Any
+    """Adapters that are not merged; None if there are none."""
 
     def __init__(
         self,
@@ -86,7 +89,7 @@ class QuantizedLayer(torch.nn.Module):
         if len(given.shape) != len(self.dims):
             problem = "weight is not a matrix" if len(self.dims) == 2 else "weight is not a stack of matrices"
             raise ShapeError(problem, layer=key, expected=f"[{', '.join(self.dims)}]", got=list(given.shape))
-        cut = _shard_of(shard or self._shard(comm), key).slice_of(given, layer=key)
+        cut = Shard.of(shard or self._shard(comm), layer=key).slice_of(given, layer=key)
         if bias is None and isinstance(given, torch.Tensor):  # of any strides: what is not the slice is not read
             part = Layer(record_of(given.narrow(*cut), layer=key))
             whole: QuantizedTensor = Unquant.of(torch.empty(given.shape, dtype=given.dtype, device="meta"))
@@ -113,6 +116,7 @@ class QuantizedLayer(torch.nn.Module):
         self.version = version
         self.cut = cut
         self._whole = whole
+        self.lora = None
         self._store(part.weight, part.bias)
 
     @classmethod
@@ -347,10 +351,13 @@ class QuantizedLayer(torch.nn.Module):
         if whole is not None and self.cut.length != whole.shape[self.cut.dim]:
             apart = not weight.SLICES_QUANTISE_ALIKE or not whole.can_narrow(*self.cut)
             whole = None if apart else whole
-        return self._holding(Layer(weight, bias), whole, self.cut, self.comm, key=self.key, version=self.version)
+        made = self._holding(Layer(weight, bias), whole, self.cut, self.comm, key=self.key, version=self.version)
+        made.lora = self.lora
+        return made
 
     def serialize(self) -> bytes:
         """The pre-1.0 blob of what this rank holds, the bias in the bias extension."""
+        check_merged(self)
         return blobs.serialize(self.weight, self.bias, version=self.version)
 
     def gather_serialize(self, comm: Comm | None = None) -> bytes:
@@ -422,7 +429,8 @@ class QuantizedLinear(QuantizedLayer):
         check_activations(x, self.weight_buffers.shape[1], layer=self.key)
         if self._stats is not None:
             self._stats.process(x)
-        return torch.nn.functional.linear(x, self.weight_buffers.plain(x.dtype))
+        y = torch.nn.functional.linear(x, self.weight_buffers.plain(x.dtype))
+        return y if self.lora is None else self.lora(x, y)
 
     def _add_bias(self, y: torch.Tensor) -> torch.Tensor:
         bias = self._plain_bias(y.dtype)
@@ -486,9 +494,3 @@ def _version_of(blob: Any) -> tuple[int, int, int]:
 def _exchange_device(comm: Comm, device: torch.device) -> torch.device:
     """NCCL exchanges CUDA tensors only; gloo any."""
     return device if device.type == "cuda" else torch.device("cpu")
-
-
-def _shard_of(shard: Shard, layer: str | None) -> Shard:
-    if isinstance(shard, Shard):
-        return shard
-    raise UnsupportedError("not a shard", layer=layer, expected="a uqff.parallel.Shard", got=type(shard).__name__)

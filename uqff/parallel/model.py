@@ -18,9 +18,11 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from uqff.errors import FormatError, ShapeError, ShardError, UnsupportedError
+from uqff.lora.applied import Adapters, Lora
 from uqff.models.layouts import half_split_order
 from uqff.parallel import fallback, transformers_model
 from uqff.parallel.accept import Weight, parts_of
+from uqff.parallel.adapting import Adapting, adapters_digest
 from uqff.parallel.comm import Comm
 from uqff.parallel.consensus import settle
 from uqff.parallel.experts import FusedExperts, PackedExperts
@@ -51,6 +53,8 @@ def load_model(
     dtype: torch.dtype | None = None,
     check: Check = "sample",
     isq: str | None = None,
+    lora: Lora | tuple[Lora, float] | Sequence[Lora | tuple[Lora, float]] | None = None,
+    merge_lora: bool | None = None,
 ) -> torch.nn.Module:
     """Load this rank's share of a model.
 
@@ -65,6 +69,9 @@ def load_model(
         check: how to make sure that all ranks have the same files: by headers, sizes and a ``sample`` of each tensor,
             or by ``all`` bytes, see :func:`~uqff.parallel.consensus.digest`.
         isq: the type, if the directory holds several and the path names none.
+        lora: adapters, in order: directories or :class:`uqff.lora.Adapter`, each alone or as a pair with its weight.
+        merge_lora: whether they are added to the weights, of quantised ones requantised, or multiplied beside them; if
+            None, they are added to weights that are not quantised.
 
     Returns:
         A ``transformers`` causal language model, in evaluation mode. What it returns is the same on every rank.
@@ -85,17 +92,35 @@ def load_model(
     exchange = device if device.type == "cuda" else torch.device("cpu")
     what = f"model {os.fspath(path)}"
 
-    def identify() -> tuple[ModelSource, bytes]:
-        source = open_source(path, isq)
-        return source, source.digest(dtype, everything=check == "all")
+    def identify() -> tuple[ModelSource, Adapters, bytes]:
+        everything = check == "all"
+        adapters = Adapters.open(lora)
+        try:
+            source = open_source(path, isq)
+        except BaseException:
+            adapters.close()
+            raise
+        options = (adapters_digest(adapters, everything=everything), merge_lora) if adapters else ()
+        return source, adapters, source.digest(dtype, *options, everything=everything)
 
-    source, digest = settle(comm, f"opening {what}", identify, exchange)
-    with source:
+    source, adapters, digest = settle(comm, f"opening {what}", identify, exchange)
+    with source, adapters:
         comm.check_same(digest, what, exchange)
-        return settle(comm, f"loading {what}", lambda: _load(source, comm, device, dtype), exchange)
+
+        def load() -> torch.nn.Module:
+            return _load(source, comm, device, dtype, adapters, merge_lora)
+
+        return settle(comm, f"loading {what}", load, exchange)
 
 
-def _load(source: ModelSource, comm: Comm, device: torch.device, dtype: torch.dtype | None) -> torch.nn.Module:
+def _load(
+    source: ModelSource,
+    comm: Comm,
+    device: torch.device,
+    dtype: torch.dtype | None,
+    adapters: Adapters,
+    merge: bool | None,
+) -> torch.nn.Module:
     dtype = dtype or source.dtype or torch.float32
     if dtype not in _DTYPES:
         raise UnsupportedError("dtype of activations", expected="float32, bfloat16 or float16", got=dtype)
@@ -103,8 +128,9 @@ def _load(source: ModelSource, comm: Comm, device: torch.device, dtype: torch.dt
     Sizes.of(source.config).check(comm.world_size)
     model = transformers_model.build(source.config, dtype)
     transformers_model.share_heads(model, comm)
-    _Filling(source, comm, device, dtype, model).fill()
-    transformers_model.materialise(model, source.tensor, device, dtype)
+    adapting = Adapting(adapters, model, dtype, merge=merge)
+    _Filling(source, comm, device, dtype, model, adapting).fill()
+    transformers_model.materialise(model, adapting.tensors(source.tensor), device, dtype)
     left = source.left()
     if left is not None:
         raise FormatError(
@@ -120,19 +146,26 @@ class _Filling:
     """Puts the layers of a source into the places that a model has for them."""
 
     def __init__(
-        self, source: ModelSource, comm: Comm, device: torch.device, dtype: torch.dtype, model: torch.nn.Module
+        self,
+        source: ModelSource,
+        comm: Comm,
+        device: torch.device,
+        dtype: torch.dtype,
+        model: torch.nn.Module,
+        adapting: Adapting,
     ) -> None:
         self.source, self.comm, self.device, self.dtype, self.model = source, comm, device, dtype, model
+        self.adapting = adapting
 
     def fill(self) -> None:
         """Fill all."""
         for path in transformers_model.sparse_blocks(self.model):
-            experts = self._experts(f"{path}.experts").to(self.device)
+            experts = self.adapting.mixture(f"{path}.experts", self._experts(f"{path}.experts")).to(self.device)
             self._put(path, transformers_model.SparseBlock(self.model.config, experts))
         for path, module in list(self.model.named_modules()):
             role = ROLES.get(path.rpartition(".")[2])
             if role is not None and isinstance(module, torch.nn.Linear):
-                self._put(path, self._split(role, path, module).to(self.device))
+                self._put(path, self.adapting.linear(path, self._split(role, path, module)).to(self.device))
         self._vocabulary()
 
     def _split(self, role: Role, path: str, module: torch.nn.Linear) -> QuantizedLinear:
@@ -187,7 +220,7 @@ class _Filling:
         embedding = vocabulary(self._layer(EMBEDDING, shape), self.comm, source.key(EMBEDDING))
         head = embedding
         if HEAD in source or not tied:
-            head = vocabulary(self._layer(HEAD, shape), self.comm, source.key(HEAD))
+            head = self.adapting.linear(HEAD, vocabulary(self._layer(HEAD, shape), self.comm, source.key(HEAD)))
         self._put(EMBEDDING, Embedding(embedding, self.dtype).to(self.device))
         self._put(HEAD, Head(head).to(self.device))
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple, TypeVar, overload
 
-from uqff.errors import ShardError
+from uqff.errors import ShardError, UnsupportedError
 
 if TYPE_CHECKING:
     import torch
@@ -78,6 +78,17 @@ class Shard:
     def whole(cls) -> Shard:
         """Everything."""
         return cls.simple(0, 0, 1)
+
+    @classmethod
+    def of(cls, given: object, *, layer: str | None = None) -> Shard:
+        """A shard that somebody gives.
+
+        Raises:
+            UnsupportedError: it is none.
+        """
+        if isinstance(given, cls):
+            return given
+        raise UnsupportedError("not a shard", layer=layer, expected="a uqff.parallel.Shard", got=type(given).__name__)
 
     def resolve(self, shape: Sequence[int], *, alignment: int = 1, layer: str | None = None) -> Slice:
         """The range of elements in a weight of that shape.
