@@ -113,6 +113,11 @@ class ScaledFP8(ForeignTensor):
     def _unstack(self) -> Self:
         return unstack_parts(self, "weight", "scales")
 
+    def transposed(self) -> Self:
+        """See :meth:`LayerRules.transposed`: codes and scales alike."""
+        weight, scales = (self.parts[name].transposed() for name in ("weight", "scales"))
+        return self.replaced(weight=weight, scales=scales, rows=self.columns, columns=self.rows)
+
     @property
     def blocks(self) -> int:
         """How many scales there are."""

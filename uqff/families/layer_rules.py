@@ -77,6 +77,10 @@ class LayerRules(ABC):
         """The weight plus a delta of its shape, where its numbers are stored as they are; None where they are not."""
         return None
 
+    def transposed(self) -> Self | None:
+        """The weight with outputs and inputs exchanged, in new memory; None of a type whose blocks lie along inputs."""
+        return None
+
     @abstractmethod
     def resized(self, outputs: int) -> Self:
         """A weight of the same type and parameters with another number of outputs, without its bytes.

@@ -199,6 +199,16 @@ class Part:
         chosen = slice(start * unit, (start + length) * unit)
         return self.like(self.rows()[(slice(None),) * dim + (chosen,)])
 
+    def transposed(self) -> Part:
+        """The part with its last two dimensions exchanged, in new memory."""
+        *outer, rows, columns = self.shape
+        shape = (*outer, columns, rows)
+        if self.is_planned:
+            return self.planned(shape, self.dtype)
+        flat: Any = self.data if _is_tensor(self.data) else self.array()
+        elements = flat.reshape(*outer, rows, columns, self.dtype.itemsize).swapaxes(-3, -2)
+        return Part(self.dtype, shape, _flat(elements))
+
     def pick(self, index: npt.NDArray[np.int64]) -> Part:
         """Elements of a part with one dimension longer than 1, in the order of ``index``; neighbours are a view."""
         dim = max(range(len(self.shape)), key=lambda i: self.shape[i])

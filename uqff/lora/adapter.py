@@ -67,15 +67,15 @@ class Factors:
 
     Attributes:
         path: of the module.
-        key: what patterns of the configuration call its weight; None if they are not for that.
+        key: what patterns of the configuration call it.
         a: F32, F16 or BF16, a view of the file.
         b: likewise.
         names: of the tensors.
-        parameters: which other tensors of the module they may be for, by ``target_parameters``.
+        parameters: which tensors of the module they may be for, by ``target_parameters``; empty for its weight.
     """
 
     path: str
-    key: str | None
+    key: str
     a: Floats
     b: Floats
     names: tuple[str, str]
@@ -99,10 +99,7 @@ class Adapter(Mapping[str, LowRank]):
         self.config = config
         self.mapped = file
         self.factors = _read(config, file)
-        self._by_path = {each.path: each for each in self.factors if each.key is not None}
-        for each in self._by_path.values():
-            if not each.parameters:
-                self.low_rank(each)  # which checks the rank
+        self._by_path = {each.path: each for each in self.factors if not each.parameters}
 
     def __getitem__(self, path: str) -> LowRank:
         """The delta of a module.
@@ -126,20 +123,8 @@ class Adapter(Mapping[str, LowRank]):
         Args:
             factors: of this adapter.
             weight: of the adapter among others.
-
-        Raises:
-            ShapeError: they are of another rank than the configuration says.
         """
-        rank, _, scale = self.config.size(factors.key or factors.path, weight)
-        if factors.a.shape[0] != rank:
-            raise ShapeError(
-                "factors of another rank than the configuration says",
-                file=str(self.file),
-                layer=factors.path,
-                field=factors.names[0],
-                expected=rank,
-                got=factors.a.shape[0],
-            )
+        scale = self.config.size(factors.key, weight).scale
         return LowRank(factors.b, factors.a, scale, self.origin(factors))
 
     def origin(self, factors: Factors) -> str:
@@ -244,14 +229,8 @@ def _factors(config: LoraConfig, file: MappedFile, place: str, names: Mapping[st
     module = path = place.removeprefix(PREFIX)
     while module.endswith(NESTED):
         module = module.removesuffix(NESTED)
-    parameters = [] if config.targets(module) and module == path else config.parameters_of(module)
-    key = None
-    if module == path and config.targets(module) is not False:
-        key = module
-    elif WEIGHT in parameters:
-        key = f"{module}.{WEIGHT}"
-    others = tuple(name for name in parameters if name != WEIGHT)
-    if key is None and not others:
+    parameters = config.parameters_of(module)
+    if (module != path and not parameters) or (not parameters and config.targets(module) is False):
         raise FormatError(
             "factors of a module that the configuration leaves out",
             file=str(file.path),
@@ -269,7 +248,19 @@ def _factors(config: LoraConfig, file: MappedFile, place: str, names: Mapping[st
             expected=f"[out, {a.shape[0]}], as A is {list(a.shape)}",
             got=list(b.shape),
         )
-    return Factors(module, key, a, b, (names["A"], names["B"]), others)
+    is_weight = parameters in ([], [WEIGHT])
+    key = f"{module}.{WEIGHT}" if parameters and is_weight else module
+    rank = config.size(key).rank
+    if is_weight and a.shape[0] != rank:
+        raise ShapeError(
+            "factors of another rank than the configuration says",
+            file=str(file.path),
+            layer=module,
+            field=names["A"],
+            expected=rank,
+            got=a.shape[0],
+        )
+    return Factors(module, key, a, b, (names["A"], names["B"]), () if is_weight else tuple(parameters))
 
 
 def _floats(file: MappedFile, module: str, name: str) -> Floats:

@@ -31,6 +31,7 @@ __all__ = [
     "EntryName",
     "LayerName",
     "architecture_of",
+    "block_of",
     "embedding_name",
     "entry_names",
     "layer_names",
@@ -314,7 +315,7 @@ def selected_layers(
     names: list[LayerName] = []
     for module, weight in chosen.items():
         if len(shapes[weight]) in (2, 3) and pattern.search(f"{module}.weight"):
-            names.append(LayerName(len(names), module, weight, _block_of(module)))
+            names.append(LayerName(len(names), module, weight, block_of(module)))
     if not names:
         raise FormatError("no weight matches", field="layers", got=pattern.text)
     return names
@@ -344,7 +345,7 @@ def selected_entries(
     for name, shape in shapes.items():
         if name.endswith(".weight") and name not in taken and len(shape) in (2, 3) and pattern.search(name):
             module = name.removesuffix(".weight")
-            chosen.append(EntryName(module, (LayerName(len(chosen), module, name, _block_of(module)),)))
+            chosen.append(EntryName(module, (LayerName(len(chosen), module, name, block_of(module)),)))
     if not chosen:
         raise FormatError("no weight matches", field="layers", got=pattern.text)
     return sorted(chosen, key=lambda entry: entry.key)
@@ -355,7 +356,7 @@ def _natural(name: str) -> list[tuple[int, int, str]]:
     return [(0, int(run[:18]), run) if run.isdecimal() else (1, 0, run) for run in re.findall(r"[0-9]+|[^0-9]+", name)]
 
 
-def _block_of(module: str) -> int | None:
+def block_of(module: str) -> int | None:
     """The engine's rule for the number of a decoder layer, or of whatever else calls itself a layer."""
     match = re.search(r"(?:^|\.)(?:layers?|h)\.([0-9]{1,9})(?:\.|$)", module)
     return int(match[1]) if match else None

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from uqff.parallel.experts import FusedExperts, PackedExperts
     from uqff.parallel.gather import ColumnParallelStack, ExpertList, ReplicatedStack, RowParallelStack
     from uqff.parallel.heads import compute_kv_shard, compute_n_kv_groups
+    from uqff.parallel.immediate import ImmediateIsq, IsqPool, PendingLayer, QuantizeOntoGuard
     from uqff.parallel.linear import (
         ColumnParallelLayer,
         DistributedKind,
@@ -31,7 +32,11 @@ __all__ = [
     "DummyLayer",
     "ExpertList",
     "FusedExperts",
+    "ImmediateIsq",
+    "IsqPool",
     "PackedExperts",
+    "PendingLayer",
+    "QuantizeOntoGuard",
     "ReplicatedLayer",
     "ReplicatedStack",
     "RowParallelLayer",
@@ -47,7 +52,11 @@ _ROOMS = {
     "Comm": "comm",
     "ExpertList": "gather",
     "FusedExperts": "experts",
+    "ImmediateIsq": "immediate",
+    "IsqPool": "immediate",
     "PackedExperts": "experts",
+    "PendingLayer": "immediate",
+    "QuantizeOntoGuard": "immediate",
     "ReplicatedStack": "gather",
     "RowParallelStack": "gather",
     "Shard": "shard",

@@ -4,21 +4,30 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import numpy as np
 import torch
 
+from uqff.codec.layer import Layer
+from uqff.codes import DType
+from uqff.errors import ShapeError
+from uqff.families import Unquant
+from uqff.families.part import Part
 from uqff.lora.applied import Adapters, ModelWeights
+from uqff.lora.low_rank import LowRank, merged
 from uqff.parallel import transformers_model
 from uqff.parallel.consensus import digest
 from uqff.parallel.gather import ExpertList, ReplicatedStack
 from uqff.parallel.lora import adapted, adapted_stack, summed
 from uqff.parallel.plan import ROLES
 from uqff.parallel.projection import PROJECTIONS
+from uqff.parallel.unloaded import Unloaded, numbers_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from uqff.parallel.layer import QuantizedLinear
     from uqff.parallel.mixture import Mixture
+    from uqff.parallel.shard import Slice
 
 __all__ = ["Adapting", "adapters_digest"]
 
@@ -33,8 +42,17 @@ def adapters_digest(adapters: Adapters, *, everything: bool = False) -> bytes:
     return digest((each.mapped for each, _ in adapters.each), *told, everything=everything)
 
 
+def _slice_of(delta: LowRank, cut: Slice, dim: int) -> LowRank:
+    """The factors of the slice of a matrix."""
+    return delta if dim < 0 or cut.length == delta.shape[dim] else delta.narrow(dim, cut.start, cut.length)
+
+
 class Adapting:
-    """Puts adapters on what a model is filled with, piece by piece."""
+    """Puts adapters on what a model is filled with, piece by piece.
+
+    Attributes:
+        merges_before: whether they are added to weights that are quantised while they are loaded before that is done.
+    """
 
     def __init__(
         self, adapters: Adapters, model: torch.nn.Module, dtype: torch.dtype, *, merge: bool | None = None
@@ -51,7 +69,38 @@ class Adapting:
             UqffError: see :meth:`Adapters.applied`.
         """
         self._dtype, self._merge = dtype, merge
+        self.merges_before = merge is not False
         self._deltas = adapters.applied(model_weights(model)).deltas if adapters else {}
+
+    def before(self, source: Unloaded, paths: Sequence[str]) -> Unloaded:
+        """A layer that is quantised while it is loaded, with its adapters added before that, in float32.
+
+        Args:
+            source: the layer.
+            paths: of its matrix, or of each expert's if it is a stack.
+        """
+        deltas = {at: self._deltas[path] for at, path in enumerate(paths) if path in self._deltas}
+        if not deltas:
+            return source
+        shape = source.weight.shape[-2:]
+        for each in deltas.values():
+            for delta in each:
+                if tuple(delta.shape) != shape:
+                    raise ShapeError(
+                        "delta does not fit the weight", layer=source.key, expected=list(shape), got=list(delta.shape)
+                    )
+
+        def change(layer: Layer, cut: Slice) -> Layer:
+            numbers, stack = numbers_of(layer.weight), len(layer.weight.shape) == 3
+            total = np.empty(numbers.shape, np.uint32)
+            matrices = [(numbers[at], total[at]) for at in range(len(total))] if stack else [(numbers, total)]
+            first = cut.start if stack and cut.dim == 0 else 0
+            for at, (matrix, into) in enumerate(matrices, first):
+                parts = [_slice_of(delta, cut, cut.dim - stack) for delta in deltas.get(at, ())]
+                into[:] = merged(matrix, parts, layer=source.key).cast(DType.F32).bits
+            return Layer(Unquant.of(Part.of_array(total, DType.F32)), layer.bias_part)
+
+        return source.changed(change, computed=True)
 
     def linear(self, path: str, layer: _Linear) -> _Linear:
         """The layer of a module with its adapters."""

@@ -23,9 +23,8 @@ from uqff.errors import FormatError
 from uqff.models.architectures import architecture_of, layer_names
 from uqff.models.assets import CONFIG_NAME
 from uqff.models.layouts import WeightLayout
+from uqff.parallel.checkpoint_layers import experts_of, layer_of_checkpoint, names_of_experts
 from uqff.parallel.consensus import digest
-from uqff.parallel.partition import split_fused
-from uqff.parallel.projection import PROJECTIONS
 from uqff.quantization.plan import UNUSED
 
 if TYPE_CHECKING:
@@ -34,8 +33,8 @@ if TYPE_CHECKING:
     import torch
     from typing_extensions import Self
 
-    from uqff.codec.layer import Layer
-    from uqff.parallel.projection import Experts
+    from uqff.parallel.loading import UnloadedExperts
+    from uqff.parallel.unloaded import Unloaded
 
 __all__ = ["CheckpointSource"]
 
@@ -75,27 +74,20 @@ class CheckpointSource:
     def __contains__(self, module: object) -> bool:
         return module in self.checkpoint.paths and module not in self._unused
 
-    def layer(self, module: str) -> Layer:
-        """The layer of a module, whole.
+    def layer(self, module: str) -> Unloaded:
+        """The layer of a module.
 
         Raises:
             MissingError: there is none.
             UqffError: it is not valid.
         """
         self._taken.add(module)
-        return self.checkpoint.layer(module)
+        return layer_of_checkpoint(self.checkpoint, module)
 
-    def experts(self, path: str, count: int) -> list[Experts]:
-        """A layer for each expert; of a checkpoint that has all in one tensor, views of that, in either convention."""
-        gate_up, down = f"{path}.gate_up_proj", f"{path}.down_proj"
-        if gate_up not in self:
-            return [[self.layer(f"{path}.{expert}.{name}") for expert in range(count)] for name, _ in PROJECTIONS]
-        return list(split_fused(self._numbers(gate_up), self._numbers(down), layer=path))
-
-    def _numbers(self, path: str) -> torch.Tensor:
-        """A weight as plain numbers; a view where it is stored as such."""
-        record = self.layer(path).weight
-        return record.dequantize() if record.plain is None else record.plain.tensor()
+    def experts(self, path: str, count: int) -> list[UnloadedExperts]:
+        """A layer for each expert, or stacks: see :mod:`uqff.parallel.checkpoint_layers`."""
+        self._taken.update(name for names in names_of_experts(self.checkpoint, path, count) for name in names)
+        return experts_of(self.checkpoint, path, count)
 
     def key(self, module: str) -> str:
         """What errors call the layer of a module: its path."""
@@ -107,7 +99,10 @@ class CheckpointSource:
         Raises:
             MissingError: there is none.
         """
-        return self._numbers(name.removesuffix(".weight"))
+        path = name.removesuffix(".weight")
+        self._taken.add(path)
+        record = self.checkpoint.layer(path).weight
+        return record.dequantize() if record.plain is None else record.plain.tensor()
 
     def left(self) -> str | None:
         """The path of a weight that nobody has asked for."""

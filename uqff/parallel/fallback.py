@@ -13,6 +13,8 @@ for one, has blocks of 256 inputs: a row of 512 cannot be cut in four.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -20,14 +22,15 @@ import torch
 from uqff.parallel.accept import check_activations
 from uqff.parallel.comm import Comm
 from uqff.parallel.linear import ColumnParallelLayer, DistributedKind, ReplicatedLayer, RowParallelLayer
+from uqff.parallel.loading import load
 from uqff.parallel.shard import Shard, Slice
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-    from uqff.codec.layer import Layer
     from uqff.families import QuantizedTensor
     from uqff.parallel.layer import QuantizedLinear
+    from uqff.parallel.unloaded import Unloaded
 
 __all__ = ["GatheredLayer", "GatheringLayer", "NarrowedLayer", "column", "every_rank_can", "row"]
 
@@ -39,9 +42,9 @@ class NarrowedLayer(ReplicatedLayer):
     kept: Slice
 
     @classmethod
-    def of(cls, layer: Layer, kept: Slice, comm: Comm, key: str | None) -> NarrowedLayer:
+    def narrowed(cls, source: Unloaded, kept: Slice, comm: Comm) -> NarrowedLayer:
         """A layer that gives the outputs ``kept``."""
-        made = cls.from_layer(layer, comm, key=key)
+        made = load(cls, source, comm)
         made.kept = kept
         return made
 
@@ -78,37 +81,36 @@ class GatheredLayer(ReplicatedLayer):
         return super().forward(self.comm.gather_last(x))
 
 
-def column(layer: Layer, comm: Comm, key: str, shard: Shard | None = None) -> QuantizedLinear:
-    """A layer that gives this rank's outputs, out of whatever the family can cut.
+def column(source: Unloaded, comm: Comm, shard: Shard | None = None) -> Callable[[], QuantizedLinear]:
+    """What loads a layer that gives this rank's outputs, out of whatever the family can cut.
 
     Args:
-        layer: the whole.
+        source: the whole.
         comm: the ranks.
-        key: of the layer, for errors.
         shard: the rank's outputs; the equal part if None.
 
     Raises:
         ShardError: the outputs do not divide.
     """
     shard = shard or Shard.simple(0, comm.rank, comm.world_size)
-    if every_rank_can(layer.weight, shard, comm):
-        return ColumnParallelLayer.from_layer(layer, comm, shard=shard, key=key)
-    return NarrowedLayer.of(layer, shard.resolve(layer.weight.shape, layer=key), comm, key)
+    if every_rank_can(source.weight, shard, comm):
+        return partial(load, ColumnParallelLayer, source, comm, shard=shard)
+    return partial(NarrowedLayer.narrowed, source, shard.resolve(source.weight.shape, layer=source.key), comm)
 
 
-def row(layer: Layer, comm: Comm, key: str) -> QuantizedLinear:
-    """A layer that takes this rank's inputs and gives all outputs, out of whatever the family can cut.
+def row(source: Unloaded, comm: Comm) -> Callable[[], QuantizedLinear]:
+    """What loads a layer that takes this rank's inputs and gives all outputs, out of whatever the family can cut.
 
     Raises:
         ShardError: the inputs do not divide.
     """
-    weight = layer.weight
-    Shard.simple(1, comm.rank, comm.world_size).resolve(weight.shape, layer=key)
+    weight = source.weight
+    Shard.simple(1, comm.rank, comm.world_size).resolve(weight.shape, layer=source.key)
     if every_rank_can(weight, Shard.simple(1, comm.rank, comm.world_size), comm):
-        return RowParallelLayer.from_layer(layer, comm, key=key)
+        return partial(load, RowParallelLayer, source, comm)
     if weight.shape[0] % comm.world_size == 0 and every_rank_can(weight, Shard.simple(0, 0, comm.world_size), comm):
-        return GatheringLayer.from_layer(layer, comm, key=key)
-    return GatheredLayer.from_layer(layer, comm, key=key)
+        return partial(load, GatheringLayer, source, comm)
+    return partial(load, GatheredLayer, source, comm)
 
 
 def every_rank_can(weight: QuantizedTensor, shard: Shard, comm: Comm) -> bool:

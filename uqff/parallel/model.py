@@ -12,31 +12,24 @@ they are views of the mapped file where the slice is one: nothing is read before
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Literal
 
 import torch
 
-from uqff.errors import FormatError, ShapeError, ShardError, UnsupportedError
+from uqff.errors import FormatError, UnsupportedError
 from uqff.lora.applied import Adapters, Lora
-from uqff.models.layouts import half_split_order
-from uqff.parallel import fallback, transformers_model
-from uqff.parallel.accept import Weight, parts_of
+from uqff.parallel import transformers_model
 from uqff.parallel.adapting import Adapting, adapters_digest
 from uqff.parallel.comm import Comm
 from uqff.parallel.consensus import settle
-from uqff.parallel.experts import FusedExperts, PackedExperts
-from uqff.parallel.heads import compute_kv_shard
-from uqff.parallel.plan import ROLES, Role, Sizes
-from uqff.parallel.projection import PROJECTIONS, are_single
-from uqff.parallel.source import EMBEDDING, HEAD, ModelSource, open_source
-from uqff.parallel.vocabulary import Embedding, Head, vocabulary
-
-if TYPE_CHECKING:
-    from uqff.codec.layer import Layer
-    from uqff.parallel.layer import QuantizedLinear
-    from uqff.parallel.mixture import Mixture
-    from uqff.parallel.partition import OnMisaligned
+from uqff.parallel.filling import Filling
+from uqff.parallel.immediate import ImmediateIsq, IsqPool, Types
+from uqff.parallel.loading import at_once
+from uqff.parallel.plan import Sizes
+from uqff.parallel.source import ModelSource, open_source
+from uqff.quantization.types import FallbackWarning
 
 __all__ = ["Check", "load_model"]
 
@@ -52,7 +45,8 @@ def load_model(
     device: torch.device | str = "cpu",
     dtype: torch.dtype | None = None,
     check: Check = "sample",
-    isq: str | None = None,
+    isq: Types | ImmediateIsq | None = None,
+    workers: int | None = None,
     lora: Lora | tuple[Lora, float] | Sequence[Lora | tuple[Lora, float]] | None = None,
     merge_lora: bool | None = None,
 ) -> torch.nn.Module:
@@ -68,10 +62,15 @@ def load_model(
             the model was loaded when the file was written; of a checkpoint, what its configuration states.
         check: how to make sure that all ranks have the same files: by headers, sizes and a ``sample`` of each tensor,
             or by ``all`` bytes, see :func:`~uqff.parallel.consensus.digest`.
-        isq: the type, if the directory holds several and the path names none.
+        isq: of a directory of UQFF, the type, if it holds several and the path names none. Of a checkpoint, what its
+            layers are quantised to while they are loaded, see :mod:`uqff.parallel.immediate`: a type (``"q4k"``), a
+            number of bits, a :class:`~uqff.quantization.recipe.Recipe` or the file of one, or
+            :class:`~uqff.parallel.ImmediateIsq`. A :class:`~uqff.quantization.types.FallbackWarning` says if layers
+            became another type than that, because of their shapes.
+        workers: threads that quantise; as many as a kernel may use if None. Each takes the memory of one more layer.
         lora: adapters, in order: directories or :class:`uqff.lora.Adapter`, each alone or as a pair with its weight.
         merge_lora: whether they are added to the weights, of quantised ones requantised, or multiplied beside them; if
-            None, they are added to weights that are not quantised.
+            None, they are added to weights that are not quantised, or are quantised while they are loaded: before that.
 
     Returns:
         A ``transformers`` causal language model, in evaluation mode. What it returns is the same on every rank.
@@ -92,23 +91,24 @@ def load_model(
     exchange = device if device.type == "cuda" else torch.device("cpu")
     what = f"model {os.fspath(path)}"
 
-    def identify() -> tuple[ModelSource, Adapters, bytes]:
+    def identify() -> tuple[ModelSource, ImmediateIsq | None, Adapters, bytes]:
         everything = check == "all"
         adapters = Adapters.open(lora)
         try:
-            source = open_source(path, isq)
+            source, quantising = open_source(path, isq)
         except BaseException:
             adapters.close()
             raise
         options = (adapters_digest(adapters, everything=everything), merge_lora) if adapters else ()
-        return source, adapters, source.digest(dtype, *options, everything=everything)
+        digest = source.digest(dtype, quantising, *options, everything=everything)
+        return source, quantising, adapters, digest
 
-    source, adapters, digest = settle(comm, f"opening {what}", identify, exchange)
+    source, quantising, adapters, digest = settle(comm, f"opening {what}", identify, exchange)
     with source, adapters:
         comm.check_same(digest, what, exchange)
 
         def load() -> torch.nn.Module:
-            return _load(source, comm, device, dtype, adapters, merge_lora)
+            return _load(source, comm, device, dtype, adapters, merge_lora, quantising, workers)
 
         return settle(comm, f"loading {what}", load, exchange)
 
@@ -120,6 +120,8 @@ def _load(
     dtype: torch.dtype | None,
     adapters: Adapters,
     merge: bool | None,
+    isq: ImmediateIsq | None,
+    workers: int | None,
 ) -> torch.nn.Module:
     dtype = dtype or source.dtype or torch.float32
     if dtype not in _DTYPES:
@@ -129,7 +131,12 @@ def _load(
     model = transformers_model.build(source.config, dtype)
     transformers_model.share_heads(model, comm)
     adapting = Adapting(adapters, model, dtype, merge=merge)
-    _Filling(source, comm, device, dtype, model, adapting).fill()
+    if isq is None:
+        Filling(source, comm, device, dtype, model, adapting, None, at_once).fill()
+    else:
+        with IsqPool(workers) as pool:
+            Filling(source, comm, device, dtype, model, adapting, isq, pool).fill()
+        _tell(isq)
     transformers_model.materialise(model, adapting.tensors(source.tensor), device, dtype)
     left = source.left()
     if left is not None:
@@ -142,105 +149,8 @@ def _load(
     return model
 
 
-class _Filling:
-    """Puts the layers of a source into the places that a model has for them."""
-
-    def __init__(
-        self,
-        source: ModelSource,
-        comm: Comm,
-        device: torch.device,
-        dtype: torch.dtype,
-        model: torch.nn.Module,
-        adapting: Adapting,
-    ) -> None:
-        self.source, self.comm, self.device, self.dtype, self.model = source, comm, device, dtype, model
-        self.adapting = adapting
-
-    def fill(self) -> None:
-        """Fill all."""
-        for path in transformers_model.sparse_blocks(self.model):
-            experts = self.adapting.mixture(f"{path}.experts", self._experts(f"{path}.experts")).to(self.device)
-            self._put(path, transformers_model.SparseBlock(self.model.config, experts))
-        for path, module in list(self.model.named_modules()):
-            role = ROLES.get(path.rpartition(".")[2])
-            if role is not None and isinstance(module, torch.nn.Linear):
-                self._put(path, self.adapting.linear(path, self._split(role, path, module)).to(self.device))
-        self._vocabulary()
-
-    def _split(self, role: Role, path: str, module: torch.nn.Linear) -> QuantizedLinear:
-        layer, key = self._layer(path, module.weight.shape), self.source.key(path)
-        if module.bias is not None and layer.bias is None:
-            raise FormatError("layer lacks a bias", layer=key, expected=f"bias [{module.weight.shape[0]}]")
-        if role == "row":
-            return fallback.row(layer, self.comm, key)
-        shard = None
-        if role == "key-value":
-            config: Any = self.model.config
-            kv_heads = config.num_key_value_heads
-            shard = compute_kv_shard(kv_heads, module.weight.shape[0] // kv_heads, self.comm)
-        made = fallback.column(layer, self.comm, key, shard)
-        heads = self.source.layout.heads_of(path)
-        if heads is not None:  # of which every rank holds whole ones
-            rows = made.weight.shape[0]
-            made.reorder(half_split_order(rows, heads * rows // layer.weight.shape[0], layer=key))
-        return made
-
-    def _experts(self, path: str) -> Mixture:
-        """A part of every expert: whole blocks, if equal parts cut through them; or all, if there are not enough."""
-        try:
-            return self._experts_split(path, "uneven")
-        except ShardError:
-            return self._experts_split(path, "replicate")
-
-    def _experts_split(self, path: str, on_misaligned: OnMisaligned) -> Mixture:
-        config: Any = self.model.config
-        count, inner, hidden = config.num_experts, config.moe_intermediate_size, config.hidden_size
-        projections = self.source.experts(path, count)
-        form: type[Mixture] = FusedExperts
-        for (name, _), given, shape in zip(
-            PROJECTIONS, projections, ((inner, hidden), (inner, hidden), (hidden, inner)), strict=True
-        ):
-            if are_single(given):
-                form = PackedExperts
-                for expert, layer in enumerate(given):
-                    self._fit(f"{path}.{expert}.{name}", layer, shape)
-            else:
-                self._fit(f"{path}.{name}", given, (count, *shape))
-        gate, up, down = projections
-        act = transformers_model.activation(config)
-        return form.from_layers(gate, up, down, self.comm, act=act, on_misaligned=on_misaligned, key=path)
-
-    def _vocabulary(self) -> None:
-        """Embedding and head; what a tied model has only one of serves as both."""
-        config: Any = self.model.config
-        tied, source = bool(config.tie_word_embeddings), self.source
-        weight: Any = self.model.get_submodule(EMBEDDING).weight
-        shape = tuple(weight.shape)
-        embedding = vocabulary(self._layer(EMBEDDING, shape), self.comm, source.key(EMBEDDING))
-        head = embedding
-        if HEAD in source or not tied:
-            head = self.adapting.linear(HEAD, vocabulary(self._layer(HEAD, shape), self.comm, source.key(HEAD)))
-        self._put(EMBEDDING, Embedding(embedding, self.dtype).to(self.device))
-        self._put(HEAD, Head(head).to(self.device))
-
-    def _layer(self, path: str, shape: Sequence[int]) -> Layer:
-        layer = self.source.layer(path)
-        self._fit(path, layer, shape)
-        return layer
-
-    def _fit(self, path: str, given: Weight, shape: Sequence[int]) -> None:
-        """Make sure that a weight has the shape that the configuration says."""
-        got = tuple(parts_of(given, layer=path)[0].shape)
-        if got != tuple(shape):
-            raise ShapeError(
-                "layer does not fit the configuration",
-                file=self.source.name,
-                layer=self.source.key(path),
-                expected=list(shape),
-                got=list(got),
-            )
-
-    def _put(self, path: str, made: torch.nn.Module) -> None:
-        parent, _, name = path.rpartition(".")
-        setattr(self.model.get_submodule(parent), name, made)
+def _tell(isq: ImmediateIsq) -> None:
+    """Warn of layers that became another type."""
+    if isq.fallbacks:
+        more = f"; and {len(isq.fallbacks) - 1} more" if isq.fallbacks[1:] else ""
+        warnings.warn(FallbackWarning(f"{isq.fallbacks[0]}{more}"), stacklevel=2)

@@ -18,7 +18,7 @@ from uqff.families import QuantizedTensor
 from uqff.parallel.comm import Comm
 from uqff.parallel.shard import Shard, listed_world_sizes
 
-__all__ = ["Cut", "IntermediateRange", "OnMisaligned", "part_of", "split_fused"]
+__all__ = ["Cut", "IntermediateRange", "OnMisaligned", "fused_convention", "part_of", "split_fused"]
 
 OnMisaligned: TypeAlias = Literal["error", "uneven", "replicate"]
 """What is to happen where blocks do not allow equal parts; see :mod:`uqff.parallel.experts`."""
@@ -137,14 +137,6 @@ def split_fused(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Gate, up and down of a checkpoint that keeps gate and up in one tensor; views, nothing is read.
 
-    Two conventions are told apart by the shapes::
-
-        inputs first      gate_up_proj [E, hidden, 2·inter]    down_proj [E, inter, hidden]
-        outputs first     gate_up_proj [E, 2·inter, hidden]    down_proj [E, hidden, inter]
-
-    Tensors of different conventions fit too, if they fit in no other way.  (The engine looks at each by itself and
-    takes the former if it can: for inter = hidden it turns a ``down_proj`` of the latter.)
-
     Args:
         gate_up: the gates, then the ups.
         down: the downs.
@@ -154,18 +146,38 @@ def split_fused(
         ``[E, inter, hidden]``, ``[E, inter, hidden]`` and ``[E, hidden, inter]``.
 
     Raises:
+        ShapeError: see :func:`fused_convention`.
+    """
+    turned_gate_up, turned_down = fused_convention(tuple(gate_up.shape), tuple(down.shape), layer=layer)
+    fused = gate_up.transpose(1, 2) if turned_gate_up else gate_up
+    outputs_first = down.transpose(1, 2) if turned_down else down
+    inter = fused.shape[1] // 2
+    return fused.narrow(1, 0, inter), fused.narrow(1, inter, inter), outputs_first
+
+
+def fused_convention(gate_up: Sequence[int], down: Sequence[int], *, layer: str | None = None) -> tuple[bool, bool]:
+    """Whether the tensors of all experts are transposed, told by their shapes: gate and up, and down.
+
+    There are two conventions::
+
+        inputs first      gate_up_proj [E, hidden, 2·inter]    down_proj [E, inter, hidden]
+        outputs first     gate_up_proj [E, 2·inter, hidden]    down_proj [E, hidden, inter]
+
+    Tensors of different conventions fit too, if they fit in no other way.  (The engine looks at each by itself and
+    takes the former if it can: for inter = hidden it turns a ``down_proj`` of the latter.)
+
+    Raises:
         ShapeError: the shapes fit in no way.
     """
-    if gate_up.ndim == down.ndim == 3 and gate_up.shape[0] == down.shape[0]:
+    if len(gate_up) == len(down) == 3 and gate_up[0] == down[0]:
         for turned_gate_up, turned_down in ((True, True), (False, False), (True, False), (False, True)):
-            fused = gate_up.transpose(1, 2) if turned_gate_up else gate_up
-            outputs_first = down.transpose(1, 2) if turned_down else down
-            _, hidden, inter = outputs_first.shape
-            if tuple(fused.shape[1:]) == (2 * inter, hidden):
-                return fused.narrow(1, 0, inter), fused.narrow(1, inter, inter), outputs_first
+            out, inputs = gate_up[:0:-1] if turned_gate_up else gate_up[1:]
+            hidden, inter = down[:0:-1] if turned_down else down[1:]
+            if (out, inputs) == (2 * inter, hidden):
+                return turned_gate_up, turned_down
     raise ShapeError(
         "not a fused gate and up with its down",
         layer=layer,
         expected="[E, hidden, 2·inter] and [E, inter, hidden], or [E, 2·inter, hidden] and [E, hidden, inter]",
-        got=f"{list(gate_up.shape)} and {list(down.shape)}",
+        got=f"{list(gate_up)} and {list(down)}",
     )

@@ -24,7 +24,10 @@ from uqff.errors import FormatError, ShardError
 from uqff.models.architectures import layer_names
 from uqff.parallel.shard import world_sizes
 
-__all__ = ["ROLES", "Role", "Sizes"]
+__all__ = ["EMBEDDING", "HEAD", "ROLES", "Role", "Sizes"]
+
+EMBEDDING, HEAD = "model.embed_tokens", "lm_head"
+"""Paths of the two modules that hold a row for each token."""
 
 Role = Literal["query", "key-value", "column", "row"]
 

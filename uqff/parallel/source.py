@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from uqff.checkpoints.model import holds_checkpoint
+from uqff.errors import UnsupportedError
 from uqff.parallel.checkpoint_source import CheckpointSource
+from uqff.parallel.immediate import ImmediateIsq
 from uqff.parallel.uqff_source import UqffSource
 
 if TYPE_CHECKING:
@@ -19,13 +21,12 @@ if TYPE_CHECKING:
     import torch
     from typing_extensions import Self
 
-    from uqff.codec.layer import Layer
     from uqff.models.layouts import WeightLayout
-    from uqff.parallel.projection import Experts
+    from uqff.parallel.immediate import Types
+    from uqff.parallel.loading import UnloadedExperts
+    from uqff.parallel.unloaded import Unloaded
 
-__all__ = ["EMBEDDING", "HEAD", "ModelSource", "open_source"]
-
-EMBEDDING, HEAD = "model.embed_tokens", "lm_head"
+__all__ = ["ModelSource", "open_source"]
 
 
 class ModelSource(Protocol):
@@ -50,15 +51,15 @@ class ModelSource(Protocol):
     def __contains__(self, module: object) -> bool:
         """Whether there is a weight of that path, whatever its form."""
 
-    def layer(self, module: str) -> Layer:
-        """The layer of a module, whole and as it is stored; touches no payload.
+    def layer(self, module: str) -> Unloaded:
+        """The layer of a module; touches no payload.
 
         Raises:
-            FormatError: there is none.
+            UqffError: there is none.
             UqffError: the layer is not valid.
         """
 
-    def experts(self, path: str, count: int) -> list[Experts]:
+    def experts(self, path: str, count: int) -> list[UnloadedExperts]:
         """Gate, up and down projections of a mixture: a stack of each, or a layer for each expert.
 
         Args:
@@ -102,15 +103,26 @@ class ModelSource(Protocol):
         """Close it."""
 
 
-def open_source(path: str | os.PathLike[str], isq: str | None = None) -> ModelSource:
-    """The source that a path is: a checkpoint if it is a directory without ``.uqff`` files, else UQFF.
+def open_source(
+    path: str | os.PathLike[str], isq: Types | ImmediateIsq | None = None
+) -> tuple[ModelSource, ImmediateIsq | None]:
+    """The source that a path is, and what becomes of its layers while they are loaded.
+
+    It is a checkpoint if it is a directory without ``.uqff`` files, else UQFF.
 
     Args:
         path: see :func:`~uqff.parallel.load_model`.
-        isq: which model of several, of UQFF.
+        isq: of UQFF, which model of several; of a checkpoint, what its layers become.
 
     Raises:
-        UqffError: neither, or not valid.
+        UqffError: neither, or not valid; or there is no such type.
         OSError: a file cannot be read.
     """
-    return CheckpointSource(path) if holds_checkpoint(path) else UqffSource(path, isq)
+    if holds_checkpoint(path):
+        quantising = isq if isq is None or isinstance(isq, ImmediateIsq) else ImmediateIsq(isq)
+        return CheckpointSource(path), quantising
+    if isq is not None and not isinstance(isq, str):
+        raise UnsupportedError(
+            "the model is quantised already", file=os.fspath(path), field="isq", expected="a type in it", got=isq
+        )
+    return UqffSource(path, isq), None

@@ -32,6 +32,7 @@ from uqff.models.layouts import WeightLayout
 from uqff.models.modules import modules_of
 from uqff.parallel.consensus import digest
 from uqff.parallel.projection import PROJECTIONS
+from uqff.parallel.unloaded import Unloaded
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
     import torch
     from typing_extensions import Self
 
-    from uqff.parallel.projection import Experts
+    from uqff.parallel.loading import UnloadedExperts
 
 __all__ = ["UqffSource"]
 
@@ -94,8 +95,8 @@ class UqffSource:
         """A layer of the file that nobody has asked for."""
         return next((module for module in self.keys if module not in self._taken), None)
 
-    def layer(self, module: str) -> Layer:
-        """The layer of a module, whole and as it is stored; touches no payload.
+    def layer(self, module: str) -> Unloaded:
+        """The layer of a module as it is stored; touches no payload.
 
         Raises:
             FormatError: there is none, neither quantised nor in the residual.
@@ -104,11 +105,13 @@ class UqffSource:
         bias = self.residual.get(f"{module}.bias")
         self._taken.add(module)
         if module not in self.keys:
-            return Layer(Unquant.of(self.tensor(f"{module}.weight")), bias)
-        layer = self.file[self.keys[module]]
-        return layer if layer.bias is not None or bias is None else Layer(layer.weight, bias)
+            layer = Layer(Unquant.of(self.tensor(f"{module}.weight")), bias)
+        else:
+            layer = self.file[self.keys[module]]
+            layer = layer if layer.bias is not None or bias is None else Layer(layer.weight, bias)
+        return Unloaded.of(layer, self.key(module))
 
-    def experts(self, path: str, count: int) -> list[Experts]:
+    def experts(self, path: str, count: int) -> list[UnloadedExperts]:
         """The layers of gate, up and down projections: a stack of each, or one for each expert."""
         if f"{path}.gate_proj" in self:
             return [self.layer(f"{path}.{name}") for name, _ in PROJECTIONS]

@@ -11,6 +11,8 @@ exchanged.  In a tied model of UQFF 1.2 both are the same rows of the same weigh
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -18,24 +20,25 @@ import torch
 from uqff.errors import ShapeError
 from uqff.parallel.fallback import every_rank_can
 from uqff.parallel.linear import ColumnParallelLayer, DistributedKind, ReplicatedLayer
+from uqff.parallel.loading import load
 from uqff.parallel.shard import Shard
 
 if TYPE_CHECKING:
-    from uqff.codec.layer import Layer
     from uqff.families import QuantizedTensor
     from uqff.parallel.comm import Comm
     from uqff.parallel.layer import QuantizedLinear
+    from uqff.parallel.unloaded import Unloaded
 
 __all__ = ["Embedding", "Head", "vocabulary"]
 
 
-def vocabulary(layer: Layer, comm: Comm, key: str) -> QuantizedLinear:
-    """The rows of this rank of an embedding or a head ``[vocabulary, hidden]``."""
+def vocabulary(source: Unloaded, comm: Comm) -> Callable[[], QuantizedLinear]:
+    """What loads the rows of this rank of an embedding or a head ``[vocabulary, hidden]``."""
     shard = Shard.simple(0, comm.rank, comm.world_size)
-    divides = layer.weight.shape[0] % comm.world_size == 0
-    if comm.world_size > 1 and divides and every_rank_can(layer.weight, shard, comm):
-        return ColumnParallelLayer.from_layer(layer, comm, key=key)
-    return ReplicatedLayer.from_layer(layer, comm, key=key)
+    divides = source.weight.shape[0] % comm.world_size == 0
+    if comm.world_size > 1 and divides and every_rank_can(source.weight, shard, comm):
+        return partial(load, ColumnParallelLayer, source, comm)
+    return partial(load, ReplicatedLayer, source, comm)
 
 
 class Head(torch.nn.Module):

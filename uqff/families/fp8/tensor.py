@@ -189,6 +189,10 @@ class FP8(QuantizedTensor):
         """F8Q8 only: the engine stops with "not yet implemented" at anything else."""
         return kind == "f8q8"
 
+    def transposed(self) -> Self:
+        """See :meth:`LayerRules.transposed`; the scales are those of all."""
+        return self.replaced(weight=self.parts["weight"].transposed())
+
     def resized(self, outputs: int) -> Self:
         """See :meth:`LayerRules.resized`."""
         return self.planned(self.kind, (outputs, *self.shape[1:]), self.nominal_dtype)

@@ -195,6 +195,10 @@ class Unquant(QuantizedTensor):
         """See :meth:`LayerRules.plus`; the sum is rounded to the weight's dtype."""
         return self.of((self.weight + delta.to(self.weight.dtype)).contiguous())
 
+    def transposed(self) -> Self:
+        """See :meth:`LayerRules.transposed`."""
+        return self.of(self.plain.transposed())
+
     def resized(self, outputs: int) -> Self:
         """See :meth:`LayerRules.resized`."""
         return self.planned(self.kind, (outputs, *self.shape[1:]), self.dtype)

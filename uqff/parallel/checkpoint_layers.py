@@ -1,0 +1,159 @@
+"""Layers and experts of a checkpoint before they are loaded: which tensors, in which of the forms that experts have.
+
+::
+
+    experts.3.up_proj [inter, hidden]            a layer for each expert and projection
+    experts.up_proj [E, inter, hidden]           a stack for each projection; also switch_mlp.up_proj, MLX's
+    experts.gate_up_proj [E, 2·inter, hidden]    gate and up in one stack; or transposed, which only plain numbers and
+                                                 FP8 with scales can be
+
+Authority: mistral.rs v0.8.0, ``mistralrs-quant/src/distributed/layers.rs`` (``PackedExperts::new``,
+``FusedExperts::new``).
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING, Final
+
+from uqff.codec.layer import Layer
+from uqff.errors import MissingError, ShapeError, UnsupportedError
+from uqff.families import QuantizedTensor
+from uqff.parallel.loading import UnloadedExperts
+from uqff.parallel.partition import fused_convention
+from uqff.parallel.projection import PROJECTIONS
+from uqff.parallel.shard import Shard, Slice
+from uqff.parallel.unloaded import Unloaded
+
+if TYPE_CHECKING:
+    from uqff.checkpoints import Checkpoint
+
+__all__ = ["experts_of", "has_experts", "layer_of_checkpoint", "names_of_experts"]
+
+GATE_UP: Final = "gate_up_proj"
+SWITCH: Final = "switch_mlp"
+"""What MLX calls the module of the experts, beside which there is no ``experts``."""
+
+
+def layer_of_checkpoint(checkpoint: Checkpoint, path: str, name: str | None = None) -> Unloaded:
+    """A layer of a checkpoint; only headers are read.
+
+    Args:
+        checkpoint: holds it.
+        path: of its weight.
+        name: what rules of a recipe call it: of an expert, the first one's path.
+
+    Raises:
+        MissingError: there is none; near names are listed.
+        UqffError: it is not valid.
+    """
+    meta = checkpoint.outline(path)
+
+    def take(cut: Slice) -> Layer:
+        whole = cut.length == meta.weight.shape[cut.dim]
+        return checkpoint.layer(path, None if whole else Shard.offset(*cut))
+
+    return Unloaded(path, meta, take, partial(_release, checkpoint, path), name or path)
+
+
+def _release(checkpoint: Checkpoint, path: str) -> None:
+    for name in checkpoint.companions(path).names.values():
+        checkpoint.tensors.release(name)
+
+
+def _stacked_at(checkpoint: Checkpoint, path: str) -> str | None:
+    """Where there is a stack for each projection."""
+    parent, _, last = path.rpartition(".")
+    beside = f"{parent}.{SWITCH}" if parent else SWITCH
+    for place in (path, beside) if last == "experts" else (path,):
+        if f"{place}.{PROJECTIONS[0][0]}" in checkpoint.paths:
+            return place
+    return None
+
+
+def names_of_experts(checkpoint: Checkpoint, path: str, count: int) -> list[list[str]]:
+    """The paths that the weights of each projection have in the checkpoint; none if it has no such experts."""
+    if f"{path}.{GATE_UP}" in checkpoint.paths:
+        return [[f"{path}.{GATE_UP}"], [f"{path}.{GATE_UP}"], [f"{path}.down_proj"]]
+    place = _stacked_at(checkpoint, path)
+    if place is not None:
+        return [[f"{place}.{name}"] for name, _ in PROJECTIONS]
+    return [[f"{path}.{expert}.{name}" for expert in range(count)] for name, _ in PROJECTIONS]
+
+
+def has_experts(checkpoint: Checkpoint, path: str) -> bool:
+    """Whether there are experts of any form."""
+    return any(names[0] in checkpoint.paths for names in names_of_experts(checkpoint, path, 1))
+
+
+def experts_of(checkpoint: Checkpoint, path: str, count: int) -> list[UnloadedExperts]:
+    """Gate, up and down projections; only headers are read.
+
+    Args:
+        checkpoint: holds them.
+        path: of the experts, ``model.layers.0.mlp.experts``.
+        count: how many there are.
+
+    Raises:
+        MissingError: there are none.
+        ShapeError: gate, up and down do not fit each other.
+        UnsupportedError: they are transposed, in a type that cannot be turned.
+        UqffError: a layer is not valid.
+    """
+    names = names_of_experts(checkpoint, path, count)
+    if f"{path}.{GATE_UP}" in checkpoint.paths:
+        return _joined(checkpoint, path)
+    if _stacked_at(checkpoint, path) is not None:
+        return [layer_of_checkpoint(checkpoint, each[0]) for each in names]
+    if not has_experts(checkpoint, path):
+        raise MissingError(
+            "no experts",
+            file=str(checkpoint.path),
+            layer=path,
+            expected=f"{names[0][0]}, {path}.{PROJECTIONS[0][0]} or {path}.{GATE_UP}",
+        )
+    return [[layer_of_checkpoint(checkpoint, each, layers[0]) for each in layers] for layers in names]
+
+
+def _joined(checkpoint: Checkpoint, path: str) -> list[UnloadedExperts]:
+    gate_up, down = (layer_of_checkpoint(checkpoint, f"{path}.{name}") for name in (GATE_UP, "down_proj"))
+    turned_gate_up, turned_down = fused_convention(gate_up.weight.shape, down.weight.shape, layer=path)
+    fused = _turned(gate_up) if turned_gate_up else gate_up
+    inter = fused.weight.shape[1] // 2
+    gate, up = (fused.narrow(1, at, inter, f"{path}.{name}") for name, at in (("gate_proj", 0), ("up_proj", inter)))
+    return [gate, up, _turned(down) if turned_down else down]
+
+
+def _turned(source: Unloaded) -> Unloaded:
+    """A stack whose matrices are transposed, the other way round."""
+    bias = source.meta.bias_part
+    turned = _transposed(source.meta.weight, source.key)
+    if bias is not None and len(bias.shape) > 1 and bias.shape[-1] != turned.shape[1]:
+        expected = f"[{turned.shape[0]}, {turned.shape[1]}]"
+        raise ShapeError("bias does not fit weight", layer=source.key, expected=expected, got=list(bias.shape))
+
+    def take(cut: Slice) -> Layer:
+        dim = (0, 2, 1)[cut.dim]
+        # A bias goes with the outputs, which are the last dimension here.
+        part = source.take(Slice(dim, cut.start, cut.length))
+        weight = _transposed(part.weight, source.key)
+        if bias is None:
+            return Layer(weight)
+        whole = source.take(source.whole()).bias_part
+        return Layer(weight, Layer(turned, whole).narrow(*cut).bias_part)
+
+    return replace(source, meta=Layer(turned, bias), take=take)
+
+
+def _transposed(weight: QuantizedTensor, key: str) -> QuantizedTensor:
+    """A stack with outputs and inputs exchanged; new memory.
+
+    Raises:
+        UnsupportedError: the blocks of the type lie along the inputs.
+    """
+    made = weight.transposed()
+    if made is None:
+        expected = "outputs before inputs"
+        raise UnsupportedError(f"{weight.kind} weights cannot be transposed", layer=key, expected=expected)
+    return made

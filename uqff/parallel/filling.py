@@ -1,0 +1,183 @@
+"""The places that a model has for layers, filled with the layers of a source: each with its part, type and adapters."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from uqff.errors import FormatError, ShardError, UnsupportedError
+from uqff.models.layouts import half_split_order
+from uqff.parallel import fallback, transformers_model
+from uqff.parallel.heads import compute_kv_shard
+from uqff.parallel.loading import Run, UnloadedExperts, experts, moved
+from uqff.parallel.plan import EMBEDDING, HEAD, ROLES, Role
+from uqff.parallel.projection import PROJECTIONS
+from uqff.parallel.vocabulary import Embedding, Head, vocabulary
+
+if TYPE_CHECKING:
+    from uqff.parallel.adapting import Adapting
+    from uqff.parallel.comm import Comm
+    from uqff.parallel.immediate import ImmediateIsq
+    from uqff.parallel.layer import QuantizedLinear
+    from uqff.parallel.mixture import Mixture
+    from uqff.parallel.source import ModelSource
+    from uqff.parallel.unloaded import Unloaded
+
+__all__ = ["Filling"]
+
+
+class Filling:
+    """Puts the layers of a source into the places that a model has for them."""
+
+    def __init__(
+        self,
+        source: ModelSource,
+        comm: Comm,
+        device: torch.device,
+        dtype: torch.dtype,
+        model: torch.nn.Module,
+        adapting: Adapting,
+        isq: ImmediateIsq | None,
+        run: Run,
+    ) -> None:
+        """What is needed for it.
+
+        Args:
+            source: of the layers.
+            comm: the ranks.
+            device: where layers go.
+            dtype: of hidden states.
+            model: on the meta device; is changed.
+            adapting: the adapters.
+            isq: what layers become while they are loaded; None if they stay as they are.
+            run: loads them.
+        """
+        self.source, self.comm, self.device, self.dtype, self.model = source, comm, device, dtype, model
+        self.adapting, self.isq, self.run = adapting, isq, run
+        self._begun: list[tuple[str, Callable[[], torch.nn.Module]]] = []
+
+    def fill(self) -> None:
+        """Fill all.
+
+        Raises:
+            UqffError: a layer is missing or not valid, or does not fit configuration or ranks.
+        """
+        for path in transformers_model.sparse_blocks(self.model):
+            self._sparse(path)
+        for path, module in list(self.model.named_modules()):
+            role = ROLES.get(path.rpartition(".")[2])
+            if role is not None and isinstance(module, torch.nn.Linear):
+                self._linear(role, path, module)
+        self._vocabulary()
+        for path, loaded in self._begun:
+            parent, _, name = path.rpartition(".")
+            setattr(self.model.get_submodule(parent), name, loaded())
+
+    def _prepared(self, source: Unloaded, paths: Sequence[str]) -> tuple[Unloaded, bool]:
+        """A layer in the type that it shall have, and whether its adapters are in it."""
+        if self.isq is None:
+            return source, False
+        sensitive = source.path in (EMBEDDING, HEAD)
+        if self.isq.kind_of(source.path, sensitive=sensitive) in (None, "unquant"):
+            return source, False
+        asked = self.isq.device_of(source.path)
+        if asked not in (None, self.device, torch.device(self.device.type)):
+            problem = "layer on another device than the model"
+            raise UnsupportedError(problem, layer=source.key, expected=self.device, got=asked)
+        before = self.adapting.merges_before
+        if before:
+            source = self.adapting.before(source, paths)
+        return self.isq.applied(source, sensitive=sensitive), before
+
+    def _begin(
+        self, path: str, source: Unloaded, loading: Callable[[], QuantizedLinear], *, adapted: bool
+    ) -> Callable[[], QuantizedLinear]:
+        def work() -> QuantizedLinear:
+            made = loading()
+            return moved(made if adapted else self.adapting.linear(path, made), self.device)
+
+        return self.run(source.key, work)
+
+    def _linear(self, role: Role, path: str, module: torch.nn.Linear) -> None:
+        source = self._layer(path, tuple(module.weight.shape))
+        if module.bias is not None and source.meta.bias_part is None:
+            raise FormatError("layer lacks a bias", layer=source.key, expected=f"bias [{module.weight.shape[0]}]")
+        source, adapted = self._prepared(source, [path])
+        loading = self._split(role, path, module, source)
+        self._begun.append((path, self._begin(path, source, loading, adapted=adapted)))
+
+    def _split(self, role: Role, path: str, module: torch.nn.Linear, source: Unloaded) -> Callable[[], QuantizedLinear]:
+        if role == "row":
+            return fallback.row(source, self.comm)
+        shard = None
+        if role == "key-value":
+            config: Any = self.model.config
+            kv_heads = config.num_key_value_heads
+            shard = compute_kv_shard(kv_heads, module.weight.shape[0] // kv_heads, self.comm)
+        loading = fallback.column(source, self.comm, shard)
+        heads = self.source.layout.heads_of(path)
+        if heads is None:
+            return loading
+
+        def in_order() -> QuantizedLinear:
+            made = loading()
+            rows = made.weight.shape[0]  # of heads, of which every rank holds whole ones
+            made.reorder(half_split_order(rows, heads * rows // source.weight.shape[0], layer=source.key))
+            return made
+
+        return in_order
+
+    def _sparse(self, path: str) -> None:
+        """A part of every expert: whole blocks, if equal parts cut through them; or all, if there are not enough."""
+        key = f"{path}.experts"
+        config: Any = self.model.config
+        count, inner, hidden = config.num_experts, config.moe_intermediate_size, config.hidden_size
+        given: list[UnloadedExperts] = []
+        adapted = False
+        shapes = ((inner, hidden), (inner, hidden), (hidden, inner))
+        for projection, (name, _), shape in zip(self.source.experts(key, count), PROJECTIONS, shapes, strict=True):
+            paths = [f"{key}.{expert}.{name}" for expert in range(count)]
+            if isinstance(projection, Sequence):
+                fitting = [each.fit(shape, self.source.name) for each in projection]
+                prepared = [self._prepared(each, [at]) for each, at in zip(fitting, paths, strict=True)]
+                given.append([each for each, _ in prepared])
+                adapted = prepared[0][1]
+            else:
+                one, adapted = self._prepared(projection.fit((count, *shape), self.source.name), paths)
+                given.append(one)
+        together = self._experts(given, key)
+
+        def block() -> torch.nn.Module:
+            made = together()
+            if not adapted:
+                made = self.adapting.mixture(key, made).to(self.device)
+            return transformers_model.SparseBlock(config, made)
+
+        self._begun.append((path, block))
+
+    def _experts(self, given: Sequence[UnloadedExperts], key: str) -> Callable[[], Mixture]:
+        gate, up, down = given
+        act = transformers_model.activation(self.model.config)
+        options: Any = {"act": act, "device": self.device, "key": key, "run": self.run}
+        try:
+            return experts(gate, up, down, self.comm, on_misaligned="uneven", **options)
+        except ShardError:
+            return experts(gate, up, down, self.comm, on_misaligned="replicate", **options)
+
+    def _vocabulary(self) -> None:
+        """Embedding and head; what a tied model has only one of serves as both."""
+        config: Any = self.model.config
+        weight: Any = self.model.get_submodule(EMBEDDING).weight
+        shape = tuple(weight.shape)
+        rows, _ = self._prepared(self._layer(EMBEDDING, shape), ())
+        embedding = head = self._begin(EMBEDDING, rows, vocabulary(rows, self.comm), adapted=True)
+        if HEAD in self.source or not config.tie_word_embeddings:
+            rows, adapted = self._prepared(self._layer(HEAD, shape), [HEAD])
+            head = self._begin(HEAD, rows, vocabulary(rows, self.comm), adapted=adapted)
+        self._begun.append((EMBEDDING, lambda: Embedding(embedding(), self.dtype).to(self.device)))
+        self._begun.append((HEAD, lambda: Head(head())))
+
+    def _layer(self, path: str, shape: tuple[int, ...]) -> Unloaded:
+        return self.source.layer(path).fit(shape, self.source.name)
