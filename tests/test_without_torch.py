@@ -11,13 +11,16 @@ from safetensors.torch import load_file, save_file
 from tests.support.golden_models import TinyModel
 from tests.support.lora_files import factors, write_adapter
 from tools.golden.v1 import TinyMixtral
+from tools.tiny.gguf import write_gguf
 from uqff.cli import main
+from uqff.conversion.rope import llama3_factors
 from uqff.quantization.types import KINDS
 
 CHILD = """
 import sys
 sys.modules["torch"] = None  # whoever imports it gets an ImportError
 from uqff.cli import main
+from uqff.conversion.rope import llama3_factors
 main(sys.argv[1:], standalone_mode=False)
 """
 
@@ -63,15 +66,22 @@ ALL_COMMANDS = """
 import sys
 sys.modules["torch"] = None
 from uqff.cli import main
+from uqff.conversion.rope import llama3_factors
 for line in sys.stdin.read().splitlines():
     main(line.split("\\t"), standalone_mode=False)
 """
 
 
 def test_what_looks_at_models_and_carries_them_over(tmp_path: Path) -> None:
-    """A layer in numbers and in bytes, every payload, a comparison, digests, both migrations."""
+    """A layer in numbers and in bytes, every payload, a comparison, digests, both migrations and conversions.
+
+    Of the GGUF files, one has biases; the other rows in another order, numbers to widen, and factors of a rope scaling.
+    """
     TinyModel("qwen2", hidden_size=256, heads=2, intermediate_size=512).write(tmp_path / "source")
-    source, made, old, new = (str(tmp_path / name) for name in ("source", "made", "old", "new"))
+    source, made, old, new, gguf = (str(tmp_path / name) for name in ("source", "made", "old", "new", "made.gguf"))
+    llama = str(tmp_path / "llama.gguf")
+    scaling = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
+    write_gguf(TinyModel(), Path(llama), "f16", extra={"rope_freqs.weight": llama3_factors(scaling, 10000.0, 32)})
     commands = [
         ["quantize", source, made, "--isq=q8_0", "--quiet"],
         ["inspect", made],
@@ -83,6 +93,10 @@ def test_what_looks_at_models_and_carries_them_over(tmp_path: Path) -> None:
         ["migrate", old, new, "--to=1.2", "--quiet"],
         ["diff", made, new],
         ["checksum", new, "--layers"],
+        ["convert", made, gguf, "--quiet"],
+        ["convert", gguf, str(tmp_path / "again"), "--quiet"],
+        ["convert", llama, str(tmp_path / "dense"), "--format=0.2", "--dtype=bf16", "--quiet"],
+        ["convert", str(tmp_path / "dense"), str(tmp_path / "llama-again.gguf"), "--quiet"],
     ]
     text = "\n".join("\t".join(command) for command in commands)
     command = [sys.executable, "-c", ALL_COMMANDS]

@@ -13,12 +13,21 @@ from uqff.conversion.names import (
     ARCHITECTURES,
     architecture_of_config,
     architecture_of_name,
-    deinterleave,
     gguf_name,
-    interleave,
     norm_names,
 )
 from uqff.errors import ShapeError, UnsupportedError
+from uqff.models.layouts import adjacent_order, half_split_order
+
+
+def interleave(rows: torch.Tensor, heads: int) -> torch.Tensor:
+    """Rows of a checkpoint as a GGUF file has them."""
+    return rows[adjacent_order(len(rows), heads)]
+
+
+def deinterleave(rows: torch.Tensor, heads: int) -> torch.Tensor:
+    """The reverse."""
+    return rows[half_split_order(len(rows), heads)]
 
 
 def test_rows_by_hand() -> None:

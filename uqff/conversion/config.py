@@ -221,7 +221,7 @@ def _rope_scaling(metadata: _Metadata, config: Mapping[str, Any]) -> dict[str, A
             got=kind,
         )
     if factors is not None:
-        values = factors.record().dequantize().reshape(-1)
+        values = factors.float32().reshape(-1)
         scaling = llama3_scaling(values, config["rope_theta"], config["head_dim"])
     if scaling is not None and config["model_type"] != "llama":
         raise UnsupportedError(
@@ -269,7 +269,7 @@ def check_config(config: Mapping[str, Any], file: GgufFile, architecture: GgufAr
     scaling, factors = rope_scaling_of(config), file.get(ROPE_FACTORS)
     kind = None if scaling is None else scaling.get("rope_type", scaling.get("type"))
     if factors is not None:
-        values = factors.record().dequantize().reshape(-1)
+        values = factors.float32().reshape(-1)
         same = scaling is not None and agree(values, llama3_factors(scaling, said["rope_theta"], said["head_dim"]))
     else:
         stored = metadata.get("rope.scaling.type", (ValueType.TEXT,))

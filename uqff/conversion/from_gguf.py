@@ -22,9 +22,8 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from uqff.codec.layer import Layer
 from uqff.codes import LOADED_DTYPES, DType, Version
@@ -42,7 +41,6 @@ from uqff.conversion.names import (
     ROPE_FACTORS,
     architecture_of_config,
     architecture_of_name,
-    deinterleave,
     gguf_name,
     heads_of,
     norm_names,
@@ -52,20 +50,17 @@ from uqff.conversion.result import Conversion
 from uqff.conversion.tokenizer import tokenizer_files
 from uqff.errors import FormatError, ShapeError, UnsupportedError, UqffError, located
 from uqff.families.gguf.tensor import GGUF
+from uqff.families.part import Part
+from uqff.families.rows import reordered, reordered_bias
 from uqff.families.unquant.tensor import Unquant
 from uqff.gguf.reader import GgufFile, GgufTensor, open_gguf
 from uqff.models.architectures import LayerName, architecture_of, embedding_name, entry_names, layer_names
 from uqff.models.assets import CONFIG_NAME, copy_companions
 from uqff.models.config import config_to_write, read_config
 from uqff.models.engine import limits_of, refuse_limits
-from uqff.models.layouts import WeightLayout, without_rope_layout
+from uqff.models.layouts import WeightLayout, half_split_order, without_rope_layout
 from uqff.progress import Progress, Steps
-from uqff.quantization.types import meta_weight
-from uqff.schema.buffers import bytes_of
 from uqff.schema.entries import FIRST
-
-if TYPE_CHECKING:
-    import torch
 
 __all__ = ["WRITTEN", "FromGgufJob", "uqff_of_gguf"]
 
@@ -224,25 +219,20 @@ class FromGgufJob(Job[Conversion]):
         """A layer as the model has it: rows of Q and K in the model's order."""
         record, bias = self._tensor(name.weight, ndim=2).record(), self._bias(name)
         heads = heads_of(self.architecture, self.config, name.module)
-        values = None if bias is None else bias.record().dequantize()
-        if heads is not None:
-            record = replace(record, data=deinterleave(record.data, heads))
-            values = None if values is None else deinterleave(values, heads)
         dtype = self._widened(record)
-        if dtype is None:
-            return Layer(record, values)
-        plain = Unquant.of(record.dequantize(dtype.torch))
-        return Layer(plain, None if values is None else values.to(self.dtype.torch))
+        values = None if bias is None else bias.record().numbers(DType.F32 if dtype is None else self.dtype)
+        if heads is not None:
+            order = half_split_order(record.shape[0], heads)
+            record = reordered(record, order)
+            values = None if values is None else reordered_bias(values, order)
+        return Layer(record if dtype is None else Unquant.of(record.numbers(dtype)), values)
 
     def _meta(self, name: LayerName) -> Layer:
         """The same without its bytes: no row is moved and no number widened for it."""
-        import torch
-
         record, bias = self._tensor(name.weight, ndim=2).record(), self._bias(name)
         dtype = self._widened(record)
-        stored = torch.float32 if dtype is None else self.dtype.torch
-        values = None if bias is None else torch.empty(bias.shape, dtype=stored, device="meta")
-        return Layer(record if dtype is None else meta_weight("unquant", record.shape, dtype.torch), values)
+        values = None if bias is None else Part.planned(bias.shape, DType.F32 if dtype is None else self.dtype)
+        return Layer(record if dtype is None else Unquant.of(Part.planned(record.shape, dtype)), values)
 
     @property
     def nbytes(self) -> int:
@@ -356,9 +346,8 @@ def _main_type(metas: Mapping[str, Layer]) -> str:
 def _dequantized(record: GGUF, dtype: DType) -> Iterator[memoryview]:
     """The bytes of a tensor in another dtype, some rows at a time."""
     if len(record.shape) == 1:
-        yield bytes_of(record.dequantize(dtype.torch))
+        yield record.numbers(dtype).payload
         return
     rows = max(1, TILE // record.shape[-1])
     for start in range(0, record.shape[0], rows):
-        tile: torch.Tensor = GGUF(record.data[start : start + rows], record.block_type).dequantize(dtype.torch)
-        yield bytes_of(tile)
+        yield record.narrow(0, start, min(rows, record.shape[0] - start)).numbers(dtype).payload

@@ -25,16 +25,13 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from uqff.checkpoints import open_gguf
 from uqff.conversion.config import metadata_of
 from uqff.conversion.names import ROPE_FACTORS, GgufArchitecture
-from uqff.conversion.rope import agree
+from uqff.conversion.rope import Factors, agree
 from uqff.conversion.tokenizer import tokenizer_metadata
 from uqff.families.gguf.blocks import block_type_of_code
 from uqff.gguf.schema import ALIGNMENT_KEY, Value, ValueType, build_head
 from uqff.gguf.writer import PlannedTensor, write_gguf
-from uqff.schema.buffers import bytes_of
 
 if TYPE_CHECKING:
-    import torch
-
     from uqff.gguf.reader import GgufFile, GgufTensor
 
 __all__ = ["KEPT_NAME", "Made", "Pairs", "keep_metadata", "kept_factors", "made_metadata", "with_kept"]
@@ -132,11 +129,11 @@ def keep_metadata(file: GgufFile, made: Made, directory: Path) -> str:
 
 def _planned(tensor: GgufTensor) -> PlannedTensor:
     return PlannedTensor(
-        tensor.name, tensor.shape, tensor.type_code, tensor.nbytes, lambda: [bytes_of(tensor.record().data)]
+        tensor.name, tensor.shape, tensor.type_code, tensor.nbytes, lambda: [tensor.record().parts["data"].payload]
     )
 
 
-def kept_factors(directory: Path, made: torch.Tensor) -> torch.Tensor:
+def kept_factors(directory: Path, made: Factors) -> Factors:
     """The divisors of the rotary frequencies as the original had them, if they are those that follow from a model's
     configuration but for their last bits; else the latter.
 
@@ -152,7 +149,7 @@ def kept_factors(directory: Path, made: torch.Tensor) -> torch.Tensor:
         return made
     with open_gguf(path) as file:
         kept = file.get(ROPE_FACTORS)
-        values = None if kept is None else kept.record().dequantize().reshape(-1)
+        values = None if kept is None else kept.float32().reshape(-1)
     return made if values is None or not agree(values, made) else values
 
 

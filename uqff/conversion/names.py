@@ -32,10 +32,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 from uqff.errors import UnsupportedError
 from uqff.models.architectures import architecture_of
-from uqff.models.layouts import adjacent_order, half_split_order
 
 if TYPE_CHECKING:
-    import torch
+    pass
 
 __all__ = [
     "ARCHITECTURES",
@@ -43,10 +42,8 @@ __all__ = [
     "GgufArchitecture",
     "architecture_of_config",
     "architecture_of_name",
-    "deinterleave",
     "gguf_name",
     "heads_of",
-    "interleave",
     "norm_names",
     "shape_of",
 ]
@@ -209,21 +206,3 @@ def heads_of(architecture: GgufArchitecture, config: Mapping[str, Any], path: st
         return None
     heads: int = config[INTERLEAVED[match[2]]]
     return heads
-
-
-def interleave(rows: torch.Tensor, heads: int) -> torch.Tensor:
-    """Bring the rows of Q or K, or of its bias, from a model's order into ggml's.
-
-    Args:
-        rows: ``[out, ...]``, of any dtype, bytes of blocks among them; it is not modified.
-        heads: number of heads that ``out`` is cut into.
-
-    Raises:
-        ShapeError: ``out`` cannot be cut into that many heads of pairs.
-    """
-    return rows[adjacent_order(len(rows), heads)]
-
-
-def deinterleave(rows: torch.Tensor, heads: int) -> torch.Tensor:
-    """Bring the rows of Q or K, or of its bias, from ggml's order into a model's; undoes :func:`interleave`."""
-    return rows[half_split_order(len(rows), heads)]

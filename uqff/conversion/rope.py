@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
 
 from uqff.errors import FormatError, UnsupportedError
 
-if TYPE_CHECKING:
-    import torch
+__all__ = ["Factors", "agree", "llama3_factors", "llama3_scaling", "rope_scaling_of"]
 
-__all__ = ["agree", "llama3_factors", "llama3_scaling", "rope_scaling_of"]
+Factors: TypeAlias = npt.NDArray[np.float32]
 
 LLAMA3: Final = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
 """The numbers of all models that Meta published (3.1 to 3.3); ``factor`` differs."""
@@ -32,13 +34,12 @@ def rope_scaling_of(config: Mapping[str, Any]) -> Mapping[str, Any] | None:
     return None
 
 
-def llama3_factors(scaling: Mapping[str, Any], theta: float, head_dim: int) -> torch.Tensor:
+def llama3_factors(scaling: Mapping[str, Any], theta: float, head_dim: int) -> Factors:
     """What each rotary frequency is divided by, float32 ``[head_dim / 2]``.
 
     Raises:
         FormatError: a number of the scaling is missing.
     """
-    import torch
 
     def number(key: str) -> float:
         value = scaling.get(key)
@@ -52,15 +53,17 @@ def llama3_factors(scaling: Mapping[str, Any], theta: float, head_dim: int) -> t
         raise FormatError(
             "bounds in the wrong order", field="config.rope_scaling", expected=f"below {high:g}", got=f"{low:g}"
         )
-    frequencies = 1.0 / theta ** (torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim)
-    wavelengths = 2 * math.pi / frequencies
-    smooth = (context / wavelengths - low) / (high - low)
-    factors = 1 / ((1 - smooth) / factor + smooth)
-    factors = torch.where(wavelengths < context / high, torch.ones_like(factors), factors)
-    return torch.where(wavelengths > context / low, torch.full_like(factors, factor), factors)
+    exponents = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
+    powers = np.power(theta, exponents.astype(np.float64)).astype(np.float32)  # float32's own power varies with the CPU
+    wavelengths = np.float32(2 * math.pi) / (np.float32(1) / powers)
+    smooth = (np.float32(context) / wavelengths - np.float32(low)) / np.float32(high - low)
+    made: Factors = np.float32(1) / ((np.float32(1) - smooth) / np.float32(factor) + smooth)
+    made[wavelengths < np.float32(context / high)] = 1
+    made[wavelengths > np.float32(context / low)] = factor
+    return made
 
 
-def llama3_scaling(factors: torch.Tensor, theta: float, head_dim: int) -> dict[str, Any]:
+def llama3_scaling(factors: Factors, theta: float, head_dim: int) -> dict[str, Any]:
     """The scaling that gives these factors.
 
     Raises:
@@ -75,6 +78,6 @@ def llama3_scaling(factors: torch.Tensor, theta: float, head_dim: int) -> dict[s
     return scaling
 
 
-def agree(factors: torch.Tensor, others: torch.Tensor) -> bool:
+def agree(factors: Factors, others: Factors) -> bool:
     """Whether two sets of factors are the same numbers, rounding aside."""
-    return factors.shape == others.shape and bool(((factors - others).abs() <= TOLERANCE * others.abs()).all())
+    return factors.shape == others.shape and bool((np.abs(factors - others) <= TOLERANCE * np.abs(others)).all())

@@ -16,9 +16,9 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
-from uqff.codes import DType
+from uqff.codes import LOADED_DTYPES, DType
 from uqff.container.file import UqffFile, open_uqff
 from uqff.container.shards import PathLike
 from uqff.conversion.config import active_window, metadata_of
@@ -26,31 +26,28 @@ from uqff.conversion.kept import kept_factors, made_metadata, with_kept
 from uqff.conversion.names import (
     ROPE_FACTORS,
     architecture_of_config,
-    deinterleave,
     gguf_name,
     heads_of,
-    interleave,
     norm_names,
     shape_of,
 )
 from uqff.conversion.result import Conversion
-from uqff.conversion.rope import llama3_factors, rope_scaling_of
+from uqff.conversion.rope import Factors, llama3_factors, rope_scaling_of
 from uqff.errors import FormatError, ShapeError, UnsupportedError, located
 from uqff.families.base import QuantizedTensor
-from uqff.families.gguf.blocks import BlockType, block_type_of_kind
+from uqff.families.gguf.blocks import BlockType, block_type_of_code, block_type_of_kind
+from uqff.families.part import Part
+from uqff.families.rows import Order, reordered, reordered_bias
 from uqff.gguf.schema import VERSION
 from uqff.gguf.writer import PlannedTensor, write_gguf
 from uqff.models.architectures import LayerName, embedding_name, entry_names, layer_names
 from uqff.models.assets import CONFIG_NAME
 from uqff.models.config import read_config
-from uqff.models.layouts import WeightLayout
+from uqff.models.layouts import WeightLayout, adjacent_order, half_split_order
 from uqff.progress import Progress
+from uqff.quantization.bias import widened_bias
 from uqff.quantization.plan import UNUSED
-from uqff.schema.buffers import bytes_of
 from uqff.schema.entries import FIRST
-
-if TYPE_CHECKING:
-    import torch
 
 __all__ = ["ToGgufJob", "gguf_of_uqff"]
 
@@ -199,10 +196,10 @@ class ToGgufJob:
         if embedding in by_module:
             yield from self._layer(*by_module.pop(embedding))
         elif head is not None and head[1].weight == f"{embedding}.weight" and self._stands_for_embedding(head[0]):
-            yield self._weight(head[0], "token_embd.weight", self._arrange(head[1].module))
+            yield self._weight(head[0], "token_embd.weight", head[1].module)
             head = None
         else:
-            yield _dense("token_embd.weight", self.file.residual[f"{embedding}.weight"])
+            yield _dense("token_embd.weight", self._residual(f"{embedding}.weight"))
         for block in range(self.config["num_hidden_layers"]):
             prefix = f"model.layers.{block}."
             for norm in self.architecture.norms:
@@ -216,60 +213,66 @@ class ToGgufJob:
         scaling = rope_scaling_of(self.config)
         if scaling is not None and scaling.get("rope_type") == "llama3":
             made = self._rope_factors(scaling)
-            yield _dense(ROPE_FACTORS, kept_factors(self.file.paths[0].parent, made))
+            yield _dense(ROPE_FACTORS, Part.of_array(kept_factors(self.file.paths[0].parent, made), DType.F32))
 
-    def _rope_factors(self, scaling: Mapping[str, Any]) -> torch.Tensor:
+    def _rope_factors(self, scaling: Mapping[str, Any]) -> Factors:
         pairs = {key: value.value for key, value in metadata_of(self.config, self.architecture, CONFIG_NAME)}
         return llama3_factors(scaling, pairs["llama.rope.freq_base"], pairs["llama.rope.dimension_count"])
 
     def _layer(self, key: str, name: LayerName) -> Iterable[PlannedTensor]:
-        arrange, path = self._arrange(name.module), gguf_name(name.module)
-        yield self._weight(key, f"{path}.weight", arrange)
-        bias = self.file[key].bias
+        path = gguf_name(name.module)
+        yield self._weight(key, f"{path}.weight", name.module)
+        bias = self.file[key].bias_part
         if bias is not None:
-            yield _dense(f"{path}.bias", arrange(bias.to(_float32())))
+            wide, order = Part.of_array(widened_bias(bias), DType.F32), self._order(name.module, bias.shape[0])
+            yield _dense(f"{path}.bias", wide if order is None else reordered_bias(wide, order))
 
-    def _arrange(self, module: str) -> Callable[[torch.Tensor], torch.Tensor]:
-        """What brings a module's rows from the order that they have here into the one that they have in a GGUF file."""
+    def _order(self, module: str, rows: int) -> Order | None:
+        """The order that makes a module's rows, as they are here, those of a GGUF file; None if they are."""
         here, there = self.layout.heads_of(module), heads_of(self.architecture, self.config, module)
         if here == there:
-            return lambda rows: rows
+            return None
         if there is not None:
-            return partial(interleave, heads=there)
+            return adjacent_order(rows, there)
         assert here is not None
-        return partial(deinterleave, heads=here)
+        return half_split_order(rows, here)
 
-    def _weight(self, key: str, name: str, arrange: Callable[[torch.Tensor], torch.Tensor]) -> PlannedTensor:
+    def _weight(self, key: str, name: str, module: str) -> PlannedTensor:
         weight = self.file[key].weight
         block_type = _block_type(weight)
         assert block_type is not None
-        return PlannedTensor(name, weight.shape, block_type.code, weight.nbytes, partial(self._blocks, key, arrange))
+        order = self._order(module, weight.shape[0])
+        return PlannedTensor(name, weight.shape, block_type.code, weight.nbytes, partial(self._blocks, key, order))
 
-    def _blocks(self, key: str, arrange: Callable[[torch.Tensor], torch.Tensor]) -> Iterable[memoryview]:
-        ggml = self.file[key].weight.ggml
+    def _blocks(self, key: str, order: Order | None) -> Iterable[memoryview]:
+        weight = self.file[key].weight
+        ggml = (weight if order is None else reordered(weight, order)).ggml
         assert ggml is not None
-        yield bytes_of(arrange(ggml[1].tensor()))
+        yield ggml[1].payload
+
+    def _residual(self, name: str) -> Part:
+        """A tensor of the residual."""
+        entry = self.file.residual.entry(name)
+        dtype = DType.of_safetensors(entry.dtype)
+        if dtype is None:
+            raise UnsupportedError("dtype that GGUF does not have", field=name, got=entry.dtype)
+        return Part(dtype, entry.shape, self.file.residual.raw(name))
 
     def _norm(self, path: str) -> PlannedTensor:
-        return _dense(f"{gguf_name(path)}.weight", self.file.residual[f"{path}.weight"].to(_float32()))
+        numbers = widened_bias(self._residual(f"{path}.weight"))
+        return _dense(f"{gguf_name(path)}.weight", Part.of_array(numbers, DType.F32))
 
     def _stands_for_embedding(self, key: str) -> bool:
         """Whether the dense embedding is what the blocks of a layer dequantise to."""
-        dense, record = self.file.residual[f"{embedding_name(self.config)}.weight"], self.file[key].weight
-        if dense.shape != record.shape or record.ggml is None:
+        dense, record = self._residual(f"{embedding_name(self.config)}.weight"), self.file[key].weight
+        if dense.shape != record.shape or record.ggml is None or dense.dtype.name not in LOADED_DTYPES:
             return False
         rows = max(1, TILE // record.shape[-1])
-        return all(
-            bytes_of(record.narrow(0, start, min(rows, len(dense) - start)).dequantize(dense.dtype))
-            == bytes_of(dense[start : start + rows])
-            for start in range(0, len(dense), rows)
-        )
-
-
-def _float32() -> torch.dtype:
-    import torch
-
-    return torch.float32
+        for start in range(0, dense.shape[0], rows):
+            count = min(rows, dense.shape[0] - start)
+            if not record.narrow(0, start, count).numbers(dense.dtype).same_as(dense.narrow(0, start, count)):
+                return False
+        return True
 
 
 def _block_type(weight: QuantizedTensor) -> BlockType | None:
@@ -280,19 +283,15 @@ def _block_type(weight: QuantizedTensor) -> BlockType | None:
 
 
 def _type_name(code: int) -> str:
-    from uqff.families.gguf.blocks import block_type_of_code
-
     block_type = block_type_of_code(code)
     assert block_type is not None
     return block_type.kind
 
 
-def _dense(name: str, tensor: torch.Tensor) -> PlannedTensor:
+def _dense(name: str, part: Part) -> PlannedTensor:
     """A tensor of plain numbers in its own dtype."""
-    dtype = DType.of_torch(tensor.dtype)
-    block_type = None if dtype is None else block_type_of_kind(dtype.name.lower())
+    block_type = block_type_of_kind(part.dtype.name.lower())
     if block_type is None:
-        raise UnsupportedError("dtype that GGUF does not have", field=name, got=str(tensor.dtype))
-    data = bytes_of(tensor)
-    chunks: Callable[[], Iterable[Any]] = lambda: [data]  # noqa: E731
-    return PlannedTensor(name, tuple(tensor.shape), block_type.code, data.nbytes, chunks)
+        raise UnsupportedError("dtype that GGUF does not have", field=name, got=part.dtype.name)
+    chunks: Callable[[], Iterable[Any]] = lambda: [part.payload]  # noqa: E731
+    return PlannedTensor(name, part.shape, block_type.code, part.nbytes, chunks)

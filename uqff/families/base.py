@@ -28,6 +28,7 @@ from uqff.families.slicing import row_tiles
 from uqff.schema.bricks import Scope, Violation
 from uqff.schema.entries import Entries, RawTensor
 from uqff.schema.layout import Layout
+from uqff.simd.floats import Floats
 from uqff.simd.memory import aligned_bytes
 
 if TYPE_CHECKING:
@@ -186,13 +187,19 @@ class QuantizedTensor(Record, Encoding, LayerRules):
     def write_numbers(self, out: npt.NDArray[np.uint8], dtype: DType = DType.F32) -> None:
         """Dequantise into memory: :meth:`dequantize` for those who have no torch.
 
-        A kernel does it; where there is none (small weights, no numba) the reference does, which imports torch.
+        A kernel does it, or what casts plain numbers; where there is neither (some small weights, no numba) the
+        reference does, which imports torch.
 
         Args:
             out: the bytes of ``numel`` numbers, contiguous.
             dtype: F32, BF16 or F16.
         """
         if simd.enabled() and self._decode(out, dtype):
+            return
+        plain = self.plain
+        if self.place == "cpu" and plain is not None and plain.dtype in KERNEL_DTYPES:
+            made = Floats.of_bytes(plain.array(), plain.dtype, plain.shape).cast(dtype)
+            out[:] = np.frombuffer(made.data, np.uint8)
             return
         import torch
 

@@ -20,6 +20,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+import numpy as np
+import numpy.typing as npt
+
 from uqff.codes import DType
 from uqff.container.mapped import MappedBytes
 from uqff.container.shards import PathLike
@@ -134,6 +137,10 @@ class GgufTensor:
         row = last // block_type.block_size * block_type.type_size
         data = self.file.bytes_between(self.begin, self.begin + self.nbytes)
         return GGUF.made_of(data=Part(DType.U8, (*outer, row), data), block_type=block_type)
+
+    def float32(self) -> npt.NDArray[np.float32]:
+        """Its numbers, in new memory; raises what :meth:`record` does."""
+        return self.record().numbers().array().view(np.float32).reshape(self.shape)
 
     def release(self) -> None:
         """Give back the memory of its bytes; a later look reads them again."""
