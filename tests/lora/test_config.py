@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from uqff.errors import FormatError, UnsupportedError
+from uqff.errors import FormatError, UnsupportedError, UqffError
 from uqff.lora.config import LoraConfig, Size, read_lora_config
 
 PATHS = [
@@ -187,3 +189,44 @@ def test_a_file(tmp_path: Path) -> None:
     path.write_text("[]")
     with pytest.raises(FormatError, match="not a JSON object"):
         read_lora_config(path)
+
+
+KEYS = [
+    "peft_type",
+    "r",
+    "lora_alpha",
+    "use_rslora",
+    "fan_in_fan_out",
+    "rank_pattern",
+    "alpha_pattern",
+    "target_modules",
+    "exclude_modules",
+    "target_parameters",
+    "layers_to_transform",
+    "layers_pattern",
+    "init_lora_weights",
+    "bias",
+    "modules_to_save",
+    "use_dora",
+]
+TEXTS = st.sampled_from(
+    [*PATHS, "", ".", "LORA", "none", "all-linear", "(", "a{9}", "(?i)q", r"\d+", "(?=x)", "x" * 600]
+)
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | TEXTS,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXTS, inner, max_size=3),
+    max_leaves=4,
+)
+
+
+@given(st.dictionaries(st.sampled_from(KEYS), VALUES, max_size=5), st.text(max_size=8))
+def test_any_json_is_read_or_refused(document: dict[str, Any], more: str) -> None:
+    """Only errors of ours come out, and what is read answers for every path."""
+    try:
+        made = LoraConfig({"target_modules": ["q_proj"], **document}, Path("adapter_config.json"))
+    except UqffError:
+        return
+    for path in (*PATHS[::5], "", more, f"a.{more}.1.b", "." * 300):
+        assert made.targets(path) in (True, False, None)
+        assert math.isfinite(made.size(path).scale)
+        assert all(isinstance(name, str) for name in made.parameters_of(path))

@@ -113,3 +113,5 @@ def test_what_does_not_fit_or_overflows_is_named() -> None:
     with pytest.raises(FormatError, match=r"not finite: expected finite, got inf at \(0, 0\)") as caught2:
         merged(floats([[3e38]]), [delta], layer="q_proj")
     assert caught2.value.layer == "q_proj"
+    with pytest.raises(FormatError, match="not finite"):
+        merged(floats([[0.0]]), [LowRank(floats([[1.0]]), floats([[1.0]]), 1e39)])

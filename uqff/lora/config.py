@@ -53,6 +53,9 @@ REFUSED: Final = {
 }
 """What makes an adapter more than factors that are added to weights, by its key; null, false and empty are no use."""
 
+MOST_PARTS: Final = 100
+"""Names in a path among which the number of a decoder layer is looked for."""
+
 LONGEST_NUMBER: Final = 9
 """Digits of the number of a decoder layer."""
 
@@ -137,7 +140,7 @@ class LoraConfig:
         """The number of the decoder layer that a module is in: the first number, behind what ``layers_pattern`` says or
         behind two names at least.
         """
-        parts = path.split(".")
+        parts = path.split(".", MOST_PARTS)
         numbers = [at for at in range(1, len(parts) - 1) if parts[at].isdecimal() and len(parts[at]) <= LONGEST_NUMBER]
         if not self._stacks:
             return next((int(parts[at]) for at in numbers if at > 1), None)
@@ -235,13 +238,14 @@ class _Ends:
 
     def __init__(self, names: list[str]) -> None:
         self._names = frozenset(names)
+        self._lengths = sorted({name.count(".") + 1 for name in names})
 
     def __contains__(self, path: str) -> bool:
         return path in self._names
 
     def matches(self, path: str) -> bool:
         parts = path.split(".")
-        return any(".".join(parts[at:]) in self._names for at in range(len(parts)))
+        return any(".".join(parts[-length:]) in self._names for length in self._lengths if length <= len(parts))
 
 
 class _Whole:

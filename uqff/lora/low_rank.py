@@ -99,7 +99,8 @@ class LowRank:
     def add_to(self, weight: F32) -> None:
         """Add the delta to a float32 weight ``[out, in]``, C-contiguous."""
         b, a = self.factors
-        scale = np.float32(self.scale)
+        with np.errstate(over="ignore"):  # what is not finite is found in the sum
+            scale = np.float32(self.scale)
         if simd.enabled():
             from uqff.lora.low_rank_cpu import add
 

@@ -38,7 +38,7 @@ _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 PACKAGE: Final = Path(__file__).parent.parent
 
-SOURCES: Final = ("simd", "numerics", "families", "schema")
+SOURCES: Final = ("simd", "numerics", "families", "schema", "lora")
 """Packages whose code and numbers are compiled into kernels."""
 
 
