@@ -146,7 +146,8 @@ def test_an_adapter_of_another_model(tmp_path: Path) -> None:
 
 def test_an_interrupted_run_does_not_go_on_with_other_weights(tmp_path: Path) -> None:
     """What a run depends on has the adapters in it, their weights and files."""
-    from uqff.checkpoints.safetensors import open_tensors
+    from uqff.checkpoints import open_checkpoint
+    from uqff.checkpoints.numbers import NumberFiles
     from uqff.lora import Adapters
     from uqff.quantization.run import QuantizeJob
 
@@ -154,10 +155,10 @@ def test_an_interrupted_run_does_not_go_on_with_other_weights(tmp_path: Path) ->
     lora = write_adapter(tmp_path / "lora", factors("model.layers.0.mlp.up_proj", 64, 64))
 
     def described(*given: Any) -> Any:
-        with open_tensors(tmp_path / "base") as checkpoint, Adapters.open(list(given)) as adapters:
+        with open_checkpoint(tmp_path / "base") as checkpoint, Adapters.open(list(given)) as adapters:
             options: dict[str, Any] = {"recipe": None, "layers": None, "base_model": None, "repo_id": None}
             job = QuantizeJob(
-                checkpoint,
+                NumberFiles(checkpoint),
                 ["q8_0"],
                 version="1.2",
                 engine="0.9",

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
+import uqff.quantization.notes
 import uqff.quantization.run
 from tests.support.golden_models import TinyModel
 from tools.golden.v1 import TinyMixtral
@@ -48,7 +49,7 @@ def made(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         kinds.append(kind)
         return encode(loaded, kind, **options)
 
-    monkeypatch.setattr(uqff.quantization.run, "NOTED_EVERY", 0.0)
+    monkeypatch.setattr(uqff.quantization.notes, "NOTED_EVERY", 0.0)
     monkeypatch.setattr(uqff.quantization.run, "encode", listed)
     return kinds
 

@@ -93,9 +93,15 @@ class TensorFiles(Mapping[str, "torch.Tensor"]):
         """The file that holds a tensor; the directory, if none does."""
         return self._file_of[name].path if name in self._file_of else self.path
 
-    def floats(self, name: str) -> Floats:
-        """A tensor of F32, F16 or BF16; a view of the file, which does not import torch."""
-        return Floats.of_bytes(self.raw(name), LOADED_DTYPES[self.dtype(name)], self.shape(name))
+    @property
+    def computed(self) -> frozenset[str]:
+        """Tensors whose numbers are computed from codes, in float32: not rounded to a load dtype. Here, none."""
+        return frozenset()
+
+    def floats(self, name: str, expert: int | None = None) -> Floats:
+        """A tensor of F32, F16 or BF16, or one of its first dimension; a view of the file. Does not import torch."""
+        whole = Floats.of_bytes(self.raw(name), LOADED_DTYPES[self.dtype(name)], self.shape(name))
+        return whole if expert is None else whole[expert]
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of a tensor, without making it."""

@@ -24,18 +24,32 @@ __all__ = ["quantize"]
 
 
 def _kind(ctx: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> tuple[str, ...]:
-    from uqff.quantization.types import kind_name
+    from uqff.quantization.types import KEEP, kind_name
 
     try:
-        return tuple(kind_name(value) for value in values)
+        return tuple(KEEP if value.lower() == KEEP else kind_name(value) for value in values)
     except UqffError as error:
         raise click.BadParameter(str(error), ctx, parameter) from None
+
+
+def _one_kind(ctx: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
+    return None if value is None else _kind(ctx, parameter, (value,))[0]
 
 
 @click.command(short_help="Quantise a checkpoint.")
 @click.argument("source", metavar="SRC")
 @click.argument("out", metavar="OUT", type=click.Path())
-@click.option("--isq", "kinds", multiple=True, required=True, callback=_kind, help="Type; may be given several times.")
+@click.option(
+    "--isq",
+    "kinds",
+    multiple=True,
+    required=True,
+    callback=_kind,
+    help="Type; may be given several times. Or keep: layers stay as SRC has them, where UQFF has a form for that.",
+)
+@click.option(
+    "--fallback", callback=_one_kind, metavar="KIND", help="With --isq keep: type of layers that cannot stay."
+)
 @click.option(
     "--recipe",
     type=click.Path(exists=True, dir_okay=False),
@@ -97,6 +111,7 @@ def quantize(
     source: str,
     out: str,
     kinds: tuple[str, ...],
+    fallback: str | None,
     recipe: str | None,
     layers: Any,
     version: str,
@@ -118,7 +133,8 @@ def quantize(
 
     SRC is a directory with config.json and safetensors files, or the id of a repository on the Hugging Face hub. OUT
     appears when all of it is written; it must not exist, or be empty. Types are the engine's ISQ names (q4k, afq4,
-    hqq8, fp8, ...), 2, 3, 4, 5, 6 or 8 bits, or unquant.
+    hqq8, fp8, ...), 2, 3, 4, 5, 6 or 8 bits, or unquant. SRC may be quantised itself: FP8, GPTQ, AWQ, bitsandbytes,
+    compressed-tensors, MLX, MXFP4, HQQ; what has no exact form in UQFF is dequantised and quantised anew.
 
     With --json, the summary holds every layer: types, sizes, errors.
     """
@@ -142,6 +158,7 @@ def quantize(
             source,
             out,
             kinds,
+            fallback=fallback,
             recipe=loaded,
             layers=layers,
             version=version,
@@ -201,6 +218,7 @@ def _show(result: Result) -> None:
         count = len(output.shards)
         pairs.append((output.kind, f"{count} shard{'s' * (count > 1)}, {size(output.nbytes)}"))
         pairs += [(f"{output.kind} biases", text) for text in _biases(output)]
+        pairs += [(label, text) for label, text in _kept(output)]
     echo_pairs(pairs + _promotions(result))
     print()
     columns = [("isq", "left"), ("stored", "left"), ("layers", "right"), ("bytes", "right"), ("bits/weight", "right")]
@@ -217,6 +235,15 @@ def _biases(output: Output) -> list[str]:
     """How many biases there are and in which dtype; what is lost of them and what follows from it is told apart."""
     counts = Counter(layer.bias.dtype.safetensors for layer in output.layers if layer.bias is not None)
     return [", ".join(f"{count} in {dtype}" for dtype, count in counts.items())] if counts else []
+
+
+def _kept(output: Output) -> list[tuple[str, str]]:
+    """How many layers are as the checkpoint has them, and of which types; the others are among the fallbacks."""
+    counts = Counter(layer.stored for layer in output.layers if layer.kept)
+    if not counts:
+        return []
+    kinds = ", ".join(f"{count} {kind}" for kind, count in counts.items())
+    return [(f"{output.kind} as they were", f"{sum(counts.values())} of {len(output.layers)} layers: {kinds}")]
 
 
 def _promotions(result: Result) -> list[tuple[str, str]]:

@@ -11,7 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from uqff.checkpoints.safetensors import CONFIG_NAME, TensorFiles, open_tensors
+from uqff.checkpoints.checkpoint import open_checkpoint
+from uqff.checkpoints.numbers import NumberFiles
+from uqff.checkpoints.safetensors import CONFIG_NAME, TensorFiles
 from uqff.codec.layer import Layer
 from uqff.codes import ENTRY_VERSIONS, LOADED_DTYPES, DType, Version
 from uqff.container import UqffFile, open_uqff
@@ -185,7 +187,8 @@ def _compare_models(a: PathLike, b: PathLike, names: Sequence[LayerName] | None)
 def _compare_with_source(
     source: PathLike, model: PathLike, layers: Pattern | None, *, source_first: bool
 ) -> Iterator[LayerDifference]:
-    with open_tensors(source) as checkpoint, open_uqff(model) as file:
+    with open_checkpoint(source) as opened, open_uqff(model) as file:
+        checkpoint = NumberFiles(opened)
         goals = plan_model(checkpoint, _naming(checkpoint, file), layers, promote=False)
         layout, own = _layouts(file, checkpoint)
         ours = {goal.index if goal.index is not None else goal.key: goal.key for goal in goals}
@@ -199,7 +202,7 @@ def _compare_with_source(
                 expected, got = ", ".join(LOADED_DTYPES), ", ".join(sorted(stored))
                 raise UnsupportedError("weight cannot be compared", layer=goal.module, expected=expected, got=got)
             _check_shape(str(model), key, goal.shape, layer.shape)
-            true = Side(", ".join(sorted(stored)).lower(), _source_bytes(checkpoint, goal))
+            true = Side(_source_kinds(checkpoint, goal), _source_bytes(checkpoint, goal))
             made = Side(layer.kind, _nbytes(file, key), key)
             sides = (true, made) if source_first else (made, true)
             values = _values(checkpoint, goal)
@@ -257,9 +260,24 @@ def _naming(checkpoint: TensorFiles, file: UqffFile) -> Version:
     return file.version if embedding in file else max(v for v in ENTRY_VERSIONS if v < EMBEDDING_SINCE)
 
 
-def _source_bytes(checkpoint: TensorFiles, goal: Goal) -> int:
-    spans = [each.span(checkpoint) for each in goal.sources]
-    return sum(stop - start for start, stop in spans)
+def _source_kinds(checkpoint: NumberFiles, goal: Goal) -> str:
+    """The dtypes of what is plain, the types of what is quantised."""
+    kinds = {
+        checkpoint.checkpoint.kind(checkpoint.paths[each.tensor])
+        if each.tensor in checkpoint.paths
+        else checkpoint.dtype(each.tensor).lower()
+        for each in goal.sources
+    }
+    return ", ".join(sorted(kinds))
+
+
+def _source_bytes(checkpoint: NumberFiles, goal: Goal) -> int:
+    """Bytes in the files; of a part of a tensor that is quantised, as large a part of its tensors."""
+    total = 0
+    for each in goal.sources:
+        start, stop = each.span(checkpoint)
+        total += (stop - start) * checkpoint.stored_nbytes(each.tensor) // max(checkpoint.nbytes(each.tensor), 1)
+    return total
 
 
 def _values(checkpoint: TensorFiles, goal: Goal) -> Floats:

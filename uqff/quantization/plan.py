@@ -7,7 +7,9 @@ some all are one tensor, gate and up joined::
     experts.gate_up_proj   [E, 2 * inner, hidden]   or transposed   [E, hidden, 2 * inner]
     experts.down_proj      [E, hidden, inner]                       [E, inner, hidden]
 
-Either way a 0.x file has a layer for each expert, and a 1.x file one layer ``[E, out, in]`` for each projection.
+or, as MLX has them, one a projection: ``switch_mlp.up_proj.weight [E, inner, hidden]``.
+
+In any case a 0.x file has a layer for each expert, and a 1.x file one layer ``[E, out, in]`` for each projection.
 
 Authority: mistral.rs v0.9.2, ``mistralrs-core/src/moe/experts/checkpoint.rs`` (``ExpertSourceLayout::detect``),
 ``mistralrs-quant/src/lib.rs`` (``promote_for_sensitive_tensor``, ``resolve_immediate_isq``) and
@@ -55,6 +57,7 @@ __all__ = [
     "load_dtype",
     "plan_layer",
     "plan_model",
+    "planned_bias",
     "residual_names",
     "restated_config",
 ]
@@ -81,10 +84,9 @@ class WeightSource(NamedTuple):
 
     def take(self, checkpoint: TensorFiles) -> Floats:
         """The weight, a view of the file."""
-        tensor = checkpoint.floats(self.tensor)
+        weight = checkpoint.floats(self.tensor, self.expert)
         if self.expert is None:
-            return tensor
-        weight = tensor[self.expert]
+            return weight
         weight = weight.T if self.transposed else weight
         return weight if self.rows is None else weight[slice(*self.rows)]
 
@@ -143,6 +145,7 @@ class PlannedLayer:
         reason: why that is another, else empty.
         size: bytes of its payload.
         meta: the layer without its values.
+        kept: whether it stays what it is in the checkpoint.
     """
 
     requested: str
@@ -151,11 +154,17 @@ class PlannedLayer:
     reason: str
     size: int
     meta: Layer
+    kept: bool = False
+
+    @property
+    def is_carried(self) -> bool:
+        """Whether the checkpoint's own record is stored."""
+        return self.kept and not self.meta.weight.UNQUANTISED
 
     @property
     def by_expert(self) -> bool:
         """Whether the stack is the experts one after the other: HQQ, FP8 and F8Q8 have groups or scales across them."""
-        return self.meta.weight.BY_EXPERT
+        return self.meta.weight.BY_EXPERT and not self.is_carried
 
 
 def plan_model(checkpoint: TensorFiles, version: Version, layers: Pattern | None, *, promote: bool) -> list[Goal]:
@@ -241,6 +250,12 @@ def _source(checkpoint: TensorFiles, name: LayerName) -> WeightSource:
 def _joined(checkpoint: TensorFiles, name: LayerName, stacked: str) -> WeightSource | None:
     """An expert's weight in tensors of all experts; None if there are none."""
     path, _, projection = stacked.rpartition(".")
+    of_mlx = f"{path.removesuffix('experts')}switch_mlp.{projection}.weight"
+    if of_mlx in checkpoint and name.expert is not None and len(checkpoint.shape(of_mlx)) == 3:
+        experts = checkpoint.shape(of_mlx)[0]
+        if name.expert >= experts:
+            raise ShapeError("too few experts", layer=name.module, expected=name.expert + 1, got=experts)
+        return WeightSource(of_mlx, name.expert)
     gate_up, down = f"{path}.gate_up_proj", f"{path}.down_proj"
     if gate_up not in checkpoint or down not in checkpoint:
         return None
@@ -334,11 +349,16 @@ def engine_notes(checkpoint: TensorFiles, goals: Sequence[Goal]) -> list[str]:
 
 
 def load_dtype(checkpoint: TensorFiles, goals: Sequence[Goal], dtype: str) -> DType:
-    """The dtype asked for, or the one that holds every layer exactly; the layers' own dtypes are checked."""
+    """The dtype asked for, or the one that holds every layer exactly; the layers' own dtypes are checked.
+
+    Layers that are computed from codes have none; if all are, it is that of the other tensors.
+    """
     found: dict[str, str] = {}
+    computed = checkpoint.computed
     for goal in goals:
         for source in goal.sources:
-            found.setdefault(checkpoint.dtype(source.tensor), goal.module)
+            if source.tensor not in computed:
+                found.setdefault(checkpoint.dtype(source.tensor), goal.module)
     for stored, module in found.items():
         if stored not in LOADED_DTYPES:
             expected = ", ".join(LOADED_DTYPES)
@@ -349,6 +369,9 @@ def load_dtype(checkpoint: TensorFiles, goals: Sequence[Goal], dtype: str) -> DT
         if dtype.upper() not in LOADED_DTYPES:
             raise UnsupportedError("unknown dtype", field="dtype", expected="auto, f32, f16 or bf16", got=dtype)
         return LOADED_DTYPES[dtype.upper()]
+    if computed and not found:
+        found = {checkpoint.dtype(name): name for name in checkpoint if name not in computed}
+        found = {stored: name for stored, name in found.items() if stored in LOADED_DTYPES}
     return LOADED_DTYPES[next(iter(found))] if len(found) == 1 else DType.F32
 
 
@@ -384,10 +407,11 @@ def plan_layer(
         stored, reason = resolve(requested, goal.shape, engine, version=version)
         weight = planned(stored, goal.shape, dtype)
         bias_dtype = weight.BIAS.dtype(dtype, version, engine=engine_biases)
-        layer = Layer(weight, _planned_bias(checkpoint, goal, bias_dtype))
+        layer = Layer(weight, planned_bias(checkpoint, goal, bias_dtype))
         size = layer_size(layer, version)
     return PlannedLayer(requested, explicit is None and requested != kind, stored, reason, size, layer)
 
 
-def _planned_bias(checkpoint: TensorFiles, goal: Goal, dtype: DType) -> Part | None:
+def planned_bias(checkpoint: TensorFiles, goal: Goal, dtype: DType) -> Part | None:
+    """The bias of a layer without its bytes; None if it has none."""
     return None if goal.bias is None else Part.planned(checkpoint.shape(goal.bias), dtype)

@@ -13,7 +13,7 @@ from uqff.models.engine import Limit, limits_document
 from uqff.quantization.bias import BiasLoss, StoredBias, bias_losses
 from uqff.quantization.error import Distance
 from uqff.quantization.recipe import RecipeRule
-from uqff.quantization.types import Fallback
+from uqff.quantization.types import KEEP, Fallback
 
 __all__ = [
     "AdapterResult",
@@ -45,6 +45,7 @@ class LayerResult:
         nbytes: of its blob or entries, bias included.
         distance: of the stored weight from the weight as loaded.
         bias: as it is stored, measured against the checkpoint's; None if there is none.
+        kept: whether the weight is as the checkpoint has it, because that was asked for.
     """
 
     index: int | None
@@ -57,6 +58,7 @@ class LayerResult:
     nbytes: int
     distance: Distance
     bias: StoredBias | None = None
+    kept: bool = False
 
     @property
     def weights(self) -> int:
@@ -252,6 +254,7 @@ def _output_document(output: Output) -> dict[str, Any]:
                 "default_target": layer.default,
                 "resolved_target": layer.requested,
                 "promoted": layer.promoted,
+                **({"kept": layer.kept} if output.kind == KEEP else {}),
                 "stored": layer.stored,
                 "shape": list(layer.shape),
                 "bytes": layer.nbytes,

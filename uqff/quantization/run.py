@@ -20,10 +20,9 @@ Authority: mistral.rs v0.6.0, ``mistralrs-core/src/pipeline/isq.rs`` (``quantize
 from __future__ import annotations
 
 import contextlib
-import time
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import astuple
+from dataclasses import astuple, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -32,7 +31,8 @@ import numpy as np
 import numpy.typing as npt
 
 from uqff._version import __version__
-from uqff.checkpoints.safetensors import TensorFiles, open_tensors
+from uqff.checkpoints.checkpoint import open_checkpoint
+from uqff.checkpoints.numbers import NumberFiles
 from uqff.codec.layer import Layer
 from uqff.codes import LOADED_DTYPES, DType, Version
 from uqff.container.file import open_uqff
@@ -41,8 +41,7 @@ from uqff.container.plan import SHARD_BYTES, metadata_of, plan_files
 from uqff.container.queue import WriteQueue
 from uqff.container.report import SKIPPED, Report, build_report, write_report
 from uqff.container.shards import PathLike, shard_names
-from uqff.container.staging import Journal, check_target
-from uqff.container.tensors import TensorWriter
+from uqff.container.staging import check_target
 from uqff.container.writer import LayerWriter
 from uqff.errors import UnsupportedError, located
 from uqff.families.base import QuantizedTensor
@@ -55,7 +54,9 @@ from uqff.models.patterns import Pattern
 from uqff.progress import Progress, Steps
 from uqff.quantization.bias import StoredBias, bias_distance, bias_part
 from uqff.quantization.error import UNMEASURED, Measure, measured
+from uqff.quantization.keep import kept_record, no_fallback, plan_kept
 from uqff.quantization.lora import MergedTensors, model_weights, piece_paths
+from uqff.quantization.notes import Notes
 from uqff.quantization.plan import (
     Goal,
     PlannedLayer,
@@ -69,14 +70,11 @@ from uqff.quantization.plan import (
 )
 from uqff.quantization.recipe import Recipe
 from uqff.quantization.result import AdapterResult, LayerResult, Output, Result
-from uqff.quantization.types import Engine, Fallback, FallbackWarning, encode, kind_name, widened
+from uqff.quantization.types import KEEP, Engine, Fallback, FallbackWarning, encode, kind_name, widened
 from uqff.schema.entries import FIRST
 from uqff.simd.floats import Floats
 
 __all__ = ["QuantizeJob", "quantize_model"]
-
-NOTED_EVERY: Final = 5.0
-"""Seconds of work that an interruption may cost."""
 
 SLACK: Final = 16 * 2**20
 """Bytes of finished layers that may wait for the queue even if the largest layer is being made."""
@@ -87,6 +85,7 @@ def quantize_model(
     target: PathLike,
     kinds: str | int | Sequence[str | int],
     *,
+    fallback: str | int | None = None,
     recipe: Recipe | None = None,
     layers: Pattern | None = None,
     version: str | tuple[int, int, int] = "1.2",
@@ -114,14 +113,17 @@ def quantize_model(
     Args:
         source: a checkpoint, see :func:`uqff.open_checkpoint`.
         target: the directory to make.
-        kinds: the types, or one; each becomes ``<kind>-N.uqff``, the residual is shared.
+        kinds: the types, or one; each becomes ``<kind>-N.uqff``, the residual is shared. ``keep`` leaves every layer as
+            the checkpoint has it, where UQFF has a form for that, see :mod:`uqff.quantization.keep`.
+        fallback: what layers become that cannot be kept.
         recipe: types of particular layers. The experts of a projection, one layer in 1.x, are called by the name of
             the first, or by that of the tensor which holds all of them.
         layers: which weights are layers, in place of the architecture's list: those whose name it is found in, in the
             architecture's order, others after them in natural order.
         version: of UQFF: one of :data:`uqff.codes.FORMATS`.
         engine: whose rules, see :mod:`uqff.quantization.types`.
-        dtype: the load dtype: ``f32``, ``f16``, ``bf16``, or ``auto``, the one that holds all layers exactly.
+        dtype: the load dtype: ``f32``, ``f16``, ``bf16``, or ``auto``, the one that holds all layers exactly. Layers
+            that are quantised already are dequantised in float32 and not rounded to it.
         promote: give head and embedding a better type than the others where the engine does: from 1.2 on, see
             :attr:`uqff.families.encoding.Encoding.PROMOTED`; what a recipe says of them counts first.
         engine_biases: store biases in the dtypes in which the engine does: those of FP8 in F8E4M3 without a scale, of
@@ -154,12 +156,13 @@ def quantize_model(
     [('q8_0', ['q8_0-0.uqff'])]
     """
     check_target(Path(target), force=force)
-    with open_tensors(source) as checkpoint, Adapters.open(lora) as adapters:
+    with open_checkpoint(source) as checkpoint, Adapters.open(lora) as adapters:
         if base_model is None and not Path(source).is_dir():
             base_model = str(source)
         job = QuantizeJob(
-            checkpoint,
+            NumberFiles(checkpoint),
             [kinds] if isinstance(kinds, (str, int)) else kinds,
+            fallback=fallback,
             recipe=recipe,
             layers=layers,
             version=version,
@@ -175,11 +178,11 @@ def quantize_model(
         )
         if strict:
             refuse_limits(limit for output in job.outputs for limit in output.limits)
-        for fallback in (fallback for output in job.outputs for fallback in output.fallbacks):
+        for change in (change for output in job.outputs for change in output.fallbacks):
             if on_fallback is None:
-                warnings.warn(FallbackWarning(str(fallback)), stacklevel=2)
+                warnings.warn(FallbackWarning(str(change)), stacklevel=2)
             else:
-                on_fallback(fallback)
+                on_fallback(change)
         return job.run(target, force=force, resume=resume, progress=progress)
 
 
@@ -188,9 +191,10 @@ class QuantizeJob(Job[Result]):
 
     def __init__(
         self,
-        checkpoint: TensorFiles,
+        checkpoint: NumberFiles,
         kinds: Sequence[str | int],
         *,
+        fallback: str | int | None = None,
         recipe: Recipe | None,
         layers: Pattern | None,
         version: str | tuple[int, int, int],
@@ -205,6 +209,7 @@ class QuantizeJob(Job[Result]):
         adapters: Adapters,
     ) -> None:
         self.checkpoint = checkpoint
+        self.fallback = None if fallback is None else kind_name(fallback)
         self.engine_biases = engine_biases
         self.measure = measure
         self.engine = engine
@@ -224,7 +229,7 @@ class QuantizeJob(Job[Result]):
         self.notes = engine_notes(checkpoint, self.goals)
         self.outputs: list[Output] = []
         self.plans: list[list[PlannedLayer]] = []
-        for kind in dict.fromkeys(map(kind_name, kinds)):
+        for kind in dict.fromkeys(KEEP if each == KEEP else kind_name(each) for each in kinds):
             output = Output(kind)
             self.outputs.append(output)
             self.plans.append([self._plan(goal, output, recipe) for goal in self.goals])
@@ -241,20 +246,33 @@ class QuantizeJob(Job[Result]):
         ]
 
     def _plan(self, goal: Goal, output: Output, recipe: Recipe | None) -> PlannedLayer:
-        planned = plan_layer(
-            self.checkpoint,
-            goal,
-            output.kind,
-            recipe,
-            engine=self.engine,
-            version=self.version,
-            dtype=self.dtype,
-            engine_biases=self.engine_biases,
-        )
+        rules: dict[str, Any] = {
+            "version": self.version,
+            "dtype": self.dtype,
+            "engine_biases": self.engine_biases,
+        }
+        kind, reason = output.kind, ""
+        if kind == KEEP:
+            explicit = None if recipe is None else recipe.explicit_kind(goal.name, engine=self.engine)
+            kind = "unquant" if self.fallback is None else self.fallback
+            if explicit is None:
+                changed = any(path in self.lora for path in piece_paths(goal))
+                kept = plan_kept(self.checkpoint, goal, changed=changed, engine=self.engine, **rules)
+                if isinstance(kept, PlannedLayer):
+                    return kept
+                reason = kept
+                if self.fallback is None:
+                    raise no_fallback(self.checkpoint, goal, reason)
+        planned = plan_layer(self.checkpoint, goal, kind, recipe, engine=self.engine, **rules)
+        if reason:
+            planned = replace(planned, requested=KEEP, reason=planned.reason or reason)
         if planned.stored != planned.requested:
             change = Fallback(goal.module, planned.requested, planned.stored, goal.shape, planned.reason)
             output.fallbacks.append(change)
         return planned
+
+    def _is_computed(self, goal: Goal) -> bool:
+        return any(source.tensor in self.checkpoint.computed for source in goal.sources)
 
     @property
     def nbytes(self) -> int:
@@ -297,7 +315,7 @@ class QuantizeJob(Job[Result]):
             texts = metadata_of(self.version) if self.version >= FIRST else None
             rest = self.residual.write(queue, directory, texts, begun=begun)
             notes = (
-                None if journal is None else _Notes(journal, queue, [*(f for each in files for f in each.files), rest])
+                None if journal is None else Notes(journal, queue, [*(f for each in files for f in each.files), rest])
             )
             self._run_layers(queue, files, progress, notes)
             queue.join()
@@ -319,9 +337,12 @@ class QuantizeJob(Job[Result]):
         targets, reasons = {}, {}
         for output, plans in zip(self.outputs, self.plans, strict=True):
             planned = {goal.key: each for goal, each in zip(self.goals, plans, strict=True)}
-            targets[output.kind] = {key: each.requested for key, each in planned.items()}
+            # Engines know no type that keeps what there is.
+            targets[output.kind] = {
+                key: each.stored if each.requested == KEEP else each.requested for key, each in planned.items()
+            }
             reasons[output.kind] = {
-                key: SKIPPED[each.stored] for key, each in planned.items() if each.stored in SKIPPED
+                key: SKIPPED[each.stored] for key, each in planned.items() if each.stored in SKIPPED and not each.kept
             }
         with contextlib.ExitStack() as stack:
             files = {
@@ -332,7 +353,7 @@ class QuantizeJob(Job[Result]):
             return build_report(files, targets=targets, reasons=reasons, **names)
 
     def _run_layers(
-        self, queue: WriteQueue, files: list[LayerWriter], progress: Progress | None, notes: _Notes | None
+        self, queue: WriteQueue, files: list[LayerWriter], progress: Progress | None, notes: Notes | None
     ) -> None:
         scratch = np.empty(max(map(self._widened, range(len(self.goals)))), np.float32)
         room = max(map(self._footprint, range(len(self.goals)))) + SLACK
@@ -348,10 +369,11 @@ class QuantizeJob(Job[Result]):
             for number, sources in enumerate(self.pieces[at] if before is None else ()):
                 self._fetch_after(at, number)
                 queue.wait_below(room - self._footprint(at))
-                loaded = self._load(goal, number, sources, scratch)
+                carried = all(plans[at].is_carried for plans in self.plans)
+                loaded = None if carried and not self.measure else self._load(goal, number, sources, scratch)
                 for plans, each, sums in zip(self.plans, files, measures, strict=True):
                     record = self._make(goal, plans[at], loaded, number, at, queue, each)
-                    if self.measure:
+                    if self.measure and loaded is not None:
                         sums.append(measured(loaded.exact, record))
                     del record
                 del loaded
@@ -368,7 +390,7 @@ class QuantizeJob(Job[Result]):
         self,
         goal: Goal,
         planned: PlannedLayer,
-        loaded: Loaded,
+        loaded: Loaded | None,
         number: int,
         at: int,
         queue: WriteQueue,
@@ -376,7 +398,10 @@ class QuantizeJob(Job[Result]):
     ) -> QuantizedTensor:
         """Quantise a piece of a layer and leave it to the queue."""
         with located(layer=goal.module):
-            record = encode(loaded, planned.stored, engine=self.engine)
+            if planned.is_carried or loaded is None:
+                record = kept_record(self.checkpoint, goal)
+            else:
+                record = encode(loaded, planned.stored, engine=self.engine)
         count = len(self.pieces[at])
         if count == 1:
             job = partial(files.write, goal.key, Layer(record, self._bias(goal, planned)))
@@ -390,7 +415,7 @@ class QuantizeJob(Job[Result]):
     ) -> Loaded:
         """The weight of a piece, with what adapters add to it; that of several experts is a copy."""
         paths = piece_paths(goal)[number : number + len(sources)]
-        changed = any(path in self.lora for path in paths)
+        changed = self._is_computed(goal) or any(path in self.lora for path in paths)
         dtype = DType.F32 if changed else self.dtype
         weights = [
             self.lora.merged(path, source.take(self.checkpoint)) for path, source in zip(paths, sources, strict=True)
@@ -442,33 +467,6 @@ class QuantizeJob(Job[Result]):
         return None if source is None or stored is None else StoredBias(stored.dtype, bias_distance(source, stored))
 
 
-class _Notes:
-    """Notes now and then how far a run is, so that it can be resumed: all measures of each finished layer, in order."""
-
-    def __init__(self, journal: Journal, queue: WriteQueue, files: list[TensorWriter]) -> None:
-        self._journal = journal
-        self._writer = queue
-        self._files = files
-        self._done = list(journal.done)
-        self._noted = time.monotonic()
-
-    def of(self, at: int) -> list[list[Sequence[Any]]] | None:
-        """The note of layer ``at``; None if it is still to be made."""
-        return self._done[at] if at < len(self._done) else None
-
-    def add(self, note: list[list[Sequence[Any]]]) -> None:
-        """Note the next layer, whose parts the queue has or will have written before it comes to this."""
-        self._done.append(note)
-        if time.monotonic() - self._noted >= NOTED_EVERY:
-            self._noted = time.monotonic()
-            self._writer.submit(partial(self._commit, list(self._done)), 0)
-
-    def _commit(self, done: list[Any]) -> None:
-        for file in self._files:
-            file.flush()
-        self._journal.commit([file.path.name for file in self._files], done)
-
-
 def _layer_report(
     goal: Goal, planned: PlannedLayer, kind: str, measures: list[Measure], bias: StoredBias | None
 ) -> LayerResult:
@@ -483,4 +481,5 @@ def _layer_report(
         planned.size,
         Measure.sum(measures).result() if measures else UNMEASURED,
         bias,
+        planned.kept,
     )

@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ENGINES",
+    "KEEP",
     "Engine",
     "Fallback",
     "FallbackWarning",
@@ -63,6 +64,9 @@ __all__ = [
 
 K_TYPE: Final = re.compile(r"(q[0-9])_k(_[a-z]+)?")
 """How llama.cpp writes a K type, alone or as the mixture that is mostly of it: ``q4_k``, ``q4_k_m``."""
+
+KEEP: Final = "keep"
+"""What is asked for where layers are to stay as they are; no type of a weight."""
 
 LOAD_DTYPES: Final = (DType.F32, DType.F16, DType.BF16)
 

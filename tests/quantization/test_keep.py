@@ -1,0 +1,159 @@
+"""Quantised checkpoints through the pipeline: kept where UQFF has a form, requantised where not; and compared with."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from click.testing import CliRunner
+
+import uqff
+from tests.support.checkpoints import write_checkpoint
+from tests.support.moe_models import CONFIG
+from tools.tiny.models import TinyModel
+from tools.tiny.quantised import METHODS, write_quantised
+from uqff import UnsupportedError
+from uqff.cli import main
+from uqff.quantization.recipe import parse_recipe
+
+UP = "model.layers.0.mlp.up_proj"
+EXACT = {"mlx": "afq4", "mxfp4": "mxfp4", "fp8": "fp8", "hqq": "hqq4"}
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model in BF16 with biases."""
+    path = tmp_path_factory.mktemp("plain") / "plain"
+    TinyModel(architecture="qwen2", hidden_size=64, heads=4, weight_dtype="BF16").write(path)
+    return path
+
+
+def run(*arguments: object) -> Any:
+    return CliRunner().invoke(main, ["quantize", *map(str, arguments)])
+
+
+@pytest.mark.parametrize("method", sorted(EXACT))
+def test_what_has_a_form_is_carried_over(plain: Path, tmp_path: Path, method: str) -> None:
+    """The very records, biases in what their readers add, and a configuration without the method."""
+    source = write_quantised(method, plain, tmp_path / "source")
+    result = uqff.quantize_model(source, tmp_path / "out", "keep")
+    with uqff.open_checkpoint(source) as checkpoint, uqff.open(tmp_path / "out") as file:
+        assert len(file) == 9  # 7 projections, embedding and head
+        for key in file:
+            weight, bias = checkpoint[key]
+            assert file[key].weight == weight
+            assert (bias is None) == (file[key].bias is None)
+            if bias is not None:
+                assert torch.equal(file[key].bias.float(), bias.float())
+        assert file[UP].weight.kind == EXACT[method]
+        assert file["lm_head"].weight.kind == ("afq4" if method == "mlx" else "unquant")
+        assert {*file.residual} == {name for name in checkpoint.tensors if "norm" in name}
+    assert result.dtype == "BF16"
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert "quantization_config" not in config
+    assert "quantization" not in config
+    report = json.loads((tmp_path / "out" / "uqff_report.json").read_text())
+    assert report["outputs"][0]["quant"] == "keep"
+    assert report["outputs"][0]["fallback_count"] == 0
+    (output,) = result.outputs
+    assert all(layer.kept and layer.distance.largest == 0 for layer in output.layers)
+    assert output.fallbacks == []
+    assert not any(each.distance.largest for each in uqff.diff(source, tmp_path / "out") if each.distance is not None)
+    uqff.verify(tmp_path / "out")
+
+
+def test_the_rest_becomes_the_fallback(plain: Path, tmp_path: Path) -> None:
+    """Quantised from the float32 numbers of the source, not rounded to the load dtype; the summary tells which."""
+    source = write_quantised("fp8-blocks", plain, tmp_path / "source")
+    with pytest.raises(UnsupportedError, match=r"cannot be kept: FP8 with several scales has no form.*--fallback KIND"):
+        uqff.quantize_model(source, tmp_path / "out", "keep")
+    assert not (tmp_path / "out").exists()
+    shown = run(source, tmp_path / "out", "--isq", "keep", "--fallback", "q8_0")
+    assert shown.exit_code == 0, shown.output
+    assert "keep as they were  2 of 9 layers: 2 unquant" in shown.stdout
+    assert "fallback: keep -> q8_0, 7 layers: FP8 with several scales has no form in UQFF" in shown.stderr
+    with uqff.open_checkpoint(source) as checkpoint, uqff.open(tmp_path / "out") as file:
+        numbers = checkpoint[UP].weight.dequantize()
+        assert not torch.equal(numbers.bfloat16().float(), numbers)
+        assert file[UP].weight == uqff.quantize(numbers, "q8_0")
+        assert torch.equal(file["lm_head"].weight.weight, checkpoint.tensors["lm_head.weight"])
+    told = run(source, tmp_path / "out", "--isq", "keep", "--fallback", "q8_0", "--force", "--json")
+    (output,) = json.loads(told.stdout)["outputs"]
+    kept = {layer["module"] for layer in output["layer_details"] if layer["kept"]}
+    assert kept == {"lm_head", "model.embed_tokens"}
+    assert {each["module"] for each in output["fallbacks"]} == {
+        layer["module"] for layer in output["layer_details"]
+    } - kept
+
+
+@pytest.mark.parametrize("method", sorted(METHODS))
+def test_quantised_anew(plain: Path, tmp_path: Path, method: str) -> None:
+    source = write_quantised(method, plain, tmp_path / "source")
+    uqff.quantize_model(source, tmp_path / "out", ["q4_0"], version="0.2")
+    with uqff.open_checkpoint(source) as checkpoint, uqff.open(tmp_path / "out") as file:
+        names = [f"model.layers.0.{each}_proj" for each in ("self_attn.q", "self_attn.k", "self_attn.v")]
+        for key, name in zip("123", names, strict=True):
+            assert file[key].weight == uqff.quantize(checkpoint[name].weight.dequantize(), "q4_0")
+        assert file["1"].bias.shape == (64,)
+
+
+def test_a_recipe_counts_first(plain: Path, tmp_path: Path) -> None:
+    source = write_quantised("mlx", plain, tmp_path / "source")
+    recipe = parse_recipe("'/up_proj/':\n  isq: q8_0\n")
+    uqff.quantize_model(source, tmp_path / "out", ["keep", "q4_0"], recipe=recipe, promote=False)
+    with uqff.open(f"{tmp_path / 'out'}:keep") as kept, uqff.open(f"{tmp_path / 'out'}:q4_0") as other:
+        assert (kept[UP].weight.kind, other[UP].weight.kind) == ("q8_0", "q8_0")
+        assert (kept["lm_head"].weight.kind, other["lm_head"].weight.kind) == ("afq4", "q4_0")
+
+
+def test_what_a_version_does_not_have_falls_back(plain: Path, tmp_path: Path) -> None:
+    """1.0 has no plain layers."""
+    source = write_quantised("mxfp4", plain, tmp_path / "source")
+    result = uqff.quantize_model(
+        source, tmp_path / "out", "keep", fallback="q8_0", version="1.0", on_fallback=lambda change: None
+    )
+    (change,) = result.outputs[0].fallbacks
+    assert (change.module, change.requested, change.resolved) == ("lm_head", "keep", "q8_0")
+    assert change.reason == "Unquant layers did not exist yet"
+
+
+@pytest.mark.parametrize("names", ["switch_mlp", "experts"])
+def test_experts_of_mlx(tmp_path: Path, names: str) -> None:
+    """In one tensor a projection, or each by itself: stacks of the file, of the same codes; or the fallback's."""
+    stacks = {
+        name: torch.randn(2, 32, 32, generator=torch.Generator().manual_seed(1)) for name in ("gate", "up", "down")
+    }
+    matrices = {"lm_head": torch.ones(32, 32), "model.embed_tokens": torch.ones(32, 32)}
+    matrices |= {f"model.layers.0.self_attn.{name}_proj": torch.ones(32, 32) for name in "qkvo"}
+    for name, stack in stacks.items():
+        path = f"model.layers.0.mlp.{names}"
+        one_by_one = {f"{path}.{expert}.{name}_proj": stack[expert] for expert in (0, 1)}
+        matrices |= {f"{path}.{name}_proj": stack} if names == "switch_mlp" else one_by_one
+    tensors = {"model.layers.0.mlp.gate.weight": torch.ones(2, 32)}
+    for path, matrix in matrices.items():
+        record: Any = uqff.quantize(matrix, "afq4", group_size=32)
+        parts = {"weight": record.w_q.view(torch.uint32), "scales": record.scales, "biases": record.biases}
+        tensors |= {f"{path}.{name}": part for name, part in parts.items()}
+    config = CONFIG | {"num_hidden_layers": 1, "mlp_only_layers": [], "quantization": {"bits": 4, "group_size": 32}}
+    source = write_checkpoint(tmp_path / "source", tensors, **config)
+    uqff.quantize_model(source, tmp_path / "kept", ["keep", "q8_0"])
+    with uqff.open(f"{tmp_path / 'kept'}:keep") as file, uqff.open(f"{tmp_path / 'kept'}:q8_0") as other:
+        for name, stack in stacks.items():
+            key = f"model.layers.0.mlp.experts.{name}_proj"
+            exact = uqff.quantize(stack, "afq4", group_size=32)
+            assert file[key].weight == exact
+            assert other[key].weight == uqff.quantize(exact.dequantize(), "q8_0")
+
+
+def test_torch_is_not_imported(plain: Path, tmp_path: Path) -> None:
+    source = write_quantised("mlx", plain, tmp_path / "source")
+    code = (
+        "import sys, uqff; uqff.quantize_model(sys.argv[1], sys.argv[2], 'keep', measure=False); "
+        "assert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code, str(source), str(tmp_path / "out")], check=True)

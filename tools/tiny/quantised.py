@@ -1,0 +1,103 @@
+"""Tiny checkpoints as other libraries quantise them: a plain one of `tools/tiny/models.py` in the layout of a method.
+
+    python -m tools.tiny.quantised mlx PLAIN OUT
+
+The codes come from the package's own quantisers; layouts and names are those of the libraries, which the tests of
+`uqff/checkpoints` compare with the libraries themselves. Head and embedding stay as they are, but for MLX.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+import click
+import torch
+from safetensors.torch import load_file, save_file
+
+from uqff.quantization.types import quantize
+
+__all__ = ["METHODS", "write_quantised"]
+
+Tensors = dict[str, torch.Tensor]
+
+
+def _mlx(weight: torch.Tensor) -> Tensors:
+    record: Any = quantize(weight, "afq4", group_size=32)
+    return {".weight": record.w_q.view(torch.uint32), ".scales": record.scales, ".biases": record.biases}
+
+
+def _mxfp4(weight: torch.Tensor) -> Tensors:
+    record: Any = quantize(weight, "mxfp4")
+    return {".weight": record.blocks, ".scales": record.scales}
+
+
+def _fp8(weight: torch.Tensor) -> Tensors:
+    record: Any = quantize(weight, "fp8")
+    return {".weight": record.weight, ".weight_scale": record.dequant_w_scale.reshape(1)}
+
+
+def _fp8_blocks(weight: torch.Tensor) -> Tensors:
+    rows, columns = (-(-size // 32) for size in weight.shape)
+    codes, scales = torch.empty(weight.shape, dtype=torch.float8_e4m3fn), torch.empty(rows, columns)
+    for row in range(rows):
+        for column in range(columns):
+            block = slice(32 * row, 32 * row + 32), slice(32 * column, 32 * column + 32)
+            scales[row, column] = weight[block].float().abs().max() / 448
+            codes[block] = (weight[block].float() / scales[row, column]).to(codes.dtype)
+    return {".weight": codes, ".weight_scale_inv": scales}
+
+
+def _hqq(weight: torch.Tensor) -> Tensors:
+    record: Any = quantize(weight, "hqq4")
+    numbers = {"nbits": 4, "group_size": 64, "axis": 0, "channel_wise": 1, "view_as_float": 0, "round_zero": 0}
+    made = {".W_q": record.w_q, ".scale": record.scales, ".zero": record.zeros}
+    made[".shape"] = torch.tensor(weight.shape)
+    return made | {f".{name}": torch.tensor(number, dtype=torch.int32) for name, number in numbers.items()}
+
+
+METHODS: Final[dict[str, tuple[Callable[[torch.Tensor], Tensors], dict[str, Any]]]] = {
+    "mlx": (_mlx, {"quantization": {"group_size": 32, "bits": 4, "mode": "affine"}}),
+    "mxfp4": (_mxfp4, {"quantization_config": {"quant_method": "mxfp4"}}),
+    "fp8": (_fp8, {"quantization_config": {"quant_method": "fp8", "activation_scheme": "dynamic"}}),
+    "fp8-blocks": (
+        _fp8_blocks,
+        {"quantization_config": {"quant_method": "fp8", "weight_block_size": [32, 32]}},
+    ),
+    "hqq": (_hqq, {"quantization_config": {"quant_method": "hqq", "quant_config": {}}}),
+}
+"""How a matrix is stored, by the endings of its tensors' names, and what the configuration says, by method."""
+
+
+def write_quantised(method: str, source: Path, target: Path) -> Path:
+    """Write a checkpoint of one file again, its matrices quantised."""
+    make, said = METHODS[method]
+    shutil.copytree(source, target)
+    plain: Tensors = load_file(source / "model.safetensors")
+    made: Tensors = {}
+    for name, tensor in plain.items():
+        if name.endswith("_proj.weight") or (method == "mlx" and tensor.dim() == 2):
+            path = name.removesuffix(".weight")
+            made |= {path + end: part.contiguous() for end, part in make(tensor).items()}
+        else:
+            made[name] = tensor
+    save_file(made, target / "model.safetensors")
+    config = json.loads((target / "config.json").read_text())
+    (target / "config.json").write_text(json.dumps(config | said))
+    return target
+
+
+@click.command()
+@click.argument("method", type=click.Choice(sorted(METHODS)))
+@click.argument("source", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.argument("target", type=click.Path(path_type=Path))
+def main(method: str, source: Path, target: Path) -> None:
+    """Write the checkpoint SOURCE into TARGET as METHOD has it."""
+    write_quantised(method, source, target)
+
+
+if __name__ == "__main__":
+    main()
