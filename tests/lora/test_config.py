@@ -110,6 +110,9 @@ def test_target_parameters() -> None:
     assert made.parameters_of("model.layers.0.mlp.gate") == ["weight"]
     assert made.parameters_of("model.layers.0.other_experts") == []
     assert made.targets("model.layers.0.mlp.gate") is False
+    anywhere = config(target_modules=["q_proj"], target_parameters=["gate_up_proj", "gate.weight"])
+    assert anywhere.parameters_of("model.layers.0.mlp.experts") == ["gate_up_proj"]
+    assert anywhere.parameters_of("model.layers.0.mlp.gate") == ["weight", "gate_up_proj"]
 
 
 @pytest.mark.parametrize(

@@ -106,7 +106,9 @@ def test_delta_is_that_of_peft(rank: int) -> None:
 
 def test_what_does_not_fit_or_overflows_is_named() -> None:
     delta = LowRank(floats([[1.0]]), floats([[3e38]]), 1.0, "adapter.safetensors: A, B")
-    with pytest.raises(ShapeError, match=r"delta does not fit the weight: expected \[1, 2\], got \[1, 1\]") as caught:
+    with pytest.raises(
+        ShapeError, match=r"delta does not fit the weight: expected \[1, 2\], got \[1, 1\] by \[1, 1\]"
+    ) as caught:
         merged(floats([[0, 0]]), [delta], layer="q_proj")
     assert (caught.value.layer, caught.value.field) == ("q_proj", "adapter.safetensors: A, B")
     assert merged(floats([[0.0]]), [delta]).is_finite

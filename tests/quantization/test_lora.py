@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 import uqff
 from tests.support.lora_files import exact_numbers, factors, write_adapter
-from tests.support.lora_models import write_llama
+from tests.support.lora_models import write_llama, write_qwen3_moe
 from tests.support.small_models import config_of
 from tools.tiny.models import TinyModel
 from uqff.cli import main
@@ -132,6 +132,15 @@ def test_experts_and_their_router(tmp_path: Path) -> None:
                 tmp_path / name, tmp_path / f"{name}-{version}", ["q8_0", "f8q8"], version=version, lora=given
             )
         same_files(tmp_path / f"base-{version}", tmp_path / f"merged-{version}")
+
+
+def test_experts_that_peft_has_merged(tmp_path: Path) -> None:
+    """As the release of transformers at hand has them: one by one, or as tensors of all, gate and up joined."""
+    write_qwen3_moe(tmp_path)
+    made = uqff.quantize_model(tmp_path / "base", tmp_path / "ours", "q8_0", lora=tmp_path / "adapter")
+    uqff.quantize_model(tmp_path / "merged", tmp_path / "theirs", "q8_0")
+    same_files(tmp_path / "ours", tmp_path / "theirs")
+    assert made.lora[0].matrices >= 8 + 1 + 12, "attention, router, experts"
 
 
 def test_an_adapter_of_another_model(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import torch
 
 from tests.support.lora_files import exact_numbers, make_exact
 
-__all__ = ["write_llama"]
+__all__ = ["write_llama", "write_qwen3_moe"]
 
 
 def write_llama(folder: Path) -> Path:
@@ -20,6 +20,43 @@ def write_llama(folder: Path) -> Path:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # PEFT asks transformers for what is called otherwise since
         return _write_llama(folder)
+
+
+def write_qwen3_moe(folder: Path) -> Path:
+    """A Qwen3-MoE as ``base``, an adapter of all that is linear, experts and routers too, and both as ``merged``."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # PEFT finds no module for the tensors that it makes of all-linear itself
+        return _write_qwen3_moe(folder)
+
+
+def _write_qwen3_moe(folder: Path) -> Path:
+    peft = pytest.importorskip("peft", reason="the oracle")
+    from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
+
+    config = Qwen3MoeConfig(
+        hidden_size=64,
+        intermediate_size=96,
+        moe_intermediate_size=32,
+        num_experts=4,
+        num_experts_per_tok=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=16,
+        num_hidden_layers=2,
+        vocab_size=96,
+        mlp_only_layers=[1],
+        tie_word_embeddings=False,
+    )
+    model = Qwen3MoeForCausalLM(config)
+    with torch.no_grad():
+        for at, parameter in enumerate(model.parameters()):
+            parameter.copy_(exact_numbers(tuple(parameter.shape), at))
+    model.save_pretrained(folder / "base")
+    wrapped = peft.get_peft_model(model, peft.LoraConfig(r=4, lora_alpha=8, target_modules="all-linear"))
+    make_exact(wrapped)
+    wrapped.save_pretrained(folder / "adapter", save_embedding_layers=False)
+    wrapped.merge_and_unload().save_pretrained(folder / "merged")
+    return folder
 
 
 def _write_llama(folder: Path) -> Path:

@@ -11,5 +11,18 @@ from uqff.lora.adapter import Adapter, open_adapter
 from uqff.lora.applied import Adapters, Applied, ModelWeights
 from uqff.lora.config import LoraConfig
 from uqff.lora.low_rank import LowRank, merged
+from uqff.lora.static import StaticLora, static_loras, static_weight
 
-__all__ = ["Adapter", "Adapters", "Applied", "LoraConfig", "LowRank", "ModelWeights", "merged", "open_adapter"]
+__all__ = [
+    "Adapter",
+    "Adapters",
+    "Applied",
+    "LoraConfig",
+    "LowRank",
+    "ModelWeights",
+    "StaticLora",
+    "merged",
+    "open_adapter",
+    "static_loras",
+    "static_weight",
+]

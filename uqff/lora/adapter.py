@@ -67,15 +67,15 @@ class Factors:
 
     Attributes:
         path: of the module.
-        key: what patterns of the configuration call it.
+        key: what patterns of the configuration call its weight; None if they are not for that.
         a: F32, F16 or BF16, a view of the file.
         b: likewise.
         names: of the tensors.
-        parameters: which tensors of the module they may be for, by ``target_parameters``; empty for its weight.
+        parameters: which other tensors of the module they may be for, by ``target_parameters``.
     """
 
     path: str
-    key: str
+    key: str | None
     a: Floats
     b: Floats
     names: tuple[str, str]
@@ -99,7 +99,10 @@ class Adapter(Mapping[str, LowRank]):
         self.config = config
         self.mapped = file
         self.factors = _read(config, file)
-        self._by_path = {each.path: each for each in self.factors if not each.parameters}
+        self._by_path = {each.path: each for each in self.factors if each.key is not None}
+        for each in self._by_path.values():
+            if not each.parameters:
+                self.low_rank(each)  # which checks the rank
 
     def __getitem__(self, path: str) -> LowRank:
         """The delta of a module.
@@ -123,8 +126,20 @@ class Adapter(Mapping[str, LowRank]):
         Args:
             factors: of this adapter.
             weight: of the adapter among others.
+
+        Raises:
+            ShapeError: they are of another rank than the configuration says.
         """
-        scale = self.config.size(factors.key, weight).scale
+        rank, _, scale = self.config.size(factors.key or factors.path, weight)
+        if factors.a.shape[0] != rank:
+            raise ShapeError(
+                "factors of another rank than the configuration says",
+                file=str(self.file),
+                layer=factors.path,
+                field=factors.names[0],
+                expected=rank,
+                got=factors.a.shape[0],
+            )
         return LowRank(factors.b, factors.a, scale, self.origin(factors))
 
     def origin(self, factors: Factors) -> str:
@@ -229,8 +244,14 @@ def _factors(config: LoraConfig, file: MappedFile, place: str, names: Mapping[st
     module = path = place.removeprefix(PREFIX)
     while module.endswith(NESTED):
         module = module.removesuffix(NESTED)
-    parameters = config.parameters_of(module)
-    if (module != path and not parameters) or (not parameters and config.targets(module) is False):
+    parameters = [] if config.targets(module) and module == path else config.parameters_of(module)
+    key = None
+    if module == path and config.targets(module) is not False:
+        key = module
+    elif WEIGHT in parameters:
+        key = f"{module}.{WEIGHT}"
+    others = tuple(name for name in parameters if name != WEIGHT)
+    if key is None and not others:
         raise FormatError(
             "factors of a module that the configuration leaves out",
             file=str(file.path),
@@ -248,19 +269,7 @@ def _factors(config: LoraConfig, file: MappedFile, place: str, names: Mapping[st
             expected=f"[out, {a.shape[0]}], as A is {list(a.shape)}",
             got=list(b.shape),
         )
-    is_weight = parameters in ([], [WEIGHT])
-    key = f"{module}.{WEIGHT}" if parameters and is_weight else module
-    rank = config.size(key).rank
-    if is_weight and a.shape[0] != rank:
-        raise ShapeError(
-            "factors of another rank than the configuration says",
-            file=str(file.path),
-            layer=module,
-            field=names["A"],
-            expected=rank,
-            got=a.shape[0],
-        )
-    return Factors(module, key, a, b, (names["A"], names["B"]), () if is_weight else tuple(parameters))
+    return Factors(module, key, a, b, (names["A"], names["B"]), others)
 
 
 def _floats(file: MappedFile, module: str, name: str) -> Floats:

@@ -225,10 +225,10 @@ def _pairs(given: object) -> Iterable[tuple[Lora, float]]:
 
 def _deltas(adapter: Adapter, factors: Factors, weight: float, weights: ModelWeights) -> Iterator[tuple[str, LowRank]]:
     """The matrices that factors change, with their deltas."""
-    if factors.parameters:
+    path = weights.find(factors.path)
+    if factors.parameters and (factors.key is None or path not in weights.shapes):
         yield from _of_stack(adapter, factors, weight, weights)
         return
-    path = weights.find(factors.path)
     if path is None or path not in weights.shapes:
         raise _homeless(adapter, factors, weights)
     delta = adapter.low_rank(factors, weight)

@@ -132,9 +132,9 @@ class LoraConfig:
         return self._targets.matches(path) and self._layer_of(path) in self._layers
 
     def parameters_of(self, path: str) -> list[str]:
-        """Names of the tensors of a module that ``target_parameters`` lists, in the order in which PEFT wraps them."""
+        """Names that ``target_parameters`` has for tensors of a module; one that stands alone is of any module."""
         named = (each.rpartition(".") for each in sorted(set(self.parameters)))
-        return [name for module, _, name in named if path == module or path.endswith(f".{module}")]
+        return [name for module, _, name in named if not module or f".{path}".endswith(f".{module}")]
 
     def _layer_of(self, path: str) -> int | None:
         """The number of the decoder layer that a module is in: the first number, behind what ``layers_pattern`` says or

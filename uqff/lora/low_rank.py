@@ -90,6 +90,18 @@ class LowRank:
         """The factors of the transposed delta; of more than one rank, its bits are the same."""
         return LowRank(self.a.T, self.b.T, self.scale, self.origin)
 
+    def check(self, shape: tuple[int, ...], *, layer: str | None = None) -> None:
+        """Make sure that the delta is for a weight of a shape.
+
+        Raises:
+            ShapeError: it is not, or B and A do not fit each other.
+        """
+        if self.shape != shape or self.b.shape[1] != self.rank:
+            got = f"{list(self.b.shape)} by {list(self.a.shape)}"
+            raise ShapeError(
+                "delta does not fit the weight", layer=layer, field=self.origin or None, expected=list(shape), got=got
+            )
+
     def delta(self) -> F32:
         """``(B · A) · scale``, float32 ``[out, in]``."""
         made = np.zeros(self.shape, np.float32)
@@ -149,14 +161,7 @@ def merged(weight: Floats, deltas: Iterable[LowRank], *, layer: str | None = Non
     made = np.empty(weight.shape, np.float32)
     weight.cast(DType.F32).cast_into(Floats(made.view(np.uint32), DType.F32))
     for delta in deltas:
-        if delta.shape != weight.shape:
-            raise ShapeError(
-                "delta does not fit the weight",
-                layer=layer,
-                field=delta.origin or None,
-                expected=list(weight.shape),
-                got=list(delta.shape),
-            )
+        delta.check(weight.shape, layer=layer)
         delta.add_to(made)
     total = Floats(made.view(np.uint32), DType.F32)
     if not total.is_finite:
