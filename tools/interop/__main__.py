@@ -8,7 +8,8 @@ weights, the package must make every byte that the 0.6.0 and 0.9.5 clients store
 load dtypes. Migration (`migration`): the 0.9.5 client must run migrated pre-1.0 models as it runs its own, and
 as the 0.6.0 client runs the originals; and the other way round. Converted (`gguf`): the 0.9.5 client must say
 the same with a GGUF file and with the UQFF that it is converted to, there and back. Running (`running`): from
-the clients' files, the package must generate what they do, on 1, 2 and 4 ranks. Configurations (`configs`):
+the clients' files, the package must generate what they do, on 1, 2 and 4 ranks. Kept (`kept`): what other libraries
+quantised and this package keeps, the 0.9.5 client must run as it is. Configurations (`configs`):
 from the `config.json` of either generation of transformers, the package must write one that the 0.9.5 client and both
 generations read as the same model. llama.cpp (`llamacpp`): it and the package must generate the same from GGUF
 files, a real model's among them, which must come back from UQFF as they were. The second reader (`reader`): what
@@ -27,7 +28,7 @@ from pathlib import Path
 import click
 from rich.console import Console
 
-from tools.interop import configs, entries, golden, llamacpp, migration, quantisers, reader, reading, running
+from tools.interop import configs, entries, golden, kept, llamacpp, migration, quantisers, reader, reading, running
 from tools.interop import gguf as converting
 from tools.interop.cases import CASES
 from tools.interop.client import Client
@@ -39,10 +40,10 @@ WIDTH = 150
 
 FILES, ENTRIES, QUANTISERS = "files", "entries", "quantisers"
 MIGRATION, CONVERTED, RUNNING = "migration", "converted", "running"
-CONFIGURATIONS, LLAMACPP, READER = "configurations", "llama.cpp", "reader"
+KEPT, CONFIGURATIONS, LLAMACPP, READER = "kept", "configurations", "llama.cpp", "reader"
 NotRun = list[tuple[str, str]]
 """Rows that a client could not run on this CPU: table and type."""
-TABLES = (FILES, ENTRIES, QUANTISERS, MIGRATION, CONVERTED, RUNNING, CONFIGURATIONS, LLAMACPP, READER)
+TABLES = (FILES, ENTRIES, QUANTISERS, MIGRATION, CONVERTED, RUNNING, KEPT, CONFIGURATIONS, LLAMACPP, READER)
 
 
 def find_clients(given: tuple[Path, ...]) -> dict[str, Client]:
@@ -176,6 +177,16 @@ def check_running(clients: dict[str, Client], kinds: tuple[str, ...], console: C
     return failed > 0
 
 
+def check_kept(client: Client, console: Console) -> bool:
+    """Print the table of checkpoints that were kept; return whether anything differs."""
+    with tempfile.TemporaryDirectory() as folder:
+        rows = kept.check_all(client, Path(folder))
+    console.print(kept.table_of(rows))
+    failed = kept.failed(rows)
+    console.print(f"{len(rows)} checked: {len(failed)} differ")
+    return bool(failed)
+
+
 def check_golden(not_run: NotRun, console: Console) -> bool:
     """Print what golden files say of the rows that were not run; return whether any of them differs."""
     proofs = golden.prove_all(not_run)
@@ -240,6 +251,8 @@ def main(pythons: tuple[Path, ...], kinds: tuple[str, ...], only: str | None, mo
         failed |= check_converted(clients[converting.CLIENT_VERSION], console)
     if only in (None, RUNNING):
         failed |= check_running(clients, kinds, console, not_run)
+    if only in (None, KEPT):
+        failed |= check_kept(clients[kept.CLIENT_VERSION], console)
     if only in (None, CONFIGURATIONS):
         failed |= check_configurations(clients[configs.CLIENT_VERSION], console)
     if only in (None, LLAMACPP):
