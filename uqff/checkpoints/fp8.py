@@ -9,7 +9,8 @@
     <path>.input_scale, or     float [] or [1]                     of activations; optional
       .activation_scale
 
-Of stacked experts, ``<name>`` [experts, out, in] and ``<name>_scale_inv`` [experts, ...], or with ``.weight`` as above.
+Of stacked experts, ``<name>`` [experts, out, in] and ``<name>_scale_inv`` or ``<name>.weight_scale_inv``
+[experts, ...], or with ``.weight`` as above.
 Whatever its name says, a scale multiplies the codes.  It is F32, F16 or BF16; or an exponent, F8_E8M0 or U8.
 
 A weight in F8_E4M3 without a scale is refused: its numbers are not known.
@@ -81,6 +82,8 @@ class FP8Checkpoint(Method):
             path = name.removesuffix(".weight")
             if not is_ignored(path, self.ignored):
                 ends = {role: f"{path}.{role}" if is_weight else f"{name}_{role[7:]}" for role in SCALES}
+                if not is_weight and not any(end in tensors for end in ends.values()):
+                    ends = {role: f"{name}.{role}" for role in SCALES}
                 ends |= {role: f"{path}.{role}" if is_weight else f"{name}_{role}" for role in INPUTS}
                 found[path] = {"weight": name, **{role: end for role, end in ends.items() if end in tensors}}
         return found

@@ -5,7 +5,7 @@
     experts.3.up_proj [inter, hidden]            a layer for each expert and projection
     experts.up_proj [E, inter, hidden]           a stack for each projection; also switch_mlp.up_proj, MLX's
     experts.gate_up_proj [E, 2·inter, hidden]    gate and up in one stack; or transposed, which only plain numbers and
-                                                 FP8 with scales can be
+                                                 FP8 with scales can be; those of gpt-oss' MXFP4 take turns
 
 Authority: mistral.rs v0.8.0, ``mistralrs-quant/src/distributed/layers.rs`` (``PackedExperts::new``,
 ``FusedExperts::new``).
@@ -13,27 +13,36 @@ Authority: mistral.rs v0.8.0, ``mistralrs-quant/src/distributed/layers.rs`` (``P
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
+from uqff.checkpoints.fp8 import FP8Checkpoint
+from uqff.checkpoints.method import is_ignored
+from uqff.checkpoints.mxfp4 import split_gate_up
 from uqff.codec.layer import Layer
-from uqff.errors import MissingError, ShapeError, UnsupportedError
+from uqff.errors import MissingError, ShapeError, UnsupportedError, located
 from uqff.families import QuantizedTensor
-from uqff.parallel.loading import UnloadedExperts
-from uqff.parallel.partition import fused_convention
-from uqff.parallel.projection import PROJECTIONS
+from uqff.parallel.partition import PROJECTIONS, fused_convention
 from uqff.parallel.shard import Shard, Slice
-from uqff.parallel.unloaded import Unloaded
+from uqff.parallel.unloaded import Unloaded, UnloadedExperts
 
 if TYPE_CHECKING:
     from uqff.checkpoints import Checkpoint
 
-__all__ = ["experts_of", "has_experts", "layer_of_checkpoint", "names_of_experts"]
+__all__ = ["PlainExpertsWarning", "beside", "experts_of", "has_experts", "layer_of_checkpoint", "names_of_experts"]
 
 GATE_UP: Final = "gate_up_proj"
+TURNS: Final = "_blocks"
+"""How the codes of gpt-oss are named, whose gates and ups take turns."""
+
 SWITCH: Final = "switch_mlp"
 """What MLX calls the module of the experts, beside which there is no ``experts``."""
+
+
+class PlainExpertsWarning(UserWarning):
+    """Experts that the configuration says are FP8 have no scales and are plain numbers: they are taken as they are."""
 
 
 def layer_of_checkpoint(checkpoint: Checkpoint, path: str, name: str | None = None) -> Unloaded:
@@ -62,11 +71,15 @@ def _release(checkpoint: Checkpoint, path: str) -> None:
         checkpoint.tensors.release(name)
 
 
+def beside(path: str) -> tuple[str, ...]:
+    """Where experts may be that are not under their path: MLX's."""
+    parent, _, last = path.rpartition(".")
+    return (f"{parent}.{SWITCH}" if parent else SWITCH,) if last == "experts" else ()
+
+
 def _stacked_at(checkpoint: Checkpoint, path: str) -> str | None:
     """Where there is a stack for each projection."""
-    parent, _, last = path.rpartition(".")
-    beside = f"{parent}.{SWITCH}" if parent else SWITCH
-    for place in (path, beside) if last == "experts" else (path,):
+    for place in (path, *beside(path)):
         if f"{place}.{PROJECTIONS[0][0]}" in checkpoint.paths:
             return place
     return None
@@ -102,6 +115,7 @@ def experts_of(checkpoint: Checkpoint, path: str, count: int) -> list[UnloadedEx
         UqffError: a layer is not valid.
     """
     names = names_of_experts(checkpoint, path, count)
+    _tell_if_plain(checkpoint, [each for layers in names for each in layers], path)
     if f"{path}.{GATE_UP}" in checkpoint.paths:
         return _joined(checkpoint, path)
     if _stacked_at(checkpoint, path) is not None:
@@ -116,13 +130,39 @@ def experts_of(checkpoint: Checkpoint, path: str, count: int) -> list[UnloadedEx
     return [[layer_of_checkpoint(checkpoint, each, layers[0]) for each in layers] for layers in names]
 
 
+def _tell_if_plain(checkpoint: Checkpoint, names: list[str], path: str) -> None:
+    """Warn, once, of experts that the configuration calls FP8 and that are not."""
+    method = checkpoint.method
+    if not isinstance(method, FP8Checkpoint) or is_ignored(path, method.ignored):
+        return
+    found = [name for name in names if name in checkpoint.paths and not is_ignored(name, method.ignored)]
+    if found and all(checkpoint.outline(name).weight.plain is not None for name in found):
+        warnings.warn(
+            PlainExpertsWarning(f"{path}: the configuration says FP8, the experts have plain numbers"), stacklevel=2
+        )
+
+
 def _joined(checkpoint: Checkpoint, path: str) -> list[UnloadedExperts]:
     gate_up, down = (layer_of_checkpoint(checkpoint, f"{path}.{name}") for name in (GATE_UP, "down_proj"))
+    if any(name.endswith(TURNS) for name in checkpoint.companions(gate_up.key).names.values()):
+        return [_half(gate_up, f"{path}.gate_proj", 0), _half(gate_up, f"{path}.up_proj", 1), down]
     turned_gate_up, turned_down = fused_convention(gate_up.weight.shape, down.weight.shape, layer=path)
     fused = _turned(gate_up) if turned_gate_up else gate_up
     inter = fused.weight.shape[1] // 2
     gate, up = (fused.narrow(1, at, inter, f"{path}.{name}") for name, at in (("gate_proj", 0), ("up_proj", inter)))
     return [gate, up, _turned(down) if turned_down else down]
+
+
+def _half(fused: Unloaded, key: str, which: int) -> Unloaded:
+    """Gate or up of a stack whose outputs take turns."""
+    with located(layer=key):
+        meta = split_gate_up(fused.meta)[which]
+
+    def take(cut: Slice) -> Layer:
+        inner = Slice(1, 2 * cut.start, 2 * cut.length) if cut.dim == 1 else cut
+        return split_gate_up(fused.take(inner))[which]
+
+    return replace(fused, key=key, meta=meta, take=take)
 
 
 def _turned(source: Unloaded) -> Unloaded:

@@ -33,8 +33,7 @@ if TYPE_CHECKING:
     import torch
     from typing_extensions import Self
 
-    from uqff.parallel.loading import UnloadedExperts
-    from uqff.parallel.unloaded import Unloaded
+    from uqff.parallel.unloaded import Unloaded, UnloadedExperts
 
 __all__ = ["CheckpointSource"]
 

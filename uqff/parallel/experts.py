@@ -43,6 +43,7 @@ from uqff.parallel.projection import (
     at,
     no_bias,
 )
+from uqff.parallel.unloaded import Unloaded, UnloadedExperts
 
 if TYPE_CHECKING:
     from typing_extensions import Self, Unpack
@@ -75,6 +76,10 @@ class FusedExperts(Mixture):
     gate_proj: ReplicatedStack
     up_proj: ReplicatedStack
     down_proj: ReplicatedStack
+
+    @classmethod
+    def _form(cls, given: UnloadedExperts, key: str) -> Unloaded:
+        return given if isinstance(given, Unloaded) else Unloaded.stack(given, key)
 
     @classmethod
     def _whole(cls, given: Experts, key: str | None, name: str, inner: int) -> StackedWhole | JoinedWhole:
@@ -131,6 +136,14 @@ class PackedExperts(Mixture):
                     raise no_bias(key, expert, name)
             lists.append(layers if isinstance(layers, ExpertList) else ExpertList(layers, at(key, name)))
         super().__init__(lists[0], lists[1], lists[2], comm, act=act, key=key)
+
+    @classmethod
+    def _form(cls, given: UnloadedExperts, key: str) -> list[Unloaded]:
+        single = given.unstack() if isinstance(given, Unloaded) else list(given)
+        for layer in single:
+            if layer.meta.bias_part is not None:
+                raise UnsupportedError("PackedExperts take no bias", layer=layer.key)
+        return single
 
     @classmethod
     def _whole(cls, given: Experts, key: str | None, name: str, inner: int) -> SeparateWhole:

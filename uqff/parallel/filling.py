@@ -10,8 +10,9 @@ import torch
 from uqff.errors import FormatError, ShardError, UnsupportedError
 from uqff.models.layouts import half_split_order
 from uqff.parallel import fallback, transformers_model
+from uqff.parallel.experts import FusedExperts, PackedExperts
 from uqff.parallel.heads import compute_kv_shard
-from uqff.parallel.loading import Run, UnloadedExperts, experts, moved
+from uqff.parallel.loading import Run, moved
 from uqff.parallel.plan import EMBEDDING, HEAD, ROLES, Role
 from uqff.parallel.projection import PROJECTIONS
 from uqff.parallel.vocabulary import Embedding, Head, vocabulary
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from uqff.parallel.layer import QuantizedLinear
     from uqff.parallel.mixture import Mixture
     from uqff.parallel.source import ModelSource
-    from uqff.parallel.unloaded import Unloaded
+    from uqff.parallel.unloaded import Unloaded, UnloadedExperts
 
 __all__ = ["Filling"]
 
@@ -158,13 +159,14 @@ class Filling:
         self._begun.append((path, block))
 
     def _experts(self, given: Sequence[UnloadedExperts], key: str) -> Callable[[], Mixture]:
+        form: type[Mixture] = PackedExperts if any(isinstance(each, Sequence) for each in given) else FusedExperts
         gate, up, down = given
         act = transformers_model.activation(self.model.config)
         options: Any = {"act": act, "device": self.device, "key": key, "run": self.run}
         try:
-            return experts(gate, up, down, self.comm, on_misaligned="uneven", **options)
+            return form.load(gate, up, down, self.comm, on_misaligned="uneven", **options)
         except ShardError:
-            return experts(gate, up, down, self.comm, on_misaligned="replicate", **options)
+            return form.load(gate, up, down, self.comm, on_misaligned="replicate", **options)
 
     def _vocabulary(self) -> None:
         """Embedding and head; what a tied model has only one of serves as both."""

@@ -83,6 +83,7 @@ class ImmediateIsq:
         kind: the default type; None if only rules quantise.
         recipe: the rules; None if there are none.
         predicates: what is searched in ``<path>.weight`` of layers that no rule names a type for.
+        pool: threads that quantise single layers; None if the caller does.
         fallbacks: the layers that became another type than asked for.
 
     Example:
@@ -98,6 +99,7 @@ class ImmediateIsq:
         recipe: Recipe | None = None,
         predicates: Iterable[str] | None = None,
         engine: Engine = "0.9",
+        pool: IsqPool | None = None,
     ) -> None:
         """Rules, default and predicates.
 
@@ -107,6 +109,7 @@ class ImmediateIsq:
             recipe: rules beside a default type.
             predicates: patterns, of which one must be found in ``<path>.weight``; all layers, if None.
             engine: whose quantiser and rules.
+            pool: threads that quantise, for constructors of single layers, which then give a :class:`PendingLayer`.
 
         Raises:
             UnsupportedError: no such type, or recipes in both places.
@@ -123,6 +126,7 @@ class ImmediateIsq:
             self.kind = kind_name(isq)
         self.predicates = None if predicates is None else [Pattern(each) for each in predicates]
         self.engine: Engine = engine
+        self.pool = pool
         self.fallbacks: list[Fallback] = []
 
     def kind_of(self, path: str, *, sensitive: bool = False) -> str | None:

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from operator import index
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 
@@ -25,13 +26,66 @@ from uqff.families import QuantizedTensor
 from uqff.parallel.accept import Weight, layer_of, parts_of, record_of
 from uqff.parallel.comm import Comm
 from uqff.parallel.dummy import DummyLayer
+from uqff.parallel.from_checkpoint import check_plain, first, linear, merged, unloaded
 from uqff.parallel.layer import DistributedKind, QuantizedLinear
 from uqff.parallel.shard import Shard
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+    from uqff.checkpoints import Checkpoint
+    from uqff.parallel.immediate import ImmediateIsq, PendingLayer, Types
 
 __all__ = ["ColumnParallelLayer", "DistributedKind", "DummyLayer", "ReplicatedLayer", "RowParallelLayer"]
 
 
-class ReplicatedLayer(QuantizedLinear):
+class LinearOfCheckpoint(QuantizedLinear):
+    """What the layers share that are made of a checkpoint."""
+
+    NEEDS_BIAS: ClassVar[bool] = False
+    """Whether a layer that is to have a bias must have one."""
+
+    @classmethod
+    def from_checkpoint(
+        cls,
+        checkpoint: Checkpoint,
+        prefix: str,
+        comm: Comm | None = None,
+        *,
+        in_dim: int,
+        out_dim: int,
+        bias: bool,
+        shard: Shard | None = None,
+        isq: Types | ImmediateIsq | None = None,
+        device: torch.device | str | None = None,
+    ) -> Self | DummyLayer | PendingLayer:
+        """The slice of a layer of a checkpoint, plain or quantised; only its bytes are read.
+
+        Args:
+            checkpoint: of :func:`uqff.open_checkpoint`.
+            prefix: path of the layer, ``model.layers.0.mlp.up_proj``.
+            comm: the ranks; a world of one if None.
+            in_dim: inputs of the whole.
+            out_dim: outputs of the whole.
+            bias: whether the layer has a bias: one that the checkpoint has is left out if not.
+            shard: the slice, if it is not the rank's equal part.
+            isq: what it is quantised to, see :func:`~uqff.parallel.from_checkpoint.prepared`.
+            device: where the slice goes; it stays a view of the file, where it can be one, if None.
+
+        Returns:
+            The layer; a dummy if the checkpoint has nothing of it; a pending one if threads of ``isq`` make it.
+
+        Raises:
+            ShapeError: weight or bias have another shape.
+            ShardError: the slice cannot be cut exactly; world sizes that work are named.
+            MissingError: a companion of the weight is missing; of a replicated layer, a bias that it is to have.
+            UqffError: the layer is not valid.
+        """
+        source = unloaded(checkpoint, prefix, (out_dim, in_dim), bias=bias, must=cls.NEEDS_BIAS)
+        return linear(cls, source, prefix, comm, shard=shard, isq=isq, device=device)
+
+
+class ReplicatedLayer(LinearOfCheckpoint):
     """A layer that every rank holds whole.
 
     Example:
@@ -42,6 +96,41 @@ class ReplicatedLayer(QuantizedLinear):
         >>> layer.apply_isq("q8_0").weight.kind
         'q8_0'
     """
+
+    NEEDS_BIAS = True
+
+    @classmethod
+    def matformer_from_checkpoint(
+        cls,
+        checkpoint: Checkpoint,
+        prefix: str,
+        *,
+        in_dim: int,
+        out_dim: int,
+        bias: bool,
+        kept_layers_indices: Sequence[int] | torch.Tensor | None,
+        orig_num_hidden_layers: int,
+    ) -> ReplicatedLayer | DummyLayer:
+        """:meth:`new_layers_matformer_indices` of a layer of a plain checkpoint, or of any if all layers are kept.
+
+        Args:
+            checkpoint: of :func:`uqff.open_checkpoint`.
+            prefix: path of the layer.
+            in_dim: inputs.
+            out_dim: outputs of the whole.
+            bias: whether it has a bias.
+            kept_layers_indices: hidden layers to keep; all if None.
+            orig_num_hidden_layers: number of hidden layers that the weight has.
+
+        Raises:
+            UnsupportedError: the checkpoint is quantised.
+            UqffError: see :meth:`from_checkpoint` and :meth:`new_layers_matformer_indices`.
+        """
+        source = unloaded(checkpoint, prefix, (out_dim, in_dim), bias=bias, must=True)
+        if kept_layers_indices is not None:
+            check_plain(checkpoint, source)
+        weight, held = (None, None) if source is None else source.take(source.whole())
+        return cls.new_layers_matformer_indices(weight, held, kept_layers_indices, orig_num_hidden_layers, key=prefix)
 
     @classmethod
     def from_linear(cls, linear: torch.nn.Linear) -> ReplicatedLayer:
@@ -112,7 +201,7 @@ def _kept(indices: Sequence[int] | torch.Tensor, layers: int, key: str | None) -
     return kept
 
 
-class ColumnParallelLayer(QuantizedLinear):
+class ColumnParallelLayer(LinearOfCheckpoint):
     """A layer of which each rank holds some outputs, and their bias; takes all inputs, gives this rank's outputs.
 
     The gradient in the inputs is added up over the ranks, as each rank's outputs are used on that rank only.
@@ -190,6 +279,59 @@ class ColumnParallelLayer(QuantizedLinear):
         return [cls.new(part, None, comm, key=key) for part in parts]
 
     @classmethod
+    def merged_from_checkpoint(
+        cls,
+        checkpoint: Checkpoint,
+        prefix: str,
+        comm: Comm | None = None,
+        *,
+        in_dim: int,
+        out_dim: int,
+        chunks: int | Sequence[int],
+        bias: bool,
+        isq: Types | ImmediateIsq | None = None,
+        device: torch.device | str | None = None,
+    ) -> list[ColumnParallelLayer | DummyLayer | PendingLayer]:
+        """:meth:`new_merged` of a layer of a checkpoint: of each chunk, the rank's slice.
+
+        Takes and raises what :meth:`from_checkpoint` does.
+
+        Args:
+            checkpoint: of :func:`uqff.open_checkpoint`.
+            prefix: path of the layer.
+            comm: the ranks; a world of one if None.
+            in_dim: inputs.
+            out_dim: outputs of all chunks.
+            chunks: number of equal chunks, or the outputs of each.
+            bias: whether the layer has a bias.
+            isq: what each is quantised to.
+            device: where the slices go.
+        """
+        source = unloaded(checkpoint, prefix, (out_dim, in_dim), bias=bias)
+        return [linear(cls, each, prefix, comm, isq=isq, device=device) for each in merged(source, chunks, prefix)]
+
+    @classmethod
+    def matformer_from_checkpoint(
+        cls,
+        checkpoint: Checkpoint,
+        prefix: str,
+        comm: Comm | None = None,
+        *,
+        in_dim: int,
+        out_dim: int,
+        orig_out_dim: int,
+        bias: bool,
+        isq: Types | ImmediateIsq | None = None,
+        device: torch.device | str | None = None,
+    ) -> ColumnParallelLayer | DummyLayer | PendingLayer:
+        """:meth:`new_matformer` of a layer of a plain checkpoint: the rank's slice of its first outputs.
+
+        Takes and raises what :meth:`from_checkpoint` does; an error if the checkpoint is quantised.
+        """
+        source = unloaded(checkpoint, prefix, (orig_out_dim, in_dim), bias=bias)
+        return linear(cls, first(source, checkpoint, 0, out_dim), prefix, comm, isq=isq, device=device)
+
+    @classmethod
     def new_matformer(
         cls,
         weight: Weight | None,
@@ -203,7 +345,7 @@ class ColumnParallelLayer(QuantizedLinear):
         return cls._new_of_first(0, out_dim, weight, bias, comm, key)
 
 
-class RowParallelLayer(QuantizedLinear):
+class RowParallelLayer(LinearOfCheckpoint):
     """A layer of which each rank holds some inputs; takes this rank's inputs, gives all outputs on every rank.
 
     The partial products are added up over the ranks, then the bias is added, once.  The gradient in the inputs is that
@@ -224,6 +366,27 @@ class RowParallelLayer(QuantizedLinear):
     @classmethod
     def _shard(cls, comm: Comm) -> Shard:
         return Shard.simple(1, comm.rank, comm.world_size)
+
+    @classmethod
+    def matformer_from_checkpoint(
+        cls,
+        checkpoint: Checkpoint,
+        prefix: str,
+        comm: Comm | None = None,
+        *,
+        in_dim: int,
+        out_dim: int,
+        orig_in_dim: int,
+        bias: bool,
+        isq: Types | ImmediateIsq | None = None,
+        device: torch.device | str | None = None,
+    ) -> RowParallelLayer | DummyLayer | PendingLayer:
+        """:meth:`new_matformer` of a layer of a plain checkpoint: the rank's slice of its first inputs.
+
+        Takes and raises what :meth:`from_checkpoint` does; an error if the checkpoint is quantised.
+        """
+        source = unloaded(checkpoint, prefix, (out_dim, orig_in_dim), bias=bias)
+        return linear(cls, first(source, checkpoint, 1, in_dim), prefix, comm, isq=isq, device=device)
 
     @classmethod
     def new_matformer(

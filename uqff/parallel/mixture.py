@@ -6,7 +6,8 @@ Authority: mistral.rs v0.8.0, ``mistralrs-core/src/moe/experts.rs`` (``MoEExpert
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias, TypedDict
 
 import torch
@@ -16,17 +17,25 @@ from uqff.codec.blob import LATEST
 from uqff.codec.layer import Layer
 from uqff.errors import ShapeError, UnsupportedError, located
 from uqff.parallel.accept import check_activations, plain_of
+from uqff.parallel.checkpoint_layers import beside, experts_of
 from uqff.parallel.comm import Comm
+from uqff.parallel.dummy import DummyLayer
+from uqff.parallel.from_checkpoint import is_absent, prepared_experts
 from uqff.parallel.gather import group_by_expert
+from uqff.parallel.immediate import ImmediateIsq
 from uqff.parallel.layer import DistributedKind
+from uqff.parallel.loading import Run, at_once
 from uqff.parallel.partition import OnMisaligned, part_of, split_fused
-from uqff.parallel.projection import PROJECTIONS, Experts, Projection, Whole, at, check_counts
+from uqff.parallel.projection import PROJECTIONS, Experts, Projection, UnloadedWhole, Whole, at, check_counts
 from uqff.schema.header import HEADER
 
 if TYPE_CHECKING:
     from typing_extensions import Self, Unpack
 
+    from uqff.checkpoints import Checkpoint
     from uqff.container.file import UqffFile
+    from uqff.parallel.immediate import Types
+    from uqff.parallel.unloaded import UnloadedExperts
     from uqff.quantization.types import Engine, Fallback
 
 __all__ = ["Activation", "Handling", "Mixture", "MixtureOptions"]
@@ -150,6 +159,107 @@ class Mixture(torch.nn.Module):
         made_gate, made_up, made_down = (whole.place(part, comm, version) for whole in wholes)
         made = cls(made_gate, made_up, made_down, comm, act=act, key=key)
         return made if device is None else made.to(device)
+
+    @classmethod
+    @abstractmethod
+    def _form(cls, given: UnloadedExperts, key: str) -> UnloadedExperts:
+        """A projection in the form that these experts have."""
+
+    @classmethod
+    def load(
+        cls,
+        gate: UnloadedExperts,
+        up: UnloadedExperts,
+        down: UnloadedExperts,
+        comm: Comm | None = None,
+        *,
+        act: Activation = torch.nn.functional.silu,
+        on_misaligned: OnMisaligned = "error",
+        device: torch.device | str | None = None,
+        key: str | None = None,
+        run: Run = at_once,
+    ) -> Callable[[], Self]:
+        """The rank's part of experts that have not been loaded; nothing else of them is.
+
+        Takes and raises what :meth:`from_layers` does.
+
+        Args:
+            gate: a stack, or a layer for each expert.
+            up: likewise.
+            down: likewise.
+            comm: the ranks; a world of one if None.
+            act: the activation function.
+            on_misaligned: what to do if blocks do not allow equal parts.
+            device: where the slices go.
+            key: of the experts, for errors.
+            run: loads stacks and single layers.
+
+        Returns:
+            What puts them together when they are loaded.
+        """
+        comm, given = Comm.of(comm), (gate, up, down)
+        check_counts([each for each in given if isinstance(each, Sequence)], key)
+        wholes = [
+            UnloadedWhole(key, name, inner, cls._form(each, f"{key}.{name}"))
+            for each, (name, inner) in zip(given, PROJECTIONS, strict=True)
+        ]
+        part = part_of([cut for whole in wholes for cut in whole.cuts()], comm, on_misaligned, key)
+        begun = [whole.begin(part, comm, run, device) for whole in wholes]
+
+        return partial(cls._together, begun, comm, act, key)
+
+    @classmethod
+    def _together(cls, begun: Sequence[Callable[[], Projection]], comm: Comm, act: Activation, key: str | None) -> Self:
+        gate, up, down = [each() for each in begun]
+        return cls(gate, up, down, comm, act=act, key=key)
+
+    @classmethod
+    def from_checkpoint(
+        cls,
+        checkpoint: Checkpoint,
+        prefix: str,
+        comm: Comm | None = None,
+        *,
+        num_experts: int,
+        hidden: int,
+        inter: int,
+        bias: bool = False,
+        isq: Types | ImmediateIsq | None = None,
+        **handling: Unpack[Handling],
+    ) -> Self | DummyLayer:
+        """The rank's part of the experts of a checkpoint, plain or quantised, in any of the forms that they have there.
+
+        See :mod:`uqff.parallel.checkpoint_layers` for the forms.  If the configuration says FP8 and the experts have
+        plain numbers, they are taken as they are, with one warning (``PlainExpertsWarning``).
+
+        Args:
+            checkpoint: of :func:`uqff.open_checkpoint`.
+            prefix: of the experts, ``model.layers.0.mlp.experts``.
+            comm: the ranks; a world of one if None.
+            num_experts: how many there are.
+            hidden: inputs of gate and up.
+            inter: their outputs.
+            bias: whether biases are taken; those of the checkpoint are left out if not.
+            isq: what the projections are quantised to, see :func:`~uqff.parallel.from_checkpoint.prepared`. They are
+                whole when this returns, whatever threads made them.
+            handling: see :class:`Handling`.
+
+        Returns:
+            The experts; a dummy if the checkpoint has nothing under that prefix.
+
+        Raises:
+            ShapeError: they have other sizes.
+            UqffError: a layer is not valid, or what :meth:`from_layers` raises.
+        """
+        if is_absent(checkpoint, prefix, *beside(prefix)):
+            return DummyLayer(prefix)
+        shapes = ((inter, hidden), (inter, hidden), (hidden, inter))
+        made = [
+            prepared_experts(given, num_experts, shape, isq, bias=bias)
+            for given, shape in zip(experts_of(checkpoint, prefix, num_experts), shapes, strict=True)
+        ]
+        run = isq.pool if isinstance(isq, ImmediateIsq) and isq.pool is not None else at_once
+        return cls.load(made[0], made[1], made[2], comm, key=prefix, run=run, **handling)()
 
     @classmethod
     def from_file(cls, file: UqffFile, key: str, comm: Comm | None = None, **handling: Unpack[Handling]) -> Self:

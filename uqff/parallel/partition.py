@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
-from typing import Literal, NamedTuple, TypeAlias, get_args
+from typing import Final, Literal, NamedTuple, TypeAlias, get_args
 
 import torch
 
@@ -18,7 +18,25 @@ from uqff.families import QuantizedTensor
 from uqff.parallel.comm import Comm
 from uqff.parallel.shard import Shard, listed_world_sizes
 
-__all__ = ["Cut", "IntermediateRange", "OnMisaligned", "fused_convention", "part_of", "split_fused"]
+__all__ = [
+    "PROJECTIONS",
+    "Cut",
+    "IntermediateRange",
+    "OnMisaligned",
+    "at",
+    "fused_convention",
+    "part_of",
+    "split_fused",
+]
+
+PROJECTIONS: Final = (("gate_proj", 0), ("up_proj", 0), ("down_proj", 1))
+"""Names, and which dimension of one expert's matrix is the intermediate one; of a stack it is the next."""
+
+
+def at(key: str | None, name: object) -> str | None:
+    """The key of a projection of experts."""
+    return None if key is None else f"{key}.{name}"
+
 
 OnMisaligned: TypeAlias = Literal["error", "uneven", "replicate"]
 """What is to happen where blocks do not allow equal parts; see :mod:`uqff.parallel.experts`."""

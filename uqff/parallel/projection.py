@@ -10,9 +10,10 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeAlias
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 
@@ -23,11 +24,15 @@ from uqff.parallel.accept import Weight, parts_of, record_of
 from uqff.parallel.comm import Comm
 from uqff.parallel.gather import ColumnParallelStack, ExpertList, ReplicatedStack, RowParallelStack
 from uqff.parallel.linear import ColumnParallelLayer, ReplicatedLayer, RowParallelLayer
-from uqff.parallel.partition import Cut, IntermediateRange
+from uqff.parallel.loading import Run, load
+from uqff.parallel.partition import PROJECTIONS, Cut, IntermediateRange, at
 from uqff.parallel.shard import Shard, Slice
+from uqff.parallel.unloaded import Unloaded, UnloadedExperts
 
 if TYPE_CHECKING:
     from typing_extensions import TypeIs
+
+    from uqff.parallel.layer import QuantizedLinear
 
 __all__ = [
     "PROJECTIONS",
@@ -36,6 +41,7 @@ __all__ = [
     "Projection",
     "SeparateWhole",
     "StackedWhole",
+    "UnloadedWhole",
     "Whole",
     "are_single",
     "at",
@@ -50,14 +56,6 @@ Projection: TypeAlias = ReplicatedStack | ExpertList
 """A projection of all experts, this rank's part."""
 
 _Given: TypeAlias = "tuple[QuantizedTensor | torch.Tensor, torch.Tensor | None]"
-
-PROJECTIONS = (("gate_proj", 0), ("up_proj", 0), ("down_proj", 1))
-"""Names, and which dimension of one expert's matrix is the intermediate one; of a stack it is the next."""
-
-
-def at(key: str | None, name: object) -> str | None:
-    """The key of a projection of experts."""
-    return None if key is None else f"{key}.{name}"
 
 
 @dataclass(frozen=True)
@@ -93,9 +91,59 @@ class Whole(ABC):
             version: that blobs are written with.
         """
 
-    def stack_class(self, part: IntermediateRange | None) -> type[ReplicatedStack]:
-        """What a stack of this projection is on the ranks."""
-        return ReplicatedStack if part is None else (ColumnParallelStack, RowParallelStack)[self.inner]
+
+@dataclass(frozen=True)
+class UnloadedWhole:
+    """A projection of all experts that has not been loaded: a stack, or single experts, without biases.
+
+    Attributes:
+        key: of the experts, for errors.
+        name: of the projection.
+        inner: which dimension of one expert's matrix is the intermediate one.
+        given: the stack, or a layer for each expert.
+    """
+
+    key: str | None
+    name: str
+    inner: int
+    given: UnloadedExperts
+
+    @property
+    def layers(self) -> list[Unloaded]:
+        """The stack alone, or all experts."""
+        return [self.given] if isinstance(self.given, Unloaded) else list(self.given)
+
+    def cuts(self) -> list[Cut]:
+        """What has to be cut alike."""
+        dim = self.inner + isinstance(self.given, Unloaded)
+        return [Cut(layer.weight, dim) for layer in self.layers]
+
+    def begin(
+        self, part: IntermediateRange | None, comm: Comm, run: Run, device: torch.device | str | None
+    ) -> Callable[[], Projection]:
+        """Load the part of the rank; takes what :meth:`Whole.place` does, what loads it, and where it goes.
+
+        Returns:
+            What waits for it.
+        """
+        if isinstance(self.given, Unloaded):
+            cls: type[ReplicatedStack] = stack_class(part, self.inner)
+            shard = Shard.whole() if part is None else part.along(self.inner + 1)
+            return run(self.given.key, partial(load, cls, self.given, comm, shard=shard, device=device))
+        form = layer_class(part, self.inner)
+        shard = Shard.whole() if part is None else part.along(self.inner)
+        begun = [run(each.key, partial(load, form, each, comm, shard=shard, device=device)) for each in self.given]
+        return lambda: ExpertList([each() for each in begun], at(self.key, self.name))
+
+
+def stack_class(part: IntermediateRange | None, inner: int) -> type[ReplicatedStack]:
+    """What a stack of a projection is on the ranks."""
+    return ReplicatedStack if part is None else (ColumnParallelStack, RowParallelStack)[inner]
+
+
+def layer_class(part: IntermediateRange | None, inner: int) -> type[QuantizedLinear]:
+    """What an expert of a projection is on the ranks."""
+    return ReplicatedLayer if part is None else (ColumnParallelLayer, RowParallelLayer)[inner]
 
 
 @dataclass(frozen=True)
@@ -117,7 +165,9 @@ class StackedWhole(Whole):
     def place(self, part: IntermediateRange | None, comm: Comm, version: tuple[int, int, int]) -> ReplicatedStack:
         """A slice of the stack."""
         shard = Shard.whole() if part is None else part.along(self.inner + 1)
-        return self.stack_class(part)(self.weight, self.bias, comm, shard=shard, key=self.full_key, version=version)
+        return stack_class(part, self.inner)(
+            self.weight, self.bias, comm, shard=shard, key=self.full_key, version=version
+        )
 
 
 @dataclass(frozen=True)
@@ -154,7 +204,7 @@ class JoinedWhole(Whole):
         with located(layer=self.full_key):
             joined = Layer(stack([layer.weight for layer in layers]), torch.stack(biases) if biases else None)
         cut = Slice(0, 0, self.whole.shape[0]) if part is None else Slice(self.inner + 1, *part)
-        return self.stack_class(part)._holding(joined, self.whole, cut, comm, key=self.full_key, version=version)
+        return stack_class(part, self.inner)._holding(joined, self.whole, cut, comm, key=self.full_key, version=version)
 
 
 @dataclass(frozen=True)
@@ -180,7 +230,7 @@ class SeparateWhole(Whole):
 
     def place(self, part: IntermediateRange | None, comm: Comm, version: tuple[int, int, int]) -> ExpertList:
         """A slice of every expert; views of a file, where they can be."""
-        cls = ReplicatedLayer if part is None else (ColumnParallelLayer, RowParallelLayer)[self.inner]
+        cls = layer_class(part, self.inner)
         shard = Shard.whole() if part is None else part.along(self.inner)
         keys = [at(self.key, f"{expert}.{self.name}") for expert in range(len(self.weights))]
         layers = [
@@ -195,7 +245,7 @@ def are_single(given: Experts) -> TypeIs[Sequence[Weight]]:
     return isinstance(given, (Sequence, torch.nn.ModuleList))
 
 
-def check_counts(given: Sequence[Experts], key: str | None) -> None:
+def check_counts(given: Sequence[Any], key: str | None) -> None:
     """Make sure that there are as many experts in each projection, at least one, where they are given one by one.
 
     Raises:

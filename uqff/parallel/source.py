@@ -23,8 +23,7 @@ if TYPE_CHECKING:
 
     from uqff.models.layouts import WeightLayout
     from uqff.parallel.immediate import Types
-    from uqff.parallel.loading import UnloadedExperts
-    from uqff.parallel.unloaded import Unloaded
+    from uqff.parallel.unloaded import Unloaded, UnloadedExperts
 
 __all__ = ["ModelSource", "open_source"]
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import Final, TypeAlias
 
 from uqff.codec.layer import Layer
 from uqff.codes import DType, Version
@@ -25,7 +25,7 @@ from uqff.quantization.bias import bias_part, widened_bias
 from uqff.quantization.types import Engine, Fallback, encode, planned, resolve
 from uqff.simd.floats import Floats
 
-__all__ = ["Unloaded", "numbers_of", "quantised"]
+__all__ = ["Unloaded", "UnloadedExperts", "numbers_of", "quantised"]
 
 BIASES: Final = Version(1, 2, 0)
 """The version whose rules say in which dtype a bias is kept."""
@@ -181,6 +181,10 @@ class Unloaded:
         return replace(
             self, meta=meta or self.meta, take=lambda cut: change(take(cut), cut), computed=computed or self.computed
         )
+
+
+UnloadedExperts: TypeAlias = "Unloaded | Sequence[Unloaded]"
+"""A projection of all experts: one layer ``[experts, out, in]``, or a layer ``[out, in]`` for each."""
 
 
 def numbers_of(weight: QuantizedTensor) -> Floats:

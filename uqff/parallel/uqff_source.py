@@ -40,7 +40,8 @@ if TYPE_CHECKING:
     import torch
     from typing_extensions import Self
 
-    from uqff.parallel.loading import UnloadedExperts
+    from uqff.parallel.unloaded import UnloadedExperts
+
 
 __all__ = ["UqffSource"]
 

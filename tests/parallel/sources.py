@@ -1,0 +1,117 @@
+"""Weights of -1, 0 and 1 as every source stores them: products with them are exact, whoever adds up in what order."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from uqff.numerics.packing import pack_planes
+
+Stored = tuple[dict[str, torch.Tensor], dict[str, Any]]
+"""Tensors by their names, and what ``quantization_config`` says of them."""
+
+ROWS, COLUMNS, GROUP = 2, 32, 32
+"""Of a block in FP8; and of a group in MLX."""
+
+
+def ternary(*shape: int, seed: int = 0) -> torch.Tensor:
+    """Numbers of -1, 0 and 1."""
+    return torch.randint(-1, 2, shape, generator=torch.Generator().manual_seed(seed)).float()
+
+
+def _powers(*shape: int) -> torch.Tensor:
+    """Powers of two from 1/2 to 2, in an order of their own."""
+    return 2.0 ** torch.randint(-1, 2, shape, generator=torch.Generator().manual_seed(len(shape)))
+
+
+def _plain(path: str, weight: torch.Tensor) -> Stored:
+    return {f"{path}.weight": weight.bfloat16()}, {}
+
+
+def fp8_tensor(path: str, weight: torch.Tensor) -> Stored:
+    """One scale."""
+    return {
+        f"{path}.weight": (weight * 2).to(torch.float8_e4m3fn),
+        f"{path}.weight_scale": torch.tensor(0.5),
+    }, {"quant_method": "fp8"}
+
+
+def fp8_blocks(
+    path: str, weight: torch.Tensor, *, name: str = "{}.weight", scale: str = "{}.weight_scale_inv"
+) -> Stored:
+    """A scale for each block of ``weight [..., out, in]``, tail blocks included."""
+    *outer, out, columns = weight.shape
+    scales = _powers(*outer, -(-out // ROWS), -(-columns // COLUMNS))
+    wide = scales.repeat_interleave(ROWS, -2)[..., :out, :].repeat_interleave(COLUMNS, -1)[..., :columns]
+    codes = (weight / wide).to(torch.float8_e4m3fn)
+    config = {"quant_method": "fp8", "weight_block_size": [ROWS, COLUMNS]}
+    return {name.format(path): codes, scale.format(path): scales}, config
+
+
+def mlx(path: str, weight: torch.Tensor) -> Stored:
+    """Affine, four bits: codes 0, 1 and 2 of a group with scale 1, or 0, 2 and 4 of one with scale 1/2."""
+    half = _powers(*weight.shape[:-1], weight.shape[-1] // GROUP).clamp(max=1)
+    codes = ((weight + 1) / half.repeat_interleave(GROUP, -1)).to(torch.int64).unflatten(-1, (-1, 8))
+    words = sum(codes[..., at] << 4 * at for at in range(8))
+    assert isinstance(words, torch.Tensor)
+    return {
+        f"{path}.weight": words.to(torch.int32).view(torch.uint32),
+        f"{path}.scales": half,
+        f"{path}.biases": torch.full_like(half, -1),
+    }, {"bits": 4, "group_size": GROUP}
+
+
+def mxfp4(path: str, weight: torch.Tensor, *, codes: str = "{}.blocks", scales: str = "{}.scales") -> Stored:
+    """Codes of 1 with exponent 127, or of 2 with exponent 126."""
+    exponents = _powers(*weight.shape[:-1], weight.shape[-1] // 32).clamp(max=1)
+    magnitudes = weight.abs() / exponents.repeat_interleave(32, -1)
+    nibbles = (magnitudes * 2 + (weight < 0) * 8).to(torch.uint8).unflatten(-1, (-1, 2))
+    return {
+        codes.format(path): nibbles[..., 0] | nibbles[..., 1] << 4,
+        scales.format(path): (127 + exponents.log2()).to(torch.uint8),
+    }, {"quant_method": "mxfp4"}
+
+
+def gpt_oss(path: str, weight: torch.Tensor) -> Stored:
+    """MXFP4 of stacked experts, a dimension for the blocks."""
+    tensors, config = mxfp4(path, weight, codes="{}_blocks", scales="{}_scales")
+    name = f"{path}_blocks"
+    return tensors | {name: tensors[name].unflatten(-1, (-1, 16))}, config
+
+
+def hqq(path: str, weight: torch.Tensor) -> Stored:
+    """Four bits, groups of 32 along the inputs, scale 1, zero 1."""
+    groups = weight.numel() // 32
+    params = {
+        "nbits": 4,
+        "group_size": 32,
+        "axis": 1,
+        "channel_wise": True,
+        "round_zero": False,
+        "view_as_float": False,
+    }
+    tensors = {
+        "W_q": torch.from_numpy(pack_planes((weight + 1).to(torch.uint8).view(groups, 32).numpy(), 4)),
+        "scale": torch.ones(groups, 1),
+        "zero": torch.ones(groups, 1),
+        "shape": torch.tensor(list(weight.shape)),
+        "nbits": torch.tensor(4, dtype=torch.int32),
+        "axis": torch.tensor(1, dtype=torch.int32),
+        "group_size": torch.tensor(32, dtype=torch.int32),
+        "packing": torch.tensor([ord(c) for c in "4bit_u8"], dtype=torch.uint8),
+        "compute_dtype": torch.tensor([ord(c) for c in "torch.float32"], dtype=torch.uint8),
+    }
+    config = {"quant_method": "hqq", "quant_config": {"weight_quant_params": params}}
+    return {f"{path}.{name}": tensor for name, tensor in tensors.items()}, config
+
+
+MATRICES = {
+    "plain": _plain,
+    "fp8": fp8_tensor,
+    "fp8-block": fp8_blocks,
+    "mlx": mlx,
+    "mxfp4": mxfp4,
+    "hqq": hqq,
+}
+"""How a source stores a matrix."""
