@@ -13,12 +13,13 @@ from safetensors.torch import load_file, save_file
 
 import uqff
 from tests.support.lora_files import exact_numbers, factors, write_adapter
-from tests.support.lora_models import write_llama, write_qwen3_moe
+from tests.support.lora_models import write_gpt2, write_llama, write_qwen3_moe
 from tests.support.small_models import config_of
 from tools.tiny.models import TinyModel
 from uqff.cli import main
 from uqff.errors import FormatError
 from uqff.models.architectures import layer_names
+from uqff.models.patterns import Pattern
 from uqff.models.shapes import expected_shape
 from uqff.quantization.result import result_document
 
@@ -141,6 +142,16 @@ def test_experts_that_peft_has_merged(tmp_path: Path) -> None:
     uqff.quantize_model(tmp_path / "merged", tmp_path / "theirs", "q8_0")
     same_files(tmp_path / "ours", tmp_path / "theirs")
     assert made.lora[0].matrices >= 8 + 1 + 12, "attention, router, experts"
+
+
+def test_weights_that_lie_as_inputs_by_outputs(tmp_path: Path) -> None:
+    """Those of GPT-2: square ones as layers, where no shape tells, the others in the residual."""
+    write_gpt2(tmp_path)
+    chosen = Pattern(r"attn\.c_proj")
+    made = uqff.quantize_model(tmp_path / "base", tmp_path / "ours", "q8_0", layers=chosen, lora=tmp_path / "adapter")
+    uqff.quantize_model(tmp_path / "merged", tmp_path / "theirs", "q8_0", layers=chosen)
+    same_files(tmp_path / "ours", tmp_path / "theirs")
+    assert made.lora[0].matrices == 8
 
 
 def test_an_adapter_of_another_model(tmp_path: Path) -> None:

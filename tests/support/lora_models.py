@@ -10,7 +10,7 @@ import torch
 
 from tests.support.lora_files import exact_numbers, make_exact
 
-__all__ = ["write_llama", "write_qwen3_moe"]
+__all__ = ["write_gpt2", "write_llama", "write_qwen3_moe"]
 
 
 def write_llama(folder: Path) -> Path:
@@ -20,6 +20,27 @@ def write_llama(folder: Path) -> Path:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # PEFT asks transformers for what is called otherwise since
         return _write_llama(folder)
+
+
+def write_gpt2(folder: Path) -> Path:
+    """A GPT-2, whose weights are ``[in, out]``, as ``base``, an adapter of all these, and both as ``merged``."""
+    peft = pytest.importorskip("peft", reason="the oracle")
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    tokens = {"vocab_size": 96, "bos_token_id": 1, "eos_token_id": 2}
+    model = GPT2LMHeadModel(GPT2Config(n_embd=64, n_layer=2, n_head=4, n_positions=32, **tokens))
+    with torch.no_grad():
+        for at, parameter in enumerate(model.parameters()):
+            parameter.copy_(exact_numbers(tuple(parameter.shape), at))
+    model.save_pretrained(folder / "base")
+    config = peft.LoraConfig(r=4, lora_alpha=8, target_modules=["c_attn", "c_proj", "c_fc"], fan_in_fan_out=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # PEFT asks transformers for what is called otherwise since
+        wrapped = peft.get_peft_model(model, config)
+    make_exact(wrapped)
+    wrapped.save_pretrained(folder / "adapter", save_embedding_layers=False)
+    wrapped.merge_and_unload().save_pretrained(folder / "merged")
+    return folder
 
 
 def write_qwen3_moe(folder: Path) -> Path:

@@ -22,20 +22,9 @@ if TYPE_CHECKING:
     from uqff.quantization.plan import Goal
     from uqff.simd.floats import Floats
 
-__all__ = ["MergedTensors", "model_weights", "piece_paths"]
+__all__ = ["MergedTensors", "model_weights"]
 
 WEIGHT = ".weight"
-
-
-def piece_paths(goal: Goal) -> list[str]:
-    """The path of each weight that a layer is made of: its own, or that of each expert."""
-    if not goal.stacked:
-        return [goal.module]
-    stack, _, projection = goal.key.rpartition(".")
-    return [
-        f"{stack}.{at}.{projection}" if source.expert is not None else source.tensor.removesuffix(WEIGHT)
-        for at, source in enumerate(goal.sources)
-    ]
 
 
 def model_weights(
@@ -51,7 +40,7 @@ def model_weights(
     """
     weights = ModelWeights(linear=_is_known(config))
     for goal in goals:
-        paths = piece_paths(goal)
+        paths = goal.paths
         out, last = goal.shape[-2:]
         if goal.stacked:
             weights.stacks[goal.key] = paths

@@ -21,6 +21,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Final, NamedTuple
 
 from uqff.checkpoints.safetensors import TensorFiles
@@ -132,6 +133,17 @@ class Goal:
     def weights(self) -> int:
         """Number of weights."""
         return math.prod(self.shape)
+
+    @cached_property
+    def paths(self) -> list[str]:
+        """The path in the model of each weight that the layer is made of: its own, or that of each expert."""
+        if not self.stacked:
+            return [self.module]
+        stack, _, projection = self.key.rpartition(".")
+        return [
+            f"{stack}.{at}.{projection}" if source.expert is not None else source.tensor.removesuffix(".weight")
+            for at, source in enumerate(self.sources)
+        ]
 
 
 @dataclass(frozen=True)

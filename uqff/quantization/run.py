@@ -55,7 +55,7 @@ from uqff.progress import Progress, Steps
 from uqff.quantization.bias import StoredBias, bias_distance, bias_part
 from uqff.quantization.error import UNMEASURED, Measure, measured
 from uqff.quantization.keep import kept_record, no_fallback, plan_kept
-from uqff.quantization.lora import MergedTensors, model_weights, piece_paths
+from uqff.quantization.lora import MergedTensors, model_weights
 from uqff.quantization.notes import Notes
 from uqff.quantization.plan import (
     Goal,
@@ -256,7 +256,7 @@ class QuantizeJob(Job[Result]):
             explicit = None if recipe is None else recipe.explicit_kind(goal.name, engine=self.engine)
             kind = "unquant" if self.fallback is None else self.fallback
             if explicit is None:
-                changed = any(path in self.lora for path in piece_paths(goal))
+                changed = any(path in self.lora for path in goal.paths)
                 kept = plan_kept(self.checkpoint, goal, changed=changed, engine=self.engine, **rules)
                 if isinstance(kept, PlannedLayer):
                     return kept
@@ -414,13 +414,16 @@ class QuantizeJob(Job[Result]):
         self, goal: Goal, number: int, sources: Sequence[WeightSource], scratch: npt.NDArray[np.float32]
     ) -> Loaded:
         """The weight of a piece, with what adapters add to it; that of several experts is a copy."""
-        paths = piece_paths(goal)[number : number + len(sources)]
+        paths = goal.paths[number : number + len(sources)]
         changed = self._is_computed(goal) or any(path in self.lora for path in paths)
         dtype = DType.F32 if changed else self.dtype
         weights = [
             self.lora.merged(path, source.take(self.checkpoint)) for path, source in zip(paths, sources, strict=True)
         ]
         if len(weights) > 1:
+            if not self._is_computed(goal):  # experts that no adapter changes are rounded as ever
+                pairs = zip(paths, weights, strict=True)
+                weights = [each if path in self.lora else each.cast(self.dtype) for path, each in pairs]
             weight = Floats(np.stack([each.cast(dtype).bits for each in weights]), dtype)
         else:
             weight = weights[0][None] if goal.stacked and len(goal.sources) == 1 else weights[0]
@@ -441,7 +444,7 @@ class QuantizeJob(Job[Result]):
         """Memory that making a piece of a layer takes: source, what is widened of it, the largest of its outputs."""
         start, stop = self.goals[at].sources[0].span(self.checkpoint)
         source = (stop - start) * len(self.pieces[at][0])
-        if any(path in self.lora for path in piece_paths(self.goals[at])):
+        if any(path in self.lora for path in self.goals[at].paths):
             source += 4 * self._piece_weights(at)
         return source + 4 * self._widened(at) + max(plans[at].size for plans in self.plans) // len(self.pieces[at])
 
