@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import uqff
 from tests.parallel.ranks import run_ranks
@@ -115,6 +116,37 @@ def test_quantised_weights_are_made_anew_where_adapters_are_merged(llama: Path) 
             if path in adapter:
                 total = plain[path].dequantize_w() + torch.from_numpy(adapter[path].delta())
                 assert layer.weight == uqff.quantize(total, "q8_0", engine="0.8"), path
+
+
+def test_a_checkpoint_that_others_quantised(llama: Path, tmp_path: Path) -> None:
+    """FP8: adapters stand beside the codes; quantised to another type, they are added to the numbers first."""
+    numbers = load_file(llama / "base" / "model.safetensors")
+    codes: dict[str, torch.Tensor] = {}
+    for name, weight in numbers.items():
+        codes[name] = weight
+        if "_proj" in name:
+            scale = weight.abs().max() / 448
+            codes[name], codes[f"{name}_scale_inv"] = (weight / scale).to(torch.float8_e4m3fn), scale
+            numbers[name] = codes[name].float() * scale
+    config = json.loads((llama / "base" / "config.json").read_text())
+    quantised = config | {"quantization_config": {"quant_method": "fp8", "activation_scheme": "dynamic"}}
+    for folder, tensors, document in (("plain", numbers, config), ("fp8", codes, quantised)):
+        (tmp_path / folder).mkdir()
+        save_file(tensors, tmp_path / folder / "model.safetensors")
+        (tmp_path / folder / "config.json").write_text(json.dumps(document))
+    lora = adapters(llama)
+    model = uqff.load_model(tmp_path / "fp8", lora=lora)
+    layer = linears(model)["model.layers.0.mlp.up_proj"]
+    assert layer.weight.kind == "fp8"
+    assert layer.lora is not None
+    assert distance(logits(model), logits(uqff.load_model(tmp_path / "plain", lora=lora))) < CLOSE
+    for folder in ("plain", "fp8"):
+        uqff.quantize_model(tmp_path / folder, tmp_path / f"{folder}-made", "q8_0", lora=lora)
+    made, same = (tmp_path / f"{folder}-made" / "q8_0-0.uqff" for folder in ("plain", "fp8"))
+    assert made.read_bytes() == same.read_bytes()
+    loaded = linears(uqff.load_model(tmp_path / "fp8", lora=lora, isq="q8_0"))
+    with uqff.open(same) as file:
+        assert all(loaded[key].weight == weight for key, (weight, _) in file.items())
 
 
 def test_adapters_that_do_not_fit(llama: Path, tmp_path: Path) -> None:
