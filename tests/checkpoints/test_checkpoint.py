@@ -6,6 +6,7 @@ import pickle
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ import torch
 import uqff
 from tests.support.checkpoints import checkpoint_of, write_checkpoint
 from uqff import FormatError, MissingError, Shard, ShardError, UnsupportedError
+from uqff.checkpoints.method import is_ignored
 from uqff.checkpoints.methods import FOREIGN, METHODS
 from uqff.checkpoints.scaled_fp8 import ScaledFP8
 from uqff.families import FAMILIES, stack
@@ -180,3 +182,82 @@ def test_names_are_unique() -> None:
     classes = [each.__name__ for each in (*FAMILIES, *FOREIGN)]
     assert len({*names}) == len(names)
     assert len({*classes}) == len(classes)
+
+
+@pytest.mark.parametrize(
+    ("path", "modules", "ignored"),
+    [
+        ("lm_head", ["lm_head"], True),
+        ("model.lm_head_2", ["lm_head"], False),
+        ("model.layers.0.mlp.gate", ["model.layers.*.mlp.gate"], True),
+        ("model.layers.0.mlp.gate_proj", ["model.layers.*.mlp.gate"], False),
+        ("model.layers.0.self_attn.q_proj", ["layers.0.self_attn"], True),
+        ("model.layers.10.self_attn.q_proj", ["layers.0.self_attn"], False),
+        ("model.layers.10.self_attn.q_proj", ["re:.*q_proj$"], True),
+        ("model.layers.10.self_attn.q_proj", ["re:q_proj", "x.y"], False),
+        ("a(b", ["a(b"], True),
+        ("a", [], False),
+    ],
+)
+def test_modules_that_are_ignored(path: str, modules: list[str], ignored: bool) -> None:
+    """Whole names between dots, patterns from the start."""
+    assert is_ignored(path, modules) == ignored
+
+
+def test_near_names_among_many(tmp_path: Path) -> None:
+    """Where there are tens of thousands, those beside the missing one and those that end alike are looked at."""
+    tensors = {f"layers.{at}.experts.{number}.up.weight": torch.ones(1) for at in range(5) for number in range(900)}
+    found = pytest.raises(MissingError, match=r"near names: .*layers\.3\.experts\.12\.up")
+    with checkpoint_of(tmp_path, tensors) as checkpoint, found:
+        checkpoint["layers.3.experts.12.upp"]
+
+
+E4M3 = torch.float8_e4m3fn
+HQQ_NUMBERS = {"nbits": 8, "group_size": 32, "axis": 1, "channel_wise": 1, "view_as_float": 0}
+
+
+@pytest.mark.parametrize(
+    ("said", "tensors", "scales"),
+    [
+        (
+            {"quant_method": "fp8", "weight_block_size": [2, 32]},
+            {"weight": torch.ones(4, 64).to(E4M3)},
+            "weight_scale_inv",
+        ),
+        ({"quant_method": "fp8"}, {"weight": torch.ones(4, 64).to(E4M3)}, "weight_scale"),
+        (
+            {"bits": 4, "group_size": 32},
+            {"weight": torch.ones(4, 8).to(torch.uint32), "biases": torch.ones(4, 2)},
+            "scales",
+        ),
+        (
+            {"bits": 5, "group_size": 32},
+            {"weight": torch.ones(4, 10).to(torch.uint32), "biases": torch.ones(4, 2)},
+            "scales",
+        ),
+        ({"quant_method": "mxfp4"}, {"weight": torch.ones(4, 32).byte()}, "scales"),
+        (
+            {"quant_method": "hqq", **HQQ_NUMBERS},
+            {"W_q": torch.ones(8, 32).byte(), "zero": torch.ones(8, 1), "shape": torch.tensor([4, 64])},
+            "scale",
+        ),
+    ],
+)
+def test_a_slice_looks_at_nothing_else(
+    tmp_path: Path, said: dict[str, Any], tensors: dict[str, torch.Tensor], scales: str
+) -> None:
+    """What is wrong in the other half is not seen, and that of its own is."""
+    shape = {"weight_scale_inv": (2, 2), "weight_scale": (4, 1), "scale": (8, 1)}.get(scales, (4, 2))
+    wrong = torch.ones(shape)
+    wrong[: shape[0] // 2] = torch.nan
+    if said.get("quant_method") == "mxfp4":
+        wrong = torch.where(wrong == 1, 1, 255).byte()
+    with checkpoint_of(
+        tmp_path, {f"a.{name}": each for name, each in (tensors | {scales: wrong}).items()}, **said
+    ) as checkpoint:
+        right = checkpoint.layer("a", Shard.simple(0, 1, 2)).weight
+        assert right.shape == (2, 64)
+        assert right.dequantize().isfinite().all()
+        for touching in (lambda: checkpoint["a"], lambda: checkpoint.layer("a", Shard.simple(0, 0, 2))):
+            with pytest.raises(FormatError, match=rf"layer a, field a\.{scales}"):
+                touching()

@@ -19,6 +19,7 @@ from tools.tiny.models import TinyModel
 from tools.tiny.quantised import METHODS, write_quantised
 from uqff import UnsupportedError
 from uqff.cli import main
+from uqff.models.patterns import Pattern
 from uqff.quantization.recipe import parse_recipe
 
 UP = "model.layers.0.mlp.up_proj"
@@ -157,3 +158,24 @@ def test_torch_is_not_imported(plain: Path, tmp_path: Path) -> None:
         "assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code, str(source), str(tmp_path / "out")], check=True)
+
+
+def test_stacks_of_gpt_oss(tmp_path: Path) -> None:
+    """Of an architecture that is not known: layers by a pattern, stacks kept as they are, biases in the residual."""
+    generator = torch.Generator().manual_seed(2)
+    path = "model.layers.0.mlp.experts.gate_up_proj"
+    tensors = {
+        f"{path}_blocks": torch.randint(0, 256, (2, 64, 2, 16), generator=generator).byte(),
+        f"{path}_scales": torch.randint(120, 130, (2, 64, 2), generator=generator).byte(),
+        f"{path}_bias": torch.ones(2, 64).bfloat16(),
+        "lm_head.weight": torch.randn(32, 64, generator=generator).bfloat16(),
+    }
+    said = {"quantization_config": {"quant_method": "mxfp4", "modules_to_not_convert": ["lm_head"]}}
+    source = write_checkpoint(tmp_path / "source", tensors, architectures=["GptOssForCausalLM"], **said)
+    uqff.quantize_model(source, tmp_path / "out", ["keep", "q8_0"], layers=Pattern("_proj$|lm_head"))
+    with uqff.open_checkpoint(source) as checkpoint, uqff.open(f"{tmp_path / 'out'}:keep") as file:
+        assert file[path].weight == checkpoint[path].weight
+        assert file["lm_head"].weight.kind == "unquant"
+        assert {*file.residual} == {f"{path}_bias"}
+        with uqff.open(f"{tmp_path / 'out'}:q8_0") as other:
+            assert other[path].weight == uqff.quantize(checkpoint[path].weight.dequantize(), "q8_0")

@@ -17,8 +17,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from difflib import get_close_matches
+from itertools import accumulate
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final
 
 from uqff.checkpoints.companions import Companions
 from uqff.checkpoints.method import Found, Method
@@ -41,7 +42,8 @@ __all__ = ["Checkpoint", "CheckpointView", "open_checkpoint"]
 NEAR: Final = 5
 """Names that the error of a missing one lists."""
 
-_Value = TypeVar("_Value")
+COMPARED: Final = 4096
+"""Names that a missing one is compared with."""
 
 
 class CheckpointView(Mapping[str, "Layer | CheckpointView"]):
@@ -145,7 +147,7 @@ class Checkpoint(CheckpointView):
             path: self.method if self.method is not None and path in quantised else rest
             for path in _in_order(self._roles, tensors)
         }
-        self.prefixes = {path[:at] for path in self.paths for at, each in enumerate(path) if each == "."}
+        self.prefixes = {prefix for path in self.paths for prefix in accumulate(path.split(".")[:-1], "{}.{}".format)}
 
     @staticmethod
     def _found_biases(tensors: TensorFiles, quantised: Found, plain: Found, taken: set[str]) -> dict[str, str]:
@@ -233,7 +235,11 @@ class Checkpoint(CheckpointView):
     def missing(self, path: str) -> MissingError:
         """The error of a layer that is not there."""
         stored = [name for name in self.tensors if name == path or name.startswith((f"{path}.", f"{path}_"))]
-        near = get_close_matches(path, [*self.paths, *sorted(self.prefixes)], NEAR, 0.6)
+        known = [*self.paths, *sorted(self.prefixes)]
+        if len(known) > COMPARED:  # of many experts, say: those beside it, and those of its own last name
+            parent, _, last = path.rpartition(".")
+            known = [each for each in known if each.startswith(f"{parent}.") or each.endswith(f".{last}")][:COMPARED]
+        near = get_close_matches(path, known, NEAR, 0.6)
         expected = f"near names: {', '.join(near)}" if near else f"one of {len(self.paths)} layers"
         if stored:
             expected = f"a plain weight, or a quantization_config that tells what {', '.join(stored[:NEAR])} are"

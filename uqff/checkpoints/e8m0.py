@@ -16,20 +16,18 @@ EXPONENTS: Final = ("U8", "F8_E8M0")
 """What they are stored as."""
 
 
-def powers(stored: Companions, role: str, shape: tuple[int, ...] | None = None, *, planned: bool = False) -> Part:
-    """The scales of a role as float32: byte s means 2^(s - 127), and 255 no number.
+def powers(stored: Companions, role: str, part: Part) -> Part:
+    """Scales as float32: byte s means 2^(s - 127), and 255 no number.
 
     Args:
-        stored: the tensors.
+        stored: the tensors, for errors.
         role: of the scales.
-        shape: that they must have; any if None.
-        planned: whether the part has no bytes.
+        part: the scales as they are stored, or a slice of them.
 
     Raises:
-        UqffError: another dtype or shape, or a scale that is no number.
+        FormatError: a scale that is no number.
     """
-    part = stored.part(role, EXPONENTS, shape)
-    if planned:
+    if part.is_planned:
         return Part.planned(part.shape, DType.F32)
     exponents = part.array()
     if (exponents == 255).any():

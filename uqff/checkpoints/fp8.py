@@ -94,15 +94,16 @@ class FP8Checkpoint(Method):
 
     def record(self, stored: Companions, cut: Cut | None = None) -> QuantizedTensor:
         """See :meth:`Method.record`."""
-        whole = scaled(stored, self._scale(stored), self.block)
-        return whole if cut is None else whole.narrow(*cut)
+        return scaled(stored, self._scale(stored), self.block, cut=cut)
 
     @staticmethod
     def _scale(stored: Companions) -> str:
         return next((role for role in SCALES if role in stored), SCALES[0])
 
 
-def scaled(stored: Companions, role: str, block: tuple[int, int] | None, *, planned: bool = False) -> FP8 | ScaledFP8:
+def scaled(
+    stored: Companions, role: str, block: tuple[int, int] | None, *, planned: bool = False, cut: Cut | None = None
+) -> FP8 | ScaledFP8:
     """The record of codes in F8_E4M3, role ``weight``, and of their scales.
 
     Args:
@@ -110,6 +111,7 @@ def scaled(stored: Companions, role: str, block: tuple[int, int] | None, *, plan
         role: of the scales.
         block: rows and columns of a block; None if a scale belongs to a tensor or to a row.
         planned: whether the record has no bytes.
+        cut: the slice; None for the whole.
 
     Raises:
         UqffError: there are no scales, or not as many; or one is not finite.
@@ -132,18 +134,20 @@ def scaled(stored: Companions, role: str, block: tuple[int, int] | None, *, plan
         wanted = (*outer, -(-out // block[0]), -(-columns // block[1]))
         stored.check(role, shape=wanted)
     if math.prod(wanted) == 1:
+        weight = weight if cut is None else weight.narrow(*cut)
         return _one_scale(stored, weight, role, planned=planned)
     assert block is not None
-    return ScaledFP8.made_of(
-        weight=weight, scales=_scales(stored, role, planned=planned).view(wanted), rows=block[0], columns=block[1]
-    )
+    scales = (stored.planned(role) if planned else stored.part(role)).view(wanted)
+    made = ScaledFP8.made_of(weight=weight, scales=scales, rows=block[0], columns=block[1])
+    made = made if cut is None else made.narrow(*cut)
+    return made.replaced(scales=_numbers(stored, role, made.parts["scales"]))
 
 
-def _scales(stored: Companions, role: str, *, planned: bool) -> Part:
-    """The scales, finite; exponents as float32."""
-    if stored.dtype(role) in FLOATS:
-        return stored.planned(role) if planned else stored.finite(role, stored.part(role))
-    return powers(stored, role, planned=planned)
+def _numbers(stored: Companions, role: str, scales: Part) -> Part:
+    """Scales that are finite; exponents as float32."""
+    if stored.dtype(role) not in FLOATS:
+        return powers(stored, role, scales)
+    return scales if scales.is_planned else stored.finite(role, scales)
 
 
 def _one_scale(stored: Companions, weight: Part, role: str, *, planned: bool) -> FP8:
@@ -155,11 +159,15 @@ def _one_scale(stored: Companions, weight: Part, role: str, *, planned: bool) ->
     if planned:
         scale = inverse = activations = Part.planned((), DType.F32)
     else:
-        number = float32_of(_scales(stored, role, planned=False)).reshape(())
+        number = float32_of(_numbers(stored, role, stored.part(role))).reshape(())
         scale = Part.of_array(number, DType.F32)
-        with np.errstate(divide="ignore"):
-            inverse = Part.of_array(np.asarray(np.float32(1) / number, np.float32), DType.F32)
+        with np.errstate(divide="ignore", over="ignore"):
+            reciprocal = np.asarray(np.float32(1) / number, np.float32)
+        # Of a scale of 0, or nearly, there is none that is finite.
+        inverse = Part.of_array(np.where(np.isfinite(reciprocal), reciprocal, np.float32(0)), DType.F32)
         activations = scale
         if inputs is not None:
-            activations = Part.of_array(float32_of(_scales(stored, inputs, planned=False)).reshape(()), DType.F32)
+            activations = Part.of_array(
+                float32_of(_numbers(stored, inputs, stored.part(inputs))).reshape(()), DType.F32
+            )
     return FP8.made_of(weight=weight, dequant_w_scale=scale, dequant_x_scale=activations, quant_scale=inverse)

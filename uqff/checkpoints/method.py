@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
 from uqff.errors import FormatError, UnsupportedError
@@ -154,10 +155,20 @@ def is_ignored(path: str, modules: Iterable[str]) -> bool:
 
     Args:
         path: of the weight.
-        modules: paths, whole or from some dot to some dot: ``lm_head``, ``layers.0``; or ``re:`` and a regular
-            expression, which matches from the start of the path.
+        modules: paths, whole or from some dot to some dot, where ``*`` is any part: ``lm_head``, ``layers.*.mlp``; or
+            ``re:`` and a regular expression, which matches from the start of the path.
     """
-    return any(
-        re.match(each[3:], path) is not None if each.startswith("re:") else f".{each}." in f".{path}."
-        for each in modules
+    names, patterns = _compiled(tuple(modules))
+    return any(pattern.match(path) for pattern in patterns) or (
+        names is not None and names.search(f".{path}.") is not None
+    )
+
+
+@lru_cache(maxsize=8)
+def _compiled(modules: tuple[str, ...]) -> tuple[re.Pattern[str] | None, list[re.Pattern[str]]]:
+    """One pattern for all names, if there are any, and those that are patterns themselves."""
+    names = [re.escape(each).replace(r"\*", "[^.]*") for each in modules if not each.startswith("re:")]
+    return (
+        re.compile(rf"\.(?:{'|'.join(names)})\.") if names else None,
+        [re.compile(each[3:]) for each in modules if each.startswith("re:")],
     )

@@ -28,7 +28,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Final, NamedTuple
 
 from uqff.checkpoints.companions import FLOATS, Companions
-from uqff.checkpoints.e8m0 import powers
+from uqff.checkpoints.e8m0 import EXPONENTS, powers
 from uqff.checkpoints.method import Cut, Found, Method, setting
 from uqff.checkpoints.mxfp4 import block_floats
 from uqff.checkpoints.scaled_fp8 import ScaledFP8
@@ -129,9 +129,10 @@ class MLX(Method):
             return block_floats(stored, weight, "scales", scales_shape, planned=planned, cut=cut)
         if mode == "mxfp8":
             codes = Part(DType.F8E4M3, weight.shape, weight.data)
-            scales = powers(stored, "scales", scales_shape, planned=planned)
-            made = ScaledFP8.made_of(weight=codes, scales=scales, rows=1, columns=group_size)
-            return made if cut is None else made.narrow(*cut)
+            exponents = take("scales", EXPONENTS, scales_shape)
+            made = ScaledFP8.made_of(weight=codes, scales=exponents, rows=1, columns=group_size)
+            made = made if cut is None else made.narrow(*cut)
+            return made.replaced(scales=powers(stored, "scales", made.parts["scales"]))
         scales = take("scales", FLOATS, scales_shape)
         biases = take("biases", (stored.dtype("scales"),), scales_shape)
         afq = AFQ.made_of(

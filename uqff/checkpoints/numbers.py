@@ -47,7 +47,7 @@ class NumberFiles(TensorFiles):
         for path, method in checkpoint.paths.items():
             if not isinstance(method, Plain):
                 names = list(checkpoint.companions(path).names.values())
-                name = f"{path}.weight" if names[0].startswith(f"{path}.") else path
+                name = path if path in names else f"{path}.weight"
                 self.paths[name], self._stored[name] = path, names
                 hidden |= dict.fromkeys(names, name)
         self._names = dict.fromkeys(hidden.get(name, name) for name in tensors)
