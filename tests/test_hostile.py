@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -83,7 +84,7 @@ def test_random_and_mangled_bytes(data: bytes) -> None:
 @given(hostile_bytes)
 def test_every_reader_of_blobs_raises_only_uqff_errors(data: bytes) -> None:
     """The cheap readers are as strict as the full one."""
-    outcomes = set()
+    outcomes: set[Any] = set()
     for reader in (read_fields, trace):
         try:
             reader(data)

@@ -38,7 +38,9 @@ def host_without(*prefixes: str) -> dict[str, str]:
 
 def settings() -> dict[str, tuple[dict[str, str], tuple[str, ...]]]:
     """Environment and tests by name; those of x86-64 there only."""
-    found = {"generic": ({"NUMBA_CPU_NAME": "generic", "NUMBA_CPU_FEATURES": ""}, KERNELS)}
+    found: dict[str, tuple[dict[str, str], tuple[str, ...]]] = {
+        "generic": ({"NUMBA_CPU_NAME": "generic", "NUMBA_CPU_FEATURES": ""}, KERNELS)
+    }
     if platform.machine().lower() not in ("x86_64", "amd64"):
         return found
     third = "+sse4.2,+avx,+avx2,+bmi,+bmi2,+f16c,+fma,+lzcnt,+movbe,+popcnt"

@@ -14,6 +14,7 @@ import torch
 import uqff
 from tests.support.checkpoints import checkpoint_of, write_checkpoint
 from uqff import FormatError, MissingError, Shard, ShardError, UnsupportedError
+from uqff.checkpoints.checkpoint import CheckpointView
 from uqff.checkpoints.method import is_ignored
 from uqff.checkpoints.methods import FOREIGN, METHODS
 from uqff.checkpoints.scaled_fp8 import ScaledFP8
@@ -44,24 +45,29 @@ def test_a_plain_checkpoint_is_a_mapping_of_layers(tmp_path: Path) -> None:
         assert (len(checkpoint), Q0 in checkpoint, f"{Q0}.weight" in checkpoint) == (4, True, False)
         assert (checkpoint.shape(Q0), checkpoint.dtype(Q0), checkpoint.kind(Q0)) == ((4, 6), "F32", "unquant")
         assert not checkpoint.is_quantised
-        weight, bias = checkpoint[Q0]
+        weight, bias = checkpoint.layer(Q0)
         assert torch.equal(weight.dequantize(), WEIGHT)
         assert torch.equal(bias, PLAIN[f"{Q0}.bias"])
         assert torch.equal(checkpoint.tensors["model.step"], torch.tensor(3))
-        assert checkpoint["model.layers.0.input_layernorm"].weight.shape == (6,)
-        assert checkpoint["model.layers.1.mlp.experts.down_proj"].bias.shape == (2, 4)
+        assert checkpoint.layer("model.layers.0.input_layernorm").weight.shape == (6,)
+        stacked = checkpoint.layer("model.layers.1.mlp.experts.down_proj").bias_part
+        assert stacked is not None
+        assert stacked.shape == (2, 4)
     assert torch.equal(weight.dequantize(), WEIGHT)
 
 
 def test_prefixes_are_checkpoints_of_what_lies_under_them(tmp_path: Path) -> None:
     with checkpoint_of(tmp_path, PLAIN) as checkpoint:
         view = checkpoint["model.layers.0"]
+        assert isinstance(view, CheckpointView)
         assert sorted(view) == ["input_layernorm", "self_attn.q_proj"]
         assert ("self_attn" in view, "self_attn.q_proj" in view, "q_proj" in view, "mlp" in view) == (
             (True, True, False, False)
         )
         assert (view.shape("self_attn.q_proj"), view.kind("self_attn.q_proj")) == ((4, 6), "unquant")
-        assert view["self_attn.q_proj"] == view["self_attn"]["q_proj"] == checkpoint[Q0]
+        inner = view["self_attn"]
+        assert isinstance(inner, CheckpointView)
+        assert view["self_attn.q_proj"] == inner["q_proj"] == checkpoint[Q0] == checkpoint.layer(Q0)
         assert view.layer("self_attn.q_proj", Shard.simple(0, 1, 2)).weight.shape == (2, 6)
 
 
@@ -69,7 +75,7 @@ def test_prefixes_are_checkpoints_of_what_lies_under_them(tmp_path: Path) -> Non
 def test_slices(tmp_path: Path, shard: Shard) -> None:
     """As those of a layer that was taken out whole; the bias of a slice of the inputs is whole."""
     with checkpoint_of(tmp_path, PLAIN) as checkpoint:
-        assert checkpoint.layer(Q0, shard) == shard.apply_to(checkpoint[Q0])
+        assert checkpoint.layer(Q0, shard) == shard.apply_to(checkpoint.layer(Q0))
         with pytest.raises(ShardError, match=r"divisible by the world size.*layer model.layers.0.self_attn.q_proj"):
             checkpoint.layer(Q0, Shard.simple(0, 0, 3))
 
@@ -80,8 +86,10 @@ def test_a_missing_name_lists_near_ones(tmp_path: Path) -> None:
             checkpoint["model.layers.0.self_attn.qproj"]
         with pytest.raises(MissingError, match="expected one of 4 layers"):
             checkpoint.layer("zzz")
+        view = checkpoint["model.layers.0"]
+        assert isinstance(view, CheckpointView)
         with pytest.raises(KeyError):
-            checkpoint["model.layers.0"].shape("self_attn.k_proj")
+            view.shape("self_attn.k_proj")
 
 
 def test_codes_are_never_taken_for_weights(tmp_path: Path) -> None:
@@ -174,7 +182,8 @@ def test_foreign_records_are_weights_of_parallel_layers() -> None:
     module = parallel_weight.WeightBuffers(record)
     assert module.plain(torch.float32).equal(record.dequantize())
     read = parallel_weight._read_spec(parallel_weight.to_spec(record.meta()))
-    assert (type(read), read.shape, read.rows, read.columns) == (ScaledFP8, (4, 6), 2, 4)
+    assert isinstance(read, ScaledFP8)
+    assert (read.shape, read.rows, read.columns) == ((4, 6), 2, 4)
 
 
 def test_names_are_unique() -> None:

@@ -58,13 +58,15 @@ def test_blocks(tmp_path: Path, name: str) -> None:
         assert (checkpoint.kind("a"), checkpoint.dtype("a"), checkpoint.shape("e.up_proj")) == (
             ("fp8-block", "F8_E4M3", (2, 48, 64))
         )
-        weight, bias = checkpoint["a"]
+        weight, bias = checkpoint.layer("a")
         assert same_bits(weight.dequantize(), by_transformers(a, scales))
         assert torch.equal(bias, torch.ones(48))
         part = checkpoint.layer("a", Shard.simple(1, 1, 2)).weight
         assert same_bits(part.dequantize(), by_transformers(a, scales)[:, 32:].contiguous())
-        assert same_bits(checkpoint["e.up_proj"].weight.dequantize_expert(1), by_transformers(experts[1], stacked[1]))
-        assert isinstance(checkpoint["lm_head"].weight, Unquant)
+        assert same_bits(
+            checkpoint.layer("e.up_proj").weight.dequantize_expert(1), by_transformers(experts[1], stacked[1])
+        )
+        assert isinstance(checkpoint.layer("lm_head").weight, Unquant)
 
 
 def test_tail_blocks(tmp_path: Path) -> None:
@@ -73,7 +75,7 @@ def test_tail_blocks(tmp_path: Path) -> None:
     tensors = {"a.weight": weight, "a.weight_scale_inv": scales}
     with checkpoint_of(tmp_path, tensors, **FP8_CONFIG, weight_block_size=[3, 4]) as checkpoint:
         wide = scales.repeat_interleave(3, 0)[:5].repeat_interleave(4, 1)[:, :7]
-        assert same_bits(checkpoint["a"].weight.dequantize(), weight.float() * wide)
+        assert same_bits(checkpoint.layer("a").weight.dequantize(), weight.float() * wide)
 
 
 @pytest.mark.parametrize("shape", [(), (1,), (1, 1)])
@@ -83,7 +85,7 @@ def test_one_scale_is_an_fp8_record(tmp_path: Path, shape: tuple[int, ...], name
     weight, scale = codes(6, 8), torch.full(shape, 0.1, dtype=torch.bfloat16)
     tensors = {"a.weight": weight, f"a.{name}": scale, "a.input_scale": torch.tensor([0.25])}
     with checkpoint_of(tmp_path, tensors, **FP8_CONFIG) as checkpoint:
-        record = checkpoint["a"].weight
+        record = checkpoint.layer("a").weight
         assert isinstance(record, FP8)
         assert checkpoint.outline("a").weight.to_entries().keys() == record.to_entries().keys()
         assert same_bits(record.dequantize(), weight.float() * scale.float())
@@ -95,7 +97,7 @@ def test_one_scale_is_an_fp8_record(tmp_path: Path, shape: tuple[int, ...], name
 def test_a_scale_for_each_row(tmp_path: Path, shape: tuple[int, ...]) -> None:
     weight, scales = codes(6, 8), torch.rand(shape)
     with checkpoint_of(tmp_path, {"a.weight": weight, "a.weight_scale": scales}, **FP8_CONFIG) as checkpoint:
-        record = checkpoint["a"].weight
+        record = checkpoint.layer("a").weight
         assert isinstance(record, ScaledFP8)
         assert record.kind == "fp8-channel"
         assert same_bits(record.dequantize(), weight.float() * scales.view(6, 1))

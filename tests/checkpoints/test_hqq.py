@@ -53,10 +53,10 @@ def test_codes_that_are_known(tmp_path: Path, bits: int, axis: int) -> None:
     with checkpoint_of(tmp_path, tensors, **config()) as checkpoint:
         assert list(checkpoint) == ["a"]
         assert (checkpoint.kind("a"), checkpoint.shape("a")) == (f"hqq{bits}", (8, 80))
-        record = checkpoint["a"].weight
+        record = checkpoint.layer("a").weight
         assert isinstance(record, HQQ)
         assert torch.equal(record.dequantize(), plain)
-        serialize(checkpoint["a"])
+        serialize(checkpoint.layer("a"))
 
 
 def test_bytes_viewed_as_floats_and_settings_of_the_configuration(tmp_path: Path) -> None:
@@ -65,7 +65,7 @@ def test_bytes_viewed_as_floats_and_settings_of_the_configuration(tmp_path: Path
     for name in ("nbits", "axis", "group_size", "packing"):
         del tensors[f"a.{name}"]
     with checkpoint_of(tmp_path, tensors, **config(view_as_float=True)) as checkpoint:
-        assert torch.equal(checkpoint["a"].weight.dequantize(), plain)
+        assert torch.equal(checkpoint.layer("a").weight.dequantize(), plain)
 
 
 @pytest.mark.parametrize("axis", [0, 1])
@@ -86,7 +86,7 @@ def test_against_hqq(tmp_path: Path, bits: float, axis: int, how: dict[str, Any]
     state = {"W_q": codes, **{name: encode_safetensor_type(value) for name, value in meta.items()}}
     tensors = {f"a.{name}": value for name, value in state.items() if value is not None}
     with checkpoint_of(tmp_path, tensors, **config(**how)) as checkpoint:
-        assert torch.equal(checkpoint["a"].weight.dequantize(), plain)
+        assert torch.equal(checkpoint.layer("a").weight.dequantize(), plain)
 
 
 @pytest.mark.parametrize(

@@ -51,7 +51,7 @@ def test_affine(tmp_path: Path, bits: int, group_size: int, dtype: str) -> None:
     tensors, plain = quantised((6, 256), getattr(mx, dtype), **how)
     with checkpoint_of(tmp_path, named("a", tensors), **how) as checkpoint:
         assert checkpoint.kind("a") == f"afq{6 if bits == 5 else bits}"
-        record = checkpoint["a"].weight
+        record = checkpoint.layer("a").weight
         assert isinstance(record, AFQ)
         assert same_bits(record.dequantize(), plain)
         assert record.scales.dtype == tensors["scales"].dtype
@@ -72,11 +72,11 @@ def test_stacks_mixed_bits_and_what_is_left(tmp_path: Path) -> None:
     said = {"bits": 4, "group_size": 64, "lm_head": {"bits": 6, "group_size": 32}, "mlp.gate": False}
     folder = write_checkpoint(tmp_path, tensors, quantization=said, quantization_config=said)
     with open_checkpoint(folder) as checkpoint:
-        assert same_bits(checkpoint["mlp.switch_mlp.up_proj"].weight.dequantize(), of_experts)
-        weight, bias = checkpoint["lm_head"]
+        assert same_bits(checkpoint.layer("mlp.switch_mlp.up_proj").weight.dequantize(), of_experts)
+        weight, bias = checkpoint.layer("lm_head")
         assert (weight.kind, weight.group_size, bias.tolist()) == ("afq6", 32, [0, 1, 2, 3])
         assert same_bits(weight.dequantize(), of_head)
-        assert isinstance(checkpoint["mlp.gate"].weight, Unquant)
+        assert isinstance(checkpoint.layer("mlp.gate").weight, Unquant)
 
 
 @pytest.mark.parametrize(("mode", "bits", "record"), [("mxfp4", 4, MXFP4), ("mxfp8", 8, ScaledFP8)])
@@ -84,7 +84,7 @@ def test_microscaling(tmp_path: Path, mode: str, bits: int, record: type[Any]) -
     how = {"mode": mode, "bits": bits, "group_size": 32}
     tensors, plain = quantised((6, 128), **how)
     with checkpoint_of(tmp_path, named("a", tensors), **how) as checkpoint:
-        weight = checkpoint["a"].weight
+        weight = checkpoint.layer("a").weight
         assert isinstance(weight, record)
         assert type(checkpoint.outline("a").weight) is record
         assert same_bits(weight.dequantize(), plain)

@@ -48,16 +48,19 @@ def test_gpt_oss(tmp_path: Path) -> None:
     with checkpoint_of(tmp_path, tensors, quant_method="mxfp4", modules_to_not_convert=ignored) as checkpoint:
         assert sorted(checkpoint) == [path, "model.layers.0.self_attn.sinks"]
         assert (checkpoint.shape(path), checkpoint.dtype(path), checkpoint.kind(path)) == ((2, 6, 96), "U8", "mxfp4")
-        layer, plain = checkpoint[path], by_transformers(blocks, scales)
+        layer, plain = checkpoint.layer(path), by_transformers(blocks, scales)
         assert isinstance(layer.weight, MXFP4)
         assert same_bits(layer.weight.dequantize(), plain)
+        assert layer.bias is not None
         assert torch.equal(layer.bias, bias)
         assert layer.weight.parts["blocks"].data.obj is checkpoint.tensors.raw(f"{path}_blocks").obj
         one = checkpoint.layer(path, Shard.simple(0, 1, 2))
         assert same_bits(one.weight.dequantize(), plain[1:])
+        assert one.bias is not None
         assert torch.equal(one.bias, bias[1:])
         for half, at in zip(split_gate_up(layer), (0, 1), strict=True):
             assert same_bits(half.weight.dequantize(), plain[:, at::2])
+            assert half.bias is not None
             assert torch.equal(half.bias, bias[:, at::2])
         assert [half.weight.shape for half in split_gate_up(checkpoint.outline(path))] == [(2, 3, 96)] * 2
 
@@ -68,7 +71,7 @@ def test_matrices(tmp_path: Path, names: tuple[str, str]) -> None:
     tensors = {names[0]: blocks, names[1]: scales}
     with checkpoint_of(tmp_path, tensors, quant_method="mxfp4") as checkpoint:
         plain = by_transformers(blocks.view(1, 6, 3, 16), scales[None])[0]
-        assert same_bits(checkpoint["a"].weight.dequantize(), plain)
+        assert same_bits(checkpoint.layer("a").weight.dequantize(), plain)
 
 
 @pytest.mark.parametrize(
@@ -95,4 +98,4 @@ def test_blocks_of_zeros_may_have_any_scale(tmp_path: Path) -> None:
     tensors = {"a_blocks": torch.full((1, 1, 1, 16), 0x80, dtype=torch.uint8), "a_scales": torch.zeros(1, 1, 1).byte()}
     with checkpoint_of(tmp_path, tensors, quant_method="mxfp4") as checkpoint:
         plain = by_transformers(tensors["a_blocks"], tensors["a_scales"])
-        assert same_bits(checkpoint["a"].weight.dequantize(), plain)
+        assert same_bits(checkpoint.layer("a").weight.dequantize(), plain)

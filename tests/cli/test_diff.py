@@ -16,8 +16,9 @@ from tools.tiny.models import TinyModel
 from uqff import Layer, ShardError
 from uqff.cli import main
 from uqff.families import HQQ, QuantizedTensor
-from uqff.inspection.compare import compare
+from uqff.inspection.compare import LayerDifference, Side, compare
 from uqff.models.patterns import Pattern
+from uqff.quantization.error import Distance, distance
 from uqff.quantization.run import quantize_model
 from uqff.quantization.types import KINDS, quantize
 
@@ -37,6 +38,14 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def sides(layer: LayerDifference) -> tuple[Side, Side, Distance]:
+    """Both sides of a layer that both models have, and how far they are apart."""
+    assert layer.a is not None
+    assert layer.b is not None
+    assert layer.distance is not None
+    return layer.a, layer.b, layer.distance
+
+
 def test_a_model_and_its_checkpoint(models: Path) -> None:
     """Measured against the weights as they are in the checkpoint, in either order of the arguments."""
     tensors = load_file(models / "source" / "model.safetensors")
@@ -46,13 +55,14 @@ def test_a_model_and_its_checkpoint(models: Path) -> None:
         weight = tensors[f"{layer.module}.weight"]
         error = file[key].weight.dequantize() - weight
         assert (layer.key, layer.shape, layer.identical) == (key, tuple(weight.shape), False)
-        assert (layer.a.kind, layer.a.nbytes) == ("f32", weight.nbytes)
-        assert (layer.b.kind, layer.b.nbytes) == ("q4_0", len(file.blob(key)))
-        assert layer.distance.largest == error.abs().max().item()
-        assert layer.distance.rms == pytest.approx(error.double().pow(2).mean().sqrt().item(), rel=1e-6)
-        assert layer.distance.norm == pytest.approx(weight.double().pow(2).mean().sqrt().item(), rel=1e-6)
+        a, b, measured = sides(layer)
+        assert (a.kind, a.nbytes) == ("f32", weight.nbytes)
+        assert (b.kind, b.nbytes) == ("q4_0", len(file.blob(key)))
+        assert measured.largest == error.abs().max().item()
+        assert measured.rms == pytest.approx(error.double().pow(2).mean().sqrt().item(), rel=1e-6)
+        assert measured.norm == pytest.approx(weight.double().pow(2).mean().sqrt().item(), rel=1e-6)
         cosine = torch.cosine_similarity(weight.double().view(-1), file[key].weight.dequantize().double().view(-1), 0)
-        assert layer.distance.cosine == pytest.approx(cosine.item(), abs=1e-6)
+        assert measured.cosine == pytest.approx(cosine.item(), abs=1e-6)
     back = list(compare(models / "q4_0", models / "source"))
     assert [layer.distance for layer in back] == [layer.distance for layer in forth]
     assert (back[0].a, back[0].b) == (forth[0].b, forth[0].a)
@@ -63,8 +73,9 @@ def test_identical_models(models: Path) -> None:
     for other in ("q8_0", "old"):
         for layer in compare(models / "q8_0", models / other):
             assert layer.identical
-            assert (layer.distance.rms, layer.distance.largest) == (0.0, 0.0)
-            assert layer.distance.cosine == pytest.approx(1.0, abs=1e-7)
+            _, _, measured = sides(layer)
+            assert (measured.rms, measured.largest) == (0.0, 0.0)
+            assert measured.cosine == pytest.approx(1.0, abs=1e-7)
 
 
 def test_a_bias_makes_a_difference(tmp_path: Path) -> None:
@@ -83,10 +94,10 @@ def test_tiles_do_not_show(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every family is cut and measured in pieces; the largest error is exact."""
     weight = torch.randn((9, 256), generator=torch.Generator().manual_seed(3)) * 0.02
     record = quantize(weight, kind)
-    whole = uqff.quantization.error.distance(weight.numpy(), record)
+    whole = distance(weight.numpy(), record)
     monkeypatch.setattr(QuantizedTensor, "TILE", 700)
     assert len(list(record.tiles())) >= 3
-    tiled = uqff.quantization.error.distance(weight.numpy(), record)
+    tiled = distance(weight.numpy(), record)
     assert tiled.largest == whole.largest == (record.dequantize() - weight).abs().max().item()
     assert tiled.rms == pytest.approx(whole.rms, rel=1e-6)
 
@@ -96,13 +107,12 @@ def test_other_axes_are_measured_whole() -> None:
     record = HQQ(torch.full((8, 64), 7, dtype=torch.uint8), torch.ones(8, 1), torch.ones(8, 1), (8, 64), 8, 64, axis=1)
     assert record.dequantize().unique().tolist() == [6.0]
     weight = torch.full((8, 64), 5.0)
-    measured = uqff.quantization.error.distance(weight.numpy(), record)
+    measured = distance(weight.numpy(), record)
     assert (measured.rms, measured.norm, measured.largest, measured.relative) == (1.0, 5.0, 1.0, 0.2)
 
 
 def test_degenerate_weights() -> None:
     zero, one = torch.zeros(1, 32), torch.ones(1, 32)
-    distance = uqff.quantization.error.distance
     both = distance(zero.numpy(), quantize(zero, "unquant"))
     assert (both.rms, both.relative, both.largest, both.cosine) == (0.0, 0.0, 0.0, 1.0)
     from_zero = distance(zero.numpy(), quantize(one, "unquant"))
@@ -185,10 +195,11 @@ def test_a_1_x_model_and_its_checkpoint(joined: bool, tmp_path: Path) -> None:
     made = {layer.module: layer for layer in result.outputs[0].layers}
     assert [each.key for each in differences] == [each.module for each in differences] == list(made)
     for each in differences:
-        assert each.distance.rms == pytest.approx(made[each.key].distance.rms, rel=1e-6)
-        assert each.distance.largest == made[each.key].distance.largest
-        assert (each.a.kind, each.a.nbytes) == ("f32", 4 * made[each.key].weights)
-        assert (each.b.kind, each.b.nbytes, each.shape) == ("q8_0", made[each.key].nbytes, made[each.key].shape)
+        a, b, measured = sides(each)
+        assert measured.rms == pytest.approx(made[each.key].distance.rms, rel=1e-6)
+        assert measured.largest == made[each.key].distance.largest
+        assert (a.kind, a.nbytes) == ("f32", 4 * made[each.key].weights)
+        assert (b.kind, b.nbytes, each.shape) == ("q8_0", made[each.key].nbytes, made[each.key].shape)
     file = uqff.open(tmp_path / "out")
     fewer = {key: file[key] for key in file if key != "model.embed_tokens"}
     uqff.save(fewer, tmp_path / "fewer.uqff", version=(1, 2, 0))

@@ -433,7 +433,7 @@ def test_layers_have_names_where_a_configuration_tells(tmp_path: Path) -> None:
 
 def test_entries_of_no_layer_are_counted(tmp_path: Path) -> None:
     """Readers of 1.x ignore them; somebody put them there."""
-    more = {"note": ("F32", (2,), f32(1, 2))}
+    more: dict[str, tuple[str, tuple[int, ...], bytes]] = {"note": ("F32", (2,), f32(1, 2))}
     path = write_entries(tmp_path / "m.uqff", version(), entries_of_layer("a", LAYERS["gguf"]), more)
     assert "  extra        1 entries of no layer" in run(str(path)).output.splitlines()
     assert json.loads(run(str(path), "--json").output)["extra"] == [{"name": "note", "dtype": "F32", "shape": [2]}]
@@ -442,8 +442,13 @@ def test_entries_of_no_layer_are_counted(tmp_path: Path) -> None:
 def test_time_is_linear_in_the_layers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is broken is looked for once, and not once for every row: a model of experts has twenty thousand."""
     looked: list[int] = []
-    broken = FileSummary.broken.fget
-    monkeypatch.setattr(FileSummary, "broken", property(lambda self: looked.append(1) or broken(self)))  # type: ignore[misc]
+    broken = vars(FileSummary)["broken"].fget
+
+    def counted(summary: FileSummary) -> Any:
+        looked.append(1)
+        return broken(summary)
+
+    monkeypatch.setattr(FileSummary, "broken", property(counted))
     layers = [entries_of_layer(f"l{n}", LAYERS["gguf"]) for n in range(50)]
     path = write_entries(tmp_path / "m.uqff", version(), *layers)
     result = CliRunner().invoke(main, ["inspect", str(path)])

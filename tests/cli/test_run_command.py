@@ -162,8 +162,16 @@ def test_every_rank_exits_with_an_error(model: Path, tmp_path: Path) -> None:
             "--device",
             "cpu",
         ]
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-        ranks.append(subprocess.Popen(command, cwd=ROOT, env=environment() | place, **pipes))
+        ranks.append(
+            subprocess.Popen(
+                command,
+                cwd=ROOT,
+                env=environment() | place,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+        )
     errors = [process.communicate(timeout=120)[1] for process in ranks]
     assert [process.returncode for process in ranks] == [1, 1], errors
     assert "uqff: rank 0 of 2: opening model" in errors[0]

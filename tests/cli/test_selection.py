@@ -83,7 +83,8 @@ def test_an_index_is_the_nth_layer_in_either_generation(model: Path, older: Path
         with uqff.open(path) as file:
             assert [file.key(at) for at in range(len(file))] == [row["key"] for row in rows]
             assert file[3] == file[rows[3]["key"]]
-            assert all(at not in file for at in (-1, len(file), True))
+            outside: tuple[Any, ...] = (-1, len(file), True)
+            assert all(at not in file for at in outside)
             with pytest.raises(KeyError):
                 file[len(file)]
         assert document("inspect", path, 3)["layer"]["key"] == rows[3]["key"]
@@ -179,7 +180,7 @@ def test_run(model: Path) -> None:
 def test_what_is_not_there(model: Path, tmp_path: Path, command: str) -> None:
     """The types that there are are named, before anything is made; a path that is not there is a wrong call."""
     out = {"run": ["--prompt", "t5"]}.get(command, [])
-    out = [tmp_path / "out"] if command in ("dequantize", "migrate", "convert") else out
+    out = [str(tmp_path / "out")] if command in ("dequantize", "migrate", "convert") else out
     for form in ((f"{model}:q5k",), (model, "--isq=q5k")):
         code, _, errors = call(command, *form[:1], *out, *form[1:])
         assert code == 2

@@ -387,7 +387,9 @@ def test_bias_of_a_record_may_be_strided() -> None:
     """A bias need not be contiguous to be written."""
     bias = torch.arange(4, dtype=torch.float32)[::2]
     weight = uqff.deserialize(BLOB).weight
-    assert uqff.deserialize(uqff.serialize(weight, bias)).bias.tolist() == [0.0, 2.0]
+    again = uqff.deserialize(uqff.serialize(weight, bias)).bias
+    assert again is not None
+    assert again.tolist() == [0.0, 2.0]
 
 
 def test_trailing_bytes_are_refused() -> None:

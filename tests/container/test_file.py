@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ import uqff
 from tests.support.samples import BLOB, BLOBS, entry, file_of, framed, header, run, write
 from uqff import FormatError, Layer, MissingError, UqffError, UqffFile, Version
 from uqff.container.file import Place
+from uqff.schema.bricks import FieldTrace
 
 MIXED = {str(index): blob for index, blob in enumerate(BLOBS.values())}
 
@@ -53,14 +55,16 @@ def test_keys(tmp_path: Path) -> None:
     with uqff.open(write(tmp_path / "m.uqff", {"3": BLOB, "01": BLOBS["gguf"], "10": BLOB})) as file:
         assert list(file) == ["01", "3", "10"]
         assert "01" in file
-        assert 1 in file
+        first: Any = 1
+        assert first in file
         assert file[1] == file["01"]
+        missing: Any
         for missing in ("1", "03", 0, 2, -1, True, False, None, 1.0, "", b"3", ("3",)):
             assert missing not in file
-            assert file.get(missing) is None  # type: ignore[arg-type]
+            assert file.get(missing) is None
             for look in (file.__getitem__, file.blob, file.place, file.fields):
                 with pytest.raises(MissingError, match=r"no such layer: expected one of 3, .* \(file .*\)") as caught:
-                    look(missing)  # type: ignore[arg-type]
+                    look(missing)
                 assert isinstance(caught.value, KeyError)
                 assert caught.value.got == missing
 
@@ -154,8 +158,8 @@ def test_place_and_fields(model: Path) -> None:
             assert isinstance(place, Place)
             assert place.path == model
             assert data[place.offset : place.offset + place.nbytes] == blob
-            trace: list[object] = []
-            record, fields = file.fields(key, trace=trace)  # type: ignore[arg-type]
+            trace: list[FieldTrace] = []
+            record, fields = file.fields(key, trace=trace)
             assert record.family is fields["quant_type"]
             assert len(trace) > 4
 
@@ -186,7 +190,7 @@ def test_residual(model: Path) -> None:
     """The plain tensors beside the file: lazy, views, every dtype numpy has; empty where there is none."""
     with uqff.open(model) as file:
         assert dict(file.residual) == {}
-    tensors = {
+    tensors: dict[str, np.ndarray[Any, Any]] = {
         "norm.weight": np.arange(3, dtype=np.float32),
         "half": np.ones((2, 2), np.float16),
         "scalar": np.array(7, np.int64),
@@ -337,4 +341,7 @@ def test_files_compare_by_their_layers(model: Path, tmp_path: Path) -> None:
         assert one != three
         assert dict(one) == {key: uqff.deserialize(blob) for key, blob in MIXED.items()}
         assert isinstance(one["0"], Layer)
-        assert torch.equal(one["1"].bias, uqff.deserialize(MIXED["1"]).bias)  # type: ignore[arg-type]
+        mine, own = one["1"].bias, uqff.deserialize(MIXED["1"]).bias
+        assert mine is not None
+        assert own is not None
+        assert torch.equal(mine, own)

@@ -115,9 +115,9 @@ def hqq_by_formula(weight: HQQ) -> np.ndarray:
 
 def afq_by_mlx(weight: AFQ) -> np.ndarray:
     """MLX, with scales and biases widened to F32 as the engine widens them."""
-    parts = (mx.array(part.to(torch.float32).numpy()) for part in (weight.scales, weight.biases))
+    scales, biases = (mx.array(part.to(torch.float32).numpy()) for part in (weight.scales, weight.biases))
     words = mx.array(np.ascontiguousarray(weight.w_q.numpy()).view(np.uint32))
-    return np.array(mx.dequantize(words, *parts, group_size=weight.group_size, bits=weight.bits))
+    return np.array(mx.dequantize(words, scales, biases, group_size=weight.group_size, bits=weight.bits))
 
 
 COMPLETE = ["v0/llama-mixed-f32", "v0/qwen2-unquant-bf16"]

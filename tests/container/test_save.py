@@ -21,7 +21,7 @@ import uqff
 from tests.support.samples import BLOB, BLOBS, file_of, write
 from tests.support.strategies import layers
 from uqff import FormatError, Layer, ShardError, UnsupportedError
-from uqff.container import atomic, tensors
+from uqff.container import tensors
 from uqff.container.plan import SHARD_BYTES, Item, cut
 from uqff.families import Unquant
 from uqff.progress import Step
@@ -366,7 +366,7 @@ def test_full_disk(tmp_path: Path, old: dict[str, bytes], monkeypatch: pytest.Mo
         if len(calls) == 2:
             raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(atomic.os, "fsync", fsync)
+    monkeypatch.setattr("uqff.container.atomic.os.fsync", fsync)
     with pytest.raises(OSError, match="No space left"):
         uqff.save(NEW, tmp_path / "m.uqff", shard_bytes=300)
     assert is_untouched(tmp_path, old)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from safetensors.numpy import save
 from uqff.container.tensors import TensorWriter
 from uqff.errors import FormatError
 
-TENSORS = {
+TENSORS: dict[str, np.ndarray[Any, Any]] = {
     "b": np.arange(6, dtype=np.float32).reshape(2, 3),
     "a": np.arange(5, dtype=np.uint8),
     "c": np.arange(4, dtype=np.float16),

@@ -38,7 +38,8 @@ def test_every_family_in_one_file(tmp_path: Path) -> None:
         assert file.metadata == {"uqff.producer": "x"}
         assert list(file) == sorted(MIXED)
         assert [file.key(at) for at in range(len(file))] == list(file)
-        assert all(at not in file for at in (-1, len(file)))
+        outside: tuple[Any, ...] = (-1, len(file))
+        assert all(at not in file for at in outside)
         assert dict(file.extra) == {}
         for key in file:
             name = key.rpartition(".")[2]

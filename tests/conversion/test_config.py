@@ -196,7 +196,10 @@ def test_a_given_configuration_is_compared(tmp_path: Path) -> None:
             compare(write(tmp_path, {}, baked), {**BASE, "rope_scaling": wrong})
     said = ["the rope scaling of config.json (yarn) is not in the GGUF file"]
     assert compare(write(tmp_path), {**BASE, "rope_scaling": {"type": "yarn"}}) == said
-    yarn = {"x": pair("llama.rope.scaling.type", "text", "yarn"), "y": pair("llama.strange", "u32", 1)}
+    yarn: dict[str, bytes | None] = {
+        "x": pair("llama.rope.scaling.type", "text", "yarn"),
+        "y": pair("llama.strange", "u32", 1),
+    }
     given = {**BASE, "rope_scaling": {"type": "yarn"}}
     assert compare(write(tmp_path, yarn), given) == ["config.json has the last word on llama.strange"]
     with pytest.raises(FormatError, match="not the file's rope scaling"):

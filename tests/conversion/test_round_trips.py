@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import pytest
@@ -30,7 +30,10 @@ KINDS = [block_type.kind for block_type in BLOCK_TYPES if block_type.name != "Q8
 DTYPES = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
 
 
-def tiny(architecture: str = "llama", **options: Any) -> TinyModel:
+Architecture: TypeAlias = Literal["llama", "qwen2"]
+
+
+def tiny(architecture: Architecture = "llama", **options: Any) -> TinyModel:
     sizes = {"hidden_size": 256, "intermediate_size": 256, "heads": 4, "kv_heads": 2}
     return TinyModel(architecture, **{**sizes, **options})
 
@@ -80,7 +83,7 @@ def test_q8_1_there_and_back(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
 @pytest.mark.parametrize("architecture", ["llama", "qwen2"])
-def test_blocks_are_those_of_the_models_own_rows(tmp_path: Path, architecture: str, tied: bool) -> None:
+def test_blocks_are_those_of_the_models_own_rows(tmp_path: Path, architecture: Architecture, tied: bool) -> None:
     """What the model's weights quantise to, in its order of rows, is what is in the UQFF; biases with their layers."""
     model = tiny(architecture, tied=tied, layers=2)
     write_gguf(model, tmp_path / "a.gguf", "q4k", kinds={"v_proj": "q6k", "embed": "q8_0"})
@@ -102,7 +105,7 @@ def test_blocks_are_those_of_the_models_own_rows(tmp_path: Path, architecture: s
 
 @pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
 @pytest.mark.parametrize("architecture", ["llama", "qwen2"])
-def test_the_older_generation(tmp_path: Path, architecture: str, tied: bool) -> None:
+def test_the_older_generation(tmp_path: Path, architecture: Architecture, tied: bool) -> None:
     """The embedding is dense, a tied head keeps its blocks; so a tied model comes back as it was."""
     write_gguf(tiny(architecture, tied=tied), tmp_path / "a.gguf", "q5k", kinds={"embed": "q6k"})
     result = uqff_of_gguf(tmp_path / "a.gguf", tmp_path / "u", version="0.2")

@@ -178,7 +178,7 @@ def run(*arguments: object) -> str:
 
 def test_it_is_known_as_long_as_it_is_registered() -> None:
     """By number, by name, by the names of its types; twice it is refused, and so is a byte that is taken."""
-    assert Family(7) is Family["TOY8"] is Family.TOY8 is Toy8.family
+    assert Family.of_code(7) is Family["TOY8"] is Family.TOY8 is Toy8.family
     assert families()[-1] is Toy8
     assert kinds()[-1] == kind_name("TOY8") == "toy8"
     with pytest.raises(ValueError, match="there is a family with types of that name: toy8"), registered(Toy8):
@@ -290,7 +290,8 @@ def on_ranks(comm: Comm, matrix: bytes, experts: list[bytes]) -> bool:
         assert torch.allclose(row(x[:, half]), whole(x), atol=1e-4)
         outputs = weight[4 * comm.rank : 4 * comm.rank + 4]
         assert torch.equal(column.dequantize_w(), outputs)
-        alone, split = FusedExperts.deserialize(*experts), FusedExperts.deserialize(*experts, comm)
+        gate, up, down = experts
+        alone, split = FusedExperts.deserialize(gate, up, down), FusedExperts.deserialize(gate, up, down, comm)
         indices, weights = torch.tensor([[0, 1]] * 5), torch.full((5, 2), 0.5)
         assert split.gate_proj.gather_serialize() == experts[0]
         assert torch.allclose(split(x, indices, weights), alone(x, indices, weights), atol=1e-3)

@@ -75,6 +75,7 @@ def test_spec_page_has_the_bytes_and_digests_of_this_layer() -> None:
     assert dump is not None
     assert bytes.fromhex(dump[1]) == Q4_0_TEXT
     layer = example_layer()
+    assert layer.bias is not None
     experts = uqff.Layer(stack([layer.weight, layer.weight]), torch.stack([layer.bias, layer.bias]))
     lines = f"{digest_layer(layer)}  lm_head\n{digest_layer(experts)}  model.layers.0.mlp.experts.up_proj\n"
     stated = re.findall(r"`([0-9a-f]{64})`", PAGE)

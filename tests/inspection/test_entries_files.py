@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import struct
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
@@ -139,9 +141,12 @@ def test_outputs_that_share_a_shard_are_compared_once(tmp_path: Path, monkeypatc
     report = {"schema": 1, "generated_by": {"tool": "t"}, "uqff_version": "1.2.0", "outputs": outputs}
     (tmp_path / REPORT_NAME).write_text(json.dumps(report))
     compared: list[str] = []
-    monkeypatch.setattr(
-        "uqff.inspection.verify.check_output", lambda output, file: compared.append(output.quant) or iter(())
-    )
+
+    def counted(output: Any, file: Any) -> Iterator[Any]:
+        compared.append(output.quant)
+        return iter(())
+
+    monkeypatch.setattr("uqff.inspection.verify.check_output", counted)
     assert {violation.problem for violation in verify(tmp_path)} == {"shard is named twice"}
     assert compared == ["q0"]
 

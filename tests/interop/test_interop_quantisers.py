@@ -48,7 +48,8 @@ def report_of(case: Case, kind: str) -> dict[str, Any]:
     ]
     counts: dict[str, int] = {}
     for detail in details:
-        counts[detail["stored"]] = counts.get(detail["stored"], 0) + 1
+        stored = str(detail["stored"])
+        counts[stored] = counts.get(stored, 0) + 1
     output = {
         "quant": kind,
         "layers": len(layers),

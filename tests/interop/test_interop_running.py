@@ -52,7 +52,11 @@ def test_any_difference_counts(ranks: dict[str, Any], ours: dict[str, Any]) -> N
 
 def test_noise_of_the_client() -> None:
     """A token of the client may be behind ours by twice its noise, not more; nothing excuses a dense type."""
-    near = {"ids": [7, 2], "behind": [2 * GGML - 0.01, 0.0], "forced_logprobs": [-0.25 + GGML - 0.01, -0.5]}
+    near: dict[str, Any] = {
+        "ids": [7, 2],
+        "behind": [2 * GGML - 0.01, 0.0],
+        "forced_logprobs": [-0.25 + GGML - 0.01, -0.5],
+    }
     assert row(case(kind="q4k"), **near).equal
     assert not row(case(kind="q4k"), **near | {"behind": [2 * GGML + 0.01, 0.0]}).equal
     assert not row(case(kind="q4k"), **near | {"forced_logprobs": [-0.25, -0.5 - GGML - 0.01]}).equal

@@ -71,7 +71,8 @@ def test_narrow_factors_are_widened_exactly() -> None:
     a, b = random(3, 16), random(8, 3, seed=1)
     for dtype in (torch.bfloat16, torch.float16):
         narrow = LowRank(floats(b, dtype), floats(a, dtype), 2.0)
-        wide = LowRank(*(floats(torch.from_numpy(x).to(dtype).float()) for x in (b, a)), 2.0)
+        wide_b, wide_a = (floats(torch.from_numpy(x).to(dtype).float()) for x in (b, a))
+        wide = LowRank(wide_b, wide_a, 2.0)
         assert (narrow.delta() == wide.delta()).all()
 
 

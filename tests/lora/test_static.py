@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -62,8 +63,11 @@ def test_what_patterns_choose_is_added(tmp_path: Path) -> None:
     assert torch.equal(torch.from_numpy(base), weight)
     expected = tensors[f"{DOWN}.base_layer.weight"].float() + delta(tensors, DOWN, "speech", 0.5)
     assert torch.equal(torch.from_numpy(down), expected)
-    assert (parts[0] == qkv[4:12]).all()
-    assert (parts[1] == qkv[:, 4:12]).all()
+    rows, columns = parts
+    assert rows is not None
+    assert columns is not None
+    assert np.array_equal(rows, qkv[4:12])
+    assert np.array_equal(columns, qkv[:, 4:12])
     layer = uqff.parallel.ColumnParallelLayer.new(qkv)
     assert torch.equal(layer.dequantize_w(), weight + both)
 

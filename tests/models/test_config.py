@@ -33,7 +33,7 @@ def of(architecture: str, **values: Any) -> dict[str, Any]:
 
 ROPE = {"rope_theta": 5e5, "rope_type": "default"}
 
-CASES = {
+CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "llama": (of("Llama", rope_parameters=ROPE), {"rope_theta": 5e5}),
     "llama, no type": (of("Llama", rope_parameters={"rope_theta": 5e5}), {"rope_theta": 5e5}),
     "llama3": (of("Llama", rope_parameters={**LLAMA3, "rope_theta": 5e5}), {"rope_theta": 5e5, "rope_scaling": LLAMA3}),

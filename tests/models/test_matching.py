@@ -18,7 +18,7 @@ from uqff.inspection.compare import LayerDifference, compare
 
 def labels(differences: list[LayerDifference]) -> list[tuple[str, str | None, str | None]]:
     """Name, and the key on each side."""
-    return [(d.key, d.a and d.a.key, d.b and d.b.key) for d in differences]
+    return [(d.key, None if d.a is None else d.a.key, None if d.b is None else d.b.key) for d in differences]
 
 
 def test_experts_apart_and_stacked(tmp_path: Path) -> None:

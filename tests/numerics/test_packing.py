@@ -43,7 +43,7 @@ def test_round_half_away() -> None:
     ties = np.concatenate([whole + np.float32(0.5), whole * np.float32(1 / 64)])
     near = (ties.view(np.int32)[:, None] + np.arange(-3, 4)).astype(np.int32).reshape(-1).view(np.float32)
     x = np.concatenate(
-        [near, np.float32([0.49999997, -0.49999997, 8388607.5, -8388609.0, 16777215.0, 3e38, -0.0, 0.0])]
+        [near, np.array([0.49999997, -0.49999997, 8388607.5, -8388609.0, 16777215.0, 3e38, -0.0, 0.0], np.float32)]
     )
     expected = np.copysign(np.floor(np.abs(x.astype(np.float64)) + 0.5), x).astype(np.float32)
     assert round_half_away(x).tobytes() == expected.tobytes()

@@ -139,7 +139,8 @@ def write(case: TinyCase, folder: Path) -> tuple[Path, torch.nn.Module]:
         directory / "residual.safetensors",
     )
     if case.tied:  # before 1.2 the quantised head is another matrix than the embedding
-        model.lm_head.weight = torch.nn.Parameter(torch.empty_like(model.lm_head.weight))
+        head: Any = model.lm_head
+        head.weight = torch.nn.Parameter(torch.empty_like(head.weight))
     model.load_state_dict(fused_experts(dense))
     return directory, model
 

@@ -58,7 +58,7 @@ def _rank(
             return
         dist.init_process_group(
             "gloo",
-            store=dist.FileStore(str(store), world_size),
+            store=dist.FileStore(str(store), world_size),  # type: ignore[attr-defined]
             rank=rank,
             world_size=world_size,
             timeout=timedelta(seconds=timeout),

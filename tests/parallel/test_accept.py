@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import uqff
-from tests.parallel.weights import plain
+from tests.parallel.weights import plain, three
 from uqff import CommError, Layer, ShapeError, ShardError, UnsupportedError, UqffError
 from uqff.codes import DType
 from uqff.families import Unquant
@@ -18,6 +18,7 @@ from uqff.parallel import (
     ColumnParallelLayer,
     Comm,
     DistributedKind,
+    DummyLayer,
     ExpertList,
     FusedExperts,
     PackedExperts,
@@ -125,7 +126,7 @@ def test_numpy_arrays_are_weights(dtype: Any) -> None:
     array = WEIGHT.numpy().astype(dtype)
     array.flags.writeable = False
     expected = torch.from_numpy(array.astype(array.dtype.newbyteorder("=")))
-    bias = np.arange(4, dtype=np.float32)
+    bias: Any = np.arange(4, dtype=np.float32)
     for made in (ReplicatedLayer(array, bias), ColumnParallelLayer.new(array, bias), RowParallelLayer.new(array, bias)):
         assert isinstance(made.weight, Unquant)
         assert made.weight.dtype is DType.of_torch(expected.dtype)
@@ -136,8 +137,8 @@ def test_numpy_arrays_are_weights(dtype: Any) -> None:
         assert ReplicatedLayer(array).weight_buffers.get_buffer("data").data_ptr() == array.ctypes.data
     experts = [array[:, :4], array[:, :4], array[:, :4]]
     for packed in (
-        PackedExperts.from_layers(*([e] for e in experts)),
-        FusedExperts.from_layers(*(e[None] for e in experts)),
+        PackedExperts.from_layers(*three([e] for e in experts)),
+        FusedExperts.from_layers(*three(e[None] for e in experts)),
     ):
         assert packed.num_experts == 1
 
@@ -153,6 +154,7 @@ def test_a_linear_layer_is_a_weight_with_its_bias() -> None:
         ColumnParallelLayer.new(linear),
         RowParallelLayer.new(linear),
     ):
+        assert not isinstance(made, DummyLayer)
         assert torch.equal(made.dequantize_w(), linear.weight)
         assert made.bias is not None
         assert torch.equal(made.bias, linear.bias)
@@ -175,7 +177,7 @@ def test_no_activations(kind: str, dtype: torch.dtype) -> None:
     """Integers and codes multiply without complaint, and give garbage."""
     layer = ReplicatedLayer(uqff.quantize(WEIGHT, kind), key="3")
     stack = ReplicatedStack(uqff.quantize(STACK, kind), key="3")
-    experts = FusedExperts.from_layers(*[uqff.quantize(STACK, kind)] * 3, key="3")
+    experts = FusedExperts.from_layers(*three([uqff.quantize(STACK, kind)] * 3), key="3")
     x, indices, weights = torch.ones(2, 64).to(dtype), torch.zeros(2, 1, dtype=torch.int64), torch.ones(2, 1)
     for call in (
         lambda: layer(x),
@@ -197,7 +199,7 @@ def test_no_activations(kind: str, dtype: torch.dtype) -> None:
 
 def test_activations_that_are_no_tensor_or_have_no_dimensions() -> None:
     """Arrays and lists are named; a scalar is no row."""
-    layer, experts = ReplicatedLayer(WEIGHT), FusedExperts.from_layers(*[STACK] * 3)
+    layer, experts = ReplicatedLayer(WEIGHT), FusedExperts.from_layers(*three([STACK] * 3))
     none = torch.zeros((), dtype=torch.int64)
     for given in (np.ones(64, np.float32), [1.0] * 64, None):
         with pytest.raises(
@@ -271,7 +273,7 @@ def test_how_layers_are_spread() -> None:
     assert ReplicatedLayer(WEIGHT).is_distributed() is DistributedKind.REPLICATED
     assert ReplicatedStack(STACK).is_distributed() is DistributedKind.REPLICATED
     assert ExpertList([ReplicatedLayer(WEIGHT)])[0].is_distributed() is DistributedKind.REPLICATED
-    assert not FusedExperts(*(ReplicatedStack(STACK) for _ in range(3))).sharded
+    assert not FusedExperts(*three(ReplicatedStack(STACK) for _ in range(3))).sharded
 
 
 def test_other_arguments() -> None:
@@ -301,11 +303,11 @@ def test_other_arguments() -> None:
             make_experts(given, given, given, act="silu")
         for lists in (([], [], []), (single, single, []), ([], single, single), (single, single[:1], single)):
             with pytest.raises(ShapeError, match=r"no experts|projections of different numbers of experts"):
-                cls.from_layers(*lists)
+                cls.from_layers(*three(lists))
         with pytest.raises(ShapeError, match=r"no experts: expected at least 1"):
             cls.deserialize([], [], [])
     with pytest.raises(UnsupportedError, match=r"not a layer: expected a parallel layer for each expert, got Tensor"):
-        ExpertList(single)  # type: ignore[arg-type]
+        ExpertList(single)
     with pytest.raises(ShardError, match=r"chunks do not make up the weight: expected 4, got 0"):
         ColumnParallelLayer.new_merged(WEIGHT, chunks=[])
     with pytest.raises(ShardError, match="world without ranks"):

@@ -66,7 +66,7 @@ def test_experts_on_the_gpu(kind: str) -> None:
 
 def test_nccl_with_one_rank(tmp_path: Path) -> None:
     """A process group of NCCL serves as communicator: collectives, bytes, the whole blob."""
-    store = dist.FileStore(str(tmp_path / "store"), 1)
+    store = dist.FileStore(str(tmp_path / "store"), 1)  # type: ignore[attr-defined]
     dist.init_process_group("nccl", store=store, rank=0, world_size=1, timeout=timedelta(seconds=60))
     try:
         group = dist.group.WORLD

@@ -12,7 +12,7 @@ import torch.distributed as dist
 
 import uqff
 from tests.parallel.ranks import run_ranks
-from tests.parallel.weights import FAMILIES, KINDS, activations, blob, bound, dimensions, projections, routed
+from tests.parallel.weights import FAMILIES, KINDS, activations, blob, bound, dimensions, projections, routed, three
 from uqff import CommError, Layer, ShardError
 from uqff.parallel.comm import Comm
 from uqff.parallel.experts import FusedExperts, PackedExperts
@@ -52,9 +52,9 @@ def check_family(comm: Comm, kind: str, whole: bytes) -> None:
 
 def check_experts(comm: Comm, kind: str, whole: list[bytes]) -> None:
     """Both forms: slices, gathered bytes, each projection, and the sum over experts and ranks."""
-    reference = FusedExperts.deserialize(*whole)
+    reference = FusedExperts.deserialize(*three(whole))
     gate, down = reference.gate_proj.dequantize_w(), reference.down_proj.dequantize_w()
-    fused = FusedExperts.deserialize(*whole, comm)
+    fused = FusedExperts.deserialize(*three(whole), comm)
     n = gate.shape[1] // comm.world_size
     mine = slice(n * comm.rank, n * (comm.rank + 1))
     assert torch.equal(fused.gate_proj.dequantize_w(), gate[:, mine]), kind
@@ -145,7 +145,7 @@ def check_exact_experts(comm: Comm) -> None:
             Layer(uqff.quantize(weight, "unquant"), None if given is None else given[i])
             for i, weight in enumerate((gate, up, down))
         ]
-        forms: list[Mixture] = [FusedExperts.from_layers(*layers, comm, act=torch.relu)]
+        forms: list[Mixture] = [FusedExperts.from_layers(*three(layers), comm, act=torch.relu)]
         if given is None:
             forms += [
                 FusedExperts.from_fused(torch.cat([gate, up], 1), down, comm, act=torch.relu),

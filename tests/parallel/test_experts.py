@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import uqff
-from tests.parallel.weights import EXPERTS, HIDDEN, KINDS, plain, projections, routed, stacked
+from tests.parallel.weights import EXPERTS, HIDDEN, KINDS, plain, projections, routed, stacked, three
 from uqff import FormatError, Layer, QuantizedTensor, ShapeError, ShardError, UnsupportedError
 from uqff.families import stack
 from uqff.parallel import (
@@ -104,7 +104,7 @@ def test_no_tokens() -> None:
     layer = ReplicatedStack(stacked("q4_0", (2, 8, 32)))
     indices = torch.empty(0, 2, dtype=torch.int64)
     assert layer(torch.empty(0, 1, 32), indices).shape == (0, 2, 8)
-    experts = FusedExperts.from_layers(*projections("q4_0"))
+    experts = FusedExperts.from_layers(*three(projections("q4_0")))
     assert experts(torch.empty(0, HIDDEN), indices, torch.empty(0, 2)).shape == (0, HIDDEN)
 
 
@@ -150,11 +150,11 @@ def test_the_sum_over_experts(kind: str) -> None:
     """From a stack or single experts, plain leading dimensions or several: the bits of the formula."""
     stacks = projections(kind)
     dense = [each.dequantize() for each in stacks]
-    fused = FusedExperts.from_layers(*stacks, key="experts")
+    fused = FusedExperts.from_layers(*three(stacks), key="experts")
     forms: list[Any] = [fused]
     if kind not in ("hqq4",):  # its groups of four rows of two codes: an expert alone would have half a byte
         singles = [each.unstack() for each in stacks]
-        forms += [FusedExperts.from_layers(*singles), PackedExperts.from_layers(*singles)]
+        forms += [FusedExperts.from_layers(*three(singles)), PackedExperts.from_layers(*three(singles))]
         assert [p.serialize() for p in (forms[1].gate_proj, forms[1].down_proj)] == [
             p.serialize() for p in (fused.gate_proj, fused.down_proj)
         ]
@@ -188,13 +188,13 @@ def test_files_of_both_generations(tmp_path: Path) -> None:
         blobs = [[uqff.serialize(layer, version=(0, 1, 3)) for layer in layers] for layers in lists]
         for experts in (
             FusedExperts.from_layers(gate, up, down),
-            FusedExperts.from_layers(*lists),
-            PackedExperts.from_layers(*lists),
-            FusedExperts.deserialize(*blobs),
-            PackedExperts.deserialize(*blobs),
-            FusedExperts.deserialize(*(uqff.serialize(each, version=(0, 1, 3)) for each in stacks)),
+            FusedExperts.from_layers(*three(lists)),
+            PackedExperts.from_layers(*three(lists)),
+            FusedExperts.deserialize(*three(blobs)),
+            PackedExperts.deserialize(*three(blobs)),
+            FusedExperts.deserialize(*three(uqff.serialize(each, version=(0, 1, 3)) for each in stacks)),
             *(cls.from_file(new, "model.layers.0.mlp.experts") for cls in (FusedExperts, PackedExperts)),
-            PackedExperts.deserialize(*(uqff.serialize(each, version=(0, 1, 3)) for each in stacks)),
+            PackedExperts.deserialize(*three(uqff.serialize(each, version=(0, 1, 3)) for each in stacks)),
             FusedExperts.from_layers(gate, lists[1], down),
         ):
             assert torch.equal(experts(x, indices, weights), expected)
@@ -204,8 +204,10 @@ def test_files_of_both_generations(tmp_path: Path) -> None:
         assert everything.gate_proj.weight == stacks[0]
         with pytest.raises(KeyError):
             FusedExperts.from_file(new, "model.layers.7.mlp.experts")
-        assert FusedExperts.deserialize(*blobs).gate_proj.serialize() == uqff.serialize(stacks[0], version=(0, 1, 3))
-        assert PackedExperts.deserialize(*blobs).down_proj[3].serialize() == blobs[2][3]
+        assert FusedExperts.deserialize(*three(blobs)).gate_proj.serialize() == uqff.serialize(
+            stacks[0], version=(0, 1, 3)
+        )
+        assert PackedExperts.deserialize(*three(blobs)).down_proj[3].serialize() == blobs[2][3]
 
 
 @pytest.mark.parametrize("cls", [FusedExperts, PackedExperts])
@@ -231,7 +233,7 @@ def test_a_truncated_blob_is_named() -> None:
     blobs[1][2] = blobs[1][2][:-1]
     for cls in (FusedExperts, PackedExperts):
         with pytest.raises(FormatError, match=r"\(layer mlp.experts.up_proj.2, field"):
-            cls.deserialize(*blobs, key="mlp.experts")
+            cls.deserialize(*three(blobs), key="mlp.experts")
 
 
 INTER = 6
@@ -277,11 +279,11 @@ def test_experts_that_do_not_stack_are_packed() -> None:
     singles = [[uqff.quantize(each, "fp8") for each in whole] for whole in wholes]
     message = r"fp8 has one dequant_w_scale for all: .* \(layer experts.gate_proj, field dequant_w_scale\)"
     with pytest.raises(ShardError, match=message):
-        FusedExperts.from_layers(*singles, key="experts")
+        FusedExperts.from_layers(*three(singles), key="experts")
     singles[1][2] = uqff.quantize(wholes[1][2], "q8_0")
     with pytest.raises(ShardError, match=r"got q8_0 \[64, 64\] .* for number 2 \(layer experts.up_proj\)"):
-        FusedExperts.from_layers(*singles, key="experts")
-    experts = PackedExperts.from_layers(*singles)
+        FusedExperts.from_layers(*three(singles), key="experts")
+    experts = PackedExperts.from_layers(*three(singles))
     x, indices, weights = routed(torch.float32, HIDDEN)
     dense = [torch.stack([each.dequantize() for each in layers]) for layers in singles]
     assert torch.equal(experts(x, indices, weights), mixture(x, indices, weights, dense))
@@ -294,9 +296,9 @@ def test_biases() -> None:
     biases = [torch.linspace(-1, 1, EXPERTS * HIDDEN).view(EXPERTS, HIDDEN) + i for i in range(3)]
     singles = [[Layer(w, b[e]) for e, w in enumerate(p.unstack())] for p, b in zip(stacks, biases, strict=True)]
     with pytest.raises(UnsupportedError, match=r"PackedExperts take no bias \(layer experts.0.gate_proj\)"):
-        PackedExperts.from_layers(*singles, key="experts")
+        PackedExperts.from_layers(*three(singles), key="experts")
     with pytest.raises(UnsupportedError, match=r"PackedExperts take no bias \(layer experts.0.gate_proj\)"):
-        PackedExperts(*([ReplicatedLayer(*each) for each in layers] for layers in singles), key="experts")
+        PackedExperts(*three([ReplicatedLayer(*each) for each in layers] for layers in singles), key="experts")
     with pytest.raises(UnsupportedError, match=r"PackedExperts take no bias \(layer experts\)"):
         PackedExperts.from_fused(torch.zeros(2, 4, 8), torch.zeros(2, 4, 4), bias=True, key="experts")
     x, indices, weights = routed(torch.float32, HIDDEN)
@@ -306,16 +308,16 @@ def test_biases() -> None:
     terms = by_expert(inner, indices, down) * weights[..., None]
     expected = terms.sum(1) + (biases[2][indices] * weights[..., None]).sum(1)
     layers = [Layer(p, b) for p, b in zip(stacks, biases, strict=True)]
-    for experts in (FusedExperts.from_layers(*layers), FusedExperts.from_layers(*singles)):
+    for experts in (FusedExperts.from_layers(*three(layers)), FusedExperts.from_layers(*three(singles))):
         assert torch.equal(experts(x, indices, weights), expected)
-    second = FusedExperts.from_layers(*layers, one_of(2, 1))
+    second = FusedExperts.from_layers(*three(layers), one_of(2, 1))
     assert second.gate_proj.bias is not None
     assert second.down_proj.bias is not None
     assert torch.equal(second.gate_proj.bias, biases[0][:, HIDDEN // 2 :])
     assert torch.equal(second.down_proj.bias, biases[2])
     singles[2][1] = Layer(singles[2][1].weight)
     with pytest.raises(ShapeError, match=r"a bias for every expert or none, got 3 of 4 \(layer experts.down_proj\)"):
-        FusedExperts.from_layers(*singles, key="experts")
+        FusedExperts.from_layers(*three(singles), key="experts")
 
 
 def three_blocks(cls: Any, world_size: int, rank: int, on_misaligned: Any) -> Any:
@@ -324,9 +326,12 @@ def three_blocks(cls: Any, world_size: int, rank: int, on_misaligned: Any) -> An
     stacks = [stacked("q4k", shape, seed) for seed, shape in enumerate(shapes)]
     if cls is PackedExperts:
         return cls.from_layers(
-            *(each.unstack() for each in stacks), one_of(world_size, rank), on_misaligned=on_misaligned, key="experts"
+            *three(each.unstack() for each in stacks),
+            one_of(world_size, rank),
+            on_misaligned=on_misaligned,
+            key="experts",
         )
-    return cls.from_layers(*stacks, one_of(world_size, rank), on_misaligned=on_misaligned, key="experts")
+    return cls.from_layers(*three(stacks), one_of(world_size, rank), on_misaligned=on_misaligned, key="experts")
 
 
 @exact
@@ -380,8 +385,8 @@ def test_projections_that_do_not_fit_each_other() -> None:
 
 
 MAKERS: list[Callable[[list[QuantizedTensor], Comm], Any]] = [
-    lambda stacks, comm: FusedExperts.from_layers(*stacks, comm),
-    lambda stacks, comm: PackedExperts.from_layers(*(each.unstack() for each in stacks), comm),
+    lambda stacks, comm: FusedExperts.from_layers(*three(stacks), comm),
+    lambda stacks, comm: PackedExperts.from_layers(*three(each.unstack() for each in stacks), comm),
 ]
 
 
@@ -435,8 +440,8 @@ def test_what_experts_say_of_themselves() -> None:
 def test_plain_experts_are_quantised() -> None:
     """Both forms, of the engine's bytes; types that stacks cannot be are refused."""
     wholes = [plain(EXPERTS * HIDDEN, HIDDEN).view(EXPERTS, HIDDEN, HIDDEN) * (i + 1) for i in range(3)]
-    fused = FusedExperts.from_layers(*wholes).apply_isq("q4_0")
-    packed = PackedExperts.from_layers(*(list(whole) for whole in wholes)).apply_isq("q4_0")
+    fused = FusedExperts.from_layers(*three(wholes)).apply_isq("q4_0")
+    packed = PackedExperts.from_layers(*three(list(whole) for whole in wholes)).apply_isq("q4_0")
     expected = [uqff.quantize(whole, "q4_0") for whole in wholes]
     assert [p.weight for p in (fused.gate_proj, fused.up_proj, fused.down_proj)] == expected
     assert [stack([p[e].weight for e in range(EXPERTS)]) for p in (packed.gate_proj, packed.down_proj)] == [
@@ -444,12 +449,12 @@ def test_plain_experts_are_quantised() -> None:
         expected[2],
     ]
     with pytest.raises(ShapeError, match="the shape cannot be mxfp4"):
-        FusedExperts.from_layers(*wholes).apply_isq("mxfp4")
+        FusedExperts.from_layers(*three(wholes)).apply_isq("mxfp4")
 
 
 def test_experts_of_a_list_track_their_inputs() -> None:
     """Each expert sees the tokens that go to it."""
-    experts = PackedExperts.from_layers(*(each.unstack() for each in projections("q8_0")))
+    experts = PackedExperts.from_layers(*three(each.unstack() for each in projections("q8_0")))
     x, indices, weights = routed(torch.float32, HIDDEN)
     for expert in range(EXPERTS):
         experts.gate_proj[expert].begin_track_stats()
@@ -465,7 +470,10 @@ def test_gradients_of_activations() -> None:
     stacks = projections("q8_0")
     x, indices, weights = routed(torch.float32, HIDDEN)
     gradients = []
-    for experts in (FusedExperts.from_layers(*stacks), FusedExperts.from_layers(*(s.dequantize() for s in stacks))):
+    for experts in (
+        FusedExperts.from_layers(*three(stacks)),
+        FusedExperts.from_layers(*three(s.dequantize() for s in stacks)),
+    ):
         leaf = x.clone().requires_grad_()
         experts(leaf, indices, weights).square().sum().backward()
         assert leaf.grad is not None

@@ -11,12 +11,14 @@ import torch
 
 import uqff
 from tests.parallel.ranks import run_ranks
+from tests.parallel.weights import three
 from uqff import CommError, Layer
 from uqff.families import Unquant
 from uqff.parallel import ColumnParallelLayer, Comm, FusedExperts, PackedExperts, ReplicatedLayer, RowParallelLayer
 from uqff.parallel.comm import HEADER, MESSAGE
 from uqff.parallel.fallback import GatheredLayer, GatheringLayer, NarrowedLayer
 from uqff.parallel.shard import Slice
+from uqff.parallel.unloaded import Unloaded
 from uqff.parallel.vocabulary import Head
 
 F64 = torch.float64
@@ -45,7 +47,7 @@ def gradients(forward: Callable[..., torch.Tensor], *given: torch.Tensor) -> lis
     y = forward(*leaves)
     loss = (y * y * torch.arange(1, y.shape[-1] + 1)).sum()
     first = torch.autograd.grad(loss, leaves, create_graph=True)
-    second = torch.autograd.grad(sum((each * each).sum() for each in first), leaves)
+    second = torch.autograd.grad(torch.stack([(each * each).sum() for each in first]).sum(), leaves)
     made = [y.detach(), *(each.detach() for each in (*first, *second))]
     return [each for each in made if float(each.abs().max()) < EXACT]
 
@@ -75,6 +77,7 @@ def check_linear(comm: Comm) -> None:
         )
         up_bias, down_bias = integers(len(up_dense), seed=2), integers(len(down_dense), seed=3)
         up = ColumnParallelLayer.new(up_weight, up_bias, comm)
+        assert isinstance(up, ColumnParallelLayer)
         down = RowParallelLayer.new(down_weight, down_bias, comm)
         x = integers(3, up_dense.shape[1], seed=4)
         dense = gradients(lambda x, u=up_dense, d=down_dense, p=up_bias, q=down_bias: linear(linear(x, u, p), d, q), x)
@@ -84,7 +87,7 @@ def check_linear(comm: Comm) -> None:
         same(comm, gradients(Head(up), x), dense, "head")
     whole = Layer(Unquant.of(integers(8 * n, 4 * n)), integers(8 * n, seed=2))
     reference, x = ReplicatedLayer.from_layer(whole), integers(3, 4 * n, seed=4)
-    narrowed = NarrowedLayer.of(whole, Slice(0, 8 * comm.rank, 8), comm, "k")
+    narrowed = NarrowedLayer.narrowed(Unloaded.of(whole, "k"), Slice(0, 8 * comm.rank, 8), comm)
     same(comm, gradients(lambda x: comm.gather_last(narrowed(x)), x), gradients(reference, x), "narrowed")
     part = slice(4 * comm.rank, 4 * comm.rank + 4)
     for cls in (GatheringLayer, GatheredLayer, RowParallelLayer):
@@ -108,21 +111,21 @@ def check_experts(comm: Comm) -> None:
             Layer(Unquant.of(weight), bias if with_bias else None)
             for weight, bias in zip((gate, up, down), biases, strict=True)
         ]
-        alone = FusedExperts.from_layers(*layers, act=square)
+        alone = FusedExperts.from_layers(*three(layers), act=square)
         dense = gradients(lambda x, w, e=alone: e(x, indices, w), x, weights)
-        forms: list[Any] = [FusedExperts.from_layers(*layers, comm, act=square)]
+        forms: list[Any] = [FusedExperts.from_layers(*three(layers), comm, act=square)]
         if not with_bias:
             singles = [list(each) for each in (gate, up, down)]
             forms += [
-                PackedExperts.from_layers(*singles, comm, act=square),
-                FusedExperts.from_layers(*singles, comm, act=square),
+                PackedExperts.from_layers(*three(singles), comm, act=square),
+                FusedExperts.from_layers(*three(singles), comm, act=square),
             ]
         for form in forms:
             assert form.sharded
             same(comm, gradients(lambda x, w, e=form: e(x, indices, w), x, weights), dense, "experts")
             column = form.gate_proj
             y = gradients(lambda x, e=column: comm.gather_last(e(x[:, None], indices)), x)
-            whole = FusedExperts.from_layers(*layers, act=square).gate_proj
+            whole = FusedExperts.from_layers(*three(layers), act=square).gate_proj
             same(comm, y, gradients(lambda x, e=whole: e(x[:, None], indices), x), "gather_forward")
 
 

@@ -22,6 +22,7 @@ from uqff.parallel.fallback import NarrowedLayer
 from uqff.parallel.layer import DistributedKind, QuantizedLinear
 from uqff.parallel.linear import ColumnParallelLayer, DummyLayer, ReplicatedLayer, RowParallelLayer
 from uqff.parallel.shard import Shard, Slice
+from uqff.parallel.unloaded import Unloaded
 
 exact = pytest.mark.usefixtures("exact_products")
 CLASSES: list[type[QuantizedLinear]] = [ReplicatedLayer, ColumnParallelLayer, RowParallelLayer]
@@ -227,8 +228,10 @@ def test_refusals() -> None:
         RowParallelLayer.new(record, None, one_of(4, 0), key="3")
     with pytest.raises(ShardError, match=r"chunks do not make up the weight: expected 8, got 6 \(layer 3\)"):
         ColumnParallelLayer.new_merged(record, chunks=[4, 2], key="3")
+    made = ColumnParallelLayer.new_with_shard(record, None, None, Shard.offset(0, 0, 4))
+    assert isinstance(made, ColumnParallelLayer)
     with pytest.raises(ShardError, match=r"slices do not make up the weight"):
-        ColumnParallelLayer.new_with_shard(record, None, None, Shard.offset(0, 0, 4)).gather_serialize()
+        made.gather_serialize()
 
 
 def test_a_dummy_says_which_weight_is_absent() -> None:
@@ -300,10 +303,12 @@ def test_biases_of_layers_that_change_their_type() -> None:
     """Rows and columns widen a bias to float32 beside types whose readers want that; a replicated layer never does."""
     bias = torch.linspace(-600, 600, OUT).to(torch.bfloat16)
     for kind, added in (("q8_0", torch.float32), ("hqq8", torch.float32), ("fp8", torch.bfloat16)):
-        made = ColumnParallelLayer.new(plain(), bias, Comm()).apply_isq(kind)
-        assert same_bytes(made.bias, bias.to(added))  # type: ignore[union-attr]
-        replicated = ReplicatedLayer.new(plain(), bias).apply_isq(kind)
-        assert same_bytes(replicated.bias, bias)  # type: ignore[union-attr]
+        column = ColumnParallelLayer.new(plain(), bias, Comm())
+        assert isinstance(column, ColumnParallelLayer)
+        assert same_bytes(column.apply_isq(kind).bias, bias.to(added))
+        replicated = ReplicatedLayer.new(plain(), bias)
+        assert isinstance(replicated, ReplicatedLayer)
+        assert same_bytes(replicated.apply_isq(kind).bias, bias)
 
 
 def test_slices_quantised_apart_make_up_a_whole_where_blocks_do() -> None:
@@ -434,7 +439,7 @@ def test_one_way_to_say_which_slice_of_which_weight(version: tuple[int, int, int
 def test_a_narrowed_layer_stays_one() -> None:
     """A layer that holds all of a weight and gives a part of the outputs still does so in another type."""
     whole = Layer(uqff.quantize(plain(8, 64), "f8q8"))
-    layer = NarrowedLayer.of(whole, Slice(0, 4, 4), one_of(2, 1), "k")
+    layer = NarrowedLayer.narrowed(Unloaded.of(whole, "k"), Slice(0, 4, 4), one_of(2, 1))
     x = activations(torch.float32, 64)
     for changed in (layer.apply_isq("q8_0"), layer.add_delta_w(torch.zeros(8, 64))):
         assert changed(x).shape == (1, 3, 4)

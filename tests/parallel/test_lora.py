@@ -26,6 +26,7 @@ from uqff.parallel import (
 )
 from uqff.parallel.fallback import column, row
 from uqff.parallel.lora import adapted, adapted_stack
+from uqff.parallel.unloaded import Unloaded
 from uqff.simd.floats import Floats
 
 OUT, IN = 48, 96
@@ -82,7 +83,7 @@ def check_quantised(comm: Comm) -> None:
     for made in (row, column):  # 64 is not whole blocks of 32 for 3 or 4 ranks
         if made is column and 64 % comm.world_size:
             continue
-        layer = adapted(made(codes, comm, "key"), deltas)
+        layer = adapted(made(Unloaded.of(codes, "key"), comm)(), deltas)
         n = 768 // comm.world_size
         y = layer(x[:, n * comm.rank : n * (comm.rank + 1)] if made is row else x)
         m = 64 // comm.world_size
@@ -161,7 +162,8 @@ def test_unmerged_forward_is_that_of_peft() -> None:
 def test_merging_rounds_once() -> None:
     """Two deltas of a bfloat16 weight: each alone would be rounded away."""
     layer = ReplicatedLayer(torch.ones(1, 1, dtype=torch.bfloat16))
-    half = LowRank(*(Floats.of_tensor(torch.tensor([[value]])) for value in (2.0**-9, 1.5)), 1.0)
+    b, a = (Floats.of_tensor(torch.tensor([[value]])) for value in (2.0**-9, 1.5))
+    half = LowRank(b, a, 1.0)
     made = adapted(layer, [half, half])
     assert made.weight.dequantize().item() == 1 + 2.0**-7
     assert made.dtype_and_device()[0] is torch.bfloat16

@@ -327,5 +327,6 @@ def test_dtype_is_that_of_the_residual_unless_given(written: dict[str, Written])
 def test_transformers_can_drive_it(written: dict[str, Written]) -> None:
     """``generate`` of the library gives the same tokens: the model is one of its own."""
     each = written[CASES[1].name]
-    made = load_model(each.directory).generate(torch.tensor([PROMPT]), max_new_tokens=TOKENS, do_sample=False)
+    model: Any = load_model(each.directory)
+    made = model.generate(torch.tensor([PROMPT]), max_new_tokens=TOKENS, do_sample=False)
     assert made[0, len(PROMPT) :].tolist() == each.generation.ids

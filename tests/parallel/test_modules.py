@@ -101,8 +101,8 @@ def test_unquantised_experts_are_cast() -> None:
     """Stacks likewise; a quantised neighbour stays."""
     stack = plain(64, 32).view(2, 32, 32)
     experts = FusedExperts.from_layers(stack, stack, uqff.quantize(stack, "q8_0")).bfloat16()
-    assert experts.gate_proj.dtype_and_device()[0] is torch.bfloat16  # type: ignore[union-attr]
-    assert experts.down_proj.weight == uqff.quantize(stack, "q8_0")  # type: ignore[union-attr]
+    assert experts.gate_proj.dtype_and_device()[0] is torch.bfloat16
+    assert experts.down_proj.weight == uqff.quantize(stack, "q8_0")
 
 
 def on_ranks(comm: Comm, whole: bytes) -> bytes:

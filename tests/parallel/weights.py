@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import TypeVar
+
 import torch
 
 import uqff
@@ -18,6 +21,15 @@ FAMILIES = ("q4k", "hqq4", "fp8", "afq4", "f8q8", "mxfp4", "unquant")
 """One type of each."""
 
 EXPERTS, HIDDEN = 4, 64
+
+
+Projection = TypeVar("Projection")
+
+
+def three(projections: Iterable[Projection]) -> tuple[Projection, Projection, Projection]:
+    """Gate, up and down, to be given one by one."""
+    gate, up, down = projections
+    return gate, up, down
 
 
 def dimensions(world_size: int) -> tuple[int, int]:

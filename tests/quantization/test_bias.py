@@ -16,7 +16,7 @@ from tests.support.roundtrip import same_bytes
 from tools.tiny.models import TinyModel
 from uqff import DType, UnsupportedError
 from uqff.cli import main
-from uqff.families import AFQ, F8Q8, FAMILIES, FP8, GGUF, HQQ, MXFP4, Unquant
+from uqff.families import AFQ, F8Q8, FAMILIES, FP8, GGUF, HQQ, MXFP4, QuantizedTensor, Unquant
 from uqff.families.part import Part
 from uqff.inspection.compare import compare
 from uqff.inspection.verify import notes_of
@@ -52,7 +52,7 @@ def stored_bias(folder: Path) -> torch.Tensor:
 def test_every_family_says_in_what_its_biases_are() -> None:
     """For a load dtype of float16: what 0.x and 1.x readers add, and what the engine writes."""
     f32, f16 = DType.F32, DType.F16
-    table = {
+    table: dict[type[QuantizedTensor], tuple[DType, DType, DType]] = {
         GGUF: (f32, f16, f32),
         Unquant: (f16, f16, f16),
         HQQ: (f32, f32, f32),

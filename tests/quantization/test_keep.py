@@ -19,6 +19,7 @@ from tools.tiny.models import TinyModel
 from tools.tiny.quantised import METHODS, write_quantised
 from uqff import UnsupportedError
 from uqff.cli import main
+from uqff.families import Unquant
 from uqff.models.patterns import Pattern
 from uqff.quantization.recipe import parse_recipe
 
@@ -46,11 +47,13 @@ def test_what_has_a_form_is_carried_over(plain: Path, tmp_path: Path, method: st
     with uqff.open_checkpoint(source) as checkpoint, uqff.open(tmp_path / "out") as file:
         assert len(file) == 9  # 7 projections, embedding and head
         for key in file:
-            weight, bias = checkpoint[key]
+            weight, bias = checkpoint.layer(key)
             assert file[key].weight == weight
             assert (bias is None) == (file[key].bias is None)
             if bias is not None:
-                assert torch.equal(file[key].bias.float(), bias.float())
+                made = file[key].bias
+                assert made is not None
+                assert torch.equal(made.float(), bias.float())
         assert file[UP].weight.kind == EXACT[method]
         assert file["lm_head"].weight.kind == ("afq4" if method == "mlx" else "unquant")
         assert {*file.residual} == {name for name in checkpoint.tensors if "norm" in name}
@@ -79,10 +82,12 @@ def test_the_rest_becomes_the_fallback(plain: Path, tmp_path: Path) -> None:
     assert "keep as they were  2 of 9 layers: 2 unquant" in shown.stdout
     assert "fallback: keep -> q8_0, 7 layers: FP8 with several scales has no form in UQFF" in shown.stderr
     with uqff.open_checkpoint(source) as checkpoint, uqff.open(tmp_path / "out") as file:
-        numbers = checkpoint[UP].weight.dequantize()
+        numbers = checkpoint.layer(UP).weight.dequantize()
         assert not torch.equal(numbers.bfloat16().float(), numbers)
         assert file[UP].weight == uqff.quantize(numbers, "q8_0")
-        assert torch.equal(file["lm_head"].weight.weight, checkpoint.tensors["lm_head.weight"])
+        head = file["lm_head"].weight
+        assert isinstance(head, Unquant)
+        assert torch.equal(head.weight, checkpoint.tensors["lm_head.weight"])
     told = run(source, tmp_path / "out", "--isq", "keep", "--fallback", "q8_0", "--force", "--json")
     (output,) = json.loads(told.stdout)["outputs"]
     kept = {layer["module"] for layer in output["layer_details"] if layer["kept"]}
@@ -99,8 +104,10 @@ def test_quantised_anew(plain: Path, tmp_path: Path, method: str) -> None:
     with uqff.open_checkpoint(source) as checkpoint, uqff.open(tmp_path / "out") as file:
         names = [f"model.layers.0.{each}_proj" for each in ("self_attn.q", "self_attn.k", "self_attn.v")]
         for key, name in zip("123", names, strict=True):
-            assert file[key].weight == uqff.quantize(checkpoint[name].weight.dequantize(), "q4_0")
-        assert file["1"].bias.shape == (64,)
+            assert file[key].weight == uqff.quantize(checkpoint.layer(name).weight.dequantize(), "q4_0")
+        bias = file["1"].bias
+        assert bias is not None
+        assert bias.shape == (64,)
 
 
 def test_a_recipe_counts_first(plain: Path, tmp_path: Path) -> None:

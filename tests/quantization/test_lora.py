@@ -40,7 +40,7 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_merged_is_what_peft_has_merged(llama: Path, tmp_path: Path) -> None:
     """Byte for byte: every type, the residual, the configuration, the report."""
-    lora = [llama / "one", (str(llama / "two"), -0.5)]
+    lora: list[Path | tuple[str, float]] = [llama / "one", (str(llama / "two"), -0.5)]
     made = uqff.quantize_model(llama / "base", tmp_path / "ours", KINDS, lora=lora, on_fallback=lambda _: None)
     uqff.quantize_model(llama / "merged", tmp_path / "theirs", KINDS, on_fallback=lambda _: None)
     same_files(tmp_path / "ours", tmp_path / "theirs")
@@ -121,7 +121,8 @@ def test_experts_and_their_router(tmp_path: Path) -> None:
     chosen = [f"{stack}.1.up_proj", f"{stack}.0.down_proj", "model.layers.0.mlp.gate"]
     made: dict[str, Any] = {}
     for at, path in enumerate(chosen):
-        made |= factors(path, *tensors[f"{path}.weight"].shape, seed=at)
+        out, inputs = tensors[f"{path}.weight"].shape
+        made |= factors(path, out, inputs, seed=at)
     lora = write_adapter(tmp_path / "lora", made, target_modules=[path.split(".", 3)[-1] for path in chosen])
     for path in chosen:
         delta = made[f"{path}.lora_B.weight"] @ made[f"{path}.lora_A.weight"] * 2

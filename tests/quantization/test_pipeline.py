@@ -136,6 +136,7 @@ def test_the_layers_are_those_of_quantize(source: Path, tmp_path: Path) -> None:
         for layer in result.outputs[0].layers:
             weight = uqff.quantize(tensors[f"{layer.module}.weight"], "afq4")
             bias = tensors.get(f"{layer.module}.bias")
+            assert layer.index is not None
             assert bytes(file.blob(layer.index)) == serialize(weight, bias, version=version)
 
 
@@ -150,7 +151,12 @@ def test_all_types_share_one_read(source: Path, tmp_path: Path, monkeypatch: pyt
     """Each tensor is taken from the checkpoint once for weights, once per type for the (small) biases."""
     read: list[str] = []
     raw = TensorFiles.raw
-    monkeypatch.setattr(TensorFiles, "raw", lambda self, name: read.append(name) or raw(self, name))
+
+    def noted(files: TensorFiles, name: str) -> memoryview:
+        read.append(name)
+        return raw(files, name)
+
+    monkeypatch.setattr(TensorFiles, "raw", noted)
     quantize(source, tmp_path / "out", ["q8_0", "afq4", "hqq4", "q8_0"])
     weights = [name for name in read if not name.endswith("bias")]
     assert len(weights) == len(set(weights)) == len(load_file(source / "model.safetensors")) - 3
@@ -203,6 +209,7 @@ def test_the_report_measures_what_is_stored(source: Path, tmp_path: Path) -> Non
     squares = norms = 0.0
     for layer in result.outputs[0].layers:
         weight = tensors[f"{layer.module}.weight"]
+        assert layer.index is not None
         error = file[layer.index].weight.dequantize() - weight
         assert layer.distance.largest == error.abs().max().item()
         assert layer.distance.rms == pytest.approx(error.double().pow(2).mean().sqrt().item(), rel=1e-6)
@@ -270,6 +277,7 @@ def test_auto_loses_nothing(source: Path, tmp_path: Path, dtypes: tuple[torch.dt
     assert result.dtype == auto
     stored = uqff.open(tmp_path / "out")
     for layer in result.outputs[0].layers:
+        assert layer.index is not None
         assert torch.equal(stored[layer.index].weight.dequantize(), tensors[f"{layer.module}.weight"].float())
     assert {str(tensor.dtype) for tensor in stored.residual.values()} == {
         {"F32": "torch.float32", "F16": "torch.float16", "BF16": "torch.bfloat16"}[auto]

@@ -11,16 +11,16 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-import uqff.quantization.notes
-import uqff.quantization.run
 from tests.support.golden_models import TinyModel
 from tools.golden.v1 import TinyMixtral
 from uqff.cli import main
+from uqff.container.queue import WriteQueue
 from uqff.container.staging import Journal
 from uqff.errors import FormatError, UnsupportedError
 from uqff.progress import Step
 from uqff.quantization.result import Result, result_document
 from uqff.quantization.run import quantize_model
+from uqff.quantization.types import encode
 
 KINDS = ["q8_0", "afq4"]
 LEFT = ".out.resume"
@@ -43,14 +43,14 @@ def source(tmp_path: Path) -> Path:
 @pytest.fixture(autouse=True)
 def made(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Every layer is noted at once; gives the types of the layers that were quantised, in order."""
-    encode, kinds = uqff.quantization.run.encode, []
+    kinds: list[str] = []
 
     def listed(loaded: Any, kind: str, **options: Any) -> Any:
         kinds.append(kind)
         return encode(loaded, kind, **options)
 
-    monkeypatch.setattr(uqff.quantization.notes, "NOTED_EVERY", 0.0)
-    monkeypatch.setattr(uqff.quantization.run, "encode", listed)
+    monkeypatch.setattr("uqff.quantization.notes.NOTED_EVERY", 0.0)
+    monkeypatch.setattr("uqff.quantization.run.encode", listed)
     return kinds
 
 
@@ -68,9 +68,14 @@ def interrupted(source: Path, out: Path, layers_done: int, **options: Any) -> No
 
     noted: list[int] = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Journal, "commit", lambda self, files, done: (commit(self, files, done), noted.append(len(done))))
+
+        def committed(journal: Journal, files: Any, done: Any) -> None:
+            commit(journal, files, done)
+            noted.append(len(done))
+
+        patch.setattr(Journal, "commit", committed)
         # Whoever asks for less memory waits until the writer has done all that it has.
-        patch.setattr(uqff.quantization.run.WriteQueue, "wait_below", lambda self, nbytes: self.join())
+        patch.setattr(WriteQueue, "wait_below", lambda self, nbytes: self.join())
         with pytest.raises(KeyboardInterrupt):
             quantize_model(source, out, KINDS, progress=stop, resume=True, **options)
     assert noted[-1] == layers_done
@@ -128,7 +133,7 @@ def test_stacked_experts(tmp_path: Path, made: list[str]) -> None:
             raise KeyboardInterrupt
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(uqff.quantization.run.WriteQueue, "wait_below", lambda self, nbytes: self.join())
+        patch.setattr(WriteQueue, "wait_below", lambda self, nbytes: self.join())
         with pytest.raises(KeyboardInterrupt):
             quantize_model(tmp_path / "source", tmp_path / "out", KINDS, resume=True, progress=stop, **quiet)
     before = experts[-1].done

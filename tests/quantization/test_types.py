@@ -20,6 +20,7 @@ from uqff import FormatError, ShapeError, UnsupportedError
 from uqff.codec.blob import blob_size
 from uqff.container.mapped import MappedFile, TensorMap
 from uqff.families import AFQ, F8Q8, FP8, GGUF, HQQ, MXFP4, Unquant, families
+from uqff.families.encoding import Engine
 from uqff.quantization.bias import cast_bias
 from uqff.quantization.types import KINDS, Fallback, automatic_kinds, kind_name, meta_weight, plan, widened
 
@@ -81,7 +82,7 @@ def test_a_stack_that_cannot_be_is_told_from_a_row_that_does_not_fit() -> None:
 
 @pytest.mark.parametrize("engine", ["0.6", "0.8", "0.9"])
 @pytest.mark.parametrize("kind", K_TO_LEGACY)
-def test_k_types_fall_back_to_legacy_types(kind: str, engine: uqff.quantization.types.Engine) -> None:
+def test_k_types_fall_back_to_legacy_types(kind: str, engine: Engine) -> None:
     """Whole blocks of 32 that are not whole super-blocks: the same in all generations."""
     assert plan(kind, (4, 256), engine=engine) == kind
     assert plan(kind, (4, 96), engine=engine) == K_TO_LEGACY[kind]

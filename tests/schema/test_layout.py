@@ -80,7 +80,8 @@ def test_trace_places_every_byte() -> None:
 def test_truncation_names_the_field_that_is_cut(end: int) -> None:
     """With and without a trace alike."""
     messages = set()
-    for trace in (None, []):
+    traces: tuple[list[Any] | None, ...] = (None, [])
+    for trace in traces:
         with pytest.raises(FormatError, match="truncated") as caught:
             OUTER.read(BYTES[:end], trace=trace)
         messages.add((caught.value.field, caught.value.offset, str(caught.value)))
@@ -105,7 +106,8 @@ def test_truncation_names_the_field_that_is_cut(end: int) -> None:
 )
 def test_broken_bytes(data: bytes, problem: str, field: str | None, offset: int) -> None:
     """The rule, the field that breaks it and where that field lies, even if a later one noticed."""
-    for trace in (None, []):
+    traces: tuple[list[Any] | None, ...] = (None, [])
+    for trace in traces:
         with pytest.raises(FormatError) as caught:
             OUTER.read(data, trace=trace)
         assert (caught.value.problem, caught.value.field, caught.value.offset) == (problem, field, offset)

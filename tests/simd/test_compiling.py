@@ -14,6 +14,7 @@ from typing import Any
 import numba
 import numpy as np
 import pytest
+from numba.core.registry import cpu_target
 
 from uqff.simd import compiling, finite
 from uqff.simd.scratch import scratch, scratch_rows
@@ -105,7 +106,8 @@ def test_scratch_is_an_array() -> None:
 
 def test_kernels_carry_the_stamp() -> None:
     """The attribute of numba that takes it is not public: this fails when it moves."""
-    assert finite.peak_magnitudes._cache._cache_file._source_stamp == compiling.stamp()
+    kernel: Any = finite.peak_magnitudes
+    assert kernel._cache._cache_file._source_stamp == compiling.stamp()
     assert len(compiling.stamp()) == 64
 
 
@@ -174,7 +176,7 @@ def test_widest_vectors_are_for_cpus_that_keep_their_clock(
         def magic_tuple(self) -> tuple[str, str, str]:
             return "x86_64", "cpu", features
 
-    monkeypatch.setattr(compiling.cpu_target.target_context, "codegen", Codegen)
+    monkeypatch.setattr(cpu_target.target_context, "codegen", Codegen)
     assert compiling._widest_vectors_pay.__wrapped__() is pays
 
 

@@ -14,11 +14,14 @@ import numba
 import numpy as np
 import pytest
 import torch
+from llvmlite import binding
+from numba.core.registry import cpu_target
 
 from uqff.numerics.packing import e4m3_to_float32
 from uqff.simd import cpu, load_store, vectors
 from uqff.simd import output as numerics
-from uqff.simd.output import BF16, F16, F32, LANES, NORMAL_BF16
+from uqff.simd.output import BF16, F16, F32, NORMAL_BF16
+from uqff.simd.vectors import LANES
 
 LOW_HALVES = np.array([0x0000, 0x0001, 0x7FFF, 0x8000, 0x8001, 0xFFFF], np.uint32)
 ROUNDING = (np.arange(65536, dtype=np.uint32)[:, None] << 16 | LOW_HALVES).reshape(-1)
@@ -28,7 +31,7 @@ SUBNORMAL = ((ROUNDING & 0x7FFFFFFF) < 0x00800000) & ((ROUNDING & 0x7FFFFFFF) > 
 
 
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    return numba.njit(error_model="numpy")(function)  # type: ignore[no-any-return]
+    return numba.njit(error_model="numpy")(function)
 
 
 _unfold, _zero_or_from = numerics.unfold, numerics.zero_or_from
@@ -95,8 +98,8 @@ def test_what_a_cpu_can_is_read_off_its_features(
         def magic_tuple(self) -> tuple[str, str, str]:
             return triple, "cpu", features
 
-    monkeypatch.setattr(cpu.cpu_target.target_context, "codegen", Codegen)
-    monkeypatch.setattr(cpu.binding, "llvm_version_info", llvm)
+    monkeypatch.setattr(cpu_target.target_context, "codegen", Codegen)
+    monkeypatch.setattr(binding, "llvm_version_info", llvm)
     assert cpu.abilities() == has
 
 

@@ -65,9 +65,10 @@ def test_entries(name: str) -> None:
             for suffix, place in places.items():
                 entry = described[f"{layer['key']}.{suffix}"]
                 owned[entry["name"]] = entry
-                assert place == (model.paths[entry["file"]], entry["offset"], entry["size"])
+                start, size = entry["offset"], entry["size"]
+                assert place == (model.paths[entry["file"]], start, size)
                 assert (entries[suffix].dtype, list(entries[suffix].shape)) == (entry["dtype"], entry["shape"])
-                assert bytes(entries[suffix].data) == shards[entry["file"]][place.offset :][: place.nbytes]
+                assert bytes(entries[suffix].data) == shards[entry["file"]][start : start + size]
         assert {*owned, *vector["extra"]} == {key for key in described if not key.startswith("uqff.version.")}
 
 
@@ -76,7 +77,7 @@ def test_numbers(name: str) -> None:
     """The numbers and shapes that the fields of a layer have are those of the description."""
     vector = GOOD[name]
     with opened(vector) as model:
-        values = {}
+        values: dict[str, Any] = {}
         for key in model:
             trace: list[Any] = []
             model.fields(key, trace=trace)

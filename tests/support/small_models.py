@@ -82,7 +82,7 @@ def random_record(kind: str, shape: tuple[int, ...], seed: int) -> QuantizedTens
         .reshape(part.shape)
         for name, part in record.parts.items()
     }
-    return dataclasses.replace(record, **parts)
+    return record.replaced(**parts)
 
 
 @dataclasses.dataclass(frozen=True)

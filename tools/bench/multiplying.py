@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 
 import uqff
@@ -28,8 +30,8 @@ def measure() -> list[dict[str, object]]:
             with torch.inference_mode():
                 seconds = interleaved(
                     {
-                        "layer": lambda layer=layer, x=x: layer(x),
-                        "plain": lambda plain=plain, x=x: torch.nn.functional.linear(x, plain),
+                        "layer": partial(layer, x),
+                        "plain": partial(torch.nn.functional.linear, x, plain),
                     },
                     ROUNDS,
                 )

@@ -98,9 +98,9 @@ def dequantisers(record: QuantizedTensor) -> dict[str, Task]:
         import mlx.core as mx
 
         shape = (record.shape[0], -1)
-        parts = [mx.array(record.w_q.view(torch.uint32).view(shape).numpy())]
-        parts += [mx.array(part.float().numpy()) for part in (record.scales, record.biases)]
-        tasks["MLX"] = lambda: mx.eval(mx.dequantize(*parts, record.group_size, record.bits))
+        codes = mx.array(record.w_q.view(torch.uint32).view(shape).numpy())
+        scales, biases = (mx.array(part.float().numpy()) for part in (record.scales, record.biases))
+        tasks["MLX"] = lambda: mx.eval(mx.dequantize(codes, scales, biases, record.group_size, record.bits))
     if isinstance(record, HQQ) and record.axis == 0 and _has("hqq"):
         from hqq.core.quantize import Quantizer
 

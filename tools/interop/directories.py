@@ -61,7 +61,7 @@ def _architecture(name: str, kinds: tuple[str, ...], *, joined: bool = False) ->
     return DirectoryCase(f"{name}, joined" if joined else name, name, "F32", kinds, write)
 
 
-def _mixtral(name: str, dtype: str, **sizes: int) -> DirectoryCase:
+def _mixtral(name: str, dtype: str, **sizes: Any) -> DirectoryCase:
     return DirectoryCase(name, "mixtral", dtype, KINDS, TinyMixtral(**sizes).write)
 
 
@@ -102,8 +102,8 @@ patterns of a topology call experts.
 
 def read_directory(folder: Path, layers: str) -> Directory:
     """What is in a folder; `layers` is the name of the `.uqff` file."""
-    files = ((folder / name).read_bytes() for name in (layers, RESIDUAL))
-    return Directory(*files, json.loads((folder / REPORT).read_bytes()))
+    rows, residual = ((folder / name).read_bytes() for name in (layers, RESIDUAL))
+    return Directory(rows, residual, json.loads((folder / REPORT).read_bytes()))
 
 
 class DirectoryDifference(NamedTuple):

@@ -26,7 +26,15 @@ from tools.interop.cases import CASES as ALL_CASES
 from tools.interop.cases import Case
 from tools.interop.client import Client, ClientError, NotOnThisCPU
 from tools.interop.directories import CASES as DIRECTORY_CASES
-from tools.interop.directories import REPORT, VERSION, Directory, compare_directories, make, read_directory
+from tools.interop.directories import (
+    REPORT,
+    VERSION,
+    Directory,
+    DirectoryCase,
+    compare_directories,
+    make,
+    read_directory,
+)
 from tools.interop.stored_parts import Part, blob_part, compare, entries, read_parts, version_entries
 from tools.interop.wheel_q3k import quantize_q3k
 from tools.tiny.models import TinyModel
@@ -320,12 +328,12 @@ def check_directory(job: Job, written: Written) -> Row:
 def all_jobs(versions: Iterable[str], cases: tuple[Case, ...], kinds: tuple[str, ...], folder: Path) -> list[Job]:
     """What the clients have to write; the checkpoints are put into `folder`."""
     jobs: list[Job] = []
-    wanted = [*cases, *(DIRECTORY_CASES if cases == ALL_CASES else ())]
+    wanted: list[Case | DirectoryCase] = [*cases, *(DIRECTORY_CASES if cases == ALL_CASES else ())]
     for index, case in enumerate(wanted):
         checkpoint = folder / str(index)
         if isinstance(case, Case):
             case.model.write(checkpoint)
-            about = (case.name, case.model.architecture, case.dtype)
+            about: tuple[str, str, str] = (case.name, case.model.architecture, case.dtype)
             pairs = [(version, kind) for version in versions for kind in GENERATIONS[version].kinds]
             jobs += [Job(version, *about, kind, checkpoint, case) for version, kind in pairs]
         elif VERSION in versions:

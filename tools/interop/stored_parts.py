@@ -208,5 +208,5 @@ def version_entries() -> dict[str, Part]:
 
 def read_parts(file: Path) -> dict[str, Part]:
     """Every tensor of a safetensors file, read by the `safetensors` package: blobs by index, or 1.x entries."""
-    stored: list[tuple[str, dict[str, Any]]] = safetensors.deserialize(file.read_bytes())  # type: ignore[no-untyped-call]
+    stored: list[tuple[str, dict[str, Any]]] = safetensors.deserialize(file.read_bytes())
     return {name: Part(entry["dtype"], tuple(entry["shape"]), bytes(entry["data"])) for name, entry in stored}

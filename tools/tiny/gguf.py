@@ -50,7 +50,9 @@ def interleaved(rows: np.ndarray[Any, Any], heads: int) -> np.ndarray[Any, Any]:
     return rows[order]
 
 
-def stored(name: str, values: np.ndarray[Any, Any], kinds: Mapping[str, str], default: str) -> tuple[Any, int]:
+def stored(
+    name: str, values: np.ndarray[Any, Any], kinds: Mapping[str, str], default: str
+) -> tuple[Any, gguf.GGMLQuantizationType]:
     """A tensor as it is stored: its bytes (rows of blocks) or numbers, and its ggml type."""
     if values.ndim == 1:
         return values, gguf.GGMLQuantizationType.F32

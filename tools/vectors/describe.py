@@ -15,6 +15,7 @@ from tools.vectors import oracle
 from tools.vectors.good import Vector
 from uqff.codec import blob as uqff_blob
 from uqff.codes import DType, Family
+from uqff.families import family_of
 from uqff.families.gguf.blocks import BlockType
 
 ALL_VALUES = 512
@@ -39,7 +40,7 @@ def describe(vector: Vector) -> dict[str, Any]:
     return {
         "name": vector.name,
         "note": vector.note,
-        "family": Family(decoded.family).title,
+        "family": family_of(decoded.family).family.title,
         "kind": decoded.kind,
         "version": decoded.version,
         "shape": list(decoded.shape),

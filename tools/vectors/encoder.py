@@ -19,6 +19,7 @@ from tools.vectors.wire import GGML, Blob, Shape, tensor
 
 F32 = np.float32
 Numbers = Sequence[np.float32]
+BlockEncoders = dict[str, Callable[[Numbers], bytes]]
 
 
 @cache
@@ -351,9 +352,16 @@ def q8k(x: Numbers, code: int = -127) -> bytes:
     return struct.pack("<f256b16h", F32(1) / i, *q, *(sum(part) for part in _cut(q, 16)))  # type: ignore[arg-type]
 
 
-_LEGACY = {"q4_0": q4_0, "q4_1": q4_1, "q5_0": q5_0, "q5_1": q5_1, "q8_0": q8_0, "q8_1": q8_1}
-_K = {"q2k": q2k, "q3k": q3k, "q4k": q4k, "q5k": q5k, "q6k": q6k, "q8k": q8k}
-BLOCKS: dict[str, Callable[[Numbers], bytes]] = _LEGACY | _K
+_LEGACY: BlockEncoders = {
+    "q4_0": q4_0,
+    "q4_1": q4_1,
+    "q5_0": q5_0,
+    "q5_1": q5_1,
+    "q8_0": q8_0,
+    "q8_1": q8_1,
+}
+_K: BlockEncoders = {"q2k": q2k, "q3k": q3k, "q4k": q4k, "q5k": q5k, "q6k": q6k, "q8k": q8k}
+BLOCKS = _LEGACY | _K
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Other families

@@ -55,7 +55,7 @@ def weights() -> bytes:
     def plain() -> list[float]:
         return chance.uniform(-0.1, 0.1, COLUMNS)
 
-    exponents = [byte % 24 - 12 for byte in chance.bytes(COLUMNS)]
+    exponents = [byte % 24 - 12 for byte in chance.take(COLUMNS)]
     rows: list[list[float]] = [
         plain(),
         [0.0] * COLUMNS,

@@ -69,7 +69,7 @@ def bias_of(chance: Chance, dtype: str, *shape: int) -> Tensor:
 
 
 def _e4m3_codes(chance: Chance, count: int) -> bytes:
-    return bytes(code - 1 if code & 0x7F == 0x7F else code for code in chance.bytes(count))
+    return bytes(code - 1 if code & 0x7F == 0x7F else code for code in chance.take(count))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -101,7 +101,7 @@ def ggml_blocks(chance: Chance, kind: str, count: int, *, edge: bool = False) ->
         return b"".join(EDGES[dtype][i % 5] for i in range(count)) if edge else chance.numbers(dtype, count)
     blocks = []
     for at in range(count):
-        block = bytearray(chance.bytes(type_size))
+        block = bytearray(chance.take(type_size))
         for place, (start, size) in enumerate(_FLOATS[kind].values()):
             dtype = "F16" if size == 2 else "F32"
             number = EDGES[dtype][(at + 2 * place) % 5] if edge else chance.scales(dtype, 1)
@@ -261,7 +261,7 @@ def hqq_parts(chance: Chance, case: _Hqq) -> tuple[Tensor, Tensor, Tensor]:
     rows, columns = (case.group_size, groups) if case.axis == 0 else (groups, case.group_size)
     height = -(-rows // CODES_PER_WORD[case.bits])
     if case.bits == 3:
-        codes = [byte & 7 for byte in chance.bytes(rows * columns)] + [0] * (10 * height - rows) * columns
+        codes = [byte & 7 for byte in chance.take(rows * columns)] + [0] * (10 * height - rows) * columns
         words = []
         for place in range(height * columns):
             word = 0
@@ -270,7 +270,7 @@ def hqq_parts(chance: Chance, case: _Hqq) -> tuple[Tensor, Tensor, Tensor]:
             words.append(word)
         w_q = tensor("I32", height, columns, data=struct.pack(f"<{len(words)}i", *words))
     else:
-        w_q = tensor("U8", height, columns, data=chance.bytes(height * columns))
+        w_q = tensor("U8", height, columns, data=chance.take(height * columns))
     shape = (1, groups) if case.axis == 0 else (groups, 1)
     if case.edge:
         edges = EDGES[case.dtype]
@@ -312,7 +312,7 @@ def afq_parts(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Random codes, scales and biases."""
     *outer, columns = shape
-    w_q = tensor("U32", *outer, columns * bits // 32, data=chance.bytes(math.prod(shape) * bits // 8))
+    w_q = tensor("U32", *outer, columns * bits // 32, data=chance.take(math.prod(shape) * bits // 8))
     count = math.prod(shape) // group_size
     if edge:
         edges = EDGES[dtype]
@@ -352,8 +352,8 @@ def _afq() -> Iterator[tuple[str, Blob, str]]:
 def f8q8_blocks(chance: Chance, numel: int, scales: bytes = b"") -> bytes:
     """Blocks with random codes; the padding behind the last weight is 0."""
     count = -(-numel // 32)
-    codes = chance.bytes(numel) + bytes(32 * count - numel)
-    scales = scales or bytes(0x20 + byte % 0x40 for byte in chance.bytes(count))
+    codes = chance.take(numel) + bytes(32 * count - numel)
+    scales = scales or bytes(0x20 + byte % 0x40 for byte in chance.take(count))
     return b"".join(u8(scales[i]) + codes[32 * i : 32 * i + 32] for i in range(count))
 
 
@@ -373,9 +373,9 @@ def _f8q8() -> Iterator[tuple[str, Blob, str]]:
 def mxfp4_parts(chance: Chance, shape: Shape, scales: bytes = b"") -> tuple[Tensor, Tensor]:
     """Random nibbles and exponents around 2**-6."""
     *outer, columns = shape
-    blocks = tensor("U8", *outer, columns // 2, data=chance.bytes(math.prod(shape) // 2))
+    blocks = tensor("U8", *outer, columns // 2, data=chance.take(math.prod(shape) // 2))
     count = math.prod(shape) // 32
-    scales = scales or bytes(118 + byte % 6 for byte in chance.bytes(count))
+    scales = scales or bytes(118 + byte % 6 for byte in chance.take(count))
     return blocks, tensor("U8", *outer, columns // 32, data=scales)
 
 

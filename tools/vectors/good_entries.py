@@ -252,7 +252,8 @@ def describe(model: Model) -> dict[str, Any]:
         AssertionError: uqff and the second implementation disagree.
     """
     tensors: Entries = {}
-    entries, metadata = [], {}
+    entries: list[Any] = []
+    metadata: dict[str, str] = {}
     for at, data in enumerate(model.files.values()):
         found, texts = read_file(data)
         metadata |= texts or {}

@@ -261,7 +261,7 @@ class Chance:
         self._stream = hashlib.shake_256(name.encode()).digest(1 << 17)
         self._at = 0
 
-    def bytes(self, count: int) -> bytes:
+    def take(self, count: int) -> bytes:
         """The next bytes."""
         chunk = self._stream[self._at : self._at + count]
         if len(chunk) != count:
@@ -271,7 +271,7 @@ class Chance:
 
     def uniform(self, low: float, high: float, count: int) -> list[float]:
         """Numbers in ``[low, high)``, in steps of a 65536th."""
-        return [low + (high - low) * n / 65536 for n in struct.unpack(f"<{count}H", self.bytes(2 * count))]
+        return [low + (high - low) * n / 65536 for n in struct.unpack(f"<{count}H", self.take(2 * count))]
 
     def scales(self, dtype: str, count: int) -> bytes:
         """Scales as weights of real models have them."""

@@ -73,7 +73,8 @@ def test_random_codes_against_mlx(bits: int, group_size: int, shape: tuple[int, 
 @pytest.mark.parametrize("dtype", [DType.F16, DType.BF16])
 def test_narrow_scales_are_widened_first(dtype: DType) -> None:
     """All arithmetic is float32, whatever the scales are stored in."""
-    weight = AFQ(random_bytes(1, (4, 32)), *(torch.randn(4, 2).to(dtype.torch) for _ in range(2)), 4, 32)
+    scales, biases = (torch.randn(4, 2).to(dtype.torch) for _ in range(2))
+    weight = AFQ(random_bytes(1, (4, 32)), scales, biases, 4, 32)
     wide = AFQ(weight.w_q, weight.scales.float(), weight.biases.float(), 4, 32)
     assert torch.equal(weight.dequantize(), wide.dequantize())
 

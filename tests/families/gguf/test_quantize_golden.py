@@ -15,6 +15,7 @@ from safetensors import safe_open
 
 from tools.tiny.models import TinyModel, round_to
 from uqff.families.gguf import reference_quantize as quantize
+from uqff.families.gguf.search import largest_magnitude, search_q3_scale
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -83,9 +84,6 @@ def largest_without_a_negative_first(values: npt.NDArray[np.float32]) -> npt.NDA
     return largest_magnitude(values)
 
 
-largest_magnitude = quantize.largest_magnitude
-
-
 @pytest.mark.parametrize(("directory", "file"), FILES)
 def test_the_reference_writes_the_clients_bytes(directory: str, file: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every block of every ggml layer; Q3K with the wheel's way to choose the super-scale."""
@@ -114,7 +112,7 @@ def test_q3k_differs_from_the_060_wheel_only_where_the_wheel_skips_sub_block_0()
                 continue
             different = (quantize.quantize_q3k(x) != expected).any(axis=1)
             with np.errstate(all="ignore"):
-                scales = quantize.search_q3_scale(np.ascontiguousarray(x.reshape(-1, 16).T)).reshape(-1, 16)
+                scales = search_q3_scale(np.ascontiguousarray(x.reshape(-1, 16).T)).reshape(-1, 16)
             first = scales[:, 0]
             decides = (first < 0) & (np.abs(first) == np.abs(scales).max(axis=1))
             assert not (different & ~decides).any()

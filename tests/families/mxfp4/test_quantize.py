@@ -38,7 +38,7 @@ def test_by_hand() -> None:
     ],
 )
 def test_scale(absmax: float, byte: int) -> None:
-    assert scale_bytes(np.float32([absmax])).tolist() == [byte]
+    assert scale_bytes(np.array([absmax], np.float32)).tolist() == [byte]
 
 
 def test_what_is_above_six_is_clipped() -> None:
@@ -69,7 +69,7 @@ def test_logarithm_rounds_up_just_below_powers_of_two(k: int, count: int) -> Non
     below = (power.view(np.int32) - np.arange(100, 0, -1, dtype=np.int32)).view(np.float32)
     assert (floor_log2(below) == k).sum() == count
     assert (np.diff(floor_log2(below)) >= 0).all()
-    assert floor_log2(np.float32([power])).tolist() == [k]
+    assert floor_log2(np.array([power], np.float32)).tolist() == [k]
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="asks glibc's log2f")
