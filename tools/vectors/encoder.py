@@ -352,16 +352,8 @@ def q8k(x: Numbers, code: int = -127) -> bytes:
     return struct.pack("<f256b16h", F32(1) / i, *q, *(sum(part) for part in _cut(q, 16)))  # type: ignore[arg-type]
 
 
-_LEGACY: BlockEncoders = {
-    "q4_0": q4_0,
-    "q4_1": q4_1,
-    "q5_0": q5_0,
-    "q5_1": q5_1,
-    "q8_0": q8_0,
-    "q8_1": q8_1,
-}
-_K: BlockEncoders = {"q2k": q2k, "q3k": q3k, "q4k": q4k, "q5k": q5k, "q6k": q6k, "q8k": q8k}
-BLOCKS = _LEGACY | _K
+BLOCKS: BlockEncoders = {"q4_0": q4_0, "q4_1": q4_1, "q5_0": q5_0, "q5_1": q5_1, "q8_0": q8_0, "q8_1": q8_1}
+BLOCKS |= {"q2k": q2k, "q3k": q3k, "q4k": q4k, "q5k": q5k, "q6k": q6k, "q8k": q8k}
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Other families
