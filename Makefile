@@ -25,7 +25,7 @@ help:
 	@echo "make test-oldest, make test-newest"
 	@echo "              the test suite with the oldest and newest of every dependency    (TORCH=2.13.0, TESTS='-n 2 tests/cli')"
 	@echo "make docs     the documentation site, in build/docs"
-	@echo "make lint     ruff, mypy, lengths of files, imports between modules, generated files up to date"
+	@echo "make lint     ruff, mypy of package, tools and tests, lengths of files, imports between modules, generated files up to date"
 	@echo "make bench    speed, side by side with other tools"
 	@echo "make interop  the real client reads what we write, and the other way round"
 	@echo "make golden   regenerate tests/golden with the client that make interop installed"

@@ -51,15 +51,6 @@ __all__ = [
 
 REPORT_NAME = "uqff_report.json"
 SCHEMA = 1
-SKIPPED = {"f32": "tensor is not quantizable", "unquant": "last dim is not divisible by group size 64"}
-"""The engine's reasons for a layer that is stored plain, by stored type: a Q type that fits no row, or an AFQ type.
-
-Authority: mistral.rs v0.9.2, ``mistralrs-quant/src/utils/isq.rs`` (``generate_isq``) and
-``mistralrs-quant/src/unquantized/mod.rs`` (``apply_isq``).
-"""
-
-PLAIN_KINDS = ("unquant", "f32", "f16", "bf16")
-"""Stored types that count as a fallback where another was asked for; from one Q type to another does not."""
 
 
 @dataclass(frozen=True)
@@ -385,9 +376,10 @@ def build_output(
         shape = fields["shape"] if "weight.shape" in entries else entries["weight"].shape
         told = (targets or {}).get(key)
         target = told or quant
-        layer = LayerEntry(key, record.parse(fields).kind, tuple(shape), quant, told)
+        weight = record.parse(fields)
+        layer = LayerEntry(key, weight.kind, tuple(shape), quant, told)
         layers.append(layer)
-        if layer.stored in PLAIN_KINDS and layer.stored != target:
+        if weight.plain is not None and layer.stored != target:  # from one Q type to another is no fallback
             fallbacks.append(ReportedFallback(key, target, layer.stored, layer.shape, (reasons or {}).get(key)))
     counts = Counter(layer.stored for layer in layers)
     shards = tuple(path.name for path in file.paths)

@@ -25,6 +25,7 @@ __all__ = [
     "GGUF",
     "HQQ",
     "MXFP4",
+    "PLAIN_KIND",
     "Family",
     "QuantizedTensor",
     "Unquant",
@@ -37,6 +38,9 @@ __all__ = [
 
 FAMILIES: tuple[type[QuantizedTensor], ...] = (GGUF, Unquant, HQQ, FP8, AFQ, F8Q8, MXFP4)
 """The record of each family, in the order of their type bytes."""
+
+PLAIN_KIND: str = Unquant.OTHER_KINDS[0]
+"""The type of weights that are not quantised, as it can be asked for."""
 
 _EXTRA: list[type[QuantizedTensor]] = []
 

@@ -7,6 +7,7 @@ Authority: mistral.rs v0.8.0, ``mistralrs-quant/src/<family>/mod.rs`` (``name``,
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, ClassVar
 
 from uqff.codes import DType
@@ -26,6 +27,15 @@ class LayerRules(ABC):
     """What the engine calls a layer of the family."""
     NOT_LOADED: ClassVar[tuple[str, ...]] = ()
     """Types that the engine writes and, in all its generations, does not load."""
+    MANUAL_MAPPING: ClassVar[tuple[str, ...]] = ()
+    """Types whose blobs load with manual device mapping only."""
+    SKIPPED: ClassVar[Mapping[str, str]] = {}
+    """What the engine's report says of layers that are plain because the type asked for does not fit them: by the type
+    that they are stored as.
+
+    Authority: mistral.rs v0.9.2, ``mistralrs-quant/src/utils/isq.rs`` (``generate_isq``) and
+    ``mistralrs-quant/src/unquantized/mod.rs`` (``apply_isq``).
+    """
     STACKS_LOAD: ClassVar[bool] = True
     """Whether any release that reads 1.x loads weights of three dimensions."""
     STACKS_RUN_ON_CPU: ClassVar[bool] = True

@@ -84,8 +84,8 @@ class EngineRule:
     seen: str
 
 
-def _types(*kinds: str) -> Callable[[Layer, int], Match | None]:
-    return lambda layer, major: Match(f"{layer.weight.kind} layers") if layer.weight.kind in kinds else None
+def _manually_mapped_type(layer: Layer, major: int) -> Match | None:
+    return Match(f"{layer.weight.kind} layers") if layer.weight.kind in layer.weight.MANUAL_MAPPING else None
 
 
 def _stack(layer: Layer) -> Match | None:
@@ -158,7 +158,7 @@ RULES: Final = (
     EngineRule(
         "plain-blocks",
         (0,),
-        _types("f32", "f16", "bf16"),
+        _manually_mapped_type,
         "they load with manual device mapping only",
         "0.6.0: 'Expected valid GGML ISQ type' [C]",
     ),

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from uqff.errors import FormatError, ShardError, UnsupportedError
+from uqff.families import PLAIN_KIND
 from uqff.models.layouts import half_split_order
 from uqff.parallel import fallback, transformers_model
 from uqff.parallel.experts import FusedExperts, PackedExperts
@@ -81,7 +82,7 @@ class Filling:
         if self.isq is None:
             return source, False
         sensitive = source.path in (EMBEDDING, HEAD)
-        if self.isq.kind_of(source.path, sensitive=sensitive) in (None, "unquant"):
+        if self.isq.kind_of(source.path, sensitive=sensitive) in (None, PLAIN_KIND):
             return source, False
         asked = self.isq.device_of(source.path)
         if asked not in (None, self.device, torch.device(self.device.type)):

@@ -17,7 +17,7 @@ from typing import Final, TypeAlias
 from uqff.codec.layer import Layer
 from uqff.codes import DType, Version
 from uqff.errors import ShapeError, located
-from uqff.families import QuantizedTensor, Unquant, stack
+from uqff.families import PLAIN_KIND, QuantizedTensor, Unquant, stack
 from uqff.families.loaded import Loaded
 from uqff.families.part import Part, stacked
 from uqff.parallel.shard import Slice
@@ -216,7 +216,7 @@ def quantised(
     Raises:
         UqffError: the engine fails on that shape, or there is no such type.
     """
-    if kind == "unquant":
+    if kind == PLAIN_KIND:
         return source
     before = source.meta.weight
     dtype = before.load_dtype if before.load_dtype in _FLOATS else DType.F32
@@ -224,7 +224,7 @@ def quantised(
         stored, reason = resolve(kind, before.shape, engine)
     if stored != kind and on_fallback is not None:
         on_fallback(Fallback(source.key, kind, stored, before.shape, reason))
-    if stored == "unquant":
+    if stored == PLAIN_KIND:
         return source.changed(lambda layer, _: _rounded(layer, dtype)) if source.computed else source
     whole = planned(stored, before.shape, dtype)
     bias = source.meta.bias_part

@@ -15,7 +15,7 @@ from uqff.codec.layer import Layer
 from uqff.codes import DType, Version
 from uqff.container.plan import layer_size
 from uqff.errors import UnsupportedError, UqffError
-from uqff.families import stack
+from uqff.families import PLAIN_KIND, stack
 from uqff.families.base import QuantizedTensor
 from uqff.quantization.plan import Goal, PlannedLayer, plan_layer, planned_bias
 from uqff.quantization.types import KEEP, Engine
@@ -49,7 +49,7 @@ def plan_kept(
     if not any(source.tensor in checkpoint.computed for source in goal.sources):
         rules: dict[str, Any] = {"version": version, "dtype": dtype, "engine_biases": engine_biases}
         try:
-            plain = plan_layer(checkpoint, goal, "unquant", None, engine=engine, **rules)
+            plain = plan_layer(checkpoint, goal, PLAIN_KIND, None, engine=engine, **rules)
         except UqffError as error:
             return error.problem
         return replace(plain, requested=KEEP, promoted=False, kept=True)

@@ -36,6 +36,7 @@ from typing import TYPE_CHECKING, Any
 from uqff.container.document import read_at_most
 from uqff.container.shards import PathLike
 from uqff.errors import FormatError, located
+from uqff.families import PLAIN_KIND
 from uqff.limits import MAX_CONFIG_BYTES, MAX_MODEL_LAYERS
 from uqff.models.architectures import LayerName
 from uqff.models.patterns import Pattern
@@ -101,7 +102,7 @@ class Recipe:
         for rule in self.rules:
             empty = rule.pattern is not None and rule.kind is None and rule.device is None
             if rule.selects(layer) and (engine == "0.6" or not empty):
-                return rule.kind or ("unquant" if engine == "0.6" else None)
+                return rule.kind or (PLAIN_KIND if engine == "0.6" else None)
         return None
 
     def unmatched(self, layers: Iterable[LayerName]) -> list[RecipeRule]:

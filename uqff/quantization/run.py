@@ -39,11 +39,12 @@ from uqff.container.file import open_uqff
 from uqff.container.job import Job, Staging
 from uqff.container.plan import SHARD_BYTES, metadata_of, plan_files
 from uqff.container.queue import WriteQueue
-from uqff.container.report import SKIPPED, Report, build_report, write_report
+from uqff.container.report import Report, build_report, write_report
 from uqff.container.shards import PathLike, shard_names
 from uqff.container.staging import check_target
 from uqff.container.writer import LayerWriter
 from uqff.errors import UnsupportedError, located
+from uqff.families import PLAIN_KIND
 from uqff.families.base import QuantizedTensor
 from uqff.families.loaded import Loaded
 from uqff.families.part import Part
@@ -254,7 +255,7 @@ class QuantizeJob(Job[Result]):
         kind, reason = output.kind, ""
         if kind == KEEP:
             explicit = None if recipe is None else recipe.explicit_kind(goal.name, engine=self.engine)
-            kind = "unquant" if self.fallback is None else self.fallback
+            kind = PLAIN_KIND if self.fallback is None else self.fallback
             if explicit is None:
                 changed = any(path in self.lora for path in goal.paths)
                 kept = plan_kept(self.checkpoint, goal, changed=changed, engine=self.engine, **rules)
@@ -342,7 +343,9 @@ class QuantizeJob(Job[Result]):
                 key: each.stored if each.requested == KEEP else each.requested for key, each in planned.items()
             }
             reasons[output.kind] = {
-                key: SKIPPED[each.stored] for key, each in planned.items() if each.stored in SKIPPED and not each.kept
+                key: each.meta.weight.SKIPPED[each.stored]
+                for key, each in planned.items()
+                if each.stored in each.meta.weight.SKIPPED and not each.kept
             }
         with contextlib.ExitStack() as stack:
             files = {

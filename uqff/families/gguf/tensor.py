@@ -240,6 +240,8 @@ class GGUF(QuantizedTensor):
 
     LAYER_NAME: ClassVar[str] = "gguf"
     NOT_LOADED: ClassVar[tuple[str, ...]] = ("q8_1", "q8k")
+    MANUAL_MAPPING: ClassVar[tuple[str, ...]] = ("f32", "f16", "bf16")
+    SKIPPED: ClassVar[Mapping[str, str]] = {"f32": "tensor is not quantizable"}
 
     @property
     def nominal_dtype(self) -> DType:

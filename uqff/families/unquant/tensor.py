@@ -13,7 +13,7 @@ Authority: mistral.rs, ``mistralrs-quant/src/unquantized/mod.rs`` (``serialize_w
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -175,6 +175,7 @@ class Unquant(QuantizedTensor):
         return (self.dtype.name.lower(), self.parts["data"]) if self.dtype in KERNEL_DTYPES else None
 
     LAYER_NAME: ClassVar[str] = "unquant-linear"
+    SKIPPED: ClassVar[Mapping[str, str]] = {"unquant": "last dim is not divisible by group size 64"}
     UNQUANTISED: ClassVar[bool] = True
 
     @property
