@@ -32,7 +32,7 @@ from uqff.parallel import (
 from uqff.parallel.checkpoint_layers import PlainExpertsWarning
 
 OUT, INPUTS = 24, 384
-SIZES = {"in_dim": INPUTS, "out_dim": OUT, "bias": True}
+SIZES: dict[str, Any] = {"in_dim": INPUTS, "out_dim": OUT, "bias": True}
 WEIGHT, BIAS, X = ternary(OUT, INPUTS), torch.arange(24.0), ternary(5, INPUTS, seed=1)
 PATH = "model.layers.0.mlp.up_proj"
 
@@ -57,7 +57,7 @@ def test_every_source_and_layer(tmp_path: Path, source: str) -> None:
     """Row-, column-parallel, replicated and merged layers, 1 to 4 ranks, exactly; what cannot be cut says why."""
     dense = X @ WEIGHT.T
     with stored(tmp_path, source) as checkpoint:
-        assert torch.equal(checkpoint[PATH].weight.dequantize(), WEIGHT)
+        assert torch.equal(checkpoint.layer(PATH).weight.dequantize(), WEIGHT)
         for world_size in (1, 2, 3, 4):
             partials, columns, chunks = [], [], []
             for rank in range(world_size):
@@ -120,12 +120,12 @@ def test_rules_of_the_engine(tmp_path: Path) -> None:
         )
         assert torch.equal(row.dequantize_w(), WEIGHT[:, 32:64])
         assert torch.equal(row.bias, BIAS)
-        kept = {"in_dim": INPUTS, "out_dim": OUT, "bias": True, "orig_num_hidden_layers": 6}
+        kept: dict[str, Any] = {"in_dim": INPUTS, "out_dim": OUT, "bias": True, "orig_num_hidden_layers": 6}
         some: Any = ReplicatedLayer.matformer_from_checkpoint(checkpoint, "a", **kept, kept_layers_indices=[2, 0])
         assert torch.equal(some.dequantize_w(), torch.cat([WEIGHT[8:12], WEIGHT[:4]]))
         assert torch.equal(some.bias, torch.cat([BIAS[8:12], BIAS[:4]]))
     with stored(tmp_path / "mlx", "mlx") as checkpoint:
-        sizes = {"in_dim": INPUTS, "out_dim": 8, "orig_out_dim": OUT, "bias": False}
+        sizes: dict[str, Any] = {"in_dim": INPUTS, "out_dim": 8, "orig_out_dim": OUT, "bias": False}
         with pytest.raises(UnsupportedError, match="a matformer layer of a checkpoint that is quantised"):
             ColumnParallelLayer.matformer_from_checkpoint(checkpoint, PATH, **sizes)
         with pytest.raises(UnsupportedError, match="a matformer layer of a checkpoint that is quantised"):
@@ -229,15 +229,21 @@ def mixture(weights: dict[str, torch.Tensor]) -> torch.Tensor:
     return y
 
 
-SHAPE = {"num_experts": E, "hidden": HIDDEN, "inter": INTER, "act": torch.relu}
+SHAPE: dict[str, Any] = {"num_experts": E, "hidden": HIDDEN, "inter": INTER, "act": torch.relu}
 
 
 @pytest.mark.parametrize("form", FORMS)
 def test_every_form_of_experts(tmp_path: Path, form: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Fused and packed experts on 1 to 4 ranks, exactly; no dense copy of all experts of FP8 is ever made."""
-    expected, made_dense = mixture(WHOLE), []
+    expected = mixture(WHOLE)
+    made_dense: list[tuple[int, ...]] = []
     values = ScaledFP8.values
-    monkeypatch.setattr(ScaledFP8, "values", lambda self: made_dense.append(self.shape) or values(self))
+
+    def noted(weight: ScaledFP8) -> Any:
+        made_dense.append(weight.shape)
+        return values(weight)
+
+    monkeypatch.setattr(ScaledFP8, "values", noted)
     tensors, config = experts_in(form)
     with checkpoint_of(tmp_path, tensors, **config) as checkpoint:
         for world_size in (1, 2, 3, 4):
@@ -298,7 +304,7 @@ def test_experts_that_are_not_what_they_should_be(tmp_path: Path) -> None:
         f"{EXPERTS}.gate_up_proj": torch.cat([GATE, UP], 1).transpose(1, 2),
         f"{EXPERTS}.down_proj": DOWN.transpose(1, 2),
     }
-    made_of = {}
+    made_of: dict[str, Any] = {}
     for path, each in turned.items():
         made_of |= mlx(path, each)[0]
     opened = checkpoint_of(tmp_path / "turned", made_of, bits=4, group_size=32)

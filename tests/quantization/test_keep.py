@@ -181,8 +181,8 @@ def test_stacks_of_gpt_oss(tmp_path: Path) -> None:
     source = write_checkpoint(tmp_path / "source", tensors, architectures=["GptOssForCausalLM"], **said)
     uqff.quantize_model(source, tmp_path / "out", ["keep", "q8_0"], layers=Pattern("_proj|lm_head"))
     with uqff.open_checkpoint(source) as checkpoint, uqff.open(f"{tmp_path / 'out'}:keep") as file:
-        assert file[path].weight == checkpoint[path].weight
+        assert file[path].weight == checkpoint.layer(path).weight
         assert file["lm_head"].weight.kind == "unquant"
         assert {*file.residual} == {f"{path}_bias"}
         with uqff.open(f"{tmp_path / 'out'}:q8_0") as other:
-            assert other[path].weight == uqff.quantize(checkpoint[path].weight.dequantize(), "q8_0")
+            assert other[path].weight == uqff.quantize(checkpoint.layer(path).weight.dequantize(), "q8_0")
