@@ -11,12 +11,15 @@ from click.testing import CliRunner
 from safetensors.torch import load_file, save_file
 
 from tests.parallel.checkpoints import Form, write_checkpoint
-from tests.parallel.models import PROMPT, TinyCase
-from tests.parallel.ranks import run_ranks
+from tests.parallel.models import PROMPT, TinyCase, fused_experts
+from tests.parallel.ranks import rank_of, run_ranks
+from tests.parallel.sources import MATRICES, ternary
 from tests.parallel.test_model import check_numbers, outcome
+from tests.support.checkpoints import write_checkpoint as write_files
 from uqff import FormatError, MissingError, ShapeError
 from uqff.cli import main
 from uqff.parallel import Comm, FusedExperts, PackedExperts, load_model
+from uqff.parallel.layer import QuantizedLayer
 
 pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.script:DeprecationWarning")  # of torch, see test_model.py
 
@@ -54,6 +57,32 @@ def test_one_rank_has_the_weights_of_the_files(written: dict[str, tuple[Path, to
     with torch.inference_mode():
         expected = plain(torch.tensor([PROMPT])).logits[0]
         assert float((outcome(Comm(), directory)[0] - expected).abs().max()) <= BOUND
+
+
+@pytest.mark.parametrize("source", ["fp8", "fp8-block", "mlx", "mxfp4", "hqq"])
+def test_models_that_others_have_quantised(tmp_path: Path, source: str) -> None:
+    """Every weight has the numbers that its source gives it; a rank holds the slice, or all of what cannot be cut."""
+    case = TinyCase("qwen3_moe", "unquant", V)
+    tensors, model = write_checkpoint(case, tmp_path / "plain")
+    matrices = [name for name in tensors if name.endswith("_proj.weight")]
+    matrices += ["model.embed_tokens.weight"] if source == "mlx" else []
+    numbers = tensors | {name: ternary(*tensors[name].shape, seed=at) for at, name in enumerate(matrices)}
+    made: dict[str, torch.Tensor] = {name: each for name, each in tensors.items() if name not in matrices}
+    quantization: dict[str, object] = {}
+    for name in matrices:
+        stored, quantization = MATRICES[source](name.removesuffix(".weight"), numbers[name])
+        made |= stored
+    write_files(tmp_path / "made", made, **case.config(), quantization_config=quantization)
+    model.load_state_dict(
+        fused_experts(numbers) if any(name.endswith("gate_up_proj") for name in model.state_dict()) else numbers
+    )
+    whole = load_model(tmp_path / "made")
+    check_numbers(whole, model)
+    held = {name: each for name, each in whole.named_modules() if isinstance(each, QuantizedLayer)}
+    for name, layer in load_model(tmp_path / "made", rank_of(1, 2)).named_modules():
+        if isinstance(layer, QuantizedLayer):
+            assert layer.weight == held[name].weight.narrow(*layer.cut), name
+            assert layer.weight.kind == held[name].weight.kind
 
 
 def on_ranks(comm: Comm, directories: dict[str, Path]) -> dict[str, object]:

@@ -20,6 +20,7 @@ SECTIONS = {
     "sharding": "What one rank holds and reads of a file",
     "multiplying": "One layer of 4096 × 4096, float32 activations: milliseconds a forward, and of the plain product",
     "loading": "Loading a model of 1 GiB on ranks that share this machine, page cache warm",
+    "immediate": "Quantising a checkpoint of 250 million weights to q4k while it is loaded (immediate ISQ)",
     "generating": "Tokens a second of a small model, one at a time",
     "models": "Quantising a whole model: whole process, page cache warm, kernels cached",
 }
