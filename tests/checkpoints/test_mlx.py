@@ -82,7 +82,10 @@ def test_stacks_mixed_bits_and_what_is_left(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("mode", "bits", "record"), [("mxfp4", 4, MXFP4), ("mxfp8", 8, ScaledFP8)])
 def test_microscaling(tmp_path: Path, mode: str, bits: int, record: type[Any]) -> None:
     how = {"mode": mode, "bits": bits, "group_size": 32}
-    tensors, plain = quantised((6, 128), **how)
+    try:
+        tensors, plain = quantised((6, 128), **how)
+    except (TypeError, ValueError):
+        pytest.skip(f"this MLX has no {mode}")
     with checkpoint_of(tmp_path, named("a", tensors), **how) as checkpoint:
         weight = checkpoint.layer("a").weight
         assert isinstance(weight, record)

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 
+from tools.tiny.quantised import save_tensors
 from uqff.checkpoints import Checkpoint, open_checkpoint
 
 __all__ = ["checkpoint_of", "write_checkpoint"]
@@ -17,7 +17,7 @@ __all__ = ["checkpoint_of", "write_checkpoint"]
 def write_checkpoint(folder: Path, tensors: dict[str, torch.Tensor], **config: Any) -> Path:
     """A directory of one file and a ``config.json``."""
     folder.mkdir(parents=True, exist_ok=True)
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / "model.safetensors")
+    save_tensors(tensors, folder / "model.safetensors")
     (folder / "config.json").write_text(json.dumps(config))
     return folder
 

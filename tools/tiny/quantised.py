@@ -16,11 +16,12 @@ from typing import Any, Final
 
 import click
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
+from uqff.container.framing import build_header
 from uqff.quantization.types import quantize
 
-__all__ = ["METHODS", "write_quantised"]
+__all__ = ["METHODS", "save_tensors", "write_quantised"]
 
 Tensors = dict[str, torch.Tensor]
 
@@ -72,6 +73,35 @@ METHODS: Final[dict[str, tuple[Callable[[torch.Tensor], Tensors], dict[str, Any]
 """How a matrix is stored, by the endings of its tensors' names, and what the configuration says, by method."""
 
 
+DTYPES: Final = {
+    "float32": "F32",
+    "float16": "F16",
+    "bfloat16": "BF16",
+    "float64": "F64",
+    "float8_e4m3fn": "F8_E4M3",
+    "float8_e8m0fnu": "F8_E8M0",
+    "uint8": "U8",
+    "int8": "I8",
+    "int16": "I16",
+    "int32": "I32",
+    "int64": "I64",
+    "uint32": "U32",
+    "bool": "BOOL",
+}
+"""What safetensors calls torch's dtypes."""
+
+
+def save_tensors(tensors: Tensors, path: Path) -> None:
+    """Write a safetensors file; releases of that library know not all of these dtypes."""
+    headers = [
+        (name, DTYPES[str(tensor.dtype).removeprefix("torch.")], tuple(tensor.shape))
+        for name, tensor in tensors.items()
+    ]
+    header, order = build_header(headers)
+    payloads = (tensors[name].contiguous().reshape(-1).view(torch.uint8).numpy().tobytes() for name in order)
+    path.write_bytes(header + b"".join(payloads))
+
+
 def write_quantised(method: str, source: Path, target: Path) -> Path:
     """Write a checkpoint of one file again, its matrices quantised."""
     make, said = METHODS[method]
@@ -84,7 +114,7 @@ def write_quantised(method: str, source: Path, target: Path) -> Path:
             made |= {path + end: part.contiguous() for end, part in make(tensor).items()}
         else:
             made[name] = tensor
-    save_file(made, target / "model.safetensors")
+    save_tensors(made, target / "model.safetensors")
     config = json.loads((target / "config.json").read_text())
     (target / "config.json").write_text(json.dumps(config | said))
     return target
