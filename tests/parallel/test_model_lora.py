@@ -149,6 +149,16 @@ def test_a_checkpoint_that_others_quantised(llama: Path, tmp_path: Path) -> None
         assert all(loaded[key].weight == weight for key, (weight, _) in file.items())
 
 
+def test_layers_without_factors_are_told(llama: Path, tmp_path: Path) -> None:
+    made = factors("model.layers.1.mlp.up_proj", 128, 64)
+    lora = write_adapter(tmp_path / "lora", made, target_modules=["up_proj"])
+    with pytest.warns(
+        uqff.lora.LoraWarning, match=r"no factors for a layer .*, such as model\.layers\.0\.mlp\.up_proj$"
+    ):
+        model = uqff.load_model(llama / "q8_0", lora=lora)
+    assert [path for path, layer in linears(model).items() if layer.lora is not None] == ["model.layers.1.mlp.up_proj"]
+
+
 def test_adapters_that_do_not_fit(llama: Path, tmp_path: Path) -> None:
     """Of another model."""
     lora = write_adapter(tmp_path / "lora", factors("model.layers.2.mlp.up_proj", 128, 64))
@@ -174,7 +184,7 @@ def test_experts(tmp_path: Path) -> None:
         [(f"{stack}.1.up_proj", 32, 64), (f"{stack}.3.down_proj", 64, 32), ("model.layers.0.mlp.gate", 4, 64)]
     ):
         made |= {name: 16 * each for name, each in factors(path, out, inputs, seed=at).items()}
-    single = write_adapter(tmp_path / "single", made, target_modules=["up_proj", "down_proj", "gate"])
+    single = write_adapter(tmp_path / "single", made, target_modules=["1.up_proj", "3.down_proj", "gate"])
     wide = {
         f"{stack}.lora_A.weight": 16 * exact_numbers((8, 64), 5),
         f"{stack}.lora_B.weight": 16 * exact_numbers((64, 8), 6),

@@ -68,6 +68,10 @@ def test_the_command(llama: Path, tmp_path: Path) -> None:
     assert lines == [f"adapter {llama / 'one'}: 14 matrices", f"adapter {llama / 'two'}: 2 matrices, times -0.5"]
     uqff.quantize_model(llama / "merged", tmp_path / "theirs", "q8_0", version="0.2")
     same_files(tmp_path / "ours", tmp_path / "theirs")
+    part = write_adapter(tmp_path / "part", factors("lm_head", 96, 64), target_modules=["lm_head", "up_proj"])
+    done = CliRunner().invoke(main, [*arguments, "--force", "--quiet", f"--lora={part}"])
+    told = f"uqff: adapter: {part} has no factors for 2 layers that its configuration names"
+    assert done.output == f"{told}, such as model.layers.0.mlp.up_proj\n"
     done = CliRunner().invoke(main, [*arguments, "--force", f"--lora={llama / 'three'}"])
     assert done.exit_code == 2
     assert f"no such directory: {llama / 'three'}" in done.output

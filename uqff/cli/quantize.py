@@ -258,6 +258,7 @@ def _promotions(result: Result) -> list[tuple[str, str]]:
 
 def _warn(result: Result, fallbacks: list[Fallback]) -> None:
     """Fallbacks, losses and what the engine will make of it are never silent: a line for each reason."""
+    from uqff.lora.applied import missing_text
     from uqff.quantization.result import fallback_lines
 
     for line in fallback_lines(fallbacks):
@@ -266,9 +267,7 @@ def _warn(result: Result, fallbacks: list[Fallback]) -> None:
         click.echo(f"uqff: recipe: {printable(rule.selector)} in line {rule.line} matches no layer", err=True)
     for adapter in result.lora:
         if adapter.missing:
-            count, first = len(adapter.missing), adapter.missing[0]
-            text = f"{adapter.path} has no factors for {count} layers that its configuration names, such as {first}"
-            click.echo(f"uqff: adapter: {printable(text)}", err=True)
+            click.echo(f"uqff: adapter: {printable(missing_text(adapter.path, adapter.missing))}", err=True)
     for note in result.notes:
         click.echo(f"uqff: note: {printable(note)}", err=True)
     for output in result.outputs:

@@ -8,7 +8,7 @@ to a model that is loaded.
 """
 
 from uqff.lora.adapter import Adapter, open_adapter
-from uqff.lora.applied import Adapters, Applied, ModelWeights
+from uqff.lora.applied import Adapters, Applied, LoraWarning, ModelWeights
 from uqff.lora.config import LoraConfig
 from uqff.lora.low_rank import LowRank, merged
 from uqff.lora.static import StaticLora, static_loras, static_weight
@@ -18,6 +18,7 @@ __all__ = [
     "Adapters",
     "Applied",
     "LoraConfig",
+    "LoraWarning",
     "LowRank",
     "ModelWeights",
     "StaticLora",

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     from uqff.simd.floats import Floats
 
-__all__ = ["Adapters", "Applied", "AppliedAdapter", "Lora", "ModelWeights"]
+__all__ = ["Adapters", "Applied", "AppliedAdapter", "Lora", "LoraWarning", "ModelWeights", "missing_text"]
 
 Lora: TypeAlias = Union[str, "os.PathLike[str]", Adapter]
 """An adapter, open or as a directory."""
@@ -157,6 +157,18 @@ class Adapters:
         self.close()
 
 
+class LoraWarning(UserWarning):
+    """An adapter has no factors for layers that its configuration names: they stay as they are."""
+
+
+def missing_text(path: object, missing: Sequence[str]) -> str:
+    """A sentence about the layers that an adapter has no factors for; empty if there are none."""
+    if not missing:
+        return ""
+    layers = f"{len(missing)} layers" if len(missing) > 1 else "a layer"
+    return f"{path} has no factors for {layers} that its configuration names, such as {missing[0]}"
+
+
 @dataclass(frozen=True)
 class AppliedAdapter:
     """What an adapter does to a model.
@@ -172,6 +184,11 @@ class AppliedAdapter:
     weight: float
     matrices: int
     missing: list[str]
+
+    @property
+    def told(self) -> str:
+        """What is missing, in words; empty if nothing is."""
+        return missing_text(self.adapter.path, self.missing)
 
 
 @dataclass

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -12,7 +13,7 @@ from uqff.codes import DType
 from uqff.errors import ShapeError
 from uqff.families import Unquant
 from uqff.families.part import Part
-from uqff.lora.applied import Adapters, ModelWeights
+from uqff.lora.applied import Adapters, Applied, LoraWarning, ModelWeights
 from uqff.lora.low_rank import LowRank, merged
 from uqff.parallel import transformers_model
 from uqff.parallel.consensus import digest
@@ -70,7 +71,11 @@ class Adapting:
         """
         self._dtype, self._merge = dtype, merge
         self.merges_before = merge is not False
-        self._deltas = adapters.applied(model_weights(model)).deltas if adapters else {}
+        applied = adapters.applied(model_weights(model)) if adapters else Applied()
+        self._deltas = applied.deltas
+        for each in applied.adapters:
+            if each.missing:
+                warnings.warn(LoraWarning(each.told), stacklevel=2)
 
     def before(self, source: Unloaded, paths: Sequence[str]) -> Unloaded:
         """A layer that is quantised while it is loaded, with its adapters added before that, in float32.
