@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 import uqff
+from uqff.families import FAMILIES
 
 ROOT = Path(__file__).parents[1]
 MODULES = sorted(m.name for m in pkgutil.walk_packages(uqff.__path__, "uqff.") if not m.name.endswith("__main__"))
@@ -60,6 +61,24 @@ def test_all_of_every_module_names_what_is_there(module: str) -> None:
     names = getattr(loaded, "__all__", [])
     assert [name for name in names if not hasattr(loaded, name)] == []
     assert len(set(names)) == len(names)
+
+
+def test_a_name_stands_for_one_class() -> None:
+    """In the whole package: who reads a name in a message or a search has found its class."""
+    places: dict[str, list[str]] = {}
+    for path in sorted((ROOT / "uqff").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if isinstance(node, ast.ClassDef):
+                places.setdefault(node.name, []).append(str(path.relative_to(ROOT)))
+    assert {name: found for name, found in places.items() if len(found) > 1} == {}
+
+
+def test_families_are_to_be_had_by_module_only() -> None:
+    """The contract that families do not know each other relies on it: their packages define and import nothing."""
+    packages = sorted((ROOT / "uqff" / "families").glob("*/__init__.py"))
+    assert len(packages) == len(FAMILIES)
+    for path in packages:
+        assert len(ast.parse(path.read_text("utf-8")).body) == 1, path
 
 
 def test_typed_marker_ships() -> None:

@@ -88,7 +88,7 @@ def test_one_scale_is_an_fp8_record(tmp_path: Path, shape: tuple[int, ...], name
     with checkpoint_of(tmp_path, tensors, **FP8_CONFIG) as checkpoint:
         record = checkpoint.layer("a").weight
         assert isinstance(record, FP8)
-        assert checkpoint.outline("a").weight.to_entries().keys() == record.to_entries().keys()
+        assert checkpoint.meta("a").weight.to_entries().keys() == record.to_entries().keys()
         assert same_bits(record.dequantize(), weight.float() * scale.float())
         assert (record.dequant_x_scale.item(), record.quant_scale) == (0.25, 1 / record.dequant_w_scale)
         assert record.parts["weight"].data.obj is checkpoint.tensors.raw("a.weight").obj  # a view of the file

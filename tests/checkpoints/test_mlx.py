@@ -55,7 +55,7 @@ def test_affine(tmp_path: Path, bits: int, group_size: int, dtype: str) -> None:
         assert isinstance(record, AFQ)
         assert same_bits(record.dequantize(), plain)
         assert record.scales.dtype == tensors["scales"].dtype
-        assert checkpoint.outline("a").weight.parts["w_q"].shape == record.parts["w_q"].shape
+        assert checkpoint.meta("a").weight.parts["w_q"].shape == record.parts["w_q"].shape
         for shard, of_plain in (
             (Shard.simple(0, 1, 3), plain[2:4]),
             (Shard.simple(1, 1, 2), plain[:, 128:]),
@@ -89,7 +89,7 @@ def test_microscaling(tmp_path: Path, mode: str, bits: int, record: type[Any]) -
     with checkpoint_of(tmp_path, named("a", tensors), **how) as checkpoint:
         weight = checkpoint.layer("a").weight
         assert isinstance(weight, record)
-        assert type(checkpoint.outline("a").weight) is record
+        assert type(checkpoint.meta("a").weight) is record
         assert same_bits(weight.dequantize(), plain)
         part = checkpoint.layer("a", Shard.offset(1, 32, 64)).weight
         assert same_bits(part.dequantize(), plain[:, 32:96])

@@ -61,7 +61,7 @@ def test_gpt_oss(tmp_path: Path) -> None:
             assert same_bits(half.weight.dequantize(), plain[:, at::2])
             assert half.bias is not None
             assert torch.equal(half.bias, bias[:, at::2])
-        assert [half.weight.shape for half in split_gate_up(checkpoint.outline(path))] == [(2, 3, 96)] * 2
+        assert [half.weight.shape for half in split_gate_up(checkpoint.meta(path))] == [(2, 3, 96)] * 2
 
 
 @pytest.mark.parametrize("names", [("a.weight", "a.scales"), ("a.weight", "a.weight_scale"), ("a.blocks", "a.scales")])

@@ -78,13 +78,13 @@ class CheckpointView(Mapping[str, "Layer | CheckpointView"]):
         """The layer of a path, or a slice of it: see :meth:`Checkpoint.layer`."""
         return self.checkpoint.layer(self._full(path), shard)
 
-    def outline(self, path: str) -> Layer:
-        """The layer of a path without its bytes: see :meth:`Checkpoint.outline`."""
-        return self.checkpoint.outline(self._full(path))
+    def meta(self, path: str) -> Layer:
+        """The layer of a path without its bytes: see :meth:`Checkpoint.meta`."""
+        return self.checkpoint.meta(self._full(path))
 
     def shape(self, path: str) -> tuple[int, ...]:
         """Logical shape of a weight, by headers alone."""
-        return self.outline(path).weight.shape
+        return self.meta(path).weight.shape
 
     def dtype(self, path: str) -> str:
         """Dtype of a weight's codes or numbers as they are stored, as safetensors spells it."""
@@ -92,7 +92,7 @@ class CheckpointView(Mapping[str, "Layer | CheckpointView"]):
 
     def kind(self, path: str) -> str:
         """Type of a weight: ``unquant``, ``afq4``, ``fp8``, ...; or what a foreign record calls itself."""
-        return self.outline(path).weight.kind
+        return self.meta(path).weight.kind
 
     def __contains__(self, path: object) -> bool:
         full = self._full(str(path))
@@ -179,7 +179,7 @@ class Checkpoint(CheckpointView):
         """The tensor that is the bias of a layer; None if it has none."""
         return self._biases.get(path)
 
-    def outline(self, path: str) -> Layer:
+    def meta(self, path: str) -> Layer:
         """A layer without its bytes, by headers alone: type, shape, dtypes, alignment of slices.
 
         Raises:
@@ -187,7 +187,7 @@ class Checkpoint(CheckpointView):
             UqffError: companions do not fit each other; file, weight and tensor are named.
         """
         stored = self.companions(path)
-        return Layer(self._located(path, lambda: self.paths[path].outline(stored)), self._bias(path, planned=True))
+        return Layer(self._located(path, lambda: self.paths[path].meta(stored)), self._bias(path, planned=True))
 
     def layer(self, path: str, shard: Sharding | None = None) -> Layer:
         """A layer, or the slice of it that a :class:`~uqff.parallel.Shard` names.
@@ -203,12 +203,12 @@ class Checkpoint(CheckpointView):
         stored, method, bias = self.companions(path), self.paths[path], self._bias(path)
         if shard is None:
             return Layer(self._located(path, lambda: method.record(stored)), bias)
-        outline = self._located(path, lambda: method.outline(stored))
+        meta = self._located(path, lambda: method.meta(stored))
         with located(file=self._file(path), layer=path):
-            cut = shard.slice_of(outline)
-        whole = cut[2] == outline.shape[cut[0]]
+            cut = shard.slice_of(meta)
+        whole = cut[2] == meta.shape[cut[0]]
         record = self._located(path, lambda: method.record(stored, None if whole else cut))
-        return Layer(record, Layer(outline, bias).narrow(*cut).bias_part)
+        return Layer(record, Layer(meta, bias).narrow(*cut).bias_part)
 
     def _file(self, path: str) -> Path:
         return self.tensors.file_of(next(iter(self._roles[path].values())))

@@ -88,8 +88,8 @@ class FP8Checkpoint(Method):
                 found[path] = {"weight": name, **{role: end for role, end in ends.items() if end in tensors}}
         return found
 
-    def outline(self, stored: Companions) -> QuantizedTensor:
-        """See :meth:`Method.outline`."""
+    def meta(self, stored: Companions) -> QuantizedTensor:
+        """See :meth:`Method.meta`."""
         return scaled(stored, self._scale(stored), self.block, planned=True)
 
     def record(self, stored: Companions, cut: Cut | None = None) -> QuantizedTensor:

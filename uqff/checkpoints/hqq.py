@@ -83,8 +83,8 @@ class HQQCheckpoint(Method):
         """Weights with a ``W_q``."""
         return by_suffix(tensors, ".W_q", ROLES)
 
-    def outline(self, stored: Companions) -> HQQ:
-        """See :meth:`Method.outline`; the numbers of the weight, some bytes, are read."""
+    def meta(self, stored: Companions) -> HQQ:
+        """See :meth:`Method.meta`; the numbers of the weight, some bytes, are read."""
         return self._record(stored, planned=True)
 
     def record(self, stored: Companions, cut: Cut | None = None) -> HQQ:

@@ -65,12 +65,12 @@ class Method(ABC):
     def find(self, tensors: TensorFiles) -> Found:
         """The weights that are quantised, by names and headers alone.
 
-        Of a weight some of whose tensors are missing, those that are there; :meth:`outline` then says what lacks.
+        Of a weight some of whose tensors are missing, those that are there; :meth:`meta` then says what lacks.
         Tensors that are found belong to their weight and to nothing else: they are never taken for weights.
         """
 
     @abstractmethod
-    def outline(self, stored: Companions) -> QuantizedTensor:
+    def meta(self, stored: Companions) -> QuantizedTensor:
         """The record of a weight without its bytes, by headers alone: type, shape and alignment.
 
         Raises:
@@ -86,10 +86,10 @@ class Method(ABC):
 
         Args:
             stored: the tensors.
-            cut: the slice, which the outline can be cut to; None for the whole.
+            cut: the slice, to which the weight can be cut; None for the whole.
 
         Raises:
-            UqffError: what :meth:`outline` raises; or a scale that is not finite, an index out of range.
+            UqffError: what :meth:`meta` raises; or a scale that is not finite, an index out of range.
         """
 
 

@@ -106,8 +106,8 @@ class MLX(Method):
             found[path] = {role: each for role, each in roles.items() if each in tensors}
         return found
 
-    def outline(self, stored: Companions) -> QuantizedTensor:
-        """See :meth:`Method.outline`."""
+    def meta(self, stored: Companions) -> QuantizedTensor:
+        """See :meth:`Method.meta`."""
         return self._record(stored, planned=True)
 
     def record(self, stored: Companions, cut: Cut | None = None) -> QuantizedTensor:

@@ -68,8 +68,8 @@ class MXFP4Checkpoint(Method):
             found[path] = {"blocks": name} if scales is None else {"blocks": name, "scales": scales}
         return found
 
-    def outline(self, stored: Companions) -> MXFP4:
-        """See :meth:`Method.outline`."""
+    def meta(self, stored: Companions) -> MXFP4:
+        """See :meth:`Method.meta`."""
         return self._record(stored, planned=True)
 
     def record(self, stored: Companions, cut: Cut | None = None) -> MXFP4:

@@ -47,8 +47,8 @@ class Plain(Method):
                 found[name] = {"weight": name}
         return found
 
-    def outline(self, stored: Companions) -> Unquant:
-        """See :meth:`Method.outline`.
+    def meta(self, stored: Companions) -> Unquant:
+        """See :meth:`Method.meta`.
 
         Raises:
             UnsupportedError: the tensor holds codes, not numbers.
@@ -65,6 +65,6 @@ class Plain(Method):
 
     def record(self, stored: Companions, cut: Cut | None = None) -> Unquant:
         """See :meth:`Method.record`."""
-        self.outline(stored)
+        self.meta(stored)
         whole = Unquant.of(stored.part("weight"))
         return whole if cut is None else whole.narrow(*cut)

@@ -57,7 +57,7 @@ def layer_of_checkpoint(checkpoint: Checkpoint, path: str, name: str | None = No
         MissingError: there is none; near names are listed.
         UqffError: it is not valid.
     """
-    meta = checkpoint.outline(path)
+    meta = checkpoint.meta(path)
 
     def take(cut: Slice) -> Layer:
         whole = cut.length == meta.weight.shape[cut.dim]
@@ -136,7 +136,7 @@ def _tell_if_plain(checkpoint: Checkpoint, names: list[str], path: str) -> None:
     if not isinstance(method, FP8Checkpoint) or is_ignored(path, method.ignored):
         return
     found = [name for name in names if name in checkpoint.paths and not is_ignored(name, method.ignored)]
-    if found and all(checkpoint.outline(name).weight.plain is not None for name in found):
+    if found and all(checkpoint.meta(name).weight.plain is not None for name in found):
         warnings.warn(
             PlainExpertsWarning(f"{path}: the configuration says FP8, the experts have plain numbers"), stacklevel=2
         )

@@ -56,14 +56,14 @@ def plan_kept(
     if any(source.tensor not in checkpoint.computed for source in goal.sources):
         return "some experts are quantised and some are not"
     names = {source.tensor for source in goal.sources}
-    outlines = {name: checkpoint.checkpoint.outline(checkpoint.paths[name]).weight for name in names}
-    for each in outlines.values():
+    metas = {name: checkpoint.checkpoint.meta(checkpoint.paths[name]).weight for name in names}
+    for each in metas.values():
         if isinstance(each, ForeignTensor):
             return f"{each.TITLE} has no form in UQFF"
         if len(names) > 1 and each.STACKS_BY_VALUE:
             return f"experts of {each.kind} have scales of their own"
     try:
-        weight = _record(goal, outlines)
+        weight = _record(goal, metas)
         layer = Layer(weight, planned_bias(checkpoint, goal, weight.BIAS.dtype(dtype, version, engine=engine_biases)))
         size = layer_size(layer, version)
     except UqffError as error:
