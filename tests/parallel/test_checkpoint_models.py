@@ -19,6 +19,7 @@ from tests.support.checkpoints import write_checkpoint as write_files
 from uqff import FormatError, MissingError, ShapeError
 from uqff.cli import main
 from uqff.parallel import Comm, FusedExperts, PackedExperts, load_model
+from uqff.parallel.generate import generate
 from uqff.parallel.layer import QuantizedLayer
 
 pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.script:DeprecationWarning")  # of torch, see test_model.py
@@ -108,6 +109,12 @@ def test_run_reads_a_checkpoint(written: dict[str, tuple[Path, torch.nn.Module]]
     with torch.inference_mode():
         best = int(plain(torch.tensor([[5, 9]])).logits[0, -1].argmax())
     assert json.loads(said.stdout)["ids"] == [best]
+    asked = ["run", str(directory), "--prompt", "t5 t9", "--tokens", "4", "--json", "--isq"]
+    said = CliRunner().invoke(main, [*asked, "q2k", "--workers", "2"])
+    assert said.exit_code == 0, said.output
+    expected, other = (generate(load_model(directory, isq=kind), [5, 9], 4, stop=[2]).ids for kind in ("q2k", None))
+    assert json.loads(said.stdout)["ids"] == expected != other
+    assert CliRunner().invoke(main, [*asked, "q9"]).exit_code != 0
 
 
 def test_what_does_not_fit_is_refused(written: dict[str, tuple[Path, torch.nn.Module]], tmp_path: Path) -> None:

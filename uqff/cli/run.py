@@ -26,6 +26,7 @@ __all__ = ["run"]
 @click.option("--timeout", default=300.0, show_default=True, help="Seconds that a rank waits for the others.")
 @click.option("--check-all", is_flag=True, help="Compare every byte of the ranks' files, not headers and samples.")
 @isq_option
+@click.option("--workers", type=click.IntRange(1), help="Threads that quantise a checkpoint; by default one a CPU.")
 @lora_option
 @click.option("--json", "as_json", is_flag=True, help="Tokens, ids and log probabilities as JSON.")
 def run(
@@ -38,6 +39,7 @@ def run(
     timeout: float,
     check_all: bool,
     isq: str | None,
+    workers: int | None,
     lora: list[tuple[str, float]],
     as_json: bool,
 ) -> None:
@@ -58,7 +60,7 @@ def run(
     from uqff.container.shards import resolve
 
     if not holds_checkpoint(path):
-        path = selected(path, isq, "DIR")
+        path, isq = selected(path, isq, "DIR"), None
         resolve(path)  # before what takes seconds to import
 
     from uqff.codes import LOADED_DTYPES
@@ -78,6 +80,8 @@ def run(
                 device=place,
                 dtype=None if dtype is None else LOADED_DTYPES[dtype.upper()].torch,
                 raw=raw,
+                isq=isq,
+                workers=workers,
                 lora=lora,
                 check="all" if check_all else "sample",
                 on_text=_say if speaks and not as_json else None,

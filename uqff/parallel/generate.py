@@ -132,6 +132,7 @@ def respond(
     raw: bool = False,
     check: Check = "sample",
     isq: str | None = None,
+    workers: int | None = None,
     lora: Sequence[tuple[Lora, float]] = (),
     on_text: Callable[[str], None] | None = None,
 ) -> Answer:
@@ -146,7 +147,8 @@ def respond(
         dtype: of activations.
         raw: no chat template.
         check: how the ranks' files are compared.
-        isq: which model of several.
+        isq: which model of several; of a checkpoint, what it is quantised to.
+        workers: threads that quantise.
         lora: adapters with their weights.
         on_text: called with each piece of the answer, as it comes.
 
@@ -156,7 +158,7 @@ def respond(
     comm, device = Comm.of(comm), torch.device(device)
     exchange = device if device.type == "cuda" else torch.device("cpu")
     start = time.perf_counter()
-    model = load_model(path, comm, device=device, dtype=dtype, check=check, isq=isq, lora=list(lora))
+    model = load_model(path, comm, device=device, dtype=dtype, check=check, isq=isq, workers=workers, lora=list(lora))
     place = Path(path) if holds_checkpoint(path) else select(path, isq)
     directory = place if place.is_dir() else place.parent
 
