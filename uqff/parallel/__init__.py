@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         ReplicatedLayer,
         RowParallelLayer,
     )
+    from uqff.parallel.lora import adapted, adapted_stack
     from uqff.parallel.model import load_model
     from uqff.parallel.shard import Shard
 
@@ -42,6 +43,8 @@ __all__ = [
     "RowParallelLayer",
     "RowParallelStack",
     "Shard",
+    "adapted",
+    "adapted_stack",
     "compute_kv_shard",
     "compute_n_kv_groups",
     "load_model",
@@ -60,6 +63,8 @@ _ROOMS = {
     "ReplicatedStack": "gather",
     "RowParallelStack": "gather",
     "Shard": "shard",
+    "adapted": "lora",
+    "adapted_stack": "lora",
     "compute_kv_shard": "heads",
     "compute_n_kv_groups": "heads",
     "load_model": "model",

@@ -131,6 +131,14 @@ def adapted(
         ShapeError: a delta does not fit the whole weight.
         FormatError: the sum is not finite.
         UnsupportedError: a weight that takes no delta (HQQ, MXFP4) is to be merged.
+
+    >>> import torch
+    >>> from uqff.parallel import ColumnParallelLayer, Shard, adapted
+    >>> layer = ColumnParallelLayer(uqff.quantize(torch.eye(256), "q8_0"), shard=Shard.simple(0, rank=0, world_size=2))
+    >>> with uqff.lora.open_adapter("adapter") as adapter:
+    ...     layer = adapted(layer, [adapter["model.layers.0.mlp.up_proj"]])
+    >>> layer(torch.ones(1, 256)).shape, layer.lora
+    (torch.Size([1, 128]), LowRankTerms(rank 2))
     """
     if not deltas:
         return layer
@@ -159,6 +167,14 @@ def adapted_stack(
 
     Raises:
         UqffError: see :func:`adapted`.
+
+    >>> import torch
+    >>> from uqff.parallel import ReplicatedStack, adapted_stack
+    >>> stack = ReplicatedStack(torch.ones(4, 256, 256))
+    >>> with uqff.lora.open_adapter("adapter") as adapter:
+    ...     stack = adapted_stack(stack, {2: [adapter["model.layers.0.mlp.up_proj"]]})
+    >>> stack.weight.shape
+    (4, 256, 256)
     """
     if not deltas:
         return stack
