@@ -7,6 +7,8 @@ from typing import Any, Final
 
 from uqff.checkpoints.foreign import ForeignTensor
 from uqff.checkpoints.fp8 import FP8Checkpoint
+from uqff.checkpoints.gptq import AWQ, GPTQ
+from uqff.checkpoints.grouped import GroupedCodes
 from uqff.checkpoints.hqq import HQQCheckpoint
 from uqff.checkpoints.method import Method
 from uqff.checkpoints.mlx import MLX
@@ -16,10 +18,10 @@ from uqff.errors import FormatError, UnsupportedError
 
 __all__ = ["FOREIGN", "METHODS", "method_of", "quantization_of"]
 
-METHODS: Final[tuple[type[Method], ...]] = (FP8Checkpoint, MLX, MXFP4Checkpoint, HQQCheckpoint)
+METHODS: Final[tuple[type[Method], ...]] = (FP8Checkpoint, MLX, MXFP4Checkpoint, HQQCheckpoint, GPTQ, AWQ)
 """All but :class:`~uqff.checkpoints.plain.Plain`, which is what is left."""
 
-FOREIGN: Final[tuple[type[ForeignTensor], ...]] = (ScaledFP8,)
+FOREIGN: Final[tuple[type[ForeignTensor], ...]] = (ScaledFP8, GroupedCodes)
 """The records that methods make where no family of UQFF is exact."""
 
 KEYS: Final = ("quantization_config", "quantization")
