@@ -29,7 +29,7 @@ from tests.support.small_models import (
 from uqff import Layer, Version
 from uqff.checkpoints.model import ModelDirectory
 from uqff.container.mapped import MappedFile
-from uqff.container.report import check_output, check_report, read_report
+from uqff.container.report import REPORT_NAME, check_output, check_report, read_report, write_report
 from uqff.errors import FormatError, ShapeError, ShardError, UnsupportedError
 from uqff.families import Unquant
 from uqff.families.stacking import stack
@@ -119,6 +119,9 @@ def test_a_report_is_written_and_agrees(tmp_path: Path) -> None:
     report = read_report(tmp_path / "new")
     assert report is not None
     assert list(check_report(report, tmp_path / "new")) == []
+    written = (tmp_path / "new" / REPORT_NAME).read_bytes()
+    write_report(report, tmp_path / "new")
+    assert (tmp_path / "new" / REPORT_NAME).read_bytes() == written, "whoever writes a report writes the same bytes"
     assert {output.quant for output in report.outputs} == {"hqq4", "q2k", "q3k", "q4k", "q5k", "q6k", "q8k"}
     for output in report.outputs:
         with uqff.open(tmp_path / "new" / output.shards[0]) as file:

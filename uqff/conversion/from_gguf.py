@@ -31,7 +31,7 @@ from uqff.container.document import write_json
 from uqff.container.file import RESIDUAL_NAME, open_uqff
 from uqff.container.job import Job, Staging
 from uqff.container.plan import SHARD_BYTES, metadata_of, plan_files
-from uqff.container.report import REPORT_NAME, build_report, report_document
+from uqff.container.report import REPORT_NAME, build_report, write_report
 from uqff.container.shards import PathLike, shard_names
 from uqff.container.tensors import TensorWriter
 from uqff.container.writer import LayerWriter
@@ -307,7 +307,7 @@ class FromGgufJob(Job[Conversion]):
         targets = {key: layer.weight.kind for key, layer in metas.items()}
         with open_uqff(directory) as file:
             report = build_report({stem: file}, targets={stem: targets})
-        write_json(directory / REPORT_NAME, report_document(report))
+        write_report(report, directory)
 
     def _note(self) -> None:
         self.notes += map(str, self.limits)

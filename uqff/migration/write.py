@@ -15,7 +15,7 @@ from uqff.container.document import write_json
 from uqff.container.file import RESIDUAL_NAME, UqffFile
 from uqff.container.job import Job, Staging
 from uqff.container.plan import SHARD_BYTES, plan_files
-from uqff.container.report import REPORT_NAME, build_report, report_document
+from uqff.container.report import build_report, write_report
 from uqff.container.shards import PathLike, shard_names
 from uqff.container.staging import check_target
 from uqff.container.tensors import TensorWriter
@@ -205,7 +205,7 @@ def _write_report(staging: Path, plan: Plan, made: Migrated) -> None:
         for planned in plan.models:
             file = UqffFile([staging / name for name in made.shards[planned.stem]])
             files[_quant(planned, files)] = file
-        write_json(staging / REPORT_NAME, report_document(build_report(files)))
+        write_report(build_report(files), staging)
     finally:
         for file in files.values():
             file.close()
