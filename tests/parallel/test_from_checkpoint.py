@@ -334,6 +334,9 @@ def on_ranks(comm: Comm, directory: Path) -> bool:
             row: Any = RowParallelLayer.from_checkpoint(checkpoint, path, comm, **SIZES)
             held = INPUTS // comm.world_size
             assert torch.equal(row(X[:, comm.rank * held :][:, :held]), X @ WEIGHT.T + BIAS)
+            made: Any = RowParallelLayer.from_checkpoint(checkpoint, path, comm, **SIZES, isq="q8_0")
+            whole: Any = ReplicatedLayer.from_checkpoint(checkpoint, path, **SIZES, isq="q8_0")
+            assert made.gather_layer().weight == whole.weight
             column: Any = ColumnParallelLayer.from_checkpoint(checkpoint, path, comm, **SIZES)
             assert torch.equal(comm.gather_last(column(X)), X @ WEIGHT.T + BIAS)
         if EXPERTS in checkpoint.prefixes:

@@ -15,7 +15,8 @@ from tests.parallel.checkpoints import write_checkpoint
 from tests.parallel.models import EXPERTS, TinyCase
 from tests.parallel.ranks import rank_of
 from tests.support.lora_models import write_llama
-from uqff import FormatError, UnsupportedError, UqffError
+from uqff import FormatError, Layer, UnsupportedError, UqffError
+from uqff.checkpoints import Checkpoint
 from uqff.families import stack
 from uqff.parallel import (
     ImmediateIsq,
@@ -26,6 +27,7 @@ from uqff.parallel import (
     ReplicatedLayer,
     load_model,
 )
+from uqff.parallel.filling import Filling
 from uqff.parallel.layer import QuantizedLayer
 from uqff.quantization.recipe import parse_recipe
 from uqff.quantization.types import FallbackWarning
@@ -153,6 +155,38 @@ def test_a_worker_names_the_layer(tmp_path: Path) -> None:
     save_file(tensors, directory / "model.safetensors")
     with pytest.raises(FormatError, match=r"layer model.layers.1.mlp.down_proj"):
         load_model(directory, isq="q8_0", workers=2)
+
+
+def test_an_interrupt_ends_all_threads(plain: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C while layers are handed out: no thread is left, and no layer is made any more."""
+
+    def interrupted(self: Filling) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Filling, "_vocabulary", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        load_model(plain, isq="q8_0", workers=2)
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("uqff-isq")]
+
+
+@pytest.mark.parametrize("isq", [None, "q8_0"])
+def test_a_rank_reads_its_slices_only(plain: Path, monkeypatch: pytest.MonkeyPatch, isq: str | None) -> None:
+    """Of two ranks, each asks for half of every layer, whether it is quantised or not."""
+    asked: dict[str, Any] = {}
+    layer = Checkpoint.layer
+
+    def watched(self: Checkpoint, path: str, shard: Any = None) -> Layer:
+        asked[path] = shard
+        return layer(self, path, shard)
+
+    monkeypatch.setattr(Checkpoint, "layer", watched)
+    load_model(plain, rank_of(1, 2), isq=isq, workers=None if isq is None else 2)
+    norms = {path for path, shard in asked.items() if shard is None}
+    assert all("norm" in path for path in norms)
+    sizes = {path.rpartition(".")[2]: tuple(shard.resolve((512, 512))) for path, shard in asked.items() if shard}
+    assert sizes["down_proj"] == (1, 256, 256)
+    assert sizes["up_proj"] == (0, 256, 256)
+    assert sizes["embed_tokens"] == (0, 48, 48)
 
 
 def test_at_most_one_more_than_workers_is_outstanding() -> None:
