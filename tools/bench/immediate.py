@@ -1,6 +1,7 @@
 """Quantising a checkpoint while it is loaded, by the number of workers: seconds, and the memory that it takes.
 
-Each in a process of its own, page cache warm, kernels cached.  ``grew by`` is the peak of the process less what it had
+Each in a process of its own, page cache warm; seconds are those of a second time, when kernels are there.
+``grew by`` is the peak of the process less what it had
 when torch and transformers were imported; the bound is the quantised size and ``workers + 1`` of the largest layer.
 """
 
@@ -36,11 +37,14 @@ def peak():
 
 uqff.quantize(torch.ones(256, 2048, dtype=torch.bfloat16), sys.argv[2])
 before = peak()
-start = time.perf_counter()
 model = uqff.load_model(sys.argv[1], isq=sys.argv[2], workers=int(sys.argv[3]))
-seconds = time.perf_counter() - start
+grew = peak() - before
 held = {part.data_ptr(): part.nbytes for part in (*model.buffers(), *model.parameters())}
-print(json.dumps({"seconds": seconds, "grew": peak() - before, "held": sum(held.values())}))
+del model
+start = time.perf_counter()
+uqff.load_model(sys.argv[1], isq=sys.argv[2], workers=int(sys.argv[3]))
+seconds = time.perf_counter() - start
+print(json.dumps({"seconds": seconds, "grew": grew, "held": sum(held.values())}))
 """
 
 
