@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 
+from tests.support.packed_weights import GroupedWeight
 from uqff.numerics.packing import pack_planes
 
 Stored = tuple[dict[str, torch.Tensor], dict[str, Any]]
@@ -106,6 +108,33 @@ def hqq(path: str, weight: torch.Tensor) -> Stored:
     return {f"{path}.{name}": tensor for name, tensor in tensors.items()}, config
 
 
+def _grouped(weight: torch.Tensor, size: int) -> GroupedWeight:
+    """Four bits, scale 1, zero 1."""
+    out, columns = weight.shape
+    groups = columns // size
+    index = np.arange(columns) // size
+    ones = np.ones((out, groups), np.int64)
+    return GroupedWeight((weight + 1).to(torch.int64).numpy(), ones, torch.ones(out, groups).half(), index, 4)
+
+
+def gptq(path: str, weight: torch.Tensor) -> Stored:
+    """GPTQ whose groups are one after another: exact AFQ."""
+    return _grouped(weight, GROUP).gptq(path), {"quant_method": "gptq", "bits": 4, "group_size": GROUP}
+
+
+def gptq_order(path: str, weight: torch.Tensor) -> Stored:
+    """GPTQ by ``desc_act``: which group an input belongs to is told for each."""
+    made = _grouped(weight, GROUP)
+    made.index = np.random.default_rng(1).permutation(made.index)
+    return made.gptq(path), {"quant_method": "gptq", "bits": 4, "group_size": GROUP, "desc_act": True}
+
+
+def awq(path: str, weight: torch.Tensor) -> Stored:
+    """AWQ in its order of codes."""
+    config = {"quant_method": "awq", "bits": 4, "group_size": GROUP, "version": "gemm", "zero_point": True}
+    return _grouped(weight, GROUP).awq(path), config
+
+
 MATRICES = {
     "plain": _plain,
     "fp8": fp8_tensor,
@@ -113,5 +142,8 @@ MATRICES = {
     "mlx": mlx,
     "mxfp4": mxfp4,
     "hqq": hqq,
+    "gptq": gptq,
+    "gptq-order": gptq_order,
+    "awq": awq,
 }
 """How a source stores a matrix."""
