@@ -5,23 +5,26 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
+from uqff.checkpoints.bitsandbytes import BitsAndBytes
 from uqff.checkpoints.foreign import ForeignTensor
 from uqff.checkpoints.fp8 import FP8Checkpoint
 from uqff.checkpoints.gptq import AWQ, GPTQ
 from uqff.checkpoints.grouped import GroupedCodes
 from uqff.checkpoints.hqq import HQQCheckpoint
+from uqff.checkpoints.int8_rows import Int8Rows
 from uqff.checkpoints.method import Method
 from uqff.checkpoints.mlx import MLX
 from uqff.checkpoints.mxfp4 import MXFP4Checkpoint
 from uqff.checkpoints.scaled_fp8 import ScaledFP8
+from uqff.checkpoints.table import TableCodes
 from uqff.errors import FormatError, UnsupportedError
 
 __all__ = ["FOREIGN", "METHODS", "method_of", "quantization_of"]
 
-METHODS: Final[tuple[type[Method], ...]] = (FP8Checkpoint, MLX, MXFP4Checkpoint, HQQCheckpoint, GPTQ, AWQ)
+METHODS: Final[tuple[type[Method], ...]] = (FP8Checkpoint, MLX, MXFP4Checkpoint, HQQCheckpoint, GPTQ, AWQ, BitsAndBytes)
 """All but :class:`~uqff.checkpoints.plain.Plain`, which is what is left."""
 
-FOREIGN: Final[tuple[type[ForeignTensor], ...]] = (ScaledFP8, GroupedCodes)
+FOREIGN: Final[tuple[type[ForeignTensor], ...]] = (ScaledFP8, GroupedCodes, TableCodes, Int8Rows)
 """The records that methods make where no family of UQFF is exact."""
 
 KEYS: Final = ("quantization_config", "quantization")
