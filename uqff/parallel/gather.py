@@ -22,9 +22,9 @@ from uqff.parallel.shard import Shard
 
 __all__ = [
     "ColumnParallelStack",
+    "ExpertGroups",
     "ExpertList",
     "Gathering",
-    "Groups",
     "ReplicatedStack",
     "RowParallelStack",
     "group_by_expert",
@@ -42,7 +42,7 @@ _INDEX_DTYPES = (
 )
 
 
-class Groups(NamedTuple):
+class ExpertGroups(NamedTuple):
     """Which experts the tokens go to.
 
     Attributes:
@@ -64,7 +64,7 @@ class Groups(NamedTuple):
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]
-def group_by_expert(indices: torch.Tensor, experts: int, *, layer: str | None = None) -> Groups:
+def group_by_expert(indices: torch.Tensor, experts: int, *, layer: str | None = None) -> ExpertGroups:
     """Group tokens by expert.
 
     Args:
@@ -91,7 +91,7 @@ def group_by_expert(indices: torch.Tensor, experts: int, *, layer: str | None = 
     flat = indices.reshape(-1)
     counts = torch.bincount(flat, minlength=experts).tolist()
     present = [(expert, int(count)) for expert, count in enumerate(counts) if count]
-    return Groups(indices, torch.argsort(flat, stable=True), present)
+    return ExpertGroups(indices, torch.argsort(flat, stable=True), present)
 
 
 class Gathering:
@@ -152,7 +152,7 @@ class Gathering:
         return self.gather_forward(x if kind is None else x.to(kind), indices).to(x.dtype)
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
-    def gather_partial(self, x: torch.Tensor, groups: Groups) -> torch.Tensor:
+    def gather_partial(self, x: torch.Tensor, groups: ExpertGroups) -> torch.Tensor:
         """:meth:`gather_forward` with what this rank holds: no bias, no communication."""
         key, _, _ = self._where()
         _, outputs, inputs = self.size()
@@ -172,7 +172,7 @@ class Gathering:
         return y.view(tokens, per_token, outputs)
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
-    def add_bias(self, y: torch.Tensor, groups: Groups) -> torch.Tensor:
+    def add_bias(self, y: torch.Tensor, groups: ExpertGroups) -> torch.Tensor:
         """Add the bias of each place's expert."""
         bias = self._biases(groups.indices, y.dtype)
         return y if bias is None else y + bias
