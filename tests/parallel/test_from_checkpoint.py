@@ -10,6 +10,9 @@ from typing import Any
 import pytest
 import torch
 
+from tests.checkpoints.test_bitsandbytes import CONFIG as BITSANDBYTES
+from tests.checkpoints.test_bitsandbytes import GOLDEN
+from tests.checkpoints.test_bitsandbytes import stored as golden
 from tests.parallel.ranks import rank_of, run_ranks
 from tests.parallel.sources import MATRICES, fp8_blocks, gpt_oss, mlx, mxfp4, ternary
 from tests.support.checkpoints import checkpoint_of, write_checkpoint
@@ -88,6 +91,31 @@ def test_every_source_and_layer(tmp_path: Path, source: str) -> None:
         else:
             with pytest.raises(ShardError, match=r"slice cannot be cut exactly.*model.layers.0.mlp.up_proj"):
                 RowParallelLayer.from_checkpoint(checkpoint, PATH, **SIZES, shard=odd)
+
+
+@pytest.mark.parametrize("case", ["nf4", "nf4-nested", "int8"])
+def test_bitsandbytes(tmp_path: Path, case: str) -> None:
+    """What the library stored: each rank's slice has its numbers, where one can be cut; else the error says so."""
+    numbers = GOLDEN[f"{case}.numbers"]
+    out, inputs = numbers.shape
+    sizes: dict[str, Any] = {"in_dim": inputs, "out_dim": out, "bias": False}
+    with checkpoint_of(tmp_path, golden(case), **BITSANDBYTES) as checkpoint:
+        meta, cut = checkpoint.meta("a").weight, 0
+        for world_size in (1, 2, 4):
+            for rank in range(world_size):
+                for dim, cls in ((0, ColumnParallelLayer), (1, RowParallelLayer)):
+                    comm = rank_of(rank, world_size)
+                    length = numbers.shape[dim] // world_size
+                    if numbers.shape[dim] % world_size or not (
+                        world_size == 1 or meta.can_narrow(dim, rank * length, length)
+                    ):
+                        with pytest.raises(ShardError, match="world sizes that work are"):
+                            cls.from_checkpoint(checkpoint, "a", comm, **sizes)
+                        continue
+                    layer: Any = cls.from_checkpoint(checkpoint, "a", comm, **sizes)
+                    assert torch.equal(layer.dequantize_w(), numbers.narrow(dim, rank * length, length))
+                    cut += world_size > 1
+        assert cut >= 2
 
 
 def test_rules_of_the_engine(tmp_path: Path) -> None:
