@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
     from uqff.checkpoints.safetensors import TensorFiles
 
-__all__ = ["AWQ", "GPTQ", "group_size_of", "nibbles", "words_of"]
+__all__ = ["AWQ", "GPTQ", "group_size_of", "index_of", "nibbles", "words_of"]
 
 BITS: Final = (2, 3, 4, 8)
 ORDER: Final = (0, 2, 4, 6, 1, 3, 5, 7)
@@ -89,7 +89,7 @@ class _Packed(Method):
         stored.check("qzeros", ("I32",), (count, out * bits // 32))
         scales = stored.finite("scales", stored.part("scales", FLOATS, (count, out))).transposed()
         zeros = None if planned else np.ascontiguousarray(self._zeros(stored, bits).T)
-        return Groups((out, columns), bits, size, scales, zeros, _index(stored, columns, size, count))
+        return Groups((out, columns), bits, size, scales, zeros, index_of(stored, "g_idx", columns, size, count))
 
 
 class GPTQ(_Packed):
@@ -212,16 +212,16 @@ def words_of(stored: Companions, role: str) -> npt.NDArray[np.uint32]:
     return (raw if raw.ctypes.data % 4 == 0 else raw.copy()).view("<u4").reshape(part.shape)
 
 
-def _index(stored: Companions, columns: int, size: int, count: int) -> npt.NDArray[np.int32] | None:
-    """``g_idx``, checked; None if there is none, or if it says what is so without it."""
-    if "g_idx" not in stored:
+def index_of(stored: Companions, role: str, columns: int, size: int, count: int) -> npt.NDArray[np.int32] | None:
+    """The group of each input, checked; None if there is none, or if it says what is so without it."""
+    if role not in stored:
         return None
-    stored.check("g_idx", ("I32",), (columns,))
-    index = stored.part("g_idx").array().copy().view("<i4")
+    stored.check(role, ("I32",), (columns,))
+    index = stored.part(role).array().copy().view("<i4")
     bad = np.flatnonzero((index < 0) | (index >= count))
     if bad.size:
         expected, got = f"groups of 0 to {count - 1}", f"{index[bad[0]]} at input {bad[0]}"
-        raise stored.problem("group out of range", "g_idx", expected, got)
+        raise stored.problem("group out of range", role, expected, got)
     return None if (index == np.arange(columns) // size).all() else index
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from uqff.checkpoints.bitsandbytes import BitsAndBytes
+from uqff.checkpoints.compressed_tensors import CompressedTensors
 from uqff.checkpoints.foreign import ForeignTensor
 from uqff.checkpoints.fp8 import FP8Checkpoint
 from uqff.checkpoints.gptq import AWQ, GPTQ
@@ -21,7 +22,16 @@ from uqff.errors import FormatError, UnsupportedError
 
 __all__ = ["FOREIGN", "METHODS", "method_of", "quantization_of"]
 
-METHODS: Final[tuple[type[Method], ...]] = (FP8Checkpoint, MLX, MXFP4Checkpoint, HQQCheckpoint, GPTQ, AWQ, BitsAndBytes)
+METHODS: Final[tuple[type[Method], ...]] = (
+    FP8Checkpoint,
+    MLX,
+    MXFP4Checkpoint,
+    HQQCheckpoint,
+    GPTQ,
+    AWQ,
+    BitsAndBytes,
+    CompressedTensors,
+)
 """All but :class:`~uqff.checkpoints.plain.Plain`, which is what is left."""
 
 FOREIGN: Final[tuple[type[ForeignTensor], ...]] = (ScaledFP8, GroupedCodes, TableCodes, Int8Rows)

@@ -134,7 +134,8 @@ def quantize(
     SRC is a directory with config.json and safetensors files, or the id of a repository on the Hugging Face hub. OUT
     appears when all of it is written; it must not exist, or be empty. Types are the engine's ISQ names (q4k, afq4,
     hqq8, fp8, ...), 2, 3, 4, 5, 6 or 8 bits, or unquant. SRC may be quantised itself (FP8, MLX,
-    MXFP4, HQQ, GPTQ, AWQ, bitsandbytes): its weights are dequantised in float32 and quantised anew, or kept.
+    MXFP4, HQQ, GPTQ, AWQ, bitsandbytes, compressed-tensors): its weights are dequantised in float32 and quantised
+    anew, or kept.
 
     With --json, the summary holds every layer: types, sizes, errors.
     """

@@ -1,0 +1,144 @@
+"""compressed-tensors checkpoints, as the library packed them and dequantised them: a golden file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.support.checkpoints import checkpoint_of
+from tools.golden.compressed_tensors_weights import CASES
+from uqff import FormatError, MissingError, ShapeError, UnsupportedError
+
+GOLDEN = load_file(Path(__file__).parent.parent / "golden" / "compressed-tensors-0.20.0.safetensors")
+KINDS = {
+    "int4": "afq4",
+    "int4-zeros": "afq4",
+    "int4-channel": "afq4",
+    "int8": "afq8",
+    "int3-zeros": "afq3",
+    "int8-plain": "afq8",
+    "fp8": "fp8",
+    "fp8-channel": "fp8-channel",
+    "nvfp4": "nvfp4",
+}
+
+
+def stored(case: str, path: str = "a") -> dict[str, torch.Tensor]:
+    names = [name for name in GOLDEN if name.startswith(f"{case}.") and not name.endswith(".numbers")]
+    return {path + name.removeprefix(case): GOLDEN[name] for name in names}
+
+
+def config(*cases: str, targets: list[list[str]] | None = None) -> dict[str, Any]:
+    groups = {
+        f"group_{at}": {"targets": targets[at] if targets else ["Linear"], "weights": CASES[case][1]}
+        for at, case in enumerate(cases)
+    }
+    return {"quant_method": "compressed-tensors", "format": CASES[cases[0]][0], "config_groups": groups}
+
+
+def same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
+    return torch.equal(a.contiguous().view(torch.uint8), b.contiguous().view(torch.uint8))
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_as_the_library_dequantises(tmp_path: Path, case: str) -> None:
+    """And slices of both dimensions, read as slices, cut of the whole, and joined again."""
+    plain = GOLDEN[f"{case}.numbers"]
+    with checkpoint_of(tmp_path, stored(case), **config(case)) as checkpoint:
+        record: Any = checkpoint.layer("a").weight
+        assert (list(checkpoint), record.kind) == (["a"], KINDS[case])
+        assert same_bits(record.dequantize(plain.dtype), plain)
+        meta: Any = checkpoint.meta("a").weight
+        assert {name: (p.dtype, p.shape) for name, p in meta.parts.items()} == (
+            {name: (p.dtype, p.shape) for name, p in record.parts.items()}
+        )
+        for dim in (0, 1):
+            half = record.shape[dim] // 2 // record.alignment(dim) * record.alignment(dim)
+            cuts = [(0, half), (half, record.shape[dim] - half)]
+            parts = [(start, record.narrow(dim, start, length)) for start, length in cuts if length]
+            for start, part in parts:
+                length = part.shape[dim]
+                assert same_bits(part.dequantize(plain.dtype), plain.narrow(dim, start, length))
+                assert checkpoint.paths["a"].record(checkpoint.companions("a"), (dim, start, length)) == part
+            assert record.join(parts, dim) == record
+
+
+def test_an_order_of_inputs(tmp_path: Path) -> None:
+    """By hand: ``weight_g_idx`` says the group of each input; -1 in all is as good as none."""
+    backwards = torch.arange(127, -1, -1) // 32
+    tensors = stored("int4") | {"a.weight_g_idx": backwards.int()}
+    tensors |= stored("int4", "b") | {"b.weight_g_idx": torch.full((128,), -1).int()}
+    with checkpoint_of(tmp_path, tensors, **config("int4")) as checkpoint:
+        assert [checkpoint.kind(path) for path in "ab"] == ["int4-groups", "afq4"]
+        scales, plain = GOLDEN["int4.weight_scale"], GOLDEN["int4.numbers"]
+        codes = plain / scales.repeat_interleave(32, 1)
+        assert torch.equal(checkpoint.layer("a").weight.dequantize(), codes.round() * scales[:, backwards])
+
+
+def test_groups_of_modules(tmp_path: Path) -> None:
+    """A path counts before a pattern, a pattern before a class, wherever they stand."""
+    tensors = (
+        stored("int4", "m.a") | stored("int8", "m.b") | stored("fp8", "m.c") | {"lm_head.weight": torch.ones(2, 2)}
+    )
+    targets = [["Linear"], [r"re:.*\.[bc]$"], ["m.c"]]
+    settings = config("int4", "int8", "fp8", targets=targets) | {"format": "mixed-precision", "ignore": ["lm_head"]}
+    with checkpoint_of(tmp_path, tensors, **settings) as checkpoint:
+        kinds = {path: checkpoint.kind(path) for path in checkpoint}
+        assert kinds == {"m.a": "afq4", "m.b": "afq8", "m.c": "fp8", "lm_head": "unquant"}
+        assert same_bits(checkpoint.layer("m.b").weight.dequantize(), GOLDEN["int8.numbers"])
+
+
+@pytest.mark.parametrize(
+    ("case", "change", "error", "problem"),
+    [
+        ("int4", {"a.weight_scale": None}, MissingError, r"a tensor weight_scale beside"),
+        ("int4", {"a.weight_shape": None}, MissingError, r"a tensor weight_shape beside"),
+        ("int4-zeros", {"a.weight_zero_point": None}, MissingError, r"a tensor weight_zero_point beside"),
+        ("nvfp4", {"a.weight_global_scale": None}, MissingError, r"a tensor weight_global_scale beside"),
+        ("int4", {"a.weight_shape": torch.tensor([8, 256])}, ShapeError, r"expected \[8, 32\], got \[8, 16\]"),
+        ("int4", {"a.weight_shape": torch.tensor([-8, 128])}, ShapeError, r"expected positive numbers"),
+        ("int4", {"a.weight_scale": torch.ones(8, 3)}, ShapeError, r"expected \[8, 4\], got \[8, 3\] .*weight_scale"),
+        ("int4", {"a.weight_scale": torch.full((8, 4), torch.nan)}, FormatError, r"a finite number.*weight_scale"),
+        ("int4", {"a.weight_g_idx": torch.full((128,), 4).int()}, FormatError, r"group out of range.*0 to 3, got 4"),
+        ("int4", {"a.weight_packed": torch.ones(8, 16)}, FormatError, r"expected I32, got F32 .*weight_packed"),
+        ("nvfp4", {"a.weight_global_scale": torch.zeros(1)}, FormatError, r"division by zero"),
+        ("nvfp4", {"a.weight_scale": torch.ones(6, 4)}, FormatError, r"expected F8_E4M3, got F32"),
+    ],
+)
+def test_companions_that_do_not_fit(
+    tmp_path: Path, case: str, change: Any, error: type[Exception], problem: str
+) -> None:
+    tensors = {name: tensor for name, tensor in (stored(case) | change).items() if tensor is not None}
+    with checkpoint_of(tmp_path, tensors, **config(case)) as checkpoint, pytest.raises(error, match=problem):
+        checkpoint.layer("a")
+
+
+@pytest.mark.parametrize(
+    ("weights", "error", "problem"),
+    [
+        ({"num_bits": 5}, UnsupportedError, r"got 5 .*config_groups\.group_0\.weights\.num_bits"),
+        ({"num_bits": 4, "strategy": "block"}, UnsupportedError, r"one that fits int, got block"),
+        ({"num_bits": 4, "strategy": "group"}, FormatError, r"no size of groups"),
+        ({"num_bits": 4, "group_size": 0}, FormatError, r"not a size of groups"),
+        ({"num_bits": 4, "type": "float"}, UnsupportedError, r"expected tensor_group of 16, got tensor"),
+    ],
+)
+def test_settings_that_do_not_exist(
+    tmp_path: Path, weights: dict[str, Any], error: type[Exception], problem: str
+) -> None:
+    groups = {"group_0": {"targets": ["Linear"], "weights": weights}}
+    with pytest.raises(error, match=problem):
+        checkpoint_of(tmp_path, stored("int4"), quant_method="compressed-tensors", config_groups=groups)
+
+
+def test_a_weight_that_no_group_names(tmp_path: Path) -> None:
+    settings = config("int4", targets=[[r"re:b"]])
+    with (
+        checkpoint_of(tmp_path, stored("int4"), **settings) as checkpoint,
+        pytest.raises(FormatError, match="no group"),
+    ):
+        checkpoint.meta("a")
