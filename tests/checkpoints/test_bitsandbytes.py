@@ -115,6 +115,8 @@ def test_companions_that_do_not_fit(
         ({"blocksize": 48}, r"wrong blocksize in the state.*got 48"),
         ({"quant_type": "fp4"}, r"wrong quant_type in the state: expected nf4, got fp4"),
         ({"nested_blocksize": 0}, r"wrong nested_blocksize"),
+        ({"nested_offset": 10**400}, r"wrong nested_offset in the state"),
+        ({"nested_offset": float("nan")}, r"wrong nested_offset in the state"),
         ({"nested_offset": "x"}, r"wrong nested_offset in the state: expected a finite number"),
     ],
 )

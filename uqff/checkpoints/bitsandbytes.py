@@ -48,6 +48,7 @@ if TYPE_CHECKING:
 __all__ = ["BitsAndBytes"]
 
 BLOCKS: Final = (32, 64, 128, 256, 512, 1024, 2048, 4096)
+LARGEST: Final = float(np.finfo(np.float32).max)
 STATE: Final = "quant_state.bitsandbytes__"
 NAMES_4: Final = ("absmax", "quant_map", "nested_absmax", "nested_quant_map", f"{STATE}nf4", f"{STATE}fp4")
 
@@ -176,8 +177,8 @@ class _State:
             self.nested_block = self._number("nested_blocksize")
             stored.check("nested_absmax", ("F32",), (-(-self.blocks // self.nested_block),))
             stored.check("nested_quant_map", ("F32",), (256,))
-            offset = self.state.get("nested_offset")
-            if not isinstance(offset, (int, float)) or isinstance(offset, bool) or not math.isfinite(offset):
+            offset: Any = self.state.get("nested_offset")
+            if type(offset) not in (int, float) or not abs(offset) <= LARGEST:  # nor NaN, nor an integer beyond floats
                 raise self._wrong("nested_offset", "a finite number", offset)
 
     def _floats(self, role: str) -> npt.NDArray[np.float32]:
