@@ -1,4 +1,4 @@
-"""GPTQ and AWQ checkpoints, made of codes that are known: neither library installs without a GPU's tools.
+"""GPTQ and AWQ checkpoints, made of codes that are known by a packer of our own; not compared with the libraries.
 
 The numbers that must come out are those of their formula in float32, ``scale * (code - zero)``, bit for bit.
 """
