@@ -9,6 +9,8 @@ from typing import Final
 
 __all__ = [
     "MAX_CONFIG_BYTES",
+    "MAX_DIGITS",
+    "MAX_ELEMENTS",
     "MAX_GGUF_ARRAY",
     "MAX_GGUF_NAME",
     "MAX_GGUF_PAIRS",
@@ -31,6 +33,9 @@ U32_MAX: Final = 2**32 - 1
 MAX_RANK: Final = 8
 """Most dimensions of a tensor. Weights have 2 or 3, biases 1; a claim of 2**32 - 1 must not be allocated."""
 
+MAX_ELEMENTS: Final = 2**60
+"""Product of the dimensions that are not 0, which an empty tensor may state freely: strides of it must fit 63 bits."""
+
 MAX_HEADER_BYTES: Final = 100_000_000
 """Longest safetensors header (the reference implementation's own limit): JSON is parsed whole, so it is bounded."""
 
@@ -39,6 +44,9 @@ MAX_HEADER_VALUES: Final = 1_000_000
 
 MAX_SHARDS: Final = 100_000
 """Most shard files in a set: the number in a file name must not make a reader count to 10**30."""
+
+MAX_DIGITS: Final = 308
+"""Most digits of an integer in a document: what has more is infinite as a float, or an OverflowError."""
 
 MAX_CONFIG_BYTES: Final = 10_000_000
 """Longest ``config.json`` or recipe: parsed whole, and a few kilobytes in practice."""

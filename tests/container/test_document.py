@@ -14,7 +14,7 @@ import pytest
 from uqff import FormatError
 from uqff.container.document import check_values, read_at_most, read_json
 from uqff.container.report import read_report
-from uqff.limits import MAX_CONFIG_BYTES, MAX_HEADER_VALUES, MAX_REPORT_BYTES
+from uqff.limits import MAX_CONFIG_BYTES, MAX_DIGITS, MAX_HEADER_VALUES, MAX_REPORT_BYTES
 from uqff.quantization.recipe import load_recipe
 
 
@@ -73,3 +73,15 @@ def test_values_are_counted_before_they_are_made(tmp_path: Path) -> None:
             read(path)
         assert caught.value.file == str(path)
         assert caught.value.got == MAX_HEADER_VALUES + 1
+
+
+def test_integers_that_no_float_holds_are_refused(tmp_path: Path) -> None:
+    """Whoever makes a float of one would fail with an OverflowError; digits within a text are no integer."""
+    path = tmp_path / "config.json"
+    path.write_text(f'{{"a": {"9" * MAX_DIGITS}, "b": "{"9" * 400}"}}')
+    assert read_json(path, MAX_CONFIG_BYTES) == {"a": 10**MAX_DIGITS - 1, "b": "9" * 400}
+    for digits in ("1" * 400, "-" + "1" * (MAX_DIGITS + 1)):
+        path.write_text(f'{{"a": {digits}}}')
+        with pytest.raises(FormatError, match=f"not JSON: got an integer of {len(digits)} digits") as caught:
+            read_json(path, MAX_CONFIG_BYTES)
+        assert caught.value.file == str(path)

@@ -220,3 +220,22 @@ def test_back_to_metadata(tmp_path: Path, name: str) -> None:
     (tmp_path / "b.gguf").write_bytes(gguf(pairs, [EMBEDDING, *tensors]))
     assert config(tmp_path / "b.gguf") == before
     json.dumps(before)
+
+
+@pytest.mark.parametrize("value", [1e300, 1e-300, float("inf"), float("nan")])
+def test_numbers_are_finite_in_float32(value: float, tmp_path: Path) -> None:
+    """A float64 of the metadata that float32 makes infinite would stand as Infinity, which is no JSON."""
+    change: dict[str, bytes | None] = {"epsilon": pair("llama.attention.layer_norm_rms_epsilon", "f64", value)}
+    with pytest.raises(FormatError, match="not a number") as caught:
+        config(write(tmp_path, change))
+    assert caught.value.field == "llama.attention.layer_norm_rms_epsilon"
+
+
+@pytest.mark.parametrize("value", [1e39, float("inf"), 10**300])
+def test_numbers_of_a_configuration_are_finite_in_float32(value: float, tmp_path: Path) -> None:
+    """None becomes infinite metadata, and none equals what the file says."""
+    own = {**BASE, "rms_norm_eps": value}
+    with pytest.raises(FormatError, match="not a number"):
+        metadata_of(own, architecture_of_config(BASE), "config.json")
+    with open_gguf(write(tmp_path)) as file, pytest.raises(FormatError, match="not the file's model"):
+        check_config(own, file, architecture_of_name("llama"), "config.json")

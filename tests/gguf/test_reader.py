@@ -223,6 +223,13 @@ BROKEN = {
         HEAD + 9,
     ),
     "dimension-0": (gguf([], [Tensor("t", (0, 1), 0, b"")]), FormatError, "empty dimension", "shape", HEAD + 13),
+    "row-of-a-scalar": (
+        gguf([], [Tensor("t", (), 8, bytes(34))]),
+        FormatError,
+        "row is not whole blocks",
+        "t.shape",
+        HEAD,
+    ),
     "row": (gguf([], [Tensor("t", (31, 2), 8, bytes(68))]), FormatError, "row is not whole blocks", "t.shape", HEAD),
     "tensor-twice": (
         gguf([], [F32, F32]),

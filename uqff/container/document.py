@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import stat
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from uqff.container.atomic import flush_to_disk
 from uqff.errors import FormatError, located
-from uqff.limits import MAX_HEADER_VALUES
+from uqff.limits import MAX_DIGITS, MAX_HEADER_VALUES
 
 __all__ = ["check_values", "read_at_most", "read_json", "write_json"]
+
+LONG: Final = re.compile(rb"[0-9]{%d}" % (MAX_DIGITS + 1))
+"""What may be an integer that is too long; it is looked for first, because checking every one costs time."""
 
 
 def read_at_most(path: Path, most: int) -> bytes:
@@ -40,6 +44,12 @@ def check_values(raw: bytes, *, field: str | None = None, offset: int | None = N
         )
 
 
+def _bounded(digits: str) -> int:
+    if len(digits.lstrip("-")) > MAX_DIGITS:
+        raise ValueError(f"an integer of {len(digits)} digits")
+    return int(digits)
+
+
 def read_json(path: Path, most: int) -> dict[str, Any]:
     """A JSON object from a file.
 
@@ -56,7 +66,7 @@ def read_json(path: Path, most: int) -> dict[str, Any]:
     with located(file=path):
         check_values(raw)
     try:
-        value = json.loads(raw.decode("utf-8"))
+        value = json.loads(raw.decode("utf-8"), parse_int=_bounded if LONG.search(raw) else None)
         if b"\\u" in raw:  # an escape may name half a character, which could not be written again
             json.dumps(value, ensure_ascii=False).encode("utf-8")
     except (ValueError, RecursionError) as exc:

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 from uqff.container.document import check_values
 from uqff.container.foreign import identify
 from uqff.errors import FormatError, UnsupportedError
-from uqff.limits import MAX_HEADER_BYTES, MAX_RANK
+from uqff.limits import MAX_ELEMENTS, MAX_HEADER_BYTES, MAX_RANK
 
 __all__ = ["DTYPE_BITS", "Header", "TensorEntry", "build_header", "parse_header"]
 
@@ -210,6 +210,14 @@ def _parse_entry(name: str, fields: Any, data_begin: int) -> TensorEntry:
             offset=LENGTH_BYTES,
             expected=f"{-(-bits // 8)} bytes",
             got=end - begin,
+        )
+    if math.prod(filter(None, shape)) >= MAX_ELEMENTS:
+        raise FormatError(
+            "shape is too large",
+            field=f"{where}.shape",
+            offset=LENGTH_BYTES,
+            expected=f"a product below {MAX_ELEMENTS}, zeros left out",
+            got=list(shape),
         )
     return TensorEntry(name, dtype, shape, data_begin + begin, data_begin + end)
 

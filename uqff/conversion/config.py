@@ -63,6 +63,8 @@ _KNOWN: Final = (
 )
 """Metadata of a model that is read, or says nothing that matters."""
 
+FLOAT32_MAX: Final = float(np.finfo(np.float32).max)
+
 COMPARED: Final = (
     "hidden_size",
     "intermediate_size",
@@ -106,9 +108,11 @@ class _Metadata:
         value = self.get(key, _FLOATS)
         if value is None and default is not None:
             return default
-        if value is None or not np.isfinite(value) or value <= 0:
-            raise self.error("not a number", key, "above 0", "none" if value is None else value)
-        return float(str(np.float32(value)))
+        with np.errstate(over="ignore", under="ignore"):  # float64 has numbers that float32 makes infinite, or zero
+            rounded = np.float32(0 if value is None else value)
+        if not np.isfinite(rounded) or rounded <= 0:
+            raise self.error("not a number", key, "above 0, in float32", "none" if value is None else value)
+        return float(str(rounded))
 
     def error(self, problem: str, key: str, expected: object, got: object) -> FormatError:
         path = str(self.file.paths[0])
@@ -258,7 +262,9 @@ def check_config(config: Mapping[str, Any], file: GgufFile, architecture: GgufAr
         got = config.get(key)
         got = defaults.get(key) if got is None else got
         if isinstance(got, float) or isinstance(said[key], float):
-            same = isinstance(got, (int, float)) and np.float32(got) == np.float32(said[key])
+            same = (
+                isinstance(got, (int, float)) and abs(got) <= FLOAT32_MAX and np.float32(got) == np.float32(said[key])
+            )
         else:
             same = type(got) is type(said[key]) and got == said[key]
         if not same:
@@ -314,7 +320,7 @@ def metadata_of(config: Mapping[str, Any], architecture: GgufArchitecture, path:
         return Value(ValueType.U32, value)
 
     def number(key: str, value: Any) -> Value:
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= FLOAT32_MAX:
             raise FormatError("not a number", file=path, field=key, expected="above 0", got=value)
         return Value(ValueType.F32, float(value))
 

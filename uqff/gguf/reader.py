@@ -278,7 +278,7 @@ class _SplitFile:
                 field=f"{info.name}.shape",
                 offset=start,
                 expected=f"a row of {block_type.name} in multiples of {block_type.block_size}",
-                got=info.shape[-1],
+                got=info.shape[-1] if info.shape else "no dimensions",
             )
         if tensor.begin + tensor.nbytes > len(self.file.view):
             raise FormatError(
