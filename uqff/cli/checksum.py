@@ -68,6 +68,7 @@ def checksum(
 
 def _files(ctx: click.Context, path: str, write: bool, checking: bool, sums: str | None, as_json: bool) -> None:
     from uqff.cli.progress import shown_progress
+    from uqff.container.document import check_regular
     from uqff.inspection.checksum import SUMS_NAME, checksum_document, files_of, read_sums, write_sums
     from uqff.inspection.checksum import checksum as summed
 
@@ -75,7 +76,7 @@ def _files(ctx: click.Context, path: str, write: bool, checking: bool, sums: str
     listed = Path(sums) if sums is not None else directory / SUMS_NAME
     own = sums is not None and listed.parent.resolve() == directory.resolve()
     names = [name for name in everything if not (own and name == listed.name)]
-    stated = read_sums(listed) if checking else None
+    stated = read_sums(listed if sums is not None else check_regular(listed)) if checking else None
     if stated is not None and not Path(path).is_dir():
         stated = {name: digest for name, digest in stated.items() if name in names}
         if not stated:
@@ -113,11 +114,12 @@ def _layers(
     as_json: bool,
 ) -> None:
     from uqff.cli.progress import shown_progress
+    from uqff.container.document import check_regular
     from uqff.inspection.checksum import LAYER_SUMS_NAME, checksum_document, files_of, read_sums, write_sums
     from uqff.inspection.checksum import checksum as summed
 
     listed = Path(sums) if sums is not None else files_of(path)[0] / LAYER_SUMS_NAME
-    stated = read_sums(listed) if checking else None
+    stated = read_sums(listed if sums is not None else check_regular(listed)) if checking else None
     with shown_progress() as progress:
         made = summed(path, layers=True, names=names, progress=progress)
     assert made.model is not None

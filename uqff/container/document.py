@@ -14,7 +14,7 @@ from uqff.container.atomic import flush_to_disk
 from uqff.errors import FormatError, located
 from uqff.limits import MAX_DIGITS, MAX_HEADER_VALUES
 
-__all__ = ["check_values", "read_at_most", "read_json", "write_json"]
+__all__ = ["check_regular", "check_values", "json_bytes", "read_at_most", "read_json", "write_json"]
 
 LONG: Final = re.compile(rb"[0-9]{%d}" % (MAX_DIGITS + 1))
 """What may be an integer that is too long; it is looked for first, because checking every one costs time."""
@@ -29,6 +29,22 @@ def read_at_most(path: Path, most: int) -> bytes:
         status = os.fstat(file.fileno())
         length = min(status.st_size, most) if stat.S_ISREG(status.st_mode) else most
         return file.read(length + 1)
+
+
+def check_regular(path: Path) -> Path:
+    """Refuse what is no file but a pipe, which would wait for a writer, or a device, which may have no end.
+
+    Returns:
+        The path.
+
+    Raises:
+        FormatError: it is a pipe, a socket or a device.
+        OSError: it cannot be looked up.
+    """
+    mode = os.stat(path).st_mode
+    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):  # of a directory, whoever opens it says so
+        raise FormatError("not a regular file", file=str(path))
+    return path
 
 
 def check_values(raw: bytes, *, field: str | None = None, offset: int | None = None) -> None:
@@ -58,9 +74,9 @@ def read_json(path: Path, most: int) -> dict[str, Any]:
         most: bytes that are read at most.
 
     Raises:
-        FormatError: the file is longer, has too many values, or is not a JSON object.
+        FormatError: it is no regular file, is longer, has too many values, or is not a JSON object.
     """
-    raw = read_at_most(path, most)
+    raw = read_at_most(check_regular(path), most)
     if len(raw) > most:
         raise FormatError("file is too long", file=str(path), expected=f"at most {most} bytes")
     with located(file=path):
@@ -76,12 +92,31 @@ def read_json(path: Path, most: int) -> dict[str, Any]:
     return value
 
 
+def json_bytes(document: Mapping[str, Any], path: Path) -> bytes:
+    """A JSON object as it is written.
+
+    Args:
+        document: the object.
+        path: where it will stand, for messages.
+
+    Raises:
+        FormatError: a text in it is not Unicode: a file name of other bytes, for example.
+    """
+    try:
+        return json.dumps(document, indent=2, ensure_ascii=False).encode("utf-8")
+    except UnicodeEncodeError as error:
+        text = error.object[max(0, error.start - 20) : error.end + 20].strip()
+        raise FormatError("text is not Unicode", file=str(path), got=repr(text)) from None
+
+
 def write_json(path: Path, document: Mapping[str, Any]) -> None:
     """Write a JSON object to a new file, and flush it to the disk.
 
     Raises:
+        FormatError: a text in it is not Unicode.
         OSError: the file is there, or cannot be written.
     """
+    raw = json_bytes(document, path) + b"\n"
     with open(path, "xb") as file:
-        file.write(json.dumps(document, indent=2, ensure_ascii=False).encode("utf-8") + b"\n")
+        file.write(raw)
         flush_to_disk(file)

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from uqff.container.document import check_regular
 from uqff.container.framing import Header, TensorEntry, parse_header
 from uqff.errors import FormatError, MissingError, UnsupportedError, UqffError, located
 from uqff.schema.buffers import flat_bytes
@@ -58,6 +59,7 @@ class MappedBytes:
         self._closed = False
         if stat.S_ISFIFO(os.stat(path).st_mode):  # opening one would wait for a writer
             raise FormatError("not a file but a pipe", file=str(path))
+        check_regular(path)
         with open(path, "rb") as file:
             size = os.fstat(file.fileno()).st_size
             if size:

@@ -28,9 +28,9 @@ from typing import Any
 from uqff._version import __version__
 from uqff.codes import Version
 from uqff.container.atomic import atomic_file
-from uqff.container.document import check_values, read_at_most
+from uqff.container.document import check_values, json_bytes, read_at_most
 from uqff.container.file import UqffFile
-from uqff.container.shards import SUFFIX, PathLike
+from uqff.container.shards import SUFFIX, PathLike, stays_inside
 from uqff.errors import FormatError, ShardError, UnsupportedError, UqffError, located
 from uqff.limits import MAX_RANK, MAX_REPORT_BYTES, U32_MAX
 
@@ -293,11 +293,9 @@ def _check_shard(directory: Path, shard: str) -> UqffError | None:
     try:
         plain = stat.S_ISREG(path.lstat().st_mode)
         if path.is_symlink():
-            target, home = path.resolve(strict=True), directory.resolve()
-            # huggingface_hub: snapshots/<commit>/<name> -> blobs/<hash>.
-            plain = target.is_file() and target.parent in (home, home.parent.parent / "blobs")
+            plain = path.resolve(strict=True).is_file() and stays_inside(path)
             if not plain:
-                return FormatError("shard is a link out of the directory", got=f"{shard} -> {target}")
+                return FormatError("shard is a link out of the directory", got=f"{shard} -> {path.resolve()}")
     except (FileNotFoundError, RuntimeError):
         return ShardError("shard is missing", expected=shard, got="no such file")
     except (OSError, ValueError) as exc:
@@ -459,8 +457,12 @@ def write_report(report: Report, directory: PathLike) -> Path:
 
     Returns:
         Path of the report.
+
+    Raises:
+        FormatError: a name in it is not Unicode.
     """
     path = Path(directory) / REPORT_NAME
+    raw = json_bytes(report_document(report), path)
     with atomic_file(path) as file:
-        file.write(json.dumps(report_document(report), indent=2, ensure_ascii=False).encode())
+        file.write(raw)
     return path

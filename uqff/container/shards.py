@@ -22,6 +22,7 @@ __all__ = [
     "select",
     "shard_name",
     "shard_names",
+    "stays_inside",
     "stem_of",
 ]
 
@@ -109,6 +110,13 @@ def stem_of(name: str) -> str:
     """What the shards of a model have in common: a file name without number and suffix."""
     match = NUMBERED.fullmatch(name)
     return match["stem"] if match is not None else name.removesuffix(SUFFIX)
+
+
+def stays_inside(path: Path) -> bool:
+    """Whether a file lies where it is named: a link may lead to a file beside it, or into the store of the hub."""
+    target, home = path.resolve(), path.parent.resolve()
+    # huggingface_hub: snapshots/<commit>/<name> -> blobs/<hash>.
+    return target.parent in (home, home.parent.parent / "blobs")
 
 
 def models_in(directory: PathLike) -> dict[str, Path]:

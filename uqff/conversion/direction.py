@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from uqff.container.document import check_regular
 from uqff.container.shards import PathLike, select
 from uqff.conversion.from_gguf import uqff_of_gguf
 from uqff.conversion.result import Conversion
@@ -71,5 +72,6 @@ def _is_gguf(path: Path) -> bool:
         return False
     if path.suffix == ".gguf":
         return True
+    check_regular(path)
     with open(path, "rb") as file:
         return file.read(4) == b"GGUF"

@@ -55,7 +55,7 @@ from uqff.families.rows import reordered, reordered_bias
 from uqff.families.unquant.tensor import Unquant
 from uqff.gguf.reader import GgufFile, GgufTensor, open_gguf
 from uqff.models.architectures import LayerName, architecture_of, embedding_name, entry_names, layer_names
-from uqff.models.assets import CONFIG_NAME, copy_companions
+from uqff.models.assets import CONFIG_NAME, companions_of, copy_companions
 from uqff.models.config import config_to_write, read_config
 from uqff.models.engine import limits_of, refuse_limits
 from uqff.models.layouts import WeightLayout, half_split_order, without_rope_layout
@@ -125,6 +125,8 @@ class FromGgufJob(Job[Conversion]):
         self.file = file
         self.version = version
         self.dtype = dtype
+        if assets is not None:
+            companions_of(assets, leave=[KEPT_NAME])
         self.assets = assets
         self.notes: list[str] = []
         self.architecture = architecture_of_name(file.get_value("general.architecture"))

@@ -44,7 +44,7 @@ from uqff.container.tensors import TensorWriter
 from uqff.errors import ShapeError, ShardError, UnsupportedError, located
 from uqff.families.base import QuantizedTensor
 from uqff.models.architectures import architecture_of, embedding_name, layer_names
-from uqff.models.assets import copy_companions
+from uqff.models.assets import companions_of, copy_companions
 from uqff.models.layouts import layout_beside, without_rope_layout
 from uqff.models.modules import Module, check_complete, config_beside, modules_of
 from uqff.progress import Progress, Steps
@@ -164,6 +164,7 @@ class DequantizeJob(Job[Dequantized]):
     MAKES = "checkpoint"
 
     def __init__(self, file: UqffFile, dtype: DType, tie: Tie | None, shard_bytes: int = SHARD_BYTES) -> None:
+        companions_of(file.paths[0].parent, leave=[CONFIG_NAME])
         self.shard_bytes = shard_bytes
         self.file = file
         self.dtype = dtype

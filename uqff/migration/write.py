@@ -25,7 +25,7 @@ from uqff.migration.embedding import EMBEDDING_SINCE
 from uqff.migration.origin import with_dequantized
 from uqff.migration.plan import Plan, PlannedModel, plan_migration
 from uqff.models.architectures import LayerName
-from uqff.models.assets import CONFIG_NAME, copy_companions
+from uqff.models.assets import CONFIG_NAME, companions_of, copy_companions
 from uqff.models.config import config_to_write
 from uqff.progress import Progress, Steps
 from uqff.quantization.types import kind_name
@@ -113,8 +113,10 @@ class MigrateJob(Job[Migrated]):
 
         Raises:
             UnsupportedError: something cannot be expressed.
+            FormatError: a file beside the model leads elsewhere.
         """
         plan.check()
+        companions_of(plan.directory.path)
         self.plan = plan
         self.shard_bytes = shard_bytes
 

@@ -23,7 +23,9 @@ from uqff.container.atomic import copy_durably
 from uqff.container.document import write_json
 from uqff.container.file import RESIDUAL_NAME
 from uqff.container.queue import WriteQueue
+from uqff.container.shards import stays_inside
 from uqff.container.tensors import TensorWriter
+from uqff.errors import FormatError
 from uqff.simd.floats import Floats
 
 __all__ = [
@@ -31,6 +33,7 @@ __all__ = [
     "CONFIG_NAME",
     "Residual",
     "TensorSource",
+    "companions_of",
     "copy_companions",
 ]
 
@@ -150,6 +153,26 @@ class Residual:
             self._source.release(name, start, start + len(tile))
 
 
+def companions_of(source: Path, *, leave: Iterable[str] = ()) -> list[str]:
+    """The files beside a model that are copied; asked for before any work, because what is refused here stays so.
+
+    Args:
+        source: the directory that may hold them.
+        leave: names that are not copied.
+
+    Raises:
+        FormatError: one is a link out of the directory, whose target would be published; a pipe or a device.
+    """
+    names = [name for name in COMPANIONS if name not in leave and (source / name).exists()]
+    for name in names:
+        path = source / name
+        if not path.is_file():
+            raise FormatError("not a regular file", file=str(path))
+        if path.is_symlink() and not stays_inside(path):
+            raise FormatError("link out of the directory", file=str(path), got=path.resolve())
+    return names
+
+
 def copy_companions(
     source: Path, directory: Path, *, leave: Iterable[str] = (), config: Mapping[str, Any] | None = None
 ) -> list[str]:
@@ -163,8 +186,12 @@ def copy_companions(
 
     Returns:
         The names of those that were there.
+
+    Raises:
+        FormatError: see :func:`companions_of`.
+        OSError: a file cannot be read or written.
     """
-    names = [name for name in COMPANIONS if name not in leave and (source / name).is_file()]
+    names = companions_of(source, leave=leave)
     for name in names:
         if name == CONFIG_NAME and config is not None:
             write_json(directory / name, config)

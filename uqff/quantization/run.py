@@ -35,11 +35,12 @@ from uqff.checkpoints.checkpoint import open_checkpoint
 from uqff.checkpoints.numbers import NumberFiles
 from uqff.codec.layer import Layer
 from uqff.codes import LOADED_DTYPES, DType, Version
+from uqff.container.document import json_bytes
 from uqff.container.file import open_uqff
 from uqff.container.job import Job, Staging
 from uqff.container.plan import SHARD_BYTES, metadata_of, plan_files
 from uqff.container.queue import WriteQueue
-from uqff.container.report import Report, build_report, write_report
+from uqff.container.report import REPORT_NAME, Report, build_report, write_report
 from uqff.container.shards import PathLike, shard_names
 from uqff.container.staging import check_target
 from uqff.container.writer import LayerWriter
@@ -49,7 +50,7 @@ from uqff.families.base import QuantizedTensor
 from uqff.families.loaded import Loaded
 from uqff.families.part import Part
 from uqff.lora.applied import Adapters, Lora
-from uqff.models.assets import Residual, copy_companions
+from uqff.models.assets import Residual, companions_of, copy_companions
 from uqff.models.engine import limits_of, refuse_limits
 from uqff.models.patterns import Pattern
 from uqff.progress import Progress, Steps
@@ -209,6 +210,8 @@ class QuantizeJob(Job[Result]):
         repo_id: str | None,
         adapters: Adapters,
     ) -> None:
+        companions_of(checkpoint.path)
+        json_bytes({"base_model": base_model, "repo_id": repo_id}, Path(REPORT_NAME))
         self.checkpoint = checkpoint
         self.fallback = None if fallback is None else kind_name(fallback)
         self.engine_biases = engine_biases
