@@ -65,6 +65,21 @@ def test_only_what_is_made_is_replaced_and_only_by_force(tmp_path: Path) -> None
     assert os.listdir(tmp_path / "out") == ["d.uqff"]
 
 
+@pytest.mark.parametrize("force", [False, True])
+def test_what_is_not_the_models_is_not_replaced(force: bool, tmp_path: Path) -> None:
+    """A diary beside a model would be lost; companions, checksums and what a killed process left are its own."""
+    Letters("abc").run(tmp_path / "out")
+    for name in ("tokenizer.json", "SHA256SUMS", "x.kept.safetensors", f".a.uqff.{'0' * 16}.tmp"):
+        (tmp_path / "out" / name).write_text("x")
+    (tmp_path / "out" / "diary.txt").write_text("dear")
+    with pytest.raises(FileExistsError, match=r"would be lost: .*diary\.txt" if force else r"not empty: \S*$"):
+        Letters("d").run(tmp_path / "out", force=force)
+    assert (tmp_path / "out" / "diary.txt").read_text() == "dear"
+    (tmp_path / "out" / "diary.txt").unlink()
+    Letters("d").run(tmp_path / "out", force=True)
+    assert os.listdir(tmp_path / "out") == ["d.uqff"]
+
+
 def test_no_room_is_told_before_anything_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = shutil.disk_usage(tmp_path)._replace(free=2)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)

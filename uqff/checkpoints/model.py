@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
+from uqff.container.beside import KEPT_SUFFIX
 from uqff.container.file import RESIDUAL_NAME, UqffFile
 from uqff.container.mapped import MappedFile
 from uqff.container.report import REPORT_NAME
@@ -28,8 +29,6 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 __all__ = ["KEPT_SUFFIX", "ModelDirectory", "holds_checkpoint"]
-
-KEPT_SUFFIX: Final = ".kept.safetensors"
 
 
 def holds_checkpoint(path: PathLike) -> bool:

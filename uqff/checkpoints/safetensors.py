@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from uqff.codes import LOADED_DTYPES
+from uqff.container.beside import INDEX_NAME
 from uqff.container.document import read_json
 from uqff.container.mapped import MappedFile, TensorMap
 from uqff.container.shards import PathLike
@@ -42,7 +43,6 @@ if TYPE_CHECKING:
 __all__ = ["CONFIG_NAME", "TensorFiles", "open_tensors"]
 
 SINGLE_NAME: Final = "model.safetensors"
-INDEX_NAME: Final = "model.safetensors.index.json"
 
 LOCAL_ERRORS: Final = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS)
 """What may go wrong with the hub's cache on this machine; anything else is the hub's answer."""

@@ -68,9 +68,10 @@ def checksum(
 
 def _files(ctx: click.Context, path: str, write: bool, checking: bool, sums: str | None, as_json: bool) -> None:
     from uqff.cli.progress import shown_progress
+    from uqff.container.beside import SUMS_NAME
     from uqff.container.document import check_regular
-    from uqff.inspection.checksum import SUMS_NAME, checksum_document, files_of, read_sums, write_sums
     from uqff.inspection.checksum import checksum as summed
+    from uqff.inspection.checksum import checksum_document, files_of, read_sums, write_sums
 
     directory, everything = files_of(path)
     listed = Path(sums) if sums is not None else directory / SUMS_NAME
@@ -114,9 +115,10 @@ def _layers(
     as_json: bool,
 ) -> None:
     from uqff.cli.progress import shown_progress
+    from uqff.container.beside import LAYER_SUMS_NAME
     from uqff.container.document import check_regular
-    from uqff.inspection.checksum import LAYER_SUMS_NAME, checksum_document, files_of, read_sums, write_sums
     from uqff.inspection.checksum import checksum as summed
+    from uqff.inspection.checksum import checksum_document, files_of, read_sums, write_sums
 
     listed = Path(sums) if sums is not None else files_of(path)[0] / LAYER_SUMS_NAME
     stated = read_sums(listed if sums is not None else check_regular(listed)) if checking else None

@@ -12,10 +12,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
 
+from uqff.container.beside import What
 from uqff.container.shards import PathLike
 from uqff.container.staging import (
     Journal,
-    What,
     allocated_bytes,
     check_space,
     check_target,

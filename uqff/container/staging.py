@@ -10,17 +10,16 @@ import secrets
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 from uqff.container.atomic import atomic_file, sync_directory
+from uqff.container.beside import What, not_of
 from uqff.container.document import read_at_most
 from uqff.container.shards import SUFFIX
 from uqff.errors import UnsupportedError
 from uqff.limits import MAX_HEADER_BYTES
 
 __all__ = ["Journal", "allocated_bytes", "check_space", "check_target", "resumable_directory", "staged_directory"]
-
-What = Literal["UQFF model", "checkpoint"]
 
 
 def check_target(target: Path, *, force: bool = False, what: What = "UQFF model") -> None:
@@ -47,11 +46,14 @@ def check_target(target: Path, *, force: bool = False, what: What = "UQFF model"
         entries = list(scan)
     if not entries:
         return
+    others = not_of(what, [entry.name for entry in entries])
     if not force:
-        way_out = f"; --force replaces the {what}" if _is_replaceable(what, entries) else ""
+        way_out = f"; --force replaces the {what}" if _is_replaceable(what, entries) and not others else ""
         raise FileExistsError(f"exists and is not empty: {target}{way_out}")
     if not _is_replaceable(what, entries):
         raise FileExistsError(f"is not a {what} and will not be replaced: {target}")
+    if others:
+        raise FileExistsError(f"holds what is not of the {what}, which would be lost: {target / others[0]}")
 
 
 def _is_replaceable(what: What, entries: list[os.DirEntry[str]]) -> bool:

@@ -32,9 +32,10 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-from uqff.checkpoints.safetensors import CONFIG_NAME, INDEX_NAME, SINGLE_NAME
+from uqff.checkpoints.safetensors import CONFIG_NAME, SINGLE_NAME
 from uqff.codes import LOADED_DTYPES, DType
 from uqff.container import UqffFile, open_uqff
+from uqff.container.beside import INDEX_NAME
 from uqff.container.document import write_json
 from uqff.container.job import Job, Staging
 from uqff.container.queue import WriteQueue

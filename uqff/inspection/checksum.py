@@ -27,6 +27,7 @@ from typing import Any, Final
 
 from uqff.codec.layer import Layer
 from uqff.container.atomic import atomic_file
+from uqff.container.beside import LAYER_SUMS_NAME, SUMS_NAME
 from uqff.container.file import UqffFile, open_uqff
 from uqff.container.shards import PathLike, resolve, select
 from uqff.errors import FormatError, UqffError, located
@@ -59,11 +60,6 @@ __all__ = [
     "sums_text",
     "write_sums",
 ]
-
-SUMS_NAME: Final = "SHA256SUMS"
-"""The list of a directory's files."""
-LAYER_SUMS_NAME: Final = "SHA256SUMS.layers"
-"""The list of a model's layers."""
 
 LAYER_TAG: Final = b"uqff layer 1\n"
 ADJACENT_TAG: Final = b"uqff layer 1, rows of %d heads adjacent\n"

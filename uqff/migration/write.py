@@ -9,8 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from uqff.checkpoints.model import KEPT_SUFFIX, ModelDirectory
+from uqff.checkpoints.model import ModelDirectory
 from uqff.container.atomic import copy_durably
+from uqff.container.beside import KEPT_SUFFIX
 from uqff.container.document import write_json
 from uqff.container.file import RESIDUAL_NAME, UqffFile
 from uqff.container.job import Job, Staging

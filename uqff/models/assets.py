@@ -20,6 +20,7 @@ from typing import Any, Final, Protocol
 
 from uqff.codes import LOADED_DTYPES, DType
 from uqff.container.atomic import copy_durably
+from uqff.container.beside import COMPANIONS, CONFIG_NAME
 from uqff.container.document import write_json
 from uqff.container.file import RESIDUAL_NAME
 from uqff.container.queue import WriteQueue
@@ -36,27 +37,6 @@ __all__ = [
     "companions_of",
     "copy_companions",
 ]
-
-CONFIG_NAME: Final = "config.json"
-
-COMPANIONS: Final = (
-    CONFIG_NAME,
-    "generation_config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "tokenizer.model",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "vocab.txt",
-    "merges.txt",
-    "chat_template.jinja",
-    "chat_template.json",
-    "preprocessor_config.json",
-    "processor_config.json",
-    "metadata.gguf",
-)
-"""Files that are copied beside the model if they are there."""
 
 TILE: Final = 1 << 23
 """Bytes of the residual that are rounded and written together."""
@@ -164,6 +144,7 @@ def companions_of(source: Path, *, leave: Iterable[str] = ()) -> list[str]:
         FormatError: one is a link out of the directory, whose target would be published; a pipe or a device.
     """
     names = [name for name in COMPANIONS if name not in leave and (source / name).exists()]
+    names = [name for name in names if not (source / name).is_dir()]
     for name in names:
         path = source / name
         if not path.is_file():
