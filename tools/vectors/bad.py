@@ -193,6 +193,7 @@ def _gguf() -> Iterator[Bad]:
         yield _cut(f"gguf-truncated-{field}", page, Q4_0, field)
     rule = "data_length follows from type and shape"
     yield _broken("gguf-length-short", page, rule, Q4_0, {"data_length": u32(18), "data": bytes(18)})
+    yield _broken("gguf-length-other", page, rule, Q4_0, {"data_length": u32(37)})
     yield _broken("gguf-length-long", page, rule, Q4_0, {"data_length": u32(54), "data": bytes(54)})
     for code in (4, 5, 16, 31, 2**32 - 1):
         rule = "the ggml type is one of the table"
@@ -217,21 +218,25 @@ def _hqq() -> Iterator[Bad]:
     yield _broken("hqq4-codes-i32", page, rule, HQQ4, words, "w_q.dtype")
     octets = dict(record("w_q", tensor("U8", 7, 2, data=bytes(14))))
     yield _broken("hqq3-codes-u8", page, rule, HQQ3, octets, "w_q.dtype")
-    double = dict(record("scales", tensor("F64", 1, 2, data=bytes(16))))
+    numbers = tensor("F64", 1, 2, data=bytes(16))
+    double = dict(record("scales", numbers)) | dict(record("zeros", numbers))
     yield _broken("hqq-scales-f64", page, "scales are F32, F16 or BF16", HQQ4, double, "scales.dtype")
     half = dict(record("zeros", tensor("F16", 1, 2, data=bytes(4))))
     yield _broken("hqq-zeros-other-dtype", page, "zeros have the dtype of scales", HQQ4, half, "zeros.dtype")
     for bits in (0, 5, 16):
         yield _broken(f"hqq-bits-{bits}", page, "bits is 1, 2, 3, 4 or 8", HQQ4, {"bits": u8(bits)})
-    yield _broken("hqq-axis-2", page, "axis is 0 or 1", HQQ4, {"axis": u8(2)})
+    yield _broken("hqq-axis-2", page, "axis is 0 or 1", HQQ4_AXIS1, {"axis": u8(2)})
     yield _broken("hqq-round-zeros-2", page, "round_zeros is 0 or 1", HQQ4, {"round_zeros": u8(2)})
     yield _broken("hqq-channel-wise-255", page, "channel_wise is 0 or 1", HQQ4, {"channel_wise": u8(255)})
     yield _broken("hqq-group-size-0", page, "a group has at least one weight", HQQ4, {"group_size": u32(0)})
     rule = "the weight is whole groups"
     yield _broken("hqq-group-size-48", page, rule, HQQ4, {"group_size": u32(48)})
+    yield _broken("hqq-group-and-a-rest", page, rule, HQQ4, {"shape": u32(2, 65)}, "group_size")
     yield _broken("hqq-group-size-huge", page, rule, HQQ4, {"group_size": u32(2**32 - 1)})
     rule = "the rows of M fill the packed elements"
     yield _broken("hqq4-group-size-1", page, rule, HQQ4, {"group_size": u32(1)}, "w_q.shape")
+    full = dict(record("w_q", tensor("U8", 33, 2, data=bytes(66)))) | {"shape": u32(2, 65), "group_size": u32(65)}
+    yield _broken("hqq4-group-size-65", page, rule, HQQ4, full, "w_q.shape")
     rule = "a weight has at least one dimension"
     yield _broken("hqq-no-dimensions", page, rule, HQQ4, {"ndim": u32(0), "shape": b""})
     yield _broken("hqq-zero-dimension", page, "no dimension is 0", HQQ4, {"shape": u32(0, 64)})
@@ -262,7 +267,7 @@ def _afq() -> Iterator[Bad]:
     octets = dict(record("w_q", tensor("U8", 2, 8, data=bytes(16))))
     yield _broken("afq-codes-u8", page, "w_q is U32", AFQ4, octets, "w_q.dtype")
     rule = "scales are F32, F16 or BF16"
-    integers = {"scales.dtype": u32(2)}
+    integers = {"scales.dtype": u32(2), "biases.dtype": u32(2)}
     yield _broken("afq-scales-i32", page, rule, AFQ4, integers)
     half = dict(record("biases", tensor("F16", 2, 2, data=bytes(8))))
     yield _broken("afq-biases-other-dtype", page, "biases have the dtype of scales", AFQ4, half, "biases.dtype")
@@ -273,6 +278,8 @@ def _afq() -> Iterator[Bad]:
         yield _broken(f"afq-group-size-{size}", page, rule, AFQ4, {"group_size": u8(size)})
     rule = "a row is whole groups"
     yield _broken("afq-row-not-whole-groups", page, rule, AFQ4, {"group_size": u8(128)}, "w_q.shape")
+    longer = dict(record("w_q", tensor("U32", 2, 9, data=bytes(72))))
+    yield _broken("afq-row-of-groups-and-a-rest", page, rule, AFQ4, longer, "w_q.shape")
     rule = "a weight has at least one dimension"
     scalar = dict(record("w_q", tensor("U32", data=bytes(4))))
     yield _broken("afq-no-dimensions", page, rule, AFQ4, scalar, "w_q.ndim")
@@ -306,7 +313,10 @@ def _mxfp4() -> Iterator[Bad]:
     yield _broken(
         "mxfp4-scales-e8m0", page, "dtype codes 10 to 13 are reserved names", MXFP4, {"scales.dtype": u32(13)}
     )
-    yield _broken("mxfp4-row-not-whole-blocks", page, "a row is whole blocks", MXFP4, {"blocks.shape": u32(4, 8)})
+    rule = "a row is whole blocks"
+    yield _broken("mxfp4-row-not-whole-blocks", page, rule, MXFP4, {"blocks.shape": u32(4, 8)})
+    longer = dict(record("blocks", tensor("U8", 2, 24, data=bytes(48))))
+    yield _broken("mxfp4-row-of-blocks-and-a-rest", page, rule, MXFP4, longer, "blocks.shape")
     rule = "scales have one exponent per block"
     yield _broken("mxfp4-scales-shape", page, rule, MXFP4, {"scales.shape": u32(1, 2)})
     flat = {"scales.ndim": u32(2), "scales.shape": u32(6, 1)}

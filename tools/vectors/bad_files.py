@@ -155,6 +155,25 @@ def _framing() -> Iterator[Broken]:
     yield case("data-cut", rule, good[:-1], f"header.{next(reversed(header))}.data_offsets")
     moved = changed(data_offsets=[begin - 2, end - 2])
     yield case("data-overlap", rule, moved, f"header.{weight}.data_offsets")
+
+    def extra(name: str, rule: str, entry: dict[str, Any], field: str, error: str = FORMAT) -> Broken:
+        """A file with one more entry, of no layer."""
+        return case(name, rule, framed({**header, "extra": entry}, data), field, error)
+
+    empty = [len(data), len(data)]
+    rule = "an entry has dtype, shape and data_offsets, nothing else"
+    byte_more = framed({**header, "extra": {"dtype": "U8", "data_offsets": [len(data), len(data) + 1]}}, data + b"\0")
+    yield case("extra-without-shape", rule, byte_more, "header.extra")
+    rule = "dimensions are integers from 0"
+    large = {"dtype": "U8", "shape": [2**63, 0], "data_offsets": empty}
+    yield extra("extra-dimension-too-large", rule, large, "header.extra.shape")
+    rule = "the size follows from dtype and shape"
+    wraps = {"dtype": "U8", "shape": [2**32, 2**32], "data_offsets": empty}
+    yield extra("extra-size-wraps", rule, wraps, "header.extra.data_offsets")
+    rule = "a key occurs once"
+    nothing = json.dumps({"dtype": "U8", "shape": [0], "data_offsets": empty}).encode()
+    pair = json.dumps(header).encode()[:-1] + b',"extra":' + nothing + b',"extra":' + nothing + b"}"
+    yield case("extra-twice-empty", rule, framed(pair, data), "header.extra")
     rule = "the size follows from dtype and shape"
     yield case("entry-size", rule, changed(shape=[3, 6]), f"header.{weight}.data_offsets")
     yield case("entry-size-wraps", rule, changed(shape=[2**32, 2**32, 2]), f"header.{weight}.data_offsets")

@@ -121,6 +121,8 @@ def _dtypes() -> Iterator[Broken]:
     )
     part = Part("F64", (2, 2), bytes(32))
     yield _layer("afq-biases-f64", "entries.md#afq", rule, NEAR["afq"][0], {"weight.biases": part}, near=NEAR["afq"][1])
+    part = Part("F16", (2, 2), bytes(8))
+    yield _layer("afq-biases-f16", "entries.md#afq", rule, NEAR["afq"][0], {"weight.biases": part}, near=NEAR["afq"][1])
 
 
 def _ranks() -> Iterator[Broken]:
@@ -213,6 +215,8 @@ def _sizes_others() -> Iterator[Broken]:
     yield _layer("afq-scales-turned", "entries.md#afq", rule, vector, {"weight.scales": turned}, near=near)
     yield _layer("afq-biases-turned", "entries.md#afq", rule, vector, {"weight.biases": turned}, near=near)
     rule = "a row is whole groups"
+    part = Part("U32", (2, 18), bytes(144))
+    yield _layer("afq-row-of-groups-and-a-rest", "entries.md#afq", rule, vector, {"weight": part}, near=near)
     part = Part("U32", (2, 15), bytes(120))
     yield _layer("afq-row-not-whole-groups", "entries.md#afq", rule, vector, {"weight": part}, near=near)
     vector, near = NEAR["f8q8"]
@@ -220,11 +224,26 @@ def _sizes_others() -> Iterator[Broken]:
     for name, changes, field in (
         ("blocks-other", {"weight.num_blocks": number(3)}, "weight"),
         ("blocks-huge", {"weight.num_blocks": number(HUGE)}, "weight"),
+        ("bytes-more", {"weight": Part("U8", (165,), bytes(165))}, "weight"),
+        (
+            "blocks-more",
+            {"weight": Part("U8", (165,), bytes(165)), "weight.num_blocks": number(5)},
+            "weight.num_blocks",
+        ),
         ("shape-larger", {"weight.shape": dims(2, 65)}, "weight.num_blocks"),
         ("shape-huge", {"weight.shape": dims(*[HUGE] * 2)}, "weight.num_blocks"),
     ):
         yield _layer(f"f8q8-{name}", "entries.md#f8q8", rule, vector, changes, field, near=near)
     vector, near = NEAR["mxfp4"]
+    part = Part("U8", (2, 40), bytes(80))
+    yield _layer(
+        "mxfp4-row-of-blocks-and-a-rest",
+        "entries.md#mxfp4",
+        "a row is whole blocks",
+        vector,
+        {"weight": part},
+        near=near,
+    )
     part = Part("U8", (2, 31), bytes(62))
     yield _layer(
         "mxfp4-row-not-whole-blocks", "entries.md#mxfp4", "a row is whole blocks", vector, {"weight": part}, near=near

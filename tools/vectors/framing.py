@@ -82,14 +82,54 @@ def _json() -> Iterator[BrokenFile]:
     rule = "texts are Unicode, also those that are written as escapes"
     half = b'{"\\ud800":' + json.dumps(_entry(0, N)).encode() + b"}"
     yield _header("header-half-a-character", rule, half, BYTES, "header")
+    yield from _texts(rule)
     rule = "a key occurs once"
     twice = b'{"0":' + json.dumps(_entry(0, N)).encode() + b',"0":' + json.dumps(_entry(0, N)).encode() + b"}"
     yield _header("header-key-twice", rule, twice, BYTES, "header.0")
     inner = text.replace(b'"dtype": "U8"', b'"dtype": "U8", "dtype": "U8"')
     yield _header("header-dtype-twice", rule, inner, BYTES, "header.dtype")
+    metadata = b'{"__metadata__":{},"__metadata__":{},' + text[1:]
+    yield _header("header-metadata-twice", rule, metadata, BYTES, "header.__metadata__")
+    yield _header("metadata-key-twice", rule, b'{"__metadata__":{"a":"1","a":"2"},' + text[1:], BYTES, "header.a")
+    rule = "a header has at most 1,000,000 values"
+    front, back = b'{"__metadata__":{"a":"', b'"},' + text[1:]
+    commas = 1_000_001 - sum((front + back).count(each) for each in (b",", b"[", b"{"))
+    yield _header("header-values", rule, front + b"," * commas + back, BYTES, "header")
     rule = "metadata is a map of texts"
     yield _header("metadata-number", rule, {"__metadata__": {"a": 1}, "0": _entry(0, N)}, BYTES, "__metadata__")
     yield _header("metadata-list", rule, {"__metadata__": ["a"], "0": _entry(0, N)}, BYTES, "__metadata__")
+
+
+def _texts(rule: str) -> Iterator[BrokenFile]:
+    """A text of the metadata that is none; the rest of the file is right."""
+    front, back = b'{"__metadata__":{"a":"', b'"},"0":' + json.dumps(_entry(0, N)).encode() + b"}"
+    at = 8 + len(front)
+    for name, text in (
+        ("low", b"\\udc00"),
+        ("high-then-letter", b"\\ud800x12345"),
+        ("high-then-escape", b"\\ud800\\u0041"),
+        ("high-then-digits", b"\\ud800xxdc00"),
+        ("high-at-the-end", b"\\ud800"),
+    ):
+        yield _header(f"text-half-a-character-{name}", rule, front + text + back, BYTES, "header")
+    rule = "the header is a JSON object in UTF-8"
+    for name, text in (
+        ("continuation", b"\x80"),
+        ("cut", b"\xc3"),
+        ("no-continuation", b"\xc3a"),
+        ("overlong-2", b"\xc1\x81"),
+        ("overlong-3", b"\xe0\x80\x80"),
+        ("half-a-pair", b"\xed\xa0\x80"),
+        ("overlong-4", b"\xf0\x80\x80\x80"),
+        ("beyond-unicode", b"\xf4\x90\x80\x80"),
+        ("five-bytes", b"\xf8\x88\x80\x80\x80"),
+    ):
+        yield _header(f"text-utf8-{name}", rule, front + text + back, BYTES, "header", at)
+    yield _header("text-escape-unknown", rule, front + b"\\x41" + back, BYTES, "header", at)
+    yield _header("text-escape-no-number", rule, front + b"\\u00g1" + back, BYTES, "header", at + 1)
+    yield _header("text-control-character", rule, front + b"\x1f" + back, BYTES, "header", at)
+    leading = json.dumps({"0": _entry(0, N)}).replace(f"[{N}]", f"[0{N}]").encode()
+    yield _header("number-leading-zero", rule, leading, BYTES, "header", 8 + leading.index(b"[0") + 2)
 
 
 def _entries() -> Iterator[BrokenFile]:

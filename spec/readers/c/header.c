@@ -235,7 +235,8 @@ static uqff_status read_entry(parser *p, uqff_entry *entry, uqff_bytes data) {
     if (have != 7 || count != 2) return bad(p, "entry lacks dtype, shape or data_offsets");
     for (int i = 0; i < entry->tensor.ndim; i++)
         if (entry->tensor.shape[i] > MAX_DIMENSION) return bad(p, "dimension is too large");
-    if (offsets[1] < offsets[0] || offsets[1] > data.size) return bad(p, "data are not in the file");
+    if (offsets[1] < offsets[0]) return bad(p, "data end before they begin");
+    if (offsets[1] > data.size) return bad(p, "data are not in the file");
     if (!uqff_product(entry->tensor.shape, entry->tensor.ndim, data.size, &product)
         || product * DTYPES[dtype].size != offsets[1] - offsets[0])
         return bad(p, "data have another size than dtype and shape");

@@ -28,8 +28,7 @@ uqff_status uqff_read_header(uqff_bytes file, int number, uqff_entries *out, uqf
 
 /* layer.c: the rules that span several parts, the same in both generations; gives the layer its shape. */
 uqff_status uqff_check_layer(uqff_layer *layer, uqff_error *error);
-uint64_t uqff_block_size(uint32_t ggml_type);  /* weights; 0 of an unknown type */
-uint64_t uqff_block_bytes(uint32_t ggml_type);
+uqff_status uqff_blocks_bytes(const uqff_layer *layer, uint64_t *bytes, uqff_error *error);
 uint64_t uqff_itemsize(int dtype); /* 0 of an unknown one */
 /* Whether a product of dimensions is at most `limit`, and which it is. */
 int uqff_product(const uint64_t *shape, int ndim, uint64_t limit, uint64_t *product);

@@ -13,6 +13,8 @@
 #error "float must be computed as float (on 32-bit x86: -msse2 -mfpmath=sse)"
 #endif
 
+#define MAX_NUMBERS (UINT64_MAX / 512) /* of a weight, whose bytes then fit 64 bits; no file has as many */
+
 /* ------------------------------------------------------------------------------------------------ numbers */
 
 uint32_t uqff_u32(const unsigned char *at) {
@@ -118,8 +120,17 @@ static int ggml(uint32_t code) {
     return -1;
 }
 
-uint64_t uqff_block_size(uint32_t code) { return ggml(code) < 0 ? 0 : GGML[ggml(code)].weights; }
-uint64_t uqff_block_bytes(uint32_t code) { return ggml(code) < 0 ? 0 : GGML[ggml(code)].bytes; }
+/* Bytes of the blocks of a weight, whose shape is known. */
+uqff_status uqff_blocks_bytes(const uqff_layer *layer, uint64_t *bytes, uqff_error *error) {
+    int type = ggml(layer->ggml_type);
+    uint64_t count;
+    if (type < 0) FAIL(UQFF_FORMAT, "ggml_dtype", "unknown type");
+    if (layer->ndim < 1) FAIL(UQFF_FORMAT, "shape", "weight has no dimensions");
+    if (layer->shape[layer->ndim - 1] % GGML[type].weights != 0) FAIL(UQFF_FORMAT, "shape", "blocks of a row are not whole");
+    if (!uqff_product(layer->shape, layer->ndim, MAX_NUMBERS, &count)) FAIL(UQFF_FORMAT, "shape", "weight is too large");
+    *bytes = count / GGML[type].weights * GGML[type].bytes;
+    return UQFF_OK;
+}
 
 /* Codes of 32-blocks: byte j holds element j low, j + 16 high. */
 static int nibble(const unsigned char *qs, int i) { return qs[i % 16] >> 4 * (i / 16) & 15; }
@@ -197,8 +208,8 @@ float uqff_weight(const uqff_layer *layer, uint64_t i) {
     float product;
     switch (layer->family) {
     case UQFF_GGUF: {
-        uint64_t size = uqff_block_size(layer->ggml_type);
-        return block_weight(layer->ggml_type, codes + i / size * uqff_block_bytes(layer->ggml_type), (int)(i % size));
+        int type = ggml(layer->ggml_type);
+        return block_weight(layer->ggml_type, codes + i / GGML[type].weights * GGML[type].bytes, (int)(i % GGML[type].weights));
     }
     case UQFF_UNQUANT: return uqff_number(layer->codes.dtype, codes + i * uqff_itemsize(layer->codes.dtype));
     case UQFF_HQQ: {
@@ -251,13 +262,11 @@ static int plain(int dtype) { return dtype == UQFF_F32 || dtype == UQFF_F16 || d
 
 static int one_of(uint32_t value, const char *values) { return value > 0 && value < 256 && strchr(values, (int)value) != NULL; }
 
-/* Every dimension is there; the logical shape is that of the codes, but for the last one. */
-static uqff_status shape_of(uqff_layer *layer, uint64_t last, uqff_error *error) {
-    if (layer->codes.ndim < 1) FAIL(UQFF_FORMAT, "weight", "weight has no dimensions");
+/* The logical shape: that of the codes, with another last dimension. */
+static void shape_of(uqff_layer *layer, uint64_t last) {
     memcpy(layer->shape, layer->codes.shape, sizeof layer->shape);
     layer->ndim = layer->codes.ndim;
     layer->shape[layer->ndim - 1] = last;
-    return UQFF_OK;
 }
 
 static uqff_status check_hqq(uqff_layer *layer, uqff_error *error) {
@@ -281,17 +290,14 @@ static uqff_status check_hqq(uqff_layer *layer, uqff_error *error) {
 }
 
 static uqff_status check_afq(uqff_layer *layer, uqff_error *error) {
-    uqff_status status;
-    uint64_t groups[UQFF_MAX_RANK], words;
+    uint64_t groups[UQFF_MAX_RANK], words = layer->codes.shape[layer->codes.ndim - 1];
     if (layer->codes.dtype != UQFF_U32) FAIL(UQFF_FORMAT, "w_q", "U32");
     if (!plain(layer->scales.dtype)) FAIL(UQFF_FORMAT, "scales", "F32, F16 or BF16");
     if (layer->zeros.dtype != layer->scales.dtype) FAIL(UQFF_FORMAT, "biases", "the dtype of the scales");
     if (!one_of(layer->bits, "\2\3\4\6\10")) FAIL(UQFF_FORMAT, "bits", "2, 3, 4, 6 or 8");
     if (!one_of(layer->group_size, "\40\100\200")) FAIL(UQFF_FORMAT, "group_size", "32, 64 or 128");
-    words = layer->codes.ndim < 1 ? 0 : layer->codes.shape[layer->codes.ndim - 1];
-    if (words > UINT64_MAX / 32) FAIL(UQFF_FORMAT, "w_q", "row is too long");
     if (words * 32 % (layer->group_size * layer->bits) != 0) FAIL(UQFF_FORMAT, "w_q", "groups of a row are not whole");
-    if ((status = shape_of(layer, words * 32 / layer->bits, error)) != UQFF_OK) return status;
+    shape_of(layer, words * 32 / layer->bits);
     memcpy(groups, layer->shape, sizeof groups);
     groups[layer->ndim - 1] /= layer->group_size;
     if (!same_shape(&layer->scales, groups, layer->ndim)) FAIL(UQFF_FORMAT, "scales", "not one for each group");
@@ -300,13 +306,11 @@ static uqff_status check_afq(uqff_layer *layer, uqff_error *error) {
 }
 
 static uqff_status check_mxfp4(uqff_layer *layer, uqff_error *error) {
-    uqff_status status;
-    uint64_t blocks[UQFF_MAX_RANK], bytes;
+    uint64_t blocks[UQFF_MAX_RANK], bytes = layer->codes.shape[layer->codes.ndim - 1];
     if (layer->codes.dtype != UQFF_U8) FAIL(UQFF_FORMAT, "blocks", "U8");
     if (layer->scales.dtype != UQFF_U8) FAIL(UQFF_FORMAT, "scales", "U8");
-    bytes = layer->codes.ndim < 1 ? 0 : layer->codes.shape[layer->codes.ndim - 1];
     if (bytes % 16 != 0) FAIL(UQFF_FORMAT, "blocks", "blocks of a row are not whole");
-    if ((status = shape_of(layer, bytes * 2, error)) != UQFF_OK) return status;
+    shape_of(layer, bytes * 2);
     memcpy(blocks, layer->shape, sizeof blocks);
     blocks[layer->ndim - 1] /= 32;
     if (!same_shape(&layer->scales, blocks, layer->ndim)) FAIL(UQFF_FORMAT, "scales", "not one for each block");
@@ -316,26 +320,21 @@ static uqff_status check_mxfp4(uqff_layer *layer, uqff_error *error) {
 /* Families whose blob states the shape have set `shape` and `ndim` already. */
 uqff_status uqff_check_layer(uqff_layer *layer, uqff_error *error) {
     uqff_status status = UQFF_OK;
-    if (layer->family == UQFF_UNQUANT || layer->family == UQFF_FP8) {
-        uint64_t last = layer->codes.ndim < 1 ? 0 : layer->codes.shape[layer->codes.ndim - 1];
-        status = shape_of(layer, last, error);
-    }
+    uint64_t bytes, size = layer->codes.data.size;
+    int states_shape = layer->family == UQFF_GGUF || layer->family == UQFF_HQQ || layer->family == UQFF_F8Q8;
+    if ((states_shape ? layer->ndim : layer->codes.ndim) < 1) FAIL(UQFF_FORMAT, "shape", "weight has no dimensions");
     if (layer->family == UQFF_FP8 && layer->codes.dtype != UQFF_F8E4M3) FAIL(UQFF_FORMAT, "weight", "F8E4M3");
+    if (layer->family == UQFF_UNQUANT || layer->family == UQFF_FP8) shape_of(layer, layer->codes.shape[layer->codes.ndim - 1]);
     if (layer->family == UQFF_AFQ) status = check_afq(layer, error);
     if (layer->family == UQFF_MXFP4) status = check_mxfp4(layer, error);
     if (status != UQFF_OK) return status;
-
-    if (layer->ndim < 1) FAIL(UQFF_FORMAT, "shape", "weight has no dimensions");
     for (int i = 0; i < layer->ndim; i++)
         if (layer->shape[i] == 0) FAIL(UQFF_FORMAT, "shape", "dimension is 0");
-    if (!uqff_product(layer->shape, layer->ndim, UINT64_MAX / 512, &layer->count)) FAIL(UQFF_FORMAT, "shape", "weight is too large");
+    if (!uqff_product(layer->shape, layer->ndim, MAX_NUMBERS, &layer->count)) FAIL(UQFF_FORMAT, "shape", "weight is too large");
 
-    uint64_t size = layer->codes.data.size;
     if (layer->family == UQFF_GGUF) {
-        uint64_t weights = uqff_block_size(layer->ggml_type);
-        if (weights == 0) FAIL(UQFF_FORMAT, "ggml_dtype", "unknown type");
-        if (layer->shape[layer->ndim - 1] % weights != 0) FAIL(UQFF_FORMAT, "shape", "blocks of a row are not whole");
-        if (size != layer->count / weights * uqff_block_bytes(layer->ggml_type)) FAIL(UQFF_FORMAT, "data", "not the bytes of the blocks");
+        if ((status = uqff_blocks_bytes(layer, &bytes, error)) != UQFF_OK) return status;
+        if (size != bytes) FAIL(UQFF_FORMAT, "data", "not the bytes of the blocks");
     }
     if (layer->family == UQFF_F8Q8 && size != (layer->count + 31) / 32 * 33) FAIL(UQFF_FORMAT, "num_blocks", "not the blocks of the weight");
     if (layer->family == UQFF_HQQ && (status = check_hqq(layer, error)) != UQFF_OK) return status;

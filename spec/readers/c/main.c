@@ -1,4 +1,4 @@
-/* uqff-read FILE...: what a blob (.bin), or the shards of a model (.uqff), hold, as JSON.
+/* uqff-read FILE... | -: what a blob (.bin), or the shards of a model (.uqff), hold, as JSON.
  *
  * The report is that of the conformance runner: outcome, error, and each layer with all of its numbers in hexadecimal.
  */
@@ -82,42 +82,43 @@ static long shard_number(const char *path) {
     long number = 0;
     if (end == NULL || strcmp(end, ".uqff") != 0) return -1;
     while (at > path && at[-1] >= '0' && at[-1] <= '9') at--;
-    if (at == end || at == path || at[-1] != '-' || end - at > 9) return -1;
+    if (at == end || at == path || at[-1] != '-' || end - at > 6) return -1;
     for (; at < end; at++) number = number * 10 + (*at - '0');
     return number;
 }
 
-/* Whether the files, given in order, are the shards 0, 1, ... of a set, or one file that is no shard. */
+/* Whether the files, given in order, are the shards 0, 1, ... of a set; a file alone may have any name. */
 static int is_set(char **paths, int count) {
-    if (count == 1 && shard_number(paths[0]) < 0) return 1;
+    if (count == 1) return 1;
     for (int i = 0; i < count; i++)
         if (shard_number(paths[i]) != i) return 0;
     return 1;
 }
 
-int main(int argc, char **argv) {
+/* The report on one case; 0 accepted, 1 refused, 2 not to be read. */
+static int read_case(char **paths, int count) {
     static const char *const names[] = {"", "FormatError", "UnsupportedError", "ShapeError", "ShardError", "MemoryError"};
     uqff_error error;
     uqff_model model;
     uqff_layer layer;
-    uqff_bytes *files;
     uqff_status status;
-    int count = argc - 1, is_blob, code = 0;
-    if (count < 1 || (files = calloc((size_t)count, sizeof *files)) == NULL) {
-        fprintf(stderr, "usage: uqff-read FILE.bin | FILE.uqff...\n");
-        return 2;
-    }
-    for (int i = 0; i < count; i++)
-        if (!load(argv[i + 1], &files[i])) {
-            fprintf(stderr, "%s: cannot be read\n", argv[i + 1]);
-            return 2;
+    uqff_bytes *files = calloc((size_t)count, sizeof *files);
+    int is_blob, code = 0;
+    if (files == NULL) return 2;
+    for (int i = 0; i < count; i++) {
+        if (!load(paths[i], &files[i])) {
+            fprintf(stderr, "%s: cannot be read\n", paths[i]);
+            code = 2;
         }
+    }
     memset(&error, 0, sizeof error);
     memset(&model, 0, sizeof model);
-    is_blob = count == 1 && strlen(argv[1]) > 4 && strcmp(argv[1] + strlen(argv[1]) - 4, ".bin") == 0;
-    if (is_blob) {
+    is_blob = count == 1 && strlen(paths[0]) > 4 && strcmp(paths[0] + strlen(paths[0]) - 4, ".bin") == 0;
+    if (code != 0) {
+        status = UQFF_OK;
+    } else if (is_blob) {
         status = uqff_read_blob(files[0], &layer, &error);
-    } else if (is_set(argv + 1, count)) {
+    } else if (is_set(paths, count)) {
         status = uqff_read(files, count, &model, &error);
     } else {
         status = error.status = UQFF_SHARD;
@@ -131,11 +132,11 @@ int main(int argc, char **argv) {
         put_text(error.problem, strlen(error.problem));
         printf("}\n");
         code = 1;
-    } else {
+    } else if (code == 0) {
         printf("{\"outcome\": \"accept\", \"layers\": [");
         if (is_blob) put_layer(&layer);
         for (size_t i = 0; i < model.count; i++) {
-            if (i > 0) printf(",\n ");
+            if (i > 0) printf(", ");
             put_layer(&model.layers[i]);
         }
         printf("]}\n");
@@ -144,4 +145,26 @@ int main(int argc, char **argv) {
     for (int i = 0; i < count; i++) free((void *)files[i].data);
     free(files);
     return code;
+}
+
+/* Cases from standard input, a line each, paths separated by tabs; a line of JSON for each. */
+static int read_cases(void) {
+    static char line[65536];
+    while (fgets(line, sizeof line, stdin) != NULL) {
+        char *paths[256], *path;
+        int count = 0;
+        line[strcspn(line, "\n")] = 0;
+        for (path = strtok(line, "\t"); path != NULL && count < 256; path = strtok(NULL, "\t")) paths[count++] = path;
+        if (count > 0 && read_case(paths, count) == 2) return 2;
+        fflush(stdout);
+    }
+    return 0;
+}
+
+int main(int argc, char **argv) {
+    if (argc < 2) {
+        fprintf(stderr, "usage: uqff-read FILE.bin | FILE.uqff... | - (cases from standard input, a line each)\n");
+        return 2;
+    }
+    return argc == 2 && strcmp(argv[1], "-") == 0 ? read_cases() : read_case(argv + 1, argc - 1);
 }
