@@ -16,12 +16,13 @@ TORCH_INDEX ?=
 TORCH ?=
 TESTS ?= -n 2
 
-.PHONY: help demo test test-oldest test-newest cpus docs lint bench interop vectors golden clean
+.PHONY: help demo test test-oldest test-newest cpus checks docs lint bench interop vectors golden clean
 
 help:
 	@echo "make demo     quantise a real model, open it again, compare    (MODEL=DIR, TYPES=q8_0,q4k)"
 	@echo "make test     the test suite"
 	@echo "make cpus     tests of kernels and products, with features of this CPU hidden; nightly"
+	@echo "make checks   whether the vectors notice each check that a reader could forget; needs a C compiler; nightly"
 	@echo "make test-oldest, make test-newest"
 	@echo "              the test suite with the oldest and newest of every dependency    (TORCH=2.13.0, TESTS='-n 2 tests/cli')"
 	@echo "make docs     the documentation site, in build/docs"
@@ -39,6 +40,9 @@ test: $(VENV)/.test
 
 cpus: $(VENV)/.test
 	$(BIN)/python -m tools.cpus
+
+checks: $(VENV)/.test
+	$(BIN)/python -m tools.vectors.checks
 
 test-oldest: .venv-oldest/.made
 	.venv-oldest/bin/python -m pytest $(TESTS)

@@ -141,7 +141,8 @@ def write(case: TinyCase, folder: Path) -> tuple[Path, torch.nn.Module]:
     if case.tied:  # before 1.2 the quantised head is another matrix than the embedding
         head: Any = model.lm_head
         head.weight = torch.nn.Parameter(torch.empty_like(head.weight))
-    model.load_state_dict(fused_experts(dense))
+    stacked = any(name.endswith(".gate_up_proj") for name in model.state_dict())  # since transformers 5
+    model.load_state_dict(fused_experts(dense) if stacked else dense)
     return directory, model
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import time
 from datetime import timedelta
+from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -173,6 +175,28 @@ def check_uneven(comm: Comm) -> None:
     assert layer.gather_serialize() == uqff.serialize(whole)
 
 
+def check_modes(comm: Comm) -> None:
+    """What backends write to is no tensor of inference mode: torch 2.4 refuses to change those in their threads."""
+    written: list[torch.Tensor] = []
+    reduce, gather = dist.all_reduce, dist.all_gather
+
+    def all_reduce(tensor: torch.Tensor, **more: Any) -> Any:
+        written.append(tensor)
+        return reduce(tensor, **more)
+
+    def all_gather(tensors: list[torch.Tensor], tensor: torch.Tensor, **more: Any) -> Any:
+        written.extend(tensors)
+        return gather(tensors, tensor, **more)
+
+    with mock.patch.multiple(dist, all_reduce=all_reduce, all_gather=all_gather), torch.inference_mode():
+        for size in (3, 20_000):  # within the first message, and in a second turn
+            x = torch.full((size,), float(comm.rank + 1))
+            assert comm.sum_all_reduce(x)[0] == comm.world_size * (comm.world_size + 1) / 2
+            assert [part[0] for part in comm.all_gather(x)] == [rank + 1 for rank in range(comm.world_size)]
+    assert comm.world_size == 1 or len(written) > 4
+    assert not any(tensor.is_inference() for tensor in written)
+
+
 def check_collectives(comm: Comm) -> None:
     """Sums, bytes of different lengths, and the check that everybody has the same file."""
     x = torch.full((3,), float(comm.rank + 1))
@@ -182,6 +206,7 @@ def check_collectives(comm: Comm) -> None:
     if comm.world_size == 4:  # 1 + 3/256: rounding after each addition would leave 1
         assert comm.sum_all_reduce(tiny).item() == torch.tensor(1 + 3 / 256).to(torch.bfloat16).item() != 1
     assert comm.all_gather_bytes(b"x" * comm.rank) == [b"x" * rank for rank in range(comm.world_size)]
+    check_modes(comm)
     comm.barrier()
     comm.check_same(b"digest", "model")
     if comm.world_size > 1:

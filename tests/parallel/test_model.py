@@ -18,7 +18,7 @@ import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 
 import uqff
-from tests.parallel.models import EXPERTS, PROMPT, TinyCase, write
+from tests.parallel.models import EXPERTS, PROMPT, TinyCase, single_experts, write
 from tests.parallel.ranks import run_ranks
 from uqff import CommError, FormatError, ShapeError, ShardError, UnsupportedError, UqffError
 from uqff.parallel import Comm, load_model
@@ -136,11 +136,11 @@ def check_numbers(model: torch.nn.Module, plain: torch.nn.Module) -> None:
                 ours[f"{name}.bias"] = module.bias.to(dtype)
         else:
             ours |= {f"{name}.{part}": parameter for part, parameter in module.named_parameters(recurse=False)}
-    theirs = plain.state_dict()
-    for name in [name for name in theirs if name.endswith("_proj")]:  # experts: one tensor for all of a projection
-        block, _, projection = name.rpartition(".")
-        parts = ("gate_proj", "up_proj") if projection == "gate_up_proj" else (projection,)
-        ours[name] = torch.cat([stack_of(ours, f"{block}.{part}") for part in parts], 1)
+    theirs = single_experts(plain.state_dict())  # stacked since transformers 5
+    for name in [name for name in theirs if ".experts." in name]:
+        block, expert, projection, _ = name.rsplit(".", 3)
+        if name not in ours:
+            ours[name] = stack_of(ours, f"{block}.{projection}")[int(expert)]
     assert not theirs.keys() - ours.keys()
     assert [name for name, tensor in theirs.items() if not torch.equal(ours[name], tensor)] == []
 

@@ -75,7 +75,7 @@ def plain_of_quantised(folder: Path) -> torch.Tensor:
     from transformers import AutoModelForCausalLM
 
     base, merged = (load_file(folder / name / "model.safetensors") for name in ("base", "merged"))
-    model = AutoModelForCausalLM.from_pretrained(folder / "merged", dtype=torch.float32).eval()
+    model = AutoModelForCausalLM.from_pretrained(folder / "merged").eval()
     with uqff.open(folder / "q8_0") as file:
         weights = {f"{key}.weight": weight.dequantize() for key, (weight, _) in file.items()}
     model.load_state_dict(

@@ -34,6 +34,10 @@ MESSAGE = 1 << 15
 """Bytes of the message that every collective begins with. On loopback, 2 to 4 ranks pass on 32 KiB as fast as 64 bytes;
 it holds a row of 8160 float32 activations, or four tokens of a model of width 2048."""
 
+_MODE = torch.inference_mode(False)
+"""What collectives write to is made outside inference mode: backends write in threads of their own, where that mode does
+not hold, and torch 2.4 refuses to change tensors of it there."""
+
 _COUNT = itertools.count()
 
 HEADER = 128
@@ -130,6 +134,7 @@ class Comm:
         made: torch.Tensor = gather_ranks(x, self._joined("gather_last", x))
         return made
 
+    @_MODE
     def all_gather(self, x: torch.Tensor) -> list[torch.Tensor]:
         """Every rank's ``x``, in the order of ranks, without gradients; all have the same dtype and shape."""
         if self.world_size == 1:
@@ -222,6 +227,7 @@ class Comm:
             COMMS[name] = self
         return name
 
+    @_MODE
     def _sum(self, x: torch.Tensor) -> torch.Tensor:
         """:meth:`sum_all_reduce` itself."""
         x = x.detach().contiguous()
@@ -237,6 +243,7 @@ class Comm:
         self._run("sum_all_reduce", x, lambda: dist.all_reduce(total, group=self.group))
         return total.to(x.dtype)
 
+    @_MODE
     def _exchange(self, name: str, x: torch.Tensor, *, any_size: bool = False) -> list[torch.Tensor | None]:
         """Tell the other ranks what is going to happen, and do it at once if it is small.
 

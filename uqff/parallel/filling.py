@@ -66,10 +66,12 @@ class Filling:
         Raises:
             UqffError: a layer is missing or not valid, or does not fit configuration or ranks.
         """
-        for path in transformers_model.sparse_blocks(self.model):
+        blocks = transformers_model.sparse_blocks(self.model)
+        for path in blocks:
             self._sparse(path)
+        of_experts = tuple(f"{path}.experts." for path in blocks)  # linear layers of their own before transformers 5
         for path, module in list(self.model.named_modules()):
-            role = ROLES.get(path.rpartition(".")[2])
+            role = None if path.startswith(of_experts) else ROLES.get(path.rpartition(".")[2])
             if role is not None and isinstance(module, torch.nn.Linear):
                 self._linear(role, path, module)
         self._vocabulary()
