@@ -35,8 +35,8 @@ MESSAGE = 1 << 15
 it holds a row of 8160 float32 activations, or four tokens of a model of width 2048."""
 
 _MODE = torch.inference_mode(False)
-"""What collectives write to is made outside inference mode: backends write in threads of their own, where that mode does
-not hold, and torch 2.4 refuses to change tensors of it there."""
+"""What collectives write to is made outside inference mode: backends write in threads of their own, where that mode
+does not hold, and torch 2.4 refuses to change tensors of it there."""
 
 _COUNT = itertools.count()
 
