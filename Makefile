@@ -66,7 +66,7 @@ bench: $(VENV)/.bench
 	$(BIN)/python -m tools.bench
 
 interop: $(VENV)/.demo $(VENV)/.test
-	$(BIN)/python -m tools.interop
+	$(BIN)/python -m tools.interop --two
 
 vectors: $(VENV)/.test
 	$(BIN)/python -m tools.vectors

@@ -20,9 +20,12 @@ The clients are installed once, into `.venvs/` at the root of the repository.
 
 from __future__ import annotations
 
+import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
 import click
@@ -219,17 +222,28 @@ def check_configurations(client: Client, console: Console) -> bool:
     help="Interpreter that has mistralrs 0.6.0 or 0.9.5; else they are installed.",
 )
 @click.option("--kind", "kinds", multiple=True, type=click.Choice([*KINDS, reading.MIXED]), help="Only these.")
-@click.option("--only", type=click.Choice(TABLES), help="Only this table.")
+@click.option("--only", multiple=True, type=click.Choice(TABLES), help="Only these tables.")
+@click.option("--two", is_flag=True, help="In two processes, for two cores.")
 @click.option(
     "--model", "models", multiple=True, type=click.Choice([case.name for case in CASES]), help="Only these quantised."
 )
-def main(pythons: tuple[Path, ...], kinds: tuple[str, ...], only: str | None, models: tuple[str, ...]) -> None:
+def main(
+    pythons: tuple[Path, ...], kinds: tuple[str, ...], only: tuple[str, ...], models: tuple[str, ...], *, two: bool
+) -> None:
     """Check this package's files, quantisers and migrations against the real clients; exit 1 on any difference."""
     console = Console()
     if not console.is_terminal:
         console = Console(width=WIDTH)
     start = time.monotonic()
     clients = find_clients(pythons)
+    if two:
+        for package in (*configs.READERS.values(),):
+            install_client(package, "transformers")
+        given = [f"--client={client.python}" for client in clients.values()]
+        given += [f"--kind={kind}" for kind in kinds] + [f"--model={model}" for model in models]
+        failed = check_side_by_side([[QUANTISERS], [table for table in TABLES if table != QUANTISERS]], given)
+        console.print(f"{time.monotonic() - start:.0f} s")
+        sys.exit(1 if failed else 0)
     about = clients[reading.CLIENT_VERSION].about()
     console.print(f"mistralrs {', '.join(clients)} on {about['system']} {about['machine']}, {about['libc']}")
     for version, client in clients.items():
@@ -239,30 +253,50 @@ def main(pythons: tuple[Path, ...], kinds: tuple[str, ...], only: str | None, mo
                 "cannot run are counted, and proven from golden files"
             )
     failed, not_run = False, NotRun()
-    if only in (None, FILES):
-        failed |= check_files(clients[reading.CLIENT_VERSION], kinds, console, not_run)
-    if only in (None, ENTRIES):
-        failed |= check_entries(clients[entries.CLIENT_VERSION], kinds, console)
-    if only in (None, QUANTISERS):
-        failed |= check_quantisers(clients, kinds, models, console, not_run)
-    if only in (None, MIGRATION):
-        failed |= check_migration(clients, kinds, console, not_run)
-    if only in (None, CONVERTED):
-        failed |= check_converted(clients[converting.CLIENT_VERSION], console)
-    if only in (None, RUNNING):
-        failed |= check_running(clients, kinds, console, not_run)
-    if only in (None, KEPT):
-        failed |= check_kept(clients[kept.CLIENT_VERSION], console)
-    if only in (None, CONFIGURATIONS):
-        failed |= check_configurations(clients[configs.CLIENT_VERSION], console)
-    if only in (None, LLAMACPP):
-        failed |= check_llamacpp(console)
-    if only in (None, READER):
-        failed |= check_reader(console)
+    checks: dict[str, Callable[[], bool]] = {
+        FILES: lambda: check_files(clients[reading.CLIENT_VERSION], kinds, console, not_run),
+        ENTRIES: lambda: check_entries(clients[entries.CLIENT_VERSION], kinds, console),
+        QUANTISERS: lambda: check_quantisers(clients, kinds, models, console, not_run),
+        MIGRATION: lambda: check_migration(clients, kinds, console, not_run),
+        CONVERTED: lambda: check_converted(clients[converting.CLIENT_VERSION], console),
+        RUNNING: lambda: check_running(clients, kinds, console, not_run),
+        KEPT: lambda: check_kept(clients[kept.CLIENT_VERSION], console),
+        CONFIGURATIONS: lambda: check_configurations(clients[configs.CLIENT_VERSION], console),
+        LLAMACPP: lambda: check_llamacpp(console),
+        READER: lambda: check_reader(console),
+    }
+    for table in TABLES:
+        if table in (only or TABLES):
+            begin = time.monotonic()
+            failed |= checks[table]()
+            console.print(f"{table}: {time.monotonic() - begin:.0f} s")
     if not_run:
         failed |= check_golden(not_run, console)
     console.print(f"{time.monotonic() - start:.0f} s")
     sys.exit(1 if failed else 0)
+
+
+def check_side_by_side(lanes: Sequence[Sequence[str]], options: Sequence[str]) -> bool:
+    """Check tables in processes, those of a lane one after another; print each lane's output when it ends.
+
+    Args:
+        lanes: tables.
+        options: of the command, for all of them.
+
+    Returns:
+        Whether anything differs.
+    """
+
+    def run(lane: Sequence[str]) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "tools.interop", *options, *(f"--only={table}" for table in lane)]
+        return subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+
+    failed = False
+    with ThreadPoolExecutor(len(lanes)) as pool:
+        for done in as_completed([pool.submit(run, lane) for lane in lanes]):
+            print(done.result().stdout, end="", flush=True)
+            failed |= done.result().returncode != 0
+    return failed
 
 
 if __name__ == "__main__":
