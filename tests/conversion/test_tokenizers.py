@@ -253,3 +253,23 @@ def test_ways_of_cutting_are_recognised() -> None:
     near["pretokenizers"][0]["pattern"]["Regex"] += "|x"
     for document in (None, {}, {"type": "Sequence", "pretokenizers": []}, near, {"type": "Whitespace"}):
         assert pre_tokenizer_of_document(document) is None
+
+
+@pytest.mark.parametrize("single", [[3], [None, {}], ["SpecialToken", 5]])
+def test_a_post_processor_that_is_none(single: list[Any], tmp_path: Path) -> None:
+    """The file is named."""
+    document = json.loads(Tokenizer(models.WordLevel({"a": 0, "b": 2}, "a")).to_str())
+    document["post_processor"] = {"type": "TemplateProcessing", "single": single}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(document))
+    with pytest.raises(FormatError, match="not a tokenizer") as caught:
+        tokenizer_metadata(tmp_path, {"vocab_size": 4})
+    assert caught.value.file == str(tmp_path / "tokenizer.json")
+
+
+def test_a_template_that_is_not_unicode(tmp_path: Path) -> None:
+    """The file is named."""
+    (tmp_path / "tokenizer.json").write_text(Tokenizer(models.WordLevel({"a": 0, "b": 2}, "a")).to_str())
+    (tmp_path / "chat_template.jinja").write_bytes(b"ab\xff")
+    with pytest.raises(FormatError, match="text is not Unicode") as caught:
+        tokenizer_metadata(tmp_path, {"vocab_size": 4})
+    assert (caught.value.file, caught.value.offset) == (str(tmp_path / "chat_template.jinja"), 2)

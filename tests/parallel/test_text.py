@@ -150,7 +150,43 @@ def test_nonsense_is_one_typed_error(
     assert str(copy) in (caught.value.file or "")
 
 
-@pytest.mark.parametrize("template", ["{{ raise_exception('no') }}", "{{ ''.__class__.__mro__ }}", "{% for %}"])
+@pytest.mark.parametrize(
+    ("name", "raw", "problem"),
+    [
+        ("generation_config.json", b"[]", "not a JSON object"),
+        ("generation_config.json", b"{bad", "not JSON"),
+        ("generation_config.json", b'{"eos_token_id":[[1]]}', "not the number of a token"),
+        ("chat_template.jinja", b"\xff", "text is not Unicode"),
+    ],
+)
+def test_files_that_are_none(model: Path, tmp_path: Path, name: str, raw: bytes, problem: str) -> None:
+    """The file is named."""
+    copy = Path(shutil.copytree(model, tmp_path / "odd"))
+    (copy / name).write_bytes(raw)
+    with pytest.raises(FormatError, match=problem) as caught:
+        Text(copy)
+    assert (caught.value.file or "").startswith(str(copy))
+
+
+def test_a_panic_of_tokenizers_is_a_typed_error(model: Path, tmp_path: Path) -> None:
+    """To Python it is no Exception. What numbers a post-processor adds is for the model to refuse, too."""
+    copy = Path(shutil.copytree(model, tmp_path / "panic"))
+    first, text = {"SpecialToken": {"id": "[X]", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}
+    processor = {"type": "TemplateProcessing", "single": [first, text], "pair": [], "special_tokens": {}}
+    change(copy / "tokenizer.json", post_processor=processor)
+    with pytest.raises(FormatError, match=r"tokenizer (fails|cannot be read)") as caught:
+        Text(copy).encode(PROMPT, raw=True)
+    assert caught.value.file == str(copy)
+    processor["special_tokens"] = {"[X]": {"id": "[X]", "ids": [10**6], "tokens": ["x"]}}
+    change(copy / "tokenizer.json", post_processor=processor)
+    code, _, errors = run(copy, "--prompt", PROMPT, "--raw")
+    assert code == 1
+    assert "token outside of the vocabulary" in errors
+
+
+@pytest.mark.parametrize(
+    "template", ["{{ 1 / 0 }}", "{{ raise_exception('no') }}", "{{ ''.__class__.__mro__ }}", "{% for %}"]
+)
 def test_a_template_that_fails(model: Path, tmp_path: Path, template: str) -> None:
     """It is rendered in a sandbox; ``--raw`` does without it."""
     copy = Path(shutil.copytree(model, tmp_path / "template"))

@@ -14,7 +14,7 @@ from uqff.container.atomic import flush_to_disk
 from uqff.errors import FormatError, located
 from uqff.limits import MAX_DIGITS, MAX_HEADER_VALUES
 
-__all__ = ["check_regular", "check_values", "json_bytes", "read_at_most", "read_json", "write_json"]
+__all__ = ["check_regular", "check_values", "json_bytes", "read_at_most", "read_json", "read_text", "write_json"]
 
 LONG: Final = re.compile(rb"[0-9]{%d}" % (MAX_DIGITS + 1))
 """What may be an integer that is too long; it is looked for first, because checking every one costs time."""
@@ -90,6 +90,25 @@ def read_json(path: Path, most: int) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise FormatError("not a JSON object", file=str(path), got=type(value).__name__)
     return value
+
+
+def read_text(path: Path, most: int) -> str:
+    """A text from a file.
+
+    Args:
+        path: of the file.
+        most: bytes that are read at most.
+
+    Raises:
+        FormatError: it is no regular file, is longer, or is not UTF-8.
+    """
+    raw = read_at_most(check_regular(path), most)
+    if len(raw) > most:
+        raise FormatError("file is too long", file=str(path), expected=f"at most {most} bytes")
+    try:
+        return raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise FormatError("text is not Unicode", file=str(path), offset=error.start) from error
 
 
 def json_bytes(document: Mapping[str, Any], path: Path) -> bytes:

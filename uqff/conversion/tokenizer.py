@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from uqff.container.document import read_json
+from uqff.container.document import read_json, read_text
 from uqff.conversion.pretokenizers import pre_tokenizer_of_document, pre_tokenizer_of_name
 from uqff.errors import FormatError, UqffError
 from uqff.gguf.reader import GgufFile
@@ -262,12 +262,14 @@ def tokenizer_metadata(directory: Path, config: Mapping[str, Any]) -> tuple[list
             "tokens": Value(ValueType.ARRAY, Array.of(ValueType.TEXT, tokens)),
             "token_type": Value(ValueType.ARRAY, Array.of(ValueType.I32, types)),
         }
-    except (KeyError, TypeError, ValueError, AttributeError) as exc:
+        begins, ends = _ends(document.get("post_processor"))
+    except UqffError:
+        raise
+    except Exception as exc:
         raise FormatError("not a tokenizer", file=str(path), got=f"{type(exc).__name__} {exc}") from exc
     settings_path = directory / "tokenizer_config.json"
     settings = read_json(settings_path, MAX_CONFIG_BYTES) if settings_path.is_file() else {}
     ids = _special_ids(settings, config, tokens)
-    begins, ends = _ends(document.get("post_processor"))
     ends_added = {"add_bos_token": Value(ValueType.BOOL, begins), "add_eos_token": Value(ValueType.BOOL, ends)}
     found = [(f"{PREFIX}.{key}", value) for key, value in {**model, **table, **ids, **ends_added}.items()]
     template = _chat_template(directory, settings)
@@ -343,6 +345,6 @@ def _ends(processor: Any) -> tuple[bool, bool]:
 def _chat_template(directory: Path, settings: Mapping[str, Any]) -> str | None:
     path = directory / "chat_template.jinja"
     if path.is_file() and path.stat().st_size <= MAX_CONFIG_BYTES:
-        return path.read_text("utf-8")
+        return read_text(path, MAX_CONFIG_BYTES)
     template = settings.get("chat_template")
     return template if isinstance(template, str) else None

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -164,7 +164,13 @@ def respond(
 
     def read() -> tuple[Text, list[int]]:
         text = Text(directory)
-        return text, text.encode(prompt, raw=raw)
+        config: Any = model.config
+        ids, count = text.encode(prompt, raw=raw), config.get_text_config().vocab_size
+        if ids and max(ids) >= count:  # torch would look beyond the embedding
+            raise FormatError(
+                "token outside of the vocabulary", file=str(directory), expected=f"below {count}", got=max(ids)
+            )
+        return text, ids
 
     text, ids = settle(comm, "reading the prompt", read, exchange)
     comm.check_same(

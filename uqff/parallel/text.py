@@ -7,14 +7,15 @@ file beside it (``auto_map``) or a path of its own choice (``vocab_file``).
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from uqff.container.document import read_json
+from uqff.container.document import read_json, read_text
 from uqff.errors import FormatError, UnsupportedError, UqffError, located
 from uqff.limits import MAX_CONFIG_BYTES
 from uqff.models.architectures import architecture_of
@@ -78,21 +79,16 @@ class Text:
             raise UnsupportedError(
                 "running a model needs transformers (pip install 'uqff-format[run]')", got=str(error)
             ) from None
-        plain = directory / "tokenizer.json"
-        try:
-            with located(file=directory):
-                config = _json(directory, "tokenizer_config.json")
-                self._tokenizer: Any = (
-                    PreTrainedTokenizerFast(tokenizer_file=str(plain), **_special_tokens(config))
-                    if plain.is_file()
-                    else _of_vocabulary(directory, config)
-                )
-                self._tokenizer.chat_template = _chat_template(directory, config)
-                self.stop = frozenset(_stop_ids(directory) | _ids(self._tokenizer.eos_token_id))
-        except UqffError:
-            raise
-        except Exception as error:
-            raise FormatError("tokenizer cannot be read", file=str(directory), got=str(error)) from error
+        plain, self._directory = directory / "tokenizer.json", directory
+        with _refused("tokenizer cannot be read", directory):
+            config = _json(directory, "tokenizer_config.json")
+            self._tokenizer: Any = (
+                PreTrainedTokenizerFast(tokenizer_file=str(plain), **_special_tokens(config))
+                if plain.is_file()
+                else _of_vocabulary(directory, config)
+            )
+            self._tokenizer.chat_template = _chat_template(directory, config)
+            self.stop = frozenset(_stop_ids(directory) | _ids(self._tokenizer.eos_token_id))
 
     def encode(self, prompt: str, *, raw: bool = False) -> list[int]:
         """The ids of a prompt.
@@ -104,26 +100,42 @@ class Text:
             raw: take the text as it is, chat template or not.
 
         Raises:
-            FormatError: the chat template fails.
+            FormatError: the chat template fails, or the tokenizer does.
         """
         text, special = prompt, True
         if not raw and self._tokenizer.chat_template:
             message = [{"role": "user", "content": prompt}]
-            try:
+            with _refused("chat template fails; --raw does without", self._directory):
                 text = self._tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
-            except Exception as error:
-                raise FormatError("chat template fails; --raw does without", got=str(error)) from error
             bos = self._tokenizer.bos_token
             special = not (bos and text.startswith(bos))  # a template that writes it must not get it twice
-        return list(self._tokenizer(text, add_special_tokens=special)["input_ids"])
+        with _refused("tokenizer fails", self._directory):
+            return list(self._tokenizer(text, add_special_tokens=special)["input_ids"])
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of some tokens, special ones left out."""
-        return str(self._tokenizer.decode(list(ids), skip_special_tokens=True))
+        with _refused("tokenizer fails", self._directory):
+            return str(self._tokenizer.decode(list(ids), skip_special_tokens=True))
 
     def tokens(self, ids: Sequence[int]) -> list[str]:
         """The text of each token by itself."""
-        return [str(self._tokenizer.decode([one])) for one in ids]
+        with _refused("tokenizer fails", self._directory):
+            return [str(self._tokenizer.decode([one])) for one in ids]
+
+
+@contextlib.contextmanager
+def _refused(problem: str, directory: Path) -> Iterator[None]:
+    """Whatever comes out of ``transformers``, Jinja and ``tokenizers`` is about the directory's files.
+
+    A panic of ``tokenizers`` is no Exception to Python.
+    """
+    try:
+        with located(file=directory):
+            yield
+    except (UqffError, MemoryError, KeyboardInterrupt, SystemExit, GeneratorExit):
+        raise
+    except BaseException as error:
+        raise FormatError(problem, file=str(directory), got=str(error) or type(error).__name__) from error
 
 
 def _json(directory: Path, name: str) -> dict[str, Any]:
@@ -146,7 +158,7 @@ def _chat_template(directory: Path, config: Mapping[str, Any]) -> str | None:
     """The template by which a prompt becomes a message; ``transformers`` renders it in Jinja's sandbox."""
     jinja, template = directory / "chat_template.jinja", config.get("chat_template")
     if jinja.is_file():
-        return jinja.read_text("utf-8")
+        return read_text(jinja, MAX_CONFIG_BYTES)
     if isinstance(template, list):  # several by name
         template = {each["name"]: each["template"] for each in template}.get("default")
     if not isinstance(template, str | None):
