@@ -53,6 +53,7 @@ from typing import Any
 
 from uqff import limits
 from uqff.codes import ENTRY_VERSIONS, VERSIONS, DType, Family
+from uqff.container.framing import DTYPE_BITS
 from uqff.conversion import names
 from uqff.families import families
 from uqff.families.f8q8 import tensor as f8q8
@@ -148,6 +149,11 @@ def dtype_table() -> str:
         for d in sorted(DType, key=lambda d: d.code)
     )
     return markdown(("code", "dtype", "bytes per element", "name in safetensors", "since"), rows)
+
+
+def safetensors_dtype_table() -> str:
+    """What may stand in the header of a file."""
+    return markdown(("dtype", "bits per element"), ((f"`{name}`", bits) for name, bits in DTYPE_BITS.items()))
 
 
 def ggml_table() -> str:
@@ -419,6 +425,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "ENTRY_VERSIONS": entry_version_table,
     "FAMILIES": family_table,
     "DTYPES": dtype_table,
+    "SAFETENSORS_DTYPES": safetensors_dtype_table,
     "GGML_TYPES": ggml_table,
     "ARCHITECTURES": architecture_table,
     "PARTS": part_table,
