@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import tempfile
+import time
 import traceback
 from collections.abc import Callable
 from datetime import timedelta
@@ -24,6 +25,9 @@ def run_ranks(world_size: int, work: Callable[..., Any], *args: Any, timeout: fl
         args: passed on.
         timeout: of the group, in seconds.
         dead: how many ranks leave without a result.
+
+    Raises:
+        AssertionError: a rank failed, hangs, or more than ``dead`` ended without a result.
     """
     context = multiprocessing.get_context("forkserver")  # torch is imported once, not in every rank
     context.set_forkserver_preload(["pytest", "uqff.parallel.linear"])
@@ -33,13 +37,33 @@ def run_ranks(world_size: int, work: Callable[..., Any], *args: Any, timeout: fl
         ranks = [context.Process(target=_rank, args=(rank, *common), daemon=True) for rank in range(world_size)]
         for process in ranks:
             process.start()
-        received: list[Outcome] = [outcomes.get() for _ in range(world_size - dead)]
+        try:
+            received = _received(ranks, outcomes, dead)
+        except BaseException:
+            for process in ranks:
+                process.kill()
+            raise
         for process in ranks:
             process.join(30)
             assert not process.is_alive(), "a rank hangs"
     failures = [text for _, _, text in received if text]
     assert not failures, failures[0]
     return [result for _, result, _ in sorted(received, key=lambda outcome: outcome[0])]
+
+
+def _received(ranks: list[Any], outcomes: Any, dead: int) -> list[Outcome]:
+    """What all ranks but ``dead`` send; an error, with their exit codes, if more have ended without a word."""
+    received: dict[int, Outcome] = {}
+    while len(received) < len(ranks) - dead:
+        ended = {rank: process.exitcode for rank, process in enumerate(ranks) if process.exitcode is not None}
+        if not outcomes.empty():  # asked after the exit codes: what an ended rank sent is there
+            outcome = outcomes.get()
+            received[outcome[0]] = outcome
+            continue
+        silent = {rank: code for rank, code in ended.items() if rank not in received}
+        assert len(silent) <= dead, f"ranks ended without a result, by exit code: {silent}"
+        time.sleep(0.01)
+    return list(received.values())
 
 
 def _rank(

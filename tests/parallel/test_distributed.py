@@ -265,6 +265,17 @@ def check_gone(how: str) -> None:
         dist.barrier()
 
 
+def end_without_a_word(comm: Comm) -> None:
+    """As a rank that the kernel kills for its memory."""
+    os._exit(9)
+
+
+def test_a_rank_that_ends_without_a_word_is_a_failure_that_has_its_exit_code() -> None:
+    """The other tests of this folder would wait for its result for ever."""
+    with pytest.raises(AssertionError, match=r"ranks ended without a result, by exit code: \{0: 9\}"):
+        run_ranks(1, end_without_a_word)
+
+
 def test_a_world_of_one_needs_no_group() -> None:
     """Neither construction nor collectives look for one."""
     comm = Comm()
