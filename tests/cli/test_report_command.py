@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -128,6 +129,24 @@ def test_what_files_do_not_tell_is_kept(model: Path) -> None:
     assert fixed[0]["stored"] == "q8_0"
     assert fixed[1:] == details[1:]
     assert after["outputs"][1] == told["outputs"][1]
+
+
+def test_the_list_of_checksums_gets_the_digest_of_the_new_report(model: Path) -> None:
+    """Only that: the line of another file that has changed must go on telling so."""
+    assert CliRunner().invoke(main, ["checksum", str(model), "--write"]).exit_code == 0
+    sums = model / "SHA256SUMS"
+    sums.write_text("# ours\n" + sums.read_text())
+    before = sums.read_text().splitlines()
+    (model / "config.json").write_text("{}")
+    assert run(model, "--write", "--base-model", "who/what").exit_code == 0
+    digest = hashlib.sha256((model / REPORT_NAME).read_bytes()).hexdigest()
+    after = sums.read_text().splitlines()
+    assert [line for line in after if line not in before] == [f"{digest}  {REPORT_NAME}"]
+    assert (len(after), after[0]) == (len(before), "# ours")
+    sums.write_text("\n".join(line for line in after if REPORT_NAME not in line) + "\n")
+    unlisted = sums.read_bytes()
+    assert run(model, "--write").exit_code == 0
+    assert sums.read_bytes() == unlisted
 
 
 def test_a_report_that_cannot_be_read_is_replaced_on_demand(model: Path) -> None:

@@ -38,6 +38,7 @@ def report(
 
     The engine refuses a directory whose report does not fit its files. If there is none, what it would say is shown.
     What files do not tell, such as the types that were asked for, is taken from the report that is there.
+    With --write, a SHA256SUMS that lists the report gets its new digest.
 
     DIR:TYPE is about one model of several, as is a .uqff file of it.
 

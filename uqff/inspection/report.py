@@ -9,6 +9,7 @@ Authority: mistral.rs v0.9.2, ``mistralrs-quant/src/uqff/report.rs`` (``resolve_
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Iterator, Set
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,6 +27,7 @@ from uqff.container.report import (
 )
 from uqff.container.shards import NUMBERED, SUFFIX, PathLike, resolve, select
 from uqff.errors import FormatError, ShardError, UnsupportedError, UqffError
+from uqff.inspection.checksum import SUMS_NAME, digest_files, read_sums, write_sums
 from uqff.progress import Progress, Steps
 from uqff.schema.entries import FIRST
 
@@ -64,7 +66,8 @@ def report(
 
     Args:
         path: a model directory; or a ``.uqff`` file in one, or ``DIR:TYPE``: what the report says of that model.
-        write: make it anew from the files; what they do not tell is taken from the one that is there.
+        write: make it anew from the files; what they do not tell is taken from the one that is there. If a
+            ``SHA256SUMS`` beside it names the report, that line gets the new digest.
         base_model: the model that was quantised, for a new report.
         repo_id: where the files are published, likewise.
         isq: of a directory with several models, the type of the one that is meant.
@@ -102,8 +105,19 @@ def report(
     for output in shown.outputs:
         steps.add(output.quant, output.layers)
     if write:
-        write_report(shown, directory)
+        _write(shown, directory)
     return ReportCheck(directory, shown, stated is not None, write, problems)
+
+
+def _write(report: Report, directory: Path) -> None:
+    """Write the report, and its new digest into the list of checksums if that names it; all else there stays."""
+    listed = directory / SUMS_NAME
+    named = listed.is_file() and REPORT_NAME in read_sums(listed)  # a list with an error is refused before all else
+    write_report(report, directory)
+    if named:
+        (digest,) = digest_files(directory, [REPORT_NAME])
+        text = listed.read_bytes().decode("utf-8", "surrogateescape")
+        write_sums(listed, re.sub(rf"(?m)^[0-9a-fA-F]{{64}}(?= [ *]{re.escape(REPORT_NAME)}\r?$)", digest.sha256, text))
 
 
 def rebuild_report(
