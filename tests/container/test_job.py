@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from uqff.container.job import Job, Staging
-from uqff.container.staging import Journal
+from uqff.container.staging import Journal, staged_directory
 from uqff.progress import Progress, Steps
 
 
@@ -78,6 +78,23 @@ def test_what_is_not_the_models_is_not_replaced(force: bool, tmp_path: Path) -> 
     (tmp_path / "out" / "diary.txt").unlink()
     Letters("d").run(tmp_path / "out", force=True)
     assert os.listdir(tmp_path / "out") == ["d.uqff"]
+
+
+def test_what_killed_runs_left_is_removed_by_the_next(tmp_path: Path) -> None:
+    """But neither what a living run fills, nor what only looks alike."""
+    pytest.importorskip("fcntl")
+    for name in (f".out.tmp-{'0' * 16}", f".out.tmp-{'0' * 15}", f".other.tmp-{'0' * 16}"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a.uqff").write_text("x")
+    with staged_directory(tmp_path / "out") as living:
+        (living / "b.uqff").write_text("b")
+        with staged_directory(tmp_path / "out") as second:
+            assert living.is_dir()
+            (second / "c.uqff").write_text("c")
+        assert os.listdir(living) == ["b.uqff"]
+        shutil.rmtree(tmp_path / "out")
+    assert sorted(os.listdir(tmp_path)) == [f".other.tmp-{'0' * 16}", f".out.tmp-{'0' * 15}", "out"]
+    assert os.listdir(tmp_path / "out") == ["b.uqff"]
 
 
 def test_no_room_is_told_before_anything_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

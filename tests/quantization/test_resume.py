@@ -15,7 +15,7 @@ from tests.support.golden_models import TinyModel
 from tools.golden.v1 import TinyMixtral
 from uqff.cli import main
 from uqff.container.queue import WriteQueue
-from uqff.container.staging import Journal
+from uqff.container.staging import Journal, ResumeWarning
 from uqff.errors import FormatError, UnsupportedError
 from uqff.progress import Step
 from uqff.quantization.result import Result, result_document
@@ -183,18 +183,11 @@ def test_another_source_is_not_resumed(source: Path, tmp_path: Path) -> None:
 
 
 def test_what_is_left_must_be_what_was_left(source: Path, tmp_path: Path) -> None:
-    """A changed header, a missing file, a note that is none: refused, whatever it says."""
+    """A changed header, a missing file: refused, whatever the note says."""
     interrupted(source, tmp_path / "out", 3)
     left = tmp_path / LEFT
     shard, note = left / "q8_0-0.uqff", left / Journal.NAME
-    good = note.read_bytes()
-    run = json.loads(good)["run"]
-    notes = [{"run": 3, "files": [], "done": []}, {"run": run, "files": 3, "done": []}, {"run": run, "files": []}]
-    for broken in (b"", b"[]", b"{}", b"\xff", *(json.dumps(each).encode() for each in notes)):
-        note.write_bytes(broken)
-        with pytest.raises(UnsupportedError, match=r"not what an interrupted run leaves.*progress\.json"):
-            quantize_model(source, tmp_path / "out", KINDS, resume=True)
-    note.write_bytes(good)
+    assert note.is_file()
     raw = bytearray(shard.read_bytes())
     raw[20] ^= 1
     shard.write_bytes(raw)
@@ -203,6 +196,67 @@ def test_what_is_left_must_be_what_was_left(source: Path, tmp_path: Path) -> Non
     shard.unlink()
     with pytest.raises(FileNotFoundError):
         quantize_model(source, tmp_path / "out", KINDS, resume=True)
+
+
+def test_a_note_that_is_none_is_said_and_all_is_made_anew(source: Path, tmp_path: Path, made: list[str]) -> None:
+    """No kill and no broken disk makes every later run refuse; what is no model's file is never touched."""
+    quantize_model(source, tmp_path / "whole", KINDS)
+    interrupted(source, tmp_path / "out", 3)
+    left = tmp_path / LEFT
+    note = left / Journal.NAME
+    run = json.loads(note.read_bytes())["run"]
+    notes = [{"run": 3, "files": [], "done": []}, {"run": run, "files": 3, "done": []}, {"run": run, "files": []}]
+    broken = (b"", b"[]", b"{}", b"\xff", b"[" * 100_000, *(json.dumps(each).encode() for each in notes))
+    for raw in broken:
+        note.write_bytes(raw)
+        journal = Journal(left, run)
+        assert journal.lost is not None
+        assert (journal.begun, journal.done, os.listdir(left)) == (False, [], [Journal.NAME])
+        (left / "q8_0-0.uqff").write_bytes(b"x")
+    note.rename(left / f".{Journal.NAME}.{'0' * 16}.tmp")  # killed while it made its first note
+    (left / "thesis.tex").write_text("x")
+    with pytest.raises(UnsupportedError, match="not what an interrupted run leaves"):
+        quantize_model(source, tmp_path / "out", KINDS, resume=True)
+    (left / "thesis.tex").unlink()
+    made.clear()
+    shutil.copytree(left, tmp_path / "kept")
+    with pytest.warns(ResumeWarning, match=r"nothing is resumed, all is made anew: .*progress\.json"):
+        quantize_model(source, tmp_path / "out", KINDS, resume=True)
+    shutil.move(tmp_path / "kept", tmp_path / ".other.resume")
+    done = CliRunner().invoke(main, ["quantize", str(source), str(tmp_path / "other"), "--isq", "q8_0", "--resume"])
+    assert done.exit_code == 0
+    assert "uqff: nothing is resumed, all is made anew: " in done.stderr
+    shutil.rmtree(tmp_path / "other")
+    del made[len(KINDS) * 9 :]
+    assert len(made) == len(KINDS) * 9
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+    assert sorted(os.listdir(tmp_path)) == ["out", "source", "whole"]
+
+
+@pytest.mark.parametrize("call", ["rename", "unlink"])
+def test_killed_while_the_directory_becomes_the_target(
+    call: str, source: Path, tmp_path: Path, made: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before the rename all is there to be resumed, after it the model is whole and holds no note."""
+    place, real = (os, os.rename) if call == "rename" else (Path, Path.unlink)
+
+    def die(path: Any, *more: Any, **options: Any) -> None:
+        if str(path).endswith(LEFT if call == "rename" else f"{LEFT}.json"):
+            raise KeyboardInterrupt
+        real(path, *more, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(place, call, die)
+        with pytest.raises(KeyboardInterrupt):
+            quantize_model(source, tmp_path / "out", KINDS, resume=True)
+    made.clear()
+    if call == "rename":
+        quantize_model(source, tmp_path / "out", KINDS, resume=True)
+    else:
+        assert Journal.NAME not in os.listdir(tmp_path / "out")
+        quantize_model(source, tmp_path / "out", KINDS, resume=True, force=True)
+    assert len(made) == (0 if call == "rename" else len(KINDS) * 9)
+    assert sorted(os.listdir(tmp_path)) == ["out", "source"]
 
 
 def test_a_directory_of_that_name_that_is_not_ours(source: Path, tmp_path: Path) -> None:

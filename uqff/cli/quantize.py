@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import sys
+import warnings
 from collections import Counter
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -142,7 +143,7 @@ def quantize(
     from pathlib import Path
 
     from uqff.checkpoints.safetensors import is_hub_id
-    from uqff.container.staging import check_target
+    from uqff.container.staging import ResumeWarning, check_target
 
     if not Path(source).is_dir() and not is_hub_id(source):
         raise FileNotFoundError(f"no such directory: {source}")
@@ -154,7 +155,8 @@ def quantize(
 
     fallbacks: list[Fallback] = []
     loaded = load_recipe(recipe) if recipe is not None else None
-    with terminable(), shown_progress(shown=not quiet) as progress:
+    with warnings.catch_warnings(record=True) as told, terminable(), shown_progress(shown=not quiet) as progress:
+        warnings.simplefilter("always", ResumeWarning)
         result = quantize_model(
             source,
             out,
@@ -178,6 +180,8 @@ def quantize(
             progress=progress,
             on_fallback=fallbacks.append,
         )
+    for each in told:
+        click.echo(f"uqff: {printable(str(each.message))}", err=True)
     if as_json:
         click.echo(json.dumps(result_document(result), indent=2))
     elif not quiet:

@@ -6,8 +6,10 @@ import contextlib
 import errno
 import json
 import os
+import re
 import secrets
 import shutil
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -19,7 +21,19 @@ from uqff.container.shards import SUFFIX
 from uqff.errors import UnsupportedError
 from uqff.limits import MAX_HEADER_BYTES
 
-__all__ = ["Journal", "allocated_bytes", "check_space", "check_target", "resumable_directory", "staged_directory"]
+__all__ = [
+    "Journal",
+    "ResumeWarning",
+    "allocated_bytes",
+    "check_space",
+    "check_target",
+    "resumable_directory",
+    "staged_directory",
+]
+
+
+class ResumeWarning(UserWarning):
+    """A run cannot be resumed, and begins anew."""
 
 
 def check_target(target: Path, *, force: bool = False, what: What = "UQFF model") -> None:
@@ -73,13 +87,15 @@ def staged_directory(target: Path, *, force: bool = False, what: What = "UQFF mo
     """A new directory to fill that becomes ``target`` when the block ends well, and vanishes when it does not.
 
     It lies beside the target and is named ``.<target>.tmp-<random>``; a process that is killed leaves it behind under
-    that name.  The files in it must have been flushed to the disk; the directory itself is flushed here.
+    that name, and the next one for the same target removes it, where the system can lock directories.  The files in it
+    must have been flushed to the disk; the directory itself is flushed here.
 
     Raises:
         FileExistsError: see :func:`check_target`; it is asked before and after.
     """
     check_target(target, force=force, what=what)
-    staging = _create_beside(target, "tmp")
+    _remove_left(target)
+    staging, handle = _create_locked(target)
     try:
         yield staging
         sync_directory(staging)
@@ -88,7 +104,14 @@ def staged_directory(target: Path, *, force: bool = False, what: What = "UQFF mo
     except BaseException:
         shutil.rmtree(staging, ignore_errors=True)
         raise
+    finally:
+        if handle is not None:
+            os.close(handle)
     sync_directory(target.parent)
+
+
+class _NoNote(UnsupportedError):
+    """There are files, and no note that can be read."""
 
 
 class Journal:
@@ -97,29 +120,43 @@ class Journal:
     Attributes:
         done: what the run noted of each finished step, JSON values.
         begun: whether there was such a run.
+        lost: why what a run had left could not be gone on from, so that all is made anew; None otherwise.
     """
 
     NAME: Final = "progress.json"
 
-    def __init__(self, directory: Path, run: Mapping[str, Any]) -> None:
+    def __init__(self, directory: Path, run: Mapping[str, Any], *, what: What = "UQFF model") -> None:
         """Read what is there.
 
         Args:
             directory: that is being filled.
             run: what the work depends on, JSON values.
+            what: what the directory will be.
 
         Raises:
-            UnsupportedError: what is there was made of something else; the first difference is named.
+            UnsupportedError: what is there was made of something else; the first difference is named. Or there are
+                files without a note which no run has made.
         """
         self._path = directory / self.NAME
         self._run: dict[str, Any] = json.loads(json.dumps(run))
         self.done: list[Any] = []
         files: list[str] = []
+        self.lost: str | None = None
         present = os.listdir(directory)
         if present:
-            files, self.done = self._read()
-        else:  # before anything else: what is in a directory without a note is not ours
-            self.commit([], [])
+            try:
+                files, self.done = self._read()
+            except _NoNote as error:
+                others = not_of(what, [name for name in present if name != self.NAME])
+                if others or any(path.is_dir() for path in map(directory.joinpath, present)):
+                    raise
+                # A run was killed at its first note or its last, or the disk lost the note.
+                self.lost = str(error)
+        if not present or self.lost is not None:
+            for name in present:
+                os.unlink(directory / name)
+            present = []
+            self.commit([], [])  # before anything else: what is in a directory without a note is not ours
         self.begun = bool(files)
         for name in present:
             if name not in (self.NAME, *files):
@@ -132,8 +169,8 @@ class Journal:
             differing = next((name for name, value in self._run.items() if run.get(name) != value), None)
             if not isinstance(files, list) or not isinstance(done, list):
                 raise TypeError("no lists")
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise UnsupportedError("not what an interrupted run leaves", file=str(self._path), got=error) from None
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise _NoNote("not what an interrupted run leaves", file=str(self._path), got=error) from None
         if differing is not None:
             raise UnsupportedError(
                 "the interrupted run was another: remove its directory, or ask for the same",
@@ -155,13 +192,28 @@ class Journal:
             file.write(json.dumps({"run": self._run, "files": list(files), "done": done}).encode())
 
 
+def _note_beside(target: Path) -> Path:
+    return target.parent / f".{target.name[:50]}.resume.json"
+
+
+def _put_note_back(staging: Path, target: Path) -> None:
+    """What a run left that was killed while its directory became the target."""
+    beside = _note_beside(target)
+    if beside.is_file():
+        if os.listdir(staging):
+            os.rename(beside, staging / Journal.NAME)
+        else:  # the rename had worked
+            beside.unlink()
+
+
 @contextlib.contextmanager
 def resumable_directory(
     target: Path, run: Mapping[str, Any], *, force: bool = False, what: What = "UQFF model"
 ) -> Iterator[tuple[Path, Journal]]:
     """As :func:`staged_directory`, but what was done stays when the block does not end well, and is there next time.
 
-    It lies beside the target and is named ``.<target>.resume``.
+    It lies beside the target and is named ``.<target>.resume``.  Where a run has left files but no note that can be
+    read, all is made anew, with a :class:`ResumeWarning`.
 
     Raises:
         UnsupportedError: what is there was made of something else, or another process is at it.
@@ -171,13 +223,17 @@ def resumable_directory(
     staging = target.parent / f".{target.name[:50]}.resume"
     staging.mkdir(exist_ok=True)
     with _locked(staging):
-        journal = Journal(staging, run)
+        _put_note_back(staging, target)
+        journal = Journal(staging, run, what=what)
+        if journal.lost is not None:
+            warnings.warn(ResumeWarning(f"nothing is resumed, all is made anew: {journal.lost}"), stacklevel=2)
         yield staging, journal
         sync_directory(staging)
         check_target(target, force=force, what=what)
+        # Beside first, so that no model holds it; gone last: until the rename has worked, there is a run to resume.
+        os.rename(staging / Journal.NAME, _note_beside(target))
         _replace(staging, target)
-        # Last: until the rename has worked, there may be another run to resume.
-        (target / Journal.NAME).unlink()
+        _note_beside(target).unlink()
     sync_directory(target.parent)
 
 
@@ -200,6 +256,50 @@ def check_space(target: Path, needed: int) -> None:
     free = shutil.disk_usage(target.parent).free
     if free < needed:
         raise OSError(errno.ENOSPC, f"no space for the model: {needed:,} bytes needed, {free:,} free", str(target))
+
+
+def _try_lock(directory: Path) -> int | None:
+    """A handle that holds a lock; None if the directory is another's, or gone, or the system has no such locks."""
+    try:
+        import fcntl
+    except ImportError:
+        return None
+    try:
+        handle = os.open(directory, os.O_RDONLY | os.O_NOFOLLOW)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(handle)
+        return None
+    return handle
+
+
+def _create_locked(target: Path) -> tuple[Path, int | None]:
+    """A new directory beside the target, locked so that nobody takes it for one that was left behind."""
+    for _ in range(10):
+        staging = _create_beside(target, "tmp")
+        handle = _try_lock(staging)
+        if handle is not None and staging.is_dir():
+            return staging, handle
+        if handle is not None:
+            os.close(handle)
+        elif staging.is_dir():
+            return staging, None
+    raise FileExistsError(f"another process removes what is made beside {target}")
+
+
+def _remove_left(target: Path) -> None:
+    """Remove what killed processes have left that were to make the same target: what nobody holds a lock on."""
+    name = re.compile(re.escape(f".{target.name[:50]}.tmp-") + r"[0-9a-f]{16}")
+    with os.scandir(target.parent) as entries:
+        left = [entry.path for entry in entries if name.fullmatch(entry.name) and entry.is_dir(follow_symlinks=False)]
+    for path in map(Path, left):
+        handle = _try_lock(path)
+        if handle is not None:
+            shutil.rmtree(path, ignore_errors=True)
+            os.close(handle)
 
 
 @contextlib.contextmanager
