@@ -1,6 +1,20 @@
-"""``python -m uqff``: the command line."""
+"""``python -m uqff`` and ``uqff``: the command line, which can be interrupted while it is being imported, too."""
 
-from uqff.cli import console
+import os
+from typing import NoReturn
+
+__all__ = ["run"]
+
+
+def run() -> NoReturn:
+    """See :func:`uqff.cli.console`."""
+    try:
+        from uqff.cli import console
+
+        console()
+    except KeyboardInterrupt:
+        os._exit(128 + 2)
+
 
 if __name__ == "__main__":
-    console()
+    run()

@@ -223,3 +223,30 @@ def test_the_process_ends_with_the_codes_and_the_whole_output(tmp_path: Path) ->
     assert (code, err) == (0, b"")
     assert len(out) > 1_000_000
     assert len(json.loads(out)["layers"]) == 3000
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["inspect", "--help"], ["inspect", str(FILE)]])
+def test_a_full_disk_is_one_line(arguments: list[str]) -> None:
+    """Also for what click prints by itself."""
+    with open("/dev/full", "w") as full:
+        call = [sys.executable, "-m", "uqff", *arguments]
+        done = subprocess.run(call, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert (done.returncode, done.stderr) == (2, "uqff: No space left on device\n")
+
+
+@pytest.mark.parametrize("module", ["click", "uqff.cli.inspect", "numpy"])
+def test_control_c_while_something_is_imported_is_quiet(module: str) -> None:
+    """Imports take most of the time of a short command."""
+    script = (
+        "import runpy, sys\n"
+        "class Interrupt:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        f"        if name == {module!r}:\n"
+        "            raise KeyboardInterrupt\n"
+        "sys.meta_path.insert(0, Interrupt())\n"
+        f"sys.argv = ['uqff', 'inspect', {str(FILE)!r}]\n"
+        "runpy.run_module('uqff', run_name='__main__')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (130, b"", b"")

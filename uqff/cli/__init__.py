@@ -117,11 +117,18 @@ def console() -> NoReturn:
     """
     code: object = None
     try:
-        main(prog_name="uqff")
-    except SystemExit as end:
-        code = end.code
-    for stream in (sys.stdout, sys.stderr):
-        if stream is not None:
-            with contextlib.suppress(OSError, ValueError):  # what reads it has gone, or it was closed
-                stream.flush()
+        try:
+            main(prog_name="uqff")
+        except SystemExit as end:
+            code = end.code
+        except OSError as error:  # of --help and --version, which click prints by itself
+            code = 2
+            with contextlib.suppress(OSError, ValueError):
+                print(f"uqff: {error.strerror or error}", file=sys.stderr)
+        for stream in (sys.stdout, sys.stderr):
+            if stream is not None:
+                with contextlib.suppress(OSError, ValueError):  # what reads it has gone, or it was closed
+                    stream.flush()
+    except KeyboardInterrupt:
+        code = INTERRUPTED
     os._exit(code if isinstance(code, int) else int(code is not None))
