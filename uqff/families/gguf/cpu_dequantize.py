@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from uqff.families.gguf.blocks import Q2K, Q3K, Q4_0, Q4_1, Q4K, Q5_0, Q5_1, Q5K, Q6K, Q8_0, Q8_1, Q8K, QK, QK_K
 from uqff.simd import cast
 from uqff.simd.compiling import inline, kernel
 from uqff.simd.load_store import load_bytes, load_i8, load_nibbles, load_u8, load_u32
@@ -44,6 +45,20 @@ if TYPE_CHECKING:
 
 __all__ = ["KERNELS", "dequantize"]
 
+# Bytes of a block, and where its fields begin: compiled in as constants.
+Q4_0_SIZE, (Q4_0_D, Q4_0_QS) = Q4_0.type_size, Q4_0.layout.offsets
+Q4_1_SIZE, (Q4_1_D, Q4_1_M, Q4_1_QS) = Q4_1.type_size, Q4_1.layout.offsets
+Q5_0_SIZE, (Q5_0_D, Q5_0_QH, Q5_0_QS) = Q5_0.type_size, Q5_0.layout.offsets
+Q5_1_SIZE, (Q5_1_D, Q5_1_M, Q5_1_QH, Q5_1_QS) = Q5_1.type_size, Q5_1.layout.offsets
+Q8_0_SIZE, (Q8_0_D, Q8_0_QS) = Q8_0.type_size, Q8_0.layout.offsets
+Q8_1_SIZE, (Q8_1_D, _, Q8_1_QS) = Q8_1.type_size, Q8_1.layout.offsets
+Q2K_SIZE, (Q2K_SCALES, Q2K_QS, Q2K_D, Q2K_DMIN) = Q2K.type_size, Q2K.layout.offsets
+Q3K_SIZE, (Q3K_HMASK, Q3K_QS, Q3K_SCALES, Q3K_D) = Q3K.type_size, Q3K.layout.offsets
+Q4K_SIZE, (Q4K_D, Q4K_DMIN, Q4K_SCALES, Q4K_QS) = Q4K.type_size, Q4K.layout.offsets
+Q5K_SIZE, (Q5K_D, Q5K_DMIN, Q5K_SCALES, Q5K_QH, Q5K_QS) = Q5K.type_size, Q5K.layout.offsets
+Q6K_SIZE, (Q6K_QL, Q6K_QH, Q6K_SCALES, Q6K_D) = Q6K.type_size, Q6K.layout.offsets
+Q8K_SIZE, (Q8K_D, Q8K_QS, _) = Q8K.type_size, Q8K.layout.offsets
+
 
 def dequantize(weight: GGUF, out: Bytes, form: int) -> bool:
     """See :meth:`QuantizedTensor._dequantize_by_kernel`."""
@@ -70,63 +85,63 @@ def _affine(codes: Any, d: Any, m: Any) -> Any:
 def _q4_0(data: Bytes, out: Bytes, form: int, lo: int, hi: int) -> None:
     form = without_subnormals(form, True)
     for block in range(lo, hi):
-        at = 18 * block
+        at = Q4_0_SIZE * block
         read_ahead(data, at)
-        d = f16_splat(data, at)
-        codes = load_u8(data, at + 2)
-        put_pair(out, 32 * block, form, _symmetric(codes, d), _symmetric(codes >> 4, d))
+        d = f16_splat(data, at + Q4_0_D)
+        codes = load_u8(data, at + Q4_0_QS)
+        put_pair(out, QK * block, form, _symmetric(codes, d), _symmetric(codes >> 4, d))
 
 
 @kernel
 def _q4_1(data: Bytes, out: Bytes, form: int, lo: int, hi: int) -> None:
     form = without_subnormals(form, True)
     for block in range(lo, hi):
-        at = 20 * block
+        at = Q4_1_SIZE * block
         read_ahead(data, at)
-        d, m = f16_splat(data, at), f16_splat(data, at + 2)
-        codes = load_u8(data, at + 4)
-        put_pair(out, 32 * block, form, _affine(codes, d, m), _affine(codes >> 4, d, m))
+        d, m = f16_splat(data, at + Q4_1_D), f16_splat(data, at + Q4_1_M)
+        codes = load_u8(data, at + Q4_1_QS)
+        put_pair(out, QK * block, form, _affine(codes, d, m), _affine(codes >> 4, d, m))
 
 
 @kernel
 def _q5_0(data: Bytes, out: Bytes, form: int, lo: int, hi: int) -> None:
     form = without_subnormals(form, True)
     for block in range(lo, hi):
-        at = 22 * block
+        at = Q5_0_SIZE * block
         read_ahead(data, at)
-        d, qh = f16_splat(data, at), load_u32(data, at + 2)
-        codes = (load_nibbles(data, at + 6) | spread_bits(qh, 16)) - 16
-        put_pair(out, 32 * block, form, lo_i8_to_f32(codes) * d, hi_i8_to_f32(codes) * d)
+        d, qh = f16_splat(data, at + Q5_0_D), load_u32(data, at + Q5_0_QH)
+        codes = (load_nibbles(data, at + Q5_0_QS) | spread_bits(qh, 16)) - 16
+        put_pair(out, QK * block, form, lo_i8_to_f32(codes) * d, hi_i8_to_f32(codes) * d)
 
 
 @kernel
 def _q5_1(data: Bytes, out: Bytes, form: int, lo: int, hi: int) -> None:
     form = without_subnormals(form, True)
     for block in range(lo, hi):
-        at = 24 * block
+        at = Q5_1_SIZE * block
         read_ahead(data, at)
-        d, m, qh = f16_splat(data, at), f16_splat(data, at + 2), load_u32(data, at + 4)
-        codes = load_nibbles(data, at + 8) | spread_bits(qh, 16)
-        put_pair(out, 32 * block, form, lo_u8_to_f32(codes) * d + m, hi_u8_to_f32(codes) * d + m)
+        d, m, qh = f16_splat(data, at + Q5_1_D), f16_splat(data, at + Q5_1_M), load_u32(data, at + Q5_1_QH)
+        codes = load_nibbles(data, at + Q5_1_QS) | spread_bits(qh, 16)
+        put_pair(out, QK * block, form, lo_u8_to_f32(codes) * d + m, hi_u8_to_f32(codes) * d + m)
 
 
 @kernel
-def _q8(data: Bytes, out: Bytes, form: int, lo: int, hi: int, type_size: int) -> None:
+def _q8(data: Bytes, out: Bytes, form: int, lo: int, hi: int, type_size: int, d_at: int, qs_at: int) -> None:
     """Q8_0 and Q8_1: the scale first, the 32 codes last; what Q8_1 has in between is not used."""
     form = without_subnormals(form, True)
     for block in range(lo, hi):
         at = type_size * block
         read_ahead(data, at)
-        d, codes = f16_splat(data, at), load_bytes(data, at + type_size - 32)
-        put_pair(out, 32 * block, form, lo_i8_to_f32(codes) * d, hi_i8_to_f32(codes) * d)
+        d, codes = f16_splat(data, at + d_at), load_bytes(data, at + qs_at)
+        put_pair(out, QK * block, form, lo_i8_to_f32(codes) * d, hi_i8_to_f32(codes) * d)
 
 
 def _q8_0(data: Bytes, out: Bytes, form: int, lo: int, hi: int) -> None:
-    _q8(data, out, form, lo, hi, 34)
+    _q8(data, out, form, lo, hi, Q8_0_SIZE, Q8_0_D, Q8_0_QS)
 
 
 def _q8_1(data: Bytes, out: Bytes, form: int, lo: int, hi: int) -> None:
-    _q8(data, out, form, lo, hi, 36)
+    _q8(data, out, form, lo, hi, Q8_1_SIZE, Q8_1_D, Q8_1_QS)
 
 
 # K types: the planes are written out, so that all shifts are constants; LLVM does not unroll a loop of this size.
@@ -144,13 +159,13 @@ def _put_q2k(out: Bytes, at: int, form: int, codes: Any, scales: Any, minimums: 
 def _q2k(data: Bytes, out: Bytes, form: int, lo: int, hi: int) -> None:
     form = without_subnormals(form, True)
     for block in range(lo, hi):
-        at, to = 84 * block, 256 * block
-        d, dmin = f16(data, at + 80), f16(data, at + 82)
-        packed = load_u8(data, at)
+        at, to = Q2K_SIZE * block, QK_K * block
+        d, dmin = f16(data, at + Q2K_D), f16(data, at + Q2K_DMIN)
+        packed = load_u8(data, at + Q2K_SCALES)
         scales, minimums = i32_to_f32(packed & 0x0F) * d, i32_to_f32(packed >> 4) * dmin
         for run in range(2):
-            read_ahead(data, at + 42 * run)
-            qs = load_bytes(data, at + 16 + 32 * run)
+            read_ahead(data, at + Q2K_SIZE // 2 * run)
+            qs = load_bytes(data, at + Q2K_QS + 32 * run)
             _put_q2k(out, to, form, qs & 3, scales, minimums, 8 * run)
             _put_q2k(out, to, form, qs >> 2 & 3, scales, minimums, 8 * run + 2)
             _put_q2k(out, to, form, qs >> 4 & 3, scales, minimums, 8 * run + 4)
@@ -181,12 +196,12 @@ def _put_scaled(out: Bytes, at: int, form: int, codes: Any, scales: Any, group: 
 def _q3k(data: Bytes, out: Bytes, form: int, lo: int, hi: int) -> None:
     form = without_subnormals(form, True)
     for block in range(lo, hi):
-        at, to = 110 * block, 256 * block
-        scales = i32_to_f32(_scales_q3k(data, at + 96)) * f16(data, at + 108)
-        third = load_bytes(data, at)
+        at, to = Q3K_SIZE * block, QK_K * block
+        scales = i32_to_f32(_scales_q3k(data, at + Q3K_SCALES)) * f16(data, at + Q3K_D)
+        third = load_bytes(data, at + Q3K_HMASK)
         for run in range(2):
-            read_ahead(data, at + 55 * run)
-            qs = load_bytes(data, at + 32 + 32 * run)
+            read_ahead(data, at + Q3K_SIZE // 2 * run)
+            qs = load_bytes(data, at + Q3K_QS + 32 * run)
             _put_scaled(out, to, form, (qs & 3 | (third & 1) << 2) - 4, scales, 8 * run)
             _put_scaled(out, to, form, (qs >> 2 & 3 | (third & 2) << 1) - 4, scales, 8 * run + 2)
             _put_scaled(out, to, form, (qs >> 4 & 3 | third & 4) - 4, scales, 8 * run + 4)
@@ -226,11 +241,13 @@ def _put_looked_up(out: Bytes, at: int, form: int, a: Any, b: Any, scales: Any, 
 def _q4k(data: Bytes, out: Bytes, form: int, lo: int, hi: int) -> None:
     form = without_subnormals(form, True)
     for block in range(lo, hi):
-        at, to = 144 * block, 256 * block
-        scales = i32_to_f32(_scales_q4k(data, at + 4)) * halves(f16(data, at), f16(data, at + 2))
+        at, to = Q4K_SIZE * block, QK_K * block
+        scales = i32_to_f32(_scales_q4k(data, at + Q4K_SCALES)) * halves(
+            f16(data, at + Q4K_D), f16(data, at + Q4K_DMIN)
+        )
         for run in range(4):
-            read_ahead(data, at + 36 * run)
-            a, b = load_u8(data, at + 16 + 32 * run), load_u8(data, at + 32 + 32 * run)
+            read_ahead(data, at + Q4K_SIZE // 4 * run)
+            a, b = load_u8(data, at + Q4K_QS + 32 * run), load_u8(data, at + Q4K_QS + 16 + 32 * run)
             _put_looked_up(out, to, form, a, b, scales, 2 * run)
             _put_looked_up(out, to, form, a >> 4, b >> 4, scales, 2 * run + 1)
 
@@ -239,12 +256,14 @@ def _q4k(data: Bytes, out: Bytes, form: int, lo: int, hi: int) -> None:
 def _q5k(data: Bytes, out: Bytes, form: int, lo: int, hi: int) -> None:
     form = without_subnormals(form, True)
     for block in range(lo, hi):
-        at, to = 176 * block, 256 * block
-        scales = i32_to_f32(_scales_q4k(data, at + 4)) * halves(f16(data, at), f16(data, at + 2))
-        fifth = load_bytes(data, at + 16)
+        at, to = Q5K_SIZE * block, QK_K * block
+        scales = i32_to_f32(_scales_q4k(data, at + Q5K_SCALES)) * halves(
+            f16(data, at + Q5K_D), f16(data, at + Q5K_DMIN)
+        )
+        fifth = load_bytes(data, at + Q5K_QH)
         for run in range(4):
-            read_ahead(data, at + 44 * run)
-            qs = load_bytes(data, at + 48 + 32 * run)
+            read_ahead(data, at + Q5K_SIZE // 4 * run)
+            qs = load_bytes(data, at + Q5K_QS + 32 * run)
             _put_affine(out, to, form, qs & 0x0F | (fifth & 1) << 4, scales, 2 * run)
             _put_affine(out, to, form, qs >> 4 | (fifth & 2) << 3, scales, 2 * run + 1)
             fifth = fifth >> 2
@@ -254,13 +273,13 @@ def _q5k(data: Bytes, out: Bytes, form: int, lo: int, hi: int) -> None:
 def _q6k(data: Bytes, out: Bytes, form: int, lo: int, hi: int) -> None:
     form = without_subnormals(form, True)
     for block in range(lo, hi):
-        at, to = 210 * block, 256 * block
-        scales = i32_to_f32(load_i8(data, at + 192)) * f16(data, at + 208)
+        at, to = Q6K_SIZE * block, QK_K * block
+        scales = i32_to_f32(load_i8(data, at + Q6K_SCALES)) * f16(data, at + Q6K_D)
         for run in range(2):
-            read_ahead(data, at + 105 * run)
-            read_ahead(data, at + 105 * run + 52)
-            a, b = load_bytes(data, at + 64 * run), load_bytes(data, at + 64 * run + 32)
-            qh = load_bytes(data, at + 128 + 32 * run)
+            read_ahead(data, at + Q6K_SIZE // 2 * run)
+            read_ahead(data, at + Q6K_SIZE // 2 * run + Q6K_SIZE // 4)
+            a, b = load_bytes(data, at + Q6K_QL + 64 * run), load_bytes(data, at + Q6K_QL + 64 * run + 32)
+            qh = load_bytes(data, at + Q6K_QH + 32 * run)
             _put_scaled(out, to, form, (a & 0x0F | (qh & 0x03) << 4) - 32, scales, 8 * run)
             _put_scaled(out, to, form, (b & 0x0F | (qh & 0x0C) << 2) - 32, scales, 8 * run + 2)
             _put_scaled(out, to, form, (a >> 4 | qh & 0x30) - 32, scales, 8 * run + 4)
@@ -270,14 +289,14 @@ def _q6k(data: Bytes, out: Bytes, form: int, lo: int, hi: int) -> None:
 @kernel
 def _q8k(data: Bytes, out: Bytes, form: int, lo: int, hi: int) -> None:
     for block in range(lo, hi):
-        at = 292 * block
-        d = f32(data, at)
+        at = Q8K_SIZE * block
+        d = f32(data, at + Q8K_D)
         # Integers times d: if d is not subnormal, neither are they.
         to = without_subnormals(form, zero_or_from(np.float32(2.0**-126), d))
-        for i in range(0, 256, 32):
-            read_ahead(data, at + 4 + i)
-            codes = load_bytes(data, at + 4 + i)
-            put_pair(out, 256 * block + i, to, lo_i8_to_f32(codes) * d, hi_i8_to_f32(codes) * d)
+        for i in range(0, QK_K, 32):
+            read_ahead(data, at + Q8K_QS + i)
+            codes = load_bytes(data, at + Q8K_QS + i)
+            put_pair(out, QK_K * block + i, to, lo_i8_to_f32(codes) * d, hi_i8_to_f32(codes) * d)
 
 
 KERNELS: dict[str, Kernel] = {
