@@ -51,13 +51,13 @@ Q4_1_SIZE, (Q4_1_D, Q4_1_M, Q4_1_QS) = Q4_1.type_size, Q4_1.layout.offsets
 Q5_0_SIZE, (Q5_0_D, Q5_0_QH, Q5_0_QS) = Q5_0.type_size, Q5_0.layout.offsets
 Q5_1_SIZE, (Q5_1_D, Q5_1_M, Q5_1_QH, Q5_1_QS) = Q5_1.type_size, Q5_1.layout.offsets
 Q8_0_SIZE, (Q8_0_D, Q8_0_QS) = Q8_0.type_size, Q8_0.layout.offsets
-Q8_1_SIZE, (Q8_1_D, _, Q8_1_QS) = Q8_1.type_size, Q8_1.layout.offsets
+Q8_1_SIZE, (Q8_1_D, Q8_1_S, Q8_1_QS) = Q8_1.type_size, Q8_1.layout.offsets
 Q2K_SIZE, (Q2K_SCALES, Q2K_QS, Q2K_D, Q2K_DMIN) = Q2K.type_size, Q2K.layout.offsets
 Q3K_SIZE, (Q3K_HMASK, Q3K_QS, Q3K_SCALES, Q3K_D) = Q3K.type_size, Q3K.layout.offsets
 Q4K_SIZE, (Q4K_D, Q4K_DMIN, Q4K_SCALES, Q4K_QS) = Q4K.type_size, Q4K.layout.offsets
 Q5K_SIZE, (Q5K_D, Q5K_DMIN, Q5K_SCALES, Q5K_QH, Q5K_QS) = Q5K.type_size, Q5K.layout.offsets
 Q6K_SIZE, (Q6K_QL, Q6K_QH, Q6K_SCALES, Q6K_D) = Q6K.type_size, Q6K.layout.offsets
-Q8K_SIZE, (Q8K_D, Q8K_QS, _) = Q8K.type_size, Q8K.layout.offsets
+Q8K_SIZE, (Q8K_D, Q8K_QS, Q8K_BSUMS) = Q8K.type_size, Q8K.layout.offsets
 
 
 def dequantize(weight: GGUF, out: Bytes, form: int) -> bool:

@@ -15,6 +15,30 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from uqff.families.gguf.blocks import Q2K, Q3K, Q4_0, Q4_1, Q4K, Q5_0, Q5_1, Q5K, Q6K, Q8_0, Q8_1, Q8K
+from uqff.families.gguf.cpu_dequantize import (
+    Q4_0_D,
+    Q4_0_QS,
+    Q4_1_D,
+    Q4_1_M,
+    Q4_1_QS,
+    Q5_0_D,
+    Q5_0_QH,
+    Q5_0_QS,
+    Q5_1_D,
+    Q5_1_M,
+    Q5_1_QH,
+    Q5_1_QS,
+    Q8_0_D,
+    Q8_0_QS,
+    Q8_1_D,
+    Q8_1_QS,
+    Q8_1_S,
+    Q8K_BSUMS,
+    Q8K_D,
+    Q8K_QS,
+    Q8K_SIZE,
+)
 from uqff.families.gguf.cpu_quantize_k import q2k, q3k, q4k, q5k, q6k
 from uqff.simd.arithmetic import (
     ONE,
@@ -44,11 +68,11 @@ def q4_0(x, out, lo, hi):
     for block in range(lo, hi):
         d = largest_magnitude(x, block, 32) / np.float32(-8)
         inverse = reciprocal(d)
-        put_f16(out, block, 0, f16_bits(d))
+        put_f16(out, block, Q4_0_D, f16_bits(d))
         for j in range(16):
             low = truncated_code(x[block, j] * inverse + np.float32(8.5), np.float32(15))
             high = truncated_code(x[block, 16 + j] * inverse + np.float32(8.5), np.float32(15))
-            out[block, 2 + j] = np.uint8(low | high << np.int32(4))
+            out[block, Q4_0_QS + j] = np.uint8(low | high << np.int32(4))
 
 
 @kernel
@@ -57,12 +81,12 @@ def q4_1(x, out, lo, hi):
         least, greatest = minimum_and_maximum(x, block, 32)
         d = (greatest - least) / np.float32(15)
         inverse = reciprocal(d)
-        put_f16(out, block, 0, f16_bits(d))
-        put_f16(out, block, 2, f16_bits(least))
+        put_f16(out, block, Q4_1_D, f16_bits(d))
+        put_f16(out, block, Q4_1_M, f16_bits(least))
         for j in range(16):
             low = truncated_code((x[block, j] - least) * inverse + np.float32(0.5), np.float32(15))
             high = truncated_code((x[block, 16 + j] - least) * inverse + np.float32(0.5), np.float32(15))
-            out[block, 4 + j] = np.uint8(low | high << np.int32(4))
+            out[block, Q4_1_QS + j] = np.uint8(low | high << np.int32(4))
 
 
 @kernel
@@ -71,10 +95,10 @@ def q5_0(x, out, lo, hi):
     for block in range(lo, hi):
         d = largest_magnitude(x, block, 32) / np.float32(-16)
         inverse = reciprocal(d)
-        put_f16(out, block, 0, f16_bits(d))
+        put_f16(out, block, Q5_0_D, f16_bits(d))
         for j in range(32):
             codes[j] = truncated_code(x[block, j] * inverse + np.float32(16.5), np.float32(31))
-        _put_five_bits(codes, out, block, 2)
+        _put_five_bits(codes, out, block, Q5_0_QH, Q5_0_QS)
 
 
 @kernel
@@ -84,11 +108,11 @@ def q5_1(x, out, lo, hi):
         least, greatest = minimum_and_maximum(x, block, 32)
         d = (greatest - least) / np.float32(31)
         inverse = reciprocal(d)
-        put_f16(out, block, 0, f16_bits(d))
-        put_f16(out, block, 2, f16_bits(least))
+        put_f16(out, block, Q5_1_D, f16_bits(d))
+        put_f16(out, block, Q5_1_M, f16_bits(least))
         for j in range(32):
             codes[j] = truncated_code((x[block, j] - least) * inverse + np.float32(0.5), np.float32(31))
-        _put_five_bits(codes, out, block, 4)
+        _put_five_bits(codes, out, block, Q5_1_QH, Q5_1_QS)
 
 
 @kernel
@@ -96,10 +120,10 @@ def q8_0(x, out, lo, hi):
     for block in range(lo, hi):
         d = abs(largest_magnitude(x, block, 32)) / np.float32(127)
         inverse = reciprocal(d)
-        put_f16(out, block, 0, f16_bits(d))
+        put_f16(out, block, Q8_0_D, f16_bits(d))
         for j in range(32):
             code = np.int32(signed_code(x[block, j] * inverse, np.float32(-128), np.float32(127)))
-            out[block, 2 + j] = np.uint8(code & np.int32(0xFF))
+            out[block, Q8_0_QS + j] = np.uint8(code & np.int32(0xFF))
 
 
 @kernel
@@ -111,23 +135,23 @@ def q8_1(x, out, lo, hi):
         for j in range(32):
             code = np.int32(signed_code(x[block, j] * inverse, np.float32(-128), np.float32(127)))
             total += code
-            out[block, 4 + j] = np.uint8(code & np.int32(0xFF))
+            out[block, Q8_1_QS + j] = np.uint8(code & np.int32(0xFF))
         d_bits = f16_bits(d)
         s = f16_value(f16_bits(np.float32(total))) * f16_value(d_bits)
-        put_f16(out, block, 0, d_bits)
-        put_f16(out, block, 2, f16_bits(s))
+        put_f16(out, block, Q8_1_D, d_bits)
+        put_f16(out, block, Q8_1_S, f16_bits(s))
 
 
 @inline
-def _put_five_bits(codes, out, block, at):
+def _put_five_bits(codes, out, block, qh, qs):
     """Four bytes of fifth bits, then the nibbles."""
     fifth = np.int32(0)
     for j in range(32):
         fifth |= codes[j] >> np.int32(4) << np.int32(j)
     for k in range(4):
-        out[block, at + k] = np.uint8(fifth >> np.int32(8 * k) & np.int32(0xFF))
+        out[block, qh + k] = np.uint8(fifth >> np.int32(8 * k) & np.int32(0xFF))
     for j in range(16):
-        out[block, at + 4 + j] = np.uint8(codes[j] & np.int32(15) | (codes[16 + j] & np.int32(15)) << np.int32(4))
+        out[block, qs + j] = np.uint8(codes[j] & np.int32(15) | (codes[16 + j] & np.int32(15)) << np.int32(4))
 
 
 @kernel
@@ -136,23 +160,23 @@ def q8k(x, out, lo, hi, extreme):
     for block in range(lo, hi):
         largest = largest_magnitude(x, block, 256)
         if largest == ZERO:
-            for j in range(4 + 256 + 32):
+            for j in range(Q8K_SIZE):
                 out[block, j] = np.uint8(0)
             continue
         iscale = np.float32(extreme) / largest
         of_nan = np.float32(127) if extreme == -128 else ZERO
         bits = np.int64(np.float32(ONE / iscale).view(np.int32))
         for k in range(4):
-            out[block, k] = np.uint8(bits >> 8 * k & 0xFF)
+            out[block, Q8K_D + k] = np.uint8(bits >> 8 * k & 0xFF)
         for j in range(16):
             total = np.int32(0)
             for i in range(16):
                 v = iscale * x[block, j * 16 + i]
                 code = np.int32(signed_code(v if v == v else of_nan, np.float32(-128), np.float32(127)))
                 total += code
-                out[block, 4 + j * 16 + i] = np.uint8(code & np.int32(0xFF))
-            out[block, 260 + 2 * j] = np.uint8(total & np.int32(0xFF))
-            out[block, 261 + 2 * j] = np.uint8(total >> np.int32(8) & np.int32(0xFF))
+                out[block, Q8K_QS + j * 16 + i] = np.uint8(code & np.int32(0xFF))
+            out[block, Q8K_BSUMS + 2 * j] = np.uint8(total & np.int32(0xFF))
+            out[block, Q8K_BSUMS + 2 * j + 1] = np.uint8(total >> np.int32(8) & np.int32(0xFF))
 
 
 GRAIN = 1 << 16
@@ -165,19 +189,19 @@ class _Kernel(NamedTuple):
     type_size: int
 
 
-KERNELS: dict[str, _Kernel] = {  # type sizes as the sum of the fields, in file order
-    "Q4_0": _Kernel(q4_0, 32, 2 + 16),
-    "Q4_1": _Kernel(q4_1, 32, 2 + 2 + 16),
-    "Q5_0": _Kernel(q5_0, 32, 2 + 4 + 16),
-    "Q5_1": _Kernel(q5_1, 32, 2 + 2 + 4 + 16),
-    "Q8_0": _Kernel(q8_0, 32, 2 + 32),
-    "Q8_1": _Kernel(q8_1, 32, 2 + 2 + 32),
-    "Q2K": _Kernel(q2k, 256, 16 + 64 + 2 + 2),
-    "Q3K": _Kernel(q3k, 256, 32 + 64 + 12 + 2),
-    "Q4K": _Kernel(q4k, 256, 2 + 2 + 12 + 128),
-    "Q5K": _Kernel(q5k, 256, 2 + 2 + 12 + 32 + 128),
-    "Q6K": _Kernel(q6k, 256, 128 + 64 + 16 + 2),
-    "Q8K": _Kernel(q8k, 256, 4 + 256 + 16 * 2),
+KERNELS: dict[str, _Kernel] = {
+    "Q4_0": _Kernel(q4_0, Q4_0.block_size, Q4_0.type_size),
+    "Q4_1": _Kernel(q4_1, Q4_1.block_size, Q4_1.type_size),
+    "Q5_0": _Kernel(q5_0, Q5_0.block_size, Q5_0.type_size),
+    "Q5_1": _Kernel(q5_1, Q5_1.block_size, Q5_1.type_size),
+    "Q8_0": _Kernel(q8_0, Q8_0.block_size, Q8_0.type_size),
+    "Q8_1": _Kernel(q8_1, Q8_1.block_size, Q8_1.type_size),
+    "Q2K": _Kernel(q2k, Q2K.block_size, Q2K.type_size),
+    "Q3K": _Kernel(q3k, Q3K.block_size, Q3K.type_size),
+    "Q4K": _Kernel(q4k, Q4K.block_size, Q4K.type_size),
+    "Q5K": _Kernel(q5k, Q5K.block_size, Q5K.type_size),
+    "Q6K": _Kernel(q6k, Q6K.block_size, Q6K.type_size),
+    "Q8K": _Kernel(q8k, Q8K.block_size, Q8K.type_size),
 }
 
 
