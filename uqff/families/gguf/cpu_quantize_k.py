@@ -7,6 +7,27 @@ from __future__ import annotations
 
 import numpy as np
 
+from uqff.families.gguf.cpu_dequantize import (
+    Q2K_D,
+    Q2K_DMIN,
+    Q2K_QS,
+    Q2K_SCALES,
+    Q3K_D,
+    Q3K_HMASK,
+    Q3K_QS,
+    Q3K_SCALES,
+    Q4K_D,
+    Q4K_DMIN,
+    Q4K_QS,
+    Q4K_SCALES,
+    Q5K_QH,
+    Q5K_QS,
+    Q6K_D,
+    Q6K_QH,
+    Q6K_QL,
+    Q6K_SCALES,
+    Q6K_SIZE,
+)
 from uqff.families.gguf.cpu_search import SUB_BLOCKS, load_tile, search_scale_and_min
 from uqff.families.gguf.cpu_search_scale import (
     ALMOST_HALF,
@@ -111,11 +132,11 @@ def q2k(x, out, lo, hi):
             for j in range(16):
                 _spread(d * np.float32(scales[j] & 15), steps, j * 16, 16)
                 _spread(dmin * np.float32(scales[j] >> 4), offsets, j * 16, 16)
-                out[block, j] = np.uint8(scales[j])
+                out[block, Q2K_SCALES + j] = np.uint8(scales[j])
             _codes_with_min(x, block, steps, offsets, np.float32(3), codes)
-            _put_2bit_codes(codes, out, block, 16)
-            put_f16(out, block, 80, d_bits)
-            put_f16(out, block, 82, dmin_bits)
+            _put_2bit_codes(codes, out, block, Q2K_QS)
+            put_f16(out, block, Q2K_D, d_bits)
+            put_f16(out, block, Q2K_DMIN, dmin_bits)
 
 
 @inline
@@ -177,15 +198,15 @@ def q3k(x, out, lo, hi):
                 for j in range(16):
                     if steps[0, j] == ZERO:
                         _spread(np.uint8(0), codes, j * 16, 16)
-            _put_high_bits(codes, out, block, 0, 2)
+            _put_high_bits(codes, out, block, Q3K_HMASK, 2)
             _keep_bits(codes, 3)
-            _put_2bit_codes(codes, out, block, 32)
+            _put_2bit_codes(codes, out, block, Q3K_QS)
             for j in range(8):
-                out[block, 96 + j] = np.uint8(six_bit[j] & 15 | (six_bit[8 + j] & 15) << 4)
+                out[block, Q3K_SCALES + j] = np.uint8(six_bit[j] & 15 | (six_bit[8 + j] & 15) << 4)
             for j in range(4):
                 low = six_bit[j] >> 4 | six_bit[4 + j] >> 4 << 2
-                out[block, 104 + j] = np.uint8(low | six_bit[8 + j] >> 4 << 4 | six_bit[12 + j] >> 4 << 6)
-            put_f16(out, block, 108, d_bits)
+                out[block, Q3K_SCALES + 8 + j] = np.uint8(low | six_bit[8 + j] >> 4 << 4 | six_bit[12 + j] >> 4 << 6)
+            put_f16(out, block, Q3K_D, d_bits)
 
 
 @inline
@@ -231,7 +252,7 @@ def q4k(x, out, lo, hi):
             d, dmin = _put_k4_scales(out, first + b, scale, minimum, b * 8, six_bit)
             _spread_k4(d, dmin, six_bit, steps, offsets)
             _codes_with_min(x, first + b, steps, offsets, np.float32(15), codes)
-            _put_k4_nibbles(codes, out, first + b, 16)
+            _put_k4_nibbles(codes, out, first + b, Q4K_QS)
 
 
 @kernel
@@ -261,9 +282,9 @@ def q5k(x, out, lo, hi):
             d, dmin = _put_k4_scales(out, first + b, scale, minimum, b * 8, six_bit)
             _spread_k4(d, dmin, six_bit, steps, offsets)
             _codes_with_min(x, first + b, steps, offsets, np.float32(31), codes)
-            _put_high_bits(codes, out, first + b, 16, 4)
+            _put_high_bits(codes, out, first + b, Q5K_QH, 4)
             _keep_bits(codes, 15)
-            _put_k4_nibbles(codes, out, first + b, 48)
+            _put_k4_nibbles(codes, out, first + b, Q5K_QS)
 
 
 @inline
@@ -284,12 +305,12 @@ def _put_k4_scales(out, block, scale, minimum, first, six_bit):
     ls, lm = six_bit[0], six_bit[1]
     d_bits = _quantize_k4_scales(scale, first, ls)
     dmin_bits = _quantize_k4_scales(minimum, first, lm)
-    put_f16(out, block, 0, d_bits)
-    put_f16(out, block, 2, dmin_bits)
+    put_f16(out, block, Q4K_D, d_bits)
+    put_f16(out, block, Q4K_DMIN, dmin_bits)
     for j in range(4):
-        out[block, 4 + j] = np.uint8(ls[j] | ls[4 + j] >> 4 << 6)
-        out[block, 8 + j] = np.uint8(lm[j] | lm[4 + j] >> 4 << 6)
-        out[block, 12 + j] = np.uint8(ls[4 + j] & 15 | (lm[4 + j] & 15) << 4)
+        out[block, Q4K_SCALES + j] = np.uint8(ls[j] | ls[4 + j] >> 4 << 6)
+        out[block, Q4K_SCALES + 4 + j] = np.uint8(lm[j] | lm[4 + j] >> 4 << 6)
+        out[block, Q4K_SCALES + 8 + j] = np.uint8(ls[4 + j] & 15 | (lm[4 + j] & 15) << 4)
     return f16_value(d_bits), f16_value(dmin_bits)
 
 
@@ -335,7 +356,7 @@ def q6k(x, out, lo, hi):
             d_bits = f16_bits(ONE / inverse)
             # Below -128 is only minus infinity. Its int32 ends in the byte 0, and so does -256.
             multiple = signed_ints(scale * inverse, np.float32(-256), np.float32(127))
-            store_u8(out, 210 * block + 192, multiple)
+            store_u8(out, Q6K_SIZE * block + Q6K_SCALES, multiple)
             step = i32_to_f32(((multiple + 128) & 0xFF) - 128) * f16_value(d_bits)
             _codes_of_steps(x, 256 * block, step, steps, top, codes)
             if any_lane(step == ZERO):
@@ -346,8 +367,8 @@ def q6k(x, out, lo, hi):
                 c = half * 128
                 for j in range(64):
                     low = codes[c + j] & np.uint8(15) | codes[c + 64 + j] << np.uint8(4)
-                    out[block, half * 64 + j] = np.uint8(low)
+                    out[block, Q6K_QL + half * 64 + j] = np.uint8(low)
             for j in range(256):
                 codes[j] >>= np.uint8(4)
-            _put_2bit_codes(codes, out, block, 128)
-            put_f16(out, block, 208, d_bits)
+            _put_2bit_codes(codes, out, block, Q6K_QH)
+            put_f16(out, block, Q6K_D, d_bits)
