@@ -179,8 +179,10 @@ def test_families_that_are_not_promoted(untied: Path, tmp_path: Path) -> None:
 
 def test_a_recipe_counts_before_promotion(untied: Path, tmp_path: Path) -> None:
     """A type that it names is taken as it is; an entry without one leaves the promoted default."""
-    recipe = parse_recipe("/lm_head/:\n  isq: q4k\n/embed_tokens/:\n  device: cpu\n/down/:\n  isq: q5k\n")
-    output = quantize_model(untied, tmp_path / "out", ["q4k"], recipe=recipe).outputs[0]
+    text = "/lm_head/:\n  isq: q4k\n/embed_tokens/:\n  device: cpu\n/down/:\n  isq: q5k\n"
+    recipe = parse_recipe(text)
+    (tmp_path / "recipe.yml").write_text(text, "utf-8")
+    output = quantize_model(untied, tmp_path / "out", ["q4k"], recipe=tmp_path / "recipe.yml").outputs[0]
     stored = {layer.module: (layer.default, layer.requested, layer.promoted) for layer in output.layers}
     assert stored["lm_head"] == ("q4k", "q4k", False)
     assert stored["model.embed_tokens"] == ("q4k", "q6k", True)

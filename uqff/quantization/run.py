@@ -70,7 +70,7 @@ from uqff.quantization.plan import (
     residual_names,
     restated_config,
 )
-from uqff.quantization.recipe import Recipe
+from uqff.quantization.recipe import Recipe, load_recipe
 from uqff.quantization.result import AdapterResult, LayerResult, Output, Result
 from uqff.quantization.types import KEEP, Engine, Fallback, FallbackWarning, encode, kind_name, widened
 from uqff.schema.entries import FIRST
@@ -88,7 +88,7 @@ def quantize_model(
     kinds: str | int | Sequence[str | int],
     *,
     fallback: str | int | None = None,
-    recipe: Recipe | None = None,
+    recipe: Recipe | PathLike | None = None,
     layers: Pattern | None = None,
     version: str | tuple[int, int, int] = "1.2",
     engine: Engine = "0.9",
@@ -118,7 +118,7 @@ def quantize_model(
         kinds: the types, or one; each becomes ``<kind>-N.uqff``, the residual is shared. ``keep`` leaves every layer as
             the checkpoint has it, where UQFF has a form for that, see :mod:`uqff.quantization.keep`.
         fallback: what layers become that cannot be kept.
-        recipe: types of particular layers. The experts of a projection, one layer in 1.x, are called by the name of
+        recipe: types of particular layers, or the file of it. The experts of a projection, one layer in 1.x, are called by the name of
             the first, or by that of the tensor which holds all of them.
         layers: which weights are layers, in place of the architecture's list: those whose name it is found in, in the
             architecture's order, others after them in natural order.
@@ -158,6 +158,8 @@ def quantize_model(
     [('q8_0', ['q8_0-0.uqff'])]
     """
     check_target(Path(target), force=force)
+    if recipe is not None and not isinstance(recipe, Recipe):
+        recipe = load_recipe(recipe)
     with open_checkpoint(source) as checkpoint, Adapters.open(lora) as adapters:
         if base_model is None and not Path(source).is_dir():
             base_model = str(source)
