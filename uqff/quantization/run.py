@@ -118,8 +118,8 @@ def quantize_model(
         kinds: the types, or one; each becomes ``<kind>-N.uqff``, the residual is shared. ``keep`` leaves every layer as
             the checkpoint has it, where UQFF has a form for that, see :mod:`uqff.quantization.keep`.
         fallback: what layers become that cannot be kept.
-        recipe: types of particular layers, or the file of it. The experts of a projection, one layer in 1.x, are called by the name of
-            the first, or by that of the tensor which holds all of them.
+        recipe: types of particular layers, or the file of it. The experts of a projection, one layer in 1.x, are called
+            by the name of the first, or by that of the tensor which holds all of them.
         layers: which weights are layers, in place of the architecture's list: those whose name it is found in, in the
             architecture's order, others after them in natural order.
         version: of UQFF: one of :data:`uqff.codes.FORMATS`.
