@@ -117,10 +117,10 @@ def _texts(rule: str) -> Iterator[BrokenFile]:
         ("continuation", b"\x80"),
         ("cut", b"\xc3"),
         ("no-continuation", b"\xc3a"),
-        ("overlong-2", b"\xc1\x81"),
-        ("overlong-3", b"\xe0\x80\x80"),
+        ("overlong2", b"\xc1\x81"),
+        ("overlong3", b"\xe0\x80\x80"),
         ("half-a-pair", b"\xed\xa0\x80"),
-        ("overlong-4", b"\xf0\x80\x80\x80"),
+        ("overlong4", b"\xf0\x80\x80\x80"),
         ("beyond-unicode", b"\xf4\x90\x80\x80"),
         ("five-bytes", b"\xf8\x88\x80\x80\x80"),
     ):
