@@ -15,8 +15,8 @@ is given the client's tokens, so that one other choice does not end it.
 Files that the client writes and cannot run (Q8_1, biases in FP8, AFQ experts) are run on all numbers of ranks alike; so
 are those that it cannot write on this CPU, which this package makes.
 
-All files of a number of ranks are run by one process for each, which is this file: `python -m tools.interop.running JOBS OUT`
-alone or under torchrun.
+All files of a number of ranks are run by one process for each, which is this file:
+`python -m tools.interop.running JOBS OUT`, alone or under torchrun.
 """
 
 from __future__ import annotations
