@@ -19,7 +19,7 @@ from collections.abc import Iterator, Mapping
 from difflib import get_close_matches
 from itertools import accumulate
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from uqff.checkpoints.companions import Companions
 from uqff.checkpoints.method import Found, Method
@@ -27,15 +27,11 @@ from uqff.checkpoints.methods import method_of
 from uqff.checkpoints.plain import Plain
 from uqff.checkpoints.safetensors import CONFIG_NAME, TensorFiles, open_tensors
 from uqff.codec.layer import Layer, Sharding
+from uqff.container.closing import Closing
 from uqff.container.shards import PathLike
 from uqff.errors import MissingError, ShapeError, located
 from uqff.families.base import QuantizedTensor
 from uqff.families.part import Part
-
-if TYPE_CHECKING:
-    from types import TracebackType
-
-    from typing_extensions import Self
 
 __all__ = ["Checkpoint", "CheckpointView", "open_checkpoint"]
 
@@ -109,7 +105,7 @@ class CheckpointView(Mapping[str, "Layer | CheckpointView"]):
         return f"<CheckpointView {self.checkpoint.path}, {self.prefix}: {len(self)} layers>"
 
 
-class Checkpoint(CheckpointView):
+class Checkpoint(CheckpointView, Closing):
     """An open checkpoint: paths of weights to layers. Made by :func:`open_checkpoint`.
 
     Nothing but headers has been read.  Layers are made when asked for; where their records are views of the files, they
@@ -248,14 +244,6 @@ class Checkpoint(CheckpointView):
     def close(self) -> None:
         """Release the files. Layers already taken out stay valid."""
         self.tensors.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
 
     def __repr__(self) -> str:
         how = "plain" if self.method is None else "/".join(self.method.NAMES)

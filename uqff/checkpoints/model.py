@@ -12,9 +12,10 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from uqff.container.beside import KEPT_SUFFIX
+from uqff.container.closing import Closing
 from uqff.container.file import RESIDUAL_NAME, UqffFile
 from uqff.container.mapped import MappedFile
 from uqff.container.report import REPORT_NAME
@@ -22,11 +23,6 @@ from uqff.container.shards import SUFFIX, PathLike, models_in, resolve, select, 
 from uqff.errors import ShardError
 from uqff.models.assets import CONFIG_NAME
 from uqff.models.config import read_config
-
-if TYPE_CHECKING:
-    from types import TracebackType
-
-    from typing_extensions import Self
 
 __all__ = ["KEPT_SUFFIX", "ModelDirectory", "holds_checkpoint"]
 
@@ -41,7 +37,7 @@ def holds_checkpoint(path: PathLike) -> bool:
     )
 
 
-class ModelDirectory:
+class ModelDirectory(Closing):
     """An open model directory.
 
     Attributes:
@@ -99,14 +95,6 @@ class ModelDirectory:
             file.close()
         if self.residual is not None:
             self.residual.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 def _models(source: Path) -> list[tuple[str, list[Path], bool]]:

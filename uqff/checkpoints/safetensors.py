@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from uqff.codes import LOADED_DTYPES
 from uqff.container.beside import INDEX_NAME
+from uqff.container.closing import Closing
 from uqff.container.document import read_json
 from uqff.container.mapped import MappedFile, TensorMap
 from uqff.container.shards import PathLike
@@ -35,11 +36,7 @@ from uqff.models.config import read_config
 from uqff.simd.floats import Floats
 
 if TYPE_CHECKING:
-    from types import TracebackType
-
     import torch
-    from typing_extensions import Self
-
 __all__ = ["CONFIG_NAME", "TensorFiles", "open_tensors"]
 
 SINGLE_NAME: Final = "model.safetensors"
@@ -51,7 +48,7 @@ HUB_PATTERNS: Final = ("*.safetensors", "*.safetensors.index.json", "*.json", "*
 """What is fetched of a repository on the hub."""
 
 
-class TensorFiles(Mapping[str, "torch.Tensor"]):
+class TensorFiles(Mapping[str, "torch.Tensor"], Closing):
     """The files of a checkpoint: names to tensors as they are stored, views of the files. Made by :func:`open_tensors`.
 
     What the tensors mean, which of them make up a layer, is for :class:`~uqff.checkpoints.checkpoint.Checkpoint`.
@@ -139,14 +136,6 @@ class TensorFiles(Mapping[str, "torch.Tensor"]):
         """Release the files. Tensors already taken out stay valid."""
         for file in self._files:
             file.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
 
     def __repr__(self) -> str:
         return f"<TensorFiles {self.path}: {len(self)} tensors>"

@@ -6,10 +6,10 @@ import mmap
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from uqff.codec.layer import Layer, Sharding
 from uqff.codes import Version
+from uqff.container.closing import Closing
 from uqff.container.index import LayerIndex, Place
 from uqff.container.mapped import MappedFile, TensorMap
 from uqff.container.shards import PathLike, resolve
@@ -20,17 +20,12 @@ from uqff.families.base import QuantizedTensor
 from uqff.schema.bricks import FieldTrace, Scope
 from uqff.schema.entries import RawTensor
 
-if TYPE_CHECKING:
-    from types import TracebackType
-
-    from typing_extensions import Self
-
 __all__ = ["INDEX", "RESIDUAL_NAME", "Place", "UqffFile", "open_uqff"]
 
 RESIDUAL_NAME = "residual.safetensors"
 
 
-class UqffFile(Mapping[str, Layer]):
+class UqffFile(Mapping[str, Layer], Closing):
     """An open model: layer keys to layers. Made by :func:`uqff.open`.
 
     Keys of a 0.x file are numbers (``"0"``, ``"1"``, ...), in their order; an ``int`` finds the layer of that index.
@@ -188,14 +183,6 @@ class UqffFile(Mapping[str, Layer]):
         """Release the files. Layers and tensors already taken out stay valid."""
         for file in (*self._files, *self._residual):
             file.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
 
     def __repr__(self) -> str:
         names = ", ".join(printable(path.name) for path in self.paths[:3]) + (", ..." if len(self.paths) > 3 else "")

@@ -18,12 +18,13 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
 from uqff.codes import DType
+from uqff.container.closing import Closing
 from uqff.container.mapped import MappedBytes
 from uqff.container.shards import PathLike
 from uqff.errors import FormatError, ShapeError, ShardError, UnsupportedError, UqffError, located
@@ -43,11 +44,6 @@ from uqff.gguf.schema import (
 )
 from uqff.limits import MAX_SHARDS
 from uqff.schema.bricks import Cursor
-
-if TYPE_CHECKING:
-    from types import TracebackType
-
-    from typing_extensions import Self
 
 __all__ = ["FOREIGN_TYPES", "GgufFile", "GgufTensor", "open_gguf"]
 
@@ -148,7 +144,7 @@ class GgufTensor:
             self.file.advise(self.begin, self.begin + self.nbytes, mmap.MADV_DONTNEED)
 
 
-class GgufFile(Mapping[str, GgufTensor]):
+class GgufFile(Mapping[str, GgufTensor], Closing):
     """An open GGUF file: tensor names to tensors. Made by :func:`open_gguf`.
 
     Attributes:
@@ -208,14 +204,6 @@ class GgufFile(Mapping[str, GgufTensor]):
         """Release the files. Tensors already taken out stay valid."""
         for file in self._files:
             file.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
 
     def __repr__(self) -> str:
         return f"<GgufFile {self.paths[0]}: {len(self)} tensors>"

@@ -25,21 +25,17 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import numpy as np
 
 from uqff.codes import LOADED_DTYPES, DType
+from uqff.container.closing import Closing
 from uqff.container.mapped import MappedFile
 from uqff.errors import FormatError, MissingError, ShapeError, UnsupportedError
 from uqff.lora.config import CONFIG_NAME, LoraConfig, read_lora_config
 from uqff.lora.low_rank import LowRank
 from uqff.simd.floats import Floats
-
-if TYPE_CHECKING:
-    from types import TracebackType
-
-    from typing_extensions import Self
 
 __all__ = ["WEIGHTS_NAME", "Adapter", "Factors", "open_adapter"]
 
@@ -82,7 +78,7 @@ class Factors:
     parameters: tuple[str, ...] = ()
 
 
-class Adapter(Mapping[str, LowRank]):
+class Adapter(Mapping[str, LowRank], Closing):
     """An open adapter: paths of modules to their deltas. Made by :func:`open_adapter`.
 
     Stacks of experts are not among the paths: their shapes say what is what, see :mod:`uqff.lora.applied`.
@@ -159,14 +155,6 @@ class Adapter(Mapping[str, LowRank]):
     def close(self) -> None:
         """Release the file. Factors already taken out stay valid."""
         self.mapped.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
 
     def __repr__(self) -> str:
         return f"<Adapter {self.path}: {len(self.factors)} modules>"

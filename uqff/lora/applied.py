@@ -22,9 +22,9 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
-from types import TracebackType
 from typing import TYPE_CHECKING, Final, TypeAlias, Union
 
+from uqff.container.closing import Closing
 from uqff.errors import FormatError, ShapeError, UnsupportedError
 from uqff.lora.adapter import Adapter, Factors, open_adapter
 from uqff.lora.low_rank import LowRank, merged
@@ -85,7 +85,7 @@ def aliases(path: str) -> Iterator[str]:
             yield path.replace(ours, theirs, 1)
 
 
-class Adapters:
+class Adapters(Closing):
     """Open adapters with their weights, in order.
 
     Attributes:
@@ -147,14 +147,6 @@ class Adapters:
         """Release the files of those that were opened here."""
         for adapter in self._owned:
             adapter.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 class LoraWarning(UserWarning):

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from uqff.checkpoints.checkpoint import open_checkpoint
 from uqff.codes import LOADED_DTYPES
+from uqff.container.closing import Closing
 from uqff.errors import FormatError
 from uqff.models.architectures import architecture_of, layer_names
 from uqff.models.assets import CONFIG_NAME
@@ -28,10 +29,7 @@ from uqff.parallel.consensus import digest
 from uqff.quantization.plan import UNUSED
 
 if TYPE_CHECKING:
-    from types import TracebackType
-
     import torch
-    from typing_extensions import Self
 
     from uqff.parallel.unloaded import Unloaded, UnloadedExperts
 
@@ -41,7 +39,7 @@ DTYPE_KEYS: Final = ("dtype", "torch_dtype")
 """What ``transformers`` calls the dtype of a model, from 5 on and before."""
 
 
-class CheckpointSource:
+class CheckpointSource(Closing):
     """An open checkpoint; see :class:`~uqff.parallel.source.ModelSource` for the verbs.
 
     Attributes:
@@ -133,11 +131,3 @@ class CheckpointSource:
     def close(self) -> None:
         """Release the files; layers already taken out stay valid."""
         self.checkpoint.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()

@@ -33,6 +33,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import torch
 
+from uqff.container.closing import Closing
 from uqff.errors import UnsupportedError, UqffError
 from uqff.models.architectures import LayerName, block_of
 from uqff.models.patterns import Pattern
@@ -42,8 +43,6 @@ from uqff.quantization.types import Engine, Fallback, kind_name, promoted
 from uqff.simd.threads import num_threads
 
 if TYPE_CHECKING:
-    from types import TracebackType
-
     from typing_extensions import Self
 
 __all__ = ["ImmediateIsq", "IsqPool", "PendingLayer", "QuantizeOntoGuard", "Types"]
@@ -184,7 +183,7 @@ def _is_file(text: str) -> bool:
     return False
 
 
-class IsqPool:
+class IsqPool(Closing):
     """Threads that load and quantise layers: a :data:`~uqff.parallel.loading.Run` with back-pressure.
 
     Attributes:
@@ -263,14 +262,6 @@ class IsqPool:
     def close(self) -> None:
         """Drop what was not begun, and wait for the rest."""
         self._threads.shutdown(wait=True, cancel_futures=True)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 def _named(key: str, work: Callable[[], _Value]) -> _Value:

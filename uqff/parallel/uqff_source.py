@@ -22,6 +22,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from uqff.codec.layer import Layer
+from uqff.container.closing import Closing
 from uqff.container.file import open_uqff
 from uqff.errors import FormatError, located
 from uqff.families import Unquant
@@ -35,10 +36,7 @@ from uqff.parallel.projection import PROJECTIONS
 from uqff.parallel.unloaded import Unloaded
 
 if TYPE_CHECKING:
-    from types import TracebackType
-
     import torch
-    from typing_extensions import Self
 
     from uqff.parallel.unloaded import UnloadedExperts
 
@@ -46,7 +44,7 @@ if TYPE_CHECKING:
 __all__ = ["UqffSource"]
 
 
-class UqffSource:
+class UqffSource(Closing):
     """An open model directory; see :class:`~uqff.parallel.source.ModelSource` for the verbs.
 
     Only headers have been read; layers are views of the mapped files.
@@ -158,11 +156,3 @@ class UqffSource:
     def close(self) -> None:
         """Release the files; layers already taken out stay valid."""
         self.file.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
