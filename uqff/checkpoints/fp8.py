@@ -88,6 +88,10 @@ class FP8Checkpoint(Method):
                 found[path] = {"weight": name, **{role: end for role, end in ends.items() if end in tensors}}
         return found
 
+    def leaves_plain(self, path: str) -> bool:
+        """See :meth:`Method.leaves_plain`: what the configuration leaves out."""
+        return is_ignored(path, self.ignored)
+
     def meta(self, stored: Companions) -> QuantizedTensor:
         """See :meth:`Method.meta`."""
         return scaled(stored, self._scale(stored), self.block, planned=True)

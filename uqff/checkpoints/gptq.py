@@ -33,7 +33,7 @@ import numpy.typing as npt
 
 from uqff.checkpoints.companions import FLOATS, Companions
 from uqff.checkpoints.grouped import U8, Groups
-from uqff.checkpoints.method import Cut, Found, Method, by_suffix, setting
+from uqff.checkpoints.method import Cut, Found, Method, by_suffix, regular, setting
 from uqff.errors import FormatError, ShapeError, UnsupportedError
 from uqff.families.base import QuantizedTensor
 from uqff.numerics.packing import unpack_row
@@ -119,13 +119,9 @@ class GPTQ(_Packed):
         for pattern, other in dynamic.items():
             if pattern.startswith("-:"):
                 continue
-            field = f"quantization_config.dynamic.{pattern}"
-            try:
-                compiled = re.compile(pattern.removeprefix("+:"))
-            except re.error as broken:
-                raise FormatError("not a regular expression", field=field, expected=str(broken), got=pattern) from None
+            compiled = regular(pattern, "+:", f"dynamic.{pattern}")
             if not isinstance(other, Mapping):
-                raise FormatError("not an object", field=field, got=other)
+                raise FormatError("not an object", field=f"quantization_config.dynamic.{pattern}", got=other)
             of_rule = group_size_of(other.get("group_size", size), f"dynamic.{pattern}.group_size")
             rules.append((compiled, setting(other, "bits", BITS, default=bits), of_rule))
         return cls(bits, size, v2=form == "gptq_v2", dynamic=tuple(rules))

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from uqff.checkpoints.safetensors import TensorFiles
     from uqff.families.base import QuantizedTensor
 
-__all__ = ["Cut", "Found", "Method", "by_suffix", "is_ignored", "modules_of", "setting"]
+__all__ = ["Cut", "Found", "Method", "by_suffix", "is_ignored", "modules_of", "regular", "setting"]
 
 Cut: TypeAlias = tuple[int, int, int]
 """A range of one dimension of the weight: dimension, start, length; what :meth:`QuantizedTensor.narrow` takes."""
@@ -68,6 +68,10 @@ class Method(ABC):
         Of a weight some of whose tensors are missing, those that are there; :meth:`meta` then says what lacks.
         Tensors that are found belong to their weight and to nothing else: they are never taken for weights.
         """
+
+    def leaves_plain(self, path: str) -> bool:
+        """Whether a weight may be plain numbers without a remark; False if the configuration says that it is not."""
+        return True
 
     @abstractmethod
     def meta(self, stored: Companions) -> QuantizedTensor:
@@ -142,12 +146,26 @@ def modules_of(quantization: Mapping[str, Any], key: str) -> tuple[str, ...]:
         raise FormatError("not a list of modules", field=f"quantization_config.{key}", got=value)
     for each in value:
         if each.startswith("re:"):
-            try:
-                re.compile(each[3:])
-            except re.error as broken:
-                field = f"quantization_config.{key}"
-                raise FormatError("not a regular expression", field=field, expected=str(broken), got=each) from None
+            regular(each, "re:", key)
     return tuple(value)
+
+
+def regular(text: str, mark: str, key: str) -> re.Pattern[str]:
+    """A regular expression of a configuration.
+
+    Args:
+        text: the expression, as it stands there.
+        mark: what stands in front of it, if it does.
+        key: the setting.
+
+    Raises:
+        FormatError: it is none.
+    """
+    try:
+        return re.compile(text.removeprefix(mark))
+    except re.error as broken:
+        field = f"quantization_config.{key}"
+        raise FormatError("not a regular expression", field=field, expected=str(broken), got=text) from None
 
 
 def is_ignored(path: str, modules: Iterable[str]) -> bool:

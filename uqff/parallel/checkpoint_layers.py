@@ -18,8 +18,6 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
-from uqff.checkpoints.fp8 import FP8Checkpoint
-from uqff.checkpoints.method import is_ignored
 from uqff.checkpoints.mxfp4 import split_gate_up
 from uqff.codec.layer import Layer
 from uqff.errors import MissingError, ShapeError, UnsupportedError, located
@@ -131,14 +129,15 @@ def experts_of(checkpoint: Checkpoint, path: str, count: int) -> list[UnloadedEx
 
 
 def _tell_if_plain(checkpoint: Checkpoint, names: list[str], path: str) -> None:
-    """Warn, once, of experts that the configuration calls FP8 and that are not."""
+    """Warn, once, of experts that the configuration calls quantised (the engine: FP8) and that are not."""
     method = checkpoint.method
-    if not isinstance(method, FP8Checkpoint) or is_ignored(path, method.ignored):
+    if method is None or method.leaves_plain(path):
         return
-    found = [name for name in names if name in checkpoint.paths and not is_ignored(name, method.ignored)]
+    found = [name for name in names if name in checkpoint.paths and not method.leaves_plain(name)]
     if found and all(checkpoint.meta(name).weight.plain is not None for name in found):
+        said = method.NAMES[0].upper()
         warnings.warn(
-            PlainExpertsWarning(f"{path}: the configuration says FP8, the experts have plain numbers"), stacklevel=2
+            PlainExpertsWarning(f"{path}: the configuration says {said}, the experts have plain numbers"), stacklevel=2
         )
 
 

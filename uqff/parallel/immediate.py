@@ -34,7 +34,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 import torch
 
 from uqff.container.closing import Closing
-from uqff.errors import UnsupportedError, UqffError
+from uqff.errors import UnsupportedError, UqffError, located
 from uqff.models.architectures import LayerName, block_of
 from uqff.models.patterns import Pattern
 from uqff.parallel.unloaded import Unloaded, quantised
@@ -266,12 +266,13 @@ class IsqPool(Closing):
 
 def _named(key: str, work: Callable[[], _Value]) -> _Value:
     """Work whose errors name the layer."""
-    try:
-        return work()
-    except UqffError as error:
-        raise error.within(layer=key) from error.__cause__
-    except Exception as error:
-        raise UqffError("layer could not be loaded", layer=key, got=f"{type(error).__name__}: {error}") from error
+    with located(layer=key):
+        try:
+            return work()
+        except UqffError:
+            raise
+        except Exception as error:
+            raise UqffError("layer could not be loaded", got=f"{type(error).__name__}: {error}") from error
 
 
 class PendingLayer(torch.nn.Module):
