@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 import uqff
-from tests.support.checkpoints import checkpoint_of
+from tests.support.checkpoints import check_record, checkpoint_of, same_bits
 from uqff import FormatError, MissingError, ShapeError, Shard, ShardError, UnsupportedError
 from uqff.checkpoints.bitsandbytes import STATE
 from uqff.families.stacking import stack
@@ -32,10 +32,6 @@ def with_state(tensors: dict[str, torch.Tensor], **changes: Any) -> dict[str, to
     return tensors | {name: torch.tensor(list(json.dumps(state).encode()), dtype=torch.uint8)}
 
 
-def same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
-    return torch.equal(a.contiguous().view(torch.int32), b.contiguous().view(torch.int32))
-
-
 @pytest.mark.parametrize("case", ["nf4", "nf4-nested", "nf4-across-rows", "fp4", "fp4-nested", "int8"])
 def test_as_the_library_dequantises(tmp_path: Path, case: str) -> None:
     """And slices of both dimensions, read as slices, cut of the whole, and joined again."""
@@ -43,22 +39,8 @@ def test_as_the_library_dequantises(tmp_path: Path, case: str) -> None:
     if case.startswith("fp4"):  # code 8 is 0 in the stored table, but -0 in the library's kernel
         plain = plain + 0.0
     with checkpoint_of(tmp_path, stored(case), **CONFIG) as checkpoint:
-        record: Any = checkpoint.layer("a").weight
+        record = check_record(checkpoint, "a", plain)
         assert (list(checkpoint), record.kind) == (["a"], "int8-rows" if case == "int8" else case[:3])
-        assert same_bits(record.dequantize(), plain)
-        meta: Any = checkpoint.meta("a").weight
-        assert {name: (p.dtype, p.shape) for name, p in meta.parts.items()} == (
-            {name: (p.dtype, p.shape) for name, p in record.parts.items()}
-        )
-        for dim in (0, 1):
-            half = record.shape[dim] // 2 // record.alignment(dim) * record.alignment(dim)
-            cuts = [(0, half), (half, record.shape[dim] - half)]
-            parts = [(start, record.narrow(dim, start, length)) for start, length in cuts if length]
-            for start, part in parts:
-                length = part.shape[dim]
-                assert same_bits(part.dequantize(), plain.narrow(dim, start, length))
-                assert checkpoint.paths["a"].record(checkpoint.companions("a"), (dim, start, length)) == part
-            assert record.join(parts, dim) == record
         both = stack([record, record])
         assert same_bits(both.dequantize_expert(1), plain)
         assert both.unstack() == [record, record]

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.support.checkpoints import checkpoint_of
+from tests.support.checkpoints import check_record, checkpoint_of, same_bits
 from tools.golden.compressed_tensors_weights import CASES
 from uqff import FormatError, MissingError, ShapeError, UnsupportedError
 
@@ -40,31 +40,13 @@ def config(*cases: str, targets: list[list[str]] | None = None) -> dict[str, Any
     return {"quant_method": "compressed-tensors", "format": CASES[cases[0]][0], "config_groups": groups}
 
 
-def same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
-    return torch.equal(a.contiguous().view(torch.uint8), b.contiguous().view(torch.uint8))
-
-
 @pytest.mark.parametrize("case", CASES)
 def test_as_the_library_dequantises(tmp_path: Path, case: str) -> None:
     """And slices of both dimensions, read as slices, cut of the whole, and joined again."""
     plain = GOLDEN[f"{case}.numbers"]
     with checkpoint_of(tmp_path, stored(case), **config(case)) as checkpoint:
-        record: Any = checkpoint.layer("a").weight
+        record = check_record(checkpoint, "a", plain)
         assert (list(checkpoint), record.kind) == (["a"], KINDS[case])
-        assert same_bits(record.dequantize(plain.dtype), plain)
-        meta: Any = checkpoint.meta("a").weight
-        assert {name: (p.dtype, p.shape) for name, p in meta.parts.items()} == (
-            {name: (p.dtype, p.shape) for name, p in record.parts.items()}
-        )
-        for dim in (0, 1):
-            half = record.shape[dim] // 2 // record.alignment(dim) * record.alignment(dim)
-            cuts = [(0, half), (half, record.shape[dim] - half)]
-            parts = [(start, record.narrow(dim, start, length)) for start, length in cuts if length]
-            for start, part in parts:
-                length = part.shape[dim]
-                assert same_bits(part.dequantize(plain.dtype), plain.narrow(dim, start, length))
-                assert checkpoint.paths["a"].record(checkpoint.companions("a"), (dim, start, length)) == part
-            assert record.join(parts, dim) == record
 
 
 def test_an_order_of_inputs(tmp_path: Path) -> None:
@@ -105,6 +87,8 @@ def test_groups_of_modules(tmp_path: Path) -> None:
         ("int4", {"a.weight_scale": torch.full((8, 4), torch.nan)}, FormatError, r"a finite number.*weight_scale"),
         ("int4", {"a.weight_g_idx": torch.full((128,), 4).int()}, FormatError, r"group out of range.*0 to 3, got 4"),
         ("int4", {"a.weight_packed": torch.ones(8, 16)}, FormatError, r"expected I32, got F32 .*weight_packed"),
+        ("fp8", {"a.weight": torch.ones(8, 128)}, FormatError, r"wrong dtype: expected F8_E4M3, got F32 .*a\.weight"),
+        ("int8-plain", {"a.weight": torch.ones(8, 128)}, FormatError, r"wrong dtype: expected I8, got F32 .*a\.weight"),
         ("nvfp4", {"a.weight_global_scale": torch.zeros(1)}, FormatError, r"division by zero"),
         ("nvfp4", {"a.weight_scale": torch.ones(6, 4)}, FormatError, r"expected F8_E4M3, got F32"),
     ],

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.support.checkpoints import checkpoint_of
+from tests.support.checkpoints import checkpoint_of, same_bits
 from uqff import FormatError, MissingError, ShapeError, Shard, UnsupportedError
 from uqff.checkpoints.scaled_fp8 import ScaledFP8
 from uqff.families import FP8, Unquant
@@ -29,10 +29,6 @@ def by_transformers(weight: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
         pytest.skip("this transformers does not dequantise FP8")
     made: torch.Tensor = module.Fp8Dequantize(None)._dequantize_one(weight, scale, torch.float32)
     return made
-
-
-def same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
-    return torch.equal(a.view(torch.int32), b.view(torch.int32))
 
 
 @pytest.mark.parametrize("name", ["float32", "bfloat16", "float8_e8m0fnu", "uint8"])
@@ -132,6 +128,17 @@ def test_companions_that_do_not_fit(
         pytest.raises(error, match=problem),
     ):
         checkpoint["a"]
+
+
+@pytest.mark.parametrize("name", ["a.weight", "experts.up_proj"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_scale_beside_plain_numbers(tmp_path: Path, name: str, dtype: torch.dtype) -> None:
+    """Numbers that may or may not be multiplied by it are not taken without it."""
+    scale = f"{name}_scale_inv"
+    with checkpoint_of(tmp_path, {name: torch.ones(2, 4, 4, dtype=dtype), scale: torch.ones(2)}, **FP8_CONFIG) as made:
+        assert list(made) == [name.removesuffix(".weight")]
+        with pytest.raises(FormatError, match=rf"wrong dtype: expected F8_E4M3, got B?F\d+ .*{name}"):
+            made[name.removesuffix(".weight")]
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import uqff
-from tests.support.checkpoints import checkpoint_of, write_checkpoint
+from tests.support.checkpoints import checkpoint_of, same_bits, write_checkpoint
 from tests.support.packed_weights import GroupedWeight
 from uqff import FormatError, MissingError, ShapeError, UnsupportedError
 from uqff.checkpoints import Checkpoint
@@ -26,10 +26,6 @@ from uqff.families.stacking import stack as stack_of
 from uqff.models.patterns import Pattern
 
 GPTQ = {"quant_method": "gptq", "bits": 4, "group_size": 32}
-
-
-def same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
-    return torch.equal(a.contiguous().view(torch.int32), b.contiguous().view(torch.int32))
 
 
 def check(checkpoint: Checkpoint, plain: torch.Tensor, kind: type) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.support.checkpoints import checkpoint_of, write_checkpoint
+from tests.support.checkpoints import checkpoint_of, same_bits, write_checkpoint
 from uqff import FormatError, MissingError, ShapeError, Shard, UnsupportedError, open_checkpoint, serialize
 from uqff.checkpoints.scaled_fp8 import ScaledFP8
 from uqff.families import AFQ, MXFP4, Unquant
@@ -38,10 +38,6 @@ def quantised(shape: tuple[int, ...], dtype: Any = None, **how: Any) -> tuple[di
 
 def named(path: str, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {f"{path}.{name}": tensor for name, tensor in tensors.items()}
-
-
-def same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
-    return torch.equal(a.view(torch.int32), b.contiguous().view(torch.int32))
 
 
 @pytest.mark.parametrize(("bits", "group_size"), [(2, 32), (3, 64), (4, 64), (5, 64), (6, 128), (8, 32)])

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.support.checkpoints import checkpoint_of
+from tests.support.checkpoints import checkpoint_of, same_bits
 from uqff import FormatError, MissingError, ShapeError, Shard, UnsupportedError
 from uqff.checkpoints.mxfp4 import split_gate_up
 from uqff.families import MXFP4
@@ -28,10 +28,6 @@ def by_transformers(blocks: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
         warnings.simplefilter("ignore", DeprecationWarning)  # of torch, at something else in the module
         module = pytest.importorskip("transformers.integrations.mxfp4", reason="this transformers has no MXFP4")
     return module.convert_moe_packed_tensors(blocks, scales).transpose(1, 2).float().contiguous()
-
-
-def same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
-    return torch.equal(a.view(torch.int32), b.contiguous().view(torch.int32))
 
 
 def test_gpt_oss(tmp_path: Path) -> None:

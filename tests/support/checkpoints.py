@@ -11,7 +11,7 @@ import torch
 from tools.tiny.quantised import save_tensors
 from uqff.checkpoints import Checkpoint, open_checkpoint
 
-__all__ = ["checkpoint_of", "write_checkpoint"]
+__all__ = ["check_record", "checkpoint_of", "same_bits", "write_checkpoint"]
 
 
 def write_checkpoint(folder: Path, tensors: dict[str, torch.Tensor], **config: Any) -> Path:
@@ -26,3 +26,32 @@ def checkpoint_of(folder: Path, tensors: dict[str, torch.Tensor], **quantization
     """The same, opened; what is said of the quantisation stands in ``quantization_config``."""
     config = {"quantization_config": quantization} if quantization else {}
     return open_checkpoint(write_checkpoint(folder, tensors, **config))
+
+
+def same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
+    """Equality of numbers that tells zeros of two signs apart."""
+    return torch.equal(a.contiguous().view(torch.uint8), b.contiguous().view(torch.uint8))
+
+
+def check_record(checkpoint: Checkpoint, path: str, plain: torch.Tensor) -> Any:
+    """A weight has these numbers; what headers say of it is true; its slices are read, cut and joined exactly.
+
+    Returns:
+        The record.
+    """
+    record: Any = checkpoint.layer(path).weight
+    assert same_bits(record.dequantize(plain.dtype), plain)
+    meta: Any = checkpoint.meta(path).weight
+    assert {name: (p.dtype, p.shape) for name, p in meta.parts.items()} == (
+        {name: (p.dtype, p.shape) for name, p in record.parts.items()}
+    )
+    for dim in (0, 1):
+        half = record.shape[dim] // 2 // record.alignment(dim) * record.alignment(dim)
+        cuts = [(0, half), (half, record.shape[dim] - half)]
+        parts = [(start, record.narrow(dim, start, length)) for start, length in cuts if length]
+        for start, part in parts:
+            length = part.shape[dim]
+            assert same_bits(part.dequantize(plain.dtype), plain.narrow(dim, start, length))
+            assert checkpoint.paths[path].record(checkpoint.companions(path), (dim, start, length)) == part
+        assert record.join(parts, dim) == record
+    return record

@@ -116,13 +116,12 @@ class CompressedTensors(Method):
         return cls(tuple(made))
 
     def find(self, tensors: TensorFiles) -> Found:
-        """Packed weights, and weights of one byte a code."""
+        """Packed weights, and weights of one byte a code, or with scales."""
         found: Found = {}
         for name in tensors:
             path, _, end = name.rpartition(".")
-            if not path or not (
-                end == "weight_packed" or (end == "weight" and tensors.dtype(name) in ("I8", "F8_E4M3"))
-            ):
+            coded = tensors.dtype(name) in ("I8", "F8_E4M3") or f"{path}.weight_scale" in tensors
+            if not path or not (end == "weight_packed" or (end == "weight" and coded)):
                 continue
             roles = {end: name, "input_scale": f"{path}.input_scale"}
             roles |= {f"weight_{each}": f"{path}.weight_{each}" for each in ENDS}

@@ -13,7 +13,8 @@ Of stacked experts, ``<name>`` [experts, out, in] and ``<name>_scale_inv`` or ``
 [experts, ...], or with ``.weight`` as above.
 Whatever its name says, a scale multiplies the codes.  It is F32, F16 or BF16; or an exponent, F8_E8M0 or U8.
 
-A weight in F8_E4M3 without a scale is refused: its numbers are not known.
+A weight in F8_E4M3 without a scale is refused: its numbers are not known.  So is a scale beside a weight of another
+dtype: whether it multiplies the numbers is not known.
 
 Authority: transformers, ``quantizers/quantizer_finegrained_fp8.py``, ``integrations/finegrained_fp8.py``; mistral.rs
 v0.8.0, ``mistralrs-quant/src/blockwise_fp8/mod.rs``, ``mistralrs-quant/src/pertensor_fp8/mod.rs``.
@@ -73,17 +74,17 @@ class FP8Checkpoint(Method):
         return cls(None if block is None else (block[0], block[1]), ignored)
 
     def find(self, tensors: TensorFiles) -> Found:
-        """Tensors of F8_E4M3, and what lies beside them."""
+        """Tensors of F8_E4M3, or with scales, and what lies beside them."""
         found: Found = {}
         for name in tensors:
-            if tensors.dtype(name) != E4M3 or not tensors.shape(name):
-                continue
             is_weight = name.endswith(".weight")
             path = name.removesuffix(".weight")
-            if not is_ignored(path, self.ignored):
+            if tensors.shape(name) and not is_ignored(path, self.ignored):
                 ends = {role: f"{path}.{role}" if is_weight else f"{name}_{role[7:]}" for role in SCALES}
                 if not is_weight and not any(end in tensors for end in ends.values()):
                     ends = {role: f"{name}.{role}" for role in SCALES}
+                if tensors.dtype(name) != E4M3 and not any(end in tensors for end in ends.values()):
+                    continue
                 ends |= {role: f"{path}.{role}" if is_weight else f"{name}_{role}" for role in INPUTS}
                 found[path] = {"weight": name, **{role: end for role, end in ends.items() if end in tensors}}
         return found
