@@ -10,8 +10,7 @@ from typing import Any
 
 import pytest
 
-from tools.interop import reader
-from tools.vectors import conformance, index
+from tools.vectors import c_reader, conformance, index
 
 VECTORS = Path(__file__).parents[2] / "spec" / "vectors"
 CASES = {case["id"]: case for case in conformance.read_index(VECTORS)}
@@ -84,10 +83,10 @@ def test_every_vector_is_in_the_index() -> None:
     assert {key for case in CASES.values() for key in case} <= allowed.keys()
 
 
-@pytest.mark.skipif(reader.compiler() is None, reason="no C compiler")
+@pytest.mark.skipif(c_reader.compiler() is None, reason="no C compiler")
 def test_the_reader_in_c(tmp_path: Path) -> None:
     """It compiles without a warning, finds what the spec says, and refuses; `make interop` tries all vectors."""
-    program = reader.compile_reader(tmp_path / "uqff-read", reader.FLAGS)
+    program = c_reader.compile_reader(tmp_path / "uqff-read", c_reader.FLAGS)
     names = ["gguf/q4_0-bias-f32", "hqq/hqq3-axis1", "afq/afq3-g32", "entries/worked-example", "bad/afq-bits-5"]
     for name in names:
         case = CASES[name]

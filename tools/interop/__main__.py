@@ -31,11 +31,12 @@ from pathlib import Path
 import click
 from rich.console import Console
 
-from tools.interop import configs, entries, golden, kept, llamacpp, migration, quantisers, reader, reading, running
+from tools.interop import configs, entries, golden, kept, llamacpp, migration, quantisers, reading, running
 from tools.interop import gguf as converting
 from tools.interop.cases import CASES
 from tools.interop.client import Client
 from tools.interop.install import install_client
+from tools.vectors import c_reader
 from uqff.quantization.types import KINDS
 
 WIDTH = 150
@@ -158,8 +159,8 @@ def check_llamacpp(console: Console) -> bool:
 def check_reader(console: Console) -> bool:
     """Print what the second reader makes of the vectors; return whether anything differs."""
     with tempfile.TemporaryDirectory() as folder:
-        outcomes = reader.check_all(Path(folder))
-    for line in reader.report(outcomes):
+        outcomes = c_reader.check_all(Path(folder))
+    for line in c_reader.report(outcomes):
         console.print(line, markup=False)
     return any(outcome.problem is not None for outcome in outcomes or ())
 
@@ -237,11 +238,11 @@ def main(
     start = time.monotonic()
     clients = find_clients(pythons)
     if two:
-        for package in (*configs.READERS.values(),):
-            install_client(package, "transformers")
         given = [f"--client={client.python}" for client in clients.values()]
         given += [f"--kind={kind}" for kind in kinds] + [f"--model={model}" for model in models]
-        failed = check_side_by_side([[QUANTISERS], [table for table in TABLES if table != QUANTISERS]], given)
+        wanted = only or TABLES
+        lanes = [[each for each in wanted if (each == QUANTISERS) is alone] for alone in (True, False)]
+        failed = check_side_by_side([lane for lane in lanes if lane], given)
         console.print(f"{time.monotonic() - start:.0f} s")
         sys.exit(1 if failed else 0)
     about = clients[reading.CLIENT_VERSION].about()

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from tools.interop.reader import SANITIZERS, SOURCES, VECTORS, compiler
+from tools.vectors.c_reader import SANITIZERS, SOURCES, VECTORS, compiler
 from tools.vectors.conformance import read_index
 from tools.vectors.index import ENCODER
 
