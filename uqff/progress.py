@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple
 __all__ = ["Progress", "Stage", "Step", "Steps", "Unit"]
 
 Stage = Literal[
-    "quantize", "migrate", "convert", "dequantize", "save", "verify", "checksum", "inspect", "diff", "report"
+    "quantize", "migrate", "convert", "dequantize", "load", "save", "verify", "checksum", "inspect", "diff", "report"
 ]
 Unit = Literal["weights", "bytes", "layers"]
 

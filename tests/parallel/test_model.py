@@ -26,6 +26,7 @@ from uqff.parallel.fallback import GatheringLayer
 from uqff.parallel.generate import Generation, generate
 from uqff.parallel.layer import QuantizedLayer
 from uqff.parallel.linear import ColumnParallelLayer, RowParallelLayer
+from uqff.progress import Step
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:.torch.jit.script:DeprecationWarning"
@@ -122,6 +123,22 @@ def test_one_rank_is_the_dequantised_model(written: dict[str, Written], case: Ti
     logits, ids = outcome(Comm(), each.directory)
     assert float((logits - each.logits).abs().max()) <= each.bound
     assert each.same_ids(ids)
+
+
+def test_every_layer_is_told_once_it_is_in_its_place(written: dict[str, Written]) -> None:
+    """One after another, and all of them; what the caller raises ends the loading."""
+    directory, told = written[CASES[0].name].directory, list[Step]()
+    model = load_model(directory, progress=told.append)
+    held = {name for name, each in model.named_modules() if isinstance(each, QuantizedLayer)}
+    assert {step.key for step in told} == {name.removesuffix(".rows") for name in held}
+    count = len(told)
+    assert told == [Step("load", step.key, n, count, n, count, "layers") for n, step in enumerate(told, 1)]
+
+    def stop(step: Step) -> None:
+        raise KeyboardInterrupt(step.key)
+
+    with pytest.raises(KeyboardInterrupt, match=told[0].key):
+        load_model(directory, progress=stop)
 
 
 def check_numbers(model: torch.nn.Module, plain: torch.nn.Module) -> None:

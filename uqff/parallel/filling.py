@@ -17,6 +17,7 @@ from uqff.parallel.loading import Run, moved
 from uqff.parallel.plan import EMBEDDING, HEAD, ROLES, Role
 from uqff.parallel.projection import PROJECTIONS
 from uqff.parallel.vocabulary import Embedding, Head, vocabulary
+from uqff.progress import Steps
 
 if TYPE_CHECKING:
     from uqff.parallel.adapting import Adapting
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from uqff.parallel.mixture import Mixture
     from uqff.parallel.source import ModelSource
     from uqff.parallel.unloaded import Unloaded, UnloadedExperts
+    from uqff.progress import Progress
 
 __all__ = ["Filling"]
 
@@ -60,8 +62,11 @@ class Filling:
         self.adapting, self.isq, self.run = adapting, isq, run
         self._begun: list[tuple[str, Callable[[], torch.nn.Module]]] = []
 
-    def fill(self) -> None:
+    def fill(self, progress: Progress | None = None) -> None:
         """Fill all.
+
+        Args:
+            progress: is told of each layer, once it is in its place.
 
         Raises:
             UqffError: a layer is missing or not valid, or does not fit configuration or ranks.
@@ -75,9 +80,11 @@ class Filling:
             if role is not None and isinstance(module, torch.nn.Linear):
                 self._linear(role, path, module)
         self._vocabulary()
+        steps = Steps(progress, "load", len(self._begun), len(self._begun), "layers")
         for path, loaded in self._begun:
             parent, _, name = path.rpartition(".")
             setattr(self.model.get_submodule(parent), name, loaded())
+            steps.add(path, 1)
 
     def _prepared(self, source: Unloaded, paths: Sequence[str]) -> tuple[Unloaded, bool]:
         """A layer in the type that it shall have, and whether its adapters are in it."""

@@ -7,6 +7,7 @@ What is decided beforehand needs headers only.  What is left to do is a function
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from typing import TYPE_CHECKING, Final, Protocol, TypeVar
 
 from uqff.codec.blob import LATEST
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from uqff.parallel.layer import QuantizedLayer
     from uqff.parallel.unloaded import Unloaded
 
-__all__ = ["Run", "at_once", "load", "moved"]
+__all__ = ["Run", "at_once", "load", "moved", "when_asked"]
 
 _Layer = TypeVar("_Layer", bound="QuantizedLayer")
 _Value = TypeVar("_Value")
@@ -47,6 +48,11 @@ def at_once(key: str, work: Callable[[], _Value]) -> Callable[[], _Value]:
     """A :class:`Run` that does it at once."""
     made = work()
     return lambda: made
+
+
+def when_asked(key: str, work: Callable[[], _Value]) -> Callable[[], _Value]:
+    """A :class:`Run` that does it when the result is first asked for."""
+    return cache(work)
 
 
 def load(

@@ -26,9 +26,10 @@ from uqff.parallel.comm import Comm
 from uqff.parallel.consensus import settle
 from uqff.parallel.filling import Filling
 from uqff.parallel.immediate import ImmediateIsq, IsqPool, Types
-from uqff.parallel.loading import at_once
+from uqff.parallel.loading import when_asked
 from uqff.parallel.plan import Sizes
 from uqff.parallel.source import ModelSource, open_source
+from uqff.progress import Progress
 from uqff.quantization.types import FallbackWarning
 
 __all__ = ["Check", "load_model"]
@@ -49,6 +50,7 @@ def load_model(
     workers: int | None = None,
     lora: Lora | tuple[Lora, float] | Sequence[Lora | tuple[Lora, float]] | None = None,
     merge_lora: bool | None = None,
+    progress: Progress | None = None,
 ) -> torch.nn.Module:
     """Load this rank's share of a model.
 
@@ -71,6 +73,7 @@ def load_model(
         lora: adapters, in order: directories or :class:`uqff.lora.Adapter`, each alone or as a pair with its weight.
         merge_lora: whether they are added to the weights, of quantised ones requantised, or multiplied beside them; if
             None, they are added to weights that are not quantised, or are quantised while they are loaded: before that.
+        progress: is told of each layer, once it is in its place.
 
     Returns:
         A ``transformers`` causal language model, in evaluation mode. What it returns is the same on every rank.
@@ -108,7 +111,7 @@ def load_model(
         comm.check_same(digest, what, exchange)
 
         def load() -> torch.nn.Module:
-            return _load(source, comm, device, dtype, adapters, merge_lora, quantising, workers)
+            return _load(source, comm, device, dtype, adapters, merge_lora, quantising, workers, progress)
 
         return settle(comm, f"loading {what}", load, exchange)
 
@@ -122,6 +125,7 @@ def _load(
     merge: bool | None,
     isq: ImmediateIsq | None,
     workers: int | None,
+    progress: Progress | None,
 ) -> torch.nn.Module:
     dtype = dtype or source.dtype or torch.float32
     if dtype not in _DTYPES:
@@ -132,10 +136,10 @@ def _load(
     transformers_model.share_heads(model, comm)
     adapting = Adapting(adapters, model, dtype, merge=merge)
     if isq is None:
-        Filling(source, comm, device, dtype, model, adapting, None, at_once).fill()
+        Filling(source, comm, device, dtype, model, adapting, None, when_asked).fill(progress)
     else:
         with IsqPool(workers) as pool:
-            Filling(source, comm, device, dtype, model, adapting, isq, pool).fill()
+            Filling(source, comm, device, dtype, model, adapting, isq, pool).fill(progress)
         _tell(isq)
     transformers_model.materialise(model, adapting.tensors(source.tensor), device, dtype)
     left = source.left()
