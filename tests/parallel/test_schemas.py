@@ -9,10 +9,13 @@ from typing import Any
 import pytest
 import torch
 
-from uqff.parallel import collectives, weight
+from uqff.parallel import collectives, product, weight
 
 infer_schema = getattr(torch.library, "infer_schema", None)
-OPERATORS = (collectives.sum_ranks, collectives.copy_ranks, collectives.gather_ranks, weight.dequantize)
+OPERATORS = (
+    *(collectives.sum_ranks, collectives.copy_ranks, collectives.gather_ranks),
+    *(weight.dequantize, product.linear, product.gather_linear),
+)
 
 
 @pytest.mark.skipif(infer_schema is None, reason="torch before 2.5 has no public infer_schema")

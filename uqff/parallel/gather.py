@@ -1,6 +1,5 @@
-"""Products with one weight per expert: rows of activations are grouped by the expert that they go to.
-
-Each expert that any token goes to has its weight dequantised once, multiplied with all its rows, and dropped again.
+"""Products with one weight per expert: of a stack, in one operator of :mod:`uqff.parallel.product`; of single layers,
+rows of activations are grouped by the expert that they go to.
 
 Authority: mistral.rs v0.8.0, ``gather_forward`` of each family in ``mistralrs-quant/src``.  There a weight is selected,
 or the whole stack dequantised, for every token.
@@ -9,7 +8,7 @@ or the whole stack dequantised, for every token.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -18,6 +17,7 @@ from uqff.errors import ShapeError, UnsupportedError
 from uqff.parallel.accept import check_activations
 from uqff.parallel.comm import Comm
 from uqff.parallel.layer import DistributedKind, QuantizedLayer, QuantizedLinear
+from uqff.parallel.product import gather_multiply
 from uqff.parallel.shard import Shard
 
 __all__ = [
@@ -55,11 +55,16 @@ class ExpertGroups(NamedTuple):
     places: torch.Tensor
     counts: list[tuple[int, int]]
 
-    def rows(self) -> Iterator[tuple[int, torch.Tensor]]:
-        """Each expert with its places."""
-        at = 0
+    def rows(self, x: torch.Tensor) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
+        """Each expert with its places, and the activations there.
+
+        Args:
+            x: ``[tokens, 1 or experts_per_token, in]``.
+        """
+        per_token, rows, at = self.indices.shape[1], x.reshape(-1, x.shape[-1]), 0
         for expert, count in self.counts:
-            yield expert, self.places[at : at + count]
+            places = self.places[at : at + count]
+            yield expert, places, rows[places if x.shape[1] == per_token else places // per_token]
             at += count
 
 
@@ -106,8 +111,8 @@ class Gathering:
         """Key for errors, ranks, and how the projection is partitioned over them."""
 
     @abstractmethod
-    def _products(self, dtype: torch.dtype) -> Callable[[int, torch.Tensor], torch.Tensor]:
-        """What gives the product of some rows with an expert."""
+    def _product(self, x: torch.Tensor, groups: ExpertGroups) -> torch.Tensor:
+        """The product of each place; ``x`` was checked."""
 
     @abstractmethod
     def _biases(self, indices: torch.Tensor, dtype: torch.dtype) -> torch.Tensor | None:
@@ -155,7 +160,7 @@ class Gathering:
     def gather_partial(self, x: torch.Tensor, groups: ExpertGroups) -> torch.Tensor:
         """:meth:`gather_forward` with what this rank holds: no bias, no communication."""
         key, _, _ = self._where()
-        _, outputs, inputs = self.size()
+        inputs = self.size()[2]
         tokens, per_token = groups.indices.shape
         if x.ndim != 3 or x.shape[0] != tokens or x.shape[1] not in (1, per_token) or x.shape[2] != inputs:
             raise ShapeError(
@@ -164,12 +169,7 @@ class Gathering:
                 expected=f"[{tokens}, {per_token} or 1, {inputs}]",
                 got=list(x.shape),
             )
-        shared, product = x.shape[1] != per_token, self._products(x.dtype)
-        rows = x.reshape(-1, inputs)
-        y = x.new_empty(tokens * per_token, outputs)
-        for expert, places in groups.rows():
-            y[places] = product(expert, rows[places // per_token if shared else places])
-        return y.view(tokens, per_token, outputs)
+        return self._product(x, groups)
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def add_bias(self, y: torch.Tensor, groups: ExpertGroups) -> torch.Tensor:
@@ -199,28 +199,9 @@ class ReplicatedStack(QuantizedLayer, Gathering):
     def _where(self) -> tuple[str | None, Comm, DistributedKind]:
         return self.key, self.comm, self.kind
 
-    def _products(self, dtype: torch.dtype) -> Callable[[int, torch.Tensor], torch.Tensor]:
-        weight, room = self.weight, None
-        if weight.plain is not None and dtype is torch.float64:  # dequantising is by way of float32
-            stack = weight.plain.tensor().to(dtype)
-            return self._beside(lambda expert, rows: torch.nn.functional.linear(rows, stack[expert]))
-        _, outputs, inputs = self.size()
-        if dtype in (torch.float32, torch.bfloat16, torch.float16):
-            room = torch.empty(outputs, inputs, dtype=dtype, device=weight.device)
-
-        def product(expert: int, rows: torch.Tensor) -> torch.Tensor:
-            # New memory for every expert would cost more than dequantising; but a gradient needs each weight again.
-            out = None if rows.requires_grad else room
-            return torch.nn.functional.linear(rows, weight.dequantize_expert(expert, dtype, out=out))
-
-        return self._beside(product)
-
-    def _beside(
-        self, product: Callable[[int, torch.Tensor], torch.Tensor]
-    ) -> Callable[[int, torch.Tensor], torch.Tensor]:
-        """The product with what adapters add to it."""
-        made: Callable[[int, torch.Tensor], torch.Tensor] = product if self.lora is None else self.lora.beside(product)
-        return made
+    def _product(self, x: torch.Tensor, groups: ExpertGroups) -> torch.Tensor:
+        y = gather_multiply(x, groups.indices, self.weight_buffers)
+        return y if self.lora is None else self.lora(x, y, groups)
 
     def _biases(self, indices: torch.Tensor, dtype: torch.dtype) -> torch.Tensor | None:
         bias: torch.Tensor | None = self._plain_bias(dtype)
@@ -327,8 +308,12 @@ class ExpertList(Gathering, torch.nn.ModuleList):
     def _where(self) -> tuple[str | None, Comm, DistributedKind]:
         return self.key, self[0].comm, self[0].kind
 
-    def _products(self, dtype: torch.dtype) -> Callable[[int, torch.Tensor], torch.Tensor]:
-        return lambda expert, rows: self[expert].forward_partial(rows)
+    def _product(self, x: torch.Tensor, groups: ExpertGroups) -> torch.Tensor:
+        tokens, per_token = groups.indices.shape
+        y = x.new_empty(tokens * per_token, self.size()[1])
+        for expert, places, rows in groups.rows(x):
+            y[places] = self[expert].forward_partial(rows)
+        return y.view(tokens, per_token, y.shape[1])
 
     def _biases(self, indices: torch.Tensor, dtype: torch.dtype) -> torch.Tensor | None:
         biases = [self[expert]._plain_bias(dtype) for expert in range(len(self))]

@@ -1,6 +1,6 @@
 """What every parallel layer is: a weight and bias, and the slice of a whole that they are; and a product.
 
-A weight is dequantised for each product into the dtype of the activations and dropped again.
+How a weight is multiplied is in :mod:`uqff.parallel.product`.
 
 Authority: mistral.rs v0.8.0, ``mistralrs-quant/src/lib.rs`` (``QuantMethod``, ``QuantizedSerde``) and
 ``distributed/layers.rs``.
@@ -25,6 +25,7 @@ from uqff.parallel.comm import Comm
 from uqff.parallel.dummy import DummyLayer
 from uqff.parallel.lora import check_merged
 from uqff.parallel.placement import DistributedKind, Placement
+from uqff.parallel.product import multiply
 from uqff.parallel.requantize import add_delta, requantize
 from uqff.parallel.shard import Shard, Slice
 from uqff.parallel.stats import InputStats
@@ -429,7 +430,7 @@ class QuantizedLinear(QuantizedLayer):
         check_activations(x, self.weight_buffers.shape[1], layer=self.key)
         if self._stats is not None:
             self._stats.process(x)
-        y = torch.nn.functional.linear(x, self.weight_buffers.plain(x.dtype))
+        y = multiply(x, self.weight_buffers)
         return y if self.lora is None else self.lora(x, y)
 
     def _add_bias(self, y: torch.Tensor) -> torch.Tensor:

@@ -7,7 +7,7 @@
     RowParallelLayer      a slice of the inputs, all of b  y = Σ_r x_r W_rᵀ + b       one sum over the ranks; none back
     DummyLayer            no weight yet                    an error
 
-A weight is dequantised for each product into the dtype of the activations and dropped again.
+How a weight is multiplied is in :mod:`uqff.parallel.product`.
 
 Authority: mistral.rs v0.8.0, ``mistralrs-quant/src/distributed/layers.rs``.  There no rank cuts a weight that comes
 from a UQFF file, and layers of several ranks do not load; here each rank takes its slice.

@@ -33,7 +33,7 @@ from uqff.lora.low_rank import LowRank, merged
 from uqff.simd.floats import Floats
 
 if TYPE_CHECKING:
-    from uqff.parallel.gather import ReplicatedStack
+    from uqff.parallel.gather import ExpertGroups, ReplicatedStack
     from uqff.parallel.layer import QuantizedLayer, QuantizedLinear
     from uqff.parallel.shard import Slice
 
@@ -92,16 +92,19 @@ class ExpertTerms(torch.nn.Module):
         super().__init__()
         self.experts = torch.nn.ModuleDict({str(at): LowRankTerms(each, device) for at, each in deltas.items()})
 
-    def beside(
-        self, product: Callable[[int, torch.Tensor], torch.Tensor]
-    ) -> Callable[[int, torch.Tensor], torch.Tensor]:
-        """What gives the product of rows with an expert, with the terms added."""
+    def forward(self, x: torch.Tensor, y: torch.Tensor, groups: ExpertGroups) -> torch.Tensor:
+        """Products with the terms added.
 
-        def both(expert: int, rows: torch.Tensor) -> torch.Tensor:
-            y, key = product(expert, rows), str(expert)
-            return self.experts[key](rows, y) if key in self.experts else y
-
-        return both
+        Args:
+            x: ``[tokens, 1 or experts_per_token, in]``.
+            y: ``[tokens, experts_per_token, out]``.
+            groups: which experts the tokens go to.
+        """
+        total = y.reshape(-1, y.shape[-1]).clone()
+        for expert, places, rows in groups.rows(x):
+            if str(expert) in self.experts:
+                total[places] = self.experts[str(expert)](rows, total[places])
+        return total.view(y.shape)
 
 
 def check_merged(layer: QuantizedLayer) -> None:

@@ -5,7 +5,7 @@ nor the bias beside it.  A layer that is not quantised is one of plain numbers, 
 cast like any other.
 
 A weight becomes numbers in an operator, ``uqff::dequantize``: one node to ``torch.compile`` and ``torch.export``, which
-need not see how it is done.
+need not see how it is done.  Those that multiply are in :mod:`uqff.parallel.product`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from uqff.families import FAMILIES, QuantizedTensor, Unquant
 from uqff.families.gguf.blocks import BlockType, block_type_of_code
 from uqff.families.part import Part
 
-__all__ = ["WeightBuffers", "dequantize", "of_spec", "to_spec"]
+__all__ = ["WeightBuffers", "dequantize", "of_spec", "record_of_bytes", "to_spec"]
 
 
 class WeightBuffers(torch.nn.Module):
@@ -67,15 +67,28 @@ class WeightBuffers(torch.nn.Module):
     @property
     def record(self) -> QuantizedTensor:
         """The record; its tensors are views of the buffers."""
-        return Unquant.of(self.get_buffer("data")) if self._numbers else _record(self._meta, self._bytes())
+        return Unquant.of(self.get_buffer("data")) if self._numbers else record_of_bytes(self._meta, self.bytes())
 
-    def _bytes(self) -> list[torch.Tensor]:
+    @property
+    def numbers(self) -> torch.Tensor | None:
+        """The numbers of a layer that is not quantised; None of one that is."""
+        return self.get_buffer("data") if self._numbers else None
+
+    def bytes(self) -> list[torch.Tensor]:
+        """The bytes of all parts, in their order, as operators take them."""
+        if self._numbers:
+            return [self.get_buffer("data").view(torch.uint8)]
         return [self.get_buffer(name) for name in self._meta.parts]
+
+    @property
+    def spec(self) -> str:
+        """What else the weight is, as operators take it: see :func:`to_spec`."""
+        return to_spec(Unquant.of(self.get_buffer("data").to("meta"))) if self._numbers else self._spec
 
     def plain(self, dtype: torch.dtype) -> torch.Tensor:
         """The weight as numbers of a dtype, without gradients; the buffer itself if it holds just those."""
         made: torch.Tensor = (
-            self.get_buffer("data").to(dtype) if self._numbers else dequantize(self._bytes(), self._spec, dtype)
+            self.get_buffer("data").to(dtype) if self._numbers else dequantize(self.bytes(), self._spec, dtype)
         )
         return made
 
@@ -100,7 +113,7 @@ def _signature(record: QuantizedTensor) -> str:
     return " ".join([type(record).__name__, f"shape={list(record.shape)}", *shown])
 
 
-def _record(meta: QuantizedTensor, buffers: Sequence[torch.Tensor]) -> QuantizedTensor:
+def record_of_bytes(meta: QuantizedTensor, buffers: Sequence[torch.Tensor]) -> QuantizedTensor:
     """The record of the bytes of all parts, in their order; views."""
     parts = {
         name: Part(part.dtype, part.shape, Part.of_tensor(data).data)
@@ -166,7 +179,7 @@ def dequantize(parts: Sequence[torch.Tensor], spec: str, dtype: torch.dtype) -> 
         spec: what else it is, see :func:`to_spec`.
         dtype: of the result.
     """
-    record = _record(of_spec(spec), parts)
+    record = record_of_bytes(of_spec(spec), parts)
     # Plain numbers are cast as they are: float64 would not come through float32.
     return record.dequantize(dtype) if record.plain is None else record.plain.tensor().to(dtype, copy=True)
 
