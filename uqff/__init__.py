@@ -20,6 +20,7 @@ if _TYPE_CHECKING:
     from uqff.container.save import save
     from uqff.conversion.direction import convert
     from uqff.errors import CommError, FormatError, MissingError, ShapeError, ShardError, UnsupportedError, UqffError
+    from uqff.evaluation.evaluate import evaluate
     from uqff.export.dequantize import dequantize_model
     from uqff.families import Family
     from uqff.families.base import QuantizedTensor
@@ -45,6 +46,7 @@ _MODULES = {
     "container.save": ("save",),
     "conversion.direction": ("convert",),
     "errors": ("CommError", "FormatError", "MissingError", "ShapeError", "ShardError", "UnsupportedError", "UqffError"),
+    "evaluation.evaluate": ("evaluate",),
     "export.dequantize": ("dequantize_model",),
     "families": ("Family", "families"),
     "families.base": ("QuantizedTensor",),
@@ -92,6 +94,7 @@ __all__ = [
     "dequantize_model",
     "deserialize",
     "diff",
+    "evaluate",
     "families",
     "inspect",
     "load_model",

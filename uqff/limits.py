@@ -24,6 +24,7 @@ __all__ = [
     "MAX_REPORT_BYTES",
     "MAX_SHARDS",
     "MAX_SUMS_BYTES",
+    "MAX_TEXT_BYTES",
     "U32_MAX",
 ]
 
@@ -77,3 +78,6 @@ MAX_MODEL_LAYERS: Final = 200_000
 
 MAX_PATTERN: Final = 500
 """Most states of a compiled pattern over layer names: matching costs their number times the length of the name."""
+
+MAX_TEXT_BYTES: Final = 1_000_000_000
+"""Longest text that a model is measured or calibrated with: read whole, as is the list of its tokens."""

@@ -8,9 +8,22 @@ from typing import Literal, NamedTuple
 __all__ = ["Progress", "Stage", "Step", "Steps", "Unit"]
 
 Stage = Literal[
-    "quantize", "migrate", "convert", "dequantize", "load", "save", "verify", "checksum", "inspect", "diff", "report"
+    "quantize",
+    "migrate",
+    "convert",
+    "dequantize",
+    "load",
+    "save",
+    "verify",
+    "checksum",
+    "inspect",
+    "diff",
+    "report",
+    "evaluate",
+    "calibrate",
+    "plan",
 ]
-Unit = Literal["weights", "bytes", "layers"]
+Unit = Literal["weights", "bytes", "layers", "tokens"]
 
 
 class Step(NamedTuple):
@@ -24,7 +37,7 @@ class Step(NamedTuple):
         work_done: how much of the work is done, in ``unit``. It is what time goes by.
         work: of how much.
         unit: ``weights`` where numbers are made, ``bytes`` where they are moved or read, ``layers`` where they are
-            counted.
+            counted, ``tokens`` where a model runs.
     """
 
     stage: Stage

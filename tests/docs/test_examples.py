@@ -33,7 +33,7 @@ def examples_of(name: str, thing: Any) -> list[doctest.DocTest]:
 
 @pytest.mark.parametrize("name", sorted(PUBLIC))
 def test_examples_run(name: str, given: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In a folder with a ``checkpoint``, the ``model`` and the ``old`` one made of it, and ``model.gguf``."""
+    """In a folder with what ``given`` has: a ``checkpoint``, models made of it, a text."""
     for path in given.iterdir() if examples_of(name, PUBLIC[name]) else ():
         (shutil.copytree if path.is_dir() else shutil.copy)(path, tmp_path / path.name)
     monkeypatch.chdir(tmp_path)

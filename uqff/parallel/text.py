@@ -64,6 +64,7 @@ class Text:
 
     Attributes:
         stop: the end-of-text tokens of ``generation_config.json``, or else of ``config.json``, and of the tokenizer.
+        begin: the token that the tokenizer puts in front of every text; None if it puts none.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -89,6 +90,8 @@ class Text:
             )
             self._tokenizer.chat_template = _chat_template(directory, config)
             self.stop = frozenset(_stop_ids(directory) | _ids(self._tokenizer.eos_token_id))
+            bos = self._tokenizer.bos_token_id
+            self.begin: int | None = bos if bos is not None and self._tokenizer("")["input_ids"][:1] == [bos] else None
 
     def encode(self, prompt: str, *, raw: bool = False) -> list[int]:
         """The ids of a prompt.
