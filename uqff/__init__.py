@@ -24,6 +24,7 @@ if _TYPE_CHECKING:
     from uqff.export.dequantize import dequantize_model
     from uqff.families import Family
     from uqff.families.base import QuantizedTensor
+    from uqff.importance.matrix import Importance
     from uqff.inspection.checksum import checksum
     from uqff.inspection.compare import diff
     from uqff.inspection.inspect import inspect
@@ -50,6 +51,7 @@ _MODULES = {
     "export.dequantize": ("dequantize_model",),
     "families": ("Family", "families"),
     "families.base": ("QuantizedTensor",),
+    "importance.matrix": ("Importance",),
     "inspection.checksum": ("checksum",),
     "inspection.compare": ("diff",),
     "inspection.inspect": ("inspect",),
@@ -77,6 +79,7 @@ __all__ = [
     "FallbackWarning",
     "Family",
     "FormatError",
+    "Importance",
     "Layer",
     "MissingError",
     "QuantizedTensor",
