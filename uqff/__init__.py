@@ -11,6 +11,7 @@ from uqff._version import __version__ as __version__
 
 if _TYPE_CHECKING:
     from uqff import families, lora, parallel
+    from uqff.calibration.calibrate import calibrate
     from uqff.checkpoints.checkpoint import Checkpoint, open_checkpoint
     from uqff.codec.blob import deserialize, serialize
     from uqff.codec.layer import Layer
@@ -39,6 +40,7 @@ if _TYPE_CHECKING:
     from uqff.quantization.types import Fallback, FallbackWarning, quantize
 
 _MODULES = {
+    "calibration.calibrate": ("calibrate",),
     "checkpoints.checkpoint": ("Checkpoint", "open_checkpoint"),
     "codec.blob": ("deserialize", "serialize"),
     "codec.layer": ("Layer",),
@@ -92,6 +94,7 @@ __all__ = [
     "UqffError",
     "UqffFile",
     "Version",
+    "calibrate",
     "checksum",
     "convert",
     "dequantize_model",

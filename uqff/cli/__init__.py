@@ -31,6 +31,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "convert": ("uqff.cli.convert:convert", "GGUF to UQFF and back, block by block."),
     "dequantize": ("uqff.cli.dequantize:dequantize", "Write a model as a plain checkpoint."),
     "run": ("uqff.cli.run:run", "Let a model answer a prompt."),
+    "calibrate": ("uqff.cli.calibrate:calibrate", "Find out how much each input of each layer matters."),
     "eval": ("uqff.cli.eval:eval_", "Measure a model: perplexity, and how far it is from a reference."),
 }
 """Name of a command to ``module:attribute`` and its one line of help, in the order of ``--help``."""

@@ -35,7 +35,7 @@ from uqff.progress import Progress, Steps
 if TYPE_CHECKING:
     from uqff.parallel.immediate import ImmediateIsq, Types
 
-__all__ = ["Bucket", "Evaluation", "evaluate", "window_logits"]
+__all__ = ["Bucket", "Evaluation", "evaluate", "text_windows", "window_logits"]
 
 SCHEMA = 1
 """Of the document; raised when a member is renamed, removed or changes its meaning."""
@@ -197,7 +197,7 @@ def evaluate(
         raise UnsupportedError("logits are kept already", field="keep_logits", expected="without logits")
 
     def read() -> TextWindows:
-        return _windows(path, isq, text, context=context, stride=stride, first=first, most=windows)
+        return text_windows(path, isq, text, context=context, stride=stride, first=first, most=windows)
 
     cut = settle(comm, "reading the text", read, exchange)
     comm.check_same(bytes.fromhex(cut.digest()), "text", exchange)
@@ -270,7 +270,17 @@ def directory_of(path: str | os.PathLike[str], isq: object = None) -> Path:
     return place if place.is_dir() else place.parent
 
 
-def _windows(path: str | os.PathLike[str], isq: object, text: str | os.PathLike[str], **options: Any) -> TextWindows:
+def text_windows(
+    path: str | os.PathLike[str], isq: object, text: str | os.PathLike[str], **options: Any
+) -> TextWindows:
+    """A text in windows, as a model's own tokenizer reads it.
+
+    Args:
+        path: of the model.
+        isq: which one of several.
+        text: the file.
+        options: of :meth:`TextWindows.of`.
+    """
     tokenizer = Text(directory_of(path, isq))
     ids = tokenizer.encode(read_text(Path(text), MAX_TEXT_BYTES), raw=True)
     return TextWindows.of(ids, tokenizer.begin, **options)

@@ -164,14 +164,24 @@ class Importance(Mapping[str, InputSquares]):
             UnsupportedError: another ending.
             OSError: it cannot be written.
         """
+        self.check_form(path)
         from uqff.importance.files import WRITERS
 
-        path = Path(path)
-        if path.suffix not in WRITERS:
+        WRITERS[Path(path).suffix](self, Path(path))
+
+    def check_form(self, path: str | os.PathLike[str]) -> None:
+        """Refuse a name of a file whose ending says no form.
+
+        Raises:
+            UnsupportedError: see :meth:`save`.
+        """
+        from uqff.importance.files import WRITERS
+
+        suffix = Path(path).suffix
+        if suffix not in WRITERS:
             raise UnsupportedError(
-                "unknown form of an importance matrix", file=str(path), expected=", ".join(WRITERS), got=path.suffix
+                "unknown form of an importance matrix", file=os.fspath(path), expected=", ".join(WRITERS), got=suffix
             )
-        WRITERS[path.suffix](self, path)
 
 
 def _expert_of(module: str) -> int | None:

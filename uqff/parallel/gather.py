@@ -19,6 +19,7 @@ from uqff.parallel.comm import Comm
 from uqff.parallel.layer import DistributedKind, QuantizedLayer, QuantizedLinear
 from uqff.parallel.product import gather_multiply
 from uqff.parallel.shard import Shard
+from uqff.parallel.stats import InputStats
 
 __all__ = [
     "ColumnParallelStack",
@@ -122,6 +123,30 @@ class Gathering:
     def quantized_act_type(self) -> torch.dtype | None:
         """The dtype of activations that the family asks for; None if it takes any."""
 
+    @abstractmethod
+    def begin_track_stats(self, *, products: bool = False) -> None:
+        """Watch the inputs of each expert from now on: of the tokens that go to it.
+
+        Args:
+            products: also of any two of them, of each expert.
+        """
+
+    @abstractmethod
+    def take_stats(self) -> list[InputStats]:
+        """Stop watching; what was seen of each expert's inputs.
+
+        Raises:
+            UnsupportedError: :meth:`begin_track_stats` was not called.
+        """
+
+    def end_track_stats(self) -> torch.Tensor:
+        """Stop watching; the importance of each input of each expert, float32 ``[experts, in]``.
+
+        Raises:
+            UnsupportedError: :meth:`begin_track_stats` was not called.
+        """
+        return torch.stack([each.imatrix() for each in self.take_stats()])
+
     def gather_forward(self, x: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
         """The product of each token with each of its experts, plus the experts' biases.
 
@@ -190,6 +215,19 @@ class ReplicatedStack(QuantizedLayer, Gathering):
     """
 
     dims = ("experts", "out", "in")
+    _stats: list[InputStats] | None = None
+
+    def begin_track_stats(self, *, products: bool = False) -> None:
+        """See :meth:`Gathering.begin_track_stats`."""
+        experts, _, inputs = self.size()
+        self._stats = [InputStats(inputs, self.weight.device, products=products) for _ in range(experts)]
+
+    def take_stats(self) -> list[InputStats]:
+        """See :meth:`Gathering.take_stats`."""
+        if self._stats is None:
+            raise UnsupportedError("layer does not track stats", layer=self.key, expected="begin_track_stats first")
+        stats, self._stats = self._stats, None
+        return stats
 
     def size(self) -> tuple[int, int, int]:
         """Experts, and this rank's outputs and inputs of each."""
@@ -200,6 +238,9 @@ class ReplicatedStack(QuantizedLayer, Gathering):
         return self.key, self.comm, self.kind
 
     def _product(self, x: torch.Tensor, groups: ExpertGroups) -> torch.Tensor:
+        if self._stats is not None:
+            for expert, _, rows in groups.rows(x):
+                self._stats[expert].process(rows)
         y = gather_multiply(x, groups.indices, self.weight_buffers)
         return y if self.lora is None else self.lora(x, y, groups)
 
@@ -296,6 +337,15 @@ class ExpertList(Gathering, torch.nn.ModuleList):
         """Experts, and this rank's outputs and inputs of each."""
         outputs, inputs = self[0].weight_buffers.shape
         return len(self), outputs, inputs
+
+    def begin_track_stats(self, *, products: bool = False) -> None:
+        """See :meth:`Gathering.begin_track_stats`."""
+        for expert in range(len(self)):
+            self[expert].begin_track_stats(products=products)
+
+    def take_stats(self) -> list[InputStats]:
+        """See :meth:`Gathering.take_stats`."""
+        return [self[expert].take_stats() for expert in range(len(self))]
 
     def quantized_act_type(self) -> torch.dtype | None:
         """What the first expert asks for, as the engine has it."""

@@ -470,13 +470,17 @@ class QuantizedLinear(QuantizedLayer):
         """
         return self._product(x)
 
-    def begin_track_stats(self) -> None:
-        """Watch the inputs of every forward from now on."""
-        weight = self.weight
-        self._stats = InputStats(weight.shape[1], weight.device)
+    def begin_track_stats(self, *, products: bool = False) -> None:
+        """Watch the inputs of every forward from now on.
 
-    def end_track_stats(self) -> torch.Tensor:
-        """Stop watching; the importance of each input that this rank holds, float32 ``[in]``.
+        Args:
+            products: also of any two of them: a matrix of inputs × inputs.
+        """
+        weight = self.weight
+        self._stats = InputStats(weight.shape[1], weight.device, products=products)
+
+    def take_stats(self) -> InputStats:
+        """Stop watching; what was seen of the inputs that this rank holds.
 
         Raises:
             UnsupportedError: :meth:`begin_track_stats` was not called.
@@ -484,7 +488,15 @@ class QuantizedLinear(QuantizedLayer):
         if self._stats is None:
             raise UnsupportedError("layer does not track stats", layer=self.key, expected="begin_track_stats first")
         stats, self._stats = self._stats, None
-        return stats.imatrix()
+        return stats
+
+    def end_track_stats(self) -> torch.Tensor:
+        """Stop watching; the importance of each input that this rank holds, float32 ``[in]``.
+
+        Raises:
+            UnsupportedError: :meth:`begin_track_stats` was not called.
+        """
+        return self.take_stats().imatrix()
 
 
 def _version_of(blob: Any) -> tuple[int, int, int]:

@@ -1,4 +1,4 @@
-"""What goes into a layer while a model is calibrated: the mean square of each input, for importance matrices.
+"""What goes into a layer while a model is calibrated: squares of each input, for importance matrices, and products.
 
 Authority: mistral.rs v0.8.0, ``mistralrs-quant/src/imatrix.rs`` (``ImatrixLayerStats``).
 """
@@ -11,19 +11,33 @@ __all__ = ["InputStats"]
 
 
 class InputStats:
-    """Sums of squares of the inputs of one layer."""
+    """Sums of squares of the inputs of one layer, and if asked for of products of any two of them.
 
-    def __init__(self, inputs: int, device: torch.device) -> None:
-        self.calls = 0
+    Attributes:
+        calls: how many forward passes.
+        rows: how many tokens.
+        inputs: of the layer.
+        squares: their sums, float32 ``[inputs]``.
+        products: XᵀX, float32 ``[inputs, inputs]``; None if not asked for.
+    """
+
+    def __init__(self, inputs: int, device: torch.device, *, products: bool = False) -> None:
+        """Nothing has been seen yet."""
+        self.calls = self.rows = 0
         self.inputs = inputs
         self.squares = torch.zeros(inputs, dtype=torch.float32, device=device)
+        self.products = torch.zeros(inputs, inputs, dtype=torch.float32, device=device) if products else None
 
     def process(self, x: torch.Tensor) -> None:
         """Take in activations ``[..., inputs]``."""
         rows = x.detach().reshape(-1, self.inputs).to(torch.float32)
         self.squares = self.squares.to(rows.device)  # a layer may have moved since
         self.squares += rows.square().sum(0)
+        if self.products is not None:
+            self.products = self.products.to(rows.device)
+            self.products += rows.T @ rows
         self.calls += 1
+        self.rows += len(rows)
 
     def imatrix(self) -> torch.Tensor:
         """Importance of each input, float32 ``[inputs]``.

@@ -1,0 +1,1 @@
+"""What goes into each layer of a model while it reads a text: importance matrices and Hessians."""
