@@ -7,7 +7,7 @@ import pickle
 
 import pytest
 
-from uqff import CommError, FormatError, ShapeError, ShardError, UnsupportedError, UqffError
+from uqff import CommError, FormatError, HubError, ShapeError, ShardError, UnsupportedError, UqffError
 from uqff.errors import MissingError, printable
 
 LEAVES = [FormatError, UnsupportedError, ShapeError, ShardError, CommError]
@@ -17,6 +17,13 @@ LEAVES = [FormatError, UnsupportedError, ShapeError, ShardError, CommError]
 def test_tree(error: type[UqffError]) -> None:
     """One root to catch everything; no leaf is another's child."""
     assert error.__mro__[1:3] == (UqffError, Exception)
+
+
+def test_what_the_hub_did_not_give_is_an_error_of_the_system_too() -> None:
+    """As a disk that did not; with all parts, also out of another process."""
+    assert HubError.__mro__[1:3] == (UqffError, OSError)
+    error = HubError("refused", file="hf://a/b", got="status 403")
+    assert str(pickle.loads(pickle.dumps(error))) == str(error) == "refused: got status 403 (file hf://a/b)"
 
 
 def test_message_names_what_expected_got_and_where() -> None:

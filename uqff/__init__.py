@@ -20,7 +20,16 @@ if _TYPE_CHECKING:
     from uqff.container.file import open_uqff as open
     from uqff.container.save import save
     from uqff.conversion.direction import convert
-    from uqff.errors import CommError, FormatError, MissingError, ShapeError, ShardError, UnsupportedError, UqffError
+    from uqff.errors import (
+        CommError,
+        FormatError,
+        HubError,
+        MissingError,
+        ShapeError,
+        ShardError,
+        UnsupportedError,
+        UqffError,
+    )
     from uqff.evaluation.evaluate import evaluate
     from uqff.export.dequantize import dequantize_model
     from uqff.families import Family
@@ -48,7 +57,16 @@ _MODULES = {
     "container.file": ("UqffFile", "open"),
     "container.save": ("save",),
     "conversion.direction": ("convert",),
-    "errors": ("CommError", "FormatError", "MissingError", "ShapeError", "ShardError", "UnsupportedError", "UqffError"),
+    "errors": (
+        "CommError",
+        "FormatError",
+        "HubError",
+        "MissingError",
+        "ShapeError",
+        "ShardError",
+        "UnsupportedError",
+        "UqffError",
+    ),
     "evaluation.evaluate": ("evaluate",),
     "export.dequantize": ("dequantize_model",),
     "families": ("Family", "families"),
@@ -81,6 +99,7 @@ __all__ = [
     "FallbackWarning",
     "Family",
     "FormatError",
+    "HubError",
     "Importance",
     "Layer",
     "MissingError",

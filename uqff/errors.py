@@ -8,6 +8,7 @@
     ├── ShapeError         a shape that a family, or a pair of weight and bias, cannot have
     ├── ShardError         a slice that cannot be cut, or a set of shards that does not fit together
     ├── MissingError       a layer or tensor that a file does not have; a KeyError too, as of every mapping
+    ├── HubError           what the Hugging Face hub did not give, or gave otherwise than asked; an OSError too
     └── CommError          a collective that failed: a rank died, left, or did not come in time
 
 Each error names what it knows of: file, layer, field path, byte offset, expected and got.  The parts are attributes and
@@ -25,6 +26,7 @@ from typing import TypeVar
 __all__ = [
     "CommError",
     "FormatError",
+    "HubError",
     "MissingError",
     "ShapeError",
     "ShardError",
@@ -163,6 +165,10 @@ class ShardError(UqffError):
 
 class MissingError(UqffError, KeyError):
     """A file has no layer or tensor of that name; what :class:`KeyError` is to every mapping."""
+
+
+class HubError(UqffError, OSError):
+    """The Hugging Face hub refused, could not be reached, or answered what was not asked for."""
 
 
 class CommError(UqffError):

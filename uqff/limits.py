@@ -18,6 +18,7 @@ __all__ = [
     "MAX_GGUF_TENSORS",
     "MAX_HEADER_BYTES",
     "MAX_HEADER_VALUES",
+    "MAX_HUB_FILES",
     "MAX_MODEL_LAYERS",
     "MAX_PATTERN",
     "MAX_RANK",
@@ -30,6 +31,9 @@ __all__ = [
 
 U32_MAX: Final = 2**32 - 1
 """Largest length, dimension or count that a pre-1.0 field can state."""
+
+MAX_HUB_FILES: Final = 1_000_000
+"""Most files of a repository: all are listed before one is looked at; the hub itself advises against 100,000."""
 
 MAX_RANK: Final = 8
 """Most dimensions of a tensor. Weights have 2 or 3, biases 1; a claim of 2**32 - 1 must not be allocated."""

@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 import click
 
 from uqff._version import __version__
-from uqff.errors import UqffError, printable
+from uqff.errors import HubError, UqffError, printable
 
 __all__ = ["COMMANDS", "LazyGroup", "console", "main"]
 
@@ -73,7 +73,7 @@ class LazyGroup(click.Group):
             result = super().invoke(ctx)
             sys.stdout.flush()
         except UqffError as error:
-            _fail(ctx, str(error), 1)
+            _fail(ctx, str(error), 2 if isinstance(error, HubError) else 1)
         except BrokenPipeError:
             # What is left in the buffer must not complain when the interpreter exits.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

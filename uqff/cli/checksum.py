@@ -6,11 +6,16 @@ import json
 import sys
 from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from uqff.cli.options import isq_option, selected
 from uqff.errors import printable
+from uqff.hub.names import is_hub_name
+
+if TYPE_CHECKING:
+    from uqff.inspection.remote import Looked
 
 __all__ = ["checksum"]
 
@@ -49,6 +54,9 @@ def checksum(
     one shard or in many, experts stacked or apart. So the lists of a model and of its migrated copy are the same, and
     so is the digest of the list, which stands below it. (A 0.x file needs its config.json for that, or --names.)
 
+    PATH may name a repository of the Hugging Face hub, which has the digests of its large files: nothing is fetched
+    then but small files, and for --layers the model.
+
     Exits with 1 if --check finds a difference, or something that is not there.
     """
     path = selected(path, isq, "PATH")
@@ -56,6 +64,8 @@ def checksum(
         raise click.UsageError("--write and --check exclude each other")
     if sums is not None and not (write or checking):
         raise click.UsageError("--sums needs --write or --check")
+    if write and sums is None and is_hub_name(path):
+        raise click.UsageError("--write needs --sums for a repository of the hub")
     if not layers and write and sums is None and not Path(path).is_dir():
         raise click.UsageError("SHA256SUMS lists a whole directory: name that, or another list with --sums")
     if names is not None and not layers:
@@ -67,12 +77,19 @@ def checksum(
 
 
 def _files(ctx: click.Context, path: str, write: bool, checking: bool, sums: str | None, as_json: bool) -> None:
+    from uqff.inspection.remote import looked_into
+
+    with looked_into(path, structure=False) as looked:
+        _files_of(ctx, looked, write, checking, sums, as_json)
+
+
+def _files_of(ctx: click.Context, looked: Looked, write: bool, checking: bool, sums: str | None, as_json: bool) -> None:
     from uqff.cli.progress import shown_progress
     from uqff.container.beside import SUMS_NAME
     from uqff.container.document import check_regular
-    from uqff.inspection.checksum import checksum as summed
-    from uqff.inspection.checksum import checksum_document, files_of, read_sums, write_sums
+    from uqff.inspection.checksum import checksum_document, checksum_of, files_of, read_sums, write_sums
 
+    path = looked.path
     directory, everything = files_of(path)
     listed = Path(sums) if sums is not None else directory / SUMS_NAME
     own = sums is not None and listed.parent.resolve() == directory.resolve()
@@ -81,10 +98,10 @@ def _files(ctx: click.Context, path: str, write: bool, checking: bool, sums: str
     if stated is not None and not Path(path).is_dir():
         stated = {name: digest for name, digest in stated.items() if name in names}
         if not stated:
-            raise click.UsageError(f"{printable(str(listed))} names none of the files")
+            raise click.UsageError(f"{printable(looked.shown(str(listed)))} names none of the files")
     wanted = set(names) if stated is None else set(names) & set(stated)
     with shown_progress() as progress:
-        made = summed(path, exclude=set(everything) - wanted, progress=progress)
+        made = checksum_of(looked, exclude=set(everything) - wanted, progress=progress)
     if stated is not None:
         _report(ctx, stated, made.digests, set(names) - set(stated), as_json)
     elif write:

@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from uqff.cli.options import isq_option, selected
-from uqff.container import UqffFile, open_uqff
+from uqff.container import open_uqff
 from uqff.container.shards import models_in
-from uqff.errors import UnsupportedError, UqffError, printable
+from uqff.errors import UqffError, printable
+from uqff.inspection.remote import looked_into
 
 if TYPE_CHECKING:
     from uqff.inspection import FieldRow, FileSummary, LayerReport, LayerRow, Statistics
+    from uqff.inspection.remote import Looked
 
 __all__ = ["inspect"]
 
@@ -58,28 +60,35 @@ def inspect(
     its fields are shown with offset, size, type, bytes and value, and the dequantised weight is measured. Of a
     directory with several models, a line for each is shown; PATH:TYPE is one of them.
 
+    PATH may name a repository of the Hugging Face hub (owner/name, owner/name@revision, hf://owner/name/file): headers
+    and small fields of it are read, and the bytes of the layer KEY.
+
     Exits with 1 if a layer is broken; the others are shown all the same.
     """
     if dump and key is None:
         raise click.UsageError("--hex needs a KEY")
     path = selected(path, isq, "PATH")
-    models = models_in(path) if key is None and Path(path).is_dir() else {}
-    if len(models) > 1:
-        if _inspect_models(models, as_json):
-            ctx.exit(1)
-        return
-    with open_uqff(path) as file:
-        error = _inspect_file(file, as_json) if key is None else _inspect_layer(file, key, dump, limit, stats, as_json)
+    with looked_into(path) as looked:
+        models = models_in(looked.path) if key is None and Path(looked.path).is_dir() else {}
+        if len(models) > 1:
+            if _inspect_models(looked, models, as_json):
+                ctx.exit(1)
+            return
+        if key is None:
+            error = _inspect_file(looked, as_json)
+        else:
+            error = _inspect_layer(looked, key, dump, limit, stats, as_json)
     if error is not None:
         click.echo(f"uqff: {error}", err=True)
         ctx.exit(1)
 
 
-def _inspect_file(file: UqffFile, as_json: bool) -> str | None:
+def _inspect_file(looked: Looked, as_json: bool) -> str | None:
     from uqff.inspection.document import summary_document
     from uqff.inspection.summary import summarize
 
-    summary = summarize(file)
+    with open_uqff(looked.path) as file:
+        summary = looked.shown(summarize(file))
     if as_json:
         _echo_json(summary_document(summary))
     else:
@@ -94,7 +103,7 @@ def _problems_of(summary: FileSummary) -> str | None:
     return "; ".join(problems) or None
 
 
-def _inspect_models(models: Mapping[str, Path], as_json: bool) -> bool:
+def _inspect_models(looked: Looked, models: Mapping[str, Path], as_json: bool) -> bool:
     """Show the models of a directory; tells whether there is something wrong with one."""
     from uqff.cli.render import echo_table, size
     from uqff.inspection.document import SCHEMA, summary_document
@@ -104,9 +113,9 @@ def _inspect_models(models: Mapping[str, Path], as_json: bool) -> bool:
     for name, path in models.items():
         try:
             with open_uqff(path) as file:
-                summary = summarize(file)
+                summary = looked.shown(summarize(file))
         except UqffError as error:
-            click.echo(f"uqff: {error}", err=True)
+            click.echo(f"uqff: {looked.shown(error)}", err=True)
             wrong = True
             continue
         problem = _problems_of(summary)
@@ -128,16 +137,14 @@ def _inspect_models(models: Mapping[str, Path], as_json: bool) -> bool:
     return wrong
 
 
-def _inspect_layer(file: UqffFile, key: str, dump: bool, limit: int, stats: bool, as_json: bool) -> str | None:
+def _inspect_layer(looked: Looked, key: str, dump: bool, limit: int, stats: bool, as_json: bool) -> str | None:
     from uqff.inspection.document import layer_document
-    from uqff.inspection.inspect import find_layer
-    from uqff.inspection.layer import report_layer
+    from uqff.inspection.inspect import NoSuchLayer, inspect_layer
 
     try:
-        found = find_layer(file, key)
-    except UnsupportedError as error:
+        report = looked.shown(inspect_layer(looked, key, statistics=stats, dump=dump, limit=limit))
+    except NoSuchLayer as error:
         raise click.BadParameter(error.problem, param_hint="'KEY'") from None
-    report = report_layer(file, found, statistics=stats, dump=dump, limit=limit)
     if as_json:
         _echo_json(layer_document(report))
     else:

@@ -85,11 +85,17 @@ isq_option = click.option(
 
 
 def selected(path: str, isq: str | None, metavar: str) -> str:
-    """The path of an argument, or that of the one model of several that ``DIR:TYPE`` or ``--isq`` choose."""
+    """The path of an argument, or that of the one model of several that ``DIR:TYPE`` or ``--isq`` choose; the name of
+    a repository, with the type, as it is.
+    """
     from pathlib import Path
 
     from uqff.container.shards import select
+    from uqff.hub.names import hub_name
 
+    name = hub_name(path)
+    if name is not None:
+        return name.of(isq).text
     try:
         chosen = select(path, isq)
     except FileNotFoundError:

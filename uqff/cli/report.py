@@ -40,16 +40,20 @@ def report(
     What files do not tell, such as the types that were asked for, is taken from the report that is there.
     With --write, a SHA256SUMS that lists the report gets its new digest.
 
-    DIR:TYPE is about one model of several, as is a .uqff file of it.
+    DIR:TYPE is about one model of several, as is a .uqff file of it. DIR may name a repository of the Hugging Face hub,
+    of which headers and small fields are read and no weights.
 
     Exits with 0 if the report fits the files or there is none, with 1 if it does not fit, with 2 if the call is wrong.
     """
     from uqff.container.report import report_document
+    from uqff.hub.names import is_hub_name
     from uqff.inspection.report import report as checked
 
     if (base_model or repo_id) and not writes:
         raise click.UsageError("--base-model and --repo-id go with --write")
     path = selected(path, isq, "DIR")
+    if writes and is_hub_name(path):
+        raise click.UsageError("--write needs a directory on this machine")
     if writes and not Path(path).is_dir():
         raise click.UsageError("a report is about all models of a directory: --write needs that")
     result = checked(path, write=writes, base_model=base_model, repo_id=repo_id)
@@ -57,7 +61,11 @@ def report(
         click.echo(json.dumps(report_document(result.report), indent=2))
     else:
         fits = result.found and not result.problems
-        _show(str(result.directory), result.report, "written" if writes else "fits the files" if fits else None)
+        _show(
+            path if is_hub_name(path) else str(result.directory),
+            result.report,
+            "written" if writes else "fits the files" if fits else None,
+        )
     if not result.found and not writes:
         click.echo("uqff: no uqff_report.json; --write makes this one", err=True)
     for problem in result.problems:

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import stat
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -32,6 +31,8 @@ from uqff.container.file import UqffFile, open_uqff
 from uqff.container.shards import PathLike, resolve, select
 from uqff.errors import FormatError, UqffError, located
 from uqff.families.rows import can_reorder, reordered, reordered_bias
+from uqff.inspection.digests import FileDigest, digest_files
+from uqff.inspection.remote import Looked, looked_into
 from uqff.limits import MAX_SUMS_BYTES
 from uqff.models.architectures import LayerName
 from uqff.models.layouts import WeightLayout, half_split_order, layout_beside
@@ -52,6 +53,7 @@ __all__ = [
     "check",
     "checksum",
     "checksum_document",
+    "checksum_of",
     "digest_files",
     "digest_layer",
     "digest_model",
@@ -64,18 +66,6 @@ __all__ = [
 LAYER_TAG: Final = b"uqff layer 1\n"
 ADJACENT_TAG: Final = b"uqff layer 1, rows of %d heads adjacent\n"
 EXPERTS_TAG: Final = b"uqff experts 1\n"
-
-CHUNK: Final = 1 << 20
-"""Bytes of a file that are read together."""
-
-
-@dataclass(frozen=True)
-class FileDigest:
-    """A file: its name in the directory, its size, and the SHA-256 of its bytes in hexadecimal."""
-
-    name: str
-    nbytes: int
-    sha256: str
 
 
 @dataclass(frozen=True)
@@ -169,7 +159,8 @@ def checksum(
     """SHA-256 of the files of a model, or digests of its layers that neither generation nor sharding changes.
 
     Args:
-        path: a model directory, or a ``.uqff`` file: its shards only.
+        path: a model directory, or a ``.uqff`` file: its shards only. Of a model on the hub, the digests that the hub
+            has of large files are taken; small files are read.
         layers: digests of layers in place of files.
         names: of 0.x layers by index, or a file of them; if not those of ``config.json``.
         isq: of a directory with several models, the type of the one that is meant.
@@ -185,14 +176,21 @@ def checksum(
     >>> len(uqff.checksum("model", layers=True).digests)
     29
     """
-    chosen = path if isq is None else select(path, isq)
     if layers:
         known = read_names(names) if isinstance(names, (str, os.PathLike)) else names
-        with open_uqff(chosen) as file:
+        with open_uqff(path, isq) as file:
             return Checksum(file.paths[0].parent, None, digest_model(file, names=known, progress=progress))
-    directory, found = files_of(chosen)
+    with looked_into(path, isq, structure=False) as looked:
+        return looked.shown(checksum_of(looked, isq, exclude=exclude, progress=progress))
+
+
+def checksum_of(
+    looked: Looked, isq: str | None = None, *, exclude: Collection[str] = (), progress: Progress | None = None
+) -> Checksum:
+    """The SHA-256 of the files of a model that is looked into; arguments as for :func:`checksum`."""
+    directory, found = files_of(select(looked.path, None if looked.remote else isq))
     wanted = [name for name in found if name not in exclude]
-    return Checksum(directory, tuple(digest_files(directory, wanted, progress=progress)), None)
+    return Checksum(directory, tuple(looked.digests(directory, wanted, progress)), None)
 
 
 def digest_layer(layer: Layer) -> str:
@@ -324,48 +322,6 @@ def files_of(path: PathLike) -> tuple[Path, list[str]]:
     with os.scandir(path) as entries:
         names = [entry.name for entry in entries if entry.is_file() and not entry.name.startswith(".")]
     return path, sorted((name for name in names if name not in (SUMS_NAME, LAYER_SUMS_NAME)), key=encoded)
-
-
-def digest_files(directory: Path, names: Sequence[str], *, progress: Progress | None = None) -> list[FileDigest]:
-    """The SHA-256 of files, on several threads; no file is held in memory.
-
-    Args:
-        directory: where they are.
-        names: of the files.
-        progress: called after each file.
-
-    Raises:
-        FormatError: a file is a pipe or a device.
-        OSError: a file cannot be read.
-    """
-    size = sum(_size_of_file(directory / name) for name in names)
-    steps = Steps(progress, "checksum", len(names), size, "bytes")
-    digests: list[FileDigest] = []
-    with ThreadPoolExecutor(num_threads(), thread_name_prefix="uqff-checksum") as pool:
-        try:
-            for digest in pool.map(lambda name: _digest_file(directory, name), names):
-                digests.append(digest)
-                steps.add(digest.name, digest.nbytes)
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
-    return digests
-
-
-def _size_of_file(path: Path) -> int:
-    found = os.stat(path)
-    if not stat.S_ISREG(found.st_mode):  # a pipe would wait for a writer
-        raise FormatError("not a regular file", file=str(path))
-    return found.st_size
-
-
-def _digest_file(directory: Path, name: str) -> FileDigest:
-    digest, nbytes, buffer = hashlib.sha256(), 0, memoryview(bytearray(CHUNK))
-    with open(directory / name, "rb", buffering=0) as file:
-        while count := file.readinto(buffer):
-            digest.update(buffer[:count])
-            nbytes += count
-    return FileDigest(name, nbytes, digest.hexdigest())
 
 
 def encoded(text: str) -> bytes:

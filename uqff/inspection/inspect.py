@@ -10,10 +10,16 @@ from uqff.container.file import UqffFile, open_uqff
 from uqff.container.shards import PathLike, models_in, select
 from uqff.errors import UnsupportedError, printable
 from uqff.inspection.layer import RAW_BYTES, LayerReport, report_layer
+from uqff.inspection.remote import Looked, looked_into
 from uqff.inspection.summary import FileSummary, module_names, summarize
 from uqff.progress import Progress, Steps
 
-__all__ = ["find_layer", "inspect", "inspect_models"]
+__all__ = ["find_layer", "inspect", "inspect_layer", "inspect_models"]
+
+
+class NoSuchLayer(UnsupportedError):
+    """A layer was asked for that the model does not have."""
+
 
 LONGEST_KEY = 200
 """Characters of a mistyped key that are compared with those that there are."""
@@ -53,7 +59,8 @@ def inspect(
     Only headers and small fields are read; a layer's payload for its statistics and its dump alone.
 
     Args:
-        path: what :func:`uqff.open` takes.
+        path: what :func:`uqff.open` takes. Of a model on the hub, headers and small fields are read by ranges, and the
+            bytes of the one layer that is asked for.
         key: of a layer: its path, or its index in the order of the file. The model as a whole if None.
         isq: of a directory with several models, the type of the one that is meant.
         statistics: dequantise the layer's weight and measure it; imports torch.
@@ -75,13 +82,27 @@ def inspect(
     >>> [field.path for field in uqff.inspect("model", 3).fields]
     ['weight.dtype', 'weight.shape', 'weight', 'weight.format']
     """
-    with open_uqff(path, isq=isq) as file:
+    with looked_into(path, isq) as looked:
         if key is None:
-            return summarize(file, progress=progress)
-        report = report_layer(file, find_layer(file, key), statistics=statistics, dump=dump, limit=limit)
+            with open_uqff(looked.path, isq=None if looked.remote else isq) as file:
+                return looked.shown(summarize(file, progress=progress))
+        report = inspect_layer(looked, key, isq, statistics=statistics, dump=dump, limit=limit)
         if progress is not None:
             Steps(progress, "inspect", 1, report.row.nbytes, "bytes").add(report.row.key, report.row.nbytes)
-        return report
+        return looked.shown(report)
+
+
+def inspect_layer(
+    looked: Looked, key: str | int, isq: str | None = None, *, statistics: bool, dump: bool, limit: int
+) -> LayerReport:
+    """One layer of a model that is looked into; arguments as for :func:`inspect`. Of one on the hub, it is read now."""
+    with open_uqff(looked.path, isq=None if looked.remote else isq) as file:
+        found = find_layer(file, key)
+        if not looked.remote:
+            return report_layer(file, found, statistics=statistics, dump=dump, limit=limit)
+    looked.read_layer(found, limit=0 if statistics or (dump and not limit) else max(RAW_BYTES, limit))
+    with open_uqff(looked.path) as file:
+        return report_layer(file, found, statistics=statistics, dump=dump, limit=limit)
 
 
 def inspect_models(path: PathLike) -> dict[str, Path]:
@@ -99,7 +120,7 @@ def find_layer(file: UqffFile, key: str | int) -> str:
     """The key of a layer that is called by its key, by its path in the model, or by its index.
 
     Raises:
-        UnsupportedError: there is none; those that there are, and the nearest name, are told.
+        NoSuchLayer: there is none; those that there are, and the nearest name, are told.
     """
     found = file.find(key) if isinstance(key, int) else key if key in file else None
     names = {name: one for one, name in module_names(file).items()}
@@ -114,4 +135,4 @@ def find_layer(file: UqffFile, key: str | int) -> str:
     known = f"{keys[0]} to {keys[-1]}, {len(keys)} layers" if keys else "none at all"
     close = get_close_matches(text[:LONGEST_KEY], names or keys, n=1)
     hint = f"; did you mean {close[0]}?" if close else ""
-    raise UnsupportedError(printable(f"no layer {text}; there are: {known}{hint}"), file=str(file.paths[0]))
+    raise NoSuchLayer(printable(f"no layer {text}; there are: {known}{hint}"), file=str(file.paths[0]))

@@ -9,6 +9,7 @@ Authority: mistral.rs v0.9.2, ``mistralrs-quant/src/uqff/report.rs`` (``resolve_
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 from collections.abc import Iterator, Set
 from dataclasses import dataclass, replace
@@ -27,7 +28,10 @@ from uqff.container.report import (
 )
 from uqff.container.shards import NUMBERED, SUFFIX, PathLike, resolve, select
 from uqff.errors import FormatError, ShardError, UnsupportedError, UqffError
-from uqff.inspection.checksum import SUMS_NAME, digest_files, read_sums, write_sums
+from uqff.hub.names import is_hub_name
+from uqff.inspection.checksum import SUMS_NAME, read_sums, write_sums
+from uqff.inspection.digests import digest_files
+from uqff.inspection.remote import looked_into
 from uqff.progress import Progress, Steps
 from uqff.schema.entries import FIRST
 
@@ -65,7 +69,8 @@ def report(
     """The ``uqff_report.json`` of a 1.x model directory, checked against the files beside it, or made anew.
 
     Args:
-        path: a model directory; or a ``.uqff`` file in one, or ``DIR:TYPE``: what the report says of that model.
+        path: a model directory; or a ``.uqff`` file in one, or ``DIR:TYPE``: what the report says of that model. Of a
+            model on the hub, headers and small fields are read by ranges.
         write: make it anew from the files; what they do not tell is taken from the one that is there. If a
             ``SHA256SUMS`` beside it names the report, that line gets the new digest.
         base_model: the model that was quantised, for a new report.
@@ -82,7 +87,17 @@ def report(
     >>> found.problems, found.report.outputs[0].actual_counts
     ((), {'q4k': 28, 'q6k': 1})
     """
-    directory, only = select(path, isq), None
+    if write and is_hub_name(path):
+        raise UnsupportedError("a report is written into a directory", got=os.fspath(path))
+    with looked_into(path, isq) as looked:
+        chosen = select(looked.path, None if looked.remote else isq)
+        return looked.shown(_report(chosen, write=write, base_model=base_model, repo_id=repo_id, progress=progress))
+
+
+def _report(
+    directory: Path, *, write: bool, base_model: str | None, repo_id: str | None, progress: Progress | None
+) -> ReportCheck:
+    only = None
     if not directory.is_dir():
         only = {each.name for each in resolve(directory)[0]}
         if write:

@@ -22,7 +22,9 @@ from uqff.container.report import REPORT_NAME, check_output, check_report, read_
 from uqff.container.shards import PathLike, models_in, select
 from uqff.errors import UnsupportedError, UqffError, printable, shortened
 from uqff.families.payload import PayloadProblem, not_finite
+from uqff.hub.names import is_hub_name
 from uqff.inspection.meta import LayerMeta, read_meta
+from uqff.inspection.remote import looked_into
 from uqff.models.assets import CONFIG_NAME
 from uqff.models.config import read_config
 from uqff.models.engine import limits_of
@@ -88,7 +90,7 @@ class Note:
 
     Attributes:
         rule: a name for programs: of a rule of :data:`uqff.models.engine.RULES`, or ``bias-rounded``, or
-            ``layout``.
+            ``layout`` or ``structure``.
         text: one line.
         layers: keys of the layers that it is about.
     """
@@ -133,6 +135,7 @@ def verify(
     *,
     deep: bool = False,
     strict: bool = False,
+    structure: bool = False,
     isq: str | None = None,
     progress: Progress | None = None,
     on_violation: Callable[[RuleViolation], None] | None = None,
@@ -140,10 +143,13 @@ def verify(
     """Check a model against every rule of the format; ``uqff verify`` shows what it finds.
 
     Args:
-        path: what :func:`uqff.open` takes; of a directory with several models, each is checked.
+        path: what :func:`uqff.open` takes; of a directory with several models, each is checked. Of a model on the hub,
+            the structure is, which is read by ranges; for ``deep``, the model is fetched.
         deep: dequantise every layer too, and report values that are not finite.
         strict: report what 1.x readers do without, too: a missing report, a producer that is not named, layers that are
             stored plain instead of in the type asked for.
+        structure: leave out what needs the weights themselves, which are then not read: that scales and biases are
+            finite and codes in range. That this was so is noted.
         isq: of a directory with several models, the type of the one that is meant.
         progress: called once before the first layer and after every layer.
         on_violation: called for each violation when it is found.
@@ -158,6 +164,24 @@ def verify(
     >>> found.clean, found.layers
     (True, 29)
     """
+    if deep and structure:
+        raise ValueError("deep and structure exclude each other")
+    if deep or not isinstance(path, (str, os.PathLike)) or not is_hub_name(path):
+        return _verify(path, isq, deep, strict, structure, progress, on_violation)
+    with looked_into(path, isq) as looked:
+        tell = None if on_violation is None else lambda violation: on_violation(looked.shown(violation))
+        return looked.shown(_verify(looked.path, None, deep, strict, structure or looked.remote, progress, tell))
+
+
+def _verify(
+    path: PathLike | Sequence[PathLike],
+    isq: str | None,
+    deep: bool,
+    strict: bool,
+    structure: bool,
+    progress: Progress | None,
+    on_violation: Callable[[RuleViolation], None] | None,
+) -> Verification:
     violations: list[RuleViolation] = []
     notes: list[Note] = []
     layers = nbytes = 0
@@ -171,13 +195,15 @@ def verify(
 
     for model in _models(path, isq):
         last = None
-        for violation in violations_of(model, deep=deep, strict=strict, progress=told):
+        for violation in violations_of(model, deep=deep, strict=strict, structure=structure, progress=told):
             violations.append(violation)
             if on_violation is not None:
                 on_violation(violation)
         notes += notes_of(model)
         if last is not None:
             layers, nbytes = layers + last.done, nbytes + last.work_done
+    if structure:
+        notes.insert(0, Note("structure", "the structure was checked; the weights were not read", ()))
     return Verification(tuple(violations), (*_layout_notes(path), *notes), layers, nbytes)
 
 
@@ -208,6 +234,7 @@ def violations_of(
     *,
     deep: bool = False,
     strict: bool = False,
+    structure: bool = False,
     progress: Progress | None = None,
 ) -> Iterator[RuleViolation]:
     """The violations of one model, each when it is found; arguments as for :func:`verify`."""
@@ -221,7 +248,7 @@ def violations_of(
             yield from _check_indices(file)
         else:
             yield from _check_report(file, strict)
-        yield from _check_layers(file, deep, progress)
+        yield from _check_layers(file, deep, structure, progress)
         try:
             _ = file.residual
         except UqffError as error:
@@ -359,7 +386,7 @@ def _check_indices(file: UqffFile) -> Iterator[RuleViolation]:
         previous = index
 
 
-def _check_layers(file: UqffFile, deep: bool, progress: Progress | None) -> Iterator[RuleViolation]:
+def _check_layers(file: UqffFile, deep: bool, structure: bool, progress: Progress | None) -> Iterator[RuleViolation]:
     sizes = {key: sum(place.nbytes for place in file.places(key).values()) for key in file}
     steps = Steps(progress, "verify", len(sizes), sum(sizes.values()), "bytes")
     first: Version | None = None
@@ -372,7 +399,8 @@ def _check_layers(file: UqffFile, deep: bool, progress: Progress | None) -> Iter
         else:
             first = first or meta.version
             yield from _check_version(file, key, meta.version, first)
-            yield from _check_payload(file, key, meta, trace)
+            if not structure:
+                yield from _check_payload(file, key, meta, trace)
             if deep:
                 yield from _check_weight(file, key)
         file.release(key)

@@ -1,0 +1,209 @@
+"""Looking into models on the hub by ranges: the same is found as beside the files, and hardly anything is read."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from click.testing import CliRunner
+
+import uqff
+from tests.support.hub_server import TOKEN, Hub, serving
+from tests.support.tiny_files import ROOT
+from uqff import UnsupportedError
+from uqff.cli import main
+from uqff.container.framing import build_header
+from uqff.hub.names import HubName, hub_name
+from uqff.inspection import remote
+
+GOLDEN = ROOT / "tests" / "golden"
+VECTORS = ROOT / "spec" / "vectors"
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
+    with serving(monkeypatch, tmp_path / "cache", TOKEN) as made:
+        yield made
+
+
+@pytest.fixture
+def sparing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As little as possible is read, and what is not read is no zero but nonsense: a look at it would show."""
+    for name, value in {"FIRST": 64, "SMALL": 32, "PROBE": 64, "GAP": 16}.items():
+        monkeypatch.setattr(remote, name, value)
+
+    def make_hole(file: Any, nbytes: int) -> None:
+        file.write((b"\xa5\x5a\xff" * (nbytes // 3 + 1))[:nbytes])
+
+    monkeypatch.setattr(remote, "make_hole", make_hole)
+
+
+def files_in(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.is_file()}
+
+
+def call(*arguments: object) -> tuple[int, str, str]:
+    result = CliRunner().invoke(main, list(map(str, arguments)))
+    return result.exit_code, result.stdout, result.stderr
+
+
+def blobs_file(folder: Path, patterns: str) -> Path:
+    """One file of 0.x with every blob of the vectors, as if they were layers."""
+    folder.mkdir()
+    blobs = [path.read_bytes() for path in sorted(VECTORS.glob(patterns))]
+    assert len(blobs) > 100
+    safetensors_file(folder / "q4k-0.uqff", {str(at): blob for at, blob in enumerate(blobs)})
+    return folder
+
+
+def safetensors_file(path: Path, blobs: dict[str, bytes]) -> None:
+    header, names = build_header([(name, "U8", (len(blob),)) for name, blob in blobs.items()])
+    path.write_bytes(header + b"".join(blobs[name] for name in names))
+
+
+@pytest.mark.usefixtures("sparing")
+@pytest.mark.parametrize("which", ["entries", "bad-entries", "bad", "container", "0.x blobs", "0.x bad blobs"])
+def test_the_same_is_found_as_beside_the_files(hub: Hub, tmp_path: Path, which: str) -> None:
+    """Summaries, violations and notes of every family in both generations, and of everything that is broken.
+
+    What is not read is nonsense here, so nothing that was not read can have been looked at.
+    """
+    if which.startswith("0.x"):
+        folder = blobs_file(tmp_path / "blobs", "bad/*.bin" if "bad" in which else "[!b]*/*.bin")
+    else:
+        folder = VECTORS / which
+    hub.put("owner/name", files_in(folder))
+    for arguments in (["inspect"], ["verify", "--structure"])["bad" in which :]:
+        expected = call(*arguments, folder, "--json")
+        found = call(*arguments, "owner/name", "--json")
+        for ours, theirs in zip(found[1:], expected[1:], strict=True):
+            assert ours == theirs.replace(str(folder), "hf://owner/name")
+        assert found[0] == expected[0]
+        assert len(expected[1]) > 1000
+
+
+def big_model(folder: Path) -> dict[str, bytes]:
+    """Two models of 1.2 with two layers each, 4 MB."""
+    torch.manual_seed(0)
+    for at, kind in enumerate(("q8_0", "afq4")):
+        weight = torch.randn(1024, 1024)
+        layers = {
+            f"model.layers.{at}.mlp.{name}_proj": uqff.Layer(uqff.quantize(weight, kind)) for name in ("up", "down")
+        }
+        uqff.save(layers, folder / f"{kind}.uqff")
+    return files_in(folder)
+
+
+def test_hardly_anything_is_read(hub: Hub, tmp_path: Path) -> None:
+    """Of a file the first bytes, and the small entries: of weights, none but those that lie between."""
+    files = big_model(tmp_path)
+    hub.put("owner/name", files)
+    whole = sum(map(len, files.values()))
+    assert call("inspect", "owner/name")[0] == 0
+    assert call("verify", "owner/name")[1].startswith("note: the structure was checked; the weights were not read\n")
+    assert hub.bytes_sent() < whole / 3
+    assert all("range" in each.headers for each in hub.asked if "/cdn/" in each.path)
+
+
+def test_one_layer_is_read_by_ranges(hub: Hub, tmp_path: Path) -> None:
+    """With its values and its statistics, the same as beside the file; the others are not."""
+    files = big_model(tmp_path)
+    hub.put("owner/name", files)
+    for options in ([], ["--no-stats"], ["--hex"], ["--hex", "--no-stats", "--hex-bytes=0"]):
+        ours = call("inspect", "owner/name:afq4", "1", *options, "--json")
+        theirs = call("inspect", f"{tmp_path}:afq4", "1", *options, "--json")
+        assert ours[1] == theirs[1].replace(str(tmp_path), "hf://owner/name")
+        assert (ours[0], ours[2]) == (0, "")
+    hub.asked.clear()
+    call("inspect", "owner/name:afq4", "1", "--no-stats")
+    assert hub.bytes_sent() < len(files["afq4.uqff"]) / 2
+    code, _, errors = call("inspect", "owner/name:afq4", "model.layers.1.mlp.op_proj")
+    assert (code, "did you mean model.layers.1.mlp.up_proj?" in errors) == (2, True)
+
+
+def test_names(hub: Hub, tmp_path: Path) -> None:
+    """A branch, a tag with a slash, a commit, a pull request, a folder, a file, a type."""
+    old = files_in(GOLDEN / "v1" / "1.1.0" / "qwen2-f16")
+    new = files_in(GOLDEN / "v1" / "1.2.0" / "qwen2-f16")
+    first = hub.put("owner/name", old)
+    hub.put("owner/name", old, "refs/pr/3")
+    hub.put("owner/name", old, "v1/one")
+    hub.put("owner/name", new | {f"sub/folder/{name}": data for name, data in old.items()})
+    for name, version in {
+        "owner/name:fp8": "1.2.0",
+        "hf://owner/name:fp8": "1.2.0",
+        "hf://owner/name/fp8-0.uqff": "1.2.0",
+        f"owner/name@{first}": "1.1.0",
+        "owner/name@refs/pr/3": "1.1.0",
+        "hf://owner/name@refs/pr/3/afq4-0.uqff": "1.1.0",
+        "hf://owner/name@v1%2Fone:afq4": "1.1.0",
+        "hf://owner/name/sub/folder": "1.1.0",
+        "hf://owner/name@main/sub/folder/afq4-0.uqff": "1.1.0",
+    }.items():
+        summary = uqff.inspect(name)
+        assert [str(each) for each in summary.versions] == [version], name
+        assert summary.files[0].path.startswith("hf://owner/name")
+        assert call("inspect", name)[0] == 0
+    assert uqff.inspect("owner/name", isq="afq4").types[0].kind == "afq4"
+    for name in ("hf://datasets/owner/name", "hf://owner", "hf://owner/../x", "hf://owner/name/a//b"):
+        with pytest.raises(UnsupportedError, match="not the name of a model on the hub"):
+            hub_name(name)
+    (tmp_path / "own" / "name").mkdir(parents=True)
+    for text in ("a/b/c", "model.uqff", "a/model.gguf", "./a/b", "/a/b", "a/", "~/a", f"{tmp_path}:q4k", "own\\name"):
+        assert hub_name(text) is None
+    assert hub_name("a/b@r:q4k") == HubName("a/b", "r", "", "q4k")
+
+
+def test_what_is_on_this_machine_comes_first(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """``models/mine`` that is a directory is no repository, nor is one with a mistyped type."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "owner" / "name").mkdir(parents=True)
+    hub.put("owner/name", files_in(GOLDEN / "v1" / "1.2.0" / "qwen2-f16"))
+    assert "no .uqff file in the directory" in call("inspect", "owner/name")[2]
+    assert "no model of that type" in call("inspect", "owner/name:afq4")[2]
+    assert not hub.asked
+    assert call("inspect", "hf://owner/name:afq4")[0] == 0
+
+
+def test_reports(hub: Hub) -> None:
+    """The report of a repository is checked against its files; one that does not fit is said not to."""
+    folder = GOLDEN / "v1" / "1.2.0" / "qwen2-f16"
+    files = files_in(folder)
+    files["uqff_report.json"] = files.pop("fp8.uqff_report.json")
+    del files["afq4-0.uqff"], files["afq4.uqff_report.json"]
+    hub.put("owner/name", files)
+    code, out, errors = call("report", "owner/name")
+    assert (code, errors) == (0, "")
+    assert "fits the files" in out
+    assert out.startswith("hf://owner/name")
+    report = json.loads(files["uqff_report.json"])
+    report["outputs"][0]["shards"] = ["fp8-1.uqff"]
+    hub.put("owner/name", files | {"uqff_report.json": json.dumps(report).encode()})
+    code, _, errors = call("report", "owner/name")
+    assert code == 1
+    assert "shard is missing: expected fp8-1.uqff, got no such file (file hf://owner/name/uqff_report.json" in errors
+    assert call("report", "owner/name", "--write")[0] == 2
+
+
+def test_checksums(hub: Hub, tmp_path: Path) -> None:
+    """The hub has the digests of large files, so these are not read; small ones are."""
+    files = files_in(GOLDEN / "v1" / "1.2.0" / "qwen2-f16")
+    digests = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
+    files["SHA256SUMS"] = "".join(f"{digest}  {name}\n" for name, digest in digests.items()).encode()
+    hub.put("owner/name", files)
+    assert uqff.checksum("owner/name").digests == digests
+    assert not any("/cdn/" in each.path for each in hub.asked)
+    assert call("checksum", "owner/name")[1].encode() == files["SHA256SUMS"]
+    assert call("checksum", "owner/name", "--check")[1].endswith(f"{len(digests)} of {len(digests)} are as listed\n")
+    assert call("checksum", "owner/name:fp8")[1] == f"{digests['fp8-0.uqff']}  fp8-0.uqff\n"
+    hub.put("owner/name", files | {"fp8-0.uqff": b"else"})
+    code, out, _ = call("checksum", "owner/name", "--check")
+    assert (code, "fp8-0.uqff: differs" in out) == (1, True)
+    assert call("checksum", "owner/name", "--write")[0] == 2
+    assert call("checksum", "owner/name", "--write", "--sums", tmp_path / "sums")[0] == 0
+    assert "fp8-0.uqff" in (tmp_path / "sums").read_text()

@@ -1,0 +1,1 @@
+"""The Hugging Face hub: what repositories are called, reading their files by ranges, fetching them."""
