@@ -24,7 +24,7 @@ from uqff.checkpoints.safetensors import open_tensors
 from uqff.cli import main
 from uqff.families import QuantizedTensor, families, registered, stack
 from uqff.families.biases import BiasRule
-from uqff.families.encoding import GROUP, Engine
+from uqff.families.encoding import AS_ENGINE, GROUP, Effort, Engine
 from uqff.families.loaded import Loaded
 from uqff.families.part import Part
 from uqff.families.payload import PayloadProblem, not_finite
@@ -83,7 +83,9 @@ class Toy8(QuantizedTensor):
         return cls.made_of(codes=Part.planned(shape, DType.U8), scales=Part.planned((*shape[:-1], 1), DType.F32))
 
     @classmethod
-    def encode(cls, loaded: Loaded, kind: str, *, engine: Engine, group_size: int = GROUP) -> Self:
+    def encode(
+        cls, loaded: Loaded, kind: str, *, engine: Engine, group_size: int = GROUP, effort: Effort = AS_ENGINE
+    ) -> Self:
         """See :meth:`Encoding.encode`."""
         w = loaded.values
         scales = (np.abs(w).max(-1, keepdims=True) / np.float32(127)).astype(np.float32)

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from uqff.codes import DType
 from uqff.errors import UnsupportedError
 from uqff.families.base import QuantizedTensor
-from uqff.families.encoding import GROUP, Engine
+from uqff.families.encoding import AS_ENGINE, GROUP, Effort, Engine
 from uqff.families.loaded import Loaded
 from uqff.families.payload import PayloadProblem
 from uqff.schema.bricks import Scope
@@ -98,7 +98,9 @@ class ForeignTensor(QuantizedTensor):
         raise cls.no_form(kind)
 
     @classmethod
-    def encode(cls, loaded: Loaded, kind: str, *, engine: Engine, group_size: int = GROUP) -> Self:
+    def encode(
+        cls, loaded: Loaded, kind: str, *, engine: Engine, group_size: int = GROUP, effort: Effort = AS_ENGINE
+    ) -> Self:
         """Nothing is quantised to such a type.
 
         Raises:

@@ -9,7 +9,11 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Final, Literal, NamedTuple, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
 
 from uqff.codes import DType, Version
 from uqff.errors import ShapeError, UnsupportedError
@@ -19,7 +23,7 @@ from uqff.families.loaded import Loaded
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-__all__ = ["ENGINES", "GROUP", "Encoding", "Engine", "Resolution"]
+__all__ = ["AS_ENGINE", "EFFORTS", "ENGINES", "GROUP", "Effort", "EffortName", "Encoding", "Engine", "Resolution"]
 
 Engine: TypeAlias = Literal["0.6", "0.8", "0.9"]
 
@@ -28,6 +32,29 @@ ENGINES: Final[tuple[Engine, ...]] = ("0.6", "0.8", "0.9")
 
 GROUP: Final = 64
 """Weights per group, of types that have groups, unless another size is asked for; the engine knows no other."""
+
+
+EffortName: TypeAlias = Literal["engine", "best"]
+
+EFFORTS: Final[tuple[EffortName, ...]] = ("engine", "best")
+"""How codes and scales are chosen: as the engine does, or so that they are nearest to the weight."""
+
+
+@dataclass(frozen=True, eq=False)
+class Effort:
+    """How codes and scales are chosen, in a format that is the same for all.
+
+    Attributes:
+        name: ``engine``: the engine's bytes. ``best``: a search for the least squared error, each weighted with the
+            importance of its input; no block is worse than the engine's.
+        importance: mean square of each input, float32 ``[experts, in]``, or ``[1, in]`` for all; None: all alike.
+    """
+
+    name: EffortName = "engine"
+    importance: npt.NDArray[np.float32] | None = None
+
+
+AS_ENGINE: Final = Effort()
 
 
 class Resolution(NamedTuple):
@@ -106,7 +133,9 @@ class Encoding(ABC):
 
     @classmethod
     @abstractmethod
-    def encode(cls, loaded: Loaded, kind: str, *, engine: Engine, group_size: int = GROUP) -> Self:
+    def encode(
+        cls, loaded: Loaded, kind: str, *, engine: Engine, group_size: int = GROUP, effort: Effort = AS_ENGINE
+    ) -> Self:
         """A weight whose shape fits the type, quantised: by a kernel if there is one, else by the reference.
 
         Does not import torch.
@@ -116,6 +145,7 @@ class Encoding(ABC):
             kind: one of the family's, as :meth:`resolve` returns it.
             engine: whose bytes, where generations differ.
             group_size: of types that have groups.
+            effort: how codes and scales are chosen.
 
         Raises:
             FormatError: a weight is not finite in its load dtype; its position is named.

@@ -33,9 +33,9 @@ import numpy as np
 import numpy.typing as npt
 
 from uqff.codes import DType, Version
-from uqff.errors import ShapeError, UnsupportedError, located
+from uqff.errors import FormatError, ShapeError, UnsupportedError, located
 from uqff.families import QuantizedTensor, families, family_of_kind
-from uqff.families.encoding import ENGINES, Engine, Resolution
+from uqff.families.encoding import AS_ENGINE, EFFORTS, ENGINES, Effort, EffortName, Engine, Resolution
 from uqff.families.loaded import Loaded
 from uqff.simd.floats import Floats
 
@@ -43,13 +43,17 @@ if TYPE_CHECKING:
     import torch
 
 __all__ = [
+    "EFFORTS",
     "ENGINES",
     "KEEP",
+    "Effort",
+    "EffortName",
     "Engine",
     "Fallback",
     "FallbackWarning",
     "Resolution",
     "automatic_kinds",
+    "effort_of",
     "encode",
     "kind_name",
     "kinds",
@@ -200,7 +204,9 @@ def planned(kind: str, shape: Sequence[int], dtype: DType, *, group_size: int | 
     return record.planned(kind, shape, dtype, record.group_size_of(kind, group_size))
 
 
-def encode(loaded: Loaded, kind: str, *, engine: Engine, group_size: int | None = None) -> QuantizedTensor:
+def encode(
+    loaded: Loaded, kind: str, *, engine: Engine, group_size: int | None = None, effort: Effort = AS_ENGINE
+) -> QuantizedTensor:
     """A weight whose shape fits the type, quantised; does not import torch.
 
     Args:
@@ -208,12 +214,53 @@ def encode(loaded: Loaded, kind: str, *, engine: Engine, group_size: int | None 
         kind: a type's name as :func:`plan` returns it.
         engine: whose quantiser.
         group_size: of AFQ or HQQ; 64 if None.
+        effort: how codes and scales are chosen.
 
     Raises:
         FormatError: a weight is not finite in its load dtype; its position is named.
     """
     record = _record_of(kind)
-    return record.encode(loaded, kind, engine=engine, group_size=record.group_size_of(kind, group_size))
+    return record.encode(loaded, kind, engine=engine, group_size=record.group_size_of(kind, group_size), effort=effort)
+
+
+def effort_of(name: str, importance: Any, shape: Sequence[int]) -> Effort:
+    """An effort, checked against the weight it is for.
+
+    Args:
+        name: one of :data:`EFFORTS`.
+        importance: mean square of each input, ``[in]``, or ``[experts, in]``: a tensor, an array or a sequence, not
+            negative and finite in float32; None: all alike.
+        shape: of the weight.
+
+    Raises:
+        UnsupportedError: no such effort, or importance for one that takes none.
+        ShapeError: the importance is not of so many inputs, or experts.
+        FormatError: a number in it is negative or not finite; its position is named.
+    """
+    if name not in EFFORTS:
+        expected = f"one of {', '.join(EFFORTS)}"
+        raise UnsupportedError("unknown effort", field="effort", expected=expected, got=name)
+    if importance is None:
+        return Effort(name)
+    if name == "engine":
+        raise UnsupportedError("importance without effort", field="effort", expected="best", got=name)
+    if hasattr(importance, "detach"):
+        importance = importance.detach().cpu().float().numpy()
+    try:
+        numbers = np.ascontiguousarray(importance, np.float32)
+    except (TypeError, ValueError) as error:
+        got = type(importance).__name__
+        raise UnsupportedError("importance is not numbers", field="importance", got=got) from error
+    experts = [[shape[0], shape[-1]]] if len(shape) == 3 else []
+    if list(numbers.shape) not in ([shape[-1]], [1, shape[-1]], *experts):
+        expected = " or ".join(map(str, [[shape[-1]], *experts]))
+        raise ShapeError("importance", field="importance", expected=expected, got=list(numbers.shape))
+    wrong = ~(np.isfinite(numbers) & (numbers >= 0))
+    if wrong.any():
+        at = np.unravel_index(int(np.argmax(wrong)), numbers.shape)
+        got = f"{numbers[at]} at {tuple(map(int, at))}"
+        raise FormatError("importance", field="importance", expected="finite numbers, not negative", got=got)
+    return Effort(name, numbers.reshape(-1, shape[-1]))
 
 
 def widened(kind: str, weights: int) -> int:
@@ -253,10 +300,12 @@ def quantize(
     engine: Engine = "0.9",
     group_size: int | None = None,
     dtype: torch.dtype | None = None,
+    effort: EffortName = "engine",
+    importance: torch.Tensor | npt.ArrayLike | None = None,
     module: str | None = None,
     on_fallback: Callable[[Fallback], None] | None = None,
 ) -> QuantizedTensor:
-    """Quantise a weight to the engine's bytes.
+    """Quantise a weight to the engine's bytes, or better.
 
     The weight is rounded to its load dtype (to nearest, ties to even), widened to float32 and quantised.  It is not
     modified.  Of two things the bytes are not the engine's: the sign of a zero in five fields (``m`` of Q4_1 and Q5_1,
@@ -272,6 +321,9 @@ def quantize(
             shapes that do not fit (the table of :mod:`uqff.quantization.types`).
         group_size: of AFQ (32, 64, 128) or HQQ; 64 if None.
         dtype: the load dtype; the weight's own if None.
+        effort: ``engine``: the engine's bytes. ``best``: codes and scales of least squared error in the same format,
+            each error weighted with the importance of its input; no block is worse than the engine's.
+        importance: mean square of each input, ``[in]``, or ``[experts, in]``, see :func:`effort_of`.
         module: name of the weight, for reports and errors.
         on_fallback: called if the weight is stored as another type than asked for. If None, a
             :class:`FallbackWarning` is issued.
@@ -295,8 +347,10 @@ def quantize(
         resolved, reason = resolve(name, loaded.shape, engine, group_size=group_size)
         if resolved != name:
             _report(Fallback(module, name, resolved, loaded.shape, reason), on_fallback)
+        chosen = effort_of(effort, importance, loaded.shape)
         # A type that is taken for another has groups of its own, if any.
-        return encode(loaded, resolved, engine=engine, group_size=group_size if resolved == name else None)
+        group_size = group_size if resolved == name else None
+        return encode(loaded, resolved, engine=engine, group_size=group_size, effort=chosen)
 
 
 def _floats(weight: Any) -> Floats:

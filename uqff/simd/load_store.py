@@ -7,7 +7,7 @@
 ``load_nibbles``                ``(bytes, at) -> U8``: 16 bytes; their low nibbles, then their high nibbles
 ``load_codes_3`` ...            ``(bytes, at) -> (I32, I32)``: 32 codes of 3, 4 or 6 bits, the first in the lowest bits;
                                 what is above a code means nothing
-``load_f32``                    ``(float32s, at) -> F32``
+``load_f32`` ``load_f64``       ``(float32s, at) -> F32``, ``(float64s, at) -> F64``
 ``load_u32`` ``load_one_u16``   ``(bytes, at) -> uint32`` or ``uint16``: one little-endian word, from any address
 ``store_f32``                   ``(array, at, F32)``: to a float32 array, or to bytes at any address
 ``store_f64`` ``store_i32``     ``(array, at, F64)``, ``(array, at, I32)``
@@ -36,6 +36,7 @@ __all__ = [
     "load_codes_4",
     "load_codes_6",
     "load_f32",
+    "load_f64",
     "load_i8",
     "load_i32",
     "load_nibbles",
@@ -88,6 +89,7 @@ load_i8 = _loader(_I8, I32, "sext")
 load_u16 = _loader(_I16, I32, "zext")
 load_i32 = _loader(_INT32, I32, None)
 load_f32 = _loader(_FLOAT, F32, None)
+load_f64 = _loader(ir.DoubleType(), F64, None)
 
 
 @intrinsic

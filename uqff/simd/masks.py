@@ -3,10 +3,10 @@
 A :data:`MASK` is one truth value a lane: an AVX-512 mask register, or lanes of ones and zeros where there is none.
 
 ==================  ====================================================================================
-``< <= > == !=``    ``(F32, F32 or float32) -> MASK``; NaN is unequal to everything, and never less or greater
+``< <= > == !=``    ``(F32, F32 or float32) -> MASK``, F64 likewise; NaN is unequal to everything, never less or greater
 ``& |``             of two masks
 ``andnot``          ``(MASK, MASK) -> MASK``: the first where the second is not
-``where``           ``(MASK, a, b)``: a where the mask is set, else b; two F32 or two I32
+``where``           ``(MASK, a, b)``: a where the mask is set, else b; two of F32, F64 or I32
 ``any_lane``        ``(MASK) -> bool``: whether it is set anywhere
 ``movemask``        ``(MASK) -> int``: bit i is lane i
 ``nowhere``         ``() -> MASK``: set in no lane
@@ -23,14 +23,14 @@ from numba import types
 from numba.core.imputils import lower_builtin
 from numba.extending import type_callable
 
-from uqff.simd.vectors import F32, I32, LANES, MASK, broadcast, intrinsic, signature
+from uqff.simd.vectors import F32, F64, I32, LANES, MASK, broadcast, intrinsic, signature
 
 __all__ = ["andnot", "any_lane", "movemask", "nowhere", "where"]
 
 
 def _comparison(function: Any, predicate: str, compare: str) -> None:
     def _type(_context: Any) -> Any:
-        return lambda a, b: MASK if a is F32 and (b is F32 or b == types.float32) else None
+        return lambda a, b: MASK if a in (F32, F64) and b in (a, a.element) else None
 
     def _vectors(_context: Any, builder: Any, _sig: Any, args: Any) -> Any:
         return getattr(builder, compare)(predicate, args[0], args[1])
@@ -39,8 +39,9 @@ def _comparison(function: Any, predicate: str, compare: str) -> None:
         return getattr(builder, compare)(predicate, args[0], broadcast(builder, [args[1]]))
 
     type_callable(function)(_type)
-    lower_builtin(function, F32, F32)(_vectors)  # type: ignore[no-untyped-call]
-    lower_builtin(function, F32, types.float32)(_scalar)  # type: ignore[no-untyped-call]
+    for vector in (F32, F64):
+        lower_builtin(function, vector, vector)(_vectors)  # type: ignore[no-untyped-call]
+        lower_builtin(function, vector, vector.element)(_scalar)  # type: ignore[no-untyped-call]
 
 
 for _function, _predicate in ((operator.lt, "<"), (operator.le, "<="), (operator.gt, ">"), (operator.eq, "==")):
@@ -80,7 +81,7 @@ def where(_typing: Any, mask: Any, a: Any, b: Any) -> Any:
     def generate(_context: Any, builder: Any, _sig: Any, args: Any) -> Any:
         return builder.select(args[0], args[1], args[2])
 
-    return (signature(a, mask, a, a), generate) if mask is MASK and a is b and a in (F32, I32) else None
+    return (signature(a, mask, a, a), generate) if mask is MASK and a is b and a in (F32, F64, I32) else None
 
 
 @intrinsic

@@ -11,7 +11,7 @@ every CPU has in :mod:`uqff.simd.cpu`.
 ``spread_bits``                 ``(word, value) -> U8``: ``value`` where the bit is set, lowest bit first, else 0
 ``lo_u8_to_f32`` ``hi_...``     ``(U8) -> F32``: the first or last 16 bytes as numbers
 ``lo_i8_to_f32`` ``hi_...``     the same of signed bytes
-``splat``                       ``(float32) -> F32``, ``(integer) -> I32``
+``splat``                       ``(float32) -> F32``, ``(float64) -> F64``, ``(integer) -> I32``
 ``halves``                      ``(a, b) -> I32``: lanes 0-7 hold a, 8-15 hold b
 ``quarters``                    ``(a, b, c, d) -> I32``: four lanes each
 ``ramp``                        ``(step, period) -> I32``: lane i holds ``step * (i mod period)``, period a power of 2
@@ -163,8 +163,8 @@ lo_i8_to_f32, hi_i8_to_f32 = _half(0, "sext"), _half(LANES, "sext")
 
 
 def _from_scalars(_typing: Any, *scalars: Any) -> Any:
-    element = types.float32 if scalars[0] == types.float32 else types.int32
-    vector = F32 if element == types.float32 else I32
+    vector = {types.float32: F32, types.float64: F64}.get(scalars[0], I32)
+    element = vector.element
 
     def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         return broadcast(builder, [context.cast(builder, a, t, element) for a, t in zip(args, sig.args, strict=True)])

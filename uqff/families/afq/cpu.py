@@ -14,9 +14,11 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from uqff.families.afq import reference
 from uqff.simd.arithmetic import half_away
 from uqff.simd.bits import bits_of, float_of, pack8
 from uqff.simd.compiling import inline, kernel
+from uqff.simd.fitting import affine_blocks
 from uqff.simd.load_store import load_codes_3, load_codes_4, load_codes_6, load_u8, load_u32
 from uqff.simd.output import FORMS, Bytes, looked_up, over, put_pair, read_ahead, unfold, without_subnormals
 from uqff.simd.scratch import scratch
@@ -26,7 +28,7 @@ from uqff.simd.vectors import LANES, i32_to_f32, ramp, splat
 if TYPE_CHECKING:
     from uqff.families.afq.tensor import AFQ
 
-__all__ = ["dequantize", "quantize"]
+__all__ = ["dequantize", "quantize", "search"]
 
 STRIP = 512
 """Groups whose scales and biases are read together."""
@@ -204,3 +206,27 @@ def quantize_groups(bits: int, group_size: int) -> Any:
                     run[k] = pack8(codes8[k], bits)
 
     return compiled
+
+
+def search(w: F32, importance: F32, bits: int, form: int) -> tuple[U8, F32, F32]:
+    """See :func:`uqff.families.afq.reference.search`; both arrays must be C-contiguous."""
+    groups, size = w.shape
+    scales, biases = np.empty((2, groups), np.float32)
+    codes = np.empty((groups, size), np.uint8)
+    starts, top = reference.STARTS[bits], float(2**bits - 1)
+    run_ranges(
+        lambda lo, hi: affine_blocks(w, importance, top, starts, form, scales, biases, codes, lo, hi), groups, grain=256
+    )
+    packed = np.empty((groups, size * bits // 8), np.uint8)
+    pack_rows(codes.view(np.uint64), bits, packed, 0, groups)
+    return packed, scales[:, None], biases[:, None]
+
+
+@kernel
+def pack_rows(codes8, bits, packed, lo, hi):
+    """Rows [lo, hi) of codes, eight in a uint64, as bit streams."""
+    for row in range(lo, hi):
+        for k in range(codes8.shape[1]):
+            word = pack8(codes8[row, k], bits)
+            for i in range(bits):
+                packed[row, k * bits + i] = np.uint8(word >> np.uint64(8 * i) & np.uint64(0xFF))

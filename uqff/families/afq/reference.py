@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from uqff.numerics import fitting
 from uqff.numerics.packing import float32_to_bf16, float32_to_f16, pack_row, round_half_away
 
 if TYPE_CHECKING:
@@ -72,6 +73,28 @@ def quantize(w: FloatArray, bits: int, group_size: int) -> tuple[ByteArray, Floa
     # inf / inf: a range beyond float32 has an infinite scale. Rust casts NaN to 0.
     packed = pack_row(np.nan_to_num(codes, nan=0.0).astype(np.uint8).reshape(w.shape), bits)
     return packed, scale[..., 0], bias[..., 0]
+
+
+STARTS = {
+    bits: fitting.affine_starts(2**bits - 1, most=most, count=count)
+    for bits, most, count in ((2, 0.34, 8), (3, 0.2, 8), (4, 0.11, 8), (6, 0.03, 6), (8, 0.006, 5))
+}
+"""Where the search of each width begins."""
+
+
+def search(w: FloatArray, importance: FloatArray, bits: int, form: int) -> tuple[ByteArray, FloatArray, FloatArray]:
+    """Quantise groups to the least weighted squared error: what :func:`quantize` returns, the scales rounded already.
+
+    Args:
+        w: finite float32 ``[n, group_size]``.
+        importance: weights of the squared errors, like ``w``.
+        bits: 2, 3, 4, 6 or 8.
+        form: how scales and biases are stored, of :mod:`uqff.numerics.fitting`.
+    """
+    with np.errstate(all="ignore"):
+        x, weights = (np.ascontiguousarray(each.T).astype(np.float64) for each in (w, importance))
+        scale, bias, codes = fitting.quantize_affine(x, weights, 2**bits - 1, STARTS[bits], form)
+    return pack_row(np.ascontiguousarray(codes.T.astype(np.uint8)), bits), scale[:, None], bias[:, None]
 
 
 def cast(values: FloatArray, dtype: ScalesDType) -> npt.NDArray[Any]:

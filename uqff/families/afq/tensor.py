@@ -28,13 +28,15 @@ from uqff import simd
 from uqff.codes import DType, Family, Version
 from uqff.families.afq import reference
 from uqff.families.base import QuantizedTensor
+from uqff.families.best import Parts, better_blocks
 from uqff.families.biases import BiasRule
-from uqff.families.encoding import GROUP, Engine, Resolution, misaligned_row, no_group_size
+from uqff.families.encoding import AS_ENGINE, GROUP, Effort, Engine, Resolution, misaligned_row, no_group_size
 from uqff.families.loaded import Loaded, by_runs, rows_of
 from uqff.families.part import Part
 from uqff.families.payload import PayloadProblem, not_finite
 from uqff.families.slicing import join_parts, narrow_parts
 from uqff.families.stacking import stack_parts, unstack_parts
+from uqff.numerics import fitting
 from uqff.schema.bricks import U8, Checked, Scope, Violation
 from uqff.schema.entries import Entries, Entry
 from uqff.schema.header import BIAS_FLAG, blob_layout
@@ -55,6 +57,9 @@ UNQUANT_SINCE = Version(1, 1, 0)
 """The first 1.x that has unquantised layers: engine 0.8.23, which writes it, has them in place of AFQ; 0.8.12 fails."""
 
 SCALE_DTYPES = (DType.F32, DType.F16, DType.BF16)
+
+FORMS = {DType.F32: fitting.F32, DType.F16: fitting.F16, DType.BF16: fitting.BF16}
+"""How scales and biases of a load dtype are rounded."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -131,16 +136,40 @@ class AFQ(QuantizedTensor):
         return cls.made_of(w_q=w_q, scales=scales, biases=scales, bits=bits, group_size=group_size)
 
     @classmethod
-    def encode(cls, loaded: Loaded, kind: str, *, engine: Engine, group_size: int = GROUP) -> Self:
+    def encode(
+        cls, loaded: Loaded, kind: str, *, engine: Engine, group_size: int = GROUP, effort: Effort = AS_ENGINE
+    ) -> Self:
         """See :meth:`Encoding.encode`; scales and biases are rounded to the load dtype after the codes are made."""
         quantize, bits = _quantizer(), int(kind[-1])
-        made = by_runs(loaded, group_size, lambda run: quantize(run.reshape(-1, group_size), bits, group_size))
-        codes, *floats = (rows_of(part, loaded.shape, group_size) for part in made)
-        scales, biases = (Floats(each.view(np.uint32), DType.F32).cast(loaded.dtype) for each in floats)
+
+        def as_engine(run: npt.NDArray[np.float32]) -> Parts:
+            codes, *floats = quantize(run.reshape(-1, group_size), bits, group_size)
+            return (codes, *(_cast(each, loaded.dtype) for each in floats))
+
+        if effort.name == "engine":
+            made = by_runs(loaded, group_size, as_engine)
+        else:
+            search = _search()
+
+            def numbers(parts: Parts) -> npt.NDArray[np.float32]:
+                record = cls._encoded([np.ascontiguousarray(each) for each in parts], loaded.dtype, bits, group_size)
+                return record.numbers().array().view(np.float32).reshape(-1, group_size)
+
+            def nearest(x: npt.NDArray[np.float32], w: npt.NDArray[np.float32]) -> Parts:
+                codes, *floats = search(x, w, bits, FORMS[loaded.dtype])
+                return (codes, *(_cast(each, loaded.dtype) for each in floats))
+
+            made = better_blocks(loaded, group_size, effort.importance, as_engine, nearest, numbers)
+        parts = [rows_of(part, loaded.shape, group_size) for part in made]
+        return cls._encoded(parts, loaded.dtype, bits, group_size)
+
+    @classmethod
+    def _encoded(cls, parts: Sequence[npt.NDArray[Any]], dtype: DType, bits: int, group_size: int) -> Self:
+        codes, scales, biases = parts
         return cls.made_of(
             w_q=Part.of_array(codes, DType.U8),
-            scales=Part.of_array(scales.bits, scales.dtype),
-            biases=Part.of_array(biases.bits, biases.dtype),
+            scales=Part.of_array(scales, dtype),
+            biases=Part.of_array(biases, dtype),
             bits=bits,
             group_size=group_size,
         )
@@ -263,6 +292,19 @@ class AFQ(QuantizedTensor):
     def resized(self, outputs: int) -> Self:
         """See :meth:`LayerRules.resized`."""
         return self.planned(self.kind, (outputs, *self.shape[1:]), self.nominal_dtype, self.group_size)
+
+
+def _cast(values: npt.NDArray[np.float32], dtype: DType) -> npt.NDArray[Any]:
+    """Scales or biases, their bits in the load dtype."""
+    return Floats(np.ascontiguousarray(values).view(np.uint32), DType.F32).cast(dtype).bits
+
+
+def _search() -> Any:
+    if not simd.enabled():
+        return reference.search
+    from uqff.families.afq import cpu
+
+    return cpu.search
 
 
 def _quantizer() -> Any:

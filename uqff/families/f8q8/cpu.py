@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from uqff.families.f8q8.reference import BLOCK_SIZE
+from uqff.families.f8q8.reference import BLOCK_SIZE, STARTS, assemble
 from uqff.families.f8q8.tensor import BLOCK
+from uqff.numerics.fitting import E4M3
 from uqff.numerics.packing import E4M3_MAX, e4m3_to_float32
 from uqff.simd.arithmetic import half_away, signed_code
 from uqff.simd.bits import MAGNITUDE, bits_of, copy32, e4m3_code, float_of
 from uqff.simd.compiling import kernel
+from uqff.simd.fitting import scaled_blocks
 from uqff.simd.load_store import load_bytes
 from uqff.simd.output import F32, Bytes, over, put_pair, read_ahead, without_subnormals
 from uqff.simd.scratch import scratch
@@ -25,7 +27,7 @@ from uqff.simd.vectors import hi_i8_to_f32, lo_i8_to_f32
 if TYPE_CHECKING:
     from uqff.families.f8q8.tensor import F8Q8
 
-__all__ = ["dequantize", "quantize"]
+__all__ = ["dequantize", "quantize", "search"]
 
 SIZE = BLOCK.fixed_size
 D, QS = BLOCK.offsets
@@ -114,3 +116,12 @@ def quantize_pairs(w, out, lo, hi):
         out[2 * p + 1, 0] = np.uint8(e4m3_code(bits_of(d1 * E4M3_MAX)))
         copy32(out[2 * p], 1, codes, 0)
         copy32(out[2 * p + 1], 1, codes, BLOCK_SIZE)
+
+
+def search(w: Numbers, importance: Numbers) -> U8:
+    """See :func:`uqff.families.f8q8.reference.search`; both arrays must be C-contiguous."""
+    d, codes = np.empty(len(w), np.float32), np.empty(w.shape, np.int8)
+    run_ranges(
+        lambda lo, hi: scaled_blocks(w, importance, -128.0, 127.0, STARTS, E4M3, d, codes, lo, hi), len(w), grain=256
+    )
+    return assemble(d, codes)

@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from uqff.numerics import fitting
 from uqff.numerics.packing import E4M3_MAX, float32_to_e4m3, round_half_away
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["BLOCK_SIZE", "dequantize", "quantize"]
+__all__ = ["BLOCK_SIZE", "STARTS", "assemble", "dequantize", "quantize", "search"]
 
 FloatArray: TypeAlias = npt.NDArray[np.float32]
 ByteArray: TypeAlias = npt.NDArray[np.uint8]
@@ -50,3 +51,26 @@ def quantize(w: FloatArray) -> ByteArray:
         codes = np.clip(round_half_away(blocks * inverse), np.float32(-128), np.float32(127))
         scale = float32_to_e4m3(d * E4M3_MAX)
     return np.concatenate([scale, np.nan_to_num(codes, nan=0.0).astype(np.int8).view(np.uint8)], axis=-1)
+
+
+STARTS = fitting.scale_starts(-128, widest=1.004, narrowest=0.96, count=18, signs=(1,))
+"""Where the search begins."""
+
+
+def search(w: FloatArray, importance: FloatArray) -> ByteArray:
+    """Quantise blocks to the least weighted squared error, codes made with the d after its rounding.
+
+    Args:
+        w: finite float32 ``[n, 32]``.
+        importance: weights of the squared errors, like ``w``.
+    """
+    with np.errstate(all="ignore"):
+        x, weights = (np.ascontiguousarray(each.T).astype(np.float64) for each in (w, importance))
+        d, codes = fitting.quantize_scaled(x, weights, -128, 127, STARTS, fitting.E4M3)
+    return assemble(d, codes.T.astype(np.int8))
+
+
+def assemble(d: FloatArray, codes: npt.NDArray[np.int8]) -> ByteArray:
+    """Blocks of their d, float32 ``[n]``, and codes ``[n, 32]``."""
+    scale = float32_to_e4m3(d * E4M3_MAX)[:, None]
+    return np.concatenate([scale, np.ascontiguousarray(codes).view(np.uint8)], axis=-1)

@@ -28,8 +28,9 @@ from uqff import simd
 from uqff.codes import DType, Family, Version
 from uqff.errors import ShardError
 from uqff.families.base import QuantizedTensor
+from uqff.families.best import Parts, better_blocks
 from uqff.families.biases import BiasRule
-from uqff.families.encoding import GROUP, Engine
+from uqff.families.encoding import AS_ENGINE, GROUP, Effort, Engine
 from uqff.families.f8q8 import reference
 from uqff.families.f8q8.reference import BLOCK_SIZE
 from uqff.families.loaded import Loaded, by_runs
@@ -100,11 +101,30 @@ class F8Q8(QuantizedTensor):
         return cls.made_of(blocks=Part.planned((count, BLOCK.fixed_size), DType.U8), weight_shape=tuple(shape))
 
     @classmethod
-    def encode(cls, loaded: Loaded, kind: str, *, engine: Engine, group_size: int = GROUP) -> Self:
+    def encode(
+        cls, loaded: Loaded, kind: str, *, engine: Engine, group_size: int = GROUP, effort: Effort = AS_ENGINE
+    ) -> Self:
         """See :meth:`Encoding.encode`."""
         quantize = _quantizer()
-        (blocks,) = by_runs(loaded, BLOCK_SIZE, lambda run: (quantize(run),))
+        if effort.name == "engine":
+            (blocks,) = by_runs(loaded, BLOCK_SIZE, lambda run: (quantize(run),))
+        else:
+            search = _search()
+            (blocks,) = better_blocks(
+                loaded,
+                BLOCK_SIZE,
+                effort.importance,
+                lambda x: (quantize(x),),
+                lambda x, w: (search(x, w),),
+                cls._numbers_of,
+            )
         return cls.made_of(blocks=Part.of_array(blocks, DType.U8), weight_shape=loaded.shape)
+
+    @classmethod
+    def _numbers_of(cls, parts: Parts) -> npt.NDArray[np.float32]:
+        blocks = Part.of_array(np.ascontiguousarray(parts[0]), DType.U8)
+        record = cls.made_of(blocks=blocks, weight_shape=(len(parts[0]), BLOCK_SIZE))
+        return record.numbers().array().view(np.float32).reshape(-1, BLOCK_SIZE)
 
     @property
     def kind(self) -> str:
@@ -233,6 +253,14 @@ class F8Q8(QuantizedTensor):
     def resized(self, outputs: int) -> Self:
         """See :meth:`LayerRules.resized`."""
         return self.planned(self.kind, (outputs, *self.shape[1:]), self.nominal_dtype)
+
+
+def _search() -> Any:
+    if not simd.enabled():
+        return reference.search
+    from uqff.families.f8q8 import cpu
+
+    return cpu.search
 
 
 def _quantizer() -> Any:

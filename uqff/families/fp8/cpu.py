@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from uqff.families.fp8 import reference
 from uqff.families.fp8.reference import quantizing_scale
-from uqff.numerics.packing import bf16_to_float32, float32_to_bf16
+from uqff.numerics.packing import bf16_to_float32, e4m3_to_float32, float32_to_bf16
 from uqff.simd.bits import MAGNITUDE, bf16_bits, bits_of, e4m3_code, float_of
 from uqff.simd.compiling import kernel
 from uqff.simd.finite import largest_magnitude
@@ -26,7 +27,7 @@ from uqff.simd.vectors import LANES
 if TYPE_CHECKING:
     from uqff.families.fp8.tensor import FP8
 
-__all__ = ["dequantize", "quantize"]
+__all__ = ["dequantize", "quantize", "search"]
 
 WIDTH = 2 * LANES
 
@@ -82,3 +83,45 @@ def quantize_elements(w, scale, codes, lo, hi):
         # 0 * inf is a NaN, which rounding would turn into something else; it must reach the conversion as it is.
         rounded = product if (product & MAGNITUDE) > INFINITY_BITS else bf16_bits(product)
         out[i] = np.uint8(e4m3_code(rounded))
+
+
+def search(w: F32, importance: F32, engine: tuple[U8, np.float32, np.float32]) -> tuple[U8, np.float32, np.float32]:
+    """See :func:`uqff.families.fp8.reference.search`; both arrays must be C-contiguous."""
+    return reference.search(w, importance, engine, errors, scaled_codes)
+
+
+def errors(w: F32, importance: F32, scale: np.float32) -> npt.NDArray[np.float64]:
+    """See :func:`uqff.families.fp8.reference.errors`."""
+    made = np.empty(len(w))
+    rows = len(w) // len(importance)
+    run_ranges(lambda lo, hi: row_errors(w, importance, rows, scale, _E4M3, made, lo, hi), len(w))
+    return made
+
+
+def scaled_codes(w: F32, scale: np.float32) -> U8:
+    """See :func:`uqff.families.fp8.reference.scaled_codes`."""
+    flat, codes = w.reshape(-1), np.empty(w.size, np.uint8)
+    run_ranges(lambda lo, hi: nearest_elements(flat, scale, codes, lo, hi), w.size, grain=GRAIN)
+    return codes.reshape(w.shape)
+
+
+_E4M3 = e4m3_to_float32(np.arange(256, dtype=np.uint8))
+
+
+@kernel
+def row_errors(w, importance, rows, scale, values, made, lo, hi):
+    """Rows [lo, hi); ``rows`` have one importance."""
+    for row in range(lo, hi):
+        error = 0.0
+        for i in range(w.shape[1]):
+            code = e4m3_code(bits_of(w[row, i] / scale))
+            e = np.float64(w[row, i]) - np.float64(np.float32(values[code] * scale))
+            error += np.float64(importance[row // rows, i]) * e * e
+        made[row] = error
+
+
+@kernel
+def nearest_elements(w, scale, codes, lo, hi):
+    """Elements [lo, hi)."""
+    for i in range(lo, hi):
+        codes[i] = np.uint8(e4m3_code(bits_of(w[i] / scale)))

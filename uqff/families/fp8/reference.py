@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-from uqff.numerics.packing import E4M3_MAX, bf16_to_float32, float32_to_bf16, float32_to_e4m3
+from uqff.numerics.fitting import total
+from uqff.numerics.packing import E4M3_MAX, bf16_to_float32, e4m3_to_float32, float32_to_bf16, float32_to_e4m3
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["dequantize", "quantize", "quantizing_scale"]
+__all__ = ["LARGEST", "SCALES", "dequantize", "errors", "quantize", "quantizing_scale", "scaled_codes", "search"]
 
 FloatArray: TypeAlias = npt.NDArray[np.float32]
 ByteArray: TypeAlias = npt.NDArray[np.uint8]
@@ -54,3 +57,58 @@ def quantizing_scale(absmax: FloatArray | np.float32) -> np.float32:
 
 def _bf16(x: FloatArray) -> FloatArray:
     return bf16_to_float32(float32_to_bf16(x))
+
+
+LARGEST = np.float32(448)
+"""The largest e4m3 number."""
+
+SCALES = tuple(2 ** (k / 8) for k in range(8))
+"""Dequantising scales that are tried, in units of the least that clips nothing; beyond 2 the mantissas are the same."""
+
+
+def search(
+    w: FloatArray,
+    importance: FloatArray,
+    engine: tuple[ByteArray, np.float32, np.float32],
+    errors: Callable[[FloatArray, FloatArray, np.float32], npt.NDArray[np.float64]],
+    codes: Callable[[FloatArray, np.float32], ByteArray],
+) -> tuple[ByteArray, np.float32, np.float32]:
+    """Of several scales that of the least weighted squared error over the tensor, or what the engine made.
+
+    Args:
+        w: finite float32 ``[rows, in]``.
+        importance: weights of the squared errors, float32 ``[1, in]``, or ``[experts, in]`` of as many rows each.
+        engine: what :func:`quantize` made.
+        errors: :func:`errors`, or its kernel.
+        codes: :func:`scaled_codes`, or its kernel.
+    """
+    with np.errstate(all="ignore"):
+        before = e4m3_to_float32(engine[0].reshape(w.shape)) * engine[1]
+        best = math.fsum(_row_errors(w, importance, before))
+        if best == 0:
+            return engine
+        chosen = None
+        for unit in SCALES:
+            scale = np.float32(np.abs(w).max() / LARGEST * np.float32(unit))
+            if not 0 < scale < np.inf or not np.isfinite(np.float32(1) / scale):
+                continue
+            error = math.fsum(errors(w, importance, scale))
+            if error < best or math.isnan(best):
+                best, chosen = error, scale
+        return engine if chosen is None else (codes(w, chosen), chosen, np.float32(1) / chosen)
+
+
+def scaled_codes(w: FloatArray, scale: np.float32) -> ByteArray:
+    """The e4m3 numbers nearest to ``w / scale``."""
+    return float32_to_e4m3(np.divide(w, scale, dtype=np.float32))
+
+
+def errors(w: FloatArray, importance: FloatArray, scale: np.float32) -> npt.NDArray[np.float64]:
+    """The weighted squared error of every row with that scale, float64, in the order of the elements."""
+    return _row_errors(w, importance, e4m3_to_float32(scaled_codes(w, scale)) * scale)
+
+
+def _row_errors(w: FloatArray, importance: FloatArray, made: FloatArray) -> npt.NDArray[np.float64]:
+    e = w.T.astype(np.float64) - made.T
+    weights = np.repeat(importance, len(w) // len(importance), axis=0).T.astype(np.float64)
+    return total(weights * e * e)

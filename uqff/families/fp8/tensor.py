@@ -25,7 +25,7 @@ from uqff import simd
 from uqff.codes import DType, Family, Version
 from uqff.families.base import QuantizedTensor
 from uqff.families.biases import BiasRule
-from uqff.families.encoding import GROUP, Engine
+from uqff.families.encoding import AS_ENGINE, GROUP, Effort, Engine
 from uqff.families.fp8 import reference
 from uqff.families.loaded import Loaded
 from uqff.families.part import Part
@@ -94,9 +94,18 @@ class FP8(QuantizedTensor):
         return cls.made_of(weight=Part.planned(shape, DType.F8E4M3), **scales)
 
     @classmethod
-    def encode(cls, loaded: Loaded, kind: str, *, engine: Engine, group_size: int = GROUP) -> Self:
+    def encode(
+        cls, loaded: Loaded, kind: str, *, engine: Engine, group_size: int = GROUP, effort: Effort = AS_ENGINE
+    ) -> Self:
         """See :meth:`Encoding.encode`."""
-        codes, *numbers = _quantizer()(loaded.values)
+        made = _quantizer()(loaded.values)
+        if effort.name == "best":
+            rows = loaded.values.reshape(-1, loaded.shape[-1])
+            importance = np.ones((1, rows.shape[1]), np.float32) if effort.importance is None else effort.importance
+            codes, *numbers = _search()(rows, importance, made)
+            codes = codes.reshape(loaded.shape)
+        else:
+            codes, *numbers = made
         scale, quant_scale = (Part.of_array(np.asarray(number, "<f4"), DType.F32) for number in numbers)
         weight = Part.of_array(codes, DType.F8E4M3)
         return cls.made_of(weight=weight, dequant_w_scale=scale, dequant_x_scale=scale, quant_scale=quant_scale)
@@ -196,6 +205,16 @@ class FP8(QuantizedTensor):
     def resized(self, outputs: int) -> Self:
         """See :meth:`LayerRules.resized`."""
         return self.planned(self.kind, (outputs, *self.shape[1:]), self.nominal_dtype)
+
+
+def _search() -> Any:
+    if not simd.enabled():
+        return lambda w, importance, made: reference.search(
+            w, importance, made, reference.errors, reference.scaled_codes
+        )
+    from uqff.families.fp8 import cpu
+
+    return cpu.search
 
 
 def _quantizer() -> Any:

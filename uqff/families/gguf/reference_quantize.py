@@ -25,6 +25,8 @@ from typing import TYPE_CHECKING, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from uqff.families.gguf import assemble
+from uqff.families.gguf.assemble import whole_blocks
 from uqff.families.gguf.search import (
     at_least_zero_maximum,
     inverse,
@@ -58,58 +60,56 @@ QK_K = 256
 def quantize_q4_0(x: F32) -> U8:
     """Q4_0: ``d f16 | qs 16``, w = d * (q - 8). The element of largest magnitude, sign included, becomes code 0."""
     with np.errstate(all="ignore"):
-        d = largest_magnitude(_elements(x, QK)) / np.float32(-8)
-        q = np.minimum(saturate(_elements(x, QK) * inverse(d) + np.float32(8.5), 0, 255), 15)
-        return _fields(_f16(d), _nibbles(q))
+        d = largest_magnitude(assemble.elements(x, QK)) / np.float32(-8)
+        q = np.minimum(saturate(assemble.elements(x, QK) * inverse(d) + np.float32(8.5), 0, 255), 15)
+        return assemble.q4_0(d, q)
 
 
 def quantize_q4_1(x: F32) -> U8:
     """Q4_1: ``d f16 | m f16 | qs 16``, w = d * q + m."""
     with np.errstate(all="ignore"):
-        elements = _elements(x, QK)
+        elements = assemble.elements(x, QK)
         low, high = minimum(elements), maximum(elements)
         d = (high - low) / np.float32(15)
         q = np.minimum(saturate((elements - low) * inverse(d) + np.float32(0.5), 0, 255), 15)
-        return _fields(_f16(d), _f16(low), _nibbles(q))
+        return assemble.q4_1(d, low, q)
 
 
 def quantize_q5_0(x: F32) -> U8:
     """Q5_0: ``d f16 | qh 4 | qs 16``, w = d * (q - 16)."""
     with np.errstate(all="ignore"):
-        elements = _elements(x, QK)
+        elements = assemble.elements(x, QK)
         d = largest_magnitude(elements) / np.float32(-16)
         q = np.minimum(saturate(elements * inverse(d) + np.float32(16.5), -128, 127), 31)
-        return _fields(_f16(d), _fifth_bits(q), _nibbles(q))
+        return assemble.q5_0(d, q)
 
 
 def quantize_q5_1(x: F32) -> U8:
     """Q5_1: ``d f16 | m f16 | qh 4 | qs 16``, w = d * q + m."""
     with np.errstate(all="ignore"):
-        elements = _elements(x, QK)
+        elements = assemble.elements(x, QK)
         low, high = minimum(elements), maximum(elements)
         d = (high - low) / np.float32(31)
         q = saturate((elements - low) * inverse(d) + np.float32(0.5), 0, 255)
-        return _fields(_f16(d), _f16(low), _fifth_bits(q), _nibbles(q))
+        return assemble.q5_1(d, low, q)
 
 
 def quantize_q8_0(x: F32) -> U8:
     """Q8_0: ``d f16 | qs 32 x i8``, w = d * q."""
     with np.errstate(all="ignore"):
-        elements = _elements(x, QK)
+        elements = assemble.elements(x, QK)
         d = np.abs(elements).max(axis=0) / np.float32(127)
         q = saturate(round_half_away(elements * inverse(d)), -128, 127)
-        return _fields(_f16(d), _bytes(q))
+        return assemble.q8_0(d, q)
 
 
 def quantize_q8_1(x: F32) -> U8:
     """Q8_1: ``d f16 | s f16 | qs 32 x i8``, w = d * q; s is the sum of the codes (in f16) times d (in f16)."""
     with np.errstate(all="ignore"):
-        elements = _elements(x, QK)
+        elements = assemble.elements(x, QK)
         d = np.abs(elements).max(axis=0) / np.float32(127)
         q = saturate(round_half_away(elements * inverse(d)), -128, 127)
-        codes_sum = q.sum(axis=0).astype(np.float16).astype(np.float32)
-        s = codes_sum * d.astype(np.float16).astype(np.float32)
-        return _fields(_f16(d), _f16(s), _bytes(q))
+        return assemble.q8_1(d, q)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -120,12 +120,12 @@ def quantize_q8_1(x: F32) -> U8:
 def quantize_q2k(x: F32) -> U8:
     """Q2K: ``scales 16 | qs 64 | d f16 | dmin f16``, w = d * scale * q - dmin * min; scale and min are nibbles."""
     with np.errstate(all="ignore"):
-        scale, minimum = search_scale_and_min(_sub_blocks(x, 16), 3)
+        scale, minimum = search_scale_and_min(assemble.sub_blocks(x, 16), 3)
         scale_4bit, d = _quantize_q2k_scales(scale)
         min_4bit, dmin = _quantize_q2k_scales(minimum)
         scales = scale_4bit & 0xFF | (min_4bit & 0xF) << 4
-        q = _codes_with_min(_sub_blocks(x, 16), d, scales & 0xF, dmin, scales >> 4, 3)
-        return _fields(_bytes(scales), _pack_2bit_codes(q), _f16(d), _f16(dmin))
+        ls, lm = scales & 0xF, scales >> 4
+        return assemble.q2k(d, dmin, ls, lm, _codes_with_min(assemble.sub_blocks(x, 16), d, ls, dmin, lm, 3))
 
 
 def quantize_q3k(x: F32) -> U8:
@@ -134,7 +134,7 @@ def quantize_q3k(x: F32) -> U8:
     A sub-block whose rounded ``d * (scale - 32)`` is zero gets the code 0, not 4.
     """
     with np.errstate(all="ignore"):
-        elements = _sub_blocks(x, 16)
+        elements = assemble.sub_blocks(x, 16)
         scale = search_q3_scale(elements).reshape(-1, 16).T
         largest = largest_magnitude(scale)
         empty = largest == 0
@@ -144,33 +144,19 @@ def quantize_q3k(x: F32) -> U8:
         step = widened_f16(d) * (np.where(empty, -32, six_bit - 32)).astype(np.float32)
         step = step.T.reshape(-1)
         q = np.where(step != 0, np.clip(nearest_int(elements / step), -4, 3) + 4, 0)
-        q = _whole_blocks(q)
-        # hmask: bit k of byte j is the high bit of element 32 * k + j.
-        high = (q >> 2).reshape(8, 32, -1)
-        hmask = np.bitwise_or.reduce([high[k] << k for k in range(8)])
-        return _fields(_bytes(hmask), _pack_2bit_codes(q & 3), _bytes(_pack_q3k_scales(six_bit)), _f16(d))
+        return assemble.q3k(d, six_bit, whole_blocks(q))
 
 
 def quantize_q4k(x: F32) -> U8:
     """Q4K: ``d f16 | dmin f16 | scales 12 | qs 128``, w = d * scale * q - dmin * min; scale and min have 6 bits."""
     with np.errstate(all="ignore"):
-        d, dmin, scales, q = _quantize_k4(x, 15)
-        # A run of 64 elements: low nibble the first 32, high nibble the second 32.
-        pairs = q.reshape(4, 2, 32, -1)
-        qs = (pairs[:, 0] | pairs[:, 1] << 4).reshape(128, -1)
-        return _fields(_f16(d), _f16(dmin), _bytes(scales), _bytes(qs))
+        return assemble.q4k(*_quantize_k4(x, 15))
 
 
 def quantize_q5k(x: F32) -> U8:
     """Q5K: ``d f16 | dmin f16 | scales 12 | qh 32 | qs 128``, w = d * scale * q - dmin * min; as Q4K, 5-bit codes."""
     with np.errstate(all="ignore"):
-        d, dmin, scales, q = _quantize_k4(x, 31)
-        # qh: bit k of byte j is the fifth bit of element 32 * k + j.
-        runs = q.reshape(8, 32, -1)
-        qh = np.bitwise_or.reduce([runs[k] >> 4 << k for k in range(8)])
-        pairs = (q & 0xF).reshape(4, 2, 32, -1)
-        qs = (pairs[:, 0] | pairs[:, 1] << 4).reshape(128, -1)
-        return _fields(_f16(d), _f16(dmin), _bytes(scales), _bytes(qh), _bytes(qs))
+        return assemble.q5k(*_quantize_k4(x, 31))
 
 
 def quantize_q6k(x: F32) -> U8:
@@ -179,7 +165,7 @@ def quantize_q6k(x: F32) -> U8:
     A sub-block whose rounded ``d * scale`` is zero keeps the codes of its search (0 if all its elements are zero).
     """
     with np.errstate(all="ignore"):
-        elements = _sub_blocks(x, 16)
+        elements = assemble.sub_blocks(x, 16)
         scale, searched = search_q6_scale(elements)
         scale = scale.reshape(-1, 16).T
         iscale = np.float32(-128) / largest_magnitude(scale)
@@ -187,11 +173,7 @@ def quantize_q6k(x: F32) -> U8:
         scales = np.minimum(nearest_int(iscale * scale), 127).astype(np.int8)
         step = (widened_f16(d) * scales.astype(np.float32)).T.reshape(-1)
         q = np.where(step == 0, searched, np.clip(nearest_int(elements / step), -32, 31) + 32)
-        # Of 128 elements, byte j of ql: element j | element 64 + j << 4 (j < 64); byte j of qh, two bits each:
-        # elements j, 32 + j, 64 + j, 96 + j.
-        halves = _whole_blocks(q).reshape(2, 2, 64, -1)
-        ql = (halves[:, 0] & 0xF | (halves[:, 1] & 0xF) << 4).reshape(128, -1)
-        return _fields(_bytes(ql), _pack_2bit_codes(_whole_blocks(q) >> 4), _bytes(scales), _f16(d))
+        return assemble.q6k(d, scales, whole_blocks(q))
 
 
 def quantize_q8k(x: F32, extreme: int = -128) -> U8:
@@ -206,7 +188,7 @@ def quantize_q8k(x: F32, extreme: int = -128) -> U8:
     if extreme not in (-128, -127):
         raise ValueError(f"the code of the element of largest magnitude: expected -128 or -127, got {extreme}")
     with np.errstate(all="ignore"):
-        elements = _elements(x, QK_K)
+        elements = assemble.elements(x, QK_K)
         largest = largest_magnitude(elements)
         iscale = np.float32(extreme) / largest
         scaled = round_half_away(iscale * elements)
@@ -214,8 +196,7 @@ def quantize_q8k(x: F32, extreme: int = -128) -> U8:
             scaled = np.where(np.isnan(scaled), np.float32(127), scaled)
         q = np.where(largest == 0, 0, saturate(scaled, -128, 127))
         d = np.where(largest == 0, np.float32(0), np.float32(1) / iscale)
-        bsums = q.reshape(16, 16, -1).sum(axis=1)
-        return _fields(_little_endian(d, "<f4"), _bytes(q), _little_endian(bsums, "<i2"))
+        return assemble.q8k(d, q)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -232,9 +213,9 @@ def _quantize_q2k_scales(values: F32) -> tuple[I32, F32]:
     return multiples & 0xFF, np.where(present, largest / np.float32(15), np.float32(0))
 
 
-def _quantize_k4(x: F32, nmax: int) -> tuple[F32, F32, I32, I32]:
-    """The common part of Q4K and Q5K: d, dmin, the 12 bytes of scales and mins, the codes 0..nmax ``[256, blocks]``."""
-    elements = _sub_blocks(x, 32)
+def _quantize_k4(x: F32, nmax: int) -> tuple[F32, F32, I32, I32, I32]:
+    """The common part of Q4K and Q5K: d, dmin, scales and mins ``[8, blocks]``, the codes 0..nmax ``[256, blocks]``."""
+    elements = assemble.sub_blocks(x, 32)
     scale, minimum = (values.reshape(-1, 8).T for values in search_scale_and_min(elements, nmax))
     largest_scale, largest_min = at_least_zero_maximum(scale), at_least_zero_maximum(minimum)
     inverse_scale = np.where(largest_scale > 0, np.float32(63) / largest_scale, np.float32(0))
@@ -242,98 +223,14 @@ def _quantize_k4(x: F32, nmax: int) -> tuple[F32, F32, I32, I32]:
     ls = np.minimum(nearest_int(inverse_scale * scale), 63) & 0xFF
     lm = np.minimum(nearest_int(inverse_min * minimum), 63) & 0xFF
     d, dmin = largest_scale / np.float32(63), largest_min / np.float32(63)
-    return d, dmin, _pack_k4_scales(ls, lm), _codes_with_min(elements, d, ls, dmin, lm, nmax)
+    return d, dmin, ls, lm, _codes_with_min(elements, d, ls, dmin, lm, nmax)
 
 
 def _codes_with_min(x: F32, d: F32, scales: I32, dmin: F32, mins: I32, nmax: int) -> I32:
     """Final codes with the stored, rounded scales; code 0 where ``d * scale`` is zero. ``int32 [256, blocks]``."""
     step = (widened_f16(d) * scales.astype(np.float32)).T.reshape(-1)
     offset = (widened_f16(dmin) * mins.astype(np.float32)).T.reshape(-1)
-    return _whole_blocks(np.where(step == 0, 0, np.clip(nearest_int((x + offset) / step), 0, nmax)))
-
-
-def _pack_k4_scales(ls: I32, lm: I32) -> I32:
-    """8 scales and 8 mins of 6 bits in 12 bytes.
-
-    byte j      (j < 4)   SS ssssss    scale j,  above it bits 4-5 of scale j + 4
-    byte j + 4  (j < 4)   MM mmmmmm    min j,    above it bits 4-5 of min j + 4
-    byte j + 8  (j < 4)   mmmm ssss    bits 0-3 of scale j + 4, of min j + 4
-    """
-    return np.concatenate(
-        [ls[:4] | (ls[4:] >> 4) << 6, lm[:4] | (lm[4:] >> 4) << 6, ls[4:] & 0xF | (lm[4:] & 0xF) << 4]
-    )
-
-
-def _pack_q3k_scales(six_bit: I32) -> I32:
-    """16 scales of 6 bits in 12 bytes.
-
-    byte j      (j < 8)   bbbb aaaa      bits 0-3 of scale j, of scale j + 8
-    byte 8 + j  (j < 4)   dd cc bb aa    bits 4-5 of scales j, j + 4, j + 8, j + 12
-    """
-    low, high = six_bit & 0xF, six_bit >> 4
-    return np.concatenate([low[:8] | low[8:] << 4, high[:4] | high[4:8] << 2 | high[8:12] << 4 | high[12:] << 6])
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Layout: elements and fields run along the first axis, blocks along the last
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-def _elements(x: F32, block_size: int) -> F32:
-    """``[n_blocks, block_size]`` -> ``[block_size, n_blocks]``."""
-    if x.dtype != np.float32 or x.ndim != 2 or x.shape[1] != block_size:
-        raise ValueError(f"expected float32 [n_blocks, {block_size}], got {x.dtype} {list(x.shape)}")
-    return np.ascontiguousarray(x.T)
-
-
-def _sub_blocks(x: F32, size: int) -> F32:
-    """``[n_blocks, 256]`` -> ``[size, n_blocks * (256 / size)]``, the sub-blocks of a block side by side."""
-    _elements(x[:1], QK_K)
-    return np.ascontiguousarray(x.reshape(-1, size).T)
-
-
-def _whole_blocks(codes: I32) -> I32:
-    """``[size, n_blocks * (256 / size)]`` -> ``[256, n_blocks]``."""
-    whole: I32 = codes.T.reshape(-1, QK_K).T
-    return whole
-
-
-def _fields(*fields: U8) -> U8:
-    """Fields ``uint8 [n_blocks, size]`` in file order -> blocks."""
-    return np.concatenate(fields, axis=1)
-
-
-def _bytes(codes: npt.NDArray[np.integer]) -> U8:
-    """Low bytes of ``[size, n_blocks]`` -> field ``uint8 [n_blocks, size]``."""
-    field: U8 = codes.astype(np.uint8).T
-    return field
-
-
-def _little_endian(values: npt.NDArray[np.generic], dtype: str) -> U8:
-    """``[n_blocks]`` or ``[count, n_blocks]`` -> field of ``dtype`` items."""
-    rows = np.ascontiguousarray(np.atleast_2d(values).T.astype(dtype))
-    return rows.view(np.uint8)
-
-
-def _f16(d: F32) -> U8:
-    return _little_endian(d, "<f2")
-
-
-def _nibbles(q: I32) -> U8:
-    """Byte j: element j in the low nibble, element 16 + j in the high one; bits above the fourth are dropped."""
-    return _bytes(q[:16] & 0xF | (q[16:] & 0xF) << 4)
-
-
-def _fifth_bits(q: I32) -> U8:
-    """u32 little endian, bit j the fifth bit of element j."""
-    bits = ((q >> 4) & 1).reshape(4, 8, -1)
-    return _bytes(np.bitwise_or.reduce([bits[:, k] << k for k in range(8)]))
-
-
-def _pack_2bit_codes(q: I32) -> U8:
-    """Two-bit codes; of 128 elements, byte j holds elements j, 32 + j, 64 + j, 96 + j, low bits first."""
-    runs = q.reshape(2, 4, 32, -1)
-    return _bytes((runs[:, 0] | runs[:, 1] << 2 | runs[:, 2] << 4 | runs[:, 3] << 6).reshape(64, -1))
+    return whole_blocks(np.where(step == 0, 0, np.clip(nearest_int((x + offset) / step), 0, nmax)))
 
 
 QUANTIZERS: dict[str, Callable[..., U8]] = {

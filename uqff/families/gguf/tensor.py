@@ -25,9 +25,10 @@ import numpy.typing as npt
 from uqff import simd
 from uqff.codes import DType, Family, Version
 from uqff.families.base import QuantizedTensor
+from uqff.families.best import Parts, better_blocks
 from uqff.families.biases import BiasRule
-from uqff.families.encoding import GROUP, Engine, Resolution, misaligned_row
-from uqff.families.gguf import reference_quantize
+from uqff.families.encoding import AS_ENGINE, GROUP, Effort, Engine, Resolution, misaligned_row
+from uqff.families.gguf import reference_best, reference_quantize
 from uqff.families.gguf.blocks import BLOCK_TYPES, QK, QK_K, BlockType, block_type_of_code, block_type_of_kind
 from uqff.families.gguf.reference_dequantize import DEQUANTIZERS
 from uqff.families.loaded import Loaded
@@ -142,16 +143,41 @@ class GGUF(QuantizedTensor):
         return cls.made_of(data=Part.planned((*outer, row), DType.U8), block_type=block_type)
 
     @classmethod
-    def encode(cls, loaded: Loaded, kind: str, *, engine: Engine, group_size: int = GROUP) -> Self:
+    def encode(
+        cls, loaded: Loaded, kind: str, *, engine: Engine, group_size: int = GROUP, effort: Effort = AS_ENGINE
+    ) -> Self:
         """See :meth:`Encoding.encode`; the engine decides the code of Q8K's largest element."""
         *outer, last = loaded.shape
         block_type, at = _type_of(kind), 0
         size = block_type.block_size
+        if effort.name == "best" and size > 1:
+            return cls._encode_best(loaded, block_type, engine, effort)
         blocks = np.empty((math.prod(loaded.shape) // size, block_type.type_size), np.uint8)
         for run in loaded.runs():
             some = blocks[at : at + len(run) // size]
             _put_blocks(run.reshape(-1, size), block_type, engine, some)
             at += len(some)
+        data = Part.of_array(blocks.reshape(*outer, last // size * block_type.type_size), DType.U8)
+        return cls.made_of(data=data, block_type=block_type)
+
+    @classmethod
+    def _encode_best(cls, loaded: Loaded, block_type: BlockType, engine: Engine, effort: Effort) -> Self:
+        *outer, last = loaded.shape
+        size = block_type.block_size
+        search = _search()
+
+        def numbers(parts: Parts) -> npt.NDArray[np.float32]:
+            record = cls.made_of(data=Part.of_array(np.ascontiguousarray(parts[0]), DType.U8), block_type=block_type)
+            return record.numbers().array().view(np.float32).reshape(-1, size)
+
+        def as_engine(x: npt.NDArray[np.float32]) -> Parts:
+            made = np.empty((len(x), block_type.type_size), np.uint8)
+            _put_blocks(x, block_type, engine, made)
+            return (made,)
+
+        (blocks,) = better_blocks(
+            loaded, size, effort.importance, as_engine, lambda x, w: (search(block_type.name, x, w),), numbers
+        )
         data = Part.of_array(blocks.reshape(*outer, last // size * block_type.type_size), DType.U8)
         return cls.made_of(data=data, block_type=block_type)
 
@@ -283,6 +309,14 @@ def _type_of(kind: str) -> BlockType:
     block_type = block_type_of_kind(kind)
     assert block_type is not None
     return block_type
+
+
+def _search() -> Any:
+    if not simd.enabled():
+        return reference_best.quantize
+    from uqff.families.gguf import cpu_best
+
+    return cpu_best.quantize
 
 
 def _put_blocks(

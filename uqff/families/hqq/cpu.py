@@ -16,10 +16,12 @@ import numpy as np
 import numpy.typing as npt
 
 from uqff.families.hqq import reference
+from uqff.numerics.fitting import F32 as FORM
 from uqff.numerics.packing import PLANES, packed_rows
 from uqff.simd.arithmetic import unsigned_code
 from uqff.simd.bits import MAGNITUDE, bits_of, float_of
 from uqff.simd.compiling import inline, kernel, subroutine
+from uqff.simd.fitting import MOST, affine_blocks
 from uqff.simd.libm import expf, logf
 from uqff.simd.load_store import load_f32, load_i32, load_u8, prefetch_read
 from uqff.simd.output import (
@@ -361,3 +363,19 @@ def pack_codes(grid, s, zero, top, bits, packed, lo, hi):
                 shift = np.int32(bits * (planes - 1 - p))
                 for j in range(row.size):
                     out[j] |= np.int32(unsigned_code(row[j] * scale[j] + z[j], top)) << shift
+
+
+def search(w: F32, importance: F32, bits: int) -> tuple[npt.NDArray[np.uint8], F32, F32]:
+    """See :func:`uqff.families.hqq.reference.search`; both arrays must be C-contiguous."""
+    if w.shape[1] > MOST:
+        return reference.search(w, importance, bits)
+    scales, offsets = np.empty((2, len(w)), np.float32)
+    codes = np.empty(w.shape, np.uint8)
+    starts, top = reference.STARTS[bits], float(2**bits - 1)
+    run_ranges(
+        lambda lo, hi: affine_blocks(w, importance, top, starts, FORM, scales, offsets, codes, lo, hi),
+        len(w),
+        grain=256,
+    )
+    with np.errstate(all="ignore"):
+        return codes, scales, -offsets / scales

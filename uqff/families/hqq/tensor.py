@@ -39,8 +39,9 @@ from uqff.codes import DType, Family, Version
 from uqff.errors import ShardError, UnsupportedError
 from uqff.families.base import QuantizedTensor
 from uqff.families.biases import BiasRule
-from uqff.families.encoding import GROUP, Engine, Resolution, no_group_size, wrong_shape
+from uqff.families.encoding import AS_ENGINE, GROUP, Effort, Engine, Resolution, no_group_size, wrong_shape
 from uqff.families.hqq import reference
+from uqff.families.hqq.best import better_columns
 from uqff.families.hqq.codes import as_uint8, pack_rows, planned_codes, unpack_rows, word_dtype
 from uqff.families.hqq.tiles import column_tiles
 from uqff.families.loaded import Loaded
@@ -165,10 +166,15 @@ class HQQ(QuantizedTensor):
         return cls._encoded([w_q, scales, scales], kind, shape, group_size)
 
     @classmethod
-    def encode(cls, loaded: Loaded, kind: str, *, engine: Engine, group_size: int = GROUP) -> Self:
+    def encode(
+        cls, loaded: Loaded, kind: str, *, engine: Engine, group_size: int = GROUP, effort: Effort = AS_ENGINE
+    ) -> Self:
         """See :meth:`Encoding.encode`."""
         bits = int(kind[-1])
         codes, *floats = _quantizer()(loaded.values, bits, group_size, STEPS)
+        if effort.name == "best":
+            made = codes, *floats
+            codes, *floats = better_columns(loaded.values, effort.importance, group_size, bits, made, _search())
         w_q = Part.of_array(codes, word_dtype(bits)).as_bytes()
         return cls._encoded([w_q, *(Part.of_array(each, DType.F32) for each in floats)], kind, loaded.shape, group_size)
 
@@ -482,6 +488,14 @@ class HQQ(QuantizedTensor):
             UnsupportedError: always.
         """
         raise UnsupportedError("hidden layers of an HQQ weight share scales: they are not put together anew")
+
+
+def _search() -> Any:
+    if not simd.enabled():
+        return reference.search
+    from uqff.families.hqq import cpu
+
+    return cpu.search
 
 
 def _quantizer() -> Any:

@@ -11,19 +11,21 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from uqff.families.mxfp4.reference import BIAS, BLOCK_SIZE, floor_log2
+from uqff.families.mxfp4.reference import BIAS, BLOCK_SIZE, E2M1, EXPONENTS, THRESHOLDS, floor_log2
 from uqff.simd.bits import MAGNITUDE, bits_of, float_of, pack8
 from uqff.simd.compiling import inline, kernel
-from uqff.simd.load_store import load_codes_4
+from uqff.simd.fitting import load_tile
+from uqff.simd.load_store import load_codes_4, load_f64, store_f64
+from uqff.simd.masks import where
 from uqff.simd.output import Bytes, looked_up, over, put_pair, read_ahead, without_subnormals
 from uqff.simd.scratch import scratch
 from uqff.simd.threads import run_ranges
-from uqff.simd.vectors import as_f32, splat, where_less
+from uqff.simd.vectors import LANES, as_f32, splat, where_less
 
 if TYPE_CHECKING:
     from uqff.families.mxfp4.tensor import MXFP4
 
-__all__ = ["dequantize", "quantize"]
+__all__ = ["dequantize", "quantize", "search"]
 
 BYTES = BLOCK_SIZE // 2
 """Of the nibbles of a block."""
@@ -144,3 +146,72 @@ def scale_of(peak, first):
     sixth = bits_of(float_of(peak) / np.float32(6))
     field = sixth >> np.uint32(23)
     return np.uint32(BIAS) if peak == np.uint32(0) else field + np.uint32(sixth >= first[field])
+
+
+POWERS = np.ldexp(1.0, np.arange(256) - BIAS)
+"""Of each scale byte."""
+
+TILE = BLOCK_SIZE * LANES
+"""Weights of the blocks that are searched together."""
+
+_EXPONENTS = np.array(EXPONENTS)
+_VALUES = np.array(E2M1[:8])
+_THRESHOLDS = THRESHOLDS.astype(np.float64)
+
+
+def search(w: F32, importance: F32) -> tuple[U8, U8]:
+    """See :func:`uqff.families.mxfp4.reference.search`; both arrays must be C-contiguous."""
+    codes, scales = np.empty((len(w), BYTES), np.uint8), np.empty((len(w), 1), np.uint8)
+    first = first_of_next()
+    run_ranges(lambda lo, hi: search_blocks(w, importance, first, codes, scales, lo, hi), len(w), grain=256)
+    return codes, scales
+
+
+@kernel
+def search_blocks(w, importance, first_bits, codes, scales, lo, hi):
+    """Blocks [lo, hi)."""
+    tx, tw = scratch(TILE, np.float64), scratch(TILE, np.float64)
+    up, down, best = scratch(LANES, np.float64), scratch(LANES, np.float64), scratch(LANES, np.float64)
+    start, tried, chosen = scratch(LANES, np.int64), scratch(LANES, np.int64), scratch(LANES, np.int64)
+    for first in range(lo, hi, LANES):
+        blocks = min(LANES, hi - first)
+        load_tile(w, importance, first, blocks, BLOCK_SIZE, tx, tw)
+        for lane in range(LANES):
+            peak = np.uint32(0)
+            for i in range(BLOCK_SIZE):
+                tx[i * LANES + lane] = abs(tx[i * LANES + lane])
+                peak = max(peak, bits_of(np.float32(tx[i * LANES + lane])))
+            start[lane] = np.int64(scale_of(peak, first_bits))
+            chosen[lane] = start[lane]
+            best[lane] = np.inf
+        for k in range(len(EXPONENTS)):
+            for lane in range(LANES):
+                tried[lane] = min(max(start[lane] + _EXPONENTS[k], 1), 254)
+                up[lane], down[lane] = POWERS[2 * BIAS - tried[lane]], POWERS[tried[lane]]
+            factor, unit, error = load_f64(up, 0), load_f64(down, 0), splat(0.0)
+            for i in range(BLOCK_SIZE):
+                v = load_f64(tx, i * LANES) * factor
+                value = splat(0.0)
+                for c in range(7):
+                    value = where(v < _THRESHOLDS[c], value, splat(_VALUES[c + 1]))
+                e = (v - value) * unit
+                error = error + load_f64(tw, i * LANES) * e * e
+            store_f64(up, 0, error)
+            for lane in range(LANES):
+                if up[lane] < best[lane]:
+                    best[lane] = up[lane]
+                    chosen[lane] = tried[lane]
+        for lane in range(blocks):
+            scales[first + lane, 0] = np.uint8(chosen[lane])
+            factor_of_one = POWERS[2 * BIAS - chosen[lane]]
+            for j in range(BYTES):
+                byte = 0
+                for half in range(2):
+                    i = 2 * j + half
+                    v = tx[i * LANES + lane] * factor_of_one
+                    code = 0
+                    for c in range(7):
+                        code += v >= _THRESHOLDS[c]
+                    code += 8 * (w[first + lane, i] < np.float32(0))
+                    byte |= code << (4 * half)
+                codes[first + lane, j] = np.uint8(byte)

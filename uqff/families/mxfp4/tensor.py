@@ -26,8 +26,9 @@ import numpy.typing as npt
 from uqff import simd
 from uqff.codes import DType, Family, Version
 from uqff.families.base import QuantizedTensor
+from uqff.families.best import Parts, better_blocks
 from uqff.families.biases import BiasRule
-from uqff.families.encoding import GROUP, Engine, Resolution, misaligned_row, wrong_shape
+from uqff.families.encoding import AS_ENGINE, GROUP, Effort, Engine, Resolution, misaligned_row, wrong_shape
 from uqff.families.loaded import Loaded, by_runs, rows_of
 from uqff.families.mxfp4 import reference
 from uqff.families.mxfp4.reference import BLOCK_SIZE
@@ -97,12 +98,22 @@ class MXFP4(QuantizedTensor):
         return cls.made_of(blocks=blocks, scales=scales)
 
     @classmethod
-    def encode(cls, loaded: Loaded, kind: str, *, engine: Engine, group_size: int = GROUP) -> Self:
+    def encode(
+        cls, loaded: Loaded, kind: str, *, engine: Engine, group_size: int = GROUP, effort: Effort = AS_ENGINE
+    ) -> Self:
         """See :meth:`Encoding.encode`."""
         quantize = _quantizer()
-        made = by_runs(loaded, BLOCK_SIZE, lambda run: quantize(run.reshape(-1, BLOCK_SIZE)))
+        if effort.name == "engine":
+            made = by_runs(loaded, BLOCK_SIZE, lambda run: quantize(run.reshape(-1, BLOCK_SIZE)))
+        else:
+            made = better_blocks(loaded, BLOCK_SIZE, effort.importance, quantize, _search(), cls._numbers_of)
         blocks, scales = (Part.of_array(rows_of(part, loaded.shape, BLOCK_SIZE), DType.U8) for part in made)
         return cls.made_of(blocks=blocks, scales=scales)
+
+    @classmethod
+    def _numbers_of(cls, parts: Parts) -> npt.NDArray[np.float32]:
+        blocks, scales = (Part.of_array(np.ascontiguousarray(part), DType.U8) for part in parts)
+        return cls.made_of(blocks=blocks, scales=scales).numbers().array().view(np.float32).reshape(-1, BLOCK_SIZE)
 
     @property
     def kind(self) -> str:
@@ -186,6 +197,14 @@ class MXFP4(QuantizedTensor):
     def resized(self, outputs: int) -> Self:
         """See :meth:`LayerRules.resized`."""
         return self.planned(self.kind, (outputs, *self.shape[1:]), self.nominal_dtype)
+
+
+def _search() -> Any:
+    if not simd.enabled():
+        return reference.search
+    from uqff.families.mxfp4 import cpu
+
+    return cpu.search
 
 
 def _quantizer() -> Any:

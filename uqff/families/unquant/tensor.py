@@ -24,7 +24,7 @@ from uqff.codes import DType, Family, Version
 from uqff.errors import ShapeError
 from uqff.families.base import QuantizedTensor
 from uqff.families.biases import BiasRule
-from uqff.families.encoding import GROUP, Engine
+from uqff.families.encoding import AS_ENGINE, GROUP, Effort, Engine
 from uqff.families.loaded import Loaded
 from uqff.families.out import KERNEL_DTYPES
 from uqff.families.part import Part
@@ -78,7 +78,9 @@ class Unquant(QuantizedTensor):
         return cls.of(Part.planned(shape, dtype))
 
     @classmethod
-    def encode(cls, loaded: Loaded, kind: str, *, engine: Engine, group_size: int = GROUP) -> Self:
+    def encode(
+        cls, loaded: Loaded, kind: str, *, engine: Engine, group_size: int = GROUP, effort: Effort = AS_ENGINE
+    ) -> Self:
         """See :meth:`Encoding.encode`; shares the memory of a weight that is contiguous and in its load dtype."""
         return cls.of(Part.of_array(loaded.plain.bits, loaded.dtype))
 
