@@ -25,6 +25,10 @@ __all__ = [
     "MAX_REPORT_BYTES",
     "MAX_SHARDS",
     "MAX_SUMS_BYTES",
+    "MAX_TEMPLATE_BYTES",
+    "MAX_TEMPLATE_MEMORY",
+    "MAX_TEMPLATE_SECONDS",
+    "MAX_TEMPLATE_TEXT",
     "MAX_TEXT_BYTES",
     "U32_MAX",
 ]
@@ -85,3 +89,15 @@ MAX_PATTERN: Final = 500
 
 MAX_TEXT_BYTES: Final = 1_000_000_000
 """Longest text that a model is measured or calibrated with: read whole, as is the list of its tokens."""
+
+MAX_TEMPLATE_BYTES: Final = 1_000_000
+"""Longest chat template: compiled whole, to many times its size; the longest known have some 20 kB."""
+
+MAX_TEMPLATE_SECONDS: Final = 0.5
+"""Processor time to compile and render a chat template, a program of strangers; milliseconds in practice."""
+
+MAX_TEMPLATE_MEMORY: Final = 64_000_000
+"""Bytes that rendering may take beside Jinja itself and eight times the variables: see ``MAX_TEMPLATE_SECONDS``."""
+
+MAX_TEMPLATE_TEXT: Final = 1_000_000
+"""Most characters that a chat template may add to what it is given: they become tokens, which a model must read."""

@@ -20,6 +20,7 @@ from uqff.errors import FormatError, UnsupportedError, UqffError, located
 from uqff.limits import MAX_CONFIG_BYTES
 from uqff.models.architectures import architecture_of
 from uqff.models.assets import CONFIG_NAME
+from uqff.models.template import render
 
 __all__ = ["CLASSES", "OPTIONS", "Text"]
 
@@ -108,12 +109,19 @@ class Text:
         text, special = prompt, True
         if not raw and self._tokenizer.chat_template:
             message = [{"role": "user", "content": prompt}]
-            with _refused("chat template fails; --raw does without", self._directory):
-                text = self._tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
+            try:
+                text = render(self._tokenizer.chat_template, {**self._variables(), "messages": message})
+            except UqffError as error:
+                error.problem += "; --raw does without"
+                raise error.within(file=str(self._directory)) from None
             bos = self._tokenizer.bos_token
             special = not (bos and text.startswith(bos))  # a template that writes it must not get it twice
         with _refused("tokenizer fails", self._directory):
             return list(self._tokenizer(text, add_special_tokens=special)["input_ids"])
+
+    def _variables(self) -> dict[str, Any]:
+        """What ``transformers`` gives to a chat template beside the messages."""
+        return {**self._tokenizer.special_tokens_map, "tools": None, "documents": None, "add_generation_prompt": True}
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of some tokens, special ones left out."""
@@ -158,7 +166,7 @@ def _special_tokens(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _chat_template(directory: Path, config: Mapping[str, Any]) -> str | None:
-    """The template by which a prompt becomes a message; ``transformers`` renders it in Jinja's sandbox."""
+    """The template by which a prompt becomes a message."""
     jinja, template = directory / "chat_template.jinja", config.get("chat_template")
     if jinja.is_file():
         return read_text(jinja, MAX_CONFIG_BYTES)
