@@ -83,6 +83,19 @@ def _one_kind(ctx: click.Context, parameter: click.Parameter, value: str | None)
     help="Load dtype: weights are rounded to it first.",
 )
 @click.option(
+    "--effort",
+    type=click.Choice(["engine", "best"]),
+    default="engine",
+    show_default=True,
+    help="How codes and scales are chosen: to the engine's bytes, or for the least squared error in the same format.",
+)
+@click.option(
+    "--imatrix",
+    type=click.Path(exists=True, dir_okay=False),
+    metavar="FILE",
+    help="Importance matrix (llama.cpp's, GGUF or older, or .cimatrix): errors count as much as the inputs they meet.",
+)
+@click.option(
     "--no-promote", is_flag=True, help="Give head and embedding the type of the others; 1.2 makes them better."
 )
 @click.option(
@@ -118,6 +131,8 @@ def quantize(
     version: str,
     engine: Any,
     dtype: str,
+    effort: Any,
+    imatrix: str | None,
     no_promote: bool,
     engine_biases: bool,
     strict: bool,
@@ -167,6 +182,8 @@ def quantize(
             version=version,
             engine=engine,
             dtype=dtype,
+            effort=effort,
+            imatrix=imatrix,
             promote=not no_promote,
             engine_biases=engine_biases,
             strict=strict,

@@ -47,14 +47,17 @@ from uqff.container.writer import LayerWriter
 from uqff.errors import UnsupportedError, located
 from uqff.families import PLAIN_KIND
 from uqff.families.base import QuantizedTensor
+from uqff.families.encoding import EffortName
 from uqff.families.loaded import Loaded
 from uqff.families.part import Part
+from uqff.importance.matrix import Importance
 from uqff.lora.applied import Adapters, Lora
 from uqff.models.assets import Residual, companions_of, copy_companions
 from uqff.models.engine import limits_of, refuse_limits
 from uqff.models.patterns import Pattern
 from uqff.progress import Progress, Steps
 from uqff.quantization.bias import StoredBias, bias_distance, bias_part
+from uqff.quantization.effort import LayerEfforts
 from uqff.quantization.error import UNMEASURED, Measure, measured
 from uqff.quantization.keep import kept_record, no_fallback, plan_kept
 from uqff.quantization.lora import MergedTensors, model_weights
@@ -93,6 +96,8 @@ def quantize_model(
     version: str | tuple[int, int, int] = "1.2",
     engine: Engine = "0.9",
     dtype: str = "auto",
+    effort: EffortName = "engine",
+    imatrix: Importance | PathLike | None = None,
     promote: bool = True,
     engine_biases: bool = False,
     strict: bool = False,
@@ -126,6 +131,9 @@ def quantize_model(
         engine: whose rules, see :mod:`uqff.quantization.types`.
         dtype: the load dtype: ``f32``, ``f16``, ``bf16``, or ``auto``, the one that holds all layers exactly. Layers
             that are quantised already are dequantised in float32 and not rounded to it.
+        effort: how codes and scales are chosen, see :func:`uqff.quantize`.
+        imatrix: importance of the inputs of layers, or its file. Layers that it has nothing of, and those of types that
+            take none, are quantised without.
         promote: give head and embedding a better type than the others where the engine does: from 1.2 on, see
             :attr:`uqff.families.encoding.Encoding.PROMOTED`; what a recipe says of them counts first.
         engine_biases: store biases in the dtypes in which the engine does: those of FP8 in F8E4M3 without a scale, of
@@ -160,6 +168,8 @@ def quantize_model(
     check_target(Path(target), force=force)
     if recipe is not None and not isinstance(recipe, Recipe):
         recipe = load_recipe(recipe)
+    if imatrix is not None and not isinstance(imatrix, Importance):
+        imatrix = Importance.open(imatrix)
     with open_checkpoint(source) as checkpoint, Adapters.open(lora) as adapters:
         if base_model is None and not Path(source).is_dir():
             base_model = str(source)
@@ -172,6 +182,8 @@ def quantize_model(
             version=version,
             engine=engine,
             dtype=dtype,
+            effort=effort,
+            imatrix=imatrix,
             promote=promote,
             engine_biases=engine_biases,
             measure=measure,
@@ -204,6 +216,8 @@ class QuantizeJob(Job[Result]):
         version: str | tuple[int, int, int],
         engine: Engine,
         dtype: str,
+        effort: EffortName = "engine",
+        imatrix: Importance | None = None,
         promote: bool,
         engine_biases: bool,
         measure: bool,
@@ -233,6 +247,8 @@ class QuantizeJob(Job[Result]):
         self.unmatched = [] if recipe is None else recipe.unmatched(goal.name for goal in self.goals)
         self.config = restated_config(checkpoint, self.version)
         self.notes = engine_notes(checkpoint, self.goals)
+        self.efforts = LayerEfforts(effort, imatrix, self.goals)
+        self.notes += self.efforts.notes
         self.outputs: list[Output] = []
         self.plans: list[list[PlannedLayer]] = []
         for kind in dict.fromkeys(KEEP if each == KEEP else kind_name(each) for each in kinds):
@@ -305,6 +321,7 @@ class QuantizeJob(Job[Result]):
             "shard_bytes": self.shard_bytes,
             "measure": self.measure,
             "layers": layers,
+            **self.efforts.description(),
             **({"lora": self.lora.description()} if self.lora.adapters else {}),
         }
 
@@ -409,7 +426,8 @@ class QuantizeJob(Job[Result]):
             if planned.is_carried or loaded is None:
                 record = kept_record(self.checkpoint, goal)
             else:
-                record = encode(loaded, planned.stored, engine=self.engine)
+                effort = self.efforts.of(at, number if len(self.pieces[at]) > 1 else None)
+                record = encode(loaded, planned.stored, engine=self.engine, effort=effort)
         count = len(self.pieces[at])
         if count == 1:
             job = partial(files.write, goal.key, Layer(record, self._bias(goal, planned)))

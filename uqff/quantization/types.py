@@ -53,6 +53,7 @@ __all__ = [
     "FallbackWarning",
     "Resolution",
     "automatic_kinds",
+    "check_effort",
     "effort_of",
     "encode",
     "kind_name",
@@ -237,13 +238,9 @@ def effort_of(name: str, importance: Any, shape: Sequence[int]) -> Effort:
         ShapeError: the importance is not of so many inputs, or experts.
         FormatError: a number in it is negative or not finite; its position is named.
     """
-    if name not in EFFORTS:
-        expected = f"one of {', '.join(EFFORTS)}"
-        raise UnsupportedError("unknown effort", field="effort", expected=expected, got=name)
+    effort = check_effort(name, importance)
     if importance is None:
-        return Effort(name)
-    if name == "engine":
-        raise UnsupportedError("importance without effort", field="effort", expected="best", got=name)
+        return Effort(effort)
     if hasattr(importance, "detach"):
         importance = importance.detach().cpu().float().numpy()
     try:
@@ -260,7 +257,21 @@ def effort_of(name: str, importance: Any, shape: Sequence[int]) -> Effort:
         at = np.unravel_index(int(np.argmax(wrong)), numbers.shape)
         got = f"{numbers[at]} at {tuple(map(int, at))}"
         raise FormatError("importance", field="importance", expected="finite numbers, not negative", got=got)
-    return Effort(name, numbers.reshape(-1, shape[-1]))
+    return Effort(effort, numbers.reshape(-1, shape[-1]))
+
+
+def check_effort(name: str, importance: object) -> EffortName:
+    """The effort of that name.
+
+    Raises:
+        UnsupportedError: there is none, or importance is given to one that takes none.
+    """
+    for effort in EFFORTS:
+        if effort == name:
+            if importance is not None and effort == "engine":
+                raise UnsupportedError("importance without effort", field="effort", expected="best", got=name)
+            return effort
+    raise UnsupportedError("unknown effort", field="effort", expected=f"one of {', '.join(EFFORTS)}", got=name)
 
 
 def widened(kind: str, weights: int) -> int:

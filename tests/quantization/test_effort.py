@@ -1,0 +1,59 @@
+"""``quantize_model(effort=, imatrix=)``: layers as ``uqff.quantize`` makes them with their importance."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from safetensors.torch import load_file
+
+import uqff
+from tools.tiny.models import TinyModel
+from uqff import ShapeError, UnsupportedError
+from uqff.cli import main
+from uqff.importance.matrix import InputSquares
+
+
+def importance_of(weights: dict[str, torch.Tensor]) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(5)
+    names = [name for name, weight in weights.items() if weight.ndim == 2 and "embed" not in name]
+    return {name: rng.exponential(1, weights[name].shape[1]).astype(np.float32) for name in names}
+
+
+def test_layers(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    TinyModel("llama").write(source)
+    weights = load_file(source / "model.safetensors")
+    importance = importance_of(weights)
+    entries = {
+        name.removesuffix(".weight"): InputSquares(each[None] * 2, np.array([2])) for name, each in importance.items()
+    }
+    del entries["model.layers.0.mlp.up_proj"]
+    matrix = tmp_path / "imatrix.gguf"
+    uqff.Importance(entries).save(matrix)
+    arguments = ["quantize", str(source), str(tmp_path / "made"), "--isq", "q4_0", "--no-promote", "--quiet"]
+    run = CliRunner().invoke(main, [*arguments, "--effort", "best", "--imatrix", str(matrix)])
+    assert run.exit_code == 0, run.output
+    assert "the importance matrix has nothing of " in run.stderr
+    with uqff.open(tmp_path / "made") as file:
+        for key, layer in file.items():
+            weight = weights[f"{key}.weight"]
+            found = importance[f"{key}.weight"] if key in entries else None
+            expected = uqff.quantize(weight, "q4_0", effort="best", importance=found)
+            assert bytes(layer.weight.parts["data"].array()) == bytes(expected.parts["data"].array()), key
+    refused = CliRunner().invoke(main, ["quantize", str(source), str(tmp_path / "x"), "--isq", "q4_0", "--effort", "x"])
+    assert refused.exit_code == 2
+
+
+def test_what_is_refused(tmp_path: Path) -> None:
+    TinyModel("llama").write(tmp_path / "source")
+    key = "model.layers.0.self_attn.q_proj"
+    matrix = uqff.Importance({key: InputSquares(np.ones((1, 8), np.float32), np.array([1]))})
+    with pytest.raises(ShapeError, match=key):
+        uqff.quantize_model(tmp_path / "source", tmp_path / "made", "q4_0", effort="best", imatrix=matrix)
+    with pytest.raises(UnsupportedError, match="importance without effort"):
+        uqff.quantize_model(tmp_path / "source", tmp_path / "made", "q4_0", imatrix=matrix)
+    assert not (tmp_path / "made").exists()
