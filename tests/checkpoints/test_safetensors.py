@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import errno
 import json
-import sys
-import types
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from uqff.checkpoints import open_tensors
-from uqff.errors import FormatError, ShardError, UnsupportedError
+from uqff.errors import FormatError, ShardError
 from uqff.limits import MAX_CONFIG_BYTES
 
 A = torch.arange(6, dtype=torch.float32).view(2, 3)
@@ -162,56 +159,3 @@ def test_nothing_there(tmp_path: Path) -> None:
     for name in (tmp_path / "missing", "./a/b", "a/b/c", "/a/b", "name", "a/"):
         with pytest.raises(FileNotFoundError, match="no such directory"):
             open_tensors(name)
-
-
-def test_hub_ids(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Only what a checkpoint needs is asked for; without the package the way to get it is named."""
-    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    with pytest.raises(UnsupportedError, match=r"pip install 'uqff-format\[hub\]'"):
-        open_tensors("owner/name")
-    asked: list[Any] = []
-
-    def snapshot_download(repo: str, *, allow_patterns: list[str]) -> str:
-        asked.append((repo, allow_patterns))
-        return str(sharded(tmp_path))
-
-    hub = types.ModuleType("huggingface_hub")
-    hub.snapshot_download = snapshot_download  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "huggingface_hub", hub)
-    with open_tensors("owner/name") as checkpoint:
-        assert sorted(checkpoint) == ["a", "b"]
-    assert [repo for repo, _ in asked] == ["owner/name"]
-    assert not any("bin" in pattern or pattern == "*" for pattern in asked[0][1])
-
-
-@pytest.mark.parametrize(
-    ("error", "says"),
-    [
-        (
-            OSError("Got: ConnectError: [Errno -2] Name or service not known\nAn error happened"),
-            "ConnectError: [Errno -2] Name or service not known",
-        ),
-        (
-            type("RepositoryNotFoundError", (OSError,), {})(
-                "404 Client Error. (Request ID: x)\n\nRepository Not Found"
-            ),
-            "it has none of that name, or it is private",
-        ),
-        (ValueError(), "ValueError"),
-    ],
-)
-def test_a_mistyped_path_is_no_riddle(monkeypatch: pytest.MonkeyPatch, error: Exception, says: str) -> None:
-    """``models/lama`` may be a repository, so the hub is asked: one line says both. A full disk is a full disk."""
-
-    def snapshot_download(repo: str, *, allow_patterns: list[str]) -> str:
-        raise error
-
-    hub = types.ModuleType("huggingface_hub")
-    hub.snapshot_download = snapshot_download  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "huggingface_hub", hub)
-    with pytest.raises(FileNotFoundError) as caught:
-        open_tensors("models/lama")
-    assert str(caught.value) == f"no such directory: models/lama; asked for a repository, the hub says: {says}"
-    error = OSError(errno.ENOSPC, "No space left on device")
-    with pytest.raises(OSError, match="No space left on device"):
-        open_tensors("models/lama")

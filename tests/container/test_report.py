@@ -24,6 +24,7 @@ from uqff.container.report import (
     read_report,
     report_document,
 )
+from uqff.container.shards import stays_inside
 
 
 def document(**changes: Any) -> dict[str, Any]:
@@ -123,12 +124,14 @@ def test_missing_shard(tmp_path: Path) -> None:
 def test_links(tmp_path: Path) -> None:
     """To a sibling, or into the blob store of a hub cache; nowhere else."""
     snapshot, blobs, elsewhere = tmp_path / "hub" / "snapshots" / "c0", tmp_path / "hub" / "blobs", tmp_path / "other"
-    for folder in (snapshot, blobs, elsewhere):
+    shared = tmp_path / "blobs" / "01"  # of several repositories of the cache
+    for folder in (snapshot, blobs, elsewhere, shared):
         folder.mkdir(parents=True)
     put(snapshot, document())
     shard = snapshot / "q4_0-0.uqff"
     for target, expected in (
         (blobs / "0123", []),
+        (shared / "0123", []),
         (snapshot / "real.uqff", []),
         (elsewhere / "x.uqff", [("shard is a link out of the directory", "outputs[0].shards[0]")]),
     ):
@@ -136,6 +139,11 @@ def test_links(tmp_path: Path) -> None:
         shard.unlink(missing_ok=True)
         shard.symlink_to(target)
         assert problems(snapshot) == expected
+    inner = snapshot / "folder" / "in" / "it"
+    inner.mkdir(parents=True)
+    (blobs / "4567").touch()
+    (inner / "x.uqff").symlink_to(blobs / "4567")
+    assert stays_inside(inner / "x.uqff")
     shard.unlink()
     shard.mkdir()
     assert problems(snapshot) == [("shard is not a regular file", "outputs[0].shards[0]")]

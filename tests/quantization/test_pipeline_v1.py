@@ -464,10 +464,11 @@ def test_the_report_is_the_results(untied: Path, tmp_path: Path) -> None:
 
 def test_names_in_the_report(untied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is said; else the name that the checkpoint has on the hub."""
-    monkeypatch.setattr("uqff.checkpoints.safetensors._download", lambda source: untied)
+    monkeypatch.setattr("uqff.checkpoints.safetensors.fetch", lambda name, choose: untied)
     for name, source, given, expected in (
         ("said", untied, {"base_model": "a/b", "repo_id": "c/d"}, ("a/b", "c/d")),
         ("hub", "who/what", {}, ("who/what", None)),
+        ("branch", "hf://who/what@main", {}, ("who/what", None)),
         ("both", "who/what", {"base_model": "a/b"}, ("a/b", None)),
     ):
         quantize_model(source, tmp_path / name, ["q4k"], **given)  # type: ignore[arg-type]

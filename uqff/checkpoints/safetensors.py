@@ -16,7 +16,6 @@ Authority: transformers, ``modeling_utils.py`` (``_get_resolved_checkpoint_files
 
 from __future__ import annotations
 
-import errno
 import mmap
 import os
 from collections.abc import Iterator, Mapping
@@ -29,7 +28,9 @@ from uqff.container.closing import Closing
 from uqff.container.document import read_json
 from uqff.container.mapped import MappedFile, TensorMap
 from uqff.container.shards import PathLike
-from uqff.errors import FormatError, ShardError, UnsupportedError
+from uqff.errors import FormatError, ShardError
+from uqff.hub.fetch import fetch, no_models
+from uqff.hub.names import hub_name
 from uqff.limits import MAX_HEADER_BYTES, MAX_SHARDS
 from uqff.models.assets import CONFIG_NAME
 from uqff.models.config import read_config
@@ -40,12 +41,6 @@ if TYPE_CHECKING:
 __all__ = ["CONFIG_NAME", "TensorFiles", "open_tensors"]
 
 SINGLE_NAME: Final = "model.safetensors"
-
-LOCAL_ERRORS: Final = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS)
-"""What may go wrong with the hub's cache on this machine; anything else is the hub's answer."""
-
-HUB_PATTERNS: Final = ("*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja", "*.model", "merges.txt")
-"""What is fetched of a repository on the hub."""
 
 
 class TensorFiles(Mapping[str, "torch.Tensor"], Closing):
@@ -146,18 +141,21 @@ def open_tensors(source: PathLike) -> TensorFiles:
 
     Args:
         source: a directory; or, if there is none of that name, the id of a repository on the Hugging Face hub
-            (``owner/name``), which is downloaded into the hub's cache. The latter needs ``huggingface_hub``.
+            (``owner/name``, see :mod:`uqff.hub.names`), which is fetched into the hub's cache. The latter needs
+            ``huggingface_hub``.
 
     Raises:
         FormatError: a file breaks a rule.
         ShardError: the index and the files do not fit together.
+        HubError: the hub did not give it.
         UnsupportedError: a hub id without ``huggingface_hub``.
         FileNotFoundError: no such directory, or no weights in it.
         OSError: a file cannot be read.
     """
-    path = Path(source)
+    name = hub_name(source)
+    path = Path(source) if name is None else fetch(name, no_models)
     if not path.is_dir():
-        path = _download(str(source))
+        raise FileNotFoundError(f"no such directory: {source}")
     config_path = path / CONFIG_NAME
     config = read_config(config_path) if config_path.is_file() else {}
     files: list[MappedFile] = []
@@ -218,35 +216,3 @@ def _check_sibling(index: Path, name: str) -> None:
             expected="a plain name that ends in .safetensors",
             got=name,
         )
-
-
-def is_hub_id(source: PathLike) -> bool:
-    """Whether a path that is no directory may be meant as a repository of the hub: ``owner/name``."""
-    parts = str(source).split("/")
-    is_path = os.path.exists(source) or str(source).startswith((".", "/", "~"))
-    return not is_path and len(parts) == 2 and all(parts)
-
-
-def _download(source: str) -> Path:
-    if not is_hub_id(source):
-        raise FileNotFoundError(f"no such directory: {source}")
-    try:
-        from huggingface_hub import snapshot_download
-    except ImportError:
-        raise UnsupportedError(
-            "no such directory, and reading a repository of the hub needs huggingface_hub "
-            "(pip install 'uqff-format[hub]')",
-            got=source,
-        ) from None
-    try:
-        return Path(snapshot_download(source, allow_patterns=list(HUB_PATTERNS)))
-    except Exception as error:
-        if isinstance(error, OSError) and error.errno in LOCAL_ERRORS:
-            raise
-        names = {kind.__name__ for kind in type(error).__mro__}
-        reason = str(error).strip().partition("\n")[0].removeprefix("Got: ") or type(error).__name__
-        if "RepositoryNotFoundError" in names:
-            reason = "it has none of that name, or it is private"
-        raise FileNotFoundError(
-            f"no such directory: {source}; asked for a repository, the hub says: {reason}"
-        ) from error

@@ -6,7 +6,7 @@ import json
 
 import click
 
-from uqff.cli.options import DtypeChoice, isq_option, selected
+from uqff.cli.options import DtypeChoice, fetched, isq_option, selected
 from uqff.cli.progress import shown_progress, terminable
 
 __all__ = ["calibrate"]
@@ -50,6 +50,7 @@ def calibrate(
     """
     from uqff.checkpoints.model import holds_checkpoint
 
+    source = fetched(source, isq)
     if not holds_checkpoint(source):
         source, isq = selected(source, isq, "SRC"), None
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from uqff.cli.options import isq_option, selected
+from uqff.cli.options import fetched, isq_option, named
 from uqff.errors import printable
 from uqff.hub.names import is_hub_name
 
@@ -59,7 +59,7 @@ def checksum(
 
     Exits with 1 if --check finds a difference, or something that is not there.
     """
-    path = selected(path, isq, "PATH")
+    path = named(path, isq, "PATH")
     if write and checking:
         raise click.UsageError("--write and --check exclude each other")
     if sums is not None and not (write or checking):
@@ -137,6 +137,7 @@ def _layers(
     from uqff.inspection.checksum import checksum as summed
     from uqff.inspection.checksum import checksum_document, files_of, read_sums, write_sums
 
+    path = fetched(path)
     listed = Path(sums) if sums is not None else files_of(path)[0] / LAYER_SUMS_NAME
     stated = read_sums(listed if sums is not None else check_regular(listed)) if checking else None
     with shown_progress() as progress:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from uqff.cli.options import isq_option, pattern_option, selected
+from uqff.cli.options import fetched, isq_option, pattern_option, selected
 
 if TYPE_CHECKING:
     from uqff.inspection.compare import LayerDifference
@@ -43,6 +43,7 @@ def diff(ctx: click.Context, a: str, b: str, layers: Any, names: str | None, isq
     from uqff.inspection.compare import comparison_document, is_checkpoint
     from uqff.inspection.compare import diff as compared
 
+    a, b = fetched(a, isq), fetched(b, isq)
     a, b = (selected(path, None if is_checkpoint(path) else isq, name) for path, name in ((a, "A"), (b, "B")))
     with told_of_compiling():
         differences = list(compared(a, b, layers=layers, names=names))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from uqff.cli.options import DtypeChoice, isq_option, selected
+from uqff.cli.options import DtypeChoice, fetched, isq_option, selected
 from uqff.cli.progress import shown_progress
 from uqff.errors import UqffError
 
@@ -76,9 +76,11 @@ def eval_(
     from uqff.checkpoints.model import holds_checkpoint
     from uqff.container.shards import resolve
 
+    path = fetched(path, isq)
     if not holds_checkpoint(path):
         path, isq = selected(path, isq, "MODEL"), None
         resolve(path)  # before what takes seconds to import
+    reference = None if reference is None else fetched(reference)
     if reference is not None and not holds_checkpoint(reference):
         reference = selected(reference, None, "--reference")
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from uqff.cli.options import isq_option, selected
+from uqff.cli.options import isq_option, named
 from uqff.container import open_uqff
 from uqff.container.shards import models_in
 from uqff.errors import UqffError, printable
@@ -67,7 +67,7 @@ def inspect(
     """
     if dump and key is None:
         raise click.UsageError("--hex needs a KEY")
-    path = selected(path, isq, "PATH")
+    path = named(path, isq, "PATH")
     with looked_into(path) as looked:
         models = models_in(looked.path) if key is None and Path(looked.path).is_dir() else {}
         if len(models) > 1:

@@ -81,7 +81,7 @@ def migrate(
 
     if out is None and not dry_run:
         raise click.UsageError("Missing argument 'OUT'.", context)
-    source = selected(source, isq, "SRC")
+    source = selected(source, isq, "SRC", several=True)
     chosen = read_names(names) if names is not None else None
     with ModelDirectory(source) as directory:
         plan = plan_migration(

@@ -7,9 +7,19 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from uqff.errors import UqffError, printable
+from uqff.errors import HubError, UqffError, printable
 
-__all__ = ["DtypeChoice", "isq_option", "lora_option", "pattern_option", "selected", "size_option"]
+__all__ = [
+    "DtypeChoice",
+    "fetched",
+    "isq_option",
+    "lora_option",
+    "named",
+    "pattern_option",
+    "selected",
+    "show_bars",
+    "size_option",
+]
 
 UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 2**10, "mi": 2**20, "gi": 2**30}
 
@@ -84,24 +94,55 @@ isq_option = click.option(
 )
 
 
-def selected(path: str, isq: str | None, metavar: str) -> str:
-    """The path of an argument, or that of the one model of several that ``DIR:TYPE`` or ``--isq`` choose; the name of
-    a repository, with the type, as it is.
-    """
-    from pathlib import Path
-
-    from uqff.container.shards import select
+def named(path: str, isq: str | None, metavar: str) -> str:
+    """As :func:`selected`, of what is only looked into: the name of a repository stays one, and nothing is fetched."""
     from uqff.hub.names import hub_name
 
     name = hub_name(path)
-    if name is not None:
-        return name.of(isq).text
+    return selected(path, isq, metavar) if name is None else name.of(isq).text
+
+
+def show_bars() -> None:
+    """Let what is fetched from now on be shown on a terminal, but for a command that is to be quiet."""
+    import sys
+
+    from uqff.hub.fetch import BARS
+
+    context = click.get_current_context(silent=True)
+    quiet = context is not None and context.params.get("quiet", False)
+    BARS.set(not quiet and sys.stderr is not None and sys.stderr.isatty())
+
+
+def fetched(path: str, isq: str | None = None) -> str:
+    """A path as it is; of the name of a repository, where it has been fetched to: a checkpoint, or the one model."""
+    from os import fspath
+
+    from uqff.container.shards import at_hand
+
+    show_bars()
+    return fspath(at_hand(path, isq))
+
+
+def selected(path: str, isq: str | None, metavar: str, *, several: bool = False) -> str:
+    """The path of an argument, or that of the one model of several that ``DIR:TYPE`` or ``--isq`` choose.
+
+    What names a repository is fetched; unless all its models may be meant, it must have one or one be named.
+    """
+    from os import fspath
+    from pathlib import Path
+
+    from uqff.container.shards import at_hand, select
+
+    show_bars()
     try:
-        chosen = select(path, isq)
+        found = fspath(at_hand(path, isq, several=several))
+        chosen = select(found, isq if found == path else None)
+    except HubError:
+        raise
     except FileNotFoundError:
         problem = f"Path {click.format_filename(path)!r} does not exist."
     except UqffError as error:
         problem = str(error)
     else:
-        return path if chosen == Path(path) else str(chosen)
+        return found if chosen == Path(found) else str(chosen)
     raise click.BadParameter(problem, param_hint=f"'{metavar}'")

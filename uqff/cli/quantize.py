@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from uqff.cli.options import DtypeChoice, lora_option, pattern_option, size_option
+from uqff.cli.options import DtypeChoice, lora_option, pattern_option, show_bars, size_option
 from uqff.cli.progress import shown_progress, terminable
 from uqff.codes import FORMATS
 from uqff.errors import UqffError, printable
@@ -147,7 +147,8 @@ def quantize(
 ) -> None:
     """Quantise the checkpoint SRC into the new model directory OUT.
 
-    SRC is a directory with config.json and safetensors files, or the id of a repository on the Hugging Face hub. OUT
+    SRC is a directory with config.json and safetensors files, or a repository of the Hugging Face hub
+    (owner/name, owner/name@revision, hf://owner/name/folder). OUT
     appears when all of it is written; it must not exist, or be empty. Types are the engine's ISQ names (q4k, afq4,
     hqq8, fp8, ...), 2, 3, 4, 5, 6 or 8 bits, or unquant. SRC may be quantised itself (FP8, MLX,
     MXFP4, HQQ, GPTQ, AWQ, bitsandbytes, compressed-tensors): its weights are dequantised in float32 and quantised
@@ -157,12 +158,13 @@ def quantize(
     """
     from pathlib import Path
 
-    from uqff.checkpoints.safetensors import is_hub_id
     from uqff.container.staging import ResumeWarning, check_target
+    from uqff.hub.names import is_hub_name
 
-    if not Path(source).is_dir() and not is_hub_id(source):
+    if not Path(source).is_dir() and not is_hub_name(source):
         raise FileNotFoundError(f"no such directory: {source}")
     check_target(Path(out), force=force)
+    show_bars()
     _import_numba()  # takes its time, and is for nothing if there is nothing to be done
     from uqff.quantization.recipe import load_recipe
     from uqff.quantization.result import result_document

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from uqff.cli.options import isq_option, selected
+from uqff.cli.options import isq_option, named
 from uqff.errors import printable
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def report(
 
     if (base_model or repo_id) and not writes:
         raise click.UsageError("--base-model and --repo-id go with --write")
-    path = selected(path, isq, "DIR")
+    path = named(path, isq, "DIR")
     if writes and is_hub_name(path):
         raise click.UsageError("--write needs a directory on this machine")
     if writes and not Path(path).is_dir():

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from uqff.cli.options import DtypeChoice, isq_option, lora_option, selected
+from uqff.cli.options import DtypeChoice, fetched, isq_option, lora_option, selected
 from uqff.errors import UqffError
 
 if TYPE_CHECKING:
@@ -59,6 +59,7 @@ def run(
     from uqff.checkpoints.model import holds_checkpoint
     from uqff.container.shards import resolve
 
+    path = fetched(path, isq)
     if not holds_checkpoint(path):
         path, isq = selected(path, isq, "DIR"), None
         resolve(path)  # before what takes seconds to import

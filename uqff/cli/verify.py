@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from uqff.cli.options import isq_option, selected
+from uqff.cli.options import isq_option, named
 from uqff.errors import printable
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def verify(
 
     if deep and structure:
         raise click.UsageError("--deep and --structure exclude each other")
-    path = selected(path, isq, "PATH")
+    path = named(path, isq, "PATH")
     with shown_progress() as display:
 
         def tell(violation: RuleViolation) -> None:

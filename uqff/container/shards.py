@@ -7,16 +7,20 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from uqff.errors import ShardError
+from uqff.hub.fetch import fetch
+from uqff.hub.names import hub_name
 from uqff.limits import MAX_SHARDS
 
 __all__ = [
     "NUMBERED",
     "SUFFIX",
     "PathLike",
+    "at_hand",
     "models_in",
     "resolve",
     "select",
@@ -64,7 +68,7 @@ def resolve(path: PathLike | Sequence[PathLike], isq: str | None = None) -> tupl
         if isq is not None:
             raise ShardError("a list of files is one model: there is nothing to select", got=isq)
         return paths, True
-    path = select(path, isq)
+    path = select(at_hand(path, isq), isq)
     if path.is_dir():
         return _resolve_directory(path)
     match = NUMBERED.fullmatch(path.name)
@@ -77,7 +81,8 @@ def select(path: PathLike, isq: str | None = None) -> Path:
     """The model that is meant: one of its files if one of several is chosen, else the path as it is.
 
     Args:
-        path: a directory, a ``.uqff`` file, or ``DIR:TYPE`` where nothing is of that very name.
+        path: a directory, a ``.uqff`` file, or ``DIR:TYPE`` where nothing is of that very name; or the name of a
+            repository of the hub, of which what is meant is fetched.
         isq: the type, for a path that names none: the stem of the model's files in upper or lower case, or the end of
             it after ``-``, ``.`` or ``_``.
 
@@ -85,7 +90,7 @@ def select(path: PathLike, isq: str | None = None) -> Path:
         ShardError: no model of that type, or several.
         FileNotFoundError: there is no such file or directory.
     """
-    place = Path(path)
+    place = Path(at_hand(path, isq, several=True))
     if not place.exists():
         before, colon, after = os.fspath(path).rpartition(":")
         if not (colon and before and after and Path(before).exists()):
@@ -93,17 +98,66 @@ def select(path: PathLike, isq: str | None = None) -> Path:
         place, isq = Path(before), after
     if isq is None:
         return place
-    models = models_in(place) if place.is_dir() else {stem_of(place.name): place}
+    return _of_type(models_in(place) if place.is_dir() else {stem_of(place.name): place}, isq, str(place))
+
+
+_File = TypeVar("_File", Path, str)
+
+
+def _of_type(models: Mapping[str, _File], isq: str, where: str) -> _File:
+    """The one of several models that a type means."""
     ends = tuple(f"{mark}{isq.lower()}" for mark in ("-", ".", "_"))
     for rule in (isq.__eq__, lambda name: name.lower() == isq.lower(), lambda name: name.lower().endswith(ends)):
         found = {name: one for name, one in models.items() if rule(name)}
         if len(found) > 1:
-            raise ShardError("several models of that type", file=str(place), expected=", ".join(found), got=isq)
+            raise ShardError("several models of that type", file=where, expected=", ".join(found), got=isq)
         if found:
             return found.popitem()[1]
-    raise ShardError(
-        "no model of that type", file=str(place), expected=" or ".join(models) or f"a {SUFFIX} file", got=isq
-    )
+    raise ShardError("no model of that type", file=where, expected=" or ".join(models) or f"a {SUFFIX} file", got=isq)
+
+
+def at_hand(path: PathLike, isq: str | None = None, *, several: bool = False) -> PathLike:
+    """A path as it is; of what names a repository of the Hugging Face hub, the path under which it has been fetched.
+
+    Args:
+        path: a path, or the name of a repository, see :mod:`uqff.hub.names`.
+        isq: of several models, the type of the one that is meant, for a name without one.
+        several: whether all may be meant if none is named; else that is refused before any is fetched.
+
+    Returns:
+        A directory, of one model or, if several may be meant, of all; else one of its files; or a GGUF file.
+
+    Raises:
+        HubError: the hub did not give it.
+        ShardError: no model of that type, or several and none is named.
+    """
+    name = hub_name(path)
+    if name is None:
+        return path
+    meant = name.of(isq)
+    chosen: list[str] = []
+
+    def choose(names: Collection[str]) -> list[str]:
+        if name.file is not None:
+            stem, is_set = stem_of(name.file), NUMBERED.fullmatch(name.file) is not None
+            return [each for each in names if each == name.file or (is_set and _is_of_set(each, stem))]
+        models = _models_of(each for each in names if each.endswith(SUFFIX))
+        if meant.kind is not None and models:
+            models = {"": _of_type(models, meant.kind, str(name))}
+            chosen.extend(models.values())
+        elif len(models) > 1 and not several:
+            raise _several(models, str(name))
+        single = {each for each in models.values() if NUMBERED.fullmatch(each) is None}
+        stems = {stem_of(each) for each in models.values() if each not in single}
+        return [each for each in names if each in single or any(_is_of_set(each, stem) for stem in stems)]
+
+    found = fetch(name, choose)
+    return found / chosen[0] if chosen else found
+
+
+def _is_of_set(name: str, stem: str) -> bool:
+    match = NUMBERED.fullmatch(name)
+    return match is not None and match["stem"] == stem
 
 
 def stem_of(name: str) -> str:
@@ -114,9 +168,13 @@ def stem_of(name: str) -> str:
 
 def stays_inside(path: Path) -> bool:
     """Whether a file lies where it is named: a link may lead to a file beside it, or into the store of the hub."""
-    target, home = path.resolve(), path.parent.resolve()
-    # huggingface_hub: snapshots/<commit>/<name> -> blobs/<hash>.
-    return target.parent in (home, home.parent.parent / "blobs")
+    store, home = path.resolve().parent, path.parent.resolve()
+    if store == home:
+        return True
+    # huggingface_hub: snapshots/<commit>/<path> -> blobs/<hash>, and from there it may go on to ../blobs/<xx>/<hash>,
+    # which several repositories share.
+    owner = next((each.parent for each in home.parents if each.name == "snapshots"), None)
+    return owner is not None and (store == owner / "blobs" or store.parent == owner.parent / "blobs")
 
 
 def models_in(directory: PathLike) -> dict[str, Path]:
@@ -126,14 +184,26 @@ def models_in(directory: PathLike) -> dict[str, Path]:
         OSError: the directory cannot be read.
     """
     with os.scandir(directory) as entries:
-        names = sorted(entry.name for entry in entries if entry.name.endswith(SUFFIX) and entry.is_file())
-    models: dict[str, Path] = {}
-    for name in sorted(names, key=lambda name: NUMBERED.fullmatch(name) is None):
+        names = [entry.name for entry in entries if entry.name.endswith(SUFFIX) and entry.is_file()]
+    return {model: Path(directory) / name for model, name in _models_of(names).items()}
+
+
+def _models_of(names: Iterable[str]) -> dict[str, str]:
+    """The models that files belong to, each with one of its files."""
+    models: dict[str, str] = {}
+    for name in sorted(names, key=lambda name: (NUMBERED.fullmatch(name) is None, name)):
         if NUMBERED.fullmatch(name):
-            models.setdefault(stem_of(name), Path(directory) / name)
+            models.setdefault(stem_of(name), name)
         else:  # a file beside a set of the same stem has its whole name
-            models[name if stem_of(name) in models else stem_of(name)] = Path(directory) / name
+            models[name if stem_of(name) in models else stem_of(name)] = name
     return dict(sorted(models.items()))
+
+
+def _several(models: Iterable[str], where: str) -> ShardError:
+    names = list(models)
+    return ShardError(
+        f"several models in the directory: choose one, such as {where}:{names[0]}", file=where, got=", ".join(names)
+    )
 
 
 def _resolve_directory(directory: Path) -> tuple[list[Path], bool]:
@@ -141,11 +211,7 @@ def _resolve_directory(directory: Path) -> tuple[list[Path], bool]:
     if not models:
         raise ShardError(f"no {SUFFIX} file in the directory", file=str(directory))
     if len(models) > 1:
-        raise ShardError(
-            f"several models in the directory: choose one, such as {directory}:{next(iter(models))}",
-            file=str(directory),
-            got=", ".join(models),
-        )
+        raise _several(models, str(directory))
     (path,) = models.values()
     match = NUMBERED.fullmatch(path.name)
     return ([path], True) if match is None else _resolve_set(directory, match["stem"])

@@ -19,7 +19,7 @@ import torch
 from uqff.checkpoints.model import holds_checkpoint
 from uqff.container.atomic import atomic_files
 from uqff.container.document import read_text
-from uqff.container.shards import select
+from uqff.container.shards import at_hand, select
 from uqff.errors import FormatError, UnsupportedError
 from uqff.evaluation.kept import KeptLogits, LogitsWriter
 from uqff.evaluation.measures import Distances, Estimate, Predictions, Reference
@@ -266,7 +266,9 @@ def model_digest(path: str | os.PathLike[str], isq: Types | ImmediateIsq | None 
 
 def directory_of(path: str | os.PathLike[str], isq: object = None) -> Path:
     """The directory of a model, where its tokenizer is."""
-    place = Path(path) if holds_checkpoint(path) else select(path, isq if isinstance(isq, str) else None)
+    kind = isq if isinstance(isq, str) else None
+    path = at_hand(path, kind)
+    place = Path(path) if holds_checkpoint(path) else select(path, kind)
     return place if place.is_dir() else place.parent
 
 

@@ -25,7 +25,7 @@ from uqff.errors import HubError, UnsupportedError
 from uqff.hub.names import HubName
 from uqff.limits import MAX_HUB_FILES
 
-__all__ = ["DELAYS", "RemoteFile", "RemoteFolder", "Wanted", "hub_error", "imported", "redacted"]
+__all__ = ["DELAYS", "RemoteFile", "RemoteFolder", "Unreachable", "Wanted", "hub_error", "imported", "redacted"]
 
 DELAYS: Final = [0.5, 1.0, 2.0]
 """Seconds before each further attempt."""
@@ -41,6 +41,9 @@ THREADS: Final = 8
 
 PASSING: Final = (408, 425, 429, 500, 502, 503, 504)
 """Answers that may be others soon."""
+
+NO_ANSWER: Final = ("ConnectError", "NetworkError", "TimeoutException", "ConnectionError", "Timeout")
+"""What either library calls errors of a connection."""
 
 REASONS: Final = {
     401: "it does not exist, or it is private and the token that is set, if any, may not read it",
@@ -77,6 +80,10 @@ class _Answer:
     chunks: Iterator[bytes]
 
 
+class Unreachable(HubError):
+    """The hub may not be asked, or did not answer at all: what the cache has may do."""
+
+
 class _Passing(Exception):
     """An answer that may be another soon; how long the server asks to wait, if it says."""
 
@@ -104,6 +111,8 @@ class RemoteFolder:
         self.name = name
         self._hub = imported(str(name))
         self._places: dict[str, str] = {}
+        if self._hub.constants.HF_HUB_OFFLINE:
+            raise Unreachable("the hub may not be asked: HF_HUB_OFFLINE is set", file=str(name))
         try:
             found = self._hub.HfApi().model_info(
                 name.repo, revision=name.revision, files_metadata=True, timeout=self._hub.constants.HF_HUB_ETAG_TIMEOUT
@@ -314,10 +323,10 @@ def hub_error(error: Exception, name: HubName | str, doing: str = "the hub did n
         return HubError("no such repository, or it is private", file=str(name))
     if "RevisionNotFoundError" in kinds:
         return HubError("no such revision of the repository", file=str(name))
-    if "OfflineModeIsEnabled" in kinds:
-        return HubError("the hub may not be asked: HF_HUB_OFFLINE is set", file=str(name))
     status = getattr(getattr(error, "response", None), "status_code", None)
     if status in REASONS:
         return HubError("the hub refuses", file=str(name), got=f"status {status}, {REASONS[status]}")
-    reason = redacted(str(error)).strip().partition("\n")[0].removeprefix("Got: ") or type(error).__name__
-    return HubError(doing, file=str(name), got=reason)
+    reason = redacted(str(error)).strip().partition("\n")[0].removeprefix("Got: ")
+    shown = f"{type(error).__name__}: {reason}" if reason else type(error).__name__
+    made = Unreachable if status is None and not kinds.isdisjoint(NO_ANSWER) else HubError
+    return made(doing, file=str(name), got=shown)

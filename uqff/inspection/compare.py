@@ -17,7 +17,7 @@ from uqff.checkpoints.safetensors import CONFIG_NAME, TensorFiles
 from uqff.codec.layer import Layer
 from uqff.codes import ENTRY_VERSIONS, LOADED_DTYPES, DType, Version
 from uqff.container import UqffFile, open_uqff
-from uqff.container.shards import SUFFIX, PathLike, select
+from uqff.container.shards import SUFFIX, PathLike, at_hand, select
 from uqff.errors import ShapeError, ShardError, UnsupportedError, UqffError, located
 from uqff.families.loaded import Loaded
 from uqff.families.part import Part
@@ -147,6 +147,7 @@ def diff(
     pattern = Pattern(layers) if isinstance(layers, str) else layers
     known = read_names(names) if isinstance(names, (str, os.PathLike)) else names
     found = []
+    a, b = at_hand(a, isq), at_hand(b, isq)
     first, second = (path if is_checkpoint(path) else select(path, isq) for path in (a, b))
     steps = None
     for each in compare(first, second, layers=pattern, names=known):

@@ -19,7 +19,7 @@ from uqff.codec.layer import Layer
 from uqff.codes import LOADED_DTYPES, DType, Version
 from uqff.container import UqffFile, open_uqff
 from uqff.container.report import REPORT_NAME, check_output, check_report, read_report
-from uqff.container.shards import PathLike, models_in, select
+from uqff.container.shards import PathLike, at_hand, models_in, select
 from uqff.errors import UnsupportedError, UqffError, printable, shortened
 from uqff.families.payload import PayloadProblem, not_finite
 from uqff.hub.names import is_hub_name
@@ -166,8 +166,11 @@ def verify(
     """
     if deep and structure:
         raise ValueError("deep and structure exclude each other")
-    if deep or not isinstance(path, (str, os.PathLike)) or not is_hub_name(path):
+    if not isinstance(path, (str, os.PathLike)) or not is_hub_name(path):
         return _verify(path, isq, deep, strict, structure, progress, on_violation)
+    if deep:
+        chosen = at_hand(path, isq, several=True)
+        return _verify(chosen, None, deep, strict, structure, progress, on_violation)
     with looked_into(path, isq) as looked:
         tell = None if on_violation is None else lambda violation: on_violation(looked.shown(violation))
         return looked.shown(_verify(looked.path, None, deep, strict, structure or looked.remote, progress, tell))

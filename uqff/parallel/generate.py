@@ -18,7 +18,7 @@ from typing import Any, Literal
 import torch
 
 from uqff.checkpoints.model import holds_checkpoint
-from uqff.container.shards import select
+from uqff.container.shards import at_hand, select
 from uqff.errors import FormatError
 from uqff.lora.applied import Lora
 from uqff.parallel.comm import Comm
@@ -158,6 +158,7 @@ def respond(
     comm, device = Comm.of(comm), torch.device(device)
     exchange = device if device.type == "cuda" else torch.device("cpu")
     start = time.perf_counter()
+    path = at_hand(path, isq if isinstance(isq, str) else None)
     model = load_model(path, comm, device=device, dtype=dtype, check=check, isq=isq, workers=workers, lora=list(lora))
     place = Path(path) if holds_checkpoint(path) else select(path, isq)
     directory = place if place.is_dir() else place.parent

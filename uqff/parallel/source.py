@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from uqff.checkpoints.model import holds_checkpoint
+from uqff.container.shards import at_hand
 from uqff.errors import UnsupportedError
 from uqff.parallel.checkpoint_source import CheckpointSource
 from uqff.parallel.immediate import ImmediateIsq
@@ -117,6 +118,7 @@ def open_source(
         UqffError: neither, or not valid; or there is no such type.
         OSError: a file cannot be read.
     """
+    path = at_hand(path, isq if isinstance(isq, str) else None)
     if holds_checkpoint(path):
         quantising = isq if isq is None or isinstance(isq, ImmediateIsq) else ImmediateIsq(isq)
         return CheckpointSource(path), quantising

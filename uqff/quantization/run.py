@@ -50,6 +50,7 @@ from uqff.families.base import QuantizedTensor
 from uqff.families.encoding import EffortName
 from uqff.families.loaded import Loaded
 from uqff.families.part import Part
+from uqff.hub.names import hub_name
 from uqff.importance.matrix import Importance
 from uqff.lora.applied import Adapters, Lora
 from uqff.models.assets import Residual, companions_of, copy_companions
@@ -171,8 +172,9 @@ def quantize_model(
     if imatrix is not None and not isinstance(imatrix, Importance):
         imatrix = Importance.open(imatrix)
     with open_checkpoint(source) as checkpoint, Adapters.open(lora) as adapters:
-        if base_model is None and not Path(source).is_dir():
-            base_model = str(source)
+        name = hub_name(source)
+        if base_model is None and name is not None:
+            base_model = name.repo
         job = QuantizeJob(
             NumberFiles(checkpoint),
             [kinds] if isinstance(kinds, (str, int)) else kinds,

@@ -1,0 +1,184 @@
+"""Commands that need weights fetch what they need of a repository, no more, and no more than once."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+import uqff
+from tests.support.golden_models import TinyModel
+from tests.support.hub_server import LARGE, TOKEN, Asked, Handler, Hub, serving
+from tests.support.tiny_files import ROOT
+from uqff import HubError, ShardError
+from uqff.checkpoints import open_tensors
+from uqff.cli import main
+from uqff.container.shards import at_hand
+
+GOLDEN = ROOT / "tests" / "golden"
+NAME = "owner/name"
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
+    monkeypatch.setenv("UQFF_KERNELS", "reference")  # nothing is compiled
+    with serving(monkeypatch, tmp_path / "cache", TOKEN) as made:
+        yield made
+
+
+def files_in(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.is_file()}
+
+
+def call(*arguments: object) -> tuple[int, str, str]:
+    result = CliRunner().invoke(main, list(map(str, arguments)))
+    return result.exit_code, result.stdout, result.stderr
+
+
+def fetched(hub: Hub, repo: str = NAME) -> set[str]:
+    """The large files of a repository that were sent whole."""
+    of = {name: data for name, data in hub.files(repo).items() if name.endswith(LARGE)}
+    sent = {each.path.rpartition("/")[2] for each in hub.asked if "/cdn/" in each.path and each.sent}
+    return {name for name, data in of.items() if hashlib.sha256(data).hexdigest() in sent}
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    TinyModel(hidden_size=64, intermediate_size=64, heads=2, layers=1).write(tmp_path / "source")
+    return tmp_path / "source"
+
+
+def test_of_several_models_the_one_that_is_meant(hub: Hub, tmp_path: Path) -> None:
+    """Its shards, the residual, and the documents; the same comes out as beside the files."""
+    folder = GOLDEN / "v0" / "qwen2-f32"
+    hub.put(NAME, files_in(folder) | {"extra.bin": b"x" * 1000, "sub/q4_0-0.uqff": b"x", "README.md": b"# x"})
+    for name, options in ((f"{NAME}:q4_0", ()), (NAME, ("--isq", "q4_0")), (f"hf://{NAME}@main/q4_0-0.uqff", ())):
+        out = tmp_path / "out"
+        assert call("migrate", name, out, *options, "--force", "--quiet")[:2] == (0, "")
+        assert fetched(hub) == {"q4_0-0.uqff", "residual.safetensors"}
+        assert call("migrate", f"{folder}:q4_0", tmp_path / "expected", "--force", "--quiet")[0] == 0
+        assert files_in(out) == files_in(tmp_path / "expected")
+    assert not any(each.path.endswith(("extra.bin", "README.md")) for each in hub.asked)
+    hub.asked.clear()
+    assert call("dequantize", f"{NAME}:q4_0", tmp_path / "plain", "--quiet")[0] == 0
+    assert not fetched(hub)
+    code, _, errors = call("dequantize", NAME, tmp_path / "none")
+    assert (code, f"choose one, such as hf://{NAME}:afq2" in errors) == (2, True)
+    assert not fetched(hub)
+    code, out_, _ = call("diff", f"{NAME}:q4_0", f"{folder}:q4_0")
+    with uqff.open(f"{folder}:q4_0") as file:
+        assert (code, f"{len(file)} of {len(file)} layers have the same bytes" in out_) == (0, True)
+
+
+def test_every_model_where_all_are_meant(hub: Hub, tmp_path: Path) -> None:
+    """To migrate a directory is to migrate what is in it; to verify it deeply, too."""
+    folder = GOLDEN / "v0" / "qwen2-bf16"
+    hub.put(NAME, files_in(folder))
+    assert call("migrate", NAME, tmp_path / "out", "--to=1.0", "--quiet")[0] == 0
+    assert {path.name for path in (tmp_path / "out").glob("*.uqff")} == {path.name for path in folder.glob("*.uqff")}
+    assert uqff.verify(NAME, deep=True).layers == uqff.verify(folder, deep=True).layers
+    with uqff.open(f"{NAME}:fp8") as ours, uqff.open(f"{folder}:fp8") as theirs:
+        assert dict(ours) == dict(theirs)
+    assert uqff.checksum(f"{NAME}:fp8", layers=True).text == uqff.checksum(f"{folder}:fp8", layers=True).text
+
+
+def test_checkpoints(hub: Hub, checkpoint: Path, tmp_path: Path) -> None:
+    """Of one file or of several with an index; whatever else lies there in other forms is left."""
+    files = files_in(checkpoint)
+    hub.put(NAME, files | {"pytorch_model.bin": b"x", "other.safetensors": b"x", "onnx/model.safetensors": b"x"})
+    assert call("quantize", f"{NAME}@main", tmp_path / "out", "--isq=q8_0", "--quiet")[0] == 0
+    assert fetched(hub) == {"model.safetensors"}
+    assert not any(each.path.endswith(".bin") for each in hub.asked)
+    assert call("quantize", checkpoint, tmp_path / "expected", f"--base-model={NAME}", "--isq=q8_0", "--quiet")[0] == 0
+    assert files_in(tmp_path / "out") == files_in(tmp_path / "expected")
+    whole = files.pop("model.safetensors")
+    hub.put("owner/shards", files | {
+        "a.safetensors": whole, "consolidated.safetensors": b"x",
+        "model.safetensors.index.json": json.dumps(
+            {"weight_map": dict.fromkeys(open_tensors(checkpoint), "a.safetensors")}
+        ).encode(),
+    })  # fmt: skip
+    hub.asked.clear()
+    with open_tensors("hf://owner/shards") as tensors, open_tensors(checkpoint) as expected:
+        assert list(tensors) == list(expected)
+    assert fetched(hub, "owner/shards") == {"a.safetensors"}
+    hub.put("owner/folder", {f"deep/er/{name}": data for name, data in (files | {"model.safetensors": whole}).items()})
+    assert call("quantize", "hf://owner/folder/deep/er", tmp_path / "deep", "--isq=q8_0", "--quiet")[0] == 0
+    assert files_in(tmp_path / "deep")["q8_0-0.uqff"] == files_in(tmp_path / "out")["q8_0-0.uqff"]
+
+
+def test_gguf_files(hub: Hub, tmp_path: Path) -> None:
+    """The only one of a repository, or the one that is named, by its file or its type."""
+    model = GOLDEN / "gguf"
+    assert call("convert", f"{model}:q4_0", tmp_path / "m-Q4_0.gguf", "--quiet")[0] == 0
+    data = (tmp_path / "m-Q4_0.gguf").read_bytes()
+    hub.put(NAME, {"m-Q4_0.gguf": data, "m-Q8_0.gguf": b"GGUF", "mmproj-m.gguf": b"GGUF"})
+    for at, name in enumerate((f"{NAME}:Q4_0", f"{NAME}:q4_0", f"hf://{NAME}/m-Q4_0.gguf")):
+        assert call("convert", name, tmp_path / f"out{at}", "--quiet")[:2] == (0, "")
+    assert fetched(hub) == {"m-Q4_0.gguf"}
+    code, _, errors = call("convert", NAME, tmp_path / "none")
+    assert (code, f"choose one, such as hf://{NAME}/m-Q4_0.gguf" in errors) == (2, True)
+    assert "no model of that type" in call("convert", f"{NAME}:q2k", tmp_path / "none")[2]
+
+
+def test_without_the_hub(hub: Hub, checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is in the cache serves, offline or unreachable; what is not, is said to need the hub."""
+    hub.put(NAME, files_in(GOLDEN / "v1" / "1.2.0" / "qwen2-f16") | {"config.json": b"{}"})
+    with uqff.open(f"{NAME}:fp8") as file:
+        first = dict(file)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    asked = len(hub.asked)
+    with uqff.open(f"{NAME}:fp8") as file:
+        assert dict(file) == first
+    assert uqff.inspect(f"{NAME}:fp8").types[0].kind == "fp8"
+    assert uqff.verify(f"{NAME}:fp8").clean
+    with pytest.raises(HubError, match="HF_HUB_OFFLINE is set"):
+        uqff.open("owner/other")
+    assert len(hub.asked) == asked
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+
+    def hung_up(handler: Handler, request: Asked) -> bool:
+        handler.close_connection = True
+        return True
+
+    hub.fault = hung_up
+    with pytest.raises(HubError, match=f"hf://{NAME}"):
+        uqff.open(f"{NAME}:afq4", isq=None)
+
+
+def test_failures_are_one_line(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No traceback and no token; a full disk is a full disk; a mistyped path is said to be one, or no repository."""
+    files = files_in(GOLDEN / "v1" / "1.2.0" / "qwen2-f16")
+    hub.put(NAME, files)
+
+    def fails(handler: Handler, asked: Asked) -> bool:
+        if "/cdn/" not in asked.path:
+            return False
+        handler.send(403, f"{asked.headers} {TOKEN}".encode(), {"X-Error-Message": f"see {TOKEN}"})
+        return True
+
+    hub.fault = fails
+    code, out, errors = call("migrate", f"{NAME}:fp8", tmp_path / "out")
+    assert (code, out, errors.count("\n"), TOKEN in errors) == (2, "", 1, False)
+    assert errors.startswith("uqff: the hub refuses: got status 403")
+    hub.fault = None
+    code, _, errors = call("quantize", "models/lama", tmp_path / "out", "--isq=q4k")
+    assert (code, errors) == (2, "uqff: no such repository, or it is private (file hf://models/lama)\n")
+    code, _, errors = call("run", f"{NAME}:nope", "--prompt=x")
+    assert (code, "no model of that type: expected afq4 or fp8, got nope" in errors) == (1, True)
+    with pytest.raises(ShardError, match="several models"):
+        at_hand(NAME)
+    with pytest.raises(HubError, match="no such file in the repository"):
+        at_hand(f"hf://{NAME}/none.uqff")
+
+    def full(*args: object, **options: object) -> str:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", full)
+    assert call("migrate", f"{NAME}:fp8", tmp_path / "out")[1:] == ("", f"uqff: {os.strerror(errno.ENOSPC)}\n")

@@ -1,0 +1,183 @@
+"""Fetching what is needed of a repository into the hub's cache: a model, a checkpoint, a GGUF file; nothing else of it.
+
+What a repository holds decides what is fetched::
+
+    *.uqff                   the shards of the models that are meant, their residual, and the documents
+    *.safetensors            model.safetensors; or those of the index; or all: and the documents
+    *.gguf                   the only one, or the one of the type that is meant
+
+Files come from huggingface_hub's ``snapshot_download``: what is in the cache already is not fetched again, what broke
+off is gone on with, and several processes wait for each other.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import glob
+import json
+import warnings
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextvars import ContextVar
+from pathlib import Path
+from types import ModuleType
+from typing import Final
+
+from uqff._version import __version__
+from uqff.errors import FormatError, HubError, ShardError, located
+from uqff.hub.client import RemoteFolder, Unreachable, hub_error, imported
+from uqff.hub.names import HubName
+from uqff.limits import MAX_HEADER_BYTES, MAX_HUB_FILES
+
+__all__ = ["BARS", "Choice", "fetch", "no_models"]
+
+DOCUMENTS: Final = (".json", ".jinja", ".model")
+"""Endings of what stands beside weights and is read with them."""
+
+NAMED: Final = ("merges.txt", "vocab.txt", "metadata.gguf")
+"""The others by name."""
+
+SINGLE: Final = "model.safetensors"
+INDEX: Final = "model.safetensors.index.json"
+
+LOCAL_ERRORS: Final = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS)
+"""What may go wrong with the hub's cache on this machine; anything else is the hub's answer."""
+
+BARS: Final[ContextVar[bool]] = ContextVar("BARS", default=False)
+"""Whether bars of progress may be shown on the terminal: the command line says so, nobody else."""
+
+Choice = Callable[[Collection[str]], Sequence[str]]
+"""From the names of files to those of the models that are meant; none, if no file is of a model."""
+
+
+def no_models(names: Collection[str]) -> list[str]:
+    """The choice of one who wants a checkpoint, whatever else there is."""
+    return []
+
+
+def fetch(name: HubName, choose: Choice) -> Path:
+    """Have what a name means on this machine.
+
+    Args:
+        name: of a repository, a folder or a file in it.
+        choose: which of the files are the model's.
+
+    Returns:
+        The folder, or the file if one is named, or if it is a GGUF file; in the hub's cache.
+
+    Raises:
+        HubError: the hub did not give it; if it cannot be reached, the cache has it not.
+        UqffError: there are several, and none was named.
+        OSError: the cache cannot be written.
+    """
+    try:
+        folder = RemoteFolder(name)
+    except Unreachable as error:
+        return _cached(name, error)
+    wanted, meant = _wanted(folder, choose)
+    directory = _download(name, [f"{name.folder}/{each}" if name.folder else each for each in wanted])
+    if directory.name != folder.commit:
+        raise HubError("the repository was changed while it was read", file=str(name), got=directory.name)
+    home = directory / name.folder
+    return home / meant if meant is not None else home
+
+
+def _wanted(folder: RemoteFolder, choose: Choice) -> tuple[list[str], str | None]:
+    """The files that are to be fetched, and the one among them that is meant if it is one."""
+    name, files = folder.name, folder.files
+    if name.file is not None and name.file not in files:
+        raise HubError("no such file in the repository", file=str(name))
+    documents = [each for each in files if each.endswith(DOCUMENTS) or each in NAMED]
+    if name.file is not None and not name.file.endswith(".uqff"):
+        return [*documents, name.file], name.file
+    models = choose(files)
+    if models:
+        beside = [each for each in files if each == "residual.safetensors" or each.endswith(".kept.safetensors")]
+        return [*documents, *beside, *models], name.file
+    weights = _checkpoint(folder)
+    if weights:
+        if name.kind is not None:
+            raise ShardError("no model of that type", file=str(name), expected="a .uqff file", got=name.kind)
+        return [*documents, *weights], None
+    ggufs = _gguf([each for each in files if each.endswith(".gguf") and each not in NAMED], name)
+    if not ggufs:
+        raise HubError("no model in the repository", file=str(name), expected=".uqff, .safetensors or .gguf files")
+    return ggufs, ggufs[0]
+
+
+def _checkpoint(folder: RemoteFolder) -> list[str]:
+    """The weights of a checkpoint: of files that hold the same twice, those that are looked into first."""
+    if SINGLE in folder.files:
+        return [SINGLE]
+    if INDEX not in folder.files:
+        return [each for each in folder.files if each.endswith(".safetensors")]
+    with located(file=folder.shown(INDEX)):
+        try:
+            names = set(json.loads(folder.read(INDEX, MAX_HEADER_BYTES))["weight_map"].values())
+        except (ValueError, RecursionError, TypeError, KeyError, AttributeError) as error:
+            raise FormatError("not a map of tensors to file names", field="weight_map", got=str(error)) from None
+    return [each for each in folder.files if each in names]
+
+
+def _gguf(files: list[str], name: HubName) -> list[str]:
+    kind = "" if name.kind is None else name.kind.lower()
+    found = [each for each in files if kind in each.lower() and not each.startswith("mmproj")]
+    if len(found) > 1:
+        raise ShardError(
+            f"several GGUF files: choose one, such as {name}/{found[0]}", file=str(name), got=", ".join(found)
+        )
+    if files and not found:
+        raise ShardError("no model of that type", file=str(name), expected=" or ".join(files), got=name.kind)
+    return found
+
+
+def _download(name: HubName, wanted: Iterable[str]) -> Path:
+    hub = imported(name.text)
+    patterns = [glob.escape(each) for each in wanted]
+    if len(patterns) > MAX_HUB_FILES:
+        raise HubError("too many files", file=str(name), expected=f"at most {MAX_HUB_FILES}", got=len(patterns))
+    try:
+        with _bars(hub):
+            return Path(
+                hub.snapshot_download(
+                    name.repo,
+                    revision=name.revision,
+                    allow_patterns=patterns,
+                    library_name="uqff",
+                    library_version=__version__,
+                    etag_timeout=hub.constants.HF_HUB_ETAG_TIMEOUT,
+                )
+            )
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno in LOCAL_ERRORS:
+            raise
+        raise hub_error(error, name, "the hub did not give the files") from None
+
+
+@contextlib.contextmanager
+def _bars(hub: ModuleType) -> Iterator[None]:
+    """Whether the package shows what it does."""
+    if BARS.get() or hub.utils.are_progress_bars_disabled():
+        yield
+        return
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a variable of the environment may insist on them
+        hub.utils.disable_progress_bars()
+    try:
+        yield
+    finally:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            hub.utils.enable_progress_bars()
+
+
+def _cached(name: HubName, reason: HubError) -> Path:
+    """What the cache has, if the hub cannot be asked."""
+    hub = imported(name.text)
+    documents = ["config.json", "uqff_report.json", "model.safetensors", "residual.safetensors"]
+    for each in [name.file, *documents] if name.file is not None else documents:
+        path = f"{name.folder}/{each}" if name.folder else each
+        found = hub.try_to_load_from_cache(name.repo, path, revision=name.revision)
+        if isinstance(found, str):
+            return Path(found).parent / (name.file or "")
+    raise reason
