@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Final
 
 __all__ = [
+    "MAX_BLOCKS",
     "MAX_CONFIG_BYTES",
     "MAX_DIGITS",
     "MAX_ELEMENTS",
@@ -22,6 +23,8 @@ __all__ = [
     "MAX_MODEL_LAYERS",
     "MAX_PATTERN",
     "MAX_RANK",
+    "MAX_RECIPE_BYTES",
+    "MAX_RECIPE_RULES",
     "MAX_REPORT_BYTES",
     "MAX_SHARDS",
     "MAX_SUMS_BYTES",
@@ -30,6 +33,11 @@ __all__ = [
     "MAX_TEMPLATE_SECONDS",
     "MAX_TEMPLATE_TEXT",
     "MAX_TEXT_BYTES",
+    "MAX_TOKENS",
+    "MAX_TOKENS_TEXT",
+    "MAX_TOKEN_TEXT",
+    "MAX_TOKEN_TYPES",
+    "MAX_WIDE_HEADER_BYTES",
     "U32_MAX",
 ]
 
@@ -48,6 +56,9 @@ MAX_ELEMENTS: Final = 2**60
 MAX_HEADER_BYTES: Final = 100_000_000
 """Longest safetensors header (the reference implementation's own limit): JSON is parsed whole, so it is bounded."""
 
+MAX_WIDE_HEADER_BYTES: Final = 10_000_000
+"""Longest header or report that has a character beyond ASCII: one of them makes Python store all in four bytes each."""
+
 MAX_HEADER_VALUES: Final = 1_000_000
 """Most values in a header, a report or a configuration, counted by `,`, `[` and `{`: small ones outgrow their text."""
 
@@ -58,7 +69,13 @@ MAX_DIGITS: Final = 308
 """Most digits of an integer in a document: what has more is infinite as a float, or an OverflowError."""
 
 MAX_CONFIG_BYTES: Final = 10_000_000
-"""Longest ``config.json`` or recipe: parsed whole, and a few kilobytes in practice."""
+"""Longest ``config.json``: parsed whole, and a few kilobytes in practice."""
+
+MAX_RECIPE_BYTES: Final = 100_000
+"""Longest recipe: YAML takes a hundred times its size, and long; a few kilobytes in practice."""
+
+MAX_RECIPE_RULES: Final = 256
+"""Most selectors in a recipe: each is tried on each weight of a model."""
 
 MAX_GGUF_PAIRS: Final = 10_000
 """Most metadata pairs of a GGUF file: each becomes Python objects ten times its size; models have some fifty."""
@@ -75,6 +92,19 @@ MAX_GGUF_NAME: Final = 65_535
 MAX_GGUF_RANK: Final = 4
 """Most dimensions of a tensor of a GGUF file: ggml's own bound."""
 
+MAX_TOKENS: Final = 600_000
+"""Most tokens, or merges, of a GGUF file that a tokenizer is made of: Python objects of fifty times their size; the
+largest vocabularies have 262,144 tokens and some 500,000 merges."""
+
+MAX_TOKEN_TYPES: Final = 50_000
+"""Most of these that are not ordinary, each an object in ``tokenizer.json``; models have up to 7,000."""
+
+MAX_TOKEN_TEXT: Final = 512
+"""Longest token of a GGUF file that is cut into pairs, in characters: each cut costs its length."""
+
+MAX_TOKENS_TEXT: Final = 5_000_000
+"""Most characters of all tokens that are cut into pairs, one cut each; the largest vocabularies have some 2 million."""
+
 MAX_REPORT_BYTES: Final = 100_000_000
 """Longest ``uqff_report.json``: parsed whole; a model of a thousand layers in twenty types has some 5 MB."""
 
@@ -84,8 +114,12 @@ MAX_SUMS_BYTES: Final = 100_000_000
 MAX_MODEL_LAYERS: Final = 200_000
 """Most weights that a configuration may announce: its numbers are multiplied before any weight is looked for."""
 
+MAX_BLOCKS: Final = 2_000
+"""Most decoder layers that a configuration may announce: likewise; the deepest models have some 130."""
+
 MAX_PATTERN: Final = 500
-"""Most states of a compiled pattern over layer names: matching costs their number times the length of the name."""
+"""Most states of a compiled pattern over layer names, and members of its classes: matching costs their number times
+the length of the name."""
 
 MAX_TEXT_BYTES: Final = 1_000_000_000
 """Longest text that a model is measured or calibrated with: read whole, as is the list of its tokens."""

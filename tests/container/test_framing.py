@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from tests.support.samples import entry, framed
 from uqff import FormatError, UnsupportedError
 from uqff.container.framing import DTYPE_BITS, build_header, parse_header
-from uqff.limits import MAX_HEADER_BYTES, MAX_HEADER_VALUES, MAX_RANK
+from uqff.limits import MAX_HEADER_BYTES, MAX_HEADER_VALUES, MAX_RANK, MAX_WIDE_HEADER_BYTES
 
 
 def parse(data: bytes) -> Any:
@@ -218,3 +218,13 @@ def test_the_number_of_values_in_a_header_is_bounded() -> None:
     for header, problem in ((most, "malformed entry"), (most.replace(b"1]", b"1,1]"), "too many values")):
         with pytest.raises(FormatError, match=problem):
             parse_header(memoryview(len(header).to_bytes(8, "little") + header))
+
+
+@pytest.mark.parametrize("wide", ["\U0001f600".encode(), b"\\ud83d\\ude00"])
+def test_a_wide_character_makes_a_header_four_times_as_long(wide: bytes) -> None:
+    """Python keeps all characters of a text in the width of the widest, be it plain or an escape."""
+    for length, problem in ((MAX_WIDE_HEADER_BYTES, "malformed entry"), (MAX_WIDE_HEADER_BYTES + 1, "not plain ASCII")):
+        header = b'{"a":"' + b"a" * (length - 8 - len(wide)) + wide + b'"}'
+        assert len(header) == length
+        with pytest.raises(FormatError, match=problem):
+            parse_header(memoryview(length.to_bytes(8, "little") + header))

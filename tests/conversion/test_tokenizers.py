@@ -273,3 +273,26 @@ def test_a_template_that_is_not_unicode(tmp_path: Path) -> None:
     with pytest.raises(FormatError, match="text is not Unicode") as caught:
         tokenizer_metadata(tmp_path, {"vocab_size": 4})
     assert (caught.value.file, caught.value.offset) == (str(tmp_path / "chat_template.jinja"), 2)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "types", "problem"),
+    [
+        (["a" * 512, "b", "c"], [1, 1, 1], ""),
+        (["a" * 513, "b", "c"], [1, 1, 1], "at most 512 characters in one, got 513"),
+        (["a" * 500, "b" * 500, "c"], [1, 1, 1], "at most 1000 characters in all, got 1001"),
+        (["a", "b", "c"], [3, 3, 1], "at most 1 that are not ordinary, got 2"),
+        (["a", "b", "c", "d"], [1, 1, 1, 1], "at most 3, got 4"),
+    ],
+)
+def test_vocabularies_that_would_take_long(
+    tokens: list[str], types: list[int], problem: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The file is converted; that it gets no tokenizer is said."""
+    for name, most in (("MAX_TOKENS", 3), ("MAX_TOKENS_TEXT", 1000), ("MAX_TOKEN_TYPES", 1)):
+        monkeypatch.setattr(f"uqff.conversion.tokenizer.{name}", most)
+    table = {"model": "llama", "tokens": tokens, "token_type": types, "scores": [0.0] * len(tokens)}
+    with open_gguf(write(tmp_path / "a.gguf", table)) as file:
+        documents, notes = tokenizer_files(file, CONFIG)
+    assert ("tokenizer.json" in documents) is not bool(problem)
+    assert problem in notes[0]

@@ -228,3 +228,12 @@ def test_entries_by_pattern() -> None:
     assert (entry.key, entry.role, entry.parts[0].weight) == ("z", None, "z.weight")
     with pytest.raises(FormatError, match="no weight matches"):
         selected_entries(config, shapes, Pattern("^n"), (1, 2, 0))
+
+
+def test_how_much_a_configuration_may_announce() -> None:
+    """Its numbers cost no byte, and each layer is looked for; what is left out of the experts is found at once."""
+    config = {"architectures": ["Qwen3MoeForCausalLM"], "num_experts": 2, "mlp_only_layers": [*range(1999), "x", []]}
+    assert len(layer_names({**config, "num_hidden_layers": 2000})) == 1 + 1999 * 7 + 4 + 2 * 3
+    with pytest.raises(FormatError, match="not a count: expected a number from 1 to 2000, got 2001") as caught:
+        layer_names({**config, "num_hidden_layers": 2001})
+    assert caught.value.field == "config.num_hidden_layers"

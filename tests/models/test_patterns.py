@@ -119,3 +119,11 @@ def test_no_pattern_hangs(text: str) -> None:
     start = time.perf_counter()
     assert not pattern.search("a" * 5000)
     assert time.perf_counter() - start < 5
+
+
+def test_members_of_classes_count_as_states() -> None:
+    """Each of them is tried on each character, and a repetition has them all again."""
+    assert Pattern("[" + "a" * 498 + "]").search("a")
+    for text in ("[" + "a" * 499 + "]", "[a-z0-9_.]{200}"):
+        with pytest.raises(FormatError, match="the pattern has more than 500 states"):
+            Pattern(text)

@@ -120,6 +120,15 @@ def test_bytes_that_are_no_text(tmp_path: Path) -> None:
 
 
 def test_too_long(tmp_path: Path) -> None:
-    (tmp_path / "recipe.yaml").write_bytes(b" " * 10_000_001)
-    with pytest.raises(FormatError, match=r"recipe is too long: expected at most 10000000 bytes"):
+    (tmp_path / "recipe.yaml").write_bytes(b" " * 100_001)
+    with pytest.raises(FormatError, match=r"recipe is too long: expected at most 100000 bytes"):
         load_recipe(tmp_path / "recipe.yaml")
+
+
+def test_too_many_selectors() -> None:
+    """Each is tried on each weight."""
+    lines = [f"/a{number}/: {{isq: q4k}}\n" for number in range(427)]
+    assert len(parse_recipe("".join(lines[:-1])).rules) == 426
+    with pytest.raises(FormatError, match="too many selectors: expected at most 1280 texts") as caught:
+        parse_recipe("".join(lines))
+    assert caught.value.field == "line 427"

@@ -12,9 +12,18 @@ from typing import Any, Final
 
 from uqff.container.atomic import flush_to_disk
 from uqff.errors import FormatError, located
-from uqff.limits import MAX_DIGITS, MAX_HEADER_VALUES
+from uqff.limits import MAX_DIGITS, MAX_HEADER_VALUES, MAX_WIDE_HEADER_BYTES
 
-__all__ = ["check_regular", "check_values", "json_bytes", "read_at_most", "read_json", "read_text", "write_json"]
+__all__ = [
+    "check_regular",
+    "check_values",
+    "check_width",
+    "json_bytes",
+    "read_at_most",
+    "read_json",
+    "read_text",
+    "write_json",
+]
 
 LONG: Final = re.compile(rb"[0-9]{%d}" % (MAX_DIGITS + 1))
 """What may be an integer that is too long; it is looked for first, because checking every one costs time."""
@@ -57,6 +66,22 @@ def check_values(raw: bytes, *, field: str | None = None, offset: int | None = N
     if values > MAX_HEADER_VALUES:
         raise FormatError(
             "too many values", field=field, offset=offset, expected=f"at most {MAX_HEADER_VALUES}", got=values
+        )
+
+
+def check_width(raw: bytes, *, field: str | None = None, offset: int | None = None) -> None:
+    """Refuse a long document with a character beyond ASCII, plain or escaped: Python would make it four times as long.
+
+    Raises:
+        FormatError: with ``field`` and ``offset`` as given.
+    """
+    if len(raw) > MAX_WIDE_HEADER_BYTES and (not raw.isascii() or b"\\u" in raw):
+        raise FormatError(
+            "too long for a document that is not plain ASCII",
+            field=field,
+            offset=offset,
+            expected=f"at most {MAX_WIDE_HEADER_BYTES} bytes",
+            got=len(raw),
         )
 
 

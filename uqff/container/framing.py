@@ -20,7 +20,7 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
-from uqff.container.document import check_values
+from uqff.container.document import check_values, check_width
 from uqff.container.foreign import identify
 from uqff.errors import FormatError, UnsupportedError
 from uqff.limits import MAX_ELEMENTS, MAX_HEADER_BYTES, MAX_RANK
@@ -96,6 +96,7 @@ def parse_header(view: memoryview) -> Header:
     if not raw.startswith(b"{"):
         raise _explained(view, "header is not a JSON object", "header", LENGTH_BYTES, "'{'", repr(raw[:1]))
     check_values(raw, field="header", offset=LENGTH_BYTES)
+    check_width(raw, field="header", offset=LENGTH_BYTES)
     fields = _load_json(raw)
     data_begin = LENGTH_BYTES + length
     metadata = _parse_metadata(fields.pop(METADATA_KEY, {}))

@@ -28,7 +28,7 @@ from typing import Any
 from uqff._version import __version__
 from uqff.codes import Version
 from uqff.container.atomic import atomic_file
-from uqff.container.document import check_values, json_bytes, read_at_most
+from uqff.container.document import check_values, check_width, json_bytes, read_at_most
 from uqff.container.file import UqffFile
 from uqff.container.shards import SUFFIX, PathLike, stays_inside
 from uqff.errors import FormatError, ShardError, UnsupportedError, UqffError, located
@@ -128,6 +128,7 @@ def read_report(path: PathLike) -> Report | None:
                 "report is too long", expected=f"at most {MAX_REPORT_BYTES} bytes", got=path.stat().st_size
             )
         check_values(raw)
+        check_width(raw)
         return _report(_Value(_load(raw)))
 
 

@@ -20,7 +20,14 @@ from uqff.conversion.pretokenizers import pre_tokenizer_of_document, pre_tokeniz
 from uqff.errors import FormatError, UqffError
 from uqff.gguf.reader import GgufFile
 from uqff.gguf.schema import Array, Value, ValueType
-from uqff.limits import MAX_CONFIG_BYTES, MAX_HEADER_BYTES
+from uqff.limits import (
+    MAX_CONFIG_BYTES,
+    MAX_HEADER_BYTES,
+    MAX_TOKEN_TEXT,
+    MAX_TOKEN_TYPES,
+    MAX_TOKENS,
+    MAX_TOKENS_TEXT,
+)
 
 __all__ = ["tokenizer_files", "tokenizer_metadata"]
 
@@ -47,6 +54,9 @@ class _Vocabulary:
             raise self.error("token_type", f"{len(self.tokens)} types", len(self.types))
         if len(self.ids) != len(self.tokens):
             raise self.error("tokens", "no token twice", f"{len(self.tokens) - len(self.ids)} twice")
+        odd = sum(type in (UNKNOWN, CONTROL, USER_DEFINED) for type in self.types)
+        if odd > MAX_TOKEN_TYPES:
+            raise self.error("token_type", f"at most {MAX_TOKEN_TYPES} that are not ordinary", odd)
 
     def get(self, key: str, *types: ValueType) -> Any:
         return self.file.get_value(f"{PREFIX}.{key}", *types)
@@ -57,6 +67,8 @@ class _Vocabulary:
             return []
         if array.type not in types:
             raise self.error(key, " or ".join(type.name.lower() for type in types), array.type.name.lower())
+        if array.count > MAX_TOKENS:
+            raise self.error(key, f"at most {MAX_TOKENS}", array.count)
         values: list[Any] = array.values()
         return values
 
@@ -168,6 +180,11 @@ def _pieces_document(vocabulary: _Vocabulary) -> dict[str, Any] | str:
 def _merges(vocabulary: _Vocabulary, scores: Sequence[float]) -> list[str]:
     """All pairs of tokens that make a token, the pair of the token with the highest score first."""
     ids, found = vocabulary.ids, []
+    longest, total = max(map(len, vocabulary.tokens)), sum(map(len, vocabulary.tokens))
+    if longest > MAX_TOKEN_TEXT:
+        raise vocabulary.error("tokens", f"at most {MAX_TOKEN_TEXT} characters in one", longest)
+    if total > MAX_TOKENS_TEXT:
+        raise vocabulary.error("tokens", f"at most {MAX_TOKENS_TEXT} characters in all", total)
     for token, score, type in zip(vocabulary.tokens, scores, vocabulary.types, strict=True):
         if type not in (NORMAL, USER_DEFINED):
             continue

@@ -21,7 +21,7 @@ from typing import Any, Final, Literal
 
 from uqff.codes import Version
 from uqff.errors import FormatError, UnsupportedError, UqffError
-from uqff.limits import MAX_MODEL_LAYERS
+from uqff.limits import MAX_BLOCKS, MAX_MODEL_LAYERS
 from uqff.models.patterns import Pattern
 
 __all__ = [
@@ -216,7 +216,7 @@ def layer_names(config: Mapping[str, Any]) -> list[LayerName]:
     tied = is_tied(architecture, config)
     head = f"{prefix}lm_head"
     names = [LayerName(0, head, f"{prefix}model.embed_tokens.weight" if tied else f"{head}.weight", None)]
-    blocks = _count(config, "num_hidden_layers", least=1)
+    blocks = _count(config, "num_hidden_layers", least=1, most=MAX_BLOCKS)
     per_block = len(architecture.block) + len(architecture.experts) * _expert_count(architecture, config)
     if blocks * per_block > MAX_MODEL_LAYERS:
         raise FormatError(
@@ -225,8 +225,9 @@ def layer_names(config: Mapping[str, Any]) -> list[LayerName]:
             expected=f"at most {MAX_MODEL_LAYERS} weights",
             got=f"{blocks} x {per_block}",
         )
+    sparse = _sparse_blocks(config, blocks)
     for block in range(blocks):
-        for path, expert, stacked in _block_paths(architecture, config, block):
+        for path, expert, stacked in _block_paths(architecture, config, block in sparse):
             module = f"{prefix}model.layers.{block}.{path}"
             key = f"{prefix}model.layers.{block}.{stacked}" if stacked else None
             names.append(LayerName(len(names), module, f"{module}.weight", block, expert, key))
@@ -371,13 +372,13 @@ def is_tied(architecture: Architecture, config: Mapping[str, Any]) -> bool:
 
 
 def _block_paths(
-    architecture: Architecture, config: Mapping[str, Any], block: int
+    architecture: Architecture, config: Mapping[str, Any], sparse: bool
 ) -> Iterator[tuple[str, int | None, str | None]]:
     """Path of each weight, the expert it belongs to, and the path it is stacked under."""
     for path in architecture.block:
         yield path, None, None
     experts = _expert_count(architecture, config)
-    if architecture.dense and not (experts and _is_sparse(config, block)):
+    if architecture.dense and not (experts and sparse):
         for path in architecture.dense:
             yield path, None, None
         return
@@ -390,19 +391,17 @@ def _expert_count(architecture: Architecture, config: Mapping[str, Any]) -> int:
     return _count(config, architecture.expert_count, least=0) if architecture.experts else 0
 
 
-def _is_sparse(config: Mapping[str, Any], block: int) -> bool:
+def _sparse_blocks(config: Mapping[str, Any], blocks: int) -> set[int]:
     """The rule of Qwen3-MoE: every ``decoder_sparse_step``-th layer has experts, but for those listed."""
     dense = config.get("mlp_only_layers") or []
     if not isinstance(dense, list):
         raise FormatError("not a list", field="config.mlp_only_layers", got=type(dense).__name__)
     step = _count(config, "decoder_sparse_step", least=1) if "decoder_sparse_step" in config else 1
-    return block not in dense and (block + 1) % step == 0
+    return set(range(step - 1, blocks, step)) - {block for block in dense if isinstance(block, int | float)}
 
 
-def _count(config: Mapping[str, Any], key: str, *, least: int) -> int:
+def _count(config: Mapping[str, Any], key: str, *, least: int, most: int = MAX_MODEL_LAYERS) -> int:
     value = config.get(key)
-    if type(value) is not int or not least <= value <= MAX_MODEL_LAYERS:
-        raise FormatError(
-            "not a count", field=f"config.{key}", expected=f"a number from {least} to {MAX_MODEL_LAYERS}", got=value
-        )
+    if type(value) is not int or not least <= value <= most:
+        raise FormatError("not a count", field=f"config.{key}", expected=f"a number from {least} to {most}", got=value)
     return value

@@ -63,6 +63,7 @@ class Pattern:
         self._fold = text.startswith("(?i)")
         self._at = 4 if self._fold else 0
         self._depth = 0
+        self._size = 0
         start, ends = self._alternatives()
         if self._at < len(text):
             raise self._error("unmatched )")
@@ -250,6 +251,7 @@ class Pattern:
         negated = self._take("^")
         tests: list[Test] = []
         while not tests or not self._take("]"):
+            self._count()
             character = self._next("]")
             if character == "[":
                 raise self._error("[ in a class: write \\[")
@@ -282,10 +284,15 @@ class Pattern:
         return taken
 
     def _add(self, test: Test | None, after: tuple[int, ...], where: str = "") -> int:
-        if len(self._nodes) >= MAX_PATTERN:
-            raise self._error(f"the pattern has more than {MAX_PATTERN} states")
+        self._count()
         self._nodes.append(_Node(test, after, where))
         return len(self._nodes) - 1
+
+    def _count(self) -> None:
+        """One more state, or member of a class."""
+        self._size += 1
+        if self._size > MAX_PATTERN:
+            raise self._error(f"the pattern has more than {MAX_PATTERN} states")
 
     def _join(self, ends: list[int], target: int) -> None:
         for end in ends:

@@ -37,7 +37,7 @@ from uqff.container.document import read_at_most
 from uqff.container.shards import PathLike
 from uqff.errors import FormatError, located
 from uqff.families import PLAIN_KIND
-from uqff.limits import MAX_CONFIG_BYTES, MAX_MODEL_LAYERS
+from uqff.limits import MAX_MODEL_LAYERS, MAX_RECIPE_BYTES, MAX_RECIPE_RULES
 from uqff.models.architectures import LayerName
 from uqff.models.patterns import Pattern
 from uqff.quantization.types import kind_name
@@ -119,7 +119,7 @@ def load_recipe(path: PathLike) -> Recipe:
     Raises:
         OSError: the file cannot be read.
     """
-    return parse_recipe(read_at_most(Path(path), MAX_CONFIG_BYTES), str(Path(path)))
+    return parse_recipe(read_at_most(Path(path), MAX_RECIPE_BYTES), str(Path(path)))
 
 
 def parse_recipe(text: str | bytes, file: str | None = None) -> Recipe:
@@ -133,8 +133,8 @@ def parse_recipe(text: str | bytes, file: str | None = None) -> Recipe:
         FormatError: naming line and reason.
     """
     with located(file=file):
-        if len(text) > MAX_CONFIG_BYTES:
-            raise FormatError("recipe is too long", expected=f"at most {MAX_CONFIG_BYTES} bytes", got=len(text))
+        if len(text) > MAX_RECIPE_BYTES:
+            raise FormatError("recipe is too long", expected=f"at most {MAX_RECIPE_BYTES} bytes", got=len(text))
         return Recipe(_rules(_document(text)))
 
 
@@ -142,13 +142,17 @@ def _document(text: str | bytes) -> MappingNode:
     import yaml
 
     try:
-        depth = 0
+        depth = texts = 0
         for event in yaml.parse(text, Loader=yaml.SafeLoader):
             if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
                 raise _error("anchors and aliases are not allowed", event)
             depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
             if depth > 2:
                 raise _error("too deeply nested", event, "selectors, each with isq and device")
+            # A selector, and two keys with a value each.
+            texts += isinstance(event, yaml.ScalarEvent)
+            if texts > 5 * MAX_RECIPE_RULES:
+                raise _error("too many selectors", event, f"at most {5 * MAX_RECIPE_RULES} texts")
         node = yaml.compose(text, Loader=yaml.SafeLoader)
     except yaml.YAMLError as exc:
         mark = getattr(exc, "problem_mark", None)
