@@ -48,6 +48,7 @@ KEPT, CONFIGURATIONS, LLAMACPP, READER = "kept", "configurations", "llama.cpp", 
 NotRun = list[tuple[str, str]]
 """Rows that a client could not run on this CPU: table and type."""
 TABLES = (FILES, ENTRIES, QUANTISERS, MIGRATION, CONVERTED, RUNNING, KEPT, CONFIGURATIONS, LLAMACPP, READER)
+LONGEST_FIRST = (QUANTISERS, RUNNING, MIGRATION, ENTRIES, FILES, CONVERTED, CONFIGURATIONS, KEPT, LLAMACPP, READER)
 
 
 def find_clients(given: tuple[Path, ...]) -> dict[str, Client]:
@@ -240,9 +241,7 @@ def main(
     if two:
         given = [f"--client={client.python}" for client in clients.values()]
         given += [f"--kind={kind}" for kind in kinds] + [f"--model={model}" for model in models]
-        wanted = only or TABLES
-        lanes = [[each for each in wanted if (each == QUANTISERS) is alone] for alone in (True, False)]
-        failed = check_side_by_side([lane for lane in lanes if lane], given)
+        failed = check_side_by_side([table for table in LONGEST_FIRST if table in (only or TABLES)], given)
         console.print(f"{time.monotonic() - start:.0f} s")
         sys.exit(1 if failed else 0)
     about = clients[reading.CLIENT_VERSION].about()
@@ -277,24 +276,24 @@ def main(
     sys.exit(1 if failed else 0)
 
 
-def check_side_by_side(lanes: Sequence[Sequence[str]], options: Sequence[str]) -> bool:
-    """Check tables in processes, those of a lane one after another; print each lane's output when it ends.
+def check_side_by_side(tables: Sequence[str], options: Sequence[str]) -> bool:
+    """Check each table in a process of its own, two at a time; print the output of each when it ends.
 
     Args:
-        lanes: tables.
+        tables: in the order in which they are begun.
         options: of the command, for all of them.
 
     Returns:
         Whether anything differs.
     """
 
-    def run(lane: Sequence[str]) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "tools.interop", *options, *(f"--only={table}" for table in lane)]
+    def run(table: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "tools.interop", *options, f"--only={table}"]
         return subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
 
     failed = False
-    with ThreadPoolExecutor(len(lanes)) as pool:
-        for done in as_completed([pool.submit(run, lane) for lane in lanes]):
+    with ThreadPoolExecutor(2) as pool:
+        for done in as_completed([pool.submit(run, table) for table in tables]):
             print(done.result().stdout, end="", flush=True)
             failed |= done.result().returncode != 0
     return failed
