@@ -107,6 +107,7 @@ def test_companions_that_do_not_fit(
         ({"num_bits": 5}, UnsupportedError, r"got 5 .*config_groups\.group_0\.weights\.num_bits"),
         ({"num_bits": 4, "strategy": "block"}, UnsupportedError, r"one that fits int, got block"),
         ({"num_bits": 4, "strategy": "group"}, FormatError, r"no size of groups"),
+        ({"strategy": "channel", "group_size": 32}, FormatError, r"expected none for channel, got 32 .*group_size"),
         ({"num_bits": 4, "group_size": 0}, FormatError, r"not a size of groups"),
         ({"num_bits": 4, "type": "float"}, UnsupportedError, r"expected tensor_group of 16, got tensor"),
     ],
@@ -117,6 +118,17 @@ def test_settings_that_do_not_exist(
     groups = {"group_0": {"targets": ["Linear"], "weights": weights}}
     with pytest.raises(error, match=problem):
         checkpoint_of(tmp_path, stored("int4"), quant_method="compressed-tensors", config_groups=groups)
+
+
+def test_what_is_ignored(tmp_path: Path) -> None:
+    """Modules by name, class or expression; a list of them, and nothing else."""
+    settings = config("int4", targets=[["re:a.*"]])
+    with checkpoint_of(tmp_path, stored("int4"), **settings, ignore=["lm_head", "re:ab.*"]) as checkpoint:
+        method = checkpoint.method
+        assert method is not None
+        assert [method.leaves_plain(path) for path in ("a", "abc", "lm_head", "b")] == [False, True, True, True]
+    with pytest.raises(FormatError, match=r"not a list of modules: got 5 .*quantization_config\.ignore"):
+        checkpoint_of(tmp_path, stored("int4"), **settings, ignore=5)
 
 
 def test_a_weight_that_no_group_names(tmp_path: Path) -> None:

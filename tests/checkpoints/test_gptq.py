@@ -14,10 +14,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file
 
 import uqff
-from tests.support.checkpoints import checkpoint_of, same_bits, write_checkpoint
+from tests.support.checkpoints import check_record, checkpoint_of, same_bits, write_checkpoint
 from tests.support.packed_weights import GroupedWeight
+from tools.golden.grouped_weights import CASES
 from uqff import FormatError, MissingError, ShapeError, UnsupportedError
 from uqff.checkpoints import Checkpoint
 from uqff.checkpoints.grouped import GroupedCodes
@@ -26,6 +28,7 @@ from uqff.families.stacking import stack as stack_of
 from uqff.models.patterns import Pattern
 
 GPTQ = {"quant_method": "gptq", "bits": 4, "group_size": 32}
+AUTO_ROUND = GPTQ | {"quant_method": "auto-round"}
 
 
 def check(checkpoint: Checkpoint, plain: torch.Tensor, kind: type) -> None:
@@ -127,6 +130,32 @@ def test_dynamic(tmp_path: Path) -> None:
         assert same_bits(checkpoint.layer("model.b").weight.dequantize(), b.numbers())
 
 
+def test_modules_of_auto_round(tmp_path: Path) -> None:
+    """``extra_config``: by name, by an expression that is searched for; of 16 bits: not quantised."""
+    a, b = (GroupedWeight.random(32, 64, bits, size, torch.float16) for bits, size in ((4, 32), (8, 64)))
+    tensors = a.gptq("model.a") | b.gptq("model.b") | b.gptq("model.x.b2") | {"lm_head.weight": torch.ones(2, 2)}
+    extra = {"model.b": {"bits": 8, "group_size": 64}, r"b\d$": {"bits": 8, "group_size": 64}, "lm_head": {"bits": 16}}
+    with checkpoint_of(tmp_path, tensors, **AUTO_ROUND, extra_config=extra) as checkpoint:
+        kinds = {path: checkpoint.kind(path) for path in checkpoint}
+        assert kinds == {"model.a": "afq4", "model.b": "afq8", "model.x.b2": "afq8", "lm_head": "unquant"}
+        assert same_bits(checkpoint.layer("model.x.b2").weight.dequantize(), b.numbers())
+
+
+def test_a_weight_twice(tmp_path: Path) -> None:
+    """Plain beside packed: one of them would be dropped without a word."""
+    tensors = GroupedWeight.random(8, 64, 4, 32, torch.float16).gptq("a") | {"a.weight": torch.ones(8, 64)}
+    with pytest.raises(FormatError, match=r"a weight twice: .*beside a\.qweight, .*layer a, field a\.weight"):
+        checkpoint_of(tmp_path, tensors, **GPTQ)
+
+
+def test_groups_that_do_not_fill_the_inputs_of_awq(tmp_path: Path) -> None:
+    """48 gives as many groups of 64 inputs as the 32 that they have."""
+    tensors = GroupedWeight.random(8, 64, 4, 32, torch.float16).awq("a")
+    config = {"quant_method": "awq", "bits": 4, "group_size": 48}
+    with checkpoint_of(tmp_path, tensors, **config) as checkpoint, pytest.raises(ShapeError, match="multiple of 48"):
+        checkpoint.meta("a")
+
+
 def test_stacks(tmp_path: Path) -> None:
     """Foreign experts, each with an order of its own, stack, and come apart again."""
     weights = [GroupedWeight.random(8, 64, 4, 32, torch.float16, seed) for seed in (1, 2)]
@@ -188,6 +217,11 @@ def test_companions_that_do_not_fit(tmp_path: Path, change: Any, error: type[Exc
     ("config", "error", "problem"),
     [
         (GPTQ | {"bits": 5}, UnsupportedError, r"expected one of 2, 3, 4, 8, got 5 .*quantization_config\.bits"),
+        (GPTQ | {"bits": "4"}, UnsupportedError, r"expected one of 2, 3, 4, 8, got '4' .*quantization_config\.bits"),
+        (AUTO_ROUND | {"packing_format": "auto_round:marlin"}, UnsupportedError, r"got 'auto_round:marlin'"),
+        (AUTO_ROUND | {"data_type": "mx_fp"}, UnsupportedError, r"expected one of int, got mx_fp"),
+        (AUTO_ROUND | {"extra_config": {"a": {"bits": 5}}}, UnsupportedError, r"got 5 .*extra_config\.a\.bits"),
+        (AUTO_ROUND | {"extra_config": {"(": {}}}, FormatError, r"not a regular expression"),
         (GPTQ | {"group_size": 0}, FormatError, r"not a size of groups.*got 0"),
         (GPTQ | {"group_size": None}, FormatError, r"not a size of groups"),
         (GPTQ | {"checkpoint_format": "marlin"}, UnsupportedError, r"got marlin"),
@@ -199,3 +233,25 @@ def test_companions_that_do_not_fit(tmp_path: Path, change: Any, error: type[Exc
 def test_settings_that_do_not_exist(tmp_path: Path, config: Any, error: type[Exception], problem: str) -> None:
     with pytest.raises(error, match=problem):
         checkpoint_of(tmp_path, {"a.weight": torch.ones(2, 2)}, **config)
+
+
+GOLDEN = load_file(Path(__file__).parent.parent / "golden" / "auto-round-0.8.0.safetensors")
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_as_the_libraries_dequantise(tmp_path: Path, case: str) -> None:
+    """auto-round of both conventions of zeros, AutoAWQ: codes, zeros and words are theirs, and so are the numbers."""
+    method, bits, size, _ = CASES[case]
+    tensors = {name.replace(case, "a"): part for name, part in GOLDEN.items() if name.startswith(f"{case}.q")}
+    tensors["a.scales"] = GOLDEN[f"{case}.scales"]
+    config = {"quant_method": method.partition("_")[0], "bits": bits, "group_size": size, "checkpoint_format": method}
+    config |= {"checkpoint_format": "gptq"} if method == "awq" else {}
+    with checkpoint_of(tmp_path / "a", tensors, **config) as checkpoint:
+        assert check_record(checkpoint, "a", GOLDEN[f"{case}.numbers"]).kind == f"afq{bits}"
+    if method != "awq":
+        packing = {"gptq": "auto_round:auto_gptq", "gptq_v2": "auto_round:exllamav2"}[method]
+    else:
+        packing = "auto_round:auto_awq"
+    config = {"quant_method": "auto-round", "bits": bits, "group_size": size, "packing_format": packing}
+    with checkpoint_of(tmp_path / "b", tensors, **config) as checkpoint:
+        assert check_record(checkpoint, "a", GOLDEN[f"{case}.numbers"]).kind == f"afq{bits}"

@@ -36,7 +36,7 @@ def by_hand(bits: int, axis: int, group: int = 64) -> tuple[dict[str, torch.Tens
         "nbits": torch.tensor(bits, dtype=torch.int32),
         "axis": torch.tensor(axis, dtype=torch.int32),
         "group_size": torch.tensor(group, dtype=torch.int32),
-        "packing": torch.tensor([ord(c) for c in "4bit_u8"], dtype=torch.uint8),
+        "packing": torch.tensor([ord(c) for c in f"{bits}bit_{32 if bits == 3 else 'u8'}"], dtype=torch.uint8),
         "compute_dtype": torch.tensor([ord(c) for c in "torch.float16"], dtype=torch.uint8),
         "bias": torch.ones(8),
     }
@@ -103,6 +103,7 @@ def test_against_hqq(tmp_path: Path, bits: float, axis: int, how: dict[str, Any]
         ({"W_q": torch.ones(32, 10)}, FormatError, r"wrong dtype: expected U8 or I32, got F32"),
         ({"zero": torch.full((1, 10), torch.nan).half()}, FormatError, r"10 elements break a rule.*a\.zero"),
         ({"zero": torch.ones(1, 10)}, FormatError, r"wrong dtype: expected F16, got F32"),
+        ({"packing": torch.tensor([*b"3bit_32"]).byte()}, FormatError, r"wrong packing: expected 4bit_u8, got 3bit_32"),
         ({"quant_zero": torch.tensor(1).byte()}, UnsupportedError, r"scales that are quantised themselves"),
     ],
 )

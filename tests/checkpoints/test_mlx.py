@@ -112,7 +112,11 @@ def test_settings_that_do_not_exist(tmp_path: Path, said: dict[str, Any], proble
 @pytest.mark.parametrize(
     ("changes", "error", "problem"),
     [
-        ({"scales": None}, MissingError, r"a companion.*tensor scales beside a\.weight, a\.biases .*layer a\)"),
+        (
+            {"scales": None},
+            MissingError,
+            r"a companion.*tensor scales beside a\.weight, a\.biases .*layer a, field scales\)",
+        ),
         ({"biases": None}, MissingError, r"tensor biases beside"),
         ({"scales": torch.ones(4, 2)}, ShapeError, r"wrong shape: expected \[4, 4\], got \[4, 2\] .*field a\.scales"),
         ({"biases": torch.ones(4, 4).half()}, FormatError, r"wrong dtype: expected F32, got F16 .*a\.biases"),

@@ -75,6 +75,7 @@ def test_matrices(tmp_path: Path, names: tuple[str, str]) -> None:
         (None, codes(2, 4, 3, 16), MissingError, r"a companion.*tensor scales beside a_blocks"),
         (exponents(2, 4, 2), codes(2, 4, 3, 16), ShapeError, r"expected \[2, 4, 3\], got \[2, 4, 2\] .*a_scales"),
         (torch.ones(2, 4, 3), codes(2, 4, 3, 16), FormatError, r"expected U8 or F8_E8M0, got F32"),
+        (exponents(2, 4, 3), codes(2, 4, 3, 16).long(), FormatError, r"expected U8, got I64 .*a_blocks"),
         (exponents(2, 4, 3), codes(2, 4, 3, 8), ShapeError, r"wrong shape: expected \[..., in/32, 16\]"),
         (exponents(2, 4, 3).fill_(255), codes(2, 4, 3, 16), FormatError, r"scale is not a number"),
         (exponents(2, 4, 3).fill_(0), codes(2, 4, 3, 16), UnsupportedError, r"no MXFP4 block with a scale of 2\^-127"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import numpy as np
@@ -135,6 +136,33 @@ def awq(path: str, weight: torch.Tensor) -> Stored:
     return _grouped(weight, GROUP).awq(path), config
 
 
+def compressed_tensors(path: str, weight: torch.Tensor) -> Stored:
+    """Four bits by compressed-tensors: codes 7, 8 and 9 with a scale of 1, or 6, 8 and 10 with one of 1/2."""
+    half = _powers(weight.shape[0], weight.shape[1] // GROUP).clamp(max=1)
+    codes = (8 + weight / half.repeat_interleave(GROUP, 1)).to(torch.int64).unflatten(1, (-1, 8))
+    words = (codes << torch.arange(0, 32, 4)).sum(2).to(torch.int32)
+    tensors = {"weight_packed": words, "weight_scale": half, "weight_shape": torch.tensor(weight.shape)}
+    group = {"targets": ["Linear"], "weights": {"num_bits": 4, "group_size": GROUP}}
+    config = {"quant_method": "compressed-tensors", "format": "pack-quantized", "config_groups": {"group_0": group}}
+    return {f"{path}.{name}": tensor for name, tensor in tensors.items()}, config
+
+
+def nf4(path: str, weight: torch.Tensor) -> Stored:
+    """Bitsandbytes' four bits with a table of our own, in which -1, 0 and 1 are; blocks of 32."""
+    table = torch.linspace(-1, 0.875, 16)
+    table[15] = 1
+    scales = torch.ones(weight.numel() // 32)
+    codes = torch.tensor([0, 8, 15], dtype=torch.uint8)[(weight + 1).long()].reshape(-1, 2)
+    state = {"quant_type": "nf4", "blocksize": 32, "dtype": "float32", "shape": list(weight.shape)}
+    tensors = {
+        "weight": codes[:, :1] << 4 | codes[:, 1:],
+        "weight.absmax": scales,
+        "weight.quant_map": table,
+        "weight.quant_state.bitsandbytes__nf4": torch.tensor([*json.dumps(state).encode()], dtype=torch.uint8),
+    }
+    return {f"{path}.{name}": tensor for name, tensor in tensors.items()}, {"quant_method": "bitsandbytes"}
+
+
 MATRICES = {
     "plain": _plain,
     "fp8": fp8_tensor,
@@ -145,5 +173,7 @@ MATRICES = {
     "gptq": gptq,
     "gptq-order": gptq_order,
     "awq": awq,
+    "compressed-tensors": compressed_tensors,
+    "nf4": nf4,
 }
 """How a source stores a matrix."""

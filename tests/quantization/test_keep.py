@@ -24,7 +24,7 @@ from uqff.models.patterns import Pattern
 from uqff.quantization.recipe import parse_recipe
 
 UP = "model.layers.0.mlp.up_proj"
-EXACT = {"mlx": "afq4", "mxfp4": "mxfp4", "fp8": "fp8", "hqq": "hqq4"}
+EXACT = {"mlx": "afq4", "mxfp4": "mxfp4", "fp8": "fp8", "hqq": "hqq4", "gptq": "afq4", "compressed-tensors": "afq4"}
 
 
 @pytest.fixture(scope="module")
@@ -95,6 +95,18 @@ def test_the_rest_becomes_the_fallback(plain: Path, tmp_path: Path) -> None:
     assert {each["module"] for each in output["fallbacks"]} == {
         layer["module"] for layer in output["layer_details"]
     } - kept
+
+
+def test_what_has_no_form_becomes_a_k_quant(tmp_path: Path) -> None:
+    """NF4 of rows that are wide enough for blocks of 256."""
+    TinyModel(hidden_size=256, heads=4, weight_dtype="BF16").write(tmp_path / "plain")
+    source = write_quantised("nf4", tmp_path / "plain", tmp_path / "source")
+    told = run(source, tmp_path / "out", "--isq", "keep", "--fallback", "q4k")
+    assert told.exit_code == 0, told.output
+    with uqff.open_checkpoint(source) as checkpoint, uqff.open(tmp_path / "out") as file:
+        assert checkpoint.kind(UP) == "nf4"
+        assert file[UP].weight.kind == "q4k"
+        assert file[UP].weight == uqff.quantize(checkpoint.layer(UP).weight.dequantize(), "q4k")
 
 
 @pytest.mark.parametrize("method", sorted(METHODS))

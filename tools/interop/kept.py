@@ -19,7 +19,7 @@ from tools.tiny.quantised import write_quantised
 from uqff.quantization.run import quantize_model
 
 MODEL: Final = TinyModel("llama", hidden_size=128, intermediate_size=128, heads=4, kv_heads=2, std=0.08, seed=61)
-METHODS: Final = ("mlx", "fp8", "mxfp4", "hqq")
+METHODS: Final = ("mlx", "fp8", "mxfp4", "hqq", "gptq", "compressed-tensors")
 CLIENT_VERSION: Final = "0.9.5"
 WORLDS: Final = (1, 2)
 

@@ -60,6 +60,46 @@ def _hqq(weight: torch.Tensor) -> Tensors:
     return made | {f".{name}": torch.tensor(number, dtype=torch.int32) for name, number in numbers.items()}
 
 
+def _int4(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Codes ``[out, in]`` of symmetric integers, zero is 8, and F16 scales of groups of 32 ``[out, groups]``."""
+    groups = weight.float().unflatten(1, (-1, 32))
+    scales = (groups.abs().amax(2) / 7.5).half().clamp(min=2**-14)
+    codes = (groups / scales.float()[..., None]).round() + 8
+    return codes.clamp(0, 15).flatten(1).to(torch.int64), scales
+
+
+def _words(codes: torch.Tensor) -> torch.Tensor:
+    """Eight codes of a row in each word, the first in the lowest bits."""
+    return (codes.unflatten(1, (-1, 8)) << torch.arange(0, 32, 4)).sum(2).to(torch.int32)
+
+
+def _gptq(weight: torch.Tensor) -> Tensors:
+    codes, scales = _int4(weight)
+    zeros = torch.full((scales.shape[1], scales.shape[0]), 7)
+    index = torch.arange(weight.shape[1], dtype=torch.int32) // 32
+    return {".qweight": _words(codes).T, ".qzeros": _words(zeros), ".scales": scales.T, ".g_idx": index}
+
+
+def _compressed_tensors(weight: torch.Tensor) -> Tensors:
+    codes, scales = _int4(weight)
+    shape = torch.tensor(weight.shape)
+    return {".weight_packed": _words(codes), ".weight_scale": scales, ".weight_shape": shape}
+
+
+def _nf4(weight: torch.Tensor) -> Tensors:
+    quantiles = torch.special.ndtri(torch.linspace(0.03, 0.97, 16))
+    table, blocks = quantiles / quantiles.abs().max(), weight.float().reshape(-1, 64)
+    scales = blocks.abs().amax(1)
+    codes = ((blocks / scales[:, None])[..., None] - table).abs().argmin(2).to(torch.uint8).reshape(-1, 2)
+    state = {"quant_type": "nf4", "blocksize": 64, "dtype": "bfloat16", "shape": list(weight.shape)}
+    return {
+        ".weight": codes[:, :1] << 4 | codes[:, 1:],
+        ".weight.absmax": scales,
+        ".weight.quant_map": table,
+        ".weight.quant_state.bitsandbytes__nf4": torch.tensor([*json.dumps(state).encode()], dtype=torch.uint8),
+    }
+
+
 METHODS: Final[dict[str, tuple[Callable[[torch.Tensor], Tensors], dict[str, Any]]]] = {
     "mlx": (_mlx, {"quantization": {"group_size": 32, "bits": 4, "mode": "affine"}}),
     "mxfp4": (_mxfp4, {"quantization_config": {"quant_method": "mxfp4"}}),
@@ -69,6 +109,21 @@ METHODS: Final[dict[str, tuple[Callable[[torch.Tensor], Tensors], dict[str, Any]
         {"quantization_config": {"quant_method": "fp8", "weight_block_size": [32, 32]}},
     ),
     "hqq": (_hqq, {"quantization_config": {"quant_method": "hqq", "quant_config": {}}}),
+    "gptq": (_gptq, {"quantization_config": {"quant_method": "gptq", "bits": 4, "group_size": 32, "desc_act": False}}),
+    "compressed-tensors": (
+        _compressed_tensors,
+        {
+            "quantization_config": {
+                "quant_method": "compressed-tensors",
+                "format": "pack-quantized",
+                "ignore": ["lm_head"],
+                "config_groups": {
+                    "group_0": {"targets": ["Linear"], "weights": {"num_bits": 4, "group_size": 32}},
+                },
+            }
+        },
+    ),
+    "nf4": (_nf4, {"quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True}}),
 }
 """How a matrix is stored, by the endings of its tensors' names, and what the configuration says, by method."""
 

@@ -49,6 +49,8 @@ __all__ = ["BitsAndBytes"]
 
 BLOCKS: Final = (32, 64, 128, 256, 512, 1024, 2048, 4096)
 LARGEST: Final = float(np.finfo(np.float32).max)
+DTYPES: Final = ("float32", "float16", "bfloat16")
+"""What the weight had; it is dequantised to float32 all the same."""
 STATE: Final = "quant_state.bitsandbytes__"
 NAMES_4: Final = ("absmax", "quant_map", "nested_absmax", "nested_quant_map", f"{STATE}nf4", f"{STATE}fp4")
 
@@ -126,7 +128,7 @@ class _State:
 
     def __init__(self, stored: Companions) -> None:
         self.stored = stored
-        self.role = next((f"{STATE}{each}" for each in ("nf4", "fp4") if f"{STATE}{each}" in stored), f"{STATE}nf4")
+        self.role = next((f"{STATE}{each}" for each in ("nf4", "fp4") if f"{STATE}{each}" in stored), f"{STATE}...")
         self.name = self.role.removeprefix(STATE)
         self.state = self._read()
         shape = self.state.get("shape")
@@ -141,6 +143,8 @@ class _State:
         self.size = math.gcd(self.columns, self.block)
         if self.state.get("quant_type") != self.name:
             raise self._wrong("quant_type", self.name, self.state.get("quant_type"))
+        if self.state.get("dtype", "float32") not in DTYPES:
+            raise self._wrong("dtype", f"one of {', '.join(DTYPES)}", self.state["dtype"])
         self.is_nested = "nested_absmax" in stored or "nested_offset" in self.state
         self._check()
 

@@ -29,7 +29,7 @@ from uqff.checkpoints.safetensors import CONFIG_NAME, TensorFiles, open_tensors
 from uqff.codec.layer import Layer, Sharding
 from uqff.container.closing import Closing
 from uqff.container.shards import PathLike
-from uqff.errors import MissingError, ShapeError, located
+from uqff.errors import FormatError, MissingError, ShapeError, located
 from uqff.families.base import QuantizedTensor
 from uqff.families.part import Part
 
@@ -135,6 +135,11 @@ class Checkpoint(CheckpointView, Closing):
         quantised: Found = {} if self.method is None else self.method.find(tensors)
         taken = {name for roles in quantised.values() for name in roles.values()}
         plain = {path: roles for path, roles in Plain().find(tensors).items() if roles["weight"] not in taken}
+        for path in plain.keys() & quantised.keys():
+            name = plain[path]["weight"]
+            expected, got = "one weight", f"beside {', '.join(quantised[path].values())}"
+            file = str(tensors.file_of(name))
+            raise FormatError("a weight twice", file=file, layer=path, field=name, expected=expected, got=got)
         self._biases = self._found_biases(tensors, quantised, plain, taken)
         biases = set(self._biases.values())
         self._roles = quantised | {path: roles for path, roles in plain.items() if roles["weight"] not in biases}

@@ -54,6 +54,7 @@ class Companions:
                 "a companion of the weight is missing",
                 file=str(file),
                 layer=self.path,
+                field=role,
                 expected=f"a tensor {role} beside {', '.join(self.names.values())}",
             )
         return self.names[role]

@@ -40,7 +40,7 @@ from uqff.checkpoints.companions import FLOATS, Companions, float32_of
 from uqff.checkpoints.fp8 import scaled
 from uqff.checkpoints.gptq import index_of, words_of
 from uqff.checkpoints.grouped import U8, Groups
-from uqff.checkpoints.method import Cut, Found, Method, regular, setting
+from uqff.checkpoints.method import Cut, Found, Method, is_ignored, modules_of, regular, setting
 from uqff.checkpoints.table import TableCodes
 from uqff.codes import DType
 from uqff.errors import FormatError, ShapeError, UnsupportedError
@@ -87,8 +87,9 @@ class CompressedTensors(Method):
 
     NAMES: ClassVar[tuple[str, ...]] = ("compressed-tensors",)
 
-    def __init__(self, schemes: tuple[tuple[tuple[str, ...], _Scheme], ...]) -> None:
+    def __init__(self, schemes: tuple[tuple[tuple[str, ...], _Scheme], ...], ignored: tuple[str, ...] = ()) -> None:
         self.schemes = schemes
+        self.ignored = ignored
 
     @classmethod
     def of(cls, quantization: Mapping[str, Any], config: Mapping[str, Any]) -> Self:
@@ -113,7 +114,7 @@ class CompressedTensors(Method):
             setting({f"{key}.format": group.get("format")}, f"{key}.format", FORMATS, default="dense")
             if group.get("weights") is not None:
                 made.append((tuple(targets), _scheme(group["weights"], f"{key}.weights")))
-        return cls(tuple(made))
+        return cls(tuple(made), modules_of(quantization, "ignore"))
 
     def find(self, tensors: TensorFiles) -> Found:
         """Packed weights, and weights of one byte a code, or with scales."""
@@ -127,6 +128,13 @@ class CompressedTensors(Method):
             roles |= {f"weight_{each}": f"{path}.weight_{each}" for each in ENDS}
             found[path] = {role: each for role, each in roles.items() if each in tensors}
         return found
+
+    def leaves_plain(self, path: str) -> bool:
+        """See :meth:`Method.leaves_plain`: what is ignored, and what no target names; classes cannot be told."""
+        if is_ignored(path, self.ignored):
+            return True
+        targets = [each for targets, _ in self.schemes for each in targets]
+        return not any(each == path or (each.startswith("re:") and re.match(each[3:], path)) for each in targets)
 
     def _of(self, stored: Companions) -> _Scheme:
         path, targets = stored.path, [(each, scheme) for targets, scheme in self.schemes for each in targets]
@@ -183,6 +191,8 @@ def _scheme(weights: object, key: str) -> _Scheme:
         )
     default = "group" if size is not None else "channel" if weights.get("group_size") == -1 else "tensor"
     strategy = one_of("strategy", STRATEGIES, default)
+    if size is not None and strategy not in ("group", "tensor_group"):
+        raise FormatError("a size of groups", field=f"{field}.group_size", expected=f"none for {strategy}", got=size)
     if strategy in ("group", "tensor_group") and size is None:
         raise FormatError("no size of groups", field=f"{field}.group_size", expected="a positive number", got=None)
     if (strategy == "block") != (block is not None) or (kind == "int" and strategy in ("block", "tensor_group")):

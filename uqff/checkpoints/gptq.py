@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
     from uqff.checkpoints.safetensors import TensorFiles
 
-__all__ = ["AWQ", "GPTQ", "group_size_of", "index_of", "nibbles", "words_of"]
+__all__ = ["AWQ", "BITS", "GPTQ", "group_size_of", "index_of", "nibbles", "words_of"]
 
 BITS: Final = (2, 3, 4, 8)
 ORDER: Final = (0, 2, 4, 6, 1, 3, 5, 7)
@@ -151,6 +151,7 @@ class AWQ(_Packed):
     """``quant_method`` ``awq``: of AutoAWQ, ``version`` ``gemm``."""
 
     NAMES: ClassVar[tuple[str, ...]] = ("awq",)
+    BITS: ClassVar[int] = 4
 
     def __init__(self, group_size: int) -> None:
         self.group_size = group_size
@@ -158,7 +159,7 @@ class AWQ(_Packed):
     @classmethod
     def of(cls, quantization: Mapping[str, Any], config: Mapping[str, Any]) -> Self:
         """See :meth:`Method.of`."""
-        setting(quantization, "w_bit" if "w_bit" in quantization else "bits", (4,))
+        setting(quantization, "w_bit" if "w_bit" in quantization else "bits", (cls.BITS,))
         version = quantization.get("version")
         if version is not None and (not isinstance(version, str) or version.lower() != "gemm"):
             field = "quantization_config.version"
@@ -168,7 +169,10 @@ class AWQ(_Packed):
 
     def _sizes(self, stored: Companions) -> tuple[int, int, int, int]:
         columns, words = _matrix(stored)
-        return 8 * words, columns, 4, columns if self.group_size == -1 else self.group_size
+        size = columns if self.group_size == -1 else self.group_size
+        if columns % size:
+            raise stored.problem("inputs are not whole groups", "qweight", f"a multiple of {size}", columns, ShapeError)
+        return 8 * words, columns, self.BITS, size
 
     def _zeros(self, stored: Companions, bits: int) -> U8:
         return _in_order(words_of(stored, "qzeros"))

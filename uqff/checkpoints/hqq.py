@@ -45,6 +45,9 @@ __all__ = ["HQQCheckpoint"]
 STORED_BITS: Final[dict[float, int]] = {8: 8, 6: 8, 5: 8, 4: 4, 3: 3, 2: 2, 1.58: 2, 1: 1}
 """How many bits the codes are packed with."""
 
+PACKINGS: Final = {8: "8bit_u8", 4: "4bit_u8", 3: "3bit_32", 2: "2bit_u8", 1: "1bit_u8"}
+"""What hqq calls them, by the bits that codes are packed with."""
+
 NUMBERS: Final = ("nbits", "group_size", "axis", "channel_wise", "view_as_float", "round_zero")
 FLAGS: Final = ("quant_scale", "quant_zero")
 REST: Final = (
@@ -136,6 +139,7 @@ class HQQCheckpoint(Method):
                 )
             scales.append(part.view((1, groups) if axis == 0 else (groups, 1)))
         stored.check("zero", (stored.dtype("scale"),))
+        self._check_packing(stored, bits)
         w_q = self._codes(stored, planned_codes((rows, columns), bits), planned=planned)
         record = HQQ.made_of(
             w_q=w_q,
@@ -164,6 +168,18 @@ class HQQCheckpoint(Method):
             expected = f"{wanted.nbytes} bytes, {list(wanted.shape)}"
             raise stored.problem("codes do not fit weight and groups", "W_q", expected, list(given.shape), ShapeError)
         return Part(wanted.dtype, wanted.shape, given.data)
+
+    @staticmethod
+    def _check_packing(stored: Companions, bits: int) -> None:
+        """The name of the packing, in letters, if there is one."""
+        if "packing" not in stored:
+            return
+        stored.check("packing", ("U8", "I8"))
+        name = stored.tensors.raw(stored.name("packing")).tobytes()
+        expected = PACKINGS[bits]
+        if name != expected.encode():
+            got = name[: 2 * len(expected)].decode("ascii", "backslashreplace")
+            raise stored.problem("wrong packing", "packing", expected, got)
 
     @staticmethod
     def _shape(stored: Companions) -> tuple[int, ...]:

@@ -130,8 +130,15 @@ def setting(
     value = default if value is None else value
     if not any(type(value) is type(each) and value == each for each in allowed):
         expected = ", ".join(map(str, allowed))
-        raise error("unknown setting", field=f"quantization_config.{key}", expected=f"one of {expected}", got=value)
+        raise error(
+            "unknown setting", field=f"quantization_config.{key}", expected=f"one of {expected}", got=_told(value)
+        )
     return value
+
+
+def _told(value: object) -> object:
+    """So that a string of digits is not taken for a number."""
+    return repr(value) if isinstance(value, str) and not value.isidentifier() else value
 
 
 def modules_of(quantization: Mapping[str, Any], key: str) -> tuple[str, ...]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
+from uqff.checkpoints.auto_round import AutoRound
 from uqff.checkpoints.bitsandbytes import BitsAndBytes
 from uqff.checkpoints.compressed_tensors import CompressedTensors
 from uqff.checkpoints.foreign import ForeignTensor
@@ -29,6 +30,7 @@ METHODS: Final[tuple[type[Method], ...]] = (
     HQQCheckpoint,
     GPTQ,
     AWQ,
+    AutoRound,
     BitsAndBytes,
     CompressedTensors,
 )

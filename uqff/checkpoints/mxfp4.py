@@ -60,11 +60,13 @@ class MXFP4Checkpoint(Method):
         found: Found = {}
         for name in tensors:
             end = next((each for each in CODES if name.endswith(each)), None)
-            if end is None or tensors.dtype(name) != "U8":
+            if end is None:
                 continue
             path = name.removesuffix(end)
             names = (f"{path}_scales",) if end == "_blocks" else (f"{path}.scales", f"{path}.weight_scale")
             scales = next((each for each in names if each in tensors), None)
+            if tensors.dtype(name) != "U8" and (end == ".weight" or scales is None):
+                continue
             found[path] = {"blocks": name} if scales is None else {"blocks": name, "scales": scales}
         return found
 
