@@ -35,7 +35,7 @@ __all__ = [
     "stored",
 ]
 
-MOST = 128
+MOST = 256
 """Elements of the largest block."""
 
 _TILE = MOST * LANES

@@ -77,7 +77,7 @@ def quantize(w: FloatArray, bits: int, group_size: int) -> tuple[ByteArray, Floa
 
 STARTS = {
     bits: fitting.affine_starts(2**bits - 1, most=most, count=count)
-    for bits, most, count in ((2, 0.34, 8), (3, 0.2, 8), (4, 0.11, 8), (6, 0.03, 6), (8, 0.006, 5))
+    for bits, most, count in ((2, 0.3, 6), (3, 0.18, 6), (4, 0.09, 6), (6, 0.025, 5), (8, 0.005, 4))
 }
 """Where the search of each width begins."""
 

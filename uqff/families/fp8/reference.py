@@ -62,7 +62,7 @@ def _bf16(x: FloatArray) -> FloatArray:
 LARGEST = np.float32(448)
 """The largest e4m3 number."""
 
-SCALES = tuple(2 ** (k / 8) for k in range(8))
+SCALES = tuple(2 ** (k / 4) for k in range(4))
 """Dequantising scales that are tried, in units of the least that clips nothing; beyond 2 the mantissas are the same."""
 
 

@@ -89,15 +89,15 @@ class KScaled(NamedTuple):
 
 
 SCALED: Final = {
-    "Q4_0": Scaled(-8, 7, 8, F16, scale_starts(-8, widest=1.1, narrowest=0.6, count=22)),
+    "Q4_0": Scaled(-8, 7, 8, F16, scale_starts(-8, widest=1.08, narrowest=0.66, count=16)),
     "Q5_0": Scaled(-16, 15, 16, F16, scale_starts(-16, widest=1.06, narrowest=0.78, count=18)),
-    "Q8_0": Scaled(-128, 127, 0, F16, scale_starts(-128, widest=1.004, narrowest=0.96, count=18)),
-    "Q8_1": Scaled(-128, 127, 0, F16, scale_starts(-128, widest=1.004, narrowest=0.96, count=18)),
+    "Q8_0": Scaled(-128, 127, 0, F16, scale_starts(-128, widest=1.004, narrowest=0.97, count=9)),
+    "Q8_1": Scaled(-128, 127, 0, F16, scale_starts(-128, widest=1.004, narrowest=0.97, count=9)),
     "Q8K": Scaled(-128, 127, 0, F32, scale_starts(-128, widest=1.004, narrowest=0.97, count=12)),
 }
 
 AFFINE: Final = {
-    "Q4_1": Affine(15, affine_starts(15, most=0.09, count=7)),
+    "Q4_1": Affine(15, affine_starts(15, most=0.07, count=6)),
     "Q5_1": Affine(31, affine_starts(31, most=0.05, count=7)),
 }
 
