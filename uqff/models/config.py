@@ -35,7 +35,10 @@ from uqff.errors import FormatError, UnsupportedError, located
 from uqff.limits import MAX_CONFIG_BYTES
 from uqff.models.architectures import architecture_of
 
-__all__ = ["config_to_write", "read_config", "restated"]
+__all__ = ["QUANT_METHOD", "config_to_write", "read_config", "restated"]
+
+QUANT_METHOD: Final = "uqff"
+"""What ``quantization_config`` of a directory of UQFF calls the method."""
 
 EXPERT_COUNTS: Final = ("num_experts", "num_local_experts")
 LAYER_TYPES: Final = ("full_attention", "sliding_attention")

@@ -19,7 +19,6 @@ from uqff.parallel import transformers_model
 from uqff.parallel.consensus import digest
 from uqff.parallel.gather import ExpertList, ReplicatedStack
 from uqff.parallel.lora import adapted, adapted_stack, summed
-from uqff.parallel.plan import ROLES
 from uqff.parallel.projection import PROJECTIONS
 from uqff.parallel.unloaded import Unloaded, numbers_of
 
@@ -141,13 +140,11 @@ def model_weights(model: torch.nn.Module) -> ModelWeights:
     config = whole.config
     head = whole.get_output_embeddings() if config.tie_word_embeddings else None
     weights = ModelWeights(tied=head is not None)
-    blocks = transformers_model.sparse_blocks(model)
     for path, module in model.named_modules():
         if isinstance(module, torch.nn.Linear) and module is not head:
             weights.shapes[path] = module.out_features, module.in_features
-            if path.rpartition(".")[2] in ROLES and not any(path.startswith(f"{block}.") for block in blocks):
-                weights.layers.append(path)
-    for block in blocks:
+    weights.layers.extend(transformers_model.linear_roles(model))
+    for block in transformers_model.sparse_blocks(model):
         inner, hidden = config.moe_intermediate_size, config.hidden_size
         weights.shapes[f"{block}.gate"] = config.num_experts, hidden
         for name, dim in PROJECTIONS:

@@ -14,7 +14,7 @@ from uqff.parallel import fallback, transformers_model
 from uqff.parallel.experts import FusedExperts, PackedExperts
 from uqff.parallel.heads import compute_kv_shard
 from uqff.parallel.loading import Run, moved
-from uqff.parallel.plan import EMBEDDING, HEAD, ROLES, Role
+from uqff.parallel.plan import EMBEDDING, HEAD, Role
 from uqff.parallel.projection import PROJECTIONS
 from uqff.parallel.vocabulary import Embedding, Head, vocabulary
 from uqff.progress import Steps
@@ -71,14 +71,11 @@ class Filling:
         Raises:
             UqffError: a layer is missing or not valid, or does not fit configuration or ranks.
         """
-        blocks = transformers_model.sparse_blocks(self.model)
-        for path in blocks:
+        for path in transformers_model.sparse_blocks(self.model):
             self._sparse(path)
-        of_experts = tuple(f"{path}.experts." for path in blocks)  # linear layers of their own before transformers 5
-        for path, module in list(self.model.named_modules()):
-            role = None if path.startswith(of_experts) else ROLES.get(path.rpartition(".")[2])
-            if role is not None and isinstance(module, torch.nn.Linear):
-                self._linear(role, path, module)
+        for path, role in transformers_model.linear_roles(self.model).items():
+            module: Any = self.model.get_submodule(path)
+            self._linear(role, path, module)
         self._vocabulary()
         steps = Steps(progress, "load", len(self._begun), len(self._begun), "layers")
         for path, loaded in self._begun:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import torch
@@ -32,7 +32,7 @@ from uqff.parallel.source import ModelSource, open_source
 from uqff.progress import Progress
 from uqff.quantization.types import FallbackWarning
 
-__all__ = ["Check", "load_model"]
+__all__ = ["Check", "load_into", "load_model"]
 
 Check = Literal["sample", "all"]
 
@@ -90,6 +90,45 @@ def load_model(
     ...     model(torch.tensor([[3, 4, 5]])).logits.shape
     torch.Size([1, 3, 64])
     """
+    return load_into(
+        _built,
+        path,
+        comm,
+        device=device,
+        dtype=dtype,
+        check=check,
+        isq=isq,
+        workers=workers,
+        lora=lora,
+        merge_lora=merge_lora,
+        progress=progress,
+    )
+
+
+def _built(source: ModelSource, dtype: torch.dtype) -> torch.nn.Module:
+    return transformers_model.build(source.config, dtype)
+
+
+def load_into(
+    make: Callable[[ModelSource, torch.dtype], torch.nn.Module],
+    path: str | os.PathLike[str],
+    comm: Comm | None = None,
+    *,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype | None = None,
+    check: Check = "sample",
+    isq: Types | ImmediateIsq | None = None,
+    workers: int | None = None,
+    lora: Lora | tuple[Lora, float] | Sequence[Lora | tuple[Lora, float]] | None = None,
+    merge_lora: bool | None = None,
+    progress: Progress | None = None,
+) -> torch.nn.Module:
+    """:func:`load_model` into a model that is there; takes and raises what that does.
+
+    Args:
+        make: gives the model of ``transformers``, of a source and in a dtype: its places for layers on the meta device
+            (:func:`uqff.parallel.transformers_model.places`), and whatever else is to be filled.
+    """
     comm, device = Comm.of(comm), torch.device(device)
     exchange = device if device.type == "cuda" else torch.device("cpu")
     what = f"model {os.fspath(path)}"
@@ -111,12 +150,13 @@ def load_model(
         comm.check_same(digest, what, exchange)
 
         def load() -> torch.nn.Module:
-            return _load(source, comm, device, dtype, adapters, merge_lora, quantising, workers, progress)
+            return _load(make, source, comm, device, dtype, adapters, merge_lora, quantising, workers, progress)
 
         return settle(comm, f"loading {what}", load, exchange)
 
 
 def _load(
+    make: Callable[[ModelSource, torch.dtype], torch.nn.Module],
     source: ModelSource,
     comm: Comm,
     device: torch.device,
@@ -132,7 +172,7 @@ def _load(
         raise UnsupportedError("dtype of activations", expected="float32, bfloat16 or float16", got=dtype)
     transformers_model.model_type(source.config)
     Sizes.of(source.config).check(comm.world_size)
-    model = transformers_model.build(source.config, dtype)
+    model = make(source, dtype)
     transformers_model.share_heads(model, comm)
     adapting = Adapting(adapters, model, dtype, merge=merge)
     if isq is None:

@@ -16,10 +16,12 @@ import torch
 from uqff.errors import FormatError, ShapeError, UnsupportedError
 from uqff.models.architectures import architecture_of
 from uqff.parallel.heads import compute_n_kv_groups
+from uqff.parallel.plan import EMBEDDING, HEAD, ROLES
 
 if TYPE_CHECKING:
     from uqff.parallel.comm import Comm
     from uqff.parallel.mixture import Mixture
+    from uqff.parallel.plan import Role
 
 __all__ = [
     "MODEL_TYPES",
@@ -28,8 +30,10 @@ __all__ = [
     "activation",
     "build",
     "known_values",
+    "linear_roles",
     "materialise",
     "model_type",
+    "places",
     "share_heads",
     "sparse_blocks",
 ]
@@ -148,6 +152,22 @@ def activation(config: Any) -> Callable[[torch.Tensor], torch.Tensor]:
 def sparse_blocks(model: torch.nn.Module) -> list[str]:
     """Paths of the feed-forward layers that have experts."""
     return [path for path, module in model.named_modules() if hasattr(module, "experts") and hasattr(module, "gate")]
+
+
+def linear_roles(model: torch.nn.Module) -> dict[str, Role]:
+    """Paths of the linear layers that become parallel ones, and how: not of those that belong to experts."""
+    of_experts = tuple(f"{path}.experts." for path in sparse_blocks(model))  # layers of their own before transformers 5
+    roles: dict[str, Role] = {}
+    for path, module in model.named_modules():
+        name = path.rpartition(".")[2]
+        if name in ROLES and isinstance(module, torch.nn.Linear) and not path.startswith(of_experts):
+            roles[path] = ROLES[name]
+    return roles
+
+
+def places(model: torch.nn.Module) -> list[str]:
+    """Paths of all modules that are filled with layers of a source: none is within another."""
+    return [*sparse_blocks(model), *linear_roles(model), EMBEDDING, HEAD]
 
 
 class SparseBlock(torch.nn.Module):

@@ -1,0 +1,106 @@
+"""uqff.integrations.transformers: what transformers loads has our layers, and to the bit their logits."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from safetensors.torch import save_file
+
+import uqff
+from tests.parallel.models import PROMPT, TinyCase, single_experts, write
+from uqff.errors import UnsupportedError
+from uqff.integrations.transformers import READS_SINCE, UqffConfig
+from uqff.parallel.layer import QuantizedLayer
+
+MAJOR = int(transformers.__version__.partition(".")[0])
+reads = pytest.mark.skipif(
+    MAJOR < READS_SINCE, reason="transformers before 5 looks for weights before it asks a method of quantisation"
+)
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:.torch.jit.script:DeprecationWarning"
+)  # of torch, on import of its compiler
+
+V0, V1_1, V1_2 = (0, 2, 0), (1, 1, 0), (1, 2, 0)
+CASES = [
+    TinyCase("qwen2", "afq4", V0),
+    TinyCase("llama", "hqq4", V1_1, tied=True),  # the head is a layer, and the embedding is not
+    TinyCase("qwen3_moe", "q4k", V1_2, tied=True, expert_inner=256, dtype=torch.bfloat16),
+]
+
+
+def loaded(directory: Path, **options: Any) -> Any:
+    """What transformers loads; it says nothing of weights that it misses, or has not used."""
+    model, told = transformers.AutoModelForCausalLM.from_pretrained(directory, output_loading_info=True, **options)
+    assert not any(told[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    return model
+
+
+def same_logits(model: Any, other: Any) -> bool:
+    """Whether two models say the same of the prompt, to the bit."""
+    ids = torch.tensor([PROMPT])
+    with torch.inference_mode():
+        return torch.equal(model(ids).logits, other(ids).logits)
+
+
+@reads
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_a_directory_of_uqff_gives_the_logits_of_load_model(case: TinyCase, tmp_path: Path) -> None:
+    """Of either generation, whatever is a layer; with the key of config.json, or with the argument."""
+    directory, _ = write(case, tmp_path)
+    expected = uqff.load_model(directory, dtype=case.dtype)
+    model = loaded(directory, dtype=case.dtype, quantization_config=UqffConfig())
+    assert same_logits(model, expected)
+    config = json.loads((directory / "config.json").read_text())
+    (directory / "config.json").write_text(json.dumps(config | {"quantization_config": {"quant_method": "uqff"}}))
+    model = loaded(directory, dtype=case.dtype)
+    assert same_logits(model, expected)
+    assert sum(isinstance(module, QuantizedLayer) for module in model.modules()) == sum(
+        isinstance(module, QuantizedLayer) for module in expected.modules()
+    )
+    ids = model.generate(torch.tensor([PROMPT]), max_new_tokens=3, do_sample=False, pad_token_id=0)
+    with torch.inference_mode():
+        assert ids[0, len(PROMPT)] == expected(torch.tensor([PROMPT])).logits[0, -1].argmax()
+
+
+def checkpoint(folder: Path, architecture: str) -> Path:
+    """A plain checkpoint."""
+    directory, model = write(TinyCase(architecture, "unquant", V1_2, expert_inner=256), folder)
+    for name in ("0-0.uqff", "residual.safetensors"):
+        (directory / name).unlink()
+    tensors = single_experts({name: each.contiguous() for name, each in model.state_dict().items()})
+    save_file(tensors, directory / "model.safetensors", {"format": "pt"})
+    return directory
+
+
+@pytest.mark.parametrize("architecture", ["llama", "qwen3_moe"])
+def test_a_checkpoint_is_quantised_while_it_is_loaded(architecture: str, tmp_path: Path) -> None:
+    """As by load_model; the plain weights are not loaded by transformers too."""
+    directory = checkpoint(tmp_path, architecture)
+    model = transformers.AutoModelForCausalLM.from_pretrained(directory, quantization_config=UqffConfig("q4k"))
+    assert same_logits(model, uqff.load_model(directory, isq="q4k"))
+    assert model.model.layers[0].self_attn.q_proj.weight.kind == "q4k"
+    assert model.config.quantization_config.to_dict() == {"quant_method": "uqff", "isq": "q4k"}
+
+
+@pytest.mark.skipif(MAJOR >= READS_SINCE, reason="transformers from 5 on reads directories of UQFF")
+def test_a_transformers_that_cannot_read_uqff_says_so(tmp_path: Path) -> None:
+    """Before it looks for weights in vain."""
+    directory, _ = write(CASES[0], tmp_path)
+    with pytest.raises(UnsupportedError, match=rf"expected transformers {READS_SINCE} or later"):
+        transformers.AutoModelForCausalLM.from_pretrained(directory, quantization_config=UqffConfig())
+
+
+def test_layers_do_not_stay_on_disk(tmp_path: Path) -> None:
+    """They are mapped there anyhow; transformers would look for weights that it could offload."""
+    directory = checkpoint(tmp_path, "llama")
+    with pytest.raises(
+        UnsupportedError, match=r"layers of UQFF are mapped, not offloaded: got disk \(field device_map\)"
+    ):
+        transformers.AutoModelForCausalLM.from_pretrained(
+            directory, quantization_config=UqffConfig("q4k"), device_map={"model": "disk", "lm_head": "cpu"}
+        )

@@ -1,0 +1,230 @@
+"""UQFF as a method of quantisation of ``transformers``: importing this module registers it.
+
+    from uqff.integrations.transformers import UqffConfig
+    from transformers import AutoModelForCausalLM
+
+    AutoModelForCausalLM.from_pretrained("DIR", quantization_config=UqffConfig())           # a directory of UQFF
+    AutoModelForCausalLM.from_pretrained("CHECKPOINT", quantization_config=UqffConfig("q4k"))   # quantised meanwhile
+
+Between the two hooks that ``transformers`` gives a method, the places of our layers hold nothing, so that it loads the
+norms, and looks for nothing else; then :mod:`uqff.parallel.model` fills them, as it does for
+:func:`~uqff.parallel.load_model`: the logits are the same to the bit.
+
+A directory that names the method in ``quantization_config`` of its ``config.json`` needs no argument.
+
+Authority: transformers 5.0, 5.23, 5.24, ``quantizers/base.py`` (``HfQuantizer``) and ``modeling_utils.py``
+(``from_pretrained``); 4.51.3 and 4.57.6, which look for weights before they ask a method, and so read no directory of
+UQFF, but quantise checkpoints.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+import transformers
+from transformers.quantizers import HfQuantizer, register_quantization_config, register_quantizer
+from transformers.utils.quantization_config import QuantizationConfigMixin
+
+from uqff.container.file import RESIDUAL_NAME
+from uqff.errors import ShardError, UnsupportedError
+from uqff.models.config import QUANT_METHOD
+from uqff.parallel import transformers_model
+from uqff.parallel.comm import Comm
+from uqff.parallel.model import load_into
+from uqff.parallel.source import ModelSource
+
+__all__ = ["UqffConfig", "UqffHfQuantizer"]
+
+READS_SINCE: Final = 5
+"""The first major version of ``transformers`` that asks a method before it looks for weights."""
+
+MAJOR: Final = int(transformers.__version__.partition(".")[0])
+
+WEIGHTS_KEY: Final = "transformers_weights"
+
+
+@register_quantization_config(QUANT_METHOD)
+class UqffConfig(QuantizationConfigMixin):  # type: ignore[misc]
+    """How ``transformers`` is told of UQFF.
+
+    Attributes:
+        isq: of a plain checkpoint, what its layers are quantised to while they are loaded; of a directory that holds
+            several models, which type.
+    """
+
+    def __init__(self, isq: str | int | None = None, **others: Any) -> None:
+        """What to load.
+
+        Args:
+            isq: a type (``"q4k"``), a number of bits, or the file of a recipe; None for a directory of UQFF.
+            others: what else ``quantization_config`` of a ``config.json`` has; kept.
+        """
+        self.__dict__.update(others)
+        self.quant_method = QUANT_METHOD
+        self.isq = isq
+
+    def to_dict(self) -> dict[str, Any]:
+        """What stands in ``config.json``."""
+        made: dict[str, Any] = super().to_dict()
+        return made if self.isq is not None else {key: value for key, value in made.items() if key != "isq"}
+
+    def to_diff_dict(self) -> dict[str, Any]:
+        """The same: there are no defaults to leave out."""
+        return self.to_dict()
+
+
+class Placeholder(torch.nn.Module):
+    """Stands where a layer will be, and holds nothing that ``transformers`` could look for."""
+
+    weight = None
+    """What transformers before 5 assigns to tie a head to its embedding."""
+
+
+@register_quantizer(QUANT_METHOD)
+class UqffHfQuantizer(HfQuantizer):  # type: ignore[misc]
+    """Puts the layers of UQFF into a model that ``transformers`` loads."""
+
+    requires_calibration = False
+
+    def __init__(self, quantization_config: UqffConfig, **options: Any) -> None:
+        super().__init__(quantization_config, **options)
+        self._emptied: dict[str, torch.nn.Module] = {}
+        self._place = ""
+
+    def validate_environment(self, *args: Any, **kwargs: Any) -> None:
+        """Refuse what cannot be done, before anything is read.
+
+        Raises:
+            UnsupportedError: this ``transformers`` reads no directory of UQFF; a part of the model is to stay on disk.
+        """
+        if self._reads and MAJOR < READS_SINCE:
+            raise UnsupportedError(
+                "transformers cannot read a directory of UQFF (uqff.load_model can)",
+                expected=f"transformers {READS_SINCE} or later",
+                got=transformers.__version__,
+            )
+        device_map = kwargs.get("device_map")
+        if isinstance(device_map, dict) and "disk" in device_map.values():
+            raise UnsupportedError("layers of UQFF are mapped, not offloaded", field="device_map", got="disk")
+
+    @property
+    def _reads(self) -> bool:
+        """Whether the directory is UQFF: it says so, or there is nothing that it could be quantised to."""
+        return self.pre_quantized or self.quantization_config.isq is None
+
+    def _told(self, config: Any) -> Any:
+        if self._reads and getattr(config, WEIGHTS_KEY, None) is None:
+            setattr(config, WEIGHTS_KEY, RESIDUAL_NAME)
+        return config
+
+    def update_tp_plan(self, config: Any) -> Any:
+        """Name the residual as what there is to be loaded, where ``transformers`` asks for something else."""
+        return self._told(config)
+
+    def update_attn_implementation(self, config: Any) -> Any:
+        """Likewise, in newer releases."""
+        return self._told(config)
+
+    def _process_model_before_weight_loading(
+        self, model: Any, checkpoint_files: list[str] | None = None, **kwargs: Any
+    ) -> None:
+        """Empty the places of layers, so that nothing is loaded into them."""
+        self._place = _place(model, checkpoint_files)
+        transformers_model.model_type({"architectures": [type(model).__name__]})
+        stated = getattr(model, "_keys_to_ignore_on_load_unexpected", None)
+        ignored = list(stated or ())
+        for path in transformers_model.places(model):
+            self._emptied[path] = _replaced(model, path, Placeholder())
+            ignored.append(rf"^{re.escape(path)}\.")
+        model._keys_to_ignore_on_load_unexpected = set(ignored) if isinstance(stated, set) else ignored
+        if hasattr(model, "all_tied_weights_keys"):
+            model.all_tied_weights_keys = {}
+
+    def _process_model_after_weight_loading(self, model: Any, **kwargs: Any) -> Any:
+        """Fill the places."""
+        placeholders = {path: _replaced(model, path, held) for path, held in self._emptied.items()}
+        self._emptied = {}
+        devices = {path: _device(model, path) for path in placeholders}
+        several = len(set(devices.values())) > 1
+        isq = self.quantization_config.isq
+
+        def make(source: ModelSource, dtype: torch.dtype) -> torch.nn.Module:
+            for name, parameter in model.named_parameters():
+                if not parameter.is_meta:
+                    source.tensor(name)  # transformers has taken it
+            return model  # type: ignore[no-any-return]
+
+        load_into(
+            make,
+            self._place,
+            _ranks(model),
+            device="cpu" if several else next(iter(devices.values())),
+            dtype=model.dtype,
+            isq=isq,
+        )
+        for path, placeholder in placeholders.items():
+            module = model.get_submodule(path)
+            if several:
+                module.to(devices[path])
+            if hasattr(placeholder, "_hf_hook"):
+                from accelerate.hooks import add_hook_to_module
+
+                add_hook_to_module(module, placeholder._hf_hook)
+        return model
+
+    def is_serializable(self, *args: Any, **kwargs: Any) -> bool:
+        """Whether the model can be saved."""
+        return False
+
+    @property
+    def is_trainable(self) -> bool:
+        """Whether its layers can be trained: they cannot."""
+        return False
+
+
+def _replaced(model: torch.nn.Module, path: str, module: torch.nn.Module) -> torch.nn.Module:
+    """Put a module into a place; returns the one that was there."""
+    parent, _, name = path.rpartition(".")
+    owner = model.get_submodule(parent)
+    held: torch.nn.Module = getattr(owner, name)
+    setattr(owner, name, module)
+    return held
+
+
+def _place(model: Any, checkpoint_files: list[str] | None) -> str:
+    """The directory of a model, or its name on the hub, at the revision of the files that transformers has fetched."""
+    name = str(model.config.name_or_path)
+    directory = Path(checkpoint_files[0]).parent if checkpoint_files else Path(name)
+    if Path(name).is_dir():
+        return str(directory)
+    return f"{name}@{directory.name}" if directory.parent.name == "snapshots" else name
+
+
+def _device(model: Any, path: str) -> torch.device:
+    """Where a place is: as the device map says, or where the rest of the model is."""
+    device_map = getattr(model, "hf_device_map", None) or {}
+    parts = path.split(".")
+    for length in range(len(parts), -1, -1):
+        device = device_map.get(".".join(parts[:length]))
+        if device is not None:
+            return torch.device("cuda", device) if isinstance(device, int) else torch.device(device)
+    made: torch.device = next(parameter.device for parameter in model.parameters() if not parameter.is_meta)
+    return made
+
+
+def _ranks(model: Any) -> Comm:
+    """The ranks that share a model.
+
+    Raises:
+        ShardError: it is shared by some of the ranks only.
+    """
+    size = getattr(model, "_tp_size", None) or 1
+    if size == 1:
+        return Comm()
+    comm = Comm(torch.distributed.group.WORLD)
+    if comm.world_size != size:
+        raise ShardError("tensor parallelism among some ranks", expected=f"{comm.world_size} ranks", got=size)
+    return comm
