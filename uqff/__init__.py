@@ -44,6 +44,7 @@ if _TYPE_CHECKING:
     from uqff.parallel.model import load_model
     from uqff.parallel.shard import Shard
     from uqff.progress import Step
+    from uqff.publish.push import push
     from uqff.quantization.recipe import Recipe
     from uqff.quantization.run import quantize_model
     from uqff.quantization.types import Fallback, FallbackWarning, quantize
@@ -83,6 +84,7 @@ _MODULES = {
     "parallel.model": ("load_model",),
     "parallel.shard": ("Shard",),
     "progress": ("Step",),
+    "publish.push": ("push",),
     "quantization.recipe": ("Recipe",),
     "quantization.run": ("quantize_model",),
     "quantization.types": ("Fallback", "FallbackWarning", "quantize"),
@@ -128,6 +130,7 @@ __all__ = [
     "open",
     "open_checkpoint",
     "parallel",
+    "push",
     "quantize",
     "quantize_model",
     "report",

@@ -21,6 +21,7 @@ Stage = Literal[
     "report",
     "evaluate",
     "calibrate",
+    "push",
     "plan",
 ]
 Unit = Literal["weights", "bytes", "layers", "tokens"]

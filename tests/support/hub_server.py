@@ -249,7 +249,7 @@ class Handler(BaseHTTPRequestHandler):
             there = any(each == repo for each, _ in self.hub.commits)
             self.hub.created.append(asked)
         if there:
-            self.json({"error": "You already created this model repo"}, 409)
+            self.json({"error": "You already created this model repo", "url": f"{self.hub.endpoint}/{repo}"}, 409)
             return
         self.hub.put(repo, {".gitattributes": b"*.uqff filter=lfs\n"})
         self.json({"url": f"{self.hub.endpoint}/{repo}"})

@@ -30,6 +30,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "migrate": ("uqff.cli.migrate:migrate", "Turn a model of one generation into the other, without a loss."),
     "convert": ("uqff.cli.convert:convert", "GGUF to UQFF and back, block by block."),
     "dequantize": ("uqff.cli.dequantize:dequantize", "Write a model as a plain checkpoint."),
+    "push": ("uqff.cli.push:push", "Upload a model directory to the Hugging Face hub."),
     "run": ("uqff.cli.run:run", "Let a model answer a prompt."),
     "calibrate": ("uqff.cli.calibrate:calibrate", "Find out how much each input of each layer matters."),
     "eval": ("uqff.cli.eval:eval_", "Measure a model: perplexity, and how far it is from a reference."),

@@ -316,6 +316,8 @@ def hub_error(error: Exception, name: HubName | str, doing: str = "the hub did n
         name: of the repository.
         doing: what went wrong, if nothing closer is known.
     """
+    while type(error) is RuntimeError and isinstance(error.__cause__, Exception):  # of a file that was being uploaded
+        error = error.__cause__
     kinds = {kind.__name__ for kind in type(error).__mro__}
     if "GatedRepoError" in kinds:
         return HubError("access to the repository must be asked for on its page", file=str(name))

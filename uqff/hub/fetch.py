@@ -29,7 +29,7 @@ from uqff.hub.client import RemoteFolder, Unreachable, hub_error, imported
 from uqff.hub.names import HubName
 from uqff.limits import MAX_HEADER_BYTES, MAX_HUB_FILES
 
-__all__ = ["BARS", "Choice", "fetch", "no_models"]
+__all__ = ["BARS", "Choice", "bars", "fetch", "no_models"]
 
 DOCUMENTS: Final = (".json", ".jinja", ".model")
 """Endings of what stands beside weights and is read with them."""
@@ -137,7 +137,7 @@ def _download(name: HubName, wanted: Iterable[str]) -> Path:
     if len(patterns) > MAX_HUB_FILES:
         raise HubError("too many files", file=str(name), expected=f"at most {MAX_HUB_FILES}", got=len(patterns))
     try:
-        with _bars(hub):
+        with bars(hub):
             return Path(
                 hub.snapshot_download(
                     name.repo,
@@ -155,7 +155,7 @@ def _download(name: HubName, wanted: Iterable[str]) -> Path:
 
 
 @contextlib.contextmanager
-def _bars(hub: ModuleType) -> Iterator[None]:
+def bars(hub: ModuleType) -> Iterator[None]:
     """Whether the package shows what it does."""
     if BARS.get() or hub.utils.are_progress_bars_disabled():
         yield
