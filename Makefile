@@ -22,7 +22,8 @@ help:
 	@echo "make demo     quantise a real model, open it again, compare    (MODEL=DIR, TYPES=q8_0,q4k)"
 	@echo "make test     the test suite"
 	@echo "make cpus     tests of kernels and products, with features of this CPU hidden; nightly"
-	@echo "make checks   whether the vectors notice each check that a reader could forget; needs a C compiler; nightly"
+	@echo "make checks   whether the vectors notice each check that a reader could forget, and mistakes of quantisers;"
+	@echo "              needs a C compiler; nightly"
 	@echo "make test-oldest, make test-newest"
 	@echo "              the test suite with the oldest and newest of every dependency    (TORCH=2.13.0, TESTS='-n 2 tests/cli')"
 	@echo "make docs     the documentation site, in build/docs"
@@ -43,6 +44,7 @@ cpus: $(VENV)/.test
 
 checks: $(VENV)/.test
 	$(BIN)/python -m tools.vectors.checks
+	$(BIN)/python -m tools.vectors.mutants --check
 
 test-oldest: .venv-oldest/.made
 	.venv-oldest/bin/python -m pytest $(TESTS)

@@ -20,10 +20,10 @@ INDEX: list[dict[str, Any]] = json.loads((FOLDER / "index.json").read_text("utf-
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
-@pytest.fixture(scope="module")
-def weights() -> torch.Tensor:
-    """The matrix."""
-    return torch.from_numpy(np.frombuffer((FOLDER / "weights.f32").read_bytes(), "<f4").reshape(12, 256).copy())
+def matrix(entry: dict[str, Any]) -> torch.Tensor:
+    """The weights of a vector."""
+    raw = np.frombuffer((FOLDER / entry["input"]).read_bytes(), "<f4")
+    return torch.from_numpy(raw.reshape(entry["shape"]).copy())
 
 
 def test_every_type_has_a_vector() -> None:
@@ -37,11 +37,11 @@ def test_every_type_has_a_vector() -> None:
 
 @pytest.mark.parametrize("kernels", ["", "reference"])
 @pytest.mark.parametrize("entry", INDEX, ids=lambda entry: entry["file"])
-def test_bytes(entry: dict[str, Any], kernels: str, weights: torch.Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bytes(entry: dict[str, Any], kernels: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The blob is the stated one, bit for bit."""
     monkeypatch.setenv(ENVIRONMENT_VARIABLE, kernels)
     blob = (FOLDER / entry["file"]).read_bytes()
     assert (len(blob), hashlib.sha256(blob).hexdigest()) == (entry["size"], entry["sha256"])
     engine: Any = entry["engine"][:3]
-    record = uqff.quantize(weights, entry["kind"], dtype=DTYPES[entry["load_dtype"]], engine=engine)
+    record = uqff.quantize(matrix(entry), entry["kind"], dtype=DTYPES[entry["load_dtype"]], engine=engine)
     assert uqff.serialize(record, version=record.family.since) == blob

@@ -87,9 +87,11 @@ def bf16(x: np.float32) -> np.float32:
 
 
 def e4m3(x: np.float32) -> int:
-    """Nearest e4m3, ties to even, saturating at 448: found by looking at all of them."""
+    """Nearest e4m3, ties to even, saturating at 448, 0xFF for what is not a number: found by looking at all of them."""
     magnitude, sign = abs(float(x)), 0x80 if math.copysign(1, x) < 0 else 0
     values = [(m * 2.0**-9 if e == 0 else (8 + m) * 2.0 ** (e - 10)) for e in range(16) for m in range(8)][:0x7F]
+    if math.isnan(x):
+        return 0xFF
     if magnitude >= 448:
         return sign | 0x7E
     best = min(range(0x7F), key=lambda code: (abs(values[code] - magnitude), code & 1))
@@ -406,7 +408,7 @@ def _hqq(x: Numbers, shape: Shape, bits: int) -> Blob:
                 kept = max(F32(0), abs(e) - F32(1 / beta) * power)
                 f = kept if e > 0 else -kept
                 moved = moved + (F32(code) - (v - f) * s[j])
-            z[j] = moved * F32(1 / 64)
+            z[j] = moved * F32(1 / 64) + F32(0)
         beta *= 1.01
         error = _mean(errors)
         if not error < best:

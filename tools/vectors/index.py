@@ -41,7 +41,8 @@ def case_schema() -> dict[str, Any]:
         "field": {"type": ["string", "null"], "description": "refuse: field or entry at fault; informative"},
         "offset": {"type": "integer", "minimum": 0, "description": "refuse: where; informative"},
         "near_miss": text | {"description": "refuse: id of the valid vector that it was made from"},
-        "input": text | {"description": "encode: the weights, little-endian f32, [12, 256]"},
+        "input": text | {"description": "encode: the weights, little-endian f32, row major"},
+        "shape": {"type": "array", "items": {"type": "integer"}, "description": "encode: of the weights"},
         "kind": text | {"description": "encode: the type to make"},
         "load_dtype": {"enum": ["F32", "F16", "BF16"], "description": "encode: dtype of the model"},
         "engine": text | {"description": "encode: release whose rules hold"},
@@ -82,8 +83,8 @@ def cases(files: Mapping[str, bytes]) -> Iterator[dict[str, Any]]:
                     ENCODER,
                     [f"{folder}/{each['file']}"],
                     ENCODE,
-                    input=f"{folder}/weights.f32",
-                    **{key: each[key] for key in ("kind", "load_dtype", "engine")},
+                    input=f"{folder}/{each['input']}",
+                    **{key: each[key] for key in ("shape", "kind", "load_dtype", "engine")},
                 )
         else:
             yield from _broken(folder, described)

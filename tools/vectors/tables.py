@@ -317,8 +317,10 @@ def bad_entry_index() -> str:
 def encoding_index() -> str:
     """All vectors for quantisers."""
     index = json.loads((VECTORS / "encode" / "index.json").read_text("utf-8"))
-    rows = ((f"[{e['file']}]({e['file']})", e["kind"], e["load_dtype"], e["engine"], e["size"]) for e in index)
-    return f"{len(index)} blobs.\n\n{markdown(('file', 'kind', 'load dtype', 'engine', 'bytes'), rows)}"
+    rows = (
+        (f"[{e['file']}]({e['file']})", e["kind"], e["input"], e["load_dtype"], e["engine"], e["size"]) for e in index
+    )
+    return f"{len(index)} blobs.\n\n{markdown(('file', 'kind', 'weights', 'load dtype', 'engine', 'bytes'), rows)}"
 
 
 def entry_example_table(name: str) -> str:
