@@ -16,10 +16,12 @@ import torch.distributed as dist
 
 import uqff
 from tests.parallel.ranks import run_ranks
-from tests.parallel.weights import KINDS, activations, blob, bound, projections, routed
+from tests.parallel.weights import KINDS, activations, blob, bound, projections, routed, stacked
 from uqff.parallel.comm import Comm
 from uqff.parallel.experts import FusedExperts
 from uqff.parallel.linear import ColumnParallelLayer, ReplicatedLayer, RowParallelLayer
+from uqff.parallel.product import gather_multiply
+from uqff.parallel.weight import WeightBuffers
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 
@@ -42,16 +44,59 @@ def test_a_weight_has_the_same_bits_on_the_gpu(kind: str) -> None:
 @pytest.mark.parametrize("cls", [ReplicatedLayer, ColumnParallelLayer, RowParallelLayer])
 @pytest.mark.parametrize("kind", KINDS)
 def test_forward_is_the_product_with_the_weight(cls: Any, kind: str) -> None:
-    """On the GPU: bit-equal to the plain product with the dequantised weight there; a copy does the same."""
+    """On the GPU; a copy does the same, bit for bit, and so does float32, which no kernel multiplies."""
     whole = blob(kind, bias=True)
     layer = cls.deserialize(whole, device="cuda")
     weight, bias = uqff.deserialize(whole)
     assert bias is not None
     for dtype in DTYPES:
-        x = activations(dtype).cuda()
-        expected = torch.nn.functional.linear(x, weight.dequantize(dtype).cuda()) + bias.to(dtype).cuda()
-        assert torch.equal(layer(x), expected)
-        assert torch.equal(copy.deepcopy(layer)(x), expected)
+        x, numbers, beside = activations(dtype).cuda(), weight.dequantize().cuda(), bias.to(dtype).cuda()
+        got = layer(x)
+        assert torch.equal(copy.deepcopy(layer)(x), got)
+        if dtype is torch.float32:
+            assert torch.equal(got, torch.nn.functional.linear(x, numbers) + beside)
+            continue
+        # Half an ulp each for the weights, where no kernel multiplies, for the product and for the sum with the bias;
+        # another for what is added up in float32.
+        magnitude = x.double().abs() @ numbers.double().abs().T + beside.double().abs()
+        exact = x.double() @ numbers.double().T + beside.double()
+        assert bool(((got.double() - exact).abs() <= 2 * torch.finfo(dtype).eps * magnitude).all())
+
+
+@pytest.mark.parametrize("kind", ["q4k", "afq4", "mxfp4", "hqq4"])
+def test_graphs_and_compiled_layers_do_the_same(kind: str) -> None:
+    """A replayed CUDA graph takes new activations; ``torch.compile`` sees one operator."""
+    layer = ReplicatedLayer.deserialize(blob(kind, bias=True), device="cuda")
+    x = activations(torch.bfloat16).cuda()
+    expected = [layer(x), layer(-x)]
+    graph, held = torch.cuda.CUDAGraph(), x.clone()
+    with torch.cuda.graph(graph):
+        y = layer(held)
+    for given, wanted in zip((x, -x), expected, strict=True):
+        held.copy_(given)
+        graph.replay()
+        assert torch.equal(y, wanted)
+    assert torch.equal(torch.compile(layer, fullgraph=True)(x), expected[0])
+
+
+@pytest.mark.parametrize("kind", ["q4k", "q6k", "afq4", "mxfp4"])
+def test_experts_from_the_codes(kind: str) -> None:
+    """In bfloat16, few tokens: the products of each are those with the numbers, shared or not; so in a CUDA graph."""
+    weight = stacked(kind, (3, 40, 512))
+    exact, buffers = weight.dequantize().double().cuda(), WeightBuffers(weight.to("cuda"))
+    indices = torch.tensor([[0, 2], [1, 1], [2, 0]], device="cuda")
+    for shared in (1, 2):
+        x = torch.randn(3, shared, 512, device="cuda").bfloat16()
+        got = gather_multiply(x, indices, buffers)
+        each = x.double().expand(3, 2, -1)
+        expected = torch.einsum("tki,tkoi->tko", each, exact[indices])
+        magnitude = torch.einsum("tki,tkoi->tko", each.abs(), exact[indices].abs())
+        assert bool(((got.double() - expected).abs() <= torch.finfo(torch.bfloat16).eps * magnitude).all())
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            again = gather_multiply(x, indices, buffers)
+        graph.replay()
+        assert torch.equal(again, got)
 
 
 @pytest.mark.parametrize("kind", ["q4k", "afq4", "mxfp4", "unquant"])

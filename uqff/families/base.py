@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     import torch
     from typing_extensions import Self
 
+    from uqff.gpu.source import Stored
+
 __all__ = ["QuantizedTensor"]
 
 
@@ -140,7 +142,8 @@ class QuantizedTensor(Record, Encoding, LayerRules):
     def dequantize(self, dtype: torch.dtype | None = None, *, out: torch.Tensor | None = None) -> torch.Tensor:
         """The weight as plain numbers: computed in float32 by the family's formula, then cast.
 
-        On the CPU a kernel does it if there is one (:mod:`uqff.simd`), else the reference; the bits are the same.
+        A kernel does it if there is one, on the CPU (:mod:`uqff.simd`) and on NVIDIA GPUs (:mod:`uqff.gpu`), else the
+        reference; the bits are the same.
 
         Args:
             dtype: of the result; float32 if None, or the dtype of ``out``. The cast rounds to nearest even.
@@ -173,16 +176,33 @@ class QuantizedTensor(Record, Encoding, LayerRules):
         Takes what :meth:`dequantize` does, ``out`` unchecked.
 
         Returns:
-            ``out`` or the new tensor; None if no kernel applies (kernels are off, the record is not on the CPU, the
-            dtype is not float32, bfloat16 or float16, the weight is too small), in which case nothing was written.
+            ``out`` or the new tensor; None if no kernel applies (kernels are off, the device has none, the dtype is
+            not float32, bfloat16 or float16, the weight is too small), in which case nothing was written.
         """
         written = DType.of_torch(dtype)
+        if self.place.startswith("cuda") and written in KERNEL_DTYPES:
+            return self._dequantize_on_gpu(dtype, out)
         if self.place != "cpu" or written not in KERNEL_DTYPES or not simd.enabled():
             return None
         from uqff.simd import memory
 
         made = memory.empty(self.shape, dtype) if out is None else out
         return made if self._decode(memory.bytes_of(made), written) else None
+
+    def stored_on_gpu(self) -> Stored | None:
+        """What kernels of GPUs need to know of the weight; None if they do not know its like."""
+        return None
+
+    def _dequantize_on_gpu(self, dtype: torch.dtype, out: torch.Tensor | None) -> torch.Tensor | None:
+        import torch
+
+        from uqff.gpu import kernels
+
+        stored = self.stored_on_gpu()
+        if stored is None or not kernels.available(self.device):
+            return None
+        made = torch.empty(self.shape, dtype=dtype, device=self.device) if out is None else out
+        return made if kernels.dequantize(stored, made) else None
 
     def write_numbers(self, out: npt.NDArray[np.uint8], dtype: DType = DType.F32) -> None:
         """Dequantise into memory: :meth:`dequantize` for those who have no torch.

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 
 from uqff.errors import ShapeError
+from uqff.parallel import product_cuda
 from uqff.parallel.weight import WeightBuffers, dequantize, of_spec, record_of_bytes
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ class Device(NamedTuple):
     )
 
 
-DEVICES: dict[str, Device] = {}
+DEVICES: dict[str, Device] = {"cuda": Device(product_cuda.linear, product_cuda.gather_linear)}
 """By ``torch.device.type``."""
 
 # torch 2.4 cannot read a schema off annotations that are text, as all are here.

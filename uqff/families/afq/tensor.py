@@ -48,6 +48,8 @@ if TYPE_CHECKING:
     import torch
     from typing_extensions import Self
 
+    from uqff.gpu.source import Stored
+
 __all__ = ["AFQ"]
 
 BITS = (2, 3, 4, 6, 8)
@@ -244,6 +246,12 @@ class AFQ(QuantizedTensor):
         from uqff.families.afq import cpu
 
         return cpu.dequantize(self, out, form)
+
+    def stored_on_gpu(self) -> Stored | None:
+        """See :meth:`QuantizedTensor.stored_on_gpu`."""
+        from uqff.families.afq import gpu
+
+        return gpu.stored(self)
 
     def _dequantize(self) -> torch.Tensor:
         return reference.dequantize(self.w_q, self.scales, self.biases, self.bits, self.group_size)

@@ -46,6 +46,8 @@ if TYPE_CHECKING:
     import torch
     from typing_extensions import Self
 
+    from uqff.gpu.source import Stored
+
 __all__ = ["BLOCK", "BLOCK_SIZE", "F8Q8"]
 
 BLOCK = Layout(
@@ -175,6 +177,12 @@ class F8Q8(QuantizedTensor):
         from uqff.families.f8q8 import cpu
 
         return cpu.dequantize(self, out, form)
+
+    def stored_on_gpu(self) -> Stored | None:
+        """See :meth:`QuantizedTensor.stored_on_gpu`."""
+        from uqff.families.f8q8 import gpu
+
+        return gpu.stored(self)
 
     def _dequantize(self) -> torch.Tensor:
         return reference.dequantize(self.blocks).reshape(-1)[: self.numel].reshape(self.shape)

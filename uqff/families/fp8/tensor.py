@@ -42,6 +42,8 @@ if TYPE_CHECKING:
     import torch
     from typing_extensions import Self
 
+    from uqff.gpu.source import Stored
+
 __all__ = ["FP8"]
 
 _SCALES = ("dequant_w_scale", "dequant_x_scale", "quant_scale")
@@ -161,6 +163,12 @@ class FP8(QuantizedTensor):
         from uqff.families.fp8 import cpu
 
         return cpu.dequantize(self, out, form)
+
+    def stored_on_gpu(self) -> Stored | None:
+        """See :meth:`QuantizedTensor.stored_on_gpu`."""
+        from uqff.families.fp8 import gpu
+
+        return gpu.stored(self)
 
     def _dequantize(self) -> torch.Tensor:
         return reference.dequantize(self.weight, self.dequant_w_scale)

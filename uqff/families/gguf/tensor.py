@@ -45,6 +45,8 @@ if TYPE_CHECKING:
     import torch
     from typing_extensions import Self
 
+    from uqff.gpu.source import Stored
+
 __all__ = ["GGUF"]
 
 
@@ -238,6 +240,12 @@ class GGUF(QuantizedTensor):
         from uqff.families.gguf import cpu_dequantize
 
         return cpu_dequantize.dequantize(self, out, form)
+
+    def stored_on_gpu(self) -> Stored | None:
+        """See :meth:`QuantizedTensor.stored_on_gpu`."""
+        from uqff.families.gguf import gpu
+
+        return gpu.stored(self)
 
     def _dequantize(self) -> torch.Tensor:
         return DEQUANTIZERS[self.block_type.name](self.blocks).reshape(self.shape)

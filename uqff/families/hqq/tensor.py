@@ -60,6 +60,8 @@ if TYPE_CHECKING:
     import torch
     from typing_extensions import Self
 
+    from uqff.gpu.source import Stored
+
 __all__ = ["HQQ"]
 
 SCALE_DTYPES = (DType.F32, DType.F16, DType.BF16)
@@ -288,6 +290,12 @@ class HQQ(QuantizedTensor):
         from uqff.families.hqq import cpu
 
         return cpu.dequantize(self, out, form)
+
+    def stored_on_gpu(self) -> Stored | None:
+        """See :meth:`QuantizedTensor.stored_on_gpu`."""
+        from uqff.families.hqq import gpu
+
+        return gpu.stored(self)
 
     def _dequantize(self) -> torch.Tensor:
         import torch

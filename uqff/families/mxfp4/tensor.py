@@ -46,6 +46,8 @@ if TYPE_CHECKING:
     import torch
     from typing_extensions import Self
 
+    from uqff.gpu.source import Stored
+
 __all__ = ["MXFP4"]
 
 
@@ -165,6 +167,12 @@ class MXFP4(QuantizedTensor):
         from uqff.families.mxfp4 import cpu
 
         return cpu.dequantize(self, out, form)
+
+    def stored_on_gpu(self) -> Stored | None:
+        """See :meth:`QuantizedTensor.stored_on_gpu`."""
+        from uqff.families.mxfp4 import gpu
+
+        return gpu.stored(self)
 
     def _dequantize(self) -> torch.Tensor:
         return reference.dequantize(self.blocks, self.scales)

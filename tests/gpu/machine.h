@@ -1,0 +1,67 @@
+// What primitives.cu and the compiler for GPUs have, in plain C++: kernels are compiled with it on the CPU.
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+typedef unsigned char u8;
+typedef unsigned short u16;
+typedef unsigned int u32;
+typedef unsigned long long u64;
+typedef long long i64;
+
+#define __device__
+#define __shared__
+#define __align__(bytes)
+
+struct Dim3 {
+    unsigned x, y, z;
+};
+static Dim3 threadIdx, blockIdx, blockDim;
+static void __syncthreads() {}
+static void __syncwarp() {}
+
+static float __uint_as_float(u32 bits) {
+    float made;
+    memcpy(&made, &bits, 4);
+    return made;
+}
+static u32 __float_as_uint(float number) {
+    u32 made;
+    memcpy(&made, &number, 4);
+    return made;
+}
+static float __fdiv_rn(float a, float b) { return a / b; }
+static float __fmaf_rn(float a, float b, float c) { return std::fma(a, b, c); }
+static u32 __byte_perm(u32 a, u32 b, u32 selector) {
+    u64 both = a | (u64)b << 32;
+    u32 made = 0;
+    for (int i = 0; i < 4; i++) made |= (u32)(both >> 8 * (selector >> 4 * i & 7) & 255) << 8 * i;
+    return made;
+}
+static u32 __funnelshift_r(u32 low, u32 high, int shift) { return (u32)((low | (u64)high << 32) >> (shift & 31)); }
+
+static float half_to_float(u32 bits) {
+    u32 sign = (bits & 0x8000) << 16, exponent = bits >> 10 & 31, fraction = bits & 0x3FF;
+    if (exponent == 31) return __uint_as_float(sign | 0x7F800000 | fraction << 13);
+    if (exponent) return __uint_as_float(sign | (exponent + 112) << 23 | fraction << 13);
+    float magnitude = std::ldexp((float)fraction, -24);
+    return sign ? -magnitude : magnitude;
+}
+static u32 to_bfloat(float number) {
+    u32 bits = __float_as_uint(number);
+    return number != number ? 0x7FFF : (bits + 0x7FFF + (bits >> 16 & 1)) >> 16;
+}
+static u32 two_bfloats(float low, float high) { return to_bfloat(low) | to_bfloat(high) << 16; }
+static float bfloat(u32 bits) { return __uint_as_float(bits << 16); }
+static u32 multiply_bfloats(u32 a, u32 b) {
+    return two_bfloats(bfloat(a & 0xFFFF) * bfloat(b & 0xFFFF), bfloat(a >> 16) * bfloat(b >> 16));
+}
+u32 two_halves(float low, float high);
+u32 multiply_halves(u32 a, u32 b);
+void mma_halves(float* c, u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1);
+void mma_bfloats(float* c, u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1);
+template <int BYTES>
+void copy_async(u8* shared, const u8* global);
+void end_group();
+template <int LEFT>
+void wait_groups();

@@ -1,0 +1,111 @@
+"""Kernels of GPUs, compiled as plain C++: what a thread decodes and multiplies can be tested where there is no GPU."""
+
+from __future__ import annotations
+
+import ctypes
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import uqff
+from uqff import QuantizedTensor
+from uqff.gpu import kernels
+from uqff.gpu.source import Stored, decoders_source
+
+HERE = Path(__file__).parent
+COMPILER = shutil.which("c++")
+
+pytestmark = pytest.mark.skipif(COMPILER is None, reason="no C++ compiler")
+
+LEGACY = ("q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "q8_1")
+MOST = (*LEGACY, "q2k", "q3k", "q4k", "q5k", "q6k", "q8k", "fp8", "f8q8", "mxfp4", "afq2", "afq3", "afq4", "afq6")
+KINDS = (*MOST, "afq8", "hqq1", "hqq2", "hqq3", "hqq4", "hqq8")
+
+
+def record(kind: str) -> QuantizedTensor:
+    """Of 16 rows; of HQQ, rows of M are not those of the weight."""
+    shape = (24, 328) if kind.startswith("hqq") else (16, 768)
+    return uqff.quantize(torch.randn(shape, generator=torch.Generator().manual_seed(3)).bfloat16(), kind)
+
+
+def known(weight: QuantizedTensor) -> Stored:
+    """What kernels know of it."""
+    stored = weight.stored_on_gpu()
+    assert stored is not None
+    return stored
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> tuple[ctypes.CDLL, dict[str, QuantizedTensor]]:
+    """A library with functions of every type, and weights."""
+    weights = {kind: record(kind) for kind in KINDS}
+    stored = {kind: known(weight) for kind, weight in weights.items()}
+    families = sorted({each.family for each in stored.values()})
+    source = [(HERE / "machine.h").read_text(), decoders_source(families), (HERE / "lanes.h").read_text()]
+    for kind, each in stored.items():
+        for run in (4, 8):
+            source.append(f'extern "C" void {kind}_{run}(const Weight* w, float* out) {{')
+            source.append(f"    decode_all<{each.decoder}, {run}>(*w, out);\n}}")
+        if each.along:
+            source.append(
+                f'extern "C" void {kind}_x(const Weight* w, const i64* bytes, const u8* x, double* y, int n) {{'
+            )
+            source.append(f"    multiply_all<{each.decoder}>(*w, bytes, x, y, 16, n);\n}}")
+    folder = tmp_path_factory.mktemp("gpu")
+    (folder / "all.cpp").write_text("\n".join(source))
+    options = ["-std=c++17", "-O1", "-ffp-contract=off", "-fno-strict-aliasing", "-w", "-shared", "-fPIC"]
+    command = [str(COMPILER), *options, "-o", str(folder / "all.so"), str(folder / "all.cpp")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert not done.returncode, done.stderr[:4000]
+    return ctypes.CDLL(str(folder / "all.so")), weights
+
+
+def same(a: torch.Tensor, b: torch.Tensor) -> bool:
+    """Bit for bit, but that NaNs are alike."""
+    nan = a.isnan()
+    plain = [each.masked_fill(nan, 0).view(torch.int32) for each in (a, b)]
+    return torch.equal(nan, b.isnan()) and torch.equal(*plain)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_decoders_have_the_bits_of_the_reference(
+    compiled: tuple[ctypes.CDLL, dict[str, QuantizedTensor]], kind: str
+) -> None:
+    """Of ordinary weights and of random bytes, whatever they stand for, in runs of 4 and 8."""
+    library, weights = compiled
+    generator = torch.Generator().manual_seed(4)
+    weight, parts = weights[kind], {}
+    for name, part in weight.parts.items():
+        data = torch.randint(0, 256, (part.nbytes,), dtype=torch.uint8, generator=generator)
+        parts[name] = data.view(part.dtype.torch).reshape(part.shape)
+    for each in (weight, weight.replaced(**parts)):
+        expected = each._dequantize()
+        for run in (4, 8):
+            out = np.full(each.numel + 1, 7.0, np.float32)
+            given = kernels.Weight.of(known(each), each.numel)
+            library[f"{kind}_{run}"](ctypes.byref(given), out.ctypes.data_as(ctypes.c_void_p))
+            assert out[-1] == 7
+            assert same(torch.from_numpy(out[:-1]).view(each.shape), expected)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if not kind.startswith(("hqq", "q8k"))])
+def test_products_are_those_with_the_numbers(
+    compiled: tuple[ctypes.CDLL, dict[str, QuantizedTensor]], kind: str
+) -> None:
+    """Codes, scales and activations that lanes load belong to each other; only offsets are off by float32 roundings."""
+    library, weights = compiled
+    weight = weights[kind]
+    x = torch.randn(weight.shape[1], generator=torch.Generator().manual_seed(5)).bfloat16()
+    stored = known(weight)
+    row_bytes = (ctypes.c_int64 * 3)(*(part.nbytes // 16 for part in stored.parts[: stored.along]))
+    given, y = kernels.Weight.of(stored, weight.numel), torch.zeros(16, dtype=torch.float64)
+    at = ctypes.c_void_p(x.data_ptr())
+    library[f"{kind}_x"](ctypes.byref(given), row_bytes, at, ctypes.c_void_p(y.data_ptr()), weight.shape[1])
+    numbers = weight._dequantize().double()
+    # b is rounded once, at a size of up to 136 scales: a few thousand times what codes are.
+    allowed = 2**-24 * 256 * (numbers.abs() @ x.double().abs() + numbers.abs().max() * x.double().abs().sum())
+    assert bool(((y - numbers @ x.double()).abs() <= allowed).all())

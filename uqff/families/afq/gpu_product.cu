@@ -1,0 +1,45 @@
+// Products with AFQ weights.
+
+template <int BITS, int GROUP, class S>
+struct Fused<Afq<BITS, GROUP, S>> : Basics {
+    static const int PARTS = 3, SCALES = STAGE / GROUP * S::SIZE;
+    static constexpr int BYTES[3] = {STAGE / 8 * BITS, SCALES, SCALES};
+    static const int ALL = (STAGE / 8 * BITS + 2 * SCALES + 15) / 16, PITCH = 16 * (ALL + 1 - ALL % 2);
+
+    template <class P>
+    __device__ static void load(const u8* row, const Row&, int chunk, int t, u32* a, float* s, float* b) {
+        const u8* p = row + 4 * BITS * chunk + BITS * t;
+        int group = 32 * chunk / GROUP;
+        float scale = S::load(row + BYTES[0] + group * S::SIZE);
+        s[0] = scale, b[0] = S::load(row + BYTES[0] + BYTES[1] + group * S::SIZE);
+        if (BITS == 8) {
+#pragma unroll
+            for (int i = 0; i < 2; i++) {
+                u32 w = load_u32<4>(p + 4 * i);
+                a[2 * i] = P::pair(code(w, 0, 0), code(w, 1, 0));
+                a[2 * i + 1] = P::pair(code(w, 2, 0), code(w, 3, 0));
+            }
+            return;
+        }
+        b[0] -= P::RAISED * scale;
+        if (BITS == 4) {
+            u32 w = load_u32<4>(p);
+#pragma unroll
+            for (int i = 0; i < 4; i++) a[i] = P::raised(w >> 4 * i & 0x000F000Fu);
+            return;
+        }
+        const u32 mask = (1u << BITS) - 1;
+        u64 codes = 0;
+#pragma unroll
+        for (int i = 0; i < BITS; i++) codes |= (u64)p[i] << 8 * i;
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            u32 two = (u32)(codes >> 2 * BITS * i);
+            a[i] = P::raised((two & mask) | (two << (16 - BITS) & mask << 16));
+        }
+    }
+    __device__ static void arrange(const u8* x, bool there, int t, u32* pairs) {
+        if (BITS == 4) FourApart::arrange(x, there, t, pairs);
+        else InOrder::arrange(x, there, t, pairs);
+    }
+};

@@ -1,0 +1,22 @@
+// Products with F8Q8 weights.
+
+template <>
+struct Fused<F8q8> : Basics, InOrder {
+    static const int PARTS = 1, PITCH = 272;
+    static constexpr int BYTES[1] = {264};
+    static const bool AFFINE = false;
+
+    template <class P>
+    __device__ static void load(const u8* row, const Row&, int chunk, int t, u32* a, float* s, float* b) {
+        const int first = 33 * chunk + 1, shift = first % 4 * 8;
+        const u32* words = (const u32*)(row + first / 4 * 4 + 8 * t);
+        u32 w[3] = {words[0], words[1], shift ? words[2] : 0};
+#pragma unroll
+        for (int i = 0; i < 2; i++) {
+            u32 four = __funnelshift_r(w[i], w[i + 1], shift) ^ 0x80808080u;
+            a[2 * i] = P::pair(code(four, 0, 128), code(four, 1, 128));
+            a[2 * i + 1] = P::pair(code(four, 2, 128), code(four, 3, 128));
+        }
+        s[0] = e4m3_to_float(row[33 * chunk]) * (1.0f / 416.0f);
+    }
+};

@@ -1,0 +1,200 @@
+// Products with ggml blocks.
+
+template <int BYTES_OF_32>
+struct LegacyBasics : Basics, Halves {
+    static const int PARTS = 1, PITCH = BYTES_OF_32 * 8 / 16 % 2 ? BYTES_OF_32 * 8 : BYTES_OF_32 * 8 + 16;
+    static constexpr int BYTES[1] = {BYTES_OF_32 * 8};
+    // Four bits of the codes 4t to 4t + 3 and 16 + 4t to 16 + 4t + 3, and their fifth bits.
+    template <class P, int ALIGN>
+    __device__ static void nibbles(const u8* codes, int t, u32 high, u32* a) {
+        u32 w = load_u32<ALIGN>(codes + 4 * t), low5 = bits_to_bytes(high >> 4 * t) << 4;
+        u32 high5 = bits_to_bytes(high >> (16 + 4 * t)) << 4;
+        a[0] = P::raised((w & 0x000F000Fu) | (low5 & 0x00FF00FFu));
+        a[1] = P::raised((w >> 8 & 0x000F000Fu) | (low5 >> 8 & 0x00FF00FFu));
+        a[2] = P::raised((w >> 4 & 0x000F000Fu) | (high5 & 0x00FF00FFu));
+        a[3] = P::raised((w >> 12 & 0x000F000Fu) | (high5 >> 8 & 0x00FF00FFu));
+    }
+};
+
+template <>
+struct Fused<Q4_0> : LegacyBasics<18> {
+    template <class P>
+    __device__ static void load(const u8* row, const Row&, int chunk, int t, u32* a, float* s, float* b) {
+        const u8* p = row + 18 * chunk;
+        nibbles<P, 2>(p + 2, t, 0, a);
+        s[0] = load_half(p), b[0] = -(P::RAISED + 8) * s[0];
+    }
+};
+
+template <>
+struct Fused<Q4_1> : LegacyBasics<20> {
+    template <class P>
+    __device__ static void load(const u8* row, const Row&, int chunk, int t, u32* a, float* s, float* b) {
+        const u8* p = row + 20 * chunk;
+        nibbles<P, 4>(p + 4, t, 0, a);
+        s[0] = load_half(p), b[0] = load_half(p + 2) - P::RAISED * s[0];
+    }
+};
+
+template <>
+struct Fused<Q5_0> : LegacyBasics<22> {
+    template <class P>
+    __device__ static void load(const u8* row, const Row&, int chunk, int t, u32* a, float* s, float* b) {
+        const u8* p = row + 22 * chunk;
+        nibbles<P, 2>(p + 6, t, load_u32<2>(p + 2), a);
+        s[0] = load_half(p), b[0] = -(P::RAISED + 16) * s[0];
+    }
+};
+
+template <>
+struct Fused<Q5_1> : LegacyBasics<24> {
+    template <class P>
+    __device__ static void load(const u8* row, const Row&, int chunk, int t, u32* a, float* s, float* b) {
+        const u8* p = row + 24 * chunk;
+        nibbles<P, 4>(p + 8, t, load_u32<4>(p + 4), a);
+        s[0] = load_half(p), b[0] = load_half(p + 2) - P::RAISED * s[0];
+    }
+};
+
+template <int BYTES_OF_32, int CODES>
+struct FusedBytes : Basics, InOrder {
+    static const int PARTS = 1, PITCH = BYTES_OF_32 * 8 / 16 % 2 ? BYTES_OF_32 * 8 : BYTES_OF_32 * 8 + 16;
+    static constexpr int BYTES[1] = {BYTES_OF_32 * 8};
+    static const bool AFFINE = false;
+    template <class P>
+    __device__ static void load(const u8* row, const Row&, int chunk, int t, u32* a, float* s, float* b) {
+        const u8* p = row + BYTES_OF_32 * chunk;
+#pragma unroll
+        for (int i = 0; i < 2; i++) {
+            u32 w = load_u32<2>(p + CODES + 8 * t + 4 * i) ^ 0x80808080u;
+            a[2 * i] = P::pair(code(w, 0, 128), code(w, 1, 128));
+            a[2 * i + 1] = P::pair(code(w, 2, 128), code(w, 3, 128));
+        }
+        s[0] = load_half(p);
+    }
+};
+
+template <>
+struct Fused<Q8_0> : FusedBytes<34, 2> {};
+template <>
+struct Fused<Q8_1> : FusedBytes<36, 4> {};
+
+// Of 64 inputs, the first half is in the low nibbles and the second in the high ones.
+template <int BYTES_OF_256, int HIGH, int LOW>
+struct Fused<Affine8<BYTES_OF_256, HIGH, LOW>> : Basics {
+    static const int PARTS = 1, CHUNK = 64, GROUPS = 2, PITCH = (BYTES_OF_256 + 31) / 32 * 32;
+    static constexpr int BYTES[1] = {BYTES_OF_256};
+
+    struct Row {
+        Scales8 packed;
+        float d, dmin;
+        __device__ Row(const u8* row) : packed(row + 4), d(load_half(row)), dmin(load_half(row + 2)) {}
+    };
+    template <class P>
+    __device__ static void load(const u8* row, const Row& prepared, int chunk, int t, u32* a, float* s, float* b) {
+#pragma unroll
+        for (int i = 0; i < 2; i++) {
+            u32 w = load_u32<4>(row + LOW + 32 * chunk + 8 * t + 4 * i), low5 = 0, high5 = 0;
+            if (HIGH) {
+                u32 bits = load_u32<4>(row + HIGH + 8 * t + 4 * i) >> 2 * chunk;
+                low5 = (bits & 0x01010101u) << 4, high5 = (bits >> 1 & 0x01010101u) << 4;
+            }
+            a[2 * i] = P::raised((w & 0x000F000Fu) | (low5 & 0x00FF00FFu));
+            a[2 * i + 1] = P::raised((w >> 8 & 0x000F000Fu) | (low5 >> 8 & 0x00FF00FFu));
+            a[2 * i + 4] = P::raised((w >> 4 & 0x000F000Fu) | (high5 & 0x00FF00FFu));
+            a[2 * i + 5] = P::raised((w >> 12 & 0x000F000Fu) | (high5 >> 8 & 0x00FF00FFu));
+            const int group = 2 * chunk + i;
+            s[i] = prepared.d * code(prepared.packed.scales[group / 4], group % 4, 0);
+            b[i] = -prepared.dmin * code(prepared.packed.minimums[group / 4], group % 4, 0) - P::RAISED * s[i];
+        }
+    }
+    __device__ static void arrange(const u8* x, bool there, int t, u32* pairs) {
+        EvenOdd::arrange(x, there, t, pairs);
+        EvenOdd::arrange(x + 64, there, t, pairs + 4);
+    }
+};
+
+// Groups of 16: lane t has 4 codes of each, 4t to 4t + 3, in four planes of 32 that share bytes.
+struct SixteensBasics : Basics {
+    static const int PARTS = 1, CHUNK = 128, GROUPS = 8;
+    __device__ static void arrange(const u8* x, bool there, int t, u32* pairs) {
+#pragma unroll
+        for (int plane = 0; plane < 4; plane++) Halves::arrange(x + 64 * plane, there, t, pairs + 4 * plane);
+    }
+    template <class P>
+    __device__ static void put(u32 codes, u32* a) {
+        a[0] = P::raised(codes & 0x003F003Fu), a[1] = P::raised(codes >> 8 & 0x003F003Fu);
+    }
+};
+
+template <>
+struct Fused<Q6K> : SixteensBasics {
+    static const int PITCH = 240;
+    static constexpr int BYTES[1] = {210};
+    static const bool WINDOW = true;
+    template <class P>
+    __device__ static void load(const u8* row, const Row&, int chunk, int t, u32* a, float* s, float* b) {
+        float d = load_half(row + 208);
+#pragma unroll
+        for (int half = 0; half < 2; half++) {
+            const u8* p = row + 64 * chunk + 16 * half + 4 * t;
+            u32 first = load_u32<2>(p), second = load_u32<2>(p + 32);
+            u32 high = load_u32<2>(row + 128 + 32 * chunk + 16 * half + 4 * t);
+            put<P>((first & 0x0F0F0F0Fu) | (high << 4 & 0x30303030u), a + 2 * half);
+            put<P>((second & 0x0F0F0F0Fu) | (high << 2 & 0x30303030u), a + 4 + 2 * half);
+            put<P>((first >> 4 & 0x0F0F0F0Fu) | (high & 0x30303030u), a + 8 + 2 * half);
+            put<P>((second >> 4 & 0x0F0F0F0Fu) | (high >> 2 & 0x30303030u), a + 12 + 2 * half);
+        }
+#pragma unroll
+        for (int i = 0; i < 8; i++) {
+            s[i] = d * signed_code(row[192 + 8 * chunk + i], 0);
+            b[i] = -(P::RAISED + 32) * s[i];
+        }
+    }
+};
+
+template <>
+struct Fused<Q2K> : SixteensBasics {
+    static const int PITCH = 112;
+    static constexpr int BYTES[1] = {84};
+    template <class P>
+    __device__ static void load(const u8* row, const Row&, int chunk, int t, u32* a, float* s, float* b) {
+        float d = load_half(row + 80), dmin = load_half(row + 82);
+#pragma unroll
+        for (int half = 0; half < 2; half++) {
+            u32 w = load_u32<4>(row + 16 + 32 * chunk + 16 * half + 4 * t);
+#pragma unroll
+            for (int plane = 0; plane < 4; plane++) put<P>(w >> 2 * plane & 0x03030303u, a + 4 * plane + 2 * half);
+        }
+#pragma unroll
+        for (int i = 0; i < 8; i++) {
+            u32 both = row[8 * chunk + i];
+            s[i] = d * code(both & 15u, 0, 0);
+            b[i] = -dmin * code(both >> 4, 0, 0) - P::RAISED * s[i];
+        }
+    }
+};
+
+template <>
+struct Fused<Q3K> : SixteensBasics {
+    static const int PITCH = 144;
+    static constexpr int BYTES[1] = {110};
+    static const bool WINDOW = true;
+    template <class P>
+    __device__ static void load(const u8* row, const Row&, int chunk, int t, u32* a, float* s, float* b) {
+        float d = load_half(row + 108);
+#pragma unroll
+        for (int half = 0; half < 2; half++) {
+            u32 w = load_u32<2>(row + 32 + 32 * chunk + 16 * half + 4 * t);
+            u32 high = load_u32<2>(row + 16 * half + 4 * t) >> 4 * chunk;
+#pragma unroll
+            for (int plane = 0; plane < 4; plane++)
+                put<P>((w >> 2 * plane & 0x03030303u) | (high >> plane & 0x01010101u) << 2, a + 4 * plane + 2 * half);
+        }
+#pragma unroll
+        for (int i = 0; i < 8; i++) {
+            s[i] = d * code(Q3K::scale(row + 96, 8 * chunk + i), 0, 32);
+            b[i] = -(P::RAISED + 4) * s[i];
+        }
+    }
+};

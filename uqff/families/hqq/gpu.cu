@@ -1,0 +1,41 @@
+// part: codes, scales, zeros.  number: weights, columns of M, packed rows of M.
+
+template <int BITS, int AXIS, class S>
+struct Hqq {
+    static const int PLANES = BITS == 3 ? 10 : 8 / BITS;
+
+    // One code, of the plane that its row of M belongs to.
+    __device__ static float value(const Weight& weight, u32 word, int shift, i64 group) {
+        u32 q = word >> shift & ((1u << BITS) - 1);
+        return (code(q, 0, 0) - S::load(weight.part[2] + group * S::SIZE)) * S::load(weight.part[1] + group * S::SIZE);
+    }
+    __device__ static u32 word(const Weight& weight, i64 place) {
+        return BITS == 3 ? ((const u32*)weight.part[0])[place] : weight.part[0][place];
+    }
+    template <int N>
+    __device__ static void decode(const Weight& weight, i64 at, float* values) {
+        i64 total = weight.number[0], columns = weight.number[1], height = weight.number[2];
+        i64 row = total >> 32 ? at / columns : (u32)at / (u32)columns, column = at - row * columns;
+        u32 plane = (u32)row / (u32)height;
+        int shift = BITS * (PLANES - 1 - (int)plane);
+        i64 place = (row - plane * height) * columns + column;
+        if (column + N <= columns) {
+#pragma unroll
+            for (int i = 0; i < N; i++) values[i] = value(weight, word(weight, place + i), shift, AXIS == 0 ? column + i : row);
+            return;
+        }
+        // The run goes on in the next row, which may be one of the next plane.
+#pragma unroll
+        for (int i = 0; i < N; i++) {
+            values[i] = at + i < total ? value(weight, word(weight, place), shift, AXIS == 0 ? column : row) : 0.0f;
+            place++;
+            if (++column == columns) {
+                column = 0;
+                if (++row % height == 0) {
+                    shift -= BITS;
+                    place -= height * columns;
+                }
+            }
+        }
+    }
+};

@@ -1,0 +1,93 @@
+"""Kernels on the GPU: modules loaded and launched by the CUDA driver, called through ctypes.
+
+torch owns contexts, streams and memory; a launch goes to torch's current stream, so that CUDA graphs record it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from functools import cache
+from typing import TYPE_CHECKING
+
+from uqff.errors import UqffError
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["Kernel", "load"]
+
+DYNAMIC_SHARED_MEMORY = 8
+"""``CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES``."""
+
+NO_CONTEXT = (3, 201)
+"""``CUDA_ERROR_NOT_INITIALIZED`` and ``CUDA_ERROR_INVALID_CONTEXT``."""
+
+
+class Kernel:
+    """The function ``entry`` of a module, on one device."""
+
+    def __init__(self, function: ctypes.c_void_p, device: int, shared: int, context: ctypes.c_void_p) -> None:
+        self._function, self._device, self._shared, self._context = function, device, shared, context
+
+    def launch(self, grid: tuple[int, int], threads: int, *arguments: ctypes.Structure | ctypes.c_void_p) -> None:
+        """Run it on the current stream of its device, which does not wait for it.
+
+        Args:
+            grid: of blocks.
+            threads: of a block.
+            arguments: of the function, by value.
+        """
+        import torch
+
+        pointers = (ctypes.c_void_p * len(arguments))(*(ctypes.addressof(each) for each in arguments))
+        stream = torch.cuda.current_stream(self._device).cuda_stream
+        given = (self._function, *grid, 1, threads, 1, 1, self._shared, stream, pointers, None)
+        status = _driver().cuLaunchKernel(*given)
+        if status in NO_CONTEXT:  # a thread that has not used the device before
+            status = _driver().cuCtxSetCurrent(self._context) or _driver().cuLaunchKernel(*given)
+        if status:
+            raise _failed("a kernel cannot be launched", status)
+
+
+def load(code: bytes, device: torch.device) -> Kernel:
+    """The kernel of a module's machine code; the device must be torch's current one.
+
+    If the module has an array ``shared_bytes``, each block gets as many bytes of dynamic shared memory as that has.  (A
+    size, not a number, because a number could only be had by a copy, which waits for the device.)
+
+    Args:
+        code: that :func:`uqff.gpu.compiling.compiled` made.
+        device: with an index.
+    """
+    import torch
+
+    torch.empty(1, device=device)  # makes torch's context the thread's
+    context, module, function, address = ctypes.c_void_p(), ctypes.c_void_p(), ctypes.c_void_p(), ctypes.c_void_p()
+    size = ctypes.c_size_t(0)
+    status = _driver().cuCtxGetCurrent(ctypes.byref(context))
+    status = status or _driver().cuModuleLoadData(ctypes.byref(module), code)
+    status = status or _driver().cuModuleGetFunction(ctypes.byref(function), module, b"entry")
+    if not status and _driver().cuModuleGetGlobal_v2(
+        ctypes.byref(address), ctypes.byref(size), module, b"shared_bytes"
+    ):
+        size = ctypes.c_size_t(0)
+    if size.value and not status:
+        status = _driver().cuFuncSetAttribute(function, DYNAMIC_SHARED_MEMORY, size.value)
+    if status:
+        raise _failed("a kernel cannot be loaded", status)
+    return Kernel(function, device.index, size.value, context)
+
+
+@cache
+def _driver() -> ctypes.CDLL:
+    driver = ctypes.CDLL("libcuda.so.1")
+    driver.cuLaunchKernel.argtypes = (
+        [ctypes.c_void_p] + [ctypes.c_uint] * 7 + [ctypes.c_void_p, ctypes.POINTER(ctypes.c_void_p), ctypes.c_void_p]
+    )
+    return driver
+
+
+def _failed(problem: str, status: int) -> UqffError:
+    name = ctypes.c_char_p()
+    _driver().cuGetErrorName(status, ctypes.byref(name))
+    return UqffError(problem, expected="CUDA_SUCCESS", got=(name.value or b"").decode() or status)

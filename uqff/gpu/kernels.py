@@ -1,0 +1,216 @@
+"""What families and layers call: weights on a GPU as plain numbers, and products with them."""
+
+from __future__ import annotations
+
+import ctypes
+import math
+from functools import cache
+from typing import TYPE_CHECKING
+
+from uqff import simd
+from uqff.codes import DType
+from uqff.gpu import compiling, driver
+from uqff.gpu.source import PRIMITIVES, Stored, dequantize_source, product_source
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["WIDEST", "Weight", "available", "dequantize", "gather_multiply", "multiply"]
+
+THREADS = 256
+ALIGNMENT = 16
+"""Bytes that a thread reads or writes together."""
+OLDEST = (8, 0)
+"""The first compute capability with bfloat16 and asynchronous copies."""
+STAGE, ROWS = 256, 16
+"""Inputs that a warp multiplies with together, and outputs that a block makes; as ``product.cu`` has them."""
+WIDEST = 16
+"""Rows of ``x`` that a product takes at most."""
+
+
+class Weight(ctypes.Structure):
+    """``Weight`` of ``numbers.cu``."""
+
+    _fields_ = (("part", ctypes.c_void_p * 4), ("number", ctypes.c_int64 * 6))
+
+    @classmethod
+    def of(cls, stored: Stored, count: int) -> Weight:
+        made = cls()
+        for i, part in enumerate(stored.parts):
+            made.part[i] = part.data_ptr()
+        for i, number in enumerate((count, *stored.numbers)):
+            made.number[i] = number
+        return made
+
+
+class _Product(ctypes.Structure):
+    """``Product`` of ``product.cu``."""
+
+    _fields_ = (
+        ("weight", Weight),
+        ("row_bytes", ctypes.c_int64 * 3),
+        ("x", ctypes.c_void_p),
+        ("y", ctypes.c_void_p),
+        ("experts", ctypes.c_void_p),
+        ("rows", ctypes.c_int),
+        ("inputs", ctypes.c_int),
+        ("columns", ctypes.c_int),
+        ("share", ctypes.c_int),
+        ("count", ctypes.c_int),
+    )
+
+
+def available(device: torch.device) -> bool:
+    """Whether kernels run there: they are not turned off, it is an NVIDIA GPU of this decade, and NVRTC is there."""
+    return device.type == "cuda" and simd.choice() != "reference" and _capable(device.index)
+
+
+@cache
+def _capable(index: int) -> bool:
+    import torch
+
+    return compiling.library() is not None and torch.cuda.get_device_capability(index) >= OLDEST
+
+
+def dequantize(stored: Stored, out: torch.Tensor) -> bool:
+    """Write a weight as plain numbers.
+
+    Args:
+        stored: what it is.
+        out: float32, bfloat16 or float16, contiguous, on the device of the weight.
+
+    Returns:
+        Whether it was done. If not, nothing was written: there is no GPU that can, or an address is no multiple of
+        what is read or written together.
+    """
+    import torch
+
+    if not available(out.device) or out.data_ptr() % ALIGNMENT or not all(_aligned(part, 4) for part in stored.parts):
+        return False
+    if not out.numel():
+        return True
+    dtype = _known(out.dtype)
+    with torch.cuda.device(out.device):
+        kernel = _dequantizer(stored.family, stored.decoder, dtype, out.device.index)
+        weights = THREADS * 2 * ALIGNMENT // out.element_size()
+        weight, to = Weight.of(stored, out.numel()), ctypes.c_void_p(out.data_ptr())
+        kernel.launch((math.ceil(out.numel() / weights), 1), THREADS, weight, to)
+    return True
+
+
+def multiply(stored: Stored, x: torch.Tensor, rows: int) -> torch.Tensor | None:
+    """``x Wᵀ``, from the codes.
+
+    Args:
+        stored: the weight, ``[rows, in]``.
+        x: bfloat16 or float16 ``[..., in]``, of at most :data:`WIDEST` rows, on the device of the weight.
+        rows: outputs.
+
+    Returns:
+        ``[..., rows]`` in the dtype of ``x``; None if no kernel does it.
+    """
+    columns = x.numel() // max(x.shape[-1], 1)
+    if not 0 < columns <= WIDEST or not _fits(stored, x, rows):
+        return None
+    y = x.new_empty((*x.shape[:-1], rows))
+    _launch(stored, x.contiguous(), y, None, rows, columns, 1, 1)
+    return y
+
+
+def gather_multiply(
+    stored: Stored, x: torch.Tensor, indices: torch.Tensor, experts: int, rows: int
+) -> torch.Tensor | None:
+    """The product of each token with each of its experts, from the codes, in one launch.
+
+    Args:
+        stored: the weights, ``[experts, rows, in]``.
+        x: bfloat16 or float16 ``[tokens, 1 or experts_per_token, in]``.
+        indices: int64 ``[tokens, experts_per_token]``; of one that is no expert, the product is zero.
+        experts: number of weights.
+        rows: outputs of each.
+
+    Returns:
+        ``[tokens, experts_per_token, rows]``; None if no kernel does it.
+    """
+    if not 0 < indices.numel() < 1 << 16 or not _fits(stored, x, experts * rows):
+        return None
+    y = x.new_empty((*indices.shape, rows))
+    share = indices.shape[1] if x.shape[1] == 1 else 1
+    _launch(stored, x.contiguous(), y, indices.contiguous(), rows, 1, share, experts)
+    return y
+
+
+def _fits(stored: Stored, x: torch.Tensor, rows: int) -> bool:
+    """Whether there is a kernel for the weight, and rows and addresses are those that it can read."""
+    dtype = DType.of_torch(x.dtype)
+    return (
+        stored.along > 0
+        and rows > 0
+        and dtype in (DType.BF16, DType.F16)
+        and x.shape[-1] % STAGE == 0
+        and x.shape[-1] > 0
+        and all(_aligned(part, ALIGNMENT) for part in stored.parts[: stored.along])
+        and all(_aligned(part, 4) for part in stored.parts)
+        and available(x.device)
+    )
+
+
+def _launch(
+    stored: Stored,
+    x: torch.Tensor,
+    y: torch.Tensor,
+    indices: torch.Tensor | None,
+    rows: int,
+    columns: int,
+    share: int,
+    experts: int,
+) -> None:
+    import torch
+
+    if x.data_ptr() % ALIGNMENT:
+        x = x.clone()
+    slots = 1 if indices is None else indices.numel()
+    product = _Product(
+        weight=Weight.of(stored, experts * rows * x.shape[-1]),
+        row_bytes=tuple(part.nbytes // (experts * rows) for part in stored.parts[: stored.along]),
+        x=x.data_ptr(),
+        y=y.data_ptr(),
+        experts=None if indices is None else indices.data_ptr(),
+        rows=rows,
+        inputs=x.shape[-1],
+        columns=columns,
+        share=share,
+        count=experts,
+    )
+    with torch.cuda.device(x.device):
+        kernel = _multiplier(stored.family, stored.decoder, _known(x.dtype), 8 if columns <= 8 else 16, x.device.index)
+        kernel.launch((math.ceil(rows / ROWS), slots), THREADS, product)
+
+
+def _aligned(part: torch.Tensor, to: int) -> bool:
+    return part.is_contiguous() and part.data_ptr() % to == 0
+
+
+def _known(dtype: torch.dtype) -> DType:
+    found = DType.of_torch(dtype)
+    assert found is not None
+    return found
+
+
+@cache
+def _dequantizer(family: str, decoder: str, dtype: DType, index: int) -> driver.Kernel:
+    compiling.LOGGER.info("compiling %s to %s for the GPU", decoder, dtype.name)
+    return _loaded(dequantize_source(family, decoder, dtype), index)
+
+
+@cache
+def _multiplier(family: str, decoder: str, dtype: DType, columns: int, index: int) -> driver.Kernel:
+    compiling.LOGGER.info("compiling products of %s with %d rows of %s for the GPU", decoder, columns, dtype.name)
+    return _loaded(product_source(family, decoder, dtype, columns), index)
+
+
+def _loaded(source: str, index: int) -> driver.Kernel:
+    import torch
+
+    code = compiling.compiled(PRIMITIVES.read_text() + source, torch.cuda.get_device_capability(index))
+    return driver.load(code, torch.device("cuda", index))

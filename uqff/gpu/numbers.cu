@@ -1,0 +1,51 @@
+// Numbers as they are stored, and what is written.
+
+__device__ inline float bits_to_float(u32 bits) { return __uint_as_float(bits); }
+
+// Little-endian integers at addresses that are multiples of ALIGN.
+template <int ALIGN>
+__device__ inline u32 load_u32(const u8* at) {
+    if (ALIGN >= 4) return *(const u32*)at;
+    if (ALIGN == 2) return *(const u16*)at | (u32) * (const u16*)(at + 2) << 16;
+    return at[0] | (u32)at[1] << 8 | (u32)at[2] << 16 | (u32)at[3] << 24;
+}
+
+__device__ inline float load_half(const u8* at) { return half_to_float(*(const u16*)at); }
+
+// The four numbers of a group of bytes: byte i of codes, less an offset; exact.
+__device__ inline float code(u32 codes, int i, float offset) {
+    return bits_to_float(__byte_perm(codes, 0x4B000000u, 0x7440u | i)) - (8388608.0f + offset);
+}
+
+__device__ inline float signed_code(u32 codes, int i) { return code(codes ^ 0x80808080u, i, 128.0f); }
+
+// Bit i of four moves to bit 8 i.
+__device__ inline u32 bits_to_bytes(u32 four) { return (four & 15u) * 0x00204081u & 0x01010101u; }
+
+__device__ inline float e4m3_to_float(u32 byte) {
+    float magnitude = bits_to_float((byte & 0x7Fu) << 20) * bits_to_float(0x7B800000u);  // 2^120
+    u32 sign = (byte & 0x80u) << 24;
+    if ((byte & 0x7Fu) == 0x7Fu) return bits_to_float(0x7FC00000u);
+    return bits_to_float(__float_as_uint(magnitude) | sign);
+}
+
+// Scales as they are stored.
+struct F32 {
+    static const int SIZE = 4;
+    __device__ static float load(const u8* at) { return *(const float*)at; }
+};
+struct F16 {
+    static const int SIZE = 2;
+    __device__ static float load(const u8* at) { return load_half(at); }
+};
+struct BF16 {
+    static const int SIZE = 2;
+    __device__ static float load(const u8* at) { return bits_to_float((u32) * (const u16*)at << 16); }
+};
+
+// A weight: the addresses of its stored parts, and numbers whose meaning the family knows; number[0] is how many
+// weights there are.
+struct Weight {
+    const u8* part[4];
+    i64 number[6];
+};

@@ -1,0 +1,72 @@
+// What the kernels need of the machine: one instruction each.  The tests have the same in plain C++.
+
+typedef unsigned char u8;
+typedef unsigned short u16;
+typedef unsigned int u32;
+typedef unsigned long long u64;
+typedef long long i64;
+
+__device__ inline float half_to_float(u32 bits) {
+    float made;
+    asm("cvt.f32.f16 %0, %1;" : "=f"(made) : "h"((u16)bits));
+    return made;
+}
+
+__device__ inline u32 two_halves(float low, float high) {
+    u32 made;
+    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(made) : "f"(high), "f"(low));
+    return made;
+}
+
+__device__ inline u32 two_bfloats(float low, float high) {
+    u32 made;
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(made) : "f"(high), "f"(low));
+    return made;
+}
+
+// Products of pairs, rounded once; subnormals count.  A sum with -0 keeps every sign.
+__device__ inline u32 multiply_halves(u32 a, u32 b) {
+    u32 made;
+    asm("fma.rn.f16x2 %0, %1, %2, %3;" : "=r"(made) : "r"(a), "r"(b), "r"(0x80008000u));
+    return made;
+}
+
+__device__ inline u32 multiply_bfloats(u32 a, u32 b) {
+    u32 made;
+    asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(made) : "r"(a), "r"(b), "r"(0x80008000u));
+    return made;
+}
+
+// c += a b, of 16 x 16 and 16 x 8 numbers held by a warp; lane 4 g + t has, two to a register:
+//   a: (row g, 2t), (row g + 8, 2t), (row g, 2t + 8), (row g + 8, 2t + 8)    b: (2t, column g), (2t + 8, column g)
+//   c: (row g, column 2t), (g, 2t + 1), (g + 8, 2t), (g + 8, 2t + 1)
+__device__ inline void mma_halves(float* c, u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1) {
+    asm volatile(
+        "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+        : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
+}
+
+__device__ inline void mma_bfloats(float* c, u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1) {
+    asm volatile(
+        "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+        : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
+}
+
+// Asynchronous copies from global into shared memory, in groups of which the oldest are waited for.
+template <int BYTES>
+__device__ inline void copy_async(u8* shared, const u8* global) {
+    u32 to = (u32)__cvta_generic_to_shared(shared);
+    if (BYTES == 16)
+        asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(global) : "memory");
+    else
+        asm volatile("cp.async.ca.shared.global [%0], [%1], %2;" ::"r"(to), "l"(global), "n"(BYTES) : "memory");
+}
+
+__device__ inline void end_group() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+
+template <int LEFT>
+__device__ inline void wait_groups() {
+    asm volatile("cp.async.wait_group %0;" ::"n"(LEFT) : "memory");
+}

@@ -1,0 +1,81 @@
+"""What is compiled: the files of a kernel one after the other, and an entry for one type and dtype."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from uqff.codes import DType
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["PRIMITIVES", "Stored", "decoders_source", "dequantize_source", "product_source"]
+
+PACKAGE = Path(__file__).parent.parent
+PRIMITIVES = PACKAGE / "gpu" / "primitives.cu"
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A weight as kernels see it.
+
+    Attributes:
+        family: the folder whose ``gpu.cu`` decodes it.
+        decoder: the C++ type in that file, with its parameters.
+        parts: the stored tensors that it reads, at most four.
+        numbers: that it needs beside the number of weights, at most five.
+        along: how many of the parts, the first ones, a product reads row by row along with ``x``; 0 if no kernel does.
+    """
+
+    family: str
+    decoder: str
+    parts: tuple[torch.Tensor, ...]
+    numbers: tuple[int, ...] = ()
+    along: int = 0
+
+
+def dequantize_source(family: str, decoder: str, dtype: DType) -> str:
+    """The source of a kernel ``entry(Weight, out)``, without the primitives."""
+    entry = f"""
+extern "C" __global__ void __launch_bounds__(256) entry(Weight weight, u8* out) {{
+    dequantize<{decoder}, Write{dtype.name}>(weight, out);
+}}
+"""
+    return _read("gpu/numbers.cu", f"families/{family}/gpu.cu", "gpu/dequantize.cu") + entry
+
+
+def product_source(family: str, decoder: str, dtype: DType, columns: int) -> str:
+    """The source of a kernel ``entry(Product)``, without the primitives.
+
+    Args:
+        family: see :class:`Stored`.
+        decoder: likewise.
+        dtype: of ``x`` and the result, F16 or BF16.
+        columns: rows of ``x`` at most, a multiple of 8.
+
+    The size of its array ``shared_bytes`` is that of the shared memory which a block needs.
+    """
+    entry = f"""
+extern "C" __device__ u8 shared_bytes[SharedMemory<{decoder}, {columns}>::BYTES];
+extern "C" __global__ void __launch_bounds__(32 * WARPS) entry(Product product) {{
+    multiply<{decoder}, Pairs{dtype.name}, {columns}>(product);
+}}
+"""
+    family_files = (f"families/{family}/gpu.cu", f"families/{family}/gpu_product.cu")
+    return _read("gpu/numbers.cu", "gpu/product.cu", *family_files) + entry
+
+
+def decoders_source(families: Sequence[str]) -> str:
+    """What kernels of families consist of, without the primitives and without an entry: tests call it."""
+    decoders = (f"families/{family}/gpu.cu" for family in families)
+    products = (name for family in families if (PACKAGE / (name := f"families/{family}/gpu_product.cu")).exists())
+    return _read("gpu/numbers.cu", "gpu/product.cu", "gpu/dequantize.cu", *decoders, *products)
+
+
+@cache
+def _read(*names: str) -> str:
+    return "".join((PACKAGE / name).read_text() for name in names)
