@@ -39,7 +39,13 @@ def test_every_command_is_a_function() -> None:
     """Of the same name, unless that is a function over one weight, or one of Python's own; and but for ``run``."""
     from uqff.cli import main
 
-    names = {"quantize": "quantize_model", "dequantize": "dequantize_model", "run": "load_model", "eval": "evaluate"}
+    names = {
+        "quantize": "quantize_model",
+        "dequantize": "dequantize_model",
+        "run": "load_model",
+        "eval": "evaluate",
+        "plan": "plan_types",
+    }
     for command in main.list_commands(None):  # type: ignore[arg-type]
         function = getattr(uqff, names.get(command, command))
         assert command in ("run",) or "progress" in inspect.signature(function).parameters, command

@@ -43,6 +43,7 @@ if _TYPE_CHECKING:
     from uqff.migration.write import migrate
     from uqff.parallel.model import load_model
     from uqff.parallel.shard import Shard
+    from uqff.planning.plan import plan_types
     from uqff.progress import Step
     from uqff.publish.push import push
     from uqff.quantization.recipe import Recipe
@@ -83,6 +84,7 @@ _MODULES = {
     "parallel": ("parallel",),
     "parallel.model": ("load_model",),
     "parallel.shard": ("Shard",),
+    "planning.plan": ("plan_types",),
     "progress": ("Step",),
     "publish.push": ("push",),
     "quantization.recipe": ("Recipe",),
@@ -130,6 +132,7 @@ __all__ = [
     "open",
     "open_checkpoint",
     "parallel",
+    "plan_types",
     "push",
     "quantize",
     "quantize_model",

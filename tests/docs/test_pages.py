@@ -87,6 +87,7 @@ GIVEN = {
     "docs/pages/tasks/convert.md": ("model.gguf",),
     "docs/pages/tasks/dequantize.md": ("model",),
     "docs/pages/tasks/run.md": ("model",),
+    "docs/pages/tasks/plan.md": ("checkpoint", "text.txt"),
     "docs/pages/tasks/calibrate.md": ("checkpoint", "text.txt"),
     "docs/pages/tasks/evaluate.md": ("checkpoint", "model", "text.txt"),
 }

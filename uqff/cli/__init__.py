@@ -32,6 +32,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "dequantize": ("uqff.cli.dequantize:dequantize", "Write a model as a plain checkpoint."),
     "push": ("uqff.cli.push:push", "Upload a model directory to the Hugging Face hub."),
     "run": ("uqff.cli.run:run", "Let a model answer a prompt."),
+    "plan": ("uqff.cli.plan:plan", "Choose types: the best mix for a size, or what each type takes."),
     "calibrate": ("uqff.cli.calibrate:calibrate", "Find out how much each input of each layer matters."),
     "eval": ("uqff.cli.eval:eval_", "Measure a model: perplexity, and how far it is from a reference."),
 }

@@ -1,0 +1,189 @@
+"""Plans: the assignment against all others, errors and sizes against what is made, costs against a run of the model."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import xml.etree.ElementTree
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from safetensors.torch import load_file
+
+import uqff
+from tests.parallel.checkpoints import write_checkpoint
+from tests.parallel.models import VOCABULARY, TinyCase
+from uqff.checkpoints.checkpoint import open_checkpoint
+from uqff.checkpoints.numbers import NumberFiles
+from uqff.cli import main
+from uqff.codes import DType, Version
+from uqff.errors import UnsupportedError
+from uqff.evaluation.evaluate import text_windows
+from uqff.planning.assign import frontier, within_cost, within_size
+from uqff.planning.candidates import Candidate, Unit, find_units, measure_errors
+from uqff.planning.swapping import Swapper
+from uqff.planning.topology import topology
+from uqff.quantization.plan import plan_model
+from uqff.quantization.recipe import parse_recipe
+
+pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.script:DeprecationWarning")  # of torch, see test_model.py
+
+IDS = [3 + (7 * at * at + at // 3) % (VOCABULARY - 3) for at in range(100)]
+KINDS = ["q3k", "q4_0", "q4k", "q5k", "q8_0", "mxfp4"]
+RULES: Any = {"engine": "0.9", "version": Version(1, 2, 0), "dtype": DType.F32}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A ``dense`` and a ``sparse`` checkpoint, and a ``text``."""
+    made = tmp_path_factory.mktemp("plan")
+    write_checkpoint(TinyCase("llama", "q8_0", (1, 2, 0), tied=True), made / "dense")
+    write_checkpoint(TinyCase("qwen3_moe", "q8_0", (1, 2, 0), expert_inner=256), made / "sparse")
+    (made / "text").write_text(" ".join(f"t{each}" for each in IDS))
+    return made
+
+
+def test_no_assignment_is_better() -> None:
+    """Of all that are no larger, none on the frontier costs more than the least; a budget loses less than a move."""
+    rng = np.random.default_rng(1)
+    units = []
+    for name in "abc":
+        sizes = rng.integers(10, 99, 5)
+        costs = (1 + rng.random(5)) * 2.0 ** (-sizes / 9)
+        units.append(Unit(name, [], {str(at): Candidate(str(at), int(sizes[at]), 0.0, costs[at]) for at in range(5)}))
+    everything = [
+        (sum(c.nbytes for c in each), sum(c.cost for c in each))
+        for each in itertools.product(*(unit.candidates.values() for unit in units))
+    ]
+    found = frontier(units)
+    assert len(found) > 4
+    for each in found:
+        assert each.cost == pytest.approx(min(cost for size, cost in everything if size <= each.nbytes))
+    for budget in range(found[0].nbytes, found[-1].nbytes + 20):
+        taken = within_size(units, budget)
+        assert taken.nbytes <= budget
+        assert taken.cost <= [each for each in found if each.nbytes <= budget][-1].cost
+    for each in found:
+        assert within_cost(units, each.cost).nbytes == each.nbytes
+    with pytest.raises(UnsupportedError, match=f"no mix of types is that small: expected {found[0].nbytes} bytes"):
+        within_size(units, found[0].nbytes - 1)
+    with pytest.raises(UnsupportedError, match="no mix of types is that good"):
+        within_cost(units, found[-1].cost / 2)
+
+
+def test_topology_selects_what_it_says() -> None:
+    """Whole names only, dots and quotes are no patterns, one rule for the blocks of a projection."""
+    kinds = {"model.layers.0.mlp.up_proj": "q4k", "model.layers.10.mlp.up_proj": "q4k", "lm_head": "q6k"}
+    text = topology({**kinds, "model.layers.1.mlp.up_proj": "q8_0", "odd'name": "q2k"})
+    assert text == (
+        "'/^model\\.layers\\.(?:0|10)\\.mlp\\.up_proj\\.weight$/':\n  isq: q4k\n"
+        "'/^lm_head\\.weight$/':\n  isq: q6k\n"
+        "'/^model\\.layers\\.1\\.mlp\\.up_proj\\.weight$/':\n  isq: q8_0\n"
+        "'/^odd''name\\.weight$/':\n  isq: q2k\n"
+    )
+    assert len(parse_recipe(text).rules) == 4
+
+
+def test_errors_are_those_of_the_weights(folder: Path) -> None:
+    """Weighted by importance, in float64, experts each by their own; only what fits is a candidate."""
+    importance = uqff.calibrate(folder / "sparse", text=folder / "text", context=32)
+    with open_checkpoint(folder / "sparse") as opened:
+        checkpoint = NumberFiles(opened)
+        goals = plan_model(checkpoint, Version(1, 2, 0), None, promote=False)
+        units = find_units(checkpoint, goals, [*KINDS, "hqq4"], fixed={"lm_head": "q8_0"}, **RULES)
+        measure_errors(checkpoint, units, importance, engine="0.9", dtype=DType.F32)
+    by_name = {unit.goals[0].key: unit for unit in units}
+    assert set(by_name["lm_head"].candidates) == {"q8_0"}
+    experts = by_name["model.layers.0.mlp.experts.down_proj"]
+    assert set(experts.candidates) == {"q3k", "q4_0", "q4k", "q5k", "q8_0"}, "no MXFP4, no HQQ for experts"
+    tensors = load_file(folder / "sparse" / "model.safetensors")
+    path = "model.layers.0.mlp.experts"
+    squares = importance.of(f"{path}.down_proj", (4, 256, 256))
+    assert squares is not None
+    error = signal = 0.0
+    for expert in range(4):
+        weight = tensors[f"{path}.{expert}.down_proj.weight"]
+        far = (uqff.quantize(weight, "q4_0").dequantize() - weight).double().square().sum(0).numpy()
+        error += float(far @ squares[expert].astype(np.float64))
+        signal += float(weight.double().square().sum(0).numpy() @ squares[expert].astype(np.float64))
+    assert experts.candidates["q4_0"].error == pytest.approx(error, rel=1e-6)
+    assert experts.signal == pytest.approx(signal, rel=1e-6)
+
+
+def test_a_swap_is_the_model_with_that_layer(folder: Path) -> None:
+    """The divergence of a model loaded with a recipe of one rule; afterwards the plain model is back."""
+    for name, module in (
+        ("dense", "model.layers.1.mlp.up_proj"),
+        ("dense", "model.embed_tokens"),
+        ("sparse", "model.layers.0.mlp.experts.up_proj"),
+    ):
+        with open_checkpoint(folder / name) as opened:
+            goals = plan_model(NumberFiles(opened), Version(1, 2, 0), None, promote=True)
+        goal = next(goal for goal in goals if goal.module == module)
+        cut = text_windows(folder / name, None, folder / "text", context=32)
+        swapper = Swapper(uqff.load_model(folder / name, dtype=torch.float32), cut, engine="0.9", dtype=torch.float32)
+        with swapper.swapped(Unit(module, [goal]), "q4_0"):
+            swapped = swapper.kld()
+        assert swapper.kld() == 0
+        recipe: Any = parse_recipe(topology({goal.name.module: "q4_0"}))
+        found = uqff.evaluate(folder / name, isq=recipe, reference=folder / name, text=folder / "text", context=32)
+        assert found.distances is not None
+        assert swapped == pytest.approx(found.distances.kld.value, rel=1e-4)
+        assert swapped > 1e-5
+
+
+def test_a_plan_is_what_is_made(folder: Path, tmp_path: Path) -> None:
+    """The recipe quantises to these types and these bytes, within the target; uniform sizes are those of the types."""
+    made = uqff.plan_types(
+        folder / "dense", bits=4.6, text=folder / "text", check=folder / "text", kinds=KINDS, context=32
+    )
+    made.save(tmp_path / "mix.yaml")
+    result = uqff.quantize_model(folder / "dense", tmp_path / "model", [made.kind], recipe=tmp_path / "mix.yaml")
+    (output,) = result.outputs
+    assert {layer.module: layer.stored for layer in output.layers} == made.types
+    assert made.mix is not None
+    assert sum(layer.nbytes for layer in output.layers) == made.mix.nbytes <= 4.6 * made.weights / 8
+    assert sum((tmp_path / "model" / name).stat().st_size for name in output.shards) == made.file_bytes
+    assert len(set(made.types.values())) > 1
+    alone = {point.name: point for point in made.uniform}
+    sizes = {each.kind: each.nbytes for each in made.sizes}
+    assert alone["q8_0"].nbytes == sizes["q8_0"]
+    assert alone["q4k"].nbytes < sizes["q4k"], "the embedding is promoted where nobody chooses"
+    assert made.mix.cost < min(point.cost for point in made.uniform if point.nbytes <= 4.6 * made.weights / 8)
+    assert made.check is not None
+    measured = uqff.evaluate(tmp_path / "model", reference=folder / "dense", text=folder / "text", context=32)
+    assert measured.distances is not None
+    assert made.check.distances is not None
+    assert made.check.distances.kld.value == pytest.approx(measured.distances.kld.value, rel=1e-4)
+
+
+def test_sizes_and_ranks(folder: Path, tmp_path: Path) -> None:
+    """From headers alone: what a type takes is what it makes; on two ranks half of what blocks allow to cut."""
+    made = uqff.plan_types(folder / "dense", kinds=["q8_0", "q4k"], ranks=2)
+    result = uqff.quantize_model(folder / "dense", tmp_path / "model", ["q8_0", "q4k"])
+    assert [each.nbytes for each in made.sizes] == [
+        sum(layer.nbytes for layer in output.layers) for output in result.outputs
+    ]
+    whole, blocks = made.sizes
+    assert whole.rank_bytes == pytest.approx(whole.nbytes / 2, rel=0.01)
+    assert blocks.rank_bytes == pytest.approx(blocks.nbytes / 2, rel=0.01)
+    assert made.mix is None
+
+
+def test_command(folder: Path, tmp_path: Path) -> None:
+    """Writes the recipe, says what to do with it, draws; targets one at a time, and a text where one is needed."""
+    call = ["plan", str(folder / "dense"), "--types", "q3k,q4k,q8_0"]
+    more = ["--size", "600KiB", "-o", str(tmp_path / "mix.yaml"), "--picture", str(tmp_path / "p.svg")]
+    done = CliRunner().invoke(main, [*call, *more], catch_exceptions=False)
+    assert f"--recipe {tmp_path / 'mix.yaml'}" in done.stdout
+    assert (tmp_path / "mix.yaml").read_text().startswith("'/^model\\.embed_tokens\\.weight$/':\n  isq: ")
+    assert xml.etree.ElementTree.parse(tmp_path / "p.svg").getroot().tag.endswith("svg")
+    told = json.loads(CliRunner().invoke(main, [*call, "--ranks", "2", "--json"], catch_exceptions=False).stdout)
+    assert [each["kind"] for each in told["sizes"]] == ["q3k", "q4k", "q8_0"]
+    assert told["mix"] is None
+    assert "one at a time" in CliRunner().invoke(main, [*call, "--bits", "4", "--kld", "1"]).stderr
+    assert "divergence needs a text" in CliRunner().invoke(main, [*call, "--kld", "1"]).stderr

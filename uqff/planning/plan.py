@@ -1,0 +1,302 @@
+"""A plan of a model: which layer gets which type, for a size or a quality; and what types take on disk."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from uqff.checkpoints.checkpoint import open_checkpoint
+from uqff.checkpoints.numbers import NumberFiles
+from uqff.codes import DType, Version
+from uqff.container.atomic import atomic_file
+from uqff.container.framing import build_header
+from uqff.container.plan import plan_files
+from uqff.errors import UnsupportedError
+from uqff.importance.matrix import Importance
+from uqff.planning.assign import Assignment, frontier, within_cost, within_size
+from uqff.planning.candidates import Unit, by_error, default_kinds, find_units, measure_errors
+from uqff.planning.sizes import TypeSize, type_sizes
+from uqff.planning.topology import topology
+from uqff.progress import Progress
+from uqff.quantization.plan import Goal, load_dtype, plan_layer, plan_model, residual_names
+from uqff.quantization.recipe import parse_recipe
+from uqff.quantization.types import Engine
+
+if TYPE_CHECKING:
+    from uqff.evaluation.evaluate import Evaluation
+
+__all__ = ["ModelPlan", "PlanPoint", "plan_types"]
+
+How = Literal["error", "kld"]
+
+SCHEMA = 1
+"""Of the document; raised when a member is renamed, removed or changes its meaning."""
+
+
+@dataclass(frozen=True)
+class PlanPoint:
+    """A model of one type or of a mix.
+
+    Attributes:
+        name: of the type, or ``mix``.
+        nbytes: of all layers' payloads.
+        bits_per_weight: of them.
+        cost: mean divergence, if that was measured; else the sum of relative squared errors.
+    """
+
+    name: str
+    nbytes: int
+    bits_per_weight: float
+    cost: float
+
+
+@dataclass
+class ModelPlan:
+    """What :func:`plan_types` found.
+
+    Attributes:
+        source: the checkpoint.
+        weights: of all layers.
+        residual_bytes: of the tensors that are no layers.
+        sizes: what each type takes, without a mix.
+        measure: how costs were found; None if no mix was asked for.
+        types: of each layer's weight, by the name that a recipe finds it by; empty without a mix.
+        mix: the mix that was asked for.
+        frontier: all mixes of least cost, by size.
+        uniform: all layers of one type, promoted by nobody.
+        file_bytes: of the ``.uqff`` files that ``uqff quantize`` makes of it.
+        check: the mix measured on another text; None if that was not asked for.
+    """
+
+    source: str
+    weights: int
+    residual_bytes: int
+    sizes: list[TypeSize]
+    measure: How | None = None
+    types: dict[str, str] = field(default_factory=dict)
+    mix: PlanPoint | None = None
+    frontier: list[PlanPoint] = field(default_factory=list)
+    uniform: list[PlanPoint] = field(default_factory=list)
+    file_bytes: int = 0
+    check: Evaluation | None = None
+
+    @property
+    def kind(self) -> str:
+        """The type that most weights of the mix have: what ``uqff quantize --isq`` may be given beside the recipe."""
+        return Counter(self.types.values()).most_common(1)[0][0]
+
+    @property
+    def topology(self) -> str:
+        """The mix as the engine's topology YAML."""
+        return topology(self.types)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the topology to a file, which is replaced if it is there."""
+        with atomic_file(Path(path)) as file:
+            file.write(self.topology.encode())
+
+    @property
+    def document(self) -> dict[str, Any]:
+        """As JSON."""
+        return {
+            "schema": SCHEMA,
+            "source": self.source,
+            "weights": self.weights,
+            "residual_bytes": self.residual_bytes,
+            "sizes": [vars(each) for each in self.sizes],
+            "measure": self.measure,
+            "types": self.types,
+            "mix": None if self.mix is None else vars(self.mix),
+            "file_bytes": self.file_bytes,
+            "frontier": [vars(each) for each in self.frontier],
+            "uniform": [vars(each) for each in self.uniform],
+            "check": None if self.check is None else self.check.document,
+        }
+
+
+def plan_types(
+    source: str | os.PathLike[str],
+    *,
+    bits: float | None = None,
+    nbytes: int | None = None,
+    kld: float | None = None,
+    measure: How | None = None,
+    text: str | os.PathLike[str] | None = None,
+    check: str | os.PathLike[str] | None = None,
+    imatrix: Importance | str | os.PathLike[str] | None = None,
+    kinds: Sequence[str] | None = None,
+    fixed: Mapping[str, str] | None = None,
+    ranks: int = 1,
+    context: int = 512,
+    windows: int = 8,
+    version: str | tuple[int, int, int] = "1.2",
+    engine: Engine = "0.9",
+    dtype: str = "auto",
+    progress: Progress | None = None,
+) -> ModelPlan:
+    """Find the best mix of types for a size, or the smallest one for a quality; or what each type alone takes.
+
+    The error of every type in every layer is found once: squared, weighted by the importance of inputs. With
+    ``measure="kld"``, each layer is also quantised by itself, one at a time, and the divergence of the model's
+    predictions of the text says what an error in that layer costs; costs of layers are added up. Without a text, each
+    layer's relative errors count alike. Then :mod:`uqff.planning.assign` finds the mix.
+
+    Args:
+        source: the checkpoint.
+        bits: per weight of all layers, at most.
+        nbytes: of the ``.uqff`` files' layers, at most.
+        kld: mean divergence, at most; needs ``measure="kld"``.
+        measure: how costs are found; ``kld`` if there is a text, else ``error``, if None.
+        text: a file of UTF-8 text, for importance and divergence.
+        check: another text, on which the mix is measured in the end.
+        imatrix: importance of inputs, or the file of it; found with the text if None.
+        kinds: the types that may be used; all that the engine makes and loads if None.
+        fixed: the type of a module in any case, by its path: ``{"lm_head": "q6k"}``.
+        ranks: for which ``sizes`` are worked out.
+        context: tokens of a window of a text.
+        windows: how many of them are used, at most.
+        version: of UQFF.
+        engine: whose quantiser and rules.
+        dtype: the load dtype, as for :func:`uqff.quantize_model`.
+        progress: is told of each layer.
+
+    Raises:
+        UnsupportedError: more than one target; no mix is that small or that good; a target that needs a text.
+        UqffError: the checkpoint breaks a rule, or no type fits a layer.
+        OSError: a file cannot be read.
+
+    >>> plan = uqff.plan_types("checkpoint", bits=4.5)
+    >>> plan.mix.bits_per_weight <= 4.5, sorted(plan.types)[:2]
+    (True, ['model.embed_tokens', 'model.layers.0.mlp.down_proj'])
+    """
+    targets = [name for name, value in (("bits", bits), ("nbytes", nbytes), ("kld", kld)) if value is not None]
+    if len(targets) > 1:
+        raise UnsupportedError("one target at a time", expected="bits, nbytes or kld", got=" and ".join(targets))
+    measure = measure or ("kld" if text is not None else "error")
+    if text is None and (measure == "kld" or kld is not None):
+        raise UnsupportedError("divergence needs a text to be measured on", field="text", expected="a file")
+    if kld is not None and measure != "kld":
+        raise UnsupportedError("divergence is not measured", field="measure", expected="kld", got=measure)
+    version_ = Version.of(version)
+    with open_checkpoint(source) as opened:
+        checkpoint = NumberFiles(opened)
+        goals = plan_model(checkpoint, version_, None, promote=True)
+        load = load_dtype(checkpoint, goals, dtype)
+        rules: Any = {"engine": engine, "version": version_, "dtype": load}
+        allowed = list(kinds) if kinds is not None else list(default_kinds())
+        made = ModelPlan(
+            os.fspath(source),
+            sum(goal.weights for goal in goals),
+            sum(checkpoint.nbytes(name) for name in residual_names(checkpoint, goals)),
+            type_sizes(checkpoint, goals, allowed, ranks=ranks, **rules),
+        )
+        if not targets:
+            return made
+        unpromoted = plan_model(checkpoint, version_, None, promote=False)  # what a recipe names is not promoted
+        units = find_units(checkpoint, unpromoted, allowed, fixed=fixed, **rules)
+        importance = _importance(source, imatrix, text, context, windows, progress)
+        tied = bool(checkpoint.config.get("tie_word_embeddings"))
+        measure_errors(checkpoint, units, importance, tied=tied, engine=engine, dtype=load, progress=progress)
+        if measure == "kld" and text is not None:
+            _measure(source, units, text, context, windows, engine, load, progress)
+        else:
+            by_error(units)
+        chosen = _chosen(units, made.weights, bits, nbytes, kld)
+        made.measure = measure
+        made.types = {unit.name: each.kind for unit, each in zip(units, chosen.chosen, strict=True)}
+        made.mix = _point("mix", chosen, made.weights)
+        made.frontier = [_point("mix", each, made.weights) for each in frontier(units)]
+        made.uniform = _uniform(units, allowed, made.weights)
+        made.file_bytes = _file_bytes(checkpoint, goals, made, rules)
+    if check is not None:
+        made.check = _checked(source, made, check, context, windows, progress)
+    return made
+
+
+def _importance(
+    source: str | os.PathLike[str],
+    given: Importance | str | os.PathLike[str] | None,
+    text: str | os.PathLike[str] | None,
+    context: int,
+    windows: int,
+    progress: Progress | None,
+) -> Importance | None:
+    if given is not None:
+        return given if isinstance(given, Importance) else Importance.open(given)
+    if text is None:
+        return None
+    from uqff.calibration.calibrate import calibrate
+
+    return calibrate(source, text=text, context=context, windows=windows, progress=progress)
+
+
+def _measure(
+    source: str | os.PathLike[str],
+    units: Sequence[Unit],
+    text: str | os.PathLike[str],
+    context: int,
+    windows: int,
+    engine: Engine,
+    dtype: DType,
+    progress: Progress | None,
+) -> None:
+    import torch
+
+    from uqff.evaluation.evaluate import text_windows
+    from uqff.parallel.model import load_model
+    from uqff.planning.swapping import Swapper
+
+    cut = text_windows(source, None, text, context=context, most=windows)
+    model = load_model(source, dtype=torch.float32)
+    Swapper(model, cut, engine=engine, dtype=dtype.torch).measure(units, progress)
+
+
+def _chosen(
+    units: Sequence[Unit], weights: int, bits: float | None, nbytes: int | None, kld: float | None
+) -> Assignment:
+    if kld is not None:
+        return within_cost(units, kld)
+    return within_size(units, nbytes if nbytes is not None else int((bits or 0) * weights / 8))
+
+
+def _point(name: str, assignment: Assignment, weights: int) -> PlanPoint:
+    return PlanPoint(name, assignment.nbytes, 8 * assignment.nbytes / weights, assignment.cost)
+
+
+def _uniform(units: Sequence[Unit], allowed: Sequence[str], weights: int) -> list[PlanPoint]:
+    made = []
+    for kind in allowed:
+        if all(kind in unit.candidates for unit in units):
+            made.append(_point(kind, Assignment(tuple(unit.candidates[kind] for unit in units)), weights))
+    return sorted(made, key=lambda point: point.nbytes)
+
+
+def _file_bytes(checkpoint: NumberFiles, goals: Sequence[Goal], made: ModelPlan, rules: dict[str, Any]) -> int:
+    recipe = parse_recipe(made.topology)
+    layers = {goal.key: plan_layer(checkpoint, goal, made.kind, recipe, **rules).meta for goal in goals}
+    plan = plan_files(layers, rules["version"])
+    total = 0
+    for shard in plan.shards:
+        header, _ = build_header([(item.name, item.dtype, item.shape) for item in shard], plan.metadata)
+        total += len(header) + sum(item.nbytes for item in shard)
+    return total
+
+
+def _checked(
+    source: str | os.PathLike[str],
+    made: ModelPlan,
+    text: str | os.PathLike[str],
+    context: int,
+    windows: int,
+    progress: Progress | None,
+) -> Evaluation:
+    from uqff.evaluation.evaluate import evaluate
+
+    recipe: Any = parse_recipe(made.topology)
+    return evaluate(
+        source, isq=recipe, reference=source, text=text, context=context, windows=windows, progress=progress
+    )

@@ -1,0 +1,110 @@
+"""What a single layer's type costs: the divergence of a model of which nothing else is quantised."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any, Final
+
+import torch
+
+from uqff.evaluation.evaluate import window_logits
+from uqff.evaluation.measures import Predictions, Reference
+from uqff.evaluation.windows import TextWindows
+from uqff.parallel.gather import ExpertList
+from uqff.parallel.layer import QuantizedLayer
+from uqff.parallel.plan import EMBEDDING, HEAD
+from uqff.planning.candidates import Unit, relative
+from uqff.progress import Progress, Steps
+from uqff.quantization.types import Engine, quantize
+
+__all__ = ["Swapper"]
+
+PROBED: Final = 0.12
+"""Root of the relative squared error at which a layer is probed, or as near as candidates come: well above rounding,
+and small enough that the divergence still goes by the squared error."""
+
+
+class Swapper:
+    """A plain model, in which one unit at a time is quantised."""
+
+    def __init__(self, model: Any, windows: TextWindows, *, engine: Engine, dtype: torch.dtype) -> None:
+        """Run the model as it is.
+
+        Args:
+            model: of :func:`uqff.load_model`, plain.
+            windows: of the text.
+            engine: whose quantiser.
+            dtype: the load dtype.
+        """
+        self._model, self._windows, self._engine, self._dtype = model, windows, engine, dtype
+        self._targets = [torch.tensor(windows.targets(at)) for at in range(len(windows))]
+        self._plain = [window_logits(model, ids, windows.first) for ids in windows]
+
+    def kld(self) -> float:
+        """Mean divergence of the model as it is now from what it was at first."""
+        found = []
+        for ids, targets, plain in zip(self._windows, self._targets, self._plain, strict=True):
+
+            def reference(part: slice, plain: Any = plain, targets: Any = targets) -> Reference:
+                return Reference.of(plain[part], targets[part])
+
+            logits = window_logits(self._model, ids, self._windows.first)
+            found.append(Predictions.of(logits, targets, self._windows.first, reference))
+        return float(Predictions.joined(found).kld.mean())
+
+    @contextlib.contextmanager
+    def swapped(self, unit: Unit, kind: str) -> Iterator[None]:
+        """The model with the layers of a unit quantised."""
+        places = [place for goal in unit.goals for place in self._places(goal.module)]
+        before = [getattr(*place) for place in places]
+        made: dict[int, Any] = {}
+        try:
+            for place, layer in zip(places, before, strict=True):
+                if id(layer) not in made:
+                    made[id(layer)] = self._changed(layer, kind)
+                setattr(*place, made[id(layer)])
+            yield
+        finally:
+            for place, layer in zip(places, before, strict=True):
+                setattr(*place, layer)
+
+    def _places(self, module: str) -> list[tuple[Any, str]]:
+        """Where a layer stands in the model: of a tied one, twice."""
+        embedding, head = self._model.get_submodule(EMBEDDING), self._model.get_submodule(HEAD)
+        if module in (EMBEDDING, HEAD):
+            own = (embedding if module == EMBEDDING else head).rows
+            return [(each, "rows") for each in (embedding, head) if each.rows is own]
+        parent, _, name = module.rpartition(".")
+        return [(self._model.get_submodule(parent), name)]
+
+    def _changed(self, layer: Any, kind: str) -> Any:
+        if isinstance(layer, ExpertList):
+            return ExpertList([self._changed(layer[at], kind) for at in range(len(layer))], layer.key)
+        held: QuantizedLayer = layer
+        record = quantize(held.dequantize_w(), kind, engine=self._engine, dtype=self._dtype, module=held.key)
+        return held._changed(record, held.bias)
+
+    def measure(self, units: Sequence[Unit], progress: Progress | None = None) -> None:
+        """Find the cost of every candidate: measured of one, of the others by their errors in proportion.
+
+        Args:
+            units: with errors; get costs.
+            progress: is told of each.
+        """
+        steps = Steps(progress, "plan", len(units), len(units) * len(self._windows) * self._windows.context, "tokens")
+        for unit in units:
+            probe = min(unit.candidates.values(), key=lambda each: _off(relative(unit, each)))
+            scale = 0.0
+            if probe.error:
+                with self.swapped(unit, probe.kind):
+                    scale = max(0.0, self.kld()) / probe.error
+            for candidate in unit.candidates.values():
+                candidate.cost = scale * candidate.error
+            steps.add(unit.name, len(self._windows) * self._windows.context)
+
+
+def _off(share: float) -> float:
+    """How far a relative squared error is from the one that is probed at."""
+    return math.inf if share <= 0 or math.isinf(share) else abs(math.log(share / PROBED**2))
