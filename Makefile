@@ -16,7 +16,7 @@ TORCH_INDEX ?=
 TORCH ?=
 TESTS ?= -n 2
 
-.PHONY: help demo test test-oldest test-newest cpus checks docs lint bench interop vectors golden clean
+.PHONY: help demo test test-oldest test-newest cpus checks docs lint bench interop vectors golden crash clean
 
 help:
 	@echo "make demo     quantise a real model, open it again, compare    (MODEL=DIR, TYPES=q8_0,q4k)"
@@ -24,6 +24,7 @@ help:
 	@echo "make cpus     tests of kernels and products, with features of this CPU hidden; nightly"
 	@echo "make checks   whether the vectors notice each check that a reader could forget, and mistakes of quantisers;"
 	@echo "              needs a C compiler; nightly"
+	@echo "make crash    kills before every call that changes the file system, full disks at every write; needs Linux and a C compiler"
 	@echo "make test-oldest, make test-newest"
 	@echo "              the test suite with the oldest and newest of every dependency    (TORCH=2.13.0, TESTS='-n 2 tests/cli')"
 	@echo "make docs     the documentation site, in build/docs"
@@ -45,6 +46,9 @@ cpus: $(VENV)/.test
 checks: $(VENV)/.test
 	$(BIN)/python -m tools.vectors.checks
 	$(BIN)/python -m tools.vectors.mutants --check
+
+crash: $(VENV)/.test
+	$(BIN)/python -W ignore -m tools.crash
 
 test-oldest: .venv-oldest/.made
 	.venv-oldest/bin/python -m pytest $(TESTS)

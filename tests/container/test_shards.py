@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import uqff
 from tests.support.samples import BLOB, BLOBS, write
-from uqff import FormatError, ShardError
+from uqff import FormatError, ShardError, UnsupportedError
+from uqff.container import file as file_module
 from uqff.container import shards
-from uqff.container.shards import resolve, shard_name
+from uqff.container.atomic import settle
+from uqff.container.mapped import MappedFile
+from uqff.container.shards import pending_directory, resolve, shard_name
 
 
 def make_set(directory: Path, *numbers: int, stem: str = "model") -> list[Path]:
@@ -192,3 +196,70 @@ def test_strange_names(tmp_path: Path) -> None:
             uqff.open(path)
         assert str(caught.value).isprintable()
         path.unlink()
+
+
+def pending_set(tmp_path: Path) -> tuple[list[Path], dict[str, bytes]]:
+    """A set of two shards, and one of three that takes its place; killed after the rename of the first shard."""
+    paths, pending = make_set(tmp_path, 0, 1), pending_directory(tmp_path, "model")
+    pending.mkdir()
+    made = [write(pending / shard_name("model", number), {str(number): BLOBS["hqq"]}) for number in range(3)]
+    new = {path.name: path.read_bytes() for path in made}
+    made[0].replace(paths[0])
+    return paths, new
+
+
+def test_a_set_whose_renaming_was_cut_off_is_the_new_one(tmp_path: Path) -> None:
+    """However it is opened; the next of that name brings the renaming to an end."""
+    paths, new = pending_set(tmp_path)
+    whats: list[Any] = [tmp_path, *paths, paths, f"{tmp_path}:model"]
+    for what in whats:
+        with uqff.open(what) as file:
+            count = 2 if what is paths else 3
+            assert [bytes(file.blob(n)) for n in range(count)] == [BLOBS["hqq"]] * count
+    settle(pending_directory(tmp_path, "model"))
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == new
+
+
+def test_a_link_is_not_followed_to_what_is_pending(tmp_path: Path) -> None:
+    """It may lead anywhere."""
+    pending_set(tmp_path)
+    pending_directory(tmp_path, "model").rename(tmp_path / "elsewhere")
+    pending_directory(tmp_path, "model").symlink_to(tmp_path / "elsewhere")
+    with uqff.open(tmp_path) as file:
+        assert [bytes(file.blob(n)) for n in (0, 1)] == [BLOBS["hqq"], BLOB]
+    settle(pending_directory(tmp_path, "model"))
+    assert sorted(os.listdir(tmp_path / "elsewhere")) == ["model-1.uqff", "model-2.uqff"]
+
+
+def test_what_another_process_is_renaming_stays_its(tmp_path: Path) -> None:
+    """It holds a lock."""
+    fcntl = pytest.importorskip("fcntl")
+    pending_set(tmp_path)
+    handle = os.open(pending_directory(tmp_path, "model"), os.O_RDONLY)
+    fcntl.flock(handle, fcntl.LOCK_EX)
+    with pytest.raises(UnsupportedError, match="another process writes these files"):
+        uqff.save({0: uqff.deserialize(BLOB)}, tmp_path / "model-0.uqff", shard_bytes=1)
+    os.close(handle)
+
+
+@pytest.mark.parametrize("times", [1, 10])
+def test_a_set_that_is_replaced_while_it_is_opened(tmp_path: Path, times: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Never some shards of the one and some of the other: it is opened again, and not for ever."""
+    paths = make_set(tmp_path, 0, 1)
+    replaced: list[Path] = []
+
+    class Mapped(MappedFile):
+        def __init__(self, path: Path) -> None:
+            super().__init__(path)
+            if path == paths[0] and len(replaced) < times:
+                for each in paths:
+                    write(each.with_suffix(".new"), {each.stem[-1]: BLOBS["hqq"]}).replace(each)
+                replaced.append(path)
+
+    monkeypatch.setattr(file_module, "MappedFile", Mapped)
+    if times == 10:
+        with pytest.raises(ShardError, match="replaced again and again while it is opened"):
+            uqff.open(tmp_path)
+        return
+    with uqff.open(tmp_path) as file:
+        assert [bytes(file.blob(n)) for n in (0, 1)] == [BLOBS["hqq"]] * 2

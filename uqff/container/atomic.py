@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import os
-import secrets
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, BinaryIO
 
-__all__ = ["atomic_file", "atomic_files", "copy_durably", "flush_to_disk", "sync_directory"]
+from uqff.container.leftovers import create_locked, remove_left, try_lock
+from uqff.errors import UnsupportedError
+
+__all__ = ["atomic_file", "atomic_files", "copy_durably", "flush_to_disk", "settle", "sync_directory"]
 
 
 @contextlib.contextmanager
@@ -25,31 +27,71 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
 
 
 @contextlib.contextmanager
-def atomic_files() -> Iterator[Callable[[Path], Path]]:
+def atomic_files(pending: Path | None = None) -> Iterator[Callable[[Path], Path]]:
     """A set of files that replace older ones together.
 
     Gives a function from the path of a file to the one under which it is to be made; whoever makes it flushes it to
-    the disk.  All are renamed when the block ends well; none is when it does not, and nothing stays behind.
+    the disk.  They lie in directories ``.<name>.tmp-<random>`` beside their places.  All are renamed when the block
+    ends well; none is when it does not, and nothing stays behind.  What a killed process has left, the next one for the
+    same file removes.
+
+    Args:
+        pending: what the directory is called while its files are renamed, one after the other. Where a process was
+            killed at that, it holds those that are not in their places yet: readers look there first, and
+            :func:`settle` brings it to an end. None if nobody looks.
     """
-    staged: list[tuple[Path, Path]] = []
+    homes: dict[Path, tuple[Path, int | None]] = {}
+    staged: list[Path] = []
 
     def stage(path: Path) -> Path:
-        # Cut: with what is added, a name of 255 bytes would be too long for the file system.
-        temporary = path.parent / f".{path.name[:50]}.{secrets.token_hex(8)}.tmp"
-        staged.append((temporary, path))
-        return temporary
+        if path.parent not in homes:
+            remove_left(path)
+            homes[path.parent] = create_locked(path)
+        staged.append(path)
+        return homes[path.parent][0] / path.name
 
     try:
         yield stage
-        for temporary, path in staged:
-            os.replace(temporary, path)
+        if pending is not None and len(staged) > 1:
+            home, handle = homes[pending.parent]
+            sync_directory(home)
+            os.rename(home, pending)  # from here on the set is the new one
+            homes[pending.parent] = pending, handle
+            sync_directory(pending.parent)
+        for path in staged:
+            os.replace(homes[path.parent][0] / path.name, path)
+        for directory in homes:
+            sync_directory(directory)
     except BaseException:
-        for temporary, _ in staged:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(temporary)
+        for home, _ in homes.values():
+            if home != pending:
+                shutil.rmtree(home, ignore_errors=True)
         raise
-    for directory in {path.parent for _, path in staged}:
-        sync_directory(directory)
+    finally:
+        for home, handle in homes.values():
+            with contextlib.suppress(OSError):  # what is pending stays, with what is in it
+                os.rmdir(home)
+            if handle is not None:
+                os.close(handle)
+
+
+def settle(pending: Path) -> None:
+    """Bring to an end what a killed process had begun: see :func:`atomic_files`.
+
+    Raises:
+        UnsupportedError: another process is at it.
+    """
+    if not pending.is_dir() or pending.is_symlink():
+        return
+    handle = try_lock(pending)
+    if handle is None and hasattr(os, "O_NOFOLLOW") and pending.exists():
+        raise UnsupportedError("another process writes these files", file=str(pending))
+    for name in os.listdir(pending):
+        os.replace(pending / name, pending.parent / name)
+    sync_directory(pending.parent)
+    os.rmdir(pending)
+    if handle is not None:
+        os.close(handle)
 
 
 def flush_to_disk(file: IO[bytes]) -> None:

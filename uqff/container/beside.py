@@ -53,7 +53,7 @@ OWN: Final = {
 
 ENDINGS: Final = {"UQFF model": (SUFFIX, KEPT_SUFFIX), "checkpoint": (".safetensors",)}
 
-TEMPORARY: Final = re.compile(r"\..*\.[0-9a-f]{16}\.tmp", re.DOTALL)
+TEMPORARY: Final = re.compile(r"\..*\.(?:[0-9a-f]{16}\.tmp|tmp-[0-9a-f]{16})", re.DOTALL)
 """What a killed process leaves of a file that it was about to replace."""
 
 

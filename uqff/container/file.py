@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -12,10 +13,10 @@ from uqff.codes import Version
 from uqff.container.closing import Closing
 from uqff.container.index import LayerIndex, Place
 from uqff.container.mapped import MappedFile, TensorMap
-from uqff.container.shards import PathLike, resolve
+from uqff.container.shards import PathLike, are_in_force, resolve
 from uqff.container.v0 import INDEX, BlobIndex
 from uqff.container.v1 import EntryIndex, is_entry_file
-from uqff.errors import MissingError, located, printable
+from uqff.errors import MissingError, ShardError, located, printable
 from uqff.families.base import QuantizedTensor
 from uqff.schema.bricks import FieldTrace, Scope
 from uqff.schema.entries import RawTensor
@@ -23,6 +24,9 @@ from uqff.schema.entries import RawTensor
 __all__ = ["INDEX", "RESIDUAL_NAME", "Place", "UqffFile", "open_uqff"]
 
 RESIDUAL_NAME = "residual.safetensors"
+
+ATTEMPTS = 10
+"""How often a set of shards is opened that others replace meanwhile."""
 
 
 class UqffFile(Mapping[str, Layer], Closing):
@@ -209,5 +213,16 @@ def open_uqff(path: PathLike | Sequence[PathLike], isq: str | None = None) -> Uq
     >>> weight.kind, weight.shape, bias
     ('q4k', (256, 256), None)
     """
-    paths, complete = resolve(path, isq)
-    return UqffFile(paths, complete=complete)
+    for _ in range(ATTEMPTS):
+        paths, complete = resolve(path, isq)
+        try:
+            file = UqffFile(paths, complete=complete)
+        except FileNotFoundError:
+            if len(paths) == 1 or all(map(os.path.exists, paths)):
+                raise
+            continue
+        # First whether a set is being renamed, then the files: see uqff.container.atomic.
+        if len(paths) == 1 or (are_in_force(paths) and all(each.is_current() for each in file._files)):
+            return file
+        file.close()
+    raise ShardError("set of shards is replaced again and again while it is opened", file=str(paths[0]))

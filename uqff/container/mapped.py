@@ -61,10 +61,18 @@ class MappedBytes:
             raise FormatError("not a file but a pipe", file=str(path))
         check_regular(path)
         with open(path, "rb") as file:
-            size = os.fstat(file.fileno()).st_size
+            self._status = os.fstat(file.fileno())
+            size = self._status.st_size
             if size:
                 self._map = _private_map(file.fileno(), size)
         self.view = memoryview(self._map) if self._map is not None else memoryview(b"")
+
+    def is_current(self) -> bool:
+        """Whether its name still leads to this very file."""
+        try:
+            return os.path.samestat(os.stat(self.path), self._status)
+        except FileNotFoundError:
+            return False
 
     def bytes_between(self, begin: int, end: int) -> memoryview:
         """The bytes from ``begin`` to ``end``.

@@ -11,11 +11,11 @@ from typing import Any
 from uqff.codec.blob import LATEST
 from uqff.codec.layer import Writable
 from uqff.codes import ENTRY_VERSIONS, Version
-from uqff.container.atomic import atomic_files
+from uqff.container.atomic import atomic_files, settle
 from uqff.container.file import UqffFile
 from uqff.container.mapped import TensorMap
 from uqff.container.plan import SHARD_BYTES, plan_files
-from uqff.container.shards import NUMBERED, PathLike, shard_name
+from uqff.container.shards import NUMBERED, PathLike, pending_directory, shard_name
 from uqff.container.writer import LayerWriter
 from uqff.errors import FormatError, ShardError
 from uqff.progress import Progress, Steps
@@ -43,7 +43,8 @@ def save(
     One layer is held at a time: a lazy mapping (such as an open file) is asked for each layer twice, first for its
     size, then for its bytes.  What an open 1.x file holds besides its layers is saved too.  Files are written under
     temporary names, flushed, and renamed when all are complete: a failure leaves an older set of the same name as it
-    was.
+    was.  A process that is killed while a set is renamed leaves a directory ``.<stem>.new`` with the rest of it, where
+    :func:`uqff.open` finds it; the next ``save`` of that set brings the renaming to an end.
 
     Args:
         layers: to layers, from their indices (``int`` or decimal text) for 0.x, from the paths of their weights
@@ -73,9 +74,11 @@ def save(
         version = Version.of(version)
     version = _version_of(layers) if version is None else Version(*version)
     plan = plan_files(layers, version, shard_bytes, extra=_extra(layers))
+    pending = pending_directory(Path(path).parent, _stem(Path(path))[0])
+    settle(pending)
     paths = shard_paths(Path(path), len(plan.shards))
     steps = Steps(progress, "save", len(plan.layers), plan.nbytes, "bytes")
-    with atomic_files() as stage, LayerWriter(plan, [stage(each) for each in paths]) as writer:
+    with atomic_files(pending) as stage, LayerWriter(plan, [stage(each) for each in paths]) as writer:
         for name, key in plan.keys.items():
             writer.write(name, layers[key])
             steps.add(name, plan.size(name))
@@ -107,11 +110,16 @@ def _extra(layers: Mapping[Any, Any]) -> dict[str, RawTensor]:
     return {name: RawTensor(extra.entry(name).dtype, extra.entry(name).shape, extra.raw(name)) for name in extra}
 
 
-def shard_paths(path: Path, count: int) -> list[Path]:
-    """The file names of a set of ``count`` shards; refuses if other shards of that name would stay beside them."""
+def _stem(path: Path) -> tuple[str, bool]:
+    """What the names of a set's shards begin with, and whether the path is that of shard 0."""
     match = NUMBERED.fullmatch(path.name)
     first = match is not None and int(match["number"]) == 0
-    stem = match["stem"] if match is not None and first else path.name.removesuffix(".uqff")
+    return (match["stem"] if match is not None and first else path.name.removesuffix(".uqff")), first
+
+
+def shard_paths(path: Path, count: int) -> list[Path]:
+    """The file names of a set of ``count`` shards; refuses if other shards of that name would stay beside them."""
+    stem, first = _stem(path)
     if count == 1 and not first:
         return [path]
     names = [shard_name(stem, number) for number in range(count)]

@@ -20,8 +20,10 @@ __all__ = [
     "NUMBERED",
     "SUFFIX",
     "PathLike",
+    "are_in_force",
     "at_hand",
     "models_in",
+    "pending_directory",
     "resolve",
     "select",
     "shard_name",
@@ -39,6 +41,30 @@ PathLike = str | os.PathLike[str]
 def shard_name(stem: str, number: int) -> str:
     """The file name of a shard."""
     return f"{stem}-{number}{SUFFIX}"
+
+
+def pending_directory(directory: Path, stem: str) -> Path:
+    """Where those files of a new set of shards lie that are not in their places yet; there mostly is none."""
+    return directory / f".{stem}.new"
+
+
+def _in_force(path: Path) -> Path:
+    """The file that counts in the place of a shard: of a set whose renaming was cut off, one that is pending."""
+    match = NUMBERED.fullmatch(path.name)
+    if match is None:
+        return path
+    pending = pending_directory(path.parent, match["stem"])
+    return pending / path.name if not pending.is_symlink() and (pending / path.name).is_file() else path
+
+
+def are_in_force(paths: Iterable[Path]) -> bool:
+    """Whether files that :func:`resolve` gave are what it would give now, as far as a set is being renamed."""
+    return all(path == _in_force(path.parent.parent / path.name if _is_pending(path) else path) for path in paths)
+
+
+def _is_pending(path: Path) -> bool:
+    match = NUMBERED.fullmatch(path.name)
+    return match is not None and path.parent.name == f".{match['stem']}.new"
 
 
 def shard_names(directory: Path, stem: str, count: int) -> list[Path]:
@@ -67,7 +93,7 @@ def resolve(path: PathLike | Sequence[PathLike], isq: str | None = None) -> tupl
             raise ShardError("empty list of files")
         if isq is not None:
             raise ShardError("a list of files is one model: there is nothing to select", got=isq)
-        return paths, True
+        return list(map(_in_force, paths)), True
     path = select(at_hand(path, isq), isq)
     if path.is_dir():
         return _resolve_directory(path)
@@ -217,10 +243,18 @@ def _resolve_directory(directory: Path) -> tuple[list[Path], bool]:
     return ([path], True) if match is None else _resolve_set(directory, match["stem"])
 
 
+def _files(directory: Path) -> list[str]:
+    with os.scandir(directory) as entries:
+        return [entry.name for entry in entries if entry.is_file()]
+
+
 def _resolve_set(directory: Path, stem: str) -> tuple[list[Path], bool]:
     shards: dict[int, Path] = {}
-    with os.scandir(directory) as entries:
-        names = [entry.name for entry in entries if entry.is_file()]
+    places = [directory]
+    pending = pending_directory(directory, stem)
+    if pending.is_dir() and not pending.is_symlink():
+        places.append(pending)
+    names = {name for place in places for name in _files(place)}
     for name in names:
         match = NUMBERED.fullmatch(name)
         if match is None or match["stem"] != stem:
@@ -228,7 +262,7 @@ def _resolve_set(directory: Path, stem: str) -> tuple[list[Path], bool]:
         number = int(match["number"])
         if number in shards:
             raise ShardError("two shards of one number", file=str(directory / name), got=f"also {shards[number].name}")
-        shards[number] = directory / name
+        shards[number] = _in_force(directory / name)
     if not shards:
         raise ShardError("shards are not regular files", file=str(directory / shard_name(stem, 0)))
     if len(shards) > MAX_SHARDS:

@@ -6,8 +6,6 @@ import contextlib
 import errno
 import json
 import os
-import re
-import secrets
 import shutil
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
@@ -15,8 +13,10 @@ from pathlib import Path
 from typing import Any, Final
 
 from uqff.container.atomic import atomic_file, sync_directory
-from uqff.container.beside import What, not_of
+from uqff.container.beside import TEMPORARY, What, not_of
 from uqff.container.document import read_at_most
+from uqff.container.exchange import exchange
+from uqff.container.leftovers import create_beside, create_locked, is_left, remove_left
 from uqff.container.shards import SUFFIX
 from uqff.errors import UnsupportedError
 from uqff.limits import MAX_HEADER_BYTES
@@ -72,7 +72,7 @@ def check_target(target: Path, *, force: bool = False, what: What = "UQFF model"
 
 def _is_replaceable(what: What, entries: list[os.DirEntry[str]]) -> bool:
     """Whether a directory is of the kind that ``force`` replaces, and nothing more."""
-    is_flat = not any(entry.is_dir(follow_symlinks=False) for entry in entries)
+    is_flat = not any(entry.is_dir(follow_symlinks=False) and not TEMPORARY.fullmatch(entry.name) for entry in entries)
     return is_flat and _is(what, [entry.name for entry in entries])
 
 
@@ -80,6 +80,13 @@ def _is(what: What, names: list[str]) -> bool:
     """Whether the files of a directory make it one: a UQFF model has a residual, but is no checkpoint."""
     is_model = any(name.endswith(SUFFIX) for name in names)
     return is_model if what == "UQFF model" else not is_model and any(name.endswith(".safetensors") for name in names)
+
+
+def _check_and_clear(target: Path, *, force: bool, what: What) -> None:
+    """As :func:`check_target`, after what a killed process has left in the target's place was set right."""
+    if target.parent.is_dir():
+        _bring_back(target)
+    check_target(target, force=force, what=what)
 
 
 @contextlib.contextmanager
@@ -93,9 +100,9 @@ def staged_directory(target: Path, *, force: bool = False, what: What = "UQFF mo
     Raises:
         FileExistsError: see :func:`check_target`; it is asked before and after.
     """
-    check_target(target, force=force, what=what)
-    _remove_left(target)
-    staging, handle = _create_locked(target)
+    _check_and_clear(target, force=force, what=what)
+    remove_left(target)
+    staging, handle = create_locked(target)
     try:
         yield staging
         sync_directory(staging)
@@ -142,6 +149,9 @@ class Journal:
         self.done: list[Any] = []
         files: list[str] = []
         self.lost: str | None = None
+        for path in directory.iterdir():  # of a file that was being made; nobody else is at work here
+            if TEMPORARY.fullmatch(path.name) and path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
         present = os.listdir(directory)
         if present:
             try:
@@ -189,7 +199,13 @@ class Journal:
             done: see :attr:`done`.
         """
         with atomic_file(self._path) as file:
-            file.write(json.dumps({"run": self._run, "files": list(files), "done": done}).encode())
+            note = {"run": self._run, "files": list(files), "done": done, "directory": _number(self._path.parent)}
+            file.write(json.dumps(note).encode())
+
+
+def _number(directory: Path) -> int:
+    """The number that a directory keeps when its name is exchanged for another."""
+    return os.stat(directory).st_ino
 
 
 def _note_beside(target: Path) -> Path:
@@ -200,6 +216,11 @@ def _put_note_back(staging: Path, target: Path) -> None:
     """What a run left that was killed while its directory became the target."""
     beside = _note_beside(target)
     if beside.is_file():
+        with contextlib.suppress(ValueError, RecursionError):
+            note = json.loads(read_at_most(beside, MAX_HEADER_BYTES))
+            if isinstance(note, dict) and note.get("directory") not in (None, _number(staging)):
+                for path in staging.iterdir():  # the exchange had worked: these are the old model's files
+                    path.unlink()
         if os.listdir(staging):
             os.rename(beside, staging / Journal.NAME)
         else:  # the rename had worked
@@ -219,7 +240,7 @@ def resumable_directory(
         UnsupportedError: what is there was made of something else, or another process is at it.
         FileExistsError: see :func:`check_target`.
     """
-    check_target(target, force=force, what=what)
+    _check_and_clear(target, force=force, what=what)
     staging = target.parent / f".{target.name[:50]}.resume"
     staging.mkdir(exist_ok=True)
     with _locked(staging):
@@ -258,50 +279,6 @@ def check_space(target: Path, needed: int) -> None:
         raise OSError(errno.ENOSPC, f"no space for the model: {needed:,} bytes needed, {free:,} free", str(target))
 
 
-def _try_lock(directory: Path) -> int | None:
-    """A handle that holds a lock; None if the directory is another's, or gone, or the system has no such locks."""
-    try:
-        import fcntl
-    except ImportError:
-        return None
-    try:
-        handle = os.open(directory, os.O_RDONLY | os.O_NOFOLLOW)
-    except OSError:
-        return None
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(handle)
-        return None
-    return handle
-
-
-def _create_locked(target: Path) -> tuple[Path, int | None]:
-    """A new directory beside the target, locked so that nobody takes it for one that was left behind."""
-    for _ in range(10):
-        staging = _create_beside(target, "tmp")
-        handle = _try_lock(staging)
-        if handle is not None and staging.is_dir():
-            return staging, handle
-        if handle is not None:
-            os.close(handle)
-        elif staging.is_dir():
-            return staging, None
-    raise FileExistsError(f"another process removes what is made beside {target}")
-
-
-def _remove_left(target: Path) -> None:
-    """Remove what killed processes have left that were to make the same target: what nobody holds a lock on."""
-    name = re.compile(re.escape(f".{target.name[:50]}.tmp-") + r"[0-9a-f]{16}")
-    with os.scandir(target.parent) as entries:
-        left = [entry.path for entry in entries if name.fullmatch(entry.name) and entry.is_dir(follow_symlinks=False)]
-    for path in map(Path, left):
-        handle = _try_lock(path)
-        if handle is not None:
-            shutil.rmtree(path, ignore_errors=True)
-            os.close(handle)
-
-
 @contextlib.contextmanager
 def _locked(directory: Path) -> Iterator[None]:
     """Refuse to work on a directory that another process works on, where the system can lock one."""
@@ -323,25 +300,36 @@ def _locked(directory: Path) -> Iterator[None]:
 
 
 def _replace(staging: Path, target: Path) -> None:
-    """Directories cannot be exchanged portably: an old model steps aside first and comes back if the rename fails."""
+    """Put a directory in the place of another, which it exchanges with where the system can.
+
+    Elsewhere an old model steps aside first, and comes back if the rename fails; :func:`_bring_back` is for a process
+    that was killed in between.
+    """
     if not target.exists() or not os.listdir(target):
         if os.name == "nt" and target.exists():
             target.rmdir()
         os.rename(staging, target)
         return
-    aside = _create_beside(target, "old")
+    if exchange(staging, target):
+        sync_directory(target.parent)
+        shutil.rmtree(staging, ignore_errors=True)  # the old one
+        return
+    aside = create_beside(target, "old")
     os.rename(target, aside)
     try:
         os.rename(staging, target)
     except BaseException:
         os.rename(aside, target)
         raise
+    sync_directory(target.parent)
     shutil.rmtree(aside, ignore_errors=True)
 
 
-def _create_beside(target: Path, what: str) -> Path:
-    """A new directory beside the target; the umask decides who may read it, as ever."""
-    # Cut: with what is added, a name of 255 bytes would be too long for the file system.
-    path = target.parent / f".{target.name[:50]}.{what}-{secrets.token_hex(8)}"
-    path.mkdir()
-    return path
+def _bring_back(target: Path) -> None:
+    """Put an old model back that had stepped aside when a process was killed; remove it, if the new one is there."""
+    with os.scandir(target.parent) as entries:
+        aside = [target.parent / each.name for each in entries if is_left(target, each.name, "old")]
+    if not target.exists():
+        for path in sorted(each for each in aside if each.is_dir() and any(each.iterdir()))[:1]:
+            os.rename(path, target)
+    remove_left(target, "old")

@@ -1,0 +1,149 @@
+"""``make crash``: each writer, killed before each of its calls that change the file system, and on a full disk.
+
+What must be there afterwards: for a reader, all that was there before or all that is new; after the writer has run
+again, all that is new and nothing besides.  A full disk must be an error, not a death.
+
+The calls are counted by a library that is loaded in front of the C library (``calls.c``).  The process is started once;
+each case is a fork of it, which has imported everything and started no thread.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import traceback
+from pathlib import Path
+
+from tools.crash.writers import WRITERS, State, Writer, make_sources, names
+
+LIBRARY = "UQFF_CRASH_LIBRARY"
+"""Names the library to the process that has it loaded."""
+
+FAILED = 3
+"""Exit code of a case whose writer gave an error, which a full disk is."""
+
+
+def compiled(folder: Path) -> Path:
+    """The library."""
+    made = folder / "calls.so"
+    source = Path(__file__).with_name("calls.c")
+    subprocess.run(["cc", "-shared", "-fPIC", "-O2", "-o", made, source, "-ldl"], check=True)
+    return made
+
+
+class Cases:
+    """Runs the writers of this process's forks."""
+
+    def __init__(self, folder: Path) -> None:
+        self.sources, self.place, self.library = folder / "sources", folder / "place", ctypes.CDLL(None)
+        make = self._fork(lambda: make_sources(self.sources), 0, 0)[0]
+        if make:
+            raise SystemExit("the sources cannot be made")
+        self.problems: list[str] = []
+        self.kills = self.full = 0
+
+    def _fork(self, work: object, kill_at: int, full_at: int) -> tuple[int, int]:
+        """Exit code, and how many calls were counted."""
+        reading, writing = os.pipe()
+        child = os.fork()
+        if not child:
+            code = 0
+            try:
+                self.library.crash_arm(ctypes.c_long(kill_at), ctypes.c_long(full_at))
+                work()  # type: ignore[operator]
+            except BaseException as error:  # noqa: BLE001  (a fork must not go on)
+                code = FAILED
+                if not isinstance(error, OSError) or not full_at:
+                    traceback.print_exc()
+            count = self.library.crash_count()
+            self.library.crash_arm(ctypes.c_long(0), ctypes.c_long(0))
+            os.write(writing, str(count).encode())
+            os._exit(code)
+        os.close(writing)
+        with os.fdopen(reading, "rb") as pipe:
+            count = int(pipe.read() or 0)
+        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), count
+
+    def _write(self, writer: Writer, kill_at: int = 0, full_at: int = 0) -> tuple[int, int]:
+        return self._fork(lambda: writer.write(self.sources, self.place), kill_at, full_at)
+
+    def _anew(self, before: Path) -> None:
+        shutil.rmtree(self.place, ignore_errors=True)
+        shutil.copytree(before, self.place)
+
+    def run(self, writer: Writer, one_in: int) -> int:
+        """All cases of a writer, or one in so many of them; how many calls it makes."""
+        before = self.place.with_name("before")
+        shutil.rmtree(before, ignore_errors=True)
+        before.mkdir()
+        self._fork(lambda: writer.old(self.sources, before), 0, 0)
+        old = writer.look(before)
+        self._anew(before)
+        code, count = self._write(writer)
+        new, listed = writer.look(self.place), names(self.place)
+        if code or not count or old == new:
+            raise SystemExit(f"{writer.name}: does not write ({code}, {count} calls)")
+        for at in range(1 + os.getpid() % one_in, count + 1, one_in):
+            self._anew(before)
+            self._case(writer, f"killed before call {at}", self._write(writer, at)[0], -signal.SIGKILL, (old, new))
+            self._again(writer, f"after a kill before call {at}", new, listed)
+            self.kills += 1
+            self._anew(before)
+            code = self._write(writer, 0, at)[0]
+            if code:  # else only calls that need no space came after
+                self._case(writer, f"full disk from call {at}", code, FAILED, (old, new))
+                self.full += 1
+        return count
+
+    def _case(self, writer: Writer, what: str, code: int, expected: int, states: tuple[State, State]) -> None:
+        try:
+            found = writer.look(self.place)
+        except Exception as error:  # noqa: BLE001  (each is a problem to be told)
+            self.problems.append(f"{writer.name}, {what}: {error}; {names(self.place)}")
+            return
+        if found not in states:
+            self.problems.append(f"{writer.name}, {what}: neither old nor new; {names(self.place)}")
+        if code != expected:
+            self.problems.append(f"{writer.name}, {what}: ended with {code}")
+
+    def _again(self, writer: Writer, what: str, new: State, listed: list[str]) -> None:
+        code = self._write(writer)[0]
+        if code or writer.look(self.place) != new or names(self.place) != listed:
+            self.problems.append(f"{writer.name}, again {what}: ended with {code}, left {names(self.place)}")
+
+
+def main() -> None:
+    """Compile the library and begin again with it, or run the cases."""
+    parser = argparse.ArgumentParser(prog="python -m tools.crash", description=__doc__)
+    parser.add_argument("--one-in", type=int, default=1, metavar="N", help="only one in N calls of each writer")
+    parser.add_argument("--only", default="", metavar="NAME", help="only writers whose name begins so")
+    arguments = parser.parse_args()
+    room = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+    if LIBRARY not in os.environ:
+        with tempfile.TemporaryDirectory(prefix="uqff-crash-", dir=room) as folder:
+            library = str(compiled(Path(folder)))
+            own = {"LD_PRELOAD": library, LIBRARY: folder, "UQFF_NUM_THREADS": "1", "UQFF_KERNELS": "reference"}
+            sys.exit(
+                subprocess.run([sys.executable, "-m", "tools.crash", *sys.argv[1:]], env=os.environ | own).returncode
+            )
+    cases = Cases(Path(os.environ[LIBRARY]))
+    for writer in WRITERS:
+        if writer.name.startswith(arguments.only):
+            kills, full, bad = cases.kills, cases.full, len(cases.problems)
+            calls = cases.run(writer, arguments.one_in)
+            done = f"{cases.kills - kills} kills, {cases.full - full} full disks"
+            print(f"{writer.name:34} {calls:5} calls  {done}, {len(cases.problems) - bad} problems", flush=True)
+    for problem in cases.problems[:50]:
+        print(problem)
+    print(f"{cases.kills} kills, {cases.full} full disks, {len(cases.problems)} problems")
+    sys.exit(bool(cases.problems))
+
+
+if __name__ == "__main__":
+    main()
