@@ -1,49 +1,103 @@
-"""A forward of one layer against ``torch.nn.functional.linear`` on the weight dequantised beforehand."""
+"""A product straight from the codes, as layers make it, beside the dense ones that it replaces.
+
+Every type against ``torch.nn.functional.linear`` of the weight as plain float32 and bfloat16, against dequantising
+before each product (what layers do where there is no kernel), and against a plain read of the stored bytes on as many
+threads.  Weights up to some 30 MB may stay in a processor's last cache, in all columns alike.
+"""
 
 from __future__ import annotations
 
+import statistics
+import time
+from collections.abc import Callable
 from functools import partial
 
+import numpy as np
 import torch
 
-import uqff
-from tools.bench.machine import interleaved
+from tools.bench.dequantising import records
+from uqff.families import QuantizedTensor
 from uqff.parallel import ReplicatedLayer
+from uqff.simd.threads import run_ranges
 
 __all__ = ["measure"]
 
-SIZE = 4096
-ROUNDS = 5
-BATCHES = (1, 64)
-KINDS = ("q4_0", "q8_0", "q4k", "q6k", "afq4", "hqq4", "fp8", "f8q8", "mxfp4", "unquant")
+SIDE = 4096
+ROUNDS = 21
+BATCHES = (1, 8, 64)
+LEFT_OUT = ("F32", "HQQ1/0", "HQQ1/1", "HQQ3/1", "HQQ2/1", "HQQ8/1")
+"""What says little beside the others."""
 
 
 def measure() -> list[dict[str, object]]:
-    """One row a type and batch: median milliseconds of either."""
-    weight = torch.randn(SIZE, SIZE) * 0.02
+    """One row a type and batch; milliseconds are medians of :data:`ROUNDS` in turn, the least of them in brackets."""
     rows: list[dict[str, object]] = []
-    for kind in KINDS:
-        layer = ReplicatedLayer(uqff.quantize(weight, kind))
-        plain = layer.dequantize_w(torch.float32)
+    generator = torch.Generator().manual_seed(0)
+    plain = torch.randn(SIDE, SIDE, generator=generator) * 0.02
+    half = plain.bfloat16()
+    for kind, record in records(SIDE, SIDE):
+        if kind in LEFT_OUT:
+            continue
+        layer = ReplicatedLayer(record)
         for batch in BATCHES:
-            x = torch.randn(batch, SIZE)
+            x = torch.randn(batch, SIDE, generator=generator)
             with torch.inference_mode():
-                seconds = interleaved(
+                found = _times(
                     {
                         "layer": partial(layer, x),
-                        "plain": partial(torch.nn.functional.linear, x, plain),
+                        "linear": partial(torch.nn.functional.linear, x, plain),
+                        "half": partial(torch.nn.functional.linear, x.bfloat16(), half),
+                        "dequantised": partial(_dequantised, record, x),
+                        "read": _read(record),
                     },
-                    ROUNDS,
+                    ROUNDS if batch == 1 else max(ROUNDS // batch, 5),
                 )
+            least = {name: min(taken) for name, taken in found.items()}
+            middle = {name: statistics.median(taken) for name, taken in found.items()}
             rows.append(
                 {
                     "type": kind,
                     "batch": batch,
-                    "layer ms": round(1e3 * seconds["layer"], 2),
-                    "linear ms": round(1e3 * seconds["plain"], 2),
-                    "layer / linear": round(seconds["layer"] / seconds["plain"], 2),
-                    "weight MiB": round(layer.weight.nbytes / 2**20, 1),
-                    "dense MiB": round(plain.nbytes / 2**20, 1),
+                    "product ms": f"{1e3 * middle['layer']:.2f} ({1e3 * least['layer']:.2f})",
+                    "× float32": _ratios(middle["linear"], middle["layer"], least["linear"], least["layer"]),
+                    "× bfloat16": _ratios(middle["half"], middle["layer"], least["half"], least["layer"]),
+                    "× dequantised": _ratios(
+                        middle["dequantised"], middle["layer"], least["dequantised"], least["layer"]
+                    ),
+                    "of a read": _ratios(middle["read"], middle["layer"], least["read"], least["layer"]),
+                    "MB": round(record.nbytes / 1e6, 1),
                 }
             )
     return rows
+
+
+def _ratios(a: float, b: float, least_a: float, least_b: float) -> str:
+    return f"{a / b:.2f} ({least_a / least_b:.2f})"
+
+
+def _times(tasks: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
+    """Seconds of every round, the tasks in turn; compiled and warm before."""
+    for task in tasks.values():
+        task()
+    times: dict[str, list[float]] = {name: [] for name in tasks}
+    for _ in range(rounds):
+        for name, task in tasks.items():
+            start = time.perf_counter()
+            task()
+            times[name].append(time.perf_counter() - start)
+    return times
+
+
+def _dequantised(record: QuantizedTensor, x: torch.Tensor) -> torch.Tensor:
+    return torch.nn.functional.linear(x, record.dequantize())
+
+
+def _read(record: QuantizedTensor) -> Callable[[], None]:
+    """Every stored byte, eight at a time."""
+    words = [part.array()[: part.nbytes // 8 * 8].copy().view(np.uint64) for part in record.parts.values()]
+
+    def read() -> None:
+        for each in words:
+            run_ranges(lambda lo, hi, each=each: each[lo:hi].max(), len(each), grain=1 << 15)  # type: ignore[misc]
+
+    return read

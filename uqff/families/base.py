@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from uqff.gpu.source import Stored
+    from uqff.simd.decoding import Decoding
 
 __all__ = ["QuantizedTensor"]
 
@@ -257,6 +258,17 @@ class QuantizedTensor(Record, Encoding, LayerRules):
             do not fit each other, which the reference then reports.
         """
         return False
+
+    def decoding(self) -> Decoding | None:
+        """What kernels on the CPU need to multiply with the weight; None if there are none for it.
+
+        It looks at sizes and dtypes, never at numbers, and has views of the parts.
+        """
+        return self._decoding() if self.place == "cpu" and simd.enabled() else None
+
+    def _decoding(self) -> Decoding | None:
+        """:meth:`decoding` of a weight on the CPU, whose parts may not fit each other."""
+        return None
 
     @abstractmethod
     def alignment(self, dim: int) -> int:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 
 from uqff.errors import ShapeError
-from uqff.parallel import product_cuda
+from uqff.parallel import product_cpu, product_cuda
 from uqff.parallel.weight import WeightBuffers, dequantize, of_spec, record_of_bytes
 
 if TYPE_CHECKING:
@@ -43,7 +43,10 @@ class Device(NamedTuple):
     )
 
 
-DEVICES: dict[str, Device] = {"cuda": Device(product_cuda.linear, product_cuda.gather_linear)}
+DEVICES: dict[str, Device] = {
+    "cpu": Device(product_cpu.linear, product_cpu.gather_linear),
+    "cuda": Device(product_cuda.linear, product_cuda.gather_linear),
+}
 """By ``torch.device.type``."""
 
 # torch 2.4 cannot read a schema off annotations that are text, as all are here.
@@ -60,7 +63,8 @@ def multiply(x: torch.Tensor, weight: WeightBuffers) -> torch.Tensor:
     """
     if weight.numbers is not None:
         return torch.nn.functional.linear(x, weight.numbers.to(x.dtype))
-    made: torch.Tensor = linear(x, weight.bytes(), weight.spec)
+    parts, spec = weight.bytes(), weight.spec
+    made: torch.Tensor = _linear(x, parts, spec) if _is_eager(x) else linear(x, parts, spec)
     return made
 
 
@@ -79,6 +83,26 @@ def gather_multiply(x: torch.Tensor, indices: torch.Tensor, weight: WeightBuffer
     return made
 
 
+def _is_eager(x: torch.Tensor) -> bool:
+    """Whether nobody watches: no graph, gradient, trace, mode or transformation of torch needs to see an operator.
+
+    To call one takes several times as long as everything else that a product does beside multiplying.
+    """
+    return (
+        not torch.compiler.is_compiling()
+        and type(x) is torch.Tensor
+        and not (x.requires_grad and torch.is_grad_enabled())
+        and not any(active() for active in _WATCHING)
+    )
+
+
+_WATCHING: list[Callable[[], Any]] = [
+    getattr(torch._C, name, lambda: True)
+    for name in ("_len_torch_dispatch_stack", "_are_functorch_transforms_active", "_get_tracing_state")
+]
+"""Torch has no public names for these; where it has none at all, somebody may watch."""
+
+
 @torch.library.custom_op("uqff::linear", mutates_args=(), schema=_LINEAR)
 def linear(x: torch.Tensor, parts: Sequence[torch.Tensor], spec: str) -> torch.Tensor:
     """``x Wᵀ`` in the dtype of ``x``.
@@ -88,6 +112,10 @@ def linear(x: torch.Tensor, parts: Sequence[torch.Tensor], spec: str) -> torch.T
         parts: the bytes of the weight's parts, in the order of the record.
         spec: what else it is, see :func:`~uqff.parallel.weight.to_spec`.
     """
+    return _linear(x, parts, spec)
+
+
+def _linear(x: torch.Tensor, parts: Sequence[torch.Tensor], spec: str) -> torch.Tensor:
     device = DEVICES.get(x.device.type)
     y = None if device is None else device.linear(x, parts, spec)
     return torch.nn.functional.linear(x, dequantize(parts, spec, x.dtype)) if y is None else y

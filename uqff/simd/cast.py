@@ -5,8 +5,11 @@ The items are numbers; the last 32 of a range overlap the ones before.
 
 from __future__ import annotations
 
+from typing import Any
+
 from uqff.codes import DType
 from uqff.simd.compiling import kernel
+from uqff.simd.decoding import WIDTH, Decoder, Decoding
 from uqff.simd.load_store import load_i32, load_u16
 from uqff.simd.output import (
     Bytes,
@@ -21,12 +24,9 @@ from uqff.simd.output import (
     without_subnormals,
     write_ahead,
 )
-from uqff.simd.vectors import LANES
+from uqff.simd.vectors import LANES, as_f32
 
-__all__ = ["KERNELS", "WIDTH", "cast"]
-
-WIDTH = 2 * LANES
-"""Numbers that are written together."""
+__all__ = ["KERNELS", "cast", "numbers"]
 
 
 def cast(data: Bytes, dtype: DType, out: Bytes, form: int) -> bool:
@@ -81,3 +81,42 @@ def _bf16(data: Bytes, out: Bytes, form: int, lo: int, hi: int) -> None:
 
 KERNELS: dict[DType, Kernel] = {DType.F32: _f32, DType.F16: _f16, DType.BF16: _bf16}
 """By the dtype of the numbers that come in."""
+
+
+def numbers(data: Bytes, dtype: DType) -> Decoding | None:
+    """How plain numbers are decoded by kernels that multiply; None if there are none for the dtype."""
+    decoder = _DECODERS.get(dtype)
+    return None if decoder is None else Decoding(decoder, (data,), len(data) // dtype.itemsize, 1)
+
+
+@Decoder
+def _f32_numbers(parts: Any, out: Any, form: int, lo: int, hi: int) -> None:
+    (data,) = parts
+    for start in range(lo, hi, WIDTH):
+        at = min(start, hi - WIDTH)
+        read_ahead(data, 4 * at)
+        read_ahead(data, 4 * (at + LANES))
+        put_pair(out, at, form, as_f32(load_i32(data, 4 * at)), as_f32(load_i32(data, 4 * (at + LANES))))
+
+
+@Decoder
+def _f16_numbers(parts: Any, out: Any, form: int, lo: int, hi: int) -> None:
+    (data,) = parts
+    for start in range(lo, hi, WIDTH):
+        at = min(start, hi - WIDTH)
+        read_ahead(data, 2 * at)
+        put_pair(out, at, form, f16_lanes(load_u16(data, 2 * at)), f16_lanes(load_u16(data, 2 * (at + LANES))))
+
+
+@Decoder
+def _bf16_numbers(parts: Any, out: Any, form: int, lo: int, hi: int) -> None:
+    (data,) = parts
+    for start in range(lo, hi, WIDTH):
+        at = min(start, hi - WIDTH)
+        read_ahead(data, 2 * at)
+        x, y = as_f32(load_u16(data, 2 * at) << 16), as_f32(load_u16(data, 2 * (at + LANES)) << 16)
+        put_pair(out, at, form, x, y)
+
+
+_DECODERS: dict[DType, Decoder] = {DType.F32: _f32_numbers, DType.F16: _f16_numbers, DType.BF16: _bf16_numbers}
+"""Without regard to what NaNs carry, of which sums keep nothing."""

@@ -17,12 +17,14 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import logging
+import sys
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any, Final, TypeVar, cast
 
 import numba
+from numba import extending
 from numba.core import lowering
 from numba.core.codegen import JITCodeLibrary
 from numba.core.compiler import CompilerBase, DefaultPassBuilder
@@ -30,7 +32,7 @@ from numba.core.compiler_machinery import register_pass
 from numba.core.registry import CPUDispatcher, cpu_target
 from numba.core.typed_passes import NativeLowering
 
-__all__ = ["LOGGER", "SOURCES", "inline", "kernel", "stamp", "subroutine"]
+__all__ = ["LOGGER", "SOURCES", "inline", "kernel", "overload", "stamp", "subroutine"]
 
 LOGGER: Final = logging.getLogger("uqff.compiling")
 
@@ -77,8 +79,11 @@ def _compiled(function: Callable[..., Any]) -> Any:
         return _jit(function, **options)
 
 
+_OPTIONS: Final[dict[str, Any]] = {"error_model": "numpy", "fastmath": False}
+
+
 def _jit(function: Callable[..., Any], **options: Any) -> Any:
-    return numba.njit(error_model="numpy", fastmath=False, **options)(function)
+    return numba.njit(**_OPTIONS, **options)(function)
 
 
 @cache
@@ -159,6 +164,9 @@ class _PartCompiler(_KernelCompiler):
     lowering = _PartLowering
 
 
+_PART_OPTIONS: Final = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True, "pipeline_class": _PartCompiler}
+
+
 def inline(function: _Function) -> _Function:
     """Compile what kernels call, into each of them, so that sizes are constants there. Python cannot call it."""
     return _part(function, forceinline=True)
@@ -170,17 +178,35 @@ def subroutine(function: _Function) -> _Function:
 
 
 def _part(function: _Function, **options: Any) -> _Function:
-    compiled = _jit(function, no_cpython_wrapper=True, no_cfunc_wrapper=True, pipeline_class=_PartCompiler, **options)
+    compiled = _jit(function, **_PART_OPTIONS, **options)
     if isinstance(compiled, CPUDispatcher):
         compiled.__class__ = _Part
     return cast(_Function, compiled)
 
 
+def overload(function: Callable[..., Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Give what kernels call by the name of a function its meaning for some types, as numba's ``overload`` does.
+
+    What it decorates returns, given the types of the arguments, the function to compile like :func:`inline`, or None.
+    """
+    options: Any = {**_OPTIONS, **_PART_OPTIONS, "forceinline": True}
+    decorate: Any = extending.overload(function, jit_options=options)
+    return cast("Callable[[Callable[..., Any]], Callable[..., Any]]", decorate)
+
+
 class _Part(CPUDispatcher):
     """What has no machine code of its own."""
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """By name: under the pickle of its closure numba keeps a kernel that is made for a part."""
+        return _named, (self.py_func.__module__, self.py_func.__qualname__)
+
     def __call__(self, *_: Any, **__: Any) -> Any:
         raise TypeError(f"{self.py_func.__name__} is for kernels; Python cannot call it")
+
+
+def _named(module: str, name: str) -> Any:
+    return getattr(sys.modules[module], name)
 
 
 @cache

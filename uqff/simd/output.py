@@ -28,10 +28,11 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
+from numba import types
 
 from uqff.codes import DType
 from uqff.simd.bits import MAGNITUDE, bits_of, f16_value, float_of
-from uqff.simd.compiling import inline, subroutine
+from uqff.simd.compiling import inline, overload, subroutine
 from uqff.simd.cpu import (
     HAS_BF16,
     HAS_HALF,
@@ -356,15 +357,24 @@ def put(out: Bytes, at: int, form: int, x: Any) -> None:
         store_u16(out, 2 * at, _round_to_bf16(x) >> 16)
 
 
-@inline
 def put_pair(out: Bytes, at: int, form: int, x: Any, y: Any) -> None:
     """Write 32 numbers: :func:`put` of two vectors, which costs less than two calls.
+
+    Kernels that multiply have other places to put what a decoder decodes: see :mod:`uqff.simd.decoding`.
 
     Args:
         form: :data:`NORMAL_BF16`, too.
     """
-    write_ahead(out, at, form, reach(form))
-    put_pair_here(out, at, form, x, y)
+    raise TypeError("for kernels; Python cannot call it")
+
+
+@overload(put_pair)
+def _put_pair(out: Any, at: Any, form: Any, x: Any, y: Any) -> Any:
+    def write(out: Any, at: Any, form: Any, x: Any, y: Any) -> Any:
+        write_ahead(out, at, form, reach(form))
+        put_pair_here(out, at, form, x, y)
+
+    return write if isinstance(out, types.Array) and out.dtype == types.uint8 else None
 
 
 @inline

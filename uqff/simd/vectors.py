@@ -63,6 +63,7 @@ __all__ = [
     "lo_i8_to_f32",
     "lo_u8_to_f32",
     "lo_u16_to_i32",
+    "multiply_add",
     "quarters",
     "ramp",
     "shuffled",
@@ -70,6 +71,7 @@ __all__ = [
     "signed_words",
     "splat",
     "spread_bits",
+    "total",
     "truncated",
     "where_less",
     "wide",
@@ -213,6 +215,33 @@ def lane(_typing: Any, vector: Any, i: Any) -> Any:
         return builder.extract_element(args[0], builder.trunc(args[1], _INT32))
 
     return signature(vector.element, vector, types.intp), generate
+
+
+@intrinsic
+def total(_typing: Any, vector: Any) -> Any:
+    """The sum of all lanes: halves are added until one is left."""
+
+    def generate(_context: Any, builder: Any, _sig: Any, args: Any) -> Any:
+        sums, n = args[0], LANES
+        while n > 1:
+            n //= 2
+            sums = builder.fadd(
+                shuffled(builder, sums, sums, list(range(n))), shuffled(builder, sums, sums, list(range(n, 2 * n)))
+            )
+        return builder.extract_element(sums, ir.Constant(_INT32, 0))
+
+    return (signature(types.float32, F32), generate) if vector is F32 else None
+
+
+@intrinsic
+def multiply_add(_typing: Any, a: Any, b: Any, c: Any) -> Any:
+    """``a * b + c``, rounded once where the CPU has an instruction for it, else twice: for sums in any order only."""
+
+    def generate(_context: Any, builder: Any, _sig: Any, args: Any) -> Any:
+        function = ir.FunctionType(LLVM[F32], [LLVM[F32]] * 3)
+        return builder.call(builder.module.declare_intrinsic(f"llvm.fmuladd.v{LANES}f32", (), function), args)
+
+    return (signature(F32, F32, F32, F32), generate) if a is b is c is F32 else None
 
 
 def _conversion(source: SimdType, result: SimdType, instruction: str) -> Any:

@@ -18,9 +18,10 @@ from uqff.families.afq import reference
 from uqff.simd.arithmetic import half_away
 from uqff.simd.bits import bits_of, float_of, pack8
 from uqff.simd.compiling import inline, kernel
+from uqff.simd.decoding import Decoder, Decoding
 from uqff.simd.fitting import affine_blocks
 from uqff.simd.load_store import load_codes_3, load_codes_4, load_codes_6, load_u8, load_u32
-from uqff.simd.output import FORMS, Bytes, looked_up, over, put_pair, read_ahead, unfold, without_subnormals
+from uqff.simd.output import FORMS, Bytes, looked_up, put_pair, read_ahead, unfold, without_subnormals
 from uqff.simd.scratch import scratch
 from uqff.simd.threads import run_ranges
 from uqff.simd.vectors import LANES, i32_to_f32, ramp, splat
@@ -28,7 +29,7 @@ from uqff.simd.vectors import LANES, i32_to_f32, ramp, splat
 if TYPE_CHECKING:
     from uqff.families.afq.tensor import AFQ
 
-__all__ = ["dequantize", "quantize", "search"]
+__all__ = ["decoding", "dequantize", "quantize", "search"]
 
 STRIP = 512
 """Groups whose scales and biases are read together."""
@@ -36,20 +37,23 @@ STRIP = 512
 
 def dequantize(weight: AFQ, out: Bytes, form: int) -> bool:
     """See :meth:`QuantizedTensor._dequantize_by_kernel`."""
+    groups = decoding(weight)
+    if groups is None:
+        return False
+    groups.dequantize(out, form)
+    return True
+
+
+def decoding(weight: AFQ) -> Decoding | None:
+    """See :meth:`QuantizedTensor.decoding`."""
     parts, bits, group = weight.parts, weight.bits, weight.group_size
-    kernel, codes, scales, biases = _KERNELS[bits], *(parts[name].array() for name in ("w_q", "scales", "biases"))
+    codes, scales, biases = (parts[name].array() for name in ("w_q", "scales", "biases"))
     dtype = parts["scales"].dtype
     if dtype not in FORMS or parts["biases"].dtype is not dtype or group % (2 * LANES):
-        return False
+        return None
     if not len(codes) * 8 // bits // group * dtype.itemsize == len(scales) == len(biases):
-        return False
-    kind = FORMS[dtype]
-    over(
-        weight.numel // group,
-        group,
-        lambda lo, hi: kernel(codes, scales, biases, kind, group, out, form, lo, hi),
-    )
-    return True
+        return None
+    return Decoding(_DECODERS[bits], (codes, scales, biases, FORMS[dtype], group), weight.numel // group, group)
 
 
 @looked_up
@@ -71,9 +75,8 @@ def _load(codes: Bytes, i: int, bits: int) -> Any:
 
 
 @inline
-def _afq(
-    codes: Bytes, scales: Bytes, biases: Bytes, kind: int, bits: int, size: int, out: Bytes, form: int, lo: int, hi: int
-) -> None:
+def _afq(parts, bits, out, form, lo, hi):
+    codes, scales, biases, kind, size = parts
     mask = (1 << bits) - 1
     strip_scales, strip_biases = scratch(STRIP, np.float32), scratch(STRIP, np.float32)
     for begin in range(lo, hi, STRIP):
@@ -94,42 +97,32 @@ def _afq(
                 put_pair(out, i, to, x, y)
 
 
-@kernel
-def _afq2(
-    codes: Bytes, scales: Bytes, biases: Bytes, kind: int, size: int, out: Bytes, form: int, lo: int, hi: int
-) -> None:
-    _afq(codes, scales, biases, kind, 2, size, out, form, lo, hi)
+@Decoder
+def _afq2(parts, out, form, lo, hi):
+    _afq(parts, 2, out, form, lo, hi)
 
 
-@kernel
-def _afq3(
-    codes: Bytes, scales: Bytes, biases: Bytes, kind: int, size: int, out: Bytes, form: int, lo: int, hi: int
-) -> None:
-    _afq(codes, scales, biases, kind, 3, size, out, form, lo, hi)
+@Decoder
+def _afq3(parts, out, form, lo, hi):
+    _afq(parts, 3, out, form, lo, hi)
 
 
-@kernel
-def _afq4(
-    codes: Bytes, scales: Bytes, biases: Bytes, kind: int, size: int, out: Bytes, form: int, lo: int, hi: int
-) -> None:
-    _afq(codes, scales, biases, kind, 4, size, out, form, lo, hi)
+@Decoder
+def _afq4(parts, out, form, lo, hi):
+    _afq(parts, 4, out, form, lo, hi)
 
 
-@kernel
-def _afq6(
-    codes: Bytes, scales: Bytes, biases: Bytes, kind: int, size: int, out: Bytes, form: int, lo: int, hi: int
-) -> None:
-    _afq(codes, scales, biases, kind, 6, size, out, form, lo, hi)
+@Decoder
+def _afq6(parts, out, form, lo, hi):
+    _afq(parts, 6, out, form, lo, hi)
 
 
-@kernel
-def _afq8(
-    codes: Bytes, scales: Bytes, biases: Bytes, kind: int, size: int, out: Bytes, form: int, lo: int, hi: int
-) -> None:
-    _afq(codes, scales, biases, kind, 8, size, out, form, lo, hi)
+@Decoder
+def _afq8(parts, out, form, lo, hi):
+    _afq(parts, 8, out, form, lo, hi)
 
 
-_KERNELS = {2: _afq2, 3: _afq3, 4: _afq4, 6: _afq6, 8: _afq8}
+_DECODERS = {2: _afq2, 3: _afq3, 4: _afq4, 6: _afq6, 8: _afq8}
 
 
 F32: TypeAlias = npt.NDArray[np.float32]

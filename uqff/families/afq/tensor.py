@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from uqff.gpu.source import Stored
+    from uqff.simd.decoding import Decoding
 
 __all__ = ["AFQ"]
 
@@ -252,6 +253,11 @@ class AFQ(QuantizedTensor):
         from uqff.families.afq import gpu
 
         return gpu.stored(self)
+
+    def _decoding(self) -> Decoding | None:
+        from uqff.families.afq import cpu
+
+        return cpu.decoding(self)
 
     def _dequantize(self) -> torch.Tensor:
         return reference.dequantize(self.w_q, self.scales, self.biases, self.bits, self.group_size)

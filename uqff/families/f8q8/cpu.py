@@ -17,9 +17,10 @@ from uqff.numerics.packing import E4M3_MAX, e4m3_to_float32
 from uqff.simd.arithmetic import half_away, signed_code
 from uqff.simd.bits import MAGNITUDE, bits_of, copy32, e4m3_code, float_of
 from uqff.simd.compiling import kernel
+from uqff.simd.decoding import Decoder, Decoding
 from uqff.simd.fitting import scaled_blocks
 from uqff.simd.load_store import load_bytes
-from uqff.simd.output import F32, Bytes, over, put_pair, read_ahead, without_subnormals
+from uqff.simd.output import F32, Bytes, put_pair, read_ahead, without_subnormals
 from uqff.simd.scratch import scratch
 from uqff.simd.threads import run_ranges
 from uqff.simd.vectors import hi_i8_to_f32, lo_i8_to_f32
@@ -27,7 +28,7 @@ from uqff.simd.vectors import hi_i8_to_f32, lo_i8_to_f32
 if TYPE_CHECKING:
     from uqff.families.f8q8.tensor import F8Q8
 
-__all__ = ["dequantize", "quantize", "search"]
+__all__ = ["decoding", "dequantize", "quantize", "search"]
 
 SIZE = BLOCK.fixed_size
 D, QS = BLOCK.offsets
@@ -38,21 +39,29 @@ SCALES = e4m3_to_float32(np.arange(256, dtype=np.uint8)) / E4M3_MAX
 
 def dequantize(weight: F8Q8, out: Bytes, form: int) -> bool:
     """See :meth:`QuantizedTensor._dequantize_by_kernel`."""
-    blocks, numel = weight.parts["blocks"].array(), weight.numel
-    whole, rest = divmod(numel, BLOCK_SIZE)
-    if len(blocks) < SIZE * -(-numel // BLOCK_SIZE):
+    whole, rest = decoding(weight), weight.numel % BLOCK_SIZE
+    if whole is None:
         return False
-    over(whole, BLOCK_SIZE, lambda lo, hi: _f8q8(blocks, out, form, lo, hi))
+    whole.dequantize(out, form)
     if rest:
         size = 4 if form == F32 else 2
         last = np.empty(BLOCK_SIZE * size, np.uint8)
-        _f8q8(blocks[SIZE * whole :], last, form, 0, 1)
-        out[BLOCK_SIZE * size * whole :] = last[: size * rest]
+        (blocks,) = whole.parts
+        whole.decoder.dequantize((blocks[SIZE * whole.items :],), last, form, 0, 1)
+        out[BLOCK_SIZE * size * whole.items :] = last[: size * rest]
     return True
 
 
-@kernel
-def _f8q8(blocks: Bytes, out: Bytes, form: int, lo: int, hi: int) -> None:
+def decoding(weight: F8Q8) -> Decoding | None:
+    """See :meth:`QuantizedTensor.decoding`; of the blocks that are full."""
+    blocks, numel = weight.parts["blocks"].array(), weight.numel
+    fits = len(blocks) >= SIZE * -(-numel // BLOCK_SIZE)
+    return Decoding(_f8q8, (blocks,), numel // BLOCK_SIZE, BLOCK_SIZE) if fits else None
+
+
+@Decoder
+def _f8q8(parts, out, form, lo, hi):
+    (blocks,) = parts
     # A scale is at least 2**-18, and the codes are integers.
     form = without_subnormals(form, True)
     for block in range(lo, hi):

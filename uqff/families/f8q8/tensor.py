@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from uqff.gpu.source import Stored
+    from uqff.simd.decoding import Decoding
 
 __all__ = ["BLOCK", "BLOCK_SIZE", "F8Q8"]
 
@@ -183,6 +184,11 @@ class F8Q8(QuantizedTensor):
         from uqff.families.f8q8 import gpu
 
         return gpu.stored(self)
+
+    def _decoding(self) -> Decoding | None:
+        from uqff.families.f8q8 import cpu
+
+        return cpu.decoding(self)
 
     def _dequantize(self) -> torch.Tensor:
         return reference.dequantize(self.blocks).reshape(-1)[: self.numel].reshape(self.shape)

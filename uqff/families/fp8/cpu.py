@@ -18,31 +18,37 @@ from uqff.families.fp8.reference import quantizing_scale
 from uqff.numerics.packing import bf16_to_float32, e4m3_to_float32, float32_to_bf16
 from uqff.simd.bits import MAGNITUDE, bf16_bits, bits_of, e4m3_code, float_of
 from uqff.simd.compiling import kernel
+from uqff.simd.decoding import WIDTH, Decoder, Decoding
 from uqff.simd.finite import largest_magnitude
 from uqff.simd.load_store import load_bytes
-from uqff.simd.output import Bytes, e4m3_pair, f32, over, put_pair, read_ahead, without_subnormals, zero_or_from
+from uqff.simd.output import Bytes, e4m3_pair, f32, put_pair, read_ahead, without_subnormals, zero_or_from
 from uqff.simd.threads import run_ranges
-from uqff.simd.vectors import LANES
 
 if TYPE_CHECKING:
     from uqff.families.fp8.tensor import FP8
 
-__all__ = ["dequantize", "quantize", "search"]
-
-WIDTH = 2 * LANES
+__all__ = ["decoding", "dequantize", "quantize", "search"]
 
 
 def dequantize(weight: FP8, out: Bytes, form: int) -> bool:
     """See :meth:`QuantizedTensor._dequantize_by_kernel`."""
-    codes, scale = weight.parts["weight"].array(), weight.parts["dequant_w_scale"].array()
-    if weight.numel < WIDTH or len(scale) != 4:
+    numbers = decoding(weight)
+    if numbers is None:
         return False
-    over(weight.numel, 1, lambda lo, hi: _fp8(codes, scale, out, form, lo, hi))
+    numbers.dequantize(out, form)
     return True
 
 
-@kernel
-def _fp8(codes: Bytes, scale: Bytes, out: Bytes, form: int, lo: int, hi: int) -> None:
+def decoding(weight: FP8) -> Decoding | None:
+    """See :meth:`QuantizedTensor.decoding`."""
+    codes, scale = weight.parts["weight"].array(), weight.parts["dequant_w_scale"].array()
+    fits = weight.numel >= WIDTH and len(scale) == 4
+    return Decoding(_fp8, (codes, scale), weight.numel, 1) if fits else None
+
+
+@Decoder
+def _fp8(parts, out, form, lo, hi):
+    codes, scale = parts
     d = f32(scale, 0)
     # No e4m3 number but zero is below 2**-9.
     form = without_subnormals(form, zero_or_from(np.float32(2.0**-117), d))

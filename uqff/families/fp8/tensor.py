@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from uqff.gpu.source import Stored
+    from uqff.simd.decoding import Decoding
 
 __all__ = ["FP8"]
 
@@ -169,6 +170,11 @@ class FP8(QuantizedTensor):
         from uqff.families.fp8 import gpu
 
         return gpu.stored(self)
+
+    def _decoding(self) -> Decoding | None:
+        from uqff.families.fp8 import cpu
+
+        return cpu.decoding(self)
 
     def _dequantize(self) -> torch.Tensor:
         return reference.dequantize(self.weight, self.dequant_w_scale)

@@ -12,16 +12,15 @@ import numpy as np
 
 from uqff.families.gguf.blocks import Q2K, Q3K, Q4_0, Q4_1, Q4K, Q5_0, Q5_1, Q5K, Q6K, Q8_0, Q8_1, Q8K, QK, QK_K
 from uqff.simd import cast
-from uqff.simd.compiling import inline, kernel
+from uqff.simd.compiling import inline
+from uqff.simd.decoding import Decoder, Decoding
 from uqff.simd.load_store import load_bytes, load_i8, load_nibbles, load_u8, load_u32
 from uqff.simd.output import (
     Bytes,
-    Kernel,
     f16,
     f16_splat,
     f32,
     looked_up,
-    over,
     put_pair,
     read_ahead,
     without_subnormals,
@@ -43,7 +42,7 @@ from uqff.simd.vectors import (
 if TYPE_CHECKING:
     from uqff.families.gguf.tensor import GGUF
 
-__all__ = ["KERNELS", "dequantize"]
+__all__ = ["DECODERS", "decoding", "dequantize"]
 
 # Bytes of a block, and where its fields begin: compiled in as constants.
 Q4_0_SIZE, (Q4_0_D, Q4_0_QS) = Q4_0.type_size, Q4_0.layout.offsets
@@ -62,13 +61,23 @@ Q8K_SIZE, (Q8K_D, Q8K_QS, Q8K_BSUMS) = Q8K.type_size, Q8K.layout.offsets
 
 def dequantize(weight: GGUF, out: Bytes, form: int) -> bool:
     """See :meth:`QuantizedTensor._dequantize_by_kernel`."""
-    block_type = weight.block_type
-    if block_type.block_size == 1 and weight.numel < cast.WIDTH:
-        return False
-    kernel, data = KERNELS[block_type.name], weight.parts["data"].array()
-    items = weight.numel // block_type.block_size
-    over(items, block_type.block_size, lambda lo, hi: kernel(data, out, form, lo, hi))
+    if weight.block_type.block_size == 1:
+        return cast.cast(weight.parts["data"].array(), weight.nominal_dtype, out, form)
+    _blocks(weight).dequantize(out, form)
     return True
+
+
+def decoding(weight: GGUF) -> Decoding | None:
+    """See :meth:`QuantizedTensor.decoding`."""
+    if weight.block_type.block_size == 1:
+        return cast.numbers(weight.parts["data"].array(), weight.nominal_dtype)
+    return _blocks(weight)
+
+
+def _blocks(weight: GGUF) -> Decoding:
+    block_type = weight.block_type
+    items = weight.numel // block_type.block_size
+    return Decoding(DECODERS[block_type.name], (weight.parts["data"].array(),), items, block_type.block_size)
 
 
 @looked_up
@@ -81,8 +90,9 @@ def _affine(codes: Any, d: Any, m: Any) -> Any:
     return i32_to_f32(codes & 0x0F) * d + m
 
 
-@kernel
-def _q4_0(data: Bytes, out: Bytes, form: int, lo: int, hi: int) -> None:
+@Decoder
+def _q4_0(parts: Any, out: Any, form: int, lo: int, hi: int) -> None:
+    (data,) = parts
     form = without_subnormals(form, True)
     for block in range(lo, hi):
         at = Q4_0_SIZE * block
@@ -92,8 +102,9 @@ def _q4_0(data: Bytes, out: Bytes, form: int, lo: int, hi: int) -> None:
         put_pair(out, QK * block, form, _symmetric(codes, d), _symmetric(codes >> 4, d))
 
 
-@kernel
-def _q4_1(data: Bytes, out: Bytes, form: int, lo: int, hi: int) -> None:
+@Decoder
+def _q4_1(parts: Any, out: Any, form: int, lo: int, hi: int) -> None:
+    (data,) = parts
     form = without_subnormals(form, True)
     for block in range(lo, hi):
         at = Q4_1_SIZE * block
@@ -103,8 +114,9 @@ def _q4_1(data: Bytes, out: Bytes, form: int, lo: int, hi: int) -> None:
         put_pair(out, QK * block, form, _affine(codes, d, m), _affine(codes >> 4, d, m))
 
 
-@kernel
-def _q5_0(data: Bytes, out: Bytes, form: int, lo: int, hi: int) -> None:
+@Decoder
+def _q5_0(parts: Any, out: Any, form: int, lo: int, hi: int) -> None:
+    (data,) = parts
     form = without_subnormals(form, True)
     for block in range(lo, hi):
         at = Q5_0_SIZE * block
@@ -114,8 +126,9 @@ def _q5_0(data: Bytes, out: Bytes, form: int, lo: int, hi: int) -> None:
         put_pair(out, QK * block, form, lo_i8_to_f32(codes) * d, hi_i8_to_f32(codes) * d)
 
 
-@kernel
-def _q5_1(data: Bytes, out: Bytes, form: int, lo: int, hi: int) -> None:
+@Decoder
+def _q5_1(parts: Any, out: Any, form: int, lo: int, hi: int) -> None:
+    (data,) = parts
     form = without_subnormals(form, True)
     for block in range(lo, hi):
         at = Q5_1_SIZE * block
@@ -125,8 +138,8 @@ def _q5_1(data: Bytes, out: Bytes, form: int, lo: int, hi: int) -> None:
         put_pair(out, QK * block, form, lo_u8_to_f32(codes) * d + m, hi_u8_to_f32(codes) * d + m)
 
 
-@kernel
-def _q8(data: Bytes, out: Bytes, form: int, lo: int, hi: int, type_size: int, d_at: int, qs_at: int) -> None:
+@inline
+def _q8(data: Bytes, out: Any, form: int, lo: int, hi: int, type_size: int, d_at: int, qs_at: int) -> None:
     """Q8_0 and Q8_1: the scale first, the 32 codes last; what Q8_1 has in between is not used."""
     form = without_subnormals(form, True)
     for block in range(lo, hi):
@@ -136,11 +149,15 @@ def _q8(data: Bytes, out: Bytes, form: int, lo: int, hi: int, type_size: int, d_
         put_pair(out, QK * block, form, lo_i8_to_f32(codes) * d, hi_i8_to_f32(codes) * d)
 
 
-def _q8_0(data: Bytes, out: Bytes, form: int, lo: int, hi: int) -> None:
+@Decoder
+def _q8_0(parts: Any, out: Any, form: int, lo: int, hi: int) -> None:
+    (data,) = parts
     _q8(data, out, form, lo, hi, Q8_0_SIZE, Q8_0_D, Q8_0_QS)
 
 
-def _q8_1(data: Bytes, out: Bytes, form: int, lo: int, hi: int) -> None:
+@Decoder
+def _q8_1(parts: Any, out: Any, form: int, lo: int, hi: int) -> None:
+    (data,) = parts
     _q8(data, out, form, lo, hi, Q8_1_SIZE, Q8_1_D, Q8_1_QS)
 
 
@@ -148,15 +165,16 @@ def _q8_1(data: Bytes, out: Bytes, form: int, lo: int, hi: int) -> None:
 
 
 @inline
-def _put_q2k(out: Bytes, at: int, form: int, codes: Any, scales: Any, minimums: Any, group: int) -> None:
+def _put_q2k(out: Any, at: int, form: int, codes: Any, scales: Any, minimums: Any, group: int) -> None:
     """The 32 weights of groups ``group`` and ``group + 1``."""
     x = lo_u8_to_f32(codes) * lane(scales, group) - lane(minimums, group)
     y = hi_u8_to_f32(codes) * lane(scales, group + 1) - lane(minimums, group + 1)
     put_pair(out, at + 16 * group, form, x, y)
 
 
-@kernel
-def _q2k(data: Bytes, out: Bytes, form: int, lo: int, hi: int) -> None:
+@Decoder
+def _q2k(parts: Any, out: Any, form: int, lo: int, hi: int) -> None:
+    (data,) = parts
     form = without_subnormals(form, True)
     for block in range(lo, hi):
         at, to = Q2K_SIZE * block, QK_K * block
@@ -186,14 +204,15 @@ def _scales_q3k(data: Bytes, at: int) -> Any:
 
 
 @inline
-def _put_scaled(out: Bytes, at: int, form: int, codes: Any, scales: Any, group: int) -> None:
+def _put_scaled(out: Any, at: int, form: int, codes: Any, scales: Any, group: int) -> None:
     """The 32 weights of groups ``group`` and ``group + 1``; the codes are signed."""
     x, y = lo_i8_to_f32(codes) * lane(scales, group), hi_i8_to_f32(codes) * lane(scales, group + 1)
     put_pair(out, at + 16 * group, form, x, y)
 
 
-@kernel
-def _q3k(data: Bytes, out: Bytes, form: int, lo: int, hi: int) -> None:
+@Decoder
+def _q3k(parts: Any, out: Any, form: int, lo: int, hi: int) -> None:
+    (data,) = parts
     form = without_subnormals(form, True)
     for block in range(lo, hi):
         at, to = Q3K_SIZE * block, QK_K * block
@@ -223,22 +242,23 @@ def _scales_q4k(data: Bytes, at: int) -> Any:
 
 
 @inline
-def _put_affine(out: Bytes, at: int, form: int, codes: Any, scales: Any, group: int) -> None:
+def _put_affine(out: Any, at: int, form: int, codes: Any, scales: Any, group: int) -> None:
     """The 32 weights of a group; lanes 8 to 15 of the scales are the minimums."""
     scale, minimum = lane(scales, group), lane(scales, group + 8)
     put_pair(out, at + 32 * group, form, lo_u8_to_f32(codes) * scale - minimum, hi_u8_to_f32(codes) * scale - minimum)
 
 
 @inline
-def _put_looked_up(out: Bytes, at: int, form: int, a: Any, b: Any, scales: Any, group: int) -> None:
+def _put_looked_up(out: Any, at: int, form: int, a: Any, b: Any, scales: Any, group: int) -> None:
     """:func:`_put_affine` of codes in the low nibbles of two vectors."""
     scale, minimum = lane(scales, group), lane(scales, group + 8)
     # x - y and x + -y are the same.
     put_pair(out, at + 32 * group, form, _affine(a, scale, -minimum), _affine(b, scale, -minimum))
 
 
-@kernel
-def _q4k(data: Bytes, out: Bytes, form: int, lo: int, hi: int) -> None:
+@Decoder
+def _q4k(parts: Any, out: Any, form: int, lo: int, hi: int) -> None:
+    (data,) = parts
     form = without_subnormals(form, True)
     for block in range(lo, hi):
         at, to = Q4K_SIZE * block, QK_K * block
@@ -252,8 +272,9 @@ def _q4k(data: Bytes, out: Bytes, form: int, lo: int, hi: int) -> None:
             _put_looked_up(out, to, form, a >> 4, b >> 4, scales, 2 * run + 1)
 
 
-@kernel
-def _q5k(data: Bytes, out: Bytes, form: int, lo: int, hi: int) -> None:
+@Decoder
+def _q5k(parts: Any, out: Any, form: int, lo: int, hi: int) -> None:
+    (data,) = parts
     form = without_subnormals(form, True)
     for block in range(lo, hi):
         at, to = Q5K_SIZE * block, QK_K * block
@@ -269,8 +290,9 @@ def _q5k(data: Bytes, out: Bytes, form: int, lo: int, hi: int) -> None:
             fifth = fifth >> 2
 
 
-@kernel
-def _q6k(data: Bytes, out: Bytes, form: int, lo: int, hi: int) -> None:
+@Decoder
+def _q6k(parts: Any, out: Any, form: int, lo: int, hi: int) -> None:
+    (data,) = parts
     form = without_subnormals(form, True)
     for block in range(lo, hi):
         at, to = Q6K_SIZE * block, QK_K * block
@@ -286,8 +308,9 @@ def _q6k(data: Bytes, out: Bytes, form: int, lo: int, hi: int) -> None:
             _put_scaled(out, to, form, (b >> 4 | qh >> 2 & 0x30) - 32, scales, 8 * run + 6)
 
 
-@kernel
-def _q8k(data: Bytes, out: Bytes, form: int, lo: int, hi: int) -> None:
+@Decoder
+def _q8k(parts: Any, out: Any, form: int, lo: int, hi: int) -> None:
+    (data,) = parts
     for block in range(lo, hi):
         at = Q8K_SIZE * block
         d = f32(data, at + Q8K_D)
@@ -299,8 +322,7 @@ def _q8k(data: Bytes, out: Bytes, form: int, lo: int, hi: int) -> None:
             put_pair(out, QK_K * block + i, to, lo_i8_to_f32(codes) * d, hi_i8_to_f32(codes) * d)
 
 
-KERNELS: dict[str, Kernel] = {
-    **{dtype.name: kernel for dtype, kernel in cast.KERNELS.items()},
+DECODERS: dict[str, Decoder] = {
     "Q4_0": _q4_0,
     "Q4_1": _q4_1,
     "Q5_0": _q5_0,

@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from uqff.gpu.source import Stored
+    from uqff.simd.decoding import Decoding
 
 __all__ = ["GGUF"]
 
@@ -246,6 +247,11 @@ class GGUF(QuantizedTensor):
         from uqff.families.gguf import gpu
 
         return gpu.stored(self)
+
+    def _decoding(self) -> Decoding | None:
+        from uqff.families.gguf import cpu_dequantize
+
+        return cpu_dequantize.decoding(self)
 
     def _dequantize(self) -> torch.Tensor:
         return DEQUANTIZERS[self.block_type.name](self.blocks).reshape(self.shape)

@@ -61,6 +61,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from uqff.gpu.source import Stored
+    from uqff.simd.decoding import Decoding
 
 __all__ = ["HQQ"]
 
@@ -297,6 +298,11 @@ class HQQ(QuantizedTensor):
 
         return gpu.stored(self)
 
+    def _decoding(self) -> Decoding | None:
+        from uqff.families.hqq import cpu_product
+
+        return cpu_product.decoding(self)
+
     def _dequantize(self) -> torch.Tensor:
         import torch
 
@@ -490,11 +496,7 @@ class HQQ(QuantizedTensor):
         return kind in self.KINDS
 
     def resized(self, outputs: int) -> Self:
-        """Not possible.
-
-        Raises:
-            UnsupportedError: always.
-        """
+        """Not possible: always an UnsupportedError."""
         raise UnsupportedError("hidden layers of an HQQ weight share scales: they are not put together anew")
 
 

@@ -14,10 +14,11 @@ import numpy.typing as npt
 from uqff.families.mxfp4.reference import BIAS, BLOCK_SIZE, E2M1, EXPONENTS, THRESHOLDS, floor_log2
 from uqff.simd.bits import MAGNITUDE, bits_of, float_of, pack8
 from uqff.simd.compiling import inline, kernel
+from uqff.simd.decoding import Decoder, Decoding
 from uqff.simd.fitting import load_tile
 from uqff.simd.load_store import load_codes_4, load_f64, store_f64
 from uqff.simd.masks import where
-from uqff.simd.output import Bytes, looked_up, over, put_pair, read_ahead, without_subnormals
+from uqff.simd.output import Bytes, looked_up, put_pair, read_ahead, without_subnormals
 from uqff.simd.scratch import scratch
 from uqff.simd.threads import run_ranges
 from uqff.simd.vectors import LANES, as_f32, splat, where_less
@@ -25,7 +26,7 @@ from uqff.simd.vectors import LANES, as_f32, splat, where_less
 if TYPE_CHECKING:
     from uqff.families.mxfp4.tensor import MXFP4
 
-__all__ = ["dequantize", "quantize", "search"]
+__all__ = ["decoding", "dequantize", "quantize", "search"]
 
 BYTES = BLOCK_SIZE // 2
 """Of the nibbles of a block."""
@@ -33,11 +34,17 @@ BYTES = BLOCK_SIZE // 2
 
 def dequantize(weight: MXFP4, out: Bytes, form: int) -> bool:
     """See :meth:`QuantizedTensor._dequantize_by_kernel`."""
-    blocks, scales = weight.parts["blocks"].array(), weight.parts["scales"].array()
-    if len(blocks) != BYTES * len(scales):
+    blocks = decoding(weight)
+    if blocks is None:
         return False
-    over(len(scales), BLOCK_SIZE, lambda lo, hi: _mxfp4(blocks, scales, out, form, lo, hi))
+    blocks.dequantize(out, form)
     return True
+
+
+def decoding(weight: MXFP4) -> Decoding | None:
+    """See :meth:`QuantizedTensor.decoding`."""
+    blocks, scales = weight.parts["blocks"].array(), weight.parts["scales"].array()
+    return Decoding(_mxfp4, (blocks, scales), len(scales), BLOCK_SIZE) if len(blocks) == BYTES * len(scales) else None
 
 
 @looked_up
@@ -52,8 +59,9 @@ def _weights(codes: Any, scale: Any) -> Any:
     return as_f32(value | (codes & 8) << 28) * scale
 
 
-@kernel
-def _mxfp4(blocks: Bytes, scales: Bytes, out: Bytes, form: int, lo: int, hi: int) -> None:
+@Decoder
+def _mxfp4(parts, out, form, lo, hi):
+    blocks, scales = parts
     for block in range(lo, hi):
         read_ahead(blocks, BYTES * block)
         # No e2m1 number but zero is below 1/2: it takes a scale of 2**-126 to make a subnormal number.

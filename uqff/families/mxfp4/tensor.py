@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from uqff.gpu.source import Stored
+    from uqff.simd.decoding import Decoding
 
 __all__ = ["MXFP4"]
 
@@ -173,6 +174,11 @@ class MXFP4(QuantizedTensor):
         from uqff.families.mxfp4 import gpu
 
         return gpu.stored(self)
+
+    def _decoding(self) -> Decoding | None:
+        from uqff.families.mxfp4 import cpu
+
+        return cpu.decoding(self)
 
     def _dequantize(self) -> torch.Tensor:
         return reference.dequantize(self.blocks, self.scales)

@@ -41,6 +41,8 @@ if TYPE_CHECKING:
     import torch
     from typing_extensions import Self
 
+    from uqff.simd.decoding import Decoding
+
 __all__ = ["Unquant"]
 
 
@@ -147,6 +149,11 @@ class Unquant(QuantizedTensor):
         from uqff.families.unquant import cpu
 
         return cpu.dequantize(self, out, form)
+
+    def _decoding(self) -> Decoding | None:
+        from uqff.families.unquant import cpu
+
+        return cpu.decoding(self)
 
     def _dequantize(self) -> torch.Tensor:
         import torch

@@ -1,0 +1,261 @@
+"""Decoders, and the kernels that are made of them: to write a weight's numbers down, or to multiply with them at once.
+
+A decoder decodes items of a weight (blocks, groups, numbers) to vectors of 32 numbers, and leaves each with
+:func:`uqff.simd.output.put_pair` in some place:
+
+* bytes of memory: the kernel dequantises;
+* :data:`Sums`: they are multiplied with a row of activations and added up, and never leave the registers;
+* :data:`Tile`: they wait in the first-level cache for several rows of activations.
+
+A kernel is compiled when it is first needed.
+"""
+
+# numba infers the types of what it compiles; annotations would neither be read by it nor checked.
+# mypy: disable-error-code="no-untyped-def, no-untyped-call"
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cached_property
+from typing import Any, Final, NamedTuple, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+from numba import types
+
+from uqff.simd.compiling import inline, kernel, overload
+from uqff.simd.load_store import load_f32, store_f32
+from uqff.simd.output import F32, Bytes, over, put_pair
+from uqff.simd.scratch import scratch
+from uqff.simd.threads import run_ranges
+from uqff.simd.vectors import LANES, multiply_add, splat, total
+
+__all__ = ["CHUNK", "PAIR", "PITCH", "ROWS", "WIDTH", "Decoder", "Decoding"]
+
+WIDTH: Final = 2 * LANES
+"""Numbers that a decoder leaves at a time."""
+
+ROWS: Final = 12
+"""Rows of a weight in a tile, taken in threes."""
+CHUNK: Final = 512
+"""Numbers of each row in a tile, which takes 24 of the 32 KiB that most CPUs have; a multiple of all items."""
+PITCH: Final = CHUNK + WIDTH
+"""From a row of a tile to the next: the last chunk of a row is longer, if less than a vector would be left."""
+PAIR: Final = 2
+"""Rows of activations that are multiplied together."""
+
+GRAIN: Final = 1 << 18
+"""Products of two numbers that a range has at least: some 30 µs, about what a second thread costs."""
+
+Floats: TypeAlias = npt.NDArray[np.float32]
+
+_ZERO = np.float32(0)
+
+
+class Decoder:
+    """The kernels of a decoder.
+
+    Attributes:
+        decode: ``(parts, out, form, lo, hi)``: decode items ``[lo, hi)``.  ``parts`` is a tuple of arrays and numbers,
+            as the family has it; number ``at`` of the whole weight, and 31 more, go to ``put_pair(out, at, ...)``.
+    """
+
+    def __init__(self, decode: Callable[..., Any]) -> None:
+        """Nothing is compiled yet."""
+        self.decode = inline(decode)
+        self._name = f"{decode.__module__.split('.')[-2]}{decode.__qualname__}"
+
+    def _kernel(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        function.__qualname__ = f"{self._name}.{function.__name__}"
+        return kernel(function)
+
+    @cached_property
+    def dequantize(self) -> Callable[..., None]:
+        """``(parts, out, form, lo, hi)``: items ``[lo, hi)`` into the bytes of a result."""
+        decode = self.decode
+
+        def dequantize(parts, out, form, lo, hi):
+            decode(parts, out, form, lo, hi)
+
+        return self._kernel(dequantize)
+
+    @cached_property
+    def multiply(self) -> Callable[..., None]:
+        """``(parts, x, y, first, items, planes, stride, lo, hi)``: numbers of the product with one row of activations.
+
+        ``x`` is ``[1, columns]``, a multiple of :data:`WIDTH`, and a row of the weight as many numbers, or ``items``
+        items.  ``y`` is ``[1, rows]``, of the rows of the weight from ``first`` on; which of them, says
+        :meth:`Decoding.multiply`.
+        """
+        decode = self.decode
+
+        def multiply(parts, x, y, first, items, planes, stride, lo, hi):
+            sums, columns, given, made = scratch(WIDTH, np.float32), x.shape[1], x[0], y[0]
+            for place in range(lo, hi):
+                row = place % planes * stride + place // planes
+                if row < len(made):
+                    store_f32(sums, 0, splat(_ZERO))
+                    store_f32(sums, LANES, splat(_ZERO))
+                    at = first + row
+                    decode(parts, (given, sums, at * columns), F32, at * items, (at + 1) * items)
+                    made[row] = total(load_f32(sums, 0) + load_f32(sums, LANES))
+
+        return self._kernel(multiply)
+
+    @cached_property
+    def multiply_many(self) -> Callable[..., None]:
+        """The same with several rows of activations, of any number of ``columns`` from :data:`WIDTH` on.
+
+        ``x`` has zeros behind them, up to a multiple of :data:`LANES`; ``columns`` comes before ``items``, and
+        ``tile``, which is room for :data:`ROWS` times :data:`PITCH` float32s, after ``y``.
+        """
+        decode = self.decode
+
+        def multiply_many(parts, x, y, tile, first, columns, items, planes, stride, lo, hi):
+            size, rows = columns // items, scratch(ROWS, np.int64)
+            begin = lo
+            while begin < hi:
+                count = 0
+                while begin < hi and count < ROWS:
+                    row = begin % planes * stride + begin // planes
+                    if row < y.shape[1]:
+                        rows[count] = row
+                        count += 1
+                    begin += 1
+                start = 0
+                while start < columns:
+                    width = columns - start
+                    if width >= PITCH:
+                        width = CHUNK
+                    for i in range(count):
+                        at = (first + rows[i]) * columns + start
+                        item = (first + rows[i]) * items + start // size
+                        decode(parts, (tile, i * PITCH - at), F32, item, item + width // size)
+                        for j in range(width, -(-width // LANES) * LANES):
+                            tile[i * PITCH + j] = _ZERO
+                    for row in range(0, len(x), PAIR):
+                        for i in range(0, count, 3):
+                            _multiply_tile(tile, rows, i, min(3, count - i), x, row, start, width, y)
+                    start += width
+
+        return self._kernel(multiply_many)
+
+
+class Decoding(NamedTuple):
+    """How a weight is decoded.
+
+    Attributes:
+        decoder: of its items.
+        parts: what the decoder takes them from.
+        items: how many there are.
+        size: numbers of each.
+        planes: so many rows share their bytes, and are taken one after another; 1 if none do.
+        stride: rows from one of them to the next.
+    """
+
+    decoder: Decoder
+    parts: tuple[Any, ...]
+    items: int
+    size: int
+    planes: int = 1
+    stride: int = 1
+
+    def dequantize(self, out: Bytes, form: int) -> None:
+        """Write all numbers to the bytes of a result."""
+        kernel = self.decoder.dequantize
+        over(self.items, self.size, lambda lo, hi: kernel(self.parts, out, form, lo, hi))
+
+    def fits(self, columns: int) -> bool:
+        """Whether :meth:`multiply` works for a weight whose rows have so many numbers."""
+        return columns >= WIDTH and columns % self.size == 0
+
+    def multiply(self, x: Floats, y: Floats, first: int = 0, *, whole: bool = True) -> None:
+        """Multiply with rows of the weight: ``y = x Wᵀ``, added up in float32.
+
+        Args:
+            x: ``[batch, columns]``.
+            y: where the product goes, ``[batch, rows]``.
+            first: row of the weight to begin with.
+            whole: whether these are all rows of the weight.
+        """
+        columns, rows, parts = x.shape[1], y.shape[1], self.parts
+        items, planes = columns // self.size, self.planes if whole else 1
+        stride = self.stride if planes > 1 else rows
+        grain = -(-GRAIN // (columns * planes)) * planes
+        if len(x) == 1 and columns % WIDTH == 0:
+            one = self.decoder.multiply
+            run_ranges(
+                lambda lo, hi: one(parts, x, y, first, items, planes, stride, lo, hi), planes * stride, grain=grain
+            )
+            return
+        many = self.decoder.multiply_many
+        if columns % LANES:
+            padded = np.zeros((len(x), -(-columns // LANES) * LANES), np.float32)
+            padded[:, :columns] = x
+            x = padded
+
+        def work(lo: int, hi: int) -> None:
+            tile = np.empty(ROWS * PITCH, np.float32)
+            many(parts, x, y, tile, first, columns, items, planes, stride, lo, hi)
+
+        grain = -(-max(GRAIN // (columns * len(x)), 1) // ROWS) * ROWS
+        run_ranges(work, planes * stride, grain=grain)
+
+
+@inline
+def _multiply_tile(tile, rows, i, known, x, row, start, width, y):
+    """Three rows of a tile, or those that there are, with two rows of activations, or the one that there is."""
+    other = min(row + 1, len(x) - 1)
+    a, b, c = i * PITCH, (i + min(1, known - 1)) * PITCH, (i + min(2, known - 1)) * PITCH
+    a0, a1 = splat(_ZERO), splat(_ZERO)
+    b0, b1 = splat(_ZERO), splat(_ZERO)
+    c0, c1 = splat(_ZERO), splat(_ZERO)
+    x0, x1 = x[row], x[other]
+    for j in range(0, width, LANES):
+        u, v = load_f32(x0, start + j), load_f32(x1, start + j)
+        w = load_f32(tile, a + j)
+        a0, a1 = multiply_add(w, u, a0), multiply_add(w, v, a1)
+        w = load_f32(tile, b + j)
+        b0, b1 = multiply_add(w, u, b0), multiply_add(w, v, b1)
+        w = load_f32(tile, c + j)
+        c0, c1 = multiply_add(w, u, c0), multiply_add(w, v, c1)
+    _add(y[row], rows[i], total(a0), start)
+    if known > 1:
+        _add(y[row], rows[i + 1], total(b0), start)
+    if known > 2:
+        _add(y[row], rows[i + 2], total(c0), start)
+    if other > row:
+        _add(y[other], rows[i], total(a1), start)
+        if known > 1:
+            _add(y[other], rows[i + 1], total(b1), start)
+        if known > 2:
+            _add(y[other], rows[i + 2], total(c1), start)
+
+
+@inline
+def _add(y, to, sum, start):
+    y[to] = sum if start == 0 else y[to] + sum
+
+
+@overload(put_pair)
+def _multiply_pair(out: Any, at: Any, form: Any, x: Any, y: Any) -> Any:
+    """Into ``(row of x, sums, first number of the row)``."""
+
+    def multiply(out: Any, at: Any, form: Any, x: Any, y: Any) -> Any:
+        row, sums, start = out
+        store_f32(sums, 0, multiply_add(x, load_f32(row, at - start), load_f32(sums, 0)))
+        store_f32(sums, LANES, multiply_add(y, load_f32(row, at - start + LANES), load_f32(sums, LANES)))
+
+    return multiply if isinstance(out, types.BaseTuple) and len(out) == 3 else None
+
+
+@overload(put_pair)
+def _tile_pair(out: Any, at: Any, form: Any, x: Any, y: Any) -> Any:
+    """Into ``(tile, where number 0 of the weight would be)``."""
+
+    def store(out: Any, at: Any, form: Any, x: Any, y: Any) -> Any:
+        tile, zero = out
+        store_f32(tile, at + zero, x)
+        store_f32(tile, at + zero + LANES, y)
+
+    return store if isinstance(out, types.BaseTuple) and len(out) == 2 else None
