@@ -159,8 +159,6 @@ def test_what_is_refused() -> None:
     w = normal((4, 64))
     with pytest.raises(UnsupportedError, match="unknown effort: expected one of engine, best, got most"):
         uqff.quantize(w, "q4_0", effort="most")  # type: ignore[arg-type]
-    with pytest.raises(UnsupportedError, match="importance without effort"):
-        uqff.quantize(w, "q4_0", importance=np.ones(64))
     with pytest.raises(ShapeError, match=r"importance: expected \[64\], got \[32\]"):
         uqff.quantize(w, "q4_0", effort="best", importance=np.ones(32))
     with pytest.raises(FormatError, match=r"importance: expected finite numbers, not negative, got -1.0 at \(3,\)"):

@@ -341,8 +341,18 @@ def test_requantising(stored: str) -> None:
         made = layer.apply_isq(target)
         same = stored == target
         assert made.weight == (layer.weight if same else uqff.quantize(layer.dequantize_w(), target, engine="0.8"))
-    with pytest.raises(UnsupportedError, match="importance matrix"):
-        layer.apply_isq(None, imatrix_weight=[1.0])
+
+
+def test_apply_isq_with_importance() -> None:
+    """What a layer has tracked is what its weight is quantised with."""
+    layer = ReplicatedLayer(torch.randn(8, 256, generator=torch.Generator().manual_seed(1)))
+    importance = torch.rand(256, generator=torch.Generator().manual_seed(2))
+    for effort in ("engine", "best"):
+        made = layer.apply_isq("q4k", imatrix_weight=importance, effort=effort)
+        assert made.weight == uqff.quantize(layer.dequantize_w(), "q4k", effort=effort, importance=importance)
+        assert made.weight != layer.apply_isq("q4k", effort=effort).weight
+    with pytest.raises(ShapeError, match=r"importance: expected \[256\], got \[3\]"):
+        layer.apply_isq("q4k", imatrix_weight=[1.0, 1.0, 1.0])
 
 
 def test_input_stats() -> None:

@@ -54,6 +54,6 @@ def test_what_is_refused(tmp_path: Path) -> None:
     matrix = uqff.Importance({key: InputSquares(np.ones((1, 8), np.float32), np.array([1]))})
     with pytest.raises(ShapeError, match=key):
         uqff.quantize_model(tmp_path / "source", tmp_path / "made", "q4_0", effort="best", imatrix=matrix)
-    with pytest.raises(UnsupportedError, match="importance without effort"):
-        uqff.quantize_model(tmp_path / "source", tmp_path / "made", "q4_0", imatrix=matrix)
+    with pytest.raises(UnsupportedError, match="unknown effort"):
+        uqff.quantize_model(tmp_path / "source", tmp_path / "made", "q4_0", effort="x")  # type: ignore[arg-type]
     assert not (tmp_path / "made").exists()

@@ -108,6 +108,7 @@ class Client:
         dtype: str,
         isq: str | None,
         topology: Path | None = None,
+        imatrix: Path | None = None,
     ) -> Path:
         """Quantise checkpoint folder `model` to `isq` and write the UQFF; return the written path.
 
@@ -119,6 +120,8 @@ class Client:
         which = {"model_id": str(model), "arch": architecture, "dtype": dtype, "write_uqff": str(output)}
         if topology is not None:
             which["topology"] = str(topology)
+        if imatrix is not None:
+            which["imatrix"] = str(imatrix)
         written = output.with_name(f"{output.stem}-0.uqff")
         written.unlink(missing_ok=True)
         try:

@@ -45,8 +45,9 @@ class Effort:
     """How codes and scales are chosen, in a format that is the same for all.
 
     Attributes:
-        name: ``engine``: the engine's bytes. ``best``: a search for the least squared error, each weighted with the
-            importance of its input; no block is worse than the engine's.
+        name: ``engine``: the engine's bytes; it uses importance for Q2K to Q6K and no other type. ``best``: a search
+            for the least squared error, each weighted with the importance of its input; no block is worse than the
+            engine's without importance.
         importance: mean square of each input, float32 ``[experts, in]``, or ``[1, in]`` for all; None: all alike.
     """
 

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self, Unpack
 
     from uqff.container.file import UqffFile
-    from uqff.quantization.types import Engine, Fallback
+    from uqff.quantization.types import EffortName, Engine, Fallback
 
 __all__ = ["DistributedKind", "QuantizedLayer", "QuantizedLinear"]
 
@@ -308,7 +308,8 @@ class QuantizedLayer(torch.nn.Module):
         kind: str | int | None,
         device: torch.device | str | None = None,
         *,
-        imatrix_weight: Sequence[float] | None = None,
+        imatrix_weight: Sequence[float] | torch.Tensor | None = None,
+        effort: EffortName = "engine",
         engine: Engine = "0.8",
         engine_biases: bool = False,
         on_fallback: Callable[[Fallback], None] | None = None,
@@ -321,18 +322,19 @@ class QuantizedLayer(torch.nn.Module):
         Args:
             kind: an ISQ name or a number of bits; None only moves the layer.
             device: where the new layer goes; where this one is if None.
-            imatrix_weight: importance of the inputs; not supported yet.
+            imatrix_weight: importance of the inputs that this layer holds, as :meth:`end_track_stats` gives it.
+            effort: how codes and scales are chosen, see :func:`uqff.quantize`.
             engine: whose quantiser and rules for shapes that do not fit.
             engine_biases: cast the bias to what the engine stores beside that type, though it may lose by that.
             on_fallback: called if this rank's slice is stored as another type.
 
         Raises:
-            UnsupportedError: the family does not change into that type, or an importance matrix was given.
+            UnsupportedError: the family does not change into that type.
+            ShapeError: the importance is of another number of inputs.
         """
-        if imatrix_weight is not None:
-            raise UnsupportedError("quantising with an importance matrix", layer=self.key, expected="none")
         weight, bias = self.weight, self.bias
-        changed = requantize(weight, kind, engine=engine, on_fallback=on_fallback, module=self.key)
+        how: dict[str, Any] = {"engine": engine, "effort": effort, "importance": imatrix_weight}
+        changed = requantize(weight, kind, on_fallback=on_fallback, module=self.key, **how)
         if changed is not weight and bias is not None:
             bias = self._bias_beside(changed, bias, engine_biases=engine_biases)
         made = self._changed(changed, bias)

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from uqff.container.file import UqffFile
     from uqff.parallel.immediate import Types
     from uqff.parallel.unloaded import UnloadedExperts
-    from uqff.quantization.types import Engine, Fallback
+    from uqff.quantization.types import EffortName, Engine, Fallback
 
 __all__ = ["Activation", "Handling", "Mixture", "MixtureOptions"]
 
@@ -391,6 +391,8 @@ class Mixture(torch.nn.Module):
         kind: str | int | None,
         device: torch.device | str | None = None,
         *,
+        imatrix_weights: Sequence[Any] | None = None,
+        effort: EffortName = "engine",
         engine: Engine = "0.8",
         engine_biases: bool = False,
         on_fallback: Callable[[Fallback], None] | None = None,
@@ -398,10 +400,21 @@ class Mixture(torch.nn.Module):
         """New experts with every weight in another type.
 
         Takes and raises what :meth:`~uqff.parallel.layer.QuantizedLayer.apply_isq` does.
+
+        Args:
+            kind: see there, and so are others.
+            device: where the experts go.
+            imatrix_weights: importance of the inputs of gate, up and down, each ``[in]`` or ``[experts, in]``.
+            effort: how codes and scales are chosen.
+            engine: whose quantiser.
+            engine_biases: as the engine stores them.
+            on_fallback: called for each weight that is stored as another type.
         """
+        how: dict[str, Any] = {"effort": effort, "engine": engine, "engine_biases": engine_biases}
+        projections = self.gate_proj, self.up_proj, self.down_proj
         gate, up, down = (
-            each.apply_isq(kind, device, engine=engine, engine_biases=engine_biases, on_fallback=on_fallback)
-            for each in (self.gate_proj, self.up_proj, self.down_proj)
+            each.apply_isq(kind, device, imatrix_weight=importance, on_fallback=on_fallback, **how)
+            for each, importance in zip(projections, imatrix_weights or (None,) * 3, strict=True)
         )
         return type(self)(gate, up, down, self.comm, act=self.act, key=self.key)
 

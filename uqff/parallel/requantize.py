@@ -16,7 +16,7 @@ Authority: mistral.rs v0.8.0, ``add_delta_w`` and ``apply_isq`` of each family i
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -26,7 +26,7 @@ from uqff.families import QuantizedTensor
 from uqff.quantization.types import kind_name, quantize
 
 if TYPE_CHECKING:
-    from uqff.quantization.types import Engine, Fallback
+    from uqff.quantization.types import EffortName, Engine, Fallback
 
 __all__ = ["add_delta", "requantize"]
 
@@ -62,6 +62,8 @@ def requantize(
     kind: str | int | None,
     *,
     engine: Engine,
+    effort: EffortName = "engine",
+    importance: Sequence[float] | torch.Tensor | None = None,
     on_fallback: Callable[[Fallback], None] | None = None,
     module: str | None = None,
 ) -> QuantizedTensor:
@@ -82,4 +84,6 @@ def requantize(
         return record
     dtype = record.load_dtype.torch
     plain = record.dequantize(dtype).cpu()
-    return quantize(plain, name, engine=engine, module=module, on_fallback=on_fallback)
+    return quantize(
+        plain, name, engine=engine, effort=effort, importance=importance, module=module, on_fallback=on_fallback
+    )

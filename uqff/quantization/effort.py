@@ -32,10 +32,10 @@ class LayerEfforts:
         """Look up all layers.
 
         Raises:
-            UnsupportedError: no such effort, or it takes no matrix.
+            UnsupportedError: no such effort.
             ShapeError: an entry of the matrix is of another shape.
         """
-        self.name: EffortName = check_effort(name, imatrix)
+        self.name: EffortName = check_effort(name)
         self.importance = [None if imatrix is None else _importance(imatrix, goal) for goal in goals]
         self.notes: list[str] = []
         lacking = [goal.module for goal, each in zip(goals, self.importance, strict=True) if each is None]

@@ -234,11 +234,11 @@ def effort_of(name: str, importance: Any, shape: Sequence[int]) -> Effort:
         shape: of the weight.
 
     Raises:
-        UnsupportedError: no such effort, or importance for one that takes none.
+        UnsupportedError: no such effort.
         ShapeError: the importance is not of so many inputs, or experts.
         FormatError: a number in it is negative or not finite; its position is named.
     """
-    effort = check_effort(name, importance)
+    effort = check_effort(name)
     if importance is None:
         return Effort(effort)
     if hasattr(importance, "detach"):
@@ -260,16 +260,14 @@ def effort_of(name: str, importance: Any, shape: Sequence[int]) -> Effort:
     return Effort(effort, numbers.reshape(-1, shape[-1]))
 
 
-def check_effort(name: str, importance: object) -> EffortName:
+def check_effort(name: str) -> EffortName:
     """The effort of that name.
 
     Raises:
-        UnsupportedError: there is none, or importance is given to one that takes none.
+        UnsupportedError: there is none.
     """
     for effort in EFFORTS:
         if effort == name:
-            if importance is not None and effort == "engine":
-                raise UnsupportedError("importance without effort", field="effort", expected="best", got=name)
             return effort
     raise UnsupportedError("unknown effort", field="effort", expected=f"one of {', '.join(EFFORTS)}", got=name)
 
@@ -332,8 +330,9 @@ def quantize(
             shapes that do not fit (the table of :mod:`uqff.quantization.types`).
         group_size: of AFQ (32, 64, 128) or HQQ; 64 if None.
         dtype: the load dtype; the weight's own if None.
-        effort: ``engine``: the engine's bytes. ``best``: codes and scales of least squared error in the same format,
-            each error weighted with the importance of its input; no block is worse than the engine's.
+        effort: ``engine``: the engine's bytes; it uses importance for Q2K to Q6K and no other type. ``best``: codes and
+            scales of least squared error in the same format, each error weighted with the importance of its input; no
+            block is worse than the engine's without importance.
         importance: mean square of each input, ``[in]``, or ``[experts, in]``, see :func:`effort_of`.
         module: name of the weight, for reports and errors.
         on_fallback: called if the weight is stored as another type than asked for. If None, a

@@ -125,7 +125,7 @@ def quantize_q2k(x: F32) -> U8:
         min_4bit, dmin = _quantize_q2k_scales(minimum)
         scales = scale_4bit & 0xFF | (min_4bit & 0xF) << 4
         ls, lm = scales & 0xF, scales >> 4
-        return assemble.q2k(d, dmin, ls, lm, _codes_with_min(assemble.sub_blocks(x, 16), d, ls, dmin, lm, 3))
+        return assemble.q2k(d, dmin, ls, lm, codes_with_min(assemble.sub_blocks(x, 16), d, ls, dmin, lm, 3))
 
 
 def quantize_q3k(x: F32) -> U8:
@@ -223,10 +223,10 @@ def _quantize_k4(x: F32, nmax: int) -> tuple[F32, F32, I32, I32, I32]:
     ls = np.minimum(nearest_int(inverse_scale * scale), 63) & 0xFF
     lm = np.minimum(nearest_int(inverse_min * minimum), 63) & 0xFF
     d, dmin = largest_scale / np.float32(63), largest_min / np.float32(63)
-    return d, dmin, ls, lm, _codes_with_min(elements, d, ls, dmin, lm, nmax)
+    return d, dmin, ls, lm, codes_with_min(elements, d, ls, dmin, lm, nmax)
 
 
-def _codes_with_min(x: F32, d: F32, scales: I32, dmin: F32, mins: I32, nmax: int) -> I32:
+def codes_with_min(x: F32, d: F32, scales: I32, dmin: F32, mins: I32, nmax: int) -> I32:
     """Final codes with the stored, rounded scales; code 0 where ``d * scale`` is zero. ``int32 [256, blocks]``."""
     step = (widened_f16(d) * scales.astype(np.float32)).T.reshape(-1)
     offset = (widened_f16(dmin) * mins.astype(np.float32)).T.reshape(-1)

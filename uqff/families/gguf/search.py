@@ -24,6 +24,9 @@ TRIES = 5
 
 RESCALE_TRIES = 3
 
+WEIGHTED_STEPS = 36
+"""Scales that the weighted search for scale and minimum tries besides the first."""
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Searches over one sub-block
 # ---------------------------------------------------------------------------------------------------------------------
@@ -65,7 +68,7 @@ def search_q3_scale(x: F32) -> F32:
     codes = np.clip(nearest_int(np.float32(-4) / largest * x), -4, 3).astype(np.float32)
     sumlx = _sum(w * x * codes)
     suml2 = _sum(_w_times_square(w, codes))
-    _, sumlx, suml2 = _descend(x, codes, sumlx, suml2, 4, _w_times_square)
+    _, sumlx, suml2 = _descend(x, w, codes, sumlx, suml2, 4, _w_times_square)
     return np.where(largest == 0, np.float32(0), sumlx / suml2)
 
 
@@ -74,15 +77,22 @@ def search_q6_scale(x: F32) -> tuple[F32, I32]:
 
     All zero: scale 0, and 0 in place of the codes + 32.
     """
+    return search_weighted_scale(x, x * x, 32)
+
+
+def search_weighted_scale(x: F32, w: F32, nmax: int) -> tuple[F32, I32]:
+    """Candle's ``make_qx_quants``, rmse_type 1: scale, and codes + nmax, of x ~ scale * code, codes -nmax..nmax - 1.
+
+    All zero: scale 0, and 0 in place of the codes + nmax.
+    """
     largest = largest_magnitude(x)
-    w = x * x
-    codes = np.clip(nearest_int(np.float32(-32) / largest * x), -32, 31).astype(np.float32)
+    codes = np.clip(nearest_int(np.float32(-nmax) / largest * x), -nmax, nmax - 1).astype(np.float32)
     sumlx = _sum(w * x * codes)
     suml2 = _sum(_w_times_code_times_code(w, codes))
     for _ in range(RESCALE_TRIES):
         scale = sumlx / suml2
         best = scale * sumlx
-        new_codes = np.clip(nearest_int(np.float32(1) / scale * x), -32, 31).astype(np.float32)
+        new_codes = np.clip(nearest_int(np.float32(1) / scale * x), -nmax, nmax - 1).astype(np.float32)
         slx = _sum(w * x * new_codes)
         sl2 = _sum(_w_times_code_times_code(w, new_codes))
         # A sub-block that fails to improve stays as it is, so its next tries fail as well: no need to remember it.
@@ -90,13 +100,83 @@ def search_q6_scale(x: F32) -> tuple[F32, I32]:
         codes = np.where(kept, codes, new_codes)
         sumlx = np.where(kept, sumlx, slx)
         suml2 = np.where(kept, suml2, sl2)
-    codes, sumlx, suml2 = _descend(x, codes, sumlx, suml2, 32, _w_times_code_times_code)
+    codes, sumlx, suml2 = _descend(x, w, codes, sumlx, suml2, nmax, _w_times_code_times_code)
     zero = largest == 0
-    return np.where(zero, np.float32(0), sumlx / suml2), np.where(zero, 0, codes.astype(np.int32) + 32)
+    return np.where(zero, np.float32(0), sumlx / suml2), np.where(zero, 0, codes.astype(np.int32) + nmax)
+
+
+def search_weighted_scale_and_min(x: F32, w: F32, nmax: int) -> tuple[F32, F32]:
+    """Candle's ``make_qkx3_quants``: x ~ scale * code - minimum with codes 0..nmax; 37 scales are tried."""
+    low, high = x[0], x[0]
+    for value in x[1:]:
+        low, high = np.where(value < low, value, low), np.where(value > high, value, high)
+    sum_w, sum_x = _sum(w), _sum(w * x)
+    low = np.where(low > 0, np.float32(0), low)
+    flat = high <= low
+    span, start = high - low, low
+    scale: F32 = np.float32(1) / (np.float32(nmax) / span)
+    codes = np.clip(nearest_int(np.float32(nmax) / span * (x - start)), 0, nmax).astype(np.float32)
+    difference: F32 = scale * codes + low - x
+    best = _sum(w * (difference * difference))
+    for step in range(WEIGHTED_STEPS + 1):
+        # The minimum found last is what the next scales start from.
+        iscale = (np.float32(-0.9) + np.float32(0.05) * np.float32(step) + np.float32(nmax)) / (high - low)
+        codes = np.clip(nearest_int(iscale * (x - low)), 0, nmax).astype(np.float32)
+        sum_l, sum_l2, sum_xl = _sum(w * codes), _sum(w * (codes * codes)), _sum(w * codes * x)
+        d = sum_w * sum_l2 - sum_l * sum_l
+        this_scale = (sum_w * sum_xl - sum_x * sum_l) / d
+        this_low = (sum_l2 * sum_x - sum_l * sum_xl) / d
+        above = this_low > 0
+        this_low = np.where(above, np.float32(0), this_low)
+        this_scale = np.where(above, sum_xl / sum_l2, this_scale)
+        found = (this_scale * codes + this_low - x).astype(np.float32, copy=False)
+        error = _sum(w * (found * found))
+        better = (d > 0) & (error < best)
+        best = np.where(better, error, best)
+        scale, low = np.where(better, this_scale, scale), np.where(better, this_low, low)
+    return np.where(flat, np.float32(0), scale), np.where(flat, -start, -low)
+
+
+def search_positive_scale(x: F32, w: F32, nmax: int) -> tuple[F32, I32]:
+    """Candle's ``make_qp_quants``: scale and codes of x ~ scale * code, codes 0..nmax, x not below 0."""
+    largest = at_least_zero_maximum(x)
+    zero = largest == 0
+
+    def codes_at(iscale: F32) -> F32:
+        codes: F32 = np.minimum(nearest_int(iscale * x) & 0xFF, nmax).astype(np.float32)
+        return codes
+
+    def error(iscale: F32, codes: F32) -> F32:
+        difference = x - np.float32(1) / iscale * codes
+        return _sum(w * difference * difference)
+
+    iscale = np.float32(nmax) / largest
+    best = error(iscale, (nearest_int(iscale * x) & 0xFF).astype(np.float32))
+    for step in (-4, -3, -2, -1, 1, 2, 3, 4):
+        tried = (np.float32(0.1) * np.float32(step) + np.float32(nmax)) / largest
+        found = error(tried, codes_at(tried))
+        better = found < best
+        best, iscale = np.where(better, found, best), np.where(better, tried, iscale)
+    codes = np.minimum(saturate(round_half_away(iscale * x), 0, 255), nmax).astype(np.float32)
+    sumlx, suml2 = _sum(w * x * codes), _sum(w * (codes * codes))
+    for _ in range(TRIES):
+        changed = False
+        for i in range(len(x)):
+            slx, sl2 = sumlx - w[i] * x[i] * codes[i], suml2 - w[i] * (codes[i] * codes[i])
+            entered = (slx > 0) & (sl2 > 0)
+            new = np.minimum(nearest_int(x[i] * sl2 / slx) & 0xFF, nmax).astype(np.float32)
+            slx, sl2 = slx + w[i] * x[i] * new, sl2 + w[i] * (new * new)
+            better = entered & (new != codes[i]) & (slx * slx * suml2 > sumlx * sumlx * sl2)
+            codes[i] = np.where(better, new, codes[i])
+            sumlx, suml2 = np.where(better, slx, sumlx), np.where(better, sl2, suml2)
+            changed = changed or bool(better.any())
+        if not changed:
+            break
+    return np.where(zero, np.float32(0), sumlx / suml2), np.where(zero, 0, codes.astype(np.int32))
 
 
 def _descend(
-    x: F32, codes: F32, sumlx: F32, suml2: F32, nmax: int, weighted_square: Callable[[F32, F32], F32]
+    x: F32, w: F32, codes: F32, sumlx: F32, suml2: F32, nmax: int, weighted_square: Callable[[F32, F32], F32]
 ) -> tuple[F32, F32, F32]:
     """Coordinate descent: one element's code at a time is set to its best value given all others.
 
@@ -104,7 +184,6 @@ def _descend(
     A sub-block with a negative ``sumlx`` less the element's own term is never entered: the engine looks at it only
     when positive.
     """
-    w = x * x
     codes = codes.copy()
     for _ in range(TRIES):
         changed = False

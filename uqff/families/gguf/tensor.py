@@ -25,10 +25,10 @@ import numpy.typing as npt
 from uqff import simd
 from uqff.codes import DType, Family, Version
 from uqff.families.base import QuantizedTensor
-from uqff.families.best import Parts, better_blocks
+from uqff.families.best import Parts, better_blocks, importance_of
 from uqff.families.biases import BiasRule
 from uqff.families.encoding import AS_ENGINE, GROUP, Effort, Engine, Resolution, misaligned_row
-from uqff.families.gguf import reference_best, reference_quantize
+from uqff.families.gguf import reference_best, reference_imatrix, reference_quantize
 from uqff.families.gguf.blocks import BLOCK_TYPES, QK, QK_K, BlockType, block_type_of_code, block_type_of_kind
 from uqff.families.gguf.reference_dequantize import DEQUANTIZERS
 from uqff.families.loaded import Loaded
@@ -40,6 +40,7 @@ from uqff.schema.bricks import U32, Checked, Derived, Dims, Scope, Span, Violati
 from uqff.schema.entries import Entries, Entry
 from uqff.schema.header import BIAS_FLAG, blob_layout
 from uqff.schema.layout import Layout
+from uqff.simd.threads import run_ranges
 
 if TYPE_CHECKING:
     import torch
@@ -57,6 +58,9 @@ LEGACY_KINDS = ("q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "q8_1")
 
 REFERENCE_BLOCKS = 1 << 12
 """Blocks that a reference quantiser gets together: it needs some 50 bytes per weight."""
+
+GRAIN = 1 << 8
+"""Blocks of a range at least, where references run on several threads."""
 
 
 def _decode_type(code: int) -> BlockType:
@@ -155,11 +159,16 @@ class GGUF(QuantizedTensor):
         size = block_type.block_size
         if effort.name == "best" and size > 1:
             return cls._encode_best(loaded, block_type, engine, effort)
+        importance, before = effort.importance, 0
         blocks = np.empty((math.prod(loaded.shape) // size, block_type.type_size), np.uint8)
         for run in loaded.runs():
             some = blocks[at : at + len(run) // size]
-            _put_blocks(run.reshape(-1, size), block_type, engine, some)
-            at += len(some)
+            if importance is not None and block_type.name in reference_imatrix.QUANTIZERS:
+                weights = importance_of(importance, loaded.shape, np.arange(before, before + len(run)))
+                _put_weighted_blocks(run.reshape(-1, size), weights.reshape(-1, size), block_type, some)
+            else:
+                _put_blocks(run.reshape(-1, size), block_type, engine, some)
+            at, before = at + len(some), before + len(run)
         data = Part.of_array(blocks.reshape(*outer, last // size * block_type.type_size), DType.U8)
         return cls.made_of(data=data, block_type=block_type)
 
@@ -323,6 +332,20 @@ def _type_of(kind: str) -> BlockType:
     block_type = block_type_of_kind(kind)
     assert block_type is not None
     return block_type
+
+
+def _put_weighted_blocks(
+    values: npt.NDArray[np.float32], weights: npt.NDArray[np.float32], block_type: BlockType, out: npt.NDArray[np.uint8]
+) -> None:
+    """Blocks of a K type as the engine makes them with an importance matrix."""
+    quantize = reference_imatrix.QUANTIZERS[block_type.name]
+
+    def work(lo: int, hi: int) -> None:
+        for at in range(lo, hi, REFERENCE_BLOCKS):
+            end = min(at + REFERENCE_BLOCKS, hi)
+            out[at:end] = quantize(values[at:end], weights[at:end])
+
+    run_ranges(work, len(values), grain=GRAIN)
 
 
 def _search() -> Any:
