@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +16,7 @@ from click.testing import CliRunner
 
 import uqff
 from tests.support.tiny_files import GOLDEN, ROOT, unquant, write_file
-from uqff.cli import COMMANDS, LazyGroup, main
+from uqff.cli import COMMANDS, TASKS, LazyGroup, main
 
 FILE = GOLDEN / "qwen2-f32" / "q4k-0.uqff"
 
@@ -26,12 +27,37 @@ def test_version() -> None:
 
 
 def test_help_lists_the_table() -> None:
-    """In the order of the table, each with its line."""
+    """By tasks, each command once, with its line."""
     result = CliRunner().invoke(main, ["--help"])
     assert result.exit_code == 0
-    listed = result.output.partition("Commands:\n")[2].splitlines()
     width = max(map(len, COMMANDS))
-    assert listed == [f"  {name:<{width}}  {text}" for name, (_, text) in COMMANDS.items()]
+    assert sorted(name for names in TASKS.values() for name in names) == sorted(COMMANDS)
+    listed = [
+        [f"{task}:", *(f"  {name:<{width}}  {COMMANDS[name][1]}" for name in names)] for task, names in TASKS.items()
+    ]
+    assert result.output.endswith("\n\n".join("\n".join(lines) for lines in listed) + "\n")
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion(shell: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The shell's script asks this very program, which then answers with commands, options, values and paths."""
+    monkeypatch.setattr("click.shell_completion.BashComplete._check_version", lambda *_: None)  # of the bash here
+    script = CliRunner().invoke(main, ["completion", shell])
+    assert script.exit_code == 0
+    assert f"_UQFF_COMPLETE={shell}_complete" in script.output
+
+    def answers(*words: str) -> set[str]:
+        line = " ".join(("uqff", *words))
+        environment = {"_UQFF_COMPLETE": f"{shell}_complete", "COMP_WORDS": line, "COMP_CWORD": str(len(words))}
+        if shell == "fish":
+            environment["COMP_CWORD"] = words[-1]
+        done = CliRunner().invoke(main, [], env=environment, prog_name="uqff")
+        return set(re.split(r"[\n,\t]", done.output))
+
+    assert {"inspect", "push"} <= answers("")
+    assert {"--deep", "--strict"} <= answers("verify", "--")
+    assert {"uqff", "gguf"} <= answers("convert", "--to", "")
+    assert "file" in answers("inspect", "mod")
 
 
 @pytest.mark.parametrize("name", COMMANDS)

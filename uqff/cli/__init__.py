@@ -18,7 +18,7 @@ import click
 from uqff._version import __version__
 from uqff.errors import HubError, UqffError, printable
 
-__all__ = ["COMMANDS", "LazyGroup", "console", "main"]
+__all__ = ["COMMANDS", "TASKS", "LazyGroup", "console", "main"]
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "inspect": ("uqff.cli.inspect:inspect", "Show what is in a file, or one layer in full."),
@@ -34,9 +34,18 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "run": ("uqff.cli.run:run", "Let a model answer a prompt."),
     "plan": ("uqff.cli.plan:plan", "Choose types: the best mix for a size, or what each type takes."),
     "calibrate": ("uqff.cli.calibrate:calibrate", "Find out how much each input of each layer matters."),
+    "completion": ("uqff.cli.completion:completion", "Print what makes a shell complete commands and options."),
     "eval": ("uqff.cli.eval:eval_", "Measure a model: perplexity, and how far it is from a reference."),
 }
-"""Name of a command to ``module:attribute`` and its one line of help, in the order of ``--help``."""
+"""Name of a command to ``module:attribute`` and its one line of help."""
+
+TASKS: dict[str, tuple[str, ...]] = {
+    "Look into a model": ("inspect", "verify", "diff", "checksum", "report"),
+    "Make a model": ("plan", "quantize", "migrate", "convert", "dequantize"),
+    "Run and measure": ("run", "calibrate", "eval"),
+    "Publish, and the rest": ("push", "completion"),
+}
+"""The commands by what one wants to do, in the order of ``--help``."""
 
 INTERRUPTED = 128 + 2
 PIPE_CLOSED = 128 + 13
@@ -47,8 +56,8 @@ class LazyGroup(click.Group):
     """A group whose commands are imported when they are run, and whose errors become messages and exit codes."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """The names in the table."""
-        return list(COMMANDS)
+        """The names in the table, by tasks."""
+        return [name for names in TASKS.values() for name in names]
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """Import a command."""
@@ -60,8 +69,10 @@ class LazyGroup(click.Group):
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """List the commands without importing them."""
-        with formatter.section("Commands"):
-            formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
+        width = max(map(len, COMMANDS))
+        for task, names in TASKS.items():
+            with formatter.section(task):
+                formatter.write_dl([(f"{name:<{width}}", COMMANDS[name][1]) for name in names])
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run a command."""

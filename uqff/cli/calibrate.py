@@ -13,7 +13,7 @@ __all__ = ["calibrate"]
 
 
 @click.command(short_help="Find out how much each input of each layer matters.")
-@click.argument("source", metavar="SRC")
+@click.argument("source", metavar="SRC", type=click.Path())
 @click.option("--text", required=True, type=click.Path(exists=True, dir_okay=False), help="UTF-8 text to read.")
 @click.option(
     "-o",

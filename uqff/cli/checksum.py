@@ -21,7 +21,7 @@ __all__ = ["checksum"]
 
 
 @click.command(short_help="Digests of files and of layers, and the check of both.")
-@click.argument("path")
+@click.argument("path", type=click.Path())
 @click.option("--layers", is_flag=True, help="Digests of layers in place of files.")
 @click.option("--write", is_flag=True, help="Write the list beside the files: SHA256SUMS, or SHA256SUMS.layers.")
 @click.option("--check", "checking", is_flag=True, help="Compare with the list that is there.")

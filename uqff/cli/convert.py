@@ -18,7 +18,7 @@ __all__ = ["convert"]
 
 
 @click.command(short_help="GGUF to UQFF and back, block by block.")
-@click.argument("source", metavar="SRC")
+@click.argument("source", metavar="SRC", type=click.Path())
 @click.argument("out", metavar="OUT", type=click.Path())
 @click.option("--to", type=click.Choice(["uqff", "gguf"]), help="Direction, if not the one that SRC suggests.")
 @click.option(

@@ -19,7 +19,7 @@ __all__ = ["dequantize"]
 
 
 @click.command(short_help="Write a model as a plain checkpoint.")
-@click.argument("source", metavar="SRC")
+@click.argument("source", metavar="SRC", type=click.Path())
 @click.argument("out", metavar="OUT", type=click.Path())
 @click.option("--dtype", type=DtypeChoice(), default="f32", show_default=True, help="Of all floats.")
 @click.option(

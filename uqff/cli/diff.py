@@ -17,8 +17,8 @@ __all__ = ["diff"]
 
 
 @click.command(short_help="Compare two models, layer by layer.")
-@click.argument("a")
-@click.argument("b")
+@click.argument("a", type=click.Path())
+@click.argument("b", type=click.Path())
 @click.option("--layers", callback=pattern_option, metavar="REGEX", help="Which weights of a checkpoint are layers.")
 @click.option(
     "--names", type=click.Path(exists=True, dir_okay=False), help="Index to path of 0.x layers, as for migrate."

@@ -19,7 +19,7 @@ __all__ = ["eval_"]
 
 
 @click.command("eval", short_help="Measure a model: perplexity, and how far it is from a reference.")
-@click.argument("path", metavar="MODEL")
+@click.argument("path", metavar="MODEL", type=click.Path())
 @click.option("--text", required=True, type=click.Path(exists=True, dir_okay=False), help="UTF-8 text to predict.")
 @click.option("--reference", metavar="SRC", help="Model that is taken as true: usually the checkpoint.")
 @click.option("--logits", type=click.Path(exists=True, dir_okay=False), help="Its predictions, from --keep-logits.")

@@ -26,7 +26,7 @@ _SHOWN_RAW = 8
 
 
 @click.command(short_help="Show what is in a file, or one layer in full.")
-@click.argument("path")
+@click.argument("path", type=click.Path())
 @click.argument("key", required=False)
 @click.option("--hex", "dump", is_flag=True, help="With KEY: dump the layer's bytes, each field annotated.")
 @click.option(
@@ -38,7 +38,14 @@ _SHOWN_RAW = 8
     help="Bytes of each field in the dump; 0 for all.",
 )
 @click.option(
-    "--stats/--no-stats", default=True, show_default=True, help="With KEY: dequantise and measure the weight."
+    "--stats/--no-stats", default=True, show_default=True, help="With KEY or --html: dequantise and measure weights."
+)
+@click.option(
+    "--html",
+    "html",
+    type=click.Path(dir_okay=False),
+    metavar="FILE",
+    help="Write one page that shows all of the model: types, bytes, layers, fields, histograms.",
 )
 @isq_option
 @click.option("--json", "as_json", is_flag=True, help="Print JSON (described in spec/inspect-json.md).")
@@ -50,6 +57,7 @@ def inspect(
     dump: bool,
     limit: int,
     stats: bool,
+    html: str | None,
     isq: str | None,
     as_json: bool,
 ) -> None:
@@ -67,8 +75,16 @@ def inspect(
     """
     if dump and key is None:
         raise click.UsageError("--hex needs a KEY")
+    if html is not None and (key is not None or as_json):
+        raise click.UsageError("--html shows a whole model: it goes with neither KEY nor --json")
     path = named(path, isq, "PATH")
     with looked_into(path) as looked:
+        if html is not None:
+            problem = _write_page(looked, html, stats)
+            if problem is not None:
+                click.echo(f"uqff: {problem}", err=True)
+                ctx.exit(1)
+            return
         models = models_in(looked.path) if key is None and Path(looked.path).is_dir() else {}
         if len(models) > 1:
             if _inspect_models(looked, models, as_json):
@@ -93,6 +109,19 @@ def _inspect_file(looked: Looked, as_json: bool) -> str | None:
         _echo_json(summary_document(summary))
     else:
         _show_summary(summary)
+    return _problems_of(summary)
+
+
+def _write_page(looked: Looked, target: str, stats: bool) -> str | None:
+    from uqff.cli.progress import shown_progress
+    from uqff.container.atomic import atomic_file
+    from uqff.inspection.page import page
+    from uqff.inspection.summary import summarize
+
+    with open_uqff(looked.path) as file, atomic_file(Path(target)) as out, shown_progress() as progress:
+        summary = looked.shown(summarize(file))
+        for part in page(file, summary, statistics=stats and not looked.remote, progress=progress):
+            out.write(looked.shown(part).encode("utf-8", "replace"))
     return _problems_of(summary)
 
 

@@ -19,7 +19,7 @@ __all__ = ["migrate"]
 
 
 @click.command(short_help="Turn a model of one generation into the other, without a loss.")
-@click.argument("source", metavar="SRC")
+@click.argument("source", metavar="SRC", type=click.Path())
 @click.argument("out", metavar="[OUT]", type=click.Path(), required=False)
 @click.option(
     "--uqff-version",

@@ -43,7 +43,7 @@ def _fixed(ctx: click.Context, parameter: click.Parameter, values: tuple[str, ..
 
 
 @click.command(short_help="Choose types: the best mix for a size, or what each type takes.")
-@click.argument("source", metavar="SRC")
+@click.argument("source", metavar="SRC", type=click.Path())
 @click.option("--bits", type=click.FloatRange(0, min_open=True), help="Bits per weight of all layers, at most.")
 @click.option("--size", "nbytes", callback=_size, metavar="SIZE", help="Of all layers, at most: such as 3GiB.")
 @click.option("--kld", type=click.FloatRange(0, min_open=True), help="Mean divergence, at most; needs --text.")

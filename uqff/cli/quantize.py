@@ -38,7 +38,7 @@ def _one_kind(ctx: click.Context, parameter: click.Parameter, value: str | None)
 
 
 @click.command(short_help="Quantise a checkpoint.")
-@click.argument("source", metavar="SRC")
+@click.argument("source", metavar="SRC", type=click.Path())
 @click.argument("out", metavar="OUT", type=click.Path())
 @click.option(
     "--isq",

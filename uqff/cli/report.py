@@ -18,7 +18,7 @@ __all__ = ["report"]
 
 
 @click.command(short_help="Show, check or write uqff_report.json.")
-@click.argument("path", metavar="DIR")
+@click.argument("path", metavar="DIR", type=click.Path())
 @click.option("--write", "writes", is_flag=True, help="Make it anew from the files, in place of one that is there.")
 @click.option("--base-model", metavar="NAME", help="With --write: the model that was quantised.")
 @click.option("--repo-id", metavar="NAME", help="With --write: where the files are published.")

@@ -17,7 +17,7 @@ __all__ = ["run"]
 
 
 @click.command(short_help="Let a model answer a prompt.")
-@click.argument("path", metavar="DIR")
+@click.argument("path", metavar="DIR", type=click.Path())
 @click.option("--prompt", required=True, help="What the model answers.")
 @click.option("--tokens", default=64, show_default=True, type=click.IntRange(1), help="At most so many new tokens.")
 @click.option("--raw", is_flag=True, help="The prompt is plain text: no chat template.")

@@ -18,7 +18,7 @@ __all__ = ["verify"]
 
 
 @click.command(short_help="Check a file against every rule of the format.")
-@click.argument("path")
+@click.argument("path", type=click.Path())
 @click.option("--deep", is_flag=True, help="Dequantise every layer too, and look for NaN and infinities.")
 @click.option(
     "--strict", is_flag=True, help="In 1.x, want a report, a named producer, and no layer stored plain for lack of fit."
