@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import gc
+import os
+import resource
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from tests.support.samples import entry, framed
+import uqff
+from tests.support import samples
+from tests.support.samples import BLOB, entry, framed
 from uqff import FormatError, UnsupportedError
 from uqff.container.framing import DTYPE_BITS
 from uqff.container.mapped import MappedFile, TensorMap
@@ -92,3 +98,54 @@ def test_close(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="file is closed"):
         tensors["t"]
     assert bytes(view.numpy()) == b"1234"
+
+
+def test_a_file_that_becomes_shorter_is_told(tmp_path: Path) -> None:
+    """To look at pages that are gone would end the process without a word."""
+    path = samples.write(tmp_path / "a.uqff", {"0": BLOB, "1": BLOB})
+    with uqff.open(path) as file:
+        assert bytes(file.blob(1)) == BLOB
+        os.truncate(path, path.stat().st_size - 1)
+        with pytest.raises(FormatError, match="file has become shorter since it was opened") as caught:
+            file[0]
+        assert caught.value.file == str(path)
+        path.unlink()  # only a name is lost
+        samples.write(path, {"0": BLOB})
+        assert bytes(file.blob(0)) == BLOB
+
+
+def test_files_are_read_where_that_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What happens to the file afterwards does not matter; giving pages back does not lose them."""
+    monkeypatch.setenv("UQFF_MMAP", "0")
+    path = samples.write(tmp_path / "a.uqff", {"0": BLOB})
+    with uqff.open(path) as file:
+        layer = file[0]
+        file.release(0)
+        assert bytes(file.blob(0)) == BLOB
+        path.unlink()
+        path.write_bytes(b"")
+        assert bytes(file.blob(0)) == BLOB
+    assert layer == uqff.deserialize(BLOB)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="counts descriptors in /proc")
+def test_more_shards_than_a_process_may_have_files(tmp_path: Path) -> None:
+    """Each is mapped, opened, looked at, given back and mapped again, with fewer descriptors than there are shards."""
+    for number in range(400):
+        samples.write(tmp_path / f"m-{number}.uqff", {str(number): BLOB})
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (360, limits[1]))
+    try:
+        with uqff.open(tmp_path) as file:
+            assert len(os.listdir("/proc/self/fd")) < 300
+            layers = [file[number] for number in range(400)]
+            for number in range(400):
+                file.release(number)
+        gc.collect()
+        assert all(layer == layers[0] == uqff.deserialize(BLOB) for layer in layers)
+        assert sum("m-399.uqff" in line for line in Path("/proc/self/maps").read_text().splitlines()) == 1
+        del layers
+        gc.collect()
+        assert "m-399.uqff" not in Path("/proc/self/maps").read_text()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)

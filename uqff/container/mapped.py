@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import mmap
 import os
 import stat
-import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from uqff.container.document import check_regular
 from uqff.container.framing import Header, TensorEntry, parse_header
+from uqff.container.mapping import Memory, memory_of
 from uqff.errors import FormatError, MissingError, UnsupportedError, UqffError, located
 from uqff.schema.buffers import flat_bytes
 
@@ -42,30 +41,22 @@ _TORCH_NAMES = {
 }
 
 
-_MAP_NORESERVE: int = getattr(mmap, "MAP_NORESERVE", 0x4000 if sys.platform == "linux" else 0)
-"""Without it a kernel may refuse to map, copy-on-write, a file that is larger than its memory."""
-
-
 class MappedBytes:
-    """A file, mapped; nothing of it is read.
-
-    The mapping is private and copy-on-write: torch can wrap it without a copy, and the file on disk cannot be changed
-    through it.
-    """
+    """A file, mapped; nothing of it is read. See :mod:`uqff.container.mapping`."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._map: mmap.mmap | None = None
+        self._memory: Memory | None = None
         self._closed = False
         if stat.S_ISFIFO(os.stat(path).st_mode):  # opening one would wait for a writer
             raise FormatError("not a file but a pipe", file=str(path))
         check_regular(path)
-        with open(path, "rb") as file:
+        with open(path, "rb", buffering=0) as file:
             self._status = os.fstat(file.fileno())
             size = self._status.st_size
             if size:
-                self._map = _private_map(file.fileno(), size)
-        self.view = memoryview(self._map) if self._map is not None else memoryview(b"")
+                self._memory = memory_of(file, size)
+        self.view = memoryview(b"") if self._memory is None else self._memory.view()
 
     def is_current(self) -> bool:
         """Whether its name still leads to this very file."""
@@ -79,25 +70,41 @@ class MappedBytes:
 
         Raises:
             ValueError: the file is closed.
+            FormatError: it has become shorter since it was opened: to look at what is missing would end the process.
         """
         if self._closed:
             raise ValueError(f"file is closed: {self.path}")
+        self._check_length()
         return self.view[begin:end]
+
+    def _check_length(self) -> None:
+        if self._memory is None or not self._memory.depends:
+            return
+        try:
+            now = os.stat(self.path)
+        except OSError:
+            return  # it has lost its name, not its bytes
+        if now.st_size < self._status.st_size and os.path.samestat(now, self._status):
+            raise FormatError(
+                "file has become shorter since it was opened",
+                file=str(self.path),
+                expected=f"{self._status.st_size} bytes",
+                got=now.st_size,
+            )
 
     def advise(self, begin: int, end: int, advice: int) -> None:
         """Tell the system how the pages of bytes ``begin`` to ``end`` will be used: one of ``mmap.MADV_*``."""
-        if self._map is not None and begin < end:
+        if self._memory is not None and begin < end:
             start = begin - begin % mmap.PAGESIZE
-            self._map.madvise(advice, start, end - start)
+            self._memory.advise(advice, start, end - start)
 
     def close(self) -> None:
         """Unmap the file, or leave that to the last tensor that still looks into it."""
         self._closed = True
         self.view = memoryview(b"")
-        if self._map is not None:
-            with contextlib.suppress(BufferError):
-                self._map.close()
-            self._map = None
+        if self._memory is not None:
+            self._memory.close()
+            self._memory = None
 
 
 class MappedFile(MappedBytes):
@@ -119,13 +126,6 @@ class MappedFile(MappedBytes):
             ValueError: the file is closed.
         """
         return self.bytes_between(entry.begin, entry.end)
-
-
-def _private_map(fd: int, size: int) -> mmap.mmap:
-    if not hasattr(mmap, "MAP_PRIVATE"):
-        return mmap.mmap(fd, size, access=mmap.ACCESS_COPY)
-    flags = mmap.MAP_PRIVATE | _MAP_NORESERVE
-    return mmap.mmap(fd, size, flags=flags, prot=mmap.PROT_READ | mmap.PROT_WRITE)
 
 
 class TensorMap(Mapping[str, "torch.Tensor"]):
