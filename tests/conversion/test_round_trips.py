@@ -176,9 +176,11 @@ def test_assets_are_compared_and_copied(tmp_path: Path) -> None:
     write_gguf(model, tmp_path / "a.gguf", "q8_0")
     result = uqff_of_gguf(tmp_path / "a.gguf", tmp_path / "u", assets=tmp_path / "own")
     assert result.notes == ()
-    for name in ("config.json", "tokenizer.json", "tokenizer_config.json", "generation_config.json"):
+    for name in ("tokenizer.json", "tokenizer_config.json", "generation_config.json"):
         assert (tmp_path / "u" / name).read_bytes() == (tmp_path / "own" / name).read_bytes()
     config = model.config()
+    made = json.loads((tmp_path / "u" / "config.json").read_text())
+    assert made == config | {"quantization_config": {"quant_method": "uqff"}}
     wrong = {
         "hidden_size": 512,
         "num_attention_heads": 8,

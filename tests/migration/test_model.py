@@ -340,10 +340,12 @@ def test_untied_in_the_configuration_only(tmp_path: Path, architecture: str) -> 
     assert [warning[:28] for warning in warnings_of(tmp_path / "old")] == ["head and embedding are tied:"]
     migrate(tmp_path / "old", tmp_path / "tied")
     made = migrate(tmp_path / "old", tmp_path / "untied", untie=True)
-    assert made.copied == ["tokenizer.json"]
+    assert made.copied == ["config.json", "tokenizer.json"]
     tied, untied = files_of(tmp_path / "tied"), files_of(tmp_path / "untied")
     config = json.loads(untied.pop("config.json"))
-    assert json.loads(tied.pop("config.json")) == model.config
+    method = {"quantization_config": {"quant_method": "uqff"}}
+    assert json.loads(tied.pop("config.json")) == model.config | method
+    assert config.pop("quantization_config") == method["quantization_config"]
     assert config["tie_word_embeddings"] is False
     text = config.get("text_config", config)
     assert text == model.config.get("text_config", model.config) | {"tie_word_embeddings": False}

@@ -11,11 +11,13 @@ import pytest
 
 from tools.tiny import architectures as tiny_architectures
 from tools.tiny.models import TinyModel
+from uqff.codes import Version
 from uqff.errors import FormatError, UnsupportedError
 from uqff.migration import migrate
-from uqff.models.config import config_to_write, read_config, restated
+from uqff.models.config import METHOD_KEY, config_to_write, read_config, restated
 from uqff.quantization.run import quantize_model
 
+V0, V1_1, V1 = Version(0, 2, 0), Version(1, 1, 0), Version(1, 2, 0)
 LLAMA3 = {
     "rope_type": "llama3",
     "factor": 8.0,
@@ -167,16 +169,16 @@ def test_windows_that_the_engine_has_no_words_for(tmp_path: Path) -> None:
     config = of("Gemma3", layer_types=types)
     assert restated(config) == config
     with pytest.raises(UnsupportedError, match="no regular pattern of windows") as caught:
-        config_to_write(tmp_path / "config.json", config)
+        config_to_write(tmp_path / "config.json", config, V0)
     assert (caught.value.field, caught.value.got) == ("config.layer_types", types)
 
 
 def test_files_that_say_it_all_are_copied(tmp_path: Path) -> None:
     path = tmp_path / "config.json"
     path.write_text(json.dumps(of("Llama", rope_theta=1e4)))
-    assert config_to_write(path, read_config(path)) is None
+    assert config_to_write(path, read_config(path), V0) is None
     path.write_text(json.dumps(of("Llama", rope_parameters=ROPE)))
-    assert config_to_write(path, read_config(path)) == of("Llama", rope_parameters=ROPE, rope_theta=5e5)
+    assert config_to_write(path, read_config(path), V0) == of("Llama", rope_parameters=ROPE, rope_theta=5e5)
 
 
 def write(name: str, folder: Path) -> None:
@@ -225,7 +227,9 @@ def test_transformers_reads_the_same(name: str, tmp_path: Path) -> None:
         values = json.loads((tmp_path / folder / "config.json").read_text()) | {"model_type": model_type}
         read.append(transformers.AutoConfig.for_model(**values).to_dict())
     # What a library does not know, it keeps and does not use.
-    added = {"rope_parameters", "num_local_experts", "max_window_layers", "partial_rotary_factor", "dtype"}
+    added = {"rope_parameters", "num_local_experts", "max_window_layers", "partial_rotary_factor", "dtype"} | {
+        METHOD_KEY
+    }
     assert {key: read[1].get(key) for key in read[0]} == read[0]
     assert read[1].keys() - read[0].keys() <= added
 
@@ -249,3 +253,28 @@ def test_load_model_takes_either_form(tmp_path: Path) -> None:
         with torch.no_grad():
             logits.append(model(torch.arange(3, 11)[None]).logits)
     assert torch.equal(*logits)
+
+
+def test_the_method_of_quantising_is_named_beside_files_of_1_2_and_later(tmp_path: Path) -> None:
+    """In place of the source's own; engines of older files refuse a method that they do not know."""
+    path, method = tmp_path / "config.json", {"quant_method": "uqff"}
+    for given in ({}, {"quantization_config": {"quant_method": "gptq", "bits": 4}}, {"quantization_config": method}):
+        config = of("Llama", rope_theta=1e4) | given
+        path.write_text(json.dumps(config))
+        named = config | {"quantization_config": method}
+        assert config_to_write(path, config, V1) == (None if given.get("quantization_config") == method else named)
+    assert config_to_write(path, named, V0) == config_to_write(path, named, V1_1) == of("Llama", rope_theta=1e4)
+    assert config_to_write(tmp_path / "none.json", {}, V1) is None
+
+
+def test_the_method_comes_and_goes_with_the_generation(tmp_path: Path) -> None:
+    """What quantize, migrate and migrate back leave in config.json."""
+    TinyModel(hidden_size=64, heads=2).write(tmp_path / "source")
+    quantize_model(tmp_path / "source", tmp_path / "new", ["q8_0"])
+    migrate(tmp_path / "new", tmp_path / "old", "0.2")
+    migrate(tmp_path / "old", tmp_path / "again")
+    source, new, old, again = (
+        json.loads((tmp_path / name / "config.json").read_text()) for name in ("source", "new", "old", "again")
+    )
+    assert new == again == source | {"quantization_config": {"quant_method": "uqff"}}
+    assert old == source

@@ -59,7 +59,7 @@ def test_what_has_a_form_is_carried_over(plain: Path, tmp_path: Path, method: st
         assert {*file.residual} == {name for name in checkpoint.tensors if "norm" in name}
     assert result.dtype == "BF16"
     config = json.loads((tmp_path / "out" / "config.json").read_text())
-    assert "quantization_config" not in config
+    assert config["quantization_config"] == {"quant_method": "uqff"}
     assert "quantization" not in config
     report = json.loads((tmp_path / "out" / "uqff_report.json").read_text())
     assert report["outputs"][0]["quant"] == "keep"

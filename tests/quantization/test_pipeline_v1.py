@@ -404,7 +404,8 @@ def test_gemmas_say_that_they_are_tied(tmp_path: Path) -> None:
     config = json.loads(path.read_text())
     del config["tie_word_embeddings"]
     path.write_text(json.dumps(config))
-    for format, told in (("1.2", config | {"tie_word_embeddings": True}), ("1.1", config), ("0.2", config)):
+    stated = {"tie_word_embeddings": True, "quantization_config": {"quant_method": "uqff"}}
+    for format, told in (("1.2", config | stated), ("1.1", config), ("0.2", config)):
         quantize_model(tmp_path / "source", tmp_path / format, ["q8_0"], version=format)
         assert json.loads((tmp_path / format / "config.json").read_text()) == told
     path.write_text(json.dumps(config | {"tie_word_embeddings": False}))

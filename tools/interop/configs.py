@@ -2,8 +2,9 @@
 
 A checkpoint of each architecture is quantised twice, with the configuration as transformers 4 writes it and as
 transformers 5 does (the latter made by transformers 5 itself, where it is what is installed here). The client must load
-both and say the same. A transformers of each generation must take the written configuration for what it takes the
-checkpoint's own for, in the form that it writes itself.
+both and say the same, with UQFF named as the method of quantisation, which it does not know. A transformers of each
+generation must take the written configuration for what it takes the checkpoint's own for, in the form that it writes
+itself.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import uqff
 from tools.interop.client import Client, ClientError
 from tools.tiny import architectures as tiny_architectures
 from tools.tiny.models import TinyModel
+from uqff.models.config import METHOD_KEY, QUANT_METHOD
 from uqff.quantization.run import quantize_model
 
 CLIENT_VERSION = "0.9.5"
@@ -111,6 +113,9 @@ def check_client(client: Client, case: str, folder: Path) -> Row:
         except (ClientError, uqff.UqffError) as error:
             return Row(case, f"mistralrs {client.about()['version']}", problem=f"{form}: {error}")
     tokens = " ".join(said[0].tokens[:4])
+    config = json.loads((folder / "older-made" / "config.json").read_text())
+    if config.get(METHOD_KEY) != {"quant_method": QUANT_METHOD}:
+        return Row(case, f"mistralrs {client.about()['version']}", problem=f"names {config.get(METHOD_KEY)} as method")
     problem = None if said[0] == said[1] else f"older form: {said[0]}, newer form: {said[1]}"
     return Row(case, f"mistralrs {client.about()['version']}", tokens, problem)
 
@@ -145,6 +150,7 @@ def _meaning(config: dict[str, Any]) -> dict[str, Any]:
     made = {key: value for key, value in config.items() if key not in ("rope_parameters", "rope_scaling")}
     newer_form, older_form = config.get("rope_parameters"), config.get("rope_scaling")
     rope = newer_form if "rope_theta" not in config and newer_form else older_form
+    made.pop(METHOD_KEY, None)  # which transformers does not know, and the checkpoint's own does not name
     return made | {f"rope.{key}": value for key, value in (rope or {}).items() if key != "type"}
 
 

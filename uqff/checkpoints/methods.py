@@ -20,6 +20,7 @@ from uqff.checkpoints.mxfp4 import MXFP4Checkpoint
 from uqff.checkpoints.scaled_fp8 import ScaledFP8
 from uqff.checkpoints.table import TableCodes
 from uqff.errors import FormatError, UnsupportedError
+from uqff.models.config import names_uqff
 
 __all__ = ["FOREIGN", "METHODS", "method_of", "quantization_of"]
 
@@ -69,6 +70,8 @@ def method_of(config: Mapping[str, Any]) -> Method | None:
     if quantization is None:
         return None
     name = quantization.get("quant_method")
+    if names_uqff(quantization):
+        raise UnsupportedError("the model is UQFF, not a checkpoint", field=f"{KEYS[0]}.quant_method", got=name)
     for method in METHODS:
         if method.means(name, quantization):
             return method.of(quantization, config)

@@ -56,7 +56,7 @@ from uqff.families.unquant.tensor import Unquant
 from uqff.gguf.reader import GgufFile, GgufTensor, open_gguf
 from uqff.models.architectures import LayerName, architecture_of, embedding_name, entry_names, layer_names
 from uqff.models.assets import CONFIG_NAME, companions_of, copy_companions
-from uqff.models.config import config_to_write, read_config
+from uqff.models.config import config_to_write, read_config, with_method
 from uqff.models.engine import limits_of, refuse_limits
 from uqff.models.layouts import WeightLayout, half_split_order, without_rope_layout
 from uqff.progress import Progress, Steps
@@ -285,11 +285,14 @@ class FromGgufJob(Job[Conversion]):
         if self.assets is not None:
             path = self.assets / CONFIG_NAME
             own = without_rope_layout(read_config(path))
-            return copy_companions(self.assets, directory, config=config_to_write(path, own), leave=[KEPT_NAME])
+            return copy_companions(
+                self.assets, directory, config=config_to_write(path, own, self.version), leave=[KEPT_NAME]
+            )
         torch_dtype = self.dtype.torch_name
         documents, missing = tokenizer_files(self.file, self.config)
         self.notes += missing
-        documents = {CONFIG_NAME: {**self.config, "torch_dtype": torch_dtype}, **documents}
+        config = with_method({**self.config, "torch_dtype": torch_dtype}, self.version)
+        documents = {CONFIG_NAME: config, **documents}
         for name, document in documents.items():
             write_json(directory / name, document)
         return list(documents)

@@ -12,7 +12,6 @@ from typing import Any
 from uqff.checkpoints.model import ModelDirectory
 from uqff.container.atomic import copy_durably
 from uqff.container.beside import KEPT_SUFFIX
-from uqff.container.document import write_json
 from uqff.container.file import RESIDUAL_NAME, UqffFile
 from uqff.container.job import Job, Staging
 from uqff.container.plan import SHARD_BYTES, plan_files
@@ -43,7 +42,7 @@ class Migrated:
         path: the model directory.
         shards: names of the files, by the stem of each model.
         nbytes: of all of them.
-        copied: names of the files that were copied as they are.
+        copied: names of the files that lie beside a model; ``config.json`` is restated where it must be.
         left: names of files of the source that were not.
     """
 
@@ -140,10 +139,8 @@ class MigrateJob(Job[Migrated]):
             _write_kept(staging, plan, planned)
         _write_residual(staging, plan)
         source = plan.directory.path
-        config = config_to_write(source / CONFIG_NAME, plan.config or plan.directory.config)
-        made.copied = copy_companions(source, staging, leave=() if config is None else (CONFIG_NAME,))
-        if config:
-            write_json(staging / CONFIG_NAME, config)
+        config = config_to_write(source / CONFIG_NAME, plan.config or plan.directory.config, plan.version)
+        made.copied = copy_companions(source, staging, config=config)
         made.left = [name for name in plan.directory.others if not (staging / name).exists()]
         if plan.version >= FIRST:
             _write_report(staging, plan, made)

@@ -30,15 +30,21 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
+from uqff.codes import Version
 from uqff.container.document import read_json
 from uqff.errors import FormatError, UnsupportedError, located
 from uqff.limits import MAX_CONFIG_BYTES
 from uqff.models.architectures import architecture_of
 
-__all__ = ["QUANT_METHOD", "config_to_write", "read_config", "restated"]
+__all__ = ["METHOD_KEY", "QUANT_METHOD", "config_to_write", "names_uqff", "read_config", "restated", "with_method"]
 
 QUANT_METHOD: Final = "uqff"
 """What ``quantization_config`` of a directory of UQFF calls the method."""
+
+METHOD_KEY: Final = "quantization_config"
+
+METHOD_SINCE: Final = Version(1, 2, 0)
+"""The first version beside which it stands: engines that read none later refuse a method that they do not know."""
 
 EXPERT_COUNTS: Final = ("num_experts", "num_local_experts")
 LAYER_TYPES: Final = ("full_attention", "sliding_attention")
@@ -60,22 +66,46 @@ def read_config(path: Path) -> dict[str, Any]:
         return restated(config)
 
 
-def config_to_write(path: Path, config: Mapping[str, Any]) -> dict[str, Any] | None:
+def config_to_write(path: Path, config: Mapping[str, Any], version: Version) -> dict[str, Any] | None:
     """What a ``config.json`` must say that the engine and transformers read ``config`` from it.
 
     Args:
         path: what the source has; it need not be there.
-        config: as :func:`read_config` gives it, or with something changed.
+        config: as :func:`read_config` gives it, or with something changed; empty if there is none.
+        version: of the files beside it.
 
     Returns:
-        None if the file says that already, and can be copied.
+        None if the file says that already, and can be copied; or if there is no configuration.
 
     Raises:
         UnsupportedError: the engine has no words for it.
     """
-    made = restated(config)
+    if not config:
+        return None
+    made = with_method(restated(config), version)
     _check_expressible(made, str(path))
     return None if path.is_file() and read_json(path, MAX_CONFIG_BYTES) == made else made
+
+
+def with_method(config: Mapping[str, Any], version: Version) -> dict[str, Any]:
+    """A configuration that names UQFF as the method of quantisation, in place of any other.
+
+    A ``transformers`` that does not know it says so, and finds no weights; it is not told of the residual
+    (``transformers_weights``), because then it goes on with random layers.  Beside older files than 1.2 no method is
+    named, see :data:`METHOD_SINCE`.
+
+    Authority: transformers 4.51.3, 4.57.6 and 5.23; 0.6.0, 0.8.12, 0.8.23: 'Unknown quantization method: uqff'; 0.9.5
+    does not mind.
+    """
+    others = {key: value for key, value in config.items() if key != METHOD_KEY}
+    if version >= METHOD_SINCE:
+        return {**others, METHOD_KEY: {"quant_method": QUANT_METHOD}}
+    return others if names_uqff(config.get(METHOD_KEY)) else dict(config)
+
+
+def names_uqff(quantization: Any) -> bool:
+    """Whether what a configuration says of the quantisation means UQFF."""
+    return isinstance(quantization, dict) and quantization.get("quant_method") == QUANT_METHOD
 
 
 def restated(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -341,7 +341,7 @@ def restated_config(checkpoint: TensorFiles, version: Version) -> dict[str, Any]
             expected="true, or no lm_head.weight",
             got="false",
         )
-    return config_to_write(checkpoint.path / CONFIG_NAME, stated or checkpoint.config)
+    return config_to_write(checkpoint.path / CONFIG_NAME, stated or checkpoint.config, version)
 
 
 def engine_notes(checkpoint: TensorFiles, goals: Sequence[Goal]) -> list[str]:
