@@ -14,6 +14,7 @@ from tools.bench.machine import facts
 SECTIONS = {
     "opening": "Opening a 1 GiB file of 128 layers and making every layer",
     "quantising": "Quantising 4096 × 4096 float32, warm",
+    "efforts": "Relative RMS error of normal weights, to the engine's bytes and with effort best",
     "dequantising": "Dequantising 4096 × 4096 into a warm buffer",
     "compiling": "First use of a type, quantising and dequantising: compiled once, then cached",
     "engine": "mistral.rs, type by type: a model of 250 million weights",

@@ -6,14 +6,17 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from uqff.codes import Version
 from uqff.models.engine import Limit, limits_document
 from uqff.quantization.bias import BiasLoss, StoredBias, bias_losses
-from uqff.quantization.error import Distance
+from uqff.quantization.error import UNMEASURED, Distance, Measure
 from uqff.quantization.recipe import RecipeRule
 from uqff.quantization.types import KEEP, Fallback
+
+if TYPE_CHECKING:
+    from uqff.quantization.plan import Goal, PlannedLayer
 
 __all__ = [
     "AdapterResult",
@@ -290,3 +293,22 @@ def _fallback_line(group: Sequence[Fallback]) -> str:
     more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
     listed = ", ".join(names[:LISTED])
     return f"{first.requested} -> {first.resolved}, {len(group)} layers: {first.reason}: {listed}{more}"
+
+
+def layer_result(
+    goal: Goal, planned: PlannedLayer, kind: str, measures: list[Measure], bias: StoredBias | None
+) -> LayerResult:
+    """What became of a layer in an output of that type; ``measures`` are those of its pieces, none if not measured."""
+    return LayerResult(
+        goal.index,
+        goal.module,
+        kind,
+        planned.requested,
+        planned.promoted,
+        planned.stored,
+        goal.shape,
+        planned.size,
+        Measure.sum(measures).result() if measures else UNMEASURED,
+        bias,
+        planned.kept,
+    )

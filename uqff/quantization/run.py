@@ -59,7 +59,7 @@ from uqff.models.patterns import Pattern
 from uqff.progress import Progress, Steps
 from uqff.quantization.bias import StoredBias, bias_distance, bias_part
 from uqff.quantization.effort import LayerEfforts
-from uqff.quantization.error import UNMEASURED, Measure, measured
+from uqff.quantization.error import Measure, measured
 from uqff.quantization.keep import kept_record, no_fallback, plan_kept
 from uqff.quantization.lora import MergedTensors, model_weights
 from uqff.quantization.notes import Notes
@@ -75,7 +75,7 @@ from uqff.quantization.plan import (
     restated_config,
 )
 from uqff.quantization.recipe import Recipe, load_recipe
-from uqff.quantization.result import AdapterResult, LayerResult, Output, Result
+from uqff.quantization.result import AdapterResult, Output, Result, layer_result
 from uqff.quantization.types import KEEP, Engine, Fallback, FallbackWarning, encode, kind_name, widened
 from uqff.schema.entries import FIRST
 from uqff.simd.floats import Floats
@@ -409,7 +409,7 @@ class QuantizeJob(Job[Result]):
                 steps.add(goal.module, self._piece_weights(at), done=number + 1 == len(self.pieces[at]))
             for output, plans, sums in zip(self.outputs, self.plans, measures, strict=True):
                 bias = self._stored_bias(goal, plans[at])
-                output.layers.append(_layer_report(goal, plans[at], output.kind, sums, bias))
+                output.layers.append(layer_result(goal, plans[at], output.kind, sums, bias))
             if notes is not None and before is None:
                 notes.add([[astuple(each) for each in sums] for sums in measures])
 
@@ -496,21 +496,3 @@ class QuantizeJob(Job[Result]):
         """What became of the bias: small enough to be made once more for it."""
         source, stored = self._source_bias(goal), self._bias(goal, planned)
         return None if source is None or stored is None else StoredBias(stored.dtype, bias_distance(source, stored))
-
-
-def _layer_report(
-    goal: Goal, planned: PlannedLayer, kind: str, measures: list[Measure], bias: StoredBias | None
-) -> LayerResult:
-    return LayerResult(
-        goal.index,
-        goal.module,
-        kind,
-        planned.requested,
-        planned.promoted,
-        planned.stored,
-        goal.shape,
-        planned.size,
-        Measure.sum(measures).result() if measures else UNMEASURED,
-        bias,
-        planned.kept,
-    )

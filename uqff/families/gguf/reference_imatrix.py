@@ -29,7 +29,7 @@ from uqff.families.gguf.search import (
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["QUANTIZERS"]
+__all__ = ["QUANTIZERS", "weights_of"]
 
 F32: TypeAlias = npt.NDArray[np.float32]
 I32: TypeAlias = npt.NDArray[np.int32]
@@ -58,9 +58,9 @@ def quantize_q3k(x: F32, importance: F32) -> U8:
     """Q3K; a sub-block whose rounded ``d * scale`` is zero keeps the codes of its search."""
     with np.errstate(all="ignore"):
         elements = assemble.sub_blocks(x, 16)
-        weights = _weights(x, importance, 16, np.float32(2))
+        weights, sums = weights_of(x, importance, 16, np.float32(2))
         scale, searched = search_weighted_scale(elements, weights, 4)
-        d, six_bit = search_weighted_scale(_grouped(scale, 16), _grouped(_sum(weights), 16), 32)
+        d, six_bit = search_weighted_scale(_grouped(scale, 16), sums, 32)
         step = (widened_f16(d) * (six_bit - 32).astype(np.float32)).T.reshape(-1)
         q = np.where(step != 0, np.clip(nearest_int(elements / step), -4, 3) + 4, searched)
         return assemble.q3k(d, six_bit, assemble.whole_blocks(q))
@@ -85,21 +85,20 @@ def _with_min(
 ) -> tuple[F32, F32, I32, I32, I32]:
     """d, dmin, scales and minimums ``[256 / size, n]``, codes ``[256, n]``."""
     elements, per_block = assemble.sub_blocks(x, size), QK_K // size
-    weights = _weights(x, importance, size, factor)
-    sums = _grouped(_sum(weights), per_block)
+    weights, sums = weights_of(x, importance, size, factor)
     scale, minimum = (_grouped(each, per_block) for each in search_weighted_scale_and_min(elements, weights, nmax))
     d, ls = search_positive_scale(scale, sums, limit)
     dmin, lm = search_positive_scale(minimum, sums, limit)
     return d, dmin, ls, lm, codes_with_min(elements, d, ls, dmin, lm, nmax)
 
 
-def _weights(x: F32, importance: F32, size: int, factor: np.float32) -> F32:
-    """Weights of sub-blocks ``[size, n]``."""
+def weights_of(x: F32, importance: F32, size: int, factor: np.float32) -> tuple[F32, F32]:
+    """Weights of sub-blocks, ``[size, n * per_block]``, and their sums, ``[per_block, n]``."""
     sigma2: F32 = factor * _sum(np.ascontiguousarray((x * x).T)) / np.float32(QK_K)
     elements = assemble.sub_blocks(x, size)
     spread = np.repeat(sigma2, QK_K // size)
     made: F32 = assemble.sub_blocks(importance, size) * np.sqrt(spread + elements * elements)
-    return made
+    return made, _grouped(_sum(made), QK_K // size)
 
 
 def _sum(terms: F32) -> F32:

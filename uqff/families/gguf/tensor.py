@@ -339,6 +339,10 @@ def _put_weighted_blocks(
 ) -> None:
     """Blocks of a K type as the engine makes them with an importance matrix."""
     quantize = reference_imatrix.QUANTIZERS[block_type.name]
+    if simd.enabled():
+        from uqff.families.gguf import cpu_imatrix
+
+        quantize = cpu_imatrix.QUANTIZERS.get(block_type.name, quantize)
 
     def work(lo: int, hi: int) -> None:
         for at in range(lo, hi, REFERENCE_BLOCKS):
