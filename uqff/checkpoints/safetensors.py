@@ -16,7 +16,6 @@ Authority: transformers, ``modeling_utils.py`` (``_get_resolved_checkpoint_files
 
 from __future__ import annotations
 
-import mmap
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -115,17 +114,16 @@ class TensorFiles(Mapping[str, "torch.Tensor"], Closing):
 
     def fetch(self, name: str, start: int = 0, stop: int | None = None) -> None:
         """Ask the system to read a tensor's bytes, all or ``start`` to ``stop``, from the disk in the background."""
-        self._advise(name, "MADV_WILLNEED", start, stop)
+        self._advise(name, "WILLNEED", start, stop)
 
     def release(self, name: str, start: int = 0, stop: int | None = None) -> None:
         """Give back the memory of a tensor's bytes, all or ``start`` to ``stop``; a later look reads them again."""
-        self._advise(name, "MADV_DONTNEED", start, stop)
+        self._advise(name, "DONTNEED", start, stop)
 
     def _advise(self, name: str, advice: str, start: int = 0, stop: int | None = None) -> None:
-        if hasattr(mmap, advice):
-            entry = self._tensors.entry(name)
-            stop = entry.end - entry.begin if stop is None else stop
-            self._file_of[name].advise(entry.begin + start, entry.begin + stop, getattr(mmap, advice))
+        entry = self._tensors.entry(name)
+        stop = entry.end - entry.begin if stop is None else stop
+        self._file_of[name].advise(entry.begin + start, entry.begin + stop, advice)
 
     def close(self) -> None:
         """Release the files. Tensors already taken out stay valid."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import mmap
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
@@ -149,10 +148,9 @@ class UqffFile(Mapping[str, Layer], Closing):
 
     def release(self, key: str | int) -> None:
         """Give back the memory of a layer's bytes; a later look reads them from the disk again."""
-        if hasattr(mmap, "MADV_DONTNEED"):
-            files = {file.path: file for file in self._files}
-            for place in self.places(key).values():
-                files[place.path].advise(place.offset, place.offset + place.nbytes, mmap.MADV_DONTNEED)
+        files = {file.path: file for file in self._files}
+        for place in self.places(key).values():
+            files[place.path].advise(place.offset, place.offset + place.nbytes, "DONTNEED")
 
     def fields(self, key: str | int, *, trace: list[FieldTrace] | None = None) -> tuple[type[QuantizedTensor], Scope]:
         """The parsed and validated fields of a layer, without its tensors; does not import torch.

@@ -8,6 +8,8 @@ import secrets
 import shutil
 from pathlib import Path
 
+from uqff.container.locks import can_lock, lock, open_to_lock
+
 __all__ = ["create_beside", "create_locked", "is_left", "remove_left", "try_lock"]
 
 _HEX = r"[0-9a-f]{16}"
@@ -15,20 +17,16 @@ _HEX = r"[0-9a-f]{16}"
 
 def try_lock(path: Path) -> int | None:
     """A handle that holds a lock; None if what is there is another's, or gone, or the system has no such locks."""
-    try:
-        import fcntl
-    except ImportError:
+    if not can_lock():
         return None
     try:
-        handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        handle = open_to_lock(path)
     except OSError:
         return None
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(handle)
-        return None
-    return handle
+    if lock(handle):
+        return handle
+    os.close(handle)
+    return None
 
 
 def create_beside(target: Path, what: str) -> Path:

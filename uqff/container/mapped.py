@@ -92,11 +92,18 @@ class MappedBytes:
                 got=now.st_size,
             )
 
-    def advise(self, begin: int, end: int, advice: int) -> None:
-        """Tell the system how the pages of bytes ``begin`` to ``end`` will be used: one of ``mmap.MADV_*``."""
-        if self._memory is not None and begin < end:
+    def advise(self, begin: int, end: int, advice: str) -> None:
+        """Tell the system how the pages of bytes ``begin`` to ``end`` will be used, if it takes such advice.
+
+        Args:
+            begin: first byte; the page that it lies in is meant as a whole.
+            end: byte after the last.
+            advice: ``DONTNEED``, ``WILLNEED``, ...: one of ``mmap.MADV_*``.
+        """
+        value = getattr(mmap, f"MADV_{advice}", None)
+        if self._memory is not None and value is not None and begin < end:
             start = begin - begin % mmap.PAGESIZE
-            self._memory.advise(advice, start, end - start)
+            self._memory.advise(value, start, end - start)
 
     def close(self) -> None:
         """Unmap the file, or leave that to the last tensor that still looks into it."""
@@ -191,6 +198,5 @@ class TensorMap(Mapping[str, "torch.Tensor"]):
 
     def release(self, name: str) -> None:
         """Give back the memory of a tensor's bytes; a later look reads them from the disk again."""
-        if hasattr(mmap, "MADV_DONTNEED"):
-            file, entry = self._place(name)
-            file.advise(entry.begin, entry.end, mmap.MADV_DONTNEED)
+        file, entry = self._place(name)
+        file.advise(entry.begin, entry.end, "DONTNEED")

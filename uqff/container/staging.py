@@ -17,6 +17,7 @@ from uqff.container.beside import TEMPORARY, What, not_of
 from uqff.container.document import read_at_most
 from uqff.container.exchange import exchange
 from uqff.container.leftovers import create_beside, create_locked, is_left, remove_left
+from uqff.container.locks import can_lock, lock
 from uqff.container.shards import SUFFIX
 from uqff.errors import UnsupportedError
 from uqff.limits import MAX_HEADER_BYTES
@@ -282,17 +283,13 @@ def check_space(target: Path, needed: int) -> None:
 @contextlib.contextmanager
 def _locked(directory: Path) -> Iterator[None]:
     """Refuse to work on a directory that another process works on, where the system can lock one."""
-    try:
-        import fcntl
-    except ImportError:
+    if not can_lock():
         yield
         return
     handle = os.open(directory, os.O_RDONLY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    if not lock(handle):
         os.close(handle)
-        raise UnsupportedError("another run is at work there", file=str(directory)) from None
+        raise UnsupportedError("another run is at work there", file=str(directory))
     try:
         yield
     finally:

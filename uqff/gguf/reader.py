@@ -13,7 +13,6 @@ Authority: ggml, ``docs/gguf.md``, ``src/gguf.cpp``; llama.cpp, ``src/llama-mode
 from __future__ import annotations
 
 import math
-import mmap
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -140,8 +139,7 @@ class GgufTensor:
 
     def release(self) -> None:
         """Give back the memory of its bytes; a later look reads them again."""
-        if hasattr(mmap, "MADV_DONTNEED"):
-            self.file.advise(self.begin, self.begin + self.nbytes, mmap.MADV_DONTNEED)
+        self.file.advise(self.begin, self.begin + self.nbytes, "DONTNEED")
 
 
 class GgufFile(Mapping[str, GgufTensor], Closing):
