@@ -4,7 +4,8 @@ template <class K, int RUN>
 void decode_all(const Weight& weight, float* out) {
     for (i64 at = 0; at < weight.number[0]; at += RUN) {
         float values[RUN];
-        K::template decode<RUN>(weight, at, values);
+        if (at + RUN <= weight.number[0]) K::template decode<RUN, true>(weight, at, values);
+        else K::template decode<RUN, false>(weight, at, values);
         for (int i = 0; i < RUN && at + i < weight.number[0]; i++) out[at + i] = values[i];
     }
 }

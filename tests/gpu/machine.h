@@ -56,6 +56,11 @@ static float bfloat(u32 bits) { return __uint_as_float(bits << 16); }
 static u32 multiply_bfloats(u32 a, u32 b) {
     return two_bfloats(bfloat(a & 0xFFFF) * bfloat(b & 0xFFFF), bfloat(a >> 16) * bfloat(b >> 16));
 }
+static u32 subtract_bfloats(u32 a, u32 b) {
+    return two_bfloats(bfloat(a & 0xFFFF) - bfloat(b & 0xFFFF), bfloat(a >> 16) - bfloat(b >> 16));
+}
+static u32 and_or(u32 a, u32 b, u32 c) { return (a & b) | c; }
+u32 subtract_halves(u32 a, u32 b);
 u32 two_halves(float low, float high);
 u32 multiply_halves(u32 a, u32 b);
 void mma_halves(float* c, u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1);

@@ -15,16 +15,19 @@ from uqff.gpu.source import PRIMITIVES, Stored, dequantize_source, product_sourc
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["WIDEST", "Weight", "available", "dequantize", "gather_multiply", "multiply"]
+__all__ = ["WIDEST", "WIDTHS", "Weight", "available", "dequantize", "gather_multiply", "multiply"]
 
 THREADS = 256
 ALIGNMENT = 16
 """Bytes that a thread reads or writes together."""
 OLDEST = (8, 0)
 """The first compute capability with bfloat16 and asynchronous copies."""
+RUNS = 4
+"""How often a thread writes as much; as ``dequantize.cu`` has it."""
 STAGE, ROWS = 256, 16
 """Inputs that a warp multiplies with together, and outputs that a block makes; as ``product.cu`` has them."""
-WIDEST = 16
+WIDTHS = (1, 8, 16)
+WIDEST = WIDTHS[-1]
 """Rows of ``x`` that a product takes at most."""
 
 
@@ -85,14 +88,18 @@ def dequantize(stored: Stored, out: torch.Tensor) -> bool:
     """
     import torch
 
-    if not available(out.device) or out.data_ptr() % ALIGNMENT or not all(_aligned(part, 4) for part in stored.parts):
+    if (
+        not available(out.device)
+        or out.data_ptr() % ALIGNMENT
+        or not all(_aligned(part, stored.alignment) for part in stored.parts)
+    ):
         return False
     if not out.numel():
         return True
     dtype = _known(out.dtype)
     with torch.cuda.device(out.device):
         kernel = _dequantizer(stored.family, stored.decoder, dtype, out.device.index)
-        weights = THREADS * 2 * ALIGNMENT // out.element_size()
+        weights = THREADS * RUNS * ALIGNMENT // out.element_size()
         weight, to = Weight.of(stored, out.numel()), ctypes.c_void_p(out.data_ptr())
         kernel.launch((math.ceil(out.numel() / weights), 1), THREADS, weight, to)
     return True
@@ -183,8 +190,13 @@ def _launch(
         count=experts,
     )
     with torch.cuda.device(x.device):
-        kernel = _multiplier(stored.family, stored.decoder, _known(x.dtype), 8 if columns <= 8 else 16, x.device.index)
+        kernel = _multiplier(stored.family, stored.decoder, _known(x.dtype), _width(columns), x.device.index)
         kernel.launch((math.ceil(rows / ROWS), slots), THREADS, product)
+
+
+def _width(columns: int) -> int:
+    """Of the kernel: the smallest that has room."""
+    return next(width for width in WIDTHS if columns <= width)
 
 
 def _aligned(part: torch.Tensor, to: int) -> bool:

@@ -43,6 +43,26 @@ struct BF16 {
     __device__ static float load(const u8* at) { return bits_to_float((u32) * (const u16*)at << 16); }
 };
 
+// Words at an address that is a multiple of their number of bytes, or of 16.
+template <int WORDS>
+__device__ inline void load_words(const u8* at, u32* words) {
+    struct alignas(WORDS == 2 ? 8 : 16) Together {
+        u32 word[WORDS];
+    } both = *(const Together*)at;
+#pragma unroll
+    for (int i = 0; i < WORDS; i++) words[i] = both.word[i];
+}
+
+// Eight scales at an address that is a multiple of 8 of them.
+template <class S>
+__device__ inline void load_eight(const u8* at, float* values) {
+    u32 words[2 * S::SIZE];
+#pragma unroll
+    for (int i = 0; i < S::SIZE / 2; i++) load_words<4>(at + 16 * i, words + 4 * i);
+#pragma unroll
+    for (int i = 0; i < 8; i++) values[i] = S::load((const u8*)words + i * S::SIZE);
+}
+
 // A weight: the addresses of its stored parts, and numbers whose meaning the family knows; number[0] is how many
 // weights there are.
 struct Weight {

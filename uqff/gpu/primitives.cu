@@ -37,6 +37,26 @@ __device__ inline u32 multiply_bfloats(u32 a, u32 b) {
     return made;
 }
 
+// a - b of pairs, rounded once.
+__device__ inline u32 subtract_halves(u32 a, u32 b) {
+    u32 made;
+    asm("fma.rn.f16x2 %0, %1, %2, %3;" : "=r"(made) : "r"(b), "r"(0xBC00BC00u), "r"(a));
+    return made;
+}
+
+__device__ inline u32 subtract_bfloats(u32 a, u32 b) {
+    u32 made;
+    asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(made) : "r"(b), "r"(0xBF80BF80u), "r"(a));
+    return made;
+}
+
+// (a & b) | c, which the compiler makes two of if b and c are constants.
+__device__ inline u32 and_or(u32 a, u32 b, u32 c) {
+    u32 made;
+    asm("lop3.b32 %0, %1, %2, %3, 0xEA;" : "=r"(made) : "r"(a), "r"(b), "r"(c));
+    return made;
+}
+
 // c += a b, of 16 x 16 and 16 x 8 numbers held by a warp; lane 4 g + t has, two to a register:
 //   a: (row g, 2t), (row g + 8, 2t), (row g, 2t + 8), (row g + 8, 2t + 8)    b: (2t, column g), (2t + 8, column g)
 //   c: (row g, column 2t), (g, 2t + 1), (g + 8, 2t), (g + 8, 2t + 1)

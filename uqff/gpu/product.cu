@@ -32,6 +32,11 @@ struct PairsBF16 {
     static const int RAISED = 128;
     static const u32 ONES = 0x3F803F80u;
     __device__ static u32 raised(u32 codes) { return codes | 0x43004300u; }  // of up to 7 bits
+    __device__ static u32 raised(u32 codes, u32 mask) { return and_or(codes, mask, 0x43004300u); }
+    // Bytes 0 and 2 as signed numbers: 128 and seven bits, less 128 or, with the sign bit, 256.
+    __device__ static u32 signed_bytes(u32 w) {
+        return subtract_bfloats(and_or(w, 0x007F007Fu, 0x43004300u), and_or(w, 0x00800080u, 0x43004300u));
+    }
     __device__ static u32 pair(float low, float high) { return two_bfloats(low, high); }
     __device__ static void mma(float* c, u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1) {
         mma_bfloats(c, a0, a1, a2, a3, b0, b1);
@@ -48,6 +53,10 @@ struct PairsF16 {
     static const int RAISED = 1024;
     static const u32 ONES = 0x3C003C00u;
     __device__ static u32 raised(u32 codes) { return codes | 0x64006400u; }
+    __device__ static u32 raised(u32 codes, u32 mask) { return and_or(codes, mask, 0x64006400u); }
+    __device__ static u32 signed_bytes(u32 w) {
+        return subtract_halves(and_or(w ^ 0x00800080u, 0x00FF00FFu, 0x64006400u), 0x64806480u);  // 1152
+    }
     __device__ static u32 pair(float low, float high) { return two_halves(low, high); }
     __device__ static void mma(float* c, u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1) {
         mma_halves(c, a0, a1, a2, a3, b0, b1);
@@ -139,9 +148,11 @@ struct Segment {
     }
 };
 
+// What a warp has of a stage: 16 rows and, if x is a single one, its part of that.
 template <class K, int COLUMNS>
 struct SharedMemory {
-    static const int STAGES = WARPS * AHEAD * 16 * Fused<K>::PITCH, TERMS = WARPS * 16 * COLUMNS * 4;
+    static const int ROWS_BYTES = 16 * Fused<K>::PITCH, STAGE_BYTES = ROWS_BYTES + (COLUMNS == 1 ? STAGE * 2 : 0);
+    static const int STAGES = WARPS * AHEAD * STAGE_BYTES, TERMS = WARPS * 16 * COLUMNS * 4;
     static const int BYTES = STAGES > TERMS ? STAGES : TERMS;
 };
 
@@ -158,7 +169,8 @@ __device__ inline void multiply(const Product& product) {
     const u8* x = product.x + (i64)(slot / product.share) * product.inputs * 2;
     u8* y = product.y + (i64)slot * rows * 2;
     const int stages = known ? product.inputs / STAGE : 0, mine = (stages - warp + WARPS - 1) / WARPS;
-    u8* buffers = shared + warp * AHEAD * 16 * F::PITCH;
+    const int TILES = (COLUMNS + 7) / 8, STAGE_BYTES = SharedMemory<K, COLUMNS>::STAGE_BYTES;
+    u8* buffers = shared + warp * AHEAD * STAGE_BYTES;
 
     const u8* part[F::PARTS];
     for (int i = 0; i < F::PARTS; i++) part[i] = product.weight.part[i] + expert * rows * product.row_bytes[i];
@@ -166,7 +178,8 @@ __device__ inline void multiply(const Product& product) {
 #define FETCH(i)                                                                                                       \
     if ((i) < mine) {                                                                                                  \
         i64 stage = warp + (i64)(i) * WARPS;                                                                           \
-        u8* to = buffers + (i) % AHEAD * 16 * F::PITCH;                                                                \
+        u8* to = buffers + (i) % AHEAD * STAGE_BYTES;                                                                  \
+        if (COLUMNS == 1) copy_async<16>(to + 16 * F::PITCH + 16 * lane, x + stage * STAGE * 2 + 16 * lane);           \
         Segment<F, 0>::fetch(part[0] + stage * F::BYTES[0], product.row_bytes[0], row, rows, to, lane);                \
         if constexpr (F::PARTS > 1)                                                                                    \
             Segment<F, 1>::fetch(part[1] + stage * F::BYTES[1], product.row_bytes[1], row, rows, to, lane);            \
@@ -175,14 +188,15 @@ __device__ inline void multiply(const Product& product) {
     }                                                                                                                  \
     end_group();
 
-    float sums[COLUMNS / 8][4] = {};
+    float sums[TILES][4] = {};
 #pragma unroll
     for (int i = 0; i < AHEAD; i++) { FETCH(i) }
     for (int i = 0; i < mine; i++) {
         wait_groups<AHEAD - 1>();
         __syncwarp();
         const i64 stage = warp + (i64)i * WARPS;
-        const u8* low = buffers + i % AHEAD * 16 * F::PITCH + g * F::PITCH;
+        const u8* held = buffers + i % AHEAD * STAGE_BYTES;
+        const u8* low = held + g * F::PITCH;
         const u8* high = low + 8 * F::PITCH;
         if (F::WINDOW) {
             u64 from = (u64)part[0] + stage * F::BYTES[0];
@@ -198,11 +212,13 @@ __device__ inline void multiply(const Product& product) {
             F::template load<P>(low, low_row, chunk, t, a, s, m);
             F::template load<P>(high, high_row, chunk, t, b, s8, m8);
 #pragma unroll
-            for (int tile = 0; tile < COLUMNS / 8; tile++) {
+            for (int tile = 0; tile < TILES; tile++) {
                 const int column = tile * 8 + g;
                 u32 pairs[REGISTERS];
-                F::arrange(x + ((i64)column * product.inputs + stage * STAGE + chunk * F::CHUNK) * 2,
-                           column < product.columns, t, pairs);
+                if (COLUMNS == 1) F::arrange(held + 16 * F::PITCH + chunk * F::CHUNK * 2, g == 0, t, pairs);
+                else
+                    F::arrange(x + ((i64)column * product.inputs + stage * STAGE + chunk * F::CHUNK) * 2,
+                               column < product.columns, t, pairs);
                 float* sum = sums[tile];
 #pragma unroll
                 for (int group = 0; group < F::GROUPS; group++) {
@@ -214,14 +230,18 @@ __device__ inline void multiply(const Product& product) {
                         if (F::AFFINE) P::mma(e, P::ONES, P::ONES, P::ONES, P::ONES, pairs[k], pairs[k + 1]);
                     }
                     sum[0] = __fmaf_rn(s[group], c[0], sum[0]);
-                    sum[1] = __fmaf_rn(s[group], c[1], sum[1]);
                     sum[2] = __fmaf_rn(s8[group], c[2], sum[2]);
-                    sum[3] = __fmaf_rn(s8[group], c[3], sum[3]);
+                    if (COLUMNS > 1) {
+                        sum[1] = __fmaf_rn(s[group], c[1], sum[1]);
+                        sum[3] = __fmaf_rn(s8[group], c[3], sum[3]);
+                    }
                     if (F::AFFINE) {
                         sum[0] = __fmaf_rn(m[group], e[0], sum[0]);
-                        sum[1] = __fmaf_rn(m[group], e[1], sum[1]);
                         sum[2] = __fmaf_rn(m8[group], e[0], sum[2]);
-                        sum[3] = __fmaf_rn(m8[group], e[1], sum[3]);
+                        if (COLUMNS > 1) {
+                            sum[1] = __fmaf_rn(m[group], e[1], sum[1]);
+                            sum[3] = __fmaf_rn(m8[group], e[1], sum[3]);
+                        }
                     }
                 }
             }
@@ -235,7 +255,9 @@ __device__ inline void multiply(const Product& product) {
     wait_groups<0>();
     __syncthreads();
     float* terms = (float*)shared;
-    for (int tile = 0; tile < COLUMNS / 8; tile++) {
+    if (COLUMNS == 1) {
+        if (t == 0) terms[warp * 16 + g] = sums[0][0], terms[warp * 16 + g + 8] = sums[0][2];
+    } else for (int tile = 0; tile < TILES; tile++) {
         float* at = terms + warp * 16 * COLUMNS + tile * 8 + 2 * t;
         at[g * COLUMNS] = sums[tile][0], at[g * COLUMNS + 1] = sums[tile][1];
         at[(g + 8) * COLUMNS] = sums[tile][2], at[(g + 8) * COLUMNS + 1] = sums[tile][3];

@@ -28,6 +28,7 @@ class Stored:
         decoder: the C++ type in that file, with its parameters.
         parts: the stored tensors that it reads, at most four.
         numbers: that it needs beside the number of weights, at most five.
+        alignment: bytes that all addresses must be multiples of.
         along: how many of the parts, the first ones, a product reads row by row along with ``x``; 0 if no kernel does.
     """
 
@@ -36,6 +37,7 @@ class Stored:
     parts: tuple[torch.Tensor, ...]
     numbers: tuple[int, ...] = ()
     along: int = 0
+    alignment: int = 4
 
 
 def dequantize_source(family: str, decoder: str, dtype: DType) -> str:
@@ -55,7 +57,7 @@ def product_source(family: str, decoder: str, dtype: DType, columns: int) -> str
         family: see :class:`Stored`.
         decoder: likewise.
         dtype: of ``x`` and the result, F16 or BF16.
-        columns: rows of ``x`` at most, a multiple of 8.
+        columns: rows of ``x`` at most: 1, or a multiple of 8.
 
     The size of its array ``shared_bytes`` is that of the shared memory which a block needs.
     """

@@ -49,6 +49,7 @@ class WeightBuffers(torch.nn.Module):
         """
         super().__init__()
         self._meta = record.meta()
+        self._names = tuple(record.parts)  # torch.compile of torch 2.11 cannot read them off the record
         self._place = place
         self._numbers = numbers and record.plain is not None
         self._spec = to_spec(self._meta)
@@ -78,7 +79,7 @@ class WeightBuffers(torch.nn.Module):
         """The bytes of all parts, in their order, as operators take them."""
         if self._numbers:
             return [self.get_buffer("data").view(torch.uint8)]
-        return [self.get_buffer(name) for name in self._meta.parts]
+        return [self.get_buffer(name) for name in self._names]
 
     @property
     def spec(self) -> str:

@@ -2,7 +2,7 @@
 
 template <int BITS, int GROUP, class S>
 struct Afq {
-    template <int N>
+    template <int N, bool WHOLE>
     __device__ static void decode(const Weight& weight, i64 at, float* values) {
         const u8* p = weight.part[0] + at / 8 * BITS;
         u64 codes = 0;

@@ -6,12 +6,20 @@ struct Fused<Afq<BITS, GROUP, S>> : Basics {
     static constexpr int BYTES[3] = {STAGE / 8 * BITS, SCALES, SCALES};
     static const int ALL = (STAGE / 8 * BITS + 2 * SCALES + 15) / 16, PITCH = 16 * (ALL + 1 - ALL % 2);
 
+    static const int CHUNK = GROUP < 64 ? 32 : 64;
+
     template <class P>
     __device__ static void load(const u8* row, const Row&, int chunk, int t, u32* a, float* s, float* b) {
-        const u8* p = row + 4 * BITS * chunk + BITS * t;
-        int group = 32 * chunk / GROUP;
+        int group = CHUNK * chunk / GROUP;
         float scale = S::load(row + BYTES[0] + group * S::SIZE);
         s[0] = scale, b[0] = S::load(row + BYTES[0] + BYTES[1] + group * S::SIZE);
+        if (BITS < 8) b[0] -= P::RAISED * scale;
+#pragma unroll
+        for (int i = 0; i < CHUNK / 32; i++) codes<P>(row + 4 * BITS * (CHUNK / 32 * chunk + i) + BITS * t, a + 4 * i);
+    }
+    // Eight codes.
+    template <class P>
+    __device__ static void codes(const u8* p, u32* a) {
         if (BITS == 8) {
 #pragma unroll
             for (int i = 0; i < 2; i++) {
@@ -21,11 +29,10 @@ struct Fused<Afq<BITS, GROUP, S>> : Basics {
             }
             return;
         }
-        b[0] -= P::RAISED * scale;
         if (BITS == 4) {
             u32 w = load_u32<4>(p);
 #pragma unroll
-            for (int i = 0; i < 4; i++) a[i] = P::raised(w >> 4 * i & 0x000F000Fu);
+            for (int i = 0; i < 4; i++) a[i] = P::raised(w >> 4 * i, 0x000F000Fu);
             return;
         }
         const u32 mask = (1u << BITS) - 1;
@@ -39,7 +46,10 @@ struct Fused<Afq<BITS, GROUP, S>> : Basics {
         }
     }
     __device__ static void arrange(const u8* x, bool there, int t, u32* pairs) {
-        if (BITS == 4) FourApart::arrange(x, there, t, pairs);
-        else InOrder::arrange(x, there, t, pairs);
+#pragma unroll
+        for (int i = 0; i < CHUNK / 32; i++) {
+            if (BITS == 4) FourApart::arrange(x + 64 * i, there, t, pairs + 4 * i);
+            else InOrder::arrange(x + 64 * i, there, t, pairs + 4 * i);
+        }
     }
 };

@@ -1,7 +1,7 @@
 // Products with F8Q8 weights.
 
 template <>
-struct Fused<F8q8> : Basics, InOrder {
+struct Fused<F8q8> : Basics, EvenOdd {
     static const int PARTS = 1, PITCH = 272;
     static constexpr int BYTES[1] = {264};
     static const bool AFFINE = false;
@@ -13,9 +13,8 @@ struct Fused<F8q8> : Basics, InOrder {
         u32 w[3] = {words[0], words[1], shift ? words[2] : 0};
 #pragma unroll
         for (int i = 0; i < 2; i++) {
-            u32 four = __funnelshift_r(w[i], w[i + 1], shift) ^ 0x80808080u;
-            a[2 * i] = P::pair(code(four, 0, 128), code(four, 1, 128));
-            a[2 * i + 1] = P::pair(code(four, 2, 128), code(four, 3, 128));
+            u32 four = __funnelshift_r(w[i], w[i + 1], shift);
+            a[2 * i] = P::signed_bytes(four), a[2 * i + 1] = P::signed_bytes(four >> 8);
         }
         s[0] = e4m3_to_float(row[33 * chunk]) * (1.0f / 416.0f);
     }

@@ -6,7 +6,7 @@ struct Blocks {
 };
 
 struct Q4_0 : Blocks<18, 32> {
-    template <int N>
+    template <int N, bool WHOLE>
     __device__ static void decode(const Weight& weight, i64 at, float* values) {
         const u8* p = block(weight, at);
         int e = at % 32, shift = e / 16 * 4;
@@ -20,7 +20,7 @@ struct Q4_0 : Blocks<18, 32> {
 };
 
 struct Q4_1 : Blocks<20, 32> {
-    template <int N>
+    template <int N, bool WHOLE>
     __device__ static void decode(const Weight& weight, i64 at, float* values) {
         const u8* p = block(weight, at);
         int e = at % 32, shift = e / 16 * 4;
@@ -34,7 +34,7 @@ struct Q4_1 : Blocks<20, 32> {
 };
 
 struct Q5_0 : Blocks<22, 32> {
-    template <int N>
+    template <int N, bool WHOLE>
     __device__ static void decode(const Weight& weight, i64 at, float* values) {
         const u8* p = block(weight, at);
         int e = at % 32, shift = e / 16 * 4;
@@ -50,7 +50,7 @@ struct Q5_0 : Blocks<22, 32> {
 };
 
 struct Q5_1 : Blocks<24, 32> {
-    template <int N>
+    template <int N, bool WHOLE>
     __device__ static void decode(const Weight& weight, i64 at, float* values) {
         const u8* p = block(weight, at);
         int e = at % 32, shift = e / 16 * 4;
@@ -75,7 +75,7 @@ struct Bytes8 : Blocks<BYTES, SIZE> {
 };
 
 struct Q8_0 : Bytes8<34, 32, 2> {
-    template <int N>
+    template <int N, bool WHOLE>
     __device__ static void decode(const Weight& weight, i64 at, float* values) {
         const u8* p = block(weight, at);
         decode_with<N>(load_half(p), p, at % 32, values);
@@ -83,7 +83,7 @@ struct Q8_0 : Bytes8<34, 32, 2> {
 };
 
 struct Q8_1 : Bytes8<36, 32, 4> {
-    template <int N>
+    template <int N, bool WHOLE>
     __device__ static void decode(const Weight& weight, i64 at, float* values) {
         const u8* p = block(weight, at);
         decode_with<N>(load_half(p), p, at % 32, values);
@@ -91,7 +91,7 @@ struct Q8_1 : Bytes8<36, 32, 4> {
 };
 
 struct Q8K : Bytes8<292, 256, 4> {
-    template <int N>
+    template <int N, bool WHOLE>
     __device__ static void decode(const Weight& weight, i64 at, float* values) {
         const u8* p = block(weight, at);
         decode_with<N>(F32::load(p), p, at % 256, values);
@@ -99,7 +99,7 @@ struct Q8K : Bytes8<292, 256, 4> {
 };
 
 struct Q2K : Blocks<84, 256> {
-    template <int N>
+    template <int N, bool WHOLE>
     __device__ static void decode(const Weight& weight, i64 at, float* values) {
         const u8* p = block(weight, at);
         int e = at % 256, shift = e % 128 / 32 * 2;
@@ -119,7 +119,7 @@ struct Q3K : Blocks<110, 256> {
         u32 low = i < 8 ? packed[i] & 15u : packed[i - 8] >> 4;
         return low | (packed[8 + i % 4] >> 2 * (i / 4) & 3u) << 4;
     }
-    template <int N>
+    template <int N, bool WHOLE>
     __device__ static void decode(const Weight& weight, i64 at, float* values) {
         const u8* p = block(weight, at);
         int e = at % 256, shift = e % 128 / 32 * 2;
@@ -147,7 +147,7 @@ struct Scales8 {
 
 template <int BYTES, int HIGH, int LOW>
 struct Affine8 : Blocks<BYTES, 256> {
-    template <int N>
+    template <int N, bool WHOLE>
     __device__ static void decode(const Weight& weight, i64 at, float* values) {
         const u8* p = Blocks<BYTES, 256>::block(weight, at);
         int e = at % 256, group = e / 32, shift = group % 2 * 4;
@@ -167,7 +167,7 @@ typedef Affine8<144, 0, 16> Q4K;
 typedef Affine8<176, 16, 48> Q5K;
 
 struct Q6K : Blocks<210, 256> {
-    template <int N>
+    template <int N, bool WHOLE>
     __device__ static void decode(const Weight& weight, i64 at, float* values) {
         const u8* p = block(weight, at);
         int e = at % 256, r = e % 128, low = r / 64 * 4, high = r / 32 * 2;

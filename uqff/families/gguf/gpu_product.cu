@@ -6,6 +6,12 @@ struct LegacyBasics : Basics, Halves {
     static constexpr int BYTES[1] = {BYTES_OF_32 * 8};
     // Four bits of the codes 4t to 4t + 3 and 16 + 4t to 16 + 4t + 3, and their fifth bits.
     template <class P, int ALIGN>
+    __device__ static void nibbles(const u8* codes, int t, u32* a) {
+        u32 w = load_u32<ALIGN>(codes + 4 * t);
+#pragma unroll
+        for (int i = 0; i < 4; i++) a[i] = P::raised(w >> (i % 2 * 8 + i / 2 * 4), 0x000F000Fu);
+    }
+    template <class P, int ALIGN>
     __device__ static void nibbles(const u8* codes, int t, u32 high, u32* a) {
         u32 w = load_u32<ALIGN>(codes + 4 * t), low5 = bits_to_bytes(high >> 4 * t) << 4;
         u32 high5 = bits_to_bytes(high >> (16 + 4 * t)) << 4;
@@ -21,7 +27,7 @@ struct Fused<Q4_0> : LegacyBasics<18> {
     template <class P>
     __device__ static void load(const u8* row, const Row&, int chunk, int t, u32* a, float* s, float* b) {
         const u8* p = row + 18 * chunk;
-        nibbles<P, 2>(p + 2, t, 0, a);
+        nibbles<P, 2>(p + 2, t, a);
         s[0] = load_half(p), b[0] = -(P::RAISED + 8) * s[0];
     }
 };
@@ -31,7 +37,7 @@ struct Fused<Q4_1> : LegacyBasics<20> {
     template <class P>
     __device__ static void load(const u8* row, const Row&, int chunk, int t, u32* a, float* s, float* b) {
         const u8* p = row + 20 * chunk;
-        nibbles<P, 4>(p + 4, t, 0, a);
+        nibbles<P, 4>(p + 4, t, a);
         s[0] = load_half(p), b[0] = load_half(p + 2) - P::RAISED * s[0];
     }
 };
@@ -57,7 +63,7 @@ struct Fused<Q5_1> : LegacyBasics<24> {
 };
 
 template <int BYTES_OF_32, int CODES>
-struct FusedBytes : Basics, InOrder {
+struct FusedBytes : Basics, EvenOdd {
     static const int PARTS = 1, PITCH = BYTES_OF_32 * 8 / 16 % 2 ? BYTES_OF_32 * 8 : BYTES_OF_32 * 8 + 16;
     static constexpr int BYTES[1] = {BYTES_OF_32 * 8};
     static const bool AFFINE = false;
@@ -66,9 +72,8 @@ struct FusedBytes : Basics, InOrder {
         const u8* p = row + BYTES_OF_32 * chunk;
 #pragma unroll
         for (int i = 0; i < 2; i++) {
-            u32 w = load_u32<2>(p + CODES + 8 * t + 4 * i) ^ 0x80808080u;
-            a[2 * i] = P::pair(code(w, 0, 128), code(w, 1, 128));
-            a[2 * i + 1] = P::pair(code(w, 2, 128), code(w, 3, 128));
+            u32 w = load_u32<2>(p + CODES + 8 * t + 4 * i);
+            a[2 * i] = P::signed_bytes(w), a[2 * i + 1] = P::signed_bytes(w >> 8);
         }
         s[0] = load_half(p);
     }
@@ -99,13 +104,18 @@ struct Fused<Affine8<BYTES_OF_256, HIGH, LOW>> : Basics {
                 u32 bits = load_u32<4>(row + HIGH + 8 * t + 4 * i) >> 2 * chunk;
                 low5 = (bits & 0x01010101u) << 4, high5 = (bits >> 1 & 0x01010101u) << 4;
             }
+            const int group = 2 * chunk + i;
+            s[i] = prepared.d * code(prepared.packed.scales[group / 4], group % 4, 0);
+            b[i] = -prepared.dmin * code(prepared.packed.minimums[group / 4], group % 4, 0) - P::RAISED * s[i];
+            if (!HIGH) {
+                a[2 * i] = P::raised(w, 0x000F000Fu), a[2 * i + 1] = P::raised(w >> 8, 0x000F000Fu);
+                a[2 * i + 4] = P::raised(w >> 4, 0x000F000Fu), a[2 * i + 5] = P::raised(w >> 12, 0x000F000Fu);
+                continue;
+            }
             a[2 * i] = P::raised((w & 0x000F000Fu) | (low5 & 0x00FF00FFu));
             a[2 * i + 1] = P::raised((w >> 8 & 0x000F000Fu) | (low5 >> 8 & 0x00FF00FFu));
             a[2 * i + 4] = P::raised((w >> 4 & 0x000F000Fu) | (high5 & 0x00FF00FFu));
             a[2 * i + 5] = P::raised((w >> 12 & 0x000F000Fu) | (high5 >> 8 & 0x00FF00FFu));
-            const int group = 2 * chunk + i;
-            s[i] = prepared.d * code(prepared.packed.scales[group / 4], group % 4, 0);
-            b[i] = -prepared.dmin * code(prepared.packed.minimums[group / 4], group % 4, 0) - P::RAISED * s[i];
         }
     }
     __device__ static void arrange(const u8* x, bool there, int t, u32* pairs) {
@@ -123,7 +133,7 @@ struct SixteensBasics : Basics {
     }
     template <class P>
     __device__ static void put(u32 codes, u32* a) {
-        a[0] = P::raised(codes & 0x003F003Fu), a[1] = P::raised(codes >> 8 & 0x003F003Fu);
+        a[0] = P::raised(codes, 0x003F003Fu), a[1] = P::raised(codes >> 8, 0x003F003Fu);
     }
 };
 

@@ -12,13 +12,26 @@ struct Hqq {
     __device__ static u32 word(const Weight& weight, i64 place) {
         return BITS == 3 ? ((const u32*)weight.part[0])[place] : weight.part[0][place];
     }
-    template <int N>
+    template <int N, bool WHOLE>
     __device__ static void decode(const Weight& weight, i64 at, float* values) {
         i64 total = weight.number[0], columns = weight.number[1], height = weight.number[2];
         i64 row = total >> 32 ? at / columns : (u32)at / (u32)columns, column = at - row * columns;
         u32 plane = (u32)row / (u32)height;
         int shift = BITS * (PLANES - 1 - (int)plane);
         i64 place = (row - plane * height) * columns + column;
+        if (AXIS == 0 && BITS != 3 && N == 8 && columns % N == 0) {
+            u32 bytes[2];
+            float scales[N], zeros[N];
+            load_words<2>(weight.part[0] + place, bytes);
+            load_eight<S>(weight.part[1] + column * S::SIZE, scales);
+            load_eight<S>(weight.part[2] + column * S::SIZE, zeros);
+#pragma unroll
+            for (int i = 0; i < N; i++) {
+                u32 q = bytes[i / 4] >> shift & 0x01010101u * ((1u << BITS) - 1);
+                values[i] = (code(q, i % 4, 0) - zeros[i % N]) * scales[i % N];
+            }
+            return;
+        }
         if (column + N <= columns) {
 #pragma unroll
             for (int i = 0; i < N; i++) values[i] = value(weight, word(weight, place + i), shift, AXIS == 0 ? column + i : row);

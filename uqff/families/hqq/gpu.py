@@ -24,4 +24,4 @@ def stored(weight: HQQ) -> Stored | None:
     if not fits or scales.dtype is not zeros.dtype or w_q.shape != (height, columns * (4 if weight.bits == 3 else 1)):
         return None
     decoder = f"Hqq<{weight.bits}, {weight.axis}, {scales.dtype.name}>"
-    return Stored("hqq", decoder, (weight.w_q, weight.scales, weight.zeros), (columns, height))
+    return Stored("hqq", decoder, (weight.w_q, weight.scales, weight.zeros), (columns, height), alignment=16)

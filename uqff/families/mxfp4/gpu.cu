@@ -6,7 +6,7 @@ __device__ inline float e2m1_to_float(u32 nibble) {
 }
 
 struct Mxfp4 {
-    template <int N>
+    template <int N, bool WHOLE>
     __device__ static void decode(const Weight& weight, i64 at, float* values) {
         u32 codes = N == 8 ? load_u32<4>(weight.part[0] + at / 2) : *(const u16*)(weight.part[0] + at / 2);
         float power = bits_to_float((u32)weight.part[1][at / 32] << 23);
