@@ -87,21 +87,21 @@ def test_the_same_is_found_as_beside_the_files(hub: Hub, tmp_path: Path, which: 
         assert len(expected[1]) > 1000
 
 
-def big_model(folder: Path) -> dict[str, bytes]:
+@pytest.fixture(scope="module")
+def big(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two models of 1.2 with two layers each, 4 MB."""
-    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("big")
+    weight = torch.linspace(-1, 1, 1 << 20).reshape(1024, 1024)
     for at, kind in enumerate(("q8_0", "afq4")):
-        weight = torch.randn(1024, 1024)
-        layers = {
-            f"model.layers.{at}.mlp.{name}_proj": uqff.Layer(uqff.quantize(weight, kind)) for name in ("up", "down")
-        }
+        layer = uqff.Layer(uqff.quantize(weight, kind))
+        layers = {f"model.layers.{at}.mlp.{name}_proj": layer for name in ("up", "down")}
         uqff.save(layers, folder / f"{kind}.uqff")
-    return files_in(folder)
+    return folder
 
 
-def test_hardly_anything_is_read(hub: Hub, tmp_path: Path) -> None:
+def test_hardly_anything_is_read(hub: Hub, big: Path) -> None:
     """Of a file the first bytes, and the small entries: of weights, none but those that lie between."""
-    files = big_model(tmp_path)
+    files = files_in(big)
     hub.put("owner/name", files)
     whole = sum(map(len, files.values()))
     assert call("inspect", "owner/name")[0] == 0
@@ -110,14 +110,14 @@ def test_hardly_anything_is_read(hub: Hub, tmp_path: Path) -> None:
     assert all("range" in each.headers for each in hub.asked if "/cdn/" in each.path)
 
 
-def test_one_layer_is_read_by_ranges(hub: Hub, tmp_path: Path) -> None:
+def test_one_layer_is_read_by_ranges(hub: Hub, big: Path) -> None:
     """With its values and its statistics, the same as beside the file; the others are not."""
-    files = big_model(tmp_path)
+    files = files_in(big)
     hub.put("owner/name", files)
     for options in ([], ["--no-stats"], ["--hex"], ["--hex", "--no-stats", "--hex-bytes=0"]):
         ours = call("inspect", "owner/name:afq4", "1", *options, "--json")
-        theirs = call("inspect", f"{tmp_path}:afq4", "1", *options, "--json")
-        assert ours[1] == theirs[1].replace(str(tmp_path), "hf://owner/name")
+        theirs = call("inspect", f"{big}:afq4", "1", *options, "--json")
+        assert ours[1] == theirs[1].replace(str(big), "hf://owner/name")
         assert (ours[0], ours[2]) == (0, "")
     hub.asked.clear()
     call("inspect", "owner/name:afq4", "1", "--no-stats")
