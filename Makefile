@@ -10,13 +10,16 @@ MODEL ?=
 # What `make demo` quantises to: a comma-separated list of types, or `all`.
 TYPES ?= all
 
+# For `make fuzz`: seconds.
+TIME ?= 300
+
 # For `make test-oldest` and `make test-newest`: an index with torch's wheels for CPUs (PyPI's bring CUDA, several
 # gigabytes), another version of torch than the oldest or newest, and what pytest is given.
 TORCH_INDEX ?=
 TORCH ?=
 TESTS ?= -n 2
 
-.PHONY: help demo test test-oldest test-newest cpus checks docs lint bench interop vectors golden crash clean
+.PHONY: help demo test test-oldest test-newest cpus checks docs lint bench interop vectors golden crash fuzz clean
 
 help:
 	@echo "make demo     quantise a real model, open it again, compare    (MODEL=DIR, TYPES=q8_0,q4k)"
@@ -24,6 +27,7 @@ help:
 	@echo "make cpus     tests of kernels and products, with features of this CPU hidden; nightly"
 	@echo "make checks   whether the vectors notice each check that a reader could forget, and mistakes of quantisers;"
 	@echo "              needs a C compiler; nightly"
+	@echo "make fuzz     hostile inputs by the thousand, for so many seconds    (TIME=600)"
 	@echo "make crash    kills before every call that changes the file system, full disks at every write; needs Linux and a C compiler"
 	@echo "make test-oldest, make test-newest"
 	@echo "              the test suite with the oldest and newest of every dependency    (TORCH=2.13.0, TESTS='-n 2 tests/cli')"
@@ -49,6 +53,9 @@ checks: $(VENV)/.test
 
 crash: $(VENV)/.test
 	$(BIN)/python -W ignore -m tools.crash
+
+fuzz: $(VENV)/.test
+	UQFF_KERNELS=reference $(BIN)/python -W ignore -m tools.fuzz --time $(TIME)
 
 test-oldest: .venv-oldest/.made
 	.venv-oldest/bin/python -m pytest $(TESTS)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -202,3 +205,53 @@ def test_only_known_values_reach_transformers(model: Path) -> None:
     config = json.loads((model / "config.json").read_text("utf-8"))
     more = {"auto_map": {}, "attn_implementation": "a/b", "dtype": "x", "quantization_config": {}, "return_dict": False}
     assert known_values(config | more) == {k: v for k, v in config.items() if k not in ("architectures", "model_type")}
+
+
+WATCHED = """
+import sys
+from click.testing import CliRunner
+from uqff.cli import main
+home, commands = sys.argv[1], [each.split("|") for each in sys.argv[2:]]
+RUNS = {"exec", "compile", "import", "ctypes.dlopen", "subprocess.Popen", "os.system", "os.exec", "os.posix_spawn"}
+seen = []
+def watch(event, arguments):
+    if event == "socket.connect":
+        seen.append((event, repr(arguments)))
+    elif event in RUNS:
+        places = [getattr(each, "co_filename", each) for each in arguments]
+        places = [each if isinstance(each, str) else repr(each) for each in places]
+        if any(home in each for each in places):
+            seen.append((event, repr(places)))
+sys.addaudithook(watch)
+for command in commands:
+    done = CliRunner().invoke(main, command, input="y\\n" * 9)
+    print(command[0], done.exit_code)
+    if done.exit_code:
+        print(done.output)
+print(seen)
+"""
+
+
+def test_no_command_runs_anything_of_a_directory(model: Path, tmp_path: Path) -> None:
+    """Python itself tells of all that it executes, imports, loads or starts: nothing lies in there."""
+    copy, sprung = trapped(model, tmp_path)
+    out = tmp_path / "trapped" / "out"
+    commands = [
+        f"inspect|{copy}",
+        f"checksum|{copy}|--layers",
+        f"diff|{copy}|{model}",
+        f"dequantize|{copy}|{out}",
+        f"run|{copy}|--prompt|{PROMPT}|--tokens|2",
+        f"quantize|{out}|{tmp_path / 'trapped' / 'again'}|--isq|q8_0",
+    ]
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", WATCHED, str(tmp_path / "trapped"), *commands],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env=os.environ | {"UQFF_KERNELS": "reference"},
+    )
+    *codes, seen = done.stdout.splitlines()
+    assert codes == [f"{command.split('|')[0]} 0" for command in commands], done.stdout + done.stderr
+    assert seen == "[]"
+    assert not sprung.exists()
