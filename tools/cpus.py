@@ -24,7 +24,10 @@ from rich.console import Console
 from rich.table import Table
 
 ROOT = Path(__file__).resolve().parent.parent
-KERNELS = ("tests/simd", "tests/families", "tests/codec/test_blob.py", "tests/container/test_golden_v0.py")
+KERNELS = (
+    *("tests/simd", "tests/families", "tests/codec/test_blob.py", "tests/container/test_golden_v0.py"),
+    "tests/parallel/test_product_cpu.py",
+)
 PRODUCTS = ("tests/parallel/test_linear.py", "tests/parallel/test_experts.py", "tests/parallel/test_model.py")
 
 

@@ -64,8 +64,8 @@ def multiply(x: torch.Tensor, weight: WeightBuffers) -> torch.Tensor:
     if weight.numbers is not None:
         return torch.nn.functional.linear(x, weight.numbers.to(x.dtype))
     parts, spec = weight.bytes(), weight.spec
-    made: torch.Tensor = _linear(x, parts, spec) if _is_eager(x) else linear(x, parts, spec)
-    return made
+    call: Callable[..., torch.Tensor] = _linear if _is_eager(x) else linear
+    return call(x, parts, spec)
 
 
 def gather_multiply(x: torch.Tensor, indices: torch.Tensor, weight: WeightBuffers) -> torch.Tensor:
@@ -79,8 +79,8 @@ def gather_multiply(x: torch.Tensor, indices: torch.Tensor, weight: WeightBuffer
     Returns:
         ``[tokens, experts_per_token, out]``.
     """
-    made: torch.Tensor = gather_linear(x, indices, weight.bytes(), weight.spec, False)
-    return made
+    call: Callable[..., torch.Tensor] = _gather_linear if _is_eager(x) else gather_linear
+    return call(x, indices, weight.bytes(), weight.spec, False)
 
 
 def _is_eager(x: torch.Tensor) -> bool:
@@ -159,6 +159,12 @@ def gather_linear(
         spec: what else it is.
         transposed: whether ``x`` has ``out`` numbers and is multiplied with ``W``, as gradients are.
     """
+    return _gather_linear(x, indices, parts, spec, transposed)
+
+
+def _gather_linear(
+    x: torch.Tensor, indices: torch.Tensor, parts: Sequence[torch.Tensor], spec: str, transposed: bool
+) -> torch.Tensor:
     device = DEVICES.get(x.device.type)
     if device is not None and device.gather_linear is not None and not transposed:
         y = device.gather_linear(x, indices, parts, spec)

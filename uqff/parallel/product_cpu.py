@@ -100,7 +100,7 @@ def _decoding(x: torch.Tensor, parts: Sequence[torch.Tensor], spec: str, dims: i
     """How a weight of so many dimensions is decoded, if kernels can multiply ``x`` with it."""
     if not simd.enabled():
         return None
-    key = (spec, x.shape[-1], dims, *((part.data_ptr(), part.numel()) for part in parts))
+    key = (spec, x.shape[-1], dims, *((part.data_ptr(), part.numel(), part.is_contiguous()) for part in parts))
     if key in _decodings:
         return _decodings[key]
     meta, made = of_spec(spec), None
