@@ -66,6 +66,7 @@ class UqffError(Exception):
         offset: byte offset of the field, from the start of ``file`` if one is known, else from the start of the buffer.
         expected: what the rule asks for.
         got: what was found.
+        rule: id of the rule of the format that is broken (:mod:`uqff.rules`), if it is one.
     """
 
     def __init__(
@@ -78,6 +79,7 @@ class UqffError(Exception):
         offset: int | None = None,
         expected: object = None,
         got: object = None,
+        rule: str | None = None,
     ) -> None:
         self.problem = problem
         self.file = file
@@ -86,6 +88,7 @@ class UqffError(Exception):
         self.offset = offset
         self.expected = expected
         self.got = got
+        self.rule = rule
         super().__init__(problem)
 
     def __str__(self) -> str:

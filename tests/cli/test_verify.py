@@ -115,7 +115,7 @@ def test_json(tmp_path: Path) -> None:
         "schema": 1,
         "layers": 1,
         "bytes": len(SOUND),
-        "violations": [violation | {"expected": "0 or 1", "got": "2"}],
+        "violations": [violation | {"expected": "0 or 1", "got": "2", "rule": "BLOB-07"}],
         "notes": [],
     }
     write_file(tmp_path / "m.uqff", {"0": SOUND})

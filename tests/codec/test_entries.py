@@ -162,7 +162,7 @@ BROKEN: list[tuple[str, dict[str, Tensor], type[UqffError], str, str]] = [
     ("gguf", {"weight": ("U8", (0,), b"")}, FormatError, "payload has the wrong size", "weight"),
     ("gguf", {"weight.zeros": byte(0)}, FormatError, "not an entry of GGUF layers", "weight.zeros"),
     ("gguf", {"bias": ("F32", (3,), bytes(12))}, ShapeError, "bias does not fit weight", "bias"),
-    ("gguf", {"bias": ("F32", (), bytes(4))}, FormatError, "wrong rank", "bias"),
+    ("gguf", {"bias": ("F32", (), bytes(4))}, ShapeError, "bias does not fit weight", "bias"),
     ("unquant", {"weight": ("F32", (0, 2), b"")}, FormatError, "empty dimension", "weight"),
     ("unquant", {"weight": ("F32", (), bytes(4))}, FormatError, "wrong rank", "weight"),
     ("unquant", {"weight.bits": byte(4)}, FormatError, "not an entry of Unquant layers", "weight.bits"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 
 from tools.vectors.broken import FILES, FORMAT, HUGE, RULES, SHAPE, UNSUPPORTED, Broken
@@ -141,7 +142,6 @@ def _ranks() -> Iterator[Broken]:
         "afq-bits-list": ("afq", "weight.bits", Part("U8", (1,), b"\4")),
         "f8q8-weight-blocks": ("f8q8", "weight", Part("U8", (4, 33), bytes(132))),
         "mxfp4-number": ("mxfp4", "weight", Part("U8", (), b"\0")),
-        "bias-number": ("gguf", "bias", Part("F32", (), bytes(4))),
     }
     for name, (family, suffix, part) in cases.items():
         vector, near = NEAR[family]
@@ -253,12 +253,13 @@ def _sizes_others() -> Iterator[Broken]:
     yield _layer("mxfp4-scales-turned", "entries.md#mxfp4", rule, vector, {"weight.scales": part}, near=near)
     rule = "a bias is [out], or [experts, out]"
     for name, family, shape in (
+        ("number", "gguf", ()),
         ("too-long", "gguf", (3,)),
         ("too-short", "afq", (1,)),
         ("two-dimensions", "mxfp4", (2, 1)),
     ):
         vector, near = NEAR[family]
-        part = Part("F32", shape, bytes(4 * shape[0]))
+        part = Part("F32", shape, bytes(4 * math.prod(shape[:1])))
         yield _layer(f"bias-{name}", FILES, rule, vector, {"bias": part}, near=near, error=SHAPE)
     part = Part("F32", (256,), bytes(1024))
     vector, near = "gguf/q6k-one-dimension", "gguf-q6k-one-dimension"

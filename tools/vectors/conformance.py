@@ -22,7 +22,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from tools.vectors.index import ACCEPT, ENCODER, INDEX, REFUSE
+from tools.vectors.index import ENCODER, INDEX, REFUSE
 
 PLACEHOLDER: Final = "{file}"
 TIMEOUT: Final = 60
@@ -157,7 +157,8 @@ def lines_of(outcomes: Sequence[Outcome]) -> Iterator[str]:
     """The report in lines: what is wrong, with the rule; then the summary."""
     for case, problem in outcomes:
         if problem is not None:
-            about = case.get("rule") if case["outcome"] != ACCEPT else case["description"]
+            refused = case["outcome"] == REFUSE
+            about = f"{case['rule']}: {case['words']}" if refused else case["description"]
             yield f"{case['id']}: {problem} ({about})"
     for name, outcome, count, right in summary(outcomes):
         yield f"{name}, {outcome}: {right} of {count}"

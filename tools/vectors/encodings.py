@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import struct
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,6 +15,7 @@ import numpy as np
 
 from tools.vectors import encoder, rows
 from tools.vectors.wire import Chance, f32
+from uqff.simd import ENVIRONMENT_VARIABLE
 
 FOLDER = "encode"
 DIRECTORY = Path(__file__).parents[2] / "spec" / "vectors" / FOLDER
@@ -110,7 +113,10 @@ def loaded(raw: bytes, dtype: str) -> list[np.float32]:
 
 
 def files() -> dict[str, bytes]:
-    """``encode/weights.f32``, ``encode/NAME.bin`` and ``encode/index.json``.
+    """``encode/NAME.f32`` of the weights, ``encode/NAME.bin`` of the blobs, and ``encode/index.json``.
+
+    The library makes them by its references, of which nothing has to be compiled; ``tests/spec/test_encodings.py`` has
+    its kernels make them too.
 
     Raises:
         AssertionError: uqff makes other bytes than the second implementation.
@@ -118,28 +124,43 @@ def files() -> dict[str, bytes]:
     inputs = {matrix.name: matrix for matrix in matrices()}
     found = {f"{FOLDER}/{matrix.name}.f32": matrix.raw for matrix in inputs.values()}
     index = []
-    for case in cases():
-        matrix = inputs[case.matrix]
-        numbers = loaded(matrix.raw, case.dtype)
-        blob = encoder.encode(numbers, matrix.shape, case.kind, case.dtype, before_0_9=case.old)
-        if blob != by_uqff(matrix, case):
-            raise AssertionError(f"{FOLDER}/{case.name}: uqff and the encoder disagree")
-        found[f"{FOLDER}/{case.name}.bin"] = blob
-        index.append(
-            {
-                "file": f"{case.name}.bin",
-                "input": f"{case.matrix}.f32",
-                "shape": list(matrix.shape),
-                "kind": case.kind,
-                "load_dtype": case.dtype,
-                "engine": case.engine,
-                "size": len(blob),
-                "sha256": hashlib.sha256(blob).hexdigest(),
-            }
-        )
+    with reference_paths():
+        for case in cases():
+            matrix = inputs[case.matrix]
+            numbers = loaded(matrix.raw, case.dtype)
+            blob = encoder.encode(numbers, matrix.shape, case.kind, case.dtype, before_0_9=case.old)
+            if blob != by_uqff(matrix, case):
+                raise AssertionError(f"{FOLDER}/{case.name}: uqff and the encoder disagree")
+            found[f"{FOLDER}/{case.name}.bin"] = blob
+            index.append(
+                {
+                    "file": f"{case.name}.bin",
+                    "input": f"{case.matrix}.f32",
+                    "shape": list(matrix.shape),
+                    "kind": case.kind,
+                    "load_dtype": case.dtype,
+                    "engine": case.engine,
+                    "size": len(blob),
+                    "sha256": hashlib.sha256(blob).hexdigest(),
+                }
+            )
     listed = ",\n".join(f" {json.dumps(each)}" for each in index)
     found[f"{FOLDER}/index.json"] = f"[\n{listed}\n]\n".encode()
     return found
+
+
+@contextmanager
+def reference_paths() -> Iterator[None]:
+    """Quantise without kernels inside."""
+    before = os.environ.get(ENVIRONMENT_VARIABLE)
+    os.environ[ENVIRONMENT_VARIABLE] = "reference"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[ENVIRONMENT_VARIABLE]
+        else:
+            os.environ[ENVIRONMENT_VARIABLE] = before
 
 
 def by_uqff(matrix: Matrix, case: Case) -> bytes:

@@ -11,6 +11,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import PurePosixPath
 from typing import Any, Final
 
+from tools.vectors.rule_ids import rule_id
+from uqff.rules import RULES
+
 INDEX: Final = "index.json"
 SCHEMA: Final = "index.schema.json"
 
@@ -36,7 +39,8 @@ def case_schema() -> dict[str, Any]:
         "outcome": {"enum": [ACCEPT, REFUSE, ENCODE], "description": "what to do with it, or how the files are made"},
         "description": text | {"description": "accept: the JSON file that has all fields and weights"},
         "section": text | {"description": "refuse: page and section that state the rule"},
-        "rule": text | {"description": "refuse: the rule that is broken, in words"},
+        "rule": {"enum": list(RULES), "description": "refuse: id of the rule that is broken"},
+        "words": text | {"description": "refuse: the rule, or what of it is broken"},
         "error": text | {"description": "refuse: class of the error; informative"},
         "field": {"type": ["string", "null"], "description": "refuse: field or entry at fault; informative"},
         "offset": {"type": "integer", "minimum": 0, "description": "refuse: where; informative"},
@@ -93,7 +97,8 @@ def cases(files: Mapping[str, bytes]) -> Iterator[dict[str, Any]]:
 def _broken(folder: str, described: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     for each in described:
         shards = each.get("files") or [each["file"]]
-        more = {key: each[key] for key in ("section", "rule", "error", "field", "offset")}
+        more = {key: each[key] for key in ("section", "error", "field", "offset")}
+        more |= {"rule": rule_id(_id(folder, shards[0]), each["section"], each["rule"]), "words": each["rule"]}
         if "near_miss" in each:
             more["near_miss"] = f"entries/{each['near_miss']}"
         kind = ENTRIES if folder == "bad-entries" else PRE_1

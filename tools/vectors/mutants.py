@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -21,7 +20,6 @@ from typing import Final, NamedTuple
 
 from tools.vectors import encodings
 from tools.vectors.mistakes import MISTAKES, Mistake
-from uqff.simd import ENVIRONMENT_VARIABLE
 
 PAGE: Final = Path(__file__).parents[2] / "spec" / "vectors" / "encode" / "MUTANTS.md"
 FAMILIES: Final = "uqff.families."
@@ -104,7 +102,7 @@ def run(mistakes: Iterable[Mistake] = MISTAKES) -> Iterator[Result]:
     """Make each mistake, and all vectors with it."""
     inputs = {matrix.name: matrix for matrix in encodings.matrices()}
     blobs = {case: (encodings.DIRECTORY / f"{case.name}.bin").read_bytes() for case in encodings.cases()}
-    with reference_paths():
+    with encodings.reference_paths():
         for mistake in mistakes:
             found: dict[str, list[str]] = {kind: [] for kind in mistake.kinds}
             with made(mistake):
@@ -112,20 +110,6 @@ def run(mistakes: Iterable[Mistake] = MISTAKES) -> Iterator[Result]:
                     if case.kind in found and notices(case, blobs[case], inputs):
                         found[case.kind].append(case.name)
             yield Result(mistake, {kind: tuple(names) for kind, names in found.items()})
-
-
-@contextmanager
-def reference_paths() -> Iterator[None]:
-    """Quantise without kernels inside."""
-    before = os.environ.get(ENVIRONMENT_VARIABLE)
-    os.environ[ENVIRONMENT_VARIABLE] = "reference"
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[ENVIRONMENT_VARIABLE]
-        else:
-            os.environ[ENVIRONMENT_VARIABLE] = before
 
 
 SHOWN: Final = 2

@@ -19,6 +19,7 @@ name                     table
 ``PARTS``                field of a blob and entry of 1.x that hold the same
 ``SHAPES``               what shape a weight must have
 ``LIMITS``               bounds of a reader
+``RULES``                the rules of a reader, by id
 ``GGUF_FILE.HEAD``, ...  offset table of a part of a GGUF file's framing
 ``GGUF_FILE.LIMITS``     bounds of the reader of GGUF files
 ``GGUF_FILE.VALUES``     types of GGUF's metadata values
@@ -46,6 +47,7 @@ import itertools
 import json
 import re
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
@@ -62,6 +64,7 @@ from uqff.gguf import schema as gguf
 from uqff.models import layouts
 from uqff.models.architectures import ARCHITECTURES
 from uqff.models.shapes import SHAPES
+from uqff.rules import RULES
 from uqff.schema.entries import Entries
 from uqff.schema.header import described_header
 from uqff.schema.layout import Layout, size_terms
@@ -204,6 +207,17 @@ def shape_table() -> str:
 
 def _names(names: Iterable[str]) -> str:
     return ", ".join(f"`{name}`" for name in names)
+
+
+def rule_table() -> str:
+    """Every rule with its id, where it is explained, and how many vectors break it."""
+    index = json.loads((VECTORS / "index.json").read_text("utf-8"))
+    broken = Counter(case["rule"] for case in index if "rule" in case)
+    rows = (
+        (f"`{rule.id}`", rule.text, f"[{rule.section.replace('#', ', ')}]({rule.section})", broken[rule.id] or "")
+        for rule in RULES.values()
+    )
+    return markdown(("id", "rule", "explained in", "vectors"), rows)
 
 
 def limit_table(*, of_gguf: bool = False) -> str:
@@ -435,6 +449,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "LIMITS": limit_table,
     "VECTORS": vector_index,
     "FILES": file_index,
+    "RULES": rule_table,
     "BAD": bad_index,
     "ENTRY_VECTORS": entry_vector_index,
     "BAD_ENTRIES": bad_entry_index,

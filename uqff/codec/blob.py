@@ -62,6 +62,7 @@ def read_fields(buffer: Any, *, trace: list[FieldTrace] | None = None) -> tuple[
             offset=_offset_of(record.LAYOUT, buffer, broken.field),
             expected=broken.expected,
             got=broken.got,
+            rule=broken.rule,
         ) from None
     return record, fields
 
@@ -84,6 +85,7 @@ def _validate(record: type[QuantizedTensor], fields: Scope, *, too_old: type[Uqf
     if version < record.family.since:
         raise Violation(
             f"{record.family.title} blobs did not exist yet",
+            rule="BLOB-05",
             field="version",
             expected=f"at least {record.family.since}",
             got=version,
@@ -93,6 +95,7 @@ def _validate(record: type[QuantizedTensor], fields: Scope, *, too_old: type[Uqf
         if version < dtype.since:
             raise Violation(
                 f"dtype {dtype.name} did not exist yet",
+                rule="BLOB-06",
                 field=path,
                 expected=f"version {dtype.since}",
                 got=version,
@@ -115,7 +118,9 @@ def check_bias(weight_shape: tuple[int, ...], bias_shape: tuple[int, ...]) -> No
     if bias_shape not in allowed:
         expected = " or ".join(str(list(shape)) for shape in reversed(allowed)) or "no bias"
         got = list(bias_shape)
-        raise Violation("bias does not fit weight", field="bias.shape", expected=expected, got=got, error=ShapeError)
+        raise Violation(
+            "bias does not fit weight", rule="BLOB-08", field="bias.shape", expected=expected, got=got, error=ShapeError
+        )
 
 
 def deserialize(buffer: Any) -> Layer:
@@ -163,7 +168,7 @@ def _laid_out(layer: Layer, version: Any) -> tuple[Layout, dict[str, Any]]:
     try:
         _validate(record, fields, too_old=UnsupportedError)
     except Violation as broken:
-        raise broken.error(broken.problem, field=broken.field, expected=broken.expected, got=broken.got) from None
+        raise broken.as_error() from None
     return record.LAYOUT, fields
 
 

@@ -47,12 +47,12 @@ def family_of_format(entry: RawTensor) -> Family:
     """
     if (entry.dtype, entry.shape, entry.data.nbytes) != ("U8", (), 1):
         got = f"{entry.dtype} {list(entry.shape)}"
-        raise FormatError("not a number of one byte", field=FORMAT, expected="U8 []", got=got)
+        raise FormatError("not a number of one byte", rule="ENT-03", field=FORMAT, expected="U8 []", got=got)
     number = entry.data[0]
     family = Family.of_code(number)
     if family is None:
         known = ", ".join(f"{f.value} {f.title}" for f in Family)
-        raise UnsupportedError("unknown type", field=FORMAT, expected=f"one of {known}", got=number)
+        raise UnsupportedError("unknown type", rule="ENT-04", field=FORMAT, expected=f"one of {known}", got=number)
     return family
 
 
@@ -76,16 +76,20 @@ def read_fields(
         In all of them ``field`` is the suffix of the entry.
     """
     if FORMAT not in entries:
-        raise FormatError("missing entry", field=FORMAT, expected="U8 []", got="no such entry")
+        raise FormatError("missing entry", rule="ENT-01", field=FORMAT, expected="U8 []", got="no such entry")
     record = family_of(family_of_format(entries[FORMAT]))
     title = record.family.title
     for suffix in entries:
         if suffix not in (FORMAT, BIAS, *record.ENTRIES.suffixes):
             expected = ", ".join(record.ENTRIES.suffixes)
-            raise FormatError(f"not an entry of {title} layers", field=suffix, expected=expected, got=suffix)
+            raise FormatError(
+                f"not an entry of {title} layers", rule="ENT-02", field=suffix, expected=expected, got=suffix
+            )
     fields = record.fields_of(entries)
     shape = record.parse(fields).shape
     try:
+        if BIAS in entries and not entries[BIAS].shape:
+            check_bias(shape, ())  # as before 1.0: a shape that does not fit, rather than an entry of the wrong rank
         bias = _bias_fields(entries.get(BIAS))
         _check_version(record, shape, Version(*version), FormatError)
         if bias is not None:
@@ -107,10 +111,18 @@ def _check_version(
     title, since, before = record.family.title, record.ENTRIES.since, record.ENTRIES.stacked_before
     if version < since:
         expected = f"version {since}"
-        raise Violation(f"{title} layers did not exist yet", field=FORMAT, expected=expected, got=version, error=error)
+        raise Violation(
+            f"{title} layers did not exist yet",
+            rule="ENT-05",
+            field=FORMAT,
+            expected=expected,
+            got=version,
+            error=error,
+        )
     if before is not None and version >= before and len(shape) > 2:
         raise Violation(
             f"stacked {title} weights no longer exist",
+            rule="ENT-06",
             field="weight",
             expected=f"two dimensions, or a version before {before}",
             got=list(shape),
@@ -144,7 +156,7 @@ def to_entries(layer: Writable, version: tuple[int, int, int] = LATEST) -> dict[
     weight, bias = layer.weight, layer.bias_part
     if Version(*version) not in ENTRY_VERSIONS:
         known = ", ".join(map(str, ENTRY_VERSIONS))
-        raise UnsupportedError("unknown version", expected=f"one of {known}", got=Version(*version))
+        raise UnsupportedError("unknown version", rule="ENT-10", expected=f"one of {known}", got=Version(*version))
     entries = {FORMAT: RawTensor("U8", (), memoryview(bytes([weight.family]))), **weight.to_entries()}
     try:
         _check_version(type(weight), weight.shape, Version(*version), UnsupportedError)

@@ -56,16 +56,21 @@ def check_regular(path: Path) -> Path:
     return path
 
 
-def check_values(raw: bytes, *, field: str | None = None, offset: int | None = None) -> None:
+def check_values(raw: bytes, *, field: str | None = None, offset: int | None = None, rule: str | None = None) -> None:
     """Refuse JSON that has so many values that it would outgrow its text many times.
 
     Raises:
-        FormatError: with ``field`` and ``offset`` as given.
+        FormatError: with ``field``, ``offset`` and ``rule`` as given.
     """
     values = raw.count(b",") + raw.count(b"[") + raw.count(b"{")
     if values > MAX_HEADER_VALUES:
         raise FormatError(
-            "too many values", field=field, offset=offset, expected=f"at most {MAX_HEADER_VALUES}", got=values
+            "too many values",
+            rule=rule,
+            field=field,
+            offset=offset,
+            expected=f"at most {MAX_HEADER_VALUES}",
+            got=values,
         )
 
 

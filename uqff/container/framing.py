@@ -85,17 +85,23 @@ def parse_header(view: memoryview) -> Header:
         UnsupportedError: a dtype that this library does not know.
     """
     if len(view) < LENGTH_BYTES:
-        raise _explained(view, "file is too short", "header length", 0, f"at least {LENGTH_BYTES} bytes", len(view))
+        raise _explained(
+            view, "FILE-01", "file is too short", "header length", 0, f"at least {LENGTH_BYTES} bytes", len(view)
+        )
     length = int.from_bytes(view[:LENGTH_BYTES], "little")
     room = len(view) - LENGTH_BYTES
     if length > MAX_HEADER_BYTES:
-        raise _explained(view, "header is too long", "header length", 0, f"at most {MAX_HEADER_BYTES}", length)
+        raise _explained(
+            view, "FILE-02", "header is too long", "header length", 0, f"at most {MAX_HEADER_BYTES}", length
+        )
     if length > room:
-        raise _explained(view, "header runs past the end of the file", "header length", 0, f"at most {room}", length)
+        raise _explained(
+            view, "FILE-03", "header runs past the end of the file", "header length", 0, f"at most {room}", length
+        )
     raw = bytes(view[LENGTH_BYTES : LENGTH_BYTES + length])
     if not raw.startswith(b"{"):
-        raise _explained(view, "header is not a JSON object", "header", LENGTH_BYTES, "'{'", repr(raw[:1]))
-    check_values(raw, field="header", offset=LENGTH_BYTES)
+        raise _explained(view, "FILE-04", "header is not a JSON object", "header", LENGTH_BYTES, "'{'", repr(raw[:1]))
+    check_values(raw, field="header", offset=LENGTH_BYTES, rule="FILE-05")
     check_width(raw, field="header", offset=LENGTH_BYTES)
     fields = _load_json(raw)
     data_begin = LENGTH_BYTES + length
@@ -108,11 +114,13 @@ def parse_header(view: memoryview) -> Header:
     return Header({entry.name: entry for entry in entries}, metadata, data_begin)
 
 
-def _explained(view: memoryview, problem: str, field: str, offset: int, expected: object, got: object) -> FormatError:
+def _explained(
+    view: memoryview, rule: str, problem: str, field: str, offset: int, expected: object, got: object
+) -> FormatError:
     foreign = identify(bytes(view[:512]))
     if foreign:
-        return FormatError(f"not a UQFF file: {foreign}", offset=0)
-    return FormatError(problem, field=field, offset=offset, expected=expected, got=got)
+        return FormatError(f"not a UQFF file: {foreign}", offset=0, rule="FILE-16")
+    return FormatError(problem, field=field, offset=offset, expected=expected, got=got, rule=rule)
 
 
 def _load_json(raw: bytes) -> dict[str, Any]:
@@ -120,7 +128,7 @@ def _load_json(raw: bytes) -> dict[str, Any]:
         table: dict[str, Any] = {}
         for name, value in pairs:
             if name in table:
-                raise FormatError("key occurs twice", field=f"header.{name}", offset=LENGTH_BYTES)
+                raise FormatError("key occurs twice", rule="FILE-06", field=f"header.{name}", offset=LENGTH_BYTES)
             table[name] = value
         return table
 
@@ -128,6 +136,7 @@ def _load_json(raw: bytes) -> dict[str, Any]:
         if len(digits) > 19 or digits.startswith("-"):
             raise FormatError(
                 "number out of range",
+                rule="FILE-07",
                 field="header",
                 offset=LENGTH_BYTES,
                 expected="0 to 2**63 - 1",
@@ -136,19 +145,19 @@ def _load_json(raw: bytes) -> dict[str, Any]:
         return int(digits)
 
     def refuse(constant: str) -> Any:
-        raise FormatError("not a JSON number", field="header", offset=LENGTH_BYTES, got=constant)
+        raise FormatError("not a JSON number", rule="FILE-04", field="header", offset=LENGTH_BYTES, got=constant)
 
     try:
         text = raw.decode("utf-8")
         fields = json.loads(text, object_pairs_hook=unique, parse_int=natural, parse_constant=refuse)
     except UnicodeDecodeError as exc:
         at = LENGTH_BYTES + exc.start
-        raise FormatError("header is not UTF-8", field="header", offset=at, got=exc.reason) from exc
+        raise FormatError("header is not UTF-8", rule="FILE-04", field="header", offset=at, got=exc.reason) from exc
     except (ValueError, RecursionError) as exc:
         at = LENGTH_BYTES + (exc.pos if isinstance(exc, json.JSONDecodeError) else 0)
-        raise FormatError("header is not JSON", field="header", offset=at, got=str(exc)) from exc
+        raise FormatError("header is not JSON", rule="FILE-04", field="header", offset=at, got=str(exc)) from exc
     if not isinstance(fields, dict):
-        raise FormatError("header is not a JSON object", field="header", offset=LENGTH_BYTES)
+        raise FormatError("header is not a JSON object", rule="FILE-04", field="header", offset=LENGTH_BYTES)
     return fields
 
 
@@ -158,22 +167,24 @@ def _check_texts(texts: Iterable[str]) -> None:
         "".join(texts).encode("utf-8")
     except UnicodeEncodeError as exc:
         got = exc.object[exc.start]
-        raise FormatError("text is not Unicode", field="header", offset=LENGTH_BYTES, got=got) from exc
+        raise FormatError("text is not Unicode", rule="FILE-08", field="header", offset=LENGTH_BYTES, got=got) from exc
 
 
 def _parse_metadata(metadata: Any) -> dict[str, str]:
     if isinstance(metadata, dict) and all(isinstance(value, str) for value in metadata.values()):
         return metadata
-    raise FormatError("metadata is not a map of texts", field=METADATA_KEY, offset=LENGTH_BYTES)
+    raise FormatError("metadata is not a map of texts", rule="FILE-09", field=METADATA_KEY, offset=LENGTH_BYTES)
 
 
-def _naturals(value: Any, field: str, most: int) -> list[int]:
+def _naturals(value: Any, field: str, most: int, rule: str) -> list[int]:
     """A list of at most ``most`` non-negative integers below 2**63 (bool is not one)."""
     if not isinstance(value, list) or not all(type(n) is int and 0 <= n < 2**63 for n in value):
-        raise FormatError("not a list of non-negative integers", field=field, offset=LENGTH_BYTES, got=_short(value))
+        raise FormatError(
+            "not a list of non-negative integers", rule=rule, field=field, offset=LENGTH_BYTES, got=_short(value)
+        )
     if len(value) > most:
         raise FormatError(
-            "list is too long", field=field, offset=LENGTH_BYTES, expected=f"at most {most}", got=len(value)
+            "list is too long", rule=rule, field=field, offset=LENGTH_BYTES, expected=f"at most {most}", got=len(value)
         )
     return value
 
@@ -187,16 +198,19 @@ def _parse_entry(name: str, fields: Any, data_begin: int) -> TensorEntry:
     where = f"header.{name}"
     if not isinstance(fields, dict) or set(fields) != _ENTRY_KEYS:
         got = sorted(fields) if isinstance(fields, dict) else _short(fields)
-        raise FormatError("malformed entry", field=where, offset=LENGTH_BYTES, expected=sorted(_ENTRY_KEYS), got=got)
+        raise FormatError(
+            "malformed entry", rule="FILE-10", field=where, offset=LENGTH_BYTES, expected=sorted(_ENTRY_KEYS), got=got
+        )
     dtype = fields["dtype"]
     if not isinstance(dtype, str) or dtype not in DTYPE_BITS:
         error = UnsupportedError if isinstance(dtype, str) else FormatError
-        raise error("unknown dtype", field=f"{where}.dtype", offset=LENGTH_BYTES, got=_short(dtype))
-    shape = tuple(_naturals(fields["shape"], f"{where}.shape", MAX_RANK))
-    offsets = _naturals(fields["data_offsets"], f"{where}.data_offsets", 2)
+        raise error("unknown dtype", rule="FILE-11", field=f"{where}.dtype", offset=LENGTH_BYTES, got=_short(dtype))
+    shape = tuple(_naturals(fields["shape"], f"{where}.shape", MAX_RANK, "FILE-12"))
+    offsets = _naturals(fields["data_offsets"], f"{where}.data_offsets", 2, "FILE-13")
     if len(offsets) != 2 or offsets[0] > offsets[1]:
         raise FormatError(
             "malformed offsets",
+            rule="FILE-13",
             field=f"{where}.data_offsets",
             offset=LENGTH_BYTES,
             expected="[begin, end]",
@@ -207,6 +221,7 @@ def _parse_entry(name: str, fields: Any, data_begin: int) -> TensorEntry:
     if bits != 8 * (end - begin):
         raise FormatError(
             "size does not fit dtype and shape",
+            rule="FILE-14",
             field=f"{where}.data_offsets",
             offset=LENGTH_BYTES,
             expected=f"{-(-bits // 8)} bytes",
@@ -215,6 +230,7 @@ def _parse_entry(name: str, fields: Any, data_begin: int) -> TensorEntry:
     if math.prod(filter(None, shape)) >= MAX_ELEMENTS:
         raise FormatError(
             "shape is too large",
+            rule="FILE-14",
             field=f"{where}.shape",
             offset=LENGTH_BYTES,
             expected=f"a product below {MAX_ELEMENTS}, zeros left out",
@@ -230,6 +246,7 @@ def _check_tiling(entries: list[TensorEntry], data_begin: int, file_end: int) ->
             problem = "tensors overlap" if entry.begin < at else "hole between tensors"
             raise FormatError(
                 problem,
+                rule="FILE-15",
                 field=f"header.{entry.name}.data_offsets",
                 offset=LENGTH_BYTES,
                 expected=f"begin {at - data_begin}",
@@ -240,13 +257,14 @@ def _check_tiling(entries: list[TensorEntry], data_begin: int, file_end: int) ->
         last = entries[-1].name
         raise FormatError(
             "truncated",
+            rule="FILE-15",
             field=f"header.{last}.data_offsets",
             offset=LENGTH_BYTES,
             expected=f"a file of {at} bytes",
             got=file_end,
         )
     if at < file_end:
-        raise FormatError("trailing bytes", offset=at, expected=f"a file of {at} bytes", got=file_end)
+        raise FormatError("trailing bytes", rule="FILE-15", offset=at, expected=f"a file of {at} bytes", got=file_end)
 
 
 def build_header(

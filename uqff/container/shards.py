@@ -261,13 +261,22 @@ def _resolve_set(directory: Path, stem: str) -> tuple[list[Path], bool]:
             continue
         number = int(match["number"])
         if number in shards:
-            raise ShardError("two shards of one number", file=str(directory / name), got=f"also {shards[number].name}")
+            raise ShardError(
+                "two shards of one number",
+                rule="FILE-17",
+                file=str(directory / name),
+                got=f"also {shards[number].name}",
+            )
         shards[number] = _in_force(directory / name)
     if not shards:
         raise ShardError("shards are not regular files", file=str(directory / shard_name(stem, 0)))
     if len(shards) > MAX_SHARDS:
         raise ShardError(
-            "too many shards", file=str(directory), expected=f"at most {MAX_SHARDS}", got=f"{len(shards)} of {stem}"
+            "too many shards",
+            rule="FILE-21",
+            file=str(directory),
+            expected=f"at most {MAX_SHARDS}",
+            got=f"{len(shards)} of {stem}",
         )
     missing = next(n for n in range(len(shards) + 1) if n not in shards)
     if missing == 0 and len(shards) == 1:
@@ -275,6 +284,7 @@ def _resolve_set(directory: Path, stem: str) -> tuple[list[Path], bool]:
     if missing < len(shards):
         raise ShardError(
             "gap in a set of shards",
+            rule="FILE-17",
             file=str(directory / shard_name(stem, missing)),
             expected=f"shards 0 to {max(shards)}",
             got=f"no shard {missing}",

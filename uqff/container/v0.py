@@ -44,6 +44,7 @@ class BlobIndex(LayerIndex):
             path = files[0].path
             raise ShardError(
                 "gap in a set of shards",
+                rule="FILE-17",
                 file=str(path),
                 expected=f"its sibling {shard_name(path.stem.rpartition('-')[0], 0)}",
                 got="no such file (pass a list to open a shard alone)",
@@ -61,6 +62,7 @@ class BlobIndex(LayerIndex):
             error = FormatError if first is file else ShardError
             raise error(
                 "layer index occurs twice",
+                rule="FILE-19",
                 file=str(file.path),
                 layer=key,
                 offset=entry.begin,
@@ -118,6 +120,7 @@ def _check_kind(file: MappedFile) -> None:
     if any(name.endswith(".weight") for name in names) and not any(map(INDEX.fullmatch, names)):
         raise FormatError(
             "not a UQFF file: a safetensors file of plain tensors",
+            rule="FILE-16",
             file=str(file.path),
             offset=LENGTH_BYTES,
             expected="layer indices as keys, or entries of 1.x",
@@ -129,6 +132,7 @@ def _check_entry(file: MappedFile, key: str, entry: TensorEntry) -> None:
     if not INDEX.fullmatch(key):
         raise FormatError(
             "key is not a layer index",
+            rule="FILE-18",
             file=str(file.path),
             field=f"header.{key}",
             offset=LENGTH_BYTES,
@@ -138,6 +142,7 @@ def _check_entry(file: MappedFile, key: str, entry: TensorEntry) -> None:
     if entry.dtype != "U8" or len(entry.shape) != 1:
         raise FormatError(
             "blob is not a row of bytes",
+            rule="FILE-20",
             file=str(file.path),
             layer=key,
             offset=entry.begin,

@@ -77,11 +77,12 @@ class EntryIndex(LayerIndex):
         key, suffix = _split(name)
         if f"{key}.{FORMAT}" in held and suffix in self._suffixes:
             if not key:
-                raise _in_header("layer without a key", name, one, "the path of a weight", repr(key))
+                raise _in_header("ENT-13", "layer without a key", name, one, "the path of a weight", repr(key))
             self._layers.setdefault(key, {})[suffix] = one
         elif suffix in self._suffixes - {WEIGHT, BIAS}:  # any tensor may be called a weight or a bias
             raise FormatError(
                 "missing entry",
+                rule="ENT-14",
                 file=str(one.file.path),
                 layer=key,
                 field=FORMAT,
@@ -90,7 +91,7 @@ class EntryIndex(LayerIndex):
                 got="no such entry",
             )
         elif name.isdecimal():
-            raise _in_header("pre-1.0 blob in a 1.x file", name, one, "the path of a weight", name)
+            raise _in_header("ENT-12", "pre-1.0 blob in a 1.x file", name, one, "the path of a weight", name)
         else:
             self.extra[name] = one
 
@@ -149,6 +150,7 @@ def _add(held: dict[str, HeldEntry], name: str, one: HeldEntry) -> None:
     if name not in VERSION_KEYS:
         raise ShardError(
             "key occurs in two shards",
+            rule="ENT-16",
             file=str(one.file.path),
             field=name,
             offset=one.entry.begin,
@@ -158,6 +160,7 @@ def _add(held: dict[str, HeldEntry], name: str, one: HeldEntry) -> None:
     if first != second:
         raise ShardError(
             "shards of several versions",
+            rule="ENT-15",
             file=str(one.file.path),
             field=name,
             offset=one.entry.begin,
@@ -170,6 +173,7 @@ def _number(name: str, one: HeldEntry) -> int:
     if (one.entry.dtype, one.entry.shape) != ("U32", ()):
         raise FormatError(
             "version is not a number",
+            rule="ENT-11",
             file=str(one.file.path),
             field=name,
             offset=one.entry.begin,
@@ -185,6 +189,7 @@ def _version(held: dict[str, HeldEntry], files: Sequence[MappedFile], complete: 
     if missing and not complete:
         raise ShardError(
             "gap in a set of shards",
+            rule="FILE-17",
             file=str(path),
             expected=f"its sibling {shard_name(path.stem.rpartition('-')[0], 0)}",
             got="no such file, and no version in this one",
@@ -192,6 +197,7 @@ def _version(held: dict[str, HeldEntry], files: Sequence[MappedFile], complete: 
     if missing:
         raise FormatError(
             "missing entry",
+            rule="ENT-09",
             file=str(path),
             field=missing[0],
             offset=LENGTH_BYTES,
@@ -203,6 +209,7 @@ def _version(held: dict[str, HeldEntry], files: Sequence[MappedFile], complete: 
         if wrong:
             raise UnsupportedError(
                 "unknown version",
+                rule="ENT-10",
                 file=str(held[name].file.path),
                 field=name,
                 offset=held[name].entry.begin,
@@ -212,6 +219,13 @@ def _version(held: dict[str, HeldEntry], files: Sequence[MappedFile], complete: 
     return version
 
 
-def _in_header(problem: str, name: str, one: HeldEntry, expected: str, got: str) -> FormatError:
-    path = str(one.file.path)
-    return FormatError(problem, file=path, field=f"header.{name}", offset=LENGTH_BYTES, expected=expected, got=got)
+def _in_header(rule: str, problem: str, name: str, one: HeldEntry, expected: str, got: str) -> FormatError:
+    return FormatError(
+        problem,
+        file=str(one.file.path),
+        field=f"header.{name}",
+        offset=LENGTH_BYTES,
+        expected=expected,
+        got=got,
+        rule=rule,
+    )

@@ -215,8 +215,9 @@ class _SplitFile:
         try:
             with located(file=path):
                 self._parse()
-        except UqffError:
+        except UqffError as error:
             self.file.close()
+            error.rule = None  # what is read with UQFF's bricks breaks no rule of UQFF
             raise
 
     def _parse(self) -> None:

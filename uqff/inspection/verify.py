@@ -52,6 +52,7 @@ class RuleViolation:
         offset: of the offending byte, from the start of the file.
         expected: what the rule asks for.
         got: what was found.
+        rule: id of the rule (:mod:`uqff.rules`), if it has one.
     """
 
     problem: str
@@ -61,13 +62,14 @@ class RuleViolation:
     offset: int | None = None
     expected: str | None = None
     got: str | None = None
+    rule: str | None = None
 
     @classmethod
     def of(cls, error: UqffError) -> RuleViolation:
         """The same as an error says."""
         expected = None if error.expected is None else str(error.expected)
         got = None if error.got is None else str(error.got)
-        return cls(error.problem, error.file, error.layer, error.field, error.offset, expected, got)
+        return cls(error.problem, error.file, error.layer, error.field, error.offset, expected, got, error.rule)
 
     def __str__(self) -> str:
         """One line: ``FILE: layer K, field F, offset N: problem: expected E, got G``, fit for a terminal."""

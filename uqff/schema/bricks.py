@@ -65,6 +65,7 @@ class Violation(Exception):
         expected: object = None,
         got: object = None,
         error: type[UqffError] = FormatError,
+        rule: str | None = None,
     ) -> None:
         super().__init__(problem)
         self.problem = problem
@@ -72,6 +73,7 @@ class Violation(Exception):
         self.expected = expected
         self.got = got
         self.error = error
+        self.rule = rule
 
     def as_error(self, field: str | None = None) -> UqffError:
         """The error to raise where the place is known by name only.
@@ -79,7 +81,8 @@ class Violation(Exception):
         Args:
             field: its name there, if it is another than the violation gives.
         """
-        return self.error(self.problem, field=field or self.field, expected=self.expected, got=self.got)
+        where = field or self.field
+        return self.error(self.problem, field=where, expected=self.expected, got=self.got, rule=self.rule)
 
 
 class FieldTrace(NamedTuple):
@@ -127,7 +130,7 @@ class Cursor:
         """A view of the next ``count`` bytes; refuses, without moving, if there are fewer."""
         end = self._at + count
         if end > len(self._view):
-            raise Violation("truncated", expected=f"{count} bytes", got=f"{self.remaining} left")
+            raise Violation("truncated", rule="BLOB-01", expected=f"{count} bytes", got=f"{self.remaining} left")
         chunk = self._view[self._at : end]
         self._at = end
         return chunk
@@ -172,7 +175,11 @@ class Span(Construct):  # type: ignore[misc]
         size = self.size(context)
         if self.declared is not None and context[self.declared] != size & U32_MAX:
             raise Violation(
-                "length does not fit shape and dtype", field=self.declared, expected=size, got=context[self.declared]
+                "length does not fit shape and dtype",
+                field=self.declared,
+                expected=size,
+                got=context[self.declared],
+                rule="BLOB-09",
             )
         return stream.read(size)
 
@@ -243,10 +250,11 @@ class Dims(Construct):  # type: ignore[misc]
     def _parse(self, stream: Cursor, context: Any, path: str) -> tuple[int, ...]:
         ndim = context[self.count]
         if ndim > MAX_RANK:
-            raise Violation("too many dimensions", field=self.count, expected=f"at most {MAX_RANK}", got=ndim)
+            expected = f"at most {MAX_RANK}"
+            raise Violation("too many dimensions", field=self.count, expected=expected, got=ndim, rule="BLOB-12")
         dims: tuple[int, ...] = struct.unpack(f"<{ndim}I", stream.read(4 * ndim))
         if 0 in dims:
-            raise Violation("empty dimension", expected="every dimension at least 1", got=list(dims))
+            raise Violation("empty dimension", expected="every dimension at least 1", got=list(dims), rule="BLOB-12")
         return dims
 
     def _build(self, obj: Any, stream: Sink, context: Any, path: str) -> Any:
@@ -279,12 +287,13 @@ class Checked(Subconstruct, Generic[_T]):  # type: ignore[misc]
         return obj
 
     @classmethod
-    def choice(cls, subcon: Construct, *allowed: int) -> Checked[int]:
-        """An integer out of a list."""
+    def choice(cls, subcon: Construct, *allowed: int, rule: str | None = None) -> Checked[int]:
+        """An integer out of a list, by a rule."""
 
         def decode(number: int) -> int:
             if number not in allowed:
-                raise Violation("value out of range", expected=" or ".join(map(str, allowed)), got=number)
+                expected = " or ".join(map(str, allowed))
+                raise Violation("value out of range", expected=expected, got=number, rule=rule)
             return number
 
         return Checked(subcon, decode, int)

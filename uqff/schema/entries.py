@@ -101,15 +101,23 @@ class Entry:
         """
         dtype = DType.of_safetensors(tensor.dtype)
         if dtype is None or dtype not in self.dtypes:
-            raise Violation("wrong dtype", field=self.suffix, expected=self.dtype_label, got=tensor.dtype)
+            raise Violation(
+                "wrong dtype", rule="ENT-07", field=self.suffix, expected=self.dtype_label, got=tensor.dtype
+            )
         rank = len(tensor.shape)
         open_ended = self.dims[:1] == ("...",)
         if rank > MAX_RANK or (rank < len(self.dims) - 1 if open_ended else rank != len(self.dims)):
-            raise Violation("wrong rank", field=self.suffix, expected=self.shape_label, got=list(tensor.shape))
+            raise Violation(
+                "wrong rank", rule="ENT-08", field=self.suffix, expected=self.shape_label, got=list(tensor.shape)
+            )
         nbytes = math.prod(tensor.shape) * dtype.itemsize
         if tensor.data.nbytes != nbytes:
             raise Violation(
-                "payload has the wrong size", field=self.suffix, expected=f"{nbytes} bytes", got=tensor.data.nbytes
+                "payload has the wrong size",
+                rule="ENT-17",
+                field=self.suffix,
+                expected=f"{nbytes} bytes",
+                got=tensor.data.nbytes,
             )
         return dtype
 
@@ -177,7 +185,9 @@ class Entries:
             tensor = tensors.get(entry.suffix)
             if tensor is None:
                 expected = f"{entry.dtype_label} {entry.shape_label}"
-                raise Violation("missing entry", field=entry.suffix, expected=expected, got="no such entry")
+                raise Violation(
+                    "missing entry", rule="ENT-01", field=entry.suffix, expected=expected, got="no such entry"
+                )
             scope[entry.field] = self._parse(entry, entry.check(tensor), tensor, scope)
         return scope
 
@@ -187,6 +197,7 @@ class Entries:
             if 0 in tensor.shape:
                 raise Violation(
                     "empty dimension",
+                    rule="BLOB-12",
                     field=entry.suffix,
                     expected="every dimension at least 1",
                     got=list(tensor.shape),
@@ -196,7 +207,9 @@ class Entries:
             if isinstance(brick, Span):
                 size = brick.size(scope)
                 if tensor.data.nbytes != size:
-                    raise Violation("payload has the wrong size", expected=f"{size} bytes", got=tensor.data.nbytes)
+                    raise Violation(
+                        "payload has the wrong size", rule="ENT-17", expected=f"{size} bytes", got=tensor.data.nbytes
+                    )
                 return tensor.data
             context = {brick.count: tensor.shape[0]} if isinstance(brick, Dims) else scope
             return brick._parse(Cursor(tensor.data), context, "")

@@ -27,13 +27,15 @@ def _decode_version(word: int) -> Version:
     if version in VERSIONS:
         return version
     known = ", ".join(map(str, VERSIONS))
-    raise Violation("unknown version", expected=f"one of {known}", got=version, error=UnsupportedError)
+    raise Violation("unknown version", rule="BLOB-03", expected=f"one of {known}", got=version, error=UnsupportedError)
 
 
 def _encode_version(version: Version) -> int:
     word = version[0] << 16 | version[1] << 8 | version[2]
     if _decode_version(word) != version:
-        raise Violation("unknown version", expected="numbers that fit a byte", got=version, error=UnsupportedError)
+        raise Violation(
+            "unknown version", rule="BLOB-03", expected="numbers that fit a byte", got=version, error=UnsupportedError
+        )
     return word
 
 
@@ -41,13 +43,13 @@ def _decode_family(number: int) -> Family:
     family = Family.of_code(number)
     if family is None:
         known = ", ".join(f"{f.value} {f.title}" for f in Family)
-        raise Violation("unknown type", expected=f"one of {known}", got=number, error=UnsupportedError)
+        raise Violation("unknown type", rule="BLOB-04", expected=f"one of {known}", got=number, error=UnsupportedError)
     return family
 
 
 VERSION_WORD = Checked(U32, _decode_version, _encode_version, label="version")
 QUANT_TYPE = Checked(U8, _decode_family, int)
-BIAS_FLAG = Derived(Checked.choice(U8, 0, 1), lambda blob: blob.get("bias") is not None)
+BIAS_FLAG = Derived(Checked.choice(U8, 0, 1, rule="BLOB-07"), lambda blob: blob.get("bias") is not None)
 
 _VERSION = "version" / VERSION_WORD * "format version: the bytes are patch, minor, major, 0"
 _TYPE_MEANING = "family of the blob, always at offset 4: {}"

@@ -104,6 +104,7 @@ class Layout(construct.Struct):  # type: ignore[misc]
                     offset=starts.get(broken.field or name, start),
                     expected=broken.expected,
                     got=broken.got,
+                    rule=broken.rule,
                 ) from None
             except construct.StreamError:
                 # construct hides the cursor's Violation behind an error of its own, without place and size.
@@ -113,6 +114,7 @@ class Layout(construct.Struct):  # type: ignore[misc]
                     offset=start,
                     expected=f"{brick.sizeof()} bytes",
                     got=f"{stream.remaining} left",
+                    rule="BLOB-01",
                 ) from None
             except UqffError:
                 if trace is not None:
@@ -134,9 +136,7 @@ class Layout(construct.Struct):  # type: ignore[misc]
                 with located(prefix=name):
                     scope[name] = brick._build(scope.get(name), stream, scope, path)
             except Violation as broken:
-                raise broken.error(
-                    broken.problem, field=broken.field or name, expected=broken.expected, got=broken.got
-                ) from None
+                raise broken.as_error(broken.field or name) from None
             except construct.FormatFieldError as exc:
                 raise FormatError(
                     "does not fit its field", field=name, expected=type_label(brick), got=scope.get(name)
@@ -163,6 +163,7 @@ class Layout(construct.Struct):  # type: ignore[misc]
                 offset=stream.tell(),
                 expected=f"{stream.tell()} bytes",
                 got=f"{len(view)}",
+                rule="BLOB-02",
             )
         return fields
 

@@ -22,9 +22,9 @@ __all__ = ["TENSOR"]
 def _decode_dtype(code: int) -> DType:
     dtype = DType.of_code(code)
     if dtype is None:
-        raise Violation("unknown dtype", expected=f"a code from 0 to {len(DType) - 1}", got=code)
+        raise Violation("unknown dtype", rule="BLOB-10", expected=f"a code from 0 to {len(DType) - 1}", got=code)
     if not dtype.storable:
-        raise Violation("dtype is a reserved name that no tensor can have", got=f"{code} {dtype.name}")
+        raise Violation("dtype is a reserved name that no tensor can have", rule="BLOB-11", got=f"{code} {dtype.name}")
     return dtype
 
 

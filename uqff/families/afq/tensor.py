@@ -90,8 +90,8 @@ class AFQ(QuantizedTensor):
         "w_q" / TENSOR * "the packed codes, U32 `[..., out, in·bits/32]`",
         "scales" / TENSOR * "scale of each group, F32, F16 or BF16 `[..., out, in/group_size]`",
         "biases" / TENSOR * "value of code 0 of each group, like `scales`",
-        "bits" / Checked.choice(U8, *BITS) * "bits per code: 2, 3, 4, 6 or 8",
-        "group_size" / Checked.choice(U8, *GROUP_SIZES) * "inputs per group: 32, 64 or 128",
+        "bits" / Checked.choice(U8, *BITS, rule="AFQ-01") * "bits per code: 2, 3, 4, 6 or 8",
+        "group_size" / Checked.choice(U8, *GROUP_SIZES, rule="AFQ-02") * "inputs per group: 32, 64 or 128",
     )
 
     ENTRIES: ClassVar[Entries] = Entries(
@@ -214,27 +214,41 @@ class AFQ(QuantizedTensor):
         """Rows hold whole groups; scales and biases have one float per group."""
         w_q, scales, biases = blob["w_q"], blob["scales"], blob["biases"]
         if w_q["dtype"] is not DType.U32:
-            raise Violation("wrong dtype", field="w_q.dtype", expected="1 U32", got=w_q["dtype"].name)
+            raise Violation("wrong dtype", field="w_q.dtype", rule="AFQ-03", expected="1 U32", got=w_q["dtype"].name)
         if scales["dtype"] not in SCALE_DTYPES:
             allowed = ", ".join(d.name for d in SCALE_DTYPES)
-            raise Violation("wrong dtype", field="scales.dtype", expected=allowed, got=scales["dtype"].name)
+            raise Violation(
+                "wrong dtype", field="scales.dtype", rule="AFQ-04", expected=allowed, got=scales["dtype"].name
+            )
         if biases["dtype"] is not scales["dtype"]:
             raise Violation(
-                "wrong dtype", field="biases.dtype", expected=scales["dtype"].name, got=biases["dtype"].name
+                "wrong dtype",
+                field="biases.dtype",
+                rule="AFQ-05",
+                expected=scales["dtype"].name,
+                got=biases["dtype"].name,
             )
         if not w_q["shape"]:
-            raise Violation("weight without dimensions", field="w_q.ndim", expected="at least 1", got=0)
+            raise Violation("weight without dimensions", rule="BLOB-12", field="w_q.ndim", expected="at least 1", got=0)
         *outer, words = w_q["shape"]
         group_bits = blob["group_size"] * blob["bits"]
         if 32 * words % group_bits:
             raise Violation(
-                "row is not whole groups", field="w_q.shape", expected=f"a multiple of {group_bits // 32}", got=words
+                "row is not whole groups",
+                rule="AFQ-06",
+                field="w_q.shape",
+                expected=f"a multiple of {group_bits // 32}",
+                got=words,
             )
         expected = (*outer, 32 * words // group_bits)
         for name, part in (("scales", scales), ("biases", biases)):
             if part["shape"] != expected:
                 raise Violation(
-                    "shape does not fit w_q", field=f"{name}.shape", expected=list(expected), got=list(part["shape"])
+                    "shape does not fit w_q",
+                    rule="AFQ-07",
+                    field=f"{name}.shape",
+                    expected=list(expected),
+                    got=list(part["shape"]),
                 )
 
     @staticmethod

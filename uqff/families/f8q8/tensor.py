@@ -158,11 +158,13 @@ class F8Q8(QuantizedTensor):
     def validate(blob: Scope) -> None:
         """There are exactly as many blocks as the shape needs."""
         if not blob["shape"]:
-            raise Violation("weight without dimensions", field="ndim", expected="at least 1", got=0)
+            raise Violation("weight without dimensions", rule="BLOB-12", field="ndim", expected="at least 1", got=0)
         expected = -(-math.prod(blob["shape"]) // BLOCK_SIZE)
         got = blob["data"].nbytes // BLOCK.fixed_size
         if got != expected:
-            raise Violation("block count does not fit shape", field="num_blocks", expected=expected, got=got)
+            raise Violation(
+                "block count does not fit shape", rule="F8Q8-01", field="num_blocks", expected=expected, got=got
+            )
 
     @staticmethod
     def check_payload(blob: Scope) -> Iterator[PayloadProblem]:

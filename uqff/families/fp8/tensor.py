@@ -74,7 +74,9 @@ class FP8(QuantizedTensor):
         "dequant_w_scale" / Scalar("f", "f32") * "multiplies the codes on dequantising",
         "dequant_x_scale" / Scalar("f", "f32") * "meant for activations; the writer repeats `dequant_w_scale`",
         "quant_scale" / Scalar("f", "f32") * "what the weights were multiplied by on quantising",
-        "dtype" / Checked.choice(U32, DType.F8E4M3.code) * "dtype code of the quantised numbers, always 9 (F8E4M3)",
+        "dtype"
+        / Checked.choice(U32, DType.F8E4M3.code, rule="FP8-02")
+        * "dtype code of the quantised numbers, always 9 (F8E4M3)",
     )
 
     ENTRIES: ClassVar[Entries] = Entries(
@@ -147,9 +149,13 @@ class FP8(QuantizedTensor):
         """The weight is F8E4M3 and has at least one dimension."""
         weight = blob["weight"]
         if weight["dtype"] is not DType.F8E4M3:
-            raise Violation("wrong dtype", field="weight.dtype", expected="9 F8E4M3", got=weight["dtype"].name)
+            raise Violation(
+                "wrong dtype", rule="FP8-01", field="weight.dtype", expected="9 F8E4M3", got=weight["dtype"].name
+            )
         if not weight["shape"]:
-            raise Violation("weight without dimensions", field="weight.ndim", expected="at least 1", got=0)
+            raise Violation(
+                "weight without dimensions", rule="BLOB-12", field="weight.ndim", expected="at least 1", got=0
+            )
 
     @staticmethod
     def check_payload(blob: Scope) -> Iterator[PayloadProblem]:

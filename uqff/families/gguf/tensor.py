@@ -67,7 +67,7 @@ def _decode_type(code: int) -> BlockType:
     block_type = block_type_of_code(code)
     if block_type is None:
         known = ", ".join(f"{t.code} {t.name}" for t in BLOCK_TYPES)
-        raise Violation("unknown ggml type", expected=f"one of {known}", got=code)
+        raise Violation("unknown ggml type", rule="GGUF-01", expected=f"one of {known}", got=code)
     return block_type
 
 
@@ -75,10 +75,11 @@ def _data_bytes(blob: Any) -> int:
     block_type: BlockType = blob["ggml_dtype"]
     shape = blob["shape"]
     if not shape:
-        raise Violation("weight without dimensions", field="ndim", expected="at least 1", got=0)
+        raise Violation("weight without dimensions", rule="BLOB-12", field="ndim", expected="at least 1", got=0)
     if shape[-1] % block_type.block_size:
         raise Violation(
             "row is not whole blocks",
+            rule="GGUF-02",
             field="shape",
             expected=f"a last dimension in multiples of {block_type.block_size}",
             got=shape[-1],

@@ -74,7 +74,7 @@ STEPS = 10
 
 def _decode_group_size(number: int) -> int:
     if not number:
-        raise Violation("value out of range", expected="at least 1", got=number)
+        raise Violation("value out of range", rule="HQQ-02", expected="at least 1", got=number)
     return number
 
 
@@ -115,12 +115,12 @@ class HQQ(QuantizedTensor):
         "zeros" / TENSOR * "zero point of each group, like `scales`",
         "ndim" / Derived(U32, lambda b: len(b["shape"])) * "number of dimensions of the weight",
         "shape" / Dims("ndim") * "logical dimensions in elements, outermost first",
-        "bits" / Checked.choice(U8, *PLANES) * "bits per code: 1, 2, 3, 4 or 8",
+        "bits" / Checked.choice(U8, *PLANES, rule="HQQ-01") * "bits per code: 1, 2, 3, 4 or 8",
         "group_size" / Checked(U32, _decode_group_size, int) * "weights per group",
-        "axis" / Checked.choice(U8, 0, 1) * "0: groups are columns of M; 1: rows",
+        "axis" / Checked.choice(U8, 0, 1, rule="HQQ-03") * "0: groups are columns of M; 1: rows",
         "optimization_steps" / U32 * "steps of the solver; 0 stands for none stated",
-        "round_zeros" / Checked.choice(U8, 0, 1) * "1 if the zeros were rounded",
-        "channel_wise" / Checked.choice(U8, 0, 1) * "1 if quantised in groups",
+        "round_zeros" / Checked.choice(U8, 0, 1, rule="HQQ-04") * "1 if the zeros were rounded",
+        "channel_wise" / Checked.choice(U8, 0, 1, rule="HQQ-05") * "1 if quantised in groups",
     )
 
     ENTRIES: ClassVar[Entries] = Entries(
@@ -247,25 +247,41 @@ class HQQ(QuantizedTensor):
         bits, group_size, axis = blob["bits"], blob["group_size"], blob["axis"]
         dtype = word_dtype(bits)
         if w_q["dtype"] is not dtype:
-            raise Violation("wrong dtype", field="w_q.dtype", expected=dtype.name, got=w_q["dtype"].name)
+            raise Violation("wrong dtype", field="w_q.dtype", rule="HQQ-06", expected=dtype.name, got=w_q["dtype"].name)
         if scales["dtype"] not in SCALE_DTYPES:
             allowed = ", ".join(d.name for d in SCALE_DTYPES)
-            raise Violation("wrong dtype", field="scales.dtype", expected=allowed, got=scales["dtype"].name)
+            raise Violation(
+                "wrong dtype", field="scales.dtype", rule="HQQ-07", expected=allowed, got=scales["dtype"].name
+            )
         if zeros["dtype"] is not scales["dtype"]:
-            raise Violation("wrong dtype", field="zeros.dtype", expected=scales["dtype"].name, got=zeros["dtype"].name)
+            raise Violation(
+                "wrong dtype",
+                field="zeros.dtype",
+                rule="HQQ-08",
+                expected=scales["dtype"].name,
+                got=zeros["dtype"].name,
+            )
         if not blob["shape"]:
-            raise Violation("weight without dimensions", field="ndim", expected="at least 1", got=0)
+            raise Violation("weight without dimensions", rule="BLOB-12", field="ndim", expected="at least 1", got=0)
         numel = math.prod(blob["shape"])
         if numel % group_size:
             raise Violation(
-                "weight is not whole groups", field="group_size", expected=f"a divisor of {numel}", got=group_size
+                "weight is not whole groups",
+                rule="HQQ-09",
+                field="group_size",
+                expected=f"a divisor of {numel}",
+                got=group_size,
             )
         groups = numel // group_size
         rows, columns = (group_size, groups) if axis == 0 else (groups, group_size)
         per_word = PLANES[bits]
         if bits != 3 and rows % per_word:
             raise Violation(
-                "matrix rows do not pack", field="w_q.shape", expected=f"rows in multiples of {per_word}", got=rows
+                "matrix rows do not pack",
+                rule="HQQ-10",
+                field="w_q.shape",
+                expected=f"rows in multiples of {per_word}",
+                got=rows,
             )
         expected_scales = (1, groups) if axis == 0 else (groups, 1)
         for name, part, expected in (
@@ -276,6 +292,7 @@ class HQQ(QuantizedTensor):
             if part["shape"] != expected:
                 raise Violation(
                     "shape does not fit weight and groups",
+                    rule="HQQ-11",
                     field=f"{name}.shape",
                     expected=list(expected),
                     got=list(part["shape"]),

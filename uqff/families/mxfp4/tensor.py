@@ -144,18 +144,30 @@ class MXFP4(QuantizedTensor):
         blocks, scales = blob["blocks"], blob["scales"]
         for name, part in (("blocks", blocks), ("scales", scales)):
             if part["dtype"] is not DType.U8:
-                raise Violation("wrong dtype", field=f"{name}.dtype", expected="0 U8", got=part["dtype"].name)
+                raise Violation(
+                    "wrong dtype", rule="MXFP4-01", field=f"{name}.dtype", expected="0 U8", got=part["dtype"].name
+                )
         if not blocks["shape"]:
-            raise Violation("weight without dimensions", field="blocks.ndim", expected="at least 1", got=0)
+            raise Violation(
+                "weight without dimensions", rule="BLOB-12", field="blocks.ndim", expected="at least 1", got=0
+            )
         *outer, row = blocks["shape"]
         if row % (BLOCK_SIZE // 2):
             raise Violation(
-                "row is not whole blocks", field="blocks.shape", expected=f"a multiple of {BLOCK_SIZE // 2}", got=row
+                "row is not whole blocks",
+                rule="MXFP4-02",
+                field="blocks.shape",
+                expected=f"a multiple of {BLOCK_SIZE // 2}",
+                got=row,
             )
         expected = (*outer, row // (BLOCK_SIZE // 2))
         if scales["shape"] != expected:
             raise Violation(
-                "shape does not fit blocks", field="scales.shape", expected=list(expected), got=list(scales["shape"])
+                "shape does not fit blocks",
+                rule="MXFP4-03",
+                field="scales.shape",
+                expected=list(expected),
+                got=list(scales["shape"]),
             )
 
     @staticmethod

@@ -138,7 +138,9 @@ class Unquant(QuantizedTensor):
     def validate(blob: Scope) -> None:
         """A weight has at least one dimension."""
         if not blob["weight"]["shape"]:
-            raise Violation("weight without dimensions", field="weight.ndim", expected="at least 1", got=0)
+            raise Violation(
+                "weight without dimensions", rule="BLOB-12", field="weight.ndim", expected="at least 1", got=0
+            )
 
     @staticmethod
     def check_payload(blob: Scope) -> Iterator[PayloadProblem]:
