@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 import uqff
 from tests.parallel.models import PROMPT, TinyCase, single_experts, write
 from uqff.errors import UnsupportedError
+from uqff.integrations.saving import save_pretrained
 from uqff.integrations.transformers import READS_SINCE, UqffConfig
 from uqff.parallel.layer import QuantizedLayer
 
@@ -62,9 +63,22 @@ def test_a_directory_of_uqff_gives_the_logits_of_load_model(case: TinyCase, tmp_
     assert sum(isinstance(module, QuantizedLayer) for module in model.modules()) == sum(
         isinstance(module, QuantizedLayer) for module in expected.modules()
     )
+    model.save_pretrained(tmp_path / "saved")
+    assert same_logits(uqff.load_model(tmp_path / "saved"), expected)
+    uqff.verify(tmp_path / "saved")
+    if case.version == V1_2:
+        with uqff.open(directory) as file, uqff.open(tmp_path / "saved") as saved:
+            assert {key: saved[key].weight for key in saved} == {key: file[key].weight for key in file}
     ids = model.generate(torch.tensor([PROMPT]), max_new_tokens=3, do_sample=False, pad_token_id=0)
     with torch.inference_mode():
         assert ids[0, len(PROMPT)] == expected(torch.tensor([PROMPT])).logits[0, -1].argmax()
+
+
+def test_what_saving_does_not_know_is_refused(tmp_path: Path) -> None:
+    """Options of transformers' own save_pretrained."""
+    with pytest.raises(UnsupportedError, match="options that saving UQFF does not know: got push_to_hub"):
+        save_pretrained(None, tmp_path / "out", push_to_hub=True)
+    assert not (tmp_path / "out").exists()
 
 
 def checkpoint(folder: Path, architecture: str) -> Path:

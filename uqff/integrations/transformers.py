@@ -4,7 +4,8 @@
     from transformers import AutoModelForCausalLM
 
     AutoModelForCausalLM.from_pretrained("DIR", quantization_config=UqffConfig())           # a directory of UQFF
-    AutoModelForCausalLM.from_pretrained("CHECKPOINT", quantization_config=UqffConfig("q4k"))   # quantised meanwhile
+    model = AutoModelForCausalLM.from_pretrained("CHECKPOINT", quantization_config=UqffConfig("q4k"))
+    model.save_pretrained("OUT")                                                # quantised while loaded; UQFF
 
 Between the two hooks that ``transformers`` gives a method, the places of our layers hold nothing, so that it loads the
 norms, and looks for nothing else; then :mod:`uqff.parallel.model` fills them, as it does for
@@ -21,6 +22,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from types import MethodType
 from typing import Any, Final
 
 import torch
@@ -30,6 +32,7 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from uqff.container.file import RESIDUAL_NAME
 from uqff.errors import ShardError, UnsupportedError
+from uqff.integrations.saving import save_pretrained
 from uqff.models.config import QUANT_METHOD
 from uqff.parallel import transformers_model
 from uqff.parallel.comm import Comm
@@ -42,6 +45,8 @@ READS_SINCE: Final = 5
 """The first major version of ``transformers`` that asks a method before it looks for weights."""
 
 MAJOR: Final = int(transformers.__version__.partition(".")[0])
+
+LAYER_NUMBER: Final = re.compile(r"\.[0-9]+(?=\.|$)")
 
 WEIGHTS_KEY: Final = "transformers_weights"
 
@@ -81,6 +86,13 @@ class Placeholder(torch.nn.Module):
 
     weight = None
     """What transformers before 5 assigns to tie a head to its embedding."""
+
+    def __init__(self, held: torch.nn.Module) -> None:
+        """Take over the sizes, which transformers asks for when it installs what tensor parallelism needs; in vain."""
+        super().__init__()
+        for name in ("in_features", "out_features", "num_embeddings", "embedding_dim"):
+            if hasattr(held, name):
+                setattr(self, name, getattr(held, name))
 
 
 @register_quantizer(QUANT_METHOD)
@@ -137,11 +149,14 @@ class UqffHfQuantizer(HfQuantizer):  # type: ignore[misc]
         stated = getattr(model, "_keys_to_ignore_on_load_unexpected", None)
         ignored = list(stated or ())
         for path in transformers_model.places(model):
-            self._emptied[path] = _replaced(model, path, Placeholder())
+            self._emptied[path] = _replaced(model, path, Placeholder(model.get_submodule(path)))
             ignored.append(rf"^{re.escape(path)}\.")
         model._keys_to_ignore_on_load_unexpected = set(ignored) if isinstance(stated, set) else ignored
         if hasattr(model, "all_tied_weights_keys"):
             model.all_tied_weights_keys = {}
+        emptied = {LAYER_NUMBER.sub(".*", path) for path in self._emptied}
+        plan = getattr(model, "_tp_plan", None) or {}
+        model._tp_plan = {rule: style for rule, style in plan.items() if rule in emptied}  # norms are whole
 
     def _process_model_after_weight_loading(self, model: Any, **kwargs: Any) -> Any:
         """Fill the places."""
@@ -173,10 +188,11 @@ class UqffHfQuantizer(HfQuantizer):  # type: ignore[misc]
                 from accelerate.hooks import add_hook_to_module
 
                 add_hook_to_module(module, placeholder._hf_hook)
+        model.save_pretrained = MethodType(save_pretrained, model)
         return model
 
     def is_serializable(self, *args: Any, **kwargs: Any) -> bool:
-        """Whether the model can be saved."""
+        """Whether transformers itself can save the model: it cannot, but see :mod:`uqff.integrations.saving`."""
         return False
 
     @property

@@ -1,0 +1,110 @@
+"""A model of ``transformers`` that has our layers, written as a directory of UQFF."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from safetensors.torch import save_file
+
+from uqff.codec.layer import Layer
+from uqff.codes import Version
+from uqff.container.document import write_json
+from uqff.container.file import RESIDUAL_NAME
+from uqff.container.plan import metadata_of
+from uqff.container.save import save
+from uqff.errors import UnsupportedError
+from uqff.families import stack
+from uqff.inspection.report import report
+from uqff.models.assets import CONFIG_NAME
+from uqff.models.config import config_to_write, read_config
+from uqff.parallel.layer import QuantizedLayer
+from uqff.parallel.plan import EMBEDDING, HEAD
+from uqff.parallel.projection import PROJECTIONS
+from uqff.parallel.transformers_model import SparseBlock
+
+__all__ = ["save_pretrained"]
+
+TIED_APART: Final = Version(1, 1, 0)
+"""The last version that has a head beside the embedding of a tied model."""
+LATEST: Final = Version(1, 2, 0)
+
+
+def save_pretrained(model: Any, directory: str | os.PathLike[str], **options: Any) -> None:
+    """Write a model as UQFF: layers, residual, configurations and report; the tokenizer is saved by itself.
+
+    Args:
+        model: of ``transformers``, with all places filled, on one rank.
+        directory: where; made if absent.
+        options: of ``save_pretrained`` of ``transformers``; none is known.
+
+    Raises:
+        UnsupportedError: an option; the model is shared by several ranks.
+        UqffError: a layer cannot be written.
+    """
+    unknown = sorted(name for name, value in options.items() if value)
+    if unknown:
+        raise UnsupportedError("options that saving UQFF does not know", got=", ".join(unknown))
+    layers = _layers(model)
+    version = LATEST
+    embedding, head = model.get_submodule(EMBEDDING).rows, model.get_submodule(HEAD).rows
+    taken = {f"{path}.weight" for path in layers}
+    residual = {name: each for name, each in _rest(model).items() if name not in taken}
+    if model.config.tie_word_embeddings and head is not embedding:
+        version = TIED_APART
+        residual[f"{EMBEDDING}.weight"] = layers.pop(EMBEDDING).weight.dequantize(model.dtype)
+    made = Path(directory)
+    made.mkdir(parents=True, exist_ok=True)
+    ((kind, _),) = Counter(layer.weight.kind for layer in layers.values()).most_common(1)
+    files = save(layers, made / f"{kind}-0.uqff", version=version)
+    tensors = {name: each.detach().cpu().contiguous() for name, each in residual.items()}
+    save_file(tensors, made / RESIDUAL_NAME, metadata_of(version))
+    model.config.architectures = [type(model).__name__]
+    model.config.save_pretrained(made)
+    if model.can_generate():
+        model.generation_config.save_pretrained(made)
+    path = made / CONFIG_NAME
+    config = config_to_write(path, read_config(path), version)
+    if config is not None:
+        path.unlink()
+        write_json(path, config)
+    report(files[0].parent, write=True)
+
+
+def _layers(model: Any) -> dict[str, Layer]:
+    """The layers, by their paths; experts stacked."""
+    layers: dict[str, Layer] = {}
+    for path, module in model.named_modules():
+        if isinstance(module, SparseBlock):
+            for name, _ in PROJECTIONS:
+                layers[f"{path}.experts.{name}"] = _stacked(getattr(module.experts, name))
+        elif path in (EMBEDDING, HEAD):
+            layers[path] = _layer(module.rows)
+        elif isinstance(module, QuantizedLayer) and ".experts." not in path and not path.endswith(".rows"):
+            layers[path] = _layer(module)
+    if model.get_submodule(HEAD).rows is model.get_submodule(EMBEDDING).rows:
+        del layers[HEAD]
+    return layers
+
+
+def _layer(module: QuantizedLayer) -> Layer:
+    if module.comm.world_size > 1:
+        raise UnsupportedError("a model of several ranks cannot be saved", layer=module.key, expected="one rank")
+    return Layer(module.weight, module.bias)
+
+
+def _stacked(projection: Any) -> Layer:
+    if isinstance(projection, QuantizedLayer):
+        return _layer(projection)
+    return Layer(stack([_layer(each).weight for each in projection]))
+
+
+def _rest(model: Any) -> dict[str, torch.Tensor]:
+    """Parameters that belong to no layer."""
+    of_layers = {
+        id(each) for module in model.modules() if isinstance(module, QuantizedLayer) for each in module.parameters()
+    }
+    return {name: each for name, each in model.named_parameters() if id(each) not in of_layers}
