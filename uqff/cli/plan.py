@@ -56,7 +56,18 @@ def _fixed(ctx: click.Context, parameter: click.Parameter, values: tuple[str, ..
     "alone quantised. The latter if there is a text.",
 )
 @click.option("--check", type=click.Path(exists=True, dir_okay=False), help="Text on which the mix is measured.")
-@click.option("--imatrix", type=click.Path(exists=True, dir_okay=False), help="Importance; else found with --text.")
+@click.option(
+    "--imatrix",
+    type=click.Path(exists=True, dir_okay=False),
+    help="Importance, for errors and for quantising; quantize must be given the same.",
+)
+@click.option(
+    "--effort",
+    type=click.Choice(["engine", "best"]),
+    default="engine",
+    show_default=True,
+    help="As for quantize, which must be given the same.",
+)
 @click.option("--types", "kinds", multiple=True, callback=_kinds, metavar="TYPE,...", help="Types that may be used.")
 @click.option("--fix", "fixed", multiple=True, callback=_fixed, metavar="MODULE=TYPE", help="As --fix lm_head=q6k.")
 @click.option("--ranks", default=1, show_default=True, type=click.IntRange(1), help="Also say what each rank holds.")
@@ -77,6 +88,7 @@ def plan(
     measure: Any,
     check: str | None,
     imatrix: str | None,
+    effort: Any,
     kinds: list[str] | None,
     fixed: dict[str, str],
     ranks: int,
@@ -107,6 +119,7 @@ def plan(
             text=text,
             check=check,
             imatrix=imatrix,
+            effort=effort,
             kinds=kinds,
             fixed=fixed,
             ranks=ranks,
@@ -126,7 +139,7 @@ def plan(
     elif made.mix is None:
         _show_sizes(made, ranks)
     else:
-        _show_mix(made, out)
+        _show_mix(made, out, effort, imatrix)
 
 
 def _show_sizes(made: ModelPlan, ranks: int) -> None:
@@ -148,7 +161,7 @@ def _show_sizes(made: ModelPlan, ranks: int) -> None:
     echo_table(columns, rows)
 
 
-def _show_mix(made: ModelPlan, out: str | None) -> None:
+def _show_mix(made: ModelPlan, out: str | None, effort: str, imatrix: str | None) -> None:
     from uqff.cli.render import echo_heading, echo_pairs, echo_table, number, size
 
     mix = made.mix
@@ -174,4 +187,6 @@ def _show_mix(made: ModelPlan, out: str | None) -> None:
     echo_table([("all layers", "left"), ("bytes", "right"), ("bits/weight", "right"), (what, "right")], rows)
     if out is not None:
         print()
-        print(printable(f"uqff quantize {made.source} OUT --isq {made.kind} --recipe {out}"))
+        more = f" --effort {effort}" if effort != "engine" else ""
+        more += f" --imatrix {imatrix}" if imatrix is not None else ""
+        print(printable(f"uqff quantize {made.source} OUT --isq {made.kind} --recipe {out}{more}"))

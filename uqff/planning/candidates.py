@@ -24,7 +24,7 @@ from uqff.importance.matrix import Importance
 from uqff.models.engine import limits_of
 from uqff.progress import Progress, Steps
 from uqff.quantization.plan import Goal, PlannedLayer, plan_layer
-from uqff.quantization.types import Engine, encode, kind_name, kinds
+from uqff.quantization.types import Effort, EffortName, Engine, encode, kind_name, kinds
 from uqff.simd.floats import Floats
 
 if TYPE_CHECKING:
@@ -144,6 +144,8 @@ def measure_errors(
     importance: Importance | None = None,
     *,
     tied: bool = False,
+    effort: EffortName = "engine",
+    used: bool = False,
     engine: Engine,
     dtype: DType,
     progress: Progress | None = None,
@@ -155,6 +157,8 @@ def measure_errors(
         units: get the errors.
         importance: of inputs; all alike where it says nothing.
         tied: whether the embedding serves as head.
+        effort: how codes and scales are chosen.
+        used: whether they are chosen by importance, too.
         engine: whose quantiser.
         dtype: the load dtype.
         progress: is told of each unit.
@@ -166,13 +170,15 @@ def measure_errors(
             found = None if importance is None else importance.of(goal.module, goal.shape, tied=tied)
             for expert, loaded in _pieces(checkpoint, goal, dtype):
                 values = loaded.values
-                weights = np.ones(values.shape[-1], np.float64)
+                weights, chosen = np.ones(values.shape[-1], np.float64), Effort(effort)
                 if found is not None:
-                    weights = np.asarray(found if found.ndim == 1 else found[expert], np.float64)
+                    row = np.ascontiguousarray(found if found.ndim == 1 else found[expert], np.float32)
+                    weights = row.astype(np.float64)
+                    chosen = Effort(effort, row[None] if used else None)
                 unit.signal += _weighted(values, weights)
                 for candidate in unit.candidates.values():
                     with located(layer=goal.module):
-                        record = encode(loaded, candidate.kind, engine=engine)
+                        record = encode(loaded, candidate.kind, engine=engine, effort=chosen)
                     candidate.error += _weighted(_numbers(record) - values, weights)
             for source in goal.sources:
                 checkpoint.release(source.tensor, *source.span(checkpoint))

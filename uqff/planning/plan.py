@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -24,7 +25,7 @@ from uqff.planning.topology import topology
 from uqff.progress import Progress
 from uqff.quantization.plan import Goal, load_dtype, plan_layer, plan_model, residual_names
 from uqff.quantization.recipe import parse_recipe
-from uqff.quantization.types import Engine
+from uqff.quantization.types import EffortName, Engine, check_effort
 
 if TYPE_CHECKING:
     from uqff.evaluation.evaluate import Evaluation
@@ -70,6 +71,7 @@ class ModelPlan:
         uniform: all layers of one type, promoted by nobody.
         file_bytes: of the ``.uqff`` files that ``uqff quantize`` makes of it.
         check: the mix measured on another text; None if that was not asked for.
+        units: what may become what, at which cost: for :mod:`uqff.planning.assign`.
     """
 
     source: str
@@ -83,6 +85,7 @@ class ModelPlan:
     uniform: list[PlanPoint] = field(default_factory=list)
     file_bytes: int = 0
     check: Evaluation | None = None
+    units: list[Unit] = field(default_factory=list, repr=False)
 
     @property
     def kind(self) -> str:
@@ -128,6 +131,7 @@ def plan_types(
     text: str | os.PathLike[str] | None = None,
     check: str | os.PathLike[str] | None = None,
     imatrix: Importance | str | os.PathLike[str] | None = None,
+    effort: EffortName = "engine",
     kinds: Sequence[str] | None = None,
     fixed: Mapping[str, str] | None = None,
     ranks: int = 1,
@@ -153,7 +157,10 @@ def plan_types(
         measure: how costs are found; ``kld`` if there is a text, else ``error``, if None.
         text: a file of UTF-8 text, for importance and divergence.
         check: another text, on which the mix is measured in the end.
-        imatrix: importance of inputs, or the file of it; found with the text if None.
+        imatrix: importance of inputs, or the file of it, by which errors are weighted and weights are quantised. If
+            None, errors are weighted by what is found with the text, and weights are quantised without.
+        effort: how codes and scales are chosen. :func:`uqff.quantize_model` must be given the same, and the same
+            ``imatrix``.
         kinds: the types that may be used; all that the engine makes and loads if None.
         fixed: the type of a module in any case, by its path: ``{"lm_head": "q6k"}``.
         ranks: for which ``sizes`` are worked out.
@@ -181,6 +188,7 @@ def plan_types(
         raise UnsupportedError("divergence needs a text to be measured on", field="text", expected="a file")
     if kld is not None and measure != "kld":
         raise UnsupportedError("divergence is not measured", field="measure", expected="kld", got=measure)
+    check_effort(effort)
     version_ = Version.of(version)
     with open_checkpoint(source) as opened:
         checkpoint = NumberFiles(opened)
@@ -200,20 +208,26 @@ def plan_types(
         units = find_units(checkpoint, unpromoted, allowed, fixed=fixed, **rules)
         importance = _importance(source, imatrix, text, context, windows, progress)
         tied = bool(checkpoint.config.get("tie_word_embeddings"))
-        measure_errors(checkpoint, units, importance, tied=tied, engine=engine, dtype=load, progress=progress)
+        options: Any = {"effort": effort, "engine": engine}
+        used = None if imatrix is None else importance
+        measure_errors(
+            checkpoint, units, importance, tied=tied, used=used is not None, dtype=load, progress=progress, **options
+        )
         if measure == "kld" and text is not None:
-            _measure(source, units, text, context, windows, engine, load, progress)
+            _measure(source, units, text, context, windows, used, load, options, progress)
         else:
             by_error(units)
         chosen = _chosen(units, made.weights, bits, nbytes, kld)
-        made.measure = measure
+        made.measure, made.units = measure, units
         made.types = {unit.name: each.kind for unit, each in zip(units, chosen.chosen, strict=True)}
         made.mix = _point("mix", chosen, made.weights)
         made.frontier = [_point("mix", each, made.weights) for each in frontier(units)]
         made.uniform = _uniform(units, allowed, made.weights)
         made.file_bytes = _file_bytes(checkpoint, goals, made, rules)
     if check is not None:
-        made.check = _checked(source, made, check, context, windows, progress)
+        options = {"version": version, "engine": engine, "dtype": dtype}
+        sizes = {"context": context, "windows": windows, "progress": progress}
+        made.check = _checked(source, made, check, used, effort, options, sizes)
     return made
 
 
@@ -240,8 +254,9 @@ def _measure(
     text: str | os.PathLike[str],
     context: int,
     windows: int,
-    engine: Engine,
+    importance: Importance | None,
     dtype: DType,
+    options: Any,
     progress: Progress | None,
 ) -> None:
     import torch
@@ -252,7 +267,7 @@ def _measure(
 
     cut = text_windows(source, None, text, context=context, most=windows)
     model = load_model(source, dtype=torch.float32)
-    Swapper(model, cut, engine=engine, dtype=dtype.torch).measure(units, progress)
+    Swapper(model, cut, importance, dtype=dtype.torch, **options).measure(units, progress)
 
 
 def _chosen(
@@ -290,13 +305,27 @@ def _checked(
     source: str | os.PathLike[str],
     made: ModelPlan,
     text: str | os.PathLike[str],
-    context: int,
-    windows: int,
-    progress: Progress | None,
+    importance: Importance | None,
+    effort: EffortName,
+    rules: dict[str, Any],
+    windows: dict[str, Any],
 ) -> Evaluation:
+    """The mix, quantised into a directory that does not stay, beside its source."""
     from uqff.evaluation.evaluate import evaluate
+    from uqff.quantization.run import quantize_model
 
-    recipe: Any = parse_recipe(made.topology)
-    return evaluate(
-        source, isq=recipe, reference=source, text=text, context=context, windows=windows, progress=progress
-    )
+    with tempfile.TemporaryDirectory(prefix="uqff-plan-") as folder:
+        target = Path(folder) / "mix"
+        recipe = parse_recipe(made.topology)
+        quantize_model(
+            source,
+            target,
+            made.kind,
+            recipe=recipe,
+            effort=effort,
+            imatrix=importance,
+            measure=False,
+            force=False,
+            **rules,
+        )
+        return replace(evaluate(target, reference=source, text=text, **windows), model="mix")

@@ -12,12 +12,13 @@ import torch
 from uqff.evaluation.evaluate import window_logits
 from uqff.evaluation.measures import Predictions, Reference
 from uqff.evaluation.windows import TextWindows
+from uqff.importance.matrix import Importance
 from uqff.parallel.gather import ExpertList
 from uqff.parallel.layer import QuantizedLayer
 from uqff.parallel.plan import EMBEDDING, HEAD
 from uqff.planning.candidates import Unit, relative
 from uqff.progress import Progress, Steps
-from uqff.quantization.types import Engine, quantize
+from uqff.quantization.types import EffortName, Engine, quantize
 
 __all__ = ["Swapper"]
 
@@ -29,16 +30,29 @@ and small enough that the divergence still goes by the squared error."""
 class Swapper:
     """A plain model, in which one unit at a time is quantised."""
 
-    def __init__(self, model: Any, windows: TextWindows, *, engine: Engine, dtype: torch.dtype) -> None:
+    def __init__(
+        self,
+        model: Any,
+        windows: TextWindows,
+        importance: Importance | None = None,
+        *,
+        effort: EffortName = "engine",
+        engine: Engine,
+        dtype: torch.dtype,
+    ) -> None:
         """Run the model as it is.
 
         Args:
             model: of :func:`uqff.load_model`, plain.
             windows: of the text.
+            importance: of inputs, by which codes and scales are chosen, too; None if they are not.
+            effort: how codes and scales are chosen.
             engine: whose quantiser.
             dtype: the load dtype.
         """
-        self._model, self._windows, self._engine, self._dtype = model, windows, engine, dtype
+        self._model, self._windows = model, windows
+        self._options: Any = {"engine": engine, "dtype": dtype, "effort": effort}
+        self._importance = importance
         self._targets = [torch.tensor(windows.targets(at)) for at in range(len(windows))]
         self._plain = [window_logits(model, ids, windows.first) for ids in windows]
 
@@ -58,12 +72,13 @@ class Swapper:
     def swapped(self, unit: Unit, kind: str) -> Iterator[None]:
         """The model with the layers of a unit quantised."""
         places = [place for goal in unit.goals for place in self._places(goal.module)]
+        names = [goal.module for goal in unit.goals for _ in self._places(goal.module)]
         before = [getattr(*place) for place in places]
         made: dict[int, Any] = {}
         try:
-            for place, layer in zip(places, before, strict=True):
+            for name, place, layer in zip(names, places, before, strict=True):
                 if id(layer) not in made:
-                    made[id(layer)] = self._changed(layer, kind)
+                    made[id(layer)] = self._changed(name, layer, kind)
                 setattr(*place, made[id(layer)])
             yield
         finally:
@@ -79,11 +94,17 @@ class Swapper:
         parent, _, name = module.rpartition(".")
         return [(self._model.get_submodule(parent), name)]
 
-    def _changed(self, layer: Any, kind: str) -> Any:
+    def _changed(self, module: str, layer: Any, kind: str) -> Any:
         if isinstance(layer, ExpertList):
-            return ExpertList([self._changed(layer[at], kind) for at in range(len(layer))], layer.key)
+            stack, _, projection = module.rpartition(".")
+            experts = range(len(layer))
+            made = [self._changed(f"{stack}.{at}.{projection}", layer[at], kind) for at in experts]
+            return ExpertList(made, layer.key)
         held: QuantizedLayer = layer
-        record = quantize(held.dequantize_w(), kind, engine=self._engine, dtype=self._dtype, module=held.key)
+        weight = held.dequantize_w()
+        tied = module == EMBEDDING and len(self._places(module)) > 1
+        found = None if self._importance is None else self._importance.of(module, weight.shape, tied=tied)
+        record = quantize(weight, kind, importance=found, module=held.key, **self._options)
         return held._changed(record, held.bias)
 
     def measure(self, units: Sequence[Unit], progress: Progress | None = None) -> None:

@@ -1,0 +1,152 @@
+"""How good the types are, and the mixes of `uqff plan`: `make quality`.
+
+    python -m tools.quality --models small --types q4k,q5k --windows 8
+
+Two models: a small Llama that this trains the first time (25 minutes on two cores that had other work, too), and
+SmolLM2-135M. Both are kept in the user's cache directory, outside of the tree, and so are the tables, as JSON. Each is
+quantised to every type, as the engine does it and with `--effort best`, without and with importance, and compared with
+itself in float32 on sources of Python's standard library that it was neither trained nor calibrated on.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+import uqff
+from tools.quality import corpus, smollm2, train
+from uqff.planning.assign import within_size
+from uqff.planning.candidates import default_kinds
+from uqff.planning.picture import write_frontier
+from uqff.planning.topology import topology
+from uqff.quantization.recipe import parse_recipe
+
+TARGETS = (3.5, 4.5, 5.5)
+REACH = 0.8
+"""Of the best uniform type's divergence, what a mix of no more bytes is to stay below."""
+
+
+def cache() -> Path:
+    """Where models, texts and tables are kept."""
+    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return base / "uqff" / "quality" / f"python-{corpus.name()}"
+
+
+def model_of(name: str, folder: Path) -> Path:
+    """The checkpoint of that name; made if it is not there."""
+    path = folder / name
+    if not path.is_dir():
+        click.echo(f"making {path}")
+        (train.train if name == "small" else smollm2.write)(path)
+    return path
+
+
+def row_of(path: Path, kind: str, options: dict[str, Any], **how: Any) -> dict[str, Any]:
+    """What is measured of one type or recipe: quantised to a directory that does not stay."""
+    started = time.monotonic()
+    with warnings.catch_warnings(), tempfile.TemporaryDirectory() as folder:
+        warnings.simplefilter("ignore", uqff.FallbackWarning)
+        uqff.quantize_model(path, Path(folder) / "made", kind, measure=False, **how)
+        found = uqff.evaluate(Path(folder) / "made", **options)
+    far = found.distances
+    assert far is not None
+    return {
+        "perplexity": found.perplexity.value,
+        "kld": far.kld.value,
+        "kld_error": far.kld.error or 0.0,
+        "kld_99": far.kld_percentiles[99.0].value,
+        "same_top": far.same_top.value,
+        "seconds": time.monotonic() - started,
+    }
+
+
+def measure(name: str, kinds: list[str], context: int, windows: int, folder: Path) -> dict[str, Any]:
+    """The tables of a model."""
+    path = model_of(name, folder)
+    texts = {part: corpus.write(part, folder / f"{part}.txt", 400_000) for part in ("calibrate", "evaluate")}
+    options: dict[str, Any] = {"text": texts["evaluate"], "context": context, "windows": windows}
+    logits = folder / f"{name}-{context}-{windows}.logits"
+    plain = uqff.evaluate(path, keep_logits=logits, **options)
+    click.echo(f"{name}: perplexity {plain.perplexity.value:.4f} ± {plain.perplexity.error:.4f}")
+    options["logits"] = logits
+    imatrix = uqff.calibrate(path, text=texts["calibrate"], context=context, windows=windows)
+    sizes = {each.kind: each for each in uqff.plan_types(path, kinds=kinds).sizes}
+    document: dict[str, Any] = {"model": name, "perplexity": plain.perplexity.document, "types": {}, "mixes": {}}
+    for kind in kinds:
+        if not sizes[kind].problem:
+            row = {"bits": sizes[kind].bits_per_weight, **row_of(path, kind, options)}
+            row["best"] = row_of(path, kind, options, effort="best")["kld"]
+            row["best_importance"] = row_of(path, kind, options, effort="best", imatrix=imatrix)["kld"]
+            document["types"][kind] = row
+            click.echo(f"  {kind}: {row['kld']:.5f}, best {row['best']:.5f}, importance {row['best_importance']:.5f}")
+    if name == "small":
+        plan = uqff.plan_types(path, bits=4.5, text=texts["calibrate"], kinds=kinds, context=context, windows=windows)
+        write_frontier(plan, folder / f"{name}.svg")
+        document["mixes"] = {str(bits): mix_of(path, plan, bits, options) for bits in TARGETS}
+    (folder / f"{name}.json").write_text(json.dumps(document, indent=2))
+    return document
+
+
+def mix_of(path: Path, plan: Any, bits: float, options: dict[str, Any]) -> dict[str, Any]:
+    """The mix of a size, and the best uniform type of as much or up to half a bit more."""
+    mix = within_size(plan.units, int(bits * plan.weights / 8))
+    kinds = {unit.name: each.kind for unit, each in zip(plan.units, mix.chosen, strict=True)}
+    row = row_of(path, "q8_0", options, recipe=parse_recipe(topology(kinds)))
+    near = {each.name: each for each in plan.uniform if each.nbytes >= mix.nbytes}
+    near = {name: each for name, each in near.items() if each.bits_per_weight <= bits + 0.55}
+    best = {name: row_of(path, name, options, promote=False)["kld"] for name in near}
+    rival = min(best, key=lambda each: best[each])
+    row |= {"bits": 8 * mix.nbytes / plan.weights, "predicted": mix.cost}
+    row |= {"rival": rival, "rival_bits": near[rival].bits_per_weight, "rival_kld": best[rival]}
+    click.echo(f"  mix of {bits} bits: {row['kld']:.5f}, {rival} {best[rival]:.5f}")
+    return row
+
+
+def show(document: dict[str, Any]) -> None:
+    """Print the tables."""
+    table = Table(title=f"{document['model']}: perplexity {document['perplexity']['value']:.4f}")
+    for column in ("type", "bits/weight", "perplexity", "KLD", "99 % KLD", "same top, %", "best", "with importance"):
+        table.add_column(column)
+    for kind, row in sorted(document["types"].items(), key=lambda each: each[1]["bits"]):
+        shown = f"{row['kld']:.5f} ± {row['kld_error']:.5f}"
+        numbers = f"{row['perplexity']:.4f}", shown, f"{row['kld_99']:.4f}", f"{100 * row['same_top']:.2f}"
+        better = [f"{row[each]:.5f}" for each in ("best", "best_importance")]
+        table.add_row(kind, f"{row['bits']:.3f}", *numbers, *better)
+    Console().print(table)
+    if document["mixes"]:
+        mixes = Table(title="mixes of `uqff plan`, and the best uniform type of as much or up to half a bit more")
+        for column in ("asked", "bits/weight", "predicted KLD", "KLD", "type", "its bits", "its KLD", "ratio"):
+            mixes.add_column(column)
+        for asked, row in document["mixes"].items():
+            ratio = row["kld"] / row["rival_kld"]
+            ours = [f"{row[each]:.5f}" for each in ("predicted", "kld")]
+            theirs = (row["rival"], f"{row['rival_bits']:.3f}", f"{row['rival_kld']:.5f}")
+            style = None if ratio <= REACH else "red"
+            mixes.add_row(asked, f"{row['bits']:.3f}", *ours, *theirs, f"{ratio:.2f}", style=style)
+        Console().print(mixes)
+
+
+@click.command()
+@click.option("--models", default="small,smollm2", show_default=True)
+@click.option("--types", default=",".join(default_kinds()), help="All that the engine makes and loads, by default.")
+@click.option("--context", default=512, show_default=True)
+@click.option("--windows", default=16, show_default=True)
+def main(models: str, types: str, context: int, windows: int) -> None:
+    """Measure the types on two trained models."""
+    folder = cache()
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in models.split(","):
+        show(measure(name, types.split(","), context, windows if name == "small" else max(1, windows // 4), folder))
+
+
+if __name__ == "__main__":
+    main()
