@@ -81,7 +81,7 @@ class UqffConfig(QuantizationConfigMixin):  # type: ignore[misc]
         return self.to_dict()
 
 
-class Placeholder(torch.nn.Module):
+class EmptyLayer(torch.nn.Module):
     """Stands where a layer will be, and holds nothing that ``transformers`` could look for."""
 
     weight = None
@@ -149,7 +149,7 @@ class UqffHfQuantizer(HfQuantizer):  # type: ignore[misc]
         stated = getattr(model, "_keys_to_ignore_on_load_unexpected", None)
         ignored = list(stated or ())
         for path in transformers_model.places(model):
-            self._emptied[path] = _replaced(model, path, Placeholder(model.get_submodule(path)))
+            self._emptied[path] = _replaced(model, path, EmptyLayer(model.get_submodule(path)))
             ignored.append(rf"^{re.escape(path)}\.")
         model._keys_to_ignore_on_load_unexpected = set(ignored) if isinstance(stated, set) else ignored
         if hasattr(model, "all_tied_weights_keys"):

@@ -42,7 +42,7 @@ from uqff.families.biases import BiasRule
 from uqff.families.encoding import AS_ENGINE, GROUP, Effort, Engine, Resolution, no_group_size, wrong_shape
 from uqff.families.hqq import reference
 from uqff.families.hqq.best import better_columns
-from uqff.families.hqq.codes import as_uint8, pack_rows, planned_codes, unpack_rows, word_dtype
+from uqff.families.hqq.codes import narrow_codes, pack_rows, planned_codes, unpack_rows, word_dtype
 from uqff.families.hqq.tiles import column_tiles
 from uqff.families.loaded import Loaded
 from uqff.families.part import Bytes, Part, concatenated, joined
@@ -174,10 +174,10 @@ class HQQ(QuantizedTensor):
     ) -> Self:
         """See :meth:`Encoding.encode`."""
         bits = int(kind[-1])
-        codes, *floats = _quantizer()(loaded.values, bits, group_size, STEPS)
+        codes, *floats = _twin().quantize(loaded.values, bits, group_size, STEPS)
         if effort.name == "best":
             made = codes, *floats
-            codes, *floats = better_columns(loaded.values, effort.importance, group_size, bits, made, _search())
+            codes, *floats = better_columns(loaded.values, effort.importance, group_size, bits, made, _twin().search)
         w_q = Part.of_array(codes, word_dtype(bits)).as_bytes()
         return cls._encoded([w_q, *(Part.of_array(each, DType.F32) for each in floats)], kind, loaded.shape, group_size)
 
@@ -254,24 +254,14 @@ class HQQ(QuantizedTensor):
                 "wrong dtype", field="scales.dtype", rule="HQQ-07", expected=allowed, got=scales["dtype"].name
             )
         if zeros["dtype"] is not scales["dtype"]:
-            raise Violation(
-                "wrong dtype",
-                field="zeros.dtype",
-                rule="HQQ-08",
-                expected=scales["dtype"].name,
-                got=zeros["dtype"].name,
-            )
+            wanted, dtype = scales["dtype"], zeros["dtype"]
+            raise Violation("wrong dtype", field="zeros.dtype", rule="HQQ-08", expected=wanted.name, got=dtype.name)
         if not blob["shape"]:
             raise Violation("weight without dimensions", rule="BLOB-12", field="ndim", expected="at least 1", got=0)
         numel = math.prod(blob["shape"])
         if numel % group_size:
-            raise Violation(
-                "weight is not whole groups",
-                rule="HQQ-09",
-                field="group_size",
-                expected=f"a divisor of {numel}",
-                got=group_size,
-            )
+            fits, field = f"a divisor of {numel}", "group_size"
+            raise Violation("weight is not whole groups", rule="HQQ-09", field=field, expected=fits, got=group_size)
         groups = numel // group_size
         rows, columns = (group_size, groups) if axis == 0 else (groups, group_size)
         per_word = PLANES[bits]
@@ -373,8 +363,10 @@ class HQQ(QuantizedTensor):
     def _narrow(self, dim: int, start: int, length: int) -> Self:
         size, groups = self._layout(dim, start, length)
         origin = self._origin(dim, start, length, size, groups)
+        ranges = (*runs(self.shape, dim), start, length)
+        shape = (size, groups) if self.axis == 0 else (groups, size)
         return self.replaced(
-            w_q=self._narrow_codes(dim, start, length, size, groups),
+            w_q=narrow_codes(self.parts["w_q"], self.bits, self.axis, self._columns, ranges, shape),
             scales=self.parts["scales"].pick(origin),
             zeros=self.parts["zeros"].pick(origin),
             weight_shape=(*self.shape[:dim], length, *self.shape[dim + 1 :]),
@@ -388,22 +380,6 @@ class HQQ(QuantizedTensor):
         flat = first // (length * step) * run + start * step + first % (length * step)
         return flat % (self.numel // self.group_size) if self.axis == 0 else flat // self.group_size
 
-    def _narrow_codes(self, dim: int, start: int, length: int, size: int, groups: int) -> Part:
-        count, run, step = runs(self.shape, dim)
-        begin, n, columns, w_q = start * step, length * step, self._columns, self.parts["w_q"]
-        shape = (size, groups) if self.axis == 0 else (groups, size)
-        if w_q.is_planned:
-            return planned_codes(shape, self.bits)
-        if self.bits == 8:  # not packed: the bytes are the flattened weight
-            return w_q.view((count, run)).narrow(1, begin, n).view(shape)
-        if self.axis == 0 and columns % run == 0:  # whole runs in each row: a range of each, as packed
-            height, width = w_q.shape[0], w_q.shape[1] // columns
-            packed = w_q.view((height, columns // run, run * width)).narrow(2, begin * width, n * width)
-            return packed.view((height, columns // run * n * width))
-        words = w_q.words(word_dtype(self.bits))
-        ranges = [self._codes(words, i * run + begin, i * run + begin + n) for i in range(count)]
-        return pack_rows(concatenated(ranges).reshape(shape), self.bits)
-
     @property
     def _columns(self) -> int:
         return self.numel // self.group_size if self.axis == 0 else self.group_size
@@ -412,18 +388,6 @@ class HQQ(QuantizedTensor):
         """The codes of M, uint8 ``[rows, columns]``."""
         words = self.parts["w_q"].words(word_dtype(self.bits))
         return unpack_rows(words, self.bits)[: self.numel // self._columns]
-
-    def _codes(self, words: Any, begin: int, end: int) -> Bytes:
-        """The codes ``begin`` to ``end`` of the flattened weight, uint8; touches no words but theirs."""
-        columns, height, top, pieces = self._columns, len(words), PLANES[self.bits] - 1, []
-        while begin < end:
-            row, column = divmod(begin, columns)
-            n = min(columns - column, end - begin)
-            shift = self.bits * (top - row // height)
-            pieces.append(as_uint8(words[row % height, column : column + n] >> shift & (1 << self.bits) - 1))
-            begin += n
-        made: Bytes = concatenated(pieces)
-        return made
 
     def _join(self, slices: list[tuple[int, Self]], dim: int) -> Self:
         first, groups = slices[0][1], self.numel // self.group_size
@@ -517,20 +481,13 @@ class HQQ(QuantizedTensor):
         raise UnsupportedError("hidden layers of an HQQ weight share scales: they are not put together anew")
 
 
-def _search() -> Any:
+def _twin() -> Any:
+    """The module whose ``quantize`` and ``search`` serve: kernels, or what they are equal to."""
     if not simd.enabled():
-        return reference.search
+        return reference
     from uqff.families.hqq import cpu
 
-    return cpu.search
-
-
-def _quantizer() -> Any:
-    if not simd.enabled():
-        return reference.quantize
-    from uqff.families.hqq import cpu
-
-    return cpu.quantize
+    return cpu
 
 
 def _numel(part: Part) -> int:
