@@ -463,19 +463,6 @@ def test_experts_of_a_list_track_their_inputs() -> None:
         seen = x.repeat_interleave(2, 0)[indices.reshape(-1) == expert]
         stats = experts.gate_proj[expert].end_track_stats()
         assert torch.equal(stats, seen.square().sum(0) / HIDDEN if len(seen) else torch.zeros(HIDDEN))
-    fused = FusedExperts.from_layers(*three(projections("q8_0")))
-    for projection in (experts.down_proj, fused.down_proj):
-        with pytest.raises(UnsupportedError, match="layer does not track stats"):
-            projection.end_track_stats()
-        projection.begin_track_stats(products=True)
-    experts(x, indices, weights)
-    fused(x, indices, weights)
-    for one, other in zip(experts.down_proj.take_stats(), fused.down_proj.take_stats(), strict=True):
-        assert (one.rows, one.rows > 0) == (other.rows, one.calls > 0)
-        assert torch.equal(one.squares, other.squares)
-        assert one.products is not None
-        assert other.products is not None
-        assert torch.equal(one.products, other.products)
 
 
 def test_gradients_of_activations() -> None:

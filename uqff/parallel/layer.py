@@ -16,7 +16,7 @@ import torch
 from uqff.codec import blob as blobs
 from uqff.codec.blob import LATEST
 from uqff.codec.layer import Layer
-from uqff.errors import ShapeError, ShardError, UnsupportedError, located
+from uqff.errors import ShapeError, ShardError, located
 from uqff.families import QuantizedTensor, Unquant
 from uqff.families.rows import Order
 from uqff.models.layouts import in_order
@@ -28,7 +28,7 @@ from uqff.parallel.placement import DistributedKind, Placement
 from uqff.parallel.product import multiply
 from uqff.parallel.requantize import add_delta, requantize
 from uqff.parallel.shard import Shard, Slice
-from uqff.parallel.stats import InputStats
+from uqff.parallel.stats import InputStats, TracksInputs
 from uqff.parallel.weight import WeightBuffers
 from uqff.quantization.bias import cast_bias
 from uqff.quantization.types import planned
@@ -402,7 +402,7 @@ class QuantizedLayer(torch.nn.Module):
         return f"{self.key or ''} {self.comm!r}".strip()
 
 
-class QuantizedLinear(QuantizedLayer):
+class QuantizedLinear(TracksInputs, QuantizedLayer):
     """A layer that is a matrix: the product with it, and what goes into that."""
 
     _stats: InputStats | None = None
@@ -480,25 +480,6 @@ class QuantizedLinear(QuantizedLayer):
         """
         weight = self.weight
         self._stats = InputStats(weight.shape[1], weight.device, products=products)
-
-    def take_stats(self) -> InputStats:
-        """Stop watching; what was seen of the inputs that this rank holds.
-
-        Raises:
-            UnsupportedError: :meth:`begin_track_stats` was not called.
-        """
-        if self._stats is None:
-            raise UnsupportedError("layer does not track stats", layer=self.key, expected="begin_track_stats first")
-        stats, self._stats = self._stats, None
-        return stats
-
-    def end_track_stats(self) -> torch.Tensor:
-        """Stop watching; the importance of each input that this rank holds, float32 ``[in]``.
-
-        Raises:
-            UnsupportedError: :meth:`begin_track_stats` was not called.
-        """
-        return self.take_stats().imatrix()
 
 
 def _version_of(blob: Any) -> tuple[int, int, int]:

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import torch
 
-__all__ = ["InputStats"]
+from uqff.errors import UnsupportedError
+
+__all__ = ["InputStats", "TracksInputs"]
 
 
 class InputStats:
@@ -48,3 +50,33 @@ class InputStats:
         if not self.calls:
             return self.squares.clone()
         return self.squares / (self.calls * self.inputs) * self.calls
+
+
+class TracksInputs:
+    """A layer whose inputs can be watched, once :meth:`begin_track_stats` was called.
+
+    Attributes:
+        key: name of the layer, for errors.
+    """
+
+    key: str | None
+    _stats: InputStats | None
+
+    def take_stats(self) -> InputStats:
+        """Stop watching; what was seen of the inputs that this rank holds.
+
+        Raises:
+            UnsupportedError: :meth:`begin_track_stats` was not called.
+        """
+        if self._stats is None:
+            raise UnsupportedError("layer does not track stats", layer=self.key, expected="begin_track_stats first")
+        stats, self._stats = self._stats, None
+        return stats
+
+    def end_track_stats(self) -> torch.Tensor:
+        """Stop watching; the importance of each input that this rank holds, float32 ``[in]``.
+
+        Raises:
+            UnsupportedError: :meth:`begin_track_stats` was not called.
+        """
+        return self.take_stats().imatrix()
