@@ -203,7 +203,8 @@ def test_f16_bits_are_the_nearest() -> None:
 
 def test_f16_value_of_all_float16() -> None:
     bits = np.arange(1 << 16)
-    expected = bits.astype(np.uint16).view(np.float16).astype(np.float32)
+    with np.errstate(invalid="ignore"):  # AArch64 tells of signalling NaN
+        expected = bits.astype(np.uint16).view(np.float16).astype(np.float32)
     f16_value = from_python(bits_room.f16_value)
     actual = np.array([f16_value(int(one)) for one in bits], np.float32)
     number = ~np.isnan(expected)
