@@ -212,7 +212,7 @@ def test_every_pair_of_float16(way: str) -> None:
     high = np.arange(256, dtype=np.uint8)
     out = np.empty(256, np.float32)
     compiled(run)(high, out)
-    assert np.array_equal(out, f16_to_float32(high.astype(np.uint16) << 8), equal_nan=True)
+    assert np.array_equal(out, f16_to_float32(high.astype(np.uint16) << np.uint16(8)), equal_nan=True)
 
 
 @pytest.mark.parametrize("picks", [False, True])
