@@ -140,8 +140,12 @@ def test_files_beside_the_model(tmp_path: Path) -> None:
     assert made.left == ["README.md", "notes.txt"]
     names = {*made.copied, "residual.safetensors", "q8_0-0.uqff", "uqff_report.json"}
     assert set(os.listdir(tmp_path / "new")) == names
-    for name in made.copied:
+    for name in made.copied[1:]:
         assert (tmp_path / "new" / name).read_bytes() == (tmp_path / "old" / name).read_bytes()
+    named = b'{\n  "quantization_config": {"quant_method": "uqff"},'
+    assert (tmp_path / "new" / "config.json").read_bytes() == (
+        (tmp_path / "old" / "config.json").read_bytes().replace(b"{", named, 1)
+    )
 
 
 def test_one_file_of_a_directory_with_several(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 
 from tests.support.golden_models import TinyModel
 from tests.support.quantize_child import run_child
-from uqff.container import tensors
+from uqff.container import staging, tensors
 from uqff.progress import Step
 from uqff.quantization.run import quantize_model
 
@@ -81,6 +81,8 @@ def test_an_interrupt_leaves_nothing(source: Path, format: str, tmp_path: Path, 
 def test_a_failed_replacement_keeps_the_old_model(
     source: Path, format: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Where directories cannot be exchanged, the old one has been moved away when the second step fails."""
+    monkeypatch.setattr(staging, "exchange", lambda one, other: False)
     quantize_model(source, tmp_path / "out", ["q8_0"], version=format)
     rename, calls = os.rename, []
 

@@ -158,14 +158,19 @@ def json_bytes(document: Mapping[str, Any], path: Path) -> bytes:
         raise FormatError("text is not Unicode", file=str(path), got=repr(text)) from None
 
 
-def write_json(path: Path, document: Mapping[str, Any]) -> None:
+def write_json(path: Path, document: Mapping[str, Any], *, text: bytes | None = None) -> None:
     """Write a JSON object to a new file, and flush it to the disk.
+
+    Args:
+        path: of the file.
+        document: the object.
+        text: of it; if None, it is made.
 
     Raises:
         FormatError: a text in it is not Unicode.
         OSError: the file is there, or cannot be written.
     """
-    raw = json_bytes(document, path) + b"\n"
+    raw = json_bytes(document, path) + b"\n" if text is None else text
     with open(path, "xb") as file:
         file.write(raw)
         flush_to_disk(file)

@@ -27,6 +27,7 @@ from uqff.container.queue import WriteQueue
 from uqff.container.shards import stays_inside
 from uqff.container.tensors import TensorWriter
 from uqff.errors import FormatError
+from uqff.models.config import text_of
 from uqff.simd.floats import Floats
 
 __all__ = [
@@ -175,7 +176,7 @@ def copy_companions(
     names = companions_of(source, leave=leave)
     for name in names:
         if name == CONFIG_NAME and config is not None:
-            write_json(directory / name, config)
+            write_json(directory / name, config, text=text_of(source / name, config))
         else:
             copy_durably(source / name, directory / name)
     return names

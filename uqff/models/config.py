@@ -26,22 +26,36 @@ model; 4.57, the same; mistral.rs v0.9.2, ``Config`` in ``mistralrs-core/src/mod
 
 from __future__ import annotations
 
+import contextlib
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
 from uqff.codes import Version
-from uqff.container.document import read_json
+from uqff.container.document import check_regular, read_at_most, read_json
 from uqff.errors import FormatError, UnsupportedError, located
 from uqff.limits import MAX_CONFIG_BYTES
 from uqff.models.architectures import architecture_of
 
-__all__ = ["METHOD_KEY", "QUANT_METHOD", "config_to_write", "names_uqff", "read_config", "restated", "with_method"]
+__all__ = [
+    "METHOD_KEY",
+    "QUANT_METHOD",
+    "config_to_write",
+    "names_uqff",
+    "read_config",
+    "restated",
+    "text_of",
+    "with_method",
+]
 
 QUANT_METHOD: Final = "uqff"
 """What ``quantization_config`` of a directory of UQFF calls the method."""
 
 METHOD_KEY: Final = "quantization_config"
+
+NAMED: Final = b'\n  "%s": {"quant_method": "%s"},' % (METHOD_KEY.encode(), QUANT_METHOD.encode())
+"""The member of an object, with a comma after it."""
 
 METHOD_SINCE: Final = Version(1, 2, 0)
 """The first version beside which it stands: engines that read none later refuse a method that they do not know."""
@@ -101,6 +115,27 @@ def with_method(config: Mapping[str, Any], version: Version) -> dict[str, Any]:
     if version >= METHOD_SINCE:
         return {**others, METHOD_KEY: {"quant_method": QUANT_METHOD}}
     return others if names_uqff(config.get(METHOD_KEY)) else dict(config)
+
+
+def text_of(path: Path, config: Mapping[str, Any]) -> bytes | None:
+    """The bytes of a ``config.json`` of which only the naming of the method changes, so that it can be taken back.
+
+    Args:
+        path: the file as it is.
+        config: what it is to say.
+
+    Returns:
+        Its bytes with one more member in front, or without that; None if more than that is other.
+    """
+    if not path.is_file():
+        return None
+    raw = read_at_most(check_regular(path), MAX_CONFIG_BYTES)
+    head, brace, rest = raw.partition(b"{")
+    for made in (head + brace + NAMED + rest, raw.replace(brace + NAMED, brace, 1)):
+        with contextlib.suppress(ValueError, RecursionError):
+            if json.loads(made) == config:
+                return made
+    return None
 
 
 def names_uqff(quantization: Any) -> bool:
