@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -235,11 +237,15 @@ def test_hostile_lists(hub: Hub, tmp_path: Path) -> None:
     assert f"(file hf://{NAME}/a.uqff)" in result.stderr
 
 
-def test_without_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
-    """How to get it is said; what lies on this machine needs none of it."""
-    monkeypatch.setitem(__import__("sys").modules, "huggingface_hub", None)
-    with pytest.raises(UnsupportedError, match=r"pip install 'uqff-format\[hub\]'"):
+def test_without_the_package(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """How to get it is said, and of a source that it may be a mistyped path; what lies on this machine needs it not."""
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    needed = r"a repository of the hub needs huggingface_hub \(pip install 'uqff-format\[hub\]'\): got hf://owner/name"
+    with pytest.raises(UnsupportedError, match=f"^no such file or directory, and {needed}"):
         uqff.inspect("owner/name")
+    shutil.copy(MODEL / "fp8-0.uqff", tmp_path)
+    with pytest.raises(UnsupportedError, match=f"^{needed}"):
+        uqff.push(tmp_path, NAME)
     assert uqff.inspect(MODEL / "fp8-0.uqff").generation == "1.x"
 
 

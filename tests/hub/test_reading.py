@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -85,6 +88,32 @@ def test_the_same_is_found_as_beside_the_files(hub: Hub, tmp_path: Path, which: 
             assert ours == theirs.replace(str(folder), "hf://owner/name")
         assert found[0] == expected[0]
         assert len(expected[1]) > 1000
+
+
+def test_in_a_process_of_its_own(hub: Hub, tmp_path: Path) -> None:
+    """Nothing but the command has imported anything of the hub's package there, as it has in these tests."""
+    folder = GOLDEN / "v1" / "1.2.0" / "qwen2-f16"
+    hub.put("owner/name", files_in(folder) | {"config.json": b"{}"})
+    (tmp_path / "fp8-0.uqff").write_bytes((folder / "fp8-0.uqff").read_bytes())
+    environment = {**os.environ, "HF_ENDPOINT": hub.endpoint, "HF_HUB_CACHE": str(tmp_path / "cache")}
+    environment |= {"UQFF_KERNELS": "reference", "HF_HUB_DISABLE_XET": "1"}
+    refused = "uqff: the hub may not be asked: HF_HUB_OFFLINE is set (file hf://owner/name)\n"
+    for arguments, offline, expected in (
+        (["inspect", "owner/name:fp8"], "0", (0, "")),
+        (["inspect", "owner/name:fp8"], "1", (2, refused)),
+        (["verify", "owner/name:fp8", "--deep"], "0", (0, "")),
+        (["inspect", "owner/name:fp8"], "1", (0, "")),
+        (["push", str(tmp_path), "owner/other", "--quiet"], "0", (0, "")),
+    ):
+        ended = subprocess.run(
+            [sys.executable, "-W", "ignore", "-m", "uqff", *arguments],
+            env=environment | {"HF_HUB_OFFLINE": offline},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert (ended.returncode, ended.stderr) == expected, arguments
+    assert hub.files("owner/other")["fp8-0.uqff"] == (folder / "fp8-0.uqff").read_bytes()
 
 
 @pytest.fixture(scope="module")

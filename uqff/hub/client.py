@@ -279,20 +279,24 @@ def _chunks(raw: Any) -> Iterator[bytes]:
         yield chunk
 
 
-def imported(source: str) -> ModuleType:
+def imported(name: str, *, is_target: bool = False) -> ModuleType:
     """The package ``huggingface_hub``.
+
+    Args:
+        name: of the repository.
+        is_target: whether it is written to; else whoever named it may have meant a file.
 
     Raises:
         UnsupportedError: it is not installed; how to get it is said.
     """
     try:
         import huggingface_hub
+        import huggingface_hub.constants  # an attribute of the package only once somebody has imported it
         import huggingface_hub.utils
     except ImportError:
+        problem = "a repository of the hub needs huggingface_hub (pip install 'uqff-format[hub]')"
         raise UnsupportedError(
-            "no such file or directory, and a repository of the hub needs huggingface_hub "
-            "(pip install 'uqff-format[hub]')",
-            got=source,
+            problem if is_target else f"no such file or directory, and {problem}", got=name
         ) from None
     return huggingface_hub
 

@@ -203,7 +203,7 @@ class _Remote:
     def __init__(self, name: HubName, *, private: bool | None, create_pr: bool) -> None:
         self._name = name
         self._create_pr = create_pr
-        self._hub = imported(str(name))
+        self._hub = imported(str(name), is_target=True)
         if self._hub.constants.HF_HUB_OFFLINE:
             raise HubError("the hub may not be asked: HF_HUB_OFFLINE is set", file=str(name))
         self._api = self._hub.HfApi(library_name="uqff", library_version=__version__)
