@@ -36,7 +36,7 @@ from uqff.integrations.saving import save_pretrained
 from uqff.models.config import QUANT_METHOD
 from uqff.parallel import transformers_model
 from uqff.parallel.comm import Comm
-from uqff.parallel.model import load_into
+from uqff.parallel.model import Loading, load_into
 from uqff.parallel.source import ModelSource
 
 __all__ = ["UqffConfig", "UqffHfQuantizer"]
@@ -57,7 +57,8 @@ class UqffConfig(QuantizationConfigMixin):  # type: ignore[misc]
 
     Attributes:
         isq: of a plain checkpoint, what its layers are quantised to while they are loaded; of a directory that holds
-            several models, which type.
+            several models, which type. If ``config.json`` names the method, transformers drops an argument: then it
+            is to stand in its ``quantization_config``.
     """
 
     def __init__(self, isq: str | int | None = None, **others: Any) -> None:
@@ -176,9 +177,7 @@ class UqffHfQuantizer(HfQuantizer):  # type: ignore[misc]
             make,
             self._place,
             _ranks(model),
-            device="cpu" if several else next(iter(devices.values())),
-            dtype=model.dtype,
-            isq=isq,
+            Loading(torch.device("cpu") if several else next(iter(devices.values())), model.dtype, isq=isq),
         )
         for path, placeholder in placeholders.items():
             module = model.get_submodule(path)

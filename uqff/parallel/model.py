@@ -14,6 +14,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -32,7 +33,7 @@ from uqff.parallel.source import ModelSource, open_source
 from uqff.progress import Progress
 from uqff.quantization.types import FallbackWarning
 
-__all__ = ["Check", "load_into", "load_model"]
+__all__ = ["Check", "Loading", "load_into", "load_model"]
 
 Check = Literal["sample", "all"]
 
@@ -90,59 +91,57 @@ def load_model(
     ...     model(torch.tensor([[3, 4, 5]])).logits.shape
     torch.Size([1, 3, 64])
     """
-    return load_into(
-        _built,
-        path,
-        comm,
-        device=device,
-        dtype=dtype,
-        check=check,
-        isq=isq,
-        workers=workers,
-        lora=lora,
-        merge_lora=merge_lora,
-        progress=progress,
-    )
+    how = Loading(torch.device(device), dtype, check, isq, workers, lora, merge_lora, progress)
+    return load_into(_built, path, comm, how)
 
 
 def _built(source: ModelSource, dtype: torch.dtype) -> torch.nn.Module:
     return transformers_model.build(source.config, dtype)
 
 
+@dataclass(frozen=True)
+class Loading:
+    """How a model is loaded: what :func:`load_model` takes, by the same names."""
+
+    device: torch.device
+    dtype: torch.dtype | None = None
+    check: Check = "sample"
+    isq: Types | ImmediateIsq | None = None
+    workers: int | None = None
+    lora: Lora | tuple[Lora, float] | Sequence[Lora | tuple[Lora, float]] | None = None
+    merge_lora: bool | None = None
+    progress: Progress | None = None
+
+
 def load_into(
     make: Callable[[ModelSource, torch.dtype], torch.nn.Module],
     path: str | os.PathLike[str],
-    comm: Comm | None = None,
-    *,
-    device: torch.device | str = "cpu",
-    dtype: torch.dtype | None = None,
-    check: Check = "sample",
-    isq: Types | ImmediateIsq | None = None,
-    workers: int | None = None,
-    lora: Lora | tuple[Lora, float] | Sequence[Lora | tuple[Lora, float]] | None = None,
-    merge_lora: bool | None = None,
-    progress: Progress | None = None,
+    comm: Comm | None,
+    how: Loading,
 ) -> torch.nn.Module:
     """:func:`load_model` into a model that is there; takes and raises what that does.
 
     Args:
         make: gives the model of ``transformers``, of a source and in a dtype: its places for layers on the meta device
             (:func:`uqff.parallel.transformers_model.places`), and whatever else is to be filled.
+        path: of :func:`load_model`.
+        comm: likewise.
+        how: likewise.
     """
-    comm, device = Comm.of(comm), torch.device(device)
+    comm, device = Comm.of(comm), how.device
     exchange = device if device.type == "cuda" else torch.device("cpu")
     what = f"model {os.fspath(path)}"
 
     def identify() -> tuple[ModelSource, ImmediateIsq | None, Adapters, bytes]:
-        everything = check == "all"
-        adapters = Adapters.open(lora)
+        everything = how.check == "all"
+        adapters = Adapters.open(how.lora)
         try:
-            source, quantising = open_source(path, isq)
+            source, quantising = open_source(path, how.isq)
         except BaseException:
             adapters.close()
             raise
-        options = (adapters_digest(adapters, everything=everything), merge_lora) if adapters else ()
-        digest = source.digest(dtype, quantising, *options, everything=everything)
+        options = (adapters_digest(adapters, everything=everything), how.merge_lora) if adapters else ()
+        digest = source.digest(how.dtype, quantising, *options, everything=everything)
         return source, quantising, adapters, digest
 
     source, quantising, adapters, digest = settle(comm, f"opening {what}", identify, exchange)
@@ -150,7 +149,7 @@ def load_into(
         comm.check_same(digest, what, exchange)
 
         def load() -> torch.nn.Module:
-            return _load(make, source, comm, device, dtype, adapters, merge_lora, quantising, workers, progress)
+            return _load(make, source, comm, how, adapters, quantising)
 
         return settle(comm, f"loading {what}", load, exchange)
 
@@ -159,27 +158,23 @@ def _load(
     make: Callable[[ModelSource, torch.dtype], torch.nn.Module],
     source: ModelSource,
     comm: Comm,
-    device: torch.device,
-    dtype: torch.dtype | None,
+    how: Loading,
     adapters: Adapters,
-    merge: bool | None,
     isq: ImmediateIsq | None,
-    workers: int | None,
-    progress: Progress | None,
 ) -> torch.nn.Module:
-    dtype = dtype or source.dtype or torch.float32
+    device, dtype = how.device, how.dtype or source.dtype or torch.float32
     if dtype not in _DTYPES:
         raise UnsupportedError("dtype of activations", expected="float32, bfloat16 or float16", got=dtype)
     transformers_model.model_type(source.config)
     Sizes.of(source.config).check(comm.world_size)
     model = make(source, dtype)
     transformers_model.share_heads(model, comm)
-    adapting = Adapting(adapters, model, dtype, merge=merge)
+    adapting = Adapting(adapters, model, dtype, merge=how.merge_lora)
     if isq is None:
-        Filling(source, comm, device, dtype, model, adapting, None, when_asked).fill(progress)
+        Filling(source, comm, device, dtype, model, adapting, None, when_asked).fill(how.progress)
     else:
-        with IsqPool(workers) as pool:
-            Filling(source, comm, device, dtype, model, adapting, isq, pool).fill(progress)
+        with IsqPool(how.workers) as pool:
+            Filling(source, comm, device, dtype, model, adapting, isq, pool).fill(how.progress)
         _tell(isq)
     transformers_model.materialise(model, adapting.tensors(source.tensor), device, dtype)
     left = source.left()
