@@ -19,7 +19,7 @@ from uqff.parallel.comm import Comm
 from uqff.parallel.layer import DistributedKind, QuantizedLayer, QuantizedLinear
 from uqff.parallel.product import gather_multiply
 from uqff.parallel.shard import Shard
-from uqff.parallel.stats import InputStats
+from uqff.parallel.stats import InputStats, TracksInputs
 
 __all__ = [
     "ColumnParallelStack",
@@ -203,7 +203,7 @@ class Gathering:
         return y if bias is None else y + bias
 
 
-class ReplicatedStack(QuantizedLayer, Gathering):
+class ReplicatedStack(TracksInputs[list[InputStats]], QuantizedLayer, Gathering):
     """Stacked experts ``[experts, out, in]`` that every rank holds whole.
 
     Example:
@@ -221,13 +221,6 @@ class ReplicatedStack(QuantizedLayer, Gathering):
         """See :meth:`Gathering.begin_track_stats`."""
         experts, _, inputs = self.size()
         self._stats = [InputStats(inputs, self.weight.device, products=products) for _ in range(experts)]
-
-    def take_stats(self) -> list[InputStats]:
-        """See :meth:`Gathering.take_stats`."""
-        if self._stats is None:
-            raise UnsupportedError("layer does not track stats", layer=self.key, expected="begin_track_stats first")
-        stats, self._stats = self._stats, None
-        return stats
 
     def size(self) -> tuple[int, int, int]:
         """Experts, and this rank's outputs and inputs of each."""

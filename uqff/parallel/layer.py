@@ -402,7 +402,7 @@ class QuantizedLayer(torch.nn.Module):
         return f"{self.key or ''} {self.comm!r}".strip()
 
 
-class QuantizedLinear(TracksInputs, QuantizedLayer):
+class QuantizedLinear(TracksInputs[InputStats], QuantizedLayer):
     """A layer that is a matrix: the product with it, and what goes into that."""
 
     _stats: InputStats | None = None
@@ -480,6 +480,10 @@ class QuantizedLinear(TracksInputs, QuantizedLayer):
         """
         weight = self.weight
         self._stats = InputStats(weight.shape[1], weight.device, products=products)
+
+    def end_track_stats(self) -> torch.Tensor:
+        """Stop watching; the importance of each input that this rank holds, float32 ``[in]``; raises what that does."""
+        return self.take_stats().imatrix()
 
 
 def _version_of(blob: Any) -> tuple[int, int, int]:

@@ -5,6 +5,8 @@ Authority: mistral.rs v0.8.0, ``mistralrs-quant/src/imatrix.rs`` (``ImatrixLayer
 
 from __future__ import annotations
 
+from typing import Generic, TypeVar
+
 import torch
 
 from uqff.errors import UnsupportedError
@@ -52,17 +54,20 @@ class InputStats:
         return self.squares / (self.calls * self.inputs) * self.calls
 
 
-class TracksInputs:
-    """A layer whose inputs can be watched, once :meth:`begin_track_stats` was called.
+Seen = TypeVar("Seen", InputStats, list[InputStats])
+
+
+class TracksInputs(Generic[Seen]):
+    """A layer, or one for each expert, whose inputs can be watched, once :meth:`begin_track_stats` was called.
 
     Attributes:
         key: name of the layer, for errors.
     """
 
     key: str | None
-    _stats: InputStats | None
+    _stats: Seen | None
 
-    def take_stats(self) -> InputStats:
+    def take_stats(self) -> Seen:
         """Stop watching; what was seen of the inputs that this rank holds.
 
         Raises:
@@ -72,11 +77,3 @@ class TracksInputs:
             raise UnsupportedError("layer does not track stats", layer=self.key, expected="begin_track_stats first")
         stats, self._stats = self._stats, None
         return stats
-
-    def end_track_stats(self) -> torch.Tensor:
-        """Stop watching; the importance of each input that this rank holds, float32 ``[in]``.
-
-        Raises:
-            UnsupportedError: :meth:`begin_track_stats` was not called.
-        """
-        return self.take_stats().imatrix()
