@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from uqff.errors import ShardError
+from uqff.errors import FormatError, ShardError
 from uqff.hub.fetch import fetch
 from uqff.hub.names import hub_name
 from uqff.limits import MAX_SHARDS
@@ -201,6 +201,16 @@ def stays_inside(path: Path) -> bool:
     # which several repositories share.
     owner = next((each.parent for each in home.parents if each.name == "snapshots"), None)
     return owner is not None and (store == owner / "blobs" or store.parent == owner.parent / "blobs")
+
+
+def check_inside(path: Path) -> None:
+    """Refuse a link whose target would be published in its place.
+
+    Raises:
+        FormatError: it leads out of the directory, see :func:`stays_inside`.
+    """
+    if path.is_symlink() and not stays_inside(path):
+        raise FormatError("link out of the directory", file=str(path), got=path.resolve())
 
 
 def models_in(directory: PathLike) -> dict[str, Path]:

@@ -24,7 +24,7 @@ from uqff.container.beside import COMPANIONS, CONFIG_NAME
 from uqff.container.document import write_json
 from uqff.container.file import RESIDUAL_NAME
 from uqff.container.queue import WriteQueue
-from uqff.container.shards import stays_inside
+from uqff.container.shards import check_inside
 from uqff.container.tensors import TensorWriter
 from uqff.errors import FormatError
 from uqff.models.config import text_of
@@ -150,8 +150,7 @@ def companions_of(source: Path, *, leave: Iterable[str] = ()) -> list[str]:
         path = source / name
         if not path.is_file():
             raise FormatError("not a regular file", file=str(path))
-        if path.is_symlink() and not stays_inside(path):
-            raise FormatError("link out of the directory", file=str(path), got=path.resolve())
+        check_inside(path)
     return names
 
 

@@ -22,7 +22,7 @@ from uqff.container.beside import LAYER_SUMS_NAME, SUMS_NAME, not_of
 from uqff.container.document import read_json
 from uqff.container.file import open_uqff
 from uqff.container.report import read_report
-from uqff.container.shards import PathLike, models_in, resolve, stays_inside
+from uqff.container.shards import PathLike, check_inside, models_in, resolve
 from uqff.errors import FormatError, HubError, ShardError, UnsupportedError
 from uqff.hub.client import RemoteFolder, hub_error, imported
 from uqff.hub.fetch import bars
@@ -147,8 +147,7 @@ def _names(home: Path) -> tuple[list[str], list[str]]:
     left = [name for name in not_of("UQFF model", names) if name not in KEPT]
     going = [name for name in names if name not in left and name not in (SUMS_NAME, LAYER_SUMS_NAME)]
     for name in going:
-        if (home / name).is_symlink() and not stays_inside(home / name):
-            raise FormatError("link out of the directory", file=str(home / name), got=(home / name).resolve())
+        check_inside(home / name)
     return going, left
 
 
