@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["facts", "interleaved", "memcpy", "memset"]
+__all__ = ["facts", "in_turn", "interleaved", "memcpy", "memset"]
 
 PEERS = ("uqff-format", "numpy", "torch", "numba", "safetensors", "gguf", "mlx", "hqq")
 
@@ -45,7 +45,12 @@ def _processor() -> str:
 
 
 def interleaved(tasks: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, float]:
-    """Median seconds of each task. One warm-up, then the tasks in turn, so that a drifting machine hits all alike."""
+    """Median seconds of each task, see :func:`in_turn`."""
+    return {name: statistics.median(taken) for name, taken in in_turn(tasks, rounds).items()}
+
+
+def in_turn(tasks: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
+    """Seconds of every round. One warm-up, then the tasks in turn, so that a drifting machine hits all alike."""
     for task in tasks.values():
         task()
     times: dict[str, list[float]] = {name: [] for name in tasks}
@@ -54,7 +59,7 @@ def interleaved(tasks: Mapping[str, Callable[[], object]], rounds: int) -> dict[
             start = time.perf_counter()
             task()
             times[name].append(time.perf_counter() - start)
-    return {name: statistics.median(taken) for name, taken in times.items()}
+    return times
 
 
 def memset(out: torch.Tensor) -> Callable[[], None]:

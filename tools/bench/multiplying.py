@@ -8,7 +8,6 @@ threads.  Weights up to some 30 MB may stay in a processor's last cache, in all 
 from __future__ import annotations
 
 import statistics
-import time
 from collections.abc import Callable
 from functools import partial
 
@@ -16,6 +15,7 @@ import numpy as np
 import torch
 
 from tools.bench.dequantising import records
+from tools.bench.machine import in_turn
 from uqff.families import QuantizedTensor
 from uqff.parallel import ReplicatedLayer
 from uqff.simd.threads import run_ranges
@@ -42,7 +42,7 @@ def measure() -> list[dict[str, object]]:
         for batch in BATCHES:
             x = torch.randn(batch, SIDE, generator=generator)
             with torch.inference_mode():
-                found = _times(
+                found = in_turn(
                     {
                         "layer": partial(layer, x),
                         "linear": partial(torch.nn.functional.linear, x, plain),
@@ -73,19 +73,6 @@ def measure() -> list[dict[str, object]]:
 
 def _ratios(a: float, b: float, least_a: float, least_b: float) -> str:
     return f"{a / b:.2f} ({least_a / least_b:.2f})"
-
-
-def _times(tasks: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
-    """Seconds of every round, the tasks in turn; compiled and warm before."""
-    for task in tasks.values():
-        task()
-    times: dict[str, list[float]] = {name: [] for name in tasks}
-    for _ in range(rounds):
-        for name, task in tasks.items():
-            start = time.perf_counter()
-            task()
-            times[name].append(time.perf_counter() - start)
-    return times
 
 
 def _dequantised(record: QuantizedTensor, x: torch.Tensor) -> torch.Tensor:
