@@ -16,7 +16,7 @@ The class of search is that of ggml's ``make_qx_quants`` and ``make_qkx2_quants`
 
 from __future__ import annotations
 
-from typing import Final, TypeAlias
+from typing import Any, Final, TypeAlias, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -50,6 +50,7 @@ __all__ = [
 ]
 
 Wide: TypeAlias = npt.NDArray[np.float64]
+_Float = TypeVar("_Float", bound=np.floating[Any])
 
 TURNS: Final = 4
 """How often a search alternates between codes and scales after its starts."""
@@ -102,9 +103,9 @@ def nearest_codes(v: Wide, low: float, high: float) -> Wide:
     return nearest
 
 
-def total(terms: Wide) -> Wide:
-    """The sum over the first axis, one element after the other."""
-    made: Wide = np.zeros_like(terms[0])
+def total(terms: npt.NDArray[_Float]) -> npt.NDArray[_Float]:
+    """The sum over the first axis, one element after the other, in their dtype."""
+    made: npt.NDArray[_Float] = np.zeros_like(terms[0])
     for term in terms:
         made = made + term
     return made

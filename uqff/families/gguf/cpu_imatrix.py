@@ -8,11 +8,13 @@ A sub-block after the other, in the engine's scalar order.
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import numpy.typing as npt
 
 from uqff.families.gguf import assemble
-from uqff.families.gguf.reference_imatrix import weights_of
+from uqff.families.gguf.reference_imatrix import WITH_MIN, weights_of
 from uqff.families.gguf.reference_quantize import QK_K, codes_with_min
 from uqff.families.gguf.search import TRIES, WEIGHTED_STEPS
 from uqff.simd.arithmetic import ONE, ZERO, nearest_int, unsigned_code
@@ -149,23 +151,11 @@ def _with_min(
     return d, dmin, scales, minimums, codes_with_min(elements, d, scales, dmin, minimums, nmax)
 
 
-def quantize_q2k(x: F32, importance: F32) -> U8:
-    """Q2K."""
+def _quantize(name: str, x: F32, importance: F32) -> U8:
     with np.errstate(all="ignore"):
-        return assemble.q2k(*_with_min(x, importance, 16, 3, 15, np.float32(1)))
+        made: U8 = getattr(assemble, name.lower())(*_with_min(x, importance, *WITH_MIN[name]))
+        return made
 
 
-def quantize_q4k(x: F32, importance: F32) -> U8:
-    """Q4K."""
-    with np.errstate(all="ignore"):
-        return assemble.q4k(*_with_min(x, importance, 32, 15, 63, np.float32(2)))
-
-
-def quantize_q5k(x: F32, importance: F32) -> U8:
-    """Q5K."""
-    with np.errstate(all="ignore"):
-        return assemble.q5k(*_with_min(x, importance, 32, 31, 63, np.float32(2)))
-
-
-QUANTIZERS = {"Q2K": quantize_q2k, "Q4K": quantize_q4k, "Q5K": quantize_q5k}
+QUANTIZERS = {name: partial(_quantize, name) for name in WITH_MIN}
 """Of the types whose search has a kernel; Q3K and Q6K, which try few scales, have none."""

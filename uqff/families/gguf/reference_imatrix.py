@@ -25,33 +25,42 @@ from uqff.families.gguf.search import (
     search_weighted_scale_and_min,
     widened_f16,
 )
+from uqff.numerics.fitting import total
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["QUANTIZERS", "weights_of"]
+__all__ = ["QUANTIZERS", "WITH_MIN", "weights_of"]
 
 F32: TypeAlias = npt.NDArray[np.float32]
 I32: TypeAlias = npt.NDArray[np.int32]
 U8: TypeAlias = npt.NDArray[np.uint8]
 
 
+WITH_MIN: dict[str, tuple[int, int, int, np.float32]] = {
+    "Q2K": (16, 3, 15, np.float32(1)),
+    "Q4K": (32, 15, 63, np.float32(2)),
+    "Q5K": (32, 31, 63, np.float32(2)),
+}
+"""Elements of a sub-block, largest code, largest of the scales' codes, and what sigma2 is in mean squares."""
+
+
 def quantize_q2k(x: F32, importance: F32) -> U8:
     """Q2K of blocks float32 ``[n, 256]`` and the importance of their elements."""
     with np.errstate(all="ignore"):
-        return assemble.q2k(*_with_min(x, importance, 16, 3, 15, np.float32(1)))
+        return assemble.q2k(*_with_min(x, importance, *WITH_MIN["Q2K"]))
 
 
 def quantize_q4k(x: F32, importance: F32) -> U8:
     """Q4K."""
     with np.errstate(all="ignore"):
-        return assemble.q4k(*_with_min(x, importance, 32, 15, 63, np.float32(2)))
+        return assemble.q4k(*_with_min(x, importance, *WITH_MIN["Q4K"]))
 
 
 def quantize_q5k(x: F32, importance: F32) -> U8:
     """Q5K."""
     with np.errstate(all="ignore"):
-        return assemble.q5k(*_with_min(x, importance, 32, 31, 63, np.float32(2)))
+        return assemble.q5k(*_with_min(x, importance, *WITH_MIN["Q5K"]))
 
 
 def quantize_q3k(x: F32, importance: F32) -> U8:
@@ -94,18 +103,11 @@ def _with_min(
 
 def weights_of(x: F32, importance: F32, size: int, factor: np.float32) -> tuple[F32, F32]:
     """Weights of sub-blocks, ``[size, n * per_block]``, and their sums, ``[per_block, n]``."""
-    sigma2: F32 = factor * _sum(np.ascontiguousarray((x * x).T)) / np.float32(QK_K)
+    sigma2: F32 = factor * total(np.ascontiguousarray((x * x).T)) / np.float32(QK_K)
     elements = assemble.sub_blocks(x, size)
     spread = np.repeat(sigma2, QK_K // size)
     made: F32 = assemble.sub_blocks(importance, size) * np.sqrt(spread + elements * elements)
-    return made, _grouped(_sum(made), QK_K // size)
-
-
-def _sum(terms: F32) -> F32:
-    total: F32 = np.zeros_like(terms[0])
-    for term in terms:
-        total = total + term
-    return total
+    return made, _grouped(total(made), QK_K // size)
 
 
 def _grouped(values: F32, per_block: int) -> F32:
