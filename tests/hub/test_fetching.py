@@ -152,6 +152,26 @@ def test_without_the_hub(hub: Hub, checkpoint: Path, monkeypatch: pytest.MonkeyP
         uqff.open(f"{NAME}:afq4", isq=None)
 
 
+def test_without_the_hub_a_type_means_that_type(hub: Hub, checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of what is in the cache, however many models that are: another one, or a checkpoint, is no substitute."""
+    files = files_in(GOLDEN / "v1" / "1.2.0" / "qwen2-f16") | {"config.json": b"{}"}
+    hub.put(NAME, files)
+    hub.put("owner/both", files)
+    hub.put("owner/plain", files_in(checkpoint))
+    with uqff.open(f"{NAME}:fp8"), uqff.open("owner/both:fp8"), uqff.open("owner/both:afq4"):
+        at_hand("owner/plain")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    for kind, isq in (("afq4", None), (None, "afq4")):
+        with pytest.raises(ShardError, match=f"^no model of that type: expected fp8, got afq4 .file hf://{NAME}"):
+            uqff.open(NAME if kind is None else f"{NAME}:{kind}", isq=isq)
+    for kind in ("fp8", "afq4"):
+        assert Path(at_hand(f"owner/both:{kind}")).name == f"{kind}-0.uqff"
+        assert Path(at_hand("owner/both", kind)).name == f"{kind}-0.uqff"
+    with pytest.raises(ShardError, match=r"^no model of that type: expected a .uqff file, got fp8"):
+        at_hand("owner/plain:fp8")
+    assert Path(at_hand("owner/plain", "q4k")).is_dir()  # what it is to become
+
+
 def test_failures_are_one_line(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No traceback and no token; a full disk is a full disk; a mistyped path is said to be one, or no repository."""
     files = files_in(GOLDEN / "v1" / "1.2.0" / "qwen2-f16")

@@ -161,7 +161,6 @@ def at_hand(path: PathLike, isq: str | None = None, *, several: bool = False) ->
     if name is None:
         return path
     meant = name.of(isq)
-    chosen: list[str] = []
 
     def choose(names: Collection[str]) -> list[str]:
         if name.file is not None:
@@ -170,7 +169,6 @@ def at_hand(path: PathLike, isq: str | None = None, *, several: bool = False) ->
         models = _models_of(each for each in names if each.endswith(SUFFIX))
         if meant.kind is not None and models:
             models = {"": _of_type(models, meant.kind, str(name))}
-            chosen.extend(models.values())
         elif len(models) > 1 and not several:
             raise _several(models, str(name))
         single = {each for each in models.values() if NUMBERED.fullmatch(each) is None}
@@ -178,7 +176,10 @@ def at_hand(path: PathLike, isq: str | None = None, *, several: bool = False) ->
         return [each for each in names if each in single or any(_is_of_set(each, stem) for stem in stems)]
 
     found = fetch(name, choose)
-    return found / chosen[0] if chosen else found
+    if meant.kind is None or not found.is_dir():
+        return found
+    models = models_in(found)  # of the files that are here: if the hub could not be asked, nothing was chosen
+    return _of_type(models, meant.kind, str(name)) if models or name.kind is not None else found
 
 
 def _is_of_set(name: str, stem: str) -> bool:
