@@ -172,6 +172,22 @@ def test_without_the_hub_a_type_means_that_type(hub: Hub, checkpoint: Path, monk
     assert Path(at_hand("owner/plain", "q4k")).is_dir()  # what it is to become
 
 
+def test_without_the_hub_a_type_is_looked_into_alone(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of two models in the cache the one that ``isq`` means, whatever is asked about it."""
+    folder = GOLDEN / "v1" / "1.2.0" / "qwen2-f16"
+    report = (folder / "fp8.uqff_report.json").read_bytes()
+    hub.put(NAME, files_in(folder) | {"config.json": b"{}", "uqff_report.json": report})
+    with uqff.open(f"{NAME}:fp8") as fp8, uqff.open(f"{NAME}:afq4"):
+        layers = len(fp8)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert uqff.verify(NAME, isq="fp8").layers == layers
+    assert uqff.verify(NAME).layers == 2 * layers
+    assert list(uqff.checksum(NAME, isq="fp8").digests) == ["fp8-0.uqff"]
+    assert [each.quant for each in uqff.report(NAME, isq="fp8").report.outputs] == ["fp8"]
+    assert uqff.inspect(NAME, isq="fp8").types[0].kind == "fp8"
+    assert uqff.inspect(NAME, 0, isq="fp8", statistics=False).row.path.endswith("fp8-0.uqff")
+
+
 def test_failures_are_one_line(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No traceback and no token; a full disk is a full disk; a mistyped path is said to be one, or no repository."""
     files = files_in(GOLDEN / "v1" / "1.2.0" / "qwen2-f16")

@@ -181,14 +181,12 @@ def checksum(
         with open_uqff(path, isq) as file:
             return Checksum(file.paths[0].parent, None, digest_model(file, names=known, progress=progress))
     with looked_into(path, isq, structure=False) as looked:
-        return looked.shown(checksum_of(looked, isq, exclude=exclude, progress=progress))
+        return looked.shown(checksum_of(looked, exclude=exclude, progress=progress))
 
 
-def checksum_of(
-    looked: Looked, isq: str | None = None, *, exclude: Collection[str] = (), progress: Progress | None = None
-) -> Checksum:
+def checksum_of(looked: Looked, *, exclude: Collection[str] = (), progress: Progress | None = None) -> Checksum:
     """The SHA-256 of the files of a model that is looked into; arguments as for :func:`checksum`."""
-    directory, found = files_of(select(looked.path, None if looked.remote else isq))
+    directory, found = files_of(select(looked.path, looked.isq))
     wanted = [name for name in found if name not in exclude]
     return Checksum(directory, tuple(looked.digests(directory, wanted, progress)), None)
 

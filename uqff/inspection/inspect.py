@@ -84,19 +84,17 @@ def inspect(
     """
     with looked_into(path, isq) as looked:
         if key is None:
-            with open_uqff(looked.path, isq=None if looked.remote else isq) as file:
+            with open_uqff(looked.path, isq=looked.isq) as file:
                 return looked.shown(summarize(file, progress=progress))
-        report = inspect_layer(looked, key, isq, statistics=statistics, dump=dump, limit=limit)
+        report = inspect_layer(looked, key, statistics=statistics, dump=dump, limit=limit)
         if progress is not None:
             Steps(progress, "inspect", 1, report.row.nbytes, "bytes").add(report.row.key, report.row.nbytes)
         return looked.shown(report)
 
 
-def inspect_layer(
-    looked: Looked, key: str | int, isq: str | None = None, *, statistics: bool, dump: bool, limit: int
-) -> LayerReport:
+def inspect_layer(looked: Looked, key: str | int, *, statistics: bool, dump: bool, limit: int) -> LayerReport:
     """One layer of a model that is looked into; arguments as for :func:`inspect`. Of one on the hub, it is read now."""
-    with open_uqff(looked.path, isq=None if looked.remote else isq) as file:
+    with open_uqff(looked.path, isq=looked.isq) as file:
         found = find_layer(file, key)
         if not looked.remote:
             return report_layer(file, found, statistics=statistics, dump=dump, limit=limit)

@@ -72,13 +72,15 @@ class Looked:
 
     Attributes:
         path: what to open.
+        isq: of several models there, the type of the one to open; None once one has been selected.
         remote: whether its weights have not been read.
     """
 
     remote = False
 
-    def __init__(self, path: PathLike) -> None:
+    def __init__(self, path: PathLike, isq: str | None = None) -> None:
         self.path = path
+        self.isq = isq
 
     def read_layer(self, key: str, *, limit: int = 0) -> None:
         """Have the bytes of a layer at hand: of each field the first ``limit``, or all if that is 0."""
@@ -109,7 +111,7 @@ class Skeleton(Looked, Closing):
         self._directory = tempfile.TemporaryDirectory(prefix="uqff-hub-", ignore_cleanup_errors=True)
         self._home = Path(self._directory.name).resolve()
         self._named = str(HubName(name.repo, name.revision, name.folder))
-        self.path: PathLike = self._home
+        super().__init__(self._home)
         try:
             with self.renaming():
                 self._make_files()
@@ -348,7 +350,7 @@ def looked_into(path: PathLike, isq: str | None = None, *, structure: bool = Tru
     """
     name = hub_name(path)
     if name is None or imported(str(name)).constants.HF_HUB_OFFLINE:  # then whoever opens it takes it from the cache
-        yield Looked(path)
+        yield Looked(path, isq)
         return
     with Skeleton(name.of(isq), structure=structure) as skeleton, skeleton.renaming():
         yield skeleton

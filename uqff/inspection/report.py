@@ -90,7 +90,7 @@ def report(
     if write and is_hub_name(path):
         raise UnsupportedError("a report is written into a directory", got=os.fspath(path))
     with looked_into(path, isq) as looked:
-        chosen = select(looked.path, None if looked.remote else isq)
+        chosen = select(looked.path, looked.isq)
         return looked.shown(_report(chosen, write=write, base_model=base_model, repo_id=repo_id, progress=progress))
 
 

@@ -175,7 +175,7 @@ def verify(
         return _verify(chosen, None, deep, strict, structure, progress, on_violation)
     with looked_into(path, isq) as looked:
         tell = None if on_violation is None else lambda violation: on_violation(looked.shown(violation))
-        return looked.shown(_verify(looked.path, None, deep, strict, structure or looked.remote, progress, tell))
+        return looked.shown(_verify(looked.path, looked.isq, deep, strict, structure or looked.remote, progress, tell))
 
 
 def _verify(
