@@ -178,6 +178,8 @@ def test_what_is_refused_before_anything_is_sent(hub: Hub, model: Path, tmp_path
     (model / "SHA256SUMS").write_text(f"{'0' * 64}  fp8-0.uqff\n")
     with pytest.raises(FormatError, match="not as the list of checksums says"):
         uqff.push(model, NAME, dry_run=True)
+    with pytest.raises(FormatError, match="not as the list of checksums says"):
+        uqff.push(model, NAME, revision="v1")
     (model / "SHA256SUMS").unlink()
     outside = tmp_path / "secret"
     outside.write_text("{}")

@@ -21,8 +21,8 @@ from uqff._version import __version__
 from uqff.container.beside import LAYER_SUMS_NAME, SUMS_NAME, not_of
 from uqff.container.document import read_json
 from uqff.container.file import open_uqff
-from uqff.container.report import read_report
-from uqff.container.shards import PathLike, check_inside, models_in, resolve
+from uqff.container.report import Report, read_report
+from uqff.container.shards import PathLike, check_inside, models_in
 from uqff.errors import FormatError, HubError, ShardError, UnsupportedError
 from uqff.hub.client import RemoteFolder, hub_error, imported
 from uqff.hub.fetch import bars
@@ -112,15 +112,15 @@ def push(
         raise UnsupportedError("not the name of a repository", expected="owner/name", got=repo)
     home = Path(directory)
     names, left = _names(home)
-    models = _models(home, measured)
-    report = read_report(home)
+    models, report = _models(home, measured)
     stated = base_model or (report.base_model if report is not None else None)
     card = None if CARD_NAME in names else model_card(repo, models, stated)
-    remote = None if dry_run else _Remote(HubName(repo, revision), private=private, create_pr=create_pr)
-    if remote is not None and card is not None and remote.has_own_card():
-        card = None
+    remote = None if dry_run else _Remote(HubName(repo, revision), create_pr=create_pr)
     digests = {each.name: each for each in digest_files(home, names, progress=progress)}
     _check_sums(home, digests)
+    if remote is not None:  # from here on the hub is asked
+        remote.create(private=private)
+        card = None if card is not None and remote.has_own_card() else card
     made = {} if card is None else {CARD_NAME: card.encode()}
     for name, data in made.items():
         digests[name] = FileDigest(name, len(data), _sha256(data))
@@ -151,8 +151,8 @@ def _names(home: Path) -> tuple[list[str], list[str]]:
     return going, left
 
 
-def _models(home: Path, measured: PathLike | None) -> list[CardModel]:
-    """The models, if they are sound as far as headers and fields tell."""
+def _models(home: Path, measured: PathLike | None) -> tuple[list[CardModel], Report | None]:
+    """The models, if they are sound as far as headers and fields tell, and the report about them."""
     starts = models_in(home)
     if not starts:
         raise ShardError("no .uqff file in the directory", file=str(home))
@@ -164,9 +164,9 @@ def _models(home: Path, measured: PathLike | None) -> list[CardModel]:
     models = []
     for name, start in starts.items():
         with open_uqff(start) as file:
-            files = tuple(path.name for path in resolve(start)[0])
+            files = tuple(path.name for path in file.paths)
             models.append(CardModel(name, files, summarize(file), fallbacks.get(name), errors.get(name)))
-    return models
+    return models, report
 
 
 def _errors(path: Path) -> dict[str, Mapping[str, float]]:
@@ -197,19 +197,23 @@ def _check_sums(home: Path, digests: Mapping[str, FileDigest]) -> None:
 
 
 class _Remote:
-    """The repository that is uploaded to."""
+    """The repository that is uploaded to; nobody is asked before :meth:`create`."""
 
-    def __init__(self, name: HubName, *, private: bool | None, create_pr: bool) -> None:
+    def __init__(self, name: HubName, *, create_pr: bool) -> None:
         self._name = name
         self._create_pr = create_pr
         self._hub = imported(str(name), is_target=True)
         if self._hub.constants.HF_HUB_OFFLINE:
             raise HubError("the hub may not be asked: HF_HUB_OFFLINE is set", file=str(name))
         self._api = self._hub.HfApi(library_name="uqff", library_version=__version__)
-        if not create_pr:
-            self._ask("create_repo", private=private, exist_ok=True)
-            if name.revision is not None and not name.revision.startswith("refs/"):
-                self._ask("create_branch", branch=name.revision, exist_ok=True)
+
+    def create(self, *, private: bool | None) -> None:
+        """Make the repository and the branch, unless they are there; for a pull request they must be."""
+        if self._create_pr:
+            return
+        self._ask("create_repo", private=private, exist_ok=True)
+        if self._name.revision is not None and not self._name.revision.startswith("refs/"):
+            self._ask("create_branch", branch=self._name.revision, exist_ok=True)
 
     def _ask(self, what: str, **options: Any) -> Any:
         try:
