@@ -33,12 +33,38 @@ def name_of(page: Path) -> str:
     return page.relative_to(ROOT).as_posix()
 
 
+GIVEN = {
+    "docs/pages/index.md": ("checkpoint",),
+    "docs/pages/tasks/quantize.md": ("checkpoint",),
+    "docs/pages/tasks/recipes.md": ("checkpoint", "recipe.yaml"),
+    "docs/pages/tasks/lora.md": ("checkpoint", "adapter"),
+    "docs/pages/tasks/inspect.md": ("model",),
+    "docs/pages/tasks/compare.md": ("checkpoint", "model"),
+    "docs/pages/tasks/migrate.md": ("old",),
+    "docs/pages/tasks/convert.md": ("model.gguf",),
+    "docs/pages/tasks/dequantize.md": ("model",),
+    "docs/pages/tasks/run.md": ("model",),
+    "docs/pages/tasks/transformers.md": ("checkpoint", "model"),
+    "docs/pages/tasks/plan.md": ("checkpoint", "text.txt"),
+    "docs/pages/tasks/calibrate.md": ("checkpoint", "text.txt"),
+    "docs/pages/tasks/evaluate.md": ("checkpoint", "model", "text.txt"),
+}
+"""Pages whose commands and Python blocks find something, and what is there before the first."""
+
+
+def give(page: str, given: Path, folder: Path) -> None:
+    """Copy what a page finds."""
+    for name in GIVEN.get(page, ()):
+        (shutil.copytree if (given / name).is_dir() else shutil.copy)(given / name, folder / name)
+
+
 WITH_PYTHON = [page for page in PAGES if any("notest" not in rest for rest, _ in blocks(page, "python"))]
 
 
 @pytest.mark.parametrize("page", WITH_PYTHON, ids=name_of)
-def test_python_blocks_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_python_blocks_run(page: Path, given: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One after the other, as a reader would type them."""
+    give(name_of(page), given, tmp_path)
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
     space: dict[str, Any] = {"__name__": "__main__"}
@@ -76,28 +102,9 @@ def test_every_public_name_is_documented() -> None:
     assert set(uqff.__all__) - errors - {"Shard", *MODULES} - {name.partition(".")[0] for name in shown} == set()
 
 
-GIVEN = {
-    "docs/pages/index.md": ("checkpoint",),
-    "docs/pages/tasks/quantize.md": ("checkpoint",),
-    "docs/pages/tasks/recipes.md": ("checkpoint", "recipe.yaml"),
-    "docs/pages/tasks/lora.md": ("checkpoint", "adapter"),
-    "docs/pages/tasks/inspect.md": ("model",),
-    "docs/pages/tasks/compare.md": ("checkpoint", "model"),
-    "docs/pages/tasks/migrate.md": ("old",),
-    "docs/pages/tasks/convert.md": ("model.gguf",),
-    "docs/pages/tasks/dequantize.md": ("model",),
-    "docs/pages/tasks/run.md": ("model",),
-    "docs/pages/tasks/plan.md": ("checkpoint", "text.txt"),
-    "docs/pages/tasks/calibrate.md": ("checkpoint", "text.txt"),
-    "docs/pages/tasks/evaluate.md": ("checkpoint", "model", "text.txt"),
-}
-"""Pages whose commands run, and what is there before the first."""
-
-
 @pytest.mark.parametrize("page", GIVEN)
 def test_commands_run(page: str, given: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in GIVEN[page]:
-        (shutil.copytree if (given / name).is_dir() else shutil.copy)(given / name, tmp_path / name)
+    give(page, given, tmp_path)
     monkeypatch.chdir(tmp_path)
     for to_run, words in commands(ROOT / page):
         if to_run:
