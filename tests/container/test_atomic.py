@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import sys
 from pathlib import Path
 
 import pytest
 
-from uqff.container.atomic import atomic_file, atomic_files, sync_directory
+from uqff.container.atomic import atomic_file, atomic_files, settle, sync_directory
 
 
 def test_new_bytes_appear_at_the_end(tmp_path: Path) -> None:
@@ -58,6 +60,31 @@ def test_failed_set_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="second"):
         fail()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_settling_that_fails_lets_go_of_its_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A disk that is full for a moment: the next attempt is no second process at the same files."""
+    (pending := tmp_path / ".model.new").mkdir()
+    (pending / "model-1.uqff").write_bytes(b"1")
+
+    def full(source: Path, target: Path) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "replace", full)
+        with pytest.raises(OSError, match=os.strerror(errno.ENOSPC)):
+            settle(pending)
+    settle(pending)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"model-1.uqff": b"1"}
+
+
+def test_settling_where_nothing_can_be_locked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without ``fcntl`` no lock that is missing is another process's."""
+    monkeypatch.setitem(sys.modules, "fcntl", None)
+    (pending := tmp_path / ".model.new").mkdir()
+    (pending / "model-1.uqff").write_bytes(b"1")
+    settle(pending)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"model-1.uqff": b"1"}
 
 
 def test_flushed_before_renamed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

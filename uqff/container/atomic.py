@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import IO, BinaryIO
 
 from uqff.container.leftovers import create_locked, remove_left, try_lock
+from uqff.container.locks import can_lock
 from uqff.errors import UnsupportedError
 
 __all__ = ["atomic_file", "atomic_files", "copy_durably", "flush_to_disk", "settle", "sync_directory"]
@@ -84,14 +85,16 @@ def settle(pending: Path) -> None:
     if not pending.is_dir() or pending.is_symlink():
         return
     handle = try_lock(pending)
-    if handle is None and hasattr(os, "O_NOFOLLOW") and pending.exists():
+    if handle is None and can_lock() and pending.exists():
         raise UnsupportedError("another process writes these files", file=str(pending))
-    for name in os.listdir(pending):
-        os.replace(pending / name, pending.parent / name)
-    sync_directory(pending.parent)
-    os.rmdir(pending)
-    if handle is not None:
-        os.close(handle)
+    try:
+        for name in os.listdir(pending):
+            os.replace(pending / name, pending.parent / name)
+        sync_directory(pending.parent)
+        os.rmdir(pending)
+    finally:
+        if handle is not None:
+            os.close(handle)
 
 
 def flush_to_disk(file: IO[bytes]) -> None:
