@@ -7,19 +7,38 @@ import re
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+
+from tools.crash.__main__ import FAILED, Cases
+from tools.crash.writers import WRITERS
 
 pytestmark = pytest.mark.skipif(
     sys.platform != "linux" or shutil.which("cc") is None, reason="needs Linux and a C compiler: make crash"
 )
 
 
+ONE_IN, FIRST = 7, 3
+
+
 def test_old_or_new_after_every_kill() -> None:
-    """Nothing between, nothing lost, nothing left behind; all of them: ``make crash``."""
-    command = [sys.executable, "-W", "ignore", "-m", "tools.crash", "--only", "save, set over set", "--one-in", "7"]
+    """Nothing between, nothing lost, nothing left behind; the same cases in each run. All of them: ``make crash``."""
+    command = [sys.executable, "-W", "ignore", "-m", "tools.crash", "--only", "save, set over set"]
+    command += ["--one-in", str(ONE_IN), "--first", str(FIRST)]
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": os.getcwd()})
     assert done.returncode == 0, done.stdout + done.stderr
     match = re.search(r"^([0-9]+) kills, ([0-9]+) full disks, 0 problems$", done.stdout, re.M)
+    calls = re.search(r"^save, set over set +([0-9]+) calls ", done.stdout, re.M)
     assert match is not None
-    assert int(match[1]) > 8
+    assert calls is not None
+    assert int(match[1]) == len(range(FIRST, int(calls[1]), ONE_IN)) > 8
+
+
+def test_what_is_to_be_replaced_must_be_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a kill over a model would be one over nothing, and prove nothing."""
+    cases = object.__new__(Cases)
+    cases.sources, cases.place = tmp_path / "sources", tmp_path / "place"
+    monkeypatch.setattr(cases, "_fork", lambda *_: (FAILED, 0))
+    with pytest.raises(SystemExit, match=r"^save, file over file: what it is to replace cannot be made \(3\)$"):
+        cases.run(next(each for each in WRITERS if each.name == "save, file over file"), 1, 0)

@@ -77,19 +77,21 @@ class Cases:
         shutil.rmtree(self.place, ignore_errors=True)
         shutil.copytree(before, self.place)
 
-    def run(self, writer: Writer, one_in: int) -> int:
-        """All cases of a writer, or one in so many of them; how many calls it makes."""
+    def run(self, writer: Writer, one_in: int, first: int) -> int:
+        """All cases of a writer, or one in so many of them after the first so many; how many calls it makes."""
         before = self.place.with_name("before")
         shutil.rmtree(before, ignore_errors=True)
         before.mkdir()
-        self._fork(lambda: writer.old(self.sources, before), 0, 0)
+        code = self._fork(lambda: writer.old(self.sources, before), 0, 0)[0]
+        if code:
+            raise SystemExit(f"{writer.name}: what it is to replace cannot be made ({code})")
         old = writer.look(before)
         self._anew(before)
         code, count = self._write(writer)
         new, listed = writer.look(self.place), names(self.place)
         if code or not count or old == new:
             raise SystemExit(f"{writer.name}: does not write ({code}, {count} calls)")
-        for at in range(1 + os.getpid() % one_in, count + 1, one_in):
+        for at in range(1 + first, count + 1, one_in):
             self._anew(before)
             self._case(writer, f"killed before call {at}", self._write(writer, at)[0], -signal.SIGKILL, (old, new))
             self._again(writer, f"after a kill before call {at}", new, listed)
@@ -122,6 +124,7 @@ def main() -> None:
     """Compile the library and begin again with it, or run the cases."""
     parser = argparse.ArgumentParser(prog="python -m tools.crash", description=__doc__)
     parser.add_argument("--one-in", type=int, default=1, metavar="N", help="only one in N calls of each writer")
+    parser.add_argument("--first", type=int, default=0, metavar="N", help="pass over the first N calls of each writer")
     parser.add_argument("--only", default="", metavar="NAME", help="only writers whose name begins so")
     arguments = parser.parse_args()
     room = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
@@ -136,7 +139,7 @@ def main() -> None:
     for writer in WRITERS:
         if writer.name.startswith(arguments.only):
             kills, full, bad = cases.kills, cases.full, len(cases.problems)
-            calls = cases.run(writer, arguments.one_in)
+            calls = cases.run(writer, arguments.one_in, arguments.first)
             done = f"{cases.kills - kills} kills, {cases.full - full} full disks"
             print(f"{writer.name:34} {calls:5} calls  {done}, {len(cases.problems) - bad} problems", flush=True)
     for problem in cases.problems[:50]:
