@@ -52,6 +52,34 @@ def test_another_stamp_compiles_again(module: ModuleType, monkeypatch: pytest.Mo
     assert hits_and_misses(module.double) == (1, 0)
 
 
+def test_processes_that_begin_together_keep_their_own_code(module: ModuleType) -> None:
+    """Each has seen no cache when it writes; the index must not name code that is for other types of arguments."""
+    whole, fraction = compiling.kernel(module.double), compiling.kernel(module.double)
+    files = [compiled._cache._cache_file for compiled in (whole, fraction)]
+    save = files[0]._save_data
+
+    def save_after_the_other(name: str, data: Any) -> None:
+        files[1]._load_index = dict
+        assert fraction(0.5) == 1.0
+        save(name, data)
+
+    files[0]._save_data = save_after_the_other
+    assert whole(21) == 42
+    later = compiling.kernel(module.double)
+    assert later(0.75) == 1.5
+    assert later(21) == 42
+
+
+def test_code_of_other_sources_goes(module: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every change of a source would leave files for good."""
+    folder = Path(str(module.__file__)).parent
+    for stamp in ("of some sources", "of others"):
+        monkeypatch.setattr(compiling, "stamp", lambda stamp=stamp: stamp)
+        compiled = compiling.kernel(module.double)
+        assert [compiled(21), compiled(0.5)] == [42, 1.0]
+        assert len(list(folder.rglob("*.nbc"))) == 2
+
+
 def test_without_sources_nothing_is_kept(module: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compiling, "stamp", lambda: "")
     for _ in range(2):

@@ -42,6 +42,9 @@ from uqff.quantization.types import KINDS
 WIDTH = 150
 """Columns of the tables where the output is not a terminal."""
 
+LAST_LINES = 40
+"""Lines of a table that failed which are printed once more."""
+
 FILES, ENTRIES, QUANTISERS = "files", "entries", "quantisers"
 MIGRATION, CONVERTED, RUNNING = "migration", "converted", "running"
 KEPT, CONFIGURATIONS, LLAMACPP, READER = "kept", "configurations", "llama.cpp", "reader"
@@ -284,19 +287,24 @@ def check_side_by_side(tables: Sequence[str], options: Sequence[str]) -> bool:
         options: of the command, for all of them.
 
     Returns:
-        Whether anything differs.
+        Whether anything differs. What failed is told last, where a log that is cut keeps it.
     """
 
     def run(table: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "tools.interop", *options, f"--only={table}"]
         return subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
 
-    failed = False
+    failed: dict[str, str] = {}
     with ThreadPoolExecutor(2) as pool:
-        for done in as_completed([pool.submit(run, table) for table in tables]):
-            print(done.result().stdout, end="", flush=True)
-            failed |= done.result().returncode != 0
-    return failed
+        asked = {pool.submit(run, table): table for table in tables}
+        for done in as_completed(asked):
+            output = done.result().stdout
+            print(output, end="", flush=True)
+            if done.result().returncode:
+                failed[asked[done]] = output
+    for table, output in failed.items():
+        print(f"\n{table} failed; its last lines again:", *output.splitlines()[-LAST_LINES:], sep="\n", flush=True)
+    return bool(failed)
 
 
 if __name__ == "__main__":

@@ -20,8 +20,10 @@ import logging
 import sys
 from collections.abc import Callable
 from functools import cache
+from glob import escape
 from pathlib import Path
 from typing import Any, Final, TypeVar, cast
+from uuid import uuid4
 
 import numba
 from numba import extending
@@ -52,23 +54,43 @@ def kernel(function: _Function) -> _Function:
     compiled = _compiled(function)
     kept: Any = getattr(compiled, "_cache", None)
     file: Any = getattr(kept, "_cache_file", None)
-    if stamp() and hasattr(file, "_source_stamp"):
+    if stamp() and hasattr(file, "_source_stamp") and hasattr(file, "_data_name"):
         file._source_stamp = stamp()
-        kept.save_overload = _kept_if_possible(kept.save_overload)
+        file._data_name = lambda _: _own_name(file)
+        kept.save_overload = _kept_if_possible(kept.save_overload, file)
     elif hasattr(kept, "disable"):
         # Another numba than those we know, or sources that cannot be read: slow to start rather than stale.
         kept.disable()
     return cast(_Function, compiled)
 
 
-def _kept_if_possible(save: Callable[[Any, Any], None]) -> Callable[[Any, Any], None]:
-    """A disk that has filled up, or become read-only, costs another compilation, not the result."""
+def _kept_if_possible(save: Callable[[Any, Any], None], file: Any) -> Callable[[Any, Any], None]:
+    """A disk that has filled up, or become read-only, costs another compilation, not the result.
+
+    Code of other sources goes when the first of these is kept.
+    """
 
     def save_if_possible(signature: Any, compiled: Any) -> None:
         with contextlib.suppress(OSError):
+            stale = [] if file._load_index() else list(Path(file._cache_path).glob(escape(_stem(file)) + ".*.nbc"))
+            for path in stale:
+                path.unlink(missing_ok=True)
             save(signature, compiled)
 
     return save_if_possible
+
+
+def _own_name(file: Any) -> str:
+    """A file name for the code of one signature, of no other signature or process.
+
+    numba counts: two processes that begin without a cache would both take 1, and the index of the one that is written
+    last could name the code of the other, for other types of arguments.
+    """
+    return f"{_stem(file)}.{uuid4().hex}.nbc"
+
+
+def _stem(file: Any) -> str:
+    return str(file._index_name).removesuffix(".nbi")
 
 
 def _compiled(function: Callable[..., Any]) -> Any:
