@@ -6,23 +6,80 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from random import Random
 
+import pytest
+
+import uqff
+from tools.fuzz.campaign import Campaign, Memory, Tally, read_tallies, write_tallies
 from tools.fuzz.mutators import KINDS, mutated
+from tools.fuzz.targets import Target
 
 
 def test_no_input_escapes(tmp_path: Path) -> None:
     """The seeds, good and bad, and some changed ones of each target; millions of them: ``make fuzz``."""
-    command = [sys.executable, "-W", "ignore", "-m", "tools.fuzz", "--inputs", "10", "--seed", "0"]
+    command = [sys.executable, "-W", "ignore", "-m", "tools.fuzz", "--inputs", "5", "--seed", "0", "--light"]
     own = {"PYTHONPATH": os.getcwd(), "UQFF_FUZZ": str(tmp_path), "UQFF_KERNELS": "reference"}
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ | own)
     assert done.returncode == 0, done.stdout + done.stderr
     match = re.search(r"^([0-9]+) inputs, 0 problems$", done.stdout, re.M)
     assert match is not None
     assert int(match[1]) > 1000
-    assert len(re.findall(r"^(?:blobs|framing|containers|residual|GGUF|config|report|recipes)", done.stdout, re.M)) == 9
+    counted = read_tallies(tmp_path / "summary.json")
+    assert counted.keys() >= {"blobs", "containers", "residual", "GGUF", "config, 1.2", "recipes", "checkpoint config"}
+    assert all(tally.inputs > 5 for tally in counted.values())
+    assert sum(tally.inputs for tally in counted.values()) == int(match[1])
     assert not (tmp_path / "found").exists()
+
+
+def _campaign(home: Path, read: Callable[[bytes], object]) -> Campaign:
+    return Campaign(Target("a", "bytes", [b"seed", b"more"], read), home, Random(0))
+
+
+def test_an_escape_is_told_and_kept(tmp_path: Path) -> None:
+    """What is no UqffError is a problem; the input is kept, and what was refused is counted apart."""
+
+    def read(data: bytes) -> None:
+        if data == b"bad":
+            raise ValueError("escaped")
+        raise uqff.FormatError("refused")
+
+    campaign = _campaign(tmp_path, read)
+    campaign.take(b"bad")
+    campaign.batch(20)
+    assert campaign.problems == ["a: ValueError: escaped"]
+    assert [path.read_bytes() for path in (tmp_path / "found" / "a").iterdir()] == [b"bad"]
+    assert campaign.tally == Tally(23, 22, 2, campaign.tally.slowest, campaign.tally.largest, 1)
+    assert b"bad" in campaign.corpus
+
+
+@pytest.mark.skipif(not Memory().is_possible, reason="memory is measured on Linux with glibc")
+def test_an_input_that_takes_too_much_memory_is_told(tmp_path: Path) -> None:
+    """Of many that were measured together, the one; one that takes less than the bound is none."""
+
+    def read(data: bytes) -> None:
+        assert b"\1" * (90_000_000 if data == b"seed" else 20_000_000)
+
+    campaign = _campaign(tmp_path, read)
+    campaign.batch(1)
+    assert campaign.tally.problems == 0
+    assert 15_000_000 < campaign.tally.largest < 64_000_000
+    for data in (b"less", b"seed"):
+        campaign._weigh(data)
+    assert campaign.tally.problems == 1
+    assert re.fullmatch(r"a: took [0-9]+ bytes and 4 times its own 4", campaign.problems[0])
+    assert [path.read_bytes() for path in (tmp_path / "found" / "a").iterdir()] == [b"seed"]
+
+
+def test_runs_add_up(tmp_path: Path) -> None:
+    """Counts are sums, bounds are the largest, over all runs of one home."""
+    tallies = {"a": Tally(3, 2, 1, 0.5, 10, 1), "b": Tally(1)}
+    write_tallies(tmp_path / "summary.json", tallies)
+    assert read_tallies(tmp_path / "summary.json") == tallies
+    assert read_tallies(tmp_path / "none") == {}
+    assert Tally(3, 2, 1, 0.5, 10, 1) + Tally(4, 1, 7, 0.1, 20, 0) == Tally(7, 3, 7, 0.5, 20, 1)
 
 
 def test_changes_are_those_of_their_seed() -> None:

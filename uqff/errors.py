@@ -52,6 +52,8 @@ def shortened(part: object) -> str:
 
 def printable(text: str) -> str:
     """Escape what a terminal would act on: names and values come from files."""
+    if text.isprintable():
+        return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Callable, Sequence
 from random import Random
@@ -22,7 +23,13 @@ Mutator = Callable[[bytes, Random, Sequence[bytes]], bytes]
 def _place(data: bytes, random: Random) -> int:
     """Somewhere, more often near the beginning, where headers are."""
     span = len(data) if random.random() < 0.5 else min(len(data), 64)
-    return random.randrange(span) if span else 0
+    return int(span * random.random())
+
+
+@functools.lru_cache(maxsize=2048)
+def _loaded(data: bytes) -> Any:
+    """A document, which is never changed: the same inputs are changed again and again."""
+    return json.loads(data)
 
 
 def _byte(data: bytes, random: Random, others: Sequence[bytes]) -> bytes:
@@ -71,7 +78,7 @@ def _header(data: bytes, random: Random, others: Sequence[bytes]) -> bytes:
 
 def _document(data: bytes, random: Random, others: Sequence[bytes]) -> bytes:
     try:
-        value = json.loads(data)
+        value = _loaded(data)
     except (ValueError, RecursionError):
         return _byte(data, random, others)
     for _ in range(random.choice((1, 1, 2, 4))):

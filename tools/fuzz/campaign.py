@@ -1,0 +1,219 @@
+"""The inputs of one target, and what they took."""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import json
+import os
+import re
+import signal
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from random import Random
+from types import FrameType
+
+from tools.fuzz.mutators import mutated
+from tools.fuzz.targets import Target
+from uqff import UqffError
+from uqff.container.atomic import atomic_file
+
+__all__ = ["Campaign", "Tally", "read_tallies", "write_tallies"]
+
+MOST_SECONDS = 2.0
+"""Of processor time, for one input."""
+
+MOST_BYTES, TIMES_INPUT = 64_000_000, 4
+"""That memory may grow by for one input: so much, and so many times its size."""
+
+SUSPECT_BYTES = MOST_BYTES // 4
+"""That memory may grow by for some inputs together, after which each is read again and weighed by itself."""
+
+HANGING = 30
+"""Seconds of the clock after which an input is given up."""
+
+LONGEST_KEPT, MOST_KEPT = 100_000, 4000
+"""Bytes of an input that is kept in the corpus, and how many of these a target has."""
+
+MOST_FOUND = 20
+"""Inputs that are kept of one problem."""
+
+
+class Hanging(BaseException):
+    """An input that takes for ever."""
+
+
+def _alarm(number: int, frame: FrameType | None) -> None:
+    raise Hanging
+
+
+class Memory:
+    """By how much this process grows; Linux with glibc only."""
+
+    def __init__(self) -> None:
+        self.is_possible = sys.platform == "linux" and hasattr(ctypes.CDLL(None), "malloc_trim")
+        self.is_possible = self.is_possible and os.access("/proc/self/clear_refs", os.W_OK)
+        self._before = 0
+
+    def begin(self) -> None:
+        if self.is_possible:
+            ctypes.CDLL(None).malloc_trim(0)  # what the allocator keeps in reserve would hide as much
+            Path("/proc/self/clear_refs").write_bytes(b"5")
+            self._before = self._read(b"VmRSS:")
+
+    def grown(self) -> int:
+        return self._read(b"VmHWM:") - self._before if self.is_possible else 0
+
+    def _read(self, name: bytes) -> int:
+        status = Path("/proc/self/status").read_bytes()
+        at = status.index(name) + len(name)
+        return int(status[at : status.index(b"kB", at)]) * 1024
+
+
+@dataclass
+class Tally:
+    """What was counted of a target.
+
+    Attributes:
+        inputs: that were read.
+        refused: of which so many by a :class:`UqffError`.
+        outcomes: kinds of error, problem and field; the most of any run.
+        slowest: seconds of processor time.
+        largest: bytes that memory grew by, beyond four times an input that was weighed by itself.
+        problems: broken promises.
+    """
+
+    inputs: int = 0
+    refused: int = 0
+    outcomes: int = 0
+    slowest: float = 0.0
+    largest: int = 0
+    problems: int = 0
+
+    def __add__(self, other: Tally) -> Tally:
+        return Tally(
+            self.inputs + other.inputs,
+            self.refused + other.refused,
+            max(self.outcomes, other.outcomes),
+            max(self.slowest, other.slowest),
+            max(self.largest, other.largest),
+            self.problems + other.problems,
+        )
+
+
+def read_tallies(path: Path) -> dict[str, Tally]:
+    """What earlier runs have counted, by target."""
+    return {name: Tally(**tally) for name, tally in json.loads(path.read_bytes()).items()} if path.is_file() else {}
+
+
+def write_tallies(path: Path, tallies: dict[str, Tally]) -> None:
+    """See :func:`read_tallies`."""
+    with atomic_file(path) as file:
+        file.write(json.dumps({name: asdict(tally) for name, tally in tallies.items()}, indent=1).encode())
+
+
+class Campaign:
+    """The inputs of one target.
+
+    Attributes:
+        target: it.
+        corpus: inputs that others are made of: the seeds, and each that gave an outcome which none before had given.
+        tally: what was counted.
+        problems: broken promises.
+    """
+
+    def __init__(self, target: Target, home: Path, random: Random) -> None:
+        self.target, self.random, self.memory = target, random, Memory()
+        name = re.sub(r"[^a-z0-9]+", "-", target.name.lower())
+        self.kept, self.found = home / "corpus" / name, home / "found" / name
+        self.kept.mkdir(parents=True, exist_ok=True)
+        self.corpus = [*target.seeds, *(path.read_bytes() for path in sorted(self.kept.iterdir()))]
+        self.outcomes: set[str] = set()
+        self.tally = Tally()
+        self.problems: list[str] = []
+        self._warm = False
+        signal.signal(signal.SIGALRM, _alarm)
+        for data in self.corpus:
+            self.outcomes.add(self.run(data)[0])
+        self.tally.outcomes = len(self.outcomes)
+        self._warm = True
+
+    def run(self, data: bytes) -> tuple[str, float]:
+        """Read an input; its outcome, and seconds of processor time."""
+        self.tally.inputs += 1
+        start, problem = time.process_time(), ""
+        signal.alarm(HANGING)
+        try:
+            outcome = f"fine {self.target.read(data) or ''}"
+        except UqffError as error:
+            self.tally.refused += 1
+            str(error)
+            outcome = re.sub("[0-9]+", "#", f"{type(error).__name__} {error.problem} {str(error.field)[:60]}")
+        except Hanging:
+            outcome, problem = "hangs", f"takes more than {HANGING} s"
+        except Exception as error:  # noqa: BLE001  (that is what is looked for)
+            outcome = f"escape {type(error).__name__}"
+            problem = f"{type(error).__name__}: {error}"[:300]
+        finally:
+            signal.alarm(0)
+        took = time.process_time() - start
+        if self._warm:  # at first, modules are imported
+            self.tally.slowest = max(self.tally.slowest, took)
+            if took > MOST_SECONDS:
+                problem = problem or f"took {took:.1f} s"
+        if problem:
+            self._report(data, problem)
+        return outcome, took
+
+    def take(self, data: bytes) -> None:
+        """Read an input, and keep it if it gave an outcome which none before had given."""
+        outcome, _ = self.run(data)
+        if outcome not in self.outcomes:
+            self.outcomes.add(outcome)
+            self.tally.outcomes = len(self.outcomes)
+            if len(data) <= LONGEST_KEPT and len(self.corpus) < MOST_KEPT:
+                self.corpus.append(data)
+                _keep(self.kept, data)
+
+    def batch(self, inputs: int, seconds: float = float("inf")) -> None:
+        """So many more inputs, or as many as a time of the processor allows.
+
+        Memory is measured of all together; if it grew, of each again.
+        """
+        end, ran = time.process_time() + seconds, []
+        self.memory.begin()
+        for _ in range(inputs):
+            at = int(self.random.random() * len(self.corpus))
+            data = mutated(self.corpus[at], self.target.kind, self.random, self.corpus)
+            ran.append(data)
+            self.take(data)
+            if time.process_time() > end:
+                break
+        grown = self.memory.grown()
+        if grown > SUSPECT_BYTES:
+            grown = max(map(self._weigh, ran))
+        self.tally.largest = max(self.tally.largest, grown)
+
+    def _weigh(self, data: bytes) -> int:
+        """By how much memory grows for one input, beyond so many times its size."""
+        self.memory.begin()
+        self.run(data)
+        self.tally.inputs -= 1
+        beyond = self.memory.grown() - TIMES_INPUT * len(data)
+        if beyond > MOST_BYTES:
+            self._report(data, f"took {beyond} bytes and {TIMES_INPUT} times its own {len(data)}")
+        return beyond
+
+    def _report(self, data: bytes, problem: str) -> None:
+        self.tally.problems += 1
+        told = f"{self.target.name}: {problem}"
+        if self.problems.count(told) < MOST_FOUND:
+            self.problems.append(told)
+            _keep(self.found, data)
+
+
+def _keep(folder: Path, data: bytes) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / hashlib.sha256(data).hexdigest()[:16]).write_bytes(data)
