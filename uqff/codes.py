@@ -56,8 +56,11 @@ ENTRY_VERSIONS: dict[Version, str] = {
     Version(
         1, 0, 0
     ): "one safetensors entry per part, keyed by weight path; all families but Unquant (mistral.rs 0.8.12)",
-    Version(1, 1, 0): "adds Unquant layers and `__metadata__` (mistral.rs 0.8.23)",
-    Version(1, 2, 0): "embeddings are layers; stacked weights of HQQ, FP8 and F8Q8 are no longer read (mistral.rs 0.9)",
+    Version(1, 1, 0): "adds Unquant layers, `__metadata__` and `uqff_report.json` (mistral.rs 0.8.23)",
+    Version(
+        1, 2, 0
+    ): "`model.embed_tokens` may be a layer, and a tied model has no `lm_head`; stacked weights of HQQ, FP8 and F8Q8 "
+    "are no longer read (mistral.rs 0.9)",
 }
 """The 1.x versions that were ever written, in order, with what each added."""
 

@@ -288,8 +288,8 @@ def _meaning(field: str) -> str:
 
 
 def test_the_page_lists_every_member(tiny: Path) -> None:
-    """spec/inspect-json.md and the documents agree: no member is undocumented, none is made up."""
-    page = (ROOT / "spec" / "inspect-json.md").read_text("utf-8")
+    """docs/pages/reference/inspect-json.md and the documents agree: no member is undocumented, none is made up."""
+    page = (ROOT / "docs" / "pages" / "reference" / "inspect-json.md").read_text("utf-8")
     documented = set(re.findall(r"^\| `(\w+)` \|", page, re.MULTILINE))
     (tiny.parent / "residual.safetensors").write_bytes(b"GGUF" + bytes(20))
     outputs = [run(str(tiny), "--json").stdout, run(str(tiny), "0", "--json", "--hex").stdout]

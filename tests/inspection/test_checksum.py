@@ -39,7 +39,7 @@ from uqff.schema.entries import RawTensor
 
 ROOT = Path(__file__).resolve().parents[2]
 GOLDEN = ROOT / "tests" / "golden"
-PAGE = (ROOT / "spec" / "checksum.md").read_text()
+PAGE = (ROOT / "docs" / "pages" / "reference" / "checksum.md").read_text()
 
 Q4_0_TEXT = b"".join(
     [

@@ -1,4 +1,4 @@
-"""Write the tables of the spec from the declared layouts, the code's own tables and the vectors.
+"""Write the tables of the spec and of the documentation's reference from layouts, the code's own tables and vectors.
 
 A table stands between ``<!-- table: NAME -->`` and ``<!-- end -->``; whatever is between them is replaced.  With
 ``--check`` nothing is written and any difference ends with exit status 1.
@@ -10,8 +10,7 @@ name                     table
 ``AFQ.LAYOUT``, ...      offset table of a family
 ``Q4K.BLOCK``, ...       offset table of a ggml block, ``F8Q8.BLOCK`` of an F8Q8 block
 ``AFQ.ENTRIES``, ...     entries of a family's 1.x layers
-``VERSIONS``             versions with what each added
-``ENTRY_VERSIONS``       1.x versions with what each added
+``VERSIONS``             versions of both generations
 ``FAMILIES``             type bytes
 ``DTYPES``               tensor dtypes
 ``GGML_TYPES``           ggml types with their sizes
@@ -19,6 +18,7 @@ name                     table
 ``PARTS``                field of a blob and entry of 1.x that hold the same
 ``SHAPES``               what shape a weight must have
 ``LIMITS``               bounds of a reader
+``TOOL.LIMITS``          bounds of the commands on what is no file of the format
 ``RULES``                the rules of a reader, by id
 ``GGUF_FILE.HEAD``, ...  offset table of a part of a GGUF file's framing
 ``GGUF_FILE.LIMITS``     bounds of the reader of GGUF files
@@ -51,8 +51,9 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
+from tools.vectors.listings import LISTINGS, TAKEN_APART, VECTORS, markdown
 from uqff import limits
 from uqff.codes import ENTRY_VERSIONS, VERSIONS, DType, Family
 from uqff.container.framing import DTYPE_BITS
@@ -70,24 +71,22 @@ from uqff.schema.header import described_header
 from uqff.schema.layout import Layout, size_terms
 from uqff.schema.tensor import TENSOR
 
-SPEC = Path(__file__).parents[2] / "spec"
-VECTORS = SPEC / "vectors"
+ROOT = Path(__file__).parents[2]
+PAGES = (ROOT / "spec", ROOT / "docs" / "pages" / "reference")
+"""Where pages with tables are."""
 
 MARKED = re.compile(r"(<!-- table: (?P<name>[^\n]+?) -->\n).*?(<!-- end -->)", re.DOTALL)
-TOOL_LIMITS = {"MAX_PATTERN"}
-"""Bounds on what users write, not on files of the format."""
-SHOWN_BYTES = 8
-"""Bytes of a field that a worked example shows; of longer ones, the first."""
-
-
-def markdown(heads: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
-    """A Markdown table."""
-
-    def line(cells: Iterable[object]) -> str:
-        return "| " + " | ".join(str(cell).replace("|", "\\|") for cell in cells) + " |"
-
-    heads = list(heads)
-    return "\n".join([line(heads), "|" + "---|" * len(heads), *map(line, rows)])
+FORMAT_LIMITS = (
+    "U32_MAX",
+    "MAX_RANK",
+    "MAX_ELEMENTS",
+    "MAX_HEADER_BYTES",
+    "MAX_WIDE_HEADER_BYTES",
+    "MAX_HEADER_VALUES",
+    "MAX_SHARDS",
+    "MAX_REPORT_BYTES",
+)
+"""Bounds on files of the format; all others are those of the tool."""
 
 
 def offset_table(layout: Layout) -> str:
@@ -123,20 +122,38 @@ def entry_table(entries: Entries) -> str:
     return markdown(("suffix", "dtype", "shape", "since", "meaning"), rows)
 
 
-def entry_version_table() -> str:
-    """1.x versions with their history."""
-    return markdown(("version", "history"), ENTRY_VERSIONS.items())
+class _History(NamedTuple):
+    """What is not in the tables of codes: how a version fits older readers, and the releases that know it."""
+
+    fits: str
+    written_by: str
+    read_by: str
+
+
+HISTORY = {
+    "0.1.0": _History("initial", "0.3.x", "0.3 to 0.8.3"),
+    "0.1.1": _History("additive", "–", "0.3 to 0.8.3"),
+    "0.1.2": _History("additive", "0.5.0", "0.3 to 0.8.3"),
+    "0.1.3": _History("additive", "0.6.0", "0.3 to 0.8.3"),
+    "0.2.0": _History("reserved; additive", "0.7.0 to 0.8.3", "0.3 to 0.8.3"),
+    "1.0.0": _History("breaking", "0.8.12", "from 0.8.12 on"),
+    "1.1.0": _History("additive", "0.8.23", "from 0.8.23 on"),
+    "1.2.0": _History("additive; retired", "0.9.2 to 0.9.5", "from 0.9.2 on"),
+}
 
 
 def version_table() -> str:
-    """Versions with their word."""
+    """All versions, of both generations."""
     rows = []
-    for version, adds in VERSIONS.items():
+    for version, change in {**VERSIONS, **ENTRY_VERSIONS}.items():
         word = version.major << 16 | version.minor << 8 | version.patch
-        families = ", ".join(f.title for f in Family if f.since == version)
-        dtypes = ", ".join(d.name for d in DType if d.since == version)
-        rows.append((version, f"`{word.to_bytes(4, 'little').hex(' ')}`", adds, families, dtypes))
-    return markdown(("version", "bytes on disk", "history", "families since", "dtypes since"), rows)
+        stored = f"`{word.to_bytes(4, 'little').hex(' ')}`" if version in VERSIONS else "entries"
+        added = [f.title for f in Family if f.since == version] + [d.name for d in DType if d.since == version]
+        history = HISTORY[str(version)]
+        change = change.partition(" (mistral.rs")[0]
+        rows.append((version, stored, history.fits, change, ", ".join(added), history.written_by, history.read_by))
+    heads = ("version", "on disk", "class", "change", "families and dtypes since", "written by", "read by")
+    return markdown(heads, rows)
 
 
 def family_table() -> str:
@@ -220,14 +237,14 @@ def rule_table() -> str:
     return markdown(("id", "rule", "explained in", "vectors"), rows)
 
 
-def limit_table(*, of_gguf: bool = False) -> str:
-    """Each bound with the reason that its docstring states: those of GGUF files, or all others."""
+def limit_table(wanted: Callable[[str], bool]) -> str:
+    """The bounds of some names, each with the reason that its docstring states."""
     statements = ast.parse(inspect.getsource(limits)).body
     rows = []
     for statement, below in itertools.pairwise(statements):
         if not isinstance(statement, ast.AnnAssign) or not isinstance(statement.target, ast.Name):
             continue
-        if statement.target.id in TOOL_LIMITS or statement.target.id.startswith("MAX_GGUF_") != of_gguf:
+        if not wanted(statement.target.id):
             continue
         if not isinstance(below, ast.Expr) or not isinstance(below.value, ast.Constant):
             raise TypeError(f"{statement.target.id} has no reason")
@@ -236,153 +253,19 @@ def limit_table(*, of_gguf: bool = False) -> str:
     return markdown(("bound", "value", "meaning and reason"), rows)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Vectors
-# ---------------------------------------------------------------------------------------------------------------------
+def of_format(name: str) -> bool:
+    """Whether a bound is one on files of the format."""
+    return name in FORMAT_LIMITS
 
 
-def _vector(name: str) -> tuple[dict[str, Any], bytes]:
-    return json.loads((VECTORS / f"{name}.json").read_text("utf-8")), (VECTORS / f"{name}.bin").read_bytes()
+def of_gguf(name: str) -> bool:
+    """Whether a bound is one on GGUF files."""
+    return name.startswith("MAX_GGUF_")
 
 
-def example_table(name: str) -> str:
-    """A vector, field by field, with the sum of the sizes."""
-    vector, blob = _vector(name)
-    rows = []
-    for field in vector["fields"]:
-        raw = blob[field["offset"] : field["offset"] + field["size"]]
-        shown = raw[:SHOWN_BYTES].hex(" ") + (" …" if len(raw) > SHOWN_BYTES else "")
-        value = field.get("means", field.get("value", ""))
-        rows.append((field["offset"], field["size"], f"`{shown}`", f"`{field['path']}`", value))
-    sizes = " + ".join(str(field["size"]) for field in vector["fields"])
-    table = markdown(("offset", "size", "bytes", "field", "value"), rows)
-    return f"{table}\n\nTotal: {sizes} = {len(blob)} bytes. File: `vectors/{name}.bin`."
-
-
-def vector_index() -> str:
-    """All valid vectors."""
-    rows = []
-    for family in Family:
-        folder = family.name.lower()
-        for path in sorted((VECTORS / folder).glob("*.json")):
-            vector, _ = _vector(f"{folder}/{path.stem}")
-            bias = vector["bias"]["dtype"] if vector["bias"] else ""
-            source = vector["provenance"].get("client", "synthetic")
-            link = f"[{folder}/{path.stem}]({folder}/{path.name})"
-            shape = "×".join(map(str, vector["shape"]))
-            rows.append((link, vector["kind"], vector["version"], shape, bias, vector["size"], source, vector["note"]))
-    heads = ("vector", "kind", "version", "shape", "bias", "bytes", "source", "what for")
-    return f"{len(rows)} vectors.\n\n{markdown(heads, rows)}"
-
-
-def file_index() -> str:
-    """All valid files."""
-    index = json.loads((VECTORS / "container" / "index.json").read_text("utf-8"))
-    rows = (
-        (f"[{e['file']}]({e['file']})", ", ".join(f"`{layer['key']}`" for layer in e["layers"]), e["note"])
-        for e in index
-    )
-    return markdown(("file", "keys by index", "what for"), rows)
-
-
-def bad_index() -> str:
-    """All broken files."""
-    index = json.loads((VECTORS / "bad" / "index.json").read_text("utf-8"))
-    rows = []
-    for e in index:
-        rule = f"[{e['rule']}](../../{e['section']})"
-        where = "" if e["field"] is None else f"`{_visible(e['field'])}`"
-        rows.append((f"[{e['file']}]({e['file']})", rule, e["error"], where, e["offset"]))
-    return f"{len(rows)} files.\n\n{markdown(('file', 'violated rule', 'error', 'field', 'offset'), rows)}"
-
-
-def _models() -> list[dict[str, Any]]:
-    return [json.loads(path.read_text("utf-8")) for path in sorted((VECTORS / "entries").glob("*.json"))]
-
-
-def entry_vector_index() -> str:
-    """All valid 1.x files."""
-    rows = []
-    for model in _models():
-        kinds = ", ".join(dict.fromkeys(layer["kind"] for layer in model["layers"]))
-        shapes = ", ".join(dict.fromkeys("×".join(map(str, layer["shape"])) for layer in model["layers"]))
-        size = sum(file["size"] for file in model["files"])
-        link = f"[{model['name']}]({model['name']}.json)"
-        rows.append((link, model["version"], len(model["files"]), kinds, shapes, size, model["note"]))
-    heads = ("vector", "version", "shards", "kinds", "shapes", "bytes", "what for")
-    return f"{len(rows)} vectors.\n\n{markdown(heads, rows)}"
-
-
-def bad_entry_index() -> str:
-    """All broken 1.x files."""
-    index = json.loads((VECTORS / "bad-entries" / "index.json").read_text("utf-8"))
-    rows = []
-    for e in index:
-        files = ", ".join(f"[{name}]({name})" for name in e["files"])
-        rule = f"[{e['rule']}](../../{e['section']})"
-        near = f"[{e['near_miss']}](../entries/{e['near_miss']}.json)"
-        where = "" if e["field"] is None else f"`{_visible(e['field'])}`"
-        offset = "" if e["offset"] is None else e["offset"]
-        rows.append((files, rule, e["error"], where, offset, near))
-    heads = ("files", "violated rule", "error", "field", "offset", "near miss")
-    return f"{len(rows)} models.\n\n{markdown(heads, rows)}"
-
-
-def encoding_index() -> str:
-    """All vectors for quantisers."""
-    index = json.loads((VECTORS / "encode" / "index.json").read_text("utf-8"))
-    rows = (
-        (f"[{e['file']}]({e['file']})", e["kind"], e["input"], e["load_dtype"], e["engine"], e["size"]) for e in index
-    )
-    return f"{len(index)} blobs.\n\n{markdown(('file', 'kind', 'weights', 'load dtype', 'engine', 'bytes'), rows)}"
-
-
-def entry_example_table(name: str) -> str:
-    """A 1.x file, entry by entry in the order of the bytes."""
-    model = json.loads((VECTORS / "entries" / f"{name}.json").read_text("utf-8"))
-    data = (VECTORS / "entries" / f"{name}.uqff").read_bytes()
-    begin = 8 + int.from_bytes(data[:8], "little")
-    rows: list[tuple[object, ...]] = [
-        (0, 8, f"`{data[:8].hex(' ')}`", "", f"header of {begin - 8} bytes"),
-        (8, begin - 8, "`7b 22 …`", "", "the header: JSON, padded with spaces"),
-    ]
-    for entry in model["entries"]:
-        raw = data[entry["offset"] : entry["offset"] + entry["size"]]
-        shown = raw[:SHOWN_BYTES].hex(" ") + (" …" if len(raw) > SHOWN_BYTES else "")
-        kind = f"{entry['dtype']} `{entry['shape']}`"
-        meaning = f"{kind} {entry['value']}" if "value" in entry else kind
-        rows.append((entry["offset"], entry["size"], f"`{shown}`", f"`{entry['name']}`", meaning))
-    sizes = " + ".join(str(row[1]) for row in rows)
-    table = markdown(("offset", "size", "bytes", "entry", "value"), rows)
-    return f"{table}\n\nTotal: {sizes} = {len(data)} bytes. File: `vectors/entries/{name}.uqff`."
-
-
-def entry_dump(name: str) -> str:
-    """All bytes of a 1.x file, 16 a line, each entry beginning a line of its own."""
-    model = json.loads((VECTORS / "entries" / f"{name}.json").read_text("utf-8"))
-    data = (VECTORS / "entries" / f"{name}.uqff").read_bytes()
-    begin = 8 + int.from_bytes(data[:8], "little")
-    parts = [(0, 8, f"length of the header: {begin - 8}")]
-    parts += [(8, begin - 8, "")]
-    for entry in model["entries"]:
-        value = f" = {entry['value']}" if "value" in entry else ""
-        parts.append((entry["offset"], entry["size"], f"{entry['name']}{value}"))
-    lines = ["```", "offset  bytes                                            meaning"]
-    for offset, size, meaning in parts:
-        for at in range(offset, offset + size, 16):
-            raw = data[at : min(at + 16, offset + size)]
-            shown = meaning if meaning and at == offset else raw.decode() if not meaning else ""
-            lines.append(f"{at:<7} {raw.hex(' '):<48} {shown}".rstrip())
-    return "\n".join([*lines, f"{len(data):<7} end", "```"])
-
-
-def _visible(name: str) -> str:
-    return name if name.isascii() and name.isprintable() else name.encode("unicode_escape").decode()
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Pages
-# ---------------------------------------------------------------------------------------------------------------------
+def of_tool(name: str) -> bool:
+    """Whether a bound is none of these."""
+    return not of_format(name) and not of_gguf(name)
 
 
 def value_type_table() -> str:
@@ -430,15 +313,15 @@ def layout_key_table() -> str:
 
 
 TABLES: dict[str, Callable[[], str]] = {
+    **LISTINGS,
     **_layout_tables(),
     **{f"GGUF_FILE.{name}": partial(offset_table, layout) for name, layout in GGUF_PARTS.items()},
-    "GGUF_FILE.LIMITS": partial(limit_table, of_gguf=True),
+    "GGUF_FILE.LIMITS": partial(limit_table, of_gguf),
     "GGUF_FILE.VALUES": value_type_table,
     "GGUF_FILE.NAMES": gguf_name_table,
     "GGUF_FILE.MODELS": gguf_model_table,
     "LAYOUT_KEYS": layout_key_table,
     "VERSIONS": version_table,
-    "ENTRY_VERSIONS": entry_version_table,
     "FAMILIES": family_table,
     "DTYPES": dtype_table,
     "SAFETENSORS_DTYPES": safetensors_dtype_table,
@@ -446,14 +329,9 @@ TABLES: dict[str, Callable[[], str]] = {
     "ARCHITECTURES": architecture_table,
     "PARTS": part_table,
     "SHAPES": shape_table,
-    "LIMITS": limit_table,
-    "VECTORS": vector_index,
-    "FILES": file_index,
+    "LIMITS": partial(limit_table, of_format),
+    "TOOL.LIMITS": partial(limit_table, of_tool),
     "RULES": rule_table,
-    "BAD": bad_index,
-    "ENTRY_VECTORS": entry_vector_index,
-    "BAD_ENTRIES": bad_entry_index,
-    "ENCODINGS": encoding_index,
 }
 
 
@@ -464,8 +342,7 @@ def table(name: str) -> str:
         KeyError: there is none of that name.
     """
     kind, _, argument = name.partition(" ")
-    of_vectors = {"EXAMPLE": example_table, "ENTRY_EXAMPLE": entry_example_table, "ENTRY_DUMP": entry_dump}
-    return of_vectors[kind](argument) if kind in of_vectors else TABLES[name]()
+    return TAKEN_APART[kind](argument) if kind in TAKEN_APART else TABLES[name]()
 
 
 def rewritten(text: str) -> str:
@@ -479,12 +356,12 @@ def main() -> int:
     parser.add_argument("--check", action="store_true", help="write nothing, exit 1 on any difference")
     check = parser.parse_args().check
     stale = []
-    for page in sorted(SPEC.rglob("*.md")):
+    for page in (page for folder in PAGES for page in sorted(folder.rglob("*.md"))):
         text = page.read_text("utf-8")
         wanted = rewritten(text)
         if wanted != text:
             stale.append(page)
-            print(f"{'differs' if check else 'written'}: {page.relative_to(SPEC.parent)}")
+            print(f"{'differs' if check else 'written'}: {page.relative_to(ROOT)}")
             if not check:
                 page.write_text(wanted, "utf-8")
     return 1 if check and stale else 0

@@ -48,7 +48,7 @@ _SHOWN_RAW = 8
     help="Write one page that shows all of the model: types, bytes, layers, fields, histograms.",
 )
 @isq_option
-@click.option("--json", "as_json", is_flag=True, help="Print JSON (described in spec/inspect-json.md).")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON (described in docs/pages/reference/inspect-json.md).")
 @click.pass_context
 def inspect(
     ctx: click.Context,

@@ -11,7 +11,8 @@ carried over unchanged.  The text that is hashed is made of the entries that 1.x
     experts    SHA-256 of   "uqff experts 1\n", then the digest of each expert, 32 bytes
     model      SHA-256 of   a line "<digest>  <path of the weight>\n" for each layer, sorted by path
 
-Normative: ``spec/checksum.md``.  File lists follow GNU coreutils, ``src/cksum.c`` (``digest_check``, ``split_3``).
+Normative: ``docs/pages/reference/checksum.md``.  File lists follow GNU coreutils, ``src/cksum.c`` (``digest_check``,
+``split_3``).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The same findings as JSON documents, schema 1, described in ``spec/inspect-json.md``."""
+"""The same findings as JSON documents, schema 1, described in ``docs/pages/reference/inspect-json.md``."""
 
 from __future__ import annotations
 
