@@ -9,6 +9,7 @@ values are kept in float32 as the model is; else the 0.9 client would round them
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import os
 import re
@@ -91,9 +92,8 @@ class Client:
     timeout: float = 60.0
 
     def about(self) -> dict[str, str]:
-        """`version` of mistralrs, and the `machine`, `system` and `libc` it runs on."""
-        about: dict[str, str] = self._run({"do": "about"})
-        return about
+        """`version` of mistralrs, and the `machine`, `system` and `libc` it runs on. It is asked once."""
+        return _about(self)
 
     def missing(self) -> list[str]:
         """What this client takes for granted and this CPU lacks."""
@@ -196,6 +196,12 @@ class Client:
         else:
             reason = next((line for line in reversed(output.splitlines()) if line), "no output")
         raise ClientError(reason, output)
+
+
+@functools.cache
+def _about(client: Client) -> dict[str, str]:
+    about: dict[str, str] = client._run({"do": "about"})
+    return about
 
 
 def _text(output: str | bytes | None) -> str:

@@ -36,6 +36,7 @@ from rich.table import Table
 from tools.interop.client import PROMPT, Client, ClientError, Generation, NotOnThisCPU
 from tools.tiny import architectures as tiny_architectures
 from tools.tiny.models import SPECIAL_TOKENS, TinyModel
+from uqff.parallel.text import Text
 from uqff.quantization.run import quantize_model
 
 WORLDS = (1, 2, 4)
@@ -179,7 +180,14 @@ def make_cases(clients: dict[str, Client], kinds: tuple[str, ...], folder: Path)
 def run_ranks(cases: list[Case], world: int, folder: Path) -> list[dict[str, Any]]:
     """What our model makes of every file on so many ranks: greedy ids, logits, and the client's choices."""
     jobs, out = folder / f"jobs-{world}.json", folder / f"out-{world}.json"
-    asked = [{"path": str(case.directory), "forced": case.ids if case.generation else []} for case in cases]
+    prompts: dict[str, dict[str, list[int]]] = {}
+    asked = []
+    for case in cases:
+        if case.model not in prompts:  # a template is rendered in a process of its own: once for all ranks and files
+            text = Text(case.directory)
+            prompts[case.model] = {"prompt": text.encode(PROMPT), "stop": sorted(text.stop)}
+        forced = case.ids if case.generation else []
+        asked.append({"path": str(case.directory), "forced": forced, **prompts[case.model]})
     jobs.write_text(json.dumps(asked))
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(world)] if world > 1 else []
     environ = {**os.environ, "OMP_NUM_THREADS": "1", "UQFF_NUM_THREADS": "1"}
@@ -231,16 +239,14 @@ def serve(jobs: Path, out: Path) -> None:
     from uqff.parallel import load_model
     from uqff.parallel.generate import generate
     from uqff.parallel.ranks import joined
-    from uqff.parallel.text import Text
 
     torch.set_num_threads(1)
     answers = []
     with joined(torch.device("cpu"), timeout=120) as comm:
         for job in json.loads(jobs.read_text()):
             model = load_model(job["path"], comm, dtype=torch.float32)
-            text = Text(Path(job["path"]))
-            prompt, forced = text.encode(PROMPT), job["forced"]
-            made = generate(model, prompt, TOKENS, stop=text.stop, comm=comm)
+            prompt, forced = job["prompt"], job["forced"]
+            made = generate(model, prompt, TOKENS, stop=job["stop"], comm=comm)
             with torch.inference_mode():
                 logits = model(input_ids=torch.tensor([[*prompt, *forced]])).logits[0, len(prompt) - 1 :]
             logits = logits[: len(forced)].float()
