@@ -37,7 +37,7 @@ help:
 	@echo "make quality  how good the types are, and mixes of them, on two trained models; trains one the first time"
 	@echo "make interop  the real client reads what we write, and the other way round"
 	@echo "make golden   regenerate tests/golden with the client that make interop installed"
-	@echo "make vectors  regenerate spec/vectors and the tables of the spec"
+	@echo "make vectors  regenerate spec/vectors, the tables of the spec, and spec/schemas"
 
 demo: $(VENV)/.demo
 	$(BIN)/python -m tools.demo --types "$(TYPES)" $(if $(MODEL),--model "$(MODEL)")
@@ -75,6 +75,7 @@ lint: $(VENV)/.lint $(VENV)/.test
 	$(BIN)/python -m tools.lengths
 	$(BIN)/python -m tools.vectors --check
 	$(BIN)/python -m tools.vectors.tables --check
+	$(BIN)/python -m tools.schemas --check
 
 bench: $(VENV)/.bench
 	$(BIN)/python -m tools.bench
@@ -89,6 +90,7 @@ interop: $(VENV)/.demo $(VENV)/.test
 vectors: $(VENV)/.test
 	$(BIN)/python -m tools.vectors
 	$(BIN)/python -m tools.vectors.tables
+	$(BIN)/python -m tools.schemas
 
 golden: $(VENV)/.demo
 	$(BIN)/python -m tools.golden.v0 --client .venvs/mistralrs-0.6.0/bin/python

@@ -13,7 +13,8 @@ quantised and this package keeps, the 0.9.5 client must run as it is. Configurat
 from the `config.json` of either generation of transformers, the package must write one that the 0.9.5 client and both
 generations read as the same model. llama.cpp (`llamacpp`): it and the package must generate the same from GGUF
 files, a real model's among them, which must come back from UQFF as they were. The second reader (`reader`): what
-is written in C from the spec alone must find in every vector what the spec says.
+is written in C from the spec alone must find in every vector what the spec says. Schemas (`schemas`): so must what
+Kaitai Struct's compiler makes of `spec/schemas/uqff.ksy`.
 
 The clients are installed once, into `.venvs/` at the root of the repository.
 """
@@ -36,6 +37,7 @@ from tools.interop import gguf as converting
 from tools.interop.cases import CASES
 from tools.interop.client import Client
 from tools.interop.install import install_client
+from tools.schemas import compiled
 from tools.vectors import c_reader
 from uqff.quantization.types import KINDS
 
@@ -47,11 +49,23 @@ LAST_LINES = 40
 
 FILES, ENTRIES, QUANTISERS = "files", "entries", "quantisers"
 MIGRATION, CONVERTED, RUNNING = "migration", "converted", "running"
-KEPT, CONFIGURATIONS, LLAMACPP, READER = "kept", "configurations", "llama.cpp", "reader"
+KEPT, CONFIGURATIONS, LLAMACPP, READER, SCHEMAS = "kept", "configurations", "llama.cpp", "reader", "schemas"
 NotRun = list[tuple[str, str]]
 """Rows that a client could not run on this CPU: table and type."""
-TABLES = (FILES, ENTRIES, QUANTISERS, MIGRATION, CONVERTED, RUNNING, KEPT, CONFIGURATIONS, LLAMACPP, READER)
-LONGEST_FIRST = (QUANTISERS, RUNNING, MIGRATION, ENTRIES, FILES, CONVERTED, CONFIGURATIONS, KEPT, LLAMACPP, READER)
+TABLES = (FILES, ENTRIES, QUANTISERS, MIGRATION, CONVERTED, RUNNING, KEPT, CONFIGURATIONS, LLAMACPP, READER, SCHEMAS)
+LONGEST_FIRST = (
+    QUANTISERS,
+    RUNNING,
+    MIGRATION,
+    ENTRIES,
+    FILES,
+    CONVERTED,
+    CONFIGURATIONS,
+    KEPT,
+    LLAMACPP,
+    READER,
+    SCHEMAS,
+)
 
 
 def find_clients(given: tuple[Path, ...]) -> dict[str, Client]:
@@ -169,6 +183,14 @@ def check_reader(console: Console) -> bool:
     return any(outcome.problem is not None for outcome in outcomes or ())
 
 
+def check_schemas(console: Console) -> bool:
+    """Print what the compiled schema makes of the valid vectors; return whether anything differs."""
+    rows = compiled.check_all()
+    for line in compiled.report(rows):
+        console.print(line, markup=False)
+    return any(row.problem is not None for row in rows or ())
+
+
 def check_running(clients: dict[str, Client], kinds: tuple[str, ...], console: Console, not_run: NotRun) -> bool:
     """Print the table of the runs; return whether anything differs."""
     with tempfile.TemporaryDirectory() as folder:
@@ -267,6 +289,7 @@ def main(
         CONFIGURATIONS: lambda: check_configurations(clients[configs.CLIENT_VERSION], console),
         LLAMACPP: lambda: check_llamacpp(console),
         READER: lambda: check_reader(console),
+        SCHEMAS: lambda: check_schemas(console),
     }
     for table in TABLES:
         if table in (only or TABLES):
