@@ -23,8 +23,8 @@ def test_gradients_of_any_order() -> None:
     """In float64, against numerical ones: in x, and in the gradient."""
     weight = WeightBuffers(uqff.quantize(plain(3, 32), "q8_0"))
     x = integers(2, 2, 32).requires_grad_()
-    assert torch.autograd.gradcheck(lambda x: linear(x, weight.bytes(), weight.spec), x, fast_mode=True)
-    assert torch.autograd.gradgradcheck(lambda x: linear(x, weight.bytes(), weight.spec), x, fast_mode=True)
+    assert torch.autograd.gradcheck(lambda x: linear(x, weight.bytes(), weight.spec, "exact"), x, fast_mode=True)
+    assert torch.autograd.gradgradcheck(lambda x: linear(x, weight.bytes(), weight.spec, "exact"), x, fast_mode=True)
     stack, indices = WeightBuffers(stacked("q8_0", (3, 4, 32))), torch.tensor([[2, 0], [1, 1], [2, 1]])
     for each in (1, 2):
         rows = integers(3, each, 32).requires_grad_()
@@ -67,9 +67,9 @@ def test_a_device_multiplies_what_it_can(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_sizes_of_results_are_known_without_numbers() -> None:
     """On the meta device; what does not fit is refused there, too."""
     weight = WeightBuffers(uqff.quantize(plain(3, 32), "q8_0")).to("meta")
-    made = linear(torch.empty(5, 2, 32, dtype=torch.bfloat16, device="meta"), weight.bytes(), weight.spec)
+    made = linear(torch.empty(5, 2, 32, dtype=torch.bfloat16, device="meta"), weight.bytes(), weight.spec, "exact")
     assert (made.shape, made.dtype) == ((5, 2, 3), torch.bfloat16)
     with pytest.raises(
         uqff.ShapeError, match=r"activations do not fit the weight: expected \[\.\.\., 32\], got \[2, 31\]"
     ):
-        linear(torch.empty(2, 31, device="meta"), weight.bytes(), weight.spec)
+        linear(torch.empty(2, 31, device="meta"), weight.bytes(), weight.spec, "exact")

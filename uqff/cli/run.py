@@ -11,6 +11,7 @@ from uqff.cli.options import DtypeChoice, fetched, isq_option, lora_option, sele
 from uqff.errors import UqffError
 
 if TYPE_CHECKING:
+    from uqff.parallel.arithmetic import Arithmetic
     from uqff.parallel.generate import Answer
 
 __all__ = ["run"]
@@ -28,6 +29,13 @@ __all__ = ["run"]
 @isq_option
 @click.option("--workers", type=click.IntRange(1), help="Threads that quantise a checkpoint; by default one a CPU.")
 @lora_option
+@click.option(
+    "--arithmetic",
+    type=click.Choice(["exact", "engine"]),
+    default="exact",
+    show_default=True,
+    help="Of products on CPUs: with weights and activations as they are, or as mistral.rs multiplies.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Tokens, ids and log probabilities as JSON.")
 def run(
     path: str,
@@ -41,6 +49,7 @@ def run(
     isq: str | None,
     workers: int | None,
     lora: list[tuple[str, float]],
+    arithmetic: Arithmetic,
     as_json: bool,
 ) -> None:
     """Let a model answer a prompt: greedy text.
@@ -84,6 +93,7 @@ def run(
                 isq=isq,
                 workers=workers,
                 lora=lora,
+                arithmetic=arithmetic,
                 check="all" if check_all else "sample",
                 on_text=_say if speaks and not as_json else None,
             )

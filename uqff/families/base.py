@@ -270,6 +270,24 @@ class QuantizedTensor(Record, Encoding, LayerRules):
         """:meth:`decoding` of a weight on the CPU, whose parts may not fit each other."""
         return None
 
+    def multiply_as_engine(self, x: npt.NDArray[np.float32]) -> npt.NDArray[np.float32] | None:
+        """``x Wᵀ`` in the engine's arithmetic, by a kernel or the reference, of a weight on the CPU.
+
+        Args:
+            x: float32 ``[rows, in]``, in C order.
+
+        Returns:
+            float32 ``[rows, out]``; None where the engine multiplies with plain numbers: ``engine_activations``.
+        """
+        return None
+
+    def rounded_as_engine(self, x: npt.NDArray[np.float32]) -> npt.NDArray[np.float32] | None:
+        """Activations as the engine's arithmetic knows them: the exact product with them is that of the engine.
+
+        Takes what :meth:`multiply_as_engine` does; None where there is no such product, or rounding is not all of it.
+        """
+        return None
+
     @abstractmethod
     def alignment(self, dim: int) -> int:
         """A slice along ``dim`` can be cut where it begins and ends at multiples of this (or ends with the dimension).

@@ -58,6 +58,14 @@ class LayerRules(ABC):
         return None
 
     @property
+    def engine_activations(self) -> str | None:
+        """ISQ name of the ggml type that the engine quantises activations to on a CPU; None if it does not.
+
+        A weight for which it does has ``multiply_as_engine``.
+        """
+        return None
+
+    @property
     def load_dtype(self) -> DType:
         """The dtype in which the weight is dequantised to be quantised anew."""
         return DType.F32

@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from uqff.parallel.arithmetic import set_arithmetic
     from uqff.parallel.comm import Comm
     from uqff.parallel.experts import FusedExperts, PackedExperts
     from uqff.parallel.gather import ColumnParallelStack, ExpertList, ReplicatedStack, RowParallelStack
@@ -48,6 +49,7 @@ __all__ = [
     "compute_kv_shard",
     "compute_n_kv_groups",
     "load_model",
+    "set_arithmetic",
 ]
 
 _ROOMS = {
@@ -68,6 +70,7 @@ _ROOMS = {
     "compute_kv_shard": "heads",
     "compute_n_kv_groups": "heads",
     "load_model": "model",
+    "set_arithmetic": "arithmetic",
 }
 """Where names come from; the others from ``linear``."""
 

@@ -120,7 +120,7 @@ class Gathering:
         """The bias of each place, ``[tokens, experts_per_token, out]`` or less."""
 
     @abstractmethod
-    def quantized_act_type(self) -> torch.dtype | None:
+    def _activation_dtype(self) -> torch.dtype | None:
         """The dtype of activations that the family asks for; None if it takes any."""
 
     @abstractmethod
@@ -176,9 +176,9 @@ class Gathering:
         return z
 
     def gather_forward_autocast(self, x: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
-        """:meth:`gather_forward` in :meth:`quantized_act_type`; the result has the dtype of ``x``."""
+        """:meth:`gather_forward` in the dtype that the family asks for; the result has the dtype of ``x``."""
         check_activations(x, layer=self._where()[0])
-        kind = self.quantized_act_type()
+        kind = self._activation_dtype()
         return self.gather_forward(x if kind is None else x.to(kind), indices).to(x.dtype)
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
@@ -340,9 +340,12 @@ class ExpertList(Gathering, torch.nn.ModuleList):
         """See :meth:`Gathering.take_stats`."""
         return [self[expert].take_stats() for expert in range(len(self))]
 
-    def quantized_act_type(self) -> torch.dtype | None:
+    def quantized_act_type(self) -> torch.dtype | str | None:
         """What the first expert asks for, as the engine has it."""
         return self[0].quantized_act_type()
+
+    def _activation_dtype(self) -> torch.dtype | None:
+        return self[0]._activation_dtype()
 
     def apply_isq(self, kind: str | int | None, device: torch.device | str | None = None, **kwargs: Any) -> ExpertList:
         """New layers, each in another type; takes what :meth:`QuantizedLayer.apply_isq` does."""

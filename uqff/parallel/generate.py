@@ -21,6 +21,7 @@ from uqff.checkpoints.model import holds_checkpoint
 from uqff.container.shards import at_hand, select
 from uqff.errors import FormatError
 from uqff.lora.applied import Lora
+from uqff.parallel.arithmetic import Arithmetic
 from uqff.parallel.comm import Comm
 from uqff.parallel.consensus import settle
 from uqff.parallel.model import Check, load_model
@@ -134,6 +135,7 @@ def respond(
     isq: str | None = None,
     workers: int | None = None,
     lora: Sequence[tuple[Lora, float]] = (),
+    arithmetic: Arithmetic = "exact",
     on_text: Callable[[str], None] | None = None,
 ) -> Answer:
     """Load a model and let it answer a prompt; the same on every rank.
@@ -150,6 +152,7 @@ def respond(
         isq: which model of several; of a checkpoint, what it is quantised to.
         workers: threads that quantise.
         lora: adapters with their weights.
+        arithmetic: see :func:`~uqff.parallel.load_model`.
         on_text: called with each piece of the answer, as it comes.
 
     Raises:
@@ -159,7 +162,8 @@ def respond(
     exchange = device if device.type == "cuda" else torch.device("cpu")
     start = time.perf_counter()
     path = at_hand(path, isq if isinstance(isq, str) else None)
-    model = load_model(path, comm, device=device, dtype=dtype, check=check, isq=isq, workers=workers, lora=list(lora))
+    how: dict[str, Any] = {"dtype": dtype, "check": check, "isq": isq, "workers": workers, "arithmetic": arithmetic}
+    model = load_model(path, comm, device=device, lora=list(lora), **how)
     place = Path(path) if holds_checkpoint(path) else select(path, isq)
     directory = place if place.is_dir() else place.parent
 

@@ -21,6 +21,7 @@ from uqff.families import QuantizedTensor, Unquant
 from uqff.families.rows import Order
 from uqff.models.layouts import in_order
 from uqff.parallel.accept import Weight, check_activations, layer_of, parts_of, plain_of, record_of
+from uqff.parallel.arithmetic import ChoosesArithmetic
 from uqff.parallel.comm import Comm
 from uqff.parallel.dummy import DummyLayer
 from uqff.parallel.lora import check_merged
@@ -46,7 +47,7 @@ START_BYTES = 8
 """A slice travels as its first index, then its blob."""
 
 
-class QuantizedLayer(torch.nn.Module):
+class QuantizedLayer(ChoosesArithmetic, torch.nn.Module):
     """What all layers share: a weight, a bias, and where in the whole they belong."""
 
     kind: ClassVar[DistributedKind] = DistributedKind.REPLICATED
@@ -266,11 +267,6 @@ class QuantizedLayer(torch.nn.Module):
         weight = self.weight
         return weight.nominal_dtype.torch, weight.device
 
-    def quantized_act_type(self) -> torch.dtype | None:
-        """The dtype of activations that the family asks for; None if it takes any."""
-        dtype = self.weight_buffers._meta.act_dtype
-        return None if dtype is None else dtype.torch
-
     def is_distributed(self) -> DistributedKind:
         """How the layer is partitioned over ranks; ``REPLICATED`` if every rank holds all of it."""
         return self.kind
@@ -355,7 +351,7 @@ class QuantizedLayer(torch.nn.Module):
             apart = not weight.SLICES_QUANTISE_ALIKE or not whole.can_narrow(*self.cut)
             whole = None if apart else whole
         made = self._holding(Layer(weight, bias), whole, self.cut, self.comm, key=self.key, version=self.version)
-        made.lora = self.lora
+        made.lora, made.arithmetic = self.lora, self.arithmetic
         return made
 
     def serialize(self) -> bytes:
@@ -432,7 +428,7 @@ class QuantizedLinear(TracksInputs[InputStats], QuantizedLayer):
         check_activations(x, self.weight_buffers.shape[1], layer=self.key)
         if self._stats is not None:
             self._stats.process(x)
-        y = multiply(x, self.weight_buffers)
+        y = multiply(x, self.weight_buffers, self._arithmetic)
         return y if self.lora is None else self.lora(x, y)
 
     def _add_bias(self, y: torch.Tensor) -> torch.Tensor:
@@ -458,9 +454,9 @@ class QuantizedLinear(TracksInputs[InputStats], QuantizedLayer):
         return self._add_bias(self._product(x))
 
     def forward_autocast(self, x: torch.Tensor) -> torch.Tensor:
-        """:meth:`forward` in :meth:`quantized_act_type`; the result has the dtype of ``x``."""
+        """:meth:`forward` in the dtype that the family asks for; the result has the dtype of ``x``."""
         check_activations(x, layer=self.key)
-        kind = self.quantized_act_type()
+        kind = self._activation_dtype()
         y: torch.Tensor = self.forward(x if kind is None else x.to(kind))
         return y.to(x.dtype)
 

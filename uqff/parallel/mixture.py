@@ -382,7 +382,7 @@ class Mixture(torch.nn.Module):
     def forward_autocast(self, x: torch.Tensor, indices: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
         """:meth:`forward` in the dtype that the gate's family asks for; the result has the dtype of ``x``."""
         check_activations(x, layer=self.key)
-        kind = self.gate_proj.quantized_act_type()
+        kind = self.gate_proj._activation_dtype()
         y: torch.Tensor = self.forward(x if kind is None else x.to(kind), indices, weights)
         return y.to(x.dtype)
 

@@ -23,6 +23,7 @@ from uqff.errors import FormatError, UnsupportedError
 from uqff.lora.applied import Adapters, Lora
 from uqff.parallel import transformers_model
 from uqff.parallel.adapting import Adapting, adapters_digest
+from uqff.parallel.arithmetic import Arithmetic, check_arithmetic, set_arithmetic
 from uqff.parallel.comm import Comm
 from uqff.parallel.consensus import settle
 from uqff.parallel.filling import Filling
@@ -51,6 +52,7 @@ def load_model(
     workers: int | None = None,
     lora: Lora | tuple[Lora, float] | Sequence[Lora | tuple[Lora, float]] | None = None,
     merge_lora: bool | None = None,
+    arithmetic: Arithmetic = "exact",
     progress: Progress | None = None,
 ) -> torch.nn.Module:
     """Load this rank's share of a model.
@@ -74,6 +76,8 @@ def load_model(
         lora: adapters, in order: directories or :class:`uqff.lora.Adapter`, each alone or as a pair with its weight.
         merge_lora: whether they are added to the weights, of quantised ones requantised, or multiplied beside them; if
             None, they are added to weights that are not quantised, or are quantised while they are loaded: before that.
+        arithmetic: of products on CPUs: ``exact``, or as the ``engine`` multiplies, which is faster with ggml types and
+            less exact, see :mod:`uqff.parallel.arithmetic`; each layer's can be changed afterwards.
         progress: is told of each layer, once it is in its place.
 
     Returns:
@@ -82,7 +86,8 @@ def load_model(
     Raises:
         ShardError: on every rank, if the model does not fit the world size (those that work are named), if the ranks
             have different files, or if another rank could not load its share.
-        UqffError: this rank could not: a file is not valid or lacks a layer, or the architecture is not known.
+        UqffError: this rank could not: a file is not valid or lacks a layer, or the architecture is not known; or there
+            is no such arithmetic.
         CommError: a rank did not take part.
 
     >>> import torch
@@ -91,7 +96,7 @@ def load_model(
     ...     model(torch.tensor([[3, 4, 5]])).logits.shape
     torch.Size([1, 3, 64])
     """
-    how = Loading(torch.device(device), dtype, check, isq, workers, lora, merge_lora, progress)
+    how = Loading(torch.device(device), dtype, check, isq, workers, lora, merge_lora, arithmetic, progress)
     return load_into(_built, path, comm, how)
 
 
@@ -110,6 +115,7 @@ class Loading:
     workers: int | None = None
     lora: Lora | tuple[Lora, float] | Sequence[Lora | tuple[Lora, float]] | None = None
     merge_lora: bool | None = None
+    arithmetic: Arithmetic = "exact"
     progress: Progress | None = None
 
 
@@ -132,6 +138,8 @@ def load_into(
     exchange = device if device.type == "cuda" else torch.device("cpu")
     what = f"model {os.fspath(path)}"
 
+    check_arithmetic(how.arithmetic)
+
     def identify() -> tuple[ModelSource, ImmediateIsq | None, Adapters, bytes]:
         everything = how.check == "all"
         adapters = Adapters.open(how.lora)
@@ -140,7 +148,11 @@ def load_into(
         except BaseException:
             adapters.close()
             raise
-        options = (adapters_digest(adapters, everything=everything), how.merge_lora) if adapters else ()
+        options: tuple[object, ...] = ()
+        if adapters:
+            options = adapters_digest(adapters, everything=everything), how.merge_lora
+        if how.arithmetic != "exact":
+            options = *options, how.arithmetic
         digest = source.digest(how.dtype, quantising, *options, everything=everything)
         return source, quantising, adapters, digest
 
@@ -177,6 +189,7 @@ def _load(
             Filling(source, comm, device, dtype, model, adapting, isq, pool).fill(how.progress)
         _tell(isq)
     transformers_model.materialise(model, adapting.tensors(source.tensor), device, dtype)
+    set_arithmetic(model, how.arithmetic)
     left = source.left()
     if left is not None:
         raise FormatError(

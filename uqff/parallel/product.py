@@ -6,7 +6,7 @@
     uqff::gather_linear   y[t, k] = x[t, k] W[indices[t, k]]ᵀ   x [tokens, 1 or k, in], a weight for each expert
 
 They take a weight as ``uqff::dequantize`` does, so they are one node to ``torch.compile`` and ``torch.export``, with
-gradients of any order in ``x``.
+gradients of any order in ``x``.  ``linear`` has two arithmetics, see :mod:`uqff.parallel.arithmetic`.
 
 Each device has its way of multiplying, one entry in :data:`DEVICES`.  Where there is none, or it does not apply, the
 weight is dequantised into the dtype of ``x``, multiplied, and dropped again: so a device need not know every weight.
@@ -25,6 +25,7 @@ from uqff.parallel.weight import WeightBuffers, dequantize, of_spec, record_of_b
 
 if TYPE_CHECKING:
     from uqff.families import QuantizedTensor
+    from uqff.parallel.arithmetic import Arithmetic
 
 __all__ = ["DEVICES", "Device", "gather_linear", "gather_multiply", "linear", "multiply"]
 
@@ -35,37 +36,40 @@ class Device(NamedTuple):
     Attributes:
         linear: ``(x, parts, spec)``, of :func:`linear`.
         gather_linear: ``(x, indices, parts, spec)``, of :func:`gather_linear`; None if every expert is dequantised.
+        linear_as_engine: :attr:`linear` in the engine's arithmetic; None if that is the exact one.
     """
 
     linear: Callable[[torch.Tensor, Sequence[torch.Tensor], str], torch.Tensor | None]
     gather_linear: Callable[[torch.Tensor, torch.Tensor, Sequence[torch.Tensor], str], torch.Tensor | None] | None = (
         None
     )
+    linear_as_engine: Callable[[torch.Tensor, Sequence[torch.Tensor], str], torch.Tensor | None] | None = None
 
 
 DEVICES: dict[str, Device] = {
-    "cpu": Device(product_cpu.linear, product_cpu.gather_linear),
+    "cpu": Device(product_cpu.linear, product_cpu.gather_linear, product_cpu.linear_as_engine),
     "cuda": Device(product_cuda.linear, product_cuda.gather_linear),
 }
 """By ``torch.device.type``."""
 
 # torch 2.4 cannot read a schema off annotations that are text, as all are here.
-_LINEAR = "(Tensor x, Tensor[] parts, str spec) -> Tensor"
+_LINEAR = "(Tensor x, Tensor[] parts, str spec, str arithmetic) -> Tensor"
 _GATHER = "(Tensor x, Tensor indices, Tensor[] parts, str spec, bool transposed) -> Tensor"
 
 
-def multiply(x: torch.Tensor, weight: WeightBuffers) -> torch.Tensor:
+def multiply(x: torch.Tensor, weight: WeightBuffers, arithmetic: Arithmetic = "exact") -> torch.Tensor:
     """``x Wᵀ``.
 
     Args:
         x: ``[..., in]`` on the weight's device.
         weight: ``[out, in]``.
+        arithmetic: see :mod:`uqff.parallel.arithmetic`.
     """
     if weight.numbers is not None:
         return torch.nn.functional.linear(x, weight.numbers.to(x.dtype))
     parts, spec = weight.bytes(), weight.spec
     call: Callable[..., torch.Tensor] = _linear if _is_eager(x) else linear
-    return call(x, parts, spec)
+    return call(x, parts, spec, arithmetic)
 
 
 def gather_multiply(x: torch.Tensor, indices: torch.Tensor, weight: WeightBuffers) -> torch.Tensor:
@@ -104,25 +108,29 @@ _WATCHING: list[Callable[[], Any]] = [
 
 
 @torch.library.custom_op("uqff::linear", mutates_args=(), schema=_LINEAR)
-def linear(x: torch.Tensor, parts: Sequence[torch.Tensor], spec: str) -> torch.Tensor:
+def linear(x: torch.Tensor, parts: Sequence[torch.Tensor], spec: str, arithmetic: str) -> torch.Tensor:
     """``x Wᵀ`` in the dtype of ``x``.
 
     Args:
         x: ``[..., in]``.
         parts: the bytes of the weight's parts, in the order of the record.
         spec: what else it is, see :func:`~uqff.parallel.weight.to_spec`.
+        arithmetic: see :mod:`uqff.parallel.arithmetic`.
     """
-    return _linear(x, parts, spec)
+    return _linear(x, parts, spec, arithmetic)
 
 
-def _linear(x: torch.Tensor, parts: Sequence[torch.Tensor], spec: str) -> torch.Tensor:
-    device = DEVICES.get(x.device.type)
-    y = None if device is None else device.linear(x, parts, spec)
+def _linear(x: torch.Tensor, parts: Sequence[torch.Tensor], spec: str, arithmetic: str) -> torch.Tensor:
+    device, y = DEVICES.get(x.device.type), None
+    if arithmetic == "engine" and device is not None and device.linear_as_engine is not None:
+        y = device.linear_as_engine(x, parts, spec)
+    if y is None and device is not None:
+        y = device.linear(x, parts, spec)
     return torch.nn.functional.linear(x, dequantize(parts, spec, x.dtype)) if y is None else y
 
 
 @linear.register_fake
-def _(x: torch.Tensor, parts: Sequence[torch.Tensor], spec: str) -> torch.Tensor:
+def _(x: torch.Tensor, parts: Sequence[torch.Tensor], spec: str, arithmetic: str) -> torch.Tensor:
     shape = of_spec(spec).shape
     if x.shape[-1] != shape[1]:
         raise _misfit(x, shape)
@@ -133,14 +141,14 @@ def _misfit(x: torch.Tensor, shape: tuple[int, ...]) -> ShapeError:
     return ShapeError("activations do not fit the weight", expected=f"[..., {shape[-1]}]", got=list(x.shape))
 
 
-def _keep(ctx: Any, inputs: tuple[torch.Tensor, list[torch.Tensor], str], output: torch.Tensor) -> None:
-    _, parts, ctx.spec = inputs
+def _keep(ctx: Any, inputs: tuple[torch.Tensor, list[torch.Tensor], str, str], output: torch.Tensor) -> None:
+    _, parts, ctx.spec, _ = inputs
     ctx.save_for_backward(*parts)
 
 
-def _of_linear(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, list[None], None]:
+def _of_linear(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, list[None], None, None]:
     parts = list(ctx.saved_tensors)
-    return gradient @ dequantize(parts, ctx.spec, gradient.dtype), [None] * len(parts), None
+    return gradient @ dequantize(parts, ctx.spec, gradient.dtype), [None] * len(parts), None, None
 
 
 linear.register_autograd(_of_linear, setup_context=_keep)

@@ -21,9 +21,10 @@ from uqff.families.part import Part
 from uqff.parallel.weight import of_spec
 
 if TYPE_CHECKING:
+    from uqff.families import QuantizedTensor
     from uqff.simd.decoding import Decoding
 
-__all__ = ["gather_linear", "linear"]
+__all__ = ["gather_linear", "linear", "linear_as_engine"]
 
 MOST_ROWS: Final = {torch.float32: 128, torch.bfloat16: 32, torch.float16: 32}
 """Rows of activations above which a weight is dequantised as a whole, and BLAS multiplies.
@@ -33,12 +34,17 @@ and as much from 256 on.  Of 16-bit numbers BLAS has faster products on other CP
 float32 can have.
 """
 
+MOST_AS_ENGINE: Final = 16
+"""Rows of activations above which those of the engine's arithmetic are rounded first and then multiplied as floats."""
+
 _KEPT: Final = 1 << 14
 """Weights whose decodings are kept: more than a model has."""
 
 _decodings: dict[tuple[object, ...], Decoding | None] = {}
 """By specification and addresses.  They are views of memory that they do not keep alive: whoever asks for one brings
 tensors that do."""
+_records: dict[tuple[object, ...], QuantizedTensor | None] = {}
+"""Likewise."""
 
 
 def linear(x: torch.Tensor, parts: Sequence[torch.Tensor], spec: str) -> torch.Tensor | None:
@@ -51,6 +57,23 @@ def linear(x: torch.Tensor, parts: Sequence[torch.Tensor], spec: str) -> torch.T
     y = np.empty((count, decoding.items * decoding.size // columns), np.float32)
     decoding.multiply(_floats(x), y)
     return _tensor(y, x, *x.shape[:-1])
+
+
+def linear_as_engine(x: torch.Tensor, parts: Sequence[torch.Tensor], spec: str) -> torch.Tensor | None:
+    """See :class:`uqff.parallel.product.Device`."""
+    count = math.prod(x.shape[:-1])
+    record = _record(x, parts, spec) if count and x.dtype in MOST_ROWS else None
+    if record is None or record.engine_activations is None:
+        return None
+    given = _floats(x)
+    if count > MOST_AS_ENGINE:
+        rounded = record.rounded_as_engine(given)
+        if rounded is not None:
+            rows = torch.from_numpy(rounded).view(x.shape)
+            y = linear(rows, parts, spec)
+            return (torch.nn.functional.linear(rows, record.dequantize()) if y is None else y).to(x.dtype)
+    made = record.multiply_as_engine(given)
+    return None if made is None else _tensor(made, x, *x.shape[:-1])
 
 
 def gather_linear(
@@ -96,6 +119,33 @@ def _floats(x: torch.Tensor) -> npt.NDArray[np.float32]:
     return rows
 
 
+def _record(x: torch.Tensor, parts: Sequence[torch.Tensor], spec: str) -> QuantizedTensor | None:
+    """The weight that ``x`` can be multiplied with and whose bytes these are, as views that do not keep them alive."""
+    key = (spec, *((part.data_ptr(), part.numel(), part.is_contiguous()) for part in parts))
+    if key not in _records:
+        if len(_records) >= _KEPT:
+            _records.clear()
+        _records[key] = _viewed(parts, of_spec(spec))
+    record = _records[key]
+    if record is None or len(record.shape) != 2 or record.shape[1] != x.shape[-1]:
+        return None
+    return record
+
+
+def _viewed(parts: Sequence[torch.Tensor], meta: QuantizedTensor) -> QuantizedTensor | None:
+    """A record of views of the bytes of its parts."""
+    if not all(part.is_contiguous() and part.dtype is torch.uint8 and part.is_cpu for part in parts):
+        return None
+    sizes = [part.nbytes for part in meta.parts.values()]
+    if sizes != [part.numel() for part in parts]:
+        return None
+    views = {
+        name: Part(part.dtype, part.shape, memoryview((ctypes.c_ubyte * size).from_address(data.data_ptr())))
+        for (name, part), size, data in zip(meta.parts.items(), sizes, parts, strict=True)
+    }
+    return meta.replaced(**views)
+
+
 def _decoding(x: torch.Tensor, parts: Sequence[torch.Tensor], spec: str, dims: int) -> Decoding | None:
     """How a weight of so many dimensions is decoded, if kernels can multiply ``x`` with it."""
     if not simd.enabled():
@@ -104,15 +154,9 @@ def _decoding(x: torch.Tensor, parts: Sequence[torch.Tensor], spec: str, dims: i
     if key in _decodings:
         return _decodings[key]
     meta, made = of_spec(spec), None
-    sizes = [part.nbytes for part in meta.parts.values()]
-    if len(meta.shape) == dims and x.shape[-1] == meta.shape[-1] and sizes == [part.numel() for part in parts]:
-        if not all(part.is_contiguous() and part.dtype is torch.uint8 and part.is_cpu for part in parts):
-            return None
-        views = {
-            name: Part(part.dtype, part.shape, memoryview((ctypes.c_ubyte * size).from_address(data.data_ptr())))
-            for (name, part), size, data in zip(meta.parts.items(), sizes, parts, strict=True)
-        }
-        made = meta.replaced(**views).decoding()
+    if len(meta.shape) == dims and x.shape[-1] == meta.shape[-1]:
+        record = _viewed(parts, meta)
+        made = None if record is None else record.decoding()
     if made is not None and not (made.fits(x.shape[-1]) and made.items * made.size == meta.numel):
         made = None
     if len(_decodings) >= _KEPT:

@@ -42,8 +42,11 @@ from numba.extending import models, register_model, type_callable
 
 __all__ = [
     "F32",
+    "F32_8",
     "F64",
+    "I16",
     "I32",
+    "I32_8",
     "LANES",
     "LLVM",
     "MASK",
@@ -105,6 +108,9 @@ I32 = SimdType(types.int32, LANES)
 F32 = SimdType(types.float32, LANES)
 F64 = SimdType(types.float64, LANES)
 MASK = SimdType(types.boolean, LANES)  # see uqff.simd.masks
+I16 = SimdType(types.int16, LANES)  # this and the next two: see uqff.simd.dots
+I32_8 = SimdType(types.int32, LANES // 2)
+F32_8 = SimdType(types.float32, LANES // 2)
 
 _I1, _I8, _I16, _INT32, _FLOAT = (ir.IntType(1), ir.IntType(8), ir.IntType(16), ir.IntType(32), ir.FloatType())
 
@@ -115,6 +121,7 @@ def _of(element: ir.Type) -> ir.VectorType:
 
 LLVM = {I32: _of(_INT32), F32: _of(_FLOAT), F64: _of(ir.DoubleType()), MASK: _of(_I1)}
 LLVM |= {U8: ir.VectorType(_I8, 2 * LANES), U16: ir.VectorType(_I16, 2 * LANES)}
+LLVM |= {I16: _of(_I16), I32_8: ir.VectorType(_INT32, LANES // 2), F32_8: ir.VectorType(_FLOAT, LANES // 2)}
 
 
 @register_model(SimdType)
@@ -320,8 +327,10 @@ for _function, _instruction in (
     _operator(_function, I32, types.Integer, _instruction)
     _operator(_function, U8, types.Integer, _instruction)
     _operator(_function, U16, types.Integer, _instruction)
+    _operator(_function, I32_8, types.Integer, _instruction)
 _FUNCTIONS = (operator.add, operator.sub, operator.mul, operator.truediv)
 for _function, _instruction in zip(_FUNCTIONS, ("fadd", "fsub", "fmul", "fdiv"), strict=True):
     # Of one width only: a float64 scalar to the right of float32 lanes would be rounded silently.
     _operator(_function, F32, types.float32, _instruction)
     _operator(_function, F64, types.float64, _instruction)
+    _operator(_function, F32_8, types.float32, _instruction)

@@ -42,7 +42,7 @@ from uqff.simd.vectors import (
 if TYPE_CHECKING:
     from uqff.families.gguf.tensor import GGUF
 
-__all__ = ["DECODERS", "decoding", "dequantize"]
+__all__ = ["DECODERS", "decoding", "dequantize", "scales_q3k", "scales_q4k"]
 
 # Bytes of a block, and where its fields begin: compiled in as constants.
 Q4_0_SIZE, (Q4_0_D, Q4_0_QS) = Q4_0.type_size, Q4_0.layout.offsets
@@ -191,7 +191,7 @@ def _q2k(parts: Any, out: Any, form: int, lo: int, hi: int) -> None:
 
 
 @inline
-def _scales_q3k(data: Bytes, at: int) -> Any:
+def scales_q3k(data: Bytes, at: int) -> Any:
     """The 16 six-bit scales, minus 32; four bytes at a time."""
     low, high, top = load_u32(data, at), load_u32(data, at + 4), load_u32(data, at + 8)
     scales = quarters(
@@ -216,7 +216,7 @@ def _q3k(parts: Any, out: Any, form: int, lo: int, hi: int) -> None:
     form = without_subnormals(form, True)
     for block in range(lo, hi):
         at, to = Q3K_SIZE * block, QK_K * block
-        scales = i32_to_f32(_scales_q3k(data, at + Q3K_SCALES)) * f16(data, at + Q3K_D)
+        scales = i32_to_f32(scales_q3k(data, at + Q3K_SCALES)) * f16(data, at + Q3K_D)
         third = load_bytes(data, at + Q3K_HMASK)
         for run in range(2):
             read_ahead(data, at + Q3K_SIZE // 2 * run)
@@ -229,7 +229,7 @@ def _q3k(parts: Any, out: Any, form: int, lo: int, hi: int) -> None:
 
 
 @inline
-def _scales_q4k(data: Bytes, at: int) -> Any:
+def scales_q4k(data: Bytes, at: int) -> Any:
     """The 8 six-bit scales, then the 8 six-bit minimums; four bytes at a time."""
     s, m, both = load_u32(data, at), load_u32(data, at + 4), load_u32(data, at + 8)
     packed = quarters(
@@ -262,9 +262,7 @@ def _q4k(parts: Any, out: Any, form: int, lo: int, hi: int) -> None:
     form = without_subnormals(form, True)
     for block in range(lo, hi):
         at, to = Q4K_SIZE * block, QK_K * block
-        scales = i32_to_f32(_scales_q4k(data, at + Q4K_SCALES)) * halves(
-            f16(data, at + Q4K_D), f16(data, at + Q4K_DMIN)
-        )
+        scales = i32_to_f32(scales_q4k(data, at + Q4K_SCALES)) * halves(f16(data, at + Q4K_D), f16(data, at + Q4K_DMIN))
         for run in range(4):
             read_ahead(data, at + Q4K_SIZE // 4 * run)
             a, b = load_u8(data, at + Q4K_QS + 32 * run), load_u8(data, at + Q4K_QS + 16 + 32 * run)
@@ -278,9 +276,7 @@ def _q5k(parts: Any, out: Any, form: int, lo: int, hi: int) -> None:
     form = without_subnormals(form, True)
     for block in range(lo, hi):
         at, to = Q5K_SIZE * block, QK_K * block
-        scales = i32_to_f32(_scales_q4k(data, at + Q5K_SCALES)) * halves(
-            f16(data, at + Q5K_D), f16(data, at + Q5K_DMIN)
-        )
+        scales = i32_to_f32(scales_q4k(data, at + Q5K_SCALES)) * halves(f16(data, at + Q5K_D), f16(data, at + Q5K_DMIN))
         fifth = load_bytes(data, at + Q5K_QH)
         for run in range(4):
             read_ahead(data, at + Q5K_SIZE // 4 * run)

@@ -115,31 +115,39 @@ def q5_1(x, out, lo, hi):
         _put_five_bits(codes, out, block, Q5_1_QH, Q5_1_QS)
 
 
+@inline
+def codes_of_32(x, block, out, at):
+    """The codes of Q8_0 and Q8_1 at a place in a vector of bytes; their scale and their sum."""
+    d = abs(largest_magnitude(x, block, 32)) / np.float32(127)
+    inverse = reciprocal(d)
+    total = np.int32(0)
+    for j in range(32):
+        code = np.int32(signed_code(x[block, j] * inverse, np.float32(-128), np.float32(127)))
+        total += code
+        out[at + j] = np.uint8(code & np.int32(0xFF))
+    return d, total
+
+
+@inline
+def sum_of_q8_1(d_bits, total):
+    """The field ``s``, as bits: the sum of the codes (in f16) times d (in f16)."""
+    return f16_bits(f16_value(f16_bits(np.float32(total))) * f16_value(d_bits))
+
+
 @kernel
 def q8_0(x, out, lo, hi):
     for block in range(lo, hi):
-        d = abs(largest_magnitude(x, block, 32)) / np.float32(127)
-        inverse = reciprocal(d)
+        d, _ = codes_of_32(x, block, out[block], Q8_0_QS)
         put_f16(out, block, Q8_0_D, f16_bits(d))
-        for j in range(32):
-            code = np.int32(signed_code(x[block, j] * inverse, np.float32(-128), np.float32(127)))
-            out[block, Q8_0_QS + j] = np.uint8(code & np.int32(0xFF))
 
 
 @kernel
 def q8_1(x, out, lo, hi):
     for block in range(lo, hi):
-        d = abs(largest_magnitude(x, block, 32)) / np.float32(127)
-        inverse = reciprocal(d)
-        total = np.int32(0)
-        for j in range(32):
-            code = np.int32(signed_code(x[block, j] * inverse, np.float32(-128), np.float32(127)))
-            total += code
-            out[block, Q8_1_QS + j] = np.uint8(code & np.int32(0xFF))
+        d, total = codes_of_32(x, block, out[block], Q8_1_QS)
         d_bits = f16_bits(d)
-        s = f16_value(f16_bits(np.float32(total))) * f16_value(d_bits)
         put_f16(out, block, Q8_1_D, d_bits)
-        put_f16(out, block, Q8_1_S, f16_bits(s))
+        put_f16(out, block, Q8_1_S, sum_of_q8_1(d_bits, total))
 
 
 @inline
@@ -152,6 +160,18 @@ def _put_five_bits(codes, out, block, qh, qs):
         out[block, qh + k] = np.uint8(fifth >> np.int32(8 * k) & np.int32(0xFF))
     for j in range(16):
         out[block, qs + j] = np.uint8(codes[j] & np.int32(15) | (codes[16 + j] & np.int32(15)) << np.int32(4))
+
+
+@inline
+def codes_of_16(x, block, first, iscale, of_nan, out, at):
+    """Sixteen codes of Q8K at a place in a vector of bytes; their sum."""
+    total = np.int32(0)
+    for i in range(16):
+        v = iscale * x[block, first + i]
+        code = np.int32(signed_code(v if v == v else of_nan, np.float32(-128), np.float32(127)))
+        total += code
+        out[at + i] = np.uint8(code & np.int32(0xFF))
+    return total
 
 
 @kernel
@@ -169,12 +189,7 @@ def q8k(x, out, lo, hi, extreme):
         for k in range(4):
             out[block, Q8K_D + k] = np.uint8(bits >> 8 * k & 0xFF)
         for j in range(16):
-            total = np.int32(0)
-            for i in range(16):
-                v = iscale * x[block, j * 16 + i]
-                code = np.int32(signed_code(v if v == v else of_nan, np.float32(-128), np.float32(127)))
-                total += code
-                out[block, Q8K_QS + j * 16 + i] = np.uint8(code & np.int32(0xFF))
+            total = codes_of_16(x, block, 16 * j, iscale, of_nan, out[block], Q8K_QS + 16 * j)
             out[block, Q8K_BSUMS + 2 * j] = np.uint8(total & np.int32(0xFF))
             out[block, Q8K_BSUMS + 2 * j + 1] = np.uint8(total >> np.int32(8) & np.int32(0xFF))
 

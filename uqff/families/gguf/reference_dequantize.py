@@ -24,14 +24,14 @@ def _float(codes: Tensor) -> Tensor:
     return codes.to(torch.float32)
 
 
-def _nibbles(qs: Tensor) -> Tensor:
+def nibbles(qs: Tensor) -> Tensor:
     """Byte j holds codes j and j + 16: uint8 ``[n, 16]`` to ``[n, 32]``."""
     import torch
 
     return torch.cat((qs & 0x0F, qs >> 4), dim=1)
 
 
-def _bit_planes(qs: Tensor, bits: int, run: int) -> Tensor:
+def bit_planes(qs: Tensor, bits: int, run: int) -> Tensor:
     """Bytes in runs of ``run``; each run holds ``8 / bits`` stretches of ``run`` codes, lowest bits first."""
     import torch
 
@@ -40,7 +40,7 @@ def _bit_planes(qs: Tensor, bits: int, run: int) -> Tensor:
     return ((runs >> shifts) & (1 << bits) - 1).reshape(qs.shape[0], -1)
 
 
-def _fifth_bits(qh: Tensor) -> Tensor:
+def fifth_bits(qh: Tensor) -> Tensor:
     """Bit j of a u32 belongs to element j: int32 ``[n, 1]`` to uint8 ``[n, 32]`` with 0 or 16."""
     import torch
 
@@ -55,22 +55,22 @@ def _spread(per_group: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
 
 def _dequantize_q4_0(blocks: Tensor) -> Tensor:
     d, qs = ggml.Q4_0.unpack(blocks)
-    return d * (_float(_nibbles(qs)) - 8)
+    return d * (_float(nibbles(qs)) - 8)
 
 
 def _dequantize_q4_1(blocks: Tensor) -> Tensor:
     d, m, qs = ggml.Q4_1.unpack(blocks)
-    return d * _float(_nibbles(qs)) + m
+    return d * _float(nibbles(qs)) + m
 
 
 def _dequantize_q5_0(blocks: Tensor) -> Tensor:
     d, qh, qs = ggml.Q5_0.unpack(blocks)
-    return d * (_float(_nibbles(qs) | _fifth_bits(qh)) - 16)
+    return d * (_float(nibbles(qs) | fifth_bits(qh)) - 16)
 
 
 def _dequantize_q5_1(blocks: Tensor) -> Tensor:
     d, m, qh, qs = ggml.Q5_1.unpack(blocks)
-    return d * _float(_nibbles(qs) | _fifth_bits(qh)) + m
+    return d * _float(nibbles(qs) | fifth_bits(qh)) + m
 
 
 def _dequantize_q8_0(blocks: Tensor) -> Tensor:
@@ -85,12 +85,12 @@ def _dequantize_q8_1(blocks: Tensor) -> Tensor:
 
 def _dequantize_q2k(blocks: Tensor) -> Tensor:
     scales, qs, d, dmin = ggml.Q2K.unpack(blocks)
-    scale, codes = _spread(d * _float(scales & 0x0F), _float(_bit_planes(qs, 2, 32)))
+    scale, codes = _spread(d * _float(scales & 0x0F), _float(bit_planes(qs, 2, 32)))
     minimum = (dmin * _float(scales >> 4)).unsqueeze(-1)
     return (scale * codes - minimum).reshape(len(blocks), -1)
 
 
-def _scales_q3k(packed: Tensor) -> Tensor:
+def scales_q3k(packed: Tensor) -> Tensor:
     """The 16 six-bit scales of Q3K, minus 32.
 
     ::
@@ -110,12 +110,12 @@ def _dequantize_q3k(blocks: Tensor) -> Tensor:
     import torch
 
     hmask, qs, scales, d = ggml.Q3K.unpack(blocks)
-    codes = (_bit_planes(qs, 2, 32) | _bit_planes(hmask, 1, 32) << 2).to(torch.int8) - 4
-    scale, codes = _spread(d * _float(_scales_q3k(scales)), _float(codes))
+    codes = (bit_planes(qs, 2, 32) | bit_planes(hmask, 1, 32) << 2).to(torch.int8) - 4
+    scale, codes = _spread(d * _float(scales_q3k(scales)), _float(codes))
     return (scale * codes).reshape(len(blocks), -1)
 
 
-def _scales_q4k(packed: Tensor) -> tuple[Tensor, Tensor]:
+def scales_q4k(packed: Tensor) -> tuple[Tensor, Tensor]:
     """The 8 six-bit scales and 8 six-bit minimums of Q4K and Q5K.
 
     ::
@@ -133,26 +133,26 @@ def _scales_q4k(packed: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _affine(d: Tensor, dmin: Tensor, packed: Tensor, codes: Tensor) -> Tensor:
-    scales, minimums = _scales_q4k(packed)
+    scales, minimums = scales_q4k(packed)
     scale, grouped = _spread(d * _float(scales), _float(codes))
     return (scale * grouped - (dmin * _float(minimums)).unsqueeze(-1)).reshape(len(d), -1)
 
 
 def _dequantize_q4k(blocks: Tensor) -> Tensor:
     d, dmin, scales, qs = ggml.Q4K.unpack(blocks)
-    return _affine(d, dmin, scales, _bit_planes(qs, 4, 32))
+    return _affine(d, dmin, scales, bit_planes(qs, 4, 32))
 
 
 def _dequantize_q5k(blocks: Tensor) -> Tensor:
     d, dmin, scales, qh, qs = ggml.Q5K.unpack(blocks)
-    return _affine(d, dmin, scales, _bit_planes(qs, 4, 32) | _bit_planes(qh, 1, 32) << 4)
+    return _affine(d, dmin, scales, bit_planes(qs, 4, 32) | bit_planes(qh, 1, 32) << 4)
 
 
 def _dequantize_q6k(blocks: Tensor) -> Tensor:
     import torch
 
     ql, qh, scales, d = ggml.Q6K.unpack(blocks)
-    codes = (_bit_planes(ql, 4, 64) | _bit_planes(qh, 2, 32) << 4).to(torch.int8) - 32
+    codes = (bit_planes(ql, 4, 64) | bit_planes(qh, 2, 32) << 4).to(torch.int8) - 32
     scale, grouped = _spread(d * _float(scales), _float(codes))
     return (scale * grouped).reshape(len(blocks), -1)
 

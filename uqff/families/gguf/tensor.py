@@ -28,7 +28,7 @@ from uqff.families.base import QuantizedTensor
 from uqff.families.best import Parts, better_blocks, importance_of
 from uqff.families.biases import BiasRule
 from uqff.families.encoding import AS_ENGINE, GROUP, Effort, Engine, Resolution, misaligned_row
-from uqff.families.gguf import reference_best, reference_imatrix, reference_quantize
+from uqff.families.gguf import reference_best, reference_imatrix, reference_product, reference_quantize
 from uqff.families.gguf.blocks import BLOCK_TYPES, QK, QK_K, BlockType, block_type_of_code, block_type_of_kind
 from uqff.families.gguf.reference_dequantize import DEQUANTIZERS
 from uqff.families.loaded import Loaded
@@ -263,6 +263,24 @@ class GGUF(QuantizedTensor):
 
         return cpu_dequantize.decoding(self)
 
+    def multiply_as_engine(self, x: npt.NDArray[np.float32]) -> npt.NDArray[np.float32] | None:
+        """See :meth:`QuantizedTensor.multiply_as_engine`."""
+        if self.engine_activations is None:
+            return None
+        if not simd.enabled():
+            return reference_product.multiply(x, self.blocks, self.block_type)
+        from uqff.families.gguf import cpu_product
+
+        return cpu_product.multiply(x, self)
+
+    def rounded_as_engine(self, x: npt.NDArray[np.float32]) -> npt.NDArray[np.float32] | None:
+        """See :meth:`QuantizedTensor.rounded_as_engine`; Q8_1 has sums that are rounded too."""
+        if self.engine_activations in (None, "q8_1") or not simd.enabled():
+            return None
+        from uqff.families.gguf import cpu_product
+
+        return cpu_product.rounded(x, self.block_type)
+
     def _dequantize(self) -> torch.Tensor:
         return DEQUANTIZERS[self.block_type.name](self.blocks).reshape(self.shape)
 
@@ -312,6 +330,12 @@ class GGUF(QuantizedTensor):
     def plain_is_cast(self, major: int) -> bool:
         """They are; but since 1.x those in F32 are refused if activations are narrower."""
         return self.nominal_dtype is not DType.F32 or major == 0
+
+    @property
+    def engine_activations(self) -> str | None:
+        """Q8_0, Q8_1 or Q8K; of stacked experts and plain numbers none."""
+        beside = reference_product.ACTIVATIONS.get(self.block_type.name)
+        return None if beside is None or len(self.shape) != 2 else beside.kind
 
     def becomes(self, kind: str) -> bool:
         """Any ggml type, and F8Q8."""

@@ -1,0 +1,372 @@
+"""Kernels of the engine's products: the twins of :mod:`uqff.families.gguf.reference_product`, equal bit for bit.
+
+Activations are laid out once for all rows of a weight: their codes; the scales of their blocks; and beside each block
+what its type asks for: for Q8_0 the sums of four codes that the offset of a weight's codes is multiplied with, eight
+i32; for Q8_1 the field ``s``, a f32; for Q8K the sums of sixteen codes, sixteen i16.
+
+Unsigned codes of a weight are multiplied as they are stored; what their offset adds up to is subtracted afterwards.
+"""
+
+# numba infers the types of what it compiles; annotations would neither be read by it nor checked.
+# mypy: disable-error-code="no-untyped-def, no-untyped-call"
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from uqff.families.gguf import cpu_dequantize as at_
+from uqff.families.gguf.blocks import BLOCK_TYPES, QK, QK_K, BlockType
+from uqff.families.gguf.cpu_dequantize import scales_q3k, scales_q4k
+from uqff.families.gguf.cpu_quantize import codes_of_16, codes_of_32, sum_of_q8_1
+from uqff.families.gguf.reference_product import ACTIVATIONS
+from uqff.simd.arithmetic import ONE, ZERO, largest_magnitude
+from uqff.simd.bits import bits_of, f16_bits, f16_value
+from uqff.simd.compiling import inline, kernel
+from uqff.simd.dots import (
+    halved_words,
+    last_twice,
+    load_sums,
+    load_words,
+    pairs,
+    quads,
+    scale_of,
+    signed_quads,
+    spread_8,
+    store_sums,
+    to_floats,
+    total_8,
+    two_words,
+    word,
+)
+from uqff.simd.load_store import load_bytes, load_i8, load_nibbles, load_u8, load_u32
+from uqff.simd.output import f16, f32, read_ahead
+from uqff.simd.threads import run_ranges
+from uqff.simd.vectors import spread_bits
+
+if TYPE_CHECKING:
+    from uqff.families.gguf.tensor import GGUF
+
+__all__ = ["lay_out", "multiply", "rounded"]
+
+F32 = npt.NDArray[np.float32]
+
+EXTREME = -127
+"""The code of the largest activation of a block of Q8K, as mistral.rs 0.9 has it."""
+
+GRAIN = 1 << 19
+"""Products of two codes that a range has at least: some 30 µs, about what a second thread costs."""
+
+BESIDE = {"Q8_0": 32, "Q8_1": 4, "Q8K": 32}
+"""Bytes that are kept beside a block of activations."""
+
+
+@inline
+def _put_u32(out: Any, at: int, bits: Any) -> None:
+    for k in range(4):
+        out[at + k] = np.uint8(bits >> np.uint32(8 * k) & np.uint32(0xFF))
+
+
+@kernel
+def lay_out_q8_0(x, codes, scales, beside):
+    for block in range(len(x)):
+        d, _ = codes_of_32(x, block, codes, QK * block)
+        scales[block] = f16_value(f16_bits(d))
+        ones = spread_bits(np.uint32(0xFFFFFFFF), 1)
+        store_sums(beside, 32 * block, quads(ones, load_bytes(codes, QK * block), scale_of(1)))
+
+
+@kernel
+def lay_out_q8_1(x, codes, scales, beside):
+    for block in range(len(x)):
+        d, total = codes_of_32(x, block, codes, QK * block)
+        d_bits = f16_bits(d)
+        scales[block] = f16_value(d_bits)
+        _put_u32(beside, 4 * block, bits_of(f16_value(sum_of_q8_1(d_bits, total))))
+
+
+@kernel
+def lay_out_q8k(x, codes, scales, beside):
+    for block in range(len(x)):
+        largest = largest_magnitude(x, block, QK_K)
+        empty = largest == ZERO
+        iscale = np.float32(EXTREME) / (ONE if empty else largest)
+        scales[block] = ZERO if empty else ONE / iscale
+        for j in range(16):
+            total = codes_of_16(x, block, 16 * j, iscale, ZERO, codes, QK_K * block + 16 * j)
+            beside[32 * block + 2 * j] = np.uint8(total & np.int32(0xFF))
+            beside[32 * block + 2 * j + 1] = np.uint8(total >> np.int32(8) & np.int32(0xFF))
+
+
+LAY_OUT: dict[str, Callable[..., None]] = {"Q8_0": lay_out_q8_0, "Q8_1": lay_out_q8_1, "Q8K": lay_out_q8k}
+
+
+class Product:
+    """The kernel of one type, compiled when it is first needed.
+
+    Attributes:
+        block_type: which type.
+    """
+
+    def __init__(self, block_type: BlockType, block: Callable[..., Any], minimum: int | None = None) -> None:
+        """What a block gives.
+
+        Args:
+            block_type: which type.
+            block: ``(data, at, codes, from, beside, from) -> (I32_8, I32_8)``: sums of the block of a weight at a byte
+                with one of activations; the second of minimums, for K types.
+            minimum: where a block has the float that is multiplied with those; None if it has none.
+        """
+        self.block_type = block_type
+        self._block = inline(block)
+        self._minimum = minimum
+
+    @cached_property
+    def multiply(self) -> Callable[..., None]:
+        """``(data, codes, scales, beside, y, first, lo, hi)``: rows ``[lo, hi)`` of ``y``, of the weight from first."""
+        types, block, kept = self.block_type, self._block, BESIDE[ACTIVATIONS[self.block_type.name].name]
+        type_size, size, minimum = types.type_size, types.block_size, self._minimum or 0
+        d_at = types.layout.offsets[[name for name, _, _ in types.layout.members].index("d")]
+        single = f32 if types.name == "Q8K" else f16
+        steps = range(0, type_size, 64)
+        far = len(steps)
+
+        def plain(data, codes, scales, beside, y, first, lo, hi):
+            blocks = scales.shape[1]
+            for row in range(lo, hi):
+                for r in range(len(y)):
+                    given, ds, more, sums = codes[r], scales[r], beside[r], spread_8(ZERO)
+                    for b in range(blocks):
+                        at = type_size * ((first + row) * blocks + b)
+                        for k in range(far):
+                            read_ahead(data, at + 64 * k)
+                        found, _ = block(data, at, given, size * b, more, kept * b)
+                        sums = sums + to_floats(found) * (single(data, at + d_at) * ds[b])
+                    y[r, row] = total_8(sums)
+
+        def legacy(data, codes, scales, beside, y, first, lo, hi):
+            blocks = scales.shape[1]
+            for row in range(lo, hi):
+                for r in range(len(y)):
+                    given, ds, more, sums, others = codes[r], scales[r], beside[r], spread_8(ZERO), ZERO
+                    for b in range(blocks):
+                        at = type_size * ((first + row) * blocks + b)
+                        read_ahead(data, at)
+                        found, _ = block(data, at, given, size * b, more, kept * b)
+                        sums = sums + to_floats(found) * (f16(data, at + d_at) * ds[b])
+                        others += f16(data, at + minimum) * f32(more, kept * b)
+                    y[r, row] = total_8(sums) + others
+
+        def affine(data, codes, scales, beside, y, first, lo, hi):
+            blocks = scales.shape[1]
+            for row in range(lo, hi):
+                for r in range(len(y)):
+                    given, ds, more, sums = codes[r], scales[r], beside[r], spread_8(ZERO)
+                    for b in range(blocks):
+                        at = type_size * ((first + row) * blocks + b)
+                        for k in range(far):
+                            read_ahead(data, at + 64 * k)
+                        found, least = block(data, at, given, size * b, more, kept * b)
+                        sums = sums + to_floats(found) * (f16(data, at + d_at) * ds[b])
+                        sums = sums - to_floats(least) * (f16(data, at + minimum) * ds[b])
+                    y[r, row] = total_8(sums)
+
+        chosen = plain if self._minimum is None else legacy if size == QK else affine
+        chosen.__qualname__ = f"gguf{types.name}.multiply"
+        return kernel(chosen)
+
+
+PRODUCTS: dict[str, Product] = {}
+"""By the type's name."""
+
+_BY_NAME = {each.name: each for each in BLOCK_TYPES}
+
+
+def _product(name: str, minimum: int | None = None) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    def keep(block: Callable[..., Any]) -> Callable[..., Any]:
+        PRODUCTS[name] = Product(_BY_NAME[name], block, minimum)
+        return block
+
+    return keep
+
+
+@_product("Q4_0")
+def _q4_0(data, at, codes, i, beside, j):
+    found = quads(load_nibbles(data, at + at_.Q4_0_QS), load_bytes(codes, i), scale_of(1))
+    return found - (load_sums(beside, j) << 3), found
+
+
+@_product("Q4_1", at_.Q4_1_M)
+def _q4_1(data, at, codes, i, beside, j):
+    found = quads(load_nibbles(data, at + at_.Q4_1_QS), load_bytes(codes, i), scale_of(1))
+    return found, found
+
+
+@_product("Q5_0")
+def _q5_0(data, at, codes, i, beside, j):
+    given = load_nibbles(data, at + at_.Q5_0_QS) | spread_bits(load_u32(data, at + at_.Q5_0_QH), 16)
+    found = quads(given, load_bytes(codes, i), scale_of(1))
+    return found - (load_sums(beside, j) << 4), found
+
+
+@_product("Q5_1", at_.Q5_1_M)
+def _q5_1(data, at, codes, i, beside, j):
+    given = load_nibbles(data, at + at_.Q5_1_QS) | spread_bits(load_u32(data, at + at_.Q5_1_QH), 16)
+    found = quads(given, load_bytes(codes, i), scale_of(1))
+    return found, found
+
+
+@_product("Q8_0")
+def _q8_0(data, at, codes, i, beside, j):
+    found = signed_quads(load_bytes(data, at + at_.Q8_0_QS), load_bytes(codes, i))
+    return found, found
+
+
+@_product("Q8_1")
+def _q8_1(data, at, codes, i, beside, j):
+    found = signed_quads(load_bytes(data, at + at_.Q8_1_QS), load_bytes(codes, i))
+    return found, found
+
+
+@inline
+def _four_planes(qs, codes, i, scales, a, b, c, d):
+    """Codes of two bits in four planes, those of 128 numbers; each has two scales."""
+    found = quads(qs & 3, load_bytes(codes, i), two_words(scales, a))
+    found = found + quads(qs >> 2 & 3, load_bytes(codes, i + 32), two_words(scales, b))
+    found = found + quads(qs >> 4 & 3, load_bytes(codes, i + 64), two_words(scales, c))
+    return found + quads(qs >> 6, load_bytes(codes, i + 96), two_words(scales, d))
+
+
+@_product("Q2K", at_.Q2K_DMIN)
+def _q2k(data, at, codes, i, beside, j):
+    packed = load_u8(data, at + at_.Q2K_SCALES)
+    scales = halved_words(packed & 0x0F)
+    found = _four_planes(load_bytes(data, at + at_.Q2K_QS), codes, i, scales, 0, 2, 4, 6)
+    found = found + _four_planes(load_bytes(data, at + at_.Q2K_QS + 32), codes, i + 128, scales, 8, 10, 12, 14)
+    return found, pairs(halved_words(packed >> 4), load_words(beside, j))
+
+
+@inline
+def _q3k_half(qs, third, codes, i, scales, a, b, c, d):
+    found = quads(qs & 3 | (third & 1) << 2, load_bytes(codes, i), two_words(scales, a))
+    found = found + quads(qs >> 2 & 3 | (third & 2) << 1, load_bytes(codes, i + 32), two_words(scales, b))
+    found = found + quads(qs >> 4 & 3 | third & 4, load_bytes(codes, i + 64), two_words(scales, c))
+    return found + quads(qs >> 6 | third >> 1 & 4, load_bytes(codes, i + 96), two_words(scales, d))
+
+
+@_product("Q3K")
+def _q3k(data, at, codes, i, beside, j):
+    scales = halved_words(scales_q3k(data, at + at_.Q3K_SCALES))
+    third = load_bytes(data, at + at_.Q3K_HMASK)
+    found = _q3k_half(load_bytes(data, at + at_.Q3K_QS), third, codes, i, scales, 0, 2, 4, 6)
+    found = found + _q3k_half(load_bytes(data, at + at_.Q3K_QS + 32), third >> 4, codes, i + 128, scales, 8, 10, 12, 14)
+    return found - (pairs(scales, load_words(beside, j)) << 2), found
+
+
+@inline
+def _two_nibbles(qs, codes, i, scales, a, b):
+    """64 codes: those in the low nibbles, then those in the high ones."""
+    found = quads(qs & 0x0F, load_bytes(codes, i), word(scales, a))
+    return found + quads(qs >> 4, load_bytes(codes, i + 32), word(scales, b))
+
+
+@_product("Q4K", at_.Q4K_DMIN)
+def _q4k(data, at, codes, i, beside, j):
+    scales = halved_words(scales_q4k(data, at + at_.Q4K_SCALES))
+    found = _two_nibbles(load_bytes(data, at + at_.Q4K_QS), codes, i, scales, 0, 1)
+    found = found + _two_nibbles(load_bytes(data, at + at_.Q4K_QS + 32), codes, i + 64, scales, 2, 3)
+    found = found + _two_nibbles(load_bytes(data, at + at_.Q4K_QS + 64), codes, i + 128, scales, 4, 5)
+    found = found + _two_nibbles(load_bytes(data, at + at_.Q4K_QS + 96), codes, i + 192, scales, 6, 7)
+    return found, pairs(last_twice(scales), load_words(beside, j))
+
+
+@inline
+def _q5k_run(qs, fifth, codes, i, scales, a, b):
+    found = quads(qs & 0x0F | (fifth & 1) << 4, load_bytes(codes, i), word(scales, a))
+    return found + quads(qs >> 4 | (fifth & 2) << 3, load_bytes(codes, i + 32), word(scales, b))
+
+
+@_product("Q5K", at_.Q5K_DMIN)
+def _q5k(data, at, codes, i, beside, j):
+    scales = halved_words(scales_q4k(data, at + at_.Q5K_SCALES))
+    fifth = load_bytes(data, at + at_.Q5K_QH)
+    found = _q5k_run(load_bytes(data, at + at_.Q5K_QS), fifth, codes, i, scales, 0, 1)
+    found = found + _q5k_run(load_bytes(data, at + at_.Q5K_QS + 32), fifth >> 2, codes, i + 64, scales, 2, 3)
+    found = found + _q5k_run(load_bytes(data, at + at_.Q5K_QS + 64), fifth >> 4, codes, i + 128, scales, 4, 5)
+    found = found + _q5k_run(load_bytes(data, at + at_.Q5K_QS + 96), fifth >> 6, codes, i + 192, scales, 6, 7)
+    return found, pairs(last_twice(scales), load_words(beside, j))
+
+
+@inline
+def _q6k_half(a, b, qh, codes, i, scales, s, t, u, v):
+    found = quads(a & 0x0F | (qh & 0x03) << 4, load_bytes(codes, i), two_words(scales, s))
+    found = found + quads(b & 0x0F | (qh & 0x0C) << 2, load_bytes(codes, i + 32), two_words(scales, t))
+    found = found + quads(a >> 4 | qh & 0x30, load_bytes(codes, i + 64), two_words(scales, u))
+    return found + quads(b >> 4 | qh >> 2 & 0x30, load_bytes(codes, i + 96), two_words(scales, v))
+
+
+@_product("Q6K")
+def _q6k(data, at, codes, i, beside, j):
+    scales = halved_words(load_i8(data, at + at_.Q6K_SCALES))
+    a, b = load_bytes(data, at + at_.Q6K_QL), load_bytes(data, at + at_.Q6K_QL + 32)
+    found = _q6k_half(a, b, load_bytes(data, at + at_.Q6K_QH), codes, i, scales, 0, 2, 4, 6)
+    a, b = load_bytes(data, at + at_.Q6K_QL + 64), load_bytes(data, at + at_.Q6K_QL + 96)
+    qh = load_bytes(data, at + at_.Q6K_QH + 32)
+    found = found + _q6k_half(a, b, qh, codes, i + 128, scales, 8, 10, 12, 14)
+    return found - (pairs(scales, load_words(beside, j)) << 5), found
+
+
+@_product("Q8K")
+def _q8k(data, at, codes, i, beside, j):
+    found = signed_quads(load_bytes(data, at + at_.Q8K_QS), load_bytes(codes, i))
+    for k in range(32, QK_K, 32):
+        found = found + signed_quads(load_bytes(data, at + at_.Q8K_QS + k), load_bytes(codes, i + k))
+    return found, found
+
+
+class LaidOut(NamedTuple):
+    """Rows of activations: codes, uint8 ``[rows, columns]``; scales, float32; and what is beside them, uint8."""
+
+    codes: npt.NDArray[np.uint8]
+    scales: F32
+    beside: npt.NDArray[np.uint8]
+
+
+def lay_out(x: F32, block_type: BlockType) -> LaidOut:
+    """Rows of activations, float32 ``[rows, columns]`` in C order, as kernels of a type take them."""
+    kind = ACTIVATIONS[block_type.name]
+    rows, columns = x.shape
+    blocks = columns // kind.block_size
+    made = LaidOut(
+        np.empty((rows, columns), np.uint8),
+        np.empty((rows, blocks), np.float32),
+        np.empty((rows, blocks * BESIDE[kind.name]), np.uint8),
+    )
+    LAY_OUT[kind.name](
+        x.reshape(-1, kind.block_size), made.codes.reshape(-1), made.scales.reshape(-1), made.beside.reshape(-1)
+    )
+    return made
+
+
+def rounded(x: F32, block_type: BlockType) -> F32:
+    """Activations as their codes have them, of the types whose activations are Q8_0 or Q8K."""
+    codes, scales, _ = lay_out(x, block_type)
+    blocks = codes.view(np.int8).reshape(*scales.shape, -1).astype(np.float32)
+    with np.errstate(all="ignore"):
+        blocks *= scales[..., None]
+    return blocks.reshape(x.shape)
+
+
+def multiply(x: F32, weight: GGUF) -> F32:
+    """``y = x Wᵀ``, float32 ``[rows, out]``, of float32 ``[rows, columns]`` in C order."""
+    block_type, data = weight.block_type, weight.parts["data"].array()
+    outputs, columns = weight.shape
+    y = np.empty((len(x), outputs), np.float32)
+    kernel, given = PRODUCTS[block_type.name].multiply, lay_out(x, block_type)
+    grain = max(GRAIN // (columns * max(len(x), 1)), 1)
+    run_ranges(lambda lo, hi: kernel(data, *given, y, 0, lo, hi), outputs, grain=grain)
+    return y
