@@ -151,8 +151,8 @@ def rewrite(folder: Path, **changes: Any) -> None:
         ({"vocab_size": 33}, ShapeError, "lm_head [33, 64] by config.json", [32, 64], "0"),
         ({"num_key_value_heads": 4}, ShapeError, "model.layers.0.self_attn.k_proj [64, 64]", [32, 64], "2"),
         ({"intermediate_size": 64}, ShapeError, "model.layers.0.mlp.gate_proj [64, 64]", [96, 64], "5"),
-        ({"architectures": ["BertModel"]}, UnsupportedError, "LlamaForCausalLM", ["BertModel"], None),
-        ({"architectures": "-"}, UnsupportedError, "LlamaForCausalLM", "none", None),
+        ({"architectures": ["BertModel"]}, UnsupportedError, "one of Llama", ["BertModel"], None),
+        ({"architectures": "-"}, UnsupportedError, "one of Llama", "none", None),
         ({"num_hidden_layers": "-"}, FormatError, "a number from 1", None, None),
     ],
 )

@@ -32,7 +32,18 @@ from pathlib import Path
 import click
 from rich.console import Console
 
-from tools.interop import configs, entries, golden, kept, llamacpp, migration, quantisers, reading, running
+from tools.interop import (
+    architectures,
+    configs,
+    entries,
+    golden,
+    kept,
+    llamacpp,
+    migration,
+    quantisers,
+    reading,
+    running,
+)
 from tools.interop import gguf as converting
 from tools.interop.cases import CASES
 from tools.interop.client import Client
@@ -111,7 +122,12 @@ def check_entries(client: Client, kinds: tuple[str, ...], console: Console) -> b
     failed = sum(not result.equal for result in results)
     idle = sum(result.theirs.generation is None for result in results)
     console.print(f"{len(results)} checked: {failed} differ, {idle} that the client itself cannot run here")
-    return failed > 0
+    with tempfile.TemporaryDirectory() as folder:
+        rows = list(architectures.check_all(client, kinds, Path(folder)))
+    console.print(architectures.table_of(rows))
+    wrong = sum(row.problem is not None for row in rows)
+    console.print(f"{len(rows)} checked: {wrong} differ")
+    return failed + wrong > 0
 
 
 def check_quantisers(

@@ -104,7 +104,7 @@ class Client:
         model: Path,
         output: Path,
         *,
-        architecture: str,
+        architecture: str | None,
         dtype: str,
         isq: str | None,
         topology: Path | None = None,
@@ -112,12 +112,16 @@ class Client:
     ) -> Path:
         """Quantise checkpoint folder `model` to `isq` and write the UQFF; return the written path.
 
+        Without an architecture, the client takes what `config.json` names.
+
         The client derives the shard's name from `output`: `q4k.uqff` is written as `q4k-0.uqff`. Having written, it
         tries the model in a dummy run, and may fail at that (see `BUILT_FOR`), which does not count against the file.
 
         Raises NotOnThisCPU if the client cannot get as far as that here.
         """
-        which = {"model_id": str(model), "arch": architecture, "dtype": dtype, "write_uqff": str(output)}
+        which = {"model_id": str(model), "dtype": dtype, "write_uqff": str(output)}
+        if architecture is not None:
+            which["arch"] = architecture
         if topology is not None:
             which["topology"] = str(topology)
         if imatrix is not None:
@@ -138,7 +142,7 @@ class Client:
         model: Path,
         uqff: list[str],
         *,
-        architecture: str,
+        architecture: str | None,
         dtype: str,
         tokens: int = 16,
         temperature: float = 0.0,
@@ -147,7 +151,9 @@ class Client:
 
         With no shards, the directory is a plain checkpoint.
         """
-        which: dict[str, Any] = {"model_id": str(model), "arch": architecture, "dtype": dtype}
+        which: dict[str, Any] = {"model_id": str(model), "dtype": dtype}
+        if architecture is not None:
+            which["arch"] = architecture
         if uqff:
             which["from_uqff"] = uqff
         job = {"do": "load", "which": which, "isq": None, "tokens": tokens, "temperature": temperature}

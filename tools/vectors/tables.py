@@ -63,8 +63,8 @@ from uqff.families.f8q8 import tensor as f8q8
 from uqff.families.gguf.blocks import BLOCK_TYPES, BlockType
 from uqff.gguf import schema as gguf
 from uqff.models import layouts
-from uqff.models.architectures import ARCHITECTURES
 from uqff.models.shapes import SHAPES
+from uqff.models.table import ARCHITECTURES, Group
 from uqff.rules import RULES
 from uqff.schema.entries import Entries
 from uqff.schema.header import described_header
@@ -191,19 +191,23 @@ def ggml_table() -> str:
 
 def architecture_table() -> str:
     """Order of the layers."""
-    heads = ("architecture", "in `config.json`", "in front", "weights of a layer", "each expert", "in place of experts")
+    heads = ("architecture", "in `config.json`", "in front", "weights of a layer, in order")
     rows = (
         (
             a.title,
             _names(a.classes),
             f"`{a.prefix}model.layers.i.`",
-            _names(a.block),
-            _names(a.experts),
-            _names(a.dense),
+            "; ".join(_group(group) for group in a.groups if group.numbered) if a.numbered else "1.0 and later only",
         )
         for a in ARCHITECTURES
     )
     return markdown(heads, rows)
+
+
+def _group(group: Group) -> str:
+    """Weights, and which layers have them."""
+    said = [word for word in ("of each expert" if group.stacked else "", group.when.text if group.when else "") if word]
+    return f"{_names(group.paths)} ({', '.join(said)})" if said else _names(group.paths)
 
 
 def part_table() -> str:

@@ -26,7 +26,7 @@ from uqff.migration.embedding import (
 )
 from uqff.migration.mapping import LayerSource, MappingRow, ModelMapping, Move, Problem, plan_mapping
 from uqff.migration.origin import blob_versions, dequantized, inherited, note_of, were_stacked
-from uqff.models.architectures import LayerName, layer_names, stacked_names
+from uqff.models.architectures import LayerName, check_numbered, layer_names, stacked_names
 from uqff.models.assets import CONFIG_NAME
 from uqff.models.engine import Limit, limits_of, refuse_limits
 from uqff.models.layouts import LAYOUTS_SINCE, WeightLayout, half_split_order, without_rope_layout
@@ -255,6 +255,7 @@ class _Planner:
         embedding = embedding_of(self.config, file)
         names = self.names
         if names is None:
+            check_numbered(self.config)
             names = layer_names(self.config)
             names = with_stacked_experts(names) if were_stacked(file.metadata) else names
         shapes: dict[int, tuple[int, ...]] = {}

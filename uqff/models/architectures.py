@@ -2,7 +2,7 @@
 
 A pre-1.0 file knows its layers by number only.  Index 0 is the output projection (``lm_head``; of a tied model it is
 the embedding matrix, quantised, while the dense one stays in the residual).  Then come the decoder layers, each with
-its projections in the order declared here.  Everything else is residual: embedding, norms, the router of Qwen3-MoE.
+its projections in the order that :mod:`uqff.models.table` declares.  Everything else is residual: embedding, norms.
 
 A 1.x file names them by their path in the model.  The experts of a decoder layer are stacked there, one layer for each
 projection.  From 1.2 on the embedding is a layer too, and a tied model has no head of its own.
@@ -16,13 +16,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 from uqff.codes import Version
 from uqff.errors import FormatError, UnsupportedError, UqffError
 from uqff.limits import MAX_BLOCKS, MAX_MODEL_LAYERS
 from uqff.models.patterns import Pattern
+from uqff.models.table import ARCHITECTURES, LANGUAGE_MODEL_PREFIX, Architecture, architecture_of, count
 
 __all__ = [
     "ARCHITECTURES",
@@ -32,6 +33,7 @@ __all__ = [
     "LayerName",
     "architecture_of",
     "block_of",
+    "check_numbered",
     "embedding_name",
     "entry_names",
     "layer_names",
@@ -43,9 +45,6 @@ __all__ = [
 
 EMBEDDING_SINCE: Final = Version(1, 2, 0)
 """The first version in which the embedding is a layer, and a tied model has no other head."""
-
-LANGUAGE_MODEL_PREFIX: Final = "_mistralrs_use_language_model_prefix"
-"""Of a Gemma 3 text model in ``config.json``: its paths are those of the larger model that it was taken from."""
 
 
 @dataclass(frozen=True)
@@ -99,104 +98,6 @@ class EntryName:
         return self.parts[0].stacked is not None
 
 
-@dataclass(frozen=True)
-class Architecture:
-    """The declared order of one architecture.
-
-    Attributes:
-        title: as its authors call it.
-        classes: values of ``architectures`` in ``config.json``.
-        block: weights of a decoder layer, in order, relative to it.
-        experts: weights of an expert, in order; ``{expert}`` is its number. They follow ``block``.
-        stacked: paths of the 1.x layers that hold one of ``experts`` for all experts.
-        dense: what a decoder layer has in place of experts, if it has none of its own.
-        expert_count: the number of experts in ``config.json``.
-        tied: whether head and embedding are one matrix if ``tie_word_embeddings`` does not say; ``always``, whatever
-            it says.
-        prefix: in front of every name.
-        text_config: where the numbers of the language model are, if not at the top of ``config.json``.
-    """
-
-    title: str
-    classes: tuple[str, ...]
-    block: tuple[str, ...]
-    experts: tuple[str, ...] = ()
-    stacked: tuple[str, ...] = ()
-    dense: tuple[str, ...] = ()
-    expert_count: str = ""
-    tied: bool | Literal["always"] = False
-    prefix: str = ""
-    text_config: str = ""
-
-
-ATTENTION: Final = tuple(f"self_attn.{name}_proj" for name in "qkvo")
-MLP: Final = ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
-
-ARCHITECTURES: Final = (
-    Architecture("Llama", ("LlamaForCausalLM",), ATTENTION + MLP),
-    Architecture("Mistral", ("MistralForCausalLM",), ATTENTION + MLP),
-    Architecture("Qwen2", ("Qwen2ForCausalLM",), ATTENTION + MLP),
-    Architecture("Qwen3", ("Qwen3ForCausalLM",), ATTENTION + MLP),
-    Architecture(
-        "Qwen3-MoE",
-        ("Qwen3MoeForCausalLM",),
-        ATTENTION,
-        experts=tuple(f"mlp.experts.{{expert}}.{name}_proj" for name in ("gate", "up", "down")),
-        stacked=tuple(f"mlp.experts.{name}_proj" for name in ("gate", "up", "down")),
-        dense=MLP,
-        expert_count="num_experts",
-    ),
-    Architecture(
-        "Mixtral",
-        ("MixtralForCausalLM",),
-        (*ATTENTION, "block_sparse_moe.gate"),
-        experts=tuple(f"block_sparse_moe.experts.{{expert}}.{name}" for name in ("w1", "w2", "w3")),
-        stacked=tuple(f"block_sparse_moe.experts.{name}_proj" for name in ("gate", "down", "up")),
-        expert_count="num_local_experts",
-    ),
-    Architecture(
-        "Phi-3",
-        ("Phi3ForCausalLM",),
-        ("self_attn.qkv_proj", "self_attn.o_proj", "mlp.gate_up_proj", "mlp.down_proj"),
-    ),
-    Architecture("Gemma", ("GemmaForCausalLM",), ATTENTION + MLP, tied="always"),
-    Architecture("Gemma 2", ("Gemma2ForCausalLM",), ATTENTION + MLP, tied="always"),
-    Architecture("Gemma 3 text", ("Gemma3ForCausalLM",), ATTENTION + MLP, tied=True),
-    Architecture(
-        "Gemma 3",
-        ("Gemma3ForConditionalGeneration",),
-        ATTENTION + MLP,
-        tied=True,
-        prefix="language_model.",
-        text_config="text_config",
-    ),
-)
-"""The architectures whose layer order is known."""
-
-_BY_CLASS = {name: architecture for architecture in ARCHITECTURES for name in architecture.classes}
-
-
-def architecture_of(config: Mapping[str, Any]) -> Architecture:
-    """The architecture that a ``config.json`` names.
-
-    Raises:
-        UnsupportedError: none, or an unknown one; the known ones are listed.
-    """
-    names = config.get("architectures")
-    for name in names if isinstance(names, list) else ():
-        if isinstance(name, str) and name in _BY_CLASS:
-            architecture = _BY_CLASS[name]
-            if architecture.title == "Gemma 3 text" and config.get(LANGUAGE_MODEL_PREFIX) is True:
-                return replace(architecture, prefix="language_model.")
-            return architecture
-    raise UnsupportedError(
-        "unknown architecture",
-        field="config.architectures",
-        expected=f"one of {', '.join(_BY_CLASS)}",
-        got=names if names else "none",
-    )
-
-
 def layer_names(config: Mapping[str, Any]) -> list[LayerName]:
     """The layers of a model in the order of the layer index.
 
@@ -207,6 +108,11 @@ def layer_names(config: Mapping[str, Any]) -> list[LayerName]:
         UnsupportedError: the architecture is unknown.
         FormatError: the configuration lacks a number or has a senseless one.
     """
+    return _layer_names(config, numbered=True)
+
+
+def _layer_names(config: Mapping[str, Any], *, numbered: bool) -> list[LayerName]:
+    """The layers that pre-1.0 files have, or all."""
     architecture = architecture_of(config)
     if architecture.text_config:
         config = config.get(architecture.text_config)  # type: ignore[assignment]
@@ -216,8 +122,11 @@ def layer_names(config: Mapping[str, Any]) -> list[LayerName]:
     tied = is_tied(architecture, config)
     head = f"{prefix}lm_head"
     names = [LayerName(0, head, f"{prefix}model.embed_tokens.weight" if tied else f"{head}.weight", None)]
-    blocks = _count(config, "num_hidden_layers", least=1, most=MAX_BLOCKS)
-    per_block = len(architecture.block) + len(architecture.experts) * _expert_count(architecture, config)
+    blocks = count(config, "num_hidden_layers", least=1, most=MAX_BLOCKS)
+    experts = config.get(architecture.expert_count)
+    per_block = sum(
+        len(group.paths) * (experts if group.stacked and type(experts) is int else 1) for group in architecture.groups
+    )
     if blocks * per_block > MAX_MODEL_LAYERS:
         raise FormatError(
             "more layers than any model has",
@@ -225,9 +134,8 @@ def layer_names(config: Mapping[str, Any]) -> list[LayerName]:
             expected=f"at most {MAX_MODEL_LAYERS} weights",
             got=f"{blocks} x {per_block}",
         )
-    sparse = _sparse_blocks(config, blocks)
     for block in range(blocks):
-        for path, expert, stacked in _block_paths(architecture, config, block in sparse):
+        for path, expert, stacked in _block_paths(architecture, config, block, numbered=numbered):
             module = f"{prefix}model.layers.{block}.{path}"
             key = f"{prefix}model.layers.{block}.{stacked}" if stacked else None
             names.append(LayerName(len(names), module, f"{module}.weight", block, expert, key))
@@ -254,7 +162,7 @@ def entry_names(config: Mapping[str, Any], version: tuple[int, int, int]) -> lis
         UnsupportedError: the architecture is unknown.
         FormatError: the configuration lacks a number or has a senseless one.
     """
-    head, *blocks = layer_names(config)
+    head, *blocks = _layer_names(config, numbered=False)
     entries = stacked_names(blocks)
     embedding = embedding_name(config)
     tied = head.weight == f"{embedding}.weight"
@@ -334,7 +242,7 @@ def selected_entries(
         version: 1.0.0 or later.
     """
     try:
-        known, names = entry_names(config, version), layer_names(config)
+        known, names = entry_names(config, version), _layer_names(config, numbered=False)
     except UqffError:
         known, names = [], []
     chosen = [
@@ -371,37 +279,33 @@ def is_tied(architecture: Architecture, config: Mapping[str, Any]) -> bool:
     return architecture.tied if tied is None else tied is True
 
 
+def check_numbered(config: Mapping[str, Any]) -> None:
+    """Make sure that the layers of an architecture have numbers, see :attr:`Architecture.numbered`.
+
+    Raises:
+        UnsupportedError: they have none, or the architecture is unknown.
+    """
+    architecture = architecture_of(config)
+    if not architecture.numbered:
+        raise UnsupportedError(
+            "layers of this architecture have no numbers",
+            field="config.architectures",
+            expected="version 1.0 or later",
+            got=architecture.title,
+        )
+
+
 def _block_paths(
-    architecture: Architecture, config: Mapping[str, Any], sparse: bool
+    architecture: Architecture, config: Mapping[str, Any], block: int, *, numbered: bool
 ) -> Iterator[tuple[str, int | None, str | None]]:
     """Path of each weight, the expert it belongs to, and the path it is stacked under."""
-    for path in architecture.block:
-        yield path, None, None
-    experts = _expert_count(architecture, config)
-    if architecture.dense and not (experts and sparse):
-        for path in architecture.dense:
-            yield path, None, None
-        return
-    for expert in range(experts):
-        for template, stacked in zip(architecture.experts, architecture.stacked, strict=True):
-            yield template.format(expert=expert), expert, stacked
-
-
-def _expert_count(architecture: Architecture, config: Mapping[str, Any]) -> int:
-    return _count(config, architecture.expert_count, least=0) if architecture.experts else 0
-
-
-def _sparse_blocks(config: Mapping[str, Any], blocks: int) -> set[int]:
-    """The rule of Qwen3-MoE: every ``decoder_sparse_step``-th layer has experts, but for those listed."""
-    dense = config.get("mlp_only_layers") or []
-    if not isinstance(dense, list):
-        raise FormatError("not a list", field="config.mlp_only_layers", got=type(dense).__name__)
-    step = _count(config, "decoder_sparse_step", least=1) if "decoder_sparse_step" in config else 1
-    return set(range(step - 1, blocks, step)) - {block for block in dense if isinstance(block, int | float)}
-
-
-def _count(config: Mapping[str, Any], key: str, *, least: int, most: int = MAX_MODEL_LAYERS) -> int:
-    value = config.get(key)
-    if type(value) is not int or not least <= value <= most:
-        raise FormatError("not a count", field=f"config.{key}", expected=f"a number from {least} to {most}", got=value)
-    return value
+    for group in architecture.groups:
+        if (numbered and not group.numbered) or (group.when is not None and not group.when.holds(config, block)):
+            continue
+        if not group.stacked:
+            for path in group.paths:
+                yield path, None, None
+            continue
+        for expert in range(count(config, architecture.expert_count, least=0)):
+            for template, stacked in zip(group.paths, group.stacked, strict=True):
+                yield template.format(expert=expert), expert, stacked

@@ -176,7 +176,7 @@ class _Restated:
         self._add_rope_type(phi=title == "Phi-3")
         if title == "Mistral":
             self._add_yarn()
-        if expert_count:
+        if expert_count in EXPERT_COUNTS:
             (other,) = (key for key in EXPERT_COUNTS if key != expert_count)
             if other in self.made:
                 self._say(expert_count, self.made[other], f"{field}.{other}")

@@ -18,7 +18,7 @@ from typing import Any, Final
 from uqff.codes import ENTRY_VERSIONS
 from uqff.container import UqffFile
 from uqff.errors import ShardError
-from uqff.models.architectures import LayerName, embedding_name, entry_names, layer_names, stacked_names
+from uqff.models.architectures import LayerName, check_numbered, embedding_name, entry_names, layer_names, stacked_names
 from uqff.models.assets import CONFIG_NAME
 from uqff.models.config import read_config
 
@@ -78,6 +78,7 @@ def modules_of(
         return [Module(key, (key,), parts.get(key, ())) for key in file]
     if names is None:
         assert config is not None
+        check_numbered(config)
         names = layer_names(config)
     stacks = stacked_names(names)
     keys = {int(key): key for key in file}

@@ -26,7 +26,7 @@ from typing import Any
 from uqff.container.shards import PathLike
 from uqff.errors import FormatError, ShapeError, located
 from uqff.limits import MAX_CONFIG_BYTES, MAX_MODEL_LAYERS
-from uqff.models.architectures import LayerName, layer_names, stacked_names
+from uqff.models.architectures import LayerName, check_numbered, layer_names, stacked_names
 from uqff.models.shapes import expected_shape, shape_label
 
 __all__ = ["check_residual", "check_shapes", "known_names", "parse_names", "read_names", "with_stacked_experts"]
@@ -52,6 +52,7 @@ def known_names(config: Mapping[str, Any], shapes: Mapping[int, tuple[int, ...]]
         FormatError: the file has another number of layers.
         ShapeError: a layer has not the shape of its weight.
     """
+    check_numbered(config)
     names = layer_names(config)
     stacked = with_stacked_experts(names)
     if len(shapes) == len(stacked) != len(names):

@@ -54,7 +54,8 @@ def expected_shape(config: Mapping[str, Any], name: LayerName) -> tuple[int | No
     """
     architecture = architecture_of(config)
     start = architecture.prefix if name.block is None else f"{architecture.prefix}model.layers.{name.block}."
-    rule = SHAPES.get(name.key.removeprefix(start))
+    path = name.key.removeprefix(start)
+    rule = None if path in architecture.unmeasured else SHAPES.get(path)
     if rule is None:
         return None
     if architecture.text_config:

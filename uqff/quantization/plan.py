@@ -35,6 +35,7 @@ from uqff.models.architectures import (
     EntryName,
     LayerName,
     architecture_of,
+    check_numbered,
     entry_names,
     layer_names,
     selected_entries,
@@ -201,6 +202,7 @@ def plan_model(checkpoint: TensorFiles, version: Version, layers: Pattern | None
 def _blob_names(checkpoint: TensorFiles, layers: Pattern | None) -> list[LayerName]:
     if layers is not None:
         return selected_layers(checkpoint.config, _shapes(checkpoint), layers)
+    check_numbered(checkpoint.config)
     return layer_names(checkpoint.config)
 
 
@@ -350,14 +352,16 @@ def engine_notes(checkpoint: TensorFiles, goals: Sequence[Goal]) -> list[str]:
     Authority: 0.8.12, 0.8.23, 0.9.5: files without the biases, and other logits of a file that has them.
     """
     try:
-        title = architecture_of(checkpoint.config).title
+        architecture = architecture_of(checkpoint.config)
     except UnsupportedError:
         return []
-    biases = sum(goal.bias is not None for goal in goals)
-    if title != "Llama" or not biases:
+    dropped = architecture.drops_biases
+    biases = sum(goal.bias is not None and goal.module.startswith(dropped) for goal in goals)
+    if not biases:
         return []
     what = "1 bias" if biases == 1 else f"{biases} biases"
-    return [f"{what} of Llama stored: the engine drops such when it quantises, and adds them when it loads"]
+    title = architecture.title
+    return [f"{what} of {title} stored: the engine drops such when it quantises, and adds them when it loads"]
 
 
 def load_dtype(checkpoint: TensorFiles, goals: Sequence[Goal], dtype: str) -> DType:

@@ -1,0 +1,116 @@
+"""Every text architecture, quantised by this package and by the client from the same checkpoint, for `tools/interop`.
+
+Required: the same entries, byte for byte, and the same tensors in the residual. Known to differ, and no fault of the
+file: :data:`WITHOUT_BIAS` and :data:`RENAMED`. What the client cannot write, it must load and run as this package
+writes it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from rich.table import Table
+
+import uqff
+from tools.interop.client import Client, ClientError
+from tools.interop.entries import compare_entries
+from tools.tiny import text
+from uqff.codec.layer import Layer
+from uqff.quantization.run import quantize_model
+
+KINDS = ("q4k", "q8_0", "afq4")
+WITHOUT_BIAS = {"Phi-2": "lm_head"}
+"""A layer whose bias the client drops when it quantises; it adds it to products when it finds it in a file."""
+RENAMED = {"Phi-2": ("model.final_layernorm.", "model.norm.")}
+"""Tensors that the client writes into the residual by another name, by which it does not find them again."""
+NOT_WRITTEN = ("GLM-4",)
+"""The client fails: 'Duplicate UQFF tensor key'."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """An architecture in a type: how many layers were compared, in how many bytes, and what differs."""
+
+    name: str
+    kind: str
+    layers: int = 0
+    size: int = 0
+    said: str = ""
+    problem: str | None = None
+
+
+def check(client: Client, name: str, kind: str, checkpoint: Path, scratch: Path) -> Row:
+    """Quantise by both; `scratch` is an empty folder."""
+    architecture = text.TEXTS[name].client
+    made = quantize_model(checkpoint, scratch / "ours", [kind], dtype="f32")
+    ours = scratch / "ours" / made.outputs[0].shards[0]
+    try:
+        if name in NOT_WRITTEN:
+            said = client.generate(ours.parent, [ours.name], architecture=architecture, dtype="F32", tokens=4)
+            return Row(name, kind, said=f"the client writes none, runs ours: {' '.join(said.tokens)}")
+        theirs = client.write(
+            checkpoint, scratch / "theirs" / "0.uqff", architecture=architecture, dtype="F32", isq=kind
+        )
+    except ClientError as error:
+        return Row(name, kind, problem=error.reason)
+    with uqff.open(theirs) as a, uqff.open(as_the_client(name, ours)) as b:
+        compared = compare_entries(a, b)
+        differing = [each.key for each in compared if each.differing]
+        differing += [key for key in sorted({*a.residual, *b.residual}) if not _same(a, b, key, RENAMED.get(name))]
+    problem = f"{', '.join(differing[:3])} differ" if differing else None
+    known = "but for the bias of the head and names of norms" if name in WITHOUT_BIAS else ""
+    return Row(name, kind, len(compared), sum(each.size for each in compared), known, problem)
+
+
+def as_the_client(name: str, file: Path) -> Path:
+    """The file, or one without the bias that the client drops."""
+    if name not in WITHOUT_BIAS:
+        return file
+    with uqff.open(file) as model:
+        layers = {key: Layer(each.weight) if key == WITHOUT_BIAS[name] else each for key, each in model.items()}
+        made = uqff.save(layers, file.with_name("as-the-client.uqff"), version=model.version)
+        return made[0]
+
+
+def _same(theirs: uqff.UqffFile, ours: uqff.UqffFile, key: str, renamed: tuple[str, str] | None) -> bool:
+    """Whether a tensor of either residual is in both."""
+    own, other = renamed or ("", "")
+    mine = key.replace(other, own) if renamed else key
+    theirs_key = mine.replace(own, other) if renamed else key
+    if mine not in ours.residual or theirs_key not in theirs.residual:
+        return False
+    a, b = theirs.residual[theirs_key], ours.residual[mine]
+    return a.dtype == b.dtype and a.shape == b.shape and bool((a == b).all())
+
+
+def check_all(client: Client, kinds: tuple[str, ...], folder: Path) -> Iterator[Row]:
+    """The rows of all architectures and kinds, two at a time. `folder` is for checkpoints and files."""
+    jobs = []
+    for number, name in enumerate(each for each in text.TEXTS if text.has(each)):
+        checkpoint = folder / str(number) / "model"
+        text.write(name, checkpoint)
+        jobs += [(name, kind, checkpoint) for kind in KINDS if not kinds or kind in kinds]
+
+    def run(job: tuple[str, str, Path]) -> Row:
+        name, kind, checkpoint = job
+        scratch = checkpoint.parent / kind
+        (scratch / "theirs").mkdir(parents=True)
+        return check(client, name, kind, checkpoint, scratch)
+
+    with ThreadPoolExecutor(2) as pool:
+        yield from pool.map(run, jobs)
+
+
+def table_of(rows: list[Row]) -> Table:
+    """All rows."""
+    table = Table(title="Text architectures: 1.2 files of this package and of the client, from the same checkpoint")
+    for column in ("architecture", "kind", "layers", "bytes"):
+        table.add_column(column, no_wrap=True)
+    table.add_column("same")
+    for row in rows:
+        same = f"yes {row.said}".strip() if row.problem is None else f"[red]{row.problem}[/red]"
+        table.add_row(row.name, row.kind, str(row.layers), f"{row.size:,}", same)
+    return table
