@@ -64,7 +64,7 @@ class Architecture:
         expert_count: the number of experts in ``config.json``.
         tied: whether head and embedding are one matrix if ``tie_word_embeddings`` does not say; ``always``, whatever
             it says.
-        numbered: whether its layers have numbers: an engine wrote pre-1.0 files of it, of weights that checkpoints have.
+        numbered: whether its layers have numbers: an engine wrote pre-1.0 files of it, of weights of checkpoints.
         prefix: in front of every name.
         text_config: where the numbers of the language model are, if not at the top of ``config.json``.
         unmeasured: paths whose shapes :mod:`uqff.models.shapes` does not tell.
