@@ -83,10 +83,44 @@ def test_every_vector_is_in_the_index() -> None:
     assert {key for case in CASES.values() for key in case} <= allowed.keys()
 
 
+def test_the_report_counts_rules() -> None:
+    """By letters and one by one: vectors, how many were refused, and with the vector's own rule."""
+    case = CASES["bad/afq-bits-5"]
+    outcomes = [
+        conformance.Outcome(case, None, "AFQ-01"),
+        conformance.Outcome(case, None, "AFQ-02"),
+        conformance.Outcome(case, "accept instead of refuse"),
+        conformance.Outcome(CASES["bad/empty"], None),
+        conformance.Outcome(CASES["gguf/q4_0"], None),
+    ]
+    assert conformance.by_rule(outcomes) == [("AFQ-01", 3, 2, 1), (CASES["bad/empty"]["rule"], 1, 1, 0)]
+    assert conformance.by_rule(outcomes, letters=True)[0] == ("AFQ", 3, 2, 1)
+    assert "AFQ-01: 2 of 3 refused, 1 with the id of the rule" in conformance.lines_of(outcomes, every_rule=True)
+
+
+@pytest.fixture(scope="module")
+def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The reader in C, compiled without a warning."""
+    return c_reader.compile_reader(tmp_path_factory.mktemp("c") / "uqff-read", c_reader.FLAGS)
+
+
+OTHER_RULES = {"bad/header-deeply-nested": "FILE-10", "bad/uqff-1-version": "ENT-11"}
+"""Vectors that break two rules, of which the reader in C names the other one."""
+
+
 @pytest.mark.skipif(c_reader.compiler() is None, reason="no C compiler")
-def test_the_reader_in_c(tmp_path: Path) -> None:
-    """It compiles without a warning, finds what the spec says, and refuses; `make interop` tries all vectors."""
-    program = c_reader.compile_reader(tmp_path / "uqff-read", c_reader.FLAGS)
+def test_the_reader_in_c_names_the_rules(program: Path) -> None:
+    """Of every broken vector."""
+    cases = [case for case in CASES.values() if case["outcome"] == index.REFUSE]
+    lines = "".join("\t".join(str(VECTORS / path) for path in case["files"]) + "\n" for case in cases)
+    done = subprocess.run([program, "-"], input=lines, capture_output=True, text=True, check=True)
+    named = [json.loads(line)["rule"] for line in done.stdout.splitlines()]
+    assert named == [OTHER_RULES.get(case["id"], case["rule"]) for case in cases]
+
+
+@pytest.mark.skipif(c_reader.compiler() is None, reason="no C compiler")
+def test_the_reader_in_c(program: Path) -> None:
+    """It finds what the spec says, and refuses; `make interop` tries all vectors."""
     names = ["gguf/q4_0-bias-f32", "hqq/hqq3-axis1", "afq/afq3-g32", "entries/worked-example", "bad/afq-bits-5"]
     for name in names:
         case = CASES[name]

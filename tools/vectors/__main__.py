@@ -50,15 +50,18 @@ def main() -> int:
     running = commands.add_parser("run", help="run another implementation on the vectors; exit 1 if it is wrong")
     running.add_argument("--command", required=True, help="with {file} where the files of a case go")
     running.add_argument("--class", dest="classes", action="append", default=[], help="only these; repeatable")
+    running.add_argument("--rules", action="store_true", help="a line for each rule, not for the rules of some letters")
     given = parser.parse_args()
-    return _run(given.command, given.classes) if given.task == "run" else _write(check=given.check)
+    return (
+        _run(given.command, given.classes, every_rule=given.rules) if given.task == "run" else _write(check=given.check)
+    )
 
 
-def _run(command: str, classes: list[str]) -> int:
+def _run(command: str, classes: list[str], *, every_rule: bool) -> int:
     from tools.vectors import conformance
 
     outcomes = list(conformance.run_all(command, VECTORS, classes))
-    for line in conformance.lines_of(outcomes):
+    for line in conformance.lines_of(outcomes, every_rule=every_rule):
         print(line)
     return int(not outcomes or any(each.problem is not None for each in outcomes))
 

@@ -6,9 +6,10 @@ The command gets the files of a case in place of ``{file}`` (or behind its argum
         {"key": "0" or "lm_head" or null of a blob, "kind": "q4_0", "shape": [3, 32],
          "float32": hexadecimal of all weights as little-endian f32, row major,
          "bias": null or {"dtype": "F32", "shape": [3], "float32": hexadecimal}}]}
-    {"outcome": "refuse", ...}
+    {"outcome": "refuse", "rule": "BLOB-07"}
 
-What else it says is not looked at, and neither is its exit status as long as it prints that.
+``rule`` may be missing: which of several broken rules is reported is the reader's choice, so another one than the
+vector's is counted, and no mistake.  What else it says is not looked at, and neither is its exit status.
 """
 
 from __future__ import annotations
@@ -34,6 +35,8 @@ class Outcome(NamedTuple):
 
     case: Mapping[str, Any]
     problem: str | None
+    rule: str | None = None
+    """The rule that it names for a refusal, if it does."""
 
 
 def read_index(vectors: Path) -> list[dict[str, Any]]:
@@ -47,7 +50,9 @@ def run_all(command: str, vectors: Path, classes: Iterable[str] = ()) -> Iterato
     wanted = set(classes)
     for case in read_index(vectors):
         if case["class"] != ENCODER and (not wanted or case["class"] in wanted):
-            yield Outcome(case, _problem(case, vectors, _run(command, [vectors / file for file in case["files"]])))
+            report = _run(command, [vectors / file for file in case["files"]])
+            rule = report.get("rule") if isinstance(report, dict) else None
+            yield Outcome(case, _problem(case, vectors, report), rule if isinstance(rule, str) else None)
 
 
 def command_line(command: str, files: Sequence[Path]) -> list[str]:
@@ -153,12 +158,47 @@ def summary(outcomes: Sequence[Outcome]) -> list[tuple[str, str, int, int]]:
     return [(name, outcome, count, right[name, outcome]) for (name, outcome), count in sorted(total.items())]
 
 
-def lines_of(outcomes: Sequence[Outcome]) -> Iterator[str]:
-    """The report in lines: what is wrong, with the rule; then the summary."""
-    for case, problem in outcomes:
+class Rule(NamedTuple):
+    """What a reader makes of the vectors that break a rule, or the rules of some letters."""
+
+    name: str
+    vectors: int
+    refused: int
+    named: int
+    """Refused with the id of the rule."""
+
+
+def by_rule(outcomes: Sequence[Outcome], *, letters: bool = False) -> list[Rule]:
+    """Each rule of the vectors that were tried; or the rules of the same letters together."""
+    groups: dict[str, list[Outcome]] = {}
+    for each in outcomes:
+        if each.case["outcome"] == REFUSE:
+            rule = each.case["rule"]
+            groups.setdefault(rule.partition("-")[0] if letters else rule, []).append(each)
+    return [
+        Rule(
+            name,
+            len(group),
+            sum(each.problem is None for each in group),
+            sum(each.problem is None and each.rule == each.case["rule"] for each in group),
+        )
+        for name, group in sorted(groups.items())
+    ]
+
+
+def lines_of(outcomes: Sequence[Outcome], *, every_rule: bool = False) -> Iterator[str]:
+    """The report in lines: what is wrong, with the rule; then the summary by class, and by rule.
+
+    Args:
+        outcomes: of all cases.
+        every_rule: give each rule a line, not the rules of the same letters together.
+    """
+    for case, problem, _ in outcomes:
         if problem is not None:
             refused = case["outcome"] == REFUSE
             about = f"{case['rule']}: {case['words']}" if refused else case["description"]
             yield f"{case['id']}: {problem} ({about})"
     for name, outcome, count, right in summary(outcomes):
         yield f"{name}, {outcome}: {right} of {count}"
+    for rule in by_rule(outcomes, letters=not every_rule):
+        yield f"{rule.name}: {rule.refused} of {rule.vectors} refused, {rule.named} with the id of the rule"

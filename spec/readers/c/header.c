@@ -36,7 +36,9 @@ static const struct {
     {"F8_E5M2", UQFF_OTHER, 1}, {"F8_E8M0", UQFF_OTHER, 1}, {"C64", UQFF_OTHER, 8},
 };
 
-static uqff_status bad(parser *p, const char *problem) { return uqff_fail(p->error, UQFF_FORMAT, "header", 6, problem); }
+static uqff_status bad(parser *p, const char *rule, const char *problem) {
+    return uqff_fail(p->error, UQFF_FORMAT, rule, "header", 6, problem);
+}
 
 static void space(parser *p) {
     while (p->at < p->end && (*p->at == ' ' || *p->at == '\t' || *p->at == '\n' || *p->at == '\r')) p->at++;
@@ -99,42 +101,42 @@ static void put(parser *p, uint32_t c) {
     }
 }
 
-/* A text, with its escapes resolved, which never makes it longer. */
-static uqff_status read_text(parser *p, text *out) {
-    if (!take(p, '"')) return bad(p, "a text was expected");
+/* A text, with its escapes resolved, which never makes it longer; anything else breaks `rule`. */
+static uqff_status read_text(parser *p, const char *rule, text *out) {
+    if (!take(p, '"')) return bad(p, rule, "a text was expected");
     size_t begin = p->used;
     while (p->at < p->end && *p->at != '"') {
         if (*p->at == '\\') {
             static const char escapes[] = "\"\\/bfnrt", means[] = "\"\\/\b\f\n\r\t";
             const char *known;
             uint32_t c, low;
-            if (p->end - p->at < 2) return bad(p, "text is cut off");
+            if (p->end - p->at < 2) return bad(p, "FILE-04", "text is cut off");
             c = p->at[1];
             p->at += 2;
             if (c == 'u') {
-                if (!hex4(p, &c)) return bad(p, "escape is none");
-                if (c >= 0xdc00 && c < 0xe000) return bad(p, "half of a surrogate pair");
+                if (!hex4(p, &c)) return bad(p, "FILE-04", "escape is none");
+                if (c >= 0xdc00 && c < 0xe000) return bad(p, "FILE-08", "half of a surrogate pair");
                 if (c >= 0xd800 && c < 0xdc00) {
-                    if (p->end - p->at < 6 || p->at[0] != '\\' || p->at[1] != 'u') return bad(p, "half of a surrogate pair");
+                    if (p->end - p->at < 6 || p->at[0] != '\\' || p->at[1] != 'u') return bad(p, "FILE-08", "half of a surrogate pair");
                     p->at += 2;
-                    if (!hex4(p, &low) || low < 0xdc00 || low >= 0xe000) return bad(p, "half of a surrogate pair");
+                    if (!hex4(p, &low) || low < 0xdc00 || low >= 0xe000) return bad(p, "FILE-08", "half of a surrogate pair");
                     c = 0x10000 + ((c - 0xd800) << 10) + (low - 0xdc00);
                 }
                 put(p, c);
             } else {
-                if (c == 0 || (known = strchr(escapes, (int)c)) == NULL) return bad(p, "escape is none");
+                if (c == 0 || (known = strchr(escapes, (int)c)) == NULL) return bad(p, "FILE-04", "escape is none");
                 put(p, (unsigned char)means[known - escapes]);
             }
         } else {
             size_t length = utf8(p->at, p->end);
-            if (length == 0) return bad(p, "not UTF-8");
-            if (*p->at < 0x20) return bad(p, "control character in a text");
+            if (length == 0) return bad(p, "FILE-04", "not UTF-8");
+            if (*p->at < 0x20) return bad(p, "FILE-04", "control character in a text");
             memcpy(p->names + p->used, p->at, length);
             p->used += length;
             p->at += length;
         }
     }
-    if (p->at == p->end) return bad(p, "text is cut off");
+    if (p->at == p->end) return bad(p, "FILE-04", "text is cut off");
     p->at++;
     out->data = p->names + begin;
     out->size = p->used - begin;
@@ -143,29 +145,32 @@ static uqff_status read_text(parser *p, text *out) {
 
 static int is(text t, const char *name) { return t.size == strlen(name) && memcmp(t.data, name, t.size) == 0; }
 
-/* An integer from 0, of at most 19 digits, which fit 64 bits. */
-static uqff_status read_integer(parser *p, uint64_t *out) {
+/* An integer from 0, of at most 19 digits, which fit 64 bits; anything but a number below 0 or with more digits breaks
+ * `rule`. */
+static uqff_status read_integer(parser *p, const char *rule, uint64_t *out) {
     int digits = 0;
     space(p);
     for (*out = 0; p->at < p->end && *p->at >= '0' && *p->at <= '9'; p->at++) {
-        if (++digits > 19) return bad(p, "number of more than 19 digits");
-        if (digits == 2 && *out == 0) return bad(p, "number begins with 0");
+        if (++digits > 19) return bad(p, "FILE-07", "number of more than 19 digits");
+        if (digits == 2 && *out == 0) return bad(p, "FILE-04", "number begins with 0");
         *out = *out * 10 + (*p->at - '0');
     }
-    if (digits == 0 || (p->at < p->end && strchr(".eE", *p->at) != NULL)) return bad(p, "an integer from 0 was expected");
+    if (digits == 0 || (p->at < p->end && strchr(".eE", *p->at) != NULL))
+        return bad(p, p->at < p->end && *p->at == '-' ? "FILE-07" : rule, "an integer from 0 was expected");
     return UQFF_OK;
 }
 
-static uqff_status read_integers(parser *p, uint64_t *out, int room, int *count) {
+/* Of at most `room` numbers; a list of another form breaks `rule`. */
+static uqff_status read_integers(parser *p, const char *rule, uint64_t *out, int room, int *count) {
     uqff_status status;
     *count = 0;
-    if (!take(p, '[')) return bad(p, "a list was expected");
+    if (!take(p, '[')) return bad(p, rule, "a list was expected");
     if (take(p, ']')) return UQFF_OK;
     do {
-        if (*count == room) return bad(p, "list is too long");
-        if ((status = read_integer(p, &out[(*count)++])) != UQFF_OK) return status;
+        if (*count == room) return bad(p, rule, "list is too long");
+        if ((status = read_integer(p, rule, &out[(*count)++])) != UQFF_OK) return status;
     } while (take(p, ','));
-    return take(p, ']') ? UQFF_OK : bad(p, "list has no end");
+    return take(p, ']') ? UQFF_OK : bad(p, rule, "list has no end");
 }
 
 static int by_bytes(const void *one, const void *two) {
@@ -178,26 +183,26 @@ static uqff_status read_metadata(parser *p) {
     uqff_status status = UQFF_OK;
     text *keys = NULL, value;
     size_t count = 0, room = 0;
-    if (!take(p, '{')) return bad(p, "metadata are no object");
+    if (!take(p, '{')) return bad(p, "FILE-09", "metadata are no object");
     if (take(p, '}')) return UQFF_OK;
     do {
         if (count == room) {
             text *more = realloc(keys, (room = room * 2 + 8) * sizeof *keys);
             if (more == NULL) {
                 free(keys);
-                return uqff_fail(p->error, UQFF_MEMORY, "header", 6, "no memory");
+                return uqff_fail(p->error, UQFF_MEMORY, "", "header", 6, "no memory");
             }
             keys = more;
         }
-        if ((status = read_text(p, &keys[count++])) != UQFF_OK) break;
-        if (!take(p, ':')) { status = bad(p, "a colon was expected"); break; }
-        if ((status = read_text(p, &value)) != UQFF_OK) break;
+        if ((status = read_text(p, "FILE-04", &keys[count++])) != UQFF_OK) break;
+        if (!take(p, ':')) { status = bad(p, "FILE-04", "a colon was expected"); break; }
+        if ((status = read_text(p, "FILE-09", &value)) != UQFF_OK) break;
     } while (take(p, ','));
-    if (status == UQFF_OK && !take(p, '}')) status = bad(p, "metadata have no end");
+    if (status == UQFF_OK && !take(p, '}')) status = bad(p, "FILE-04", "metadata have no end");
     if (status == UQFF_OK) {
         qsort(keys, count, sizeof *keys, by_bytes);
         for (size_t i = 1; i < count; i++)
-            if (by_bytes(&keys[i - 1], &keys[i]) == 0) status = bad(p, "key occurs twice");
+            if (by_bytes(&keys[i - 1], &keys[i]) == 0) status = bad(p, "FILE-06", "key occurs twice");
     }
     free(keys);
     return status;
@@ -210,36 +215,36 @@ static uqff_status read_entry(parser *p, uqff_entry *entry, uqff_bytes data) {
     uint64_t offsets[2], product;
     int have = 0, count = 0, bit;
     size_t dtype = 0;
-    if (!take(p, '{')) return bad(p, "entry is no object");
+    if (!take(p, '{')) return bad(p, p->at < p->end && strchr("\"-0123456789tfn[", *p->at) ? "FILE-10" : "FILE-04", "entry is no object");
     do {
         size_t used = p->used;
-        if ((status = read_text(p, &key)) != UQFF_OK) return status;
+        if ((status = read_text(p, "FILE-04", &key)) != UQFF_OK) return status;
         bit = is(key, "dtype") ? 1 : is(key, "shape") ? 2 : is(key, "data_offsets") ? 4 : 0;
         p->used = used; /* these names need not be kept */
-        if (bit == 0 || have & bit) return bad(p, "entry has another key, or one twice");
+        if (bit == 0 || have & bit) return bad(p, bit == 0 ? "FILE-10" : "FILE-06", "entry has another key, or one twice");
         have |= bit;
-        if (!take(p, ':')) return bad(p, "a colon was expected");
+        if (!take(p, ':')) return bad(p, "FILE-04", "a colon was expected");
         if (bit == 1) {
-            if ((status = read_text(p, &value)) != UQFF_OK) return status;
+            if ((status = read_text(p, "FILE-11", &value)) != UQFF_OK) return status;
             for (dtype = 0; dtype < sizeof DTYPES / sizeof *DTYPES; dtype++)
                 if (is(value, DTYPES[dtype].name)) break;
             p->used = used;
-            if (dtype == sizeof DTYPES / sizeof *DTYPES) return uqff_fail(p->error, UQFF_UNSUPPORTED, "header", 6, "unknown dtype");
+            if (dtype == sizeof DTYPES / sizeof *DTYPES) return uqff_fail(p->error, UQFF_UNSUPPORTED, "FILE-11", "header", 6, "unknown dtype");
         } else if (bit == 2) {
-            if ((status = read_integers(p, entry->tensor.shape, UQFF_MAX_RANK, &entry->tensor.ndim)) != UQFF_OK) return status;
-        } else if ((status = read_integers(p, offsets, 2, &count)) != UQFF_OK) {
+            if ((status = read_integers(p, "FILE-12", entry->tensor.shape, UQFF_MAX_RANK, &entry->tensor.ndim)) != UQFF_OK) return status;
+        } else if ((status = read_integers(p, "FILE-13", offsets, 2, &count)) != UQFF_OK) {
             return status;
         }
     } while (take(p, ','));
-    if (!take(p, '}')) return bad(p, "entry has no end");
-    if (have != 7 || count != 2) return bad(p, "entry lacks dtype, shape or data_offsets");
+    if (!take(p, '}')) return bad(p, "FILE-04", "entry has no end");
+    if (have != 7 || count != 2) return bad(p, have != 7 ? "FILE-10" : "FILE-13", "entry lacks dtype, shape or data_offsets");
     for (int i = 0; i < entry->tensor.ndim; i++)
-        if (entry->tensor.shape[i] > MAX_DIMENSION) return bad(p, "dimension is too large");
-    if (offsets[1] < offsets[0]) return bad(p, "data end before they begin");
-    if (offsets[1] > data.size) return bad(p, "data are not in the file");
+        if (entry->tensor.shape[i] > MAX_DIMENSION) return bad(p, "FILE-12", "dimension is too large");
+    if (offsets[1] < offsets[0]) return bad(p, "FILE-13", "data end before they begin");
+    if (offsets[1] > data.size) return bad(p, "FILE-15", "data are not in the file");
     if (!uqff_product(entry->tensor.shape, entry->tensor.ndim, data.size, &product)
         || product * DTYPES[dtype].size != offsets[1] - offsets[0])
-        return bad(p, "data have another size than dtype and shape");
+        return bad(p, "FILE-14", "data have another size than dtype and shape");
     entry->tensor.dtype = DTYPES[dtype].dtype;
     entry->other = DTYPES[dtype].dtype == UQFF_OTHER ? (int)dtype : -1;
     entry->tensor.data.data = data.data + offsets[0];
@@ -264,20 +269,20 @@ static uqff_status read_object(parser *p, int number, uqff_bytes data, uqff_entr
     uqff_status status;
     size_t first = out->count;
     int metadata = 0;
-    if (!take(p, '{')) return bad(p, "header is no object");
+    if (!take(p, '{')) return bad(p, "FILE-04", "header is no object");
     if (!take(p, '}')) {
         do {
             text name;
-            if ((status = read_text(p, &name)) != UQFF_OK) return status;
-            if (!take(p, ':')) return bad(p, "a colon was expected");
+            if ((status = read_text(p, "FILE-04", &name)) != UQFF_OK) return status;
+            if (!take(p, ':')) return bad(p, "FILE-04", "a colon was expected");
             if (is(name, "__metadata__")) {
-                if (metadata++) return bad(p, "key occurs twice");
+                if (metadata++) return bad(p, "FILE-06", "key occurs twice");
                 if ((status = read_metadata(p)) != UQFF_OK) return status;
                 continue;
             }
             if (out->count == out->room) {
                 uqff_entry *more = realloc(out->entries, (out->room = out->room * 2 + 16) * sizeof *more);
-                if (more == NULL) return uqff_fail(p->error, UQFF_MEMORY, "header", 6, "no memory");
+                if (more == NULL) return uqff_fail(p->error, UQFF_MEMORY, "", "header", 6, "no memory");
                 out->entries = more;
             }
             uqff_entry *entry = &out->entries[out->count++];
@@ -287,22 +292,42 @@ static uqff_status read_object(parser *p, int number, uqff_bytes data, uqff_entr
             entry->file = number;
             if ((status = read_entry(p, entry, data)) != UQFF_OK) return status;
         } while (take(p, ','));
-        if (!take(p, '}')) return bad(p, "header has no end");
+        if (!take(p, '}')) return bad(p, "FILE-04", "header has no end");
     }
     space(p);
-    if (p->at != p->end) return bad(p, "something follows the header's object");
+    if (p->at != p->end) return bad(p, "FILE-04", "something follows the header's object");
 
     uqff_entry *mine = out->entries + first;
     size_t count = out->count - first;
+    if (count > 0) qsort(mine, count, sizeof *mine, by_name);
+    for (size_t i = 1; i < count; i++)
+        if (by_name(&mine[i - 1], &mine[i]) == 0) return bad(p, "FILE-06", "key occurs twice");
     if (count > 0) qsort(mine, count, sizeof *mine, by_place);
     const unsigned char *at = data.data;
     for (size_t i = 0; i < count; at += mine[i++].tensor.data.size)
-        if (mine[i].tensor.data.data != at) return bad(p, "data overlap, or leave a hole");
-    if (at != data.data + data.size) return bad(p, "bytes behind the last tensor");
-    if (count > 0) qsort(mine, count, sizeof *mine, by_name);
-    for (size_t i = 1; i < count; i++)
-        if (by_name(&mine[i - 1], &mine[i]) == 0) return bad(p, "key occurs twice");
+        if (mine[i].tensor.data.data != at) return bad(p, "FILE-15", "data overlap, or leave a hole");
+    if (at != data.data + data.size) return bad(p, "FILE-15", "bytes behind the last tensor");
     return UQFF_OK;
+}
+
+/* container.md, "Foreign": the rule that a file breaks which is no safetensors file: FILE-16 if it is a known other. */
+static const char *rule_of_other(uqff_bytes file, const char *rule) {
+    static const struct {
+        const char *bytes;
+        size_t size;
+    } known[] = {{"version https://git-lfs", 23}, {"GGUF", 4}, {"PK\3\4", 4}, {"\x80\2", 2}, {"\x80\3", 2}, {"\x80\4", 2}, {"\x80\5", 2},
+                 {"<!doctype html", 14}, {"<html", 5}, {"<?xml", 5}, {"{", 1}, {"[", 1}, {"\x1f\x8b", 2}};
+    for (size_t i = 0; i < sizeof known / sizeof *known; i++) {
+        size_t at = 0;
+        while (at < known[i].size && at < file.size) {
+            unsigned char c = file.data[at];
+            if (i >= 7 && c >= 'A' && c <= 'Z') c = (unsigned char)(c - 'A' + 'a');
+            if (c != (unsigned char)known[i].bytes[at]) break;
+            at++;
+        }
+        if (at == known[i].size) return "FILE-16";
+    }
+    return rule;
 }
 
 uqff_status uqff_read_header(uqff_bytes file, int number, uqff_entries *out, uqff_error *error) {
@@ -310,14 +335,15 @@ uqff_status uqff_read_header(uqff_bytes file, int number, uqff_entries *out, uqf
     uint64_t n = 0;
     size_t values = 0;
     error->file = number;
-    if (file.size < 8) return bad(&p, "file is cut off");
+    if (file.size < 8) return bad(&p, "FILE-01", "file is cut off");
     for (int i = 7; i >= 0; i--) n = n << 8 | file.data[i];
-    if (n > MAX_HEADER_BYTES || n > file.size - 8) return bad(&p, "header is longer than the file, or than any header");
+    if (n > MAX_HEADER_BYTES || n > file.size - 8)
+        return bad(&p, rule_of_other(file, n > MAX_HEADER_BYTES ? "FILE-02" : "FILE-03"), "header is longer than the file, or than any header");
     p.at = file.data + 8;
     p.end = p.at + n;
-    if (n == 0 || *p.at != '{') return bad(&p, "header does not begin with {");
+    if (n == 0 || *p.at != '{') return bad(&p, "FILE-04", "header does not begin with {");
     for (const unsigned char *c = p.at; c < p.end; c++) values += *c == ',' || *c == '[' || *c == '{';
-    if (values > MAX_HEADER_VALUES) return bad(&p, "header has too many values");
+    if (values > MAX_HEADER_VALUES) return bad(&p, "FILE-05", "header has too many values");
     p.names = out->names + out->used;
     uqff_bytes data = {p.end, file.size - 8 - (size_t)n};
     uqff_status status = read_object(&p, number, data, out);

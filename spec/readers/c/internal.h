@@ -20,8 +20,8 @@ typedef struct {
     size_t used;
 } uqff_entries;
 
-uqff_status uqff_fail(uqff_error *error, uqff_status status, const char *where, size_t size, const char *problem);
-#define FAIL(status, where, problem) return uqff_fail(error, status, where, strlen(where), problem)
+uqff_status uqff_fail(uqff_error *error, uqff_status status, const char *rule, const char *where, size_t size, const char *problem);
+#define FAIL(status, rule, where, problem) return uqff_fail(error, status, rule, where, strlen(where), problem)
 
 /* header.c: the entries of one file, behind those of the files before it. */
 uqff_status uqff_read_header(uqff_bytes file, int number, uqff_entries *out, uqff_error *error);

@@ -124,10 +124,10 @@ static int ggml(uint32_t code) {
 uqff_status uqff_blocks_bytes(const uqff_layer *layer, uint64_t *bytes, uqff_error *error) {
     int type = ggml(layer->ggml_type);
     uint64_t count;
-    if (type < 0) FAIL(UQFF_FORMAT, "ggml_dtype", "unknown type");
-    if (layer->ndim < 1) FAIL(UQFF_FORMAT, "shape", "weight has no dimensions");
-    if (layer->shape[layer->ndim - 1] % GGML[type].weights != 0) FAIL(UQFF_FORMAT, "shape", "blocks of a row are not whole");
-    if (!uqff_product(layer->shape, layer->ndim, MAX_NUMBERS, &count)) FAIL(UQFF_FORMAT, "shape", "weight is too large");
+    if (type < 0) FAIL(UQFF_FORMAT, "GGUF-01", "ggml_dtype", "unknown type");
+    if (layer->ndim < 1) FAIL(UQFF_FORMAT, "BLOB-12", "shape", "weight has no dimensions");
+    if (layer->shape[layer->ndim - 1] % GGML[type].weights != 0) FAIL(UQFF_FORMAT, "GGUF-02", "shape", "blocks of a row are not whole");
+    if (!uqff_product(layer->shape, layer->ndim, MAX_NUMBERS, &count)) FAIL(UQFF_FORMAT, layer->key == NULL ? "BLOB-09" : "ENT-17", "shape", "weight is too large");
     *bytes = count / GGML[type].weights * GGML[type].bytes;
     return UQFF_OK;
 }
@@ -271,49 +271,49 @@ static void shape_of(uqff_layer *layer, uint64_t last) {
 
 static uqff_status check_hqq(uqff_layer *layer, uqff_error *error) {
     static const uint64_t per_word[] = {0, 8, 4, 10, 2, 0, 0, 0, 1};
-    if (!one_of(layer->bits, "\1\2\3\4\10")) FAIL(UQFF_FORMAT, "bits", "1, 2, 3, 4 or 8");
-    if (layer->axis > 1) FAIL(UQFF_FORMAT, "axis", "0 or 1");
-    if (layer->group_size == 0) FAIL(UQFF_FORMAT, "group_size", "at least 1");
-    if (layer->codes.dtype != (layer->bits == 3 ? UQFF_I32 : UQFF_U8)) FAIL(UQFF_FORMAT, "w_q", "U8, for 3 bits I32");
-    if (!plain(layer->scales.dtype)) FAIL(UQFF_FORMAT, "scales", "F32, F16 or BF16");
-    if (layer->zeros.dtype != layer->scales.dtype) FAIL(UQFF_FORMAT, "zeros", "the dtype of the scales");
-    if (layer->count % layer->group_size != 0) FAIL(UQFF_FORMAT, "shape", "groups are not whole");
+    if (!one_of(layer->bits, "\1\2\3\4\10")) FAIL(UQFF_FORMAT, "HQQ-01", "bits", "1, 2, 3, 4 or 8");
+    if (layer->axis > 1) FAIL(UQFF_FORMAT, "HQQ-03", "axis", "0 or 1");
+    if (layer->group_size == 0) FAIL(UQFF_FORMAT, "HQQ-02", "group_size", "at least 1");
+    if (layer->codes.dtype != (layer->bits == 3 ? UQFF_I32 : UQFF_U8)) FAIL(UQFF_FORMAT, "HQQ-06", "w_q", "U8, for 3 bits I32");
+    if (!plain(layer->scales.dtype)) FAIL(UQFF_FORMAT, "HQQ-07", "scales", "F32, F16 or BF16");
+    if (layer->zeros.dtype != layer->scales.dtype) FAIL(UQFF_FORMAT, "HQQ-08", "zeros", "the dtype of the scales");
+    if (layer->count % layer->group_size != 0) FAIL(UQFF_FORMAT, "HQQ-09", "shape", "groups are not whole");
     uint64_t groups = layer->count / layer->group_size, p = per_word[layer->bits];
     uint64_t rows = layer->axis == 0 ? layer->group_size : groups, columns = layer->axis == 0 ? groups : layer->group_size;
-    if (layer->bits != 3 && rows % p != 0) FAIL(UQFF_FORMAT, "w_q", "elements are not full");
+    if (layer->bits != 3 && rows % p != 0) FAIL(UQFF_FORMAT, "HQQ-10", "w_q", "elements are not full");
     uint64_t packed[2] = {rows / p + (rows % p != 0), columns};
     uint64_t each[2] = {layer->axis == 0 ? 1 : groups, layer->axis == 0 ? groups : 1};
-    if (!same_shape(&layer->codes, packed, 2)) FAIL(UQFF_FORMAT, "w_q", "shape is not that of the groups");
-    if (!same_shape(&layer->scales, each, 2)) FAIL(UQFF_FORMAT, "scales", "shape is not that of the groups");
-    if (!same_shape(&layer->zeros, each, 2)) FAIL(UQFF_FORMAT, "zeros", "shape is not that of the groups");
+    if (!same_shape(&layer->codes, packed, 2)) FAIL(UQFF_FORMAT, "HQQ-11", "w_q", "shape is not that of the groups");
+    if (!same_shape(&layer->scales, each, 2)) FAIL(UQFF_FORMAT, "HQQ-11", "scales", "shape is not that of the groups");
+    if (!same_shape(&layer->zeros, each, 2)) FAIL(UQFF_FORMAT, "HQQ-11", "zeros", "shape is not that of the groups");
     return UQFF_OK;
 }
 
 static uqff_status check_afq(uqff_layer *layer, uqff_error *error) {
     uint64_t groups[UQFF_MAX_RANK], words = layer->codes.shape[layer->codes.ndim - 1];
-    if (layer->codes.dtype != UQFF_U32) FAIL(UQFF_FORMAT, "w_q", "U32");
-    if (!plain(layer->scales.dtype)) FAIL(UQFF_FORMAT, "scales", "F32, F16 or BF16");
-    if (layer->zeros.dtype != layer->scales.dtype) FAIL(UQFF_FORMAT, "biases", "the dtype of the scales");
-    if (!one_of(layer->bits, "\2\3\4\6\10")) FAIL(UQFF_FORMAT, "bits", "2, 3, 4, 6 or 8");
-    if (!one_of(layer->group_size, "\40\100\200")) FAIL(UQFF_FORMAT, "group_size", "32, 64 or 128");
-    if (words * 32 % (layer->group_size * layer->bits) != 0) FAIL(UQFF_FORMAT, "w_q", "groups of a row are not whole");
+    if (layer->codes.dtype != UQFF_U32) FAIL(UQFF_FORMAT, "AFQ-03", "w_q", "U32");
+    if (!plain(layer->scales.dtype)) FAIL(UQFF_FORMAT, "AFQ-04", "scales", "F32, F16 or BF16");
+    if (layer->zeros.dtype != layer->scales.dtype) FAIL(UQFF_FORMAT, "AFQ-05", "biases", "the dtype of the scales");
+    if (!one_of(layer->bits, "\2\3\4\6\10")) FAIL(UQFF_FORMAT, "AFQ-01", "bits", "2, 3, 4, 6 or 8");
+    if (!one_of(layer->group_size, "\40\100\200")) FAIL(UQFF_FORMAT, "AFQ-02", "group_size", "32, 64 or 128");
+    if (words * 32 % (layer->group_size * layer->bits) != 0) FAIL(UQFF_FORMAT, "AFQ-06", "w_q", "groups of a row are not whole");
     shape_of(layer, words * 32 / layer->bits);
     memcpy(groups, layer->shape, sizeof groups);
     groups[layer->ndim - 1] /= layer->group_size;
-    if (!same_shape(&layer->scales, groups, layer->ndim)) FAIL(UQFF_FORMAT, "scales", "not one for each group");
-    if (!same_shape(&layer->zeros, groups, layer->ndim)) FAIL(UQFF_FORMAT, "biases", "not one for each group");
+    if (!same_shape(&layer->scales, groups, layer->ndim)) FAIL(UQFF_FORMAT, "AFQ-07", "scales", "not one for each group");
+    if (!same_shape(&layer->zeros, groups, layer->ndim)) FAIL(UQFF_FORMAT, "AFQ-07", "biases", "not one for each group");
     return UQFF_OK;
 }
 
 static uqff_status check_mxfp4(uqff_layer *layer, uqff_error *error) {
     uint64_t blocks[UQFF_MAX_RANK], bytes = layer->codes.shape[layer->codes.ndim - 1];
-    if (layer->codes.dtype != UQFF_U8) FAIL(UQFF_FORMAT, "blocks", "U8");
-    if (layer->scales.dtype != UQFF_U8) FAIL(UQFF_FORMAT, "scales", "U8");
-    if (bytes % 16 != 0) FAIL(UQFF_FORMAT, "blocks", "blocks of a row are not whole");
+    if (layer->codes.dtype != UQFF_U8) FAIL(UQFF_FORMAT, "MXFP4-01", "blocks", "U8");
+    if (layer->scales.dtype != UQFF_U8) FAIL(UQFF_FORMAT, "MXFP4-01", "scales", "U8");
+    if (bytes % 16 != 0) FAIL(UQFF_FORMAT, "MXFP4-02", "blocks", "blocks of a row are not whole");
     shape_of(layer, bytes * 2);
     memcpy(blocks, layer->shape, sizeof blocks);
     blocks[layer->ndim - 1] /= 32;
-    if (!same_shape(&layer->scales, blocks, layer->ndim)) FAIL(UQFF_FORMAT, "scales", "not one for each block");
+    if (!same_shape(&layer->scales, blocks, layer->ndim)) FAIL(UQFF_FORMAT, "MXFP4-03", "scales", "not one for each block");
     return UQFF_OK;
 }
 
@@ -322,27 +322,28 @@ uqff_status uqff_check_layer(uqff_layer *layer, uqff_error *error) {
     uqff_status status = UQFF_OK;
     uint64_t bytes, size = layer->codes.data.size;
     int states_shape = layer->family == UQFF_GGUF || layer->family == UQFF_HQQ || layer->family == UQFF_F8Q8;
-    if ((states_shape ? layer->ndim : layer->codes.ndim) < 1) FAIL(UQFF_FORMAT, "shape", "weight has no dimensions");
-    if (layer->family == UQFF_FP8 && layer->codes.dtype != UQFF_F8E4M3) FAIL(UQFF_FORMAT, "weight", "F8E4M3");
+    if ((states_shape ? layer->ndim : layer->codes.ndim) < 1) FAIL(UQFF_FORMAT, "BLOB-12", "shape", "weight has no dimensions");
+    if (layer->family == UQFF_FP8 && layer->codes.dtype != UQFF_F8E4M3) FAIL(UQFF_FORMAT, "FP8-01", "weight", "F8E4M3");
     if (layer->family == UQFF_UNQUANT || layer->family == UQFF_FP8) shape_of(layer, layer->codes.shape[layer->codes.ndim - 1]);
     if (layer->family == UQFF_AFQ) status = check_afq(layer, error);
     if (layer->family == UQFF_MXFP4) status = check_mxfp4(layer, error);
     if (status != UQFF_OK) return status;
     for (int i = 0; i < layer->ndim; i++)
-        if (layer->shape[i] == 0) FAIL(UQFF_FORMAT, "shape", "dimension is 0");
-    if (!uqff_product(layer->shape, layer->ndim, MAX_NUMBERS, &layer->count)) FAIL(UQFF_FORMAT, "shape", "weight is too large");
+        if (layer->shape[i] == 0) FAIL(UQFF_FORMAT, "BLOB-12", "shape", "dimension is 0");
+    if (!uqff_product(layer->shape, layer->ndim, MAX_NUMBERS, &layer->count))
+        FAIL(UQFF_FORMAT, layer->family == UQFF_F8Q8 ? "F8Q8-01" : layer->key == NULL ? "BLOB-09" : "ENT-17", "shape", "weight is too large");
 
     if (layer->family == UQFF_GGUF) {
         if ((status = uqff_blocks_bytes(layer, &bytes, error)) != UQFF_OK) return status;
-        if (size != bytes) FAIL(UQFF_FORMAT, "data", "not the bytes of the blocks");
+        if (size != bytes) FAIL(UQFF_FORMAT, "ENT-17", "data", "not the bytes of the blocks");
     }
-    if (layer->family == UQFF_F8Q8 && size != (layer->count + 31) / 32 * 33) FAIL(UQFF_FORMAT, "num_blocks", "not the blocks of the weight");
+    if (layer->family == UQFF_F8Q8 && size != (layer->count + 31) / 32 * 33) FAIL(UQFF_FORMAT, "F8Q8-01", "num_blocks", "not the blocks of the weight");
     if (layer->family == UQFF_HQQ && (status = check_hqq(layer, error)) != UQFF_OK) return status;
 
     if (layer->has_bias) { /* [out], or with dimensions of the stack before it */
         int ndim = layer->bias.ndim;
         if (ndim < 1 || ndim >= layer->ndim || !same_shape(&layer->bias, layer->shape + layer->ndim - 1 - ndim, ndim))
-            FAIL(UQFF_SHAPE, "bias.shape", "bias does not fit weight");
+            FAIL(UQFF_SHAPE, "BLOB-08", "bias.shape", "bias does not fit weight");
     }
     return UQFF_OK;
 }

@@ -122,11 +122,12 @@ static int read_case(char **paths, int count) {
         status = uqff_read(files, count, &model, &error);
     } else {
         status = error.status = UQFF_SHARD;
+        error.rule = "FILE-17";
         strcpy(error.where, "shards");
         strcpy(error.problem, "numbers do not run from 0 without a gap");
     }
     if (status != UQFF_OK) {
-        printf("{\"outcome\": \"refuse\", \"error\": \"%s\", \"file\": %d, \"where\": ", names[status], error.file);
+        printf("{\"outcome\": \"refuse\", \"rule\": \"%s\", \"error\": \"%s\", \"file\": %d, \"where\": ", error.rule, names[status], error.file);
         put_text(error.where, strlen(error.where));
         printf(", \"problem\": ");
         put_text(error.problem, strlen(error.problem));

@@ -4,7 +4,8 @@
 
 #include "internal.h"
 
-uqff_status uqff_fail(uqff_error *error, uqff_status status, const char *where, size_t size, const char *problem) {
+uqff_status uqff_fail(uqff_error *error, uqff_status status, const char *rule, const char *where, size_t size, const char *problem) {
+    error->rule = rule;
     if (size > sizeof error->where - 1) size = sizeof error->where - 1;
     memcpy(error->where, where, size);
     error->where[size] = 0;
@@ -44,11 +45,11 @@ static int take_u32(cursor *c, uint32_t *out) {
 static uqff_status take_shape(cursor *c, uint64_t *shape, int *ndim, const char *where) {
     uqff_error *error = c->error;
     uint32_t count, size;
-    if (!take_u32(c, &count)) FAIL(UQFF_FORMAT, where, "truncated");
-    if (count > UQFF_MAX_RANK) FAIL(UQFF_FORMAT, where, "more than 8 dimensions");
+    if (!take_u32(c, &count)) FAIL(UQFF_FORMAT, "BLOB-01", where, "truncated");
+    if (count > UQFF_MAX_RANK) FAIL(UQFF_FORMAT, "BLOB-12", where, "more than 8 dimensions");
     for (uint32_t i = 0; i < count; i++) {
-        if (!take_u32(c, &size)) FAIL(UQFF_FORMAT, where, "truncated");
-        if (size == 0) FAIL(UQFF_FORMAT, where, "dimension is 0");
+        if (!take_u32(c, &size)) FAIL(UQFF_FORMAT, "BLOB-01", where, "truncated");
+        if (size == 0) FAIL(UQFF_FORMAT, "BLOB-12", where, "dimension is 0");
         shape[i] = size;
     }
     *ndim = (int)count;
@@ -62,16 +63,16 @@ static uqff_status take_tensor(cursor *c, uqff_tensor *out, const char *where) {
     uqff_status status;
     uint32_t length, dtype;
     uint64_t elements;
-    if (!take_u32(c, &length) || !take_u32(c, &dtype)) FAIL(UQFF_FORMAT, where, "truncated");
-    if (dtype >= UQFF_OTHER) FAIL(UQFF_FORMAT, where, "dtype is unknown or reserved");
-    if (since[dtype] > c->version) FAIL(UQFF_FORMAT, where, "dtype did not exist yet");
+    if (!take_u32(c, &length) || !take_u32(c, &dtype)) FAIL(UQFF_FORMAT, "BLOB-01", where, "truncated");
+    if (dtype >= UQFF_OTHER) FAIL(UQFF_FORMAT, dtype < 14 ? "BLOB-11" : "BLOB-10", where, "dtype is unknown or reserved");
+    if (since[dtype] > c->version) FAIL(UQFF_FORMAT, "BLOB-06", where, "dtype did not exist yet");
     out->dtype = (int)dtype;
     if ((status = take_shape(c, out->shape, &out->ndim, where)) != UQFF_OK) return status;
-    if (!uqff_product(out->shape, out->ndim, UINT64_MAX / 8, &elements)) FAIL(UQFF_FORMAT, where, "tensor is too large");
+    if (!uqff_product(out->shape, out->ndim, UINT64_MAX / 8, &elements)) FAIL(UQFF_FORMAT, "BLOB-01", where, "tensor is too large");
     out->data.size = (size_t)(elements * uqff_itemsize(out->dtype));
-    if ((uint32_t)(elements * uqff_itemsize(out->dtype)) != length) FAIL(UQFF_FORMAT, where, "length is not that of dtype and shape");
+    if ((uint32_t)(elements * uqff_itemsize(out->dtype)) != length) FAIL(UQFF_FORMAT, "BLOB-09", where, "length is not that of dtype and shape");
     out->data.data = take(c, elements * uqff_itemsize(out->dtype));
-    if (out->data.data == NULL) FAIL(UQFF_FORMAT, where, "truncated");
+    if (out->data.data == NULL) FAIL(UQFF_FORMAT, "BLOB-01", where, "truncated");
     return UQFF_OK;
 }
 
@@ -83,12 +84,12 @@ static uqff_status take_body(cursor *c, uqff_layer *layer, uint32_t blocks) {
     uint64_t bytes;
     switch (layer->family) {
     case UQFF_GGUF: /* `blocks` is data_length, which stands before the bias flag */
-        if (!take_u32(c, &layer->ggml_type)) FAIL(UQFF_FORMAT, "ggml_dtype", "truncated");
+        if (!take_u32(c, &layer->ggml_type)) FAIL(UQFF_FORMAT, "BLOB-01", "ggml_dtype", "truncated");
         if ((status = take_shape(c, layer->shape, &layer->ndim, "shape")) != UQFF_OK) return status;
         if ((status = uqff_blocks_bytes(layer, &bytes, error)) != UQFF_OK) return status;
-        if ((uint32_t)bytes != blocks) FAIL(UQFF_FORMAT, "data_length", "not the bytes of the blocks");
+        if ((uint32_t)bytes != blocks) FAIL(UQFF_FORMAT, "BLOB-09", "data_length", "not the bytes of the blocks");
         layer->codes.data.size = (size_t)bytes;
-        if ((layer->codes.data.data = take(c, bytes)) == NULL) FAIL(UQFF_FORMAT, "data", "truncated");
+        if ((layer->codes.data.data = take(c, bytes)) == NULL) FAIL(UQFF_FORMAT, "BLOB-01", "data", "truncated");
         return UQFF_OK;
     case UQFF_UNQUANT: return take_tensor(c, &layer->codes, "weight");
     case UQFF_HQQ:
@@ -96,34 +97,34 @@ static uqff_status take_body(cursor *c, uqff_layer *layer, uint32_t blocks) {
         if ((status = take_tensor(c, &layer->scales, "scales")) != UQFF_OK) return status;
         if ((status = take_tensor(c, &layer->zeros, "zeros")) != UQFF_OK) return status;
         if ((status = take_shape(c, layer->shape, &layer->ndim, "shape")) != UQFF_OK) return status;
-        if (!take_u8(c, &layer->bits)) FAIL(UQFF_FORMAT, "bits", "truncated");
-        if (!take_u32(c, &layer->group_size)) FAIL(UQFF_FORMAT, "group_size", "truncated");
-        if (!take_u8(c, &layer->axis)) FAIL(UQFF_FORMAT, "axis", "truncated");
-        if (!take_u32(c, &number)) FAIL(UQFF_FORMAT, "optimization_steps", "truncated");
+        if (!take_u8(c, &layer->bits)) FAIL(UQFF_FORMAT, "BLOB-01", "bits", "truncated");
+        if (!take_u32(c, &layer->group_size)) FAIL(UQFF_FORMAT, "BLOB-01", "group_size", "truncated");
+        if (!take_u8(c, &layer->axis)) FAIL(UQFF_FORMAT, "BLOB-01", "axis", "truncated");
+        if (!take_u32(c, &number)) FAIL(UQFF_FORMAT, "BLOB-01", "optimization_steps", "truncated");
         for (int i = 0; i < 2; i++) {
-            if (!take_u8(c, &flag)) FAIL(UQFF_FORMAT, i == 0 ? "round_zeros" : "channel_wise", "truncated");
-            if (flag > 1) FAIL(UQFF_FORMAT, i == 0 ? "round_zeros" : "channel_wise", "0 or 1");
+            if (!take_u8(c, &flag)) FAIL(UQFF_FORMAT, "BLOB-01", i == 0 ? "round_zeros" : "channel_wise", "truncated");
+            if (flag > 1) FAIL(UQFF_FORMAT, i == 0 ? "HQQ-04" : "HQQ-05", i == 0 ? "round_zeros" : "channel_wise", "0 or 1");
         }
         return UQFF_OK;
     case UQFF_FP8:
         if ((status = take_tensor(c, &layer->codes, "weight")) != UQFF_OK) return status;
-        if ((at = take(c, 12)) == NULL) FAIL(UQFF_FORMAT, "scales", "truncated");
+        if ((at = take(c, 12)) == NULL) FAIL(UQFF_FORMAT, "BLOB-01", "scales", "truncated");
         layer->scale = uqff_number(UQFF_F32, at);
-        if (!take_u32(c, &number)) FAIL(UQFF_FORMAT, "dtype", "truncated");
-        if (number != UQFF_F8E4M3) FAIL(UQFF_FORMAT, "dtype", "always 9");
+        if (!take_u32(c, &number)) FAIL(UQFF_FORMAT, "BLOB-01", "dtype", "truncated");
+        if (number != UQFF_F8E4M3) FAIL(UQFF_FORMAT, "FP8-02", "dtype", "always 9");
         return UQFF_OK;
     case UQFF_AFQ:
         if ((status = take_tensor(c, &layer->codes, "w_q")) != UQFF_OK) return status;
         if ((status = take_tensor(c, &layer->scales, "scales")) != UQFF_OK) return status;
         if ((status = take_tensor(c, &layer->zeros, "biases")) != UQFF_OK) return status;
-        if (!take_u8(c, &layer->bits)) FAIL(UQFF_FORMAT, "bits", "truncated");
-        if (!take_u8(c, &layer->group_size)) FAIL(UQFF_FORMAT, "group_size", "truncated");
+        if (!take_u8(c, &layer->bits)) FAIL(UQFF_FORMAT, "BLOB-01", "bits", "truncated");
+        if (!take_u8(c, &layer->group_size)) FAIL(UQFF_FORMAT, "BLOB-01", "group_size", "truncated");
         return UQFF_OK;
     case UQFF_F8Q8:
-        if (!take_u32(c, &number)) FAIL(UQFF_FORMAT, "num_blocks", "truncated");
+        if (!take_u32(c, &number)) FAIL(UQFF_FORMAT, "BLOB-01", "num_blocks", "truncated");
         if ((status = take_shape(c, layer->shape, &layer->ndim, "shape")) != UQFF_OK) return status;
         layer->codes.data.size = (size_t)number * 33;
-        if ((layer->codes.data.data = take(c, (uint64_t)number * 33)) == NULL) FAIL(UQFF_FORMAT, "data", "truncated");
+        if ((layer->codes.data.data = take(c, (uint64_t)number * 33)) == NULL) FAIL(UQFF_FORMAT, "BLOB-01", "data", "truncated");
         return UQFF_OK;
     default:
         if ((status = take_tensor(c, &layer->codes, "blocks")) != UQFF_OK) return status;
@@ -138,23 +139,23 @@ uqff_status uqff_read_blob(uqff_bytes blob, uqff_layer *layer, uqff_error *error
     uqff_status status;
     uint32_t version, family, flag, length = 0;
     memset(layer, 0, sizeof *layer);
-    if (!take_u32(&c, &version)) FAIL(UQFF_FORMAT, "version", "truncated");
+    if (!take_u32(&c, &version)) FAIL(UQFF_FORMAT, "BLOB-01", "version", "truncated");
     while (c.version < 5 && versions[c.version] != version) c.version++;
-    if (c.version == 5) FAIL(UQFF_UNSUPPORTED, "version", "unknown version");
+    if (c.version == 5) FAIL(UQFF_UNSUPPORTED, "BLOB-03", "version", "unknown version");
     layer->version[0] = version >> 16;
     layer->version[1] = version >> 8 & 255;
     layer->version[2] = version & 255;
-    if (!take_u8(&c, &family)) FAIL(UQFF_FORMAT, "quant_type", "truncated");
-    if (family > UQFF_MXFP4) FAIL(UQFF_UNSUPPORTED, "quant_type", "unknown family");
-    if (since[family] > c.version) FAIL(UQFF_FORMAT, "version", "the family did not exist yet");
+    if (!take_u8(&c, &family)) FAIL(UQFF_FORMAT, "BLOB-01", "quant_type", "truncated");
+    if (family > UQFF_MXFP4) FAIL(UQFF_UNSUPPORTED, "BLOB-04", "quant_type", "unknown family");
+    if (since[family] > c.version) FAIL(UQFF_FORMAT, "BLOB-05", "version", "the family did not exist yet");
     layer->family = (uqff_family)family;
-    if (family == UQFF_GGUF && !take_u32(&c, &length)) FAIL(UQFF_FORMAT, "data_length", "truncated");
-    if (!take_u8(&c, &flag)) FAIL(UQFF_FORMAT, "bias_flag", "truncated");
-    if (flag > 1) FAIL(UQFF_FORMAT, "bias_flag", "0 or 1");
+    if (family == UQFF_GGUF && !take_u32(&c, &length)) FAIL(UQFF_FORMAT, "BLOB-01", "data_length", "truncated");
+    if (!take_u8(&c, &flag)) FAIL(UQFF_FORMAT, "BLOB-01", "bias_flag", "truncated");
+    if (flag > 1) FAIL(UQFF_FORMAT, "BLOB-07", "bias_flag", "0 or 1");
     layer->has_bias = (int)flag;
     if ((status = take_body(&c, layer, length)) != UQFF_OK) return status;
     if (flag && (status = take_tensor(&c, &layer->bias, "bias")) != UQFF_OK) return status;
-    if (c.at != c.end) FAIL(UQFF_FORMAT, "blob", "bytes behind the last field");
+    if (c.at != c.end) FAIL(UQFF_FORMAT, "BLOB-02", "blob", "bytes behind the last field");
     return uqff_check_layer(layer, error);
 }
 
@@ -198,8 +199,8 @@ static uqff_status read_blobs(const uqff_entries *all, uqff_model *model, uqff_e
         const uqff_entry *entry = &all->entries[i];
         uqff_layer *layer = &model->layers[model->count++];
         error->file = entry->file;
-        if (!is_number(entry) || entry->name_size > 9) FAIL(UQFF_FORMAT, "index", "key is no number of one to nine digits");
-        if (entry->tensor.dtype != UQFF_U8 || entry->tensor.ndim != 1) FAIL(UQFF_FORMAT, "index", "blob is not U8 of one dimension");
+        if (!is_number(entry) || entry->name_size > 9) FAIL(UQFF_FORMAT, "FILE-18", "index", "key is no number of one to nine digits");
+        if (entry->tensor.dtype != UQFF_U8 || entry->tensor.ndim != 1) FAIL(UQFF_FORMAT, "FILE-20", "index", "blob is not U8 of one dimension");
         uqff_status status = uqff_read_blob(entry->tensor.data, layer, error);
         if (status != UQFF_OK) return status;
         layer->key = entry->name;
@@ -207,7 +208,7 @@ static uqff_status read_blobs(const uqff_entries *all, uqff_model *model, uqff_e
     }
     if (model->count > 0) qsort(model->layers, model->count, sizeof *model->layers, by_index);
     for (size_t i = 1; i < model->count; i++)
-        if (by_index(&model->layers[i - 1], &model->layers[i]) == 0) FAIL(UQFF_FORMAT, "index", "two keys are one number");
+        if (by_index(&model->layers[i - 1], &model->layers[i]) == 0) FAIL(UQFF_FORMAT, "FILE-19", "index", "two keys are one number");
     return UQFF_OK;
 }
 
@@ -288,10 +289,10 @@ static uqff_status read_layer(const uqff_entries *all, const uqff_entry *format,
     const uqff_entry *parts[SUFFIXES];
     memset(layer, 0, sizeof *layer);
     error->file = format->file;
-    if (format->tensor.dtype != UQFF_U8 || format->tensor.ndim != 0) FAIL(UQFF_FORMAT, "weight.format", "U8 []");
+    if (format->tensor.dtype != UQFF_U8 || format->tensor.ndim != 0) FAIL(UQFF_FORMAT, "ENT-03", "weight.format", "U8 []");
     uint32_t family = value(format);
-    if (family > UQFF_MXFP4) FAIL(UQFF_UNSUPPORTED, "weight.format", "unknown family");
-    if (family == UQFF_UNQUANT && version[1] < 1) FAIL(UQFF_FORMAT, "weight.format", "the family did not exist yet");
+    if (family > UQFF_MXFP4) FAIL(UQFF_UNSUPPORTED, "ENT-04", "weight.format", "unknown family");
+    if (family == UQFF_UNQUANT && version[1] < 1) FAIL(UQFF_FORMAT, "ENT-05", "weight.format", "the family did not exist yet");
     layer->family = (uqff_family)family;
     layer->key = format->name;
     layer->key_size = key_size;
@@ -300,17 +301,17 @@ static uqff_status read_layer(const uqff_entries *all, const uqff_entry *format,
         parts[i] = find(all, layer->key, key_size, TABLE[i].suffix);
         if (strcmp(TABLE[i].suffix, "weight.format") == 0) continue;
         if (!(TABLE[i].families >> family & 1)) {
-            if (parts[i] != NULL) FAIL(UQFF_FORMAT, TABLE[i].suffix, "entry of another family");
+            if (parts[i] != NULL) FAIL(UQFF_FORMAT, "ENT-02", TABLE[i].suffix, "entry of another family");
             continue;
         }
         if (parts[i] == NULL) {
             if (i == 0) continue; /* the bias */
-            FAIL(UQFF_FORMAT, TABLE[i].suffix, "missing entry");
+            FAIL(UQFF_FORMAT, "ENT-01", TABLE[i].suffix, "missing entry");
         }
         error->file = parts[i]->file;
         int dtype = parts[i]->tensor.dtype, ndim = TABLE[i].ndim[family];
-        if (dtype == UQFF_OTHER || !(TABLE[i].dtypes[family] & D(dtype))) FAIL(UQFF_FORMAT, TABLE[i].suffix, "another dtype");
-        if (ndim >= 0 ? parts[i]->tensor.ndim != ndim : parts[i]->tensor.ndim < 1) FAIL(UQFF_FORMAT, TABLE[i].suffix, "another number of dimensions");
+        if (dtype == UQFF_OTHER || !(TABLE[i].dtypes[family] & D(dtype))) FAIL(UQFF_FORMAT, "ENT-07", TABLE[i].suffix, "another dtype");
+        if (ndim >= 0 ? parts[i]->tensor.ndim != ndim : parts[i]->tensor.ndim < 1) FAIL(UQFF_FORMAT, i == 0 ? "BLOB-08" : "ENT-08", TABLE[i].suffix, "another number of dimensions");
         if (strcmp(TABLE[i].suffix, "bias") == 0) layer->bias = parts[i]->tensor, layer->has_bias = 1;
         else if (strcmp(TABLE[i].suffix, "weight") == 0) layer->codes = parts[i]->tensor;
         else if (strcmp(TABLE[i].suffix, "weight.scales") == 0) layer->scales = parts[i]->tensor;
@@ -321,22 +322,22 @@ static uqff_status read_layer(const uqff_entries *all, const uqff_entry *format,
         else if (strcmp(TABLE[i].suffix, "weight.axis") == 0) layer->axis = value(parts[i]);
         else if (strcmp(TABLE[i].suffix, "weight.dequant_w_scale") == 0) layer->scale = uqff_number(UQFF_F32, parts[i]->tensor.data.data);
         else if (strcmp(TABLE[i].suffix, "weight.dtype") == 0) {
-            if (family == UQFF_FP8 && value(parts[i]) != UQFF_F8E4M3) FAIL(UQFF_FORMAT, "weight.dtype", "always 9");
+            if (family == UQFF_FP8 && value(parts[i]) != UQFF_F8E4M3) FAIL(UQFF_FORMAT, "FP8-02", "weight.dtype", "always 9");
             if (family == UQFF_GGUF) layer->ggml_type = value(parts[i]);
         } else if (strcmp(TABLE[i].suffix, "weight.round_zeros") == 0 || strcmp(TABLE[i].suffix, "weight.channel_wise") == 0) {
-            if (value(parts[i]) > 1) FAIL(UQFF_FORMAT, TABLE[i].suffix, "0 or 1");
+            if (value(parts[i]) > 1) FAIL(UQFF_FORMAT, TABLE[i].suffix[7] == 'r' ? "HQQ-04" : "HQQ-05", TABLE[i].suffix, "0 or 1");
         } else if (strcmp(TABLE[i].suffix, "weight.shape") == 0) {
-            if (parts[i]->tensor.shape[0] < 1 || parts[i]->tensor.shape[0] > UQFF_MAX_RANK) FAIL(UQFF_FORMAT, "weight.shape", "1 to 8 dimensions");
+            if (parts[i]->tensor.shape[0] < 1 || parts[i]->tensor.shape[0] > UQFF_MAX_RANK) FAIL(UQFF_FORMAT, "BLOB-12", "weight.shape", "1 to 8 dimensions");
             layer->ndim = (int)parts[i]->tensor.shape[0];
             for (int k = 0; k < layer->ndim; k++) layer->shape[k] = uqff_u32(parts[i]->tensor.data.data + 4 * k);
         }
     }
+    const uqff_entry *blocks = find(all, layer->key, key_size, "weight.num_blocks");
+    if (blocks != NULL && (uint64_t)value(blocks) * 33 != layer->codes.data.size) FAIL(UQFF_FORMAT, "ENT-17", "weight.num_blocks", "not the blocks of the weight");
     uqff_status status = uqff_check_layer(layer, error);
     if (status != UQFF_OK) return status;
-    const uqff_entry *blocks = find(all, layer->key, key_size, "weight.num_blocks");
-    if (blocks != NULL && (uint64_t)value(blocks) * 33 != layer->codes.data.size) FAIL(UQFF_FORMAT, "weight.num_blocks", "not the blocks of the weight");
     int flat = family == UQFF_HQQ || family == UQFF_FP8 || family == UQFF_F8Q8;
-    if (flat && layer->ndim > 2 && version[1] >= 2) FAIL(UQFF_FORMAT, "weight", "stacked weights of this family ended with 1.1");
+    if (flat && layer->ndim > 2 && version[1] >= 2) FAIL(UQFF_FORMAT, "ENT-06", "weight", "stacked weights of this family ended with 1.1");
     return UQFF_OK;
 }
 
@@ -347,13 +348,13 @@ static uqff_status read_versions(const uqff_entries *all, uint32_t *version, uqf
         int which = version_of(entry);
         if (which < 0) continue;
         error->file = entry->file;
-        if (entry->tensor.dtype != UQFF_U32 || entry->tensor.ndim != 0) FAIL(UQFF_FORMAT, VERSION[which], "U32 []");
-        if (have >> which & 1 && version[which] != value(entry)) FAIL(UQFF_SHARD, VERSION[which], "shards of two versions");
+        if (entry->tensor.dtype != UQFF_U32 || entry->tensor.ndim != 0) FAIL(UQFF_FORMAT, "ENT-11", VERSION[which], "U32 []");
+        if (have >> which & 1 && version[which] != value(entry)) FAIL(UQFF_SHARD, "ENT-15", VERSION[which], "shards of two versions");
         version[which] = value(entry);
         have |= 1 << which;
     }
-    if (have != 7) FAIL(UQFF_FORMAT, "uqff.version", "missing version entry");
-    if (version[0] != 1 || version[1] > 2) FAIL(UQFF_UNSUPPORTED, "uqff.version", "unknown version");
+    if (have != 7) FAIL(UQFF_FORMAT, "ENT-09", "uqff.version", "missing version entry");
+    if (version[0] != 1 || version[1] > 2) FAIL(UQFF_UNSUPPORTED, "ENT-10", "uqff.version", "unknown version");
     return UQFF_OK;
 }
 
@@ -364,18 +365,18 @@ static uqff_status read_entries(uqff_entries *all, uqff_model *model, uqff_error
         const uqff_entry *entry = &all->entries[i];
         const uqff_entry *before = i == 0 ? NULL : &all->entries[i - 1];
         error->file = entry->file;
-        if (is_number(entry)) FAIL(UQFF_FORMAT, "index", "a blob among entries");
+        if (is_number(entry)) FAIL(UQFF_FORMAT, "ENT-12", "index", "a blob among entries");
         if (version_of(entry) >= 0) continue;
         if (before != NULL && before->name_size == entry->name_size && memcmp(before->name, entry->name, entry->name_size) == 0)
-            FAIL(UQFF_SHARD, "entry", "entry occurs in two shards");
+            FAIL(UQFF_SHARD, "ENT-16", "entry", "entry occurs in two shards");
         size_t suffix = suffix_of(entry, &key_size);
         if (suffix == SUFFIXES || TABLE[suffix].suffix[0] == 'b') continue;
         if (strcmp(TABLE[suffix].suffix, "weight") == 0) continue;
-        if (key_size == 0) FAIL(UQFF_FORMAT, TABLE[suffix].suffix, "layer has no key");
+        if (key_size == 0) FAIL(UQFF_FORMAT, "ENT-13", TABLE[suffix].suffix, "layer has no key");
         if (strcmp(TABLE[suffix].suffix, "weight.format") == 0)
             status = read_layer(all, entry, key_size, model->version, &model->layers[model->count++], error);
         else if (find(all, entry->name, key_size, "weight.format") == NULL)
-            FAIL(UQFF_FORMAT, TABLE[suffix].suffix, "no weight.format beside the entry");
+            FAIL(UQFF_FORMAT, "ENT-14", TABLE[suffix].suffix, "no weight.format beside the entry");
     }
     return status;
 }
@@ -397,7 +398,7 @@ static uqff_status read_set(const uqff_bytes *shards, int count, uqff_entries *a
             room += n < shards[i].size ? (size_t)n : shards[i].size;
         }
     }
-    if ((all->names = malloc(room)) == NULL) FAIL(UQFF_MEMORY, "names", "no memory");
+    if ((all->names = malloc(room)) == NULL) FAIL(UQFF_MEMORY, "", "names", "no memory");
     for (int i = 0; i < count; i++) {
         uqff_status status = uqff_read_header(shards[i], i, all, error);
         if (status != UQFF_OK) return status;
@@ -405,7 +406,7 @@ static uqff_status read_set(const uqff_bytes *shards, int count, uqff_entries *a
     for (size_t i = 0; i < all->count; i++)
         entries |= version_of(&all->entries[i]) >= 0 || ends_with(all->entries[i].name, all->entries[i].name_size, ".weight.format");
     if (all->count > 0) qsort(all->entries, all->count, sizeof *all->entries, by_name);
-    if ((model->layers = calloc(all->count + 1, sizeof *model->layers)) == NULL) FAIL(UQFF_MEMORY, "layers", "no memory");
+    if ((model->layers = calloc(all->count + 1, sizeof *model->layers)) == NULL) FAIL(UQFF_MEMORY, "", "layers", "no memory");
     return entries ? read_entries(all, model, error) : read_blobs(all, model, error);
 }
 

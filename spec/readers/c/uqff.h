@@ -27,6 +27,7 @@ typedef enum {
 
 typedef struct {
     uqff_status status;
+    const char *rule;  /* id of the rule that is broken, as in rules.md; empty where memory was short */
     int file;          /* which of the files */
     char where[128];   /* entry or field, as far as it fits */
     char problem[128]; /* in words */
