@@ -13,6 +13,7 @@ from uqff.models.architectures import (
     architecture_of,
     check_numbered,
     entry_names,
+    is_tied_model,
     layer_names,
     selected_entries,
     selected_layers,
@@ -95,7 +96,18 @@ def test_tied_heads_are_the_embedding(name: str, given: bool | None, tied: bool)
         config["tie_word_embeddings"] = given
     head = layer_names(config)[0]
     assert (head.module, head.block) == ("lm_head", None)
+    assert is_tied_model(config) is tied
     assert head.weight == ("model.embed_tokens.weight" if tied else "lm_head.weight")
+
+
+def test_ties_of_nested_and_unknown_configurations() -> None:
+    """What is nested counts where the architecture has its numbers there; of others, what is said, and not by a 1."""
+    nested = {"architectures": ["Gemma3ForConditionalGeneration"]}
+    assert is_tied_model({**nested, "text_config": {}})
+    assert not is_tied_model({**nested, "text_config": {"tie_word_embeddings": False}, "tie_word_embeddings": True})
+    assert is_tied_model({"architectures": ["X"], "tie_word_embeddings": True})
+    assert not is_tied_model({"architectures": ["X"], "tie_word_embeddings": 1})
+    assert not is_tied_model({})
 
 
 def test_names_of_weight_bias_and_block() -> None:

@@ -17,12 +17,14 @@ from safetensors.torch import load_file
 import uqff
 from tests.parallel.checkpoints import write_checkpoint
 from tests.parallel.models import VOCABULARY, TinyCase
+from tools.tiny.models import TinyModel
 from uqff.checkpoints.checkpoint import open_checkpoint
 from uqff.checkpoints.numbers import NumberFiles
 from uqff.cli import main
 from uqff.codes import DType, Version
 from uqff.errors import UnsupportedError
 from uqff.evaluation.evaluate import text_windows
+from uqff.importance.matrix import InputSquares
 from uqff.planning.assign import frontier, within_cost, within_size
 from uqff.planning.candidates import Candidate, Unit, find_units, measure_errors
 from uqff.planning.swapping import Swapper
@@ -112,6 +114,22 @@ def test_errors_are_those_of_the_weights(folder: Path) -> None:
         signal += float(weight.double().square().sum(0).numpy() @ squares[expert].astype(np.float64))
     assert experts.candidates["q4_0"].error == pytest.approx(error, rel=1e-6)
     assert experts.signal == pytest.approx(signal, rel=1e-6)
+
+
+def test_errors_of_a_tied_embedding(tmp_path: Path) -> None:
+    """Weighted by the head's inputs where the architecture ties them, whatever ``tie_word_embeddings`` says of it."""
+    model = TinyModel(hidden_size=256, intermediate_size=256, tied=True)
+    model.write(tmp_path)
+    means = np.random.default_rng(2).exponential(1, 256).astype(np.float32)
+    matrix = uqff.Importance({"lm_head": InputSquares(means[None], np.array([1]))})
+    config = model.config() | {"architectures": ["GemmaForCausalLM"], "tie_word_embeddings": False}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    unit = uqff.plan_types(tmp_path, bits=9, imatrix=matrix, kinds=["q8_0"]).units[0]
+    assert unit.name == "model.embed_tokens"
+    weight = load_file(tmp_path / "model.safetensors")["model.embed_tokens.weight"].float()
+    far = uqff.quantize(weight, "q8_0").dequantize() - weight
+    expected = float(far.square().numpy().sum(0, dtype=np.float64) @ means.astype(np.float64))
+    assert unit.candidates["q8_0"].error == expected
 
 
 def test_a_swap_is_the_model_with_that_layer(folder: Path) -> None:

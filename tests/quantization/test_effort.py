@@ -48,6 +48,24 @@ def test_layers(tmp_path: Path) -> None:
     assert refused.exit_code == 2
 
 
+@pytest.mark.parametrize("promote", [True, False])
+@pytest.mark.parametrize("tied", [True, False])
+def test_the_embedding_counts_as_head_if_it_is_one(tied: bool, promote: bool, tmp_path: Path) -> None:
+    """The head's inputs are the embedding's in a tied model, promoted or not; of others nothing is known."""
+    source = tmp_path / "source"
+    TinyModel(hidden_size=256, intermediate_size=256, tied=tied).write(source)
+    weight = load_file(source / "model.safetensors")["model.embed_tokens.weight"]
+    means = np.random.default_rng(6).exponential(1, weight.shape[1]).astype(np.float32)
+    matrix = uqff.Importance({"lm_head": InputSquares(means[None], np.array([1]))})
+    uqff.quantize_model(source, tmp_path / "made", "q4_0", effort="best", imatrix=matrix, promote=promote)
+    with uqff.open(tmp_path / "made") as file:
+        made = file["model.embed_tokens"].weight
+    with_head = uqff.quantize(weight, made.kind, effort="best", importance=means)
+    expected = with_head if tied else uqff.quantize(weight, made.kind, effort="best")
+    assert bytes(made.parts["data"].array()) == bytes(expected.parts["data"].array())
+    assert tied or bytes(with_head.parts["data"].array()) != bytes(expected.parts["data"].array())
+
+
 def test_what_is_refused(tmp_path: Path) -> None:
     TinyModel("llama").write(tmp_path / "source")
     key = "model.layers.0.self_attn.q_proj"

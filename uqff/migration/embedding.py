@@ -21,7 +21,7 @@ from typing import Any, Final
 from uqff.container.file import UqffFile
 from uqff.errors import UnsupportedError
 from uqff.migration.mapping import LayerSource, Move
-from uqff.models.architectures import EMBEDDING_SINCE, LayerName, architecture_of, embedding_name, is_tied
+from uqff.models.architectures import EMBEDDING_SINCE, LayerName, architecture_of, embedding_name, is_tied_model
 
 __all__ = ["EMBEDDING_SINCE", "embedding_of", "is_always_tied", "is_tied_head", "lowered", "raised", "untied"]
 
@@ -46,13 +46,7 @@ def embedding_of(config: Mapping[str, Any], file: UqffFile) -> str | None:
 
 def is_tied_head(config: Mapping[str, Any], key: str) -> bool:
     """Whether a layer is the head of a model whose head is its embedding."""
-    if _last(key) != HEAD:
-        return False
-    try:
-        architecture = architecture_of(config)
-    except UnsupportedError:
-        return config.get("tie_word_embeddings") is True
-    return is_tied(architecture, config.get(architecture.text_config, config))
+    return _last(key) == HEAD and is_tied_model(config)
 
 
 def is_always_tied(config: Mapping[str, Any], key: str) -> bool:

@@ -36,6 +36,7 @@ __all__ = [
     "check_numbered",
     "embedding_name",
     "entry_names",
+    "is_tied_model",
     "layer_names",
     "selected_entries",
     "selected_layers",
@@ -293,6 +294,19 @@ def check_numbered(config: Mapping[str, Any]) -> None:
             expected="version 1.0 or later",
             got=architecture.title,
         )
+
+
+def is_tied_model(config: Mapping[str, Any]) -> bool:
+    """Whether the head of the model that a ``config.json`` describes is its embedding matrix.
+
+    Of an unknown architecture, whether the configuration says so.
+    """
+    try:
+        architecture = architecture_of(config)
+    except UnsupportedError:
+        return config.get("tie_word_embeddings") is True
+    text = config.get(architecture.text_config, config)
+    return is_tied(architecture, text if isinstance(text, Mapping) else config)
 
 
 def _block_paths(

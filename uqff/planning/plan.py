@@ -18,6 +18,7 @@ from uqff.container.framing import build_header
 from uqff.container.plan import plan_files
 from uqff.errors import UnsupportedError
 from uqff.importance.matrix import Importance
+from uqff.models.architectures import is_tied_model
 from uqff.planning.assign import Assignment, frontier, within_cost, within_size
 from uqff.planning.candidates import Unit, by_error, default_kinds, find_units, measure_errors
 from uqff.planning.sizes import TypeSize, type_sizes
@@ -207,7 +208,7 @@ def plan_types(
         unpromoted = plan_model(checkpoint, version_, None, promote=False)  # what a recipe names is not promoted
         units = find_units(checkpoint, unpromoted, allowed, fixed=fixed, **rules)
         importance = _importance(source, imatrix, text, context, windows, progress)
-        tied = bool(checkpoint.config.get("tie_word_embeddings"))
+        tied = is_tied_model(checkpoint.config)
         options: Any = {"effort": effort, "engine": engine}
         used = None if imatrix is None else importance
         measure_errors(

@@ -28,15 +28,21 @@ class LayerEfforts:
         notes: what the matrix lacks, in sentences.
     """
 
-    def __init__(self, name: str, imatrix: Importance | None, goals: Sequence[Goal]) -> None:
+    def __init__(self, name: str, imatrix: Importance | None, goals: Sequence[Goal], *, tied: bool) -> None:
         """Look up all layers.
+
+        Args:
+            name: of the effort.
+            imatrix: importance of inputs, if there is any.
+            goals: the layers.
+            tied: whether the embedding serves as head: then the head's inputs count for it.
 
         Raises:
             UnsupportedError: no such effort.
             ShapeError: an entry of the matrix is of another shape.
         """
         self.name: EffortName = check_effort(name)
-        self.importance = [None if imatrix is None else _importance(imatrix, goal) for goal in goals]
+        self.importance = [None if imatrix is None else _importance(imatrix, goal, tied) for goal in goals]
         self.notes: list[str] = []
         lacking = [goal.module for goal, each in zip(goals, self.importance, strict=True) if each is None]
         if imatrix is not None and lacking:
@@ -60,7 +66,6 @@ class LayerEfforts:
         return {"effort": [self.name, digest.hexdigest()]}
 
 
-def _importance(imatrix: Importance, goal: Goal) -> F32 | None:
-    tied = goal.sensitive and goal.module.endswith("embed_tokens")
+def _importance(imatrix: Importance, goal: Goal, tied: bool) -> F32 | None:
     found = imatrix.of(goal.module, goal.shape, tied=tied)
     return None if found is None else np.ascontiguousarray(found, np.float32).reshape(-1, goal.shape[-1])

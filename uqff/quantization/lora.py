@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from uqff.errors import UqffError
 from uqff.lora.applied import Applied, ModelWeights
-from uqff.models.architectures import architecture_of, layer_names
+from uqff.models.architectures import architecture_of, is_tied_model
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -55,7 +55,7 @@ def model_weights(
         if name.endswith(WEIGHT) and len(shapes[name]) == 2:
             out, last = shapes[name]
             weights.shapes[name.removesuffix(WEIGHT)] = out, last
-    weights.tied = _is_tied(config)
+    weights.tied = is_tied_model(config)
     return weights
 
 
@@ -65,14 +65,6 @@ def _is_known(config: Mapping[str, Any]) -> bool:
     except UqffError:
         return False
     return True
-
-
-def _is_tied(config: Mapping[str, Any]) -> bool:
-    try:
-        head = layer_names(config)[0]
-    except UqffError:
-        return config.get("tie_word_embeddings") is True
-    return head.weight != f"{head.module}{WEIGHT}"
 
 
 class MergedTensors:

@@ -53,6 +53,7 @@ from uqff.families.part import Part
 from uqff.hub.names import hub_name
 from uqff.importance.matrix import Importance
 from uqff.lora.applied import Adapters, Lora
+from uqff.models.architectures import is_tied_model
 from uqff.models.assets import Residual, companions_of, copy_companions
 from uqff.models.engine import limits_of, refuse_limits
 from uqff.models.patterns import Pattern
@@ -249,7 +250,7 @@ class QuantizeJob(Job[Result]):
         self.unmatched = [] if recipe is None else recipe.unmatched(goal.name for goal in self.goals)
         self.config = restated_config(checkpoint, self.version)
         self.notes = engine_notes(checkpoint, self.goals)
-        self.efforts = LayerEfforts(effort, imatrix, self.goals)
+        self.efforts = LayerEfforts(effort, imatrix, self.goals, tied=is_tied_model(checkpoint.config))
         self.notes += self.efforts.notes
         self.outputs: list[Output] = []
         self.plans: list[list[PlannedLayer]] = []
