@@ -106,7 +106,7 @@ def test_what_goes_in(case: TinyCase, form: Any, tmp_path: Path) -> None:
             products = torch.stack([x.T @ x for x in parts]).numpy().reshape(hessians[name].shape)
             assert np.abs(hessians[name] - products).max() < 2**-18 * scale, name
             with pytest.raises(ShapeError, match="Hessian does not fit the weight"):
-                hessians.of(name, (5, 5))
+                hessians.layer(name, (5, 5))
     assert not seen
     kept = uqff.Importance.open(tmp_path / "m.gguf")
     assert all(np.array_equal(kept[name].sums, found[name].sums) for name in kept)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +12,14 @@ from click.testing import CliRunner
 from safetensors.torch import load_file
 
 import uqff
+from tests.parallel.checkpoints import write_checkpoint
+from tests.parallel.models import TinyCase
 from tools.tiny.models import TinyModel
 from uqff import ShapeError, UnsupportedError
 from uqff.cli import main
+from uqff.importance.hessians import HessianWriter
 from uqff.importance.matrix import InputSquares
+from uqff.models.architectures import layer_names
 
 
 def importance_of(weights: dict[str, torch.Tensor]) -> dict[str, np.ndarray]:
@@ -46,6 +51,75 @@ def test_layers(tmp_path: Path) -> None:
             assert bytes(layer.weight.parts["data"].array()) == bytes(expected.parts["data"].array()), key
     refused = CliRunner().invoke(main, ["quantize", str(source), str(tmp_path / "x"), "--isq", "q4_0", "--effort", "x"])
     assert refused.exit_code == 2
+
+
+@pytest.mark.parametrize("version", ["1.2", "0.2"])
+def test_calibrated_layers(version: str, tmp_path: Path) -> None:
+    """``uqff quantize --effort calibrated --hessian`` makes of every layer what ``uqff.quantize`` does, experts too.
+
+    An expert without tokens goes by those of the others; a layer that the file lacks is quantised without feedback.
+    """
+    source = tmp_path / "source"
+    weights, _ = write_checkpoint(TinyCase("qwen3_moe", "q4_0", (1, 2, 0)), source)
+    rng = np.random.default_rng(2)
+    experts = 1 + max(int(name.split(".experts.")[1].split(".")[0]) for name in weights if ".experts." in name)
+    shapes: dict[str, tuple[int, ...]] = {}
+    for name, weight in weights.items():
+        if weight.ndim == 2 and ".0.self_attn.q_proj" not in name and "embed" not in name:
+            stack, _, rest = name.removesuffix(".weight").partition(".experts.")
+            path = f"{stack}.experts.{rest.partition('.')[2]}" if rest else stack
+            shapes[path] = (experts,) * bool(rest) + (weight.shape[1],) * 2
+    products: dict[str, np.ndarray] = {}
+    writer = HessianWriter(tmp_path / "h", shapes)
+    for path, shape in shapes.items():
+        x = rng.standard_normal((*shape[:-2], 2 * shape[-1], shape[-1])).astype(np.float32).cumsum(-1)
+        made = x.swapaxes(-1, -2) @ x
+        counts = np.full(shape[0] if len(shape) == 3 else 1, x.shape[-2])
+        if len(shape) == 3:
+            made[1], counts[1] = 0, 0
+        writer.add(path, made, counts)
+        if len(shape) == 3:
+            made[1] = made.sum(0, dtype=np.float32)
+        products[path] = made
+    writer.finish()
+    arguments = ["quantize", str(source), str(tmp_path / "made"), "--isq", "q4_0", "--no-promote", "--quiet"]
+    arguments += ["--uqff-version", version, "--effort", "calibrated"]
+    run = CliRunner().invoke(main, [*arguments, "--hessian", str(tmp_path / "h")], catch_exceptions=False)
+    assert run.exit_code == 0, run.output
+    assert "the file of Hessians has nothing of model.layers.0.self_attn.q_proj" in run.stderr
+    lacking = CliRunner().invoke(main, arguments)
+    assert lacking.exit_code == 1
+    assert "which calibrated needs" in lacking.stderr
+    seen = 0
+    with uqff.open(tmp_path / "made") as file:
+        for key, layer in file.items():
+            name = layer_module(source, key, version)
+            stack, _, rest = name.partition(".experts.")
+            names = (
+                [f"{name}.weight"]
+                if f"{name}.weight" in weights
+                else [f"{stack}.experts.{at}.{rest}.weight" for at in range(experts)]
+            )
+            path = f"{stack}.experts.{rest.rpartition('.')[2]}" if rest else name
+            records = layer.weight.unstack() if len(names) > 1 else [layer.weight]
+            for at, (weight_name, record) in enumerate(zip(names, records, strict=True)):
+                if path not in products:
+                    expected = uqff.quantize(weights[weight_name], "q4_0", effort="best")
+                else:
+                    found = products[path]
+                    expert = int(rest.partition(".")[0]) if rest and len(names) == 1 else at
+                    found = found[expert] if found.ndim == 3 else found
+                    expected = uqff.quantize(weights[weight_name], "q4_0", effort="calibrated", hessian=found)
+                assert np.array_equal(record.dequantize().numpy(), expected.dequantize().numpy()), weight_name
+                seen += 1
+    assert seen >= len(weights) // 2
+
+
+def layer_module(source: Path, key: str, version: str) -> str:
+    """The path of a layer in the model: its key, or what its number stands for in 0.x."""
+    if version != "0.2":
+        return key
+    return layer_names(json.loads((source / "config.json").read_text()))[int(key)].module
 
 
 @pytest.mark.parametrize("promote", [True, False])

@@ -174,6 +174,7 @@ def test_an_interrupted_run_does_not_go_on_with_other_weights(tmp_path: Path) ->
     from uqff.checkpoints import open_checkpoint
     from uqff.checkpoints.numbers import NumberFiles
     from uqff.lora import Adapters
+    from uqff.quantization.effort import Known
     from uqff.quantization.run import QuantizeJob
 
     TinyModel(hidden_size=64, heads=2).write(tmp_path / "base")
@@ -193,6 +194,7 @@ def test_an_interrupted_run_does_not_go_on_with_other_weights(tmp_path: Path) ->
                 measure=True,
                 shard_bytes=2**30,
                 adapters=adapters,
+                known=Known(),
                 **options,
             )
             return json.dumps(job.description())

@@ -84,16 +84,23 @@ def _one_kind(ctx: click.Context, parameter: click.Parameter, value: str | None)
 )
 @click.option(
     "--effort",
-    type=click.Choice(["engine", "best"]),
+    type=click.Choice(["engine", "best", "calibrated"]),
     default="engine",
     show_default=True,
-    help="How codes and scales are chosen: to the engine's bytes, or for the least squared error in the same format.",
+    help="How codes and scales are chosen, in the same format: to the engine's bytes, for the least squared error, or "
+    "so that layers answer as before, which needs --hessian.",
 )
 @click.option(
     "--imatrix",
     type=click.Path(exists=True, dir_okay=False),
     metavar="FILE",
     help="Importance matrix (llama.cpp's, GGUF or older, or .cimatrix): errors count as much as the inputs they meet.",
+)
+@click.option(
+    "--hessian",
+    type=click.Path(exists=True, dir_okay=False),
+    metavar="FILE",
+    help="What `uqff calibrate --hessian` wrote, for --effort calibrated.",
 )
 @click.option(
     "--no-promote", is_flag=True, help="Give head and embedding the type of the others; 1.2 makes them better."
@@ -133,6 +140,7 @@ def quantize(
     dtype: str,
     effort: Any,
     imatrix: str | None,
+    hessian: str | None,
     no_promote: bool,
     engine_biases: bool,
     strict: bool,
@@ -186,6 +194,7 @@ def quantize(
             dtype=dtype,
             effort=effort,
             imatrix=imatrix,
+            hessian=hessian,
             promote=not no_promote,
             engine_biases=engine_biases,
             strict=strict,

@@ -259,6 +259,30 @@ class QuantizedTensor(Record, Encoding, LayerRules):
         """
         return False
 
+    @property
+    def scale_inputs(self) -> int:
+        """How many inputs, side by side, have scales that say nothing of others; 0 if that is not sure of any number.
+
+        So many columns of a matrix quantise by themselves to what :meth:`join` puts together.
+        """
+        return self.alignment(-1)
+
+    @property
+    def code_values(self) -> npt.NDArray[np.float64] | None:
+        """What codes stand for, ascending: a weight is ``offset + step * value``, both chosen for several weights.
+
+        None if a weight is stored as a number of its own.
+        """
+        return None
+
+    def with_codes(self, codes: npt.NDArray[np.uint8]) -> Self:
+        """The weight with the same scales and other codes, on the CPU.
+
+        Args:
+            codes: indices into :attr:`code_values`, uint8 of the shape of the weight.
+        """
+        raise NotImplementedError(self.kind)
+
     def decoding(self) -> Decoding | None:
         """What kernels on the CPU need to multiply with the weight; None if there are none for it.
 

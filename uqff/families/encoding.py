@@ -34,10 +34,11 @@ GROUP: Final = 64
 """Weights per group, of types that have groups, unless another size is asked for; the engine knows no other."""
 
 
-EffortName: TypeAlias = Literal["engine", "best"]
+EffortName: TypeAlias = Literal["engine", "best", "calibrated"]
 
-EFFORTS: Final[tuple[EffortName, ...]] = ("engine", "best")
-"""How codes and scales are chosen: as the engine does, or so that they are nearest to the weight."""
+EFFORTS: Final[tuple[EffortName, ...]] = ("engine", "best", "calibrated")
+"""How codes and scales are chosen: as the engine does; so that they are nearest to the weight; so that the answers
+of the layer are nearest to its own."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,12 +48,15 @@ class Effort:
     Attributes:
         name: ``engine``: the engine's bytes; it uses importance for Q2K to Q6K and no other type. ``best``: a search
             for the least squared error, each weighted with the importance of its input; no block is worse than the
-            engine's without importance.
+            engine's without importance. ``calibrated``: the same with error feedback along the inputs, see
+            :mod:`uqff.families.feedback`; where there is no Hessian, as ``best``.
         importance: mean square of each input, float32 ``[experts, in]``, or ``[1, in]`` for all; None: all alike.
+        hessian: XᵀX of the inputs, float32 ``[experts, in, in]``, or ``[1, in, in]`` for all.
     """
 
     name: EffortName = "engine"
     importance: npt.NDArray[np.float32] | None = None
+    hessian: npt.NDArray[np.float32] | None = None
 
 
 AS_ENGINE: Final = Effort()

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -20,8 +20,9 @@ from uqff.container.mapped import MappedFile
 from uqff.container.shards import PathLike
 from uqff.container.tensors import TensorWriter
 from uqff.errors import FormatError, ShapeError, located
+from uqff.importance.names import HEAD, entry_name, expert_of
 
-__all__ = ["HessianWriter", "Hessians"]
+__all__ = ["HessianWriter", "Hessians", "LayerHessian"]
 
 FORMAT: Final = "uqff.hessian"
 VERSION: Final = "1"
@@ -38,8 +39,10 @@ class Hessians(Mapping[str, npt.NDArray[np.float32]], Closing):
             FormatError: it is no such file, or breaks a rule.
             OSError: it cannot be read.
         """
-        self._file = MappedFile(Path(path))
+        self.path = Path(path)
+        self._file = MappedFile(self.path)
         self._names: list[str] = []
+        self._entries: dict[str, str] = {}
         try:
             with located(file=path):
                 self._check()
@@ -63,6 +66,7 @@ class Hessians(Mapping[str, npt.NDArray[np.float32]], Closing):
                     "not XᵀX of a layer", layer=name, expected="F32 [in, in] or [E, in, in] with I64 counts"
                 )
             self._names.append(name)
+            self._entries.setdefault(entry_name(name) or name, name)
 
     def __getitem__(self, module: str) -> npt.NDArray[np.float32]:
         if module not in self._names:
@@ -77,31 +81,71 @@ class Hessians(Mapping[str, npt.NDArray[np.float32]], Closing):
     def __len__(self) -> int:
         return len(self._names)
 
+    @property
+    def stamp(self) -> list[str | int]:
+        """What tells the file from others: its path, size and time."""
+        stat = self.path.stat()
+        return [str(self.path.resolve()), stat.st_size, stat.st_mtime_ns]
+
     def counts(self, module: str) -> npt.NDArray[np.int64]:
         """How many tokens went into a layer, int64 ``[1]`` or ``[E]``."""
         return np.frombuffer(self._file.slice(self._file.header.entries[f"{module}{COUNTS}"]), "<i8")
 
-    def of(self, module: str, shape: Sequence[int]) -> npt.NDArray[np.float32] | None:
-        """XᵀX of a module; None if there is none.
+    def layer(self, module: str, shape: Sequence[int], *, tied: bool = False) -> LayerHessian | None:
+        """XᵀX of a module's inputs, which is not read yet; None if there is none.
 
         Args:
-            module: its path.
+            module: its path, or that of one expert of a stack.
             shape: of its weight: ``(out, in)`` or ``(experts, out, in)``.
+            tied: whether the embedding serves as head, whose inputs then count.
 
         Raises:
             ShapeError: it is of another shape.
         """
-        if module not in self._names:
+        if tied and module.endswith("embed_tokens") and module not in self:
+            module = f"{module.rpartition('model.')[0]}{HEAD}"
+        name = module if module in self else self._entries.get(entry_name(module) or module)
+        if name is None:
             return None
-        expected = (*shape[:-2], shape[-1], shape[-1])
-        found = self[module]
-        if found.shape != expected:
-            raise ShapeError("Hessian does not fit the weight", layer=module, expected=expected, got=found.shape)
-        return found
+        found = self._file.header.entries[name].shape
+        expert = expert_of(module) if len(found) == 3 and len(shape) == 2 else None
+        expected = (*shape[:-2], shape[-1], shape[-1]) if expert is None else (found[0], shape[-1], shape[-1])
+        if tuple(found) != expected or (expert is not None and expert >= found[0]):
+            raise ShapeError("Hessian does not fit the weight", layer=module, expected=[*expected], got=[*found])
+        return LayerHessian(self, name, expert)
 
     def close(self) -> None:
         """Release the file; arrays already taken out stay valid."""
         self._file.close()
+
+
+class LayerHessian(NamedTuple):
+    """Where XᵀX of a layer is.
+
+    Attributes:
+        file: that has it.
+        name: in the file.
+        expert: which of a stack, if it is of one.
+    """
+
+    file: Hessians
+    name: str
+    expert: int | None = None
+
+    def read(self, expert: int | None = None) -> npt.NDArray[np.float32]:
+        """XᵀX, float32 ``[n, in, in]``: of one matrix, of all experts, or of one.
+
+        Of experts that got no token it is the sum of those that did.
+        """
+        found, counts = self.file[self.name], self.file.counts(self.name)
+        if found.ndim == 2:
+            return found[None]
+        expert = self.expert if expert is None else expert
+        dead = counts == 0
+        if dead.any() and not dead.all() and (expert is None or dead[expert]):
+            rest: npt.NDArray[np.float32] = found.sum(0, dtype=np.float32)
+            return rest[None] if expert is not None else np.where(dead[:, None, None], rest, found)
+        return found if expert is None else found[expert : expert + 1]
 
 
 class HessianWriter:

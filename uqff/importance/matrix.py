@@ -6,7 +6,6 @@ importance.of("model.layers.0.mlp.down_proj", (256, 768))      float32 [768]
 
 from __future__ import annotations
 
-import itertools
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from uqff.errors import FormatError, ShapeError, UnsupportedError
-from uqff.importance.names import entry_name
+from uqff.importance.names import entry_name, expert_of
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -132,7 +131,7 @@ class Importance(Mapping[str, InputSquares]):
         if key is None:
             return None
         squares = self._entries[key]
-        expert = _expert_of(module) if len(shape) == 2 else None
+        expert = expert_of(module) if len(shape) == 2 else None
         try:
             if expert is None or len(squares.sums) <= expert:
                 return squares.importance(shape)
@@ -182,9 +181,3 @@ class Importance(Mapping[str, InputSquares]):
             raise UnsupportedError(
                 "unknown form of an importance matrix", file=os.fspath(path), expected=", ".join(WRITERS), got=suffix
             )
-
-
-def _expert_of(module: str) -> int | None:
-    """The number of an expert in a path: ``...experts.3.up_proj``."""
-    parts = module.split(".")
-    return next((int(b) for a, b in itertools.pairwise(parts) if a == "experts" and b.isdecimal()), None)

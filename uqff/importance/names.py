@@ -19,10 +19,11 @@ Authority: mistral.rs v0.9.2, ``mistralrs-core/src/pipeline/isq.rs`` (``gguf_ima
 
 from __future__ import annotations
 
+import itertools
 import re
 from typing import Final
 
-__all__ = ["entry_name", "module_name"]
+__all__ = ["HEAD", "entry_name", "expert_of", "module_name"]
 
 HEAD: Final = "lm_head"
 OUTPUT: Final = "output.weight"
@@ -76,3 +77,9 @@ _PATHS: Final = {
     **{f"{entry}_exps": f"mlp.experts.{name}" for name, entry in PROJECTIONS.items()},
     "ffn_gate_inp": "mlp.gate",
 }
+
+
+def expert_of(module: str) -> int | None:
+    """The number of an expert in a path: ``...experts.3.up_proj``."""
+    parts = module.split(".")
+    return next((int(b) for a, b in itertools.pairwise(parts) if a == "experts" and b.isdecimal()), None)

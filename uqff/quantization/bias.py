@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 import numpy.typing as npt
 
-from uqff.codes import DType
+from uqff.checkpoints.safetensors import TensorFiles
+from uqff.codes import LOADED_DTYPES, DType
 from uqff.errors import UnsupportedError
 from uqff.families.base import QuantizedTensor
 from uqff.families.part import Part
@@ -32,6 +33,7 @@ __all__ = [
     "bias_part",
     "cast_bias",
     "largest_of",
+    "source_bias",
     "widened_bias",
 ]
 
@@ -45,6 +47,15 @@ _NUMPY: Final[dict[DType, npt.DTypeLike]] = {
     DType.F64: "<f8",
     DType.I16: "<i2",
 }
+
+
+def source_bias(checkpoint: TensorFiles, name: str | None) -> Floats | None:
+    """A bias as a checkpoint has it, if it has one; one of a dtype that weights do not have, in float32."""
+    if name is None:
+        return None
+    if checkpoint.dtype(name) in LOADED_DTYPES:
+        return checkpoint.floats(name)
+    return Floats.of_tensor(checkpoint[name].to(DType.F32.torch))
 
 
 def bias_part(bias: Floats, load: DType, stored: DType) -> Part:

@@ -34,7 +34,7 @@ from uqff._version import __version__
 from uqff.checkpoints.checkpoint import open_checkpoint
 from uqff.checkpoints.numbers import NumberFiles
 from uqff.codec.layer import Layer
-from uqff.codes import LOADED_DTYPES, DType, Version
+from uqff.codes import DType, Version
 from uqff.container.document import json_bytes
 from uqff.container.file import open_uqff
 from uqff.container.job import Job, Staging
@@ -51,6 +51,7 @@ from uqff.families.encoding import EffortName
 from uqff.families.loaded import Loaded
 from uqff.families.part import Part
 from uqff.hub.names import hub_name
+from uqff.importance.hessians import Hessians
 from uqff.importance.matrix import Importance
 from uqff.lora.applied import Adapters, Lora
 from uqff.models.architectures import is_tied_model
@@ -58,8 +59,8 @@ from uqff.models.assets import Residual, companions_of, copy_companions
 from uqff.models.engine import limits_of, refuse_limits
 from uqff.models.patterns import Pattern
 from uqff.progress import Progress, Steps
-from uqff.quantization.bias import StoredBias, bias_distance, bias_part
-from uqff.quantization.effort import LayerEfforts
+from uqff.quantization.bias import StoredBias, bias_distance, bias_part, source_bias
+from uqff.quantization.effort import Known, LayerEfforts
 from uqff.quantization.error import Measure, measured
 from uqff.quantization.keep import kept_record, no_fallback, plan_kept
 from uqff.quantization.lora import MergedTensors, model_weights
@@ -100,6 +101,7 @@ def quantize_model(
     dtype: str = "auto",
     effort: EffortName = "engine",
     imatrix: Importance | PathLike | None = None,
+    hessian: Hessians | PathLike | None = None,
     promote: bool = True,
     engine_biases: bool = False,
     strict: bool = False,
@@ -136,6 +138,8 @@ def quantize_model(
         effort: how codes and scales are chosen, see :func:`uqff.quantize`.
         imatrix: importance of the inputs of layers, or its file. Layers that it has nothing of, and those of types that
             take none, are quantised without.
+        hessian: XᵀX of the inputs of layers, or the file of it that :func:`uqff.calibrate` writes, for the effort
+            ``calibrated``. Layers that it has nothing of are quantised as with ``best``.
         promote: give head and embedding a better type than the others where the engine does: from 1.2 on, see
             :attr:`uqff.families.encoding.Encoding.PROMOTED`; what a recipe says of them counts first.
         engine_biases: store biases in the dtypes in which the engine does: those of FP8 in F8E4M3 without a scale, of
@@ -170,9 +174,8 @@ def quantize_model(
     check_target(Path(target), force=force)
     if recipe is not None and not isinstance(recipe, Recipe):
         recipe = load_recipe(recipe)
-    if imatrix is not None and not isinstance(imatrix, Importance):
-        imatrix = Importance.open(imatrix)
-    with open_checkpoint(source) as checkpoint, Adapters.open(lora) as adapters:
+    known = Known.open(effort, imatrix, hessian)
+    with known, open_checkpoint(source) as checkpoint, Adapters.open(lora) as adapters:
         name = hub_name(source)
         if base_model is None and name is not None:
             base_model = name.repo
@@ -185,8 +188,7 @@ def quantize_model(
             version=version,
             engine=engine,
             dtype=dtype,
-            effort=effort,
-            imatrix=imatrix,
+            known=known,
             promote=promote,
             engine_biases=engine_biases,
             measure=measure,
@@ -219,8 +221,7 @@ class QuantizeJob(Job[Result]):
         version: str | tuple[int, int, int],
         engine: Engine,
         dtype: str,
-        effort: EffortName = "engine",
-        imatrix: Importance | None = None,
+        known: Known,
         promote: bool,
         engine_biases: bool,
         measure: bool,
@@ -250,7 +251,7 @@ class QuantizeJob(Job[Result]):
         self.unmatched = [] if recipe is None else recipe.unmatched(goal.name for goal in self.goals)
         self.config = restated_config(checkpoint, self.version)
         self.notes = engine_notes(checkpoint, self.goals)
-        self.efforts = LayerEfforts(effort, imatrix, self.goals, tied=is_tied_model(checkpoint.config))
+        self.efforts = LayerEfforts(known, self.goals, tied=is_tied_model(checkpoint.config))
         self.notes += self.efforts.notes
         self.outputs: list[Output] = []
         self.plans: list[list[PlannedLayer]] = []
@@ -479,21 +480,15 @@ class QuantizeJob(Job[Result]):
 
     def _widened(self, at: int) -> int:
         """Numbers of a piece that are float32 at one time, whatever it becomes."""
+        if self.efforts.feeds_back(at):
+            return self._piece_weights(at)
         return max(widened(plans[at].stored, self._piece_weights(at)) for plans in self.plans)
 
-    def _source_bias(self, goal: Goal) -> Floats | None:
-        """The bias as the checkpoint has it; one of a dtype that weights do not have, in float32."""
-        if goal.bias is None:
-            return None
-        if self.checkpoint.dtype(goal.bias) in LOADED_DTYPES:
-            return self.checkpoint.floats(goal.bias)
-        return Floats.of_tensor(self.checkpoint[goal.bias].to(DType.F32.torch))
-
     def _bias(self, goal: Goal, planned: PlannedLayer) -> Part | None:
-        source, meta = self._source_bias(goal), planned.meta.bias_part
+        source, meta = source_bias(self.checkpoint, goal.bias), planned.meta.bias_part
         return None if source is None or meta is None else bias_part(source, self.dtype, meta.dtype)
 
     def _stored_bias(self, goal: Goal, planned: PlannedLayer) -> StoredBias | None:
         """What became of the bias: small enough to be made once more for it."""
-        source, stored = self._source_bias(goal), self._bias(goal, planned)
+        source, stored = source_bias(self.checkpoint, goal.bias), self._bias(goal, planned)
         return None if source is None or stored is None else StoredBias(stored.dtype, bias_distance(source, stored))

@@ -36,6 +36,7 @@ from uqff.codes import DType, Version
 from uqff.errors import FormatError, ShapeError, UnsupportedError, located
 from uqff.families import QuantizedTensor, families, family_of_kind
 from uqff.families.encoding import AS_ENGINE, EFFORTS, ENGINES, Effort, EffortName, Engine, Resolution
+from uqff.families.feedback import calibrated
 from uqff.families.loaded import Loaded
 from uqff.simd.floats import Floats
 
@@ -221,10 +222,13 @@ def encode(
         FormatError: a weight is not finite in its load dtype; its position is named.
     """
     record = _record_of(kind)
-    return record.encode(loaded, kind, engine=engine, group_size=record.group_size_of(kind, group_size), effort=effort)
+    size = record.group_size_of(kind, group_size)
+    if effort.name == "calibrated":
+        return calibrated(loaded, kind, record, size, engine, effort)
+    return record.encode(loaded, kind, engine=engine, group_size=size, effort=effort)
 
 
-def effort_of(name: str, importance: Any, shape: Sequence[int]) -> Effort:
+def effort_of(name: str, importance: Any, shape: Sequence[int], hessian: Any = None) -> Effort:
     """An effort, checked against the weight it is for.
 
     Args:
@@ -232,42 +236,61 @@ def effort_of(name: str, importance: Any, shape: Sequence[int]) -> Effort:
         importance: mean square of each input, ``[in]``, or ``[experts, in]``: a tensor, an array or a sequence, not
             negative and finite in float32; None: all alike.
         shape: of the weight.
+        hessian: XᵀX of the inputs, ``[in, in]``, or ``[experts, in, in]``, finite in float32; ``calibrated`` needs it.
 
     Raises:
-        UnsupportedError: no such effort.
-        ShapeError: the importance is not of so many inputs, or experts.
-        FormatError: a number in it is negative or not finite; its position is named.
+        UnsupportedError: no such effort, or one that needs a Hessian without one.
+        ShapeError: the importance or the Hessian is not of so many inputs, or experts.
+        FormatError: a number of the importance, or on the diagonal of the Hessian, is negative, or one is not finite;
+            its position is named.
     """
-    effort = check_effort(name)
-    if importance is None:
-        return Effort(effort)
-    if hasattr(importance, "detach"):
-        importance = importance.detach().cpu().float().numpy()
+    effort = check_effort(name, hessian)
+    inputs = shape[-1]
+    weights = products = None
+    if importance is not None:
+        weights = _numbers("importance", importance, (inputs,), shape)
+        _check_squares("importance", weights, weights)
+        weights = weights.reshape(-1, inputs)
+    if hessian is not None:
+        products = _numbers("hessian", hessian, (inputs, inputs), shape).reshape(-1, inputs, inputs)
+        _check_squares("hessian", products, np.diagonal(products, axis1=1, axis2=2))
+    return Effort(effort, weights, products)
+
+
+def _numbers(name: str, given: Any, one: tuple[int, ...], shape: Sequence[int]) -> npt.NDArray[np.float32]:
+    """What is known of the inputs of a weight, float32: of the shape ``one``, or of that of each expert."""
+    if hasattr(given, "detach"):
+        given = given.detach().cpu().float().numpy()
     try:
-        numbers = np.ascontiguousarray(importance, np.float32)
+        numbers = np.ascontiguousarray(given, np.float32)
     except (TypeError, ValueError) as error:
-        got = type(importance).__name__
-        raise UnsupportedError("importance is not numbers", field="importance", got=got) from error
-    experts = [[shape[0], shape[-1]]] if len(shape) == 3 else []
-    if list(numbers.shape) not in ([shape[-1]], [1, shape[-1]], *experts):
-        expected = " or ".join(map(str, [[shape[-1]], *experts]))
-        raise ShapeError("importance", field="importance", expected=expected, got=list(numbers.shape))
-    wrong = ~(np.isfinite(numbers) & (numbers >= 0))
-    if wrong.any():
-        at = np.unravel_index(int(np.argmax(wrong)), numbers.shape)
-        got = f"{numbers[at]} at {tuple(map(int, at))}"
-        raise FormatError("importance", field="importance", expected="finite numbers, not negative", got=got)
-    return Effort(effort, numbers.reshape(-1, shape[-1]))
+        raise UnsupportedError(f"{name} is not numbers", field=name, got=type(given).__name__) from error
+    experts = [[shape[0], *one]] if len(shape) == 3 else []
+    if list(numbers.shape) not in ([*one], [1, *one], *experts):
+        expected = " or ".join(map(str, [[*one], *experts]))
+        raise ShapeError(name, field=name, expected=expected, got=list(numbers.shape))
+    return numbers
 
 
-def check_effort(name: str) -> EffortName:
+def _check_squares(name: str, numbers: npt.NDArray[np.float32], squares: npt.NDArray[np.float32]) -> None:
+    for array, wrong in ((squares, ~(squares >= 0)), (numbers, ~np.isfinite(numbers))):
+        if wrong.any():
+            at = np.unravel_index(int(np.argmax(wrong)), array.shape)
+            got = f"{array[at]} at {tuple(map(int, at))}"
+            raise FormatError(name, field=name, expected="finite numbers, not negative", got=got)
+
+
+def check_effort(name: str, hessian: object | None = None) -> EffortName:
     """The effort of that name.
 
     Raises:
-        UnsupportedError: there is none.
+        UnsupportedError: there is none, or it needs a Hessian and there is none.
     """
     for effort in EFFORTS:
         if effort == name:
+            if effort == "calibrated" and hessian is None:
+                expected = f"XᵀX of the inputs, which {name} needs"
+                raise UnsupportedError("no Hessian", field="hessian", expected=expected, got=None)
             return effort
     raise UnsupportedError("unknown effort", field="effort", expected=f"one of {', '.join(EFFORTS)}", got=name)
 
@@ -311,6 +334,7 @@ def quantize(
     dtype: torch.dtype | None = None,
     effort: EffortName = "engine",
     importance: torch.Tensor | npt.ArrayLike | None = None,
+    hessian: torch.Tensor | npt.ArrayLike | None = None,
     module: str | None = None,
     on_fallback: Callable[[Fallback], None] | None = None,
 ) -> QuantizedTensor:
@@ -332,8 +356,11 @@ def quantize(
         dtype: the load dtype; the weight's own if None.
         effort: ``engine``: the engine's bytes; it uses importance for Q2K to Q6K and no other type. ``best``: codes and
             scales of least squared error in the same format, each error weighted with the importance of its input; no
-            block is worse than the engine's without importance.
+            block is worse than the engine's without importance. ``calibrated``: the same with error feedback along the
+            inputs, so that the answers of the layer are nearest to its own; it needs ``hessian``, and importance then
+            says nothing more.
         importance: mean square of each input, ``[in]``, or ``[experts, in]``, see :func:`effort_of`.
+        hessian: XᵀX of the inputs, ``[in, in]``, or ``[experts, in, in]``.
         module: name of the weight, for reports and errors.
         on_fallback: called if the weight is stored as another type than asked for. If None, a
             :class:`FallbackWarning` is issued.
@@ -357,7 +384,7 @@ def quantize(
         resolved, reason = resolve(name, loaded.shape, engine, group_size=group_size)
         if resolved != name:
             _report(Fallback(module, name, resolved, loaded.shape, reason), on_fallback)
-        chosen = effort_of(effort, importance, loaded.shape)
+        chosen = effort_of(effort, importance, loaded.shape, hessian)
         # A type that is taken for another has groups of its own, if any.
         group_size = group_size if resolved == name else None
         return encode(loaded, resolved, engine=engine, group_size=group_size, effort=chosen)

@@ -37,6 +37,7 @@ from uqff.families.payload import PayloadProblem, not_finite
 from uqff.families.slicing import join_parts, narrow_parts
 from uqff.families.stacking import stack_parts, unstack_parts
 from uqff.numerics import fitting
+from uqff.numerics.packing import pack_row
 from uqff.schema.bricks import U8, Checked, Scope, Violation
 from uqff.schema.entries import Entries, Entry
 from uqff.schema.header import BIAS_FLAG, blob_layout
@@ -176,6 +177,15 @@ class AFQ(QuantizedTensor):
             bits=bits,
             group_size=group_size,
         )
+
+    @property
+    def code_values(self) -> npt.NDArray[np.float64] | None:
+        """See :attr:`QuantizedTensor.code_values`."""
+        return np.arange(2.0**self.bits)
+
+    def with_codes(self, codes: npt.NDArray[np.uint8]) -> Self:
+        """See :meth:`QuantizedTensor.with_codes`."""
+        return self.replaced(w_q=Part.of_array(pack_row(codes, self.bits), DType.U8))
 
     @property
     def kind(self) -> str:

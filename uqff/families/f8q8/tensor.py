@@ -130,6 +130,24 @@ class F8Q8(QuantizedTensor):
         return record.numbers().array().view(np.float32).reshape(-1, BLOCK_SIZE)
 
     @property
+    def scale_inputs(self) -> int:
+        """A block, if blocks begin anew with every row; else 0."""
+        return BLOCK_SIZE if self.has_whole_rows else 0
+
+    @property
+    def code_values(self) -> npt.NDArray[np.float64] | None:
+        """See :attr:`QuantizedTensor.code_values`."""
+        return np.arange(-128.0, 128.0)
+
+    def with_codes(self, codes: npt.NDArray[np.uint8]) -> Self:
+        """See :meth:`QuantizedTensor.with_codes`."""
+        blocks = np.array(self.parts["blocks"].array()).reshape(-1, BLOCK.fixed_size)
+        q = np.full(blocks[:, 1:].size, 128, np.uint8)
+        q[: codes.size] = codes.reshape(-1)
+        blocks[:, 1:] = q.reshape(len(blocks), -1) - np.uint8(128)
+        return self.replaced(blocks=Part.of_array(blocks, DType.U8))
+
+    @property
     def kind(self) -> str:
         """Always ``f8q8``."""
         return "f8q8"

@@ -32,6 +32,7 @@ from uqff.families.part import Part
 from uqff.families.payload import PayloadProblem, not_finite
 from uqff.families.slicing import join_parts, narrow_parts
 from uqff.families.stacking import check_shared, stack_parts, unstack_parts
+from uqff.numerics.packing import e4m3_to_float32
 from uqff.schema.bricks import U32, Checked, Scalar, Scope, Violation
 from uqff.schema.entries import Entries, Entry
 from uqff.schema.header import BIAS_FLAG, blob_layout
@@ -48,6 +49,9 @@ if TYPE_CHECKING:
 __all__ = ["FP8"]
 
 _SCALES = ("dequant_w_scale", "dequant_x_scale", "quant_scale")
+
+_ASCENDING = np.array([*range(0xFE, 0x80, -1), *range(0x7F)], np.uint8)
+"""The e4m3 codes of all numbers from the least to the largest; of the zeros, the positive one."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -119,6 +123,20 @@ class FP8(QuantizedTensor):
     def widened(cls, weights: int) -> int:
         """All: the scale is of the whole weight."""
         return weights
+
+    @property
+    def scale_inputs(self) -> int:
+        """0: all weights share one scale."""
+        return 0
+
+    @property
+    def code_values(self) -> npt.NDArray[np.float64] | None:
+        """See :attr:`QuantizedTensor.code_values`."""
+        return e4m3_to_float32(_ASCENDING).astype(np.float64)
+
+    def with_codes(self, codes: npt.NDArray[np.uint8]) -> Self:
+        """See :meth:`QuantizedTensor.with_codes`."""
+        return self.replaced(weight=Part.of_array(_ASCENDING[codes], DType.F8E4M3))
 
     @property
     def kind(self) -> str:

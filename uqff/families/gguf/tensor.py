@@ -30,6 +30,7 @@ from uqff.families.biases import BiasRule
 from uqff.families.encoding import AS_ENGINE, GROUP, Effort, Engine, Resolution, misaligned_row
 from uqff.families.gguf import reference_best, reference_imatrix, reference_product, reference_quantize
 from uqff.families.gguf.blocks import BLOCK_TYPES, QK, QK_K, BlockType, block_type_of_code, block_type_of_kind
+from uqff.families.gguf.recode import code_range, with_codes
 from uqff.families.gguf.reference_dequantize import DEQUANTIZERS
 from uqff.families.loaded import Loaded
 from uqff.families.part import Part
@@ -204,6 +205,20 @@ class GGUF(QuantizedTensor):
         """``(out, in)`` or ``(experts, out, in)``."""
         *outer, row = self.parts["data"].shape
         return (*outer, row // self.block_type.type_size * self.block_type.block_size)
+
+    @property
+    def code_values(self) -> npt.NDArray[np.float64] | None:
+        """See :attr:`QuantizedTensor.code_values`."""
+        found = code_range(self.block_type.name)
+        return None if found is None else np.arange(found[0], found[1] + 1, dtype=np.float64)
+
+    def with_codes(self, codes: npt.NDArray[np.uint8]) -> Self:
+        """See :meth:`QuantizedTensor.with_codes`."""
+        low, _ = code_range(self.block_type.name) or (0, 0)
+        blocks = self.parts["data"].array().reshape(-1, self.block_type.type_size)
+        q = codes.reshape(-1, self.block_type.block_size).astype(np.int32) + np.int32(low)
+        data = with_codes(self.block_type, blocks, q).reshape(self.parts["data"].shape)
+        return self.replaced(data=Part.of_array(data, DType.U8))
 
     @property
     def blocks(self) -> torch.Tensor:

@@ -200,6 +200,21 @@ class HQQ(QuantizedTensor):
         return weights
 
     @property
+    def scale_inputs(self) -> int:
+        """1 where groups are of one input each: on axis 0 of a matrix whose outputs are whole groups; else 0."""
+        by_input = self.axis == 0 and len(self.shape) == 2 and self.shape[0] % self.group_size == 0
+        return 1 if by_input and self._packs(self.group_size) else 0
+
+    @property
+    def code_values(self) -> npt.NDArray[np.float64] | None:
+        """See :attr:`QuantizedTensor.code_values`."""
+        return np.arange(2.0**self.bits)
+
+    def with_codes(self, codes: npt.NDArray[np.uint8]) -> Self:
+        """See :meth:`QuantizedTensor.with_codes`."""
+        return self.replaced(w_q=pack_rows(codes.reshape(-1, self._columns), self.bits))
+
+    @property
     def kind(self) -> str:
         """``hqq1``, ``hqq2``, ``hqq3``, ``hqq4`` or ``hqq8``."""
         return f"hqq{self.bits}"

@@ -31,7 +31,7 @@ from uqff.families.biases import BiasRule
 from uqff.families.encoding import AS_ENGINE, GROUP, Effort, Engine, Resolution, misaligned_row, wrong_shape
 from uqff.families.loaded import Loaded, by_runs, rows_of
 from uqff.families.mxfp4 import reference
-from uqff.families.mxfp4.reference import BLOCK_SIZE
+from uqff.families.mxfp4.reference import BLOCK_SIZE, E2M1
 from uqff.families.part import Part
 from uqff.families.payload import PayloadProblem, first_bad
 from uqff.families.slicing import join_parts, narrow_parts
@@ -50,6 +50,9 @@ if TYPE_CHECKING:
     from uqff.simd.decoding import Decoding
 
 __all__ = ["MXFP4"]
+
+_ASCENDING = np.array([*range(15, 8, -1), *range(8)], np.uint8)
+"""The nibbles of all numbers from -6 to 6; of the zeros, the positive one."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -117,6 +120,17 @@ class MXFP4(QuantizedTensor):
     def _numbers_of(cls, parts: Parts) -> npt.NDArray[np.float32]:
         blocks, scales = (Part.of_array(np.ascontiguousarray(part), DType.U8) for part in parts)
         return cls.made_of(blocks=blocks, scales=scales).numbers().array().view(np.float32).reshape(-1, BLOCK_SIZE)
+
+    @property
+    def code_values(self) -> npt.NDArray[np.float64] | None:
+        """See :attr:`QuantizedTensor.code_values`."""
+        return np.array(E2M1)[_ASCENDING]
+
+    def with_codes(self, codes: npt.NDArray[np.uint8]) -> Self:
+        """See :meth:`QuantizedTensor.with_codes`."""
+        nibbles = _ASCENDING[codes]
+        blocks = nibbles[..., 0::2] | nibbles[..., 1::2] << 4
+        return self.replaced(blocks=Part.of_array(blocks, DType.U8))
 
     @property
     def kind(self) -> str:
