@@ -20,6 +20,7 @@ from tests.parallel.models import VOCABULARY, TinyCase
 from tests.parallel.ranks import run_ranks
 from uqff.cli import main
 from uqff.errors import FormatError, UnsupportedError
+from uqff.evaluation.measures import Predictions, top_tokens
 from uqff.evaluation.windows import TextWindows
 from uqff.progress import Step
 
@@ -112,6 +113,27 @@ def test_definitions(folder: Path) -> None:
         far.kld.value * len(found.predictions)
     )
     assert told[-1] == Step("evaluate", "window 3", 3, 3, 96, 96, "tokens")
+
+
+def test_the_likeliest_tokens() -> None:
+    """Of equals the lowest ids, also of those that are only beside the five; NaN are the least likely; few tokens."""
+    logits = torch.tensor([[1.0, 5, 5, 2, 2, 2, 2, 5], [8, 7, 6, 5, 4, 3, 2, 1], [0] * 8, [-torch.inf] * 8])
+    expected = [[1, 2, 7, 3, 4], [0, 1, 2, 3, 4], [0, 1, 2, 3, 4], [0, 1, 2, 3, 4]]
+    assert top_tokens(logits).tolist() == expected
+    logits[1, 1], logits[2] = torch.nan, torch.nan
+    assert top_tokens(logits).tolist() == [expected[0], [0, 2, 3, 4, 5], *expected[2:]]
+    assert top_tokens(logits[:2, :3]).tolist() == [[1, 2, 0], [0, 2, 1]]
+    rows = torch.randint(0, 9, (50, 40), generator=torch.Generator().manual_seed(0)).float()
+    by_hand = [[at for _, at in sorted((-each, at) for at, each in enumerate(row))][:5] for row in rows.tolist()]
+    assert top_tokens(rows).tolist() == by_hand
+
+
+def test_no_reference_no_likeliest_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are found only where there is something to compare them with."""
+    monkeypatch.setattr("uqff.evaluation.measures.top_tokens", None)
+    made = Predictions.of(torch.zeros(3, 8), torch.tensor([1, 2, 3]), 4)
+    assert made.nll.tolist() == [math.log(8)] * 3
+    assert made.distances is None
 
 
 def test_a_model_is_no_distance_from_itself(folder: Path) -> None:

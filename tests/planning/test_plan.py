@@ -22,7 +22,7 @@ from uqff.checkpoints.checkpoint import open_checkpoint
 from uqff.checkpoints.numbers import NumberFiles
 from uqff.cli import main
 from uqff.codes import DType, Version
-from uqff.errors import UnsupportedError
+from uqff.errors import FormatError, UnsupportedError
 from uqff.evaluation.evaluate import text_windows
 from uqff.importance.matrix import InputSquares
 from uqff.planning.assign import frontier, within_cost, within_size
@@ -114,6 +114,41 @@ def test_errors_are_those_of_the_weights(folder: Path) -> None:
         signal += float(weight.double().square().sum(0).numpy() @ squares[expert].astype(np.float64))
     assert experts.candidates["q4_0"].error == pytest.approx(error, rel=1e-6)
     assert experts.signal == pytest.approx(signal, rel=1e-6)
+
+
+def test_fixed_types(folder: Path, tmp_path: Path) -> None:
+    """Any layer of a unit may be named, the head of a tied model too; what is no layer, or at odds, is refused."""
+    write_checkpoint(TinyCase("qwen3_moe", "q8_0", (1, 2, 0), expert_inner=256), tmp_path / "joined", "outputs first")
+    path = "model.layers.0.mlp.experts"
+
+    def units(name: Path, fixed: dict[str, str], *, tied: bool = False) -> dict[str, list[str]]:
+        with open_checkpoint(name) as opened:
+            checkpoint = NumberFiles(opened)
+            goals = plan_model(checkpoint, Version(1, 2, 0), None, promote=False)
+            found = find_units(checkpoint, goals, ["q4k", "q8_0"], fixed=fixed, tied=tied, **RULES)
+        return {unit.name: list(unit.candidates) for unit in found}
+
+    joined = tmp_path / "joined"
+    for each in ("gate_proj", "up_proj", "gate_up_proj"):
+        assert units(joined, {f"{path}.{each}": "q8_0"})[f"{path}.gate_up_proj"] == ["q8_0"]
+    assert units(joined, {f"{path}.gate_proj": "q4k", f"{path}.up_proj": "q4k"})[f"{path}.gate_up_proj"] == ["q4k"]
+    with pytest.raises(UnsupportedError, match=r"layers that get the same type.*expected q4k, got q8_0 of"):
+        units(joined, {f"{path}.gate_proj": "q4k", f"{path}.up_proj": "q8_0"})
+    assert units(folder / "dense", {"lm_head": "q8_0"}, tied=True)["model.embed_tokens"] == ["q8_0"]
+    with pytest.raises(UnsupportedError, match=r"no such layer: expected .*, got lm_haed \(field fixed\)"):
+        units(folder / "dense", {"lm_haed": "q8_0"}, tied=True)
+
+
+def test_texts_are_read_before_the_work(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A check text that is too short stops before any layer is measured."""
+
+    def measured(*given: Any, **more: Any) -> None:
+        raise AssertionError("layers were measured")
+
+    monkeypatch.setattr("uqff.planning.plan.measure_errors", measured)
+    (tmp_path / "short").write_text("t5 t6")
+    with pytest.raises(FormatError, match="short"):
+        uqff.plan_types(folder / "dense", bits=6, kinds=KINDS, check=tmp_path / "short", context=32)
 
 
 def test_errors_of_a_tied_embedding(tmp_path: Path) -> None:

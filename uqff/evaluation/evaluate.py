@@ -16,19 +16,17 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from uqff.checkpoints.model import holds_checkpoint
 from uqff.container.atomic import atomic_files
 from uqff.container.document import read_text
-from uqff.container.shards import at_hand, select
 from uqff.errors import FormatError, UnsupportedError
 from uqff.evaluation.kept import KeptLogits, LogitsWriter
 from uqff.evaluation.measures import Distances, Estimate, Predictions, Reference
 from uqff.evaluation.windows import TextWindows
 from uqff.limits import MAX_TEXT_BYTES
-from uqff.parallel.comm import Comm
+from uqff.parallel.comm import Comm, exchange_device
 from uqff.parallel.consensus import settle
 from uqff.parallel.model import Check, load_model
-from uqff.parallel.source import open_source
+from uqff.parallel.source import directory_of, open_source
 from uqff.parallel.text import Text
 from uqff.progress import Progress, Steps
 
@@ -190,7 +188,7 @@ def evaluate(
     Estimate(value=0.0, error=0.0)
     """
     comm, device = Comm.of(comm), torch.device(device)
-    exchange = device if device.type == "cuda" else torch.device("cpu")
+    exchange = exchange_device(device)
     if buckets < 1:
         raise UnsupportedError("no such number", field="buckets", expected="1 or more", got=buckets)
     if logits is not None and keep_logits is not None:
@@ -262,14 +260,6 @@ def model_digest(path: str | os.PathLike[str], isq: Types | ImmediateIsq | None 
     source, quantising = open_source(path, isq)
     with source:
         return source.digest(quantising).hex()
-
-
-def directory_of(path: str | os.PathLike[str], isq: object = None) -> Path:
-    """The directory of a model, where its tokenizer is."""
-    kind = isq if isinstance(isq, str) else None
-    path = at_hand(path, kind)
-    place = Path(path) if holds_checkpoint(path) else select(path, kind)
-    return place if place.is_dir() else place.parent
 
 
 def text_windows(

@@ -130,11 +130,11 @@ class Predictions:
     @classmethod
     def _some(cls, logits: torch.Tensor, targets: torch.Tensor, first: int, reference: Reference | None) -> Predictions:
         position = np.arange(first, first + len(logits))
-        own = Reference.of(logits, targets)
         if reference is None:
             none = np.empty(0)
-            return cls(position, own.nll.numpy(force=True), none, none, none, none)
-        p = reference.log_probs
+            nll = _nll(logits.double().log_softmax(-1), targets)
+            return cls(position, nll.numpy(force=True), none, none, none, none)
+        own, p = Reference.of(logits, targets), reference.log_probs
         terms = p.exp() * (p - own.log_probs)  # of p = 0, nothing: -inf · 0 is none
         kld = torch.where(p == -torch.inf, 0.0, terms).sum(-1)
         common = (own.top[:, :, None] == reference.top[:, None, :]).sum((1, 2))
@@ -229,7 +229,7 @@ class Distances:
 
 
 def top_tokens(logits: torch.Tensor) -> torch.Tensor:
-    """The likeliest tokens of each row; of equals those of the lowest ids, on every machine.
+    """The likeliest tokens of each row; of equals those of the lowest ids, on every machine, and NaN the least likely.
 
     Args:
         logits: ``[n, vocabulary]``.
@@ -237,14 +237,16 @@ def top_tokens(logits: torch.Tensor) -> torch.Tensor:
     Returns:
         int64 ``[n, TOP]``, or as many as there are tokens.
     """
-    left, found = logits.clone(), []
-    ids = torch.arange(logits.shape[1], device=logits.device)
-    for _ in range(min(TOP, logits.shape[1])):
-        most = left.amax(-1, keepdim=True)
-        best = torch.where(left == most, ids, len(ids)).amin(-1, keepdim=True)
-        found.append(best)
-        left.scatter_(1, best, -torch.inf)
-    return torch.cat(found, 1)
+    count = min(TOP, logits.shape[1])
+    values, found = logits.topk(min(count + 1, logits.shape[1]))
+    if values.isnan().any():
+        return top_tokens(torch.where(logits.isnan(), -torch.inf, logits))
+    found = found[:, :count]
+    # Which of equals topk takes is not said: rows that have some among them, or one beside them, are sorted.
+    equals = (values[:, 1:] == values[:, :-1]).any(1).nonzero()[:, 0]
+    if len(equals):
+        found[equals] = logits[equals].sort(dim=1, descending=True, stable=True).indices[:, :count]
+    return found
 
 
 def _nll(log_probs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:

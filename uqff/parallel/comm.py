@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
     from typing_extensions import Self
 
-__all__ = ["Comm"]
+__all__ = ["Comm", "exchange_device"]
 
 _T = TypeVar("_T")
 
@@ -322,3 +322,8 @@ def _described(x: torch.Tensor | None) -> str:
 def _numbers(data: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     """Bytes that another rank sent, as what this rank brought."""
     return data.view(like.dtype).view(like.shape)
+
+
+def exchange_device(device: torch.device) -> torch.device:
+    """On which device ranks exchange what is no activation: NCCL exchanges CUDA tensors only, gloo any."""
+    return device if device.type == "cuda" else torch.device("cpu")

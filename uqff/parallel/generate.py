@@ -12,19 +12,17 @@ import os
 import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
-from uqff.checkpoints.model import holds_checkpoint
-from uqff.container.shards import at_hand, select
 from uqff.errors import FormatError
 from uqff.lora.applied import Lora
 from uqff.parallel.arithmetic import Arithmetic
-from uqff.parallel.comm import Comm
+from uqff.parallel.comm import Comm, exchange_device
 from uqff.parallel.consensus import settle
 from uqff.parallel.model import Check, load_model
+from uqff.parallel.source import directory_of
 from uqff.parallel.text import Text
 
 __all__ = ["Answer", "Generation", "generate", "respond"]
@@ -159,13 +157,11 @@ def respond(
         UqffError: see :func:`~uqff.parallel.load_model`; also where ranks read the prompt as different tokens.
     """
     comm, device = Comm.of(comm), torch.device(device)
-    exchange = device if device.type == "cuda" else torch.device("cpu")
+    exchange = exchange_device(device)
     start = time.perf_counter()
-    path = at_hand(path, isq if isinstance(isq, str) else None)
     how: dict[str, Any] = {"dtype": dtype, "check": check, "isq": isq, "workers": workers, "arithmetic": arithmetic}
     model = load_model(path, comm, device=device, lora=list(lora), **how)
-    place = Path(path) if holds_checkpoint(path) else select(path, isq)
-    directory = place if place.is_dir() else place.parent
+    directory = directory_of(path, isq)
 
     def read() -> tuple[Text, list[int]]:
         text = Text(directory)

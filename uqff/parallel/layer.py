@@ -22,7 +22,7 @@ from uqff.families.rows import Order
 from uqff.models.layouts import in_order
 from uqff.parallel.accept import Weight, check_activations, layer_of, parts_of, plain_of, record_of
 from uqff.parallel.arithmetic import ChoosesArithmetic
-from uqff.parallel.comm import Comm
+from uqff.parallel.comm import Comm, exchange_device
 from uqff.parallel.dummy import DummyLayer
 from uqff.parallel.lora import check_merged
 from uqff.parallel.placement import DistributedKind, Placement
@@ -378,7 +378,7 @@ class QuantizedLayer(ChoosesArithmetic, torch.nn.Module):
         """
         comm, cut = self.comm if comm is None else Comm.of(comm), self.cut
         travelling = cut.start.to_bytes(START_BYTES, "little") + self.serialize()
-        received = comm.all_gather_bytes(travelling, _exchange_device(comm, self.weight.device))
+        received = comm.all_gather_bytes(travelling, exchange_device(self.weight.device))
         if self._whole is None:
             raise ShardError("slice was quantised by itself and is part of no whole", layer=self.key)
         parts = [
@@ -485,8 +485,3 @@ class QuantizedLinear(TracksInputs[InputStats], QuantizedLayer):
 def _version_of(blob: Any) -> tuple[int, int, int]:
     version: tuple[int, int, int] = HEADER.read(blob, exact=False)["version"]
     return version
-
-
-def _exchange_device(comm: Comm, device: torch.device) -> torch.device:
-    """NCCL exchanges CUDA tensors only; gloo any."""
-    return device if device.type == "cuda" else torch.device("cpu")

@@ -24,7 +24,7 @@ from uqff.lora.applied import Adapters, Lora
 from uqff.parallel import transformers_model
 from uqff.parallel.adapting import Adapting, adapters_digest
 from uqff.parallel.arithmetic import Arithmetic, check_arithmetic, set_arithmetic
-from uqff.parallel.comm import Comm
+from uqff.parallel.comm import Comm, exchange_device
 from uqff.parallel.consensus import settle
 from uqff.parallel.filling import Filling
 from uqff.parallel.immediate import ImmediateIsq, IsqPool, Types
@@ -135,7 +135,7 @@ def load_into(
         how: likewise.
     """
     comm, device = Comm.of(comm), how.device
-    exchange = device if device.type == "cuda" else torch.device("cpu")
+    exchange = exchange_device(device)
     what = f"model {os.fspath(path)}"
 
     check_arithmetic(how.arithmetic)

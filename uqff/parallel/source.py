@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from uqff.checkpoints.model import holds_checkpoint
-from uqff.container.shards import at_hand
+from uqff.container.shards import at_hand, select
 from uqff.errors import UnsupportedError
 from uqff.parallel.checkpoint_source import CheckpointSource
 from uqff.parallel.immediate import ImmediateIsq
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from uqff.parallel.immediate import Types
     from uqff.parallel.unloaded import Unloaded, UnloadedExperts
 
-__all__ = ["ModelSource", "open_source"]
+__all__ = ["ModelSource", "directory_of", "open_source"]
 
 
 class ModelSource(Protocol):
@@ -127,3 +127,16 @@ def open_source(
             "the model is quantised already", file=os.fspath(path), field="isq", expected="a type in it", got=isq
         )
     return UqffSource(path, isq), None
+
+
+def directory_of(path: str | os.PathLike[str], isq: object = None) -> Path:
+    """The directory of a model, where its tokenizer is.
+
+    Args:
+        path: of UQFF or of a checkpoint; what names a repository is fetched.
+        isq: which model of several, if it is a name.
+    """
+    kind = isq if isinstance(isq, str) else None
+    path = at_hand(path, kind)
+    place = Path(path) if holds_checkpoint(path) else select(path, kind)
+    return place if place.is_dir() else place.parent

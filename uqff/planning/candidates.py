@@ -23,8 +23,9 @@ from uqff.families.loaded import Loaded
 from uqff.importance.matrix import Importance
 from uqff.models.engine import limits_of
 from uqff.progress import Progress, Steps
+from uqff.quantization.effort import Known, LayerEfforts
 from uqff.quantization.plan import Goal, PlannedLayer, plan_layer
-from uqff.quantization.types import Effort, EffortName, Engine, encode, kind_name, kinds
+from uqff.quantization.types import EffortName, Engine, encode, kind_name, kinds
 from uqff.simd.floats import Floats
 
 if TYPE_CHECKING:
@@ -86,6 +87,7 @@ def find_units(
     allowed: Sequence[str],
     *,
     fixed: Mapping[str, str] | None = None,
+    tied: bool = False,
     engine: Engine,
     version: Version,
     dtype: DType,
@@ -98,21 +100,23 @@ def find_units(
         checkpoint: what is quantised.
         goals: its layers.
         allowed: the types.
-        fixed: what a module becomes in any case, by its path.
+        fixed: what a module becomes in any case, by its path, or by the name of its unit.
+        tied: whether the embedding serves as head, which then is another name for it.
         engine: whose rules.
         version: of the file.
         dtype: the load dtype.
 
     Raises:
         ShapeError: nothing fits a layer.
-        UnsupportedError: no such type.
+        UnsupportedError: no such type; or of ``fixed``, no such module, or several types for one unit.
     """
     units: dict[str, Unit] = {}
     for goal in goals:
         units.setdefault(goal.name.module, Unit(goal.name.module, [])).goals.append(goal)
     names = [kind_name(kind) for kind in allowed]
+    owns = _fixed_kinds(units, fixed or {}, tied)
     for unit in units.values():
-        own = next((kind_name(kind) for path, kind in (fixed or {}).items() if path == unit.goals[0].module), None)
+        own = owns.get(unit.name)
         for kind in names if own is None else [own]:
             planned = [_planned(checkpoint, goal, kind, engine, version, dtype) for goal in unit.goals]
             made = [each for each in planned if each is not None]
@@ -123,6 +127,33 @@ def find_units(
                 "no allowed type fits the layer", layer=unit.name, expected=", ".join(names), got=list(goal.shape)
             )
     return list(units.values())
+
+
+def _fixed_kinds(units: Mapping[str, Unit], fixed: Mapping[str, str], tied: bool) -> dict[str, str]:
+    """What units become in any case, by name."""
+    places = {goal.module: name for name, unit in units.items() for goal in unit.goals}
+    places |= {name: name for name in units}
+    if tied:
+        ends = {path: path.rpartition(".")[2] for path in places}
+        for path, end in ends.items():
+            if end == "embed_tokens":
+                places.setdefault(f"{path.rpartition('model.')[0]}lm_head", places[path])
+            elif end == "lm_head":
+                places.setdefault(f"{path.rpartition('lm_head')[0]}model.embed_tokens", places[path])
+    made: dict[str, str] = {}
+    for path, kind in fixed.items():
+        if path not in places:
+            raise UnsupportedError("no such layer", field="fixed", expected="the path of a layer's module", got=path)
+        name = kind_name(kind)
+        if made.setdefault(places[path], name) != name:
+            raise UnsupportedError(
+                "layers that get the same type",
+                layer=places[path],
+                field="fixed",
+                expected=made[places[path]],
+                got=f"{name} of {path}",
+            )
+    return made
 
 
 def _planned(
@@ -166,19 +197,16 @@ def measure_errors(
     total = sum(unit.weights * len(unit.candidates) for unit in units)
     steps = Steps(progress, "plan", len(units), total, "weights")
     for unit in units:
-        for goal in unit.goals:
-            found = None if importance is None else importance.of(goal.module, goal.shape, tied=tied)
+        weighing = LayerEfforts(Known(imatrix=importance), unit.goals, tied=tied)
+        efforts = LayerEfforts(Known(effort, importance if used else None), unit.goals, tied=tied)
+        for at, goal in enumerate(unit.goals):
             for expert, loaded in _pieces(checkpoint, goal, dtype):
-                values = loaded.values
-                weights, chosen = np.ones(values.shape[-1], np.float64), Effort(effort)
-                if found is not None:
-                    row = np.ascontiguousarray(found if found.ndim == 1 else found[expert], np.float32)
-                    weights = row.astype(np.float64)
-                    chosen = Effort(effort, row[None] if used else None)
+                values, row = loaded.values, weighing.of(at, expert).importance
+                weights = np.ones(values.shape[-1]) if row is None else row[0].astype(np.float64)
                 unit.signal += _weighted(values, weights)
                 for candidate in unit.candidates.values():
                     with located(layer=goal.module):
-                        record = encode(loaded, candidate.kind, engine=engine, effort=chosen)
+                        record = encode(loaded, candidate.kind, engine=engine, effort=efforts.of(at, expert))
                     candidate.error += _weighted(_numbers(record) - values, weights)
             for source in goal.sources:
                 checkpoint.release(source.tensor, *source.span(checkpoint))

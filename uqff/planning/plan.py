@@ -30,6 +30,7 @@ from uqff.quantization.types import EffortName, Engine, check_effort
 
 if TYPE_CHECKING:
     from uqff.evaluation.evaluate import Evaluation
+    from uqff.evaluation.windows import TextWindows
 
 __all__ = ["ModelPlan", "PlanPoint", "plan_types"]
 
@@ -90,7 +91,7 @@ class ModelPlan:
 
     @property
     def kind(self) -> str:
-        """The type that most weights of the mix have: what ``uqff quantize --isq`` may be given beside the recipe."""
+        """The type that most layers of the mix have: what ``uqff quantize --isq`` may be given beside the recipe."""
         return Counter(self.types.values()).most_common(1)[0][0]
 
     @property
@@ -206,9 +207,12 @@ def plan_types(
         if not targets:
             return made
         unpromoted = plan_model(checkpoint, version_, None, promote=False)  # what a recipe names is not promoted
-        units = find_units(checkpoint, unpromoted, allowed, fixed=fixed, **rules)
-        importance = _importance(source, imatrix, text, context, windows, progress)
         tied = is_tied_model(checkpoint.config)
+        units = find_units(checkpoint, unpromoted, allowed, fixed=fixed, tied=tied, **rules)
+        for each in (text, check):  # what cannot be read, or is too short, is found before the work
+            if each is not None:
+                _windows(source, each, context, windows)
+        importance = _importance(source, imatrix, text, context, windows, progress)
         options: Any = {"effort": effort, "engine": engine}
         used = None if imatrix is None else importance
         measure_errors(
@@ -249,6 +253,12 @@ def _importance(
     return calibrate(source, text=text, context=context, windows=windows, progress=progress)
 
 
+def _windows(source: str | os.PathLike[str], text: str | os.PathLike[str], context: int, windows: int) -> TextWindows:
+    from uqff.evaluation.evaluate import text_windows
+
+    return text_windows(source, None, text, context=context, most=windows)
+
+
 def _measure(
     source: str | os.PathLike[str],
     units: Sequence[Unit],
@@ -262,11 +272,10 @@ def _measure(
 ) -> None:
     import torch
 
-    from uqff.evaluation.evaluate import text_windows
     from uqff.parallel.model import load_model
     from uqff.planning.swapping import Swapper
 
-    cut = text_windows(source, None, text, context=context, most=windows)
+    cut = _windows(source, text, context, windows)
     model = load_model(source, dtype=torch.float32)
     Swapper(model, cut, importance, dtype=dtype.torch, **options).measure(units, progress)
 
