@@ -61,7 +61,7 @@ _ALL = [
     *_numbered(
         "BLOB",
         (_HEADER, "a field is there in full"),
-        (_RECORD, "nothing follows the last field"),
+        (_HEADER, "nothing follows the last field"),
         (_HEADER, "the version is one that was ever written: a little-endian word whose top byte is 0"),
         (_HEADER, "the type byte is 0 to 6"),
         ("README.md#versions", "a family does not occur before the version that introduced it"),

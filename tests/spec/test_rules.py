@@ -43,18 +43,20 @@ def test_errors_name_the_rule_that_the_vector_breaks() -> None:
 
 
 def test_each_rule_stands_once() -> None:
-    """Ids are numbered without a gap, texts differ, sections exist, the page has each, and no error has another."""
+    """Ids are numbered without a gap, texts differ, one page and the index have each, and no error has another."""
     texts = [rule.text for rule in RULES.values()]
     assert len(set(texts)) >= len(texts) - 3  # "a row is whole blocks" is a rule of two families, and alike
     for prefix in dict.fromkeys(name.partition("-")[0] for name in RULES):
         numbers = [int(name.partition("-")[2]) for name in RULES if name.startswith(f"{prefix}-")]
         assert numbers == list(range(1, len(numbers) + 1))
     page = (ROOT / "spec" / "rules.md").read_text("utf-8")
+    others = "".join(path.read_text("utf-8") for path in (ROOT / "spec").rglob("*.md") if path.name != "rules.md")
     for rule in RULES.values():
         path, _, anchor = rule.section.partition("#")
         heads = re.findall(r"^#+ (.+)$", (ROOT / "spec" / path).read_text("utf-8"), re.MULTILINE)
         assert anchor in {re.sub(r"[^a-z0-9]+", "-", head.lower()).strip("-") for head in heads}, rule
-        assert page.count(f"| `{rule.id}` |") == 1
+        assert page.count(f"| `{rule.id}` |") == others.count(f"| `{rule.id}` |") == 1
+        assert f"| `{rule.id}` |" in (ROOT / "spec" / path).read_text("utf-8")
     raised = {
         name
         for path in (ROOT / "uqff").rglob("*.py")

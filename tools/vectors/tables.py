@@ -20,6 +20,7 @@ name                     table
 ``LIMITS``               bounds of a reader
 ``TOOL.LIMITS``          bounds of the commands on what is no file of the format
 ``RULES``                the rules of a reader, by id
+``RULES page#section``   those of a section, with their reasons
 ``GGUF_FILE.HEAD``, ...  offset table of a part of a GGUF file's framing
 ``GGUF_FILE.LIMITS``     bounds of the reader of GGUF files
 ``GGUF_FILE.VALUES``     types of GGUF's metadata values
@@ -53,6 +54,8 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+import yaml
+
 from tools.vectors.listings import LISTINGS, TAKEN_APART, VECTORS, markdown
 from uqff import limits
 from uqff.codes import ENTRY_VERSIONS, VERSIONS, DType, Family
@@ -76,6 +79,8 @@ PAGES = (ROOT / "spec", ROOT / "docs" / "pages" / "reference")
 """Where pages with tables are."""
 
 MARKED = re.compile(r"(<!-- table: (?P<name>[^\n]+?) -->\n).*?(<!-- end -->)", re.DOTALL)
+RULE_WORDS = Path(__file__).with_name("rules.yml")
+"""What pages say of each rule, beside its phrase."""
 FORMAT_LIMITS = (
     "U32_MAX",
     "MAX_RANK",
@@ -257,6 +262,21 @@ def limit_table(wanted: Callable[[str], bool]) -> str:
     return markdown(("bound", "value", "meaning and reason"), rows)
 
 
+def section_rules(section: str) -> str:
+    """The rules that stand in a section, with their reasons."""
+    words = yaml.safe_load(RULE_WORDS.read_text("utf-8"))
+    if words.keys() != RULES.keys():
+        raise KeyError(f"{RULE_WORDS.name} and uqff/rules.py differ: {sorted(words.keys() ^ RULES.keys())}")
+    rows = [
+        (f"`{rule.id}`", words[rule.id].get("rule", rule.text), words[rule.id]["reason"])
+        for rule in RULES.values()
+        if rule.section == section
+    ]
+    if not rows:
+        raise KeyError(f"no rules in {section}")
+    return markdown(("id", "rule", "reason"), rows)
+
+
 def of_format(name: str) -> bool:
     """Whether a bound is one on files of the format."""
     return name in FORMAT_LIMITS
@@ -346,6 +366,8 @@ def table(name: str) -> str:
         KeyError: there is none of that name.
     """
     kind, _, argument = name.partition(" ")
+    if kind == "RULES" and argument:
+        return section_rules(argument)
     return TAKEN_APART[kind](argument) if kind in TAKEN_APART else TABLES[name]()
 
 
