@@ -7,9 +7,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
+import gguf as package
 import numpy as np
 import pytest
 import torch
+from gguf import quants
 from safetensors.torch import save_file
 
 import uqff
@@ -291,6 +293,33 @@ def test_types_that_uqff_does_not_have_are_all_named(tmp_path: Path) -> None:
         uqff_of_gguf(tmp_path / "i.gguf", tmp_path / "out")
     assert "blk.0.attn_q.weight (IQ2_XXS), blk.1.attn_q.weight (IQ2_XS)" in str(caught.value)
     assert ", and 2 more (" in str(caught.value)
+
+
+@pytest.mark.parametrize("architecture", ["llama", "qwen2"])
+def test_types_that_uqff_does_not_have_are_quantised_again_on_request(
+    tmp_path: Path, architecture: Architecture
+) -> None:
+    """What becomes of them is what the package's numbers are quantised to, in the model's order of rows."""
+    model = tiny(architecture)
+    write_gguf(model, tmp_path / "a.gguf", "tq2_0", kinds={"v_proj": "q6k", "up_proj": "mxfp4", "lm_head": "f16"})
+    with pytest.raises(UnsupportedError, match="6 tensors of types that UQFF does not have") as caught:
+        uqff_of_gguf(tmp_path / "a.gguf", tmp_path / "u")
+    assert "a type for them (--requantize KIND)" in str(caught.value)
+    result = uqff_of_gguf(tmp_path / "a.gguf", tmp_path / "u", requantize="q4_0")
+    assert result.types == {"q4_0": 6, "q6k": 1, "mxfp4": 1, "f16": 1}
+    assert "quantised anew, from types that UQFF does not have: 6 TQ2_0" in result.notes
+    found, weights = layers(tmp_path / "u"), model.tensors()
+    for name in ("model.embed_tokens", "model.layers.0.self_attn.q_proj", "model.layers.0.mlp.down_proj"):
+        type = package.GGMLQuantizationType.TQ2_0
+        numbers = quants.dequantize(quants.quantize(weights[f"{name}.weight"], type), type)
+        values = weights.get(f"{name}.bias")
+        bias = None if values is None else torch.from_numpy(values)
+        assert found[name] == Layer(uqff.quantize(numbers, "q4_0"), bias), name
+    type = package.GGMLQuantizationType.MXFP4
+    numbers = quants.dequantize(quants.quantize(weights["model.layers.0.mlp.up_proj.weight"], type), type)
+    assert np.array_equal(found["model.layers.0.mlp.up_proj"].weight.dequantize().numpy(), numbers)
+    older = uqff_of_gguf(tmp_path / "a.gguf", tmp_path / "v", requantize="hqq4", version="0.2", dtype="bf16")
+    assert older.types == {"hqq4": 5, "q6k": 1, "mxfp4": 1, "unquant": 1}
 
 
 def test_a_model_that_lacks_something(tmp_path: Path) -> None:

@@ -109,14 +109,30 @@ def test_every_type_that_the_gguf_package_writes(tmp_path: Path, block_type: Any
         }
 
 
-def test_types_that_uqff_does_not_have_are_listed(tmp_path: Path) -> None:
-    """Their bytes cannot be taken, and their size is nobody's business here."""
+def test_types_that_uqff_does_not_have(tmp_path: Path) -> None:
+    """Those of gguf-py have blocks and numbers, but no record of UQFF; of others the size is nobody's business."""
     data = gguf([], [Tensor("i", (256,), 16, bytes(66)), Tensor("new", (7,), 99, b"")])
     with open_gguf(write(tmp_path, data)) as file:
-        assert [tensor.type_name for tensor in file.values()] == ["IQ2_XXS", "ggml type 99"]
+        assert [(tensor.type_name, tensor.nbytes) for tensor in file.values()] == [("IQ2_XXS", 66), ("ggml type 99", 0)]
+        assert bytes(file["i"].blocks().payload) == bytes(66)
+        assert not file["i"].float32().any()
         with pytest.raises(UnsupportedError, match="IQ2_XXS") as caught:
             file["i"].record()
         assert caught.value.field == "i"
+        with pytest.raises(UnsupportedError, match=r"type that is not read.*ggml type 99"):
+            file["new"].float32()
+
+
+@pytest.mark.parametrize(
+    ("dims", "size", "problem"),
+    [((255,), 66, "row is not whole blocks"), ((256, 2), 131, "tensor runs past the end of the file")],
+)
+def test_sizes_of_types_that_uqff_does_not_have(tmp_path: Path, dims: tuple[int, ...], size: int, problem: str) -> None:
+    """They are those of their blocks."""
+    with pytest.raises(FormatError, match=problem):
+        open_gguf(write(tmp_path, gguf([], [Tensor("i", dims, 16, bytes(size))])))
+    with open_gguf(write(tmp_path, gguf([], [Tensor("i", (256, 2), 16, bytes(132))]))) as file:
+        assert file["i"].nbytes == 132
 
 
 def test_a_value_of_another_type(tmp_path: Path) -> None:

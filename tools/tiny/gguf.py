@@ -1,7 +1,8 @@
 """Tiny GGUF files as llama.cpp's converter would write them, from the checkpoints of `tiny_models.py`.
 
 Metadata and framing come from the `gguf` package, the order of the rows of Q and K from an index formula of its own
-here, the blocks from `uqff.quantize`. So a converter that is tested with them has all but the blocks from elsewhere.
+here, the blocks from `uqff.quantize`, or from the package. So a converter that is tested with them has all but the
+blocks from elsewhere.
 """
 
 from __future__ import annotations
@@ -33,6 +34,8 @@ BLOCK_NAMES = {
     "mlp.up_proj": "ffn_up",
     "mlp.down_proj": "ffn_down",
 }
+FOREIGN = ("tq1_0", "tq2_0", "mxfp4")
+"""Types that UQFF's quantisers do not make as GGUF has them, and the package does."""
 ROOT_NAMES = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
 
 
@@ -60,6 +63,9 @@ def stored(
     if kind.upper() in DENSE:
         rows = np.frombuffer(to_bytes(round_to(values, kind.upper()), kind.upper()), np.uint8)
         return rows.reshape(len(values), -1), gguf.GGMLQuantizationType[kind.upper()]
+    if kind in FOREIGN:
+        type = gguf.GGMLQuantizationType[kind.upper()]
+        return gguf.quants.quantize(values, type), type
     record = quantize(torch.from_numpy(np.ascontiguousarray(values)), kind)
     if not isinstance(record, GGUF):
         raise ValueError(f"{name}: {kind} gives {record}")

@@ -26,6 +26,7 @@ name                     table
 ``GGUF_FILE.VALUES``     types of GGUF's metadata values
 ``GGUF_FILE.NAMES``      names of tensors in GGUF and in a model
 ``GGUF_FILE.MODELS``     architectures that are converted
+``GGUF_FILE.FOREIGN``    GGUF's types that UQFF does not have
 ``LAYOUT_KEYS``          the engine's keys in ``config.json``
 ``EXAMPLE folder/name``  a vector, field by field
 ``VECTORS``              index of the valid vectors
@@ -65,6 +66,7 @@ from uqff.families import families
 from uqff.families.f8q8 import tensor as f8q8
 from uqff.families.gguf.blocks import BLOCK_TYPES, BlockType
 from uqff.gguf import schema as gguf
+from uqff.gguf.types import FOREIGN_TYPES
 from uqff.models import layouts
 from uqff.models.shapes import SHAPES
 from uqff.models.table import ARCHITECTURES, Group
@@ -324,6 +326,16 @@ def gguf_model_table() -> str:
     return markdown(heads, rows)
 
 
+def gguf_foreign_table() -> str:
+    """Types that UQFF does not have: their blocks, field by field."""
+
+    def fields(layout: Layout) -> str:
+        return "; ".join(f"`{row.field}` {row.type}: {row.meaning}" for row in layout.rows())
+
+    rows = ((t.code, t.name, t.block_size, t.type_size, fields(t.layout)) for t in FOREIGN_TYPES)
+    return markdown(("code", "type", "weights", "bytes", "fields of a block"), rows)
+
+
 GGUF_PARTS = {"HEAD": gguf.HEAD, "TEXT": gguf.TEXT, "PAIR": gguf.PAIR, "ARRAY": gguf.ARRAY, "TENSOR": gguf.TENSOR}
 
 
@@ -344,6 +356,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "GGUF_FILE.VALUES": value_type_table,
     "GGUF_FILE.NAMES": gguf_name_table,
     "GGUF_FILE.MODELS": gguf_model_table,
+    "GGUF_FILE.FOREIGN": gguf_foreign_table,
     "LAYOUT_KEYS": layout_key_table,
     "VERSIONS": version_table,
     "FAMILIES": family_table,

@@ -10,6 +10,7 @@ from uqff.checkpoints.bitsandbytes import BitsAndBytes
 from uqff.checkpoints.compressed_tensors import CompressedTensors
 from uqff.checkpoints.foreign import ForeignTensor
 from uqff.checkpoints.fp8 import FP8Checkpoint
+from uqff.checkpoints.ggml import GgmlBlocks
 from uqff.checkpoints.gptq import AWQ, GPTQ
 from uqff.checkpoints.grouped import GroupedCodes
 from uqff.checkpoints.hqq import HQQCheckpoint
@@ -37,7 +38,7 @@ METHODS: Final[tuple[type[Method], ...]] = (
 )
 """All but :class:`~uqff.checkpoints.plain.Plain`, which is what is left."""
 
-FOREIGN: Final[tuple[type[ForeignTensor], ...]] = (ScaledFP8, GroupedCodes, TableCodes, Int8Rows)
+FOREIGN: Final[tuple[type[ForeignTensor], ...]] = (ScaledFP8, GroupedCodes, TableCodes, Int8Rows, GgmlBlocks)
 """The records that methods make where no family of UQFF is exact."""
 
 KEYS: Final = ("quantization_config", "quantization")

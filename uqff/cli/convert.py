@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from uqff.cli.options import DtypeChoice, isq_option, selected
+from uqff.cli.options import DtypeChoice, isq_option, kind_option, selected
 from uqff.cli.progress import shown_progress, terminable
 from uqff.errors import printable
 
@@ -42,6 +42,12 @@ __all__ = ["convert"]
     show_default=True,
     help="What norms are stored in, in UQFF.",
 )
+@click.option(
+    "--requantize",
+    callback=kind_option,
+    metavar="KIND",
+    help="Type of layers whose own UQFF does not have (IQ4_XS, TQ1_0, ...): they are quantised again. Else refused.",
+)
 @click.option("--strict", is_flag=True, help="Refuse UQFF that the engine could not load or run however it is started.")
 @click.option("--force", is_flag=True, help="Replace what is in OUT.")
 @click.option("--quiet", is_flag=True, help="Print nothing but warnings and errors.")
@@ -54,6 +60,7 @@ def convert(
     version: str,
     assets: str | None,
     dtype: str,
+    requantize: str | None,
     strict: bool,
     force: bool,
     quiet: bool,
@@ -63,8 +70,8 @@ def convert(
     """Convert the GGUF file SRC to the UQFF model directory OUT, or the UQFF model SRC to the GGUF file OUT.
     Of a UQFF directory with several models, SRC:TYPE is one.
 
-    Blocks of ggml's types are carried over as they are; nothing is quantised again. A model that cannot be converted
-    without loss is refused, with all that stands in the way. Llama, Mistral, Qwen2 and Qwen3.
+    Blocks of ggml's types are carried over as they are; nothing is quantised again unless --requantize says so. A model
+    that cannot be converted without loss is refused, with all that stands in the way. Llama, Mistral, Qwen2 and Qwen3.
     """
     from uqff.conversion import conversion_document
     from uqff.conversion import convert as converted
@@ -78,6 +85,7 @@ def convert(
             version=version,
             assets=assets,
             dtype=dtype,
+            requantize=requantize,
             strict=strict,
             force=force,
             progress=progress,

@@ -13,6 +13,7 @@ __all__ = [
     "DtypeChoice",
     "fetched",
     "isq_option",
+    "kind_option",
     "lora_option",
     "named",
     "pattern_option",
@@ -51,6 +52,16 @@ def size_option(ctx: click.Context, parameter: click.Parameter, value: str) -> i
     if not nbytes:
         raise click.BadParameter(f"expected a size such as 500MB or 2GiB, got {printable(value)}", ctx, parameter)
     return nbytes
+
+
+def kind_option(ctx: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
+    """The name of a type, checked."""
+    from uqff.quantization.types import kind_name
+
+    try:
+        return None if value is None else kind_name(value)
+    except UqffError as error:
+        raise click.BadParameter(str(error), ctx, parameter) from None
 
 
 def pattern_option(ctx: click.Context, parameter: click.Parameter, value: str | None) -> Any:

@@ -23,6 +23,7 @@ def convert(
     version: str | tuple[int, int, int] = "1.2",
     assets: PathLike | None = None,
     dtype: str = "f32",
+    requantize: str | int | None = None,
     strict: bool = False,
     force: bool = False,
     progress: Progress | None = None,
@@ -36,6 +37,7 @@ def convert(
         version: of UQFF, if that is written.
         assets: see :func:`uqff.conversion.uqff_of_gguf`.
         dtype: of the residual, if UQFF is written.
+        requantize: see :func:`uqff.conversion.uqff_of_gguf`.
         strict: refuse to write UQFF that the engine could not load or run, see :mod:`uqff.models.engine`.
         force: replace what is in ``target``.
         progress: called after each layer or tensor.
@@ -60,6 +62,7 @@ def convert(
             version=version,
             assets=assets,
             dtype=dtype,
+            requantize=requantize,
             strict=strict,
             force=force,
             progress=progress,

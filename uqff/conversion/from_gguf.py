@@ -7,6 +7,7 @@ matrices of blocks   GGUF layers, the same blocks                    the same
 F32, F16, BF16       GGUF layers of these types                      Unquant layers, widened if the load dtype is F32
 ``output`` absent    no ``lm_head``                                  ``lm_head`` is a copy of the embedding's blocks
 ``token_embd``       the layer ``model.embed_tokens``                dequantised, in the residual
+other blocks         what is asked for, else refused; MXFP4 layers   the same
 norms                residual, load dtype                            the same
 biases               with their layer, float32                       the same
 ===================  ==============================================  =============================================
@@ -25,6 +26,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
+from uqff.checkpoints.foreign import ForeignTensor
+from uqff.checkpoints.ggml import planned_record, record_of
 from uqff.codec.layer import Layer
 from uqff.codes import LOADED_DTYPES, DType, Version
 from uqff.container.document import write_json
@@ -49,7 +52,9 @@ from uqff.conversion.names import (
 from uqff.conversion.result import Conversion
 from uqff.conversion.tokenizer import tokenizer_files
 from uqff.errors import FormatError, ShapeError, UnsupportedError, UqffError, located
-from uqff.families.gguf.tensor import GGUF
+from uqff.families import PLAIN_KIND
+from uqff.families.base import QuantizedTensor
+from uqff.families.loaded import Loaded
 from uqff.families.part import Part
 from uqff.families.rows import reordered, reordered_bias
 from uqff.families.unquant.tensor import Unquant
@@ -60,7 +65,9 @@ from uqff.models.config import config_to_write, read_config, with_method
 from uqff.models.engine import limits_of, refuse_limits
 from uqff.models.layouts import WeightLayout, half_split_order, without_rope_layout
 from uqff.progress import Progress, Steps
+from uqff.quantization.types import encode, kind_name, planned, resolve
 from uqff.schema.entries import FIRST
+from uqff.simd.floats import Floats
 
 __all__ = ["WRITTEN", "FromGgufJob", "uqff_of_gguf"]
 
@@ -78,6 +85,7 @@ def uqff_of_gguf(
     version: str | tuple[int, int, int] = "1.2",
     assets: PathLike | None = None,
     dtype: str = "f32",
+    requantize: str | int | None = None,
     strict: bool = False,
     force: bool = False,
     shard_bytes: int = SHARD_BYTES,
@@ -92,6 +100,8 @@ def uqff_of_gguf(
         assets: a directory with the model's own ``config.json`` and tokenizer, which are compared with the file and
             copied. Without it, they are made from the file's metadata as far as that goes.
         dtype: of the residual: ``f32`` (what GGUF files have), ``f16`` or ``bf16``, to which it is rounded.
+        requantize: what layers become whose types UQFF does not have, such as IQ4_XS: they are dequantised in float32,
+            and quantised anew. None: they are refused. MXFP4 needs none of it.
         strict: refuse what the engine could not load or run, see :mod:`uqff.models.engine`; else it is in the notes.
         force: replace a model that is in ``target`` already.
         shard_bytes: payload after which a new shard begins.
@@ -110,7 +120,8 @@ def uqff_of_gguf(
         raise UnsupportedError("unknown dtype", field="dtype", expected="f32, f16 or bf16", got=dtype)
     with open_gguf(source) as file, located(file=file.paths[0]):
         loaded, beside = LOADED_DTYPES[dtype.upper()], None if assets is None else Path(assets)
-        job = FromGgufJob(file, wanted, loaded, beside, shard_bytes)
+        kind = None if requantize is None else kind_name(requantize)
+        job = FromGgufJob(file, wanted, loaded, beside, shard_bytes, kind)
         if strict:
             refuse_limits(job.limits)
         return job.run(target, force=force, progress=progress)
@@ -120,9 +131,16 @@ class FromGgufJob(Job[Conversion]):
     """The conversion of a GGUF file; see :func:`uqff_of_gguf`."""
 
     def __init__(
-        self, file: GgufFile, version: Version, dtype: DType, assets: Path | None, shard_bytes: int = SHARD_BYTES
+        self,
+        file: GgufFile,
+        version: Version,
+        dtype: DType,
+        assets: Path | None,
+        shard_bytes: int = SHARD_BYTES,
+        requantize: str | None = None,
     ) -> None:
         self.file = file
+        self.requantize = requantize
         self.version = version
         self.dtype = dtype
         if assets is not None:
@@ -130,7 +148,7 @@ class FromGgufJob(Job[Conversion]):
         self.assets = assets
         self.notes: list[str] = []
         self.architecture = architecture_of_name(file.get_value("general.architecture"))
-        _check_types(file)
+        self._check_types()
         self.config = self._config()
         self.layers = self._layers()
         self.residual = self._residual()
@@ -211,30 +229,63 @@ class FromGgufJob(Job[Conversion]):
                 "tensors that the architecture does not have", field=left[0], got=", ".join(left[:20])
             )
 
-    def _widened(self, record: GGUF) -> DType | None:
-        """The dtype of the Unquant layer that 0.x has in place of a matrix of plain numbers; else None."""
-        if record.block_type.block_size > 1 or self.version >= FIRST:
-            return None
-        return DType.F32 if self.dtype is DType.F32 else DType[record.block_type.name]
+    def _check_types(self) -> None:
+        """All that cannot be carried over, at once."""
+        refused = []
+        for tensor in self.file.values():
+            foreign = tensor.ggml_type is None or (len(tensor.shape) > 1 and _is_foreign(tensor))
+            if foreign and (tensor.ggml_type is None or self.requantize is None):
+                refused.append(f"{tensor.name} ({tensor.type_name})")
+        if refused:
+            more = f", and {len(refused) - 10} more" if len(refused) > 10 else ""
+            raise UnsupportedError(
+                f"{len(refused)} tensors of types that UQFF does not have",
+                expected="a type for them (--requantize KIND)" if self.requantize is None else None,
+                got=", ".join(refused[:10]) + more,
+            )
+
+    def _as(self, tensor: GgufTensor) -> str | None:
+        """The type that a tensor's numbers are stored as; None if what is stored is what the file has."""
+        if _is_foreign(tensor):
+            assert self.requantize is not None
+            return resolve(self.requantize, tensor.shape, version=self.version).kind
+        return None if self.version >= FIRST or planned_record(tensor).plain is None else PLAIN_KIND
+
+    def _stored_dtype(self, tensor: GgufTensor) -> DType:
+        """That of the plain numbers of a layer: 0.x has Unquant layers in place of a matrix of plain numbers."""
+        plain = planned_record(tensor).plain
+        return self.dtype if plain is None or self.dtype is DType.F32 else plain.dtype
+
+    def _bias_dtype(self, tensor: GgufTensor) -> DType:
+        """F32, as in the file, beside blocks; else the load dtype."""
+        return DType.F32 if self._as(tensor) is None and tensor.block_type is not None else self.dtype
 
     def _layer(self, name: LayerName) -> Layer:
         """A layer as the model has it: rows of Q and K in the model's order."""
-        record, bias = self._tensor(name.weight, ndim=2).record(), self._bias(name)
+        tensor, bias = self._tensor(name.weight, ndim=2), self._bias(name)
+        record, kind = record_of(tensor), self._as(tensor)
         heads = heads_of(self.architecture, self.config, name.module)
-        dtype = self._widened(record)
-        values = None if bias is None else bias.record().numbers(DType.F32 if dtype is None else self.dtype)
+        values = None if bias is None else _numbers(bias, self._bias_dtype(tensor))
         if heads is not None:
             order = half_split_order(record.shape[0], heads)
             record = reordered(record, order)
             values = None if values is None else reordered_bias(values, order)
-        return Layer(record if dtype is None else Unquant.of(record.numbers(dtype)), values)
+        if kind == PLAIN_KIND:
+            return Layer(Unquant.of(record.numbers(self._stored_dtype(tensor))), values)
+        if kind is not None:
+            numbers = Floats.of_bytes(record.numbers().data, DType.F32, record.shape)
+            record = encode(Loaded(numbers, self.dtype, rounded=False), kind, engine="0.9")
+        return Layer(record, values)
 
     def _meta(self, name: LayerName) -> Layer:
-        """The same without its bytes: no row is moved and no number widened for it."""
-        record, bias = self._tensor(name.weight, ndim=2).record(), self._bias(name)
-        dtype = self._widened(record)
-        values = None if bias is None else Part.planned(bias.shape, DType.F32 if dtype is None else self.dtype)
-        return Layer(record if dtype is None else Unquant.of(Part.planned(record.shape, dtype)), values)
+        """The same without its bytes: no row is moved and no number computed for it."""
+        tensor, bias = self._tensor(name.weight, ndim=2), self._bias(name)
+        with located(layer=name.module):
+            kind = self._as(tensor)
+            values = None if bias is None else Part.planned(bias.shape, self._bias_dtype(tensor))
+            if kind is None:
+                return Layer(planned_record(tensor), values)
+            return Layer(planned(kind, tensor.shape, self._stored_dtype(tensor)), values)
 
     @property
     def nbytes(self) -> int:
@@ -278,7 +329,7 @@ class FromGgufJob(Job[Conversion]):
         metadata = None if self.version < FIRST else metadata_of(self.version)
         with TensorWriter(directory / RESIDUAL_NAME, tensors, metadata) as rest:
             for name, tensor in self.residual.items():
-                rest.write(name, _dequantized(tensor.record(), self.dtype))
+                rest.write(name, _dequantized(record_of(tensor), self.dtype))
             rest.finish()
 
     def _write_companions(self, directory: Path) -> list[str]:
@@ -316,6 +367,14 @@ class FromGgufJob(Job[Conversion]):
 
     def _note(self) -> None:
         self.notes += map(str, self.limits)
+        foreign = Counter(
+            tensor.type_name
+            for tensor in (self._tensor(name.weight, ndim=2) for name in self.layers.values())
+            if _is_foreign(tensor)
+        )
+        if foreign:
+            listed = ", ".join(f"{count} {name}" for name, count in foreign.items())
+            self.notes.append(f"quantised anew, from types that UQFF does not have: {listed}")
         embedding = self.residual.get(f"{embedding_name(self.config)}.weight")
         if embedding is not None and embedding.block_type is not None and embedding.block_type.block_size > 1:
             self.notes.append(f"the embedding is dequantised: 0.x has no quantised one (it was {embedding.type_name})")
@@ -330,16 +389,6 @@ class FromGgufJob(Job[Conversion]):
             )
 
 
-def _check_types(file: GgufFile) -> None:
-    """All that cannot be carried over, at once."""
-    foreign = [f"{tensor.name} ({tensor.type_name})" for tensor in file.values() if tensor.block_type is None]
-    if foreign:
-        more = f", and {len(foreign) - 10} more" if len(foreign) > 10 else ""
-        raise UnsupportedError(
-            f"{len(foreign)} tensors of types that UQFF does not have", got=", ".join(foreign[:10]) + more
-        )
-
-
 def _main_type(metas: Mapping[str, Layer]) -> str:
     """The type that most weights have."""
     weights: Counter[str] = Counter()
@@ -348,7 +397,7 @@ def _main_type(metas: Mapping[str, Layer]) -> str:
     return max(sorted(weights), key=weights.__getitem__)
 
 
-def _dequantized(record: GGUF, dtype: DType) -> Iterator[memoryview]:
+def _dequantized(record: QuantizedTensor, dtype: DType) -> Iterator[memoryview]:
     """The bytes of a tensor in another dtype, some rows at a time."""
     if len(record.shape) == 1:
         yield record.numbers(dtype).payload
@@ -356,3 +405,11 @@ def _dequantized(record: GGUF, dtype: DType) -> Iterator[memoryview]:
     rows = max(1, TILE // record.shape[-1])
     for start in range(0, record.shape[0], rows):
         yield record.narrow(0, start, min(rows, record.shape[0] - start)).numbers(dtype).payload
+
+
+def _numbers(tensor: GgufTensor, dtype: DType) -> Part:
+    return record_of(tensor).numbers(dtype)
+
+
+def _is_foreign(tensor: GgufTensor) -> bool:
+    return isinstance(planned_record(tensor), ForeignTensor)

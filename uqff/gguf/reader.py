@@ -2,7 +2,7 @@
 
 Versions 2 and 3, little endian.  Every count and length is compared with the file's size before anything is made of
 it; metadata arrays stay bytes until somebody asks for their values; tensors are views of the mapped file.  Tensors of
-ggml types that UQFF does not have are listed, but their bytes cannot be taken.
+ggml types that are not read (:data:`uqff.gguf.types.UNREAD_TYPES`) are listed, but their bytes cannot be taken.
 
 Split files are called ``<stem>-00001-of-0000N.gguf``; any of them stands for the whole set.  The metadata is that of
 the first.
@@ -30,6 +30,7 @@ from uqff.errors import FormatError, ShapeError, ShardError, UnsupportedError, U
 from uqff.families.gguf.blocks import BlockType, block_type_of_code
 from uqff.families.gguf.tensor import GGUF
 from uqff.families.part import Part
+from uqff.gguf.dequantize import dequantized
 from uqff.gguf.schema import (
     ALIGNMENT_KEY,
     TensorInfo,
@@ -41,41 +42,13 @@ from uqff.gguf.schema import (
     read_pair,
     read_tensor,
 )
+from uqff.gguf.types import ggml_type, type_name
 from uqff.limits import MAX_SHARDS
 from uqff.schema.bricks import Cursor
 
-__all__ = ["FOREIGN_TYPES", "GgufFile", "GgufTensor", "open_gguf"]
+__all__ = ["GgufFile", "GgufTensor", "open_gguf"]
 
 SPLIT_NAME: Final = re.compile(r"(?P<stem>.*)-(?P<number>[0-9]{5})-of-(?P<count>[0-9]{5})\.gguf", re.DOTALL)
-
-FOREIGN_TYPES: Final = {
-    16: "IQ2_XXS",
-    17: "IQ2_XS",
-    18: "IQ3_XXS",
-    19: "IQ1_S",
-    20: "IQ4_NL",
-    21: "IQ3_S",
-    22: "IQ2_S",
-    23: "IQ4_XS",
-    24: "I8",
-    25: "I16",
-    26: "I32",
-    27: "I64",
-    28: "F64",
-    29: "IQ1_M",
-    31: "Q4_0_4_4",
-    32: "Q4_0_4_8",
-    33: "Q4_0_8_8",
-    34: "TQ1_0",
-    35: "TQ2_0",
-    36: "IQ4_NL_4_4",
-    37: "IQ4_NL_4_8",
-    38: "IQ4_NL_8_8",
-    39: "MXFP4",
-    40: "NVFP4",
-    41: "Q1_0",
-}
-"""Names of the ggml types that UQFF has no code for, to call them by in messages."""
 
 
 @dataclass(frozen=True)
@@ -102,16 +75,19 @@ class GgufTensor:
         return block_type_of_code(self.type_code)
 
     @property
+    def ggml_type(self) -> BlockType | None:
+        """Its type, UQFF's or a foreign one; None if it is not read."""
+        return ggml_type(self.type_code)
+
+    @property
     def type_name(self) -> str:
         """Its type as UQFF or else ggml spells it."""
-        if self.block_type is not None:
-            return self.block_type.name
-        return FOREIGN_TYPES.get(self.type_code, f"ggml type {self.type_code}")
+        return type_name(self.type_code)
 
     @property
     def nbytes(self) -> int:
-        """Bytes of its blocks; of a type that UQFF does not have, 0."""
-        block_type = self.block_type
+        """Bytes of its blocks; of a type that is not read, 0."""
+        block_type = self.ggml_type
         return 0 if block_type is None else math.prod(self.shape) // block_type.block_size * block_type.type_size
 
     def record(self) -> GGUF:
@@ -123,19 +99,36 @@ class GgufTensor:
         """
         block_type = self.block_type
         if block_type is None:
-            raise UnsupportedError(
-                "type that UQFF does not have", field=self.name, offset=self.begin, got=self.type_name
-            )
+            raise self._unknown("type that UQFF does not have")
+        return GGUF.made_of(data=self.blocks(), block_type=block_type)
+
+    def blocks(self) -> Part:
+        """The bytes of its blocks, U8 ``[..., bytes of a row]``, as a view of the file.
+
+        Raises:
+            UnsupportedError: a type that is not read.
+            ShapeError: it has no dimensions.
+        """
+        block_type = self.ggml_type
+        if block_type is None:
+            raise self._unknown("type that is not read")
         if not self.shape:
             raise ShapeError("tensor without dimensions", field=self.name, expected="at least 1", got=0)
         *outer, last = self.shape
         row = last // block_type.block_size * block_type.type_size
-        data = self.file.bytes_between(self.begin, self.begin + self.nbytes)
-        return GGUF.made_of(data=Part(DType.U8, (*outer, row), data), block_type=block_type)
+        return Part(DType.U8, (*outer, row), self.file.bytes_between(self.begin, self.begin + self.nbytes))
 
     def float32(self) -> npt.NDArray[np.float32]:
-        """Its numbers, in new memory; raises what :meth:`record` does."""
+        """Its numbers, in new memory; raises what :meth:`blocks` does."""
+        if self.block_type is None:
+            blocks, foreign = self.blocks(), self.ggml_type
+            assert foreign is not None
+            return dequantized(foreign, blocks.array()).reshape(self.shape)
         return self.record().numbers().array().view(np.float32).reshape(self.shape)
+
+    def _unknown(self, problem: str) -> UnsupportedError:
+        file = str(self.file.path)
+        return UnsupportedError(problem, file=file, field=self.name, offset=self.begin, got=self.type_name)
 
     def release(self) -> None:
         """Give back the memory of its bytes; a later look reads them again."""
@@ -258,7 +251,7 @@ class _SplitFile:
                 got=info.offset,
             )
         tensor = GgufTensor(info.name, info.shape, info.type, data_begin + info.offset, self.file)
-        block_type = tensor.block_type
+        block_type = tensor.ggml_type
         if block_type is not None and (info.shape or (1,))[-1] % block_type.block_size:
             raise FormatError(
                 "row is not whole blocks",

@@ -51,7 +51,10 @@ Scope = Mapping[str, Any]
 """The fields of the enclosing layout that stand before the present one."""
 
 _T = TypeVar("_T")
-_NUMPY = {"B": "u1", "b": "i1", "H": "<u2", "h": "<i2", "I": "<u4", "e": "<f2", "f": "<f4"}
+_NUMPY = {
+    **dict(zip("BbHhIiq", ("u1", "i1", "<u2", "<i2", "<u4", "<i4", "<i8"), strict=True)),
+    **dict(zip("efd", ("<f2", "<f4", "<f8"), strict=True)),
+}
 
 
 class Violation(Exception):
