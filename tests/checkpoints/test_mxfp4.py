@@ -10,7 +10,7 @@ import torch
 
 from tests.support.checkpoints import checkpoint_of, same_bits
 from uqff import FormatError, MissingError, ShapeError, Shard, UnsupportedError
-from uqff.checkpoints.mxfp4 import split_gate_up
+from uqff.codec.turns import split_gate_up
 from uqff.families import MXFP4
 
 

@@ -287,3 +287,14 @@ def test_low_rank_queries_and_shared_experts_as_the_configuration_says() -> None
     low = ["self_attn.q_a_proj", "self_attn.q_b_proj", *latent]
     wanted = in_blocks([*low, *SEVEN[4:]], [*low, *experts, *shared])
     assert modules(name, **config, q_lora_rank=8, n_shared_experts=1) == wanted
+
+
+def test_gpt_oss_stacks_gates_and_ups() -> None:
+    """Of pre-1.0 files the engine had another order, without experts."""
+    config = {"architectures": ["GptOssForCausalLM"], "num_hidden_layers": 2}
+    block = [*SEVEN[:4], "mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
+    assert modules("GptOssForCausalLM") == in_blocks(block, block)
+    assert architecture_of(config).takes_turns
+    assert not architecture_of({"architectures": ["Qwen3MoeForCausalLM"]}).takes_turns
+    with pytest.raises(UnsupportedError, match=r"have no numbers.*got gpt-oss"):
+        check_numbered(config)

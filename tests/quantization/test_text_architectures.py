@@ -19,8 +19,9 @@ DOCUMENT: dict[str, Any] = json.loads((GOLDEN / "v1" / "TEXT.json").read_text())
 
 
 def test_every_text_architecture_has_a_checkpoint() -> None:
-    """A new entry of the table needs one; Gemma 3 is among those with towers."""
-    wanted = [each.title for each in ARCHITECTURES if not each.text_config and each.title != "Gemma 3 text"]
+    """A new entry of the table needs one; Gemma 3 is among those with towers; of gpt-oss the client writes nothing."""
+    elsewhere = ("Gemma 3 text", "gpt-oss")
+    wanted = [each.title for each in ARCHITECTURES if not each.text_config and each.title not in elsewhere]
     assert sorted(text.TEXTS) == sorted(wanted)
     assert [name for name, digests in DOCUMENT["digests"].items() if digests is None] == list(NOT_WRITTEN)
 

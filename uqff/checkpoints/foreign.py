@@ -84,6 +84,11 @@ class ForeignTensor(QuantizedTensor):
         return torch.from_numpy(self.values()).to(self.device)
 
     @property
+    def has_whole_rows(self) -> bool:
+        """Not known: of some, several rows share a scale."""
+        return False
+
+    @property
     def nominal_dtype(self) -> DType:
         """F32: that of its numbers."""
         return DType.F32

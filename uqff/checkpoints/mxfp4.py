@@ -8,7 +8,7 @@
                  <path>.weight  U8 [..., in/2]                 <path>.scales or .weight_scale
 
 The lower nibble of a byte comes first; exponents have bias 127.  The rows of gpt-oss' ``gate_up_proj`` take turns:
-gate, up, gate, up; :func:`split_gate_up` takes them apart.
+gate, up, gate, up; :func:`uqff.codec.turns.split_gate_up` takes them apart.
 
 A block whose exponent is 0 is multiplied by 2^-127 here and by 0 in UQFF: only such blocks as are 0 anyway can be taken
 over.  Exponent 255 is no number.
@@ -27,7 +27,6 @@ import numpy as np
 from uqff.checkpoints.companions import Companions
 from uqff.checkpoints.e8m0 import EXPONENTS
 from uqff.checkpoints.method import Cut, Found, Method
-from uqff.codec.layer import Layer
 from uqff.codes import DType
 from uqff.errors import ShapeError, UnsupportedError
 from uqff.families.mxfp4.tensor import MXFP4
@@ -38,7 +37,7 @@ if TYPE_CHECKING:
 
     from uqff.checkpoints.safetensors import TensorFiles
 
-__all__ = ["MXFP4Checkpoint", "block_floats", "split_gate_up"]
+__all__ = ["MXFP4Checkpoint", "block_floats"]
 
 BLOCK: Final = 32
 CODES: Final = ("_blocks", ".blocks", ".weight")
@@ -132,33 +131,3 @@ def block_floats(
                 problem, role, "blocks of zeros where the exponent is 0", int(wrong[0]), UnsupportedError
             )
     return record
-
-
-def split_gate_up(layer: Layer) -> tuple[Layer, Layer]:
-    """Gate and up of a layer whose outputs take turns, as those of gpt-oss' ``gate_up_proj`` do; copies.
-
-    Args:
-        layer: ``[experts, 2 · inner, hidden]``, with a bias ``[experts, 2 · inner]`` or none.
-
-    Raises:
-        ShapeError: the number of outputs is odd.
-        UnsupportedError: the weight is not MXFP4.
-    """
-    weight, bias = layer.weight, layer.bias_part
-    if not isinstance(weight, MXFP4):
-        raise UnsupportedError("outputs that take turns", expected="mxfp4", got=weight.kind)
-    if weight.shape[-2] % 2:
-        raise ShapeError("outputs do not take turns", expected="an even number", got=weight.shape[-2])
-    dim = len(weight.shape) - 2
-    halves = []
-    for at in (0, 1):
-        parts = {name: _every_other(part, dim, at) for name, part in weight.parts.items()}
-        of_bias = None if bias is None else _every_other(bias.view((*bias.shape, 1)), dim, at)
-        halves.append(Layer(weight.replaced(**parts), None if of_bias is None else of_bias.view(of_bias.shape[:-1])))
-    return halves[0], halves[1]
-
-
-def _every_other(part: Part, dim: int, first: int) -> Part:
-    if part.is_planned:
-        return Part.planned((*part.shape[:dim], part.shape[dim] // 2, *part.shape[dim + 1 :]), part.dtype)
-    return part.like(part.rows()[(slice(None),) * dim + (slice(first, None, 2),)])

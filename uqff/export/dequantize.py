@@ -76,7 +76,7 @@ class _PlannedPart:
 
     Attributes:
         source: key of a layer, or name of a plain tensor.
-        what: ``weight`` or ``bias`` of a layer, or ``plain``.
+        what: ``weight`` or ``bias`` of a layer; ``stack``, all experts with inputs before outputs; or ``plain``.
         expert: number of the expert in a stack, None if there is none.
         dtype: as safetensors spells it.
         shape: in elements.
@@ -176,6 +176,7 @@ class DequantizeJob(Job[Dequantized]):
         self.weights: dict[str, int] = {}
         self._tied: bool | None = None
         known = self._is_known()
+        self._turns = known and architecture_of(self.config or {}).takes_turns
         modules = modules_of(file, self.config if known else None)
         if known:
             assert self.config is not None
@@ -225,6 +226,9 @@ class DequantizeJob(Job[Dequantized]):
                 self._plan(key, f"{name}.weight", "weight", None, shape)
                 if bias is not None:
                     self._plan(key, f"{name}.bias", "bias", None, tuple(bias["shape"]))
+                continue
+            if self._turns and bias is None:  # gpt-oss': plain checkpoints have them so, without ``.weight``
+                self._plan(key, module.path, "stack", None, (shape[0], *shape[:0:-1]))
                 continue
             if len(module.keys) > 1 or len(module.parts) != shape[0]:
                 names = f"{len(module.parts)} experts" if module.parts else "a matrix: the experts have no known names"
@@ -291,10 +295,12 @@ class DequantizeJob(Job[Dequantized]):
                 queue.submit(partial(files[name].write, name, [bytes_of(tensor)]), tensor.nbytes)
                 del tensor
             self.file.release(key)
-            steps.add(names[0].rpartition(".")[0], self.weights[key])
+            steps.add(names[0].removesuffix(".weight").removesuffix(".bias"), self.weights[key])
 
     def _made(self, name: str, part: _PlannedPart) -> torch.Tensor:
         layer = self.file[part.source]
+        if part.what == "stack":
+            return self._cast(name, layer.weight.dequantize().transpose(1, 2)).contiguous()
         tensor = _dequantized(layer.weight, part.expert, self.dtype) if part.what == "weight" else layer.bias
         assert tensor is not None
         tensor = self._in_order(name, tensor)

@@ -8,7 +8,7 @@ A module of an adapter is a weight of the same path.  Where modules of ``transfo
 checkpoints, both are found: ``model.language_model`` is ``language_model.model``, ``mlp`` of Mixtral is
 ``block_sparse_moe``.  Experts are single modules, or a stack whose factors are cut (:mod:`uqff.lora.adapter`)::
 
-    experts.gate_up_proj [E, 2 * inner, hidden]    rows of B: the gate's, then those of up
+    experts.gate_up_proj [E, 2 * inner, hidden]    rows of B: the gate's, then those of up; or in turns (gpt-oss)
     experts.down_proj    [E, hidden, inner]
 
 An adapter is applied whole or refused: there is a weight for each of its factors.  Weights that its configuration names
@@ -43,7 +43,7 @@ ALIASES: Final = (("language_model.model.", "model.language_model."), (".block_s
 """Parts of paths: in checkpoints, and in the modules of newer releases of transformers."""
 
 PARTS: Final = {"gate_up_proj": ("gate_proj", "up_proj")}
-"""Tensors of experts that are several projections, one behind the other along the outputs."""
+"""Tensors of experts that are several projections along the outputs, one behind the other or in turns."""
 
 HEAD: Final = "lm_head"
 
@@ -58,6 +58,7 @@ class ModelWeights:
         layers: paths of those that an adapter should have factors for, if its configuration names them.
         linear: whether all are ``[out, in]``, whatever a configuration says.
         tied: whether the head is the embedding's matrix.
+        turns: whether gates and ups take turns where they are one tensor.
     """
 
     shapes: dict[str, tuple[int, int]] = field(default_factory=dict)
@@ -65,6 +66,7 @@ class ModelWeights:
     layers: list[str] = field(default_factory=list)
     linear: bool = True
     tied: bool = False
+    turns: bool = False
 
     def __post_init__(self) -> None:
         self._aliases: dict[str, str] | None = None
@@ -256,7 +258,9 @@ def _of_stack(
     """The experts that the factors of a stack change: of the tensor whose shape they fit."""
     seen = []
     for name in factors.parameters:
-        projections = [weights.find(f"{factors.path}.{part}") for part in PARTS.get(name, (name,))]
+        whole = weights.find(f"{factors.path}.{name}") in weights.stacks
+        parts = (name,) if whole else PARTS.get(name, (name,))
+        projections = [weights.find(f"{factors.path}.{part}") for part in parts]
         stacks = [weights.stacks[each] for each in projections if each in weights.stacks]
         if len(stacks) != len(projections):
             continue
@@ -269,9 +273,10 @@ def _of_stack(
             continue
         origin = adapter.origin(factors)
         for expert, (b, a) in enumerate(split):
-            start = 0
-            for stack, count in zip(stacks, rows, strict=True):
-                yield stack[expert], LowRank(b[start : start + count], a, size.scale, origin)
+            start, step = 0, len(stacks) if weights.turns else 1
+            for at, (stack, count) in enumerate(zip(stacks, rows, strict=True)):
+                held = slice(at, None, step) if weights.turns else slice(start, start + count)
+                yield stack[expert], LowRank(b[held], a, size.scale, origin)
                 start += count
         return
     if not seen:

@@ -5,7 +5,7 @@ into the residual: norms, routers, convolutions, biases of routers.
 
 Authority: the order of pre-1.0 files, mistral.rs v0.6.0 and v0.8.0, ``mistralrs-core/src/models/*.rs`` and
 ``vision_models/gemma3/text.rs`` (``get_layers``); what 1.x files have, 0.9.5 from tiny checkpoints of each
-architecture, but for GLM-4, of which it writes none.
+architecture, but for GLM-4 and gpt-oss, of which it writes none.
 """
 
 from __future__ import annotations
@@ -69,6 +69,7 @@ class Architecture:
         text_config: where the numbers of the language model are, if not at the top of ``config.json``.
         unmeasured: paths whose shapes :mod:`uqff.models.shapes` does not tell.
         drops_biases: beginnings of the paths whose biases the engine drops when it quantises, and adds when it loads.
+        takes_turns: whether gates and ups of experts take turns in ``gate_up_proj``, and do not follow each other.
         modules: what ``transformers`` from 5 on calls parts of paths, and checkpoints do otherwise: pairs of the two.
     """
 
@@ -82,6 +83,7 @@ class Architecture:
     text_config: str = ""
     unmeasured: tuple[str, ...] = ()
     drops_biases: tuple[str, ...] = ()
+    takes_turns: bool = False
     modules: tuple[tuple[str, str], ...] = ()
 
 
@@ -374,6 +376,13 @@ ARCHITECTURES: Final = (
         expert_count="num_experts",
         tied=True,
         numbered=False,
+    ),
+    Architecture(
+        "gpt-oss",
+        ("GptOssForCausalLM",),
+        (Group((*ATTENTION, "mlp.experts.gate_up_proj", "mlp.experts.down_proj")),),
+        numbered=False,
+        takes_turns=True,
     ),
 )
 """The architectures whose layers are known."""

@@ -139,16 +139,16 @@ def model_weights(model: torch.nn.Module) -> ModelWeights:
     whole: Any = model
     config = whole.config
     head = whole.get_output_embeddings() if config.tie_word_embeddings else None
-    weights = ModelWeights(tied=head is not None)
+    weights = ModelWeights(tied=head is not None, turns=transformers_model.takes_turns(config))
     for path, module in model.named_modules():
         if isinstance(module, torch.nn.Linear) and module is not head:
             weights.shapes[path] = module.out_features, module.in_features
     weights.layers.extend(transformers_model.linear_roles(model))
     for block in transformers_model.sparse_blocks(model):
-        inner, hidden = config.moe_intermediate_size, config.hidden_size
-        weights.shapes[f"{block}.gate"] = config.num_experts, hidden
+        count, inner, hidden = transformers_model.ExpertSizes.of(config)
+        weights.shapes[f"{block}.{transformers_model.router_of(model, block)}"] = count, hidden
         for name, dim in PROJECTIONS:
-            paths = [f"{block}.experts.{expert}.{name}" for expert in range(config.num_experts)]
+            paths = [f"{block}.experts.{expert}.{name}" for expert in range(count)]
             weights.stacks[f"{block}.experts.{name}"] = paths
             weights.shapes.update(dict.fromkeys(paths, (hidden, inner) if dim else (inner, hidden)))
     return weights

@@ -5,7 +5,7 @@
     experts.3.up_proj [inter, hidden]            a layer for each expert and projection
     experts.up_proj [E, inter, hidden]           a stack for each projection; also switch_mlp.up_proj, MLX's
     experts.gate_up_proj [E, 2·inter, hidden]    gate and up in one stack; or transposed, which only plain numbers and
-                                                 FP8 with scales can be; those of gpt-oss' MXFP4 take turns
+                                                 FP8 with scales can be; those of gpt-oss take turns
 
 Authority: mistral.rs v0.8.0, ``mistralrs-quant/src/distributed/layers.rs`` (``PackedExperts::new``,
 ``FusedExperts::new``).
@@ -14,14 +14,16 @@ Authority: mistral.rs v0.8.0, ``mistralrs-quant/src/distributed/layers.rs`` (``P
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
-from uqff.checkpoints.mxfp4 import split_gate_up
 from uqff.codec.layer import Layer
+from uqff.codec.turns import split_gate_up
 from uqff.errors import MissingError, ShapeError, UnsupportedError, located
 from uqff.families import QuantizedTensor
+from uqff.models.architectures import architecture_of
 from uqff.parallel.partition import PROJECTIONS, fused_convention
 from uqff.parallel.shard import Shard, Slice
 from uqff.parallel.unloaded import Unloaded, UnloadedExperts
@@ -29,7 +31,16 @@ from uqff.parallel.unloaded import Unloaded, UnloadedExperts
 if TYPE_CHECKING:
     from uqff.checkpoints import Checkpoint
 
-__all__ = ["PlainExpertsWarning", "beside", "experts_of", "has_experts", "layer_of_checkpoint", "names_of_experts"]
+__all__ = [
+    "PlainExpertsWarning",
+    "beside",
+    "experts_of",
+    "halves",
+    "has_experts",
+    "layer_of_checkpoint",
+    "names_of_experts",
+    "take_turns",
+]
 
 GATE_UP: Final = "gate_up_proj"
 TURNS: Final = "_blocks"
@@ -144,16 +155,35 @@ def _tell_if_plain(checkpoint: Checkpoint, names: list[str], path: str) -> None:
 def _joined(checkpoint: Checkpoint, path: str) -> list[UnloadedExperts]:
     gate_up, down = (layer_of_checkpoint(checkpoint, f"{path}.{name}") for name in (GATE_UP, "down_proj"))
     if any(name.endswith(TURNS) for name in checkpoint.companions(gate_up.key).names.values()):
-        return [_half(gate_up, f"{path}.gate_proj", 0), _half(gate_up, f"{path}.up_proj", 1), down]
+        return [*halves(gate_up, path), down]
     turned_gate_up, turned_down = fused_convention(gate_up.weight.shape, down.weight.shape, layer=path)
     fused = _turned(gate_up) if turned_gate_up else gate_up
+    if take_turns(checkpoint.config):
+        return [*halves(fused, path), _turned(down) if turned_down else down]
     inter = fused.weight.shape[1] // 2
     gate, up = (fused.narrow(1, at, inter, f"{path}.{name}") for name, at in (("gate_proj", 0), ("up_proj", inter)))
     return [gate, up, _turned(down) if turned_down else down]
 
 
+def take_turns(config: Mapping[str, Any]) -> bool:
+    """Whether gates and ups take turns in the stacks of an architecture, whatever form those have."""
+    try:
+        return architecture_of(config).takes_turns
+    except UnsupportedError:
+        return False
+
+
+def halves(fused: Unloaded, path: str) -> list[Unloaded]:
+    """Gate and up of a stack whose outputs take turns.
+
+    Args:
+        fused: the stack.
+        path: of the experts.
+    """
+    return [_half(fused, f"{path}.{name}", which) for which, name in enumerate(("gate_proj", "up_proj"))]
+
+
 def _half(fused: Unloaded, key: str, which: int) -> Unloaded:
-    """Gate or up of a stack whose outputs take turns."""
     with located(layer=key):
         meta = split_gate_up(fused.meta)[which]
 

@@ -97,6 +97,11 @@ class CheckpointSource(Closing):
             MissingError: there is none.
         """
         path = name.removesuffix(".weight")
+        owner = name.removesuffix(".bias")
+        if owner in self.checkpoint.paths and self.checkpoint.bias_name(owner) == name:
+            bias = self.checkpoint.layer(owner).bias
+            assert bias is not None
+            return bias
         self._taken.add(path)
         record = self.checkpoint.layer(path).weight
         return record.dequantize() if record.plain is None else record.plain.tensor()

@@ -141,7 +141,7 @@ class Filling:
         """A part of every expert: whole blocks, if equal parts cut through them; or all, if there are not enough."""
         key = f"{path}.experts"
         config: Any = self.model.config
-        count, inner, hidden = config.num_experts, config.moe_intermediate_size, config.hidden_size
+        count, inner, hidden = transformers_model.ExpertSizes.of(config)
         given: list[UnloadedExperts] = []
         adapted = False
         shapes = ((inner, hidden), (inner, hidden), (hidden, inner))
@@ -161,7 +161,7 @@ class Filling:
             made = together()
             if not adapted:
                 made = self.adapting.mixture(key, made).to(self.device)
-            return transformers_model.SparseBlock(config, made)
+            return transformers_model.sparse_block(config, made)
 
         self._begun.append((path, block))
 

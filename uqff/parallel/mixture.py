@@ -5,7 +5,7 @@ Authority: mistral.rs v0.8.0, ``mistralrs-core/src/moe/experts.rs`` (``MoEExpert
 
 from __future__ import annotations
 
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias, TypedDict
@@ -38,16 +38,25 @@ if TYPE_CHECKING:
     from uqff.parallel.unloaded import UnloadedExperts
     from uqff.quantization.types import EffortName, Engine, Fallback
 
-__all__ = ["Activation", "Handling", "Mixture", "MixtureOptions"]
+__all__ = ["Activation", "GatedActivation", "Handling", "Mixture", "MixtureOptions"]
 
-Activation: TypeAlias = Callable[[torch.Tensor], torch.Tensor]
+
+class GatedActivation(ABC):
+    """An activation of gate and up; others are of the gate alone, and up is multiplied by that."""
+
+    @abstractmethod
+    def __call__(self, gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+        """What goes into ``down``."""
+
+
+Activation: TypeAlias = "Callable[[torch.Tensor], torch.Tensor] | GatedActivation"
 
 
 class Handling(TypedDict, total=False):
     """What constructors of experts take as keywords besides weights and ranks; all may be left out.
 
     Attributes:
-        act: the activation function; SiLU unless given.
+        act: the activation function, of the gate or a :class:`GatedActivation`; SiLU unless given.
         on_misaligned: what to do if blocks do not allow equal parts, see :mod:`uqff.parallel.experts`; an error unless
             given.
         device: where the slices go; they stay views of the weights, where they can be, if None.
@@ -369,7 +378,8 @@ class Mixture(torch.nn.Module):
             rows, counted = self.comm.sum_gradients(rows), self.comm.sum_gradients(weights)
         groups = group_by_expert(indices.reshape(-1, indices.shape[-1]), self.num_experts, layer=self.key)
         gate, up = (each.add_bias(each.gather_partial(rows, groups), groups) for each in (self.gate_proj, self.up_proj))
-        terms: torch.Tensor = self.down_proj.gather_partial(self.act(gate) * up, groups)
+        inner = self.act(gate, up) if isinstance(self.act, GatedActivation) else self.act(gate) * up
+        terms: torch.Tensor = self.down_proj.gather_partial(inner, groups)
         y = (terms.to(wide) * counted).sum(1)
         if self.sharded:
             y = self.comm.sum_all_reduce(y)

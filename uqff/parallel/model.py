@@ -27,6 +27,7 @@ from uqff.parallel.arithmetic import Arithmetic, check_arithmetic, set_arithmeti
 from uqff.parallel.comm import Comm, exchange_device
 from uqff.parallel.consensus import settle
 from uqff.parallel.filling import Filling
+from uqff.parallel.gpt_oss import share_sinks
 from uqff.parallel.immediate import ImmediateIsq, IsqPool, Types
 from uqff.parallel.loading import when_asked
 from uqff.parallel.plan import Sizes
@@ -190,6 +191,7 @@ def _load(
         _tell(isq)
     transformers_model.materialise(model, adapting.tensors(source.tensor), device, dtype)
     set_arithmetic(model, how.arithmetic)
+    share_sinks(model, comm)
     left = source.left()
     if left is not None:
         raise FormatError(

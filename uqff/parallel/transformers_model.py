@@ -2,30 +2,32 @@
 
 What is relied on, in ``transformers`` from 4.51 on: modules have the names that their weights have in a checkpoint;
 attention views its projections as ``[..., heads, head_dim]`` for any number of heads, and repeats keys and values
-``num_key_value_groups`` times; rotary embeddings are made by ``type(module)(config=...)``; a Qwen3-MoE layer is
-one with ``gate`` and ``experts``.
+``num_key_value_groups`` times; rotary embeddings are made by ``type(module)(config=...)``; a layer with experts is one
+with ``experts`` and ``gate`` (Qwen3-MoE) or ``router`` (gpt-oss, from 4.55 on).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import torch
 
 from uqff.errors import FormatError, ShapeError, UnsupportedError
 from uqff.models.architectures import architecture_of
+from uqff.parallel.gpt_oss import ClampedSwiGLU, GptOssBlock
 from uqff.parallel.heads import compute_n_kv_groups
 from uqff.parallel.plan import EMBEDDING, HEAD, ROLES
 
 if TYPE_CHECKING:
     from uqff.parallel.comm import Comm
-    from uqff.parallel.mixture import Mixture
+    from uqff.parallel.mixture import Activation, Mixture
     from uqff.parallel.plan import Role
 
 __all__ = [
     "MODEL_TYPES",
     "VALUES",
+    "ExpertSizes",
     "SparseBlock",
     "activation",
     "build",
@@ -34,8 +36,11 @@ __all__ = [
     "materialise",
     "model_type",
     "places",
+    "router_of",
     "share_heads",
+    "sparse_block",
     "sparse_blocks",
+    "takes_turns",
 ]
 
 
@@ -45,8 +50,11 @@ MODEL_TYPES: Final = {
     "Qwen2": "qwen2",
     "Qwen3": "qwen3",
     "Qwen3-MoE": "qwen3_moe",
+    "gpt-oss": "gpt_oss",
 }
 """What ``transformers`` calls the architectures that can be run, by their titles."""
+
+GPT_OSS: Final = MODEL_TYPES["gpt-oss"]
 
 VALUES: Final = (
     # sizes
@@ -82,6 +90,8 @@ VALUES: Final = (
     "decoder_sparse_step",
     "mlp_only_layers",
     "norm_topk_prob",
+    "swiglu_alpha",
+    "swiglu_limit",
     # tokens, for whoever calls ``generate`` of the model
     "bos_token_id",
     "eos_token_id",
@@ -127,6 +137,8 @@ def build(values: Mapping[str, Any], dtype: torch.dtype) -> torch.nn.Module:
         raise UnsupportedError(
             "running a model needs transformers (pip install 'uqff-format[run]')", got=str(error)
         ) from None
+    if kind not in CONFIG_MAPPING:
+        raise UnsupportedError("this transformers does not know the architecture", expected="a newer one", got=kind)
     try:
         config = CONFIG_MAPPING[kind].from_dict(known_values(values) | {"model_type": kind})
         setattr(config, "dtype" if hasattr(config, "dtype") else "torch_dtype", dtype)
@@ -141,8 +153,10 @@ def build(values: Mapping[str, Any], dtype: torch.dtype) -> torch.nn.Module:
     return model.eval().requires_grad_(False)
 
 
-def activation(config: Any) -> Callable[[torch.Tensor], torch.Tensor]:
-    """The activation function that a configuration names."""
+def activation(config: Any) -> Activation:
+    """The activation function of experts that a configuration means."""
+    if config.model_type == GPT_OSS:
+        return ClampedSwiGLU.of(config)
     from transformers.activations import ACT2FN
 
     act: Callable[[torch.Tensor], torch.Tensor] = ACT2FN[config.hidden_act]
@@ -151,7 +165,47 @@ def activation(config: Any) -> Callable[[torch.Tensor], torch.Tensor]:
 
 def sparse_blocks(model: torch.nn.Module) -> list[str]:
     """Paths of the feed-forward layers that have experts."""
-    return [path for path, module in model.named_modules() if hasattr(module, "experts") and hasattr(module, "gate")]
+    return [
+        path
+        for path, module in model.named_modules()
+        if hasattr(module, "experts") and (hasattr(module, "gate") or hasattr(module, "router"))
+    ]
+
+
+def router_of(model: torch.nn.Module, block: str) -> str:
+    """The name of the router in a feed-forward layer with experts."""
+    return "gate" if hasattr(model.get_submodule(block), "gate") else "router"
+
+
+def takes_turns(config: Any) -> bool:
+    """Whether gates and ups take turns in the stacks of a model's experts."""
+    return bool(config.model_type == GPT_OSS)
+
+
+class ExpertSizes(NamedTuple):
+    """The sizes of the experts of a model.
+
+    Attributes:
+        experts: how many there are in a layer.
+        inner: outputs of a gate.
+        hidden: its inputs.
+    """
+
+    experts: int
+    inner: int
+    hidden: int
+
+    @classmethod
+    def of(cls, config: Any) -> ExpertSizes:
+        """Those that a configuration of ``transformers`` says."""
+        if config.model_type == GPT_OSS:
+            return cls(config.num_local_experts, config.intermediate_size, config.hidden_size)
+        return cls(config.num_experts, config.moe_intermediate_size, config.hidden_size)
+
+
+def sparse_block(config: Any, experts: Mixture) -> torch.nn.Module:
+    """The feed-forward layer of a model with experts in it."""
+    return GptOssBlock(config, experts) if config.model_type == GPT_OSS else SparseBlock(config, experts)
 
 
 def linear_roles(model: torch.nn.Module) -> dict[str, Role]:

@@ -31,6 +31,7 @@ from uqff.models.assets import CONFIG_NAME
 from uqff.models.config import read_config
 from uqff.models.layouts import WeightLayout
 from uqff.models.modules import modules_of
+from uqff.parallel.checkpoint_layers import halves, take_turns
 from uqff.parallel.consensus import digest
 from uqff.parallel.projection import PROJECTIONS
 from uqff.parallel.unloaded import Unloaded
@@ -101,7 +102,7 @@ class UqffSource(Closing):
             FormatError: there is none, neither quantised nor in the residual.
             UqffError: the layer is not valid.
         """
-        bias = self.residual.get(f"{module}.bias")
+        bias = self.residual.get(f"{module}.bias", self.residual.get(f"{module}_bias"))
         self._taken.add(module)
         if module not in self.keys:
             layer = Layer(Unquant.of(self.tensor(f"{module}.weight")), bias)
@@ -111,7 +112,10 @@ class UqffSource(Closing):
         return Unloaded.of(layer, self.key(module))
 
     def experts(self, path: str, count: int) -> list[UnloadedExperts]:
-        """The layers of gate, up and down projections: a stack of each, or one for each expert."""
+        """The layers of gate, up and down projections: a stack of each, or of gate and up in turns; or single ones."""
+        fused = f"{path}.gate_up_proj"
+        if fused in self and take_turns(self.config):
+            return [*halves(self.layer(fused), path), self.layer(f"{path}.down_proj")]
         if f"{path}.gate_proj" in self:
             return [self.layer(f"{path}.{name}") for name, _ in PROJECTIONS]
         return [[self.layer(f"{path}.{expert}.{name}") for expert in range(count)] for name, _ in PROJECTIONS]

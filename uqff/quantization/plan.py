@@ -69,7 +69,7 @@ UNUSED: Final = (".rotary_emb.inv_freq",)
 
 
 class WeightSource(NamedTuple):
-    """Where a weight ``[out, in]`` is: a tensor of the checkpoint, or rows of one expert in it."""
+    """Where a weight ``[out, in]`` is: a tensor of the checkpoint, a stack of all experts or rows of one of them."""
 
     tensor: str
     expert: int | None = None
@@ -80,7 +80,7 @@ class WeightSource(NamedTuple):
         """Shape of the weight."""
         shape = checkpoint.shape(self.tensor)
         if self.expert is None:
-            return shape
+            return (shape[0], *shape[:0:-1]) if self.transposed else shape
         out, last = shape[:0:-1] if self.transposed else shape[1:]
         return (out if self.rows is None else self.rows[1] - self.rows[0], last)
 
@@ -231,7 +231,8 @@ def _of_entry(checkpoint: TensorFiles, entry: EntryName, promote: bool) -> Goal:
     if not entry.is_stacked:
         bias = first.bias if first.bias in checkpoint else None
         if len(shape) == 3:
-            sources = [WeightSource(first.weight, expert) for expert in range(shape[0])]
+            (whole,) = sources
+            sources = [whole._replace(expert=expert) for expert in range(shape[0])]
         return Goal(entry.key, entry.key, None, first, tuple(sources), len(shape) == 3, shape, bias, sensitive)
     for part, other in zip(entry.parts, shapes, strict=True):
         if other != shape:
@@ -255,10 +256,19 @@ def _matrix(checkpoint: TensorFiles, name: LayerName, source: WeightSource) -> t
 def _source(checkpoint: TensorFiles, name: LayerName) -> WeightSource:
     if name.weight in checkpoint:
         return WeightSource(name.weight)
+    if name.module in checkpoint and len(checkpoint.shape(name.module)) == 3 and _takes_turns(checkpoint):
+        return WeightSource(name.module, transposed=True)  # gpt-oss' in plain numbers: inputs before outputs
     joined = None if name.stacked is None else _joined(checkpoint, name, name.stacked)
     if joined is None:
         raise FormatError("the checkpoint lacks a weight", layer=name.module, got=name.weight)
     return joined
+
+
+def _takes_turns(checkpoint: TensorFiles) -> bool:
+    try:
+        return architecture_of(checkpoint.config).takes_turns
+    except UnsupportedError:
+        return False
 
 
 def _joined(checkpoint: TensorFiles, name: LayerName, stacked: str) -> WeightSource | None:
