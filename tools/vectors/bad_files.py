@@ -170,6 +170,10 @@ def _framing() -> Iterator[Broken]:
     rule = "the size follows from dtype and shape"
     wraps = {"dtype": "U8", "shape": [2**32, 2**32], "data_offsets": empty}
     yield extra("extra-size-wraps", rule, wraps, "header.extra.data_offsets")
+    for name, size in (("half-a-byte", 1), ("half-a-byte-filled", 2)):
+        three = {"dtype": "F4", "shape": [3], "data_offsets": [len(data), len(data) + size]}
+        more = framed({**header, "extra": three}, data + bytes(size))
+        yield case(f"extra-{name}", rule, more, "header.extra.data_offsets")
     rule = "a key occurs once"
     nothing = json.dumps({"dtype": "U8", "shape": [0], "data_offsets": empty}).encode()
     pair = json.dumps(header).encode()[:-1] + b',"extra":' + nothing + b',"extra":' + nothing + b"}"

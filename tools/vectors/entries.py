@@ -24,6 +24,16 @@ _WIDTHS = {
 }
 SIZES = {dtype: size for size, dtypes in _WIDTHS.items() for dtype in dtypes}
 """Bytes of an element of safetensors' dtypes, in the order in which writers sort tensors."""
+BITS = {
+    **{dtype: 8 * size for dtype, size in SIZES.items()},
+    "F4": 4,
+    "F6_E2M3": 6,
+    "F6_E3M2": 6,
+    "F8_E5M2": 8,
+    "F8_E8M0": 8,
+    "C64": 64,
+}
+"""Bits of an element of all of them: those that no writer of UQFF stores, too."""
 
 _NAMES = {code: name for name, (code, _) in wire.DTYPES.items()} | {9: "F8_E4M3"}
 _OURS = {"F8_E4M3": "F8E4M3"}
@@ -174,7 +184,7 @@ def file_of(tensors: Mapping[str, Part], metadata: Mapping[str, str] | None = No
     at = 0
     for name in order:
         dtype, shape, data = tensors[name]
-        if len(data) != math.prod(shape) * SIZES[dtype]:
+        if 8 * len(data) != math.prod(shape) * BITS[dtype]:
             raise ValueError(f"{name}: {dtype} {shape} is not {len(data)} bytes")
         header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [at, at + len(data)]}
         at += len(data)

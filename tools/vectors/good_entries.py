@@ -17,6 +17,7 @@ import numpy as np
 from tools.vectors import good, oracle
 from tools.vectors.describe import float32, numbers
 from tools.vectors.entries import (
+    BITS,
     VERSION,
     Entries,
     Part,
@@ -173,6 +174,9 @@ def _contents() -> Iterator[Model]:
         "uqff.calibration": Part("F32", (2,), f32(1, 2)),
     }
     yield _one("extra-entries", {**named(UP, small), **extra}, "entries of no layer are kept and mean nothing")
+    parts = {dtype: Part(dtype, (2, 4), bytes(range(bits))) for dtype, bits in BITS.items()}
+    free = file_of({**named(UP, small), **version(), **parts}, metadata_of(V12), ordered=False)
+    yield Model("every-dtype", {"every-dtype.uqff": free}, "entries of no layer, of each dtype of safetensors")
     tied = {**named("model.embed_tokens", layer("gguf/q6k")), **named(UP, layer("gguf/q4k"))}
     yield _one("embedding-is-a-layer", tied, "the embedding, promoted; a tied model has no head")
     tensors = {**named(UP, small), **version()}

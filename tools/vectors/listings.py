@@ -69,15 +69,24 @@ def file_index() -> str:
     return markdown(("file", "keys by index", "what for"), rows)
 
 
+def rules_broken() -> dict[str, str]:
+    """The rule that each file breaks, by its path below ``vectors/``."""
+    index = json.loads((VECTORS / "index.json").read_text("utf-8"))
+    return {file: case["rule"] for case in index if "rule" in case for file in case["files"]}
+
+
 def bad_index() -> str:
     """All broken files."""
+    ids = rules_broken()
     index = json.loads((VECTORS / "bad" / "index.json").read_text("utf-8"))
     rows = []
     for e in index:
         rule = f"[{e['rule']}](../../{e['section']})"
         where = "" if e["field"] is None else f"`{_visible(e['field'])}`"
-        rows.append((f"[{e['file']}]({e['file']})", rule, e["error"], where, e["offset"]))
-    return f"{len(rows)} files.\n\n{markdown(('file', 'violated rule', 'error', 'field', 'offset'), rows)}"
+        rows.append(
+            (f"[{e['file']}]({e['file']})", f"`{ids['bad/' + e['file']]}`", rule, e["error"], where, e["offset"])
+        )
+    return f"{len(rows)} files.\n\n{markdown(('file', 'id', 'violated rule', 'error', 'field', 'offset'), rows)}"
 
 
 def _models() -> list[dict[str, Any]]:
@@ -99,6 +108,7 @@ def entry_vector_index() -> str:
 
 def bad_entry_index() -> str:
     """All broken 1.x files."""
+    ids = rules_broken()
     index = json.loads((VECTORS / "bad-entries" / "index.json").read_text("utf-8"))
     rows = []
     for e in index:
@@ -107,8 +117,8 @@ def bad_entry_index() -> str:
         near = f"[{e['near_miss']}](../entries/{e['near_miss']}.json)"
         where = "" if e["field"] is None else f"`{_visible(e['field'])}`"
         offset = "" if e["offset"] is None else e["offset"]
-        rows.append((files, rule, e["error"], where, offset, near))
-    heads = ("files", "violated rule", "error", "field", "offset", "near miss")
+        rows.append((files, f"`{ids['bad-entries/' + e['files'][0]]}`", rule, e["error"], where, offset, near))
+    heads = ("files", "id", "violated rule", "error", "field", "offset", "near miss")
     return f"{len(rows)} models.\n\n{markdown(heads, rows)}"
 
 

@@ -27,13 +27,14 @@ typedef struct {
 static const struct {
     const char *name;
     int dtype;
-    uint64_t size;
+    uint64_t bits;
 } DTYPES[] = {
-    {"U8", UQFF_U8, 1},     {"U32", UQFF_U32, 4},   {"I32", UQFF_I32, 4},         {"I64", UQFF_I64, 8},
-    {"F16", UQFF_F16, 2},   {"BF16", UQFF_BF16, 2}, {"F32", UQFF_F32, 4},         {"F64", UQFF_F64, 8},
-    {"I16", UQFF_I16, 2},   {"F8_E4M3", UQFF_F8E4M3, 1},
-    {"BOOL", UQFF_OTHER, 1}, {"I8", UQFF_OTHER, 1},  {"U16", UQFF_OTHER, 2},       {"U64", UQFF_OTHER, 8},
-    {"F8_E5M2", UQFF_OTHER, 1}, {"F8_E8M0", UQFF_OTHER, 1}, {"C64", UQFF_OTHER, 8},
+    {"U8", UQFF_U8, 8},     {"U32", UQFF_U32, 32},   {"I32", UQFF_I32, 32},         {"I64", UQFF_I64, 64},
+    {"F16", UQFF_F16, 16},   {"BF16", UQFF_BF16, 16}, {"F32", UQFF_F32, 32},         {"F64", UQFF_F64, 64},
+    {"I16", UQFF_I16, 16},   {"F8_E4M3", UQFF_F8E4M3, 8},
+    {"BOOL", UQFF_OTHER, 8}, {"I8", UQFF_OTHER, 8},  {"U16", UQFF_OTHER, 16},       {"U64", UQFF_OTHER, 64},
+    {"F8_E5M2", UQFF_OTHER, 8}, {"F8_E8M0", UQFF_OTHER, 8}, {"C64", UQFF_OTHER, 64},
+    {"F4", UQFF_OTHER, 4},   {"F6_E2M3", UQFF_OTHER, 6}, {"F6_E3M2", UQFF_OTHER, 6},
 };
 
 static uqff_status bad(parser *p, const char *rule, const char *problem) {
@@ -242,8 +243,8 @@ static uqff_status read_entry(parser *p, uqff_entry *entry, uqff_bytes data) {
         if (entry->tensor.shape[i] > MAX_DIMENSION) return bad(p, "FILE-12", "dimension is too large");
     if (offsets[1] < offsets[0]) return bad(p, "FILE-13", "data end before they begin");
     if (offsets[1] > data.size) return bad(p, "FILE-15", "data are not in the file");
-    if (!uqff_product(entry->tensor.shape, entry->tensor.ndim, data.size, &product)
-        || product * DTYPES[dtype].size != offsets[1] - offsets[0])
+    if (!uqff_product(entry->tensor.shape, entry->tensor.ndim, UINT64_MAX / 64, &product)
+        || product * DTYPES[dtype].bits % 8 != 0 || product * DTYPES[dtype].bits / 8 != offsets[1] - offsets[0])
         return bad(p, "FILE-14", "data have another size than dtype and shape");
     entry->tensor.dtype = DTYPES[dtype].dtype;
     entry->other = DTYPES[dtype].dtype == UQFF_OTHER ? (int)dtype : -1;
