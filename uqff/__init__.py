@@ -1,15 +1,13 @@
 """UQFF, the Universal Quantized File Format of mistral.rs.
 
 What each command does is a function here; names are imported when they are first used.  ``import uqff`` imports neither
-torch nor numba.
+torch nor numba; not even ``typing``: this is the first that a command imports, and Ctrl-C finds it unprepared.
 """
-
-from importlib import import_module as _import_module
-from typing import TYPE_CHECKING as _TYPE_CHECKING
 
 from uqff._version import __version__ as __version__
 
-if _TYPE_CHECKING:
+TYPE_CHECKING = False
+if TYPE_CHECKING:
     from uqff import families, lora, parallel
     from uqff.calibration.calibrate import calibrate
     from uqff.checkpoints.checkpoint import Checkpoint, open_checkpoint
@@ -49,6 +47,8 @@ if _TYPE_CHECKING:
     from uqff.quantization.recipe import Recipe
     from uqff.quantization.run import quantize_model
     from uqff.quantization.types import Fallback, FallbackWarning, quantize
+
+del TYPE_CHECKING
 
 _MODULES = {
     "calibration.calibrate": ("calibrate",),
@@ -147,7 +147,9 @@ def __getattr__(name: str) -> object:
     """Import what a name stands for."""
     if name not in _MODULE_OF:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    module = _import_module(f"uqff.{_MODULE_OF[name]}")
+    from importlib import import_module
+
+    module = import_module(f"uqff.{_MODULE_OF[name]}")
     thing = module if name == _MODULE_OF[name] else getattr(module, {"open": "open_uqff"}.get(name, name))
     globals()[name] = thing
     return thing

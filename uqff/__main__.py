@@ -1,19 +1,20 @@
 """``python -m uqff`` and ``uqff``: the command line, which can be interrupted while it is being imported, too."""
 
-import os
-from typing import NoReturn
+from uqff.interrupts import end_at_once
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import NoReturn
 
 __all__ = ["run"]
 
 
-def run() -> NoReturn:
+def run() -> "NoReturn":
     """See :func:`uqff.cli.console`."""
-    try:
-        from uqff.cli import console
+    end_at_once()
+    from uqff.cli import console
 
-        console()
-    except KeyboardInterrupt:
-        os._exit(128 + 2)
+    console()
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ import click
 
 from uqff._version import __version__
 from uqff.errors import HubError, UqffError, printable
+from uqff.interrupts import INTERRUPTED, Raised
 
 __all__ = ["COMMANDS", "TASKS", "LazyGroup", "console", "main"]
 
@@ -47,9 +48,8 @@ TASKS: dict[str, tuple[str, ...]] = {
 }
 """The commands by what one wants to do, in the order of ``--help``."""
 
-INTERRUPTED = 128 + 2
 PIPE_CLOSED = 128 + 13
-"""What a shell reports for a process that ended by SIGINT or SIGPIPE."""
+"""What a shell reports for a process that ended by SIGPIPE."""
 
 
 class LazyGroup(click.Group):
@@ -76,6 +76,13 @@ class LazyGroup(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run a command."""
+        try:
+            with Raised():
+                return self._invoke(ctx)
+        except KeyboardInterrupt:
+            ctx.exit(INTERRUPTED)
+
+    def _invoke(self, ctx: click.Context) -> Any:
         if sys.stdout is None:  # closed by the caller, who wants the exit code alone
             sys.stdout = open(os.devnull, "w")  # noqa: SIM115  (to the end of the process)
         for stream in (sys.stdout, sys.stderr):
@@ -95,8 +102,6 @@ class LazyGroup(click.Group):
             _fail(ctx, f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}", 2)
         except MemoryError:
             _fail(ctx, "out of memory", 2)
-        except KeyboardInterrupt:
-            ctx.exit(INTERRUPTED)
         return result
 
 
@@ -132,18 +137,15 @@ def console() -> NoReturn:
     """
     code: object = None
     try:
-        try:
-            main(prog_name="uqff")
-        except SystemExit as end:
-            code = end.code
-        except OSError as error:  # of --help and --version, which click prints by itself
-            code = 2
-            with contextlib.suppress(OSError, ValueError):
-                print(f"uqff: {error.strerror or error}", file=sys.stderr)
-        for stream in (sys.stdout, sys.stderr):
-            if stream is not None:
-                with contextlib.suppress(OSError, ValueError):  # what reads it has gone, or it was closed
-                    stream.flush()
-    except KeyboardInterrupt:
-        code = INTERRUPTED
+        main(prog_name="uqff")
+    except SystemExit as end:
+        code = end.code
+    except OSError as error:  # of --help and --version, which click prints by itself
+        code = 2
+        with contextlib.suppress(OSError, ValueError):
+            print(f"uqff: {error.strerror or error}", file=sys.stderr)
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None:
+            with contextlib.suppress(OSError, ValueError):  # what reads it has gone, or it was closed
+                stream.flush()
     os._exit(code if isinstance(code, int) else int(code is not None))
