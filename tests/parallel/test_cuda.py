@@ -15,12 +15,17 @@ import torch
 import torch.distributed as dist
 
 import uqff
+from tests.parallel.models import PROMPT, TinyCase, write
 from tests.parallel.ranks import run_ranks
 from tests.parallel.weights import KINDS, activations, blob, bound, projections, routed, stacked
+from uqff.parallel import decoding, load_model
 from uqff.parallel.comm import Comm
 from uqff.parallel.experts import FusedExperts
+from uqff.parallel.generate import generate
 from uqff.parallel.linear import ColumnParallelLayer, ReplicatedLayer, RowParallelLayer
 from uqff.parallel.product import gather_multiply
+from uqff.parallel.replay import Replayed
+from uqff.parallel.upload import PIECE, upload_to
 from uqff.parallel.weight import WeightBuffers
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
@@ -109,6 +114,19 @@ def test_experts_on_the_gpu(kind: str) -> None:
     torch.testing.assert_close(there.cpu(), here, rtol=1e-4, atol=1e-4)
 
 
+def test_what_is_loaded_onto_a_gpu_is_what_the_file_has() -> None:
+    """Through pinned buffers, in more than one piece; on a stream of its own, too."""
+    given = torch.arange(3 * PIECE // 4 + 5, dtype=torch.int32)
+    send = upload_to(torch.device("cuda", 0))
+    made = [send(given), send(given.view(torch.float32))]
+    with torch.cuda.stream(torch.cuda.Stream()):
+        made.append(send(given[1:]))
+        torch.cuda.current_stream().synchronize()
+    assert torch.equal(made[0].cpu(), given)
+    assert torch.equal(made[1].view(torch.int32).cpu(), given)
+    assert torch.equal(made[2].cpu(), given[1:])
+
+
 def test_nccl_with_one_rank(tmp_path: Path) -> None:
     """A process group of NCCL serves as communicator: collectives, bytes, the whole blob."""
     store = dist.FileStore(str(tmp_path / "store"), 1)  # type: ignore[attr-defined]
@@ -149,3 +167,36 @@ def _on_one_gpu(comm: Comm, kind: str) -> bool:
 def test_two_ranks_on_one_gpu(kind: str) -> None:
     """Slices on the GPU, reduced over gloo."""
     assert run_ranks(2, _on_one_gpu, kind, timeout=60) == [True, True]
+
+
+def test_a_recorded_step_goes_on_from_where_it_was() -> None:
+    """Recording does nothing by itself: each call adds its input once, the first, the recorded and the replayed."""
+    total = torch.zeros(3, device="cuda")
+    step = Replayed(lambda x: total.add_(x).clone())
+    sums = [step(torch.full((3,), float(i), device="cuda")).tolist() for i in range(1, 6)]
+    assert sums == [[float(n)] * 3 for n in (1, 3, 6, 10, 15)]
+
+
+def test_a_step_that_cannot_be_recorded_is_done_each_time() -> None:
+    """It waits for the device; nothing of the attempt remains."""
+    total = torch.zeros(1, device="cuda")
+
+    def add(x: torch.Tensor) -> torch.Tensor:
+        return total.add_(float(x.sum())).clone()
+
+    step = Replayed(add)
+    assert [float(step(torch.full((1,), float(i), device="cuda"))) for i in range(1, 5)] == [1.0, 3.0, 6.0, 10.0]
+
+
+@pytest.mark.parametrize("architecture", ["llama", "qwen3_moe", "mistral"])
+@pytest.mark.parametrize("kind", ["afq4", "q4k"])
+def test_the_tokens_of_a_recorded_model(
+    architecture: str, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Float32: those of the CPU, recorded or not."""
+    directory, _ = write(TinyCase(architecture, kind, (1, 2, 0), expert_inner=256), tmp_path)
+    expected = generate(load_model(directory), PROMPT, 12).ids
+    model = load_model(directory, device="cuda")
+    assert generate(model, PROMPT, 12).ids == expected
+    monkeypatch.setattr(decoding, "_replays", lambda *_: False)
+    assert generate(model, PROMPT, 12).ids == expected

@@ -160,7 +160,7 @@ class Filling:
         def block() -> torch.nn.Module:
             made = together()
             if not adapted:
-                made = self.adapting.mixture(key, made).to(self.device)
+                made = moved(self.adapting.mixture(key, made), self.device)
             return transformers_model.sparse_block(config, made)
 
         self._begun.append((path, block))
@@ -185,7 +185,7 @@ class Filling:
         if HEAD in self.source or not config.tie_word_embeddings:
             rows, adapted = self._prepared(self._layer(HEAD, shape), [HEAD])
             head = self._begin(HEAD, rows, vocabulary(rows, self.comm), adapted=adapted)
-        self._begun.append((EMBEDDING, lambda: Embedding(embedding(), self.dtype).to(self.device)))
+        self._begun.append((EMBEDDING, lambda: moved(Embedding(embedding(), self.dtype), self.device)))
         self._begun.append((HEAD, lambda: Head(head())))
 
     def _layer(self, path: str, shape: tuple[int, ...]) -> Unloaded:

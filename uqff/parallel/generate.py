@@ -7,7 +7,6 @@ with ranks.joined(device, timeout=60) as comm:
 from __future__ import annotations
 
 import hashlib
-import inspect
 import os
 import time
 from collections.abc import Callable, Collection, Sequence
@@ -21,6 +20,7 @@ from uqff.lora.applied import Lora
 from uqff.parallel.arithmetic import Arithmetic
 from uqff.parallel.comm import Comm, exchange_device
 from uqff.parallel.consensus import settle
+from uqff.parallel.decoding import Decoder
 from uqff.parallel.model import Check, load_model
 from uqff.parallel.source import directory_of
 from uqff.parallel.text import Text
@@ -77,26 +77,21 @@ def generate(
     device = next(model.parameters()).device
     ids = torch.tensor([list(prompt)], device=device)
     made = Generation([], [], [], "length")
-    name, cache = _name_of_cache(model), None
+    following = Decoder(model, comm, len(prompt) + tokens)
     for _ in range(tokens):
-        output = model(input_ids=ids, use_cache=True, **{name: cache})
-        cache = getattr(output, name)
-        logits = output.logits[0, -1].to(torch.float32)
-        ids = comm.all_gather(logits.argmax())[0].view(1, 1)
-        token = int(ids)
+        logits = following(ids)
+        ids = comm.all_gather(logits.argmax())[0].view(1)
+        chosen = torch.cat([ids.double(), logits[ids].double(), logits.log_softmax(-1)[ids].double()])
+        number, logit, logprob = chosen.tolist()  # one wait for the device, not three
+        token, ids = int(number), ids.view(1, 1)
         made.ids.append(token)
-        made.logits.append(float(logits[token]))
-        made.logprobs.append(float(logits.log_softmax(-1)[token]))
+        made.logits.append(logit)
+        made.logprobs.append(logprob)
         if token in stop:
             return replace(made, finish_reason="stop")
         if on_token is not None:
             on_token(token)
     return made
-
-
-def _name_of_cache(model: torch.nn.Module) -> str:
-    """What a model calls the keys and values of earlier tokens: ``transformers`` has another word since 5.24."""
-    return "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
 
 
 @dataclass(frozen=True)

@@ -10,22 +10,24 @@ from collections.abc import Callable
 from functools import cache
 from typing import TYPE_CHECKING, Final, Protocol, TypeVar
 
+import torch
+
 from uqff.codec.blob import LATEST
 from uqff.errors import ShapeError, located
 from uqff.parallel.accept import parts_of
 from uqff.parallel.comm import Comm
 from uqff.parallel.immediate import QuantizeOntoGuard
 from uqff.parallel.shard import Shard
+from uqff.parallel.upload import upload_to
 
 if TYPE_CHECKING:
-    import torch
-
     from uqff.parallel.layer import QuantizedLayer
     from uqff.parallel.unloaded import Unloaded
 
 __all__ = ["Run", "at_once", "load", "moved", "when_asked"]
 
 _Layer = TypeVar("_Layer", bound="QuantizedLayer")
+_Module = TypeVar("_Module", bound=torch.nn.Module)
 _Value = TypeVar("_Value")
 
 ONTO: Final = QuantizeOntoGuard()
@@ -89,7 +91,13 @@ def load(
     return made if device is None else moved(made, device)
 
 
-def moved(layer: _Layer, device: torch.device | str) -> _Layer:
-    """A layer on a device; one at a time, if that is not the CPU."""
-    with ONTO.on(device):
-        return layer.to(device)
+def moved(module: _Module, device: torch.device | str) -> _Module:
+    """A layer on a device; one at a time, if that is not the CPU, and onto a CUDA device through pinned buffers."""
+    place = torch.device(device)
+    with ONTO.on(place):
+        if place.type != "cuda":
+            return module.to(place)
+        if place.index is None:
+            place = torch.device("cuda", torch.cuda.current_device())
+        made: _Module = module._apply(upload_to(place))  # type: ignore[no-untyped-call]
+        return made

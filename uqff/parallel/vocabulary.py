@@ -80,6 +80,11 @@ class Embedding(torch.nn.Module):
         count = weight.shape[0]
         first = count * rows.comm.rank if split else 0
         total = count * rows.comm.world_size if split else count
+        if ids.numel() == 1 and not split:  # as every token of an answer is
+            token = int(ids)
+            if not 0 <= token < total:
+                raise ShapeError("token outside the vocabulary", layer=rows.key, expected=f"0 to {total - 1}", got=ids)
+            return _rows(weight, [token], dtype).view(*ids.shape, -1)
         tokens, inverse = torch.unique(ids, return_inverse=True)
         if tokens.numel() and not 0 <= int(tokens[0]) <= int(tokens[-1]) < total:
             raise ShapeError("token outside the vocabulary", layer=rows.key, expected=f"0 to {total - 1}", got=tokens)

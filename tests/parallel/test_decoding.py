@@ -1,0 +1,56 @@
+"""What a CUDA device records of a step, done here without recording: the same tokens as with a cache that grows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.parallel.models import PROMPT, TinyCase, write
+from uqff.errors import ShapeError
+from uqff.parallel import decoding, load_model
+from uqff.parallel.generate import generate
+
+
+@pytest.mark.parametrize("architecture", ["llama", "qwen3_moe"])
+def test_places_that_are_there_from_the_start(
+    architecture: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every step but the first goes through the part that is recorded, and gets hidden states."""
+    case = TinyCase(architecture, "afq4", (1, 2, 0))
+    directory, _ = write(case, tmp_path)
+    model = load_model(directory)
+    expected = generate(model, PROMPT, 6)
+    steps = []
+
+    def recorded(step: Any) -> Any:
+        def seen(x: torch.Tensor) -> Any:
+            steps.append(tuple(x.shape))
+            return step(x)
+
+        return seen
+
+    monkeypatch.setattr(decoding, "_replays", lambda *_: True)
+    monkeypatch.setattr(decoding, "Replayed", recorded)
+    made = generate(model, PROMPT, 6)
+    assert made.ids == expected.ids
+    assert steps == [(1, 1, 256)] * 5
+
+
+def test_windows_that_slide_are_not_recorded() -> None:
+    """Their caches count on the host as well, which a replay would leave out."""
+    from transformers import LlamaConfig, MistralConfig
+
+    assert decoding._preallocated(MistralConfig(sliding_window=64), 8) is None
+    assert decoding._preallocated(LlamaConfig(), 8) is not None
+
+
+def test_one_token_outside_the_vocabulary(tmp_path: Path) -> None:
+    """A single id takes a way of its own through the embedding."""
+    directory, _ = write(TinyCase("llama", "afq4", (1, 2, 0)), tmp_path)
+    model = load_model(directory)
+    for token in (-1, 96):
+        with pytest.raises(ShapeError, match="token outside the vocabulary"):
+            model(input_ids=torch.tensor([[token]]))

@@ -1,0 +1,166 @@
+"""``python -m tools.bench.gpu_model``: a Llama of three billion weights on the GPU at hand.
+
+Its layers are a few quantised rows, repeated.  Timed are loading from memory-backed files, through pinned buffers and
+as torch does it, and tokens a second after a prompt of 16: each layer launched by itself, all recorded in a CUDA graph,
+and the same for a model of plain bfloat16 weights, which ``transformers`` alone runs.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+from safetensors.torch import save_file
+
+import uqff
+from tools.bench.__main__ import markdown
+from tools.bench.gpu import repeated, tile
+from tools.bench.machine import facts
+from tools.bench.sharding import MEMORY
+from uqff.parallel import Comm, decoding, load_model, loading, upload
+from uqff.parallel.generate import generate
+
+HIDDEN, INNER, LAYERS, VOCABULARY = 3072, 8192, 28, 32768
+HEADS, KV_HEADS, HEAD = 24, 8, 128
+KINDS = ("q4k", "afq4", "mxfp4", "q8_0")
+PROMPT = list(range(3, 19))
+SHORT, LONG = 16, 144
+ROUNDS = 3
+
+
+def config() -> dict[str, Any]:
+    """The ``config.json``."""
+    return {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "hidden_size": HIDDEN,
+        "intermediate_size": INNER,
+        "num_attention_heads": HEADS,
+        "num_key_value_heads": KV_HEADS,
+        "head_dim": HEAD,
+        "num_hidden_layers": LAYERS,
+        "vocab_size": VOCABULARY,
+        "max_position_embeddings": 1024,
+        "torch_dtype": "bfloat16",
+    }
+
+
+def shapes() -> dict[str, tuple[int, int]]:
+    """Of the layers of a block."""
+    attention = {"q": (HEADS * HEAD, HIDDEN), "k": (KV_HEADS * HEAD, HIDDEN), "v": (KV_HEADS * HEAD, HIDDEN)}
+    made = {f"self_attn.{name}_proj": shape for name, shape in (attention | {"o": (HIDDEN, HEADS * HEAD)}).items()}
+    return made | {f"mlp.{name}_proj": (INNER, HIDDEN) for name in ("gate", "up")} | {"mlp.down_proj": (HIDDEN, INNER)}
+
+
+def write(directory: Path, kind: str, kept: Path) -> int:
+    """A 1.2 model directory; the bytes of its layers."""
+    rows = tile(kind, kept)
+    made = {shape: uqff.Layer(repeated(rows, shape).to("cpu")) for shape in {*shapes().values(), (VOCABULARY, HIDDEN)}}
+    layers = {f"model.layers.{i}.{name}": made[shape] for i in range(LAYERS) for name, shape in shapes().items()}
+    layers |= dict.fromkeys(("lm_head", "model.embed_tokens"), made[VOCABULARY, HIDDEN])
+    uqff.save(layers, directory / "0-0.uqff", version=(1, 2, 0))
+    norms = [f"model.layers.{i}.{name}_layernorm.weight" for i in range(LAYERS) for name in ("input", "post_attention")]
+    plain = {name: torch.ones(HIDDEN, dtype=torch.bfloat16) for name in (*norms, "model.norm.weight")}
+    save_file(plain, directory / "residual.safetensors")
+    (directory / "config.json").write_text(json.dumps(config()))
+    return sum(path.stat().st_size for path in directory.glob("*.uqff"))
+
+
+def rate(model: torch.nn.Module) -> float:
+    """Tokens a second, the best of some rounds: prompt, recording and all that is done once taken out."""
+    rates = []
+    for _ in range(ROUNDS + 1):
+        seconds = []
+        for tokens in (SHORT, LONG):
+            torch.cuda.synchronize()
+            start = time.perf_counter()
+            generate(model, PROMPT, tokens)
+            torch.cuda.synchronize()
+            seconds.append(time.perf_counter() - start)
+        rates.append((LONG - SHORT) / (seconds[1] - seconds[0]))
+    return max(rates[1:])
+
+
+def both_rates(model: torch.nn.Module) -> tuple[float, float]:
+    """Each layer by itself, and recorded."""
+    recorded, replays = rate(model), decoding._replays
+    decoding._replays = lambda *_: False
+    try:
+        return rate(model), recorded
+    finally:
+        decoding._replays = replays
+
+
+def load_seconds(directory: Path) -> tuple[float, float, torch.nn.Module]:
+    """As torch sends tensors, through pinned buffers, and the model; the best of some rounds."""
+    ways: dict[str, Any] = {"plain": lambda place: lambda tensor: tensor.to(place), "pinned": upload.upload_to}
+    found: dict[str, list[float]] = {name: [] for name in ways}
+    made: list[torch.nn.Module] = []
+    for turn in range(2 * ROUNDS):
+        name = list(ways)[turn % 2]
+        vars(loading)["upload_to"] = ways[name]
+        made.clear()
+        torch.cuda.synchronize()
+        start = time.perf_counter()
+        made.append(load_model(directory, Comm(), device="cuda", dtype=torch.bfloat16))
+        torch.cuda.synchronize()
+        found[name].append(time.perf_counter() - start)
+    return min(found["plain"]), min(found["pinned"]), made.pop()
+
+
+@click.command()
+@click.option("--kind", "kinds", multiple=True, default=KINDS, help="Only these.")
+@click.option("--kept", type=click.Path(path_type=Path), default=Path("/tmp/tiles"), help="Where quantised rows lie.")
+def main(kinds: tuple[str, ...], kept: Path) -> None:
+    """Print the table of tokens a second and of loading."""
+    from transformers import AutoModelForCausalLM, LlamaConfig
+
+    print(json.dumps(facts() | {"gpu": torch.cuda.get_device_name()}))
+    with torch.device("cuda"):
+        plain = AutoModelForCausalLM.from_config(LlamaConfig(**config()), dtype=torch.bfloat16).eval()
+    base = both_rates(plain)
+    weights = sum(part.numel() for part in plain.parameters())
+    first = {"type": "bf16", "tokens/s": round(base[0], 1), "recorded": round(base[1], 1), "of bf16": 1}
+    rows: list[dict[str, object]] = [first | {"GiB": round(weights / 2**29, 2)}]
+    del plain
+    torch.cuda.empty_cache()
+    for kind in kinds:
+        directory = (MEMORY if MEMORY.is_dir() else kept) / "uqff-bench-model"
+        directory.mkdir()
+        try:
+            size = write(directory, kind, kept)
+            torch.cuda.empty_cache()
+            slow, fast, model = load_seconds(directory)
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()
+            each, recorded = both_rates(model)
+            peak = torch.cuda.max_memory_allocated()
+            rows.append(
+                {
+                    "type": kind,
+                    "tokens/s": round(each, 1),
+                    "recorded": round(recorded, 1),
+                    "of bf16": round(recorded / base[1], 2),
+                    "GiB": round(size / 2**30, 2),
+                    "peak / file": round(peak / size, 3),
+                    "load s": round(fast, 2),
+                    "GB/s": round(size / fast / 1e9, 1),
+                    "without pinned": round(size / slow / 1e9, 1),
+                }
+            )
+            del model
+        finally:
+            shutil.rmtree(directory)
+        torch.cuda.empty_cache()
+    print(f"{weights / 1e9:.2f} billion weights")
+    rows[0] |= dict.fromkeys(rows[-1].keys() - rows[0].keys(), "")
+    print(markdown([{name: row[name] for name in rows[-1]} for row in rows]))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,82 @@
+"""One token after the other: a model, the keys and values of the tokens before, and what the next token is chosen from.
+
+On a CUDA device, keys and values of all tokens have their place from the start, and all layers are one launch
+(:class:`~uqff.parallel.replay.Replayed`), if one rank holds the model and ``transformers`` has such a cache for it.
+"""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import torch
+
+from uqff.parallel.comm import Comm
+from uqff.parallel.replay import Replayed
+
+__all__ = ["Decoder"]
+
+
+class Decoder:
+    """The logits of the token that follows all that have been given so far."""
+
+    def __init__(self, model: torch.nn.Module, comm: Comm, tokens: int) -> None:
+        """No token has been given.
+
+        Args:
+            model: of :func:`~uqff.parallel.load_model`.
+            comm: the ranks that share it.
+            tokens: that will be given, at most.
+        """
+        self._model: Any = model
+        self._name = _name_of_cache(model)
+        self._cache = _preallocated(self._model.config, tokens) if _replays(model, comm) else None
+        self._replayed = None if self._cache is None else Replayed(self._from_hidden)
+        self._begun = False
+
+    def __call__(self, ids: torch.Tensor) -> torch.Tensor:
+        """Give tokens.
+
+        Args:
+            ids: ``[1, tokens]``; all of a prompt at first, one then.
+
+        Returns:
+            ``[vocabulary]``, float32; the next call may overwrite it.
+        """
+        begun, self._begun = self._begun, True
+        if begun and self._replayed is not None:
+            return self._replayed(self._model.get_input_embeddings()(ids))
+        output = self._model(input_ids=ids, use_cache=True, **{self._name: self._cache})
+        self._cache = getattr(output, self._name)
+        return _last(output)
+
+    def _from_hidden(self, x: torch.Tensor) -> torch.Tensor:
+        return _last(self._model(inputs_embeds=x, use_cache=True, **{self._name: self._cache}))
+
+
+def _last(output: Any) -> torch.Tensor:
+    logits: torch.Tensor = output.logits[0, -1].to(torch.float32)
+    return logits
+
+
+def _name_of_cache(model: torch.nn.Module) -> str:
+    """What a model calls the keys and values of earlier tokens: ``transformers`` has another word since 5.24."""
+    return "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
+
+
+def _replays(model: torch.nn.Module, comm: Comm) -> bool:
+    return comm.world_size == 1 and next(model.parameters()).is_cuda
+
+
+def _preallocated(config: Any, tokens: int) -> Any | None:
+    """A cache whose tensors stay where they are and that counts on the device; None where there is none.
+
+    Those of sliding windows count on the host, too, which a replay would not do, as do all of older ``transformers``.
+    """
+    from transformers import StaticCache
+    from transformers.cache_utils import StaticLayer
+
+    if "cumulative_length" not in getattr(StaticLayer, "__annotations__", {}):
+        return None
+    cache: Any = StaticCache(config=config, max_cache_len=tokens)
+    return cache if all(type(layer) is StaticLayer for layer in cache.layers) else None
