@@ -68,6 +68,18 @@ def test_links_resolve(page: Path) -> None:
     assert [link for link in links if dead(page, link)] == []
 
 
+def test_the_spec_points_to_nothing_outside_itself() -> None:
+    """It can be taken out of this repository, and is whole."""
+    outside = [
+        (page.name, link)
+        for page in PAGES
+        for link in LINK.findall(FENCE.sub("", page.read_text("utf-8")))
+        if not link.startswith("http")
+        if not (page.parent / link.partition("#")[0]).resolve().is_relative_to(SPEC)
+    ]
+    assert outside == []
+
+
 @pytest.mark.parametrize("folder", ["bad", "bad-entries"])
 def test_rules_of_broken_files_are_in_the_spec(folder: str) -> None:
     """The section that a broken file names exists."""

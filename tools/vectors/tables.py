@@ -28,6 +28,7 @@ name                     table
 ``GGUF_FILE.MODELS``     architectures that are converted
 ``GGUF_FILE.FOREIGN``    GGUF's types that UQFF does not have
 ``LAYOUT_KEYS``          the engine's keys in ``config.json``
+``TOOL.LAYOUT_KEYS``     what the commands make of them
 ``EXAMPLE folder/name``  a vector, field by field
 ``VECTORS``              index of the valid vectors
 ``FILES``                index of the valid files
@@ -342,10 +343,15 @@ GGUF_PARTS = {"HEAD": gguf.HEAD, "TEXT": gguf.TEXT, "PAIR": gguf.PAIR, "ARRAY": 
 def layout_key_table() -> str:
     """The engine's keys in ``config.json``."""
     rows = (
-        (f"`{key.name}`", key.meaning, ", ".join(f"`{json.dumps(each)}`" for each in key.harmless), key.here)
+        (f"`{key.name}`", key.meaning, ", ".join(f"`{json.dumps(each)}`" for each in key.harmless))
         for key in layouts.KEYS
     )
-    return markdown(("key", "meaning", "as in a checkpoint", "here"), rows)
+    return markdown(("key", "meaning", "as in a checkpoint"), rows)
+
+
+def handled_key_table() -> str:
+    """What the commands make of them."""
+    return markdown(("key", "what the commands do"), ((f"`{key.name}`", key.here) for key in layouts.KEYS))
 
 
 TABLES: dict[str, Callable[[], str]] = {
@@ -358,6 +364,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "GGUF_FILE.MODELS": gguf_model_table,
     "GGUF_FILE.FOREIGN": gguf_foreign_table,
     "LAYOUT_KEYS": layout_key_table,
+    "TOOL.LAYOUT_KEYS": handled_key_table,
     "VERSIONS": version_table,
     "FAMILIES": family_table,
     "DTYPES": dtype_table,
