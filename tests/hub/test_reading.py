@@ -219,6 +219,16 @@ def test_reports(hub: Hub) -> None:
     assert call("report", "owner/name", "--write")[0] == 2
 
 
+def test_documents_are_read_once(hub: Hub) -> None:
+    """For what they say and to be hashed alike; of a model with thousands of layers, a report has megabytes."""
+    weights = (GOLDEN / "v1" / "1.2.0" / "qwen2-f16" / "fp8-0.uqff").read_bytes()
+    files = {"config.json": b"{}", "fp8-0.uqff": weights, "notes.txt": b"a", "uqff_report.json": b'{"a": 1}'}
+    hub.put("owner/name", files)
+    assert uqff.checksum("owner/name").digests == {n: hashlib.sha256(data).hexdigest() for n, data in files.items()}
+    asked = sorted(each.path.rpartition("/")[2] for each in hub.asked if "/resolve/" in each.path)
+    assert asked == ["config.json", "notes.txt", "uqff_report.json"]
+
+
 def test_checksums(hub: Hub, tmp_path: Path) -> None:
     """The hub has the digests of large files, so these are not read; small ones are."""
     files = files_in(GOLDEN / "v1" / "1.2.0" / "qwen2-f16")

@@ -32,6 +32,7 @@ from uqff.errors import HubError, UqffError
 from uqff.hub.client import RemoteFolder, Wanted, imported
 from uqff.hub.names import HubName, hub_name
 from uqff.inspection.digests import FileDigest, digest_files
+from uqff.inspection.spans import Spans
 from uqff.limits import MAX_CONFIG_BYTES, MAX_HEADER_BYTES, MAX_REPORT_BYTES, MAX_SUMS_BYTES
 from uqff.progress import Progress, Steps
 from uqff.schema.bricks import FieldTrace
@@ -107,7 +108,8 @@ class Skeleton(Looked, Closing):
             ShardError: no model of the type that was asked for, or several.
         """
         self._folder = RemoteFolder(name)
-        self._read: dict[str, list[tuple[int, int]]] = {}
+        self._read: dict[str, Spans] = {}
+        self._documents: set[str] = set()
         self._directory = tempfile.TemporaryDirectory(prefix="uqff-hub-", ignore_cleanup_errors=True)
         self._home = Path(self._directory.name).resolve()
         self._named = str(HubName(name.repo, name.revision, name.folder))
@@ -151,10 +153,13 @@ class Skeleton(Looked, Closing):
         steps = Steps(progress, "checksum", len(names), sum(file.nbytes for file in files.values()), "bytes")
         found = []
         for name, file in files.items():
-            digest = file.sha256 or hashlib.sha256(self._folder.read(name, MAX_PLAIN_BYTES)).hexdigest()
-            found.append(FileDigest(name, file.nbytes, digest))
+            found.append(FileDigest(name, file.nbytes, file.sha256 or hashlib.sha256(self._whole(name)).hexdigest()))
             steps.add(name, file.nbytes)
         return found
+
+    def _whole(self, name: str) -> bytes:
+        """A file that is not in the store of large files; documents have been read."""
+        return (self._home / name).read_bytes() if name in self._documents else self._folder.read(name, MAX_PLAIN_BYTES)
 
     @contextlib.contextmanager
     def renaming(self) -> Iterator[None]:
@@ -177,6 +182,7 @@ class Skeleton(Looked, Closing):
             with open(self._home / name, "xb") as made:
                 if is_document:
                     made.write(self._folder.read(name, DOCUMENTS[name]))
+                    self._documents.add(name)
                 else:
                     make_hole(made, file.nbytes)
 
@@ -242,13 +248,9 @@ class Skeleton(Looked, Closing):
 
     def _gaps(self, name: str, begin: int, end: int) -> list[Wanted]:
         """What of a range has not been read."""
-        gaps = []
-        for start, stop in self._read.get(name, ()):
-            if start < end and stop > begin:
-                if begin < start:
-                    gaps.append(Wanted(name, begin, start))
-                begin = max(begin, stop)
-        return [*gaps, Wanted(name, begin, end)] if begin < end else gaps
+        known = self._read.get(name)
+        spans = [(begin, end)] if known is None else known.gaps(begin, end)
+        return [Wanted(name, *span) for span in spans if span[0] < span[1]]
 
     def _fetch(self, wanted: Iterable[Wanted]) -> None:
         """Read ranges, and write them where they belong."""
@@ -256,9 +258,7 @@ class Skeleton(Looked, Closing):
             with open(self._home / span.path, "r+b") as file:
                 file.seek(span.begin)
                 file.write(data)
-            known = self._read.setdefault(span.path, [])
-            known.append((span.begin, span.end))
-            known.sort()
+            self._read.setdefault(span.path, Spans()).add(span.begin, span.end)
 
 
 def make_hole(file: BinaryIO, nbytes: int) -> None:
