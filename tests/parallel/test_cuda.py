@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 
 import uqff
+from tests.parallel.checkpoints import write_checkpoint
 from tests.parallel.models import PROMPT, TinyCase, write
 from tests.parallel.ranks import run_ranks
 from tests.parallel.weights import KINDS, activations, blob, bound, projections, routed, stacked
@@ -22,11 +23,13 @@ from uqff.parallel import decoding, load_model
 from uqff.parallel.comm import Comm
 from uqff.parallel.experts import FusedExperts
 from uqff.parallel.generate import generate
+from uqff.parallel.layer import QuantizedLayer
 from uqff.parallel.linear import ColumnParallelLayer, ReplicatedLayer, RowParallelLayer
 from uqff.parallel.product import gather_multiply
 from uqff.parallel.replay import Replayed
 from uqff.parallel.upload import PIECE, upload_to
 from uqff.parallel.weight import WeightBuffers
+from uqff.quantization.recipe import parse_recipe
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 
@@ -200,3 +203,23 @@ def test_the_tokens_of_a_recorded_model(
     assert generate(model, PROMPT, 12).ids == expected
     monkeypatch.setattr(decoding, "_replays", lambda *_: False)
     assert generate(model, PROMPT, 12).ids == expected
+
+
+def test_layers_elsewhere(tmp_path: Path) -> None:
+    """A model on the CPU, of which a recipe puts embedding, projections and experts on the GPU: the same logits."""
+    directory = tmp_path / "model"
+    write_checkpoint(TinyCase("qwen3_moe", "unquant", (1, 2, 0)), directory, "outputs first")
+    rules = "'/embed|self_attn/': {isq: q8_0, device: 'cuda[0]'}\n'/experts/': {isq: q8_0, device: 'cuda[0]'}"
+    there = load_model(directory, isq=parse_recipe(rules))
+    here = load_model(directory, isq=parse_recipe(rules.replace("cuda[0]", "cpu")))
+    devices = {
+        name: each.weight.device.type for name, each in there.named_modules() if isinstance(each, QuantizedLayer)
+    }
+    assert {name for name, device in devices.items() if device == "cpu"} == {
+        name for name in devices if "embed" not in name and "self_attn" not in name and "experts" not in name
+    }
+    ids = torch.tensor([PROMPT])
+    with torch.inference_mode():
+        got, expected = there(ids).logits, here(ids).logits
+    assert got.device.type == "cpu"
+    assert float((got - expected).abs().max()) <= 2e-5

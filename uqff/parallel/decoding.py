@@ -65,7 +65,8 @@ def _name_of_cache(model: torch.nn.Module) -> str:
 
 
 def _replays(model: torch.nn.Module, comm: Comm) -> bool:
-    return comm.world_size == 1 and next(model.parameters()).is_cuda
+    elsewhere = any(getattr(module, "elsewhere", False) for module in model.modules())
+    return comm.world_size == 1 and next(model.parameters()).is_cuda and not elsewhere
 
 
 def _preallocated(config: Any, tokens: int) -> Any | None:

@@ -11,6 +11,7 @@ from uqff.errors import FormatError, ShardError, UnsupportedError
 from uqff.families import PLAIN_KIND
 from uqff.models.layouts import half_split_order
 from uqff.parallel import fallback, transformers_model
+from uqff.parallel.elsewhere import place_of
 from uqff.parallel.experts import FusedExperts, PackedExperts
 from uqff.parallel.heads import compute_kv_shard
 from uqff.parallel.loading import Run, moved
@@ -83,28 +84,30 @@ class Filling:
             setattr(self.model.get_submodule(parent), name, loaded())
             steps.add(path, 1)
 
-    def _prepared(self, source: Unloaded, paths: Sequence[str]) -> tuple[Unloaded, bool]:
-        """A layer in the type that it shall have, and whether its adapters are in it."""
+    def _prepared(self, source: Unloaded, paths: Sequence[str]) -> tuple[Unloaded, bool, torch.device]:
+        """A layer in the type that it shall have, whether its adapters are in it, and where it goes."""
         if self.isq is None:
-            return source, False
+            return source, False, self.device
         sensitive = source.path in (EMBEDDING, HEAD)
-        if self.isq.kind_of(source.path, sensitive=sensitive) in (None, PLAIN_KIND):
-            return source, False
-        asked = self.isq.device_of(source.path)
-        if asked not in (None, self.device, torch.device(self.device.type)):
-            problem = "layer on another device than the model"
-            raise UnsupportedError(problem, layer=source.key, expected=self.device, got=asked)
+        kind = self.isq.kind_of(source.path, sensitive=sensitive)
+        if kind is None:
+            return source, False, self.device
+        place = place_of(self.isq.device_of(source.path), self.device, self.comm, source.key)
+        if kind == PLAIN_KIND:
+            return source, False, place
         before = self.adapting.merges_before
         if before:
             source = self.adapting.before(source, paths)
-        return self.isq.applied(source, sensitive=sensitive), before
+        return self.isq.applied(source, sensitive=sensitive), before, place
 
     def _begin(
-        self, path: str, source: Unloaded, loading: Callable[[], QuantizedLinear], *, adapted: bool
+        self, path: str, source: Unloaded, loading: Callable[[], QuantizedLinear], place: torch.device, *, adapted: bool
     ) -> Callable[[], QuantizedLinear]:
         def work() -> QuantizedLinear:
             made = loading()
-            return moved(made if adapted else self.adapting.linear(path, made), self.device)
+            made = moved(made if adapted else self.adapting.linear(path, made), place)
+            made.elsewhere = place != self.device
+            return made
 
         return self.run(source.key, work)
 
@@ -112,9 +115,9 @@ class Filling:
         source = self._layer(path, tuple(module.weight.shape))
         if module.bias is not None and source.meta.bias_part is None:
             raise FormatError("layer lacks a bias", layer=source.key, expected=f"bias [{module.weight.shape[0]}]")
-        source, adapted = self._prepared(source, [path])
+        source, adapted, place = self._prepared(source, [path])
         loading = self._split(role, path, module, source)
-        self._begun.append((path, self._begin(path, source, loading, adapted=adapted)))
+        self._begun.append((path, self._begin(path, source, loading, place, adapted=adapted)))
 
     def _split(self, role: Role, path: str, module: torch.nn.Linear, source: Unloaded) -> Callable[[], QuantizedLinear]:
         if role == "row":
@@ -144,32 +147,40 @@ class Filling:
         count, inner, hidden = transformers_model.ExpertSizes.of(config)
         given: list[UnloadedExperts] = []
         adapted = False
+        found: set[torch.device] = set()
         shapes = ((inner, hidden), (inner, hidden), (hidden, inner))
         for projection, (name, _), shape in zip(self.source.experts(key, count), PROJECTIONS, shapes, strict=True):
             paths = [f"{key}.{expert}.{name}" for expert in range(count)]
             if isinstance(projection, Sequence):
                 fitting = [each.fit(shape, self.source.name) for each in projection]
                 prepared = [self._prepared(each, [at]) for each, at in zip(fitting, paths, strict=True)]
-                given.append([each for each, _ in prepared])
+                given.append([each for each, _, _ in prepared])
                 adapted = prepared[0][1]
+                found |= {each for _, _, each in prepared}
             else:
-                one, adapted = self._prepared(projection.fit((count, *shape), self.source.name), paths)
+                one, adapted, of_stack = self._prepared(projection.fit((count, *shape), self.source.name), paths)
                 given.append(one)
-        together = self._experts(given, key)
+                found.add(of_stack)
+        if len(found) > 1:
+            expected, got = "one for gate, up and down", ", ".join(sorted(map(str, found)))
+            raise UnsupportedError("experts on several devices", layer=key, field="device", expected=expected, got=got)
+        (place,) = found
+        together = self._experts(given, key, place)
 
         def block() -> torch.nn.Module:
             made = together()
             if not adapted:
-                made = moved(self.adapting.mixture(key, made), self.device)
+                made = moved(self.adapting.mixture(key, made), place)
+            made.elsewhere = place != self.device
             return transformers_model.sparse_block(config, made)
 
         self._begun.append((path, block))
 
-    def _experts(self, given: Sequence[UnloadedExperts], key: str) -> Callable[[], Mixture]:
+    def _experts(self, given: Sequence[UnloadedExperts], key: str, place: torch.device) -> Callable[[], Mixture]:
         form: type[Mixture] = PackedExperts if any(isinstance(each, Sequence) for each in given) else FusedExperts
         gate, up, down = given
         act = transformers_model.activation(self.model.config)
-        options: Any = {"act": act, "device": self.device, "key": key, "run": self.run}
+        options: Any = {"act": act, "device": place, "key": key, "run": self.run}
         try:
             return form.load(gate, up, down, self.comm, on_misaligned="uneven", **options)
         except ShardError:
@@ -180,12 +191,12 @@ class Filling:
         config: Any = self.model.config
         weight: Any = self.model.get_submodule(EMBEDDING).weight
         shape = tuple(weight.shape)
-        rows, _ = self._prepared(self._layer(EMBEDDING, shape), ())
-        embedding = head = self._begin(EMBEDDING, rows, vocabulary(rows, self.comm), adapted=True)
+        rows, _, place = self._prepared(self._layer(EMBEDDING, shape), ())
+        embedding = head = self._begin(EMBEDDING, rows, vocabulary(rows, self.comm), place, adapted=True)
         if HEAD in self.source or not config.tie_word_embeddings:
-            rows, adapted = self._prepared(self._layer(HEAD, shape), [HEAD])
-            head = self._begin(HEAD, rows, vocabulary(rows, self.comm), adapted=adapted)
-        self._begun.append((EMBEDDING, lambda: moved(Embedding(embedding(), self.dtype), self.device)))
+            rows, adapted, place = self._prepared(self._layer(HEAD, shape), [HEAD])
+            head = self._begin(HEAD, rows, vocabulary(rows, self.comm), place, adapted=adapted)
+        self._begun.append((EMBEDDING, lambda: Embedding(embedding(), self.dtype)))
         self._begun.append((HEAD, lambda: Head(head())))
 
     def _layer(self, path: str, shape: tuple[int, ...]) -> Unloaded:

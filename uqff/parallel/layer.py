@@ -24,6 +24,7 @@ from uqff.parallel.accept import Weight, check_activations, layer_of, parts_of, 
 from uqff.parallel.arithmetic import ChoosesArithmetic
 from uqff.parallel.comm import Comm, exchange_device
 from uqff.parallel.dummy import DummyLayer
+from uqff.parallel.elsewhere import Elsewhere
 from uqff.parallel.lora import check_merged
 from uqff.parallel.placement import DistributedKind, Placement
 from uqff.parallel.product import multiply
@@ -398,7 +399,7 @@ class QuantizedLayer(ChoosesArithmetic, torch.nn.Module):
         return f"{self.key or ''} {self.comm!r}".strip()
 
 
-class QuantizedLinear(TracksInputs[InputStats], QuantizedLayer):
+class QuantizedLinear(TracksInputs[InputStats], Elsewhere, QuantizedLayer):
     """A layer that is a matrix: the product with it, and what goes into that."""
 
     _stats: InputStats | None = None

@@ -20,6 +20,7 @@ from uqff.parallel.accept import check_activations, plain_of
 from uqff.parallel.checkpoint_layers import beside, experts_of
 from uqff.parallel.comm import Comm
 from uqff.parallel.dummy import DummyLayer
+from uqff.parallel.elsewhere import Elsewhere
 from uqff.parallel.from_checkpoint import is_absent, prepared_experts
 from uqff.parallel.gather import group_by_expert
 from uqff.parallel.immediate import ImmediateIsq
@@ -79,7 +80,7 @@ class MixtureOptions(Handling, total=False):
     version: tuple[int, int, int]
 
 
-class Mixture(torch.nn.Module):
+class Mixture(Elsewhere):
     """What both forms share: how they are made, three projections, and the sum over experts."""
 
     def __init__(

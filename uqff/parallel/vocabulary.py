@@ -66,7 +66,7 @@ class Embedding(torch.nn.Module):
         """
         super().__init__()
         self.rows = rows
-        self.register_buffer("like", torch.empty(0, dtype=dtype), persistent=False)
+        self.register_buffer("like", torch.empty(0, dtype=dtype, device=rows.weight.device), persistent=False)
         self.like: torch.Tensor
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
@@ -90,7 +90,7 @@ class Embedding(torch.nn.Module):
             raise ShapeError("token outside the vocabulary", layer=rows.key, expected=f"0 to {total - 1}", got=tokens)
         held = (tokens >= first) & (tokens < first + count)
         found = torch.zeros(len(tokens), weight.shape[1], dtype=dtype, device=ids.device)
-        found[held] = _rows(weight, (tokens[held] - first).tolist(), dtype)
+        found[held] = _rows(weight, (tokens[held] - first).tolist(), dtype).to(ids.device)
         return (rows.comm.sum_all_reduce(found) if split else found)[inverse]
 
 

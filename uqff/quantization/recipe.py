@@ -12,7 +12,8 @@ r"""Recipes: which layer gets which type, in the engine's topology YAML.
 Of patterns that match, the last in the file counts, and any pattern counts before any range.  Of ranges, the one with
 the higher end counts; of equal ends the later.  What nothing selects gets the default type.  An entry without ``isq``
 leaves its layers unquantised for engine 0.6 and at the default for later ones, which pass a pattern over that has no
-``device`` either; else ``device`` is read and ignored.  ``isq: unquant``, which the engine does not know, says it
+``device`` either.  ``device`` counts where a model is loaded by the recipe (:mod:`uqff.parallel.elsewhere`) and is
+ignored by what writes files.  ``isq: unquant``, which the engine does not know, says it
 plainly.
 
 The name of a weight is the checkpoint's.  The experts of a projection, one layer in 1.x, are called by that of the
