@@ -4,8 +4,9 @@
 
 Two models: a small Llama that this trains the first time (25 minutes on two cores that had other work, too), and
 SmolLM2-135M. Both are kept in the user's cache directory, outside of the tree, and so are the tables, as JSON. Each is
-quantised to every type, as the engine does it and with `--effort best`, without and with importance, and compared with
-itself in float32 on sources of Python's standard library that it was neither trained nor calibrated on.
+quantised to every type, as the engine does it; with `--effort best`, without and with importance; and with `--effort
+calibrated`; and compared with itself in float32 on sources of Python's standard library that it was neither trained nor
+calibrated on. What is in the tables already, of the same settings, is not measured again: it may be run in pieces.
 """
 
 from __future__ import annotations
@@ -31,6 +32,19 @@ from uqff.planning.topology import topology
 from uqff.quantization.recipe import parse_recipe
 
 TARGETS = (3.5, 4.5, 5.5)
+EFFORTS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "best": {"effort": "best"},
+    "importance": {"effort": "best", "imatrix": True},
+    "calibrated": {"effort": "calibrated", "hessian": True},
+}
+"""How each type is made; with what is known of inputs, where it says True."""
+CALIBRATED = 4
+"""How many times as many windows as measured with are calibrated with."""
+PLANNED = 8
+"""Windows that a mix is planned with."""
+FEW_TYPES = "q4_0,q4_1,q5_0,q5_1,mxfp4,afq2,afq3,afq4,hqq4"
+"""Of SmolLM2, whose rows K quants do not fit, those of 2 to 5 bits."""
 REACH = 0.8
 """Of the best uniform type's divergence, what a mix of no more bytes is to stay below."""
 
@@ -70,29 +84,41 @@ def row_of(path: Path, kind: str, options: dict[str, Any], **how: Any) -> dict[s
 
 
 def measure(name: str, kinds: list[str], context: int, windows: int, folder: Path) -> dict[str, Any]:
-    """The tables of a model."""
+    """The tables of a model, of these types and those that were measured before."""
     path = model_of(name, folder)
     texts = {part: corpus.write(part, folder / f"{part}.txt", 400_000) for part in ("calibrate", "evaluate")}
     options: dict[str, Any] = {"text": texts["evaluate"], "context": context, "windows": windows}
-    logits = folder / f"{name}-{context}-{windows}.logits"
-    plain = uqff.evaluate(path, keep_logits=logits, **options)
-    click.echo(f"{name}: perplexity {plain.perplexity.value:.4f} ± {plain.perplexity.error:.4f}")
+    logits, table = (folder / f"{name}-{context}-{windows}.{end}" for end in ("logits", "json"))
+    document: dict[str, Any] = {"model": name, "context": context, "windows": windows, "types": {}, "mixes": {}}
+    if table.exists():
+        document = json.loads(table.read_text())
+    if not logits.exists():
+        plain = uqff.evaluate(path, keep_logits=logits, **options)
+        document["perplexity"] = plain.perplexity.document
+        click.echo(f"{name}: perplexity {plain.perplexity.value:.4f} ± {plain.perplexity.error:.4f}")
     options["logits"] = logits
-    imatrix = uqff.calibrate(path, text=texts["calibrate"], context=context, windows=windows)
-    sizes = {each.kind: each for each in uqff.plan_types(path, kinds=kinds).sizes}
-    document: dict[str, Any] = {"model": name, "perplexity": plain.perplexity.document, "types": {}, "mixes": {}}
-    for kind in kinds:
-        if not sizes[kind].problem:
-            row = {"bits": sizes[kind].bits_per_weight, **row_of(path, kind, options)}
-            row["best"] = row_of(path, kind, options, effort="best")["kld"]
-            row["best_importance"] = row_of(path, kind, options, effort="best", imatrix=imatrix)["kld"]
+    with tempfile.TemporaryDirectory() as scratch:
+        hessian = Path(scratch) / "hessian"
+        calibrating: dict[str, Any] = {"text": texts["calibrate"], "context": context}
+        imatrix = uqff.calibrate(path, hessian=hessian, windows=CALIBRATED * windows, **calibrating)
+        known = {"imatrix": imatrix, "hessian": hessian}
+        sizes = {each.kind: each for each in uqff.plan_types(path, kinds=kinds).sizes}
+        for kind in kinds:
+            if sizes[kind].problem or kind in document["types"]:
+                continue
+            row: dict[str, Any] = {"bits": sizes[kind].bits_per_weight}
+            for effort, how in EFFORTS.items():
+                given = {key: known[key] if value is True else value for key, value in how.items()}
+                row[effort] = row_of(path, kind, options, **given)
             document["types"][kind] = row
-            click.echo(f"  {kind}: {row['kld']:.5f}, best {row['best']:.5f}, importance {row['best_importance']:.5f}")
-    if name == "small":
-        plan = uqff.plan_types(path, bits=4.5, text=texts["calibrate"], kinds=kinds, context=context, windows=windows)
+            click.echo(f"  {kind}: " + ", ".join(f"{each} {row[each]['kld']:.5f}" for each in EFFORTS))
+            table.write_text(json.dumps(document, indent=2))
+    if name == "small" and not document["mixes"]:
+        planning: dict[str, Any] = {**calibrating, "kinds": default_kinds(), "windows": PLANNED}
+        plan = uqff.plan_types(path, bits=4.5, **planning)
         write_frontier(plan, folder / f"{name}.svg")
         document["mixes"] = {str(bits): mix_of(path, plan, bits, options) for bits in TARGETS}
-    (folder / f"{name}.json").write_text(json.dumps(document, indent=2))
+    table.write_text(json.dumps(document, indent=2))
     return document
 
 
@@ -113,14 +139,22 @@ def mix_of(path: Path, plan: Any, bits: float, options: dict[str, Any]) -> dict[
 
 def show(document: dict[str, Any]) -> None:
     """Print the tables."""
-    table = Table(title=f"{document['model']}: perplexity {document['perplexity']['value']:.4f}")
-    for column in ("type", "bits/weight", "perplexity", "KLD", "99 % KLD", "same top, %", "best", "with importance"):
+    windows = f"{document['windows']} windows of {document['context']} tokens"
+    table = Table(title=f"{document['model']}: perplexity {document['perplexity']['value']:.4f}, {windows}")
+    for column in (
+        "type",
+        "bits/weight",
+        "perplexity",
+        "99 % KLD",
+        "same top, %",
+        *(f"KLD, {each}" for each in EFFORTS),
+    ):
         table.add_column(column)
     for kind, row in sorted(document["types"].items(), key=lambda each: each[1]["bits"]):
-        shown = f"{row['kld']:.5f} ± {row['kld_error']:.5f}"
-        numbers = f"{row['perplexity']:.4f}", shown, f"{row['kld_99']:.4f}", f"{100 * row['same_top']:.2f}"
-        better = [f"{row[each]:.5f}" for each in ("best", "best_importance")]
-        table.add_row(kind, f"{row['bits']:.3f}", *numbers, *better)
+        plain = row["plain"]
+        numbers = f"{plain['perplexity']:.4f}", f"{plain['kld_99']:.4f}", f"{100 * plain['same_top']:.2f}"
+        far = [f"{row[each]['kld']:.5f} ± {row[each]['kld_error']:.5f}" for each in EFFORTS]
+        table.add_row(kind, f"{row['bits']:.3f}", *numbers, *far)
     Console().print(table)
     if document["mixes"]:
         mixes = Table(title="mixes of `uqff plan`, and the best uniform type of as much or up to half a bit more")
@@ -137,15 +171,16 @@ def show(document: dict[str, Any]) -> None:
 
 @click.command()
 @click.option("--models", default="small,smollm2", show_default=True)
-@click.option("--types", default=",".join(default_kinds()), help="All that the engine makes and loads, by default.")
-@click.option("--context", default=512, show_default=True)
-@click.option("--windows", default=16, show_default=True)
-def main(models: str, types: str, context: int, windows: int) -> None:
+@click.option("--types", help="All that the engine makes and loads, by default; of SmolLM2 those of 2 to 5 bits.")
+@click.option("--context", default=256, show_default=True)
+@click.option("--windows", default=16, show_default=True, help="Of SmolLM2, a quarter of them.")
+def main(models: str, types: str | None, context: int, windows: int) -> None:
     """Measure the types on two trained models."""
     folder = cache()
     folder.mkdir(parents=True, exist_ok=True)
     for name in models.split(","):
-        show(measure(name, types.split(","), context, windows if name == "small" else max(1, windows // 4), folder))
+        kinds = (types or (",".join(default_kinds()) if name == "small" else FEW_TYPES)).split(",")
+        show(measure(name, kinds, context, windows if name == "small" else max(1, windows // 4), folder))
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ import json
 
 import click
 
-from uqff.cli.options import DtypeChoice, fetched, isq_option, selected
+from uqff.cli.options import DtypeChoice, device_option, isq_option, model_path
 from uqff.cli.progress import shown_progress, terminable
 
 __all__ = ["calibrate"]
@@ -26,7 +26,7 @@ __all__ = ["calibrate"]
 @click.option("--context", default=512, show_default=True, type=int, help="Tokens of a window.")
 @click.option("--windows", type=int, help="How many windows at most.")
 @click.option("--dtype", type=DtypeChoice(), default="f32", show_default=True, help="Of activations.")
-@click.option("--device", help="cpu, cuda or cuda:N; CUDA if there is one.")
+@device_option
 @isq_option
 @click.option("--quiet", is_flag=True, help="Print nothing but errors.")
 @click.option("--json", "as_json", is_flag=True, help="Print a summary as JSON.")
@@ -48,11 +48,7 @@ def calibrate(
     SRC is a checkpoint, or a UQFF directory. It is run block by block: only one block's weights are needed in memory
     at a time. Importance is the mean square of an input; of experts, over the tokens that go to each.
     """
-    from uqff.checkpoints.model import holds_checkpoint
-
-    source = fetched(source, isq)
-    if not holds_checkpoint(source):
-        source, isq = selected(source, isq, "SRC"), None
+    source, isq = model_path(source, isq, "SRC")
 
     from uqff.calibration.calibrate import calibrate as calibrated
     from uqff.codes import LOADED_DTYPES

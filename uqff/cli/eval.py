@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from uqff.cli.options import DtypeChoice, fetched, isq_option, selected
+from uqff.cli.options import DtypeChoice, model_path, on_ranks, rank_options
 from uqff.cli.progress import shown_progress
-from uqff.errors import UqffError
 
 if TYPE_CHECKING:
     from uqff.evaluation.evaluate import Evaluation
@@ -34,11 +33,7 @@ __all__ = ["eval_"]
 @click.option("--windows", type=int, help="How many windows at most.")
 @click.option("--buckets", default=4, show_default=True, type=int, help="Ranges of positions that are told apart.")
 @click.option("--dtype", type=DtypeChoice(), default="f32", show_default=True, help="Of activations, of both models.")
-@click.option("--device", help="cpu, cuda or cuda:N; CUDA if there is one.")
-@click.option("--timeout", default=300.0, show_default=True, help="Seconds that a rank waits for the others.")
-@click.option("--check-all", is_flag=True, help="Compare every byte of the ranks' files, not headers and samples.")
-@isq_option
-@click.option("--workers", type=click.IntRange(1), help="Threads that quantise a checkpoint; by default one a CPU.")
+@rank_options
 @click.option("--picture", type=click.Path(dir_okay=False), help="Draw it: an SVG file.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def eval_(
@@ -73,49 +68,34 @@ def eval_(
 
         python -m torch.distributed.run --nproc-per-node 2 -m uqff eval MODEL --text FILE
     """
-    from uqff.checkpoints.model import holds_checkpoint
-    from uqff.container.shards import resolve
-
-    path = fetched(path, isq)
-    if not holds_checkpoint(path):
-        path, isq = selected(path, isq, "MODEL"), None
-        resolve(path)  # before what takes seconds to import
-    reference = None if reference is None else fetched(reference)
-    if reference is not None and not holds_checkpoint(reference):
-        reference = selected(reference, None, "--reference")
+    path, isq = model_path(path, isq, "MODEL")
+    if reference is not None:
+        reference, _ = model_path(reference, None, "--reference")
 
     from uqff.codes import LOADED_DTYPES
     from uqff.evaluation.evaluate import evaluate
-    from uqff.parallel.ranks import device_of, joined, rank_of
 
-    rank, world_size = rank_of()
-    try:
-        place = device_of(device)
-        with joined(place, timeout) as comm, shown_progress(shown=rank == 0 and not as_json) as progress:
-            found = evaluate(
-                path,
-                text=text,
-                reference=reference,
-                logits=logits,
-                keep_logits=keep_logits,
-                context=context,
-                stride=stride,
-                first=first,
-                windows=windows,
-                buckets=buckets,
-                comm=comm,
-                device=place,
-                dtype=LOADED_DTYPES[dtype.upper()].torch,
-                check="all" if check_all else "sample",
-                isq=isq,
-                workers=workers,
-                progress=progress,
-            )
-    except UqffError as error:
-        if world_size > 1:
-            error.problem = f"rank {rank} of {world_size}: {error.problem}"
-        raise
-    if rank:
+    with on_ranks(device, timeout) as (comm, place), shown_progress(shown=not comm.rank and not as_json) as progress:
+        found = evaluate(
+            path,
+            text=text,
+            reference=reference,
+            logits=logits,
+            keep_logits=keep_logits,
+            context=context,
+            stride=stride,
+            first=first,
+            windows=windows,
+            buckets=buckets,
+            comm=comm,
+            device=place,
+            dtype=LOADED_DTYPES[dtype.upper()].torch,
+            check="all" if check_all else "sample",
+            isq=isq,
+            workers=workers,
+            progress=progress,
+        )
+    if comm.rank:
         return
     if picture is not None:
         from uqff.evaluation.picture import write_picture

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
@@ -11,12 +13,16 @@ from uqff.errors import HubError, UqffError, printable
 
 __all__ = [
     "DtypeChoice",
+    "device_option",
     "fetched",
     "isq_option",
     "kind_option",
     "lora_option",
+    "model_path",
     "named",
+    "on_ranks",
     "pattern_option",
+    "rank_options",
     "selected",
     "show_bars",
     "size_option",
@@ -26,9 +32,15 @@ UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 2**10, "mi": 2**20, "g
 
 
 if TYPE_CHECKING:
+    import torch
+
+    from uqff.parallel.comm import Comm
+
     Choice = click.Choice[str]
 else:
     Choice = click.Choice  # which takes no parameter before click 8.2
+
+_Command = TypeVar("_Command", bound=Callable[..., Any])
 
 DTYPES = ("f32", "f16", "bf16")
 TORCH_NAMES = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}
@@ -103,6 +115,55 @@ lora_option = click.option(
 isq_option = click.option(
     "--isq", metavar="TYPE", help="Of a directory with several models, the one of that type; also as MODEL:TYPE."
 )
+
+
+device_option = click.option("--device", help="cpu, cuda or cuda:N; CUDA if there is one.")
+
+
+def rank_options(command: _Command) -> _Command:
+    """What commands have that load a model on several ranks."""
+    for option in (
+        click.option(
+            "--workers", type=click.IntRange(1), help="Threads that quantise a checkpoint; by default one a CPU."
+        ),
+        isq_option,
+        click.option(
+            "--check-all", is_flag=True, help="Compare every byte of the ranks' files, not headers and samples."
+        ),
+        click.option("--timeout", default=300.0, show_default=True, help="Seconds that a rank waits for the others."),
+        device_option,
+    ):
+        command = option(command)
+    return command
+
+
+@contextmanager
+def on_ranks(device: str | None, timeout: float) -> Iterator[tuple[Comm, torch.device]]:
+    """All ranks of this torchrun, and the device of this one; an error says whose it is."""
+    from uqff.parallel.ranks import device_of, joined, rank_of
+
+    rank, world_size = rank_of()
+    try:
+        place = device_of(device)
+        with joined(place, timeout) as comm:
+            yield comm, place
+    except UqffError as error:
+        if world_size > 1:
+            error.problem = f"rank {rank} of {world_size}: {error.problem}"
+        raise
+
+
+def model_path(path: str, isq: str | None, metavar: str) -> tuple[str, str | None]:
+    """Where a model is, fetched if it has to be, and the ``--isq`` that is left: of a checkpoint, what it becomes."""
+    from uqff.checkpoints.model import holds_checkpoint
+    from uqff.container.shards import resolve
+
+    path = fetched(path, isq)
+    if holds_checkpoint(path):
+        return path, isq
+    path = selected(path, isq, metavar)
+    resolve(path)  # before what takes seconds to import
+    return path, None
 
 
 def named(path: str, isq: str | None, metavar: str) -> str:

@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from uqff.cli.options import DtypeChoice, fetched, isq_option, lora_option, selected
-from uqff.errors import UqffError
+from uqff.cli.options import DtypeChoice, lora_option, model_path, on_ranks, rank_options
 
 if TYPE_CHECKING:
     from uqff.parallel.arithmetic import Arithmetic
@@ -23,11 +22,7 @@ __all__ = ["run"]
 @click.option("--tokens", default=64, show_default=True, type=click.IntRange(1), help="At most so many new tokens.")
 @click.option("--raw", is_flag=True, help="The prompt is plain text: no chat template.")
 @click.option("--dtype", type=DtypeChoice(), help="Of activations; by default that of residual.safetensors.")
-@click.option("--device", help="cpu, cuda or cuda:N; CUDA if there is one.")
-@click.option("--timeout", default=300.0, show_default=True, help="Seconds that a rank waits for the others.")
-@click.option("--check-all", is_flag=True, help="Compare every byte of the ranks' files, not headers and samples.")
-@isq_option
-@click.option("--workers", type=click.IntRange(1), help="Threads that quantise a checkpoint; by default one a CPU.")
+@rank_options
 @lora_option
 @click.option(
     "--arithmetic",
@@ -65,44 +60,29 @@ def run(
     Exits with 1, on every rank, if a rank fails, if files differ between ranks, or if the model does not fit the number
     of ranks.
     """
-    from uqff.checkpoints.model import holds_checkpoint
-    from uqff.container.shards import resolve
-
-    path = fetched(path, isq)
-    if not holds_checkpoint(path):
-        path, isq = selected(path, isq, "DIR"), None
-        resolve(path)  # before what takes seconds to import
+    path, isq = model_path(path, isq, "DIR")
 
     from uqff.codes import LOADED_DTYPES
     from uqff.parallel.generate import respond
-    from uqff.parallel.ranks import device_of, joined, rank_of
 
-    rank, world_size = rank_of()
-    speaks = rank == 0
-    try:
-        place = device_of(device)
-        with joined(place, timeout) as comm:
-            answer = respond(
-                path,
-                prompt,
-                comm,
-                tokens=tokens,
-                device=place,
-                dtype=None if dtype is None else LOADED_DTYPES[dtype.upper()].torch,
-                raw=raw,
-                isq=isq,
-                workers=workers,
-                lora=lora,
-                arithmetic=arithmetic,
-                check="all" if check_all else "sample",
-                on_text=_say if speaks and not as_json else None,
-            )
-    except UqffError as error:
-        if world_size > 1:
-            error.problem = f"rank {rank} of {world_size}: {error.problem}"
-        raise
-    if speaks:
-        print(json.dumps(_document(answer, world_size)) if as_json else "")
+    with on_ranks(device, timeout) as (comm, place):
+        answer = respond(
+            path,
+            prompt,
+            comm,
+            tokens=tokens,
+            device=place,
+            dtype=None if dtype is None else LOADED_DTYPES[dtype.upper()].torch,
+            raw=raw,
+            isq=isq,
+            workers=workers,
+            lora=lora,
+            arithmetic=arithmetic,
+            check="all" if check_all else "sample",
+            on_text=_say if comm.rank == 0 and not as_json else None,
+        )
+    if comm.rank == 0:
+        print(json.dumps(_document(answer, comm.world_size)) if as_json else "")
 
 
 def _say(text: str) -> None:
