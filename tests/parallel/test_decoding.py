@@ -9,9 +9,12 @@ import pytest
 import torch
 
 from tests.parallel.models import PROMPT, TinyCase, write
+from tests.parallel.weights import KINDS, blob
 from uqff.errors import ShapeError
 from uqff.parallel import decoding, load_model
 from uqff.parallel.generate import generate
+from uqff.parallel.linear import ReplicatedLayer
+from uqff.parallel.vocabulary import Embedding
 
 
 @pytest.mark.parametrize("architecture", ["llama", "qwen3_moe"])
@@ -23,7 +26,7 @@ def test_places_that_are_there_from_the_start(
     directory, _ = write(case, tmp_path)
     model = load_model(directory)
     expected = generate(model, PROMPT, 6)
-    steps = []
+    steps: list[tuple[int, ...]] = []
 
     def recorded(step: Any) -> Any:
         def seen(x: torch.Tensor) -> Any:
@@ -36,7 +39,19 @@ def test_places_that_are_there_from_the_start(
     monkeypatch.setattr(decoding, "Replayed", recorded)
     made = generate(model, PROMPT, 6)
     assert made.ids == expected.ids
-    assert steps == [(1, 1, 256)] * 5
+    assert steps == [(1, 1)] * 5
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_rows_that_are_looked_up_on_the_device(kind: str) -> None:
+    """The bits that the embedding gives, of every row; types whose rows share words have no such way."""
+    embedding = Embedding(ReplicatedLayer.deserialize(blob(kind, bias=False)), torch.float32)
+    look_up = embedding.lookup()
+    assert (look_up is None) == (kind in ("hqq3", "hqq4"))
+    for row in range(embedding.rows.weight.shape[0] if look_up else 0):
+        ids = torch.tensor([[row]])
+        assert look_up is not None
+        assert torch.equal(look_up(ids), embedding(ids))
 
 
 def test_windows_that_slide_are_not_recorded() -> None:

@@ -7,12 +7,14 @@ On a CUDA device, keys and values of all tokens have their place from the start,
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
 from uqff.parallel.comm import Comm
 from uqff.parallel.replay import Replayed
+from uqff.parallel.vocabulary import Embedding
 
 __all__ = ["Decoder"]
 
@@ -31,7 +33,8 @@ class Decoder:
         self._model: Any = model
         self._name = _name_of_cache(model)
         self._cache = _preallocated(self._model.config, tokens) if _replays(model, comm) else None
-        self._replayed = None if self._cache is None else Replayed(self._from_hidden)
+        self._replayed = None if self._cache is None else Replayed(self._step)
+        self._look_up = None if self._replayed is None else self._looking_up()
         self._begun = False
 
     def __call__(self, ids: torch.Tensor) -> torch.Tensor:
@@ -45,12 +48,18 @@ class Decoder:
         """
         begun, self._begun = self._begun, True
         if begun and self._replayed is not None:
-            return self._replayed(self._model.get_input_embeddings()(ids))
+            return self._replayed(ids if self._look_up else self._model.get_input_embeddings()(ids))
         output = self._model(input_ids=ids, use_cache=True, **{self._name: self._cache})
         self._cache = getattr(output, self._name)
         return _last(output)
 
-    def _from_hidden(self, x: torch.Tensor) -> torch.Tensor:
+    def _looking_up(self) -> Callable[[torch.Tensor], torch.Tensor] | None:
+        embedding = self._model.get_input_embeddings()
+        return embedding.lookup() if isinstance(embedding, Embedding) else embedding
+
+    def _step(self, given: torch.Tensor) -> torch.Tensor:
+        """From an id, or from hidden states where ids have to be looked up beforehand."""
+        x = self._look_up(given) if self._look_up else given
         return _last(self._model(inputs_embeds=x, use_cache=True, **{self._name: self._cache}))
 
 

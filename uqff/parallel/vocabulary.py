@@ -22,6 +22,7 @@ from uqff.parallel.fallback import every_rank_can
 from uqff.parallel.linear import ColumnParallelLayer, DistributedKind, ReplicatedLayer
 from uqff.parallel.loading import load
 from uqff.parallel.shard import Shard
+from uqff.parallel.weight import dequantize, to_spec
 
 if TYPE_CHECKING:
     from uqff.families import QuantizedTensor
@@ -92,6 +93,31 @@ class Embedding(torch.nn.Module):
         found = torch.zeros(len(tokens), weight.shape[1], dtype=dtype, device=ids.device)
         found[held] = _rows(weight, (tokens[held] - first).tolist(), dtype).to(ids.device)
         return (rows.comm.sum_all_reduce(found) if split else found)[inverse]
+
+    def lookup(self) -> Callable[[torch.Tensor], torch.Tensor] | None:
+        """What gives the hidden states ``[1, 1, hidden]`` of an id ``[1, 1]`` without asking the host about it.
+
+        The id must lie within the vocabulary. None if other ranks have rows, or a row is no run of bytes of each part.
+        """
+        weight, count = self.rows.weight, self.rows.weight.shape[0]
+        if not _is_whole(self.rows) or weight.alignment(0) != 1:
+            return None
+        last = weight.narrow(0, count - 1, 1)  # of views, if its bytes lie together
+        tables = []
+        for part, mine in zip(weight.parts.values(), last.parts.values(), strict=True):
+            rows = count if mine.nbytes * count == part.nbytes else 1
+            table = part.as_bytes().tensor().view(rows, -1)
+            if table[-1].nbytes != mine.nbytes or table[-1].data_ptr() != mine.as_bytes().tensor().data_ptr():
+                return None
+            tables.append(table)
+        spec = to_spec(last.meta())
+
+        def look_up(ids: torch.Tensor) -> torch.Tensor:
+            parts = [(table[ids.view(1)] if len(table) == count else table).view(-1) for table in tables]
+            made: torch.Tensor = dequantize(parts, spec, self.like.dtype)
+            return made.view(1, 1, -1)
+
+        return look_up
 
 
 def _is_whole(rows: QuantizedLinear) -> bool:
