@@ -8,7 +8,7 @@ and the same for a model of plain bfloat16 weights, which ``transformers`` alone
 from __future__ import annotations
 
 import json
-import shutil
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -130,32 +130,27 @@ def main(kinds: tuple[str, ...], kept: Path) -> None:
     del plain
     torch.cuda.empty_cache()
     for kind in kinds:
-        directory = (MEMORY if MEMORY.is_dir() else kept) / "uqff-bench-model"
-        directory.mkdir()
-        try:
-            size = write(directory, kind, kept)
+        with tempfile.TemporaryDirectory(dir=MEMORY if MEMORY.is_dir() else None) as scratch:
+            size = write(Path(scratch), kind, kept)
             torch.cuda.empty_cache()
-            slow, fast, model = load_seconds(directory)
-            torch.cuda.empty_cache()
-            torch.cuda.reset_peak_memory_stats()
-            each, recorded = both_rates(model)
-            peak = torch.cuda.max_memory_allocated()
-            rows.append(
-                {
-                    "type": kind,
-                    "tokens/s": round(each, 1),
-                    "recorded": round(recorded, 1),
-                    "of bf16": round(recorded / base[1], 2),
-                    "GiB": round(size / 2**30, 2),
-                    "peak / file": round(peak / size, 3),
-                    "load s": round(fast, 2),
-                    "GB/s": round(size / fast / 1e9, 1),
-                    "without pinned": round(size / slow / 1e9, 1),
-                }
-            )
-            del model
-        finally:
-            shutil.rmtree(directory)
+            slow, fast, model = load_seconds(Path(scratch))
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+        each, recorded = both_rates(model)
+        rows.append(
+            {
+                "type": kind,
+                "tokens/s": round(each, 1),
+                "recorded": round(recorded, 1),
+                "of bf16": round(recorded / base[1], 2),
+                "GiB": round(size / 2**30, 2),
+                "peak / file": round(torch.cuda.max_memory_allocated() / size, 3),
+                "load s": round(fast, 2),
+                "GB/s": round(size / fast / 1e9, 1),
+                "without pinned": round(size / slow / 1e9, 1),
+            }
+        )
+        del model
         torch.cuda.empty_cache()
     print(f"{weights / 1e9:.2f} billion weights")
     rows[0] |= dict.fromkeys(rows[-1].keys() - rows[0].keys(), "")
