@@ -12,15 +12,15 @@ from tests.support.golden_models import TinyModel
 from tests.support.lora_files import factors, write_adapter
 from tools.golden.v1 import TinyMixtral
 from tools.tiny.gguf import write_gguf
+from uqff.checkpoints.gguf.rope import llama3_factors
 from uqff.cli import main
-from uqff.conversion.rope import llama3_factors
 from uqff.quantization.types import KINDS
 
 CHILD = """
 import sys
 sys.modules["torch"] = None  # whoever imports it gets an ImportError
 from uqff.cli import main
-from uqff.conversion.rope import llama3_factors
+from uqff.checkpoints.gguf.rope import llama3_factors
 main(sys.argv[1:], standalone_mode=False)
 """
 
@@ -66,7 +66,7 @@ ALL_COMMANDS = """
 import sys
 sys.modules["torch"] = None
 from uqff.cli import main
-from uqff.conversion.rope import llama3_factors
+from uqff.checkpoints.gguf.rope import llama3_factors
 for line in sys.stdin.read().splitlines():
     main(line.split("\\t"), standalone_mode=False)
 """

@@ -14,10 +14,10 @@ from click.testing import CliRunner
 from tools.tiny.gguf import write_gguf
 from tools.tiny.models import TinyModel
 from uqff.checkpoints import open_gguf
+from uqff.checkpoints.gguf.rope import llama3_factors
 from uqff.cli import main
 from uqff.conversion import gguf_of_uqff, uqff_of_gguf
 from uqff.conversion.kept import KEPT_NAME
-from uqff.conversion.rope import llama3_factors
 from uqff.errors import FormatError
 from uqff.export.dequantize import dequantize_model
 from uqff.gguf.schema import Array, Value, ValueType

@@ -15,8 +15,8 @@ import torch
 import uqff
 from tools.tiny.models import TinyModel
 from tools.tiny.quantised import METHODS, save_tensors, write_quantised
+from uqff.checkpoints.gguf.tokenizer import tokenizer_files
 from uqff.container.framing import parse_header
-from uqff.conversion.tokenizer import tokenizer_files
 from uqff.gguf.reader import open_gguf
 from uqff.importance.files import WRITERS
 from uqff.importance.matrix import Importance, InputSquares

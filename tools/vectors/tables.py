@@ -60,9 +60,9 @@ import yaml
 
 from tools.vectors.listings import LISTINGS, TAKEN_APART, VECTORS, markdown
 from uqff import limits
+from uqff.checkpoints.gguf import names
 from uqff.codes import ENTRY_VERSIONS, VERSIONS, DType, Family
 from uqff.container.framing import DTYPE_BITS
-from uqff.conversion import names
 from uqff.families import families
 from uqff.families.f8q8 import tensor as f8q8
 from uqff.families.gguf.blocks import BLOCK_TYPES, BlockType

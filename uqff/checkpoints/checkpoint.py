@@ -22,14 +22,16 @@ from pathlib import Path
 from typing import Any, Final
 
 from uqff.checkpoints.companions import Companions
+from uqff.checkpoints.gguf.files import is_gguf, open_gguf_tensors
+from uqff.checkpoints.gguf.method import GgufBlocks
 from uqff.checkpoints.method import Found, Method
 from uqff.checkpoints.methods import method_of
 from uqff.checkpoints.plain import Plain
-from uqff.checkpoints.safetensors import CONFIG_NAME, TensorFiles, open_tensors
+from uqff.checkpoints.safetensors import TensorFiles, open_tensors
 from uqff.codec.layer import Layer, Sharding
 from uqff.container.closing import Closing
 from uqff.container.shards import PathLike
-from uqff.errors import FormatError, MissingError, ShapeError, located
+from uqff.errors import FormatError, MissingError, ShapeError, UnsupportedError, located
 from uqff.families.base import QuantizedTensor
 from uqff.families.part import Part
 
@@ -120,8 +122,12 @@ class Checkpoint(CheckpointView, Closing):
         prefixes: all paths that layers lie under.
     """
 
-    def __init__(self, tensors: TensorFiles) -> None:
+    def __init__(self, tensors: TensorFiles, method: Method | None = None) -> None:
         """The layers of opened files.
+
+        Args:
+            tensors: the files.
+            method: how they are quantised, if the configuration does not say it.
 
         Raises:
             UqffError: see :func:`open_checkpoint`.
@@ -130,8 +136,8 @@ class Checkpoint(CheckpointView, Closing):
         self.path = tensors.path
         self.config: dict[str, Any] = tensors.config
         self.tensors = tensors
-        with located(file=self.path / CONFIG_NAME):
-            self.method = method_of(self.config)
+        with located(file=tensors.config_path):
+            self.method = method_of(self.config) if method is None else method
         quantised: Found = {} if self.method is None else self.method.find(tensors)
         taken = {name for roles in quantised.values() for name in roles.values()}
         plain = {path: roles for path, roles in Plain().find(tensors).items() if roles["weight"] not in taken}
@@ -261,12 +267,15 @@ def _in_order(roles: Found, tensors: TensorFiles) -> list[str]:
     return sorted(roles, key=lambda path: places[next(iter(roles[path].values()))])
 
 
-def open_checkpoint(source: PathLike) -> Checkpoint:
+def open_checkpoint(source: PathLike, *, assets: PathLike | None = None) -> Checkpoint:
     """Open a checkpoint for reading: plain, or quantised by one of the known methods.
 
     Args:
         source: a directory; or, if there is none of that name, the id of a repository on the Hugging Face hub
-            (``owner/name``), which is downloaded into the hub's cache. The latter needs ``huggingface_hub``.
+            (``owner/name``), which is downloaded into the hub's cache. The latter needs ``huggingface_hub``. Or a GGUF
+            file, whose weights have the names and the order of rows that they have in a checkpoint.
+        assets: of a GGUF file, a directory with the model's own configuration and tokenizer: see
+            :func:`uqff.conversion.uqff_of_gguf`.
 
     Raises:
         FormatError: a file breaks a rule, or the configuration is not one.
@@ -281,9 +290,12 @@ def open_checkpoint(source: PathLike) -> Checkpoint:
     >>> weight.kind, bias
     ('unquant', None)
     """
-    tensors = open_tensors(source)
+    is_file = is_gguf(source)
+    if assets is not None and not is_file:
+        raise UnsupportedError("only GGUF files take another configuration", field="assets", got=str(source))
+    tensors: TensorFiles = open_gguf_tensors(source, assets) if is_file else open_tensors(source)
     try:
-        return Checkpoint(tensors)
+        return Checkpoint(tensors, GgufBlocks() if is_file else None)
     except BaseException:
         tensors.close()
         raise

@@ -73,6 +73,10 @@ class Method(ABC):
         """Whether a weight may be plain numbers without a remark; False if the configuration says that it is not."""
         return True
 
+    def again_on_request(self, stored: Companions) -> bool:
+        """Whether a weight becomes another type only if that is asked for: it was quantised for good."""
+        return False
+
     @abstractmethod
     def meta(self, stored: Companions) -> QuantizedTensor:
         """The record of a weight without its bytes, by headers alone: type, shape and alignment.

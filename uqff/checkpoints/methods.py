@@ -10,7 +10,7 @@ from uqff.checkpoints.bitsandbytes import BitsAndBytes
 from uqff.checkpoints.compressed_tensors import CompressedTensors
 from uqff.checkpoints.foreign import ForeignTensor
 from uqff.checkpoints.fp8 import FP8Checkpoint
-from uqff.checkpoints.ggml import GgmlBlocks
+from uqff.checkpoints.gguf.blocks import GgmlBlocks
 from uqff.checkpoints.gptq import AWQ, GPTQ
 from uqff.checkpoints.grouped import GroupedCodes
 from uqff.checkpoints.hqq import HQQCheckpoint

@@ -8,8 +8,9 @@ not there.  All others are as they are stored.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from uqff.checkpoints.checkpoint import Checkpoint
 from uqff.checkpoints.methods import KEYS
@@ -21,6 +22,8 @@ from uqff.simd.floats import Floats
 
 if TYPE_CHECKING:
     import torch
+
+    from uqff.container.mapped import MappedFile
 
 __all__ = ["NumberFiles"]
 
@@ -39,7 +42,9 @@ class NumberFiles(TensorFiles):
         text = config.get("text_config")
         if isinstance(text, dict) and any(key in text for key in KEYS):
             config["text_config"] = {key: value for key, value in text.items() if key not in KEYS}
-        super().__init__(tensors.path, config, list(tensors.files))
+        self.path = tensors.path
+        self.config = config
+        self.tensors = tensors
         self.checkpoint = checkpoint
         self.paths: dict[str, str] = {}
         self._stored: dict[str, list[str]] = {}
@@ -66,7 +71,7 @@ class NumberFiles(TensorFiles):
         return self._last[1]
 
     def __getitem__(self, name: str) -> torch.Tensor:
-        return self.record(name).dequantize() if name in self.paths else super().__getitem__(name)
+        return self.record(name).dequantize() if name in self.paths else self.tensors[name]
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._names)
@@ -77,14 +82,45 @@ class NumberFiles(TensorFiles):
     def __len__(self) -> int:
         return len(self._names)
 
+    @property
+    def files(self) -> tuple[MappedFile, ...]:
+        """The files themselves."""
+        return self.tensors.files
+
+    @property
+    def config_path(self) -> Path:
+        """Where the configuration stands, if it does."""
+        return self.tensors.config_path
+
+    def file_of(self, name: str) -> Path:
+        """The file that holds a tensor, the first of those that it is made of; the directory, if none does."""
+        return self.tensors.file_of(self._stored.get(name, [name])[0])
+
+    def stamps(self) -> list[list[str | int]]:
+        """See :meth:`TensorFiles.stamps`."""
+        return self.tensors.stamps()
+
+    def check_companions(self) -> None:
+        """See :meth:`TensorFiles.check_companions`."""
+        self.tensors.check_companions()
+
+    def write_companions(
+        self, directory: Path, config: Mapping[str, Any] | None, dtype: DType
+    ) -> tuple[list[str], list[str]]:
+        """See :meth:`TensorFiles.write_companions`."""
+        return self.tensors.write_companions(directory, config, dtype)
+
+    def close(self) -> None:
+        """Nothing: it closes with the checkpoint."""
+
     def raw(self, name: str) -> memoryview:
         """The bytes of a tensor."""
-        return self.floats(name).data if name in self.paths else super().raw(name)
+        return self.floats(name).data if name in self.paths else self.tensors.raw(name)
 
     def floats(self, name: str, expert: int | None = None) -> Floats:
         """See :meth:`TensorFiles.floats`; of what is quantised new memory."""
         if name not in self.paths:
-            return super().floats(name, expert)
+            return self.tensors.floats(name, expert)
         record = self.record(name)
         part = record.numbers() if expert is None else record.expert_numbers(expert)
         if expert is None:
@@ -94,30 +130,30 @@ class NumberFiles(TensorFiles):
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of a tensor, without making it."""
         if name not in self.paths:
-            return super().shape(name)
+            return self.tensors.shape(name)
         if name not in self._shapes:
             self._shapes[name] = self.checkpoint.shape(self.paths[name])
         return self._shapes[name]
 
     def dtype(self, name: str) -> str:
         """Dtype of a tensor as safetensors spells it."""
-        return DType.F32.safetensors if name in self.paths else super().dtype(name)
+        return DType.F32.safetensors if name in self.paths else self.tensors.dtype(name)
 
     def nbytes(self, name: str) -> int:
         """Bytes of a tensor."""
-        return 4 * math.prod(self.shape(name)) if name in self.paths else super().nbytes(name)
+        return 4 * math.prod(self.shape(name)) if name in self.paths else self.tensors.nbytes(name)
 
     def stored_nbytes(self, name: str) -> int:
         """Bytes that a tensor takes in the files."""
-        return sum(map(super().nbytes, self._stored.get(name, [name])))
+        return sum(map(self.tensors.nbytes, self._stored.get(name, [name])))
 
     def _advise(self, name: str, advice: str, start: int = 0, stop: int | None = None) -> None:
         """Of what is quantised, the like share of each of its tensors."""
         if name not in self.paths:
-            super()._advise(name, advice, start, stop)
+            self.tensors._advise(name, advice, start, stop)
             return
         whole = max(self.nbytes(name), 1)
         for each in self._stored[name]:
-            size = super().nbytes(each)
+            size = self.tensors.nbytes(each)
             end = size if stop is None else -(-stop * size // whole)
-            super()._advise(each, advice, start * size // whole, end)
+            self.tensors._advise(each, advice, start * size // whole, end)

@@ -21,7 +21,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from uqff.codes import LOADED_DTYPES
+from uqff.codes import LOADED_DTYPES, DType
 from uqff.container.beside import INDEX_NAME
 from uqff.container.closing import Closing
 from uqff.container.document import read_json
@@ -31,7 +31,7 @@ from uqff.errors import FormatError, ShardError
 from uqff.hub.fetch import fetch, no_models
 from uqff.hub.names import hub_name
 from uqff.limits import MAX_HEADER_BYTES, MAX_SHARDS
-from uqff.models.assets import CONFIG_NAME
+from uqff.models.assets import CONFIG_NAME, companions_of, copy_companions
 from uqff.models.config import read_config
 from uqff.simd.floats import Floats
 
@@ -124,6 +124,34 @@ class TensorFiles(Mapping[str, "torch.Tensor"], Closing):
         entry = self._tensors.entry(name)
         stop = entry.end - entry.begin if stop is None else stop
         self._file_of[name].advise(entry.begin + start, entry.begin + stop, advice)
+
+    @property
+    def config_path(self) -> Path:
+        """Where the configuration stands, if it does."""
+        return self.path / CONFIG_NAME
+
+    def check_companions(self) -> None:
+        """Make sure of what :meth:`write_companions` will write, before any work.
+
+        Raises:
+            FormatError: see :func:`uqff.models.assets.companions_of`.
+        """
+        companions_of(self.path)
+
+    def write_companions(
+        self, directory: Path, config: Mapping[str, Any] | None, dtype: DType
+    ) -> tuple[list[str], list[str]]:
+        """Put configuration and tokenizer beside a model that is made of the checkpoint.
+
+        Args:
+            directory: of the model.
+            config: what ``config.json`` is to say; None for what it says.
+            dtype: the load dtype.
+
+        Returns:
+            Names of the files; and what could not be made, in sentences.
+        """
+        return copy_companions(self.path, directory, config=config), []
 
     def close(self) -> None:
         """Release the files. Tensors already taken out stay valid."""

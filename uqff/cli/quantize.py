@@ -51,6 +51,12 @@ def _one_kind(ctx: click.Context, parameter: click.Parameter, value: str | None)
 @click.option(
     "--fallback", callback=_one_kind, metavar="KIND", help="With --isq keep: type of layers that cannot stay."
 )
+@click.option("--requantize", is_flag=True, help="Quantise blocks of a GGUF file again; else they are only kept.")
+@click.option(
+    "--assets",
+    type=click.Path(exists=True, file_okay=False),
+    help="Of a GGUF file: directory with the model's own config.json and tokenizer, in place of metadata.",
+)
 @click.option(
     "--recipe",
     type=click.Path(exists=True, dir_okay=False),
@@ -133,6 +139,8 @@ def quantize(
     out: str,
     kinds: tuple[str, ...],
     fallback: str | None,
+    requantize: bool,
+    assets: str | None,
     recipe: str | None,
     layers: Any,
     version: str,
@@ -155,12 +163,12 @@ def quantize(
 ) -> None:
     """Quantise the checkpoint SRC into the new model directory OUT.
 
-    SRC is a directory with config.json and safetensors files, or a repository of the Hugging Face hub
+    SRC is a directory with config.json and safetensors files, a GGUF file, or a repository of the Hugging Face hub
     (owner/name, owner/name@revision, hf://owner/name/folder). OUT
     appears when all of it is written; it must not exist, or be empty. Types are the engine's ISQ names (q4k, afq4,
     hqq8, fp8, ...), 2, 3, 4, 5, 6 or 8 bits, or unquant. SRC may be quantised itself (FP8, MLX,
     MXFP4, HQQ, GPTQ, AWQ, bitsandbytes, compressed-tensors): its weights are dequantised in float32 and quantised
-    anew, or kept.
+    anew, or kept. Blocks of a GGUF file are kept, or need --requantize.
 
     With --json, the summary holds every layer: types, sizes, errors.
     """
@@ -169,8 +177,8 @@ def quantize(
     from uqff.container.staging import ResumeWarning, check_target
     from uqff.hub.names import is_hub_name
 
-    if not Path(source).is_dir() and not is_hub_name(source):
-        raise FileNotFoundError(f"no such directory: {source}")
+    if not Path(source).exists() and not is_hub_name(source):
+        raise FileNotFoundError(f"no such directory or GGUF file: {source}")
     check_target(Path(out), force=force)
     show_bars()
     _import_numba()  # takes its time, and is for nothing if there is nothing to be done
@@ -187,6 +195,8 @@ def quantize(
             out,
             kinds,
             fallback=fallback,
+            requantize=requantize,
+            assets=assets,
             recipe=loaded,
             layers=layers,
             version=version,

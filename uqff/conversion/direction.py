@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-from uqff.container.document import check_regular
+from uqff.checkpoints.gguf.files import is_gguf
 from uqff.container.shards import PathLike, select
 from uqff.conversion.from_gguf import uqff_of_gguf
 from uqff.conversion.result import Conversion
@@ -52,7 +50,7 @@ def convert(
     ('UQFF 1.2.0', ['q8_0'])
     """
     source = select(source)
-    kind = "gguf" if _is_gguf(source) else "uqff"
+    kind = "gguf" if is_gguf(source) else "uqff"
     if to == kind:
         raise UnsupportedError(f"is {kind.upper()} already", file=str(source))
     if kind == "gguf":
@@ -68,13 +66,3 @@ def convert(
             progress=progress,
         )
     return gguf_of_uqff(source, target, assets=assets, force=force, progress=progress)
-
-
-def _is_gguf(path: Path) -> bool:
-    if path.is_dir():
-        return False
-    if path.suffix == ".gguf":
-        return True
-    check_regular(path)
-    with open(path, "rb") as file:
-        return file.read(4) == b"GGUF"

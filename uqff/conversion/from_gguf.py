@@ -15,7 +15,7 @@ biases               with their layer, float32                       the same
 mistral.rs 0.9 runs GGUF layers of plain numbers whatever the activations are, but F32 ones with F32 only; Unquant
 layers with activations of their dtype only. 0.6 knows the latter only.
 
-The rows of Q and K of ``llama`` files go back into the model's order, whole (:mod:`uqff.conversion.names`).
+The rows of Q and K of ``llama`` files go back into the model's order, whole (:mod:`uqff.checkpoints.gguf.names`).
 """
 
 from __future__ import annotations
@@ -27,10 +27,11 @@ from pathlib import Path
 from typing import Any, Final
 
 from uqff.checkpoints.foreign import ForeignTensor
-from uqff.checkpoints.ggml import planned_record, record_of
+from uqff.checkpoints.gguf.blocks import planned_record
+from uqff.checkpoints.gguf.config import active_window
+from uqff.checkpoints.gguf.files import GgufTensors
 from uqff.codec.layer import Layer
 from uqff.codes import LOADED_DTYPES, DType, Version
-from uqff.container.document import write_json
 from uqff.container.file import RESIDUAL_NAME, open_uqff
 from uqff.container.job import Job, Staging
 from uqff.container.plan import SHARD_BYTES, metadata_of, plan_files
@@ -38,33 +39,23 @@ from uqff.container.report import REPORT_NAME, build_report, write_report
 from uqff.container.shards import PathLike, shard_names
 from uqff.container.tensors import TensorWriter
 from uqff.container.writer import LayerWriter
-from uqff.conversion.config import active_window, check_config, config_of
-from uqff.conversion.kept import KEPT_NAME, Made, keep_metadata, made_metadata
-from uqff.conversion.names import (
-    ROPE_FACTORS,
-    architecture_of_config,
-    architecture_of_name,
-    gguf_name,
-    heads_of,
-    norm_names,
-    shape_of,
-)
+from uqff.conversion.kept import Made, keep_metadata, made_metadata
 from uqff.conversion.result import Conversion
-from uqff.conversion.tokenizer import tokenizer_files
-from uqff.errors import FormatError, ShapeError, UnsupportedError, UqffError, located
+from uqff.errors import UnsupportedError, UqffError, located
 from uqff.families import PLAIN_KIND
 from uqff.families.base import QuantizedTensor
 from uqff.families.loaded import Loaded
 from uqff.families.part import Part
-from uqff.families.rows import reordered, reordered_bias
 from uqff.families.unquant.tensor import Unquant
-from uqff.gguf.reader import GgufFile, GgufTensor, open_gguf
-from uqff.models.architectures import LayerName, architecture_of, embedding_name, entry_names, layer_names
-from uqff.models.assets import CONFIG_NAME, companions_of, copy_companions
+from uqff.gguf.reader import GgufFile, open_gguf
+from uqff.models.architectures import embedding_name
+from uqff.models.assets import CONFIG_NAME
 from uqff.models.config import config_to_write, read_config, with_method
 from uqff.models.engine import limits_of, refuse_limits
-from uqff.models.layouts import WeightLayout, half_split_order, without_rope_layout
+from uqff.models.layouts import without_rope_layout
 from uqff.progress import Progress, Steps
+from uqff.quantization.keep import record_of_goal
+from uqff.quantization.plan import Goal, plan_model, residual_names
 from uqff.quantization.types import encode, kind_name, planned, resolve
 from uqff.schema.entries import FIRST
 from uqff.simd.floats import Floats
@@ -118,10 +109,11 @@ def uqff_of_gguf(
         raise UnsupportedError("unknown version", field="version", expected=", ".join(WRITTEN), got=version)
     if dtype.upper() not in LOADED_DTYPES:
         raise UnsupportedError("unknown dtype", field="dtype", expected="f32, f16 or bf16", got=dtype)
+    kind = None if requantize is None else kind_name(requantize)
     with open_gguf(source) as file, located(file=file.paths[0]):
-        loaded, beside = LOADED_DTYPES[dtype.upper()], None if assets is None else Path(assets)
-        kind = None if requantize is None else kind_name(requantize)
-        job = FromGgufJob(file, wanted, loaded, beside, shard_bytes, kind)
+        _check_types(file, kind)
+        tensors = GgufTensors(file, None if assets is None else Path(assets))
+        job = FromGgufJob(tensors, wanted, LOADED_DTYPES[dtype.upper()], shard_bytes, kind)
         if strict:
             refuse_limits(job.limits)
         return job.run(target, force=force, progress=progress)
@@ -132,160 +124,67 @@ class FromGgufJob(Job[Conversion]):
 
     def __init__(
         self,
-        file: GgufFile,
+        tensors: GgufTensors,
         version: Version,
         dtype: DType,
-        assets: Path | None,
         shard_bytes: int = SHARD_BYTES,
         requantize: str | None = None,
     ) -> None:
-        self.file = file
-        self.requantize = requantize
+        self.tensors = tensors
         self.version = version
         self.dtype = dtype
-        if assets is not None:
-            companions_of(assets, leave=[KEPT_NAME])
-        self.assets = assets
-        self.notes: list[str] = []
-        self.architecture = architecture_of_name(file.get_value("general.architecture"))
-        self._check_types()
-        self.config = self._config()
-        self.layers = self._layers()
-        self.residual = self._residual()
-        self._check_all_taken()
-        self.metas = {key: self._meta(name) for key, name in self.layers.items()}
+        self.requantize = requantize
+        self.notes: list[str] = list(tensors.notes)
+        self.goals = plan_model(tensors, version, None, promote=False)
+        self.residual = residual_names(tensors, self.goals)
+        self._last: dict[str, QuantizedTensor] = {}
+        self.metas = {goal.key: self._meta(goal) for goal in self.goals}
         self.plan = plan_files(self.metas, version, shard_bytes)
         self.limits = limits_of(self.metas, version)
 
-    def _config(self) -> dict[str, Any]:
-        if self.assets is None:
-            return config_of(self.file, self.architecture)
-        path = self.assets / CONFIG_NAME
-        config = read_config(path)
-        with located(file=path):
-            if architecture_of_config(config) is not self.architecture:
-                raise FormatError(
-                    "not the file's architecture",
-                    field="architectures",
-                    expected=" or ".join(self.architecture.classes),
-                    got=architecture_of(config).classes[0],
-                )
-            WeightLayout.of(config).check()
-            self.notes += check_config(config, self.file, self.architecture, str(path))
-        return {"num_key_value_heads": config["num_attention_heads"], **config}
+    def _record(self, goal: Goal, *, planned: bool = False) -> QuantizedTensor:
+        """The weight as the file has it, its rows in the model's order."""
+        names = dict.fromkeys(source.tensor for source in goal.sources)
+        if planned:
+            return record_of_goal(goal, {name: self.tensors.meta(name) for name in names})
+        if self._last.keys() != names.keys():  # experts of one tensor follow each other
+            self._last = {name: self.tensors.record(name) for name in names}
+        return record_of_goal(goal, self._last)
 
-    def _layers(self) -> dict[str, LayerName]:
-        """Key in the file to layer."""
-        if self.version < FIRST:
-            return {str(name.index): name for name in layer_names(self.config)}
-        return {entry.key: entry.parts[0] for entry in entry_names(self.config, self.version)}
-
-    def _residual(self) -> dict[str, GgufTensor]:
-        """Name in ``residual.safetensors`` to tensor."""
-        blocks = self.config["num_hidden_layers"]
-        names = norm_names(self.architecture, blocks)
-        found = {f"{name}.weight": self._tensor(f"{name}.weight", ndim=1) for name in names}
-        if self.version < FIRST:
-            name = f"{embedding_name(self.config)}.weight"
-            found[name] = self._tensor(name, ndim=2)
-        return found
-
-    def _tensor(self, name: str, *, ndim: int) -> GgufTensor:
-        """The tensor of a weight or bias of the model."""
-        path, _, kind = name.rpartition(".")
-        gguf = f"{gguf_name(path)}.{kind}"
-        tensor = self.file.get(gguf)
-        if tensor is None:
-            raise FormatError("the file lacks a tensor", layer=path, field=gguf, got="no such tensor")
-        expected = shape_of(name, self.config)
-        if tensor.shape != expected or len(tensor.shape) != ndim:
-            raise ShapeError(
-                "tensor does not fit the configuration",
-                layer=path,
-                field=gguf,
-                expected=list(expected),
-                got=list(tensor.shape),
-            )
-        return tensor
-
-    def _bias(self, name: LayerName) -> GgufTensor | None:
-        """The tensor of a layer's bias; one that must or must not be there is checked."""
-        suffix = ".".join(name.module.split(".")[3:])
-        gguf = f"{gguf_name(name.module)}.bias"
-        if suffix in self.architecture.biases or (suffix in self.architecture.optional_biases and gguf in self.file):
-            return self._tensor(name.bias, ndim=1)
-        return None
-
-    def _check_all_taken(self) -> None:
-        """No tensor is left behind unseen."""
-        taken = {tensor.name for tensor in self.residual.values()} | {ROPE_FACTORS}
-        for name in self.layers.values():
-            taken.add(self._tensor(name.weight, ndim=2).name)
-            bias = self._bias(name)
-            if bias is not None:
-                taken.add(bias.name)
-        if left := [name for name in self.file if name not in taken]:
-            raise UnsupportedError(
-                "tensors that the architecture does not have", field=left[0], got=", ".join(left[:20])
-            )
-
-    def _check_types(self) -> None:
-        """All that cannot be carried over, at once."""
-        refused = []
-        for tensor in self.file.values():
-            foreign = tensor.ggml_type is None or (len(tensor.shape) > 1 and _is_foreign(tensor))
-            if foreign and (tensor.ggml_type is None or self.requantize is None):
-                refused.append(f"{tensor.name} ({tensor.type_name})")
-        if refused:
-            more = f", and {len(refused) - 10} more" if len(refused) > 10 else ""
-            raise UnsupportedError(
-                f"{len(refused)} tensors of types that UQFF does not have",
-                expected="a type for them (--requantize KIND)" if self.requantize is None else None,
-                got=", ".join(refused[:10]) + more,
-            )
-
-    def _as(self, tensor: GgufTensor) -> str | None:
-        """The type that a tensor's numbers are stored as; None if what is stored is what the file has."""
-        if _is_foreign(tensor):
+    def _as(self, meta: QuantizedTensor) -> str | None:
+        """The type that a weight's numbers are stored as; None if what is stored is what the file has."""
+        if isinstance(meta, ForeignTensor):
             assert self.requantize is not None
-            return resolve(self.requantize, tensor.shape, version=self.version).kind
-        return None if self.version >= FIRST or planned_record(tensor).plain is None else PLAIN_KIND
+            return resolve(self.requantize, meta.shape, version=self.version).kind
+        return None if self.version >= FIRST or meta.plain is None else PLAIN_KIND
 
-    def _stored_dtype(self, tensor: GgufTensor) -> DType:
+    def _plain_dtype(self, meta: QuantizedTensor) -> DType:
         """That of the plain numbers of a layer: 0.x has Unquant layers in place of a matrix of plain numbers."""
-        plain = planned_record(tensor).plain
-        return self.dtype if plain is None or self.dtype is DType.F32 else plain.dtype
+        return self.dtype if meta.plain is None or self.dtype is DType.F32 else meta.plain.dtype
 
-    def _bias_dtype(self, tensor: GgufTensor) -> DType:
-        """F32, as in the file, beside blocks; else the load dtype."""
-        return DType.F32 if self._as(tensor) is None and tensor.block_type is not None else self.dtype
+    def _bias_dtype(self, meta: QuantizedTensor) -> DType:
+        """F32, as in the file, beside blocks that both have; else the load dtype."""
+        return DType.F32 if self._as(meta) is None and meta.ggml is not None else self.dtype
 
-    def _layer(self, name: LayerName) -> Layer:
+    def _layer(self, goal: Goal) -> Layer:
         """A layer as the model has it: rows of Q and K in the model's order."""
-        tensor, bias = self._tensor(name.weight, ndim=2), self._bias(name)
-        record, kind = record_of(tensor), self._as(tensor)
-        heads = heads_of(self.architecture, self.config, name.module)
-        values = None if bias is None else _numbers(bias, self._bias_dtype(tensor))
-        if heads is not None:
-            order = half_split_order(record.shape[0], heads)
-            record = reordered(record, order)
-            values = None if values is None else reordered_bias(values, order)
+        record = self._record(goal)
+        kind = self._as(record)
+        bias = None if goal.bias is None else self.tensors.numbers(goal.bias, self._bias_dtype(record))
         if kind == PLAIN_KIND:
-            return Layer(Unquant.of(record.numbers(self._stored_dtype(tensor))), values)
+            return Layer(Unquant.of(record.numbers(self._plain_dtype(record))), bias)
         if kind is not None:
             numbers = Floats.of_bytes(record.numbers().data, DType.F32, record.shape)
             record = encode(Loaded(numbers, self.dtype, rounded=False), kind, engine="0.9")
-        return Layer(record, values)
+        return Layer(record, bias)
 
-    def _meta(self, name: LayerName) -> Layer:
+    def _meta(self, goal: Goal) -> Layer:
         """The same without its bytes: no row is moved and no number computed for it."""
-        tensor, bias = self._tensor(name.weight, ndim=2), self._bias(name)
-        with located(layer=name.module):
-            kind = self._as(tensor)
-            values = None if bias is None else Part.planned(bias.shape, self._bias_dtype(tensor))
-            if kind is None:
-                return Layer(planned_record(tensor), values)
-            return Layer(planned(kind, tensor.shape, self._stored_dtype(tensor)), values)
+        with located(layer=goal.module):
+            meta = self._record(goal, planned=True)
+            kind, shape = self._as(meta), None if goal.bias is None else self.tensors.shape(goal.bias)
+            bias = None if shape is None else Part.planned(shape, self._bias_dtype(meta))
+            return Layer(meta if kind is None else planned(kind, meta.shape, self._plain_dtype(meta)), bias)
 
     @property
     def nbytes(self) -> int:
@@ -300,10 +199,11 @@ class FromGgufJob(Job[Conversion]):
         weights = sum(math.prod(layer.weight.shape) for layer in metas.values())
         steps = Steps(progress, "convert", len(metas), weights, "weights")
         with LayerWriter(plan, shard_names(directory, stem, len(plan.shards))) as shards:
-            for key, name in self.layers.items():
-                shards.write(key, self._layer(name))
-                self._tensor(name.weight, ndim=2).release()
-                steps.add(name.module, math.prod(metas[key].weight.shape))
+            for goal in self.goals:
+                shards.write(goal.key, self._layer(goal))
+                for source in goal.sources:
+                    self.tensors.release(source.tensor)
+                steps.add(goal.module, goal.weights)
             shards.finish()
         self._write_residual(directory)
         written = self._write_companions(directory)
@@ -325,39 +225,33 @@ class FromGgufJob(Job[Conversion]):
         )
 
     def _write_residual(self, directory: Path) -> None:
-        tensors = [(name, self.dtype.safetensors, tensor.shape) for name, tensor in self.residual.items()]
+        tensors = [(name, self.dtype.safetensors, self.tensors.shape(name)) for name in self.residual]
         metadata = None if self.version < FIRST else metadata_of(self.version)
         with TensorWriter(directory / RESIDUAL_NAME, tensors, metadata) as rest:
-            for name, tensor in self.residual.items():
-                rest.write(name, _dequantized(record_of(tensor), self.dtype))
+            for name in self.residual:
+                rest.write(name, _dequantized(self.tensors.record(name), self.dtype))
             rest.finish()
 
     def _write_companions(self, directory: Path) -> list[str]:
-        if self.assets is not None:
-            path = self.assets / CONFIG_NAME
-            own = without_rope_layout(read_config(path))
-            return copy_companions(
-                self.assets, directory, config=config_to_write(path, own, self.version), leave=[KEPT_NAME]
-            )
-        torch_dtype = self.dtype.torch_name
-        documents, missing = tokenizer_files(self.file, self.config)
+        config: dict[str, Any] | None = with_method(self.tensors.config, self.version)
+        if self.tensors.assets is not None:
+            path = self.tensors.config_path
+            config = config_to_write(path, without_rope_layout(read_config(path)), self.version)
+        written, missing = self.tensors.write_companions(directory, config, self.dtype)
         self.notes += missing
-        config = with_method({**self.config, "torch_dtype": torch_dtype}, self.version)
-        documents = {CONFIG_NAME: config, **documents}
-        for name, document in documents.items():
-            write_json(directory / name, document)
-        return list(documents)
+        return written
 
     def _keep_metadata(self, directory: Path) -> str:
         """What a configuration has no place for; of a directory that could not be converted back, all of it."""
-        sizes = [(tensor.type_code, tensor.nbytes) for tensor in self.file.values()]
+        file = self.tensors.file
+        sizes = [(tensor.type_code, tensor.nbytes) for tensor in file.values()]
         config = read_config(directory / CONFIG_NAME)
         config = {"num_key_value_heads": config.get("num_attention_heads"), **config}
         try:
-            made = made_metadata(directory, config, self.architecture, sizes)
+            made = made_metadata(directory, config, self.tensors.architecture, sizes)
         except UqffError:
             made = Made((), (), (), [])
-        return keep_metadata(self.file, made, directory)
+        return keep_metadata(file, made, directory)
 
     def _write_report(self, directory: Path, stem: str, metas: Mapping[str, Layer]) -> None:
         targets = {key: layer.weight.kind for key, layer in metas.items()}
@@ -367,26 +261,44 @@ class FromGgufJob(Job[Conversion]):
 
     def _note(self) -> None:
         self.notes += map(str, self.limits)
-        foreign = Counter(
-            tensor.type_name
-            for tensor in (self._tensor(name.weight, ndim=2) for name in self.layers.values())
-            if _is_foreign(tensor)
+        config = self.tensors.config
+        again = Counter(
+            meta.kind.upper()
+            for meta in (self._record(goal, planned=True) for goal in self.goals)
+            if isinstance(meta, ForeignTensor)
         )
-        if foreign:
-            listed = ", ".join(f"{count} {name}" for name, count in foreign.items())
+        if again:
+            listed = ", ".join(f"{count} {name}" for name, count in again.items())
             self.notes.append(f"quantised anew, from types that UQFF does not have: {listed}")
-        embedding = self.residual.get(f"{embedding_name(self.config)}.weight")
-        if embedding is not None and embedding.block_type is not None and embedding.block_type.block_size > 1:
-            self.notes.append(f"the embedding is dequantised: 0.x has no quantised one (it was {embedding.type_name})")
-        window = active_window(self.config)
+        name = f"{embedding_name(config)}.weight"
+        if name in self.residual and self.tensors.meta(name).plain is None:
+            stored = self.tensors.gguf(name).type_name
+            self.notes.append(f"the embedding is dequantised: 0.x has no quantised one (it was {stored})")
+        window = active_window(config)
         if window is not None:
             self.notes.append(window)
         if self.dtype is not DType.F32:
             self.notes.append(f"the residual is rounded to {self.dtype.safetensors}")
-        if self.assets is None and self.architecture.name == "llama":
-            self.notes.append(
-                f"a GGUF file does not tell Llama from Mistral: taken as {self.config['architectures'][0]}"
-            )
+        if self.tensors.assets is None and self.tensors.architecture.name == "llama":
+            self.notes.append(f"a GGUF file does not tell Llama from Mistral: taken as {config['architectures'][0]}")
+
+
+def _check_types(file: GgufFile, requantize: str | None) -> None:
+    """All that cannot be carried over, at once."""
+    refused = []
+    for tensor in file.values():
+        unread = tensor.ggml_type is None
+        if unread or (
+            requantize is None and len(tensor.shape) > 1 and isinstance(planned_record(tensor), ForeignTensor)
+        ):
+            refused.append(f"{tensor.name} ({tensor.type_name})")
+    if refused:
+        more = f", and {len(refused) - 10} more" if len(refused) > 10 else ""
+        raise UnsupportedError(
+            f"{len(refused)} tensors of types that UQFF does not have",
+            expected="a type for them (--requantize KIND)" if requantize is None else None,
+            got=", ".join(refused[:10]) + more,
+        )
 
 
 def _main_type(metas: Mapping[str, Layer]) -> str:
@@ -405,11 +317,3 @@ def _dequantized(record: QuantizedTensor, dtype: DType) -> Iterator[memoryview]:
     rows = max(1, TILE // record.shape[-1])
     for start in range(0, record.shape[0], rows):
         yield record.narrow(0, start, min(rows, record.shape[0] - start)).numbers(dtype).payload
-
-
-def _numbers(tensor: GgufTensor, dtype: DType) -> Part:
-    return record_of(tensor).numbers(dtype)
-
-
-def _is_foreign(tensor: GgufTensor) -> bool:
-    return isinstance(planned_record(tensor), ForeignTensor)

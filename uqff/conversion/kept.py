@@ -23,10 +23,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from uqff.checkpoints import open_gguf
-from uqff.conversion.config import metadata_of
-from uqff.conversion.names import ROPE_FACTORS, GgufArchitecture
-from uqff.conversion.rope import Factors, agree
-from uqff.conversion.tokenizer import tokenizer_metadata
+from uqff.checkpoints.gguf.config import metadata_of
+from uqff.checkpoints.gguf.files import KEPT_NAME
+from uqff.checkpoints.gguf.names import ROPE_FACTORS, GgufArchitecture
+from uqff.checkpoints.gguf.rope import Factors, agree
+from uqff.checkpoints.gguf.tokenizer import tokenizer_metadata
 from uqff.families.gguf.blocks import block_type_of_code
 from uqff.gguf.schema import ALIGNMENT_KEY, Value, ValueType, build_head
 from uqff.gguf.writer import PlannedTensor, write_gguf
@@ -36,7 +37,6 @@ if TYPE_CHECKING:
 
 __all__ = ["KEPT_NAME", "Made", "Pairs", "keep_metadata", "kept_factors", "made_metadata", "with_kept"]
 
-KEPT_NAME: Final = "metadata.gguf"
 DIGESTS: Final = "uqff.made."
 
 OF_THE_FILE: Final = (ALIGNMENT_KEY, "split.no", "split.count", "split.tensors.count")

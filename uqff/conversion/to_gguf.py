@@ -2,7 +2,7 @@
 
 GGUF layers keep their blocks, Unquant layers their numbers; biases and norms become float32, as GGUF has them, which
 holds every float16 and bfloat16.  All other families have no type in GGUF and are refused.  The rows of Q and K of
-Llama and Mistral are interleaved, whole (:mod:`uqff.conversion.names`), unless they are
+Llama and Mistral are interleaved, whole (:mod:`uqff.checkpoints.gguf.names`), unless they are
 already (:mod:`uqff.models.layouts`).
 
 A tied model of 1.2 has its embedding once, and so has the GGUF file.  In 0.x and before 1.2 a tied model has a
@@ -18,12 +18,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
-from uqff.codes import LOADED_DTYPES, DType
-from uqff.container.file import UqffFile, open_uqff
-from uqff.container.shards import PathLike
-from uqff.conversion.config import active_window, metadata_of
-from uqff.conversion.kept import kept_factors, made_metadata, with_kept
-from uqff.conversion.names import (
+from uqff.checkpoints.gguf.config import active_window, metadata_of
+from uqff.checkpoints.gguf.names import (
     ROPE_FACTORS,
     architecture_of_config,
     gguf_name,
@@ -31,8 +27,12 @@ from uqff.conversion.names import (
     norm_names,
     shape_of,
 )
+from uqff.checkpoints.gguf.rope import Factors, llama3_factors, rope_scaling_of
+from uqff.codes import LOADED_DTYPES, DType
+from uqff.container.file import UqffFile, open_uqff
+from uqff.container.shards import PathLike
+from uqff.conversion.kept import kept_factors, made_metadata, with_kept
 from uqff.conversion.result import Conversion
-from uqff.conversion.rope import Factors, llama3_factors, rope_scaling_of
 from uqff.errors import FormatError, ShapeError, UnsupportedError, located
 from uqff.families.base import QuantizedTensor
 from uqff.families.gguf.blocks import BlockType, block_type_of_code, block_type_of_kind

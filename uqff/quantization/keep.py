@@ -6,6 +6,7 @@ plain, in the load dtype.  The rest is dequantised and quantised to another type
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -20,7 +21,7 @@ from uqff.families.base import QuantizedTensor
 from uqff.quantization.plan import Goal, PlannedLayer, plan_layer, planned_bias
 from uqff.quantization.types import KEEP, Engine
 
-__all__ = ["kept_record", "no_fallback", "plan_kept"]
+__all__ = ["check_again", "kept_record", "no_fallback", "plan_kept", "record_of_goal"]
 
 
 def plan_kept(
@@ -63,12 +64,32 @@ def plan_kept(
         if len(names) > 1 and each.STACKS_BY_VALUE:
             return f"experts of {each.kind} have scales of their own"
     try:
-        weight = _record(goal, metas)
+        weight = record_of_goal(goal, metas)
         layer = Layer(weight, planned_bias(checkpoint, goal, weight.BIAS.dtype(dtype, version, engine=engine_biases)))
         size = layer_size(layer, version)
     except UqffError as error:
         return error.problem
     return PlannedLayer(KEEP, False, weight.kind, "", size, layer, kept=True)
+
+
+def check_again(checkpoint: NumberFiles, goal: Goal) -> None:
+    """Make sure that a layer may be quantised without further request.
+
+    Raises:
+        UnsupportedError: it was quantised for good, see :meth:`uqff.checkpoints.method.Method.again_on_request`.
+    """
+    opened = checkpoint.checkpoint
+    for source in goal.sources:
+        path = checkpoint.paths.get(source.tensor)
+        if path is not None and opened.paths[path].again_on_request(opened.companions(path)):
+            raise UnsupportedError(
+                "the layer is quantised already",
+                file=str(checkpoint.file_of(source.tensor)),
+                layer=goal.module,
+                field="requantize",
+                expected="a request to quantise it again (--requantize), or --isq keep",
+                got=opened.meta(path).weight.kind,
+            )
 
 
 def no_fallback(checkpoint: NumberFiles, goal: Goal, reason: str) -> UnsupportedError:
@@ -85,11 +106,11 @@ def no_fallback(checkpoint: NumberFiles, goal: Goal, reason: str) -> Unsupported
 def kept_record(checkpoint: NumberFiles, goal: Goal) -> QuantizedTensor:
     """The record of a layer that :func:`plan_kept` has planned."""
     names = dict.fromkeys(source.tensor for source in goal.sources)
-    return _record(goal, {name: checkpoint.checkpoint.layer(checkpoint.paths[name]).weight for name in names})
+    return record_of_goal(goal, {name: checkpoint.checkpoint.layer(checkpoint.paths[name]).weight for name in names})
 
 
-def _record(goal: Goal, records: dict[str, QuantizedTensor]) -> QuantizedTensor:
-    """The record of a layer out of those of its tensors.
+def record_of_goal(goal: Goal, records: Mapping[str, QuantizedTensor]) -> QuantizedTensor:
+    """The record of a layer, kept as it is, out of those of its tensors.
 
     Raises:
         UqffError: it cannot be cut or stacked exactly.

@@ -42,7 +42,6 @@ from uqff.models.architectures import (
     selected_layers,
     with_stated_tie,
 )
-from uqff.models.assets import CONFIG_NAME
 from uqff.models.config import config_to_write
 from uqff.models.layouts import ADJACENT, LAYOUTS_SINCE, QK_ROPE_LAYOUT, WeightLayout
 from uqff.models.patterns import Pattern
@@ -329,7 +328,7 @@ def restated_config(checkpoint: TensorFiles, version: Version) -> dict[str, Any]
             :func:`uqff.models.config.config_to_write`.
         FormatError: see :meth:`WeightLayout.of`.
     """
-    path = str(checkpoint.path / CONFIG_NAME)
+    path = str(checkpoint.config_path)
     with located(file=path):
         layout = WeightLayout.of(checkpoint.config)
         if version < LAYOUTS_SINCE:
@@ -353,7 +352,7 @@ def restated_config(checkpoint: TensorFiles, version: Version) -> dict[str, Any]
             expected="true, or no lm_head.weight",
             got="false",
         )
-    return config_to_write(checkpoint.path / CONFIG_NAME, stated or checkpoint.config, version)
+    return config_to_write(checkpoint.config_path, stated or checkpoint.config, version)
 
 
 def engine_notes(checkpoint: TensorFiles, goals: Sequence[Goal]) -> list[str]:

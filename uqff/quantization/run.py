@@ -55,14 +55,14 @@ from uqff.importance.hessians import Hessians
 from uqff.importance.matrix import Importance
 from uqff.lora.applied import Adapters, Lora
 from uqff.models.architectures import is_tied_model
-from uqff.models.assets import Residual, companions_of, copy_companions
+from uqff.models.assets import Residual
 from uqff.models.engine import limits_of, refuse_limits
 from uqff.models.patterns import Pattern
 from uqff.progress import Progress, Steps
 from uqff.quantization.bias import StoredBias, bias_distance, bias_part, source_bias
 from uqff.quantization.effort import Known, LayerEfforts
 from uqff.quantization.error import Measure, measured
-from uqff.quantization.keep import kept_record, no_fallback, plan_kept
+from uqff.quantization.keep import check_again, kept_record, no_fallback, plan_kept
 from uqff.quantization.lora import MergedTensors, model_weights
 from uqff.quantization.notes import Notes
 from uqff.quantization.plan import (
@@ -94,6 +94,8 @@ def quantize_model(
     kinds: str | int | Sequence[str | int],
     *,
     fallback: str | int | None = None,
+    requantize: bool = False,
+    assets: PathLike | None = None,
     recipe: Recipe | PathLike | None = None,
     layers: Pattern | None = None,
     version: str | tuple[int, int, int] = "1.2",
@@ -122,11 +124,14 @@ def quantize_model(
     scales across experts (HQQ, FP8 and F8Q8 in 1.0 and 1.1).
 
     Args:
-        source: a checkpoint, see :func:`uqff.open_checkpoint`.
+        source: a checkpoint or a GGUF file, see :func:`uqff.open_checkpoint`.
         target: the directory to make.
         kinds: the types, or one; each becomes ``<kind>-N.uqff``, the residual is shared. ``keep`` leaves every layer as
             the checkpoint has it, where UQFF has a form for that, see :mod:`uqff.quantization.keep`.
         fallback: what layers become that cannot be kept.
+        requantize: quantise the blocks of a GGUF file again, which loses more than quantising plain weights does; else
+            they are refused, but where they are kept, or become the fallback, or what a recipe says.
+        assets: of a GGUF file, a directory with the model's own configuration and tokenizer.
         recipe: types of particular layers, or the file of it. The experts of a projection, one layer in 1.x, are called
             by the name of the first, or by that of the tensor which holds all of them.
         layers: which weights are layers, in place of the architecture's list: those whose name it is found in, in the
@@ -175,7 +180,7 @@ def quantize_model(
     if recipe is not None and not isinstance(recipe, Recipe):
         recipe = load_recipe(recipe)
     known = Known.open(effort, imatrix, hessian)
-    with known, open_checkpoint(source) as checkpoint, Adapters.open(lora) as adapters:
+    with known, open_checkpoint(source, assets=assets) as checkpoint, Adapters.open(lora) as adapters:
         name = hub_name(source)
         if base_model is None and name is not None:
             base_model = name.repo
@@ -183,6 +188,7 @@ def quantize_model(
             NumberFiles(checkpoint),
             [kinds] if isinstance(kinds, (str, int)) else kinds,
             fallback=fallback,
+            requantize=requantize,
             recipe=recipe,
             layers=layers,
             version=version,
@@ -216,6 +222,7 @@ class QuantizeJob(Job[Result]):
         kinds: Sequence[str | int],
         *,
         fallback: str | int | None = None,
+        requantize: bool = False,
         recipe: Recipe | None,
         layers: Pattern | None,
         version: str | tuple[int, int, int],
@@ -230,10 +237,11 @@ class QuantizeJob(Job[Result]):
         repo_id: str | None,
         adapters: Adapters,
     ) -> None:
-        companions_of(checkpoint.path)
+        checkpoint.check_companions()
         json_bytes({"base_model": base_model, "repo_id": repo_id}, Path(REPORT_NAME))
         self.checkpoint = checkpoint
         self.fallback = None if fallback is None else kind_name(fallback)
+        self.requantize = requantize
         self.engine_biases = engine_biases
         self.measure = measure
         self.engine = engine
@@ -289,6 +297,8 @@ class QuantizeJob(Job[Result]):
                 reason = kept
                 if self.fallback is None:
                     raise no_fallback(self.checkpoint, goal, reason)
+        elif not self.requantize and (recipe is None or recipe.explicit_kind(goal.name, engine=self.engine) is None):
+            check_again(self.checkpoint, goal)
         planned = plan_layer(self.checkpoint, goal, kind, recipe, engine=self.engine, **rules)
         if reason:
             planned = replace(planned, requested=KEEP, reason=planned.reason or reason)
@@ -351,7 +361,8 @@ class QuantizeJob(Job[Result]):
                 each.finish()
                 output.shards = [file.path.name for file in each.files]
                 output.nbytes = each.nbytes
-        copy_companions(self.checkpoint.path, directory, config=self.config)
+        _, missing = self.checkpoint.write_companions(directory, self.config, self.dtype)
+        self.notes += missing
         if self.version >= FIRST:
             write_report(self._report(directory), directory)
         rest_of = len(self.residual.names), rest.nbytes

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from uqff.conversion.names import (
+from uqff.checkpoints.gguf.names import (
     ARCHITECTURES,
     architecture_of_config,
     architecture_of_name,

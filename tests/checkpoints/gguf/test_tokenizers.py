@@ -12,8 +12,13 @@ import pytest
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 from uqff.checkpoints import open_gguf
-from uqff.conversion.pretokenizers import PRE_TOKENIZERS, PreTokenizer, pre_tokenizer_of_document, pre_tokenizer_of_name
-from uqff.conversion.tokenizer import tokenizer_files, tokenizer_metadata
+from uqff.checkpoints.gguf.pretokenizers import (
+    PRE_TOKENIZERS,
+    PreTokenizer,
+    pre_tokenizer_of_document,
+    pre_tokenizer_of_name,
+)
+from uqff.checkpoints.gguf.tokenizer import tokenizer_files, tokenizer_metadata
 from uqff.errors import FormatError
 from uqff.gguf.schema import Array
 
@@ -290,7 +295,7 @@ def test_vocabularies_that_would_take_long(
 ) -> None:
     """The file is converted; that it gets no tokenizer is said."""
     for name, most in (("MAX_TOKENS", 3), ("MAX_TOKENS_TEXT", 1000), ("MAX_TOKEN_TYPES", 1)):
-        monkeypatch.setattr(f"uqff.conversion.tokenizer.{name}", most)
+        monkeypatch.setattr(f"uqff.checkpoints.gguf.tokenizer.{name}", most)
     table = {"model": "llama", "tokens": tokens, "token_type": types, "scores": [0.0] * len(tokens)}
     with open_gguf(write(tmp_path / "a.gguf", table)) as file:
         documents, notes = tokenizer_files(file, CONFIG)

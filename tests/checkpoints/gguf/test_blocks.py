@@ -13,7 +13,7 @@ from gguf import quants
 
 from tests.support.samples_gguf import Tensor, gguf
 from uqff.checkpoints import open_gguf
-from uqff.checkpoints.ggml import GgmlBlocks, planned_record, record_of
+from uqff.checkpoints.gguf.blocks import GgmlBlocks, planned_record, record_of
 from uqff.errors import ShardError, UnsupportedError
 from uqff.families import stack
 from uqff.families.mxfp4.tensor import MXFP4

@@ -11,9 +11,9 @@ import pytest
 
 from tests.support.samples_gguf import Tensor, array, gguf, pair
 from uqff.checkpoints import open_gguf
-from uqff.conversion.config import check_config, config_of, metadata_of
-from uqff.conversion.names import architecture_of_config, architecture_of_name
-from uqff.conversion.rope import llama3_factors, llama3_scaling
+from uqff.checkpoints.gguf.config import check_config, config_of, metadata_of
+from uqff.checkpoints.gguf.names import architecture_of_config, architecture_of_name
+from uqff.checkpoints.gguf.rope import llama3_factors, llama3_scaling
 from uqff.errors import FormatError, UnsupportedError
 from uqff.models.config import restated
 

@@ -26,7 +26,7 @@ mistral.rs, ``mistralrs-core/src/gguf/normal_registry.rs`` (``RopePairing``).
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -46,6 +46,7 @@ __all__ = [
     "heads_of",
     "norm_names",
     "shape_of",
+    "wanted_names",
 ]
 
 ROPE_FACTORS: Final = "rope_freqs.weight"
@@ -65,6 +66,8 @@ BLOCK: Final = {
     "mlp.up_proj": "ffn_up",
     "mlp.down_proj": "ffn_down",
 }
+MATRICES: Final = tuple(name for name in BLOCK if name.endswith("_proj"))
+"""Weights of a decoder layer."""
 _BLOCK_PATH: Final = re.compile(r"model\.layers\.([0-9]+)\.(.+)", re.DOTALL)
 
 
@@ -174,6 +177,19 @@ def gguf_name(path: str) -> str | None:
 def norm_names(architecture: GgufArchitecture, blocks: int) -> list[str]:
     """Paths of a model's norms, without ``.weight``."""
     return [f"model.layers.{block}.{norm}" for block in range(blocks) for norm in architecture.norms] + ["model.norm"]
+
+
+def wanted_names(architecture: GgufArchitecture, config: Mapping[str, Any]) -> Iterator[tuple[str, str, bool]]:
+    """The tensors that a file of a model has: name in the checkpoint, name in the file, whether it may be absent."""
+    yield "model.embed_tokens.weight", "token_embd.weight", False
+    yield "lm_head.weight", "output.weight", bool(config.get("tie_word_embeddings"))
+    yield "model.norm.weight", "output_norm.weight", False
+    for block in range(config["num_hidden_layers"]):
+        for module in (*MATRICES, *architecture.norms):
+            path, stored = f"model.layers.{block}.{module}", f"blk.{block}.{BLOCK[module]}"
+            yield f"{path}.weight", f"{stored}.weight", False
+            if module in architecture.biases or module in architecture.optional_biases:
+                yield f"{path}.bias", f"{stored}.bias", module in architecture.optional_biases
 
 
 def shape_of(name: str, config: Mapping[str, Any]) -> tuple[int, ...]:

@@ -1,7 +1,7 @@
 """The tokenizer of a GGUF file as ``tokenizer.json``, and back.
 
 Two kinds can be rebuilt: byte pair encoding over bytes (``gpt2``), whose merges the file has, if it names a way of
-cutting texts that is known here (:mod:`uqff.conversion.pretokenizers`); and SentencePiece's byte pair encoding
+cutting texts that is known here (:mod:`uqff.checkpoints.gguf.pretokenizers`); and SentencePiece's byte pair encoding
 (``llama``), whose merges follow from the scores: of all pairs of tokens that make a token, the best one is merged
 first.  Back goes only the former: ``tokenizer.json`` has no scores.  Whatever cannot be rebuilt is said, never guessed.
 
@@ -15,8 +15,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+from uqff.checkpoints.gguf.pretokenizers import pre_tokenizer_of_document, pre_tokenizer_of_name
 from uqff.container.document import read_json, read_text
-from uqff.conversion.pretokenizers import pre_tokenizer_of_document, pre_tokenizer_of_name
 from uqff.errors import FormatError, UqffError
 from uqff.gguf.reader import GgufFile
 from uqff.gguf.schema import Array, Value, ValueType

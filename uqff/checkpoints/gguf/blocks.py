@@ -77,6 +77,11 @@ class GgmlBlocks(ForeignTensor):
         *outer, row = self.parts["data"].shape
         return (*outer, row // self.block_type.type_size * self.block_type.block_size)
 
+    @property
+    def has_whole_rows(self) -> bool:
+        """They are whole blocks."""
+        return True
+
     def values(self) -> npt.NDArray[np.float32]:
         """See :meth:`ForeignTensor.values`."""
         return dequantized(self.block_type, self.parts["data"].array()).reshape(self.shape)

@@ -18,8 +18,8 @@ from typing import Any, Final
 
 import numpy as np
 
-from uqff.conversion.names import ROPE_FACTORS, GgufArchitecture
-from uqff.conversion.rope import agree, llama3_factors, llama3_scaling, rope_scaling_of
+from uqff.checkpoints.gguf.names import ROPE_FACTORS, GgufArchitecture
+from uqff.checkpoints.gguf.rope import agree, llama3_factors, llama3_scaling, rope_scaling_of
 from uqff.errors import FormatError, UnsupportedError, UqffError, located
 from uqff.gguf.reader import GgufFile
 from uqff.gguf.schema import Array, Value, ValueType

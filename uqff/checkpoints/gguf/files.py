@@ -1,0 +1,261 @@
+"""The tensors of a GGUF file under the names that they have in a checkpoint, rows in the model's order.
+
+Which tensor is which weight is declared in :mod:`uqff.checkpoints.gguf.names`; the configuration is made of metadata
+(:mod:`uqff.checkpoints.gguf.config`), or is the model's own.  When the file is opened, all is checked: that each tensor
+is there, of the shape that the configuration gives it, and that no other is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from uqff.checkpoints.gguf.blocks import planned_record, record_of
+from uqff.checkpoints.gguf.config import check_config, config_of
+from uqff.checkpoints.gguf.names import (
+    ROPE_FACTORS,
+    architecture_of_config,
+    architecture_of_name,
+    heads_of,
+    shape_of,
+    wanted_names,
+)
+from uqff.checkpoints.gguf.tokenizer import tokenizer_files
+from uqff.checkpoints.safetensors import TensorFiles
+from uqff.codes import DType
+from uqff.container.document import write_json
+from uqff.errors import FormatError, ShapeError, UnsupportedError, located
+from uqff.families.part import Part
+from uqff.families.rows import Order, reordered, reordered_bias
+from uqff.gguf.reader import GgufFile, GgufTensor, open_gguf
+from uqff.models.architectures import architecture_of
+from uqff.models.assets import CONFIG_NAME, companions_of, copy_companions
+from uqff.models.config import read_config
+from uqff.models.layouts import WeightLayout, half_split_order
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import torch
+
+    from uqff.checkpoints.method import Cut
+    from uqff.container.shards import PathLike
+    from uqff.families.base import QuantizedTensor
+
+__all__ = ["KEPT_NAME", "GgufTensors", "is_gguf", "open_gguf_tensors"]
+
+KEPT_NAME = "metadata.gguf"
+"""Metadata of a GGUF file beside a UQFF model that was made of it: see :mod:`uqff.conversion.kept`."""
+
+
+class GgufTensors(TensorFiles):
+    """The tensors of a GGUF file by the names of a checkpoint. Made by :func:`open_gguf_tensors`.
+
+    Attributes:
+        file: the GGUF file.
+        architecture: of its model.
+        assets: directory of the model's own configuration and tokenizer; None if they are made of metadata.
+        notes: what could not be compared with the model's own configuration, in sentences.
+    """
+
+    def __init__(self, file: GgufFile, assets: Path | None = None) -> None:
+        """Nothing but the list of tensors is read.
+
+        Raises:
+            UqffError: see :func:`open_gguf_tensors`.
+        """
+        self.path = file.paths[0]
+        self.file = file
+        self.assets = assets
+        self.notes: list[str] = []
+        self._files = []
+        self.architecture = architecture_of_name(file.get_value("general.architecture"))
+        self.config = self._config()
+        self._by_name = self._found()
+
+    def _config(self) -> dict[str, Any]:
+        if self.assets is None:
+            return config_of(self.file, self.architecture)
+        path = self.assets / CONFIG_NAME
+        companions_of(self.assets, leave=[KEPT_NAME])
+        config = read_config(path)
+        with located(file=path):
+            if architecture_of_config(config) is not self.architecture:
+                raise FormatError(
+                    "not the file's architecture",
+                    field="architectures",
+                    expected=" or ".join(self.architecture.classes),
+                    got=architecture_of(config).classes[0],
+                )
+            WeightLayout.of(config).check()
+            self.notes += check_config(config, self.file, self.architecture, str(path))
+        return {"num_key_value_heads": config["num_attention_heads"], **config}
+
+    def _found(self) -> dict[str, GgufTensor]:
+        """Names in the checkpoint to tensors, in the order of the file."""
+        found: dict[str, str] = {}
+        for name, stored, optional in wanted_names(self.architecture, self.config):
+            tensor = self.file.get(stored)
+            module = name.rpartition(".")[0]
+            if tensor is None:
+                if optional:
+                    continue
+                raise FormatError("the file lacks a tensor", layer=module, field=stored, got="no such tensor")
+            expected = shape_of(name, self.config)
+            if tensor.shape != expected:
+                raise ShapeError(
+                    "tensor does not fit the configuration",
+                    layer=module,
+                    field=stored,
+                    expected=list(expected),
+                    got=list(tensor.shape),
+                )
+            found[stored] = name
+        if left := [name for name in self.file if name not in found and name != ROPE_FACTORS]:
+            raise UnsupportedError(
+                "tensors that the architecture does not have", field=left[0], got=", ".join(left[:20])
+            )
+        return {found[stored]: tensor for stored, tensor in self.file.items() if stored in found}
+
+    def gguf(self, name: str) -> GgufTensor:
+        """The tensor of a name."""
+        return self._by_name[name]
+
+    def meta(self, name: str) -> QuantizedTensor:
+        """The record of a weight without its bytes; raises what :meth:`record` does."""
+        return planned_record(self._by_name[name])
+
+    def record(self, name: str, cut: Cut | None = None) -> QuantizedTensor:
+        """The record of a weight, or of a slice of it, its rows in the model's order.
+
+        Raises:
+            UqffError: see :func:`uqff.checkpoints.gguf.blocks.record_of`.
+        """
+        order = self.order(name)
+        if order is None:
+            return record_of(self._by_name[name], cut)
+        whole = reordered(record_of(self._by_name[name]), order)
+        return whole if cut is None else whole.narrow(*cut)
+
+    def order(self, name: str) -> Order | None:
+        """The order that makes the rows of a tensor those of the model; None if they are."""
+        module = name.rpartition(".")[0]
+        heads = heads_of(self.architecture, self.config, module)
+        return None if heads is None else half_split_order(self._by_name[name].shape[0], heads, layer=module)
+
+    def numbers(self, name: str, dtype: DType = DType.F32) -> Part:
+        """The numbers of a bias or norm in the model's order."""
+        order, made = self.order(name), record_of(self._by_name[name]).numbers(dtype)
+        return made if order is None else reordered_bias(made, order)
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        return Part(DType.of_safetensors(self.dtype(name)) or DType.U8, self.shape(name), self.raw(name)).tensor()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._by_name)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._by_name
+
+    def __len__(self) -> int:
+        return len(self._by_name)
+
+    def raw(self, name: str) -> memoryview:
+        """The bytes of a tensor in the model's order; a view of the file where that is the file's."""
+        stored, order = self._by_name[name].blocks(), self.order(name)
+        if order is not None and len(self.shape(name)) == 1:
+            stored = reordered_bias(Part(DType[self.dtype(name)], self.shape(name), stored.data), order)
+        elif order is not None:
+            stored = reordered(record_of(self._by_name[name]), order).parts["data"]
+        raw: memoryview = stored.payload
+        return raw
+
+    def file_of(self, name: str) -> Path:
+        """The file that holds a tensor; the first, if none does."""
+        return self._by_name[name].file.path if name in self._by_name else self.path
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of a tensor, of codes that of what they stand for."""
+        return self._by_name[name].shape
+
+    def dtype(self, name: str) -> str:
+        """Dtype of a tensor as safetensors spells it; U8 of blocks."""
+        ggml = self._by_name[name].ggml_type
+        return ggml.name if ggml is not None and ggml.block_size == 1 else "U8"
+
+    def nbytes(self, name: str) -> int:
+        """Bytes of a tensor."""
+        return self._by_name[name].nbytes
+
+    def stamps(self) -> list[list[str | int]]:
+        """See :meth:`TensorFiles.stamps`."""
+        status = [(path, path.stat()) for path in self.file.paths]
+        return [[path.name, each.st_size, each.st_mtime_ns] for path, each in status]
+
+    def _advise(self, name: str, advice: str, start: int = 0, stop: int | None = None) -> None:
+        tensor = self._by_name[name]
+        end = tensor.begin + (tensor.nbytes if stop is None else stop)
+        tensor.file.advise(tensor.begin + start, end, advice)
+
+    @property
+    def config_path(self) -> Path:
+        """See :attr:`TensorFiles.config_path`."""
+        return (self.path if self.assets is None else self.assets) / CONFIG_NAME
+
+    def check_companions(self) -> None:
+        """See :meth:`TensorFiles.check_companions`."""
+        if self.assets is not None:
+            companions_of(self.assets, leave=[KEPT_NAME])
+
+    def write_companions(
+        self, directory: Path, config: Mapping[str, Any] | None, dtype: DType
+    ) -> tuple[list[str], list[str]]:
+        """See :meth:`TensorFiles.write_companions`; without assets, made of the metadata as far as that goes."""
+        if self.assets is not None:
+            return copy_companions(self.assets, directory, config=config, leave=[KEPT_NAME]), []
+        documents, missing = tokenizer_files(self.file, self.config)
+        documents = {CONFIG_NAME: {**(config or self.config), "torch_dtype": dtype.torch_name}, **documents}
+        for name, document in documents.items():
+            write_json(directory / name, document)
+        return list(documents), missing
+
+    def close(self) -> None:
+        """Release the files. Tensors already taken out stay valid."""
+        self.file.close()
+
+    def __repr__(self) -> str:
+        return f"<GgufTensors {self.path}: {len(self)} tensors>"
+
+
+def is_gguf(source: PathLike) -> bool:
+    """Whether a path is a file that is named as GGUF, or begins as one."""
+    path = Path(source)
+    if not path.is_file():
+        return False
+    if path.suffix == ".gguf":
+        return True
+    with open(path, "rb") as file:
+        return file.read(4) == b"GGUF"
+
+
+def open_gguf_tensors(path: PathLike, assets: PathLike | None = None) -> GgufTensors:
+    """Open a GGUF file as a checkpoint's tensors.
+
+    Args:
+        path: the file, or one of a split set.
+        assets: a directory with the model's own ``config.json`` and tokenizer, which are compared with the file. None:
+            they are made of the metadata as far as that goes.
+
+    Raises:
+        FormatError: the file breaks a rule, lacks a tensor, or is not the model of ``assets``.
+        UnsupportedError: an architecture, a tensor or a rope scaling that is not known.
+        OSError: a file cannot be read.
+    """
+    file = open_gguf(path)
+    try:
+        with located(file=file.paths[0]):
+            return GgufTensors(file, None if assets is None else Path(assets))
+    except BaseException:
+        file.close()
+        raise
