@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from tests.support.checkpoints import check_record, checkpoint_of, same_bits
 from tools.golden.compressed_tensors_weights import CASES
-from uqff import FormatError, MissingError, ShapeError, UnsupportedError
+from uqff import FormatError, MissingError, ShapeError, Shard, UnsupportedError
 
 GOLDEN = load_file(Path(__file__).parent.parent / "golden" / "compressed-tensors-0.20.0.safetensors")
 KINDS = {
@@ -109,7 +109,11 @@ def test_companions_that_do_not_fit(
         ({"num_bits": 4, "strategy": "group"}, FormatError, r"no size of groups"),
         ({"strategy": "channel", "group_size": 32}, FormatError, r"expected none for channel, got 32 .*group_size"),
         ({"num_bits": 4, "group_size": 0}, FormatError, r"not a size of groups"),
-        ({"num_bits": 4, "type": "float"}, UnsupportedError, r"expected tensor_group of 16, got tensor"),
+        (
+            {"num_bits": 4, "type": "float"},
+            UnsupportedError,
+            r"expected tensor_group of 16, or group of 32, got tensor",
+        ),
     ],
 )
 def test_settings_that_do_not_exist(
@@ -138,3 +142,57 @@ def test_a_weight_that_no_group_names(tmp_path: Path) -> None:
         pytest.raises(FormatError, match="no group"),
     ):
         checkpoint.meta("a")
+
+
+@pytest.mark.parametrize(
+    ("case", "kind"), [("int4", "afq4"), ("int4-zeros", "afq4"), ("int8", "afq8"), ("int8-plain", "afq8")]
+)
+def test_stacks(tmp_path: Path, case: str, kind: str) -> None:
+    """The library packs each expert of a stack by itself; all are AFQ, or none is."""
+    flipped = {name: each.flip(0) if name == "b.weight_scale" else each for name, each in stored(case, "b").items()}
+    experts = [stored(case, "b"), flipped]
+    tensors = {f"a{name[1:]}": torch.stack([each[name] for each in experts]) for name in flipped}
+    if "a.weight_shape" in tensors:
+        tensors["a.weight_shape"] = torch.tensor([2, *flipped["b.weight_shape"].tolist()])
+    singles = [{f"{at}{name[1:]}": each for name, each in expert.items()} for at, expert in enumerate(experts)]
+    with checkpoint_of(tmp_path / "exact", tensors | singles[0] | singles[1], **config(case)) as checkpoint:
+        plain = torch.stack([checkpoint.layer(path).weight.dequantize() for path in "01"])
+        record: Any = checkpoint.layer("a").weight
+        assert (record.kind, checkpoint.shape("a")) == (kind, tuple(plain.shape))
+        assert same_bits(record.dequantize(), plain)
+        for dim in range(3):
+            half = max(plain.shape[dim] // 2, record.alignment(dim))  # of a group that is the row, all
+            first = plain.shape[dim] - half
+            part = checkpoint.layer("a", Shard.offset(dim, first, half)).weight
+            assert part == record.narrow(dim, first, half)
+    negative = tensors | {"a.weight_scale": torch.stack([experts[0]["b.weight_scale"], -flipped["b.weight_scale"]])}
+    with checkpoint_of(tmp_path / "foreign", negative, **config(case)) as checkpoint:
+        made = checkpoint.layer("a").weight
+        assert made.kind == checkpoint.kind("a") == f"int{kind[3:]}-groups"
+        assert same_bits(made.dequantize_expert(0), plain[0])
+        assert torch.equal(made.dequantize_expert(1), -plain[1])
+    few = tensors | {"a.weight_scale": tensors["a.weight_scale"][:1]}
+    expected = r"too few experts: expected at least 2, got 1 .*a\.weight_scale"
+    with checkpoint_of(tmp_path / "few", few, **config(case)) as checkpoint, pytest.raises(ShapeError, match=expected):
+        checkpoint.meta("a")
+
+
+def test_mxfp4(tmp_path: Path) -> None:
+    """By hand: codes as of NVFP4, exponents with bias 127."""
+    weights = {"num_bits": 4, "type": "float", "strategy": "group", "group_size": 32, "symmetric": True}
+    said = {
+        "quant_method": "compressed-tensors",
+        "format": "mxfp4-pack-quantized",
+        "config_groups": {"group_0": {"targets": ["Linear"], "weights": weights}},
+    }
+    numbers = torch.tensor([0.0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6])
+    codes = torch.randint(0, 16, (4, 64), generator=torch.Generator().manual_seed(1))
+    exponents = torch.tensor([[127, 126], [128, 130], [120, 127], [127, 127]]).byte()
+    plain = numbers[codes] * (2.0 ** (exponents.float() - 127)).repeat_interleave(32, 1)
+    tensors = {"a.weight_packed": (codes[:, 0::2] | codes[:, 1::2] << 4).byte(), "a.weight_scale": exponents}
+    with checkpoint_of(tmp_path, tensors, **said) as checkpoint:
+        assert checkpoint.kind("a") == "mxfp4"
+        check_record(checkpoint, "a", plain)
+    odd, expected = tensors | {"a.weight_scale": exponents[:, :1]}, r"expected \[4, 2\], got \[4, 1\] .*a\.weight_scale"
+    with checkpoint_of(tmp_path / "odd", odd, **said) as checkpoint, pytest.raises(ShapeError, match=expected):
+        checkpoint.layer("a")

@@ -148,6 +148,30 @@ def test_a_weight_twice(tmp_path: Path) -> None:
         checkpoint_of(tmp_path, tensors, **GPTQ)
 
 
+@pytest.mark.parametrize(("bits", "out", "columns"), [(4, 5, 64), (2, 9, 64), (8, 3, 64), (4, 7, 70), (8, 1, 33)])
+def test_words_that_are_not_full(tmp_path: Path, bits: int, out: int, columns: int) -> None:
+    """GPTQModel rounds both up to whole words: of zeros along the outputs, of codes along the inputs."""
+    weight = GroupedWeight.random(out, columns, bits, 32, torch.float16)
+    config = {"quant_method": "gptq", "bits": bits, "group_size": 32}
+    with checkpoint_of(tmp_path, weight.gptq("a"), **config) as checkpoint:
+        check_record(checkpoint, "a", weight.numbers())
+
+
+@pytest.mark.parametrize(
+    ("bits", "out", "columns", "problem"),
+    [
+        (3, 5, 64, r"as 3-bit ones do in every file of GPTQModel: expected a multiple of 32 outputs, got 5"),
+        (4, 8, 33, r"wrong shape: expected \[40\], got \[33\] .*a\.g_idx"),
+    ],
+)
+def test_words_that_are_not_read(tmp_path: Path, bits: int, out: int, columns: int, problem: str) -> None:
+    """Of 3 bits GPTQModel packs 32 codes at once; a row that ends within a byte has no slices."""
+    tensors = GroupedWeight.random(out, columns, bits, 32, torch.float16).gptq("a")
+    config = {"quant_method": "gptq", "bits": bits, "group_size": 32}
+    with checkpoint_of(tmp_path, tensors, **config) as checkpoint, pytest.raises(ShapeError, match=problem):
+        checkpoint.meta("a")
+
+
 def test_groups_that_do_not_fill_the_inputs_of_awq(tmp_path: Path) -> None:
     """48 gives as many groups of 64 inputs as the 32 that they have."""
     tensors = GroupedWeight.random(8, 64, 4, 32, torch.float16).awq("a")

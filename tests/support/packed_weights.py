@@ -17,11 +17,11 @@ AWQ_COLUMNS = (0, 2, 4, 6, 1, 3, 5, 7)
 
 
 def packed_words(codes: Integers, bits: int) -> Integers:
-    """``[rows, n]`` codes as ``[rows, n·bits/32]`` int32: each row one number, its first code in the lowest bits."""
+    """``[rows, n]`` codes as int32 words: each row one number, its first code in the lowest bits, zeros at its end."""
     made = []
     for row in codes.tolist():
         number = sum(code << bits * at for at, code in enumerate(row))
-        made.append(np.frombuffer(number.to_bytes(len(row) * bits // 8, "little"), "<i4"))
+        made.append(np.frombuffer(number.to_bytes(-(-len(row) * bits // 32) * 4, "little"), "<i4"))
     return np.stack(made)
 
 

@@ -16,7 +16,7 @@ from uqff.families.part import Part
 from uqff.families.payload import not_finite
 from uqff.simd.floats import Floats
 
-__all__ = ["FLOATS", "Companions", "float32_of"]
+__all__ = ["FLOATS", "Companions", "OfExpert", "float32_of"]
 
 FLOATS: Final = ("F32", "F16", "BF16")
 """The dtypes that scales have, as safetensors spells them."""
@@ -128,6 +128,36 @@ class Companions:
         name = self.name(role)
         file = str(self.tensors.file_of(name))
         return error(problem, file=file, layer=self.path, field=name, expected=expected, got=got)
+
+
+class OfExpert(Companions):
+    """The tensors of one expert out of those of a stack, whose first dimension is their number.
+
+    Attributes:
+        at: number of the expert.
+        whole: of the stack.
+    """
+
+    def __init__(self, whole: Companions, at: int) -> None:
+        super().__init__(whole.tensors, whole.path, whole.names)
+        self.whole = whole
+        self.at = at
+
+    def shape(self, role: str) -> tuple[int, ...]:
+        """Shape of the expert's tensor."""
+        return super().shape(role)[1:]
+
+    def part(self, role: str, dtypes: Sequence[str] = (), shape: Sequence[int] | None = None) -> Part:
+        """See :meth:`Companions.part`.
+
+        Raises:
+            ShapeError: there is no such expert.
+        """
+        self.check(role, dtypes, shape)
+        part = self.whole.part(role)
+        if self.at >= part.shape[0]:
+            raise self.problem("too few experts", role, f"at least {self.at + 1}", part.shape[0], ShapeError)
+        return part.narrow(0, self.at, 1).view(part.shape[1:])
 
 
 def float32_of(part: Part) -> npt.NDArray[np.float32]:

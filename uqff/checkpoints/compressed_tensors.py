@@ -7,12 +7,14 @@
                           .weight_zero_point  I32 [⌈out·bits/32⌉, groups]   packed by columns, or I8 [out, groups]
                           .weight_shape       integers [2]: out, in
                           .weight_g_idx       I32 [in]; -1 in all: there is none
+                          stacks: all with a dimension for experts in front; .weight_shape integers [3]
     int-quantized, naive  .weight             I8 [out, in]; .weight_scale and .weight_zero_point (I8) as above
     float-quantized       .weight             F8_E4M3 [out, in]
                           .weight_scale       float [1], [out, 1], or of blocks or groups
     nvfp4-pack-quantized  .weight_packed      U8 [out, in/2]                two e2m1 codes, the first in the low bits
                           .weight_scale       F8_E4M3 [out, in/16]
                           .weight_global_scale  F32 [1]                     divides the scales
+    mxfp4-pack-quantized  .weight_packed      U8 [..., out, in/2], .weight_scale U8 [..., out, in/32]: MXFP4
 
 Integers are exact AFQ records where the groups allow it (:mod:`uqff.checkpoints.grouped`); one scale of FP8 is an exact
 FP8 record.  The configuration has groups of modules; that of a weight is the first one whose ``targets`` name its
@@ -31,22 +33,25 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar, Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from uqff.checkpoints.companions import FLOATS, Companions, float32_of
+from uqff.checkpoints.companions import FLOATS, Companions, OfExpert, float32_of
 from uqff.checkpoints.fp8 import scaled
 from uqff.checkpoints.gptq import index_of, words_of
 from uqff.checkpoints.grouped import U8, Groups
 from uqff.checkpoints.method import Cut, Found, Method, is_ignored, modules_of, regular, setting
+from uqff.checkpoints.mxfp4 import block_floats
 from uqff.checkpoints.table import TableCodes
 from uqff.codes import DType
 from uqff.errors import FormatError, ShapeError, UnsupportedError
 from uqff.families.base import QuantizedTensor
 from uqff.families.mxfp4.reference import E2M1
 from uqff.families.part import Part
+from uqff.families.stacking import stack
 from uqff.numerics.packing import e4m3_to_float32, unpack_row
 
 if TYPE_CHECKING:
@@ -62,6 +67,7 @@ FORMATS: Final = (
     "naive-quantized",
     "float-quantized",
     "nvfp4-pack-quantized",
+    "mxfp4-pack-quantized",
     "mixed-precision",
     "dense",
 )
@@ -69,6 +75,9 @@ BITS: Final = (2, 3, 4, 6, 8)
 STRATEGIES: Final = ("tensor", "channel", "group", "block", "tensor_group")
 ENDS: Final = ("scale", "zero_point", "shape", "g_idx", "global_scale")
 GROUP_FP4: Final = 16
+GROUP_MXFP4: Final = 32
+FP4: Final = (("tensor_group", GROUP_FP4), ("group", GROUP_MXFP4))
+"""NVFP4, and MXFP4."""
 
 
 class _Scheme(NamedTuple):
@@ -158,8 +167,19 @@ class CompressedTensors(Method):
     def _record(self, stored: Companions, cut: Cut | None, *, planned: bool) -> QuantizedTensor:
         scheme = self._of(stored)
         if scheme.kind == "int":
+            if len(stored.shape("weight_packed" if _is_packed(stored) else "weight")) == 3:
+                return _stack(stored, scheme, cut, planned=planned)
             groups = _groups(stored, scheme, planned=planned)
             return groups.meta() if planned else groups.record(lambda *ranges: _codes(stored, scheme, *ranges), cut)
+        if scheme.size == GROUP_MXFP4 and scheme.bits == 4:
+            blocks = stored.planned("weight_packed", ("U8",)) if planned else stored.part("weight_packed", ("U8",))
+            *outer, row = blocks.shape or (0,)
+            if not outer or 2 * row % GROUP_MXFP4:
+                raise stored.problem(
+                    "row is not whole blocks", "weight_packed", "[..., a multiple of 16]", row, ShapeError
+                )
+            of_scales = (*outer, 2 * row // GROUP_MXFP4)
+            return block_floats(stored, blocks, "weight_scale", of_scales, planned=planned, cut=cut)
         if scheme.bits == 4:
             return _fp4(stored, scheme, cut, planned=planned)
         stored.check("weight", ("F8_E4M3",))
@@ -199,16 +219,33 @@ def _scheme(weights: object, key: str) -> _Scheme:
         raise UnsupportedError(
             "unknown setting", field=f"{field}.strategy", expected=f"one that fits {kind}", got=strategy
         )
-    if kind == "float" and bits == 4 and (strategy, size) != ("tensor_group", GROUP_FP4):
-        raise UnsupportedError(
-            "unknown setting", field=f"{field}.strategy", expected="tensor_group of 16", got=strategy
-        )
+    if kind == "float" and bits == 4 and (strategy, size) not in FP4:
+        expected = "tensor_group of 16, or group of 32"
+        raise UnsupportedError("unknown setting", field=f"{field}.strategy", expected=expected, got=strategy)
     fixed = (block[0], block[1]) if block is not None else None
     return _Scheme(bits, kind, one_of("symmetric", (True, False), True), strategy, size, fixed)
 
 
 def _is_packed(stored: Companions) -> bool:
     return "weight" not in stored
+
+
+def _stack(stored: Companions, scheme: _Scheme, cut: Cut | None, *, planned: bool) -> QuantizedTensor:
+    """The record of a stack: of AFQ, if all of its experts are."""
+    count = stored.shape("weight_packed" if _is_packed(stored) else "weight")[0]
+    first, last = (cut[1], cut[1] + cut[2]) if cut is not None and cut[0] == 0 else (0, count)
+    inner = None if cut is None or cut[0] == 0 else (cut[0] - 1, cut[1], cut[2])
+    experts = [OfExpert(stored, at) for at in range(count)]
+    groups = [_groups(each, scheme, planned=planned) for each in experts]
+    apart = any(each.afq_group is None for each in groups)
+    groups = [replace(each, apart=apart) for each in groups]
+    if planned:
+        return stack([each.meta() for each in groups])
+    records = [
+        groups[at].record(lambda *ranges, at=at: _codes(experts[at], scheme, *ranges), inner)
+        for at in range(first, last)
+    ]
+    return stack(records)
 
 
 def _shape(stored: Companions, bits: int) -> tuple[int, int]:
@@ -218,9 +255,10 @@ def _shape(stored: Companions, bits: int) -> tuple[int, int]:
         raise stored.problem("wrong shape", role, "a matrix", list(stored.shape(role)), ShapeError)
     if not _is_packed(stored):
         return stored.shape(role)[0], stored.shape(role)[1]
-    part = stored.part("weight_shape", ("I64", "I32"), (2,))
+    whole = stored.whole if isinstance(stored, OfExpert) else stored
+    part = whole.part("weight_shape", ("I64", "I32"), (2 if whole is stored else 3,))
     numbers = part.array().copy().view("<i8" if part.dtype is DType.I64 else "<i4")
-    out, columns = (int(each) for each in numbers)
+    out, columns = (int(each) for each in numbers[-2:])
     if out < 1 or columns < 1:
         raise stored.problem("wrong shape", "weight_shape", "positive numbers", [out, columns], ShapeError)
     stored.check(role, shape=(out, -(-columns * bits // 32)))

@@ -23,6 +23,7 @@ Authority: AutoGPTQ, ``auto_gptq/nn_modules/qlinear/qlinear_cuda_old.py``; GPTQM
 
 from __future__ import annotations
 
+import math
 import re
 from abc import abstractmethod
 from collections.abc import Mapping
@@ -82,13 +83,12 @@ class _Packed(Method):
     def _groups(self, stored: Companions, *, planned: bool = False) -> Groups:
         out, columns, bits, size = self._sizes(stored)
         count = -(-columns // size)
-        if out * bits % 32:
-            raise stored.problem(
-                "outputs do not fill words", "qweight", "a multiple of 32 bits", out * bits, ShapeError
-            )
-        stored.check("qzeros", ("I32",), (count, out * bits // 32))
+        if out * bits % 32 and bits == 3:
+            problem = "outputs do not fill words, as 3-bit ones do in every file of GPTQModel"
+            raise stored.problem(problem, "qweight", "a multiple of 32 outputs", out, ShapeError)
+        stored.check("qzeros", ("I32",), (count, -(-out * bits // 32)))
         scales = stored.finite("scales", stored.part("scales", FLOATS, (count, out))).transposed()
-        zeros = None if planned else np.ascontiguousarray(self._zeros(stored, bits).T)
+        zeros = None if planned else np.ascontiguousarray(self._zeros(stored, bits)[:, :out].T)
         return Groups((out, columns), bits, size, scales, zeros, index_of(stored, "g_idx", columns, size, count))
 
 
@@ -133,6 +133,10 @@ class GPTQ(_Packed):
         if 32 * words % bits or (bits == 3 and words % 3):
             raise stored.problem("rows do not hold whole codes", "qweight", f"codes of {bits} bits", words, ShapeError)
         columns = 32 * words // bits
+        if "g_idx" in stored and bits != 3:  # the last words may hold fewer inputs
+            inputs = math.prod(stored.shape("g_idx"))
+            fits = -(-inputs * bits // 32) == words and inputs * bits % 8 == 0  # slices are whole bytes
+            columns = inputs if fits else columns
         return out, columns, bits, columns if size == -1 else size
 
     def _zeros(self, stored: Companions, bits: int) -> U8:
@@ -141,7 +145,7 @@ class GPTQ(_Packed):
 
     def _codes(self, stored: Companions, rows: slice, columns: slice) -> U8:
         words = words_of(stored, "qweight")
-        bits = 32 * len(words) // self._sizes(stored)[1]
+        bits = self._sizes(stored)[2]
         first, last = columns.start * bits, columns.stop * bits  # in bits; a slice begins with a byte
         taken = np.ascontiguousarray(words[first // 32 : -(-last // 32), rows].T).view(np.uint8)
         return taken[:, first % 32 // 8 :][:, : (last - first) // 8]

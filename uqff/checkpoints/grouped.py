@@ -146,6 +146,7 @@ class Groups:
         scales: ``[out, groups]``, finite.
         zeros: ``[out, groups]``; None if they are not needed: of a meta record.
         index: the group of each input, checked; None if they lie one after another.
+        apart: whether a stack that it belongs to has an expert that AFQ cannot hold.
     """
 
     shape: tuple[int, int]
@@ -154,10 +155,13 @@ class Groups:
     scales: Part
     zeros: U8 | None
     index: npt.NDArray[np.int32] | None = None
+    apart: bool = False
 
     @property
     def afq_group(self) -> int | None:
         """Inputs of a group of the exact AFQ record; None if there is none."""
+        if self.apart:
+            return None
         fits = [each for each in AFQ_GROUPS if self.size % each == 0 and self.shape[1] % each == 0]
         return fits[0] if fits and self.index is None and self._never_rounds() else None
 
