@@ -17,6 +17,8 @@ HEAD: Final = """\
 #pragma author The uqff project
 #pragma description UQFF, the Universal Quantized File Format of mistral.rs
 #pragma endian little
+#pragma array_limit 0x10000000
+#pragma pattern_limit 0x10000000
 
 // Generated from the declared layouts by `python -m tools.schemas`; not to be edited.
 //
@@ -26,7 +28,7 @@ HEAD: Final = """\
 // by hand, as entries.json says.
 
 import std.mem;
-import std.string;
+import std.io;
 """
 _NUMBERS: Final = {
     "u1": "u8",
@@ -127,11 +129,18 @@ def _blob() -> str:
     return "// A layer before 1.0.\n" + _braced("struct Blob", lines)
 
 
+def _search(name: str, text: str) -> str:
+    found = f"std::mem::find_sequence_in_range(0, 8, 8 + header_length, {', '.join(map(hex, text.encode()))})"
+    return f"// Whether {text} stands in the header.\n" + _braced(
+        f"fn {name}(u64 header_length)", [f"    u64 at = {found};", "    return at < 8 + header_length;"]
+    )
+
+
 def _file() -> str:
     lines = [
         "    u64 header_length;",
         "    char header[header_length];  // JSON; see container.md, framing",
-        '    if (std::string::contains(header, ".weight.format") || std::string::contains(header, "uqff.version."))',
+        "    if (has_layers(header_length) || has_version(header_length))",
         "        u8 data[while(!std::mem::eof())];",
         "    else",
         "        Blob blobs[while(!std::mem::eof())];",
@@ -146,4 +155,5 @@ def _file() -> str:
         "else",
         "    Shard shard @ 0x00;",
     ]
-    return "// A safetensors file.\n" + _braced("struct Shard", lines) + "\n" + "\n".join(place) + "\n"
+    searches = _search("has_layers", ".weight.format") + "\n" + _search("has_version", "uqff.version.")
+    return searches + "\n// A safetensors file.\n" + _braced("struct Shard", lines) + "\n" + "\n".join(place) + "\n"
