@@ -27,8 +27,8 @@ HEAD: Final = """\
 // behind the other. The pattern language reads no JSON: of 1.x the data are shown as bytes, on which blocks can be put
 // by hand, as entries.json says.
 
-import std.mem;
-import std.io;
+#include <std/mem.pat>
+#include <std/io.pat>
 """
 _NUMBERS: Final = {
     "u1": "u8",
@@ -136,24 +136,37 @@ def _search(name: str, text: str) -> str:
     )
 
 
+_IS_BLOB: Final = f"""\
+// Whether a blob can begin at an address: there is the word of a version before 1.0.
+fn is_blob(u64 address) {{
+    u32 word = std::mem::read_unsigned(address, 4, std::mem::Endian::Little);
+    return {" || ".join(f"word == {word:#x}" for word in VERSION_WORDS)};
+}};
+"""
+
+
 def _file() -> str:
-    lines = [
+    shard = [
         "    u64 header_length;",
         "    char header[header_length];  // JSON; see container.md, framing",
-        "    if (has_layers(header_length) || has_version(header_length))",
+        "    if (has_layers(header_length) || has_version(header_length) || !is_blob(8 + header_length))",
         "        u8 data[while(!std::mem::eof())];",
         "    else",
         "        Blob blobs[while(!std::mem::eof())];",
     ]
-    words = " || ".join(f"first == {word:#x}" for word in VERSION_WORDS)
     place = [
-        "// A blob ends with the file; a file of the length that its first word names would begin with '{' at byte 8.",
-        "u32 first @ 0x00;",
-        "u8 ninth @ 0x08;",
-        f"if (({words}) && ninth != '{{')",
-        "    Blob blob @ 0x00;",
-        "else",
-        "    Shard shard @ 0x00;",
+        "    // A blob ends with the file; behind such a length a file would have '{' at byte 8.",
+        "    if (is_blob(0) && std::mem::read_unsigned(8, 1) != 0x7b)",
+        "        Blob blob;",
+        "    else",
+        "        Shard shard;",
     ]
-    searches = _search("has_layers", ".weight.format") + "\n" + _search("has_version", "uqff.version.")
-    return searches + "\n// A safetensors file.\n" + _braced("struct Shard", lines) + "\n" + "\n".join(place) + "\n"
+    parts = [
+        _IS_BLOB,
+        _search("has_layers", ".weight.format"),
+        _search("has_version", "uqff.version."),
+        "// A safetensors file.\n" + _braced("struct Shard", shard),
+        _braced("struct Uqff", place),
+        "Uqff uqff @ 0x00;\n",
+    ]
+    return "\n".join(parts)
