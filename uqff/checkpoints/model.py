@@ -16,6 +16,7 @@ from typing import Any
 
 from uqff.container.beside import KEPT_SUFFIX
 from uqff.container.closing import Closing
+from uqff.container.document import is_present
 from uqff.container.file import RESIDUAL_NAME, UqffFile
 from uqff.container.mapped import MappedFile
 from uqff.container.report import REPORT_NAME
@@ -76,12 +77,12 @@ class ModelDirectory(Closing):
                 )
             for stem in self.models:
                 kept = self.path / f"{stem}{KEPT_SUFFIX}"
-                if kept.is_file():
+                if is_present(kept):
                     self.kept[stem] = UqffFile([kept])
-            if (self.path / RESIDUAL_NAME).is_file():
+            if is_present(self.path / RESIDUAL_NAME):
                 self.residual = MappedFile(self.path / RESIDUAL_NAME)
             config = self.path / CONFIG_NAME
-            self.config: dict[str, Any] = read_config(config) if config.is_file() else {}
+            self.config: dict[str, Any] = read_config(config) if is_present(config) else {}
         except BaseException:
             self.close()
             raise
@@ -102,7 +103,9 @@ def _models(source: Path) -> list[tuple[str, list[Path], bool]]:
     if not source.is_dir():
         paths, complete = resolve(source)
         return [(stem_of(paths[0].name), paths, complete)]
-    names = sorted(entry.name for entry in os.scandir(source) if entry.name.endswith(SUFFIX) and entry.is_file())
+    names = sorted(
+        entry.name for entry in os.scandir(source) if entry.name.endswith(SUFFIX) and is_present(Path(entry))
+    )
     if not names:
         raise ShardError(f"no {SUFFIX} file in the directory", file=str(source))
     found: dict[str, tuple[str, list[Path], bool]] = {}

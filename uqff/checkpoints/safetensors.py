@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, Final
 from uqff.codes import LOADED_DTYPES, DType
 from uqff.container.beside import INDEX_NAME
 from uqff.container.closing import Closing
-from uqff.container.document import read_json
+from uqff.container.document import is_present, read_json
 from uqff.container.mapped import MappedFile, TensorMap
 from uqff.container.shards import PathLike
 from uqff.errors import FormatError, ShardError
@@ -183,12 +183,12 @@ def open_tensors(source: PathLike) -> TensorFiles:
     if not path.is_dir():
         raise FileNotFoundError(f"no such directory: {source}")
     config_path = path / CONFIG_NAME
-    config = read_config(config_path) if config_path.is_file() else {}
+    config = read_config(config_path) if is_present(config_path) else {}
     files: list[MappedFile] = []
     try:
-        if (path / SINGLE_NAME).is_file():
+        if is_present(path / SINGLE_NAME):
             files.append(MappedFile(path / SINGLE_NAME))
-        elif (path / INDEX_NAME).is_file():
+        elif is_present(path / INDEX_NAME):
             _open_shards(path / INDEX_NAME, files)
         else:
             files.append(MappedFile(_only_file(path)))

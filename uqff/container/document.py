@@ -18,6 +18,7 @@ __all__ = [
     "check_regular",
     "check_values",
     "check_width",
+    "is_present",
     "json_bytes",
     "read_at_most",
     "read_json",
@@ -54,6 +55,19 @@ def check_regular(path: Path) -> Path:
     if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):  # of a directory, whoever opens it says so
         raise FormatError("not a regular file", file=str(path))
     return path
+
+
+def is_present(path: Path) -> bool:
+    """Whether there is such a file; False for a directory of that name, too.
+
+    Raises:
+        FormatError: a pipe, a socket or a device: as good as nothing to a reader who would then do without the file.
+        OSError: it cannot be looked up.
+    """
+    try:
+        return check_regular(path).is_file()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
 
 
 def check_values(raw: bytes, *, field: str | None = None, offset: int | None = None, rule: str | None = None) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from uqff.codec.layer import Layer, Sharding
 from uqff.codes import Version
 from uqff.container.closing import Closing
+from uqff.container.document import is_present
 from uqff.container.index import LayerIndex, Place
 from uqff.container.mapped import MappedFile, TensorMap
 from uqff.container.shards import PathLike, are_in_force, resolve
@@ -171,7 +172,7 @@ class UqffFile(Mapping[str, Layer], Closing):
     def residual(self) -> TensorMap:
         """The tensors that are not quantised, from ``residual.safetensors`` beside the file; empty if there is none."""
         path = self.paths[0].parent / RESIDUAL_NAME
-        if path.is_file():
+        if is_present(path):
             self._residual.append(MappedFile(path))
         return TensorMap(self._residual)
 

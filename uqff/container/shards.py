@@ -11,6 +11,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
+from uqff.container.document import is_present
 from uqff.errors import FormatError, ShardError
 from uqff.hub.fetch import fetch
 from uqff.hub.names import hub_name
@@ -221,7 +222,7 @@ def models_in(directory: PathLike) -> dict[str, Path]:
         OSError: the directory cannot be read.
     """
     with os.scandir(directory) as entries:
-        names = [entry.name for entry in entries if entry.name.endswith(SUFFIX) and entry.is_file()]
+        names = [entry.name for entry in entries if entry.name.endswith(SUFFIX) and _is_file(entry)]
     return {model: Path(directory) / name for model, name in _models_of(names).items()}
 
 
@@ -254,9 +255,20 @@ def _resolve_directory(directory: Path) -> tuple[list[Path], bool]:
     return ([path], True) if match is None else _resolve_set(directory, match["stem"])
 
 
-def _files(directory: Path) -> list[str]:
+def _files(directory: Path, stem: str) -> list[str]:
+    """Names of the shards of a set in a directory."""
     with os.scandir(directory) as entries:
-        return [entry.name for entry in entries if entry.is_file()]
+        return [entry.name for entry in entries if _is_of_set(entry.name, stem) and _is_file(entry)]
+
+
+def _is_file(entry: os.DirEntry[str]) -> bool:
+    """Whether a shard is a file; a directory of such a name is none, nor is a link to what a cache has removed.
+
+    Raises:
+        FormatError: a pipe or a device: passed over, it would make a set of fewer shards, which nothing in an older one
+            tells from a whole set.
+    """
+    return entry.is_file() or is_present(Path(entry))
 
 
 def _resolve_set(directory: Path, stem: str) -> tuple[list[Path], bool]:
@@ -265,12 +277,9 @@ def _resolve_set(directory: Path, stem: str) -> tuple[list[Path], bool]:
     pending = pending_directory(directory, stem)
     if pending.is_dir() and not pending.is_symlink():
         places.append(pending)
-    names = {name for place in places for name in _files(place)}
+    names = {name for place in places for name in _files(place, stem)}
     for name in names:
-        match = NUMBERED.fullmatch(name)
-        if match is None or match["stem"] != stem:
-            continue
-        number = int(match["number"])
+        number = int(name[len(stem) + 1 : -len(SUFFIX)])
         if number in shards:
             raise ShardError(
                 "two shards of one number",

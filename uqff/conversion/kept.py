@@ -28,6 +28,7 @@ from uqff.checkpoints.gguf.files import KEPT_NAME
 from uqff.checkpoints.gguf.names import ROPE_FACTORS, GgufArchitecture
 from uqff.checkpoints.gguf.rope import Factors, agree
 from uqff.checkpoints.gguf.tokenizer import tokenizer_metadata
+from uqff.container.document import is_present
 from uqff.families.gguf.blocks import block_type_of_code
 from uqff.gguf.schema import ALIGNMENT_KEY, Value, ValueType, build_head
 from uqff.gguf.writer import PlannedTensor, write_gguf
@@ -145,7 +146,7 @@ def kept_factors(directory: Path, made: Factors) -> Factors:
         FormatError: the kept metadata breaks a rule.
     """
     path = directory / KEPT_NAME
-    if not path.is_file():
+    if not is_present(path):
         return made
     with open_gguf(path) as file:
         kept = file.get(ROPE_FACTORS)
@@ -167,7 +168,7 @@ def with_kept(directory: Path, made: Made) -> tuple[Pairs, list[str]]:
         FormatError: the kept metadata breaks a rule.
     """
     path = directory / KEPT_NAME
-    if not path.is_file():
+    if not is_present(path):
         return [*made.general, *made.model, *made.tokenizer], made.notes
     with open_gguf(path) as file:
         pairs = dict(file.pairs)

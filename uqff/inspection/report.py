@@ -15,6 +15,7 @@ from collections.abc import Iterator, Set
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from uqff.container.document import is_present
 from uqff.container.file import UqffFile, open_uqff
 from uqff.container.report import (
     REPORT_NAME,
@@ -127,7 +128,7 @@ def _report(
 def _write(report: Report, directory: Path) -> None:
     """Write the report, and its new digest into the list of checksums if that names it; all else there stays."""
     listed = directory / SUMS_NAME
-    named = listed.is_file() and REPORT_NAME in read_sums(listed)  # a list with an error is refused before all else
+    named = is_present(listed) and REPORT_NAME in read_sums(listed)  # a list with an error is refused before all else
     write_report(report, directory)
     if named:
         (digest,) = digest_files(directory, [REPORT_NAME])
@@ -175,7 +176,7 @@ def rebuild_report(
 
 def _groups(directory: Path, known: Report | None) -> dict[str, list[Path]]:
     """The files of each output: those that the report names, and by their own names what it does not."""
-    names = sorted(path.name for path in directory.iterdir() if path.name.endswith(SUFFIX) and path.is_file())
+    names = sorted(path.name for path in directory.iterdir() if path.name.endswith(SUFFIX) and is_present(path))
     if not names:
         raise ShardError(f"no {SUFFIX} file in the directory", file=str(directory))
     owners = {shard: output.quant for output in (known.outputs if known is not None else ()) for shard in output.shards}

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 
 from uqff.codes import Version
 from uqff.container import UqffFile
+from uqff.container.document import is_present
 from uqff.container.file import RESIDUAL_NAME
 from uqff.errors import UqffError
 from uqff.inspection.meta import LayerMeta, read_meta
@@ -232,7 +233,7 @@ def layer_row(file: UqffFile, key: str, *, trace: list[FieldTrace] | None = None
 
 def _residual_row(file: UqffFile) -> ResidualRow | None:
     path = file.paths[0].parent / RESIDUAL_NAME
-    if not path.is_file():
+    if not is_present(path):
         return None
     try:
         return ResidualRow(str(path), path.stat().st_size, len(file.residual))

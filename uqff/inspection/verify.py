@@ -18,6 +18,7 @@ from typing import Any
 from uqff.codec.layer import Layer
 from uqff.codes import LOADED_DTYPES, DType, Version
 from uqff.container import UqffFile, open_uqff
+from uqff.container.document import is_present
 from uqff.container.report import REPORT_NAME, check_output, check_report, read_report
 from uqff.container.shards import PathLike, at_hand, models_in, select
 from uqff.errors import UnsupportedError, UqffError, printable, shortened
@@ -228,7 +229,7 @@ def _layout_notes(path: PathLike | Sequence[PathLike]) -> list[Note]:
     try:
         chosen = select(first)
         config = (chosen if chosen.is_dir() else chosen.parent) / CONFIG_NAME
-        layout = WeightLayout.of(read_config(config)) if config.is_file() else WeightLayout()
+        layout = WeightLayout.of(read_config(config)) if is_present(config) else WeightLayout()
         return [Note("layout", text, ()) for text in layout.notes]
     except (UqffError, FileNotFoundError):
         return []

@@ -33,7 +33,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from uqff.codes import Version
-from uqff.container.document import check_regular, read_at_most, read_json
+from uqff.container.document import check_regular, is_present, read_at_most, read_json
 from uqff.errors import FormatError, UnsupportedError, located
 from uqff.limits import MAX_CONFIG_BYTES
 from uqff.models.architectures import architecture_of
@@ -98,7 +98,7 @@ def config_to_write(path: Path, config: Mapping[str, Any], version: Version) -> 
         return None
     made = with_method(restated(config), version)
     _check_expressible(made, str(path))
-    return None if path.is_file() and read_json(path, MAX_CONFIG_BYTES) == made else made
+    return None if is_present(path) and read_json(path, MAX_CONFIG_BYTES) == made else made
 
 
 def with_method(config: Mapping[str, Any], version: Version) -> dict[str, Any]:
@@ -127,7 +127,7 @@ def text_of(path: Path, config: Mapping[str, Any]) -> bytes | None:
     Returns:
         Its bytes with one more member in front, or without that; None if more than that is other.
     """
-    if not path.is_file():
+    if not is_present(path):
         return None
     raw = read_at_most(check_regular(path), MAX_CONFIG_BYTES)
     head, brace, rest = raw.partition(b"{")

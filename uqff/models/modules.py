@@ -17,6 +17,7 @@ from typing import Any, Final
 
 from uqff.codes import ENTRY_VERSIONS
 from uqff.container import UqffFile
+from uqff.container.document import is_present
 from uqff.errors import ShardError
 from uqff.models.architectures import LayerName, check_numbered, embedding_name, entry_names, layer_names, stacked_names
 from uqff.models.assets import CONFIG_NAME
@@ -51,7 +52,7 @@ def config_beside(file: UqffFile) -> dict[str, Any] | None:
         OSError: it cannot be read.
     """
     path = file.paths[0].parent / CONFIG_NAME
-    return read_config(path) if path.is_file() else None
+    return read_config(path) if is_present(path) else None
 
 
 def modules_of(

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Final
 from uqff.checkpoints.checkpoint import open_checkpoint
 from uqff.codes import LOADED_DTYPES
 from uqff.container.closing import Closing
+from uqff.container.document import is_present
 from uqff.errors import FormatError
 from uqff.models.architectures import architecture_of, layer_names
 from uqff.models.assets import CONFIG_NAME
@@ -56,7 +57,7 @@ class CheckpointSource(Closing):
             self.directory = self.checkpoint.path
             self.name = str(self.directory)
             config = self.directory / CONFIG_NAME
-            if not config.is_file():
+            if not is_present(config):
                 raise FormatError("no configuration beside the model", file=str(config), got="no such file")
             self.config: dict[str, Any] = self.checkpoint.config
             architecture_of(self.config)

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from uqff.container.document import read_json, read_text
+from uqff.container.document import is_present, read_json, read_text
 from uqff.errors import FormatError, UnsupportedError, UqffError, located
 from uqff.limits import MAX_CONFIG_BYTES
 from uqff.models.architectures import architecture_of
@@ -86,7 +86,7 @@ class Text:
             config = _json(directory, "tokenizer_config.json")
             self._tokenizer: Any = (
                 PreTrainedTokenizerFast(tokenizer_file=str(plain), **_special_tokens(config))
-                if plain.is_file()
+                if is_present(plain)
                 else _of_vocabulary(directory, config)
             )
             self._tokenizer.chat_template = _chat_template(directory, config)
@@ -151,7 +151,7 @@ def _refused(problem: str, directory: Path) -> Iterator[None]:
 
 def _json(directory: Path, name: str) -> dict[str, Any]:
     path = directory / name
-    return read_json(path, MAX_CONFIG_BYTES) if path.is_file() else {}
+    return read_json(path, MAX_CONFIG_BYTES) if is_present(path) else {}
 
 
 def _special_tokens(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -168,7 +168,7 @@ def _special_tokens(config: Mapping[str, Any]) -> dict[str, Any]:
 def _chat_template(directory: Path, config: Mapping[str, Any]) -> str | None:
     """The template by which a prompt becomes a message."""
     jinja, template = directory / "chat_template.jinja", config.get("chat_template")
-    if jinja.is_file():
+    if is_present(jinja):
         return read_text(jinja, MAX_CONFIG_BYTES)
     if isinstance(template, list):  # several by name
         template = {each["name"]: each["template"] for each in template}.get("default")
@@ -190,7 +190,7 @@ def _of_vocabulary(directory: Path, config: Mapping[str, Any]) -> Any:
             expected=f"one of {', '.join(CLASSES)}",
             got=name,
         )
-    missing = [file for file in CLASSES[name] if not (directory / file).is_file()]
+    missing = [file for file in CLASSES[name] if not is_present(directory / file)]
     if missing:
         raise FormatError(
             "no tokenizer", expected=f"tokenizer.json, or {' and '.join(CLASSES[name])}", got=f"no {missing[0]}"
@@ -199,7 +199,7 @@ def _of_vocabulary(directory: Path, config: Mapping[str, Any]) -> Any:
     with tempfile.TemporaryDirectory(prefix="uqff-tokenizer-") as folder:
         for file in CLASSES[name]:
             shutil.copyfile(directory / file, Path(folder, file))
-        texts = {file: _json(directory, file) for file in BESIDE if (directory / file).is_file()}
+        texts = {file: _json(directory, file) for file in BESIDE if is_present(directory / file)}
         texts = {file: _only_options(each) if file == BESIDE[1] else each for file, each in texts.items()}
         texts["tokenizer_config.json"] = {**_only_options(config), "tokenizer_class": name}
         for file, values in texts.items():

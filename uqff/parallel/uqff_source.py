@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from uqff.codec.layer import Layer
 from uqff.container.closing import Closing
+from uqff.container.document import is_present
 from uqff.container.file import open_uqff
 from uqff.errors import FormatError, located
 from uqff.families import Unquant
@@ -67,7 +68,7 @@ class UqffSource(Closing):
             with located(file=self.name):
                 self.directory = self.file.paths[0].parent
                 path = self.directory / CONFIG_NAME
-                if not path.is_file():
+                if not is_present(path):
                     raise FormatError("no configuration beside the model", file=str(path), got="no such file")
                 self.config: dict[str, Any] = read_config(path)
                 architecture_of(self.config)

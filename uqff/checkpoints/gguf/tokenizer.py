@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from uqff.checkpoints.gguf.pretokenizers import pre_tokenizer_of_document, pre_tokenizer_of_name
-from uqff.container.document import read_json, read_text
+from uqff.container.document import is_present, read_json, read_text
 from uqff.errors import FormatError, UqffError
 from uqff.gguf.reader import GgufFile
 from uqff.gguf.schema import Array, Value, ValueType
@@ -265,7 +265,7 @@ def tokenizer_metadata(directory: Path, config: Mapping[str, Any]) -> tuple[list
         Metadata pairs, and what could not be made, in sentences.
     """
     path = directory / "tokenizer.json"
-    if not path.is_file():
+    if not is_present(path):
         numbers = {name: config.get(f"{name}_token_id") for name in ("bos", "eos")}
         known = {name: n for name, n in numbers.items() if type(n) is int and 0 <= n < config["vocab_size"]}
         pairs = [(f"{PREFIX}.model", Value(ValueType.TEXT, "none"))]  # llama.cpp loads no file that does not say
@@ -285,7 +285,7 @@ def tokenizer_metadata(directory: Path, config: Mapping[str, Any]) -> tuple[list
     except Exception as exc:
         raise FormatError("not a tokenizer", file=str(path), got=f"{type(exc).__name__} {exc}") from exc
     settings_path = directory / "tokenizer_config.json"
-    settings = read_json(settings_path, MAX_CONFIG_BYTES) if settings_path.is_file() else {}
+    settings = read_json(settings_path, MAX_CONFIG_BYTES) if is_present(settings_path) else {}
     ids = _special_ids(settings, config, tokens)
     ends_added = {"add_bos_token": Value(ValueType.BOOL, begins), "add_eos_token": Value(ValueType.BOOL, ends)}
     found = [(f"{PREFIX}.{key}", value) for key, value in {**model, **table, **ids, **ends_added}.items()]
@@ -361,7 +361,7 @@ def _ends(processor: Any) -> tuple[bool, bool]:
 
 def _chat_template(directory: Path, settings: Mapping[str, Any]) -> str | None:
     path = directory / "chat_template.jinja"
-    if path.is_file() and path.stat().st_size <= MAX_CONFIG_BYTES:
+    if is_present(path) and path.stat().st_size <= MAX_CONFIG_BYTES:
         return read_text(path, MAX_CONFIG_BYTES)
     template = settings.get("chat_template")
     return template if isinstance(template, str) else None
