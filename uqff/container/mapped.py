@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import mmap
 import os
-import stat
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -48,8 +47,6 @@ class MappedBytes:
         self.path = path
         self._memory: Memory | None = None
         self._closed = False
-        if stat.S_ISFIFO(os.stat(path).st_mode):  # opening one would wait for a writer
-            raise FormatError("not a file but a pipe", file=str(path))
         check_regular(path)
         with open(path, "rb", buffering=0) as file:
             self._status = os.fstat(file.fileno())
