@@ -389,6 +389,28 @@ def test_a_split_set_that_is_none(tmp_path: Path) -> None:
         open_gguf(path)
 
 
+def test_files_of_a_split_set_in_another_order(tmp_path: Path) -> None:
+    """Each says which it is; one that does not, or that has another name, is no file of a set."""
+    split(tmp_path, [([], [F32]), ([], [Q8_0])])
+    first, second = (tmp_path / f"m-0000{number}-of-00002.gguf" for number in (1, 2))
+    data = first.read_bytes(), second.read_bytes()
+    first.write_bytes(data[1])
+    second.write_bytes(data[0])
+    with pytest.raises(ShardError, match="do not belong together: expected 0, got 1") as caught:
+        open_gguf(first)
+    assert (caught.value.field, caught.value.file) == ("split.no", str(first))
+    first.write_bytes(gguf([], [F32]))
+    with pytest.raises(ShardError, match="do not belong together: expected 0, got none"):
+        open_gguf(first)
+    (tmp_path / "m.gguf").write_bytes(data[0])
+    with pytest.raises(ShardError, match="file of a split set without its number") as caught:
+        open_gguf(tmp_path / "m.gguf")
+    assert (caught.value.field, caught.value.got) == ("split.count", "m.gguf, one of 2")
+    (tmp_path / "m.gguf").write_bytes(gguf([pair("split.count", "u16", 1)], [F32]))
+    with open_gguf(tmp_path / "m.gguf") as file:
+        assert list(file) == ["f"]
+
+
 def test_the_gguf_packages_own_split(tmp_path: Path) -> None:
     writer = package.GGUFWriter(tmp_path / "s.gguf", "llama", split_max_tensors=1)
     for name in "abc":

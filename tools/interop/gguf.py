@@ -30,8 +30,7 @@ from safetensors.torch import save_file
 
 import uqff
 from tools.interop.client import PROMPT, Client, ClientError, Generation
-from tools.tiny import architectures as tiny_architectures
-from tools.tiny.gguf import write_checkpoint
+from tools.tiny.gguf import checkpoint_of, write_checkpoint
 from tools.tiny.models import TinyModel
 from uqff import Layer
 from uqff.conversion import gguf_of_uqff, uqff_of_gguf
@@ -87,8 +86,7 @@ def tiny(name: str, kind: str, kinds: Mapping[str, str] | None = None, own: str 
 
 def other(name: str, kind: str, own: str | None = None) -> Case:
     """A case of `tiny_architectures.py`, whose matrices are 64 wide."""
-    config = tiny_architectures.config(name)
-    tensors = {each: tiny_architectures.tensor(each, shape) for each, shape in tiny_architectures.shapes(name).items()}
+    config, tensors = checkpoint_of(name)
     wide = {each: values * 5 if values.ndim == 2 else values for each, values in tensors.items()}
     return Case(name.lower(), name, config, wide, kind, own=own)
 

@@ -30,7 +30,7 @@ from rich.table import Table
 
 import uqff
 from tools.interop import llamacpp_job
-from tools.interop.gguf import cases, plain
+from tools.interop.gguf import cases, other, plain
 from tools.interop.llamacpp_job import RESULT
 from tools.tiny.gguf import write_checkpoint
 from uqff import Layer
@@ -166,7 +166,7 @@ def check(
 
 def check_all(python: Path, folder: Path) -> Iterator[Row]:
     """The tiny models, then the real one."""
-    for case in cases():
+    for case in [*cases(), other("Qwen3Moe", "f32")]:
         for kind in KINDS:
             place = folder / f"{case.name}-{kind}"
             place.mkdir()

@@ -16,6 +16,7 @@ import gguf
 import numpy as np
 import torch
 
+from tools.tiny import architectures
 from tools.tiny.models import WEIGHT_DTYPES as DENSE
 from tools.tiny.models import TinyModel, round_to, to_bytes
 from uqff.families.gguf.tensor import GGUF
@@ -36,7 +37,22 @@ BLOCK_NAMES = {
 }
 FOREIGN = ("tq1_0", "tq2_0", "mxfp4")
 """Types that UQFF's quantisers do not make as GGUF has them, and the package does."""
+ARCHITECTURES = {"mistral": "llama", "mixtral": "llama", "qwen3_moe": "qwen3moe"}
+"""``general.architecture`` of a ``model_type``, if it is not that."""
 ROOT_NAMES = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
+
+
+def checkpoint_of(name: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Configuration and tensors of one of `architectures`; of Qwen3-MoE with experts in every layer, because
+    GGUF has no other.
+    """
+    config, shapes = architectures.config(name), architectures.shapes(name)
+    if name == "Qwen3Moe":
+        config |= {"model_type": "qwen3_moe", "mlp_only_layers": []}
+        first = {each: shape for each, shape in shapes.items() if each.startswith("model.layers.0.mlp.")}
+        shapes = {each: shape for each, shape in shapes.items() if not each.startswith("model.layers.1.mlp.")}
+        shapes |= {each.replace(".0.", ".1.", 1): shape for each, shape in first.items()}
+    return config, {each: architectures.tensor(each, shape) for each, shape in shapes.items()}
 
 
 def gguf_name(name: str) -> str:
@@ -57,12 +73,12 @@ def stored(
     name: str, values: np.ndarray[Any, Any], kinds: Mapping[str, str], default: str
 ) -> tuple[Any, gguf.GGMLQuantizationType]:
     """A tensor as it is stored: its bytes (rows of blocks) or numbers, and its ggml type."""
-    if values.ndim == 1:
+    if values.ndim == 1 or re.search(r"\.gate\.", name):  # and what chooses experts
         return values, gguf.GGMLQuantizationType.F32
     kind = next((kind for part, kind in kinds.items() if part in name), default)
     if kind.upper() in DENSE:
         rows = np.frombuffer(to_bytes(round_to(values, kind.upper()), kind.upper()), np.uint8)
-        return rows.reshape(len(values), -1), gguf.GGMLQuantizationType[kind.upper()]
+        return rows.reshape(*values.shape[:-1], -1), gguf.GGMLQuantizationType[kind.upper()]
     if kind in FOREIGN:
         type = gguf.GGMLQuantizationType[kind.upper()]
         return gguf.quants.quantize(values, type), type
@@ -70,6 +86,14 @@ def stored(
     if not isinstance(record, GGUF):
         raise ValueError(f"{name}: {kind} gives {record}")
     return record.data.numpy(), gguf.GGMLQuantizationType(record.block_type.code)
+
+
+def stacks(tensors: Mapping[str, Any]) -> dict[str, Any]:
+    """Tensors with the experts of each projection as one, called by the name of one without its number."""
+    found: dict[str, Any] = {}
+    for name, values in tensors.items():
+        found.setdefault(re.sub(r"\.experts\.\d+\.", ".experts.", name), []).append(values)
+    return {name: np.stack(values) if ".experts." in name else values[0] for name, values in found.items()}
 
 
 def write_gguf(model: TinyModel, path: Path, kind: str, **options: Any) -> None:
@@ -96,7 +120,7 @@ def write_checkpoint(
     more pairs of uint32, and `split_max_tensors` is as the gguf package takes it. With a `vocabulary` the file has a
     byte pair encoding that makes next to nothing of texts, but names the tokens: llama.cpp does not answer without.
     """
-    architecture = "llama" if config["model_type"] == "mistral" else config["model_type"]
+    architecture = ARCHITECTURES.get(config["model_type"], config["model_type"])
     heads, kv_heads = config["num_attention_heads"], config["num_key_value_heads"]
     writer = gguf.GGUFWriter(path, architecture, split_max_tensors=split_max_tensors)
     writer.add_name(path.stem)
@@ -109,8 +133,17 @@ def write_checkpoint(
     writer.add_head_count_kv(kv_heads)
     writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
     writer.add_rope_freq_base(config["rope_theta"])
+    experts = config.get("num_experts", config.get("num_local_experts"))
+    if experts:
+        writer.add_expert_count(experts)
+        writer.add_expert_used_count(config["num_experts_per_tok"])
+        if "moe_intermediate_size" in config:
+            writer.add_expert_feed_forward_length(config["moe_intermediate_size"])
+    if "head_dim" in config:
+        writer.add_key_length(config["head_dim"])
+        writer.add_value_length(config["head_dim"])
     if architecture == "llama":
-        writer.add_rope_dimension_count(config["hidden_size"] // heads)
+        writer.add_rope_dimension_count(config.get("head_dim", config["hidden_size"] // heads))
     for key, value in (metadata or {}).items():
         writer.add_uint32(key, value)
     tokens = list(TinyModel(vocab_size=config["vocab_size"]).tokenizer()["model"]["vocab"])
@@ -122,13 +155,14 @@ def write_checkpoint(
         writer.add_token_merges(["t 3"])
     writer.add_bos_token_id(1)
     writer.add_eos_token_id(2)
-    for name, values in tensors.items():
+    theirs = gguf.get_tensor_name_map(next(a for a, n in gguf.MODEL_ARCH_NAMES.items() if n == architecture), 64)
+    for name, values in stacks(tensors).items():
         if name in without:
             continue
         data, type = stored(name, values, kinds or {}, kind)
         if architecture == "llama" and re.search(r"\.[qk]_proj\.", name):
             data = interleaved(data, heads if ".q_proj." in name else kv_heads)
-        writer.add_tensor(gguf_name(name), data, raw_dtype=type)
+        writer.add_tensor(str(theirs.get_name(name, (".weight", ".bias"))), data, raw_dtype=type)
     for name, values in (extra or {}).items():
         writer.add_tensor(name, values, raw_dtype=gguf.GGMLQuantizationType.F32)
     writer.write_header_to_file()

@@ -306,9 +306,12 @@ def value_type_table() -> str:
 
 def gguf_name_table() -> str:
     """Names of tensors."""
-    blocks = {f"blk.N.{theirs}": f"model.layers.N.{ours}" for ours, theirs in names.BLOCK.items()}
-    roots = {theirs: ours for ours, theirs in names.ROOT.items()}
-    return markdown(("GGUF", "model"), ((f"`{a}`", f"`{b}`") for a, b in {**roots, **blocks}.items()))
+    pairs = [(theirs, ours) for ours, theirs in names.ROOT.items()]
+    pairs += [(f"blk.N.{theirs}", f"model.layers.N.{ours}") for ours, theirs in names.BLOCK.items()]
+    found: dict[str, list[str]] = {}
+    for theirs, ours in pairs:
+        found.setdefault(theirs, []).append(ours)
+    return markdown(("GGUF", "model"), ((f"`{theirs}`", _names(ours)) for theirs, ours in found.items()))
 
 
 def gguf_model_table() -> str:

@@ -71,7 +71,8 @@ def convert(
     Of a UQFF directory with several models, SRC:TYPE is one.
 
     Blocks of ggml's types are carried over as they are; nothing is quantised again unless --requantize says so. A model
-    that cannot be converted without loss is refused, with all that stands in the way. Llama, Mistral, Qwen2 and Qwen3.
+    that cannot be converted without loss is refused, with all that stands in the way. Llama, Mistral,
+    Mixtral, Qwen2, Qwen3 and Qwen3-MoE.
     """
     from uqff.conversion import conversion_document
     from uqff.conversion import convert as converted

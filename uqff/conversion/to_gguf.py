@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -40,7 +41,7 @@ from uqff.families.part import Part
 from uqff.families.rows import Order, reordered, reordered_bias
 from uqff.gguf.schema import VERSION
 from uqff.gguf.writer import PlannedTensor, write_gguf
-from uqff.models.architectures import LayerName, embedding_name, entry_names, layer_names
+from uqff.models.architectures import EntryName, LayerName, embedding_name, entry_names, layer_names
 from uqff.models.assets import CONFIG_NAME
 from uqff.models.config import read_config
 from uqff.models.layouts import WeightLayout, adjacent_order, half_split_order
@@ -134,10 +135,14 @@ class ToGgufJob:
 
     def _layer_names(self) -> dict[str, LayerName]:
         """Key in the source to layer; all must be there, and no others."""
-        if self.file.version < FIRST:
-            names = {str(name.index): name for name in layer_names(self.config)}
+        if self.file.version >= FIRST:
+            names = {entry.key: _named(entry) for entry in entry_names(self.config, self.file.version)}
+        elif self.architecture.experts:
+            raise UnsupportedError(
+                "experts of files before 1.0 are not converted", expected="version 1.0 or later (uqff migrate)"
+            )
         else:
-            names = {entry.key: entry.parts[0] for entry in entry_names(self.config, self.file.version)}
+            names = {str(name.index): name for name in layer_names(self.config)}
         missing = [key for key in names if key not in self.file]
         superfluous = [key for key in self.file if key not in names]
         if missing or superfluous:
@@ -165,6 +170,7 @@ class ToGgufJob:
 
     def _check_residual(self) -> None:
         names = [f"{name}.weight" for name in norm_names(self.architecture, self.config["num_hidden_layers"])]
+        names += [f"{router}.weight" for router in self._routers()]
         embedding = f"{embedding_name(self.config)}.weight"
         if self._embedding_is_residual():
             names.append(embedding)
@@ -184,6 +190,14 @@ class ToGgufJob:
             raise ShapeError(
                 "tensor does not fit the configuration", field=name, expected=list(expected), got=list(shape)
             )
+
+    def _routers(self) -> list[str]:
+        """Paths of the matrices that choose experts, where they are no layers."""
+        if not self.architecture.router:
+            return []
+        blocks = range(self.config["num_hidden_layers"])
+        paths = [f"model.layers.{block}.{self.architecture.router}" for block in blocks]
+        return [path for path in paths if all(name.module != path for name in self.names.values())]
 
     def _embedding_is_residual(self) -> bool:
         return not any(name.module == embedding_name(self.config) for name in self.names.values())
@@ -207,6 +221,9 @@ class ToGgufJob:
             for module, (key, name) in by_module.items():
                 if module.startswith(prefix):
                     yield from self._layer(key, name)
+            for router in self._routers():
+                if router.startswith(prefix):
+                    yield self._norm(router)
         yield self._norm("model.norm")
         if head is not None:
             yield from self._layer(*head)
@@ -275,9 +292,15 @@ class ToGgufJob:
         return True
 
 
+def _named(entry: EntryName) -> LayerName:
+    """The name of a layer of 1.x; of stacked experts, that of the stack."""
+    first = entry.parts[0]
+    return replace(first, module=entry.key, weight=f"{entry.key}.weight") if entry.is_stacked else first
+
+
 def _block_type(weight: QuantizedTensor) -> BlockType | None:
     """The type of a weight in GGUF, None if there is none."""
-    if len(weight.shape) != 2 or weight.ggml is None:
+    if len(weight.shape) not in (2, 3) or weight.ggml is None:
         return None
     return block_type_of_kind(weight.ggml[0])
 

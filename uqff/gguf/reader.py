@@ -301,6 +301,8 @@ def open_gguf(path: PathLike) -> GgufFile:
             parts.append(_SplitFile(each))
         if match is not None:
             _check_split(parts)
+        else:
+            _check_whole(parts[0])
         return GgufFile(parts)
     except BaseException:
         for part in parts:
@@ -319,17 +321,30 @@ def _siblings(path: Path, stem: str, count: int) -> list[Path]:
 
 
 def _check_split(parts: list[_SplitFile]) -> None:
-    """Each file says which it is and how many there are; the first says how many tensors there are in all."""
+    """Each file says which it is, how many there are, and how many tensors there are in all."""
     total = sum(len(part.tensors) for part in parts)
     for number, part in enumerate(parts):
         claims = {"split.no": number, "split.count": len(parts), "split.tensors.count": total}
         for key, expected in claims.items():
             value = part.pairs.get(key)
-            if value is not None and value.value != expected:
+            if value is None or value.value != expected:
                 raise ShardError(
                     "files of a split set do not belong together",
                     file=str(part.file.path),
                     field=key,
                     expected=expected,
-                    got=value.value,
+                    got="none" if value is None else value.value,
                 )
+
+
+def _check_whole(part: _SplitFile) -> None:
+    """A file that is called like none of a set is none."""
+    value = part.pairs.get("split.count")
+    if value is not None and value.value not in (0, 1):
+        raise ShardError(
+            "file of a split set without its number",
+            file=str(part.file.path),
+            field="split.count",
+            expected="a name that ends in -00001-of-00002.gguf or the like",
+            got=f"{part.file.path.name}, one of {value.value}",
+        )

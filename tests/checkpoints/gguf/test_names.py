@@ -82,14 +82,17 @@ def test_rows_that_are_no_heads(rows: int, heads: int) -> None:
 
 def test_names_are_those_of_the_gguf_package() -> None:
     """Of every weight of each architecture: the package's table for it gives the same name."""
-    kinds = {"llama": package.MODEL_ARCH.LLAMA, "qwen2": package.MODEL_ARCH.QWEN2, "qwen3": package.MODEL_ARCH.QWEN3}
+    kinds = {name: kind for kind, name in package.MODEL_ARCH_NAMES.items()}
+    mixtral = {"gate_proj": "w1", "up_proj": "w3", "down_proj": "w2"}
     for architecture in ARCHITECTURES:
         table = package.get_tensor_name_map(kinds[architecture.name], 3)
-        projections = [f"self_attn.{name}_proj" for name in "qkvo"] + [f"mlp.{n}_proj" for n in ("gate", "up", "down")]
-        modules = [f"model.layers.{block}.{name}" for block in range(3) for name in projections]
+        named = (*architecture.matrices, *architecture.experts, *filter(None, [architecture.router]))
+        modules = [f"model.layers.{block}.{name}" for block in range(3) for name in named]
         for path in [*modules, *norm_names(architecture, 3), "model.embed_tokens", "lm_head"]:
-            assert gguf_name(path) == table.get_name(path), path
-    assert gguf_name("model.layers.0.mlp.gate") is None
+            stack, _, last = path.rpartition(".")
+            theirs = f"{stack}.{mixtral[last]}" if "block_sparse_moe.experts" in path else path
+            assert gguf_name(path) == table.get_name(theirs), path
+    assert gguf_name("model.layers.0.mlp.gates") is None
     assert gguf_name("model.rotary_emb") is None
 
 

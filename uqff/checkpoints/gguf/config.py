@@ -24,7 +24,7 @@ from uqff.errors import FormatError, UnsupportedError, UqffError, located
 from uqff.gguf.reader import GgufFile
 from uqff.gguf.schema import Array, Value, ValueType
 
-__all__ = ["active_window", "check_config", "config_of", "metadata_of"]
+__all__ = ["active_window", "check_config", "config_of", "experts_of", "metadata_of"]
 
 _INTEGERS: Final = (
     ValueType.U32,
@@ -59,6 +59,7 @@ _KNOWN: Final = (
     "vocab_size",
     "expert_count",
     "expert_used_count",
+    "expert_feed_forward_length",
     "tensor_data_layout",
 )
 """Metadata of a model that is read, or says nothing that matters."""
@@ -123,6 +124,12 @@ class _Metadata:
         return [key for key in self.file.pairs if key.startswith(f"{self.prefix}.") and key not in known]
 
 
+def experts_of(file: GgufFile) -> bool:
+    """Whether the model of a file has experts."""
+    name = file.get_value("general.architecture")
+    return bool(file.get_value(f"{name}.expert_count", *_INTEGERS))
+
+
 def config_of(file: GgufFile, architecture: GgufArchitecture, *, strict: bool = True) -> dict[str, Any]:
     """The ``config.json`` of a GGUF file's model.
 
@@ -146,10 +153,9 @@ def config_of(file: GgufFile, architecture: GgufArchitecture, *, strict: bool = 
     vocabulary = embedding.shape[0]
     if metadata.integer("vocab_size", default=vocabulary) != vocabulary:
         raise metadata.error("other size of the vocabulary", "vocab_size", vocabulary, metadata.integer("vocab_size"))
-    if metadata.integer("expert_count", least=0, default=0):
-        raise UnsupportedError(
-            "experts are not converted", file=str(file.paths[0]), field=f"{architecture.name}.expert_count"
-        )
+    if metadata.integer("expert_count", least=0, default=0) and not architecture.experts:
+        problem, field = "experts of this architecture are not converted", f"{architecture.name}.expert_count"
+        raise UnsupportedError(problem, file=str(file.paths[0]), field=field)
     hidden, heads = metadata.integer("embedding_length"), metadata.integer("attention.head_count")
     head_dim = metadata.integer("attention.key_length", default=hidden // heads or 1)
     for key in ("attention.value_length", "rope.dimension_count"):
@@ -174,6 +180,12 @@ def config_of(file: GgufFile, architecture: GgufArchitecture, *, strict: bool = 
         "vocab_size": vocabulary,
     }
     config["model_type"] = config["architectures"][0].removesuffix("ForCausalLM").lower()
+    if architecture.experts:
+        config[architecture.expert_count] = metadata.integer("expert_count")
+        config["num_experts_per_tok"] = metadata.integer("expert_used_count")
+        size = metadata.integer("expert_feed_forward_length", default=config["intermediate_size"])
+        config[architecture.expert_size] = size
+    config |= architecture.fixed
     if config["model_type"] != "llama":
         config["sliding_window"] = window or None
     if architecture.name.startswith("qwen"):
@@ -258,7 +270,8 @@ def check_config(config: Mapping[str, Any], file: GgufFile, architecture: GgufAr
         "tie_word_embeddings": False,
         "rope_theta": architecture.rope_default,
     }
-    for key in COMPARED:
+    of_experts = (architecture.expert_count, "num_experts_per_tok", architecture.expert_size)
+    for key in (*COMPARED, *(of_experts if architecture.experts else ()), *architecture.fixed):
         got = config.get(key)
         got = defaults.get(key) if got is None else got
         if isinstance(got, float) or isinstance(said[key], float):
@@ -340,6 +353,14 @@ def metadata_of(config: Mapping[str, Any], architecture: GgufArchitecture, path:
         "attention.value_length": head_dim,
         "attention.layer_norm_rms_epsilon": number("rms_norm_eps", config.get("rms_norm_eps")),
     }
+    if architecture.experts:
+        pairs["expert_count"] = count(architecture.expert_count)
+        pairs["expert_used_count"] = count("num_experts_per_tok")
+        if architecture.expert_size != "intermediate_size":
+            pairs["expert_feed_forward_length"] = count(architecture.expert_size)
+        for key, value in architecture.fixed.items():
+            if config.get(key, value) != value:
+                raise UnsupportedError("cannot be said in GGUF", file=path, field=key, expected=value, got=config[key])
     if _window(config):
         pairs["attention.sliding_window"] = count("sliding_window")
     scaling = rope_scaling_of(config)

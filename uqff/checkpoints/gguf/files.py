@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from uqff.checkpoints.gguf.blocks import planned_record, record_of
-from uqff.checkpoints.gguf.config import check_config, config_of
+from uqff.checkpoints.gguf.config import check_config, config_of, experts_of
 from uqff.checkpoints.gguf.names import (
     ROPE_FACTORS,
     architecture_of_config,
@@ -70,7 +70,8 @@ class GgufTensors(TensorFiles):
         self.assets = assets
         self.notes: list[str] = []
         self._files = []
-        self.architecture = architecture_of_name(file.get_value("general.architecture"))
+        _check_text_model(file)
+        self.architecture = architecture_of_name(file.get_value("general.architecture"), experts=experts_of(file))
         self.config = self._config()
         self._by_name = self._found()
 
@@ -226,6 +227,20 @@ class GgufTensors(TensorFiles):
 
     def __repr__(self) -> str:
         return f"<GgufTensors {self.path}: {len(self)} tensors>"
+
+
+def _check_text_model(file: GgufFile) -> None:
+    """A projector file has the vision or audio part of a model, without its layers."""
+    kind, name = (file.get_value(f"general.{key}") for key in ("type", "architecture"))
+    if name == "clip" or kind == "mmproj":
+        raise UnsupportedError(
+            "mmproj file: the vision or audio part of a model, whose tensors are not converted",
+            field="general.type" if kind == "mmproj" else "general.architecture",
+            expected="the GGUF file of the text model",
+            got=", ".join(key for key in ("vision", "audio") if file.get_value(f"clip.has_{key}_encoder")) or "neither",
+        )
+    if kind not in (None, "model"):
+        raise UnsupportedError("no model", field="general.type", expected="model", got=kind)
 
 
 def is_gguf(source: PathLike) -> bool:

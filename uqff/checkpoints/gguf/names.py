@@ -27,7 +27,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 from uqff.errors import UnsupportedError
@@ -46,6 +46,7 @@ __all__ = [
     "heads_of",
     "norm_names",
     "shape_of",
+    "stack_name",
     "wanted_names",
 ]
 
@@ -65,10 +66,21 @@ BLOCK: Final = {
     "mlp.gate_proj": "ffn_gate",
     "mlp.up_proj": "ffn_up",
     "mlp.down_proj": "ffn_down",
+    "mlp.gate": "ffn_gate_inp",
+    "mlp.experts.gate_proj": "ffn_gate_exps",
+    "mlp.experts.up_proj": "ffn_up_exps",
+    "mlp.experts.down_proj": "ffn_down_exps",
+    "block_sparse_moe.gate": "ffn_gate_inp",
+    "block_sparse_moe.experts.gate_proj": "ffn_gate_exps",
+    "block_sparse_moe.experts.up_proj": "ffn_up_exps",
+    "block_sparse_moe.experts.down_proj": "ffn_down_exps",
 }
-MATRICES: Final = tuple(name for name in BLOCK if name.endswith("_proj"))
-"""Weights of a decoder layer."""
+"""Modules of a decoder layer; of experts, the layer of UQFF that has all of them."""
 _BLOCK_PATH: Final = re.compile(r"model\.layers\.([0-9]+)\.(.+)", re.DOTALL)
+
+
+ATTENTION: Final = tuple(f"self_attn.{name}_proj" for name in "qkvo")
+MLP: Final = ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
 
 
 @dataclass(frozen=True)
@@ -83,6 +95,12 @@ class GgufArchitecture:
         optional_biases: projections that may have one.
         norms: of each layer, relative to it.
         rope_default: ``rope.freq_base`` of a file that has none; None if it must have one.
+        matrices: of each layer, relative to it, experts aside.
+        experts: stacks of experts of each layer.
+        router: the matrix that chooses experts, if there are any.
+        expert_count: the number of experts in ``config.json``.
+        expert_size: the inner size of one in ``config.json``.
+        fixed: what else ``config.json`` says of every such model.
     """
 
     name: str
@@ -92,10 +110,21 @@ class GgufArchitecture:
     optional_biases: tuple[str, ...]
     norms: tuple[str, ...]
     rope_default: float | None
+    matrices: tuple[str, ...] = (*ATTENTION, *MLP)
+    experts: tuple[str, ...] = ()
+    router: str = ""
+    expert_count: str = ""
+    expert_size: str = "intermediate_size"
+    fixed: Mapping[str, Any] = field(default_factory=dict)
 
 
 _QKV: Final = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
 _NORMS: Final = ("input_layernorm", "post_attention_layernorm")
+
+
+def _experts(path: str) -> tuple[str, ...]:
+    return tuple(f"{path}.experts.{name}_proj" for name in ("gate", "up", "down"))
+
 
 ARCHITECTURES: Final = (
     GgufArchitecture(
@@ -125,6 +154,34 @@ ARCHITECTURES: Final = (
         norms=(*_NORMS, "self_attn.q_norm", "self_attn.k_norm"),
         rope_default=None,
     ),
+    GgufArchitecture(
+        "qwen3moe",
+        ("Qwen3MoeForCausalLM",),
+        interleaved=False,
+        biases=(),
+        optional_biases=(),
+        norms=(*_NORMS, "self_attn.q_norm", "self_attn.k_norm"),
+        rope_default=None,
+        matrices=ATTENTION,
+        experts=_experts("mlp"),
+        router="mlp.gate",
+        expert_count="num_experts",
+        expert_size="moe_intermediate_size",
+        fixed={"decoder_sparse_step": 1, "mlp_only_layers": [], "model_type": "qwen3_moe", "norm_topk_prob": True},
+    ),
+    GgufArchitecture(
+        "llama",
+        ("MixtralForCausalLM",),
+        interleaved=True,
+        biases=(),
+        optional_biases=(),
+        norms=_NORMS,
+        rope_default=10000.0,
+        matrices=ATTENTION,
+        experts=_experts("block_sparse_moe"),
+        router="block_sparse_moe.gate",
+        expert_count="num_local_experts",
+    ),
 )
 """The architectures that are converted."""
 
@@ -132,16 +189,24 @@ INTERLEAVED: Final = {"self_attn.q_proj": "num_attention_heads", "self_attn.k_pr
 """Projections whose rows are interleaved, and where ``config.json`` says how many heads they have."""
 
 
-def architecture_of_name(name: object) -> GgufArchitecture:
+def architecture_of_name(name: object, *, experts: bool = False) -> GgufArchitecture:
     """The architecture that a GGUF file names.
+
+    Args:
+        name: ``general.architecture``.
+        experts: whether the model has any, by which some of one name differ.
 
     Raises:
         UnsupportedError: it is not one that is converted; those are listed.
     """
-    for architecture in ARCHITECTURES:
-        if architecture.name == name:
+    found = [each for each in ARCHITECTURES if each.name == name]
+    for architecture in found:
+        if bool(architecture.experts) == experts:
             return architecture
-    expected = ", ".join(architecture.name for architecture in ARCHITECTURES)
+    if found:
+        problem = "experts of this architecture are not converted" if experts else "no experts"
+        raise UnsupportedError(problem, field=f"{name}.expert_count", got="some" if experts else "none")
+    expected = ", ".join(dict.fromkeys(architecture.name for architecture in ARCHITECTURES))
     raise UnsupportedError(
         "unknown architecture", field="general.architecture", expected=f"one of {expected}", got=name
     )
@@ -179,14 +244,20 @@ def norm_names(architecture: GgufArchitecture, blocks: int) -> list[str]:
     return [f"model.layers.{block}.{norm}" for block in range(blocks) for norm in architecture.norms] + ["model.norm"]
 
 
+def stack_name(module: str) -> str:
+    """What a stack of experts is called among a checkpoint's tensors: as MLX does. Other modules keep their names."""
+    return module.replace(".experts.", ".switch_mlp.")
+
+
 def wanted_names(architecture: GgufArchitecture, config: Mapping[str, Any]) -> Iterator[tuple[str, str, bool]]:
     """The tensors that a file of a model has: name in the checkpoint, name in the file, whether it may be absent."""
     yield "model.embed_tokens.weight", "token_embd.weight", False
     yield "lm_head.weight", "output.weight", bool(config.get("tie_word_embeddings"))
     yield "model.norm.weight", "output_norm.weight", False
     for block in range(config["num_hidden_layers"]):
-        for module in (*MATRICES, *architecture.norms):
-            path, stored = f"model.layers.{block}.{module}", f"blk.{block}.{BLOCK[module]}"
+        router = (architecture.router,) if architecture.router else ()
+        for module in (*architecture.matrices, *router, *architecture.experts, *architecture.norms):
+            path, stored = f"model.layers.{block}.{stack_name(module)}", f"blk.{block}.{BLOCK[module]}"
             yield f"{path}.weight", f"{stored}.weight", False
             if module in architecture.biases or module in architecture.optional_biases:
                 yield f"{path}.bias", f"{stored}.bias", module in architecture.optional_biases
@@ -199,6 +270,7 @@ def shape_of(name: str, config: Mapping[str, Any]) -> tuple[int, ...]:
     query, pairs = config["num_attention_heads"] * head_dim, config["num_key_value_heads"] * head_dim
     module, _, kind = name.rpartition(".")
     last = module.rpartition(".")[2]
+    experts = next((config[key] for key in ("num_experts", "num_local_experts") if key in config), 0)
     matrices = {
         "embed_tokens": (vocabulary, hidden),
         "lm_head": (vocabulary, hidden),
@@ -206,10 +278,14 @@ def shape_of(name: str, config: Mapping[str, Any]) -> tuple[int, ...]:
         "k_proj": (pairs, hidden),
         "v_proj": (pairs, hidden),
         "o_proj": (hidden, query),
+        "gate": (experts, hidden),
         "gate_proj": (inner, hidden),
         "up_proj": (inner, hidden),
         "down_proj": (hidden, inner),
     }
+    if ".switch_mlp." in name or ".experts." in name:
+        size = config.get("moe_intermediate_size", inner)
+        return (experts, hidden, size) if last == "down_proj" else (experts, size, hidden)
     if last in matrices:
         return matrices[last] if kind == "weight" else matrices[last][:1]
     return (head_dim,) if last in ("q_norm", "k_norm") else (hidden,)

@@ -1,0 +1,76 @@
+"""Each architecture: a file that gguf-py's own names were given to is the checkpoint that it was made of, and back."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.numpy import save_file
+
+import uqff
+from tools.tiny import architectures
+from tools.tiny.gguf import checkpoint_of, write_checkpoint
+from uqff.checkpoints import open_gguf
+from uqff.container.document import write_json
+from uqff.conversion import gguf_of_uqff, uqff_of_gguf
+from uqff.errors import UnsupportedError
+
+NAMES = ("Mistral", "Qwen3", "Qwen3Moe", "Mixtral")
+
+
+def write(name: str, folder: Path, kind: str = "f32") -> None:
+    config, tensors = checkpoint_of(name)
+    (folder / "checkpoint").mkdir()
+    write_json(folder / "checkpoint/config.json", config)
+    save_file(tensors, folder / "checkpoint/model.safetensors")
+    write_checkpoint(config, tensors, folder / "a.gguf", kind)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_file_is_its_checkpoint(tmp_path: Path, name: str) -> None:
+    """Equal weights by name and value: what is quantised of both is the same, byte for byte."""
+    write(name, tmp_path)
+    for source, target in (("checkpoint", "u"), ("a.gguf", "v")):
+        uqff.quantize_model(tmp_path / source, tmp_path / target, "q8_0", measure=False)
+    assert (tmp_path / "u/q8_0-0.uqff").read_bytes() == (tmp_path / "v/q8_0-0.uqff").read_bytes()
+    with uqff.open(tmp_path / "u") as one, uqff.open(tmp_path / "v") as other:
+        assert one.residual.keys() == other.residual.keys()
+        assert all(torch.equal(one.residual[each], other.residual[each]) for each in one.residual)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_there_and_back(tmp_path: Path, name: str) -> None:
+    """Every tensor has the bytes that it had, experts among them; all metadata."""
+    write(name, tmp_path, "q8_0")
+    uqff_of_gguf(tmp_path / "a.gguf", tmp_path / "u")
+    gguf_of_uqff(tmp_path / "u", tmp_path / "b.gguf")
+    found = []
+    for path in ("a.gguf", "b.gguf"):
+        with open_gguf(tmp_path / path) as file:
+            tensors = {each: (t.type_name, t.shape, bytes(t.blocks().payload)) for each, t in file.items()}
+            found.append((tensors, {key for key in file.pairs if key != "general.alignment"}))
+    assert found[0] == found[1]
+
+
+@pytest.mark.parametrize("name", ["Qwen3Moe", "Mixtral"])
+def test_experts_of_the_older_generation(tmp_path: Path, name: str) -> None:
+    """Each is a layer of its own, with the blocks that the stack has of it; they do not go back."""
+    write(name, tmp_path, "q8_0")
+    uqff_of_gguf(tmp_path / "a.gguf", tmp_path / "u")
+    uqff_of_gguf(tmp_path / "a.gguf", tmp_path / "v", version="0.2")
+    uqff.migrate(tmp_path / "u", tmp_path / "w", version="0.2")
+    with uqff.open(tmp_path / "v") as one, uqff.open(tmp_path / "w") as other:
+        blocks = {key: layer.weight for key, layer in one.items() if layer.weight.kind == "q8_0"}
+        assert blocks == {key: layer.weight for key, layer in other.items() if layer.weight.kind == "q8_0"}
+        assert len(blocks) == 1 + architectures.LAYERS * (4 + 3 * architectures.EXPERTS)
+    with pytest.raises(UnsupportedError, match=r"experts of files before 1\.0"):
+        gguf_of_uqff(tmp_path / "v", tmp_path / "b.gguf")
+
+
+def test_experts_where_an_architecture_has_none(tmp_path: Path) -> None:
+    config, tensors = checkpoint_of("Qwen3")
+    write_checkpoint(config, tensors, tmp_path / "a.gguf", "f32", metadata={"qwen3.expert_count": 2})
+    with pytest.raises(UnsupportedError, match="experts of this architecture are not converted") as caught:
+        uqff_of_gguf(tmp_path / "a.gguf", tmp_path / "u")
+    assert caught.value.field == "qwen3.expert_count"
