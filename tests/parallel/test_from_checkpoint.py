@@ -289,6 +289,31 @@ def test_every_form_of_experts(tmp_path: Path, form: str, monkeypatch: pytest.Mo
     assert all(len(shape) == 2 or shape[0] == 1 for shape in made_dense)
 
 
+@pytest.mark.parametrize("source", ["fp8", "hqq"])
+def test_experts_with_scales_of_their_own(tmp_path: Path, source: str) -> None:
+    """One by one, each with its own codes on 1 to 3 ranks; one stack of them would not be exact, and is refused."""
+    tensors: dict[str, torch.Tensor] = {}
+    for name, stack in WHOLE.items():
+        for at, weight in enumerate(stack):
+            made, config = MATRICES[source](f"{EXPERTS}.{at}.{name}", weight)
+            scale = next(each for each in made if each.endswith("scale"))
+            tensors |= made | {scale: made[scale] * 2**at}
+    wholes = {name: stack * torch.tensor([1.0, 2, 4]).view(3, 1, 1) for name, stack in WHOLE.items()}
+    expected = mixture(wholes)
+    with checkpoint_of(tmp_path, tensors, **config) as checkpoint:
+        for world_size in (1, 2, 3):
+            total = torch.zeros(len(TOKENS), HIDDEN)
+            for rank in range(world_size):
+                experts: Any = PackedExperts.from_checkpoint(checkpoint, EXPERTS, Adding(rank, world_size), **SHAPE)
+                total += experts(TOKENS, INDICES, WEIGHTS)
+                stored = checkpoint.layer(f"{EXPERTS}.2.down_proj").weight
+                assert experts.down_proj[2].weight == stored.narrow(*experts.down_proj[2].cut)
+            assert torch.equal(total, expected), world_size
+        if source == "fp8":
+            with pytest.raises(ShardError, match="experts"):
+                FusedExperts.from_checkpoint(checkpoint, EXPERTS, **SHAPE)
+
+
 def test_biases_of_experts(tmp_path: Path) -> None:
     """gpt-oss': of gate and up in turns, of down added once; packed experts take none."""
     tensors, config = experts_in("gpt-oss turns")

@@ -78,10 +78,15 @@ class ForeignTensor(QuantizedTensor):
         made = Floats(out.view(word).reshape(self.shape), dtype)
         Floats(self.values().view(np.uint32), DType.F32).cast_into(made)
 
+    def values_there(self) -> torch.Tensor | None:
+        """The bits of :meth:`values` by torch operations on the device of the record; None if there is no such way."""
+        return None
+
     def _dequantize(self) -> torch.Tensor:
         import torch
 
-        return torch.from_numpy(self.values()).to(self.device)
+        there = None if self.place == "cpu" else self.values_there()
+        return torch.from_numpy(self.values()).to(self.device) if there is None else there
 
     @property
     def has_whole_rows(self) -> bool:

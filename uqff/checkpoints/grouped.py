@@ -100,6 +100,25 @@ class GroupedCodes(ForeignTensor):
                 np.multiply(scales[expert, rows][:, of], numbers, out=made[expert, rows])
         return made.reshape(self.shape)
 
+    def values_there(self) -> torch.Tensor:
+        """See :meth:`ForeignTensor.values_there`."""
+        import torch
+
+        out, columns = self.shape[-2:]
+        parts = (self.parts[name].tensor() for name in ("codes", "scales", "zeros", "index"))
+        codes, scales, zeros, index = (part.reshape(-1, *part.shape[-2:]) for part in parts)
+        made = torch.empty(len(codes), out, columns, device=codes.device)
+        bits = torch.arange(8, dtype=torch.uint8, device=codes.device)
+        step = max(1, RUN // columns)
+        for expert, of in enumerate(index[:, 0]):
+            for at in range(0, out, step):
+                rows = slice(at, at + step)
+                stream = (codes[expert, rows, :, None] >> bits & 1).view(-1, columns, self.bits)
+                numbers = (stream << bits[: self.bits]).sum(-1, dtype=torch.uint8).float()
+                numbers -= zeros[expert, rows].float().index_select(1, of)
+                torch.mul(scales[expert, rows].float().index_select(1, of), numbers, out=made[expert, rows])
+        return made.view(self.shape)
+
     def tiles(self) -> Iterator[tuple[Callable[[Any], Any], Self]]:
         """See :meth:`QuantizedTensor.tiles`: one piece, for rows share the index."""
         yield (lambda values: values.reshape(self.shape)), self

@@ -63,6 +63,13 @@ class Int8Rows(ForeignTensor):
         made *= RECIPROCAL
         return made
 
+    def values_there(self) -> torch.Tensor:
+        """See :meth:`ForeignTensor.values_there`."""
+        import torch
+
+        made = self.parts["weight"].tensor().view(torch.int8).view(self.shape).float()
+        return made.mul_(self.parts["scales"].tensor().float()).mul_(float(RECIPROCAL))
+
     def alignment(self, dim: int) -> int:
         """1 along every dimension."""
         self._dim(dim)

@@ -75,6 +75,17 @@ class ScaledFP8(ForeignTensor):
                 np.multiply(e4m3_to_float32(matrix[rows]), wide, out=into[rows])
         return made.reshape(*outer, out, columns)
 
+    def values_there(self) -> torch.Tensor:
+        """See :meth:`ForeignTensor.values_there`."""
+        out, columns = self.shape[-2:]
+        made = self.parts["weight"].tensor().float()
+        scales = self.parts["scales"].tensor().float()
+        if scales.shape[-2] > 1:
+            scales = scales.repeat_interleave(self.rows, -2)[..., :out, :]
+        if scales.shape[-1] > 1:
+            scales = scales.repeat_interleave(self.columns, -1)[..., :columns]
+        return made.mul_(scales)
+
     def _unit(self, dim: int) -> int:
         """Elements of a dimension that share scales; 1 where all do, or none."""
         blocks = self.parts["scales"].shape[dim]

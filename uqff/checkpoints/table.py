@@ -72,6 +72,15 @@ class TableCodes(ForeignTensor):
         groups *= float32_of(self.parts["scales"]).reshape(-1, 1)
         return made.reshape(self.shape)
 
+    def values_there(self) -> torch.Tensor:
+        """See :meth:`ForeignTensor.values_there`."""
+        import torch
+
+        table, codes = self.parts["table"].tensor(), self.parts["codes"].tensor()
+        places = torch.stack((codes & 15, codes >> 4), -1).flatten().int()
+        groups = table.index_select(0, places).view(-1, self.size)
+        return groups.mul_(self.parts["scales"].tensor().reshape(-1, 1)).view(self.shape)
+
     def tiles(self) -> Iterator[tuple[Callable[[Any], Any], Self]]:
         """See :meth:`QuantizedTensor.tiles`: one piece."""
         yield (lambda values: values.reshape(self.shape)), self
