@@ -27,8 +27,9 @@ def engine_layer(kind: str, rows: int = 24, columns: int = 256) -> ReplicatedLay
 
 
 def as_engine(record: QuantizedTensor, x: torch.Tensor) -> torch.Tensor:
-    made = record.multiply_as_engine(np.ascontiguousarray(x.reshape(-1, x.shape[-1]).float().numpy()))
-    assert made is not None
+    product = record.engine_product()
+    assert product is not None
+    made = product(np.ascontiguousarray(x.reshape(-1, x.shape[-1]).float().numpy()))
     return torch.from_numpy(made).view(*x.shape[:-1], -1)
 
 

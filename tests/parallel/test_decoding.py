@@ -58,8 +58,8 @@ def test_windows_that_slide_are_not_recorded() -> None:
     """Their caches count on the host as well, which a replay would leave out."""
     from transformers import LlamaConfig, MistralConfig
 
-    assert decoding._preallocated(MistralConfig(sliding_window=64), 8) is None
-    assert decoding._preallocated(LlamaConfig(), 8) is not None
+    assert decoding._static(MistralConfig(sliding_window=64), 8) is None
+    assert decoding._static(LlamaConfig(), 8) is not None
 
 
 def test_one_token_outside_the_vocabulary(tmp_path: Path) -> None:

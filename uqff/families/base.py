@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -38,7 +38,9 @@ if TYPE_CHECKING:
     from uqff.gpu.source import Stored
     from uqff.simd.decoding import Decoding
 
-__all__ = ["QuantizedTensor"]
+__all__ = ["EngineProduct", "QuantizedTensor"]
+
+EngineProduct: TypeAlias = Callable[[npt.NDArray[np.float32]], npt.NDArray[np.float32]]
 
 
 class QuantizedTensor(Record, Encoding, LayerRules):
@@ -294,21 +296,18 @@ class QuantizedTensor(Record, Encoding, LayerRules):
         """:meth:`decoding` of a weight on the CPU, whose parts may not fit each other."""
         return None
 
-    def multiply_as_engine(self, x: npt.NDArray[np.float32]) -> npt.NDArray[np.float32] | None:
-        """``x Wᵀ`` in the engine's arithmetic, by a kernel or the reference, of a weight on the CPU.
+    def engine_product(self) -> EngineProduct | None:
+        """``x Wᵀ`` in the engine's arithmetic, of a weight on the CPU: a function of float32 ``[rows, in]`` in C order.
 
-        Args:
-            x: float32 ``[rows, in]``, in C order.
-
-        Returns:
-            float32 ``[rows, out]``; None where the engine multiplies with plain numbers: ``engine_activations``.
+        It is a kernel or the reference, and gives float32 ``[rows, out]``.  None where the engine multiplies with plain
+        numbers: ``engine_activations``.
         """
         return None
 
     def rounded_as_engine(self, x: npt.NDArray[np.float32]) -> npt.NDArray[np.float32] | None:
         """Activations as the engine's arithmetic knows them: the exact product with them is that of the engine.
 
-        Takes what :meth:`multiply_as_engine` does; None where there is no such product, or rounding is not all of it.
+        Takes what :meth:`engine_product` gives does; None where there is no such product, or rounding is not all of it.
         """
         return None
 

@@ -61,7 +61,7 @@ class LayerRules(ABC):
     def engine_activations(self) -> str | None:
         """ISQ name of the ggml type that the engine quantises activations to on a CPU; None if it does not.
 
-        A weight for which it does has ``multiply_as_engine``.
+        A weight for which it does has an ``engine_product``.
         """
         return None
 

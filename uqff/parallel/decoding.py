@@ -2,6 +2,7 @@
 
 On a CUDA device, keys and values of all tokens have their place from the start, and all layers are one launch
 (:class:`~uqff.parallel.replay.Replayed`), if one rank holds the model and ``transformers`` has such a cache for it.
+Elsewhere they have theirs too, see :mod:`uqff.parallel.kv_cache`.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Any
 import torch
 
 from uqff.parallel.comm import Comm
+from uqff.parallel.kv_cache import preallocated
 from uqff.parallel.replay import Replayed
 from uqff.parallel.vocabulary import Embedding
 
@@ -32,9 +34,13 @@ class Decoder:
         """
         self._model: Any = model
         self._name = _name_of_cache(model)
-        self._cache = _preallocated(self._model.config, tokens) if _replays(model, comm) else None
+        self._cache = _static(self._model.config, tokens) if _replays(model, comm) else None
         self._replayed = None if self._cache is None else Replayed(self._step)
         self._look_up = None if self._replayed is None else self._looking_up()
+        if self._cache is None:
+            self._cache = preallocated(model, tokens)
+        # The head has the last token of the prompt to say something of, not all of them.
+        self._last: dict[str, Any] = {"logits_to_keep": 1} if _takes(model, "logits_to_keep") else {}
         self._begun = False
 
     def __call__(self, ids: torch.Tensor) -> torch.Tensor:
@@ -49,7 +55,7 @@ class Decoder:
         begun, self._begun = self._begun, True
         if begun and self._replayed is not None:
             return self._replayed(ids if self._look_up else self._model.get_input_embeddings()(ids))
-        output = self._model(input_ids=ids, use_cache=True, **{self._name: self._cache})
+        output = self._model(input_ids=ids, use_cache=True, **{self._name: self._cache}, **self._last)
         self._cache = getattr(output, self._name)
         return _last(output)
 
@@ -70,7 +76,11 @@ def _last(output: Any) -> torch.Tensor:
 
 def _name_of_cache(model: torch.nn.Module) -> str:
     """What a model calls the keys and values of earlier tokens: ``transformers`` has another word since 5.24."""
-    return "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
+    return "cache" if _takes(model, "cache") else "past_key_values"
+
+
+def _takes(model: torch.nn.Module, argument: str) -> bool:
+    return argument in inspect.signature(model.forward).parameters
 
 
 def _replays(model: torch.nn.Module, comm: Comm) -> bool:
@@ -78,7 +88,7 @@ def _replays(model: torch.nn.Module, comm: Comm) -> bool:
     return comm.world_size == 1 and next(model.parameters()).is_cuda and not elsewhere
 
 
-def _preallocated(config: Any, tokens: int) -> Any | None:
+def _static(config: Any, tokens: int) -> Any | None:
     """A cache whose tensors stay where they are and that counts on the device; None where there is none.
 
     Those of sliding windows count on the host, too, which a replay would not do, as do all of older ``transformers``.

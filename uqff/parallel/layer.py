@@ -426,10 +426,11 @@ class QuantizedLinear(TracksInputs[InputStats], Elsewhere, QuantizedLayer):
         return cls(first, None, comm, key=key)
 
     def _product(self, x: torch.Tensor) -> torch.Tensor:
-        check_activations(x, self.weight_buffers.shape[1], layer=self.key)
+        weight: Any = self._modules["weight_buffers"]  # torch finds it by way of a failure, which takes a microsecond
+        check_activations(x, weight.shape[1], layer=self.key)
         if self._stats is not None:
             self._stats.process(x)
-        y = multiply(x, self.weight_buffers, self._arithmetic)
+        y = multiply(x, weight, self._arithmetic)
         return y if self.lora is None else self.lora(x, y)
 
     def _add_bias(self, y: torch.Tensor) -> torch.Tensor:

@@ -67,9 +67,13 @@ def multiply(x: torch.Tensor, weight: WeightBuffers, arithmetic: Arithmetic = "e
     """
     if weight.numbers is not None:
         return torch.nn.functional.linear(x, weight.numbers.to(x.dtype))
-    parts, spec = weight.bytes(), weight.spec
-    call: Callable[..., torch.Tensor] = _linear if _is_eager(x) else linear
-    return call(x, parts, spec, arithmetic)
+    eager = _is_eager(x)
+    if eager and x.is_cpu:
+        y = product_cpu.multiply(x, weight, arithmetic)
+        if y is not None:
+            return y
+    call: Callable[..., torch.Tensor] = _linear if eager else linear
+    return call(x, weight.bytes(), weight.spec, arithmetic)
 
 
 def gather_multiply(x: torch.Tensor, indices: torch.Tensor, weight: WeightBuffers) -> torch.Tensor:
@@ -96,14 +100,14 @@ def _is_eager(x: torch.Tensor) -> bool:
         not torch.compiler.is_compiling()
         and type(x) is torch.Tensor
         and not (x.requires_grad and torch.is_grad_enabled())
-        and not any(active() for active in _WATCHING)
+        and not (_modes() or _transforms() or _tracing())
     )
 
 
-_WATCHING: list[Callable[[], Any]] = [
+_modes, _transforms, _tracing = (
     getattr(torch._C, name, lambda: True)
     for name in ("_len_torch_dispatch_stack", "_are_functorch_transforms_active", "_get_tracing_state")
-]
+)
 """Torch has no public names for these; where it has none at all, somebody may watch."""
 
 

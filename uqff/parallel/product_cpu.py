@@ -10,7 +10,8 @@ from __future__ import annotations
 import ctypes
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import numpy.typing as npt
@@ -18,13 +19,14 @@ import torch
 
 from uqff import simd
 from uqff.families.part import Part
-from uqff.parallel.weight import of_spec
+from uqff.parallel.weight import WeightBuffers, of_spec
 
 if TYPE_CHECKING:
     from uqff.families import QuantizedTensor
+    from uqff.families.base import EngineProduct
     from uqff.simd.decoding import Decoding
 
-__all__ = ["gather_linear", "linear", "linear_as_engine"]
+__all__ = ["gather_linear", "linear", "linear_as_engine", "multiply"]
 
 MOST_ROWS: Final = {torch.float32: 128, torch.bfloat16: 32, torch.float16: 32}
 """Rows of activations above which a weight is dequantised as a whole, and BLAS multiplies.
@@ -38,52 +40,96 @@ MOST_AS_ENGINE: Final = 16
 """Rows of activations above which those of the engine's arithmetic are rounded first and then multiplied as floats."""
 
 _KEPT: Final = 1 << 14
-"""Weights whose decodings are kept: more than a model has."""
+"""Weights that are remembered: more than a model has."""
 
-_decodings: dict[tuple[object, ...], Decoding | None] = {}
-"""By specification and addresses.  They are views of memory that they do not keep alive: whoever asks for one brings
-tensors that do."""
-_records: dict[tuple[object, ...], QuantizedTensor | None] = {}
-"""Likewise."""
+
+class _Ways(NamedTuple):
+    """How a weight is multiplied: views of memory that they do not keep alive.
+
+    Attributes:
+        shape: of the weight.
+        record: the weight.
+        decoding: how kernels decode it; None if they cannot multiply with it.
+        engine: its product in the engine's arithmetic; None if that is the exact one.
+    """
+
+    shape: tuple[int, ...]
+    record: QuantizedTensor
+    decoding: Decoding | None
+    engine: EngineProduct | None
+
+
+_by_address: dict[tuple[object, ...], _Ways | None] = {}
+"""By specification, addresses and whether kernels serve.  Whoever asks brings tensors that keep the memory alive."""
+
+_by_weight: WeakKeyDictionary[WeightBuffers, tuple[list[int], _Ways | None]] = WeakKeyDictionary()
+"""Those of kernels, with the addresses that they hold for."""
+
+
+def multiply(x: torch.Tensor, weight: WeightBuffers, arithmetic: str) -> torch.Tensor | None:
+    """:func:`linear`, or :func:`linear_as_engine`, of a module that nobody watches; None where kernels do not serve."""
+    if not simd.enabled():
+        return None
+    known, where = _by_weight.get(weight), weight.addresses()
+    if known is None or known[0] != where:
+        known = _by_weight[weight] = where, _ways(weight.bytes(), weight.spec)
+    ways = known[1]
+    if ways is None:
+        return None
+    y = _as_engine(x, ways) if arithmetic == "engine" else None
+    return _exactly(x, ways) if y is None else y
 
 
 def linear(x: torch.Tensor, parts: Sequence[torch.Tensor], spec: str) -> torch.Tensor | None:
     """See :class:`uqff.parallel.product.Device`."""
-    count = math.prod(x.shape[:-1])
-    decoding = _decoding(x, parts, spec, 2) if 0 < count <= MOST_ROWS.get(x.dtype, 0) else None
-    if decoding is None:
-        return None
-    columns = x.shape[-1]
-    y = np.empty((count, decoding.items * decoding.size // columns), np.float32)
-    decoding.multiply(_floats(x), y)
-    return _tensor(y, x, *x.shape[:-1])
+    ways = _ways(parts, spec) if x.dtype in MOST_ROWS else None
+    return None if ways is None else _exactly(x, ways)
 
 
 def linear_as_engine(x: torch.Tensor, parts: Sequence[torch.Tensor], spec: str) -> torch.Tensor | None:
     """See :class:`uqff.parallel.product.Device`."""
-    count = math.prod(x.shape[:-1])
-    record = _record(x, parts, spec) if count and x.dtype in MOST_ROWS else None
-    if record is None or record.engine_activations is None:
+    ways = _ways(parts, spec) if x.dtype in MOST_ROWS else None
+    return None if ways is None else _as_engine(x, ways)
+
+
+def _fits(x: torch.Tensor, ways: _Ways, most: int) -> bool:
+    """Whether the weight is a matrix for activations of that shape, of which there are some, but not too many."""
+    shape = ways.shape
+    return len(shape) == 2 and x.shape[-1] == shape[1] and 0 < x.numel() <= most * shape[1]
+
+
+def _exactly(x: torch.Tensor, ways: _Ways) -> torch.Tensor | None:
+    if ways.decoding is None or not _fits(x, ways, MOST_ROWS.get(x.dtype, 0)):
         return None
     given = _floats(x)
-    if count > MOST_AS_ENGINE:
-        rounded = record.rounded_as_engine(given)
+    y = np.empty((len(given), ways.shape[0]), np.float32)
+    ways.decoding.multiply(given, y)
+    return _tensor(y, x, *x.shape[:-1])
+
+
+def _as_engine(x: torch.Tensor, ways: _Ways) -> torch.Tensor | None:
+    if ways.engine is None or x.dtype not in MOST_ROWS or not _fits(x, ways, x.numel()):
+        return None
+    given = _floats(x)
+    if len(given) > MOST_AS_ENGINE:
+        rounded = ways.record.rounded_as_engine(given)
         if rounded is not None:
-            rows = torch.from_numpy(rounded).view(x.shape)
-            y = linear(rows, parts, spec)
-            return (torch.nn.functional.linear(rows, record.dequantize()) if y is None else y).to(x.dtype)
-    made = record.multiply_as_engine(given)
-    return None if made is None else _tensor(made, x, *x.shape[:-1])
+            rows = torch.from_numpy(rounded)
+            y = _exactly(rows, ways)
+            y = torch.nn.functional.linear(rows, ways.record.dequantize()) if y is None else y
+            return y.view(*x.shape[:-1], y.shape[1]).to(x.dtype)
+    return _tensor(ways.engine(given), x, *x.shape[:-1])
 
 
 def gather_linear(
     x: torch.Tensor, indices: torch.Tensor, parts: Sequence[torch.Tensor], spec: str
 ) -> torch.Tensor | None:
     """See :class:`uqff.parallel.product.Device`."""
-    decoding = _decoding(x, parts, spec, 3) if x.dtype in MOST_ROWS else None
-    if decoding is None:
+    ways = _ways(parts, spec) if x.dtype in MOST_ROWS else None
+    if ways is None or ways.decoding is None or len(ways.shape) != 3 or ways.shape[2] != x.shape[-1]:
         return None
-    (tokens, per_token), (experts, outputs, _) = indices.shape, of_spec(spec).shape
+    decoding = ways.decoding
+    (tokens, per_token), (experts, outputs, _) = indices.shape, ways.shape
     given, chosen = _floats(x), indices.numpy().reshape(-1)
     counts = np.bincount(chosen, minlength=experts)
     if len(counts) > experts or counts.max() > MOST_ROWS[x.dtype]:
@@ -102,38 +148,32 @@ def gather_linear(
 
 def _tensor(y: npt.NDArray[np.float32], x: torch.Tensor, *outer: int) -> torch.Tensor:
     """Results ``[..., out]`` in the dtype of the activations."""
-    made = torch.from_numpy(y)
-    if len(outer) != 1:
-        made = made.view(*outer, y.shape[1])
+    made = torch.from_numpy(y if len(outer) == 1 else y.reshape(*outer, -1))
     return made if x.dtype is torch.float32 else made.to(x.dtype)
 
 
 def _floats(x: torch.Tensor) -> npt.NDArray[np.float32]:
     """Activations as float32 ``[rows, in]``."""
-    given = x.detach()
-    if given.ndim != 2:
-        given = given.reshape(-1, x.shape[-1])
-    if given.dtype is not torch.float32 or not given.is_contiguous():
-        given = given.to(torch.float32).contiguous()
-    rows: npt.NDArray[np.float32] = given.numpy()
-    return rows
+    if x.requires_grad:
+        x = x.detach()
+    if x.dtype is not torch.float32 or not x.is_contiguous():
+        x = x.to(torch.float32).contiguous()
+    rows: npt.NDArray[np.float32] = x.numpy()
+    return rows if x.ndim == 2 else rows.reshape(-1, x.shape[-1])
 
 
-def _record(x: torch.Tensor, parts: Sequence[torch.Tensor], spec: str) -> QuantizedTensor | None:
-    """The weight that ``x`` can be multiplied with and whose bytes these are, as views that do not keep them alive."""
-    key = (spec, *((part.data_ptr(), part.numel(), part.is_contiguous()) for part in parts))
-    if key not in _records:
-        if len(_records) >= _KEPT:
-            _records.clear()
-        _records[key] = _viewed(parts, of_spec(spec))
-    record = _records[key]
-    if record is None or len(record.shape) != 2 or record.shape[1] != x.shape[-1]:
-        return None
-    return record
+def _ways(parts: Sequence[torch.Tensor], spec: str) -> _Ways | None:
+    """How the weight is multiplied whose bytes these are; None if they are not."""
+    enabled = simd.enabled()
+    key = (enabled, spec, *((part.data_ptr(), part.numel(), part.is_contiguous()) for part in parts))
+    if key not in _by_address:
+        if len(_by_address) >= _KEPT:
+            _by_address.clear()
+        _by_address[key] = _found(parts, of_spec(spec))
+    return _by_address[key]
 
 
-def _viewed(parts: Sequence[torch.Tensor], meta: QuantizedTensor) -> QuantizedTensor | None:
-    """A record of views of the bytes of its parts."""
+def _found(parts: Sequence[torch.Tensor], meta: QuantizedTensor) -> _Ways | None:
     if not all(part.is_contiguous() and part.dtype is torch.uint8 and part.is_cpu for part in parts):
         return None
     sizes = [part.nbytes for part in meta.parts.values()]
@@ -143,23 +183,10 @@ def _viewed(parts: Sequence[torch.Tensor], meta: QuantizedTensor) -> QuantizedTe
         name: Part(part.dtype, part.shape, memoryview((ctypes.c_ubyte * size).from_address(data.data_ptr())))
         for (name, part), size, data in zip(meta.parts.items(), sizes, parts, strict=True)
     }
-    return meta.replaced(**views)
-
-
-def _decoding(x: torch.Tensor, parts: Sequence[torch.Tensor], spec: str, dims: int) -> Decoding | None:
-    """How a weight of so many dimensions is decoded, if kernels can multiply ``x`` with it."""
-    if not simd.enabled():
-        return None
-    key = (spec, x.shape[-1], dims, *((part.data_ptr(), part.numel(), part.is_contiguous()) for part in parts))
-    if key in _decodings:
-        return _decodings[key]
-    meta, made = of_spec(spec), None
-    if len(meta.shape) == dims and x.shape[-1] == meta.shape[-1]:
-        record = _viewed(parts, meta)
-        made = None if record is None else record.decoding()
-    if made is not None and not (made.fits(x.shape[-1]) and made.items * made.size == meta.numel):
-        made = None
-    if len(_decodings) >= _KEPT:
-        _decodings.clear()
-    _decodings[key] = made
-    return made
+    record = meta.replaced(**views)
+    decoding = record.decoding()
+    if decoding is not None and not (
+        decoding.fits(record.shape[-1]) and decoding.items * decoding.size == math.prod(record.shape)
+    ):
+        decoding = None
+    return _Ways(record.shape, record, decoding, record.engine_product())

@@ -81,6 +81,11 @@ class WeightBuffers(torch.nn.Module):
             return [self.get_buffer("data").view(torch.uint8)]
         return [self.get_buffer(name) for name in self._names]
 
+    def addresses(self) -> list[int]:
+        """Where the bytes of all parts begin."""
+        buffers: Any = self._buffers
+        return [buffers[name].data_ptr() for name in (("data",) if self._numbers else self._names)]
+
     @property
     def spec(self) -> str:
         """What else the weight is, as operators take it: see :func:`to_spec`."""

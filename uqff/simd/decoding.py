@@ -184,6 +184,9 @@ class Decoding(NamedTuple):
         grain = -(-GRAIN // (columns * planes)) * planes
         if len(x) == 1 and columns % WIDTH == 0:
             one = self.decoder.multiply
+            if planes * stride <= grain:
+                one(parts, x, y, first, items, planes, stride, 0, planes * stride)
+                return
             run_ranges(
                 lambda lo, hi: one(parts, x, y, first, items, planes, stride, lo, hi), planes * stride, grain=grain
             )

@@ -67,7 +67,8 @@ def run_ranges(fn: Callable[[int, int], None], n: int, *, grain: int = 1, thread
         ValueError: ``n`` is negative, or ``grain`` or ``threads`` below 1.
         Exception: the first exception of ``fn``, once no call of ``fn`` runs any more; ranges not begun are dropped.
     """
-    threads = num_threads() if threads is None else threads
+    if threads is None:
+        threads = 1 if 0 < n <= grain else num_threads()
     if n < 0 or grain < 1 or threads < 1:
         raise ValueError(f"expected n >= 0, grain >= 1, threads >= 1; got n={n}, grain={grain}, threads={threads}")
     grains = -(-n // grain)

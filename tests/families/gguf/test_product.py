@@ -69,7 +69,7 @@ def test_kernels_are_equal_to_the_reference(kind: str) -> None:
     x[3] *= np.float32(2.0**-140)
     x[4, 5], x[4, 700] = np.nan, np.inf
     expected = reference_product.multiply(x, record.blocks, record.block_type)
-    assert np.array_equal(cpu_product.multiply(x, record).view(np.uint32) << 1, expected.view(np.uint32) << 1)
+    assert np.array_equal(cpu_product.product(record)(x).view(np.uint32) << 1, expected.view(np.uint32) << 1)
 
 
 @pytest.mark.parametrize("kind", ["q8_0", "q8_1", "q8k"])
@@ -103,4 +103,4 @@ def test_extreme_codes_do_not_overflow() -> None:
                     fields[name] = 1
             record = weight_of(kind, 2, 256).replaced(data=torch.from_numpy(blocks))
             expected = reference_product.multiply(x, record.blocks, block_type)
-            assert np.array_equal(cpu_product.multiply(x, record), expected), (kind, byte)
+            assert np.array_equal(cpu_product.product(record)(x), expected), (kind, byte)

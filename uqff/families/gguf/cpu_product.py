@@ -49,9 +49,10 @@ from uqff.simd.threads import run_ranges
 from uqff.simd.vectors import spread_bits
 
 if TYPE_CHECKING:
+    from uqff.families.base import EngineProduct
     from uqff.families.gguf.tensor import GGUF
 
-__all__ = ["lay_out", "multiply", "rounded"]
+__all__ = ["lay_out", "product", "rounded"]
 
 F32 = npt.NDArray[np.float32]
 
@@ -361,12 +362,20 @@ def rounded(x: F32, block_type: BlockType) -> F32:
     return blocks.reshape(x.shape)
 
 
-def multiply(x: F32, weight: GGUF) -> F32:
-    """``y = x Wᵀ``, float32 ``[rows, out]``, of float32 ``[rows, columns]`` in C order."""
+def product(weight: GGUF) -> EngineProduct:
+    """See :meth:`QuantizedTensor.engine_product`."""
     block_type, data = weight.block_type, weight.parts["data"].array()
     outputs, columns = weight.shape
-    y = np.empty((len(x), outputs), np.float32)
-    kernel, given = PRODUCTS[block_type.name].multiply, lay_out(x, block_type)
-    grain = max(GRAIN // (columns * max(len(x), 1)), 1)
-    run_ranges(lambda lo, hi: kernel(data, *given, y, 0, lo, hi), outputs, grain=grain)
-    return y
+    kernel = PRODUCTS[block_type.name].multiply
+
+    def multiply(x: F32) -> F32:
+        rows = len(x)
+        y, (codes, scales, beside) = np.empty((rows, outputs), np.float32), lay_out(x, block_type)
+        grain = max(GRAIN // (columns * max(rows, 1)), 1)
+        if grain >= outputs:
+            kernel(data, codes, scales, beside, y, 0, 0, outputs)
+        else:
+            run_ranges(lambda lo, hi: kernel(data, codes, scales, beside, y, 0, lo, hi), outputs, grain=grain)
+        return y
+
+    return multiply

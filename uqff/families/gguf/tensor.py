@@ -17,6 +17,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -24,7 +25,7 @@ import numpy.typing as npt
 
 from uqff import simd
 from uqff.codes import DType, Family, Version
-from uqff.families.base import QuantizedTensor
+from uqff.families.base import EngineProduct, QuantizedTensor
 from uqff.families.best import Parts, better_blocks, importance_of
 from uqff.families.biases import BiasRule
 from uqff.families.encoding import AS_ENGINE, GROUP, Effort, Engine, Resolution, misaligned_row
@@ -278,15 +279,15 @@ class GGUF(QuantizedTensor):
 
         return cpu_dequantize.decoding(self)
 
-    def multiply_as_engine(self, x: npt.NDArray[np.float32]) -> npt.NDArray[np.float32] | None:
-        """See :meth:`QuantizedTensor.multiply_as_engine`."""
+    def engine_product(self) -> EngineProduct | None:
+        """See :meth:`QuantizedTensor.engine_product`."""
         if self.engine_activations is None:
             return None
         if not simd.enabled():
-            return reference_product.multiply(x, self.blocks, self.block_type)
+            return partial(reference_product.multiply, blocks=self.blocks, block_type=self.block_type)
         from uqff.families.gguf import cpu_product
 
-        return cpu_product.multiply(x, self)
+        return cpu_product.product(self)
 
     def rounded_as_engine(self, x: npt.NDArray[np.float32]) -> npt.NDArray[np.float32] | None:
         """See :meth:`QuantizedTensor.rounded_as_engine`; Q8_1 has sums that are rounded too."""
