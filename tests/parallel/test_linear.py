@@ -454,3 +454,13 @@ def test_a_narrowed_layer_stays_one() -> None:
     for changed in (layer.apply_isq("q8_0"), layer.add_delta_w(torch.zeros(8, 64))):
         assert changed(x).shape == (1, 3, 4)
         assert torch.equal(changed(x), ReplicatedLayer(changed.weight)(x)[..., 4:])
+
+
+def test_a_dummy_takes_what_a_layer_takes() -> None:
+    """Who watches or quantises all layers of a model gets the error that names the layer, or the layer itself."""
+    dummy = ReplicatedLayer.new(None, key="up_proj")
+    assert isinstance(dummy, DummyLayer)
+    assert dummy.apply_isq("q4k", effort="best", engine="0.9", imatrix_weight=[1.0], on_fallback=print) is dummy
+    for call in (lambda: dummy.begin_track_stats(products=True), dummy.take_stats, dummy.end_track_stats):
+        with pytest.raises(FormatError, match=r"no weight.*up_proj"):
+            call()

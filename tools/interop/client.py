@@ -159,6 +159,14 @@ class Client:
         job = {"do": "load", "which": which, "isq": None, "tokens": tokens, "temperature": temperature}
         return Generation(**self._run(job))
 
+    def answers(
+        self, model: Path, uqff: list[str], prompts: list[str], *, architecture: str, dtype: str, tokens: int
+    ) -> list[Generation]:
+        """What :meth:`generate` gives, of each of several prompts to a model that is loaded once."""
+        which: dict[str, Any] = {"model_id": str(model), "arch": architecture, "dtype": dtype, "from_uqff": uqff}
+        job = {"do": "load", "which": which, "isq": None, "tokens": tokens, "temperature": 0.0, "prompts": prompts}
+        return [Generation(**each) for each in self._run(job)]
+
     def generate_gguf(self, file: Path, model: Path, *, dtype: str, tokens: int = 16) -> Generation:
         """Load a GGUF file, with the tokenizer and configuration of directory `model`, and generate as `generate`."""
         names = {"quantized_model_id": str(file.parent), "quantized_filename": file.name, "tok_model_id": str(model)}
@@ -242,9 +250,14 @@ def run_job(job: dict[str, Any]) -> Any:
     runner = mistralrs.Runner(which=source, in_situ_quant=job["isq"], token_source="none", no_paged_attn=True)
     if "tokens" not in job:
         return None
+    made = [_answer(mistralrs, runner, job, prompt) for prompt in job.get("prompts", [PROMPT])]
+    return made if "prompts" in job else made[0]
+
+
+def _answer(mistralrs: Any, runner: Any, job: dict[str, Any], prompt: str) -> dict[str, Any]:
     request = mistralrs.ChatCompletionRequest(
         model="default",
-        messages=PROMPT,
+        messages=prompt,
         max_tokens=job["tokens"],
         temperature=job["temperature"],
         top_k=1,

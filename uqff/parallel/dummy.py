@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
 import torch
 
 from uqff.errors import FormatError
+
+if TYPE_CHECKING:
+    from uqff.parallel.stats import InputStats
+    from uqff.quantization.types import EffortName, Engine, Fallback
 
 __all__ = ["DummyLayer"]
 
@@ -48,7 +55,15 @@ class DummyLayer(torch.nn.Module):
         """An error, always."""
         raise self._absent()
 
-    def begin_track_stats(self) -> None:
+    def begin_track_stats(self, *, products: bool = False) -> None:
+        """An error, always."""
+        raise self._absent()
+
+    def take_stats(self) -> InputStats:
+        """An error, always."""
+        raise self._absent()
+
+    def end_track_stats(self) -> torch.Tensor:
         """An error, always."""
         raise self._absent()
 
@@ -56,7 +71,17 @@ class DummyLayer(torch.nn.Module):
         """An error, always."""
         raise self._absent()
 
-    def apply_isq(self, kind: str | int | None, device: torch.device | str | None = None) -> DummyLayer:
+    def apply_isq(
+        self,
+        kind: str | int | None,
+        device: torch.device | str | None = None,
+        *,
+        imatrix_weight: Sequence[float] | torch.Tensor | None = None,
+        effort: EffortName = "engine",
+        engine: Engine = "0.8",
+        engine_biases: bool = False,
+        on_fallback: Callable[[Fallback], None] | None = None,
+    ) -> DummyLayer:
         """Itself: there is nothing to quantise yet."""
         return self
 

@@ -8,14 +8,15 @@ or the whole stack dequantised, for every token.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 
 from uqff.errors import ShapeError, UnsupportedError
 from uqff.parallel.accept import check_activations
 from uqff.parallel.comm import Comm
+from uqff.parallel.grouping import ExpertGroups
 from uqff.parallel.layer import DistributedKind, QuantizedLayer, QuantizedLinear
 from uqff.parallel.product import gather_multiply
 from uqff.parallel.shard import Shard
@@ -23,7 +24,6 @@ from uqff.parallel.stats import InputStats, TracksInputs
 
 __all__ = [
     "ColumnParallelStack",
-    "ExpertGroups",
     "ExpertList",
     "Gathering",
     "ReplicatedStack",
@@ -43,35 +43,9 @@ _INDEX_DTYPES = (
 )
 
 
-class ExpertGroups(NamedTuple):
-    """Which experts the tokens go to.
-
-    Attributes:
-        indices: experts of each token, int64 ``[tokens, experts_per_token]``.
-        places: places in the flattened ``indices``, expert after expert, int64 ``[tokens · experts_per_token]``.
-        counts: the experts that any token goes to, ascending, and how many of the places are theirs.
-    """
-
-    indices: torch.Tensor
-    places: torch.Tensor
-    counts: list[tuple[int, int]]
-
-    def rows(self, x: torch.Tensor) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
-        """Each expert with its places, and the activations there.
-
-        Args:
-            x: ``[tokens, 1 or experts_per_token, in]``.
-        """
-        per_token, rows, at = self.indices.shape[1], x.reshape(-1, x.shape[-1]), 0
-        for expert, count in self.counts:
-            places = self.places[at : at + count]
-            yield expert, places, rows[places if x.shape[1] == per_token else places // per_token]
-            at += count
-
-
 @torch.compiler.disable  # type: ignore[untyped-decorator]
 def group_by_expert(indices: torch.Tensor, experts: int, *, layer: str | None = None) -> ExpertGroups:
-    """Group tokens by expert.
+    """The experts that tokens go to, checked.
 
     Args:
         indices: integers ``[tokens, experts_per_token]`` from 0 to ``experts - 1``; a token may name one twice.
@@ -90,14 +64,11 @@ def group_by_expert(indices: torch.Tensor, experts: int, *, layer: str | None = 
         raise ShapeError("indices are not a matrix", layer=layer, expected=expected, got=list(indices.shape))
     indices = indices.to(torch.int64)
     if indices.numel():
-        low, high = (int(bound) for bound in indices.aminmax())
+        low, high = torch.stack(indices.aminmax()).tolist()
         if low < 0 or high >= experts:
             got = low if low < 0 else high
             raise ShapeError("no such expert", layer=layer, field="indices", expected=f"0 to {experts - 1}", got=got)
-    flat = indices.reshape(-1)
-    counts = torch.bincount(flat, minlength=experts).tolist()
-    present = [(expert, int(count)) for expert, count in enumerate(counts) if count]
-    return ExpertGroups(indices, torch.argsort(flat, stable=True), present)
+    return ExpertGroups(indices, experts)
 
 
 class Gathering:

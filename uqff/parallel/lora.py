@@ -33,7 +33,8 @@ from uqff.lora.low_rank import LowRank, merged
 from uqff.simd.floats import Floats
 
 if TYPE_CHECKING:
-    from uqff.parallel.gather import ExpertGroups, ReplicatedStack
+    from uqff.parallel.gather import ReplicatedStack
+    from uqff.parallel.grouping import ExpertGroups
     from uqff.parallel.layer import QuantizedLayer, QuantizedLinear
     from uqff.parallel.shard import Slice
 

@@ -21,6 +21,7 @@ import torch
 
 from uqff.errors import ShapeError
 from uqff.parallel import product_cpu, product_cuda
+from uqff.parallel.grouping import ExpertGroups
 from uqff.parallel.weight import WeightBuffers, dequantize, of_spec, record_of_bytes
 
 if TYPE_CHECKING:
@@ -195,24 +196,17 @@ def _(
 
 def _by_expert(x: torch.Tensor, indices: torch.Tensor, weight: QuantizedTensor, transposed: bool) -> torch.Tensor:
     """Each expert that any token goes to is dequantised once, multiplied with all its rows, and dropped again."""
-    (tokens, per_token), (experts, *matrix) = indices.shape, weight.shape
-    flat, rows, room = indices.reshape(-1), x.reshape(-1, x.shape[-1]), None
+    (experts, *matrix), room = weight.shape, None
     if x.dtype in (torch.float32, torch.bfloat16, torch.float16):
         # New memory for every expert would cost more than dequantising.
         room = torch.empty(matrix, dtype=x.dtype, device=weight.device)
     # Dequantising is by way of float32; plain numbers need no arithmetic.
     stack = weight.plain.tensor() if room is None and weight.plain is not None else None
-    places, shared = torch.argsort(flat, stable=True), x.shape[1] != per_token
-    y = x.new_empty(tokens * per_token, matrix[1] if transposed else matrix[0])
-    at = 0
-    for expert, count in enumerate(torch.bincount(flat, minlength=experts).tolist()):
-        if not count:
-            continue
-        where, at = places[at : at + count], at + count
+    y = x.new_empty(indices.numel(), matrix[1] if transposed else matrix[0])
+    for expert, places, rows in ExpertGroups(indices, experts).rows(x):
         dense = weight.dequantize_expert(expert, x.dtype, out=room) if stack is None else stack[expert].to(x.dtype)
-        given = rows[where // per_token if shared else where]
-        y[where] = torch.nn.functional.linear(given, dense.T if transposed else dense)
-    return y.view(tokens, per_token, y.shape[1])
+        y[places] = torch.nn.functional.linear(rows, dense.T if transposed else dense)
+    return y.view(*indices.shape, y.shape[1])
 
 
 def _keep_gathered(
