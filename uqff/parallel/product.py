@@ -38,6 +38,7 @@ class Device(NamedTuple):
         linear: ``(x, parts, spec)``, of :func:`linear`.
         gather_linear: ``(x, indices, parts, spec)``, of :func:`gather_linear`; None if every expert is dequantised.
         linear_as_engine: :attr:`linear` in the engine's arithmetic; None if that is the exact one.
+        multiply: ``(x, weight, arithmetic)``, of :func:`multiply` if nobody watches; None if there is no shorter way.
     """
 
     linear: Callable[[torch.Tensor, Sequence[torch.Tensor], str], torch.Tensor | None]
@@ -45,10 +46,11 @@ class Device(NamedTuple):
         None
     )
     linear_as_engine: Callable[[torch.Tensor, Sequence[torch.Tensor], str], torch.Tensor | None] | None = None
+    multiply: Callable[[torch.Tensor, WeightBuffers, str], torch.Tensor | None] | None = None
 
 
 DEVICES: dict[str, Device] = {
-    "cpu": Device(product_cpu.linear, product_cpu.gather_linear, product_cpu.linear_as_engine),
+    "cpu": Device(product_cpu.linear, product_cpu.gather_linear, product_cpu.linear_as_engine, product_cpu.multiply),
     "cuda": Device(product_cuda.linear, product_cuda.gather_linear),
 }
 """By ``torch.device.type``."""
@@ -69,8 +71,9 @@ def multiply(x: torch.Tensor, weight: WeightBuffers, arithmetic: Arithmetic = "e
     if weight.numbers is not None:
         return torch.nn.functional.linear(x, weight.numbers.to(x.dtype))
     eager = _is_eager(x)
-    if eager and x.is_cpu:
-        y = product_cpu.multiply(x, weight, arithmetic)
+    if eager:
+        device = DEVICES.get(x.device.type)
+        y = None if device is None or device.multiply is None else device.multiply(x, weight, arithmetic)
         if y is not None:
             return y
     call: Callable[..., torch.Tensor] = _linear if eager else linear
