@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -69,3 +70,14 @@ def test_a_file_that_the_client_cannot_run() -> None:
     """Only the ranks are compared."""
     assert row(case(generation=None)).equal
     assert not row(case(generation=None), {"ids": [5, 3]}).equal
+
+
+def test_the_arithmetic_of_the_engine() -> None:
+    """Most numbers of short answers are the client's; the others lie within its noise."""
+    of = replace(case(kind="q4k"), short=(ANSWER,) * 4)
+    numbers = [-0.25, -0.5] * 4
+    assert row(of, engine=numbers).equal
+    assert row(of, engine=[*numbers[:7], -0.5 + GGML / 2]).equal
+    assert "7 of 8 within 0.0001" in row(of, engine=[*numbers[:7], -0.6]).row()[-1]
+    assert not row(of, engine=[*numbers[:6], -0.25 + GGML / 2, -0.5 + GGML / 2]).equal
+    assert not row(of, engine=[*numbers[:7], -0.5 + 2 * GGML]).equal

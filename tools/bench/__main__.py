@@ -23,6 +23,7 @@ SECTIONS = {
     "loading": "Loading a model of 1 GiB on ranks that share this machine, page cache warm",
     "immediate": "Quantising a checkpoint of 250 million weights to q4k while it is loaded (immediate ISQ)",
     "generating": "Tokens a second of a small model, one at a time",
+    "rates": "Tokens a second of larger random models, two threads",
     "models": "Quantising a whole model: whole process, page cache warm, kernels cached",
 }
 """Each is a module with ``measure() -> list of rows``."""

@@ -90,6 +90,7 @@ class Client:
 
     python: Path
     timeout: float = 60.0
+    environment: dict[str, str] = dataclasses.field(default_factory=lambda: dict(ENVIRONMENT), hash=False)
 
     def about(self) -> dict[str, str]:
         """`version` of mistralrs, and the `machine`, `system` and `libc` it runs on. It is asked once."""
@@ -191,7 +192,7 @@ class Client:
                 errors="replace",
                 timeout=self.timeout,
                 check=False,
-                env={**ENVIRONMENT, **os.environ, "RUST_BACKTRACE": "0"},
+                env={**self.environment, **os.environ, "RUST_BACKTRACE": "0"},
             )
         except subprocess.TimeoutExpired as exc:
             raise ClientError(f"no answer within {self.timeout:g} s", _text(exc.stdout) + _text(exc.stderr)) from exc

@@ -21,7 +21,7 @@ import dataclasses
 import json
 import signal
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -72,9 +72,11 @@ class Row:
     idle: bool = False
 
 
-def run_llamacpp(python: Path, file: Path, prompt: str | list[int]) -> dict[str, Any]:
-    """What llama.cpp makes of a file."""
-    job = json.dumps({"file": str(file), "prompt": prompt})
+def run_llamacpp(
+    python: Path, file: Path, prompt: str | list[int], lengths: Sequence[int] = (llamacpp_job.TOKENS,)
+) -> dict[str, Any]:
+    """What llama.cpp makes of a file: its last answer, and the seconds that answers of those lengths took."""
+    job = json.dumps({"file": str(file), "prompt": prompt, "lengths": list(lengths)})
     command = [str(python), str(Path(llamacpp_job.__file__).resolve()), job]
     done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=600, check=False)
     _, found, answer = done.stdout.partition(RESULT)

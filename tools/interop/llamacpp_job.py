@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from typing import Any
 
 RESULT = "uqff-llamacpp-result:"
@@ -19,14 +20,19 @@ def run_job(job: dict[str, Any]) -> dict[str, Any]:
     params.cpuparams.n_threads = params.cpuparams_batch.n_threads = 2
     params.cache_type_k = params.cache_type_v = llama.ggml_type.GGML_TYPE_F32
     params.flash_attn_type = llama.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
-    asked = {"prompt": job["prompt"], "max_tokens": TOKENS, "temperature": 0, "n_probs": 1, "cache_prompt": False}
-    answer = llama.Server(params).handle_completions({**asked, "ignore_eos": True})
+    asked = {"prompt": job["prompt"], "temperature": 0, "n_probs": 1, "cache_prompt": False, "ignore_eos": True}
+    server, seconds = llama.Server(params), []
+    for tokens in job.get("lengths", [TOKENS]):
+        start = time.perf_counter()
+        answer = server.handle_completions({**asked, "max_tokens": tokens})
+        seconds.append(time.perf_counter() - start)
     content = answer["choices"][0]["logprobs"]["content"]
     prompt_tokens = answer["usage"]["prompt_tokens"]
     return {
         "ids": [each["id"] for each in content],
         "logprobs": [each["logprob"] for each in content],
         "prompt": prompt_tokens,
+        "seconds": seconds,
     }
 
 

@@ -7,7 +7,11 @@ answers greedily from its own file. `uqff.parallel` loads the same file in 1, 2 
 * where the client multiplies with dense float32 weights, its tokens, and its numbers within `DENSE`;
 * where it does not, its numbers within a stated noise, and no token of its own that is further behind ours than twice
   that: with ggml types it rounds activations to eight bits (`GGML`), and 0.6.0 multiplies HQQ in
-  float16 (`HALF`).
+  float16 (`HALF`);
+* with ggml types and the arithmetic of the engine, the numbers of 0.9.5 within `DENSE` again, for `ENGINE_SHARE` of the
+  tokens that answer each of `ENGINE_PROMPTS`, and within `GGML` for the others. Those are tokens of which an activation
+  lies between two codes, or a scale between two float16s, so nearly in the middle that the last bit of a float32
+  decides. One such moves the numbers of its token and of all after it, so prompts are short, and many.
 
 The numbers are log probabilities of 0.9.5 and logits of 0.6.0, see `client.Generation`. For the comparison, the model
 is given the client's tokens, so that one other choice does not end it.
@@ -46,6 +50,11 @@ DENSE = 1e-4
 GGML = 0.2
 HALF = 0.1
 
+ENGINE_PROMPTS = tuple(f"t{5 + 2 * i}" for i in range(24))
+"""Of one word each: few activations, which hardly ever lie at such a place."""
+ENGINE_TOKENS = 2
+ENGINE_SHARE = 0.85
+
 REASON = 60
 """Characters of a client's last words that are shown."""
 
@@ -81,6 +90,7 @@ class Case:
     generation: Generation | None
     reason: str = ""
     not_run: bool = False
+    short: tuple[Generation, ...] = ()
 
     @property
     def numbers(self) -> list[float]:
@@ -118,6 +128,12 @@ class Row:
     same_tokens: bool = True
     from_client: float = 0.0
     behind: float = 0.0
+    engine: tuple[float, ...] = ()
+
+    @property
+    def same_as_engine(self) -> int:
+        """How many of the numbers of short answers, in the arithmetic of the engine, are the client's."""
+        return sum(apart <= DENSE for apart in self.engine)
 
     @property
     def equal(self) -> bool:
@@ -127,6 +143,8 @@ class Row:
         if case.generation is None:
             return ranks
         tokens = self.same_tokens if case.bound == DENSE else self.behind <= 2 * case.bound
+        if self.same_as_engine < ENGINE_SHARE * len(self.engine) or max(self.engine, default=0.0) > GGML:
+            return False
         return ranks and tokens and self.from_client <= case.bound
 
     def row(self) -> list[str]:
@@ -139,6 +157,9 @@ class Row:
         else:
             tokens = "tokens equal" if self.same_tokens else f"another token, {self.behind:.2g} behind"
             client = f"{tokens}, numbers within {self.from_client:.1g} of {case.bound:g}"
+            if self.engine:
+                client += f"; in its arithmetic {self.same_as_engine} of {len(self.engine)} within {DENSE:g}"
+                client += f", all within {max(self.engine):.1g}"
         colour = "green" if self.equal else "red"
         return [case.version, case.model, case.kind, f"[{colour}]{ranks}[/{colour}]", client]
 
@@ -172,7 +193,11 @@ def make_cases(clients: dict[str, Client], kinds: tuple[str, ...], folder: Path)
                     continue
                 try:
                     made = client.generate(directory, [written.name], architecture=name, dtype="F32", tokens=TOKENS)
-                    yield Case(version, name, kind, directory, made)
+                    short: list[Generation] = []
+                    if version != WHEEL and kind in GGML_KINDS:
+                        given, how = list(ENGINE_PROMPTS), {"architecture": name, "dtype": "F32"}
+                        short = client.answers(directory, [written.name], given, tokens=ENGINE_TOKENS, **how)
+                    yield Case(version, name, kind, directory, made, short=tuple(short))
                 except ClientError as exc:
                     yield Case(version, name, kind, directory, None, exc.reason, isinstance(exc, NotOnThisCPU))
 
@@ -185,9 +210,12 @@ def run_ranks(cases: list[Case], world: int, folder: Path) -> list[dict[str, Any
     for case in cases:
         if case.model not in prompts:  # a template is rendered in a process of its own: once for all ranks and files
             text = Text(case.directory)
-            prompts[case.model] = {"prompt": text.encode(PROMPT), "stop": sorted(text.stop)}
+            words = text.encode(" ".join(ENGINE_PROMPTS))
+            prompts[case.model] = {"prompt": text.encode(PROMPT), "stop": sorted(text.stop), "words": words}
         forced = case.ids if case.generation else []
-        asked.append({"path": str(case.directory), "forced": forced, **prompts[case.model]})
+        # The numbers of ranks are compared in the exact arithmetic.
+        short = [[_id(token) for token in each.tokens] for each in case.short] if world == 1 else []
+        asked.append({"path": str(case.directory), "forced": forced, "short": short, **prompts[case.model]})
     jobs.write_text(json.dumps(asked))
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(world)] if world > 1 else []
     environ = {**os.environ, "OMP_NUM_THREADS": "1", "UQFF_NUM_THREADS": "1"}
@@ -207,7 +235,9 @@ def compare(case: Case, answers: dict[int, dict[str, Any]]) -> Row:
     if case.generation is None:
         return Row(case, same, apart)
     ours = one["forced_logits"] if case.version == WHEEL else one["forced_logprobs"]
-    return Row(case, same, apart, one["ids"] == case.ids, _distance(ours, case.numbers), max(one["behind"]))
+    theirs = [number for each in case.short for number in each.logits]
+    engine = tuple(abs(a - b) for a, b in zip(one.get("engine", ()), theirs, strict=True))
+    return Row(case, same, apart, one["ids"] == case.ids, _distance(ours, case.numbers), max(one["behind"]), engine)
 
 
 def _distance(a: list[float], b: list[float]) -> float:
@@ -232,11 +262,21 @@ def table_of(rows: list[Row]) -> Table:
     return table
 
 
+def _forced(model: Any, prompt: list[int], forced: list[int]) -> tuple[Any, Any]:
+    """Logits, float32, where the next tokens of a text are these, whatever the model would choose; and their own."""
+    import torch
+
+    with torch.inference_mode():
+        logits = model(input_ids=torch.tensor([[*prompt, *forced]])).logits[0, len(prompt) - 1 :]
+    logits = logits[: len(forced)].float()
+    return logits, logits.gather(1, torch.tensor(forced, dtype=torch.int64).view(-1, 1)).flatten()
+
+
 def serve(jobs: Path, out: Path) -> None:
     """Run the files of `jobs` as one rank of this torchrun, or alone."""
     import torch
 
-    from uqff.parallel import load_model
+    from uqff.parallel import load_model, set_arithmetic
     from uqff.parallel.generate import generate
     from uqff.parallel.ranks import joined
 
@@ -247,16 +287,19 @@ def serve(jobs: Path, out: Path) -> None:
             model = load_model(job["path"], comm, dtype=torch.float32)
             prompt, forced = job["prompt"], job["forced"]
             made = generate(model, prompt, TOKENS, stop=job["stop"], comm=comm)
-            with torch.inference_mode():
-                logits = model(input_ids=torch.tensor([[*prompt, *forced]])).logits[0, len(prompt) - 1 :]
-            logits = logits[: len(forced)].float()
-            chosen = logits.gather(1, torch.tensor(forced, dtype=torch.int64).view(-1, 1)).flatten()
+            logits, chosen = _forced(model, prompt, forced)
+            set_arithmetic(model, "engine")
+            engine: list[float] = []
+            for word, ids in zip(job["words"], job["short"], strict=False):  # of several ranks none are asked for
+                some, each = _forced(model, [word], ids)
+                engine += (each - some.logsumexp(-1)).tolist()
             answers.append(
                 {
                     "ids": made.ids,
                     "logits": made.logits,
                     "forced_logits": chosen.tolist(),
                     "forced_logprobs": (chosen - logits.logsumexp(-1)).tolist(),
+                    "engine": engine,
                     "behind": (logits.max(-1).values - chosen).tolist() if forced else [0.0],
                 }
             )
