@@ -2,7 +2,7 @@
 
 A Llama of 250 million weights and one of a thousand million.  Of every program two runs of different length, in turn,
 the model loaded; what a token takes is the difference of both, least of all rounds.  The engine keeps keys and values
-in float16, as it does by itself; llama.cpp runs the GGUF file that ``uqff convert`` makes of ours, of types that it has.
+in float16, as it does by itself; llama.cpp runs the GGUF file that ``uqff convert`` makes of ours.
 """
 
 from __future__ import annotations
