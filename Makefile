@@ -10,8 +10,9 @@ MODEL ?=
 # What `make demo` quantises to: a comma-separated list of types, or `all`.
 TYPES ?= all
 
-# For `make fuzz`: seconds.
+# For `make fuzz`: seconds, and what chooses inputs: own, or atheris, where that can be installed.
 TIME ?= 300
+ENGINE ?= own
 
 # For `make test-oldest` and `make test-newest`: an index with torch's wheels for CPUs (PyPI's bring CUDA, several
 # gigabytes), another version of torch than the oldest or newest, and what pytest is given.
@@ -27,7 +28,7 @@ help:
 	@echo "make cpus     tests of kernels and products, with features of this CPU hidden; nightly"
 	@echo "make checks   whether the vectors notice each check that a reader could forget, and mistakes of quantisers;"
 	@echo "              needs a C compiler; nightly"
-	@echo "make fuzz     hostile inputs by the thousand, for so many seconds    (TIME=600)"
+	@echo "make fuzz     hostile inputs by the thousand, for so many seconds    (TIME=600, ENGINE=atheris)"
 	@echo "make crash    kills before every call that changes the file system, full disks at every write; needs Linux and a C compiler"
 	@echo "make test-oldest, make test-newest"
 	@echo "              the test suite with the oldest and newest of every dependency    (TORCH=2.13.0, TESTS='-n 2 tests/cli')"
@@ -56,7 +57,8 @@ crash: $(VENV)/.test
 	$(BIN)/python -W ignore -m tools.crash
 
 fuzz: $(VENV)/.test
-	UQFF_KERNELS=reference $(BIN)/python -W ignore -m tools.fuzz --time $(TIME)
+	@$(if $(filter atheris,$(ENGINE)),$(INSTALL) atheris)
+	UQFF_KERNELS=reference $(BIN)/python -W ignore -m tools.fuzz --time $(TIME) --engine $(ENGINE)
 
 test-oldest: .venv-oldest/.made
 	.venv-oldest/bin/python -m pytest $(TESTS)

@@ -13,6 +13,7 @@ from random import Random
 import pytest
 
 import uqff
+from tools.fuzz import coverage
 from tools.fuzz.campaign import Campaign, Memory, Tally, read_tallies, write_tallies
 from tools.fuzz.mutators import KINDS, mutated
 from tools.fuzz.targets import Target
@@ -32,6 +33,19 @@ def test_no_input_escapes(tmp_path: Path) -> None:
     assert all(tally.inputs > 5 for tally in counted.values())
     assert sum(tally.inputs for tally in counted.values()) == int(match[1])
     assert not (tmp_path / "found").exists()
+
+
+def test_the_other_engine(tmp_path: Path) -> None:
+    """Where it is installed, it reads inputs, and what they did is counted likewise; elsewhere, that is said."""
+    command = [sys.executable, "-W", "ignore", "-m", "tools.fuzz", "--engine", "atheris", "--only", "sums"]
+    own = {"PYTHONPATH": os.getcwd(), "UQFF_FUZZ": str(tmp_path), "UQFF_KERNELS": "reference"}
+    done = subprocess.run([*command, "--time", "1"], capture_output=True, text=True, env=os.environ | own)
+    if coverage.available():
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert read_tallies(tmp_path / "summary.json")["sums"].inputs > 256
+    else:
+        assert done.returncode == 2
+        assert "atheris is not installed here" in done.stderr
 
 
 def _campaign(home: Path, read: Callable[[bytes], object]) -> Campaign:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import gc
+import math
 import os
 import signal
 import sys
@@ -21,6 +22,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from random import Random
 
+from tools.fuzz import coverage
 from tools.fuzz.campaign import Campaign, Tally, read_tallies, write_tallies
 from tools.fuzz.targets import targets
 
@@ -41,8 +43,13 @@ def main() -> None:
     parser.add_argument("--inputs", type=int, metavar="N", help="of each target, in place of a time")
     parser.add_argument("--seed", type=int, default=None, help="of the changes; another one each time without")
     parser.add_argument("--only", default="", metavar="NAME", help="only targets whose name begins so")
+    parser.add_argument(
+        "--engine", choices=("own", "atheris"), default="own", help="what chooses inputs; atheris if it is installed"
+    )
     parser.add_argument("--light", action="store_true", help="without targets that need transformers")
     arguments = parser.parse_args()
+    if arguments.engine == "atheris" and not coverage.available():
+        parser.error("atheris is not installed here: pip install atheris, for Linux and some versions of Python")
     warnings.simplefilter("ignore")
     seed = int.from_bytes(os.urandom(4), "little") if arguments.seed is None else arguments.seed
     home = Path(os.environ.get("UQFF_FUZZ") or Path.home() / ".cache" / "uqff-fuzz")
@@ -53,6 +60,19 @@ def main() -> None:
         chosen = targets(Path(folder), arguments.only, light=arguments.light)
         home.mkdir(parents=True, exist_ok=True)
         summary, before = home / "summary.json", read_tallies(home / "summary.json")
+        if arguments.engine == "atheris":
+            if not coverage.available():
+                parser.error(
+                    "atheris is not installed here: pip install atheris, for Linux and some versions of Python"
+                )
+            counts = Path(folder, "counts.json")
+            for target in chosen:
+                coverage.run(target.name, home, math.ceil(arguments.time / len(chosen)), seed, counts)
+                before = _added(before, read_tallies(counts))
+                counts.unlink(missing_ok=True)
+                write_tallies(summary, before)
+            _print(before)
+            sys.exit(any(tally.problems for tally in before.values()))
         asked: list[int] = []  # to end
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda number, _: asked.append(number))
@@ -89,7 +109,10 @@ def _turns(campaigns: list[Campaign], inputs: int | None, seconds: float) -> Ite
 
 
 def _sum(before: dict[str, Tally], campaigns: list[Campaign]) -> dict[str, Tally]:
-    now = {each.target.name: each.tally for each in campaigns}
+    return _added(before, {each.target.name: each.tally for each in campaigns})
+
+
+def _added(before: dict[str, Tally], now: dict[str, Tally]) -> dict[str, Tally]:
     return {name: before.get(name, Tally()) + now.get(name, Tally()) for name in {**before, **now}}
 
 

@@ -178,10 +178,7 @@ class Campaign:
                 _keep(self.kept, data)
 
     def batch(self, inputs: int, seconds: float = float("inf")) -> None:
-        """So many more inputs, or as many as a time of the processor allows.
-
-        Memory is measured of all together; if it grew, of each again.
-        """
+        """So many more inputs, or as many as a time of the processor allows."""
         end, ran = time.process_time() + seconds, []
         self.memory.begin()
         for _ in range(inputs):
@@ -191,6 +188,10 @@ class Campaign:
             self.take(data)
             if time.process_time() > end:
                 break
+        self.weigh(ran)
+
+    def weigh(self, ran: list[bytes]) -> None:
+        """Look by how much memory has grown for some inputs; if by much, for each again by itself."""
         grown = self.memory.grown()
         if grown > SUSPECT_BYTES:
             grown = max(map(self._weigh, ran))
@@ -198,9 +199,10 @@ class Campaign:
 
     def _weigh(self, data: bytes) -> int:
         """By how much memory grows for one input, beyond so many times its size."""
+        counted = self.tally.inputs, self.tally.refused
         self.memory.begin()
         self.run(data)
-        self.tally.inputs -= 1
+        self.tally.inputs, self.tally.refused = counted
         beyond = self.memory.grown() - TIMES_INPUT * len(data)
         if beyond > MOST_BYTES:
             self._report(data, f"took {beyond} bytes and {TIMES_INPUT} times its own {len(data)}")
