@@ -90,7 +90,7 @@ def _matrix(weight: F32, hessian: F32, planned: QuantizedTensor, dtype: DType, m
         slices[-1] = start, record.with_codes(codes)
 
     assert planned.code_values is not None
-    _feed_back(weight.astype(np.float64), hessian, planned.scale_inputs, planned.code_values, grid, keep)
+    _feed_back(weight, hessian, planned.scale_inputs, planned.code_values, grid, keep)
     return planned.join(slices, 1)
 
 
@@ -115,7 +115,7 @@ def _on_grid(record: QuantizedTensor, weight: F32, hessians: F32) -> QuantizedTe
             q[:, inputs_of[-1]] = made
 
         hessian = hessians[at if len(hessians) > 1 else 0]
-        _feed_back(each.astype(np.float64), hessian, 1, values, grid, keep, run=RUN)
+        _feed_back(each, hessian, 1, values, grid, keep, width=RUN)
     return record.with_codes(codes)
 
 
@@ -133,51 +133,59 @@ def _grid(record: QuantizedTensor) -> tuple[Wide, Wide]:
 
 
 def _feed_back(
-    x: Wide,
+    weight: F32,
     hessian: F32,
     unit: int,
     values: Wide,
     grid: Callable[[Wide, npt.NDArray[np.int64], Wide], tuple[Wide, Wide]],
     keep: Callable[[npt.NDArray[np.uint8]], None],
     *,
-    run: int | None = None,
+    width: int | None = None,
 ) -> None:
     """Go through the inputs of a matrix.
 
     Args:
-        x: the weight, ``[rows, in]``, changed.
+        weight: ``[rows, in]``.
         hessian: ``[in, in]``.
         unit: inputs that stay together.
         values: what codes stand for.
         grid: of the weights of a block as they are now, of its inputs and of what an error of each costs, makes offsets
             and steps.
         keep: takes the codes of that block.
-        run: inputs of a block, if that is not the unit.
+        width: inputs of a block, if that is not the unit.
     """
     curvature = feedback.damped(hessian)
     order = feedback.input_order(curvature, unit)
     factor = feedback.inverse_factor(curvature[np.ix_(order, order)])
     cost = np.diagonal(factor) ** -2.0
-    width = run or unit
-    for start in range(0, len(order), width):
-        now, later = slice(start, start + width), order[start + width :]
-        turn = order[now]
-        inputs = np.sort(turn)
-        place = np.searchsorted(inputs, turn)
-        weights = np.empty(len(turn))
-        weights[place] = cost[now]
-        offset, step = grid(x[:, inputs], inputs, weights)
-        codes, errors = _rounded(x[:, turn], factor[now, now], offset[:, place], step[:, place], values)
-        back = np.empty_like(codes)
-        back[:, place] = codes
-        keep(back)
-        x[:, later] -= errors @ factor[now, start + width :]
+    width = width or unit
+    x = weight[:, order].astype(np.float64)  # inputs in the order in which they are rounded
+    # What narrow blocks leave goes to a run of them at once, and to the rest when the run is done.
+    run = max(width, RUN // width * width)
+    for first in range(0, len(order), run):
+        end = min(first + run, len(order))
+        left = np.empty((len(x), end - first))
+        for start in range(first, end, width):
+            stop = min(start + width, end)
+            turn = order[start:stop]
+            inputs = np.sort(turn)
+            place = np.searchsorted(inputs, turn)
+            plain, weights = np.empty((len(x), stop - start)), np.empty(stop - start)
+            plain[:, place], weights[place] = x[:, start:stop], cost[start:stop]
+            offset, step = grid(plain, inputs, weights)
+            own = factor[start:stop, start:stop]
+            codes, errors = _rounded(x[:, start:stop], own, offset[:, place], step[:, place], values)
+            back = np.empty_like(codes)
+            back[:, place] = codes
+            keep(back)
+            left[:, start - first : stop - first] = errors
+            x[:, stop:end] -= errors @ factor[start:stop, stop:end]
+        x[:, end:] -= left @ factor[first:end, end:]
 
 
 def _rounded(x: Wide, factor: Wide, offset: Wide, step: Wide, values: Wide) -> tuple[npt.NDArray[np.uint8], Wide]:
     codes, errors = np.empty(x.shape, np.uint8), np.empty(x.shape)
-    arrays = [np.ascontiguousarray(each) for each in (x, offset, step)]
-    x, offset, step = arrays
+    x, offset, step = (np.array(each, order="C") for each in (x, offset, step))
     factor = np.ascontiguousarray(factor)
     if not simd.enabled():
         with np.errstate(all="ignore"):
