@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import warnings
 from pathlib import Path
@@ -174,3 +175,26 @@ def test_pre_1_0_files_are_refused(made: tuple[dict[str, Path], torch.nn.Module]
     """mistral.rs 0.8 has the head last there, and no experts."""
     with pytest.raises(uqff.UnsupportedError, match="layers of this architecture have no numbers"):
         uqff.quantize_model(made[0]["plain"], tmp_path / "out", "q8_0", version=(0, 2, 0))
+
+
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing.:FutureWarning")  # of transformers, at what PEFT asks
+def test_adapters_of_experts_in_turns(made: tuple[dict[str, Path], torch.nn.Module], tmp_path: Path) -> None:
+    """PEFT's, of the stacks themselves: rows of B take turns as gates and ups do; merged, beside, by ``quantize``."""
+    peft = pytest.importorskip("peft")
+    directories, plain = made
+    parameters = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
+    config = peft.LoraConfig(r=2, lora_alpha=4, target_modules=["q_proj"], target_parameters=parameters)
+    adapted = peft.get_peft_model(copy.deepcopy(plain), config).eval()
+    generator = torch.Generator().manual_seed(9)
+    with torch.no_grad():
+        for name, parameter in adapted.named_parameters():
+            if "lora_" in name:
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.2)
+    adapted.save_pretrained(tmp_path / "adapter")
+    expected = logits(adapted)
+    assert float((expected - logits(plain)).abs().max()) > 1
+    for name, merge in (("plain", True), ("plain", False), ("mxfp4", None)):
+        model = load_model(directories[name], dtype=torch.float32, lora=tmp_path / "adapter", merge_lora=merge)
+        assert float((logits(model) - expected).abs().max()) <= BOUND, (name, merge)
+    uqff.quantize_model(directories["plain"], tmp_path / "out", "unquant", lora=[tmp_path / "adapter"], measure=False)
+    assert float((logits(load_model(tmp_path / "out")) - expected).abs().max()) <= BOUND
