@@ -18,10 +18,10 @@ from uqff.parallel.kv_cache import preallocated
 from uqff.parallel.replay import Replayed
 from uqff.parallel.vocabulary import Embedding
 
-__all__ = ["Decoder"]
+__all__ = ["NextToken"]
 
 
-class Decoder:
+class NextToken:
     """The logits of the token that follows all that have been given so far."""
 
     def __init__(self, model: torch.nn.Module, comm: Comm, tokens: int) -> None:

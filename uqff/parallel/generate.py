@@ -20,7 +20,7 @@ from uqff.lora.applied import Lora
 from uqff.parallel.arithmetic import Arithmetic
 from uqff.parallel.comm import Comm, exchange_device
 from uqff.parallel.consensus import settle
-from uqff.parallel.decoding import Decoder
+from uqff.parallel.decoding import NextToken
 from uqff.parallel.model import Check, load_model
 from uqff.parallel.source import directory_of
 from uqff.parallel.text import Text
@@ -77,7 +77,7 @@ def generate(
     device = next(model.parameters()).device
     ids = torch.tensor([list(prompt)], device=device)
     made = Generation([], [], [], "length")
-    following = Decoder(model, comm, len(prompt) + tokens)
+    following = NextToken(model, comm, len(prompt) + tokens)
     for _ in range(tokens):
         logits = following(ids)
         ids = comm.all_gather(logits.argmax())[0].view(1)
