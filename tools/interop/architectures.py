@@ -56,7 +56,7 @@ def check(client: Client, name: str, kind: str, checkpoint: Path, scratch: Path)
         )
     except ClientError as error:
         return Row(name, kind, problem=error.reason)
-    with uqff.open(theirs) as a, uqff.open(as_the_client(name, ours)) as b:
+    with uqff.open(theirs) as a, uqff.open(as_the_client(name, ours, ours.parent)) as b:
         compared = compare_entries(a, b)
         differing = [each.key for each in compared if each.differing]
         differing += [key for key in sorted({*a.residual, *b.residual}) if not _same(a, b, key, RENAMED.get(name))]
@@ -65,13 +65,13 @@ def check(client: Client, name: str, kind: str, checkpoint: Path, scratch: Path)
     return Row(name, kind, len(compared), sum(each.size for each in compared), known, problem)
 
 
-def as_the_client(name: str, file: Path) -> Path:
-    """The file, or one without the bias that the client drops."""
+def as_the_client(name: str, file: Path, folder: Path) -> Path:
+    """The file, or one in a folder, without the bias that the client drops."""
     if name not in WITHOUT_BIAS:
         return file
     with uqff.open(file) as model:
         layers = {key: Layer(each.weight) if key == WITHOUT_BIAS[name] else each for key, each in model.items()}
-        made = uqff.save(layers, file.with_name("as-the-client.uqff"), version=model.version)
+        made = uqff.save(layers, folder / "as-the-client.uqff", version=model.version)
         return made[0]
 
 

@@ -221,7 +221,8 @@ class DequantizeJob(Job[Dequantized]):
             record, fields = self.file.fields(key)
             shape, bias = record.parse(fields).shape, fields["bias"]
             self.weights[key] = math.prod(shape)
-            if len(shape) < 3:
+            joined = len(module.parts) == 1 and module.parts[0].expert is None  # one tensor in checkpoints, too
+            if len(shape) < 3 or joined:
                 name = module.parts[at].module if module.parts else module.path
                 self._plan(key, f"{name}.weight", "weight", None, shape)
                 if bias is not None:

@@ -21,10 +21,11 @@ from uqff.families import stack
 from uqff.inspection.report import report
 from uqff.models.assets import CONFIG_NAME
 from uqff.models.config import config_to_write, read_config
+from uqff.models.renaming import ModulePaths
 from uqff.parallel.layer import QuantizedLayer
+from uqff.parallel.mixture import Mixture
 from uqff.parallel.plan import EMBEDDING, HEAD
 from uqff.parallel.projection import PROJECTIONS
-from uqff.parallel.transformers_model import SparseBlock
 
 __all__ = ["save_pretrained"]
 
@@ -48,11 +49,13 @@ def save_pretrained(model: Any, directory: str | os.PathLike[str], **options: An
     unknown = sorted(name for name, value in options.items() if value)
     if unknown:
         raise UnsupportedError("options that saving UQFF does not know", got=", ".join(unknown))
-    layers = _layers(model)
+    paths = ModulePaths({"architectures": [type(model).__name__]})
+    layers = _layers(model, paths)
     version = LATEST
     embedding, head = model.get_submodule(EMBEDDING).rows, model.get_submodule(HEAD).rows
     taken = {f"{path}.weight" for path in layers}
-    residual = {name: each for name, each in _rest(model).items() if name not in taken}
+    rest = {paths(name): each for name, each in _rest(model).items()}
+    residual = {name: each for name, each in rest.items() if name not in taken}
     if model.config.tie_word_embeddings and head is not embedding:
         version = TIED_APART
         residual[f"{EMBEDDING}.weight"] = layers.pop(EMBEDDING).weight.dequantize(model.dtype)
@@ -74,13 +77,16 @@ def save_pretrained(model: Any, directory: str | os.PathLike[str], **options: An
     report(files[0].parent, write=True)
 
 
-def _layers(model: Any) -> dict[str, Layer]:
-    """The layers, by their paths; experts stacked."""
+def _layers(model: Any, paths: ModulePaths) -> dict[str, Layer]:
+    """The layers, by their paths in a checkpoint; experts stacked."""
     layers: dict[str, Layer] = {}
     for path, module in model.named_modules():
-        if isinstance(module, SparseBlock):
+        if isinstance(module, Mixture):
+            if paths(f"{path}.down_proj") != f"{paths(path)}.down_proj":
+                expected = "a stack for each projection"
+                raise UnsupportedError("experts of this form cannot be saved", layer=path, expected=expected)
             for name, _ in PROJECTIONS:
-                layers[f"{path}.experts.{name}"] = _stacked(getattr(module.experts, name))
+                layers[f"{paths(path)}.{name}"] = _stacked(getattr(module, name))
         elif path in (EMBEDDING, HEAD):
             layers[path] = _layer(module.rows)
         elif isinstance(module, QuantizedLayer) and ".experts." not in path and not path.endswith(".rows"):
@@ -103,8 +109,17 @@ def _stacked(projection: Any) -> Layer:
 
 
 def _rest(model: Any) -> dict[str, torch.Tensor]:
-    """Parameters that belong to no layer."""
+    """Parameters that belong to no layer, and what modules of ``transformers`` keep beside them."""
     of_layers = {
         id(each) for module in model.modules() if isinstance(module, QuantizedLayer) for each in module.parameters()
     }
-    return {name: each for name, each in model.named_parameters() if id(each) not in of_layers}
+    rest: dict[str, torch.Tensor] = {name: each for name, each in model.named_parameters() if id(each) not in of_layers}
+    for path, module in model.named_modules():
+        if type(module).__module__.startswith("transformers."):
+            kept = dict(module.named_buffers(prefix=path, recurse=False))
+            rest |= {
+                name: each
+                for name, each in kept.items()
+                if name.rpartition(".")[2] not in module._non_persistent_buffers_set
+            }
+    return rest

@@ -214,7 +214,7 @@ def _deltas(*paths: str) -> Group:
     return Group(tuple(f"linear_attn.{path}" for path in paths), when=ATTENDS_LINEARLY, numbered=False)
 
 
-BLOCK_SPARSE: Final = (("mlp", "block_sparse_moe"),)
+BLOCK_SPARSE: Final = ((".mlp.", ".block_sparse_moe."),)
 
 ARCHITECTURES: Final = (
     Architecture("Llama", ("LlamaForCausalLM",), DENSE, drops_biases=("",)),
@@ -276,7 +276,7 @@ ARCHITECTURES: Final = (
         ("PhiMoEForCausalLM", "PhimoeForCausalLM"),
         (Group(ATTENTION), _experts("block_sparse_moe", *W123)),
         expert_count="num_local_experts",
-        modules=BLOCK_SPARSE,
+        modules=((".mlp.router.", ".block_sparse_moe.gate."), *BLOCK_SPARSE),
     ),
     Architecture("Gemma", ("GemmaForCausalLM",), DENSE, tied="always"),
     Architecture("Gemma 2", ("Gemma2ForCausalLM",), DENSE, tied="always"),
@@ -338,6 +338,11 @@ ARCHITECTURES: Final = (
             Group(("shared_mlp.input_linear", "shared_mlp.output_linear")),
         ),
         tied=True,
+        modules=(
+            (".block_sparse_moe.router.", ".block_sparse_moe.router.layer."),
+            (".block_sparse_moe.experts.gate_up_proj.", ".block_sparse_moe.input_linear."),
+            (".block_sparse_moe.experts.down_proj.", ".block_sparse_moe.output_linear."),
+        ),
     ),
     Architecture("HunYuan dense", ("HunYuanDenseV1ForCausalLM",), DENSE, numbered=False),
     Architecture(

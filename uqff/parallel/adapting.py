@@ -144,11 +144,12 @@ def model_weights(model: torch.nn.Module) -> ModelWeights:
         if isinstance(module, torch.nn.Linear) and module is not head:
             weights.shapes[path] = module.out_features, module.in_features
     weights.layers.extend(transformers_model.linear_roles(model))
-    for block in transformers_model.sparse_blocks(model):
-        count, inner, hidden = transformers_model.ExpertSizes.of(config)
-        weights.shapes[f"{block}.{transformers_model.router_of(model, block)}"] = count, hidden
+    for place in transformers_model.expert_places(model):
+        inner, hidden = place.inner, place.hidden
+        if place.with_router:
+            weights.shapes[f"{place.path}.{transformers_model.router_of(model, place.path)}"] = place.number, hidden
         for name, dim in PROJECTIONS:
-            paths = [f"{block}.experts.{expert}.{name}" for expert in range(count)]
-            weights.stacks[f"{block}.experts.{name}"] = paths
+            paths = [f"{place.experts}.{expert}.{name}" for expert in range(place.number)]
+            weights.stacks[f"{place.experts}.{name}"] = paths
             weights.shapes.update(dict.fromkeys(paths, (hidden, inner) if dim else (inner, hidden)))
     return weights

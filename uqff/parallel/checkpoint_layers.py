@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from uqff.checkpoints import Checkpoint
 
 __all__ = [
+    "GATE_UP",
     "PlainExpertsWarning",
     "beside",
     "experts_of",
@@ -39,6 +40,7 @@ __all__ = [
     "has_experts",
     "layer_of_checkpoint",
     "names_of_experts",
+    "split_halves",
     "take_turns",
 ]
 
@@ -94,14 +96,29 @@ def _stacked_at(checkpoint: Checkpoint, path: str) -> str | None:
     return None
 
 
-def names_of_experts(checkpoint: Checkpoint, path: str, count: int) -> list[list[str]]:
-    """The paths that the weights of each projection have in the checkpoint; none if it has no such experts."""
-    if f"{path}.{GATE_UP}" in checkpoint.paths:
-        return [[f"{path}.{GATE_UP}"], [f"{path}.{GATE_UP}"], [f"{path}.down_proj"]]
+def names_of_experts(
+    checkpoint: Checkpoint,
+    path: str,
+    count: int,
+    single: list[list[str]] | None = None,
+    joined: tuple[str, str] | None = None,
+) -> list[list[str]]:
+    """The paths that the weights of each projection have in the checkpoint; none if it has no such experts.
+
+    Args:
+        checkpoint: holds them.
+        path: of the experts.
+        count: how many there are.
+        single: of each projection, the paths of the layer of each expert, if they are unusual.
+        joined: the paths of gate and up in one, and of down, likewise.
+    """
+    gate_up, down = joined or (f"{path}.{GATE_UP}", f"{path}.down_proj")
+    if gate_up in checkpoint.paths:
+        return [[gate_up], [gate_up], [down]]
     place = _stacked_at(checkpoint, path)
     if place is not None:
         return [[f"{place}.{name}"] for name, _ in PROJECTIONS]
-    return [[f"{path}.{expert}.{name}" for expert in range(count)] for name, _ in PROJECTIONS]
+    return single or [[f"{path}.{expert}.{name}" for expert in range(count)] for name, _ in PROJECTIONS]
 
 
 def has_experts(checkpoint: Checkpoint, path: str) -> bool:
@@ -109,13 +126,21 @@ def has_experts(checkpoint: Checkpoint, path: str) -> bool:
     return any(names[0] in checkpoint.paths for names in names_of_experts(checkpoint, path, 1))
 
 
-def experts_of(checkpoint: Checkpoint, path: str, count: int) -> list[UnloadedExperts]:
+def experts_of(
+    checkpoint: Checkpoint,
+    path: str,
+    count: int,
+    single: list[list[str]] | None = None,
+    joined: tuple[str, str] | None = None,
+) -> list[UnloadedExperts]:
     """Gate, up and down projections; only headers are read.
 
     Args:
         checkpoint: holds them.
         path: of the experts, ``model.layers.0.mlp.experts``.
         count: how many there are.
+        single: see :func:`names_of_experts`.
+        joined: likewise.
 
     Raises:
         MissingError: there are none.
@@ -123,13 +148,13 @@ def experts_of(checkpoint: Checkpoint, path: str, count: int) -> list[UnloadedEx
         UnsupportedError: they are transposed, in a type that cannot be turned.
         UqffError: a layer is not valid.
     """
-    names = names_of_experts(checkpoint, path, count)
+    names = names_of_experts(checkpoint, path, count, single, joined)
     _tell_if_plain(checkpoint, [each for layers in names for each in layers], path)
-    if f"{path}.{GATE_UP}" in checkpoint.paths:
-        return _joined(checkpoint, path)
+    if names[0] == names[1]:
+        return _joined(checkpoint, path, names[0][0], names[2][0])
     if _stacked_at(checkpoint, path) is not None:
         return [layer_of_checkpoint(checkpoint, each[0]) for each in names]
-    if not has_experts(checkpoint, path):
+    if names[0][0] not in checkpoint.paths:
         raise MissingError(
             "no experts",
             file=str(checkpoint.path),
@@ -152,8 +177,15 @@ def _tell_if_plain(checkpoint: Checkpoint, names: list[str], path: str) -> None:
         )
 
 
-def _joined(checkpoint: Checkpoint, path: str) -> list[UnloadedExperts]:
-    gate_up, down = (layer_of_checkpoint(checkpoint, f"{path}.{name}") for name in (GATE_UP, "down_proj"))
+def split_halves(gate_up: Unloaded, down: Unloaded) -> tuple[Unloaded, Unloaded, Unloaded]:
+    """Gate, up and down of a stack ``[E, 2·inter, hidden]``, gates before ups, and the other."""
+    inter = gate_up.weight.shape[1] // 2
+    gate, up = (gate_up.narrow(1, at, inter) for at in (0, inter))
+    return gate, up, down
+
+
+def _joined(checkpoint: Checkpoint, path: str, *names: str) -> list[UnloadedExperts]:
+    gate_up, down = (layer_of_checkpoint(checkpoint, name) for name in names)
     if any(name.endswith(TURNS) for name in checkpoint.companions(gate_up.key).names.values()):
         return [*halves(gate_up, path), down]
     turned_gate_up, turned_down = fused_convention(gate_up.weight.shape, down.weight.shape, layer=path)

@@ -22,11 +22,13 @@ from uqff.codes import LOADED_DTYPES
 from uqff.container.closing import Closing
 from uqff.container.document import is_present
 from uqff.errors import FormatError
-from uqff.models.architectures import architecture_of, layer_names
+from uqff.models.architectures import layer_names
 from uqff.models.assets import CONFIG_NAME
 from uqff.models.layouts import WeightLayout
-from uqff.parallel.checkpoint_layers import experts_of, layer_of_checkpoint, names_of_experts
+from uqff.models.renaming import ModulePaths
+from uqff.parallel.checkpoint_layers import GATE_UP, experts_of, layer_of_checkpoint, names_of_experts
 from uqff.parallel.consensus import digest
+from uqff.parallel.projection import PROJECTIONS
 from uqff.quantization.plan import UNUSED
 
 if TYPE_CHECKING:
@@ -49,6 +51,7 @@ class CheckpointSource(Closing):
         directory: where its files are.
         config: the parsed ``config.json``.
         layout: how the rows of Q and K lie in the files.
+        paths: what modules are called in the files.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -60,7 +63,7 @@ class CheckpointSource(Closing):
             if not is_present(config):
                 raise FormatError("no configuration beside the model", file=str(config), got="no such file")
             self.config: dict[str, Any] = self.checkpoint.config
-            architecture_of(self.config)
+            self.paths = ModulePaths(self.config)
             self.layout = WeightLayout.of(self.config).check(str(config))
             head = layer_names(self.config)[0]
             self._unused = set() if head.weight == f"{head.module}.weight" else {head.module}
@@ -70,7 +73,8 @@ class CheckpointSource(Closing):
             raise
 
     def __contains__(self, module: object) -> bool:
-        return module in self.checkpoint.paths and module not in self._unused
+        path = self.paths(str(module))
+        return path in self.checkpoint.paths and path not in self._unused
 
     def layer(self, module: str) -> Unloaded:
         """The layer of a module.
@@ -79,13 +83,18 @@ class CheckpointSource(Closing):
             MissingError: there is none.
             UqffError: it is not valid.
         """
+        module = self.paths(module)
         self._taken.add(module)
         return layer_of_checkpoint(self.checkpoint, module)
 
     def experts(self, path: str, count: int) -> list[UnloadedExperts]:
         """A layer for each expert, or stacks: see :mod:`uqff.parallel.checkpoint_layers`."""
-        self._taken.update(name for names in names_of_experts(self.checkpoint, path, count) for name in names)
-        return experts_of(self.checkpoint, path, count)
+        single = self.paths.experts(path, tuple(name for name, _ in PROJECTIONS), count)
+        joined = self.paths(f"{path}.{GATE_UP}"), self.paths(f"{path}.down_proj")
+        path = self.paths(path)
+        names = names_of_experts(self.checkpoint, path, count, single, joined)
+        self._taken.update(name for each in names for name in each)
+        return experts_of(self.checkpoint, path, count, single, joined)
 
     def key(self, module: str) -> str:
         """What errors call the layer of a module: its path."""
@@ -97,6 +106,7 @@ class CheckpointSource(Closing):
         Raises:
             MissingError: there is none.
         """
+        name = self.paths(name)
         path = name.removesuffix(".weight")
         owner = name.removesuffix(".bias")
         if owner in self.checkpoint.paths and self.checkpoint.bias_name(owner) == name:
@@ -104,6 +114,8 @@ class CheckpointSource(Closing):
             assert bias is not None
             return bias
         self._taken.add(path)
+        if path not in self.checkpoint.paths and name in self.checkpoint.tensors:
+            return self.checkpoint.tensors[name]  # a bias of what is no layer
         record = self.checkpoint.layer(path).weight
         return record.dequantize() if record.plain is None else record.plain.tensor()
 

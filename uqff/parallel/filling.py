@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,7 +16,8 @@ from uqff.parallel import fallback, transformers_model
 from uqff.parallel.elsewhere import place_of
 from uqff.parallel.experts import FusedExperts, PackedExperts
 from uqff.parallel.heads import compute_kv_shard
-from uqff.parallel.loading import Run, moved
+from uqff.parallel.linear import ReplicatedLayer
+from uqff.parallel.loading import Run, load, moved
 from uqff.parallel.plan import EMBEDDING, HEAD, Role
 from uqff.parallel.projection import PROJECTIONS
 from uqff.parallel.vocabulary import Embedding, Head, vocabulary
@@ -27,10 +30,15 @@ if TYPE_CHECKING:
     from uqff.parallel.layer import QuantizedLinear
     from uqff.parallel.mixture import Mixture
     from uqff.parallel.source import ModelSource
+    from uqff.parallel.transformers_model import ExpertsPlace
     from uqff.parallel.unloaded import Unloaded, UnloadedExperts
     from uqff.progress import Progress
 
-__all__ = ["Filling"]
+__all__ = ["Filling", "ReplicatedWarning"]
+
+
+class ReplicatedWarning(UserWarning):
+    """Layers that every rank holds whole, because nothing says how to split them."""
 
 
 class Filling:
@@ -72,11 +80,15 @@ class Filling:
         Raises:
             UqffError: a layer is missing or not valid, or does not fit configuration or ranks.
         """
-        for path in transformers_model.sparse_blocks(self.model):
-            self._sparse(path)
-        for path, role in transformers_model.linear_roles(self.model).items():
+        for place in transformers_model.expert_places(self.model):
+            self._sparse(place)
+        roles = transformers_model.linear_roles(self.model)
+        for path, role in roles.items():
             module: Any = self.model.get_submodule(path)
             self._linear(role, path, module)
+        for path in transformers_model.routers(self.model):
+            self._router(path)
+        self._tell(roles)
         self._vocabulary()
         steps = Steps(progress, "load", len(self._begun), len(self._begun), "layers")
         for path, loaded in self._begun:
@@ -111,8 +123,33 @@ class Filling:
 
         return self.run(source.key, work)
 
+    def _tell(self, roles: Mapping[str, Role]) -> None:
+        """Warn of layers that ranks could share and do not."""
+        whole = [path for path, role in roles.items() if role == "whole" and self.source.paths.declares(path)]
+        if whole and self.comm.world_size > 1:
+            more = f" and {len(whole) - 1} more" if whole[1:] else ""
+            told = "whole on every rank, because transformers has no tensor-parallel plan for it that is known here"
+            warnings.warn(ReplicatedWarning(f"{whole[0]}{more}: {told}"), stacklevel=2)
+
+    def _router(self, path: str) -> None:
+        """A layer of the file where the model has plain numbers: it is dequantised."""
+        if not self.source.paths.declares(path):
+            return
+        module: Any = self.model.get_submodule(path)
+        source, adapted, place = self._prepared(self._layer(path, tuple(module.weight.shape)), [path])
+        loading = self._begin(path, source, partial(load, ReplicatedLayer, source, self.comm), place, adapted=adapted)
+
+        def work() -> torch.nn.Module:
+            weight = loading().weight.dequantize(self.dtype).to(self.device)
+            module.weight = torch.nn.Parameter(weight, requires_grad=False)
+            return module  # type: ignore[no-any-return]
+
+        self._begun.append((path, work))
+
     def _linear(self, role: Role, path: str, module: torch.nn.Linear) -> None:
         source = self._layer(path, tuple(module.weight.shape))
+        if role == "whole" and source.weight.plain is not None and not self.source.paths.declares(path):
+            return  # as in transformers
         if module.bias is not None and source.meta.bias_part is None:
             raise FormatError("layer lacks a bias", layer=source.key, expected=f"bias [{module.weight.shape[0]}]")
         source, adapted, place = self._prepared(source, [path])
@@ -120,6 +157,8 @@ class Filling:
         self._begun.append((path, self._begin(path, source, loading, place, adapted=adapted)))
 
     def _split(self, role: Role, path: str, module: torch.nn.Linear, source: Unloaded) -> Callable[[], QuantizedLinear]:
+        if role == "whole":
+            return partial(load, ReplicatedLayer, source, self.comm)
         if role == "row":
             return fallback.row(source, self.comm)
         shard = None
@@ -140,11 +179,9 @@ class Filling:
 
         return in_order
 
-    def _sparse(self, path: str) -> None:
+    def _sparse(self, place: ExpertsPlace) -> None:
         """A part of every expert: whole blocks, if equal parts cut through them; or all, if there are not enough."""
-        key = f"{path}.experts"
-        config: Any = self.model.config
-        count, inner, hidden = transformers_model.ExpertSizes.of(config)
+        key, count, inner, hidden = place.experts, place.number, place.inner, place.hidden
         given: list[UnloadedExperts] = []
         adapted = False
         found: set[torch.device] = set()
@@ -164,23 +201,24 @@ class Filling:
         if len(found) > 1:
             expected, got = "one for gate, up and down", ", ".join(sorted(map(str, found)))
             raise UnsupportedError("experts on several devices", layer=key, field="device", expected=expected, got=got)
-        (place,) = found
-        together = self._experts(given, key, place)
+        (device,) = found
+        together = self._experts(given, place, device)
 
         def block() -> torch.nn.Module:
             made = together()
             if not adapted:
-                made = moved(self.adapting.mixture(key, made), place)
-            made.elsewhere = place != self.device
-            return transformers_model.sparse_block(config, made)
+                made = moved(self.adapting.mixture(key, made), device)
+            made.elsewhere = device != self.device
+            return transformers_model.sparse_block(self.model.config, made) if place.with_router else made
 
-        self._begun.append((path, block))
+        self._begun.append((place.path, block))
 
-    def _experts(self, given: Sequence[UnloadedExperts], key: str, place: torch.device) -> Callable[[], Mixture]:
+    def _experts(
+        self, given: Sequence[UnloadedExperts], place: ExpertsPlace, device: torch.device
+    ) -> Callable[[], Mixture]:
         form: type[Mixture] = PackedExperts if any(isinstance(each, Sequence) for each in given) else FusedExperts
         gate, up, down = given
-        act = transformers_model.activation(self.model.config)
-        options: Any = {"act": act, "device": place, "key": key, "run": self.run}
+        options: Any = {"act": place.act, "device": device, "key": place.experts, "run": self.run}
         try:
             return form.load(gate, up, down, self.comm, on_misaligned="uneven", **options)
         except ShardError:
@@ -196,7 +234,8 @@ class Filling:
         if HEAD in self.source or not config.tie_word_embeddings:
             rows, adapted, place = self._prepared(self._layer(HEAD, shape), [HEAD])
             head = self._begin(HEAD, rows, vocabulary(rows, self.comm), place, adapted=adapted)
-        self._begun.append((EMBEDDING, lambda: Embedding(embedding(), self.dtype)))
+        scale = getattr(self.model.get_submodule(EMBEDDING), "scalar_embed_scale", None)
+        self._begun.append((EMBEDDING, lambda: Embedding(embedding(), self.dtype, scale)))
         self._begun.append((HEAD, lambda: Head(head())))
 
     def _layer(self, path: str, shape: tuple[int, ...]) -> Unloaded:

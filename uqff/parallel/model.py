@@ -178,8 +178,8 @@ def _load(
     device, dtype = how.device, how.dtype or source.dtype or torch.float32
     if dtype not in _DTYPES:
         raise UnsupportedError("dtype of activations", expected="float32, bfloat16 or float16", got=dtype)
-    transformers_model.model_type(source.config)
-    Sizes.of(source.config).check(comm.world_size)
+    if transformers_model.splits_heads(source.config):
+        Sizes.of(source.config).check(comm.world_size)
     model = make(source, dtype)
     transformers_model.share_heads(model, comm)
     adapting = Adapting(adapters, model, dtype, merge=how.merge_lora)

@@ -9,14 +9,17 @@
     down_proj                     inputs     the same part
     embed_tokens, lm_head         outputs    an equal part of the vocabulary; whole, where it does not divide
     norms, routers                -          whole
+    what no plan splits           -          whole, which is told
 
-The arithmetic is that of mistral.rs v0.8.0, ``mistralrs-core/src/models/llama.rs`` and
-``mistralrs-quant/src/distributed/layers.rs``; there embedding and head are whole on every rank.
+What is split how, ``base_model_tp_plan`` of ``transformers`` says.  The arithmetic is that of mistral.rs v0.8.0,
+``mistralrs-core/src/models/llama.rs`` and ``mistralrs-quant/src/distributed/layers.rs``; there embedding and head are
+whole on every rank.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
@@ -24,14 +27,20 @@ from uqff.errors import FormatError, ShardError
 from uqff.models.architectures import layer_names
 from uqff.parallel.shard import world_sizes
 
-__all__ = ["EMBEDDING", "HEAD", "ROLES", "Role", "Sizes"]
+__all__ = ["EMBEDDING", "HEAD", "USUAL", "Role", "Sizes", "roles_of"]
 
 EMBEDDING, HEAD = "model.embed_tokens", "lm_head"
 """Paths of the two modules that hold a row for each token."""
 
-Role = Literal["query", "key-value", "column", "row"]
+NUMBER: Final = re.compile(r"\.[0-9]+(?=\.)")
 
-ROLES: Final[Mapping[str, Role]] = {
+Role = Literal["query", "key-value", "column", "row", "whole"]
+"""How a linear layer is split; ``whole`` is not at all."""
+
+STYLES: Final[Mapping[str, Role]] = {"colwise": "column", "rowwise": "row"}
+"""Roles by the styles of ``base_model_tp_plan`` of ``transformers``; whatever has another is whole on every rank."""
+
+USUAL: Final[Mapping[str, Role]] = {
     "q_proj": "query",
     "k_proj": "key-value",
     "v_proj": "key-value",
@@ -39,8 +48,50 @@ ROLES: Final[Mapping[str, Role]] = {
     "gate_proj": "column",
     "up_proj": "column",
     "down_proj": "row",
+    "lm_head": "column",
+    "embed_tokens": "column",
 }
-"""What the last word of a module's path says about it."""
+"""Roles by the last word of a path, for estimates: most models have no others that are split."""
+
+HEADED: Final[Mapping[str, Role]] = {
+    "q_proj": "query",
+    "q_b_proj": "query",
+    "kv_b_proj": "query",
+    "k_proj": "key-value",
+    "v_proj": "key-value",
+}
+"""Of layers whose outputs are split, those that are whole heads, by the last word of their path."""
+
+LOW_RANK: Final = ("q_a_proj", "kv_a_proj_with_mqa")
+"""Never split: all of their outputs are normalised together.  Some releases have them in the plan."""
+
+
+def roles_of(plan: Mapping[str, str], paths: Iterable[str]) -> dict[str, Role]:
+    """The roles of linear layers.
+
+    Args:
+        plan: styles by paths with ``*`` for numbers, as ``transformers`` has them.
+        paths: of the layers, relative as in the plan.
+
+    Returns:
+        Whatever the plan splits; ``whole`` for others, and for those of a module that splits outputs and takes no split
+        inputs, or the other way round.
+    """
+    roles: dict[str, Role] = {}
+    for path in paths:
+        name = path.rpartition(".")[2]
+        role = STYLES.get(plan.get(NUMBER.sub(".*", path), ""), "whole")
+        roles[path] = HEADED.get(name, role) if role == "column" else role
+        if name in LOW_RANK:
+            roles[path] = "whole"
+    children: dict[str, list[str]] = {}
+    for path in roles:
+        children.setdefault(path.rpartition(".")[0], []).append(path)
+    for each in children.values():
+        split = [path for path in each if roles[path] != "whole"]
+        if len({roles[path] == "row" for path in split}) < 2:
+            roles.update(dict.fromkeys(each, "whole"))
+    return roles
 
 
 @dataclass(frozen=True)

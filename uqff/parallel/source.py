@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from uqff.models.layouts import WeightLayout
+    from uqff.models.renaming import ModulePaths
     from uqff.parallel.immediate import Types
     from uqff.parallel.unloaded import Unloaded, UnloadedExperts
 
@@ -37,12 +38,14 @@ class ModelSource(Protocol):
         directory: where configuration and tokenizer are.
         config: the parsed ``config.json``.
         layout: how the rows of Q and K lie in the files.
+        paths: what modules are called in the files.
     """
 
     name: str
     directory: Path
     config: dict[str, Any]
     layout: WeightLayout
+    paths: ModulePaths
 
     @property
     def dtype(self) -> torch.dtype | None:

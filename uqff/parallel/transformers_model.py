@@ -2,8 +2,10 @@
 
 What is relied on, in ``transformers`` from 4.51 on: modules have the names that their weights have in a checkpoint;
 attention views its projections as ``[..., heads, head_dim]`` for any number of heads, and repeats keys and values
-``num_key_value_groups`` times; rotary embeddings are made by ``type(module)(config=...)``; a layer with experts is one
-with ``experts`` and ``gate`` (Qwen3-MoE) or ``router`` (gpt-oss, from 4.55 on).
+``num_key_value_groups`` times; rotary embeddings are made by ``type(module)(config=...)``; from 5 on, what is called
+``experts`` takes hidden states, indices and weights, and gives their sum; ``base_model_tp_plan`` of a configuration
+says which linear layers can be split; a Qwen3-MoE layer is one with ``experts`` and ``gate``, one of gpt-oss, from 4.55
+on, with ``experts`` and ``router``.
 """
 
 from __future__ import annotations
@@ -14,10 +16,10 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import torch
 
 from uqff.errors import FormatError, ShapeError, UnsupportedError
-from uqff.models.architectures import architecture_of
+from uqff.models.table import ARCHITECTURES, architecture_of
 from uqff.parallel.gpt_oss import ClampedSwiGLU, GptOssBlock
 from uqff.parallel.heads import compute_n_kv_groups
-from uqff.parallel.plan import EMBEDDING, HEAD, ROLES
+from uqff.parallel.plan import EMBEDDING, HEAD, roles_of
 
 if TYPE_CHECKING:
     from uqff.parallel.comm import Comm
@@ -25,36 +27,33 @@ if TYPE_CHECKING:
     from uqff.parallel.plan import Role
 
 __all__ = [
-    "MODEL_TYPES",
     "VALUES",
-    "ExpertSizes",
+    "ExpertsPlace",
     "SparseBlock",
-    "activation",
     "build",
+    "expert_places",
     "known_values",
     "linear_roles",
     "materialise",
     "model_type",
     "places",
     "router_of",
+    "routers",
     "share_heads",
     "sparse_block",
-    "sparse_blocks",
+    "splits_heads",
     "takes_turns",
 ]
 
 
-MODEL_TYPES: Final = {
-    "Llama": "llama",
-    "Mistral": "mistral",
-    "Qwen2": "qwen2",
-    "Qwen3": "qwen3",
-    "Qwen3-MoE": "qwen3_moe",
-    "gpt-oss": "gpt_oss",
-}
-"""What ``transformers`` calls the architectures that can be run, by their titles."""
+GPT_OSS: Final = "gpt_oss"
 
-GPT_OSS: Final = MODEL_TYPES["gpt-oss"]
+BY_BLOCK: Final = ("qwen3_moe", GPT_OSS)
+"""The architectures whose blocks are replaced with their routers, whatever their form."""
+
+PLANS: Final = {GPT_OSS: {f"layers.*.self_attn.{name}_proj": "colwise" for name in "qkv"}}
+PLANS[GPT_OSS]["layers.*.self_attn.o_proj"] = "rowwise"
+"""Plans of architectures of which ``transformers`` splits what is shared otherwise here, or nothing."""
 
 VALUES: Final = (
     # sizes
@@ -82,6 +81,11 @@ VALUES: Final = (
     "use_sliding_window",
     "max_window_layers",
     "layer_types",
+    "layers_block_type",
+    "full_attention_interval",
+    # feed-forward layers, by names that newer releases read and do not write
+    "block_ff_dim",
+    "first_k_dense_replace",
     # experts
     "num_experts",
     "num_local_experts",
@@ -106,17 +110,51 @@ def model_type(values: Mapping[str, Any]) -> str:
     """What ``transformers`` calls the architecture of a ``config.json``.
 
     Raises:
-        UnsupportedError: it is not one of :data:`MODEL_TYPES`.
+        UnsupportedError: it is unknown, to this package or to the installed release; or has more than text; or there is
+            no ``transformers``.
     """
-    title = architecture_of(values).title
-    if title not in MODEL_TYPES:
-        raise UnsupportedError("architecture cannot be run", expected=f"one of {', '.join(MODEL_TYPES)}", got=title)
-    return MODEL_TYPES[title]
+    architecture = architecture_of(values)
+    causal: Mapping[str, str] = _transformers().models.auto.modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    kinds = [kind for kind, name in causal.items() if name in architecture.classes and not architecture.text_config]
+    if not kinds:
+        known = {each.title: set(each.classes) for each in ARCHITECTURES if not each.text_config}
+        here = [title for title, classes in known.items() if classes & set(causal.values())]
+        raise UnsupportedError(
+            "architecture cannot be run", expected=f"one of {', '.join(here)}", got=architecture.title
+        )
+    stated = values.get("model_type")
+    return stated if stated in kinds else max(kinds, key=lambda kind: kind.endswith("_text"))
 
 
-def known_values(values: Mapping[str, Any]) -> dict[str, Any]:
-    """What ``transformers`` is told of a ``config.json``: :data:`VALUES`, whatever else there is."""
-    return {name: values[name] for name in VALUES if name in values}
+def _transformers() -> Any:
+    try:
+        import transformers
+        import transformers.models.auto.modeling_auto
+    except ImportError as error:
+        raise UnsupportedError(
+            "running a model needs transformers (pip install 'uqff-format[run]')", got=str(error)
+        ) from None
+    return transformers
+
+
+def known_values(values: Mapping[str, Any], kind: str | None = None) -> dict[str, Any]:
+    """What ``transformers`` is told of a ``config.json``: :data:`VALUES`, whatever else there is.
+
+    Args:
+        values: the configuration.
+        kind: the architecture, whose own numbers are told, too.
+    """
+    known = {*VALUES, *(() if kind is None else _own_values(kind))}
+    return {name: value for name, value in values.items() if name in known}
+
+
+def _own_values(kind: str) -> set[str]:
+    """The keys that the configurations of an architecture have and others have not: none of these loads code."""
+    library = _transformers()
+    made = library.CONFIG_MAPPING[kind]
+    common = library.PretrainedConfig().to_dict()
+    own = {name for name in made().to_dict() if name not in common and not name.startswith(("_", "output_"))}
+    return own | set(made.attribute_map)
 
 
 def build(values: Mapping[str, Any], dtype: torch.dtype) -> torch.nn.Module:
@@ -127,23 +165,15 @@ def build(values: Mapping[str, Any], dtype: torch.dtype) -> torch.nn.Module:
         dtype: that the model shall claim to have.
 
     Raises:
-        UnsupportedError: see :func:`model_type`; ``transformers`` is not installed, or is too old for it.
+        UnsupportedError: see :func:`model_type`.
         FormatError: the configuration is not one.
     """
-    kind = model_type(values)
+    kind, library = model_type(values), _transformers()
     try:
-        from transformers import CONFIG_MAPPING, AutoModelForCausalLM
-    except ImportError as error:
-        raise UnsupportedError(
-            "running a model needs transformers (pip install 'uqff-format[run]')", got=str(error)
-        ) from None
-    if kind not in CONFIG_MAPPING:
-        raise UnsupportedError("this transformers does not know the architecture", expected="a newer one", got=kind)
-    try:
-        config = CONFIG_MAPPING[kind].from_dict(known_values(values) | {"model_type": kind})
+        config = library.CONFIG_MAPPING[kind].from_dict(known_values(values, kind) | {"model_type": kind})
         setattr(config, "dtype" if hasattr(config, "dtype") else "torch_dtype", dtype)
         with torch.device("meta"):
-            model: torch.nn.Module = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+            model: torch.nn.Module = library.AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     except Exception as error:
         raise FormatError(
             "transformers does not take the configuration",
@@ -153,23 +183,77 @@ def build(values: Mapping[str, Any], dtype: torch.dtype) -> torch.nn.Module:
     return model.eval().requires_grad_(False)
 
 
-def activation(config: Any) -> Activation:
-    """The activation function of experts that a configuration means."""
+class ExpertsPlace(NamedTuple):
+    """Where a model has experts.
+
+    Attributes:
+        path: of the module that is replaced: the experts, or the block that they are in.
+        experts: path of the experts.
+        number: how many there are.
+        inner: outputs of gate and up.
+        hidden: their inputs.
+        act: the activation function.
+    """
+
+    path: str
+    experts: str
+    number: int
+    inner: int
+    hidden: int
+    act: Activation
+
+    @property
+    def with_router(self) -> bool:
+        """Whether the block is replaced, by what :func:`sparse_block` gives."""
+        return self.path != self.experts
+
+
+def expert_places(model: torch.nn.Module) -> list[ExpertsPlace]:
+    """All experts of a model, in order.
+
+    Raises:
+        UnsupportedError: they are of a form that is not known here: before ``transformers`` 5, of another architecture
+            than Qwen3-MoE and gpt-oss.
+    """
+    config: Any = model.config
+    places = []
+    for path, block in model.named_modules():
+        experts = getattr(block, "experts", None)
+        if not isinstance(experts, torch.nn.Module):
+            continue
+        if config.model_type in BY_BLOCK:
+            of_gpt = config.model_type == GPT_OSS
+            count = config.num_local_experts if of_gpt else config.num_experts
+            inner = config.intermediate_size if of_gpt else config.moe_intermediate_size
+            act = _activation(config)
+            places.append(ExpertsPlace(path, f"{path}.experts", count, inner, config.hidden_size, act))
+            continue
+        gate_up, down = (getattr(experts, name, None) for name in ("gate_up_proj", "down_proj"))
+        if gate_up is None or down is None or gate_up.shape[1:] != (2 * down.shape[2], down.shape[1]):
+            raise UnsupportedError(
+                "experts of this form cannot be run",
+                layer=f"{path}.experts",
+                expected="transformers 5, and gate_up_proj [E, 2·inner, hidden] beside down_proj [E, hidden, inner]",
+                got=type(experts).__name__,
+            )
+        count, hidden, inner = down.shape
+        own: Any = experts.act_fn
+        places.append(ExpertsPlace(f"{path}.experts", f"{path}.experts", count, inner, hidden, own))
+    return places
+
+
+def _block(place: ExpertsPlace) -> str:
+    """Path of the feed-forward layer that experts are in."""
+    return place.experts.rpartition(".")[0]
+
+
+def _activation(config: Any) -> Activation:
     if config.model_type == GPT_OSS:
         return ClampedSwiGLU.of(config)
     from transformers.activations import ACT2FN
 
     act: Callable[[torch.Tensor], torch.Tensor] = ACT2FN[config.hidden_act]
     return act
-
-
-def sparse_blocks(model: torch.nn.Module) -> list[str]:
-    """Paths of the feed-forward layers that have experts."""
-    return [
-        path
-        for path, module in model.named_modules()
-        if hasattr(module, "experts") and (hasattr(module, "gate") or hasattr(module, "router"))
-    ]
 
 
 def router_of(model: torch.nn.Module, block: str) -> str:
@@ -182,46 +266,59 @@ def takes_turns(config: Any) -> bool:
     return bool(config.model_type == GPT_OSS)
 
 
-class ExpertSizes(NamedTuple):
-    """The sizes of the experts of a model.
-
-    Attributes:
-        experts: how many there are in a layer.
-        inner: outputs of a gate.
-        hidden: its inputs.
-    """
-
-    experts: int
-    inner: int
-    hidden: int
-
-    @classmethod
-    def of(cls, config: Any) -> ExpertSizes:
-        """Those that a configuration of ``transformers`` says."""
-        if config.model_type == GPT_OSS:
-            return cls(config.num_local_experts, config.intermediate_size, config.hidden_size)
-        return cls(config.num_experts, config.moe_intermediate_size, config.hidden_size)
-
-
 def sparse_block(config: Any, experts: Mixture) -> torch.nn.Module:
     """The feed-forward layer of a model with experts in it."""
     return GptOssBlock(config, experts) if config.model_type == GPT_OSS else SparseBlock(config, experts)
 
 
+def _plan(config: Any) -> Mapping[str, str]:
+    """Styles of linear layers by their paths, of a configuration or its class."""
+    plan: Mapping[str, str] | None = getattr(config, "base_model_tp_plan", None)
+    return PLANS.get(config.model_type) or plan or {}
+
+
+def splits_heads(values: Mapping[str, Any]) -> bool:
+    """Whether ranks share the heads of attention of the architecture of a ``config.json``.
+
+    Raises:
+        UnsupportedError: see :func:`model_type`.
+    """
+    plan = _plan(_transformers().CONFIG_MAPPING[model_type(values)])
+    return "query" in roles_of(plan, plan).values()
+
+
 def linear_roles(model: torch.nn.Module) -> dict[str, Role]:
-    """Paths of the linear layers that become parallel ones, and how: not of those that belong to experts."""
-    of_experts = tuple(f"{path}.experts." for path in sparse_blocks(model))  # layers of their own before transformers 5
-    roles: dict[str, Role] = {}
-    for path, module in model.named_modules():
-        name = path.rpartition(".")[2]
-        if name in ROLES and isinstance(module, torch.nn.Linear) and not path.startswith(of_experts):
-            roles[path] = ROLES[name]
-    return roles
+    """Paths of the linear layers but for the head, and how ranks share them: not of those that belong to experts."""
+    whole: Any = model
+    found = expert_places(model)
+    replaced = tuple(f"{place.path}." for place in found) + tuple(f"{_block(place)}.gate." for place in found)
+    prefix = f"{whole.base_model_prefix}."
+    paths = [
+        path.removeprefix(prefix)
+        for path, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear) and path != HEAD and not path.startswith(replaced)
+    ]
+    roles = roles_of(_plan(whole.config), paths)
+    return {f"{prefix}{path}": role for path, role in roles.items()}
+
+
+def routers(model: torch.nn.Module) -> list[str]:
+    """Paths of modules that have a matrix for a weight and are neither linear layers nor the vocabulary."""
+    taken = {*(place.path for place in expert_places(model)), *linear_roles(model), EMBEDDING, HEAD}
+    return [
+        path
+        for path, module in model.named_modules()
+        for name, parameter in module.named_parameters(recurse=False)
+        if name == "weight" and parameter.ndim == 2 and path not in taken
+    ]
 
 
 def places(model: torch.nn.Module) -> list[str]:
     """Paths of all modules that are filled with layers of a source: none is within another."""
-    return [*sparse_blocks(model), *linear_roles(model), EMBEDDING, HEAD]
+    found = expert_places(model)
+    inside = tuple(f"{place.path}." for place in found)
+    apart = [path for path in routers(model) if not path.startswith(inside)]
+    return [*(place.path for place in found), *linear_roles(model), *apart, EMBEDDING, HEAD]
 
 
 class SparseBlock(torch.nn.Module):
@@ -256,6 +353,8 @@ def share_heads(model: torch.nn.Module, comm: Comm) -> None:
     Raises:
         ShardError: heads and ranks do not divide.
     """
+    if "key-value" not in linear_roles(model).values():
+        return
     config: Any = model.config
     heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
     groups = compute_n_kv_groups(kv_heads, heads, comm)
@@ -284,6 +383,10 @@ def materialise(
             if parameter.is_meta:
                 full = f"{path}.{name}"
                 setattr(module, name, _parameter(tensor(full), parameter.shape, full, device, dtype))
+        for name, buffer in list(module.named_buffers(recurse=False)):
+            if buffer.is_meta and name not in module._non_persistent_buffers_set:
+                full = f"{path}.{name}"
+                setattr(module, name, _parameter(tensor(full), buffer.shape, full, device, buffer.dtype).data)
         if any(buffer.is_meta for buffer in module.buffers(recurse=False)):
             made = _rotary(module, path).to(device)
             parent, _, last = path.rpartition(".")
@@ -301,7 +404,7 @@ def _parameter(
 
 
 def _rotary(module: torch.nn.Module, path: str) -> torch.nn.Module:
-    if not hasattr(module, "inv_freq"):
+    if not any(name.endswith("inv_freq") for name, _ in module.named_buffers(recurse=False)):
         raise UnsupportedError("model has a buffer that no file stores", layer=path, got=type(module).__name__)
     make: Any = type(module)
     made: torch.nn.Module = make(config=module.config)

@@ -27,12 +27,12 @@ from uqff.container.document import is_present
 from uqff.container.file import open_uqff
 from uqff.errors import FormatError, located
 from uqff.families import Unquant
-from uqff.models.architectures import architecture_of
 from uqff.models.assets import CONFIG_NAME
 from uqff.models.config import read_config
 from uqff.models.layouts import WeightLayout
 from uqff.models.modules import modules_of
-from uqff.parallel.checkpoint_layers import halves, take_turns
+from uqff.models.renaming import ModulePaths
+from uqff.parallel.checkpoint_layers import GATE_UP, halves, split_halves, take_turns
 from uqff.parallel.consensus import digest
 from uqff.parallel.projection import PROJECTIONS
 from uqff.parallel.unloaded import Unloaded
@@ -57,6 +57,7 @@ class UqffSource(Closing):
         directory: where its shards, its residual and its configuration are.
         config: the parsed ``config.json``.
         layout: how the rows of Q and K lie in the files.
+        paths: what modules are called in the files.
         keys: path of a module to the key of its layer in the file.
     """
 
@@ -71,7 +72,7 @@ class UqffSource(Closing):
                 if not is_present(path):
                     raise FormatError("no configuration beside the model", file=str(path), got="no such file")
                 self.config: dict[str, Any] = read_config(path)
-                architecture_of(self.config)
+                self.paths = ModulePaths(self.config)
                 self.layout = WeightLayout.of(self.config).check(str(path))
                 self.keys = self._numbered() if self.file.generation == "0.x" else {key: key for key in self.file}
                 self.residual = self.file.residual
@@ -90,7 +91,8 @@ class UqffSource(Closing):
         return places
 
     def __contains__(self, module: object) -> bool:
-        return module in self.keys or f"{module}.weight" in self.residual
+        path = self.paths(str(module))
+        return path in self.keys or f"{path}.weight" in self.residual
 
     def left(self) -> str | None:
         """A layer of the file that nobody has asked for."""
@@ -103,6 +105,7 @@ class UqffSource(Closing):
             FormatError: there is none, neither quantised nor in the residual.
             UqffError: the layer is not valid.
         """
+        module = self.paths(module)
         bias = self.residual.get(f"{module}.bias", self.residual.get(f"{module}_bias"))
         self._taken.add(module)
         if module not in self.keys:
@@ -119,7 +122,10 @@ class UqffSource(Closing):
             return [*halves(self.layer(fused), path), self.layer(f"{path}.down_proj")]
         if f"{path}.gate_proj" in self:
             return [self.layer(f"{path}.{name}") for name, _ in PROJECTIONS]
-        return [[self.layer(f"{path}.{expert}.{name}") for expert in range(count)] for name, _ in PROJECTIONS]
+        if f"{path}.{GATE_UP}" in self:
+            return list(split_halves(self.layer(f"{path}.{GATE_UP}"), self.layer(f"{path}.down_proj")))
+        names = self.paths.experts(path, tuple(name for name, _ in PROJECTIONS), count)
+        return [[self.layer(name) for name in each] for each in names]
 
     def key(self, module: str) -> str:
         """What errors call the layer of a module: its key in the file and, where that is a number, its path."""
@@ -132,6 +138,7 @@ class UqffSource(Closing):
         Raises:
             FormatError: there is none.
         """
+        name = self.paths(name)
         if name not in self.residual:
             raise FormatError(
                 "model lacks a weight",

@@ -58,15 +58,17 @@ class Head(torch.nn.Module):
 class Embedding(torch.nn.Module):
     """Token ids to hidden states; only the rows of the tokens at hand are dequantised."""
 
-    def __init__(self, rows: QuantizedLinear, dtype: torch.dtype) -> None:
+    def __init__(self, rows: QuantizedLinear, dtype: torch.dtype, scale: float | None = None) -> None:
         """An embedding.
 
         Args:
             rows: this rank's.
             dtype: of the hidden states; follows ``.to(dtype)`` of the model.
+            scale: what hidden states are multiplied by, rounded to their dtype; nothing if None.
         """
         super().__init__()
         self.rows = rows
+        self.scale = scale
         self.register_buffer("like", torch.empty(0, dtype=dtype, device=rows.weight.device), persistent=False)
         self.like: torch.Tensor
 
@@ -85,22 +87,26 @@ class Embedding(torch.nn.Module):
             token = int(ids)
             if not 0 <= token < total:
                 raise ShapeError("token outside the vocabulary", layer=rows.key, expected=f"0 to {total - 1}", got=ids)
-            return _rows(weight, [token], dtype).view(*ids.shape, -1)
+            return self._scaled(_rows(weight, [token], dtype).view(*ids.shape, -1))
         tokens, inverse = torch.unique(ids, return_inverse=True)
         if tokens.numel() and not 0 <= int(tokens[0]) <= int(tokens[-1]) < total:
             raise ShapeError("token outside the vocabulary", layer=rows.key, expected=f"0 to {total - 1}", got=tokens)
         held = (tokens >= first) & (tokens < first + count)
         found = torch.zeros(len(tokens), weight.shape[1], dtype=dtype, device=ids.device)
         found[held] = _rows(weight, (tokens[held] - first).tolist(), dtype).to(ids.device)
-        return (rows.comm.sum_all_reduce(found) if split else found)[inverse]
+        return self._scaled((rows.comm.sum_all_reduce(found) if split else found)[inverse])
+
+    def _scaled(self, hidden: torch.Tensor) -> torch.Tensor:
+        return hidden if self.scale is None else hidden * torch.tensor(self.scale, dtype=hidden.dtype)
 
     def lookup(self) -> Callable[[torch.Tensor], torch.Tensor] | None:
         """What gives the hidden states ``[1, 1, hidden]`` of an id ``[1, 1]`` without asking the host about it.
 
-        The id must lie within the vocabulary. None if other ranks have rows, or a row is no run of bytes of each part.
+        The id must lie within the vocabulary. None if other ranks have rows, a row is no run of bytes of each part, or
+        hidden states are scaled.
         """
         weight, count = self.rows.weight, self.rows.weight.shape[0]
-        if not _is_whole(self.rows) or weight.alignment(0) != 1:
+        if not _is_whole(self.rows) or weight.alignment(0) != 1 or self.scale is not None:
             return None
         last = weight.narrow(0, count - 1, 1)  # of views, if its bytes lie together
         tables = []

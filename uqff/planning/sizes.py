@@ -10,7 +10,7 @@ from uqff.checkpoints.safetensors import TensorFiles
 from uqff.codec.layer import Layer
 from uqff.codes import DType, Version
 from uqff.errors import ShapeError, UnsupportedError
-from uqff.parallel.plan import ROLES, Sizes
+from uqff.parallel.plan import USUAL, Sizes
 from uqff.quantization.plan import Goal, PlannedLayer, plan_layer
 from uqff.quantization.types import Engine
 
@@ -84,7 +84,9 @@ def rank_bytes(module: str, layer: Layer, nbytes: int, config: Mapping[str, Any]
     """Bytes of a layer that a rank holds, see :mod:`uqff.parallel.plan`: all, where blocks do not allow a part."""
     if ranks == 1:
         return nbytes
-    shape, role = layer.weight.shape, ROLES.get(module.rpartition(".")[2])
+    shape, role = layer.weight.shape, USUAL.get(module.rpartition(".")[2])
+    if role is None:
+        return nbytes
     parts = ranks
     if role == "key-value":
         parts = min(ranks, int(config.get("num_key_value_heads") or config["num_attention_heads"]))

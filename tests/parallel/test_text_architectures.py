@@ -1,0 +1,126 @@
+"""Every text architecture, from a checkpoint of `transformers`: the client's file, and transformers' logits."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.parallel.ranks import run_ranks
+from tests.support.golden_models import GOLDEN
+from tools.interop.architectures import NOT_WRITTEN, RENAMED, as_the_client
+from tools.tiny import text
+from tools.tiny.architectures import digest
+from uqff.export.dequantize import dequantize_model
+from uqff.models.table import ARCHITECTURES
+from uqff.parallel import Comm, load_model
+from uqff.parallel.filling import ReplicatedWarning
+from uqff.quantization.run import quantize_model
+
+DOCUMENT: dict[str, Any] = json.loads((GOLDEN / "v1" / "TEXT.json").read_text())
+KIND = DOCUMENT["isq"]
+PROMPT = [[5, 9, 17, 30, 41, 11, 23, 3]]
+CLOSE = 5e-6
+"""Logits are about 1; sums are taken in other orders."""
+
+SPLIT = ("Mixtral", "Phi-2", "Gemma 2", "StarCoder2", "GLM-4-MoE")
+"""All of whose linear layers ranks share."""
+PARTLY = ("Qwen3-Next", "Qwen3.5", "DeepSeek V2", "GLM-4", "Phi-3.5-MoE", "HunYuan MoE")
+"""Of which transformers leaves some whole: linear attention, low-rank projections, gate and up in one, attention."""
+WHOLE = ("Phi-3", "Granite 4", "LFM2-MoE")
+"""Of which it splits none but experts. Other architectures have the roles of one of these."""
+
+Written = Callable[[str], Path]
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Written:
+    """Architecture to the directory of its checkpoint in `model` and of UQFF in `uqff`."""
+
+    @cache
+    def make(name: str) -> Path:
+        if not text.has(name):
+            pytest.skip("this transformers has no such architecture")
+        folder = tmp_path_factory.mktemp("text")
+        text.write(name, folder / "model")
+        quantize_model(folder / "model", folder / "uqff", [KIND], dtype="f32")
+        return folder
+
+    return make
+
+
+def test_every_text_architecture_has_a_checkpoint() -> None:
+    """A new entry of the table needs one; Gemma 3 is among those with towers; of gpt-oss the client writes nothing."""
+    elsewhere = ("Gemma 3 text", "gpt-oss")
+    wanted = [each.title for each in ARCHITECTURES if not each.text_config and each.title not in elsewhere]
+    assert sorted(text.TEXTS) == sorted(wanted)
+    assert [name for name, digests in DOCUMENT["digests"].items() if digests is None] == list(NOT_WRITTEN)
+
+
+@pytest.mark.parametrize("name", [name for name in text.TEXTS if name not in NOT_WRITTEN])
+def test_files_are_the_clients(name: str, written: Written, tmp_path: Path) -> None:
+    """The file and the residual, less the bias that the client drops and under the names that it gives."""
+    folder = written(name) / "uqff"
+    file = as_the_client(name, folder / f"{KIND}-0.uqff", tmp_path)
+    residual = folder / "residual.safetensors"
+    if name in RENAMED:
+        residual = _renamed(residual, tmp_path / residual.name, *RENAMED[name])
+    wanted = DOCUMENT["digests"][name]
+    assert {"q8_0-0.uqff": digest(file), "residual.safetensors": digest(residual)} == wanted
+
+
+def _renamed(path: Path, made: Path, own: str, other: str) -> Path:
+    from safetensors.numpy import load_file, save_file
+
+    tensors = {name.replace(own, other): values for name, values in load_file(path).items()}
+    save_file(tensors, made, {"renamed": own})  # which the digest leaves out
+    return made
+
+
+@pytest.mark.parametrize("name", text.TEXTS)
+def test_logits_are_those_of_the_dequantised_checkpoint(name: str, written: Written, tmp_path: Path) -> None:
+    """As transformers computes them; so are those of a checkpoint that is quantised while it is loaded."""
+    from transformers import AutoModelForCausalLM
+
+    folder = written(name)
+    dequantize_model(folder / "uqff", tmp_path / "plain")
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path / "plain", dtype=torch.float32).eval()
+    ids = torch.tensor(PROMPT)
+    with torch.inference_mode():
+        wanted = plain(input_ids=ids).logits
+        assert wanted.abs().max() > 0.1
+        for source, options in ((folder / "uqff", {}), (folder / "model", {"isq": KIND})):
+            got = load_model(source, dtype=torch.float32, **options)(input_ids=ids).logits
+            assert (got - wanted).abs().max() <= CLOSE, source
+
+
+def on_ranks(comm: Comm, directories: dict[str, str]) -> dict[str, tuple[Any, list[str]]]:
+    """Logits, and what is told of layers that are whole."""
+    made = {}
+    for name, directory in directories.items():
+        with warnings.catch_warnings(record=True) as caught, torch.inference_mode():
+            warnings.simplefilter("always", ReplicatedWarning)
+            model = load_model(directory, comm)
+            told = [str(each.message) for each in caught if issubclass(each.category, ReplicatedWarning)]
+            made[name] = model(input_ids=torch.tensor(PROMPT)).logits.numpy(), told
+    return made
+
+
+def test_two_ranks_agree_with_one(written: Written) -> None:
+    """Layers that nothing says how to split are whole on both, and that is told."""
+    names = [name for name in (*SPLIT, *PARTLY, *WHOLE) if text.has(name)]
+    directories = {name: str(written(name) / "uqff") for name in names}
+    first, second = run_ranks(2, on_ranks, directories, timeout=60)
+    for name, directory in directories.items():
+        with torch.inference_mode():
+            one = load_model(directory)(input_ids=torch.tensor(PROMPT)).logits.numpy()
+        assert abs(first[name][0] - one).max() <= CLOSE, name
+        assert (first[name][0] == second[name][0]).all(), name
+    told = {name for name, (_, lines) in first.items() if lines}
+    assert told == {*names} - {*SPLIT}

@@ -1,0 +1,63 @@
+"""Paths of modules of ``transformers`` as checkpoints and files have them.
+
+From 5 on, ``transformers`` gives some modules other paths than checkpoints do, and converts while it loads.  The pairs
+of both are declared with each architecture (:attr:`uqff.models.table.Architecture.modules`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cached_property
+from typing import Any
+
+from uqff.codes import Version
+from uqff.models.architectures import architecture_of, entry_names
+
+__all__ = ["ModulePaths"]
+
+
+class ModulePaths:
+    """From paths of modules to those of weights."""
+
+    def __init__(self, config: Mapping[str, Any]) -> None:
+        """Those of the architecture of a ``config.json``.
+
+        Raises:
+            UnsupportedError: it is unknown.
+        """
+        self._config = config
+        self._pairs = architecture_of(config).modules
+
+    def __call__(self, path: str) -> str:
+        """The path of a module, or the name of a tensor, as checkpoints have it; what is such a path stays."""
+        dotted = f".{path}."
+        for here, there in self._pairs:
+            if there not in dotted and here in dotted:
+                return dotted.replace(here, there)[1:-1]
+        return path
+
+    @cached_property
+    def parts(self) -> dict[str, list[str]]:
+        """What the layers of 1.x are made of: the path of one weight, or of one for each expert.
+
+        Raises:
+            FormatError: the configuration lacks a number.
+        """
+        newest = Version(1, 2, 0)
+        return {entry.key: [part.module for part in entry.parts] for entry in entry_names(self._config, newest)}
+
+    def experts(self, path: str, projections: tuple[str, ...], count: int) -> list[list[str]]:
+        """The paths of the weights of each projection of experts.
+
+        Args:
+            path: of the experts as a module.
+            projections: by their names in 1.x.
+            count: how many experts there are.
+        """
+        stack = self(path)
+        each = [[f"{stack}.{expert}.{name}" for expert in range(count)] for name in projections]
+        return [self.parts.get(f"{stack}.{name}", usual) for name, usual in zip(projections, each, strict=True)]
+
+    def declares(self, path: str) -> bool:
+        """Whether the weight of a module is a layer of the architecture."""
+        return self(path) in self.parts
