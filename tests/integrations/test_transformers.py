@@ -13,10 +13,12 @@ from safetensors.torch import save_file
 
 import uqff
 from tests.parallel.models import PROMPT, TinyCase, single_experts, write
+from tools.tiny import text
 from uqff.errors import UnsupportedError
 from uqff.integrations.saving import save_pretrained
 from uqff.integrations.transformers import READS_SINCE, UqffConfig
 from uqff.parallel.layer import QuantizedLayer
+from uqff.quantization.run import quantize_model
 
 MAJOR = int(transformers.__version__.partition(".")[0])
 reads = pytest.mark.skipif(
@@ -118,3 +120,16 @@ def test_layers_do_not_stay_on_disk(tmp_path: Path) -> None:
         transformers.AutoModelForCausalLM.from_pretrained(
             directory, quantization_config=UqffConfig("q4k"), device_map={"model": "disk", "lm_head": "cpu"}
         )
+
+
+@reads
+@pytest.mark.parametrize("name", ["Mixtral", "Phi-3.5-MoE", "LFM2-MoE"])
+def test_modules_that_checkpoints_call_otherwise(name: str, tmp_path: Path) -> None:
+    """Routers that are layers of the file, that the model has to know not to be in training, or that have buffers."""
+    text.write(name, tmp_path / "model")
+    quantize_model(tmp_path / "model", tmp_path / "uqff", ["q8_0"], dtype="f32")
+    expected = uqff.load_model(tmp_path / "uqff")
+    model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "uqff", dtype=torch.float32)
+    assert same_logits(model, expected)
+    model.save_pretrained(tmp_path / "saved")
+    assert same_logits(uqff.load_model(tmp_path / "saved"), expected)

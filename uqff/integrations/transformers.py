@@ -161,7 +161,9 @@ class UqffHfQuantizer(HfQuantizer):  # type: ignore[misc]
 
     def _process_model_after_weight_loading(self, model: Any, **kwargs: Any) -> Any:
         """Fill the places."""
-        placeholders = {path: _replaced(model, path, held) for path, held in self._emptied.items()}
+        placeholders = {
+            path: _replaced(model, path, held.train(model.training)) for path, held in self._emptied.items()
+        }
         self._emptied = {}
         devices = {path: _device(model, path) for path in placeholders}
         several = len(set(devices.values())) > 1
