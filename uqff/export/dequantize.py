@@ -221,7 +221,7 @@ class DequantizeJob(Job[Dequantized]):
             record, fields = self.file.fields(key)
             shape, bias = record.parse(fields).shape, fields["bias"]
             self.weights[key] = math.prod(shape)
-            joined = len(module.parts) == 1 and module.parts[0].expert is None  # one tensor in checkpoints, too
+            joined = not self._turns and [part.expert for part in module.parts] == [None]  # in checkpoints, too
             if len(shape) < 3 or joined:
                 name = module.parts[at].module if module.parts else module.path
                 self._plan(key, f"{name}.weight", "weight", None, shape)
