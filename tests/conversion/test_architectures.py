@@ -16,7 +16,7 @@ from uqff.container.document import write_json
 from uqff.conversion import gguf_of_uqff, uqff_of_gguf
 from uqff.errors import UnsupportedError
 
-NAMES = ("Mistral", "Qwen3", "Qwen3Moe", "Mixtral")
+NAMES = ("Mistral", "Qwen3", "Qwen3Moe", "Mixtral", "SmolLM3", "Gemma", "Gemma2")
 
 
 def write(name: str, folder: Path, kind: str = "f32") -> None:

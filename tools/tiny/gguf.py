@@ -46,13 +46,23 @@ def checkpoint_of(name: str) -> tuple[dict[str, Any], dict[str, Any]]:
     """Configuration and tensors of one of `architectures`; of Qwen3-MoE with experts in every layer, because
     GGUF has no other.
     """
-    config, shapes = architectures.config(name), architectures.shapes(name)
+    like = "Mistral" if name == "SmolLM3" else name
+    config, shapes = architectures.config(like), architectures.shapes(like)
+    if name == "SmolLM3":
+        config |= {"architectures": ["SmolLM3ForCausalLM"], "model_type": "smollm3", "use_sliding_window": False}
     if name == "Qwen3Moe":
         config |= {"model_type": "qwen3_moe", "mlp_only_layers": []}
         first = {each: shape for each, shape in shapes.items() if each.startswith("model.layers.0.mlp.")}
         shapes = {each: shape for each, shape in shapes.items() if not each.startswith("model.layers.1.mlp.")}
         shapes |= {each.replace(".0.", ".1.", 1): shape for each, shape in first.items()}
-    return config, {each: architectures.tensor(each, shape) for each, shape in shapes.items()}
+    tensors = {each: architectures.tensor(each, shape) for each, shape in shapes.items()}
+    if name.startswith("Gemma"):  # plus 1, and less 1, is exact
+        tensors |= {
+            each: np.round(values * np.float32(256)) / np.float32(256)
+            for each, values in tensors.items()
+            if values.ndim == 1
+        }
+    return config, tensors
 
 
 def gguf_name(name: str) -> str:
@@ -142,6 +152,10 @@ def write_checkpoint(
     if "head_dim" in config:
         writer.add_key_length(config["head_dim"])
         writer.add_value_length(config["head_dim"])
+    if architecture == "gemma2":
+        writer.add_attn_logit_softcapping(config["attn_logit_softcapping"])
+        writer.add_final_logit_softcapping(config["final_logit_softcapping"])
+        writer.add_sliding_window(config["sliding_window"])
     if architecture == "llama":
         writer.add_rope_dimension_count(config.get("head_dim", config["hidden_size"] // heads))
     for key, value in (metadata or {}).items():
@@ -160,7 +174,9 @@ def write_checkpoint(
         if name in without:
             continue
         data, type = stored(name, values, kinds or {}, kind)
-        if architecture == "llama" and re.search(r"\.[qk]_proj\.", name):
+        if architecture.startswith("gemma") and name.endswith("norm.weight"):
+            data = data + np.float32(1)
+        if architecture in ("llama", "smollm3") and re.search(r"\.[qk]_proj\.", name):
             data = interleaved(data, heads if ".q_proj." in name else kv_heads)
         writer.add_tensor(str(theirs.get_name(name, (".weight", ".bias"))), data, raw_dtype=type)
     for name, values in (extra or {}).items():

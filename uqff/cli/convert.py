@@ -72,7 +72,7 @@ def convert(
 
     Blocks of ggml's types are carried over as they are; nothing is quantised again unless --requantize says so. A model
     that cannot be converted without loss is refused, with all that stands in the way. Llama, Mistral,
-    Mixtral, Qwen2, Qwen3 and Qwen3-MoE.
+    Mixtral, Qwen2, Qwen3, Qwen3-MoE, SmolLM3, Gemma and Gemma 2.
     """
     from uqff.conversion import conversion_document
     from uqff.conversion import convert as converted

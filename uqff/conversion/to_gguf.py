@@ -19,6 +19,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
+
 from uqff.checkpoints.gguf.config import active_window, metadata_of
 from uqff.checkpoints.gguf.names import (
     ROPE_FACTORS,
@@ -237,7 +239,7 @@ class ToGgufJob:
         return llama3_factors(scaling, pairs["llama.rope.freq_base"], pairs["llama.rope.dimension_count"])
 
     def _layer(self, key: str, name: LayerName) -> Iterable[PlannedTensor]:
-        path = gguf_name(name.module)
+        path = gguf_name(name.module, self.architecture)
         yield self._weight(key, f"{path}.weight", name.module)
         bias = self.file[key].bias_part
         if bias is not None:
@@ -277,7 +279,8 @@ class ToGgufJob:
 
     def _norm(self, path: str) -> PlannedTensor:
         numbers = widened_bias(self._residual(f"{path}.weight"))
-        return _dense(f"{gguf_name(path)}.weight", Part.of_array(numbers, DType.F32))
+        numbers = numbers + np.float32(self.architecture.norm_offset) if self.architecture.norm_offset else numbers
+        return _dense(f"{gguf_name(path, self.architecture)}.weight", Part.of_array(numbers, DType.F32))
 
     def _stands_for_embedding(self, key: str) -> bool:
         """Whether the dense embedding is what the blocks of a layer dequantise to."""

@@ -88,10 +88,12 @@ def test_names_are_those_of_the_gguf_package() -> None:
         table = package.get_tensor_name_map(kinds[architecture.name], 3)
         named = (*architecture.matrices, *architecture.experts, *filter(None, [architecture.router]))
         modules = [f"model.layers.{block}.{name}" for block in range(3) for name in named]
-        for path in [*modules, *norm_names(architecture, 3), "model.embed_tokens", "lm_head"]:
+        roots = ["model.embed_tokens", *([] if architecture.headless else ["lm_head"])]
+        assert architecture.headless == (table.get_name("lm_head") is None)
+        for path in [*modules, *norm_names(architecture, 3), *roots]:
             stack, _, last = path.rpartition(".")
             theirs = f"{stack}.{mixtral[last]}" if "block_sparse_moe.experts" in path else path
-            assert gguf_name(path) == table.get_name(theirs), path
+            assert gguf_name(path, architecture) == table.get_name(theirs), path
     assert gguf_name("model.layers.0.mlp.gates") is None
     assert gguf_name("model.rotary_emb") is None
 
@@ -100,10 +102,12 @@ def test_architectures() -> None:
     """Mistral is llama in GGUF; what is not known is refused with what is."""
     assert [architecture_of_name(name).interleaved for name in ("llama", "qwen2", "qwen3")] == [True, False, False]
     assert architecture_of_config({"architectures": ["MistralForCausalLM"]}).name == "llama"
-    for name in ("gemma", None, 3):
-        with pytest.raises(UnsupportedError, match="expected one of llama, qwen2, qwen3"):
+    for name in ("gemma3", None, 3):
+        with pytest.raises(
+            UnsupportedError, match="expected one of llama, qwen2, qwen3, qwen3moe, smollm3, gemma, gemma2"
+        ):
             architecture_of_name(name)
-    with pytest.raises(UnsupportedError, match=r"architecture that is not converted: .*got GemmaForCausalLM"):
-        architecture_of_config({"architectures": ["GemmaForCausalLM"]})
+    with pytest.raises(UnsupportedError, match=r"architecture that is not converted: .*got Gemma3ForCausalLM"):
+        architecture_of_config({"architectures": ["Gemma3ForCausalLM"]})
     with pytest.raises(UnsupportedError, match="unknown architecture"):
         architecture_of_config({})

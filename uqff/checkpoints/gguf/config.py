@@ -18,7 +18,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from uqff.checkpoints.gguf.names import ROPE_FACTORS, GgufArchitecture
+from uqff.checkpoints.gguf.names import ROPE_FACTORS, GgufArchitecture, architecture_of_config
 from uqff.checkpoints.gguf.rope import agree, llama3_factors, llama3_scaling, rope_scaling_of
 from uqff.errors import FormatError, UnsupportedError, UqffError, located
 from uqff.gguf.reader import GgufFile
@@ -87,6 +87,7 @@ class _Metadata:
     def __init__(self, file: GgufFile, architecture: GgufArchitecture) -> None:
         self.file = file
         self.prefix = architecture.name
+        self.numbers = tuple(architecture.numbers.values())
 
     def get(self, key: str, types: tuple[ValueType, ...]) -> Any:
         return self.file.get_value(f"{self.prefix}.{key}", *types)
@@ -120,7 +121,7 @@ class _Metadata:
         return FormatError(problem, file=path, field=f"{self.prefix}.{key}", expected=expected, got=got)
 
     def unknown(self) -> list[str]:
-        known = {f"{self.prefix}.{key}" for key in _KNOWN}
+        known = {f"{self.prefix}.{key}" for key in (*_KNOWN, *self.numbers)}
         return [key for key in self.file.pairs if key.startswith(f"{self.prefix}.") and key not in known]
 
 
@@ -166,7 +167,7 @@ def config_of(file: GgufFile, architecture: GgufArchitecture, *, strict: bool = 
     config: dict[str, Any] = {
         "architectures": [_class_of(architecture, window, head_dim * heads != hidden)],
         "head_dim": head_dim,
-        "hidden_act": "silu",
+        "hidden_act": architecture.activation,
         "hidden_size": hidden,
         "intermediate_size": metadata.integer("feed_forward_length"),
         "max_position_embeddings": metadata.integer("context_length"),
@@ -176,7 +177,7 @@ def config_of(file: GgufFile, architecture: GgufArchitecture, *, strict: bool = 
         "rms_norm_eps": metadata.number("attention.layer_norm_rms_epsilon"),
         "rope_scaling": None,
         "rope_theta": metadata.number("rope.freq_base", architecture.rope_default),
-        "tie_word_embeddings": "output.weight" not in file,
+        "tie_word_embeddings": architecture.headless or "output.weight" not in file,
         "vocab_size": vocabulary,
     }
     config["model_type"] = config["architectures"][0].removesuffix("ForCausalLM").lower()
@@ -186,6 +187,9 @@ def config_of(file: GgufFile, architecture: GgufArchitecture, *, strict: bool = 
         size = metadata.integer("expert_feed_forward_length", default=config["intermediate_size"])
         config[architecture.expert_size] = size
     config |= architecture.fixed
+    config |= {key: metadata.number(stored) for key, stored in architecture.numbers.items()}
+    if architecture.name == "gemma2":
+        config["query_pre_attn_scalar"] = _attention_scale(config)
     if config["model_type"] != "llama":
         config["sliding_window"] = window or None
     if architecture.name.startswith("qwen"):
@@ -269,9 +273,10 @@ def check_config(config: Mapping[str, Any], file: GgufFile, architecture: GgufAr
         "head_dim": said["hidden_size"] // said["num_attention_heads"],
         "tie_word_embeddings": False,
         "rope_theta": architecture.rope_default,
+        **architecture.fixed,
     }
     of_experts = (architecture.expert_count, "num_experts_per_tok", architecture.expert_size)
-    for key in (*COMPARED, *(of_experts if architecture.experts else ()), *architecture.fixed):
+    for key in (*COMPARED, *(of_experts if architecture.experts else ()), *architecture.fixed, *architecture.numbers):
         got = config.get(key)
         got = defaults.get(key) if got is None else got
         if isinstance(got, float) or isinstance(said[key], float):
@@ -300,6 +305,27 @@ def check_config(config: Mapping[str, Any], file: GgufFile, architecture: GgufAr
     return notes
 
 
+def _attention_scale(config: Mapping[str, Any]) -> int:
+    """What llama.cpp scales queries of Gemma 2 by, whose metadata do not say it: of 27B, whose depth it knows that by,
+    another number than of the others.
+
+    Authority: llama.cpp, ``src/models/gemma2.cpp``, ``src/llama-model.cpp``.
+    """
+    if config["num_hidden_layers"] == 46:
+        return int(config["hidden_size"] // config["num_attention_heads"])
+    return int(config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"])
+
+
+def _unsaid(config: Mapping[str, Any], architecture: GgufArchitecture) -> dict[str, Any]:
+    """What llama.cpp takes for granted of every model of an architecture."""
+    taken = dict(architecture.fixed)
+    if architecture.name == "smollm3":
+        taken["no_rope_layers"] = [int((block + 1) % 4 != 0) for block in range(config["num_hidden_layers"])]
+    if architecture.name == "gemma2":
+        taken["query_pre_attn_scalar"] = _attention_scale(config)
+    return taken
+
+
 def _window(config: Mapping[str, Any]) -> Any:
     """The sliding window of a model that has an active one."""
     return config.get("sliding_window") if config.get("use_sliding_window", True) else None
@@ -308,7 +334,7 @@ def _window(config: Mapping[str, Any]) -> Any:
 def active_window(config: Mapping[str, Any]) -> str | None:
     """What is to be said of a model with a sliding window, None of others: GGUF states it, and llama.cpp ignores it."""
     window = _window(config)
-    if not window:
+    if not window or architecture_of_config(config).windowed:
         return None
     return (
         f"the model has a sliding window of {window}, which llama.cpp does not apply to this architecture: "
@@ -358,9 +384,11 @@ def metadata_of(config: Mapping[str, Any], architecture: GgufArchitecture, path:
         pairs["expert_used_count"] = count("num_experts_per_tok")
         if architecture.expert_size != "intermediate_size":
             pairs["expert_feed_forward_length"] = count(architecture.expert_size)
-        for key, value in architecture.fixed.items():
-            if config.get(key, value) != value:
-                raise UnsupportedError("cannot be said in GGUF", file=path, field=key, expected=value, got=config[key])
+    for key, stored in architecture.numbers.items():
+        pairs[stored] = number(key, config.get(key))
+    for key, value in _unsaid(config, architecture).items():
+        if config.get(key, value) != value:
+            raise UnsupportedError("cannot be said in GGUF", file=path, field=key, expected=value, got=config[key])
     if _window(config):
         pairs["attention.sliding_window"] = count("sliding_window")
     scaling = rope_scaling_of(config)

@@ -7,9 +7,12 @@ is there, of the shape that the configuration gives it, and that no other is.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from uqff.checkpoints.gguf.blocks import planned_record, record_of
 from uqff.checkpoints.gguf.config import check_config, config_of, experts_of
@@ -28,6 +31,7 @@ from uqff.container.document import write_json
 from uqff.errors import FormatError, ShapeError, UnsupportedError, located
 from uqff.families.part import Part
 from uqff.families.rows import Order, reordered, reordered_bias
+from uqff.families.unquant.tensor import Unquant
 from uqff.gguf.reader import GgufFile, GgufTensor, open_gguf
 from uqff.models.architectures import architecture_of
 from uqff.models.assets import CONFIG_NAME, companions_of, copy_companions
@@ -125,6 +129,8 @@ class GgufTensors(TensorFiles):
 
     def meta(self, name: str) -> QuantizedTensor:
         """The record of a weight without its bytes; raises what :meth:`record` does."""
+        if self._is_shifted(name):
+            return Unquant.of(Part.planned(self.shape(name), DType.F32))
         return planned_record(self._by_name[name])
 
     def record(self, name: str, cut: Cut | None = None) -> QuantizedTensor:
@@ -133,11 +139,22 @@ class GgufTensors(TensorFiles):
         Raises:
             UqffError: see :func:`uqff.checkpoints.gguf.blocks.record_of`.
         """
+        if self._is_shifted(name):
+            shifted = Unquant.of(self._shifted(name))
+            return shifted if cut is None else shifted.narrow(*cut)
         order = self.order(name)
         if order is None:
             return record_of(self._by_name[name], cut)
         whole = reordered(record_of(self._by_name[name]), order)
         return whole if cut is None else whole.narrow(*cut)
+
+    def _is_shifted(self, name: str) -> bool:
+        """Whether a tensor is a norm that has more in the file than in a checkpoint."""
+        return bool(self.architecture.norm_offset) and name.endswith("norm.weight")
+
+    def _shifted(self, name: str) -> Part:
+        """A norm as the checkpoint has it, F32; below 1/2, to the nearest."""
+        return Part.of_array(self._by_name[name].float32() - np.float32(self.architecture.norm_offset), DType.F32)
 
     def order(self, name: str) -> Order | None:
         """The order that makes the rows of a tensor those of the model; None if they are."""
@@ -165,7 +182,9 @@ class GgufTensors(TensorFiles):
     def raw(self, name: str) -> memoryview:
         """The bytes of a tensor in the model's order; a view of the file where that is the file's."""
         stored, order = self._by_name[name].blocks(), self.order(name)
-        if order is not None and len(self.shape(name)) == 1:
+        if self._is_shifted(name):
+            stored = self._shifted(name)
+        elif order is not None and len(self.shape(name)) == 1:
             stored = reordered_bias(Part(DType[self.dtype(name)], self.shape(name), stored.data), order)
         elif order is not None:
             stored = reordered(record_of(self._by_name[name]), order).parts["data"]
@@ -183,11 +202,13 @@ class GgufTensors(TensorFiles):
     def dtype(self, name: str) -> str:
         """Dtype of a tensor as safetensors spells it; U8 of blocks."""
         ggml = self._by_name[name].ggml_type
+        if self._is_shifted(name):
+            return DType.F32.safetensors
         return ggml.name if ggml is not None and ggml.block_size == 1 else "U8"
 
     def nbytes(self, name: str) -> int:
         """Bytes of a tensor."""
-        return self._by_name[name].nbytes
+        return 4 * math.prod(self.shape(name)) if self._is_shifted(name) else self._by_name[name].nbytes
 
     def stamps(self) -> list[list[str | int]]:
         """See :meth:`TensorFiles.stamps`."""
@@ -195,6 +216,8 @@ class GgufTensors(TensorFiles):
         return [[path.name, each.st_size, each.st_mtime_ns] for path, each in status]
 
     def _advise(self, name: str, advice: str, start: int = 0, stop: int | None = None) -> None:
+        if self._is_shifted(name):
+            return
         tensor = self._by_name[name]
         end = tensor.begin + (tensor.nbytes if stop is None else stop)
         tensor.file.advise(tensor.begin + start, end, advice)

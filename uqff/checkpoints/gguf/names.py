@@ -66,6 +66,8 @@ BLOCK: Final = {
     "mlp.gate_proj": "ffn_gate",
     "mlp.up_proj": "ffn_up",
     "mlp.down_proj": "ffn_down",
+    "pre_feedforward_layernorm": "ffn_norm",
+    "post_feedforward_layernorm": "post_ffw_norm",
     "mlp.gate": "ffn_gate_inp",
     "mlp.experts.gate_proj": "ffn_gate_exps",
     "mlp.experts.up_proj": "ffn_up_exps",
@@ -101,6 +103,12 @@ class GgufArchitecture:
         expert_count: the number of experts in ``config.json``.
         expert_size: the inner size of one in ``config.json``.
         fixed: what else ``config.json`` says of every such model.
+        numbers: more of ``config.json``, and where the metadata says it.
+        activation: ``hidden_act``.
+        norm_offset: what norms have more in GGUF than in a checkpoint, whose models add it when they compute.
+        renamed: names in GGUF that are others than in :data:`BLOCK`.
+        headless: whether there is never a head beside the embedding.
+        windowed: whether llama.cpp applies a sliding window.
     """
 
     name: str
@@ -116,6 +124,16 @@ class GgufArchitecture:
     expert_count: str = ""
     expert_size: str = "intermediate_size"
     fixed: Mapping[str, Any] = field(default_factory=dict)
+    numbers: Mapping[str, str] = field(default_factory=dict)
+    activation: str = "silu"
+    norm_offset: float = 0.0
+    renamed: Mapping[str, str] = field(default_factory=dict)
+    headless: bool = False
+    windowed: bool = False
+
+    def stored_name(self, module: str) -> str | None:
+        """Name in GGUF of a module of a layer, None if there is none."""
+        return self.renamed.get(module, BLOCK.get(module))
 
 
 _QKV: Final = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
@@ -182,6 +200,44 @@ ARCHITECTURES: Final = (
         router="block_sparse_moe.gate",
         expert_count="num_local_experts",
     ),
+    GgufArchitecture(
+        "smollm3",
+        ("SmolLM3ForCausalLM",),
+        interleaved=True,
+        biases=(),
+        optional_biases=(),
+        norms=_NORMS,
+        rope_default=None,
+        fixed={"no_rope_layer_interval": 4, "use_sliding_window": False},
+    ),
+    GgufArchitecture(
+        "gemma",
+        ("GemmaForCausalLM",),
+        interleaved=False,
+        biases=(),
+        optional_biases=(),
+        norms=_NORMS,
+        rope_default=10000.0,
+        activation="gelu_pytorch_tanh",
+        norm_offset=1.0,
+        headless=True,
+    ),
+    GgufArchitecture(
+        "gemma2",
+        ("Gemma2ForCausalLM",),
+        interleaved=False,
+        biases=(),
+        optional_biases=(),
+        norms=(*_NORMS, "pre_feedforward_layernorm", "post_feedforward_layernorm"),
+        rope_default=10000.0,
+        fixed={"hidden_activation": "gelu_pytorch_tanh"},
+        numbers={each: each for each in ("attn_logit_softcapping", "final_logit_softcapping")},
+        activation="gelu_pytorch_tanh",
+        norm_offset=1.0,
+        headless=True,
+        renamed={"post_attention_layernorm": "post_attention_norm"},
+        windowed=True,
+    ),
 )
 """The architectures that are converted."""
 
@@ -231,12 +287,13 @@ def architecture_of_config(config: Mapping[str, Any]) -> GgufArchitecture:
     )
 
 
-def gguf_name(path: str) -> str | None:
+def gguf_name(path: str, architecture: GgufArchitecture = ARCHITECTURES[0]) -> str | None:
     """Name in a GGUF file of a module's path in the model (both without ``.weight``), None if there is none."""
     match = _BLOCK_PATH.fullmatch(path)
     if match is None:
         return ROOT.get(path)
-    return f"blk.{match[1]}.{BLOCK[match[2]]}" if match[2] in BLOCK else None
+    name = architecture.stored_name(match[2])
+    return None if name is None else f"blk.{match[1]}.{name}"
 
 
 def norm_names(architecture: GgufArchitecture, blocks: int) -> list[str]:
@@ -252,12 +309,14 @@ def stack_name(module: str) -> str:
 def wanted_names(architecture: GgufArchitecture, config: Mapping[str, Any]) -> Iterator[tuple[str, str, bool]]:
     """The tensors that a file of a model has: name in the checkpoint, name in the file, whether it may be absent."""
     yield "model.embed_tokens.weight", "token_embd.weight", False
-    yield "lm_head.weight", "output.weight", bool(config.get("tie_word_embeddings"))
+    if not architecture.headless:
+        yield "lm_head.weight", "output.weight", bool(config.get("tie_word_embeddings"))
     yield "model.norm.weight", "output_norm.weight", False
     for block in range(config["num_hidden_layers"]):
         router = (architecture.router,) if architecture.router else ()
         for module in (*architecture.matrices, *router, *architecture.experts, *architecture.norms):
-            path, stored = f"model.layers.{block}.{stack_name(module)}", f"blk.{block}.{BLOCK[module]}"
+            path = f"model.layers.{block}.{stack_name(module)}"
+            stored = f"blk.{block}.{architecture.stored_name(module)}"
             yield f"{path}.weight", f"{stored}.weight", False
             if module in architecture.biases or module in architecture.optional_biases:
                 yield f"{path}.bias", f"{stored}.bias", module in architecture.optional_biases
