@@ -202,7 +202,7 @@ WRITERS = (
     Writer(
         "migrate back",
         _nothing,
-        lambda sources, place: uqff.migrate(sources / "q4_0", place / "out", "0.2", shard_bytes=SHARD),
+        lambda sources, place: uqff.migrate(sources / "q4_0", place / "out", "0.2", shard_bytes=SHARD, force=True),
         _files("out"),
     ),
     Writer(
