@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from uqff import FormatError
-from uqff.container.document import check_values, read_at_most, read_json
+from uqff.bounded_json import check_values
+from uqff.container.document import read_at_most, read_json
 from uqff.container.report import read_report
 from uqff.limits import MAX_CONFIG_BYTES, MAX_DIGITS, MAX_HEADER_VALUES, MAX_REPORT_BYTES
 from uqff.quantization.recipe import load_recipe

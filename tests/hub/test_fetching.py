@@ -16,10 +16,11 @@ import uqff
 from tests.support.golden_models import TinyModel
 from tests.support.hub_server import LARGE, TOKEN, Asked, Handler, Hub, serving
 from tests.support.tiny_files import ROOT
-from uqff import HubError, ShardError
+from uqff import FormatError, HubError, ShardError
 from uqff.checkpoints import open_tensors
 from uqff.cli import main
 from uqff.container.shards import at_hand
+from uqff.limits import MAX_HEADER_VALUES
 
 GOLDEN = ROOT / "tests" / "golden"
 NAME = "owner/name"
@@ -111,6 +112,24 @@ def test_checkpoints(hub: Hub, checkpoint: Path, tmp_path: Path) -> None:
     hub.put("owner/folder", {f"deep/er/{name}": data for name, data in (files | {"model.safetensors": whole}).items()})
     assert call("quantize", "hf://owner/folder/deep/er", tmp_path / "deep", "--isq=q8_0", "--quiet")[0] == 0
     assert files_in(tmp_path / "deep")["q8_0-0.uqff"] == files_in(tmp_path / "out")["q8_0-0.uqff"]
+
+
+def test_an_index_of_a_stranger(hub: Hub) -> None:
+    """It is read with the bounds of any other document, and nothing of the repository is fetched."""
+    for index, problem in (
+        (b'{"weight_map": {}, "a": [' + b"0," * MAX_HEADER_VALUES + b"0]}", "too many values"),
+        (b'{"weight_map": {}, "a": ' + b"1" * 400 + b"}", "not JSON: got an integer of 400 digits"),
+        (b'{"weight_map": {"a": "\\ud800"}}', "not JSON"),
+        (b"[" * 100_000, "not JSON"),
+        (b"[]", "not a JSON object"),
+        (b"{}", "not a map of tensors to file names"),
+        (b'{"weight_map": {"a": 1}}', "not a map of tensors to file names"),
+    ):
+        hub.put(NAME, {"model.safetensors.index.json": index, "a.safetensors": b"x"})
+        with pytest.raises(FormatError, match=problem) as caught:
+            at_hand(NAME)
+        assert caught.value.file == f"hf://{NAME}/model.safetensors.index.json"
+    assert not fetched(hub)
 
 
 def test_gguf_files(hub: Hub, tmp_path: Path) -> None:

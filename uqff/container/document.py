@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import stat
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
+from uqff.bounded_json import parse_json
 from uqff.container.atomic import flush_to_disk
-from uqff.errors import FormatError, located
-from uqff.limits import MAX_DIGITS, MAX_HEADER_VALUES, MAX_WIDE_HEADER_BYTES
+from uqff.errors import FormatError
 
 __all__ = [
     "check_regular",
-    "check_values",
-    "check_width",
     "is_present",
     "json_bytes",
     "read_at_most",
@@ -25,9 +22,6 @@ __all__ = [
     "read_text",
     "write_json",
 ]
-
-LONG: Final = re.compile(rb"[0-9]{%d}" % (MAX_DIGITS + 1))
-"""What may be an integer that is too long; it is looked for first, because checking every one costs time."""
 
 
 def read_at_most(path: Path, most: int) -> bytes:
@@ -70,46 +64,6 @@ def is_present(path: Path) -> bool:
         return False
 
 
-def check_values(raw: bytes, *, field: str | None = None, offset: int | None = None, rule: str | None = None) -> None:
-    """Refuse JSON that has so many values that it would outgrow its text many times.
-
-    Raises:
-        FormatError: with ``field``, ``offset`` and ``rule`` as given.
-    """
-    values = raw.count(b",") + raw.count(b"[") + raw.count(b"{")
-    if values > MAX_HEADER_VALUES:
-        raise FormatError(
-            "too many values",
-            rule=rule,
-            field=field,
-            offset=offset,
-            expected=f"at most {MAX_HEADER_VALUES}",
-            got=values,
-        )
-
-
-def check_width(raw: bytes, *, field: str | None = None, offset: int | None = None) -> None:
-    """Refuse a long document with a character beyond ASCII, plain or escaped: Python would make it four times as long.
-
-    Raises:
-        FormatError: with ``field`` and ``offset`` as given.
-    """
-    if len(raw) > MAX_WIDE_HEADER_BYTES and (not raw.isascii() or b"\\u" in raw):
-        raise FormatError(
-            "too long for a document that is not plain ASCII",
-            field=field,
-            offset=offset,
-            expected=f"at most {MAX_WIDE_HEADER_BYTES} bytes",
-            got=len(raw),
-        )
-
-
-def _bounded(digits: str) -> int:
-    if len(digits.lstrip("-")) > MAX_DIGITS:
-        raise ValueError(f"an integer of {len(digits)} digits")
-    return int(digits)
-
-
 def read_json(path: Path, most: int) -> dict[str, Any]:
     """A JSON object from a file.
 
@@ -123,17 +77,7 @@ def read_json(path: Path, most: int) -> dict[str, Any]:
     raw = read_at_most(check_regular(path), most)
     if len(raw) > most:
         raise FormatError("file is too long", file=str(path), expected=f"at most {most} bytes")
-    with located(file=path):
-        check_values(raw)
-    try:
-        value = json.loads(raw.decode("utf-8"), parse_int=_bounded if LONG.search(raw) else None)
-        if b"\\u" in raw:  # an escape may name half a character, which could not be written again
-            json.dumps(value, ensure_ascii=False).encode("utf-8")
-    except (ValueError, RecursionError) as exc:
-        raise FormatError("not JSON", file=str(path), got=str(exc)) from exc
-    if not isinstance(value, dict):
-        raise FormatError("not a JSON object", file=str(path), got=type(value).__name__)
-    return value
+    return parse_json(raw, path)
 
 
 def read_text(path: Path, most: int) -> str:

@@ -20,7 +20,7 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
-from uqff.container.document import check_values, check_width
+from uqff.bounded_json import check_values, check_width
 from uqff.container.foreign import identify
 from uqff.errors import FormatError, UnsupportedError
 from uqff.limits import MAX_ELEMENTS, MAX_HEADER_BYTES, MAX_RANK

@@ -26,9 +26,10 @@ from pathlib import Path
 from typing import Any
 
 from uqff._version import __version__
+from uqff.bounded_json import check_values, check_width
 from uqff.codes import Version
 from uqff.container.atomic import atomic_file
-from uqff.container.document import check_values, check_width, json_bytes, read_at_most
+from uqff.container.document import json_bytes, read_at_most
 from uqff.container.file import UqffFile
 from uqff.container.shards import SUFFIX, PathLike, stays_inside
 from uqff.errors import FormatError, ShardError, UnsupportedError, UqffError, located

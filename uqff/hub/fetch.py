@@ -15,7 +15,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import glob
-import json
 import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextvars import ContextVar
@@ -24,7 +23,8 @@ from types import ModuleType
 from typing import Final
 
 from uqff._version import __version__
-from uqff.errors import FormatError, HubError, ShardError, located
+from uqff.bounded_json import parse_json
+from uqff.errors import FormatError, HubError, ShardError
 from uqff.hub.client import RemoteFolder, Unreachable, hub_error, imported
 from uqff.hub.names import HubName
 from uqff.limits import MAX_HEADER_BYTES, MAX_HUB_FILES
@@ -111,11 +111,10 @@ def _checkpoint(folder: RemoteFolder) -> list[str]:
         return [SINGLE]
     if INDEX not in folder.files:
         return [each for each in folder.files if each.endswith(".safetensors")]
-    with located(file=folder.shown(INDEX)):
-        try:
-            names = set(json.loads(folder.read(INDEX, MAX_HEADER_BYTES))["weight_map"].values())
-        except (ValueError, RecursionError, TypeError, KeyError, AttributeError) as error:
-            raise FormatError("not a map of tensors to file names", field="weight_map", got=str(error)) from None
+    weight_map = parse_json(folder.read(INDEX, MAX_HEADER_BYTES), folder.shown(INDEX)).get("weight_map")
+    if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
+        raise FormatError("not a map of tensors to file names", file=folder.shown(INDEX), field="weight_map")
+    names = set(weight_map.values())
     return [each for each in folder.files if each in names]
 
 
