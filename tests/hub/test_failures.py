@@ -112,10 +112,10 @@ FAULTS: dict[str, tuple[Fault, str]] = {
     "no repository": (on("/api/", status(404, X_Error_Code="RepoNotFound")), "no such repository, or it is private"),
     "no such revision": (on("/api/", status(404, X_Error_Code="RevisionNotFound")), "no such revision"),
     "gated": (on("/api/", status(403, X_Error_Code="GatedRepo")), "access to the repository must be asked for"),
-    "not listed, 401": (on("/api/", status(401)), ""),
+    "not listed, 401": (on("/api/", status(401)), "the hub refuses: got status 401"),
     "not listed, 403": (on("/api/", status(403)), "status 403"),
     "not listed, 429": (on("/api/", status(429)), "status 429"),
-    "not listed, 500": (on("/api/", status(500)), ""),
+    "not listed, 500": (on("/api/", status(500)), "the hub did not answer as it should"),
     "list is no JSON": (on("/api/", lambda handler, _: handler.send(200, b"<html>")), "did not answer as it should"),
     "list without a commit": (on("/api/", lambda h, _: h.json({"id": NAME, "siblings": []})), "not a commit"),
     "list without lengths": (

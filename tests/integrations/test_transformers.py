@@ -67,7 +67,7 @@ def test_a_directory_of_uqff_gives_the_logits_of_load_model(case: TinyCase, tmp_
     )
     model.save_pretrained(tmp_path / "saved")
     assert same_logits(uqff.load_model(tmp_path / "saved"), expected)
-    uqff.verify(tmp_path / "saved")
+    assert uqff.verify(tmp_path / "saved").clean
     if case.version == V1_2:
         with uqff.open(directory) as file, uqff.open(tmp_path / "saved") as saved:
             assert {key: saved[key].weight for key in saved} == {key: file[key].weight for key in file}

@@ -131,7 +131,7 @@ def test_what_is_no_number_goes_where_it_belongs(number: float) -> None:
         x[1, 77] = number
         for given in (x, x[1:2]):
             y = by_kernel(quantised, given)
-            assert not y[len(given) // 2].isfinite().any() or 0 in quantised.dequantize()[:, 77]
+            assert not y[len(given) // 2].isfinite().any()
         assert by_kernel(quantised, x)[[0, 2]].isfinite().all()
     scale = torch.tensor(number)
     assert not by_kernel(FP8(torch.ones(3, 32).to(torch.float8_e4m3fn), *[scale] * 3), random(2, 32)).isfinite().any()
