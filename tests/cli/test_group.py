@@ -109,6 +109,23 @@ def test_help_imports_no_command() -> None:
     assert done.stdout.splitlines()[-1] == "[]"
 
 
+def test_the_completion_of_a_name_imports_no_command() -> None:
+    """A shell asks at every press of TAB; so many modules would make it wait."""
+    script = (
+        "import sys\n"
+        "from uqff.cli import main\n"
+        "try:\n    main([], prog_name='uqff')\n"
+        "except SystemExit:\n    pass\n"
+        "print([name for name in sys.modules if name.startswith('uqff.cli.') or name == 'rich'])\n"
+    )
+    asked = {"_UQFF_COMPLETE": "zsh_complete", "COMP_WORDS": "uqff ", "COMP_CWORD": "1"}
+    call = [sys.executable, "-c", script]
+    done = subprocess.run(call, capture_output=True, text=True, check=True, env=os.environ | asked)
+    *answer, imported = done.stdout.splitlines()
+    assert answer == [text for names in TASKS.values() for name in names for text in ("plain", name, COMMANDS[name][1])]
+    assert imported == "[]"
+
+
 @pytest.mark.parametrize("arguments", [[], ["unknown"], ["inspect"], ["verify"], ["inspect", "no/such/file"]])
 def test_a_wrong_call_is_2(arguments: list[str]) -> None:
     """Nothing on the standard output but help."""

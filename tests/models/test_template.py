@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -72,6 +74,19 @@ def test_long_texts_are_put_into_a_template() -> None:
     """The bounds grow with what is asked."""
     text = "word " * 2_000_000
     assert render("[{{ text }}]", {"text": text}) == f"[{text}]"
+
+
+def test_variables_are_written_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They may be megabytes; what the renderer gets is that very text."""
+    written = []
+
+    def dumps(value: Any) -> str:
+        written.append(json.dumps(value))
+        return written[-1]
+
+    monkeypatch.setattr("uqff.models.template.json", SimpleNamespace(dumps=dumps, loads=json.loads))
+    assert render("[{{ text }}, {{ pair[1] }}]", {"text": 'ß"}', "pair": (1, None)}) == '[ß"}, None]'
+    assert sum(r"\u00df\"}" in text for text in written) == 1
 
 
 def test_a_system_without_an_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import shlex
 import xml.etree.ElementTree
 from pathlib import Path
 from typing import Any
@@ -80,6 +81,8 @@ def test_no_assignment_is_better() -> None:
 def test_topology_selects_what_it_says() -> None:
     """Whole names only, dots and quotes are no patterns, one rule for the blocks of a projection."""
     kinds = {"model.layers.0.mlp.up_proj": "q4k", "model.layers.10.mlp.up_proj": "q4k", "lm_head": "q6k"}
+    blocks = topology({f"transformer.h.{at}.{name}": "q4k" for at in range(130) for name in ("c_fc", "c_proj")})
+    assert len(parse_recipe(blocks).rules) == 2, "a recipe has few selectors, whatever the blocks are called"
     text = topology({**kinds, "model.layers.1.mlp.up_proj": "q8_0", "odd'name": "q2k"})
     assert text == (
         "'/^model\\.layers\\.(?:0|10)\\.mlp\\.up_proj\\.weight$/':\n  isq: q4k\n"
@@ -238,5 +241,15 @@ def test_command(folder: Path, tmp_path: Path) -> None:
     told = json.loads(CliRunner().invoke(main, [*call, "--ranks", "2", "--json"], catch_exceptions=False).stdout)
     assert [each["kind"] for each in told["sizes"]] == ["q3k", "q4k", "q8_0"]
     assert told["mix"] is None
+    for option in ("--out", "--picture"):
+        done = CliRunner().invoke(main, [*call, option, str(tmp_path / "none.x")])
+        assert (done.exit_code, f"{option} is about a mix" in done.stderr) == (2, True)
+        assert not (tmp_path / "none.x").exists()
+    (tmp_path / "two words").symlink_to(folder / "dense")
+    call = ["plan", str(tmp_path / "two words"), "--types", "q4k,q8_0"]
+    done = CliRunner().invoke(main, [*call, "--size", "600KiB", "-o", str(tmp_path / "a b")], catch_exceptions=False)
+    words = shlex.split(done.stdout.splitlines()[-1])
+    assert words[:4] == ["uqff", "quantize", str(tmp_path / "two words"), "OUT"]
+    assert words[-2:] == ["--recipe", str(tmp_path / "a b")]
     assert "one at a time" in CliRunner().invoke(main, [*call, "--bits", "4", "--kld", "1"]).stderr
     assert "divergence needs a text" in CliRunner().invoke(main, [*call, "--kld", "1"]).stderr

@@ -125,10 +125,18 @@ def test_too_long(tmp_path: Path) -> None:
         load_recipe(tmp_path / "recipe.yaml")
 
 
-def test_too_many_selectors() -> None:
-    """Each is tried on each weight."""
+def test_256_selectors_are_the_most() -> None:
+    """However few texts each takes; each is tried on each weight."""
+    lines = [f"'{at}':\n  isq: q4k\n" for at in range(257)]
+    assert len(parse_recipe("".join(lines[:256])).rules) == 256
+    with pytest.raises(FormatError, match="too many selectors: expected at most 256") as caught:
+        parse_recipe("".join(lines))
+    assert caught.value.field == "line 513"
+
+
+def test_too_many_texts() -> None:
+    """They are counted before a document is made of them."""
     lines = [f"/a{number}/: {{isq: q4k}}\n" for number in range(427)]
-    assert len(parse_recipe("".join(lines[:-1])).rules) == 426
     with pytest.raises(FormatError, match="too many selectors: expected at most 1280 texts") as caught:
         parse_recipe("".join(lines))
     assert caught.value.field == "line 427"

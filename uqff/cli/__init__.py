@@ -1,8 +1,8 @@
 """The command line: ``uqff COMMAND``. Commands parse arguments and show results; all logic is elsewhere.
 
-A command's module is imported when the command is run; ``uqff --help`` reads the table below and imports none.  Exit
-codes: 0 fine, 1 the file is not right, 2 the call is not right (usage, a file that cannot be read), 130 interrupted,
-141 the reader of a pipe went away.
+A command's module is imported when the command is run; ``uqff --help`` and the completion of a command's name read the
+table below and import none.  Exit codes: 0 fine, 1 the file is not right, 2 the call is not right (usage, a file that
+cannot be read), 130 interrupted, 141 the reader of a pipe went away.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from importlib import import_module
 from typing import Any, NoReturn
 
 import click
+from click.shell_completion import CompletionItem
 
 from uqff._version import __version__
 from uqff.errors import HubError, UqffError, printable
@@ -66,6 +67,12 @@ class LazyGroup(click.Group):
         module, _, attribute = COMMANDS[cmd_name][0].partition(":")
         command: click.Command = getattr(import_module(module), attribute)
         return command
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """The commands that begin so, from the table; then the options, as of any command."""
+        names = [name for name in self.list_commands(ctx) if name.startswith(incomplete)]
+        found = [CompletionItem(name, help=COMMANDS[name][1]) for name in names]
+        return found + click.Command.shell_complete(self, ctx, incomplete)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """List the commands without importing them."""

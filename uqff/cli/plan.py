@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
@@ -109,6 +110,10 @@ def plan(
 
     if [bits, nbytes, kld].count(None) < 2:
         raise click.UsageError("--bits, --size and --kld: one at a time")
+    if [bits, nbytes, kld] == [None] * 3:
+        for option, given in (("--out", out), ("--picture", picture), ("--check", check)):
+            if given is not None:
+                raise click.UsageError(f"{option} is about a mix, which --bits, --size or --kld choose")
     with shown_progress(shown=not as_json) as progress:
         made = plan_types(
             source,
@@ -128,9 +133,9 @@ def plan(
             dtype=dtype,
             progress=progress,
         )
-    if out is not None and made.mix is not None:
+    if out is not None:
         made.save(out)
-    if picture is not None and made.mix is not None:
+    if picture is not None:
         from uqff.planning.picture import write_frontier
 
         write_frontier(made, picture)
@@ -187,6 +192,7 @@ def _show_mix(made: ModelPlan, out: str | None, effort: str, imatrix: str | None
     echo_table([("all layers", "left"), ("bytes", "right"), ("bits/weight", "right"), (what, "right")], rows)
     if out is not None:
         print()
-        more = f" --effort {effort}" if effort != "engine" else ""
-        more += f" --imatrix {imatrix}" if imatrix is not None else ""
-        print(printable(f"uqff quantize {made.source} OUT --isq {made.kind} --recipe {out}{more}"))
+        words = ["uqff", "quantize", made.source, "OUT", "--isq", made.kind, "--recipe", out]
+        words += ["--effort", effort] if effort != "engine" else []
+        words += ["--imatrix", imatrix] if imatrix is not None else []
+        print(printable(shlex.join(words)))

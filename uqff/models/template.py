@@ -45,7 +45,6 @@ def render(template: str, variables: Mapping[str, Any]) -> str:
     most = MAX_TEMPLATE_TEXT + len(given)
     request = {
         "template": template,
-        "variables": json.loads(given),
         "path": [each for each in sys.path if each],
         "seconds": MAX_TEMPLATE_SECONDS,
         "memory": MAX_TEMPLATE_MEMORY + 8 * len(given),
@@ -55,7 +54,7 @@ def render(template: str, variables: Mapping[str, Any]) -> str:
     try:
         ended = subprocess.run(
             command,
-            input=json.dumps(request).encode(),
+            input=f'{{"variables": {given}, {json.dumps(request)[1:]}'.encode(),
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             timeout=PATIENCE,

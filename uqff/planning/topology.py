@@ -13,7 +13,7 @@ from collections.abc import Mapping
 
 __all__ = ["topology"]
 
-_BLOCK = re.compile(r"(.*\blayers\.)([0-9]+)(\..*)")
+_BLOCK = re.compile(r"(.*?\.)([0-9]+)(\..*)")
 
 
 def topology(kinds: Mapping[str, str]) -> str:

@@ -150,7 +150,7 @@ def _document(text: str | bytes) -> MappingNode:
             depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
             if depth > 2:
                 raise _error("too deeply nested", event, "selectors, each with isq and device")
-            # A selector, and two keys with a value each.
+            # A selector, and two keys with a value each: what has more texts is not made a document of.
             texts += isinstance(event, yaml.ScalarEvent)
             if texts > 5 * MAX_RECIPE_RULES:
                 raise _error("too many selectors", event, f"at most {5 * MAX_RECIPE_RULES} texts")
@@ -164,6 +164,8 @@ def _document(text: str | bytes) -> MappingNode:
         if node is None:
             raise FormatError("recipe is empty", field="line 1")
         raise _error("recipe is not a map", node, "selectors, each with isq and device")
+    if len(node.value) > MAX_RECIPE_RULES:
+        raise _error("too many selectors", node.value[MAX_RECIPE_RULES][0], f"at most {MAX_RECIPE_RULES}")
     return node
 
 
