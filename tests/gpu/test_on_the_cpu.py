@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import uqff
+from tools.bench.bits import same_bits
 from uqff import QuantizedTensor
 from uqff.gpu import kernels
 from uqff.gpu.source import Stored, decoders_source
@@ -64,13 +65,6 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> tuple[ctypes.CDLL, dic
     return ctypes.CDLL(str(folder / "all.so")), weights
 
 
-def same(a: torch.Tensor, b: torch.Tensor) -> bool:
-    """Bit for bit, but that NaNs are alike."""
-    nan = a.isnan()
-    plain = [each.masked_fill(nan, 0).view(torch.int32) for each in (a, b)]
-    return torch.equal(nan, b.isnan()) and torch.equal(*plain)
-
-
 @pytest.mark.parametrize("kind", KINDS)
 def test_decoders_have_the_bits_of_the_reference(
     compiled: tuple[ctypes.CDLL, dict[str, QuantizedTensor]], kind: str
@@ -89,7 +83,7 @@ def test_decoders_have_the_bits_of_the_reference(
             given = kernels.Weight.of(known(each), each.numel)
             library[f"{kind}_{run}"](ctypes.byref(given), out.ctypes.data_as(ctypes.c_void_p))
             assert out[-1] == 7
-            assert same(torch.from_numpy(out[:-1]).view(each.shape), expected)
+            assert same_bits(torch.from_numpy(out[:-1]).view(each.shape), expected)
 
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if not kind.startswith(("hqq", "q8k"))])

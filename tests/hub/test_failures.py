@@ -6,14 +6,15 @@ import shutil
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 
 import uqff
-from tests.support.hub_server import SIGNATURE, TOKEN, Asked, Fault, Handler, Hub, serving
+from tests.support.hub_server import SIGNATURE, TOKEN, Asked, Fault, Handler, Hub
+from tests.support.small_models import files_of
 from tests.support.tiny_files import ROOT
 from uqff import HubError, UnsupportedError
 from uqff.cli import main
@@ -24,11 +25,11 @@ NAME = "owner/name"
 
 
 @pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
-    with serving(monkeypatch, tmp_path / "cache", TOKEN) as made:
-        monkeypatch.setattr("uqff.inspection.remote.FIRST", 1024)
-        made.put(NAME, {path.name: path.read_bytes() for path in MODEL.iterdir()} | {"config.json": b"{}"})
-        yield made
+def hub(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> Hub:
+    """With a model."""
+    monkeypatch.setattr("uqff.inspection.remote.FIRST", 1024)
+    hub.put(NAME, files_of(MODEL) | {"config.json": b"{}"})
+    return hub
 
 
 def on(where: str, answer: Callable[[Handler, Asked], None], times: int = 1000) -> Fault:

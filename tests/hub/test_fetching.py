@@ -6,19 +6,19 @@ import errno
 import hashlib
 import json
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner
 
 import uqff
+from tests.support.command_line import call
 from tests.support.golden_models import TinyModel
-from tests.support.hub_server import LARGE, TOKEN, Asked, Handler, Hub, serving
+from tests.support.hub_server import LARGE, TOKEN, Asked, Handler, Hub
+from tests.support.lora_files import factors, write_adapter
+from tests.support.small_models import files_of
 from tests.support.tiny_files import ROOT
-from uqff import FormatError, HubError, ShardError
+from uqff import FormatError, HubError, ShardError, UnsupportedError
 from uqff.checkpoints import open_tensors
-from uqff.cli import main
 from uqff.container.shards import at_hand
 from uqff.limits import MAX_HEADER_VALUES
 
@@ -26,20 +26,9 @@ GOLDEN = ROOT / "tests" / "golden"
 NAME = "owner/name"
 
 
-@pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
-    monkeypatch.setenv("UQFF_KERNELS", "reference")  # nothing is compiled
-    with serving(monkeypatch, tmp_path / "cache", TOKEN) as made:
-        yield made
-
-
-def files_in(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.is_file()}
-
-
-def call(*arguments: object) -> tuple[int, str, str]:
-    result = CliRunner().invoke(main, list(map(str, arguments)))
-    return result.exit_code, result.stdout, result.stderr
+@pytest.fixture(autouse=True)
+def nothing_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("UQFF_KERNELS", "reference")
 
 
 def fetched(hub: Hub, repo: str = NAME) -> set[str]:
@@ -58,13 +47,13 @@ def checkpoint(tmp_path: Path) -> Path:
 def test_of_several_models_the_one_that_is_meant(hub: Hub, tmp_path: Path) -> None:
     """Its shards, the residual, and the documents; the same comes out as beside the files."""
     folder = GOLDEN / "v0" / "qwen2-f32"
-    hub.put(NAME, files_in(folder) | {"extra.bin": b"x" * 1000, "sub/q4_0-0.uqff": b"x", "README.md": b"# x"})
+    hub.put(NAME, files_of(folder) | {"extra.bin": b"x" * 1000, "sub/q4_0-0.uqff": b"x", "README.md": b"# x"})
     for name, options in ((f"{NAME}:q4_0", ()), (NAME, ("--isq", "q4_0")), (f"hf://{NAME}@main/q4_0-0.uqff", ())):
         out = tmp_path / "out"
         assert call("migrate", name, out, *options, "--force", "--quiet")[:2] == (0, "")
         assert fetched(hub) == {"q4_0-0.uqff", "residual.safetensors"}
         assert call("migrate", f"{folder}:q4_0", tmp_path / "expected", "--force", "--quiet")[0] == 0
-        assert files_in(out) == files_in(tmp_path / "expected")
+        assert files_of(out) == files_of(tmp_path / "expected")
     assert not any(each.path.endswith(("extra.bin", "README.md")) for each in hub.asked)
     hub.asked.clear()
     assert call("dequantize", f"{NAME}:q4_0", tmp_path / "plain", "--quiet")[0] == 0
@@ -80,7 +69,7 @@ def test_of_several_models_the_one_that_is_meant(hub: Hub, tmp_path: Path) -> No
 def test_every_model_where_all_are_meant(hub: Hub, tmp_path: Path) -> None:
     """To migrate a directory is to migrate what is in it; to verify it deeply, too."""
     folder = GOLDEN / "v0" / "qwen2-bf16"
-    hub.put(NAME, files_in(folder))
+    hub.put(NAME, files_of(folder))
     assert call("migrate", NAME, tmp_path / "out", "--to=1.0", "--quiet")[0] == 0
     assert {path.name for path in (tmp_path / "out").glob("*.uqff")} == {path.name for path in folder.glob("*.uqff")}
     assert uqff.verify(NAME, deep=True).layers == uqff.verify(folder, deep=True).layers
@@ -91,13 +80,13 @@ def test_every_model_where_all_are_meant(hub: Hub, tmp_path: Path) -> None:
 
 def test_checkpoints(hub: Hub, checkpoint: Path, tmp_path: Path) -> None:
     """Of one file or of several with an index; whatever else lies there in other forms is left."""
-    files = files_in(checkpoint)
+    files = files_of(checkpoint)
     hub.put(NAME, files | {"pytorch_model.bin": b"x", "other.safetensors": b"x", "onnx/model.safetensors": b"x"})
     assert call("quantize", f"{NAME}@main", tmp_path / "out", "--isq=q8_0", "--quiet")[0] == 0
     assert fetched(hub) == {"model.safetensors"}
     assert not any(each.path.endswith(".bin") for each in hub.asked)
     assert call("quantize", checkpoint, tmp_path / "expected", f"--base-model={NAME}", "--isq=q8_0", "--quiet")[0] == 0
-    assert files_in(tmp_path / "out") == files_in(tmp_path / "expected")
+    assert files_of(tmp_path / "out") == files_of(tmp_path / "expected")
     whole = files.pop("model.safetensors")
     hub.put("owner/shards", files | {
         "a.safetensors": whole, "consolidated.safetensors": b"x",
@@ -111,7 +100,7 @@ def test_checkpoints(hub: Hub, checkpoint: Path, tmp_path: Path) -> None:
     assert fetched(hub, "owner/shards") == {"a.safetensors"}
     hub.put("owner/folder", {f"deep/er/{name}": data for name, data in (files | {"model.safetensors": whole}).items()})
     assert call("quantize", "hf://owner/folder/deep/er", tmp_path / "deep", "--isq=q8_0", "--quiet")[0] == 0
-    assert files_in(tmp_path / "deep")["q8_0-0.uqff"] == files_in(tmp_path / "out")["q8_0-0.uqff"]
+    assert files_of(tmp_path / "deep")["q8_0-0.uqff"] == files_of(tmp_path / "out")["q8_0-0.uqff"]
 
 
 def test_an_index_of_a_stranger(hub: Hub) -> None:
@@ -140,15 +129,45 @@ def test_gguf_files(hub: Hub, tmp_path: Path) -> None:
     hub.put(NAME, {"m-Q4_0.gguf": data, "m-Q8_0.gguf": b"GGUF", "mmproj-m.gguf": b"GGUF"})
     for at, name in enumerate((f"{NAME}:Q4_0", f"{NAME}:q4_0", f"hf://{NAME}/m-Q4_0.gguf")):
         assert call("convert", name, tmp_path / f"out{at}", "--quiet")[:2] == (0, "")
+    assert call("convert", NAME, tmp_path / "by-option", "--isq", "q4_0", "--quiet")[:2] == (0, "")
+    assert files_of(tmp_path / "by-option") == files_of(tmp_path / "out0")
     assert fetched(hub) == {"m-Q4_0.gguf"}
+    assert "no model of that type" in call("convert", NAME, tmp_path / "none", "--isq", "q2k")[2]
     code, _, errors = call("convert", NAME, tmp_path / "none")
     assert (code, f"choose one, such as hf://{NAME}/m-Q4_0.gguf" in errors) == (2, True)
     assert "no model of that type" in call("convert", f"{NAME}:q2k", tmp_path / "none")[2]
 
 
+def test_adapters(hub: Hub, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their weights and documents, once; with a weight behind the name; what is no adapter is not fetched."""
+    path = "model.layers.0.mlp.up_proj"
+    write_adapter(tmp_path / "adapter", factors(path, 64, 64))
+    hub.put("me/adapter", files_of(tmp_path / "adapter") | {"optimizer.safetensors": b"x", "x.bin": b"x"})
+    options = ("--isq=q8_0", "--quiet")
+    local = f"--lora={tmp_path}/adapter:.5"
+    assert call("quantize", checkpoint, tmp_path / "expected", *options, local)[0] == 0
+    for at, name in enumerate(("me/adapter", "hf://me/adapter@main")):
+        assert call("quantize", checkpoint, tmp_path / f"{at}", *options, f"--lora={name}:.5")[0] == 0
+        assert files_of(tmp_path / f"{at}") == files_of(tmp_path / "expected")
+    assert fetched(hub, "me/adapter") == {"adapter_model.safetensors"}
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with uqff.lora.open_adapter(tmp_path / "adapter") as here, uqff.lora.open_adapter("me/adapter") as cached:
+        assert cached[path].delta().tobytes() == here[path].delta().tobytes()
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    hub.put("me/pickle", {"adapter_config.json": b"{}", "adapter_model.bin": b"x"})
+    with pytest.raises(UnsupportedError, match=r"pickle, which may run code.*hf://me/pickle/adapter_model.bin"):
+        uqff.lora.open_adapter("me/pickle")
+    hub.put(NAME, files_of(checkpoint))
+    with pytest.raises(HubError, match=f"^no adapter in the repository: .*hf://{NAME}"):
+        uqff.lora.open_adapter(NAME)
+    with pytest.raises(UnsupportedError, match="not the name of an adapter: expected a repository, or a folder in it"):
+        uqff.lora.open_adapter(f"{NAME}:q4k")
+    assert not fetched(hub) | fetched(hub, "me/pickle")
+
+
 def test_without_the_hub(hub: Hub, checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is in the cache serves, offline or unreachable; what is not, is said to need the hub."""
-    hub.put(NAME, files_in(GOLDEN / "v1" / "1.2.0" / "qwen2-f16") | {"config.json": b"{}"})
+    hub.put(NAME, files_of(GOLDEN / "v1" / "1.2.0" / "qwen2-f16") | {"config.json": b"{}"})
     with uqff.open(f"{NAME}:fp8") as file:
         first = dict(file)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
@@ -173,10 +192,10 @@ def test_without_the_hub(hub: Hub, checkpoint: Path, monkeypatch: pytest.MonkeyP
 
 def test_without_the_hub_a_type_means_that_type(hub: Hub, checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of what is in the cache, however many models that are: another one, or a checkpoint, is no substitute."""
-    files = files_in(GOLDEN / "v1" / "1.2.0" / "qwen2-f16") | {"config.json": b"{}"}
+    files = files_of(GOLDEN / "v1" / "1.2.0" / "qwen2-f16") | {"config.json": b"{}"}
     hub.put(NAME, files)
     hub.put("owner/both", files)
-    hub.put("owner/plain", files_in(checkpoint))
+    hub.put("owner/plain", files_of(checkpoint))
     with uqff.open(f"{NAME}:fp8"), uqff.open("owner/both:fp8"), uqff.open("owner/both:afq4"):
         at_hand("owner/plain")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
@@ -195,7 +214,7 @@ def test_without_the_hub_a_type_is_looked_into_alone(hub: Hub, monkeypatch: pyte
     """Of two models in the cache the one that ``isq`` means, whatever is asked about it."""
     folder = GOLDEN / "v1" / "1.2.0" / "qwen2-f16"
     report = (folder / "fp8.uqff_report.json").read_bytes()
-    hub.put(NAME, files_in(folder) | {"config.json": b"{}", "uqff_report.json": report})
+    hub.put(NAME, files_of(folder) | {"config.json": b"{}", "uqff_report.json": report})
     with uqff.open(f"{NAME}:fp8") as fp8, uqff.open(f"{NAME}:afq4"):
         layers = len(fp8)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
@@ -209,7 +228,7 @@ def test_without_the_hub_a_type_is_looked_into_alone(hub: Hub, monkeypatch: pyte
 
 def test_failures_are_one_line(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No traceback and no token; a full disk is a full disk; a mistyped path is said to be one, or no repository."""
-    files = files_in(GOLDEN / "v1" / "1.2.0" / "qwen2-f16")
+    files = files_of(GOLDEN / "v1" / "1.2.0" / "qwen2-f16")
     hub.put(NAME, files)
 
     def fails(handler: Handler, asked: Asked) -> bool:

@@ -5,18 +5,16 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import yaml
-from click.testing import CliRunner
 
 import uqff
-from tests.support.hub_server import SIGNATURE, TOKEN, Asked, Handler, Hub, serving
+from tests.support.command_line import call
+from tests.support.hub_server import SIGNATURE, TOKEN, Asked, Handler, Hub
 from tests.support.tiny_files import ROOT
 from uqff import FormatError, HubError, ShardError, UnsupportedError
-from uqff.cli import main
 from uqff.publish.card import MADE_BY
 
 # huggingface_hub's own way to call httpx, when it uploads.
@@ -24,12 +22,6 @@ pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=<...>':DeprecationW
 
 GOLDEN = ROOT / "tests" / "golden"
 NAME = "owner/name"
-
-
-@pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
-    with serving(monkeypatch, tmp_path / "cache", TOKEN) as made:
-        yield made
 
 
 @pytest.fixture
@@ -44,11 +36,6 @@ def model(tmp_path: Path) -> Path:
     (folder / "notes.txt").write_text("mine")
     (folder / ".hidden").write_text("mine")
     return folder
-
-
-def call(*arguments: object) -> tuple[int, str, str]:
-    result = CliRunner().invoke(main, list(map(str, arguments)))
-    return result.exit_code, result.stdout, result.stderr
 
 
 GOING = ["afq4-0.uqff", "config.json", "fp8-0.uqff", "uqff_report.json"]

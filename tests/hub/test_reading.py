@@ -7,31 +7,24 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from click.testing import CliRunner
 
 import uqff
-from tests.support.hub_server import TOKEN, Hub, serving
+from tests.support.command_line import call
+from tests.support.hub_server import Hub
+from tests.support.small_models import files_of
 from tests.support.tiny_files import ROOT
 from uqff import UnsupportedError
-from uqff.cli import main
 from uqff.container.framing import build_header
 from uqff.hub.names import HubName, hub_name
 from uqff.inspection import remote
 
 GOLDEN = ROOT / "tests" / "golden"
 VECTORS = ROOT / "spec" / "vectors"
-
-
-@pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
-    with serving(monkeypatch, tmp_path / "cache", TOKEN) as made:
-        yield made
 
 
 @pytest.fixture
@@ -44,15 +37,6 @@ def sparing(monkeypatch: pytest.MonkeyPatch) -> None:
         file.write((b"\xa5\x5a\xff" * (nbytes // 3 + 1))[:nbytes])
 
     monkeypatch.setattr(remote, "make_hole", make_hole)
-
-
-def files_in(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.is_file()}
-
-
-def call(*arguments: object) -> tuple[int, str, str]:
-    result = CliRunner().invoke(main, list(map(str, arguments)))
-    return result.exit_code, result.stdout, result.stderr
 
 
 def blobs_file(folder: Path, patterns: str) -> Path:
@@ -80,7 +64,7 @@ def test_the_same_is_found_as_beside_the_files(hub: Hub, tmp_path: Path, which: 
         folder = blobs_file(tmp_path / "blobs", "bad/*.bin" if "bad" in which else "[!b]*/*.bin")
     else:
         folder = VECTORS / which
-    hub.put("owner/name", files_in(folder))
+    hub.put("owner/name", files_of(folder))
     for arguments in (["inspect"], ["verify", "--structure"])["bad" in which :]:
         expected = call(*arguments, folder, "--json")
         found = call(*arguments, "owner/name", "--json")
@@ -93,7 +77,7 @@ def test_the_same_is_found_as_beside_the_files(hub: Hub, tmp_path: Path, which: 
 def test_in_a_process_of_its_own(hub: Hub, tmp_path: Path) -> None:
     """Nothing but the command has imported anything of the hub's package there, as it has in these tests."""
     folder = GOLDEN / "v1" / "1.2.0" / "qwen2-f16"
-    hub.put("owner/name", files_in(folder) | {"config.json": b"{}"})
+    hub.put("owner/name", files_of(folder) | {"config.json": b"{}"})
     (tmp_path / "fp8-0.uqff").write_bytes((folder / "fp8-0.uqff").read_bytes())
     environment = {**os.environ, "HF_ENDPOINT": hub.endpoint, "HF_HUB_CACHE": str(tmp_path / "cache")}
     environment |= {"UQFF_KERNELS": "reference", "HF_HUB_DISABLE_XET": "1"}
@@ -130,7 +114,7 @@ def big(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_hardly_anything_is_read(hub: Hub, big: Path) -> None:
     """Of a file the first bytes, and the small entries: of weights, none but those that lie between."""
-    files = files_in(big)
+    files = files_of(big)
     hub.put("owner/name", files)
     whole = sum(map(len, files.values()))
     assert call("inspect", "owner/name")[0] == 0
@@ -141,7 +125,7 @@ def test_hardly_anything_is_read(hub: Hub, big: Path) -> None:
 
 def test_one_layer_is_read_by_ranges(hub: Hub, big: Path) -> None:
     """With its values and its statistics, the same as beside the file; the others are not."""
-    files = files_in(big)
+    files = files_of(big)
     hub.put("owner/name", files)
     for options in ([], ["--no-stats"], ["--hex"], ["--hex", "--no-stats", "--hex-bytes=0"]):
         ours = call("inspect", "owner/name:afq4", "1", *options, "--json")
@@ -157,8 +141,8 @@ def test_one_layer_is_read_by_ranges(hub: Hub, big: Path) -> None:
 
 def test_names(hub: Hub, tmp_path: Path) -> None:
     """A branch, a tag with a slash, a commit, a pull request, a folder, a file, a type."""
-    old = files_in(GOLDEN / "v1" / "1.1.0" / "qwen2-f16")
-    new = files_in(GOLDEN / "v1" / "1.2.0" / "qwen2-f16")
+    old = files_of(GOLDEN / "v1" / "1.1.0" / "qwen2-f16")
+    new = files_of(GOLDEN / "v1" / "1.2.0" / "qwen2-f16")
     first = hub.put("owner/name", old)
     hub.put("owner/name", old, "refs/pr/3")
     hub.put("owner/name", old, "v1/one")
@@ -192,7 +176,7 @@ def test_what_is_on_this_machine_comes_first(hub: Hub, tmp_path: Path, monkeypat
     """``models/mine`` that is a directory is no repository, nor is one with a mistyped type."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "owner" / "name").mkdir(parents=True)
-    hub.put("owner/name", files_in(GOLDEN / "v1" / "1.2.0" / "qwen2-f16"))
+    hub.put("owner/name", files_of(GOLDEN / "v1" / "1.2.0" / "qwen2-f16"))
     assert "no .uqff file in the directory" in call("inspect", "owner/name")[2]
     assert "no model of that type" in call("inspect", "owner/name:afq4")[2]
     assert not hub.asked
@@ -202,7 +186,7 @@ def test_what_is_on_this_machine_comes_first(hub: Hub, tmp_path: Path, monkeypat
 def test_reports(hub: Hub) -> None:
     """The report of a repository is checked against its files; one that does not fit is said not to."""
     folder = GOLDEN / "v1" / "1.2.0" / "qwen2-f16"
-    files = files_in(folder)
+    files = files_of(folder)
     files["uqff_report.json"] = files.pop("fp8.uqff_report.json")
     del files["afq4-0.uqff"], files["afq4.uqff_report.json"]
     hub.put("owner/name", files)
@@ -231,7 +215,7 @@ def test_documents_are_read_once(hub: Hub) -> None:
 
 def test_checksums(hub: Hub, tmp_path: Path) -> None:
     """The hub has the digests of large files, so these are not read; small ones are."""
-    files = files_in(GOLDEN / "v1" / "1.2.0" / "qwen2-f16")
+    files = files_of(GOLDEN / "v1" / "1.2.0" / "qwen2-f16")
     digests = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
     files["SHA256SUMS"] = "".join(f"{digest}  {name}\n" for name, digest in digests.items()).encode()
     hub.put("owner/name", files)

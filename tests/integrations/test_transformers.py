@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 
 import uqff
 from tests.parallel.models import PROMPT, TinyCase, single_experts, write
+from tests.support.small_models import files_of
 from tools.tiny import text
 from uqff.errors import UnsupportedError
 from uqff.integrations.saving import save_pretrained
@@ -101,6 +102,27 @@ def test_a_checkpoint_is_quantised_while_it_is_loaded(architecture: str, tmp_pat
     assert same_logits(model, uqff.load_model(directory, isq="q4k"))
     assert model.model.layers[0].self_attn.q_proj.weight.kind == "q4k"
     assert model.config.quantization_config.to_dict() == {"quant_method": "uqff", "isq": "q4k"}
+
+
+def test_a_save_that_fails_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Residual and configuration appear whole, and together; nothing stays behind."""
+    directory = checkpoint(tmp_path, "llama")
+    model = transformers.AutoModelForCausalLM.from_pretrained(directory, quantization_config=UqffConfig("q4k"))
+    model.save_pretrained(tmp_path / "saved")
+    before = files_of(tmp_path / "saved")
+    assert {"config.json", "generation_config.json", "residual.safetensors", "uqff_report.json"} < set(before)
+
+    def fails(tensors: object, path: Path, metadata: object) -> None:
+        path.write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("uqff.integrations.saving.save_file", fails)
+        with pytest.raises(OSError, match="No space left"):
+            model.save_pretrained(tmp_path / "saved")
+    assert files_of(tmp_path / "saved") == before
+    model.save_pretrained(tmp_path / "saved")
+    assert files_of(tmp_path / "saved") == before
 
 
 @pytest.mark.skipif(MAJOR >= READS_SINCE, reason="transformers from 5 on reads directories of UQFF")

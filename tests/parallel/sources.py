@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from tests.support.packed_weights import GroupedWeight
+from tools.tiny.quantised import words
 from uqff.numerics.packing import pack_planes
 
 Stored = tuple[dict[str, torch.Tensor], dict[str, Any]]
@@ -55,11 +56,9 @@ def fp8_blocks(
 def mlx(path: str, weight: torch.Tensor) -> Stored:
     """Affine, four bits: codes 0, 1 and 2 of a group with scale 1, or 0, 2 and 4 of one with scale 1/2."""
     half = _powers(*weight.shape[:-1], weight.shape[-1] // GROUP).clamp(max=1)
-    codes = ((weight + 1) / half.repeat_interleave(GROUP, -1)).to(torch.int64).unflatten(-1, (-1, 8))
-    words = sum(codes[..., at] << 4 * at for at in range(8))
-    assert isinstance(words, torch.Tensor)
+    codes = ((weight + 1) / half.repeat_interleave(GROUP, -1)).to(torch.int64)
     return {
-        f"{path}.weight": words.to(torch.int32).view(torch.uint32),
+        f"{path}.weight": words(codes).view(torch.uint32),
         f"{path}.scales": half,
         f"{path}.biases": torch.full_like(half, -1),
     }, {"bits": 4, "group_size": GROUP}

@@ -22,6 +22,7 @@ import torch
 
 import uqff
 from tools.bench.__main__ import markdown
+from tools.bench.bits import same_bits
 from tools.bench.machine import facts
 from uqff import QuantizedTensor
 from uqff.codes import DType
@@ -106,15 +107,6 @@ def rates() -> dict[str, float]:
     return {"copy": copy, "read": max(copy, source.nbytes / seconds([lambda: torch.sum(source)]))}
 
 
-def same(a: torch.Tensor, b: torch.Tensor) -> bool:
-    """Bit for bit, but that NaNs are alike."""
-    bits = torch.int32 if a.dtype is torch.float32 else torch.int16
-    nan = a.isnan()
-    return torch.equal(nan, b.isnan()) and torch.equal(
-        a.masked_fill(nan, 0).view(bits), b.masked_fill(nan, 0).view(bits)
-    )
-
-
 def wild(rows: QuantizedTensor) -> QuantizedTensor:
     """The weight with random bytes in all parts."""
     generator = torch.Generator().manual_seed(2)
@@ -138,7 +130,7 @@ def problems(rows: QuantizedTensor) -> Iterator[str]:
         for dtype in DTYPES:
             if there.dequantize_by_kernel(dtype) is None:
                 yield f"no kernel for {name}"
-            elif not same(there.dequantize(dtype).cpu(), reference.to(dtype)):
+            elif not same_bits(there.dequantize(dtype).cpu(), reference.to(dtype)):
                 yield f"{name} to {dtype}: other bits"
     seeded = torch.Generator("cuda").manual_seed(3)
     for weight in (rows, weights.get("few inputs", rows)):

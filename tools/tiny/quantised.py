@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 from uqff.container.framing import build_header
 from uqff.quantization.types import quantize
 
-__all__ = ["METHODS", "save_tensors", "write_quantised"]
+__all__ = ["METHODS", "save_tensors", "words", "write_quantised"]
 
 Tensors = dict[str, torch.Tensor]
 
@@ -68,22 +68,22 @@ def _int4(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return codes.clamp(0, 15).flatten(1).to(torch.int64), scales
 
 
-def _words(codes: torch.Tensor) -> torch.Tensor:
-    """Eight codes of a row in each word, the first in the lowest bits."""
-    return (codes.unflatten(1, (-1, 8)) << torch.arange(0, 32, 4)).sum(2).to(torch.int32)
+def words(codes: torch.Tensor) -> torch.Tensor:
+    """Codes of four bits ``[..., n]``, int64, as int32 words ``[..., n / 8]``, the first of each in the lowest bits."""
+    return (codes.unflatten(-1, (-1, 8)) << torch.arange(0, 32, 4)).sum(-1).to(torch.int32)
 
 
 def _gptq(weight: torch.Tensor) -> Tensors:
     codes, scales = _int4(weight)
     zeros = torch.full((scales.shape[1], scales.shape[0]), 7)
     index = torch.arange(weight.shape[1], dtype=torch.int32) // 32
-    return {".qweight": _words(codes).T, ".qzeros": _words(zeros), ".scales": scales.T, ".g_idx": index}
+    return {".qweight": words(codes).T, ".qzeros": words(zeros), ".scales": scales.T, ".g_idx": index}
 
 
 def _compressed_tensors(weight: torch.Tensor) -> Tensors:
     codes, scales = _int4(weight)
     shape = torch.tensor(weight.shape)
-    return {".weight_packed": _words(codes), ".weight_scale": scales, ".weight_shape": shape}
+    return {".weight_packed": words(codes), ".weight_scale": scales, ".weight_shape": shape}
 
 
 def _nf4(weight: torch.Tensor) -> Tensors:

@@ -109,7 +109,8 @@ lora_option = click.option(
     multiple=True,
     callback=_lora,
     metavar="DIR[:WEIGHT]",
-    help="Adapter as PEFT saves it, and what its scale is multiplied by; several are added in order.",
+    help="Adapter as PEFT saves it, here or on the hub (owner/name), and what its scale is multiplied by; several are "
+    "added in order.",
 )
 
 isq_option = click.option(

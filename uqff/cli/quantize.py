@@ -167,8 +167,8 @@ def quantize(
     (owner/name, owner/name@revision, hf://owner/name/folder). OUT
     appears when all of it is written; it must not exist, or be empty. Types are the engine's ISQ names (q4k, afq4,
     hqq8, fp8, ...), 2, 3, 4, 5, 6 or 8 bits, or unquant. SRC may be quantised itself (FP8, MLX,
-    MXFP4, HQQ, GPTQ, AWQ, bitsandbytes, compressed-tensors): its weights are dequantised in float32 and quantised
-    anew, or kept. Blocks of a GGUF file are kept, or need --requantize.
+    MXFP4, HQQ, GPTQ, AWQ, auto-round, bitsandbytes, compressed-tensors): its weights are dequantised in float32 and
+    quantised anew, or kept. Blocks of a GGUF file are kept, or need --requantize.
 
     With --json, the summary holds every layer: types, sizes, errors.
     """

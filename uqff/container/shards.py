@@ -148,7 +148,7 @@ def at_hand(path: PathLike, isq: str | None = None, *, several: bool = False) ->
 
     Args:
         path: a path, or the name of a repository, see :mod:`uqff.hub.names`.
-        isq: of several models, the type of the one that is meant, for a name without one.
+        isq: of several models or GGUF files, the type of the one that is meant, for a name without one.
         several: whether all may be meant if none is named; else that is refused before any is fetched.
 
     Returns:
@@ -176,7 +176,7 @@ def at_hand(path: PathLike, isq: str | None = None, *, several: bool = False) ->
         stems = {stem_of(each) for each in models.values() if each not in single}
         return [each for each in names if each in single or any(_is_of_set(each, stem) for stem in stems)]
 
-    found = fetch(name, choose)
+    found = fetch(name, choose, isq)
     if meant.kind is None or not found.is_dir():
         return found
     models = models_in(found)  # of the files that are here: if the hub could not be asked, nothing was chosen

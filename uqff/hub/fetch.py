@@ -55,12 +55,13 @@ def no_models(names: Collection[str]) -> list[str]:
     return []
 
 
-def fetch(name: HubName, choose: Choice) -> Path:
+def fetch(name: HubName, choose: Choice, isq: str | None = None) -> Path:
     """Have what a name means on this machine.
 
     Args:
         name: of a repository, a folder or a file in it.
         choose: which of the files are the model's.
+        isq: of several GGUF files, the type of the one that is meant, for a name without one.
 
     Returns:
         The folder, or the file if one is named, or if it is a GGUF file; in the hub's cache.
@@ -74,7 +75,7 @@ def fetch(name: HubName, choose: Choice) -> Path:
         folder = RemoteFolder(name)
     except Unreachable as error:
         return _cached(name, error)
-    wanted, meant = _wanted(folder, choose)
+    wanted, meant = _wanted(folder, choose, isq)
     directory = _download(name, [f"{name.folder}/{each}" if name.folder else each for each in wanted])
     if directory.name != folder.commit:
         raise HubError("the repository was changed while it was read", file=str(name), got=directory.name)
@@ -82,7 +83,7 @@ def fetch(name: HubName, choose: Choice) -> Path:
     return home / meant if meant is not None else home
 
 
-def _wanted(folder: RemoteFolder, choose: Choice) -> tuple[list[str], str | None]:
+def _wanted(folder: RemoteFolder, choose: Choice, isq: str | None) -> tuple[list[str], str | None]:
     """The files that are to be fetched, and the one among them that is meant if it is one."""
     name, files = folder.name, folder.files
     if name.file is not None and name.file not in files:
@@ -99,7 +100,7 @@ def _wanted(folder: RemoteFolder, choose: Choice) -> tuple[list[str], str | None
         if name.kind is not None:
             raise ShardError("no model of that type", file=str(name), expected="a .uqff file", got=name.kind)
         return [*documents, *weights], None
-    ggufs = _gguf([each for each in files if each.endswith(".gguf") and each not in NAMED], name)
+    ggufs = _gguf([each for each in files if each.endswith(".gguf") and each not in NAMED], name.of(isq))
     if not ggufs:
         raise HubError("no model in the repository", file=str(name), expected=".uqff, .safetensors or .gguf files")
     return ggufs, ggufs[0]
@@ -173,7 +174,7 @@ def bars(hub: ModuleType) -> Iterator[None]:
 def _cached(name: HubName, reason: HubError) -> Path:
     """What the cache has, if the hub cannot be asked."""
     hub = imported(name.text)
-    documents = ["config.json", "uqff_report.json", "model.safetensors", "residual.safetensors"]
+    documents = ["config.json", "uqff_report.json", "model.safetensors", "residual.safetensors", "adapter_config.json"]
     for each in [name.file, *documents] if name.file is not None else documents:
         path = f"{name.folder}/{each}" if name.folder else each
         found = hub.try_to_load_from_cache(name.repo, path, revision=name.revision)

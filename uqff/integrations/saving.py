@@ -9,9 +9,12 @@ from typing import Any, Final
 
 import torch
 from safetensors.torch import save_file
+from transformers.utils import GENERATION_CONFIG_NAME
 
+from uqff.codec.entries import LATEST
 from uqff.codec.layer import Layer
 from uqff.codes import Version
+from uqff.container.atomic import atomic_files, flush_to_disk
 from uqff.container.document import write_json
 from uqff.container.file import RESIDUAL_NAME
 from uqff.container.plan import metadata_of
@@ -31,7 +34,6 @@ __all__ = ["save_pretrained"]
 
 TIED_APART: Final = Version(1, 1, 0)
 """The last version that has a head beside the embedding of a tied model."""
-LATEST: Final = Version(1, 2, 0)
 
 
 def save_pretrained(model: Any, directory: str | os.PathLike[str], **options: Any) -> None:
@@ -64,16 +66,23 @@ def save_pretrained(model: Any, directory: str | os.PathLike[str], **options: An
     ((kind, _),) = Counter(layer.weight.kind for layer in layers.values()).most_common(1)
     files = save(layers, made / f"{kind}-0.uqff", version=version)
     tensors = {name: each.detach().cpu().contiguous() for name, each in residual.items()}
-    save_file(tensors, made / RESIDUAL_NAME, metadata_of(version))
     model.config.architectures = [type(model).__name__]
-    model.config.save_pretrained(made)
-    if model.can_generate():
-        model.generation_config.save_pretrained(made)
-    path = made / CONFIG_NAME
-    config = config_to_write(path, read_config(path), version)
-    if config is not None:
-        path.unlink()
-        write_json(path, config)
+    with atomic_files() as stage:
+        rest = stage(made / RESIDUAL_NAME)
+        save_file(tensors, rest, metadata_of(version))
+        path = stage(made / CONFIG_NAME)
+        model.config.save_pretrained(path.parent)
+        config = config_to_write(path, read_config(path), version)
+        if config is not None:
+            path.unlink()
+            write_json(path, config)
+        written = [rest, path]
+        if model.can_generate():
+            written.append(stage(made / GENERATION_CONFIG_NAME))
+            model.generation_config.save_pretrained(path.parent)
+        for each in written:
+            with open(each, "rb+") as file:
+                flush_to_disk(file)
     report(files[0].parent, write=True)
 
 

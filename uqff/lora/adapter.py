@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -32,7 +32,9 @@ import numpy as np
 from uqff.codes import LOADED_DTYPES, DType
 from uqff.container.closing import Closing
 from uqff.container.mapped import MappedFile
-from uqff.errors import FormatError, MissingError, ShapeError, UnsupportedError
+from uqff.errors import FormatError, HubError, MissingError, ShapeError, UnsupportedError
+from uqff.hub.fetch import fetch
+from uqff.hub.names import HubName, hub_name
 from uqff.lora.config import CONFIG_NAME, LoraConfig, read_lora_config
 from uqff.lora.low_rank import LowRank
 from uqff.simd.floats import Floats
@@ -164,13 +166,14 @@ def open_adapter(path: str | os.PathLike[str]) -> Adapter:
     """Open an adapter that PEFT has saved, and check it.
 
     Args:
-        path: the directory.
+        path: the directory, or the name of a repository of the hub, of which it is fetched.
 
     Raises:
         UnsupportedError: it is no LoRA, or more than factors that are added to weights: DoRA, trained biases, modules
             or tokens, factors of an embedding; the key or tensor is named.
         FormatError: a file breaks a rule; a factor lacks the other, is of another dtype or not finite.
         ShapeError: factors do not fit each other, or the rank that the configuration says.
+        HubError: the hub did not give it, or there is no adapter in the repository.
         FileNotFoundError: no such directory, or no adapter in it.
         OSError: a file cannot be read.
 
@@ -179,16 +182,15 @@ def open_adapter(path: str | os.PathLike[str]) -> Adapter:
     >>> delta.shape, delta.rank, delta.scale
     ((256, 256), 2, 2.0)
     """
-    path = Path(path)
+    name = hub_name(path)
+    path = Path(path) if name is None else _fetched(name)
     if not path.is_dir():
         raise FileNotFoundError(f"no such directory: {path}")
-    for name in (CONFIG_NAME, WEIGHTS_NAME):
-        if not (path / name).is_file():
-            if name == WEIGHTS_NAME and (path / PICKLE_NAME).is_file():
-                raise UnsupportedError(
-                    "adapter is a pickle, which may run code", file=str(path / PICKLE_NAME), expected=WEIGHTS_NAME
-                )
-            raise FileNotFoundError(f"no adapter in {path}: it lacks {name}")
+    for part in (CONFIG_NAME, WEIGHTS_NAME):
+        if not (path / part).is_file():
+            if part == WEIGHTS_NAME and (path / PICKLE_NAME).is_file():
+                raise _pickle(path / PICKLE_NAME)
+            raise FileNotFoundError(f"no adapter in {path}: it lacks {part}")
     config = read_lora_config(path / CONFIG_NAME)
     file = MappedFile(path / WEIGHTS_NAME)
     try:
@@ -196,6 +198,26 @@ def open_adapter(path: str | os.PathLike[str]) -> Adapter:
     except BaseException:
         file.close()
         raise
+
+
+def _pickle(file: Path | str) -> UnsupportedError:
+    return UnsupportedError("adapter is a pickle, which may run code", file=str(file), expected=WEIGHTS_NAME)
+
+
+def _fetched(name: HubName) -> Path:
+    """The directory of an adapter of the hub, in the hub's cache: its weights and the documents, nothing else."""
+    if name.kind is not None or name.file is not None:
+        expected = "a repository, or a folder in it"
+        raise UnsupportedError("not the name of an adapter", field="lora", expected=expected, got=name.text)
+
+    def choose(names: Collection[str]) -> list[str]:
+        if WEIGHTS_NAME in names and CONFIG_NAME in names:
+            return [WEIGHTS_NAME]
+        if PICKLE_NAME in names:
+            raise _pickle(f"{name}/{PICKLE_NAME}")
+        raise HubError("no adapter in the repository", file=str(name), expected=f"{CONFIG_NAME} and {WEIGHTS_NAME}")
+
+    return fetch(name, choose)
 
 
 def _read(config: LoraConfig, file: MappedFile) -> tuple[Factors, ...]:
