@@ -121,8 +121,6 @@ def test_a_save_that_fails_leaves_what_was_there(tmp_path: Path, monkeypatch: py
         with pytest.raises(OSError, match="No space left"):
             model.save_pretrained(tmp_path / "saved")
     assert files_of(tmp_path / "saved") == before
-    model.save_pretrained(tmp_path / "saved")
-    assert files_of(tmp_path / "saved") == before
 
 
 @pytest.mark.skipif(MAJOR >= READS_SINCE, reason="transformers from 5 on reads directories of UQFF")
@@ -131,6 +129,24 @@ def test_a_transformers_that_cannot_read_uqff_says_so(tmp_path: Path) -> None:
     directory, _ = write(CASES[0], tmp_path)
     with pytest.raises(UnsupportedError, match=rf"expected transformers {READS_SINCE} or later"):
         transformers.AutoModelForCausalLM.from_pretrained(directory, quantization_config=UqffConfig())
+
+
+def test_device_maps(tmp_path: Path) -> None:
+    """Of CPUs in every form; what would leave layers out is refused before anything is read."""
+    pytest.importorskip("accelerate")
+    directory = checkpoint(tmp_path, "llama")
+    expected = uqff.load_model(directory, isq="q4k")
+
+    def mapped(device_map: Any) -> Any:
+        return transformers.AutoModelForCausalLM.from_pretrained(
+            directory, quantization_config=UqffConfig("q4k"), device_map=device_map
+        )
+
+    for device_map in ("cpu", "auto", {"model": "cpu", "lm_head": torch.device("cpu")}):
+        assert same_logits(mapped(device_map), expected)
+    for device_map in ("meta", torch.device("meta"), {"model": "cpu", "lm_head": "meta"}):
+        with pytest.raises(UnsupportedError, match=r"read, not left out: got meta \(field device_map\)"):
+            mapped(device_map)
 
 
 def test_layers_do_not_stay_on_disk(tmp_path: Path) -> None:

@@ -246,7 +246,7 @@ def test_command(folder: Path, tmp_path: Path) -> None:
         assert (done.exit_code, f"{option} is about a mix" in done.stderr) == (2, True)
         assert not (tmp_path / "none.x").exists()
     (tmp_path / "two words").symlink_to(folder / "dense")
-    call = ["plan", str(tmp_path / "two words"), "--types", "q4k,q8_0"]
+    call = ["plan", str(tmp_path / "two words"), *call[2:]]
     done = CliRunner().invoke(main, [*call, "--size", "600KiB", "-o", str(tmp_path / "a b")], catch_exceptions=False)
     words = shlex.split(done.stdout.splitlines()[-1])
     assert words[:4] == ["uqff", "quantize", str(tmp_path / "two words"), "OUT"]

@@ -111,7 +111,8 @@ class UqffHfQuantizer(HfQuantizer):  # type: ignore[misc]
         """Refuse what cannot be done, before anything is read.
 
         Raises:
-            UnsupportedError: this ``transformers`` reads no directory of UQFF; a part of the model is to stay on disk.
+            UnsupportedError: this ``transformers`` reads no directory of UQFF; a part of the model is to stay on
+                disk, or on meta.
         """
         if self._reads and MAJOR < READS_SINCE:
             raise UnsupportedError(
@@ -120,8 +121,11 @@ class UqffHfQuantizer(HfQuantizer):  # type: ignore[misc]
                 got=transformers.__version__,
             )
         device_map = kwargs.get("device_map")
-        if isinstance(device_map, dict) and "disk" in device_map.values():
+        places = {str(place) for place in (device_map.values() if isinstance(device_map, dict) else (device_map,))}
+        if "disk" in places:
             raise UnsupportedError("layers of UQFF are mapped, not offloaded", field="device_map", got="disk")
+        if "meta" in places:
+            raise UnsupportedError("layers of UQFF are read, not left out", field="device_map", got="meta")
 
     @property
     def _reads(self) -> bool:
