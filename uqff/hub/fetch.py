@@ -100,7 +100,7 @@ def _wanted(folder: RemoteFolder, choose: Choice, isq: str | None) -> tuple[list
         if name.kind is not None:
             raise ShardError("no model of that type", file=str(name), expected="a .uqff file", got=name.kind)
         return [*documents, *weights], None
-    ggufs = _gguf([each for each in files if each.endswith(".gguf") and each not in NAMED], name.of(isq))
+    ggufs = _gguf([each for each in files if each.endswith(".gguf") and each not in NAMED], name, isq)
     if not ggufs:
         raise HubError("no model in the repository", file=str(name), expected=".uqff, .safetensors or .gguf files")
     return ggufs, ggufs[0]
@@ -119,9 +119,12 @@ def _checkpoint(folder: RemoteFolder) -> list[str]:
     return [each for each in folder.files if each in names]
 
 
-def _gguf(files: list[str], name: HubName) -> list[str]:
+def _gguf(files: list[str], name: HubName, isq: str | None) -> list[str]:
+    files = [each for each in files if not each.startswith("mmproj")]
+    if len(files) > 1:  # to a caller, the only one may become that type
+        name = name.of(isq)
     kind = "" if name.kind is None else name.kind.lower()
-    found = [each for each in files if kind in each.lower() and not each.startswith("mmproj")]
+    found = [each for each in files if kind in each.lower()]
     if len(found) > 1:
         raise ShardError(
             f"several GGUF files: choose one, such as {name}/{found[0]}", file=str(name), got=", ".join(found)
