@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +15,13 @@ from safetensors.torch import save_file
 
 import uqff
 from tests.parallel.models import PROMPT, TinyCase, single_experts, write
+from tests.parallel.ranks import run_ranks
 from tests.support.small_models import files_of
 from tools.tiny import text
 from uqff.errors import UnsupportedError
 from uqff.integrations.saving import save_pretrained
 from uqff.integrations.transformers import READS_SINCE, UqffConfig
+from uqff.parallel.comm import Comm
 from uqff.parallel.layer import QuantizedLayer
 from uqff.quantization.run import quantize_model
 
@@ -142,11 +146,41 @@ def test_device_maps(tmp_path: Path) -> None:
             directory, quantization_config=UqffConfig("q4k"), device_map=device_map
         )
 
-    for device_map in ("cpu", "auto", {"model": "cpu", "lm_head": torch.device("cpu")}):
+    whole: list[Any] = ["cpu", "auto", {"model": "cpu", "lm_head": torch.device("cpu")}]
+    for device_map in whole:
         assert same_logits(mapped(device_map), expected)
-    for device_map in ("meta", torch.device("meta"), {"model": "cpu", "lm_head": "meta"}):
+    left_out: list[Any] = ["meta", torch.device("meta"), {"model": "cpu", "lm_head": "meta"}]
+    for device_map in left_out:
         with pytest.raises(UnsupportedError, match=r"read, not left out: got meta \(field device_map\)"):
             mapped(device_map)
+
+
+def _shared(comm: Comm, directory: Path) -> tuple[bool, list[int], bytes]:
+    """Of a rank: whether the logits are those of load_model on the same ranks, its share of a layer, and the logits."""
+    os.environ.update(RANK=str(comm.rank), LOCAL_RANK=str(comm.rank), WORLD_SIZE=str(comm.world_size))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # newer releases call the option by another name
+        model = transformers.AutoModelForCausalLM.from_pretrained(directory, tp_plan="auto")
+    ids = torch.tensor([PROMPT])
+    with torch.inference_mode():
+        logits = model(ids).logits
+    shape = model.model.layers[0].self_attn.q_proj.weight.shape
+    return same_logits(model, uqff.load_model(directory, comm)), list(shape), logits.numpy().tobytes()
+
+
+@reads
+def test_ranks_of_tp_plan_auto_have_their_shares(tmp_path: Path) -> None:
+    """Two of gloo: half of a layer each, and the logits of load_model on two ranks, to the bit."""
+    directory, _ = write(TinyCase("llama", "q8_0", V1_2), tmp_path)
+    config = json.loads((directory / "config.json").read_text())
+    (directory / "config.json").write_text(json.dumps(config | {"quantization_config": {"quant_method": "uqff"}}))
+    whole: Any = uqff.load_model(directory)
+    out, columns = whole.model.layers[0].self_attn.q_proj.weight.shape
+    (same, shape, logits), (same_, shape_, logits_) = run_ranks(2, _shared, directory, timeout=60)
+    assert same
+    assert same_
+    assert shape == shape_ == [out // 2, columns]
+    assert logits == logits_
 
 
 def test_layers_do_not_stay_on_disk(tmp_path: Path) -> None:

@@ -178,7 +178,7 @@ def _surround(model: SmallModel, folder: Path, *, embedding: bool) -> None:
 
 def files_of(folder: Path) -> dict[str, bytes]:
     """Contents of the files of a directory, by name."""
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
 
 def entries_of(folder: Path) -> dict[str, dict[str, tuple[str, tuple[int, ...], bytes]]]:
