@@ -68,20 +68,20 @@ def save_pretrained(model: Any, directory: str | os.PathLike[str], **options: An
     tensors = {name: each.detach().cpu().contiguous() for name, each in residual.items()}
     model.config.architectures = [type(model).__name__]
     with atomic_files() as stage:
-        rest = stage(made / RESIDUAL_NAME)
-        save_file(tensors, rest, metadata_of(version))
+        beside = stage(made / RESIDUAL_NAME)
+        save_file(tensors, beside, metadata_of(version))
         path = stage(made / CONFIG_NAME)
         model.config.save_pretrained(path.parent)
         config = config_to_write(path, read_config(path), version)
         if config is not None:
             path.unlink()
             write_json(path, config)
-        written = [rest, path]
+        written = [beside, path]
         if model.can_generate():
             written.append(stage(made / GENERATION_CONFIG_NAME))
             model.generation_config.save_pretrained(path.parent)
-        for each in written:
-            with open(each, "rb+") as file:
+        for target in written:
+            with open(target, "rb+") as file:
                 flush_to_disk(file)
     report(files[0].parent, write=True)
 
