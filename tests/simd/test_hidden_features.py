@@ -29,6 +29,12 @@ for kind in KINDS:
                  (torch.float32, torch.bfloat16, torch.float16)]
         made[kernels] = (uqff.serialize(record), *plain)
     assert made[""] == made["reference"], kind
+for kind in ("q8_0", "q4k"):  # the sums of products of signed codes, and of unsigned ones with scales
+    record, made = uqff.quantize(weight, kind), []
+    for kernels in ("", "reference"):
+        os.environ["UQFF_KERNELS"] = kernels
+        made.append(record.engine_product()(values[:3]).tobytes())
+    assert made[0] == made[1], kind
 print(len(KINDS), cpu.HAS_HALF, cpu.HAS_BF16, cpu.HAS_PERMUTE)
 """
 
