@@ -129,8 +129,7 @@ def quantize_model(
         kinds: the types, or one; each becomes ``<kind>-N.uqff``, the residual is shared. ``keep`` leaves every layer as
             the checkpoint has it, where UQFF has a form for that, see :mod:`uqff.quantization.keep`.
         fallback: what layers become that cannot be kept.
-        requantize: quantise the blocks of a GGUF file again, which loses more than quantising plain weights does; else
-            they are refused, but where they are kept, or become the fallback, or what a recipe says.
+        requantize: quantise blocks of a GGUF file again, where neither fallback nor recipe says so; else refused.
         assets: of a GGUF file, a directory with the model's own configuration and tokenizer.
         recipe: types of particular layers, or the file of it. The experts of a projection, one layer in 1.x, are called
             by the name of the first, or by that of the tensor which holds all of them.
@@ -280,11 +279,7 @@ class QuantizeJob(Job[Result]):
         ]
 
     def _plan(self, goal: Goal, output: Output, recipe: Recipe | None) -> PlannedLayer:
-        rules: dict[str, Any] = {
-            "version": self.version,
-            "dtype": self.dtype,
-            "engine_biases": self.engine_biases,
-        }
+        rules: dict[str, Any] = {"version": self.version, "dtype": self.dtype, "engine_biases": self.engine_biases}
         kind, reason = output.kind, ""
         if kind == KEEP:
             explicit = None if recipe is None else recipe.explicit_kind(goal.name, engine=self.engine)
@@ -313,7 +308,7 @@ class QuantizeJob(Job[Result]):
     @property
     def nbytes(self) -> int:
         """Of all layers and of the residual."""
-        return self.residual.nbytes + sum(planned.size for plans in self.plans for planned in plans)
+        return self.residual.nbytes + sum(each.size for plans in self.plans for each in plans)
 
     def description(self) -> dict[str, Any]:
         """What the files depend on, as JSON values: an interrupted run is resumed only where all of it is the same."""
@@ -361,8 +356,7 @@ class QuantizeJob(Job[Result]):
                 each.finish()
                 output.shards = [file.path.name for file in each.files]
                 output.nbytes = each.nbytes
-        _, missing = self.checkpoint.write_companions(directory, self.config, self.dtype)
-        self.notes += missing
+        self.notes += self.checkpoint.write_companions(directory, self.config, self.dtype)[1]
         if self.version >= FIRST:
             write_report(self._report(directory), directory)
         rest_of = len(self.residual.names), rest.nbytes
