@@ -64,9 +64,14 @@ class IllegalInstruction(Exception):
 
 def missing_features(version: str, cpuinfo: Path = Path("/proc/cpuinfo")) -> list[str]:
     """What the wheel of a version takes for granted and this CPU lacks; nothing where the system does not say."""
+    found = features(cpuinfo)
+    return [] if found is None else [name for name in BUILT_FOR.get(version, ()) if name not in found]
+
+
+def features(cpuinfo: Path = Path("/proc/cpuinfo")) -> list[str] | None:
+    """What this CPU has, as `/proc/cpuinfo` calls it; None where the system does not say."""
     text = cpuinfo.read_text() if cpuinfo.exists() else ""
-    flags = next((line.partition(":")[2].split() for line in text.splitlines() if line.startswith("flags")), None)
-    return [] if flags is None else [name for name in BUILT_FOR.get(version, ()) if name not in flags]
+    return next((line.partition(":")[2].split() for line in text.splitlines() if line.startswith("flags")), None)
 
 
 @dataclasses.dataclass(frozen=True)
