@@ -43,6 +43,7 @@ from uqff.families.encoding import AS_ENGINE, GROUP, Effort, Engine, Resolution,
 from uqff.families.hqq import reference
 from uqff.families.hqq.best import better_columns
 from uqff.families.hqq.codes import narrow_codes, pack_rows, planned_codes, unpack_rows, word_dtype
+from uqff.families.hqq.slices import layout_of, origin_of, packs
 from uqff.families.hqq.tiles import column_tiles
 from uqff.families.loaded import Loaded
 from uqff.families.part import Bytes, Part, concatenated, joined
@@ -203,7 +204,7 @@ class HQQ(QuantizedTensor):
     def scale_inputs(self) -> int:
         """1 where groups are of one input each: on axis 0 of a matrix whose outputs are whole groups; else 0."""
         by_input = self.axis == 0 and len(self.shape) == 2 and self.shape[0] % self.group_size == 0
-        return 1 if by_input and self._packs(self.group_size) else 0
+        return 1 if by_input and packs(self.group_size, self.bits) else 0
 
     @property
     def code_values(self) -> npt.NDArray[np.float64] | None:
@@ -332,29 +333,6 @@ class HQQ(QuantizedTensor):
         codes = torch.from_numpy(matrix) if isinstance(matrix, np.ndarray) else matrix
         return reference.dequantize(codes, self.scales, self.zeros).reshape(self.shape)
 
-    # A slice is one range in each run of the flattened weight (`runs`). It is an HQQ tensor again if its elements can
-    # be laid out in a matrix M' in which each group has one scale and whose rows pack:
-    #
-    #   axis 0: M' is as wide as the pattern of columns repeats. Runs that fill rows of M whole, or ranges that skip
-    #           whole rows, leave the columns as they are; else the pattern repeats when runs begin in the same column
-    #           again. Narrower matrices would put two columns into one, so this one decides.
-    #   axis 1: groups are cut into equal parts none of which crosses the edge of a group, run or range.
-
-    def _layout(self, dim: int, start: int, length: int) -> tuple[int, int]:
-        """Group size and number of groups of a slice; whether it packs is not asked."""
-        count, run, step = runs(self.shape, dim)
-        size, groups = length * step, self.numel // self.group_size
-        if self.axis == 0:
-            columns = groups if (run - size) % groups == 0 else groups // math.gcd(groups, run) * size
-            return count * size // columns, columns
-        part = math.gcd(self.group_size, start * step, size, run if count > 1 else 0)
-        while part % 2 == 0 and not self._packs(count * size // part):
-            part //= 2
-        return part, count * size // part
-
-    def _packs(self, rows: int) -> bool:
-        return self.bits == 3 or rows % PLANES[self.bits] == 0
-
     def alignment(self, dim: int) -> int:
         """What makes the packed rows of the slice whole; 1 where they always are, as for inputs on axis 0."""
         axis = self._dim(dim)
@@ -363,7 +341,7 @@ class HQQ(QuantizedTensor):
         unit = per_word // math.gcd(per_word, count)
         if self.axis == 0:
             groups = self.numel // self.group_size
-            if self._packs(count * math.gcd(groups, run) // groups):
+            if packs(count * math.gcd(groups, run) // groups, self.bits):
                 return 1
             if run % groups:
                 return self.shape[axis]
@@ -372,12 +350,12 @@ class HQQ(QuantizedTensor):
 
     def can_narrow(self, dim: int, start: int, length: int) -> bool:
         """See :meth:`QuantizedTensor.can_narrow`; true of every slice that is exactly an HQQ tensor."""
-        size, groups = self._layout(self._dim(dim), start, length)
-        return self._packs(size if self.axis == 0 else groups)
+        size, groups = layout_of(self, self._dim(dim), start, length)
+        return packs(size if self.axis == 0 else groups, self.bits)
 
     def _narrow(self, dim: int, start: int, length: int) -> Self:
-        size, groups = self._layout(dim, start, length)
-        origin = self._origin(dim, start, length, size, groups)
+        size, groups = layout_of(self, dim, start, length)
+        origin = origin_of(self, dim, start, length, size, groups)
         ranges = (*runs(self.shape, dim), start, length)
         shape = (size, groups) if self.axis == 0 else (groups, size)
         return self.replaced(
@@ -387,13 +365,6 @@ class HQQ(QuantizedTensor):
             weight_shape=(*self.shape[:dim], length, *self.shape[dim + 1 :]),
             group_size=size,
         )
-
-    def _origin(self, dim: int, start: int, length: int, size: int, groups: int) -> npt.NDArray[np.int64]:
-        """The group of this tensor that each group of a slice comes from, ``[groups]``."""
-        _, run, step = runs(self.shape, dim)
-        first = np.arange(groups) * (1 if self.axis == 0 else size)
-        flat = first // (length * step) * run + start * step + first % (length * step)
-        return flat % (self.numel // self.group_size) if self.axis == 0 else flat // self.group_size
 
     @property
     def _columns(self) -> int:
@@ -411,7 +382,7 @@ class HQQ(QuantizedTensor):
         origins = []
         for start, each in slices:
             length = each.shape[dim]
-            origins.append(self._origin(dim, start, length, each.group_size, each.numel // each.group_size))
+            origins.append(origin_of(self, dim, start, length, each.group_size, each.numel // each.group_size))
         # Where each group of the whole is to be found among those of the slices; the last of several counts.
         place = np.empty(groups, np.int64)
         every = np.concatenate(origins)
