@@ -73,6 +73,13 @@ def set_arithmetic(model: torch.nn.Module, arithmetic: Arithmetic) -> None:
 
     Raises:
         UnsupportedError: there is no such one.
+
+    Example:
+        >>> import torch
+        >>> layer = uqff.parallel.ReplicatedLayer(uqff.quantize(torch.ones(32, 32), "q4_0"))
+        >>> uqff.parallel.set_arithmetic(layer, "engine")
+        >>> layer.quantized_act_type()
+        'q8_0'
     """
     check_arithmetic(arithmetic)
     for module in model.modules():
