@@ -192,7 +192,7 @@ def test_out_is_replaced_only_by_force(source: Path, tmp_path: Path) -> None:
 
 def test_no_such_source(tmp_path: Path) -> None:
     result = run(tmp_path / "missing", tmp_path / "out", "--isq", "q8_0")
-    assert (result.exit_code, result.stderr) == (2, f"uqff: no such directory: {tmp_path / 'missing'}\n")
+    assert (result.exit_code, result.stderr) == (2, f"uqff: no such directory or GGUF file: {tmp_path / 'missing'}\n")
 
 
 @pytest.mark.skipif(os.name == "nt", reason="no SIGTERM to catch")
@@ -246,7 +246,7 @@ def test_what_is_not_there_is_said_at_once(source: Path, tmp_path: Path) -> None
     for arguments, message in (
         (
             ["quantize", tmp_path / "nothing", tmp_path / "out", "--isq=q4k"],
-            f"no such directory: {tmp_path / 'nothing'}",
+            f"no such directory or GGUF file: {tmp_path / 'nothing'}",
         ),
         (["quantize", source, full, "--isq=q4k"], f"exists and is not empty: {full}"),
         (["run", tmp_path / "nothing", "--prompt=x"], f"Path '{tmp_path / 'nothing'}' does not exist."),

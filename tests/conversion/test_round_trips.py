@@ -267,7 +267,9 @@ def broken_files(folder: Path) -> Iterator[tuple[str, Path, dict[str, Any], type
 
     ones = np.ones(4, np.float32)
     yield "extra", made("extra", extra={"blk.0.strange.weight": ones}), {}, UnsupportedError, "blk.0.strange.weight"
-    yield "experts", made("experts", metadata={"llama.expert_count": 8}), {}, UnsupportedError, "experts"
+    yield "experts", made("experts", metadata={"llama.expert_count": 8}), {}, FormatError, "llama.expert_used_count"
+    of_others = {"model": tiny("qwen2"), "metadata": {"qwen2.expert_count": 8}}
+    yield "others", made("others", **of_others), {}, UnsupportedError, "experts of this architecture"
     yield "rotary", made("rotary", metadata={"llama.attention.value_length": 32}), {}, FormatError, "several sizes"
     yield "unknown", made("unknown", metadata={"llama.logit_scale": 1}), {}, UnsupportedError, "llama.logit_scale"
     yield "factors", made("factors", extra={"rope_freqs.weight": ones}), {}, UnsupportedError, "rotary factors"

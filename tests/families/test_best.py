@@ -157,7 +157,7 @@ def test_importance(kind: str) -> None:
 
 def test_what_is_refused() -> None:
     w = normal((4, 64))
-    with pytest.raises(UnsupportedError, match="unknown effort: expected one of engine, best, got most"):
+    with pytest.raises(UnsupportedError, match="unknown effort: expected one of engine, best, calibrated, got most"):
         uqff.quantize(w, "q4_0", effort="most")  # type: ignore[arg-type]
     with pytest.raises(ShapeError, match=r"importance: expected \[64\], got \[32\]"):
         uqff.quantize(w, "q4_0", effort="best", importance=np.ones(32))

@@ -18,7 +18,7 @@ from tests.parallel.models import TinyCase, write
 from uqff import FormatError, UnsupportedError
 from uqff.cli import main
 from uqff.parallel.text import Text
-from uqff.parallel.transformers_model import known_values
+from uqff.parallel.transformers_model import known_values, model_type
 
 pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.script:DeprecationWarning")  # of torch, see test_model.py
 
@@ -251,3 +251,9 @@ def test_no_command_runs_anything_of_a_directory(model: Path, tmp_path: Path) ->
     assert codes == [f"{command.split('|')[0]} 0" for command in commands], done.stdout + done.stderr
     assert seen == "[]"
     assert not sprung.exists()
+
+
+def test_a_configuration_without_model_type_is_of_its_class() -> None:
+    """Others have the class of Llama, too, and other defaults: heads of 128, for one."""
+    assert model_type({"architectures": ["LlamaForCausalLM"]}) == "llama"
+    assert model_type({"architectures": ["LlamaForCausalLM"], "model_type": "bert"}) == "llama"

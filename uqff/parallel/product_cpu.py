@@ -148,7 +148,7 @@ def gather_linear(
 
 def _tensor(y: npt.NDArray[np.float32], x: torch.Tensor, *outer: int) -> torch.Tensor:
     """Results ``[..., out]`` in the dtype of the activations."""
-    made = torch.from_numpy(y if len(outer) == 1 else y.reshape(*outer, -1))
+    made = torch.from_numpy(y if len(outer) == 1 else y.reshape(*outer, y.shape[-1]))
     return made if x.dtype is torch.float32 else made.to(x.dtype)
 
 
@@ -165,7 +165,7 @@ def _floats(x: torch.Tensor) -> npt.NDArray[np.float32]:
 def _ways(parts: Sequence[torch.Tensor], spec: str) -> _Ways | None:
     """How the weight is multiplied whose bytes these are; None if they are not."""
     enabled = simd.enabled()
-    key = (enabled, spec, *((part.data_ptr(), part.numel(), part.is_contiguous()) for part in parts))
+    key = (enabled, spec, *((part.data_ptr(), part.numel(), part.is_contiguous(), part.dtype) for part in parts))
     if key not in _by_address:
         if len(_by_address) >= _KEPT:
             _by_address.clear()

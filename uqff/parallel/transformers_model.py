@@ -123,7 +123,11 @@ def model_type(values: Mapping[str, Any]) -> str:
             "architecture cannot be run", expected=f"one of {', '.join(here)}", got=architecture.title
         )
     stated = values.get("model_type")
-    return stated if stated in kinds else max(kinds, key=lambda kind: kind.endswith("_text"))
+    if stated in kinds:
+        return str(stated)
+    # Several kinds may share a class: the one of text alone, else the one whose name the class has.
+    words = causal[kinds[0]].lower()
+    return max(kinds, key=lambda kind: (kind.endswith("_text"), words.startswith(kind.replace("_", ""))))
 
 
 def _transformers() -> Any:
