@@ -21,6 +21,7 @@ from uqff.parallel.filling import Filling
 from uqff.parallel.layer import QuantizedLayer
 from uqff.parallel.loading import at_once
 from uqff.parallel.source import open_source
+from uqff.parallel.vocabulary import Embedding
 from uqff.quantization.recipe import parse_recipe
 
 pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.script:DeprecationWarning")  # of torch, see test_model.py
@@ -51,6 +52,24 @@ def test_activations_go_there_and_results_come_back(make: Any, monkeypatch: pyte
         layer.elsewhere = True
         assert layer(*given).device == here
     assert seen == [[here] * len(given), [CPU] * len(given)]
+
+
+def test_one_token_of_an_embedding_comes_back() -> None:
+    """A single id takes a way of its own through the embedding, whose rows may be elsewhere."""
+
+    class Token:
+        """An id that claims to be on another device, and can be read."""
+
+        shape, device = (1, 1), META
+
+        def numel(self) -> int:
+            return 1
+
+        def __int__(self) -> int:
+            return 3
+
+    token: Any = Token()
+    assert Embedding(ReplicatedLayer(torch.ones(4, 8)), torch.float32).forward(token).device == META
 
 
 @pytest.fixture(scope="module")

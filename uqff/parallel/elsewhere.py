@@ -55,7 +55,7 @@ def place_of(asked: torch.device | None, model: torch.device, comm: Comm, layer:
         UnsupportedError: there is no such device here; or another than the model's, on several ranks, which exchange
             what is on the device of each.
     """
-    if asked in (None, model, torch.device(model.type)) or asked is None:
+    if asked is None or asked in (model, torch.device(model.type)):
         return model
     if comm.world_size > 1:
         problem = "layer on another device than the model, on several ranks"

@@ -87,7 +87,7 @@ class Embedding(torch.nn.Module):
             token = int(ids)
             if not 0 <= token < total:
                 raise ShapeError("token outside the vocabulary", layer=rows.key, expected=f"0 to {total - 1}", got=ids)
-            return self._scaled(_rows(weight, [token], dtype).view(*ids.shape, -1))
+            return self._scaled(_rows(weight, [token], dtype).to(ids.device).view(*ids.shape, -1))
         tokens, inverse = torch.unique(ids, return_inverse=True)
         if tokens.numel() and not 0 <= int(tokens[0]) <= int(tokens[-1]) < total:
             raise ShapeError("token outside the vocabulary", layer=rows.key, expected=f"0 to {total - 1}", got=tokens)
