@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import sys
 
+from tools.generated import settle
 from tools.schemas import imhex, kaitai, lists
 from tools.schemas.compiled import SCHEMAS
 
@@ -29,15 +30,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="write spec/schemas from the declared layouts")
     parser.add_argument("--check", action="store_true", help="write nothing, exit 1 on any difference")
     check = parser.parse_args().check
-    stale = []
-    for name, text in files().items():
-        path = SCHEMAS / name
-        if not path.exists() or path.read_text("utf-8") != text:
-            stale.append(name)
-            print(f"{'differs' if check else 'written'}: spec/schemas/{name}")
-            if not check:
-                path.write_text(text, "utf-8")
-    return 1 if check and stale else 0
+    return settle(((SCHEMAS / name, text) for name, text in files().items()), check=check)
 
 
 if __name__ == "__main__":

@@ -58,6 +58,7 @@ from typing import NamedTuple
 
 import yaml
 
+from tools.generated import settle
 from tools.vectors.listings import LISTINGS, TAKEN_APART, VECTORS, markdown
 from uqff import limits
 from uqff.checkpoints.gguf import names
@@ -404,16 +405,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else "")
     parser.add_argument("--check", action="store_true", help="write nothing, exit 1 on any difference")
     check = parser.parse_args().check
-    stale = []
-    for page in (page for folder in PAGES for page in sorted(folder.rglob("*.md"))):
-        text = page.read_text("utf-8")
-        wanted = rewritten(text)
-        if wanted != text:
-            stale.append(page)
-            print(f"{'differs' if check else 'written'}: {page.relative_to(ROOT)}")
-            if not check:
-                page.write_text(wanted, "utf-8")
-    return 1 if check and stale else 0
+    pages = (page for folder in PAGES for page in sorted(folder.rglob("*.md")))
+    return settle(((page, rewritten(page.read_text("utf-8"))) for page in pages), check=check)
 
 
 if __name__ == "__main__":
