@@ -44,10 +44,14 @@ _LONGEST_PART = 400
 """Characters of a field, key or value that a message shows: a name in a hostile file may have a hundred million."""
 
 
-def shortened(part: object) -> str:
+_LONGEST_LIST = 700
+"""Characters of what was expected that a message shows: mostly this package's own words, such as all architectures."""
+
+
+def shortened(part: object, longest: int = _LONGEST_PART) -> str:
     """A name or value from a file, as much of it as a message shows."""
     text = str(part)
-    return text if len(text) <= _LONGEST_PART else text[: _LONGEST_PART - 3] + "..."
+    return text if len(text) <= longest else text[: longest - 3] + "..."
 
 
 def printable(text: str) -> str:
@@ -101,7 +105,7 @@ class UqffError(Exception):
             f"offset {self.offset}" if self.offset is not None else "",
         ]
         what = [
-            f"expected {shortened(self.expected)}" if self.expected is not None else "",
+            f"expected {shortened(self.expected, _LONGEST_LIST)}" if self.expected is not None else "",
             f"got {shortened(self.got)}" if self.got is not None else "",
         ]
         message = self.problem

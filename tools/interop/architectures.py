@@ -1,13 +1,14 @@
-"""Every text architecture, quantised by this package and by the client from the same checkpoint, for `tools/interop`.
+"""Every architecture, quantised by this package and by the client from the same checkpoint, for `tools/interop`.
 
-Required: the same entries, byte for byte, and the same tensors in the residual. Known to differ, and no fault of the
-file: :data:`WITHOUT_BIAS` and :data:`RENAMED`. What the client cannot write, it must load and run as this package
-writes it.
+Required: the same entries, byte for byte, the same tensors in the residual, and the same files beside. Known to differ,
+and no fault of the file: :data:`WITHOUT_BIAS`, :data:`RENAMED`, and what `tools.tiny.multimodal` declares. What the
+client cannot write, or not read again as it writes it, it must load and run as this package writes it.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,11 +18,14 @@ from rich.table import Table
 import uqff
 from tools.interop.client import Client, ClientError
 from tools.interop.entries import compare_entries
-from tools.tiny import text
+from tools.tiny import multimodal, text
+from tools.tiny.multimodal import MULTIMODALS
 from uqff.codec.layer import Layer
 from uqff.quantization.run import quantize_model
 
 KINDS = ("q4k", "q8_0", "afq4")
+MULTIMODAL_KINDS = ("q4k", "afq4")
+"""Those of Q8_0 are golden."""
 WITHOUT_BIAS = {"Phi-2": "lm_head"}
 """A layer whose bias the client drops when it quantises; it adds it to products when it finds it in a file."""
 RENAMED = {"Phi-2": ("model.final_layernorm.", "model.norm.")}
@@ -44,7 +48,8 @@ class Row:
 
 def check(client: Client, name: str, kind: str, checkpoint: Path, scratch: Path) -> Row:
     """Quantise by both; `scratch` is an empty folder."""
-    architecture = text.TEXTS[name].client
+    architecture = (MULTIMODALS.get(name) or text.TEXTS[name]).client
+    loader = multimodal.LOADER if name in MULTIMODALS else "Plain"
     made = quantize_model(checkpoint, scratch / "ours", [kind], dtype="f32")
     ours = scratch / "ours" / made.outputs[0].shards[0]
     try:
@@ -52,16 +57,23 @@ def check(client: Client, name: str, kind: str, checkpoint: Path, scratch: Path)
             said = client.generate(ours.parent, [ours.name], architecture=architecture, dtype="F32", tokens=4)
             return Row(name, kind, said=f"the client writes none, runs ours: {' '.join(said.tokens)}")
         theirs = client.write(
-            checkpoint, scratch / "theirs" / "0.uqff", architecture=architecture, dtype="F32", isq=kind
+            checkpoint, scratch / "theirs" / "0.uqff", architecture=architecture, dtype="F32", isq=kind, kind=loader
         )
+        known = "but for the bias of the head and names of norms" if name in WITHOUT_BIAS else ""
+        if name in {*multimodal.RENAMED, *multimodal.SUPERFLUOUS}:
+            client.generate(ours.parent, [ours.name], architecture=architecture, dtype="F32", tokens=1, kind=loader)
+            known = "but for tensors of the residual that it does not read; it runs ours"
     except ClientError as error:
         return Row(name, kind, problem=error.reason)
+    beside = sorted({each.name for each in theirs.parent.iterdir()} - {theirs.name} - set(os.listdir(ours.parent)))
+    residual = theirs.with_name("residual.safetensors")
+    if name in MULTIMODALS:
+        multimodal.readable_residual(name, residual, residual)
     with uqff.open(theirs) as a, uqff.open(as_the_client(name, ours, ours.parent)) as b:
         compared = compare_entries(a, b)
         differing = [each.key for each in compared if each.differing]
         differing += [key for key in sorted({*a.residual, *b.residual}) if not _same(a, b, key, RENAMED.get(name))]
-    problem = f"{', '.join(differing[:3])} differ" if differing else None
-    known = "but for the bias of the head and names of norms" if name in WITHOUT_BIAS else ""
+    problem = f"{', '.join([*differing, *beside][:3])} differ" if differing or beside else None
     return Row(name, kind, len(compared), sum(each.size for each in compared), known, problem)
 
 
@@ -88,11 +100,12 @@ def _same(theirs: uqff.UqffFile, ours: uqff.UqffFile, key: str, renamed: tuple[s
 
 def check_all(client: Client, kinds: tuple[str, ...], folder: Path) -> Iterator[Row]:
     """The rows of all architectures and kinds, two at a time. `folder` is for checkpoints and files."""
-    jobs = []
-    for number, name in enumerate(each for each in text.TEXTS if text.has(each)):
-        checkpoint = folder / str(number) / "model"
-        text.write(name, checkpoint)
-        jobs += [(name, kind, checkpoint) for kind in KINDS if not kinds or kind in kinds]
+    jobs: list[tuple[str, str, Path]] = []
+    for module, names, wanted in ((text, text.TEXTS, KINDS), (multimodal, MULTIMODALS, MULTIMODAL_KINDS)):
+        for name in filter(module.has, names):
+            checkpoint = folder / str(len(jobs)) / "model"
+            module.write(name, checkpoint)
+            jobs += [(name, kind, checkpoint) for kind in wanted if not kinds or kind in kinds]
 
     def run(job: tuple[str, str, Path]) -> Row:
         name, kind, checkpoint = job
@@ -106,7 +119,7 @@ def check_all(client: Client, kinds: tuple[str, ...], folder: Path) -> Iterator[
 
 def table_of(rows: list[Row]) -> Table:
     """All rows."""
-    table = Table(title="Text architectures: 1.2 files of this package and of the client, from the same checkpoint")
+    table = Table(title="Architectures: 1.2 files of this package and of the client, from the same checkpoint")
     for column in ("architecture", "kind", "layers", "bytes"):
         table.add_column(column, no_wrap=True)
     table.add_column("same")

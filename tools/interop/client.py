@@ -115,10 +115,11 @@ class Client:
         isq: str | None,
         topology: Path | None = None,
         imatrix: Path | None = None,
+        kind: str = "Plain",
     ) -> Path:
         """Quantise checkpoint folder `model` to `isq` and write the UQFF; return the written path.
 
-        Without an architecture, the client takes what `config.json` names.
+        Without an architecture, the client takes what `config.json` names. `kind` is its loader.
 
         The client derives the shard's name from `output`: `q4k.uqff` is written as `q4k-0.uqff`. Having written, it
         tries the model in a dummy run, and may fail at that (see `BUILT_FOR`), which does not count against the file.
@@ -135,7 +136,7 @@ class Client:
         written = output.with_name(f"{output.stem}-0.uqff")
         written.unlink(missing_ok=True)
         try:
-            self._run({"do": "load", "which": which, "isq": isq})
+            self._run({"do": "load", "kind": kind, "which": which, "isq": isq})
         except ClientError as exc:
             if WRITTEN not in exc.output:
                 raise
@@ -152,6 +153,7 @@ class Client:
         dtype: str,
         tokens: int = 16,
         temperature: float = 0.0,
+        kind: str = "Plain",
     ) -> Generation:
         """Load the shards `uqff`, files in the model directory `model`, and generate greedily from a fixed prompt.
 
@@ -162,7 +164,7 @@ class Client:
             which["arch"] = architecture
         if uqff:
             which["from_uqff"] = uqff
-        job = {"do": "load", "which": which, "isq": None, "tokens": tokens, "temperature": temperature}
+        job = {"do": "load", "kind": kind, "which": which, "isq": None, "tokens": tokens, "temperature": temperature}
         return Generation(**self._run(job))
 
     def answers(
@@ -246,11 +248,8 @@ def run_job(job: dict[str, Any]) -> Any:
         }
     which = dict(job["which"])
     if "arch" in which:
-        which["arch"] = next(
-            getattr(mistralrs.Architecture, name)
-            for name in dir(mistralrs.Architecture)
-            if name.lower() == which["arch"].lower()
-        )
+        known = getattr(mistralrs, "MultimodalArchitecture" if "Multimodal" in job.get("kind", "") else "Architecture")
+        which["arch"] = next(getattr(known, name) for name in dir(known) if name.lower() == which["arch"].lower())
     which["dtype"] = getattr(mistralrs.ModelDType, which["dtype"])
     source = getattr(mistralrs.Which, job.get("kind", "Plain"))(**which)
     runner = mistralrs.Runner(which=source, in_situ_quant=job["isq"], token_source="none", no_paged_attn=True)

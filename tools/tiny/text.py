@@ -318,14 +318,14 @@ def write(name: str, folder: Path) -> None:
     AutoModelForCausalLM.from_config(config).save_pretrained(folder)
     with safe_open(path, "np") as saved:
         shapes = {key: tuple(saved.get_slice(key).get_shape()) for key in saved.keys()}  # noqa: SIM118
-    save_file({key: _values(key, shape) for key, shape in shapes.items()}, path)
+    save_file({key: values_of(key, shape) for key, shape in shapes.items()}, path)
     named = {"architectures": [text.architecture], "model_type": text.model_type, "torch_dtype": "float32"}
     made = config.to_dict() | values | named
     made.pop("transformers_version", None)
     (folder / "config.json").write_text(json.dumps(made, indent=2))
 
 
-def _values(name: str, shape: tuple[int, ...]) -> np.ndarray[Any, np.dtype[np.float32]]:
+def values_of(name: str, shape: tuple[int, ...]) -> np.ndarray[Any, np.dtype[np.float32]]:
     """As of other tiny checkpoints, but for vectors that are no norms: those are about 0."""
     made = tensor(name, shape)
     return made if len(shape) != 1 or "norm" in name else made - np.float32(1)

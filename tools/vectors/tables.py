@@ -15,6 +15,7 @@ name                     table
 ``DTYPES``               tensor dtypes
 ``GGML_TYPES``           ggml types with their sizes
 ``ARCHITECTURES``        order of the layers by architecture
+``TOWERS``               layers of architectures that take images or sound
 ``PARTS``                field of a blob and entry of 1.x that hold the same
 ``SHAPES``               what shape a weight must have
 ``LIMITS``               bounds of a reader
@@ -70,8 +71,10 @@ from uqff.families.gguf.blocks import BLOCK_TYPES, BlockType
 from uqff.gguf import schema as gguf
 from uqff.gguf.types import FOREIGN_TYPES
 from uqff.models import layouts
+from uqff.models.multimodal import MULTIMODAL
 from uqff.models.shapes import SHAPES
-from uqff.models.table import ARCHITECTURES, Group
+from uqff.models.table import ARCHITECTURES
+from uqff.models.text import TEXT, Group, Tower
 from uqff.rules import RULES
 from uqff.schema.entries import Entries
 from uqff.schema.header import described_header
@@ -205,12 +208,30 @@ def architecture_table() -> str:
         (
             a.title,
             _names(a.classes),
-            f"`{a.prefix}model.layers.i.`",
+            f"`{a.decoder}.layers.i.`",
             "; ".join(_group(group) for group in a.groups if group.numbered) if a.numbered else "1.0 and later only",
         )
         for a in ARCHITECTURES
+        if a.numbered or a in TEXT
     )
     return markdown(heads, rows)
+
+
+def tower_table() -> str:
+    """What architectures with towers have in 1.2."""
+    heads = ("architecture", "in `config.json`", "language model", "head", "layers of towers")
+    rows = (
+        (a.title, _names(a.classes), f"`{a.decoder}`", f"`{a.head}`", "; ".join(map(_tower, a.towers)) or "none")
+        for a in MULTIMODAL
+    )
+    return markdown(heads, rows)
+
+
+def _tower(tower: Tower) -> str:
+    """The layers of a tower, and how many blocks have them."""
+    blocks = f"`{tower.path}.i`" if tower.depth else f"`{tower.path}`"
+    said = f", i < `{tower.depth}`" if tower.depth else ""
+    return f"{blocks} ({_names(tower.paths)}{said})"
 
 
 def _group(group: Group) -> str:
@@ -375,6 +396,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "SAFETENSORS_DTYPES": safetensors_dtype_table,
     "GGML_TYPES": ggml_table,
     "ARCHITECTURES": architecture_table,
+    "TOWERS": tower_table,
     "PARTS": part_table,
     "SHAPES": shape_table,
     "LIMITS": partial(limit_table, of_format),

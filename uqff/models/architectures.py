@@ -23,7 +23,8 @@ from uqff.codes import Version
 from uqff.errors import FormatError, UnsupportedError, UqffError
 from uqff.limits import MAX_BLOCKS, MAX_MODEL_LAYERS
 from uqff.models.patterns import Pattern
-from uqff.models.table import ARCHITECTURES, LANGUAGE_MODEL_PREFIX, Architecture, architecture_of, count
+from uqff.models.table import ARCHITECTURES, LANGUAGE_MODEL_PREFIX, architecture_of
+from uqff.models.text import Architecture, Tower, count
 
 __all__ = [
     "ARCHITECTURES",
@@ -41,6 +42,7 @@ __all__ = [
     "selected_entries",
     "selected_layers",
     "stacked_names",
+    "tower_names",
     "with_stated_tie",
 ]
 
@@ -115,14 +117,10 @@ def layer_names(config: Mapping[str, Any]) -> list[LayerName]:
 def _layer_names(config: Mapping[str, Any], *, numbered: bool) -> list[LayerName]:
     """The layers that pre-1.0 files have, or all."""
     architecture = architecture_of(config)
-    if architecture.text_config:
-        config = config.get(architecture.text_config)  # type: ignore[assignment]
-        if not isinstance(config, dict):
-            raise FormatError("not an object", field=f"config.{architecture.text_config}", got=type(config).__name__)
-    prefix = architecture.prefix
     tied = is_tied(architecture, config)
-    head = f"{prefix}lm_head"
-    names = [LayerName(0, head, f"{prefix}model.embed_tokens.weight" if tied else f"{head}.weight", None)]
+    config = _text_config(architecture, config)
+    decoder, head = architecture.decoder, architecture.head
+    names = [LayerName(0, head, f"{decoder}.embed_tokens.weight" if tied else f"{head}.weight", None)]
     blocks = count(config, "num_hidden_layers", least=1, most=MAX_BLOCKS)
     experts = config.get(architecture.expert_count)
     per_block = sum(
@@ -137,10 +135,49 @@ def _layer_names(config: Mapping[str, Any], *, numbered: bool) -> list[LayerName
         )
     for block in range(blocks):
         for path, expert, stacked in _block_paths(architecture, config, block, numbered=numbered):
-            module = f"{prefix}model.layers.{block}.{path}"
-            key = f"{prefix}model.layers.{block}.{stacked}" if stacked else None
+            module = f"{decoder}.layers.{block}.{path}"
+            key = f"{decoder}.layers.{block}.{stacked}" if stacked else None
             names.append(LayerName(len(names), module, f"{module}.weight", block, expert, key))
     return names
+
+
+def _text_config(architecture: Architecture, config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The numbers of the language model."""
+    if not architecture.text_config:
+        return config
+    text = config.get(architecture.text_config)
+    if not isinstance(text, dict):
+        raise FormatError("not an object", field=f"config.{architecture.text_config}", got=type(text).__name__)
+    return {**architecture.defaults, **text}
+
+
+def tower_names(config: Mapping[str, Any]) -> list[LayerName]:
+    """The layers that a model has besides those of its language model; they have no numbers.
+
+    Args:
+        config: the parsed ``config.json``.
+
+    Raises:
+        UnsupportedError: the architecture is unknown.
+        FormatError: the configuration lacks a number or has a senseless one.
+    """
+    names: list[LayerName] = []
+    for tower in architecture_of(config).towers:
+        blocks = [f"{tower.path}.{block}" for block in range(_depth(tower, config))] if tower.depth else [tower.path]
+        modules = [f"{block}.{path}" for block in blocks for path in tower.paths]
+        names += [LayerName(-1, module, f"{module}.weight", block_of(module)) for module in modules]
+    return names
+
+
+def _depth(tower: Tower, config: Mapping[str, Any]) -> int:
+    """How many blocks a tower has."""
+    place, _, key = tower.depth.rpartition(".")
+    numbers = config.get(place)
+    if not isinstance(numbers, Mapping):
+        raise FormatError("not an object", field=f"config.{place}", got=type(numbers).__name__)
+    if numbers.get(key) is None and tower.default is not None:
+        return tower.default
+    return count({tower.depth: numbers.get(key)}, tower.depth, least=0, most=MAX_BLOCKS)
 
 
 def embedding_name(config: Mapping[str, Any]) -> str:
@@ -149,7 +186,7 @@ def embedding_name(config: Mapping[str, Any]) -> str:
     Raises:
         UnsupportedError: the architecture is unknown.
     """
-    return f"{architecture_of(config).prefix}model.embed_tokens"
+    return f"{architecture_of(config).decoder}.embed_tokens"
 
 
 def entry_names(config: Mapping[str, Any], version: tuple[int, int, int]) -> list[EntryName]:
@@ -164,7 +201,7 @@ def entry_names(config: Mapping[str, Any], version: tuple[int, int, int]) -> lis
         FormatError: the configuration lacks a number or has a senseless one.
     """
     head, *blocks = _layer_names(config, numbered=False)
-    entries = stacked_names(blocks)
+    entries = stacked_names([*blocks, *tower_names(config)])
     embedding = embedding_name(config)
     tied = head.weight == f"{embedding}.weight"
     # Before, other tied models have a head of their own; the loaders of these multiply by the dense embedding.
@@ -273,10 +310,11 @@ def block_of(module: str) -> int | None:
 
 
 def is_tied(architecture: Architecture, config: Mapping[str, Any]) -> bool:
-    """Whether the head of a model is its embedding matrix."""
+    """Whether the head of a model is its embedding matrix, by the whole of its configuration."""
     if architecture.tied == "always":
         return True
-    tied = config.get("tie_word_embeddings")
+    text = config if architecture.tie_at_top else config.get(architecture.text_config, config)
+    tied = text.get("tie_word_embeddings") if isinstance(text, Mapping) else None
     return architecture.tied if tied is None else tied is True
 
 
@@ -305,8 +343,7 @@ def is_tied_model(config: Mapping[str, Any]) -> bool:
         architecture = architecture_of(config)
     except UnsupportedError:
         return config.get("tie_word_embeddings") is True
-    text = config.get(architecture.text_config, config)
-    return is_tied(architecture, text if isinstance(text, Mapping) else config)
+    return is_tied(architecture, config)
 
 
 def _block_paths(

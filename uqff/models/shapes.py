@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from uqff.models.architectures import LayerName, architecture_of
+from uqff.models.text import Architecture
 
 __all__ = ["SHAPES", "expected_shape", "shape_label"]
 
@@ -53,8 +54,7 @@ def expected_shape(config: Mapping[str, Any], name: LayerName) -> tuple[int | No
         UnsupportedError: the architecture is unknown.
     """
     architecture = architecture_of(config)
-    start = architecture.prefix if name.block is None else f"{architecture.prefix}model.layers.{name.block}."
-    path = name.key.removeprefix(start)
+    path = _path(architecture, name)
     rule = None if path in architecture.unmeasured else SHAPES.get(path)
     if rule is None:
         return None
@@ -64,6 +64,15 @@ def expected_shape(config: Mapping[str, Any], name: LayerName) -> tuple[int | No
     matrix = tuple(sizes[part] for part in rule)
     stacked = name.stacked is not None and name.expert is None
     return (sizes["experts"], *matrix) if stacked else matrix
+
+
+def _path(architecture: Architecture, name: LayerName) -> str:
+    """What :data:`SHAPES` calls a layer, if it has it."""
+    if name.block is not None:
+        return name.key.removeprefix(f"{architecture.decoder}.layers.{name.block}.")
+    if name.key == architecture.head:
+        return "lm_head"
+    return "model.embed_tokens" if name.key == f"{architecture.decoder}.embed_tokens" else name.key
 
 
 def shape_label(shape: tuple[int | None, ...]) -> str:

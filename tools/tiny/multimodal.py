@@ -1,0 +1,115 @@
+"""Tiny checkpoints of multimodal architectures, with the names that `transformers` gives to tensors.
+
+    python -m tools.tiny.multimodal --client PYTHON
+
+lets `mistralrs==0.9.5` quantise each to Q8_0 and writes digests of the `.uqff` file and of the residual into
+`tests/golden/v1/MULTIMODAL.json`: they prove names, order and bytes, as `tools.tiny.text` does of text architectures.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+from typing import Final
+
+import click
+
+from tools.interop.client import Client
+from tools.tiny.architectures import GOLDEN, HIDDEN, VOCABULARY, digest
+from tools.tiny.models import TinyModel
+from tools.tiny.text import CLIENT_VERSION, KIND, values_of
+from tools.tiny.towers import MULTIMODALS
+
+__all__ = ["MULTIMODALS", "RENAMED", "SUPERFLUOUS", "client_digests", "has", "readable_residual", "write"]
+
+DIGESTS = GOLDEN / "v1" / "MULTIMODAL.json"
+LOADER = "MultimodalPlain"
+"""The client's loader."""
+
+RENAMED: Final = {"Idefics2": ("model.text_model.", "model.text_model.model.")}
+"""Tensors that the client writes into the residual by another name, by which it does not find them again."""
+SUPERFLUOUS: Final = {
+    "Idefics2": ("model.text_model.embed_tokens.weight",),
+    "Mistral 3": tuple(f"vision_tower.patch_positional_embedding.{name}" for name in ("cos", "sin")),
+}
+"""Tensors that the client writes into the residual, and does not read: a layer once more, what it computes anyway."""
+
+
+def has(name: str) -> bool:
+    """Whether the `transformers` that is installed has an architecture."""
+    from transformers import CONFIG_MAPPING
+
+    return MULTIMODALS[name].model_type in CONFIG_MAPPING
+
+
+def write(name: str, folder: Path) -> None:
+    """Write a checkpoint of an architecture: what `transformers` saves of it, with other values."""
+    import transformers
+    from safetensors import safe_open
+    from safetensors.numpy import save_file
+
+    made = MULTIMODALS[name]
+    config = transformers.CONFIG_MAPPING[made.model_type].from_dict(json.loads(json.dumps(made.values)))
+    TinyModel(hidden_size=HIDDEN, heads=2, vocab_size=VOCABULARY).write(folder)
+    path = folder / "model.safetensors"
+    path.unlink()
+    getattr(transformers, made.architecture)(config).save_pretrained(folder)
+    with safe_open(path, "np") as saved:
+        shapes = {key: tuple(saved.get_slice(key).get_shape()) for key in saved.keys()}  # noqa: SIM118
+    for here, there in made.renamed:
+        shapes = {key if there in key else key.replace(here, there, 1): shape for key, shape in shapes.items()}
+    save_file({key: values_of(key, shape) for key, shape in shapes.items()}, path)
+    documents = {
+        "config.json": made.values | {"architectures": [made.architecture], "torch_dtype": "float32"},
+        "preprocessor_config.json": made.preprocessor,
+    }
+    if made.processor is not None:
+        documents["processor_config.json"] = made.processor
+    for each, document in documents.items():
+        (folder / each).write_text(json.dumps(document, indent=2))
+
+
+def readable_residual(name: str, path: Path, made: Path) -> Path:
+    """The client's residual without :data:`SUPERFLUOUS`, by the names by which it finds tensors."""
+    from safetensors.numpy import load_file, save_file
+
+    if name not in RENAMED and name not in SUPERFLUOUS:
+        return path
+    there, here = RENAMED.get(name, ("", ""))
+    tensors = {key.replace(here, there, 1) if here else key: value for key, value in load_file(path).items()}
+    kept = {key: value for key, value in tensors.items() if key not in SUPERFLUOUS.get(name, ())}
+    save_file(kept, made, {"made": "from the client's"})  # `digest` leaves this out
+    return made
+
+
+def client_digests(client: Client, name: str) -> dict[str, str]:
+    """What the client writes for an architecture: digests by file name, of a residual that it can read."""
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        write(name, folder / "model")
+        (folder / "out").mkdir()
+        out = folder / "out" / f"{KIND}.uqff"
+        file = client.write(
+            folder / "model", out, architecture=MULTIMODALS[name].client, dtype="F32", isq=KIND, kind=LOADER
+        )
+        residual = readable_residual(name, file.with_name("residual.safetensors"), folder / "residual.safetensors")
+        return {file.name: digest(file), residual.name: digest(residual)}
+
+
+@click.command()
+@click.option("--client", "python", required=True, type=click.Path(path_type=Path), help="Interpreter with mistralrs.")
+def main(python: Path) -> None:
+    """Let the client write the digests again."""
+    client = Client(python)
+    version = client.about()["version"]
+    if version != CLIENT_VERSION:
+        raise click.ClickException(f"expected mistralrs {CLIENT_VERSION}, got {version}")
+    digests = {name: client_digests(client, name) for name in MULTIMODALS}
+    document = {"client": f"mistralrs {version}", "isq": KIND, "dtype": "F32", "digests": digests}
+    DIGESTS.write_text(json.dumps(document, indent=1) + "\n")
+    click.echo(f"{DIGESTS}: {len(digests)} architectures")
+
+
+if __name__ == "__main__":
+    main()
