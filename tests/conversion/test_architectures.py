@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.numpy import save_file
 
 import uqff
 from tools.tiny import architectures
-from tools.tiny.gguf import checkpoint_of, write_checkpoint
+from tools.tiny.gguf import TEXTS, checkpoint_of, write_checkpoint
 from uqff.checkpoints import open_gguf
 from uqff.container.document import write_json
 from uqff.conversion import gguf_of_uqff, uqff_of_gguf
-from uqff.errors import UnsupportedError
+from uqff.errors import FormatError, UnsupportedError, UqffError
 
-NAMES = ("Mistral", "Qwen3", "Qwen3Moe", "Mixtral", "SmolLM3", "Gemma", "Gemma2")
+NAMES = ("Mistral", "Qwen3", "Qwen3Moe", "Mixtral", "SmolLM3", "Gemma", "Gemma2", "Gemma3", *TEXTS)
 
 
 def write(name: str, folder: Path, kind: str = "f32") -> None:
@@ -74,3 +77,61 @@ def test_experts_where_an_architecture_has_none(tmp_path: Path) -> None:
     with pytest.raises(UnsupportedError, match="experts of this architecture are not converted") as caught:
         uqff_of_gguf(tmp_path / "a.gguf", tmp_path / "u")
     assert caught.value.field == "qwen3.expert_count"
+
+
+def test_layers_that_predict_further_tokens_are_left_out(tmp_path: Path) -> None:
+    """And the file that comes back is one without: it says neither of them nor of their layers."""
+    config, tensors = checkpoint_of("GLM-4-MoE")
+    blocks = config["num_hidden_layers"]
+    extra = {f"blk.{blocks}.nextn.enorm.weight": np.ones(64, np.float32)}
+    said = {"glm4moe.nextn_predict_layers": 1}
+    config["num_hidden_layers"] += 1  # as the file counts them
+    write_checkpoint(config, tensors, tmp_path / "a.gguf", "f32", extra=extra, metadata=said, vocabulary=True)
+    made = uqff_of_gguf(tmp_path / "a.gguf", tmp_path / "u")
+    assert "the tensors that predict further tokens are left out (1)" in made.notes
+    assert json.loads((tmp_path / "u/config.json").read_text())["num_hidden_layers"] == blocks
+    gguf_of_uqff(tmp_path / "u", tmp_path / "b.gguf")
+    with open_gguf(tmp_path / "a.gguf") as one, open_gguf(tmp_path / "b.gguf") as other:
+        assert one.keys() - other.keys() == extra.keys()
+        assert other.get_value("glm4moe.block_count") == blocks
+        assert "glm4moe.nextn_predict_layers" not in other.pairs
+
+
+@pytest.mark.parametrize(
+    ("name", "changed", "field"),
+    [
+        ("Phi-3", {"rope_scaling": {"long_factor": [1.0] * 8}}, "rope_factors_short.weight"),
+        ("LFM2", {"layer_types": ["conv", "conv"]}, "lfm2.attention.head_count_kv"),
+        ("GLM-4", {"partial_rotary_factor": 1.5}, "glm4.rope.dimension_count"),
+        ("Gemma3", {"sliding_window": 0}, "gemma3.attention.sliding_window"),
+        ("StarCoder2", {"head_dim": 8}, "starcoder2.attention.key_length"),
+    ],
+)
+def test_metadata_that_no_configuration_says(tmp_path: Path, name: str, changed: dict[str, Any], field: str) -> None:
+    config, tensors = checkpoint_of(name)
+    write_checkpoint({**config, **changed}, tensors, tmp_path / "a.gguf", "f32")
+    with pytest.raises(FormatError) as caught:
+        uqff_of_gguf(tmp_path / "a.gguf", tmp_path / "u")
+    assert caught.value.field == field
+
+
+@pytest.mark.parametrize(
+    ("name", "changed", "field"),
+    [
+        ("Phi-3", {"rope_scaling": {"type": "longrope", "long_factor": [1.0] * 8}}, "config.rope_scaling.short_factor"),
+        ("Phi-3", {"original_max_position_embeddings": None}, "original_max_position_embeddings"),
+        ("LFM2", {"layer_types": ["conv"]}, "layer_types"),
+        ("GLM-4", {"partial_rotary_factor": 1.5}, "partial_rotary_factor"),
+        ("GLM-4-MoE", {"norm_topk_prob": 1}, "norm_topk_prob"),
+        ("HunYuan MoE", {"moe_topk": [1, 2]}, "moe_topk"),
+        ("Gemma3", {"sliding_window_pattern": 2}, "sliding_window_pattern"),
+    ],
+)
+def test_configurations_that_no_metadata_says(tmp_path: Path, name: str, changed: dict[str, Any], field: str) -> None:
+    write(name, tmp_path, "q8_0")
+    uqff_of_gguf(tmp_path / "a.gguf", tmp_path / "u")
+    config = json.loads((tmp_path / "u/config.json").read_text())
+    (tmp_path / "u/config.json").write_text(json.dumps({**config, **changed}))
+    with pytest.raises(UqffError) as caught:
+        gguf_of_uqff(tmp_path / "u", tmp_path / "b.gguf")
+    assert caught.value.field == field

@@ -274,7 +274,7 @@ def broken_files(folder: Path) -> Iterator[tuple[str, Path, dict[str, Any], type
     yield "unknown", made("unknown", metadata={"llama.logit_scale": 1}), {}, UnsupportedError, "llama.logit_scale"
     yield "factors", made("factors", extra={"rope_freqs.weight": ones}), {}, UnsupportedError, "rotary factors"
     sizes = {"model": tiny("qwen2"), "metadata": {"qwen2.attention.key_length": 128}}
-    yield "sizes", made("sizes", **sizes), {}, ShapeError, "blk.0.attn_q.weight"
+    yield "sizes", made("sizes", **sizes), {}, ShapeError, "blk.0.attn_k.weight"
     yield "version", made("version"), {"version": "3.0"}, UnsupportedError, "unknown version"
     yield "dtype", made("dtype"), {"dtype": "f64"}, UnsupportedError, "unknown dtype"
 

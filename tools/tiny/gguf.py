@@ -8,6 +8,7 @@ blocks from elsewhere.
 from __future__ import annotations
 
 import re
+import tempfile
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ import gguf
 import numpy as np
 import torch
 
-from tools.tiny import architectures
+from tools.tiny import architectures, text
 from tools.tiny.models import WEIGHT_DTYPES as DENSE
 from tools.tiny.models import TinyModel, round_to, to_bytes
 from uqff.families.gguf.tensor import GGUF
@@ -37,7 +38,17 @@ BLOCK_NAMES = {
 }
 FOREIGN = ("tq1_0", "tq2_0", "mxfp4")
 """Types that UQFF's quantisers do not make as GGUF has them, and the package does."""
-ARCHITECTURES = {"mistral": "llama", "mixtral": "llama", "qwen3_moe": "qwen3moe"}
+ARCHITECTURES = {
+    "gemma3_text": "gemma3",
+    "glm4_moe": "glm4moe",
+    "hunyuan_v1_dense": "hunyuan-dense",
+    "hunyuan_v1_moe": "hunyuan-moe",
+    "lfm2_moe": "lfm2moe",
+    "mistral": "llama",
+    "mixtral": "llama",
+    "phi": "phi2",
+    "qwen3_moe": "qwen3moe",
+}
 """``general.architecture`` of a ``model_type``, if it is not that."""
 ROOT_NAMES = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
 
@@ -46,10 +57,19 @@ def checkpoint_of(name: str) -> tuple[dict[str, Any], dict[str, Any]]:
     """Configuration and tensors of one of `architectures`; of Qwen3-MoE with experts in every layer, because
     GGUF has no other.
     """
-    like = "Mistral" if name == "SmolLM3" else name
+    if name in TEXTS:
+        return _saved(name)
+    like = {"SmolLM3": "Mistral", "Gemma3": "Gemma2"}.get(name, name)
     config, shapes = architectures.config(like), architectures.shapes(like)
     if name == "SmolLM3":
         config |= {"architectures": ["SmolLM3ForCausalLM"], "model_type": "smollm3", "use_sliding_window": False}
+        config |= {"pad_token_id": 0}
+    if name == "Gemma3":
+        config |= {"architectures": ["Gemma3ForCausalLM"], "model_type": "gemma3_text", "sliding_window": 8}
+        config |= {"attn_logit_softcapping": None, "final_logit_softcapping": None, "sliding_window_pattern": 6}
+        config |= {"rope_theta": 1000000.0, "rope_local_base_freq": 10000.0}
+        blocks, size = range(config["num_hidden_layers"]), config["head_dim"]
+        shapes |= {f"model.layers.{block}.self_attn.{each}_norm.weight": (size,) for block in blocks for each in "qk"}
     if name == "Qwen3Moe":
         config |= {"model_type": "qwen3_moe", "mlp_only_layers": []}
         first = {each: shape for each, shape in shapes.items() if each.startswith("model.layers.0.mlp.")}
@@ -62,6 +82,38 @@ def checkpoint_of(name: str) -> tuple[dict[str, Any], dict[str, Any]]:
             for each, values in tensors.items()
             if values.ndim == 1
         }
+    return config, tensors
+
+
+TEXTS: dict[str, dict[str, Any]] = {
+    "Phi-2": {},
+    "Phi-3": {"original_max_position_embeddings": 512},
+    "StarCoder2": {},
+    "GLM-4": {},
+    "GLM-4-MoE": {"routed_scaling_factor": 2.5},
+    "HunYuan dense": {},
+    "HunYuan MoE": {},
+    "LFM2": {},
+    "LFM2-MoE": {},
+}
+"""What the configuration has otherwise of those that are made as `tools.tiny.text` makes them."""
+
+
+def _saved(name: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    from safetensors.numpy import load_file
+
+    with tempfile.TemporaryDirectory() as scratch:
+        text.write(name, Path(scratch) / "model")
+        tensors = load_file(Path(scratch) / "model/model.safetensors")
+    made = text.TEXTS[name]
+    named = {"architectures": [made.architecture], "model_type": made.model_type, "torch_dtype": "float32"}
+    config = made.config() | named | TEXTS[name]
+    if name == "Phi-3":  # whose factors the GGUF file has as tensors
+        factors = {
+            "short_factor": [1.0 + each / 16 for each in range(8)],
+            "long_factor": [2.0 + each for each in range(8)],
+        }
+        config["rope_scaling"] = {"type": "longrope", **factors}
     return config, tensors
 
 
@@ -83,7 +135,7 @@ def stored(
     name: str, values: np.ndarray[Any, Any], kinds: Mapping[str, str], default: str
 ) -> tuple[Any, gguf.GGMLQuantizationType]:
     """A tensor as it is stored: its bytes (rows of blocks) or numbers, and its ggml type."""
-    if values.ndim == 1 or re.search(r"\.gate\.", name):  # and what chooses experts
+    if values.ndim == 1 or re.search(r"\.gate\.|\.conv\.conv\.", name):  # and what chooses experts
         return values, gguf.GGMLQuantizationType.F32
     kind = next((kind for part, kind in kinds.items() if part in name), default)
     if kind.upper() in DENSE:
@@ -104,6 +156,51 @@ def stacks(tensors: Mapping[str, Any]) -> dict[str, Any]:
     for name, values in tensors.items():
         found.setdefault(re.sub(r"\.experts\.\d+\.", ".experts.", name), []).append(values)
     return {name: np.stack(values) if ".experts." in name else values[0] for name, values in found.items()}
+
+
+EXPERT_COUNTS = ("num_experts", "num_local_experts", "n_routed_experts")
+
+
+def known_name(name: str) -> str:
+    """A tensor's name as the package knows it: llama.cpp's converter gives some of them another end first."""
+    name = name.replace("e_score_correction_bias", "e_score_correction.bias").replace(
+        ".expert_bias", ".expert_bias.bias"
+    )
+    return name.removeprefix("model.") if ".feed_forward.experts." in name else name
+
+
+def add_own(writer: gguf.GGUFWriter, architecture: str, config: Mapping[str, Any]) -> None:
+    """Metadata that files of one architecture have, as llama.cpp's converter gives it to them."""
+    if architecture in ("gemma2", "gemma3"):
+        writer.add_sliding_window(config["sliding_window"])
+    if architecture == "gemma2":
+        writer.add_attn_logit_softcapping(config["attn_logit_softcapping"])
+        writer.add_final_logit_softcapping(config["final_logit_softcapping"])
+    if architecture == "phi2":
+        writer.add_layer_norm_eps(config["layer_norm_eps"])
+    if architecture == "starcoder2":
+        writer.add_layer_norm_eps(config["norm_epsilon"])
+    if architecture == "phi3":
+        original, longest = config["original_max_position_embeddings"], config["max_position_embeddings"]
+        writer.add_rope_scaling_orig_ctx_len(original)
+        writer.add_rope_scaling_attn_factors(float(np.sqrt(1 + np.log(longest / original) / np.log(original))))
+        writer.add_rope_dimension_count(config["hidden_size"] // config["num_attention_heads"])
+        writer.add_sliding_window(0)
+    if architecture == "glm4moe":
+        writer.add_expert_shared_count(config["n_shared_experts"])
+        writer.add_leading_dense_block_count(config["first_k_dense_replace"])
+        writer.add_expert_gating_func(gguf.ExpertGatingFuncType.SIGMOID)
+        writer.add_expert_weights_scale(config["routed_scaling_factor"])
+        writer.add_expert_weights_norm(config["norm_topk_prob"])
+    if architecture == "hunyuan-moe":
+        writer.add_expert_shared_feed_forward_length(config["intermediate_size"])
+        writer.add_expert_shared_count(config["num_shared_expert"][0])
+    if architecture.startswith("lfm2"):
+        writer.add_shortconv_l_cache(config["conv_L_cache"])
+        writer.add_layer_norm_rms_eps(config["norm_eps"])
+    if architecture == "lfm2moe":
+        writer.add_leading_dense_block_count(config["num_dense_layers"])
+        writer.add_expert_gating_func(gguf.ExpertGatingFuncType.SIGMOID)
 
 
 def write_gguf(model: TinyModel, path: Path, kind: str, **options: Any) -> None:
@@ -140,24 +237,25 @@ def write_checkpoint(
     writer.add_block_count(config["num_hidden_layers"])
     writer.add_feed_forward_length(config["intermediate_size"])
     writer.add_head_count(heads)
-    writer.add_head_count_kv(kv_heads)
-    writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
+    kinds_of_layers = config.get("layer_types", [])
+    writer.add_head_count_kv([0 if each == "conv" else kv_heads for each in kinds_of_layers] or kv_heads)
+    if "rms_norm_eps" in config and "norm_eps" not in config and architecture not in ("phi2", "starcoder2"):
+        writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
+    add_own(writer, architecture, config)
     writer.add_rope_freq_base(config["rope_theta"])
-    experts = config.get("num_experts", config.get("num_local_experts"))
+    experts = next((config[each] for each in EXPERT_COUNTS if each in config), None)
     if experts:
         writer.add_expert_count(experts)
-        writer.add_expert_used_count(config["num_experts_per_tok"])
-        if "moe_intermediate_size" in config:
-            writer.add_expert_feed_forward_length(config["moe_intermediate_size"])
+        writer.add_expert_used_count(config.get("num_experts_per_tok") or config["moe_topk"][0])
+        size = config.get("moe_intermediate_size")
+        if size is not None:
+            writer.add_expert_feed_forward_length(size[0] if isinstance(size, list) else size)
     if "head_dim" in config:
         writer.add_key_length(config["head_dim"])
         writer.add_value_length(config["head_dim"])
-    if architecture == "gemma2":
-        writer.add_attn_logit_softcapping(config["attn_logit_softcapping"])
-        writer.add_final_logit_softcapping(config["final_logit_softcapping"])
-        writer.add_sliding_window(config["sliding_window"])
-    if architecture == "llama":
-        writer.add_rope_dimension_count(config.get("head_dim", config["hidden_size"] // heads))
+    head_dim = config.get("head_dim", config["hidden_size"] // heads)
+    if architecture == "llama" or "partial_rotary_factor" in config:
+        writer.add_rope_dimension_count(int(head_dim * config.get("partial_rotary_factor", 1)))
     for key, value in (metadata or {}).items():
         writer.add_uint32(key, value)
     tokens = list(TinyModel(vocab_size=config["vocab_size"]).tokenizer()["model"]["vocab"])
@@ -169,6 +267,8 @@ def write_checkpoint(
         writer.add_token_merges(["t 3"])
     writer.add_bos_token_id(1)
     writer.add_eos_token_id(2)
+    if "pad_token_id" in config:
+        writer.add_pad_token_id(config["pad_token_id"])
     theirs = gguf.get_tensor_name_map(next(a for a, n in gguf.MODEL_ARCH_NAMES.items() if n == architecture), 64)
     for name, values in stacks(tensors).items():
         if name in without:
@@ -176,9 +276,15 @@ def write_checkpoint(
         data, type = stored(name, values, kinds or {}, kind)
         if architecture.startswith("gemma") and name.endswith("norm.weight"):
             data = data + np.float32(1)
+        if name.endswith(".conv.conv.weight"):
+            data = data[:, 0]
         if architecture in ("llama", "smollm3") and re.search(r"\.[qk]_proj\.", name):
             data = interleaved(data, heads if ".q_proj." in name else kv_heads)
-        writer.add_tensor(str(theirs.get_name(name, (".weight", ".bias"))), data, raw_dtype=type)
+        writer.add_tensor(str(theirs.get_name(known_name(name), (".weight", ".bias"))), data, raw_dtype=type)
+    scaling = config.get("rope_scaling") or {}
+    factors = {f"rope_factors_{key[:-7]}.weight": values for key, values in scaling.items() if key.endswith("_factor")}
+    if architecture == "phi3":
+        extra = {**{key: np.array(values, np.float32) for key, values in factors.items()}, **(extra or {})}
     for name, values in (extra or {}).items():
         writer.add_tensor(name, values, raw_dtype=gguf.GGMLQuantizationType.F32)
     writer.write_header_to_file()

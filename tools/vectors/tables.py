@@ -345,7 +345,7 @@ def gguf_model_table() -> str:
             _names(a.classes),
             "interleaved" if a.interleaved else "as in the model",
             _names(a.biases) or (f"if any: {_names(a.optional_biases)}" if a.optional_biases else "none"),
-            _names(a.norms),
+            _names(a.norms) + (", with biases" if a.norm_biases else ""),
         )
         for a in names.ARCHITECTURES
     )

@@ -28,8 +28,8 @@ from typing import Any, Final
 
 from uqff.checkpoints.foreign import ForeignTensor
 from uqff.checkpoints.gguf.blocks import planned_record
-from uqff.checkpoints.gguf.config import active_window
 from uqff.checkpoints.gguf.files import GgufTensors
+from uqff.checkpoints.gguf.metadata import active_window
 from uqff.codec.layer import Layer
 from uqff.codes import LOADED_DTYPES, DType, Version
 from uqff.container.file import RESIDUAL_NAME, open_uqff

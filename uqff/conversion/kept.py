@@ -23,8 +23,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from uqff.checkpoints import open_gguf
-from uqff.checkpoints.gguf.config import metadata_of
 from uqff.checkpoints.gguf.files import KEPT_NAME
+from uqff.checkpoints.gguf.metadata import metadata_of
 from uqff.checkpoints.gguf.names import ROPE_FACTORS, GgufArchitecture
 from uqff.checkpoints.gguf.rope import Factors, agree
 from uqff.checkpoints.gguf.tokenizer import tokenizer_metadata
@@ -120,12 +120,23 @@ def keep_metadata(file: GgufFile, made: Made, directory: Path) -> str:
     Returns:
         The name of the file.
     """
-    kept = [(key, value) for key, value in file.pairs.items() if key not in OF_THE_FILE and not key.startswith(DIGESTS)]
+    pairs = _without_those_ahead(file)
+    kept = [(key, value) for key, value in pairs.items() if key not in OF_THE_FILE and not key.startswith(DIGESTS)]
     groups = {"general": made.general, "model": made.model, "tokenizer": made.tokenizer}
     digests = [(f"{DIGESTS}{name}", Value(ValueType.TEXT, _digest(group))) for name, group in groups.items()]
     factors = [_planned(file[ROPE_FACTORS])] if ROPE_FACTORS in file else []
     write_gguf(directory / KEPT_NAME, [*kept, *digests], factors)
     return KEPT_NAME
+
+
+def _without_those_ahead(file: GgufFile) -> dict[str, Value]:
+    """The pairs as of a file without the layers that predict further tokens, which are left out."""
+    pairs, name = dict(file.pairs), file.get_value("general.architecture")
+    ahead = pairs.pop(f"{name}.nextn_predict_layers", None)
+    if ahead is not None:
+        blocks = pairs[f"{name}.block_count"]
+        pairs[f"{name}.block_count"] = Value(blocks.type, blocks.value - ahead.value)
+    return pairs
 
 
 def _planned(tensor: GgufTensor) -> PlannedTensor:

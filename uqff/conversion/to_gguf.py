@@ -21,16 +21,19 @@ from typing import Any, Final
 
 import numpy as np
 
-from uqff.checkpoints.gguf.config import active_window, metadata_of
+from uqff.checkpoints.gguf.metadata import active_window, metadata_of
 from uqff.checkpoints.gguf.names import (
+    LONG_FACTORS,
     ROPE_FACTORS,
+    SHORT_FACTORS,
+    PlainTensor,
     architecture_of_config,
     gguf_name,
     heads_of,
-    norm_names,
+    plain_tensors,
     shape_of,
 )
-from uqff.checkpoints.gguf.rope import Factors, llama3_factors, rope_scaling_of
+from uqff.checkpoints.gguf.rope import Factors, llama3_factors, longrope_factors, rope_scaling_of
 from uqff.codes import LOADED_DTYPES, DType
 from uqff.container.file import UqffFile, open_uqff
 from uqff.container.shards import PathLike
@@ -108,6 +111,7 @@ class ToGgufJob:
         self.architecture = architecture_of_config(config)
         self.notes: list[str] = []
         metadata_of(self.config, self.architecture, str(directory / CONFIG_NAME))  # refused before a layer is read
+        self.plain = list(plain_tensors(self.architecture, self.config))
         self.names = self._layer_names()
         self._check_layers()
         self._check_residual()
@@ -139,7 +143,7 @@ class ToGgufJob:
         """Key in the source to layer; all must be there, and no others."""
         if self.file.version >= FIRST:
             names = {entry.key: _named(entry) for entry in entry_names(self.config, self.file.version)}
-        elif self.architecture.experts:
+        elif self.architecture.expert_count:
             raise UnsupportedError(
                 "experts of files before 1.0 are not converted", expected="version 1.0 or later (uqff migrate)"
             )
@@ -171,8 +175,7 @@ class ToGgufJob:
             )
 
     def _check_residual(self) -> None:
-        names = [f"{name}.weight" for name in norm_names(self.architecture, self.config["num_hidden_layers"])]
-        names += [f"{router}.weight" for router in self._routers()]
+        names = [each.name for each in self.plain if not each.optional or each.name in self.file.residual]
         embedding = f"{embedding_name(self.config)}.weight"
         if self._embedding_is_residual():
             names.append(embedding)
@@ -193,14 +196,6 @@ class ToGgufJob:
                 "tensor does not fit the configuration", field=name, expected=list(expected), got=list(shape)
             )
 
-    def _routers(self) -> list[str]:
-        """Paths of the matrices that choose experts, where they are no layers."""
-        if not self.architecture.router:
-            return []
-        blocks = range(self.config["num_hidden_layers"])
-        paths = [f"model.layers.{block}.{self.architecture.router}" for block in blocks]
-        return [path for path in paths if all(name.module != path for name in self.names.values())]
-
     def _embedding_is_residual(self) -> bool:
         return not any(name.module == embedding_name(self.config) for name in self.names.values())
 
@@ -218,21 +213,26 @@ class ToGgufJob:
             yield _dense("token_embd.weight", self._residual(f"{embedding}.weight"))
         for block in range(self.config["num_hidden_layers"]):
             prefix = f"model.layers.{block}."
-            for norm in self.architecture.norms:
-                yield self._norm(prefix + norm)
             for module, (key, name) in by_module.items():
                 if module.startswith(prefix):
                     yield from self._layer(key, name)
-            for router in self._routers():
-                if router.startswith(prefix):
-                    yield self._norm(router)
-        yield self._norm("model.norm")
+        yield from (self._plain(each) for each in self.plain if each.name in self.file.residual)
         if head is not None:
             yield from self._layer(*head)
+        yield from self._scaling()
+
+    def _scaling(self) -> Iterable[PlannedTensor]:
+        """What a rope scaling divides frequencies by, where that is tensors."""
         scaling = rope_scaling_of(self.config)
-        if scaling is not None and scaling.get("rope_type") == "llama3":
+        kind = None if scaling is None else scaling.get("rope_type", scaling.get("type"))
+        if scaling is not None and kind == "llama3":
             made = self._rope_factors(scaling)
             yield _dense(ROPE_FACTORS, Part.of_array(kept_factors(self.file.paths[0].parent, made), DType.F32))
+        elif scaling is not None and kind == "longrope":
+            rotated = dict(metadata_of(self.config, self.architecture, CONFIG_NAME))
+            pairs = rotated[f"{self.architecture.name}.rope.dimension_count"].value // 2
+            for name, key in ((LONG_FACTORS, "long_factor"), (SHORT_FACTORS, "short_factor")):
+                yield _dense(name, Part.of_array(longrope_factors(scaling, key, pairs), DType.F32))
 
     def _rope_factors(self, scaling: Mapping[str, Any]) -> Factors:
         pairs = {key: value.value for key, value in metadata_of(self.config, self.architecture, CONFIG_NAME)}
@@ -277,10 +277,14 @@ class ToGgufJob:
             raise UnsupportedError("dtype that GGUF does not have", field=name, got=entry.dtype)
         return Part(dtype, entry.shape, self.file.residual.raw(name))
 
-    def _norm(self, path: str) -> PlannedTensor:
-        numbers = widened_bias(self._residual(f"{path}.weight"))
-        numbers = numbers + np.float32(self.architecture.norm_offset) if self.architecture.norm_offset else numbers
-        return _dense(f"{gguf_name(path, self.architecture)}.weight", Part.of_array(numbers, DType.F32))
+    def _plain(self, tensor: PlainTensor) -> PlannedTensor:
+        """A tensor of the residual as GGUF has it, float32."""
+        numbers = widened_bias(self._residual(tensor.name))
+        if self.architecture.norm_offset and tensor.name.endswith("norm.weight"):
+            numbers = numbers + np.float32(self.architecture.norm_offset)
+        if tensor.squeezed:
+            numbers = numbers[:, 0]
+        return _dense(tensor.stored, Part.of_array(np.ascontiguousarray(numbers), DType.F32))
 
     def _stands_for_embedding(self, key: str) -> bool:
         """Whether the dense embedding is what the blocks of a layer dequantise to."""

@@ -11,7 +11,8 @@ import pytest
 
 from tests.support.samples_gguf import Tensor, array, gguf, pair
 from uqff.checkpoints import open_gguf
-from uqff.checkpoints.gguf.config import check_config, config_of, metadata_of
+from uqff.checkpoints.gguf.config import check_config, config_of
+from uqff.checkpoints.gguf.metadata import metadata_of
 from uqff.checkpoints.gguf.names import architecture_of_config, architecture_of_name
 from uqff.checkpoints.gguf.rope import llama3_factors, llama3_scaling
 from uqff.errors import FormatError, UnsupportedError

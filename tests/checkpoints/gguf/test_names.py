@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from typing import Any
+
 import gguf as package
 import numpy as np
 import pytest
@@ -9,12 +12,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tools.tiny.gguf import known_name
 from uqff.checkpoints.gguf.names import (
     ARCHITECTURES,
     architecture_of_config,
     architecture_of_name,
     gguf_name,
-    norm_names,
+    wanted_names,
 )
 from uqff.errors import ShapeError, UnsupportedError
 from uqff.models.layouts import adjacent_order, half_split_order
@@ -81,19 +85,30 @@ def test_rows_that_are_no_heads(rows: int, heads: int) -> None:
 
 
 def test_names_are_those_of_the_gguf_package() -> None:
-    """Of every weight of each architecture: the package's table for it gives the same name."""
+    """Of every tensor of each architecture: the package's table for it gives the same name, each its own."""
     kinds = {name: kind for kind, name in package.MODEL_ARCH_NAMES.items()}
-    mixtral = {"gate_proj": "w1", "up_proj": "w3", "down_proj": "w2"}
+    w123 = {"gate_proj": "w1", "up_proj": "w3", "down_proj": "w2"}
+    config: dict[str, Any] = {
+        "num_hidden_layers": 3,
+        "first_k_dense_replace": 1,
+        "num_dense_layers": 1,
+        "n_shared_experts": 1,
+    }
+    config |= {"layer_types": ["conv", "full_attention", "full_attention"]}
     for architecture in ARCHITECTURES:
         table = package.get_tensor_name_map(kinds[architecture.name], 3)
-        named = (*architecture.matrices, *architecture.experts, *filter(None, [architecture.router]))
-        modules = [f"model.layers.{block}.{name}" for block in range(3) for name in named]
-        roots = ["model.embed_tokens", *([] if architecture.headless else ["lm_head"])]
+        experts = {architecture.expert_count: 2} if architecture.expert_count else {}
+        own = {**config, **architecture.fixed, **experts, "architectures": [architecture.classes[0]]}
+        if not architecture.attends_in_some:
+            del own["layer_types"]
+        named = list(wanted_names(architecture, own))
         assert architecture.headless == (table.get_name("lm_head") is None)
-        for path in [*modules, *norm_names(architecture, 3), *roots]:
-            stack, _, last = path.rpartition(".")
-            theirs = f"{stack}.{mixtral[last]}" if "block_sparse_moe.experts" in path else path
-            assert gguf_name(path, architecture) == table.get_name(theirs), path
+        for name, stored, _ in named:
+            theirs = known_name(name.replace(".switch_mlp.", ".experts."))
+            if ".experts." in theirs and ".mlp." not in theirs:
+                theirs = re.sub(r"(gate|up|down)_proj", lambda match: w123[match[0]], theirs)
+            assert stored == table.get_name(theirs, (".weight", ".bias")), name
+        assert len({stored for _, stored, _ in named}) == len(named) > 20
     assert gguf_name("model.layers.0.mlp.gates") is None
     assert gguf_name("model.rotary_emb") is None
 
@@ -102,12 +117,13 @@ def test_architectures() -> None:
     """Mistral is llama in GGUF; what is not known is refused with what is."""
     assert [architecture_of_name(name).interleaved for name in ("llama", "qwen2", "qwen3")] == [True, False, False]
     assert architecture_of_config({"architectures": ["MistralForCausalLM"]}).name == "llama"
-    for name in ("gemma3", None, 3):
+    for name in ("gemma3n", None, 3):
         with pytest.raises(
-            UnsupportedError, match="expected one of llama, qwen2, qwen3, qwen3moe, smollm3, gemma, gemma2"
+            UnsupportedError,
+            match="expected one of llama, qwen2, qwen3, qwen3moe, smollm3, gemma, gemma2, gemma3, phi2",
         ):
             architecture_of_name(name)
-    with pytest.raises(UnsupportedError, match=r"architecture that is not converted: .*got Gemma3ForCausalLM"):
-        architecture_of_config({"architectures": ["Gemma3ForCausalLM"]})
+    with pytest.raises(UnsupportedError, match=r"architecture that is not converted: .*got DeepseekV2ForCausalLM"):
+        architecture_of_config({"architectures": ["DeepseekV2ForCausalLM"]})
     with pytest.raises(UnsupportedError, match="unknown architecture"):
         architecture_of_config({})

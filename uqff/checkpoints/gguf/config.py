@@ -1,4 +1,4 @@
-"""``config.json`` from the metadata of a GGUF file, and back.
+"""``config.json`` from the metadata of a GGUF file; the way back is :mod:`uqff.checkpoints.gguf.metadata`.
 
 Everything that a loader needs is in the metadata or follows from the tensors.  Metadata of the model that is not known
 here might change what it computes, so it is refused unless the model's own ``config.json`` is given, with which the
@@ -13,18 +13,27 @@ Authority: llama.cpp, ``conversion/base.py`` (``set_gguf_parameters``) and ``ggu
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Mapping
 from typing import Any, Final
 
 import numpy as np
 
-from uqff.checkpoints.gguf.names import ROPE_FACTORS, GgufArchitecture, architecture_of_config
-from uqff.checkpoints.gguf.rope import agree, llama3_factors, llama3_scaling, rope_scaling_of
+from uqff.checkpoints.gguf.names import ROPE_FACTORS, GgufArchitecture, inner_size
+from uqff.checkpoints.gguf.rope import (
+    agree,
+    llama3_factors,
+    llama3_scaling,
+    longrope_agrees,
+    longrope_scaling,
+    rope_scaling_of,
+)
 from uqff.errors import FormatError, UnsupportedError, UqffError, located
 from uqff.gguf.reader import GgufFile
-from uqff.gguf.schema import Array, Value, ValueType
+from uqff.gguf.schema import Array, ValueType
+from uqff.models.architectures import is_tied_model
 
-__all__ = ["active_window", "check_config", "config_of", "experts_of", "metadata_of"]
+__all__ = ["FLOAT32_MAX", "check_config", "config_of", "experts_of"]
 
 _INTEGERS: Final = (
     ValueType.U32,
@@ -47,7 +56,6 @@ _KNOWN: Final = (
     "attention.head_count_kv",
     "attention.key_length",
     "attention.value_length",
-    "attention.layer_norm_rms_epsilon",
     "attention.sliding_window",
     "rope.dimension_count",
     "rope.freq_base",
@@ -55,16 +63,20 @@ _KNOWN: Final = (
     "rope.scaling.type",
     "rope.scaling.factor",
     "rope.scaling.original_context_length",
+    "rope.scaling.attn_factor",
     "rope.scaling.finetuned",
     "vocab_size",
     "expert_count",
     "expert_used_count",
     "expert_feed_forward_length",
+    "nextn_predict_layers",
     "tensor_data_layout",
 )
 """Metadata of a model that is read, or says nothing that matters."""
 
 FLOAT32_MAX: Final = float(np.finfo(np.float32).max)
+
+BIAS_OF_ATTENTION: Final = re.compile(r"blk\.[0-9]+\.attn_(q|k|v|output)\.bias")
 
 COMPARED: Final = (
     "hidden_size",
@@ -74,7 +86,6 @@ COMPARED: Final = (
     "num_key_value_heads",
     "vocab_size",
     "head_dim",
-    "rms_norm_eps",
     "rope_theta",
     "tie_word_embeddings",
 )
@@ -87,7 +98,8 @@ class _Metadata:
     def __init__(self, file: GgufFile, architecture: GgufArchitecture) -> None:
         self.file = file
         self.prefix = architecture.name
-        self.numbers = tuple(architecture.numbers.values())
+        stated = (architecture.numbers, architecture.counts, architecture.listed)
+        self.own = (architecture.epsilon[1], *architecture.stated, *(key for each in stated for key in each.values()))
 
     def get(self, key: str, types: tuple[ValueType, ...]) -> Any:
         return self.file.get_value(f"{self.prefix}.{key}", *types)
@@ -116,12 +128,16 @@ class _Metadata:
             raise self.error("not a number", key, "above 0, in float32", "none" if value is None else value)
         return float(str(rounded))
 
+    def flag(self, key: str) -> bool | None:
+        value: bool | None = self.get(key, (ValueType.BOOL,))
+        return value
+
     def error(self, problem: str, key: str, expected: object, got: object) -> FormatError:
         path = str(self.file.paths[0])
         return FormatError(problem, file=path, field=f"{self.prefix}.{key}", expected=expected, got=got)
 
     def unknown(self) -> list[str]:
-        known = {f"{self.prefix}.{key}" for key in (*_KNOWN, *self.numbers)}
+        known = {f"{self.prefix}.{key}" for key in (*_KNOWN, *self.own)}
         return [key for key in self.file.pairs if key.startswith(f"{self.prefix}.") and key not in known]
 
 
@@ -154,16 +170,17 @@ def config_of(file: GgufFile, architecture: GgufArchitecture, *, strict: bool = 
     vocabulary = embedding.shape[0]
     if metadata.integer("vocab_size", default=vocabulary) != vocabulary:
         raise metadata.error("other size of the vocabulary", "vocab_size", vocabulary, metadata.integer("vocab_size"))
-    if metadata.integer("expert_count", least=0, default=0) and not architecture.experts:
+    if metadata.integer("expert_count", least=0, default=0) and not architecture.expert_count:
         problem, field = "experts of this architecture are not converted", f"{architecture.name}.expert_count"
         raise UnsupportedError(problem, file=str(file.paths[0]), field=field)
     hidden, heads = metadata.integer("embedding_length"), metadata.integer("attention.head_count")
     head_dim = metadata.integer("attention.key_length", default=hidden // heads or 1)
-    for key in ("attention.value_length", "rope.dimension_count"):
-        if metadata.integer(key, default=head_dim) != head_dim:
-            raise metadata.error("heads of several sizes", key, head_dim, metadata.integer(key))
+    if metadata.integer("attention.value_length", default=head_dim) != head_dim:
+        raise metadata.error(
+            "heads of several sizes", "attention.value_length", head_dim, metadata.integer("attention.value_length")
+        )
     window = metadata.integer("attention.sliding_window", least=0, default=0)
-    blocks = metadata.integer("block_count")
+    blocks = metadata.integer("block_count") - metadata.integer("nextn_predict_layers", least=0, default=0)
     config: dict[str, Any] = {
         "architectures": [_class_of(architecture, window, head_dim * heads != hidden)],
         "head_dim": head_dim,
@@ -173,35 +190,50 @@ def config_of(file: GgufFile, architecture: GgufArchitecture, *, strict: bool = 
         "max_position_embeddings": metadata.integer("context_length"),
         "num_attention_heads": heads,
         "num_hidden_layers": blocks,
-        "num_key_value_heads": metadata.integer("attention.head_count_kv", default=heads),
-        "rms_norm_eps": metadata.number("attention.layer_norm_rms_epsilon"),
+        architecture.epsilon[0]: metadata.number(architecture.epsilon[1]),
         "rope_scaling": None,
         "rope_theta": metadata.number("rope.freq_base", architecture.rope_default),
         "tie_word_embeddings": architecture.headless or "output.weight" not in file,
         "vocab_size": vocabulary,
     }
     config["model_type"] = config["architectures"][0].removesuffix("ForCausalLM").lower()
-    if architecture.experts:
+    config |= _heads_of_layers(metadata, architecture, heads, blocks)
+    config |= _rotated(metadata, architecture, head_dim)
+    if architecture.expert_count:
         config[architecture.expert_count] = metadata.integer("expert_count")
+    if architecture.expert_size:
         config["num_experts_per_tok"] = metadata.integer("expert_used_count")
         size = metadata.integer("expert_feed_forward_length", default=config["intermediate_size"])
         config[architecture.expert_size] = size
-    config |= architecture.fixed
-    config |= {key: metadata.number(stored) for key, stored in architecture.numbers.items()}
-    if architecture.name == "gemma2":
-        config["query_pre_attn_scalar"] = _attention_scale(config)
+    config |= {**architecture.fixed, **architecture.written, **_stated(metadata, architecture, blocks)}
+    config |= {key: name in file for key, name in architecture.told_by.items()}
+    config |= architecture.implied(config)
+    if not architecture.own_head_size:
+        if head_dim * heads != hidden:
+            raise metadata.error("heads of another size", "attention.key_length", hidden // heads, head_dim)
+        del config["head_dim"]
     if config["model_type"] != "llama":
         config["sliding_window"] = window or None
+    if architecture.needs_window and not window:
+        raise metadata.error("no sliding window", "attention.sliding_window", "a number of at least 1", "none")
     if architecture.name.startswith("qwen"):
         config |= {"use_sliding_window": False, "max_window_layers": blocks}
     if not architecture.biases:
-        config["attention_bias"] = any(name.startswith("blk.") and name.endswith(".bias") for name in file)
-    for token in ("bos", "eos"):
-        number = file.get_value(f"tokenizer.ggml.{token}_token_id", *_INTEGERS)
+        config["attention_bias"] = any(BIAS_OF_ATTENTION.fullmatch(name) is not None for name in file)
+    for token, stored in (("bos", "bos"), ("eos", "eos"), ("pad", "padding")):
+        number = file.get_value(f"tokenizer.ggml.{stored}_token_id", *_INTEGERS)
         if number is not None:
             config[f"{token}_token_id"] = number
     with located(file=file.paths[0]) if strict else contextlib.suppress(UqffError):
-        config["rope_scaling"] = _rope_scaling(metadata, config)
+        config["rope_scaling"] = _rope_scaling(metadata, architecture, config)
+        for key, expected in architecture.stated.items():
+            if metadata.get(key, _INTEGERS) not in (None, expected):
+                raise UnsupportedError(
+                    "another way to choose experts; give the model's own configuration (--assets)",
+                    field=f"{architecture.name}.{key}",
+                    expected=expected,
+                    got=metadata.get(key, _INTEGERS),
+                )
         if unknown := metadata.unknown():
             raise UnsupportedError(
                 "metadata that is not known here; give the model's own configuration (--assets)",
@@ -222,18 +254,62 @@ def _class_of(architecture: GgufArchitecture, window: int, own_head_dim: bool) -
     return architecture.classes[-1] if window or own_head_dim else architecture.classes[0]
 
 
-def _rope_scaling(metadata: _Metadata, config: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Only what mistral.rs can do, too: ``linear`` and ``llama3``, both for Llama only."""
+def _heads_of_layers(metadata: _Metadata, architecture: GgufArchitecture, heads: int, blocks: int) -> dict[str, Any]:
+    """The heads of keys and values, and which layers of LFM2 have any: of the others, their number is 0."""
+    key = "attention.head_count_kv"
+    stored = metadata.get(key, (*_INTEGERS, ValueType.ARRAY))
+    if not architecture.attends_in_some or not isinstance(stored, Array):
+        types = {"layer_types": ["full_attention"] * blocks} if architecture.attends_in_some else {}
+        return {"num_key_value_heads": metadata.integer(key, default=heads), **types}
+    values = stored.values() if stored.type in _INTEGERS else []
+    found = {value for value in values if value}
+    if len(values) != blocks or len(found) != 1 or min(values) < 0:
+        raise metadata.error("not the heads of the layers", key, f"{blocks} numbers, 0 or one other", values[:5])
+    types = {"layer_types": ["full_attention" if value else "conv" for value in values]}
+    return {"num_key_value_heads": int(found.pop()), **types}
+
+
+def _rotated(metadata: _Metadata, architecture: GgufArchitecture, head_dim: int) -> dict[str, Any]:
+    """How much of a head is rotated: all of it, but of some architectures."""
+    key = "rope.dimension_count"
+    rotated = metadata.integer(key, default=head_dim)
+    if architecture.rotated is None:
+        if rotated != head_dim:
+            raise metadata.error("heads of several sizes", key, head_dim, rotated)
+        return {}
+    if rotated > head_dim or int(head_dim * (rotated / head_dim)) != rotated:
+        raise metadata.error("not a part of a head", key, f"at most {head_dim}", rotated)
+    return {"partial_rotary_factor": rotated / head_dim}
+
+
+def _stated(metadata: _Metadata, architecture: GgufArchitecture, blocks: int) -> dict[str, Any]:
+    """What else the metadata says of an architecture."""
+    made: dict[str, Any] = {}
+    for key, stored in (*architecture.numbers.items(), *architecture.counts.items()):
+        if key in architecture.unless and f"{metadata.prefix}.{stored}" not in metadata.file.pairs:
+            made[key] = architecture.unless[key]
+        elif key in architecture.numbers:
+            made[key] = metadata.number(stored)
+        elif type(architecture.unless.get(key)) is bool:
+            made[key] = metadata.flag(stored)
+        else:
+            made[key] = metadata.integer(stored, least=int(key not in architecture.unless))
+    return {**made, **{key: [metadata.integer(stored)] * blocks for key, stored in architecture.listed.items()}}
+
+
+def _rope_scaling(
+    metadata: _Metadata, architecture: GgufArchitecture, config: Mapping[str, Any]
+) -> dict[str, Any] | None:
+    """Only what mistral.rs can do, too: ``linear`` and ``llama3`` of Llama, and what others declare."""
     kind = metadata.get("rope.scaling.type", (ValueType.TEXT,))
     linear = metadata.get("rope.scale_linear", _FLOATS)
     factors = metadata.file.get(ROPE_FACTORS)
+    scaling: dict[str, Any] | None = None
     if linear is not None and linear != 1 and kind is None:
-        scaling: dict[str, Any] | None = {"rope_type": "linear", "factor": metadata.number("rope.scale_linear")}
+        scaling = {"rope_type": "linear", "factor": metadata.number("rope.scale_linear")}
     elif kind == "linear":
         scaling = {"rope_type": "linear", "factor": metadata.number("rope.scaling.factor")}
-    elif kind in (None, "none"):
-        scaling = None
-    else:
+    elif kind not in (None, "none"):
         raise UnsupportedError(
             "rope scaling that is not converted; give the model's own configuration (--assets)",
             field=f"{metadata.prefix}.rope.scaling.type",
@@ -243,7 +319,18 @@ def _rope_scaling(metadata: _Metadata, config: Mapping[str, Any]) -> dict[str, A
     if factors is not None:
         values = factors.float32().reshape(-1)
         scaling = llama3_scaling(values, config["rope_theta"], config["head_dim"])
-    if scaling is not None and config["model_type"] != "llama":
+    if "longrope" in architecture.scalings:
+        scaling = longrope_scaling(metadata.file) or scaling
+        attention = metadata.get("rope.scaling.attn_factor", _FLOATS)
+        if scaling is not None and not longrope_agrees(attention, config):
+            raise UnsupportedError(
+                "another factor of attention than follows from the lengths; "
+                "give the model's own configuration (--assets)",
+                field=f"{metadata.prefix}.rope.scaling.attn_factor",
+                got=attention,
+            )
+    kinds = () if architecture.name == "llama" and config["model_type"] != "llama" else architecture.scalings
+    if scaling is not None and scaling.get("rope_type", scaling.get("type")) not in kinds:
         raise UnsupportedError(
             "rope scaling of another architecture than Llama; give the model's own configuration (--assets)",
             field=f"{metadata.prefix}.rope.scaling.type",
@@ -271,13 +358,18 @@ def check_config(config: Mapping[str, Any], file: GgufFile, architecture: GgufAr
     defaults = {
         "num_key_value_heads": said["num_attention_heads"],
         "head_dim": said["hidden_size"] // said["num_attention_heads"],
-        "tie_word_embeddings": False,
+        "tie_word_embeddings": is_tied_model(config),
         "rope_theta": architecture.rope_default,
+        "partial_rotary_factor": architecture.rotated,
         **architecture.fixed,
+        **architecture.unless,
     }
     of_experts = (architecture.expert_count, "num_experts_per_tok", architecture.expert_size)
-    for key in (*COMPARED, *(of_experts if architecture.experts else ()), *architecture.fixed, *architecture.numbers):
-        got = config.get(key)
+    compared = dict.fromkeys((*COMPARED, *architecture.stated_keys, *(of_experts if architecture.expert_size else ())))
+    for key in compared:
+        if key not in said:
+            continue
+        got = inner_size(config) if key == "intermediate_size" else config.get(key)
         got = defaults.get(key) if got is None else got
         if isinstance(got, float) or isinstance(said[key], float):
             same = (
@@ -292,7 +384,9 @@ def check_config(config: Mapping[str, Any], file: GgufFile, architecture: GgufAr
     notes = [f"config.json has the last word on {', '.join(unknown[:5])}"] if unknown else []
     scaling, factors = rope_scaling_of(config), file.get(ROPE_FACTORS)
     kind = None if scaling is None else scaling.get("rope_type", scaling.get("type"))
-    if factors is not None:
+    if "longrope" in architecture.scalings:
+        same = scaling == longrope_scaling(file)
+    elif factors is not None:
         values = factors.float32().reshape(-1)
         same = scaling is not None and agree(values, llama3_factors(scaling, said["rope_theta"], said["head_dim"]))
     else:
@@ -303,108 +397,3 @@ def check_config(config: Mapping[str, Any], file: GgufFile, architecture: GgufAr
     if not same:
         raise FormatError("not the file's rope scaling", file=path, field="rope_scaling", got=scaling)
     return notes
-
-
-def _attention_scale(config: Mapping[str, Any]) -> int:
-    """What llama.cpp scales queries of Gemma 2 by, whose metadata do not say it: of 27B, whose depth it knows that by,
-    another number than of the others.
-
-    Authority: llama.cpp, ``src/models/gemma2.cpp``, ``src/llama-model.cpp``.
-    """
-    if config["num_hidden_layers"] == 46:
-        return int(config["hidden_size"] // config["num_attention_heads"])
-    return int(config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"])
-
-
-def _unsaid(config: Mapping[str, Any], architecture: GgufArchitecture) -> dict[str, Any]:
-    """What llama.cpp takes for granted of every model of an architecture."""
-    taken = dict(architecture.fixed)
-    if architecture.name == "smollm3":
-        taken["no_rope_layers"] = [int((block + 1) % 4 != 0) for block in range(config["num_hidden_layers"])]
-    if architecture.name == "gemma2":
-        taken["query_pre_attn_scalar"] = _attention_scale(config)
-    return taken
-
-
-def _window(config: Mapping[str, Any]) -> Any:
-    """The sliding window of a model that has an active one."""
-    return config.get("sliding_window") if config.get("use_sliding_window", True) else None
-
-
-def active_window(config: Mapping[str, Any]) -> str | None:
-    """What is to be said of a model with a sliding window, None of others: GGUF states it, and llama.cpp ignores it."""
-    window = _window(config)
-    if not window or architecture_of_config(config).windowed:
-        return None
-    return (
-        f"the model has a sliding window of {window}, which llama.cpp does not apply to this architecture: "
-        "texts longer than that are not computed alike"
-    )
-
-
-def metadata_of(config: Mapping[str, Any], architecture: GgufArchitecture, path: str) -> list[tuple[str, Value]]:
-    """The metadata of a model, from its ``config.json``; the tokenizer's aside.
-
-    Raises:
-        FormatError: a number is missing or senseless.
-        UnsupportedError: a rope scaling that the metadata cannot express.
-    """
-    prefix = architecture.name
-
-    def count(key: str, default: int | None = None) -> Value:
-        value = config.get(key)
-        value = default if value is None else value
-        if type(value) is not int or not 0 < value < 2**31:
-            raise FormatError("not a count", file=path, field=key, expected="a number of at least 1", got=value)
-        return Value(ValueType.U32, value)
-
-    def number(key: str, value: Any) -> Value:
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= FLOAT32_MAX:
-            raise FormatError("not a number", file=path, field=key, expected="above 0", got=value)
-        return Value(ValueType.F32, float(value))
-
-    heads = count("num_attention_heads")
-    head_dim = count("head_dim", count("hidden_size").value // heads.value)
-    pairs = {
-        "vocab_size": count("vocab_size"),
-        "context_length": count("max_position_embeddings"),
-        "embedding_length": count("hidden_size"),
-        "block_count": count("num_hidden_layers"),
-        "feed_forward_length": count("intermediate_size"),
-        "rope.dimension_count": head_dim,
-        "rope.freq_base": number("rope_theta", config.get("rope_theta") or architecture.rope_default),
-        "attention.head_count": heads,
-        "attention.head_count_kv": count("num_key_value_heads", heads.value),
-        "attention.key_length": head_dim,
-        "attention.value_length": head_dim,
-        "attention.layer_norm_rms_epsilon": number("rms_norm_eps", config.get("rms_norm_eps")),
-    }
-    if architecture.experts:
-        pairs["expert_count"] = count(architecture.expert_count)
-        pairs["expert_used_count"] = count("num_experts_per_tok")
-        if architecture.expert_size != "intermediate_size":
-            pairs["expert_feed_forward_length"] = count(architecture.expert_size)
-    for key, stored in architecture.numbers.items():
-        pairs[stored] = number(key, config.get(key))
-    for key, value in _unsaid(config, architecture).items():
-        if config.get(key, value) != value:
-            raise UnsupportedError("cannot be said in GGUF", file=path, field=key, expected=value, got=config[key])
-    if _window(config):
-        pairs["attention.sliding_window"] = count("sliding_window")
-    scaling = rope_scaling_of(config)
-    if scaling is not None:
-        kind = scaling.get("rope_type", scaling.get("type"))
-        if kind == "linear":
-            pairs["rope.scaling.type"] = Value(ValueType.TEXT, "linear")
-            pairs["rope.scaling.factor"] = number("rope_scaling.factor", scaling.get("factor"))
-        elif kind != "llama3" or prefix != "llama":
-            raise UnsupportedError(
-                "rope scaling that is not converted",
-                file=path,
-                field="rope_scaling.rope_type",
-                expected="linear or llama3",
-                got=kind,
-            )
-    return [("general.architecture", Value(ValueType.TEXT, prefix))] + [
-        (f"{prefix}.{key}", value) for key, value in pairs.items()
-    ]

@@ -8,6 +8,7 @@ is there, of the shape that the configuration gives it, and that no other is.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,10 +18,13 @@ import numpy as np
 from uqff.checkpoints.gguf.blocks import planned_record, record_of
 from uqff.checkpoints.gguf.config import check_config, config_of, experts_of
 from uqff.checkpoints.gguf.names import (
+    LONG_FACTORS,
     ROPE_FACTORS,
+    SHORT_FACTORS,
     architecture_of_config,
     architecture_of_name,
     heads_of,
+    plain_tensors,
     shape_of,
     wanted_names,
 )
@@ -53,6 +57,10 @@ KEPT_NAME = "metadata.gguf"
 """Metadata of a GGUF file beside a UQFF model that was made of it: see :mod:`uqff.conversion.kept`."""
 
 
+FACTORS = (ROPE_FACTORS, LONG_FACTORS, SHORT_FACTORS)
+"""Tensors that stand in the configuration."""
+
+
 class GgufTensors(TensorFiles):
     """The tensors of a GGUF file by the names of a checkpoint. Made by :func:`open_gguf_tensors`.
 
@@ -77,6 +85,7 @@ class GgufTensors(TensorFiles):
         _check_text_model(file)
         self.architecture = architecture_of_name(file.get_value("general.architecture"), experts=experts_of(file))
         self.config = self._config()
+        self._squeezed = {each.name for each in plain_tensors(self.architecture, self.config) if each.squeezed}
         self._by_name = self._found()
 
     def _config(self) -> dict[str, Any]:
@@ -107,7 +116,7 @@ class GgufTensors(TensorFiles):
                 if optional:
                     continue
                 raise FormatError("the file lacks a tensor", layer=module, field=stored, got="no such tensor")
-            expected = shape_of(name, self.config)
+            expected = self._stored_shape(name)
             if tensor.shape != expected:
                 raise ShapeError(
                     "tensor does not fit the configuration",
@@ -117,11 +126,25 @@ class GgufTensors(TensorFiles):
                     got=list(tensor.shape),
                 )
             found[stored] = name
-        if left := [name for name in self.file if name not in found and name != ROPE_FACTORS]:
+        left = [name for name in self.file if name not in found and name not in FACTORS]
+        if ahead := [name for name in left if self._is_ahead(name)]:
+            self.notes.append(f"the tensors that predict further tokens are left out ({len(ahead)})")
+            left = [name for name in left if name not in ahead]
+        if left:
             raise UnsupportedError(
                 "tensors that the architecture does not have", field=left[0], got=", ".join(left[:20])
             )
         return {found[stored]: tensor for stored, tensor in self.file.items() if stored in found}
+
+    def _stored_shape(self, name: str) -> tuple[int, ...]:
+        shape = shape_of(name, self.config)
+        return (shape[0], *shape[2:]) if name in self._squeezed else shape
+
+    def _is_ahead(self, name: str) -> bool:
+        """Whether a tensor is of a layer after those that make the next token, which GLM-4-MoE has."""
+        match = re.match(r"blk\.([0-9]{1,9})\.", name)
+        said = self.file.get_value(f"{self.architecture.name}.nextn_predict_layers")
+        return bool(said) and match is not None and int(match[1]) >= self.config["num_hidden_layers"]
 
     def gguf(self, name: str) -> GgufTensor:
         """The tensor of a name."""
@@ -129,7 +152,7 @@ class GgufTensors(TensorFiles):
 
     def meta(self, name: str) -> QuantizedTensor:
         """The record of a weight without its bytes; raises what :meth:`record` does."""
-        if self._is_shifted(name):
+        if self._is_made(name):
             return Unquant.of(Part.planned(self.shape(name), DType.F32))
         return planned_record(self._by_name[name])
 
@@ -139,22 +162,27 @@ class GgufTensors(TensorFiles):
         Raises:
             UqffError: see :func:`uqff.checkpoints.gguf.blocks.record_of`.
         """
-        if self._is_shifted(name):
-            shifted = Unquant.of(self._shifted(name))
-            return shifted if cut is None else shifted.narrow(*cut)
+        if self._is_made(name):
+            made = Unquant.of(self._made(name))
+            return made if cut is None else made.narrow(*cut)
         order = self.order(name)
         if order is None:
             return record_of(self._by_name[name], cut)
         whole = reordered(record_of(self._by_name[name]), order)
         return whole if cut is None else whole.narrow(*cut)
 
-    def _is_shifted(self, name: str) -> bool:
-        """Whether a tensor is a norm that has more in the file than in a checkpoint."""
-        return bool(self.architecture.norm_offset) and name.endswith("norm.weight")
+    def _is_made(self, name: str) -> bool:
+        """Whether a tensor is another in the file: a norm that has more there, or one of fewer dimensions."""
+        return name in self._squeezed or (bool(self.architecture.norm_offset) and name.endswith("norm.weight"))
 
-    def _shifted(self, name: str) -> Part:
-        """A norm as the checkpoint has it, F32; below 1/2, to the nearest."""
-        return Part.of_array(self._by_name[name].float32() - np.float32(self.architecture.norm_offset), DType.F32)
+    def _made(self, name: str) -> Part:
+        """Such a tensor as the checkpoint has it, F32; of a norm below 1/2, to the nearest."""
+        numbers = self._by_name[name].float32()
+        if name in self._squeezed:
+            numbers = numbers.reshape(self.shape(name))
+        else:
+            numbers = numbers - np.float32(self.architecture.norm_offset)
+        return Part.of_array(np.ascontiguousarray(numbers), DType.F32)
 
     def order(self, name: str) -> Order | None:
         """The order that makes the rows of a tensor those of the model; None if they are."""
@@ -182,8 +210,8 @@ class GgufTensors(TensorFiles):
     def raw(self, name: str) -> memoryview:
         """The bytes of a tensor in the model's order; a view of the file where that is the file's."""
         stored, order = self._by_name[name].blocks(), self.order(name)
-        if self._is_shifted(name):
-            stored = self._shifted(name)
+        if self._is_made(name):
+            stored = self._made(name)
         elif order is not None and len(self.shape(name)) == 1:
             stored = reordered_bias(Part(DType[self.dtype(name)], self.shape(name), stored.data), order)
         elif order is not None:
@@ -197,18 +225,18 @@ class GgufTensors(TensorFiles):
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of a tensor, of codes that of what they stand for."""
-        return self._by_name[name].shape
+        return shape_of(name, self.config) if name in self._squeezed else self._by_name[name].shape
 
     def dtype(self, name: str) -> str:
         """Dtype of a tensor as safetensors spells it; U8 of blocks."""
         ggml = self._by_name[name].ggml_type
-        if self._is_shifted(name):
+        if self._is_made(name):
             return DType.F32.safetensors
         return ggml.name if ggml is not None and ggml.block_size == 1 else "U8"
 
     def nbytes(self, name: str) -> int:
         """Bytes of a tensor."""
-        return 4 * math.prod(self.shape(name)) if self._is_shifted(name) else self._by_name[name].nbytes
+        return 4 * math.prod(self.shape(name)) if self._is_made(name) else self._by_name[name].nbytes
 
     def stamps(self) -> list[list[str | int]]:
         """See :meth:`TensorFiles.stamps`."""
@@ -216,7 +244,7 @@ class GgufTensors(TensorFiles):
         return [[path.name, each.st_size, each.st_mtime_ns] for path, each in status]
 
     def _advise(self, name: str, advice: str, start: int = 0, stop: int | None = None) -> None:
-        if self._is_shifted(name):
+        if self._is_made(name):
             return
         tensor = self._by_name[name]
         end = tensor.begin + (tensor.nbytes if stop is None else stop)

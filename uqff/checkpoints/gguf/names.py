@@ -27,24 +27,28 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final, NamedTuple
 
+from uqff.checkpoints.gguf.table import ARCHITECTURES, BLOCK, ROOT, GgufArchitecture
+from uqff.codes import Version
 from uqff.errors import UnsupportedError
-from uqff.models.architectures import architecture_of
-
-if TYPE_CHECKING:
-    pass
+from uqff.models.architectures import architecture_of, entry_names
 
 __all__ = [
     "ARCHITECTURES",
+    "BLOCK",
+    "LONG_FACTORS",
+    "ROOT",
     "ROPE_FACTORS",
+    "SHORT_FACTORS",
     "GgufArchitecture",
+    "PlainTensor",
     "architecture_of_config",
     "architecture_of_name",
     "gguf_name",
     "heads_of",
-    "norm_names",
+    "inner_size",
+    "plain_tensors",
     "shape_of",
     "stack_name",
     "wanted_names",
@@ -53,193 +57,14 @@ __all__ = [
 ROPE_FACTORS: Final = "rope_freqs.weight"
 """Divisors of the rotary frequencies: the ``llama3`` rope scaling of a configuration, worked out."""
 
-ROOT: Final = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
-BLOCK: Final = {
-    "input_layernorm": "attn_norm",
-    "self_attn.q_proj": "attn_q",
-    "self_attn.k_proj": "attn_k",
-    "self_attn.v_proj": "attn_v",
-    "self_attn.o_proj": "attn_output",
-    "self_attn.q_norm": "attn_q_norm",
-    "self_attn.k_norm": "attn_k_norm",
-    "post_attention_layernorm": "ffn_norm",
-    "mlp.gate_proj": "ffn_gate",
-    "mlp.up_proj": "ffn_up",
-    "mlp.down_proj": "ffn_down",
-    "pre_feedforward_layernorm": "ffn_norm",
-    "post_feedforward_layernorm": "post_ffw_norm",
-    "mlp.gate": "ffn_gate_inp",
-    "mlp.experts.gate_proj": "ffn_gate_exps",
-    "mlp.experts.up_proj": "ffn_up_exps",
-    "mlp.experts.down_proj": "ffn_down_exps",
-    "block_sparse_moe.gate": "ffn_gate_inp",
-    "block_sparse_moe.experts.gate_proj": "ffn_gate_exps",
-    "block_sparse_moe.experts.up_proj": "ffn_up_exps",
-    "block_sparse_moe.experts.down_proj": "ffn_down_exps",
-}
-"""Modules of a decoder layer; of experts, the layer of UQFF that has all of them."""
+LONG_FACTORS: Final = "rope_factors_long.weight"
+SHORT_FACTORS: Final = "rope_factors_short.weight"
+"""Divisors of the rotary frequencies of Phi-3, as a configuration has them."""
+
+NEWEST: Final = Version(1, 2, 0)
+"""Of whose layers the tensors are named: experts are one, as in GGUF."""
+
 _BLOCK_PATH: Final = re.compile(r"model\.layers\.([0-9]+)\.(.+)", re.DOTALL)
-
-
-ATTENTION: Final = tuple(f"self_attn.{name}_proj" for name in "qkvo")
-MLP: Final = ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
-
-
-@dataclass(frozen=True)
-class GgufArchitecture:
-    """One architecture of GGUF.
-
-    Attributes:
-        name: ``general.architecture``.
-        classes: values of ``architectures`` in ``config.json`` that it stands for; the first where nothing says more.
-        interleaved: whether the rows of Q and K are interleaved.
-        biases: projections that have a bias in every layer.
-        optional_biases: projections that may have one.
-        norms: of each layer, relative to it.
-        rope_default: ``rope.freq_base`` of a file that has none; None if it must have one.
-        matrices: of each layer, relative to it, experts aside.
-        experts: stacks of experts of each layer.
-        router: the matrix that chooses experts, if there are any.
-        expert_count: the number of experts in ``config.json``.
-        expert_size: the inner size of one in ``config.json``.
-        fixed: what else ``config.json`` says of every such model.
-        numbers: more of ``config.json``, and where the metadata says it.
-        activation: ``hidden_act``.
-        norm_offset: what norms have more in GGUF than in a checkpoint, whose models add it when they compute.
-        renamed: names in GGUF that are others than in :data:`BLOCK`.
-        headless: whether there is never a head beside the embedding.
-        windowed: whether llama.cpp applies a sliding window.
-    """
-
-    name: str
-    classes: tuple[str, ...]
-    interleaved: bool
-    biases: tuple[str, ...]
-    optional_biases: tuple[str, ...]
-    norms: tuple[str, ...]
-    rope_default: float | None
-    matrices: tuple[str, ...] = (*ATTENTION, *MLP)
-    experts: tuple[str, ...] = ()
-    router: str = ""
-    expert_count: str = ""
-    expert_size: str = "intermediate_size"
-    fixed: Mapping[str, Any] = field(default_factory=dict)
-    numbers: Mapping[str, str] = field(default_factory=dict)
-    activation: str = "silu"
-    norm_offset: float = 0.0
-    renamed: Mapping[str, str] = field(default_factory=dict)
-    headless: bool = False
-    windowed: bool = False
-
-    def stored_name(self, module: str) -> str | None:
-        """Name in GGUF of a module of a layer, None if there is none."""
-        return self.renamed.get(module, BLOCK.get(module))
-
-
-_QKV: Final = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
-_NORMS: Final = ("input_layernorm", "post_attention_layernorm")
-
-
-def _experts(path: str) -> tuple[str, ...]:
-    return tuple(f"{path}.experts.{name}_proj" for name in ("gate", "up", "down"))
-
-
-ARCHITECTURES: Final = (
-    GgufArchitecture(
-        "llama",
-        ("LlamaForCausalLM", "MistralForCausalLM"),
-        interleaved=True,
-        biases=(),
-        optional_biases=(*_QKV, "self_attn.o_proj"),
-        norms=_NORMS,
-        rope_default=10000.0,
-    ),
-    GgufArchitecture(
-        "qwen2",
-        ("Qwen2ForCausalLM",),
-        interleaved=False,
-        biases=_QKV,
-        optional_biases=(),
-        norms=_NORMS,
-        rope_default=None,
-    ),
-    GgufArchitecture(
-        "qwen3",
-        ("Qwen3ForCausalLM",),
-        interleaved=False,
-        biases=(),
-        optional_biases=(),
-        norms=(*_NORMS, "self_attn.q_norm", "self_attn.k_norm"),
-        rope_default=None,
-    ),
-    GgufArchitecture(
-        "qwen3moe",
-        ("Qwen3MoeForCausalLM",),
-        interleaved=False,
-        biases=(),
-        optional_biases=(),
-        norms=(*_NORMS, "self_attn.q_norm", "self_attn.k_norm"),
-        rope_default=None,
-        matrices=ATTENTION,
-        experts=_experts("mlp"),
-        router="mlp.gate",
-        expert_count="num_experts",
-        expert_size="moe_intermediate_size",
-        fixed={"decoder_sparse_step": 1, "mlp_only_layers": [], "model_type": "qwen3_moe", "norm_topk_prob": True},
-    ),
-    GgufArchitecture(
-        "llama",
-        ("MixtralForCausalLM",),
-        interleaved=True,
-        biases=(),
-        optional_biases=(),
-        norms=_NORMS,
-        rope_default=10000.0,
-        matrices=ATTENTION,
-        experts=_experts("block_sparse_moe"),
-        router="block_sparse_moe.gate",
-        expert_count="num_local_experts",
-    ),
-    GgufArchitecture(
-        "smollm3",
-        ("SmolLM3ForCausalLM",),
-        interleaved=True,
-        biases=(),
-        optional_biases=(),
-        norms=_NORMS,
-        rope_default=None,
-        fixed={"no_rope_layer_interval": 4, "use_sliding_window": False},
-    ),
-    GgufArchitecture(
-        "gemma",
-        ("GemmaForCausalLM",),
-        interleaved=False,
-        biases=(),
-        optional_biases=(),
-        norms=_NORMS,
-        rope_default=10000.0,
-        activation="gelu_pytorch_tanh",
-        norm_offset=1.0,
-        headless=True,
-    ),
-    GgufArchitecture(
-        "gemma2",
-        ("Gemma2ForCausalLM",),
-        interleaved=False,
-        biases=(),
-        optional_biases=(),
-        norms=(*_NORMS, "pre_feedforward_layernorm", "post_feedforward_layernorm"),
-        rope_default=10000.0,
-        fixed={"hidden_activation": "gelu_pytorch_tanh"},
-        numbers={each: each for each in ("attn_logit_softcapping", "final_logit_softcapping")},
-        activation="gelu_pytorch_tanh",
-        norm_offset=1.0,
-        headless=True,
-        renamed={"post_attention_layernorm": "post_attention_norm"},
-        windowed=True,
-    ),
-)
-"""The architectures that are converted."""
 
 INTERLEAVED: Final = {"self_attn.q_proj": "num_attention_heads", "self_attn.k_proj": "num_key_value_heads"}
 """Projections whose rows are interleaved, and where ``config.json`` says how many heads they have."""
@@ -257,7 +82,7 @@ def architecture_of_name(name: object, *, experts: bool = False) -> GgufArchitec
     """
     found = [each for each in ARCHITECTURES if each.name == name]
     for architecture in found:
-        if bool(architecture.experts) == experts:
+        if bool(architecture.expert_count) == experts:
             return architecture
     if found:
         problem = "experts of this architecture are not converted" if experts else "no experts"
@@ -296,9 +121,37 @@ def gguf_name(path: str, architecture: GgufArchitecture = ARCHITECTURES[0]) -> s
     return None if name is None else f"blk.{match[1]}.{name}"
 
 
-def norm_names(architecture: GgufArchitecture, blocks: int) -> list[str]:
-    """Paths of a model's norms, without ``.weight``."""
-    return [f"model.layers.{block}.{norm}" for block in range(blocks) for norm in architecture.norms] + ["model.norm"]
+class PlainTensor(NamedTuple):
+    """A tensor of a model that is no layer of UQFF.
+
+    Attributes:
+        name: in the checkpoint.
+        stored: in GGUF.
+        optional: whether a model may be without.
+        squeezed: whether GGUF leaves out its middle dimension, which is 1.
+    """
+
+    name: str
+    stored: str
+    optional: bool = False
+    squeezed: bool = False
+
+
+def plain_tensors(architecture: GgufArchitecture, config: Mapping[str, Any]) -> Iterator[PlainTensor]:
+    """The tensors of a model that are no layers of UQFF; the embedding aside, and biases of layers."""
+    ends = (".weight", ".bias") if architecture.norm_biases else (".weight",)
+    for block in range(config["num_hidden_layers"]):
+        here, there = f"model.layers.{block}.", f"blk.{block}."
+        for norm in architecture.norms:
+            for end in ends:
+                yield PlainTensor(f"{here}{norm}{end}", f"{there}{architecture.stored_name(norm)}{end}")
+        for plain in architecture.plain:
+            if plain.when is None or plain.when.holds(config, block):
+                module, _, end = plain.name.rpartition(".")
+                stored = plain.stored or f"{architecture.stored_name(module)}.{end}"
+                yield PlainTensor(here + plain.name, there + stored, plain.optional, plain.squeezed)
+    for end in ends:
+        yield PlainTensor(architecture.final_norm + end, ROOT[architecture.final_norm] + end)
 
 
 def stack_name(module: str) -> str:
@@ -308,46 +161,92 @@ def stack_name(module: str) -> str:
 
 def wanted_names(architecture: GgufArchitecture, config: Mapping[str, Any]) -> Iterator[tuple[str, str, bool]]:
     """The tensors that a file of a model has: name in the checkpoint, name in the file, whether it may be absent."""
-    yield "model.embed_tokens.weight", "token_embd.weight", False
+    layers = [("model.embed_tokens", "token_embd", False)]
     if not architecture.headless:
-        yield "lm_head.weight", "output.weight", bool(config.get("tie_word_embeddings"))
-    yield "model.norm.weight", "output_norm.weight", False
-    for block in range(config["num_hidden_layers"]):
-        router = (architecture.router,) if architecture.router else ()
-        for module in (*architecture.matrices, *router, *architecture.experts, *architecture.norms):
-            path = f"model.layers.{block}.{stack_name(module)}"
-            stored = f"blk.{block}.{architecture.stored_name(module)}"
-            yield f"{path}.weight", f"{stored}.weight", False
-            if module in architecture.biases or module in architecture.optional_biases:
-                yield f"{path}.bias", f"{stored}.bias", module in architecture.optional_biases
+        layers.append(("lm_head", "output", bool(config.get("tie_word_embeddings"))))
+    for entry in entry_names(config, NEWEST):
+        if entry.role is None:
+            layers.append((stack_name(entry.key), str(gguf_name(entry.key, architecture)), False))
+    for path, stored, optional in layers:
+        yield f"{path}.weight", f"{stored}.weight", optional
+        match = _BLOCK_PATH.fullmatch(path)
+        module = path if match is None else match[2]
+        if module in architecture.biases or module in architecture.optional_biases:
+            yield f"{path}.bias", f"{stored}.bias", optional or module in architecture.optional_biases
+    for plain in plain_tensors(architecture, config):
+        yield plain.name, plain.stored, plain.optional
 
 
 def shape_of(name: str, config: Mapping[str, Any]) -> tuple[int, ...]:
-    """Shape of a weight or bias of the model, from its configuration."""
-    hidden, inner, vocabulary = config["hidden_size"], config["intermediate_size"], config["vocab_size"]
-    head_dim = config.get("head_dim") or hidden // config["num_attention_heads"]
-    query, pairs = config["num_attention_heads"] * head_dim, config["num_key_value_heads"] * head_dim
+    """Shape of a tensor of the model, from its configuration."""
+    sizes = _sizes(config)
     module, _, kind = name.rpartition(".")
     last = module.rpartition(".")[2]
-    experts = next((config[key] for key in ("num_experts", "num_local_experts") if key in config), 0)
-    matrices = {
-        "embed_tokens": (vocabulary, hidden),
-        "lm_head": (vocabulary, hidden),
-        "q_proj": (query, hidden),
-        "k_proj": (pairs, hidden),
-        "v_proj": (pairs, hidden),
-        "o_proj": (hidden, query),
-        "gate": (experts, hidden),
-        "gate_proj": (inner, hidden),
-        "up_proj": (inner, hidden),
-        "down_proj": (hidden, inner),
-    }
+    if kind in ("e_score_correction_bias", "expert_bias"):
+        return (sizes["experts"],)
+    if name.endswith("conv.conv.weight"):
+        return (sizes["hidden"], 1, config["conv_L_cache"])
     if ".switch_mlp." in name or ".experts." in name:
-        size = config.get("moe_intermediate_size", inner)
-        return (experts, hidden, size) if last == "down_proj" else (experts, size, hidden)
-    if last in matrices:
-        return matrices[last] if kind == "weight" else matrices[last][:1]
-    return (head_dim,) if last in ("q_norm", "k_norm") else (hidden,)
+        matrix = ("hidden", "expert") if last in ("down_proj", "w2") else ("expert", "hidden")
+        return (sizes["experts"], *(sizes[each] for each in matrix))
+    if ".shared_experts." in name:
+        matrix = ("hidden", "shared") if last == "down_proj" else ("shared", "hidden")
+    elif ".conv." in name:
+        matrix = ("3 hidden" if last == "in_proj" else "hidden", "hidden")
+    elif last in MATRICES:
+        matrix = MATRICES[last]
+    else:
+        return (sizes["head"] if last in HEAD_NORMS else sizes["hidden"],)
+    return tuple(sizes[each] for each in (matrix if kind == "weight" else matrix[:1]))
+
+
+MATRICES: Final = {
+    **dict.fromkeys(("embed_tokens", "lm_head"), ("vocabulary", "hidden")),
+    "q_proj": ("query", "hidden"),
+    **dict.fromkeys(("k_proj", "v_proj"), ("pairs", "hidden")),
+    "qkv_proj": ("query + 2 pairs", "hidden"),
+    **dict.fromkeys(("o_proj", "out_proj", "dense"), ("hidden", "query")),
+    **dict.fromkeys(("gate", "wg"), ("experts", "hidden")),
+    **dict.fromkeys(("gate_proj", "up_proj", "fc1", "c_fc", "w1", "w3"), ("inner", "hidden")),
+    "gate_up_proj": ("2 inner", "hidden"),
+    **dict.fromkeys(("down_proj", "fc2", "c_proj", "w2"), ("hidden", "inner")),
+}
+"""Outputs and inputs of matrices, by the last part of their paths."""
+
+HEAD_NORMS: Final = ("q_norm", "k_norm", "query_layernorm", "key_layernorm", "q_layernorm", "k_layernorm")
+EXPERT_COUNTS: Final = ("num_experts", "num_local_experts", "n_routed_experts")
+
+
+def _sizes(config: Mapping[str, Any]) -> dict[str, int]:
+    hidden, inner, heads = config["hidden_size"], inner_size(config), config["num_attention_heads"]
+    head = config.get("head_dim") or hidden // heads
+    query, pairs = heads * head, config["num_key_value_heads"] * head
+    expert = config.get("moe_intermediate_size", inner)
+    expert = expert[0] if isinstance(expert, list) and expert else expert
+    return {
+        "hidden": hidden,
+        "3 hidden": 3 * hidden,
+        "inner": inner,
+        "2 inner": 2 * inner,
+        "vocabulary": config["vocab_size"],
+        "head": head,
+        "query": query,
+        "pairs": pairs,
+        "query + 2 pairs": query + 2 * pairs,
+        "experts": next((config[key] for key in EXPERT_COUNTS if config.get(key) is not None), 0),
+        "expert": expert,
+        "shared": expert * config.get("n_shared_experts", 1),
+    }
+
+
+def inner_size(config: Mapping[str, Any]) -> int:
+    """The inner size of the MLP, of which LFM2 has two thirds if it says so."""
+    inner: int = config["intermediate_size"]
+    if config.get("block_auto_adjust_ff_dim", "block_multiple_of" in config):
+        multiple = config.get("block_multiple_of", 256)
+        inner = int(config.get("block_ffn_dim_multiplier", 1.0) * int(2 * inner / 3))
+        inner = multiple * -(-inner // multiple)
+    return inner
 
 
 def heads_of(architecture: GgufArchitecture, config: Mapping[str, Any], path: str) -> int | None:

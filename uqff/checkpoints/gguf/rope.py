@@ -1,7 +1,7 @@
-"""The ``llama3`` rope scaling: as numbers of a configuration, and worked out as GGUF stores it.
+"""The ``llama3`` and ``longrope`` rope scalings: as numbers of a configuration, and as tensors of a GGUF file.
 
-Authority: llama.cpp, ``conversion/llama.py`` (``generate_extra_tensors``); transformers, ``modeling_rope_utils.py``
-(``_compute_llama3_parameters``).
+Authority: llama.cpp, ``conversion/llama.py`` and ``conversion/phi.py`` (``generate_extra_tensors``); transformers,
+``modeling_rope_utils.py`` (``_compute_llama3_parameters``, ``_compute_longrope_parameters``).
 """
 
 from __future__ import annotations
@@ -13,9 +13,21 @@ from typing import Any, Final, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from uqff.checkpoints.gguf.names import LONG_FACTORS, SHORT_FACTORS
 from uqff.errors import FormatError, UnsupportedError
+from uqff.gguf.reader import GgufFile
 
-__all__ = ["Factors", "agree", "llama3_factors", "llama3_scaling", "rope_scaling_of"]
+__all__ = [
+    "Factors",
+    "agree",
+    "llama3_factors",
+    "llama3_scaling",
+    "longrope_agrees",
+    "longrope_attention",
+    "longrope_factors",
+    "longrope_scaling",
+    "rope_scaling_of",
+]
 
 Factors: TypeAlias = npt.NDArray[np.float32]
 
@@ -81,3 +93,54 @@ def llama3_scaling(factors: Factors, theta: float, head_dim: int) -> dict[str, A
 def agree(factors: Factors, others: Factors) -> bool:
     """Whether two sets of factors are the same numbers, rounding aside."""
     return factors.shape == others.shape and bool((np.abs(factors - others) <= TOLERANCE * np.abs(others)).all())
+
+
+def longrope_scaling(file: GgufFile) -> dict[str, Any] | None:
+    """The ``longrope`` scaling whose divisors a file has, each the shortest decimal of its float32; None if none.
+
+    Raises:
+        FormatError: it has one of both lists only.
+    """
+    found = {key: file.get(name) for key, name in (("short_factor", SHORT_FACTORS), ("long_factor", LONG_FACTORS))}
+    if all(tensor is None for tensor in found.values()):
+        return None
+    made: dict[str, Any] = {"type": "longrope"}
+    for key, tensor in found.items():
+        if tensor is None:
+            raise FormatError("one of two lists of rotary factors", field=f"rope_factors_{key[:-7]}.weight", got="none")
+        made[key] = [float(str(value)) for value in tensor.float32().reshape(-1)]
+    return made
+
+
+def longrope_factors(scaling: Mapping[str, Any], key: str, pairs: int) -> Factors:
+    """One of the lists of a configuration, float32 ``[pairs]``.
+
+    Raises:
+        FormatError: it is none.
+    """
+    values = scaling.get(key)
+    numbers = values if isinstance(values, list) else []
+    if len(numbers) != pairs or any(type(each) not in (int, float) or not each > 0 for each in numbers):
+        raise FormatError(
+            "not rotary factors", field=f"config.rope_scaling.{key}", expected=f"{pairs} numbers above 0", got=values
+        )
+    return np.array(numbers, np.float32)
+
+
+def longrope_attention(config: Mapping[str, Any]) -> float:
+    """What ``longrope`` multiplies queries and keys by: it follows from the lengths of texts.
+
+    Raises:
+        FormatError: a length is missing.
+    """
+    lengths = [config.get(key) for key in ("max_position_embeddings", "original_max_position_embeddings")]
+    if any(type(each) is not int or each < 2 for each in lengths):
+        raise FormatError("not a length", field="config.original_max_position_embeddings", got=lengths[1])
+    longest, original = lengths
+    scale = longest / original  # type: ignore[operator]
+    return math.sqrt(1 + math.log(scale) / math.log(original)) if scale > 1 else 1.0  # type: ignore[arg-type]
+
+
+def longrope_agrees(attention: float | None, config: Mapping[str, Any]) -> bool:
+    """Whether a file says of attention what follows from the lengths."""
+    return attention is not None and abs(attention - longrope_attention(config)) <= TOLERANCE * attention

@@ -1,0 +1,159 @@
+"""The metadata of a GGUF file from ``config.json``: the way back of :mod:`uqff.checkpoints.gguf.config`.
+
+Authority: as there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from uqff.checkpoints.gguf.config import FLOAT32_MAX
+from uqff.checkpoints.gguf.names import GgufArchitecture, architecture_of_config, inner_size
+from uqff.checkpoints.gguf.rope import longrope_attention, rope_scaling_of
+from uqff.errors import FormatError, UnsupportedError
+from uqff.gguf.schema import Array, Value, ValueType
+
+__all__ = ["active_window", "metadata_of"]
+
+
+def _window(config: Mapping[str, Any]) -> Any:
+    """The sliding window of a model that has an active one."""
+    return config.get("sliding_window") if config.get("use_sliding_window", True) else None
+
+
+def active_window(config: Mapping[str, Any]) -> str | None:
+    """What is to be said of a model with a sliding window, None of others: GGUF states it, and llama.cpp ignores it."""
+    window = _window(config)
+    if not window or architecture_of_config(config).windowed:
+        return None
+    return (
+        f"the model has a sliding window of {window}, which llama.cpp does not apply to this architecture: "
+        "texts longer than that are not computed alike"
+    )
+
+
+def metadata_of(config: Mapping[str, Any], architecture: GgufArchitecture, path: str) -> list[tuple[str, Value]]:
+    """The metadata of a model, from its ``config.json``; the tokenizer's aside.
+
+    Raises:
+        FormatError: a number is missing or senseless.
+        UnsupportedError: a rope scaling that the metadata cannot express.
+    """
+    prefix = architecture.name
+
+    def count(key: str, default: int | None = None, *, least: int = 1) -> Value:
+        value = config.get(key)
+        value = default if value is None else value
+        if type(value) is not int or not least <= value < 2**31:
+            raise FormatError("not a count", file=path, field=key, expected=f"a number of at least {least}", got=value)
+        return Value(ValueType.U32, value)
+
+    def number(key: str, value: Any) -> Value:
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= FLOAT32_MAX:
+            raise FormatError("not a number", file=path, field=key, expected="above 0", got=value)
+        return Value(ValueType.F32, float(value))
+
+    heads = count("num_attention_heads")
+    head_dim = count("head_dim", count("hidden_size").value // heads.value)
+    pairs = {
+        "vocab_size": count("vocab_size"),
+        "context_length": count("max_position_embeddings"),
+        "embedding_length": count("hidden_size"),
+        "block_count": count("num_hidden_layers"),
+        "feed_forward_length": Value(ValueType.U32, inner_size({**config, "intermediate_size": _inner(count)})),
+        "rope.dimension_count": _rotated(config, architecture, head_dim.value, path),
+        "rope.freq_base": number("rope_theta", config.get("rope_theta") or architecture.rope_default),
+        "attention.head_count": heads,
+        "attention.head_count_kv": count("num_key_value_heads", heads.value),
+        "attention.key_length": head_dim,
+        "attention.value_length": head_dim,
+        architecture.epsilon[1]: number(architecture.epsilon[0], config.get(architecture.epsilon[0])),
+    }
+    if architecture.attends_in_some:
+        pairs["attention.head_count_kv"] = _heads_of_layers(config, pairs["attention.head_count_kv"].value, path)
+    if architecture.expert_count:
+        pairs["expert_count"] = count(architecture.expert_count)
+    if architecture.expert_size:
+        pairs["expert_used_count"] = count("num_experts_per_tok")
+        if architecture.expert_size != "intermediate_size":
+            pairs["expert_feed_forward_length"] = count(architecture.expert_size)
+    for key, stored in (*architecture.numbers.items(), *architecture.counts.items()):
+        default = architecture.unless.get(key)
+        value = config.get(key, default)
+        if value is None and key in architecture.unless:
+            continue
+        if key in architecture.numbers:
+            pairs[stored] = number(key, value)
+        elif type(default) is bool:
+            pairs[stored] = Value(ValueType.BOOL, _flag(key, value, path))
+        else:
+            pairs[stored] = count(key, default, least=int(key not in architecture.unless))
+    for key, stored in architecture.listed.items():
+        pairs[stored] = Value(ValueType.U32, _same_for_all(config, key, path))
+    for key, value in architecture.stated.items():
+        pairs[key] = Value(ValueType.U32, value)
+    for key, value in {**architecture.fixed, **architecture.implied(config)}.items():
+        if config.get(key, value) != value:
+            raise UnsupportedError("cannot be said in GGUF", file=path, field=key, expected=value, got=config[key])
+    if _window(config):
+        pairs["attention.sliding_window"] = count("sliding_window")
+    scaling = rope_scaling_of(config)
+    if scaling is not None:
+        kind = scaling.get("rope_type", scaling.get("type"))
+        if kind == "linear" and kind in architecture.scalings:
+            pairs["rope.scaling.type"] = Value(ValueType.TEXT, "linear")
+            pairs["rope.scaling.factor"] = number("rope_scaling.factor", scaling.get("factor"))
+        elif kind == "longrope" and kind in architecture.scalings:
+            pairs["rope.scaling.attn_factor"] = number("rope_scaling", longrope_attention(config))
+        elif kind != "llama3" or prefix != "llama":
+            raise UnsupportedError(
+                "rope scaling that is not converted",
+                file=path,
+                field="rope_scaling.rope_type",
+                expected="linear or llama3",
+                got=kind,
+            )
+    return [("general.architecture", Value(ValueType.TEXT, prefix))] + [
+        (f"{prefix}.{key}", value) for key, value in pairs.items()
+    ]
+
+
+def _inner(count: Callable[[str], Value]) -> int:
+    size: int = count("intermediate_size").value
+    return size
+
+
+def _rotated(config: Mapping[str, Any], architecture: GgufArchitecture, head_dim: int, path: str) -> Value:
+    """How many numbers of a head are rotated."""
+    factor = config.get("partial_rotary_factor")
+    factor = architecture.rotated if factor is None else factor
+    if architecture.rotated is None:
+        return Value(ValueType.U32, head_dim)
+    if isinstance(factor, bool) or not isinstance(factor, (int, float)) or not 0 < factor <= 1:
+        raise FormatError("not a part", file=path, field="partial_rotary_factor", expected="from 0 to 1", got=factor)
+    return Value(ValueType.U32, int(head_dim * factor))
+
+
+def _heads_of_layers(config: Mapping[str, Any], heads: int, path: str) -> Value:
+    """The heads of keys and values of each layer, 0 where there are none."""
+    types = config.get("layer_types")
+    if not isinstance(types, list) or len(types) != config["num_hidden_layers"]:
+        raise FormatError("not the kinds of the layers", file=path, field="layer_types", got=types)
+    values = [0 if each == "conv" else heads for each in types]
+    return Value(ValueType.ARRAY, Array.of(ValueType.I32, values))
+
+
+def _flag(key: str, value: Any, path: str) -> bool:
+    if not isinstance(value, bool):
+        raise FormatError("not a flag", file=path, field=key, expected="true or false", got=value)
+    return value
+
+
+def _same_for_all(config: Mapping[str, Any], key: str, path: str) -> int:
+    """The number that a list has for each layer."""
+    values = config.get(key)
+    first = values[0] if isinstance(values, list) and values else values
+    if type(first) is not int or not 0 < first < 2**31 or (isinstance(values, list) and set(values) != {first}):
+        raise FormatError("not a count", file=path, field=key, expected="one number for all layers", got=values)
+    return first

@@ -1,0 +1,425 @@
+"""The declared table of GGUF's architectures: what a file of each has beside what all have, and other names.
+
+Which layers there are, :mod:`uqff.models.table` says; here stand their names in GGUF, norms and other tensors that are
+no layers, and where the metadata says which number of ``config.json``.
+
+Authority: llama.cpp, ``gguf-py/gguf/tensor_mapping.py``, ``conversion/*.py``, ``src/models/*.cpp``; mistral.rs v0.9.2,
+``mistralrs-core/src/gguf/normal_config.rs`` and ``gemma3_config.rs``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from uqff.models.table import ATTENDS, CONVOLVES, LATER, ROUTED, Rule
+
+__all__ = ["ARCHITECTURES", "BLOCK", "ROOT", "GgufArchitecture", "Plain"]
+
+ROOT: Final = {
+    "model.embed_tokens": "token_embd",
+    "model.norm": "output_norm",
+    "model.final_layernorm": "output_norm",
+    "model.embedding_norm": "token_embd_norm",
+    "lm_head": "output",
+}
+BLOCK: Final = {
+    "input_layernorm": "attn_norm",
+    "operator_norm": "attn_norm",
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.qkv_proj": "attn_qkv",
+    "self_attn.o_proj": "attn_output",
+    "self_attn.out_proj": "attn_output",
+    "self_attn.dense": "attn_output",
+    "self_attn.q_norm": "attn_q_norm",
+    "self_attn.query_layernorm": "attn_q_norm",
+    "self_attn.q_layernorm": "attn_q_norm",
+    "self_attn.k_norm": "attn_k_norm",
+    "self_attn.key_layernorm": "attn_k_norm",
+    "self_attn.k_layernorm": "attn_k_norm",
+    "post_self_attn_layernorm": "post_attention_norm",
+    "post_attention_layernorm": "ffn_norm",
+    "ffn_norm": "ffn_norm",
+    "mlp.gate_proj": "ffn_gate",
+    "feed_forward.w1": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.gate_up_proj": "ffn_up",
+    "mlp.fc1": "ffn_up",
+    "mlp.c_fc": "ffn_up",
+    "feed_forward.w3": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+    "mlp.fc2": "ffn_down",
+    "mlp.c_proj": "ffn_down",
+    "feed_forward.w2": "ffn_down",
+    "pre_feedforward_layernorm": "ffn_norm",
+    "post_feedforward_layernorm": "post_ffw_norm",
+    "post_mlp_layernorm": "post_ffw_norm",
+    "mlp.gate": "ffn_gate_inp",
+    "mlp.gate.wg": "ffn_gate_inp",
+    "block_sparse_moe.gate": "ffn_gate_inp",
+    "feed_forward.gate": "ffn_gate_inp",
+    "conv.in_proj": "shortconv.in_proj",
+    "conv.conv": "shortconv.conv",
+    "conv.out_proj": "shortconv.out_proj",
+    **{
+        f"{path}.experts.{name}_proj": f"ffn_{name}_exps"
+        for path in ("mlp", "block_sparse_moe", "feed_forward")
+        for name in ("gate", "up", "down")
+    },
+    **{
+        f"mlp.{path}.{name}_proj": f"ffn_{name}_shexp"
+        for path in ("shared_experts", "shared_mlp")
+        for name in ("gate", "up", "down")
+    },
+}
+"""Modules of a decoder layer; of experts, the layer of UQFF that has all of them."""
+
+
+@dataclass(frozen=True)
+class Plain:
+    """A tensor of a decoder layer that is no layer of UQFF, nor one of the norms that all decoder layers have.
+
+    Attributes:
+        name: relative to the decoder layer, whole.
+        stored: the same in GGUF; empty if the module's name there and the end of ``name`` make it.
+        when: which decoder layers have it; all if None.
+        optional: whether a model may be without.
+        squeezed: whether GGUF leaves out its middle dimension, which is 1.
+    """
+
+    name: str
+    stored: str = ""
+    when: Rule | None = None
+    optional: bool = False
+    squeezed: bool = False
+
+
+@dataclass(frozen=True)
+class GgufArchitecture:
+    """One architecture of GGUF.
+
+    Attributes:
+        name: ``general.architecture``.
+        classes: values of ``architectures`` in ``config.json`` that it stands for; the first where nothing says more.
+        norms: of each layer, relative to it.
+        norm_biases: whether norms have biases.
+        final_norm: of the model.
+        interleaved: whether the rows of Q and K are interleaved.
+        biases: layers that have a bias, relative to the decoder layer or in the model.
+        optional_biases: layers that may have one.
+        rope_default: ``rope.freq_base`` of a file that has none; None if it must have one.
+        plain: other tensors of decoder layers.
+        expert_count: the number of experts in ``config.json``, of an architecture that has any.
+        expert_size: the inner size of one in ``config.json``.
+        listed: lists of one number for each layer in ``config.json``, and where the metadata says that number.
+        epsilon: of norms: in ``config.json``, and where the metadata says it.
+        fixed: what else ``config.json`` says of every such model.
+        written: what else is written into it, and not looked for.
+        implied: what llama.cpp takes for granted of a model of some size.
+        numbers: more of ``config.json``, and where the metadata says it.
+        counts: the same of whole numbers, flags among them.
+        stated: what else the metadata says of every such model.
+        unless: of numbers and counts, what a file means that does not say them.
+        told_by: flags of ``config.json``, and the tensor whose presence tells them.
+        rotated: which part of a head is rotated if ``config.json`` does not say, where that may be less than all.
+        activation: ``hidden_act``.
+        own_head_size: whether heads may have another size than ``hidden_size / num_attention_heads``.
+        norm_offset: what norms have more in GGUF than in a checkpoint, whose models add it when they compute.
+        renamed: names in GGUF that are others than in :data:`BLOCK`.
+        headless: whether there is never a head beside the embedding.
+        windowed: whether llama.cpp applies a sliding window.
+        needs_window: whether there must be one.
+        attends_in_some: whether layers without heads of keys and values are convolutions.
+        scalings: kinds of rope scaling that are converted.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    norms: tuple[str, ...] = ("input_layernorm", "post_attention_layernorm")
+    norm_biases: bool = False
+    final_norm: str = "model.norm"
+    interleaved: bool = False
+    biases: tuple[str, ...] = ()
+    optional_biases: tuple[str, ...] = ()
+    rope_default: float | None = None
+    plain: tuple[Plain, ...] = ()
+    expert_count: str = ""
+    expert_size: str = ""
+    listed: Mapping[str, str] = field(default_factory=dict)
+    epsilon: tuple[str, str] = ("rms_norm_eps", "attention.layer_norm_rms_epsilon")
+    fixed: Mapping[str, Any] = field(default_factory=dict)
+    written: Mapping[str, Any] = field(default_factory=dict)
+    implied: Callable[[Mapping[str, Any]], Mapping[str, Any]] = lambda config: {}
+    numbers: Mapping[str, str] = field(default_factory=dict)
+    counts: Mapping[str, str] = field(default_factory=dict)
+    stated: Mapping[str, Any] = field(default_factory=dict)
+    unless: Mapping[str, Any] = field(default_factory=dict)
+    told_by: Mapping[str, str] = field(default_factory=dict)
+    rotated: float | None = None
+    activation: str = "silu"
+    own_head_size: bool = True
+    norm_offset: float = 0.0
+    renamed: Mapping[str, str] = field(default_factory=dict)
+    headless: bool = False
+    windowed: bool = False
+    needs_window: bool = False
+    attends_in_some: bool = False
+    scalings: tuple[str, ...] = ()
+
+    @property
+    def stated_keys(self) -> tuple[str, ...]:
+        """What a file of the architecture says of ``config.json`` beside what all say."""
+        said = (self.fixed, self.numbers, self.counts, self.listed)
+        partly = () if self.rotated is None else ("partial_rotary_factor",)
+        return (self.epsilon[0], *(key for each in said for key in each), *partly)
+
+    def stored_name(self, module: str) -> str | None:
+        """Name in GGUF of a module of a layer, None if there is none."""
+        return self.renamed.get(module, BLOCK.get(module))
+
+
+def _gemma2_scale(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What llama.cpp scales queries by, whose metadata do not say it: of 27B, whose depth it knows that by, another
+    number than of the others.
+    """
+    if config["num_hidden_layers"] == 46:
+        return {"query_pre_attn_scalar": config["hidden_size"] // config["num_attention_heads"]}
+    return {"query_pre_attn_scalar": _head_size(config)}
+
+
+def _gemma3_scale(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The same of Gemma 3, and that every sixth layer sees the whole text."""
+    if config["num_hidden_layers"] == 62:
+        scale = config["hidden_size"] // config["num_attention_heads"]
+    else:
+        scale = _head_size(config)
+    return {"query_pre_attn_scalar": scale, "sliding_window_pattern": 6}
+
+
+def _unrotated(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Every fourth layer of SmolLM3 has no rotary embedding."""
+    return {"no_rope_layers": [int((block + 1) % 4 != 0) for block in range(config["num_hidden_layers"])]}
+
+
+def _head_size(config: Mapping[str, Any]) -> int:
+    return int(config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"])
+
+
+_QKV: Final = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
+_NORMS: Final = ("input_layernorm", "post_attention_layernorm")
+_SANDWICH: Final = (*_NORMS, "pre_feedforward_layernorm", "post_feedforward_layernorm")
+_QK_NORMS: Final = ("self_attn.q_norm", "self_attn.k_norm")
+_GELU: Final = "gelu_pytorch_tanh"
+_SIGMOID: Final = 2
+"""``expert_gating_func``."""
+
+_LFM2: Final = (
+    Plain("self_attn.q_layernorm.weight", when=ATTENDS),
+    Plain("self_attn.k_layernorm.weight", when=ATTENDS),
+    Plain("conv.conv.weight", when=CONVOLVES, squeezed=True),
+)
+
+ARCHITECTURES: Final = (
+    GgufArchitecture(
+        "llama",
+        ("LlamaForCausalLM", "MistralForCausalLM"),
+        interleaved=True,
+        optional_biases=(*_QKV, "self_attn.o_proj"),
+        rope_default=10000.0,
+        scalings=("linear", "llama3"),
+    ),
+    GgufArchitecture("qwen2", ("Qwen2ForCausalLM",), biases=_QKV),
+    GgufArchitecture("qwen3", ("Qwen3ForCausalLM",), norms=(*_NORMS, *_QK_NORMS)),
+    GgufArchitecture(
+        "qwen3moe",
+        ("Qwen3MoeForCausalLM",),
+        norms=(*_NORMS, *_QK_NORMS),
+        plain=(Plain("mlp.gate.weight"),),
+        expert_count="num_experts",
+        expert_size="moe_intermediate_size",
+        fixed={"decoder_sparse_step": 1, "mlp_only_layers": [], "model_type": "qwen3_moe", "norm_topk_prob": True},
+    ),
+    GgufArchitecture(
+        "llama",
+        ("MixtralForCausalLM",),
+        interleaved=True,
+        rope_default=10000.0,
+        expert_count="num_local_experts",
+        expert_size="intermediate_size",
+        scalings=("linear", "llama3"),
+    ),
+    GgufArchitecture(
+        "smollm3",
+        ("SmolLM3ForCausalLM",),
+        interleaved=True,
+        fixed={"no_rope_layer_interval": 4, "use_sliding_window": False},
+        implied=_unrotated,
+    ),
+    GgufArchitecture(
+        "gemma",
+        ("GemmaForCausalLM",),
+        rope_default=10000.0,
+        activation=_GELU,
+        norm_offset=1.0,
+        headless=True,
+    ),
+    GgufArchitecture(
+        "gemma2",
+        ("Gemma2ForCausalLM",),
+        norms=_SANDWICH,
+        rope_default=10000.0,
+        fixed={"hidden_activation": _GELU},
+        implied=_gemma2_scale,
+        numbers={each: each for each in ("attn_logit_softcapping", "final_logit_softcapping")},
+        activation=_GELU,
+        norm_offset=1.0,
+        headless=True,
+        renamed={"post_attention_layernorm": "post_attention_norm"},
+        windowed=True,
+    ),
+    GgufArchitecture(
+        "gemma3",
+        ("Gemma3ForCausalLM",),
+        norms=(*_SANDWICH, *_QK_NORMS),
+        rope_default=1000000.0,
+        fixed={"hidden_activation": _GELU, "model_type": "gemma3_text", "attn_logit_softcapping": None},
+        implied=_gemma3_scale,
+        numbers={"rope_local_base_freq": "rope.freq_base_swa", "final_logit_softcapping": "final_logit_softcapping"},
+        unless={"rope_local_base_freq": 10000.0, "final_logit_softcapping": None},
+        activation=_GELU,
+        norm_offset=1.0,
+        renamed={"post_attention_layernorm": "post_attention_norm"},
+        windowed=True,
+        needs_window=True,
+        scalings=("linear",),
+    ),
+    GgufArchitecture(
+        "phi2",
+        ("PhiForCausalLM",),
+        norms=("input_layernorm",),
+        norm_biases=True,
+        final_norm="model.final_layernorm",
+        biases=(*_QKV, "self_attn.dense", "mlp.fc1", "mlp.fc2", "lm_head"),
+        rope_default=10000.0,
+        epsilon=("layer_norm_eps", "attention.layer_norm_epsilon"),
+        fixed={"model_type": "phi", "qk_layernorm": False},
+        rotated=0.5,
+        activation="gelu_new",
+        own_head_size=False,
+    ),
+    GgufArchitecture(
+        "phi3",
+        ("Phi3ForCausalLM",),
+        rope_default=10000.0,
+        counts={"original_max_position_embeddings": "rope.scaling.original_context_length"},
+        rotated=1.0,
+        own_head_size=False,
+        scalings=("longrope",),
+    ),
+    GgufArchitecture(
+        "starcoder2",
+        ("Starcoder2ForCausalLM",),
+        norm_biases=True,
+        biases=(*_QKV, "self_attn.o_proj", "mlp.c_fc", "mlp.c_proj"),
+        epsilon=("norm_epsilon", "attention.layer_norm_epsilon"),
+        fixed={"use_bias": True},
+        activation=_GELU,
+        own_head_size=False,
+    ),
+    GgufArchitecture(
+        "glm4",
+        ("Glm4ForCausalLM",),
+        norms=(*_NORMS, "post_self_attn_layernorm", "post_mlp_layernorm"),
+        optional_biases=_QKV,
+        rope_default=10000.0,
+        rotated=0.5,
+    ),
+    GgufArchitecture(
+        "glm4moe",
+        ("Glm4MoeForCausalLM",),
+        optional_biases=_QKV,
+        plain=(
+            *(Plain(f"{each}.weight", optional=True) for each in _QK_NORMS),
+            Plain("mlp.gate.weight", when=ROUTED),
+            Plain("mlp.gate.e_score_correction_bias", "exp_probs_b.bias", when=ROUTED),
+        ),
+        expert_count="n_routed_experts",
+        expert_size="moe_intermediate_size",
+        fixed={"model_type": "glm4_moe", "n_group": 1, "topk_group": 1},
+        numbers={"routed_scaling_factor": "expert_weights_scale"},
+        counts={
+            "n_shared_experts": "expert_shared_count",
+            "first_k_dense_replace": "leading_dense_block_count",
+            "norm_topk_prob": "expert_weights_norm",
+        },
+        stated={"expert_gating_func": _SIGMOID},
+        told_by={"use_qk_norm": "blk.0.attn_q_norm.weight"},
+        unless={"routed_scaling_factor": 1.0, "first_k_dense_replace": 0, "norm_topk_prob": False},
+        rotated=0.5,
+        renamed={"post_attention_layernorm": "post_attention_norm"},
+    ),
+    GgufArchitecture(
+        "hunyuan-dense",
+        ("HunYuanDenseV1ForCausalLM",),
+        norms=(*_NORMS, "self_attn.query_layernorm", "self_attn.key_layernorm"),
+        rope_default=10000.0,
+        fixed={"model_type": "hunyuan_v1_dense", "use_qk_norm": True},
+    ),
+    GgufArchitecture(
+        "hunyuan-moe",
+        ("HunYuanMoEV1ForCausalLM",),
+        norms=(*_NORMS, "self_attn.query_layernorm", "self_attn.key_layernorm"),
+        rope_default=10000.0,
+        expert_count="num_experts",
+        listed={
+            "moe_intermediate_size": "expert_feed_forward_length",
+            "moe_topk": "expert_used_count",
+            "num_shared_expert": "expert_shared_count",
+        },
+        counts={"intermediate_size": "expert_shared_feed_forward_length"},
+        fixed={"model_type": "hunyuan_v1_moe", "use_qk_norm": True, "use_mixed_mlp_moe": True},
+    ),
+    GgufArchitecture(
+        "lfm2",
+        ("Lfm2ForCausalLM",),
+        norms=("operator_norm", "ffn_norm"),
+        final_norm="model.embedding_norm",
+        plain=_LFM2,
+        attends_in_some=True,
+        epsilon=("norm_eps", "attention.layer_norm_rms_epsilon"),
+        fixed={"conv_bias": False},
+        written={"block_auto_adjust_ff_dim": False},
+        counts={"conv_L_cache": "shortconv.l_cache"},
+        own_head_size=False,
+    ),
+    GgufArchitecture(
+        "lfm2moe",
+        ("Lfm2MoeForCausalLM",),
+        norms=("operator_norm", "ffn_norm"),
+        final_norm="model.embedding_norm",
+        attends_in_some=True,
+        plain=(
+            *_LFM2,
+            Plain("feed_forward.gate.weight", when=LATER),
+            Plain("feed_forward.expert_bias", "exp_probs_b.bias", when=LATER),
+        ),
+        expert_count="num_experts",
+        expert_size="moe_intermediate_size",
+        epsilon=("norm_eps", "attention.layer_norm_rms_epsilon"),
+        fixed={
+            "model_type": "lfm2_moe",
+            "conv_bias": False,
+            "norm_topk_prob": True,
+            "routed_scaling_factor": 1.0,
+            "use_expert_bias": True,
+        },
+        counts={"conv_L_cache": "shortconv.l_cache", "num_dense_layers": "leading_dense_block_count"},
+        stated={"expert_gating_func": _SIGMOID},
+        headless=True,
+        own_head_size=False,
+    ),
+)
+"""The architectures that are converted."""
