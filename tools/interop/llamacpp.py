@@ -31,7 +31,7 @@ from rich.table import Table
 
 import uqff
 from tools.interop import llamacpp_job
-from tools.interop.gguf import cases, other, plain
+from tools.interop.gguf import Case, cases, other, plain
 from tools.interop.llamacpp_job import RESULT
 from tools.tiny.gguf import TEXTS, write_checkpoint
 from uqff import Layer
@@ -170,7 +170,7 @@ def check(
 
 def check_all(python: Path, folder: Path) -> Iterator[Row]:
     """The tiny models, then the real one."""
-    tried = [(case, KINDS) for case in [*cases(), other("Qwen3Moe", "f32")]]
+    tried: list[tuple[Case, tuple[str, ...]]] = [(case, KINDS) for case in [*cases(), other("Qwen3Moe", "f32")]]
     for name in ("Mixtral", "SmolLM3", "Gemma", "Gemma2", "Gemma3", *TEXTS):
         tried.append((other(name, "f32"), KINDS[:1]))
     for case, kinds in tried:

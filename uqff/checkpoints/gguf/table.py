@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from uqff.models.table import ATTENDS, CONVOLVES, LATER, ROUTED, Rule
+from uqff.models.text import ATTENDS, CONVOLVES, LATER, ROUTED, Rule
 
 __all__ = ["ARCHITECTURES", "BLOCK", "ROOT", "GgufArchitecture", "Plain"]
 
