@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from uqff.models.text import ATTENDS, CONVOLVES, LATER, ROUTED, Rule
 
-__all__ = ["ARCHITECTURES", "BLOCK", "ROOT", "GgufArchitecture", "Plain"]
+__all__ = ["ARCHITECTURES", "BLOCK", "ROOT", "GgufArchitecture", "BlockTensor"]
 
 ROOT: Final = {
     "model.embed_tokens": "token_embd",
@@ -79,7 +79,7 @@ BLOCK: Final = {
 
 
 @dataclass(frozen=True)
-class Plain:
+class BlockTensor:
     """A tensor of a decoder layer that is no layer of UQFF, nor one of the norms that all decoder layers have.
 
     Attributes:
@@ -145,7 +145,7 @@ class GgufArchitecture:
     biases: tuple[str, ...] = ()
     optional_biases: tuple[str, ...] = ()
     rope_default: float | None = None
-    plain: tuple[Plain, ...] = ()
+    plain: tuple[BlockTensor, ...] = ()
     expert_count: str = ""
     expert_size: str = ""
     listed: Mapping[str, str] = field(default_factory=dict)
@@ -217,9 +217,9 @@ _SIGMOID: Final = 2
 """``expert_gating_func``."""
 
 _LFM2: Final = (
-    Plain("self_attn.q_layernorm.weight", when=ATTENDS),
-    Plain("self_attn.k_layernorm.weight", when=ATTENDS),
-    Plain("conv.conv.weight", when=CONVOLVES, squeezed=True),
+    BlockTensor("self_attn.q_layernorm.weight", when=ATTENDS),
+    BlockTensor("self_attn.k_layernorm.weight", when=ATTENDS),
+    BlockTensor("conv.conv.weight", when=CONVOLVES, squeezed=True),
 )
 
 ARCHITECTURES: Final = (
@@ -237,7 +237,7 @@ ARCHITECTURES: Final = (
         "qwen3moe",
         ("Qwen3MoeForCausalLM",),
         norms=(*_NORMS, *_QK_NORMS),
-        plain=(Plain("mlp.gate.weight"),),
+        plain=(BlockTensor("mlp.gate.weight"),),
         expert_count="num_experts",
         expert_size="moe_intermediate_size",
         fixed={"decoder_sparse_step": 1, "mlp_only_layers": [], "model_type": "qwen3_moe", "norm_topk_prob": True},
@@ -342,9 +342,9 @@ ARCHITECTURES: Final = (
         ("Glm4MoeForCausalLM",),
         optional_biases=_QKV,
         plain=(
-            *(Plain(f"{each}.weight", optional=True) for each in _QK_NORMS),
-            Plain("mlp.gate.weight", when=ROUTED),
-            Plain("mlp.gate.e_score_correction_bias", "exp_probs_b.bias", when=ROUTED),
+            *(BlockTensor(f"{each}.weight", optional=True) for each in _QK_NORMS),
+            BlockTensor("mlp.gate.weight", when=ROUTED),
+            BlockTensor("mlp.gate.e_score_correction_bias", "exp_probs_b.bias", when=ROUTED),
         ),
         expert_count="n_routed_experts",
         expert_size="moe_intermediate_size",
@@ -403,8 +403,8 @@ ARCHITECTURES: Final = (
         attends_in_some=True,
         plain=(
             *_LFM2,
-            Plain("feed_forward.gate.weight", when=LATER),
-            Plain("feed_forward.expert_bias", "exp_probs_b.bias", when=LATER),
+            BlockTensor("feed_forward.gate.weight", when=LATER),
+            BlockTensor("feed_forward.expert_bias", "exp_probs_b.bias", when=LATER),
         ),
         expert_count="num_experts",
         expert_size="moe_intermediate_size",
