@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from uqff.models.text import ATTENDS, CONVOLVES, LATER, ROUTED, Rule
 
-__all__ = ["ARCHITECTURES", "BLOCK", "ROOT", "GgufArchitecture", "BlockTensor"]
+__all__ = ["ARCHITECTURES", "BLOCK", "ROOT", "BlockTensor", "GgufArchitecture"]
 
 ROOT: Final = {
     "model.embed_tokens": "token_embd",
