@@ -14,6 +14,7 @@ from tests.support.packed_weights import GroupedWeight
 from uqff.checkpoints.foreign import ForeignTensor
 from uqff.checkpoints.int8_rows import Int8Rows
 from uqff.checkpoints.scaled_fp8 import ScaledFP8
+from uqff.checkpoints.separate import SeparateExperts
 from uqff.checkpoints.table import TableCodes
 from uqff.families import stack
 from uqff.families.part import Part
@@ -71,6 +72,7 @@ CASES: dict[str, Callable[[Path], ForeignTensor]] = {
     "tables": lambda _: table(2),
     "int8": lambda _: int8(),
     "int8 stack": lambda _: int8(2),
+    "side by side": lambda _: SeparateExperts.of([int8(), table().narrow(1, 16, 32), int8()]),
 }
 
 

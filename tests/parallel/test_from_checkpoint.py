@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,15 +11,17 @@ from typing import Any
 import pytest
 import torch
 
+import uqff
 from tests.checkpoints.test_bitsandbytes import CONFIG as BITSANDBYTES
 from tests.checkpoints.test_bitsandbytes import GOLDEN
 from tests.checkpoints.test_bitsandbytes import stored as golden
 from tests.parallel.ranks import rank_of, run_ranks
-from tests.parallel.sources import MATRICES, fp8_blocks, gpt_oss, mlx, mxfp4, ternary
+from tests.parallel.sources import MATRICES, doubled, fp8_blocks, gpt_oss, mlx, mxfp4, ternary
 from tests.support.checkpoints import checkpoint_of, write_checkpoint
 from uqff import MissingError, ShapeError, ShardError, UnsupportedError, UqffError, open_checkpoint
 from uqff.checkpoints import Checkpoint
 from uqff.checkpoints.scaled_fp8 import ScaledFP8
+from uqff.checkpoints.separate import SeparateExperts
 from uqff.parallel import (
     ColumnParallelLayer,
     Comm,
@@ -33,6 +36,7 @@ from uqff.parallel import (
     Shard,
 )
 from uqff.parallel.checkpoint_layers import PlainExpertsWarning
+from uqff.parallel.weight import _read_spec, to_spec
 
 OUT, INPUTS = 24, 384
 SIZES: dict[str, Any] = {"in_dim": INPUTS, "out_dim": OUT, "bias": True}
@@ -53,6 +57,10 @@ def stored(folder: Path, source: str) -> Checkpoint:
     """A checkpoint of one layer with a bias."""
     tensors, config = MATRICES[source](PATH, WEIGHT)
     return checkpoint_of(folder, tensors | {f"{PATH}.bias": BIAS}, **config)
+
+
+ANYWHERE = ("plain", "fp8", "hqq", "hqq-columns", "compressed-fp8", "compressed-fp8-rows", "int8")
+"""Sources whose inputs can be cut at any place."""
 
 
 @pytest.mark.parametrize("source", MATRICES)
@@ -85,7 +93,7 @@ def test_every_source_and_layer(tmp_path: Path, source: str) -> None:
                 merged = torch.cat([torch.cat(each, 1) for each in zip(*chunks, strict=True)], 1)
                 assert torch.equal(merged, dense + BIAS)
         odd = Shard.offset(1, 7, 13)
-        if source in ("plain", "fp8", "hqq"):
+        if source in ANYWHERE:
             some: Any = RowParallelLayer.from_checkpoint(checkpoint, PATH, **SIZES, shard=odd)
             assert torch.equal(some.dequantize_w(), WEIGHT[:, 7:20])
         else:
@@ -289,29 +297,77 @@ def test_every_form_of_experts(tmp_path: Path, form: str, monkeypatch: pytest.Mo
     assert all(len(shape) == 2 or shape[0] == 1 for shape in made_dense)
 
 
-@pytest.mark.parametrize("source", ["fp8", "hqq"])
-def test_experts_with_scales_of_their_own(tmp_path: Path, source: str) -> None:
-    """One by one, each with its own codes on 1 to 3 ranks; one stack of them would not be exact, and is refused."""
+def single_experts(source: str) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """Experts one by one, the second twice WHOLE, by its scales; ``mixed``: the last one is plain, others are FP8."""
     tensors: dict[str, torch.Tensor] = {}
+    config: dict[str, Any] = {}
     for name, stack in WHOLE.items():
         for at, weight in enumerate(stack):
-            made, config = MATRICES[source](f"{EXPERTS}.{at}.{name}", weight)
-            scale = next(each for each in made if each.endswith("scale"))
-            tensors |= made | {scale: made[scale] * 2**at}
-    wholes = {name: stack * torch.tensor([1.0, 2, 4]).view(3, 1, 1) for name, stack in WHOLE.items()}
-    expected = mixture(wholes)
+            how = source if source != "mixed" else "plain" if at == 2 else "fp8"
+            made, said = MATRICES[how](f"{EXPERTS}.{at}.{name}", weight)
+            tensors |= doubled(made) if at == 1 else made
+            config = said or config
+    return tensors, config
+
+
+SINGLE = {name: stack * torch.tensor([1.0, 2, 1]).view(3, 1, 1) for name, stack in WHOLE.items()}
+
+
+@pytest.mark.parametrize("source", [*MATRICES, "mixed"])
+def test_every_source_of_experts(tmp_path: Path, source: str) -> None:
+    """Experts one by one, each with scales of its own: packed and fused, on 1 to 4 ranks, exactly.
+
+    Where they make no stack of their type, they are fused side by side: nothing is lost, or copied.
+    """
+    expected = mixture(SINGLE)
+    tensors, config = single_experts(source)
     with checkpoint_of(tmp_path, tensors, **config) as checkpoint:
-        for world_size in (1, 2, 3):
-            total = torch.zeros(len(TOKENS), HIDDEN)
-            for rank in range(world_size):
-                experts: Any = PackedExperts.from_checkpoint(checkpoint, EXPERTS, Adding(rank, world_size), **SHAPE)
-                total += experts(TOKENS, INDICES, WEIGHTS)
-                stored = checkpoint.layer(f"{EXPERTS}.2.down_proj").weight
-                assert experts.down_proj[2].weight == stored.narrow(*experts.down_proj[2].cut)
-            assert torch.equal(total, expected), world_size
-        if source == "fp8":
-            with pytest.raises(ShardError, match="experts"):
-                FusedExperts.from_checkpoint(checkpoint, EXPERTS, **SHAPE)
+        for world_size in (1, 2, 3, 4):
+            for cls in (PackedExperts, FusedExperts):
+                total = torch.zeros(len(TOKENS), HIDDEN)
+                part = INTER // world_size
+                for rank in range(world_size):
+                    made: Any = cls.from_checkpoint(checkpoint, EXPERTS, Adding(rank, world_size), **SHAPE)
+                    total += made(TOKENS, INDICES, WEIGHTS)
+                    down = made.down_proj
+                    held = down[1].weight if cls is PackedExperts else down.weight.narrow(0, 1, 1).unstack()[0]
+                    assert torch.equal(held.dequantize(), SINGLE["down_proj"][1].narrow(1, rank * part, part))
+                    if cls is FusedExperts:
+                        apart = isinstance(down.weight, SeparateExperts)
+                        assert apart == (source in ("fp8", "compressed-fp8", "hqq-columns", "mixed"))
+                        assert apart or down.weight.kind == checkpoint.meta(f"{EXPERTS}.1.down_proj").weight.kind
+                assert torch.equal(total, expected), (cls, world_size)
+
+
+def test_experts_side_by_side(tmp_path: Path) -> None:
+    """Of one scale for all they are a stack of their type; of several they are a record as any other, but a form."""
+    alike: dict[str, Any] = {}
+    for name, stack in WHOLE.items():
+        for at, weight in enumerate(stack):
+            alike |= MATRICES["fp8"](f"{EXPERTS}.{at}.{name}", weight)[0]
+    with checkpoint_of(tmp_path / "alike", alike, quant_method="fp8") as checkpoint:
+        one: Any = FusedExperts.from_checkpoint(checkpoint, EXPERTS, **SHAPE)
+        assert one.up_proj.weight.kind == "fp8"
+    tensors, config = single_experts("mixed")
+    with checkpoint_of(tmp_path / "mixed", tensors, **config) as checkpoint:
+        made: Any = FusedExperts.from_checkpoint(checkpoint, EXPERTS, **SHAPE)
+    record = made.up_proj.weight
+    assert isinstance(record, SeparateExperts)
+    assert (record.kind, record.shape, record.alignment(0)) == ("separate-experts", (E, INTER, HIDDEN), 1)
+    again = _read_spec(to_spec(record.meta()))
+    assert (again.shape, to_spec(again)) == (record.shape, to_spec(record.meta()))
+    assert pickle.loads(pickle.dumps(record)) == record != made.gate_proj.weight
+    assert [each.kind for each in record.unstack()] == ["fp8", "fp8", "unquant"]
+    for dim in (0, 1, 2):
+        size = record.shape[dim]
+        cuts = [(start, record.narrow(dim, start, length)) for start, length in ((0, 1), (1, size - 1))]
+        assert record.meta().join(cuts, dim) == record
+    for take, piece in record.tiles():
+        assert torch.equal(piece.dequantize(), take(SINGLE["up_proj"]))
+    with pytest.raises(UnsupportedError, match="experts that do not stack exactly has no form in UQFF"):
+        uqff.serialize(uqff.Layer(record))
+    with pytest.raises(ShardError, match="weights do not stack: expected matrices of one shape"):
+        SeparateExperts.of([record.unstack()[0], record.unstack()[0].narrow(0, 0, 1)])
 
 
 def test_biases_of_experts(tmp_path: Path) -> None:

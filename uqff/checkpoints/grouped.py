@@ -47,6 +47,8 @@ U8 = npt.NDArray[np.uint8]
 
 AFQ_GROUPS = (128, 64, 32)
 
+SHARED_BY = math.lcm(1, 2, 3, 4)
+
 RUN = 1 << 20
 """Weights that are dequantised together."""
 
@@ -181,8 +183,14 @@ class Groups:
         """Inputs of a group of the exact AFQ record; None if there is none."""
         if self.apart:
             return None
-        fits = [each for each in AFQ_GROUPS if self.size % each == 0 and self.shape[1] % each == 0]
-        return fits[0] if fits and self.index is None and self._never_rounds() else None
+        columns = self.shape[1]
+        fits = [each for each in AFQ_GROUPS if self.size % each == 0 and columns % each == 0]
+        if not fits or self.index is not None or not self._never_rounds():
+            return None
+        if self.size in fits:
+            return self.size
+        # Scales repeat anyway: the largest groups of which one to four ranks have as many each, where there are such.
+        return max(fits, key=lambda each: math.gcd(columns // each, SHARED_BY))
 
     def _never_rounds(self) -> bool:
         scales = float32_of(self.scales)

@@ -19,6 +19,7 @@ from uqff.checkpoints.method import Method
 from uqff.checkpoints.mlx import MLX
 from uqff.checkpoints.mxfp4 import MXFP4Checkpoint
 from uqff.checkpoints.scaled_fp8 import ScaledFP8
+from uqff.checkpoints.separate import SeparateExperts
 from uqff.checkpoints.table import TableCodes
 from uqff.errors import FormatError, UnsupportedError
 from uqff.models.config import names_uqff
@@ -38,8 +39,15 @@ METHODS: Final[tuple[type[Method], ...]] = (
 )
 """All but :class:`~uqff.checkpoints.plain.Plain`, which is what is left."""
 
-FOREIGN: Final[tuple[type[ForeignTensor], ...]] = (ScaledFP8, GroupedCodes, TableCodes, Int8Rows, GgmlBlocks)
-"""The records that methods make where no family of UQFF is exact."""
+FOREIGN: Final[tuple[type[ForeignTensor], ...]] = (
+    ScaledFP8,
+    GroupedCodes,
+    TableCodes,
+    Int8Rows,
+    GgmlBlocks,
+    SeparateExperts,
+)
+"""The records that are made where no family of UQFF is exact."""
 
 KEYS: Final = ("quantization_config", "quantization")
 """Where a configuration says how the weights were quantised; the latter is MLX's."""

@@ -12,7 +12,7 @@ Dequantise: ``table[code] * scale`` in float32. UQFF has no form for it.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -95,9 +95,15 @@ class TableCodes(ForeignTensor):
     def _join(self, slices: list[tuple[int, Self]], dim: int) -> Self:
         return join_parts(slices, dim, "codes", "scales")
 
+    STACKS_BY_VALUE: ClassVar[bool] = True
+
+    @classmethod
+    def check_stack(cls, records: Sequence[Self]) -> None:
+        """See :meth:`QuantizedTensor.check_stack`: there is one table."""
+        check_shared(records, "table")
+
     @classmethod
     def _stack(cls, records: list[Self]) -> Self:
-        check_shared(records, "table")
         return stack_parts(records, "codes", "scales")
 
     def _unstack(self) -> Self:

@@ -400,8 +400,7 @@ class QuantizedTensor(Record, Encoding, LayerRules):
     ) -> torch.Tensor:
         """One of a stack of weights as plain numbers: ``dequantize(dtype)[expert]``.
 
-        Works where no exact slice is a single expert, too: the smallest aligned range around it is dequantised, which
-        is two to a few experts.
+        Works where no exact slice is a single expert, too: the smallest aligned range around it is dequantised.
 
         Args:
             expert: index along the first dimension.
@@ -433,6 +432,10 @@ class QuantizedTensor(Record, Encoding, LayerRules):
 
     STACKS_BY_VALUE: ClassVar[bool] = False
     """Whether a stack may not be exact though all shapes fit: something belongs to a whole tensor."""
+
+    @classmethod
+    def check_stack(cls, records: Sequence[Self]) -> None:
+        """Make sure that a stack of records that are alike is exact, whatever their codes; ShardError if it is not."""
 
     @property
     def has_whole_experts(self) -> bool:
@@ -484,7 +487,7 @@ class QuantizedTensor(Record, Encoding, LayerRules):
     @classmethod
     @abstractmethod
     def _stack(cls, records: list[Self]) -> Self:
-        """Stack records that are alike; whether it is exact is for the family to check."""
+        """Stack records that are alike and that :meth:`check_stack` has let pass."""
 
     @abstractmethod
     def _unstack(self) -> Self:

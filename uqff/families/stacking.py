@@ -54,7 +54,9 @@ def stack(records: Sequence[_Record]) -> _Record:
     odd = odd_ones(devices)
     if odd:
         raise _unlike(odd, devices[odd[0]], next(d for i, d in enumerate(devices) if i not in odd), len(records))
-    return type(records[0])._stack(list(records))
+    cls = type(records[0])
+    cls.check_stack(records)
+    return cls._stack(list(records))
 
 
 def stack_parts(records: list[_Record], *names: str) -> _Record:
@@ -67,7 +69,7 @@ def unstack_parts(record: _Record, *names: str) -> _Record:
     return record.replaced(**{name: record.parts[name].view(record.parts[name].shape[1:]) for name in names})
 
 
-def check_shared(records: list[_Record], *names: str) -> None:
+def check_shared(records: Sequence[_Record], *names: str) -> None:
     """Make sure that parts are the same, bit for bit, in all records; those on the meta device are.
 
     Raises:

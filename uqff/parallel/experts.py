@@ -55,7 +55,8 @@ class FusedExperts(Mixture):
     """Experts of which each projection is one stacked weight ``[experts, out, in]``.
 
     Weights that are given one by one are stacked: exactly, the stored bytes are put together.  Those that cannot be can
-    be :class:`PackedExperts`, which do not copy anything either.
+    be :class:`PackedExperts`, which do not copy anything either; those of a checkpoint are kept side by side, as a
+    weight that UQFF has no form for (:class:`~uqff.checkpoints.separate.SeparateExperts`).
 
     Attributes:
         gate_proj: this rank's outputs of the gates, ``[experts, inter, hidden]``.

@@ -14,9 +14,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Final, TypeAlias
 
+from uqff.checkpoints.separate import SeparateExperts
 from uqff.codec.layer import Layer
 from uqff.codes import DType, Version
-from uqff.errors import ShapeError, located
+from uqff.errors import ShapeError, ShardError, located
 from uqff.families import PLAIN_KIND, QuantizedTensor, Unquant, stack
 from uqff.families.loaded import Loaded
 from uqff.families.part import Part, stacked
@@ -135,10 +136,10 @@ class Unloaded:
 
     @classmethod
     def stack(cls, experts: Sequence[Unloaded], key: str) -> Unloaded:
-        """Experts as one layer, put together exactly.
+        """Experts as one layer, put together exactly: a stack of their type, or side by side where there is none.
 
         Raises:
-            ShardError: they do not stack.
+            ShardError: they have other shapes.
             ShapeError: some have biases and others none.
         """
         biases = [each.meta.bias_part is not None for each in experts]
@@ -146,9 +147,12 @@ class Unloaded:
             expected, got = "a bias for every expert or none", f"{sum(biases)} of {len(biases)}"
             raise ShapeError("some experts have no bias", layer=key, expected=expected, got=got)
 
+        with located(layer=key):
+            together = stack if _can_stack(experts) else SeparateExperts.of
+
         def joined(layers: Sequence[Layer]) -> Layer:
             with located(layer=key):
-                weight = stack([layer.weight for layer in layers])
+                weight: QuantizedTensor = together([layer.weight for layer in layers])
             parts = [layer.bias_part for layer in layers]
             return Layer(weight, None if None in parts else stacked([part for part in parts if part is not None]))
 
@@ -181,6 +185,20 @@ class Unloaded:
         return replace(
             self, meta=meta or self.meta, take=lambda cut: change(take(cut), cut), computed=computed or self.computed
         )
+
+
+def _can_stack(experts: Sequence[Unloaded]) -> bool:
+    """Whether layers make a stack of their type; of the numbers, only what all must share is looked at, if any is."""
+    try:
+        stack([each.weight for each in experts])
+        if experts[0].weight.STACKS_BY_VALUE:
+            first, *others = experts
+            weight = first.take(first.whole()).weight
+            for each in others:
+                weight.check_stack([weight, each.take(each.whole()).weight])
+    except ShardError:
+        return False
+    return True
 
 
 UnloadedExperts: TypeAlias = "Unloaded | Sequence[Unloaded]"

@@ -146,10 +146,13 @@ def of_spec(spec: str) -> QuantizedTensor:
     return _SPECS[spec] if spec in _SPECS else _read_spec(spec)
 
 
+_RECORD: Final = "class"
+
+
 @cache
 def _read_spec(spec: str) -> QuantizedTensor:
     found = json.loads(spec)
-    record = next(each for each in (*FAMILIES, *FOREIGN) if each.__name__ == found["record"])
+    record = _class_of(found["record"])
     parts = {name: Part.planned(shape, _known(DType.of_code(code))) for name, (code, shape) in found["parts"].items()}
     return record.made_of(**parts, **{name: _unmarked(value) for name, value in found["rest"].items()})
 
@@ -157,14 +160,22 @@ def _read_spec(spec: str) -> QuantizedTensor:
 def _marked(value: Any) -> Any:
     if isinstance(value, (DType, BlockType)):
         return {type(value).__name__: value.code}
-    return value
+    if isinstance(value, type):
+        return {_RECORD: value.__name__}
+    return [_marked(each) for each in value] if isinstance(value, tuple) else value
 
 
 def _unmarked(value: Any) -> Any:
     if isinstance(value, dict):
         ((name, code),) = value.items()
+        if name == _RECORD:
+            return _class_of(code)
         return DType.of_code(code) if name == DType.__name__ else block_type_of_code(code)
-    return tuple(value) if isinstance(value, list) else value
+    return tuple(map(_unmarked, value)) if isinstance(value, list) else value
+
+
+def _class_of(name: str) -> type[QuantizedTensor]:
+    return next(each for each in (*FAMILIES, *FOREIGN) if each.__name__ == name)
 
 
 def _known(dtype: DType | None) -> DType:

@@ -245,7 +245,8 @@ class F8Q8(QuantizedTensor):
         return self.shape[-1] % BLOCK_SIZE == 0
 
     @classmethod
-    def _stack(cls, records: list[Self]) -> Self:
+    def check_stack(cls, records: Sequence[Self]) -> None:
+        """See :meth:`QuantizedTensor.check_stack`: the last block of each must be full."""
         first = records[0]
         if len(records) > 1 and first.numel % BLOCK_SIZE:
             raise ShardError(
@@ -253,8 +254,11 @@ class F8Q8(QuantizedTensor):
                 expected=f"elements in multiples of {BLOCK_SIZE}",
                 got=f"{list(first.shape)}, {first.numel} elements",
             )
+
+    @classmethod
+    def _stack(cls, records: list[Self]) -> Self:
         blocks = joined([record.parts["blocks"] for record in records], 0)
-        return first.replaced(blocks=blocks, weight_shape=(len(records), *first.shape))
+        return records[0].replaced(blocks=blocks, weight_shape=(len(records), *records[0].shape))
 
     def _unstack(self) -> Self:
         return self.replaced(weight_shape=self.shape[1:])

@@ -215,8 +215,12 @@ class FP8(QuantizedTensor):
         return join_parts(slices, dim, "weight")
 
     @classmethod
-    def _stack(cls, records: list[Self]) -> Self:
+    def check_stack(cls, records: Sequence[Self]) -> None:
+        """See :meth:`QuantizedTensor.check_stack`: one scale belongs to the whole tensor."""
         check_shared(records, *_SCALES)
+
+    @classmethod
+    def _stack(cls, records: list[Self]) -> Self:
         return stack_parts(records, "weight")
 
     def _unstack(self) -> Self:

@@ -399,11 +399,16 @@ class HQQ(QuantizedTensor):
         return self.replaced(w_q=w_q, scales=scales, zeros=zeros)
 
     @classmethod
+    def check_stack(cls, records: Sequence[Self]) -> None:
+        """See :meth:`QuantizedTensor.check_stack`: on axis 0 a column of the stack runs through all of them."""
+        if records[0].axis == 0:
+            check_shared(records, "scales", "zeros")
+
+    @classmethod
     def _stack(cls, records: list[Self]) -> Self:
         first, count = records[0], len(records)
         made = first.replaced(weight_shape=(count, *first.shape))
         if first.axis == 0:
-            check_shared(records, "scales", "zeros")
             made = made.replaced(group_size=count * first.group_size)
         else:
             scales, zeros = (joined([each.parts[name] for each in records], 0) for name in ("scales", "zeros"))
