@@ -10,6 +10,8 @@ MODEL ?=
 # What `make demo` quantises to: a comma-separated list of types, or `all`.
 TYPES ?= all
 
+# For `make crash` and `make fuzz`: processes side by side.
+JOBS ?= $(shell getconf _NPROCESSORS_ONLN)
 # For `make fuzz`: seconds, and what chooses inputs: own, or atheris, where that can be installed.
 TIME ?= 300
 ENGINE ?= own
@@ -28,7 +30,7 @@ help:
 	@echo "make cpus     tests of kernels and products, with features of this CPU hidden; nightly"
 	@echo "make checks   whether the vectors notice each check that a reader could forget, and mistakes of quantisers;"
 	@echo "              needs a C compiler; nightly"
-	@echo "make fuzz     hostile inputs by the thousand, for so many seconds    (TIME=600, ENGINE=atheris)"
+	@echo "make fuzz     hostile inputs by the thousand, for so many seconds    (TIME=600, JOBS=8, ENGINE=atheris)"
 	@echo "make crash    kills before every call that changes the file system, full disks at every write; needs Linux and a C compiler"
 	@echo "make test-oldest, make test-newest"
 	@echo "              the test suite with the oldest and newest of every dependency    (TORCH=2.13.0, TESTS='-n 2 tests/cli')"
@@ -54,11 +56,11 @@ checks: $(VENV)/.test
 	$(BIN)/python -m tools.vectors.mutants --check
 
 crash: $(VENV)/.test
-	$(BIN)/python -W ignore -m tools.crash
+	$(BIN)/python -W ignore -m tools.crash --jobs $(JOBS)
 
 fuzz: $(VENV)/.test
 	@$(if $(filter atheris,$(ENGINE)),$(INSTALL) atheris)
-	UQFF_KERNELS=reference $(BIN)/python -W ignore -m tools.fuzz --time $(TIME) --engine $(ENGINE)
+	UQFF_KERNELS=reference $(BIN)/python -W ignore -m tools.fuzz --time $(TIME) --engine $(ENGINE) --jobs $(JOBS)
 
 test-oldest: .venv-oldest/.made
 	.venv-oldest/bin/python -m pytest $(TESTS)

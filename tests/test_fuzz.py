@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from random import Random
@@ -13,9 +15,11 @@ from random import Random
 import pytest
 
 import uqff
-from tools.fuzz import coverage
+from tools.fuzz import __main__ as fuzz
+from tools.fuzz import coverage, share
 from tools.fuzz.campaign import Campaign, Memory, Tally, read_tallies, write_tallies
 from tools.fuzz.mutators import KINDS, mutated
+from tools.fuzz.share import Asked
 from tools.fuzz.targets import Target
 
 
@@ -63,8 +67,10 @@ def test_an_escape_is_told_and_kept(tmp_path: Path) -> None:
     campaign = _campaign(tmp_path, read)
     campaign.take(b"bad")
     campaign.batch(20)
-    assert campaign.problems == ["a: ValueError: escaped"]
-    assert [path.read_bytes() for path in (tmp_path / "found" / "a").iterdir()] == [b"bad"]
+    (kept,) = (path for path in (tmp_path / "found" / "a").iterdir() if not path.suffix)
+    assert campaign.problems == [f"a: ValueError: escaped, kept as found/a/{kept.name}"]
+    assert kept.read_bytes() == b"bad"
+    assert kept.with_suffix(".txt").read_text().endswith("\nValueError: escaped\n")
     assert campaign.tally == Tally(23, 22, 2, campaign.tally.slowest, campaign.tally.largest, 1)
     assert b"bad" in campaign.corpus
 
@@ -83,8 +89,9 @@ def test_an_input_that_takes_too_much_memory_is_told(tmp_path: Path) -> None:
     for data in (b"less", b"seed"):
         campaign._weigh(data)
     assert campaign.tally.problems == 1
-    assert re.fullmatch(r"a: took [0-9]+ bytes and 4 times its own 4", campaign.problems[0])
-    assert [path.read_bytes() for path in (tmp_path / "found" / "a").iterdir()] == [b"seed"]
+    (kept,) = (path for path in (tmp_path / "found" / "a").iterdir() if not path.suffix)
+    assert re.fullmatch(r"a: took [0-9]+ bytes and 4 times its own 4, kept as found/a/\w+", campaign.problems[0])
+    assert kept.read_bytes() == b"seed"
 
 
 def test_runs_add_up(tmp_path: Path) -> None:
@@ -103,3 +110,38 @@ def test_changes_are_those_of_their_seed() -> None:
             made = [mutated(data, kind, Random(seed), [data]) for seed in range(40)]
             assert made == [mutated(data, kind, Random(seed), [data]) for seed in range(40)]
             assert len(set(made)) > 1 or not data
+
+
+def test_what_a_process_dies_of_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of several processes one may end, or never end, in C code: the input is told and kept, and the work goes on."""
+
+    def read(data: bytes) -> None:
+        if data == b"bad":
+            os.kill(os.getpid(), signal.SIGSEGV)
+        if data == b"stuck":
+            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGALRM})
+            time.sleep(60)
+        raise uqff.FormatError("refused")
+
+    (tmp_path / "home").mkdir()
+    monkeypatch.setattr(fuzz, "STUCK", 0.5)
+
+    def run(name: str, seed: bytes) -> fuzz.Run:
+        target = Target(name, "bytes", [seed], read)
+        monkeypatch.setattr(share, "targets", lambda *_, **__: [target])
+        (tmp_path / name).mkdir()
+        made = fuzz.Run(tmp_path / name, Asked(tmp_path / "home", "", False, 3, 0.0, 0), 2)
+        made.go()
+        return made
+
+    fine = run("a", b"fine")
+    assert fine.tallies["a"].inputs == 7  # the seed is counted once
+    assert (fine.deaths, fine.problems) == (0, [])
+    for name, seed, death in (("b", b"bad", "SIGSEGV"), ("c", b"stuck", "SIGKILL")):
+        made = run(name, seed)
+        assert made.deaths == 2
+        assert made.tallies == {name: Tally(problems=2)}
+        (kept,) = (path for path in (tmp_path / "home" / "found" / name).iterdir() if not path.suffix)
+        assert kept.read_bytes() == seed
+        assert {problem.split(",")[0] for problem in made.problems} == {f"{name}: a process ended with {death}"}
+        assert all(problem.endswith(f" kept as found/{name}/{kept.name}") for problem in made.problems)

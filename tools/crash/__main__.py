@@ -3,36 +3,31 @@
 What must be there afterwards: for a reader, all that was there before or all that is new; after the writer has run
 again, all that is new and nothing besides.  A full disk must be an error, not a death.
 
-The calls are counted by a library that is loaded in front of the C library (``calls.c``).  The process is started once;
-each case is a fork of it, which has imported everything and started no thread.
+The calls are counted by a library that is loaded in front of the C library (``calls.c``).  The process is started once
+and has forks (``--jobs``); each case is a fork of one of these, which has imported everything and started no thread.
 """
 
 from __future__ import annotations
 
 import argparse
-import ctypes
 import os
-import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import time
-import traceback
-import warnings
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from random import Random
+from typing import NoReturn, TypeVar
 
-import uqff
-from tools.crash.writers import WRITERS, State, Writer, make_sources, names
+from tools.crash.cases import IN_A_ROW, Cases, Counted, Scene
+from tools.crash.writers import WRITERS
+from tools.processes import ALONE, Workers, scratch
+
+T = TypeVar("T")
 
 LIBRARY = "UQFF_CRASH_LIBRARY"
 """Names the library to the process that has it loaded."""
-
-FAILED = 3
-"""Exit code of a case whose writer gave an error, which a full disk is."""
 
 
 def compiled(folder: Path) -> Path:
@@ -43,140 +38,38 @@ def compiled(folder: Path) -> Path:
     return made
 
 
-@dataclass(frozen=True)
-class Scene:
-    """A writer, what was there before it, and what is there after it.
+class Share:
+    """What one of the processes does.
 
     Attributes:
-        writer: it.
-        before: a directory, to begin with.
-        old: what a reader sees of that.
-        new: what a reader sees afterwards.
-        listed: names of all files that are there then.
-        count: of the calls.
+        cases: of this process.
+        scenes: of all writers that were asked for.
     """
 
-    writer: Writer
-    before: Path
-    old: State
-    new: State
-    listed: list[str]
-    count: int
+    def __init__(self, cases: Cases, scenes: list[Scene], jobs: int, worker: int) -> None:
+        self.cases, self.scenes, self._jobs, self._worker = cases.at(worker), scenes, jobs, worker
+        self._asked = False
+        signal.signal(signal.SIGTERM, self._ask)
 
+    def _ask(self, number: int, frame: object) -> None:
+        self._asked = True
 
-class Cases:
-    """Runs the writers of this process's forks.
+    def every(self, one_in: int, first: int) -> None:
+        """A kill and a full disk at all calls of each writer, or at one in so many after the first so many."""
+        turn = 0
+        for scene in self.scenes:
+            calls = range(1 + first, scene.count + 1, one_in)
+            mine = [at for index, at in enumerate(calls, turn) if index % self._jobs == self._worker]
+            turn += len(calls)
+            for _ in self.cases.each(scene, mine):
+                if self._asked:
+                    return
 
-    Attributes:
-        kills: that were made.
-        full: disks that were full.
-        problems: what was there and should not have been.
-    """
-
-    def __init__(self, folder: Path, imported: Iterable[str] = ()) -> None:
-        """Make the sources; what of the package is imported here, no fork has to import."""
-        self.sources, self.place, self.library = folder / "sources", folder / "place", ctypes.CDLL(None)
-        for name in imported:
-            getattr(uqff, name)
-        make = self._fork(lambda: make_sources(self.sources), 0, 0)[0]
-        if make:
-            raise SystemExit("the sources cannot be made")
-        self.problems: list[str] = []
-        self.kills = self.full = 0
-
-    def _fork(self, work: object, kill_at: int, full_at: int) -> tuple[int, int]:
-        """Exit code, and how many calls were counted."""
-        reading, writing = os.pipe()
-        child = os.fork()
-        if not child:
-            code = 0
-            try:
-                warnings.simplefilter("ignore")
-                for number in (signal.SIGINT, signal.SIGTERM):
-                    signal.signal(number, signal.SIG_IGN)
-                self.library.crash_arm(ctypes.c_long(kill_at), ctypes.c_long(full_at))
-                work()  # type: ignore[operator]
-            except BaseException as error:  # noqa: BLE001  (a fork must not go on)
-                code = FAILED
-                if not isinstance(error, OSError) or not full_at:
-                    traceback.print_exc()
-            count = self.library.crash_count()
-            self.library.crash_arm(ctypes.c_long(0), ctypes.c_long(0))
-            os.write(writing, str(count).encode())
-            os._exit(code)
-        os.close(writing)
-        with os.fdopen(reading, "rb") as pipe:
-            count = int(pipe.read() or 0)
-        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), count
-
-    def _write(self, writer: Writer, kill_at: int = 0, full_at: int = 0) -> tuple[int, int]:
-        return self._fork(lambda: writer.write(self.sources, self.place), kill_at, full_at)
-
-    def _anew(self, before: Path) -> None:
-        shutil.rmtree(self.place, ignore_errors=True)
-        shutil.copytree(before, self.place)
-
-    def scene(self, writer: Writer) -> Scene:
-        """What a writer finds, and what it makes of it."""
-        before = self.place.with_name(f"before-{WRITERS.index(writer)}")
-        shutil.rmtree(before, ignore_errors=True)
-        before.mkdir()
-        code = self._fork(lambda: writer.old(self.sources, before), 0, 0)[0]
-        if code:
-            raise SystemExit(f"{writer.name}: what it is to replace cannot be made ({code})")
-        old = writer.look(before)
-        self._anew(before)
-        code, count = self._write(writer)
-        new, listed = writer.look(self.place), names(self.place)
-        if code or not count or old == new:
-            raise SystemExit(f"{writer.name}: does not write ({code}, {count} calls)")
-        return Scene(writer, before, old, new, listed, count)
-
-    def every(self, scene: Scene, one_in: int, first: int) -> Iterator[None]:
-        """A kill and a full disk at all calls of a writer, or at one in so many of them after the first so many."""
-        for at in range(1 + first, scene.count + 1, one_in):
-            self._anew(scene.before)
-            self._case(scene, f"killed before call {at}", self._write(scene.writer, at)[0], -signal.SIGKILL)
-            self._again(scene, f"after a kill before call {at}")
-            self.kills += 1
-            self._anew(scene.before)
-            code = self._write(scene.writer, 0, at)[0]
-            if code:  # else only calls that need no space came after
-                self._case(scene, f"full disk from call {at}", code, FAILED)
-                self.full += 1
-            yield
-
-    def chain(self, scene: Scene, random: Random) -> None:
-        """Kills at any call, of the run that finds what the one before has left, too."""
-        self._anew(scene.before)
-        told: list[int] = []
-        for _ in range(random.choice((1, 2, 2, 3, 4))):
-            at = random.randint(1, scene.count)
-            code = self._write(scene.writer, at)[0]
-            told.append(at)
-            if not code:  # it had less to do than the first one
-                break
-            self._case(scene, f"killed before calls {told}", code, -signal.SIGKILL)
-            self.kills += 1
-        self._again(scene, f"after kills before calls {told}")
-
-    def _case(self, scene: Scene, what: str, code: int, expected: int) -> None:
-        writer = scene.writer
-        try:
-            found = writer.look(self.place)
-        except Exception as error:  # noqa: BLE001  (each is a problem to be told)
-            self.problems.append(f"{writer.name}, {what}: {error}; {names(self.place)}")
-            return
-        if not writer.allows(found, scene.old, scene.new):
-            self.problems.append(f"{writer.name}, {what}: neither old nor new; {names(self.place)}")
-        if code != expected:
-            self.problems.append(f"{writer.name}, {what}: ended with {code}")
-
-    def _again(self, scene: Scene, what: str) -> None:
-        writer = scene.writer
-        code = self._write(writer)[0]
-        if code or writer.look(self.place) != scene.new or names(self.place) != scene.listed:
-            self.problems.append(f"{writer.name}, again {what}: ended with {code}, left {names(self.place)}")
+    def chains(self, end: float, seed: int) -> None:
+        """Kills at any calls, several in a row, until then."""
+        random = Random(f"{seed} {self._worker}")
+        while time.monotonic() < end and not self._asked:
+            self.cases.chain(random.choice(self.scenes), random)
 
 
 def main() -> None:
@@ -191,47 +84,72 @@ def main() -> None:
         "--chains", type=float, default=0, metavar="SECONDS", help="then kills at any calls, several in a row, so long"
     )
     parser.add_argument("--seed", type=int, default=0, help="of --chains")
+    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="processes side by side")
+    parser.add_argument("--keep", type=Path, metavar="DIR", help="copy there what shows a problem")
     arguments = parser.parse_args()
-    room = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
     if LIBRARY not in os.environ:
-        with tempfile.TemporaryDirectory(prefix="uqff-crash-", dir=room) as folder:
-            library = str(compiled(Path(folder)))
-            own = {"LD_PRELOAD": library, LIBRARY: folder, "UQFF_NUM_THREADS": "1", "UQFF_KERNELS": "reference"}
-            process = subprocess.Popen([sys.executable, "-m", "tools.crash", *sys.argv[1:]], env=os.environ | own)
-            for number in (signal.SIGINT, signal.SIGTERM):
-                signal.signal(number, lambda number, _: process.send_signal(number))
-            sys.exit(process.wait())
-    asked: list[int] = []  # to end
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda number, _: asked.append(number))
-    cases = Cases(Path(os.environ[LIBRARY]), () if arguments.only else uqff.__all__)
-    scenes = []
-    for writer in (each for each in WRITERS if each.name.startswith(arguments.only)):
-        kills, full, bad = cases.kills, cases.full, len(cases.problems)
-        scenes.append(scene := cases.scene(writer))
-        for _ in cases.every(scene, arguments.one_in, arguments.first) if arguments.one_in else ():
-            if asked:
-                break
-        done = f"{cases.kills - kills} kills, {cases.full - full} full disks"
-        print(f"{writer.name:34} {scene.count:5} calls  {done}, {len(cases.problems) - bad} problems", flush=True)
-        if asked:
-            break
-    kills, bad, end, random = (
-        cases.kills,
-        len(cases.problems),
-        time.monotonic() + arguments.chains,
-        Random(arguments.seed),
-    )
-    while time.monotonic() < end and not asked:
-        cases.chain(random.choice(scenes), random)
+        _begin_again(arguments.jobs)
+    if arguments.keep is not None:
+        arguments.keep.mkdir(parents=True, exist_ok=True)
+    chosen = [number for number, each in enumerate(WRITERS) if each.name.startswith(arguments.only)]
+    cases = Cases(Path(os.environ[LIBRARY]), arguments.keep)
+    cases.make_sources(dict.fromkeys(name for number in chosen for name in WRITERS[number].imports))
+    if not cases.exchanges:
+        print("names cannot be exchanged here: for a moment, nothing may be there")
+    jobs, shown = arguments.jobs, time.monotonic()
+    makers = Workers(lambda worker: [cases.at(worker).scene(number) for number in chosen[worker::jobs]])
+    scenes = sorted((each for made in _returned(makers, jobs) for each in made), key=lambda scene: scene.writer)
+
+    def work(worker: int) -> dict[str, Counted]:
+        share = Share(cases, scenes, jobs, worker)
+        if arguments.one_in:
+            share.every(arguments.one_in, arguments.first)
+        if arguments.chains:
+            share.chains(time.monotonic() + arguments.chains, arguments.seed)
+        return share.cases.tallies
+
+    workers = Workers(work)
+    ended = workers.all(jobs)
+    tallies: dict[str, Counted] = {}
+    for each in ended:
+        for name, tally in (each.made or {}).items():
+            tallies[name] = tallies.get(name, Counted()) + tally
+    for scene in scenes:
+        _show(f"{WRITERS[scene.writer].name:34} {scene.count:5} calls", tallies.get(WRITERS[scene.writer].name))
     if arguments.chains:
-        print(f"{'in a row':34} {cases.kills - kills:11} kills, {len(cases.problems) - bad} problems")
-    if asked:
+        _show(f"{IN_A_ROW:45}", tallies.get(IN_A_ROW))
+    whole = sum(tallies.values(), Counted())
+    whole.problems += [f"process {each.worker} ended with {each.death}" for each in ended if each.death]
+    if workers.asked:
         print("interrupted")
-    for problem in cases.problems[:50]:
-        print(problem)
-    print(f"{cases.kills} kills, {cases.full} full disks, {len(cases.problems)} problems")
-    sys.exit(bool(cases.problems))
+    print(*whole.problems, sep="\n", end="\n" if whole.problems else "")
+    print(f"{time.monotonic() - shown:.0f} s in {jobs} processes")
+    print(f"{whole.kills} kills, {whole.full} full disks, {len(whole.problems)} problems")
+    sys.exit(bool(whole.problems))
+
+
+def _begin_again(jobs: int) -> NoReturn:
+    """With the library in front of all others."""
+    with tempfile.TemporaryDirectory(prefix="uqff-crash-", dir=scratch(jobs)) as folder:
+        library = str(compiled(Path(folder)))
+        own = {"LD_PRELOAD": library, LIBRARY: folder, "UQFF_KERNELS": "reference"}
+        process = subprocess.Popen([sys.executable, "-m", "tools.crash", *sys.argv[1:]], env=os.environ | own | ALONE)
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, lambda number, _: process.send_signal(number))
+        sys.exit(process.wait())
+
+
+def _returned(workers: Workers[T], count: int) -> list[T]:
+    """What all of them made; the end of this process, if one died."""
+    ended = workers.all(count)
+    if any(each.death for each in ended) or workers.asked:
+        raise SystemExit(", ".join(f"process {each.worker}: {each.death}" for each in ended if each.death))
+    return [each.made for each in ended if each.made is not None]
+
+
+def _show(what: str, tally: Counted | None) -> None:
+    tally = tally or Counted()
+    print(f"{what}  {tally.kills} kills, {tally.full} full disks, {len(tally.problems)} problems", flush=True)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,6 +26,13 @@ __all__ = ["WRITERS", "State", "Writer", "make_sources", "names"]
 State = dict[str, str]
 """Digests by name: all that a reader sees. Empty where there is nothing."""
 
+LAYERS = ("uqff.conversion.from_gguf", "uqff.conversion.to_gguf", "uqff.export.dequantize", "uqff.quantization.run")
+MODELS = ("uqff.integrations.saving", "transformers.models.llama.modeling_llama")
+EVAL = ("uqff.cli.eval", "uqff.evaluation.evaluate", "uqff.evaluation.picture", *MODELS)
+CALIBRATE = ("uqff.cli.calibrate", "uqff.calibration.calibrate", *MODELS)
+PLAN = ("uqff.cli.plan", "uqff.planning.plan", "uqff.planning.picture")
+PAGE = ("uqff.cli.inspect", "uqff.inspection.page")
+
 TINY = TinyModel(hidden_size=64, intermediate_size=64, heads=2)
 SHARD = 20_000
 
@@ -40,6 +48,7 @@ class Writer:
         look: what a reader sees of it.
         between: whether something else may be there after a kill, which the next run sets right: each file old or new
             by itself (``"each"``), or nothing at the place of what is to be replaced (``"none"``).
+        imports: modules that it needs, so that not each case has to import them.
     """
 
     name: str
@@ -47,6 +56,7 @@ class Writer:
     write: Callable[[Path, Path], object]
     look: Callable[[Path], State]
     between: Literal["", "each", "none"] = ""
+    imports: tuple[str, ...] = LAYERS
 
     def allows(self, found: State, old: State, new: State) -> bool:
         """Whether this may be there after a kill, or on a full disk."""
@@ -62,6 +72,7 @@ def make_sources(folder: Path) -> None:
         uqff.quantize_model(folder / "checkpoint", folder / kind, kind, shard_bytes=SHARD)
         uqff.quantize_model(folder / "checkpoint", folder / f"v0-{kind}", kind, version="0.2", shard_bytes=SHARD)
     uqff.convert(folder / "q4_0", folder / "m.gguf", to="gguf")
+    (folder / "text").write_text(" ".join(f"t{3 + at * at % 50}" for at in range(64)))
 
 
 def _save(kind: str, shard_bytes: int) -> Callable[[Path, Path], object]:
@@ -163,12 +174,49 @@ def _importance(chunk: int) -> Callable[[Path, Path], object]:
     return write
 
 
-def _page(kind: str) -> Callable[[Path, Path], object]:
-    def write(sources: Path, place: Path) -> None:
-        if main(["inspect", str(sources / kind), "--html", str(place / "page.html")], standalone_mode=False):
+def _command(*words: str) -> None:
+    """A command of ``uqff``, of which an exit code other than 0 is an error."""
+    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
+        if main(list(words), standalone_mode=False):
             raise OSError("the command failed")
 
+
+def _calibrate(windows: int) -> Callable[[Path, Path], object]:
+    def write(sources: Path, place: Path) -> None:
+        out = ["-o", str(place / "i.gguf"), "--hessian", str(place / "h.safetensors"), "--quiet"]
+        _command("calibrate", str(sources / "checkpoint"), *_text(sources, windows), *out)
+
     return write
+
+
+def _eval(windows: int) -> Callable[[Path, Path], object]:
+    def write(sources: Path, place: Path) -> None:
+        out = ["--keep-logits", str(place / "logits"), "--picture", str(place / "p.svg"), "--json"]
+        _command("eval", str(sources / "q8_0"), *_text(sources, windows), *out)
+
+    return write
+
+
+def _text(sources: Path, windows: int) -> list[str]:
+    return ["--text", str(sources / "text"), "--context", "16", "--windows", str(windows)]
+
+
+def _plan(bits: int) -> Callable[[Path, Path], object]:
+    def write(sources: Path, place: Path) -> None:
+        out = ["--out", str(place / "topology.yml"), "--picture", str(place / "p.svg"), "--json"]
+        _command("plan", str(sources / "checkpoint"), "--bits", str(bits), "--types", "q4_0,q8_0", *out)
+
+    return write
+
+
+def _layer_sums(kind: str) -> Callable[[Path, Path], object]:
+    return lambda sources, place: _command(
+        "checksum", str(sources / kind), "--layers", "--write", "--sums", str(place / "SHA256SUMS.layers")
+    )
+
+
+def _page(kind: str) -> Callable[[Path, Path], object]:
+    return lambda sources, place: _command("inspect", str(sources / kind), "--html", str(place / "page.html"))
 
 
 def _nothing(sources: Path, place: Path) -> None:
@@ -221,7 +269,17 @@ WRITERS = (
     Writer("checksum --write", _sums("q8_0"), _sums("q4_0"), _files("SHA256SUMS")),
     Writer("report --write", _listed_model, _report, _files("out"), between="each"),
     Writer("importance matrices", _importance(2), _importance(3), _files(""), between="each"),
-    Writer("inspect --html", _page("q8_0"), _page("q4_0"), _files("page.html")),
+    Writer("inspect --html", _page("q8_0"), _page("q4_0"), _files("page.html"), imports=PAGE),
+    Writer(
+        "checksum --layers --write",
+        _layer_sums("q8_0"),
+        _layer_sums("q4_0"),
+        _files("SHA256SUMS.layers"),
+        imports=("uqff.cli.checksum",),
+    ),
+    Writer("calibrate --hessian", _calibrate(1), _calibrate(2), _files(""), "each", CALIBRATE),
+    Writer("eval --keep-logits --picture", _eval(1), _eval(2), _files(""), "each", EVAL),
+    Writer("plan --out --picture", _plan(8), _plan(5), _files(""), "each", PLAN),
 )
 
 

@@ -2,47 +2,47 @@
 
 An input is a changed one of the corpus: the seeds, and each input that gave an outcome (kind of error, problem, field)
 which none before had given; these are kept, beyond the run, in ``~/.cache/uqff-fuzz`` or where ``UQFF_FUZZ`` says.
-What breaks a promise is kept there too, under ``found``, and what all runs have counted, in ``summary.json``.
+What breaks a promise is kept there too, under ``found``, with a text that says how, and what all runs have counted, in
+``summary.json``.
 
-Each target has the same time of the processor.  A run that is interrupted says what it has done, as one that ends.
+Each target has the same time of the processor.  Several processes (``--jobs``) share the corpus.  One that dies of an
+input, or never ends it, is begun anew; the input is kept as any other that breaks a promise.  A run that is interrupted
+says what it has done, as one that ends.
 """
 
 from __future__ import annotations
 
 import argparse
-import gc
 import math
 import os
-import signal
-import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
-from random import Random
+
+import torch
 
 from tools.fuzz import coverage
-from tools.fuzz.campaign import Campaign, Tally, read_tallies, write_tallies
+from tools.fuzz.campaign import HANGING, Tally, keep_found, read_tallies, write_tallies
+from tools.fuzz.share import Asked, Found, Share, Watch
 from tools.fuzz.targets import targets
+from tools.processes import ALONE, Ended, Workers, scratch
 
-TURN = 0.5
-"""Seconds of the processor that a target has before the next one has its turn."""
+MOST_DEATHS = 50
+"""Of processes, after which no other is begun."""
 
-MOST_TOGETHER = 4096
-"""Inputs of a turn."""
-
-SAVED = 30.0
-"""Seconds after which the summary is written again."""
+STUCK = 2.0 * HANGING
+"""Seconds of the clock after which a process is ended that has not given up an input: it is in C code."""
 
 
 def main() -> None:
-    """Take turns among the targets until the time is over."""
+    """Begin the processes, and add up what they have found."""
     parser = argparse.ArgumentParser(prog="python -m tools.fuzz", description=__doc__)
     parser.add_argument("--time", type=float, default=60, metavar="SECONDS", help="for all targets together")
-    parser.add_argument("--inputs", type=int, metavar="N", help="of each target, in place of a time")
+    parser.add_argument("--inputs", type=int, metavar="N", help="of each target in each process, in place of a time")
     parser.add_argument("--seed", type=int, default=None, help="of the changes; another one each time without")
     parser.add_argument("--only", default="", metavar="NAME", help="only targets whose name begins so")
+    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="processes side by side")
     parser.add_argument(
         "--engine", choices=("own", "atheris"), default="own", help="what chooses inputs; atheris if it is installed"
     )
@@ -51,68 +51,138 @@ def main() -> None:
     if arguments.engine == "atheris" and not coverage.available():
         parser.error("atheris is not installed here: pip install atheris, for Linux and some versions of Python")
     warnings.simplefilter("ignore")
+    os.environ.update(ALONE)
     seed = int.from_bytes(os.urandom(4), "little") if arguments.seed is None else arguments.seed
     home = Path(os.environ.get("UQFF_FUZZ") or Path.home() / ".cache" / "uqff-fuzz")
-    room = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
-    campaigns: list[Campaign] = []
-    saved = time.monotonic()
-    with tempfile.TemporaryDirectory(prefix="uqff-fuzz-", dir=room) as folder:
-        chosen = targets(Path(folder), arguments.only, light=arguments.light)
-        home.mkdir(parents=True, exist_ok=True)
-        summary, before = home / "summary.json", read_tallies(home / "summary.json")
+    home.mkdir(parents=True, exist_ok=True)
+    begun = time.monotonic()
+    asked = Asked(home, arguments.only, arguments.light, arguments.inputs, begun + arguments.time, seed)
+    summary, before = home / "summary.json", read_tallies(home / "summary.json")
+    with tempfile.TemporaryDirectory(prefix="uqff-fuzz-", dir=scratch(arguments.jobs)) as folder:
+        run = Run(Path(folder), asked, arguments.jobs)
         if arguments.engine == "atheris":
-            if not coverage.available():
-                parser.error(
-                    "atheris is not installed here: pip install atheris, for Linux and some versions of Python"
-                )
-            counts = Path(folder, "counts.json")
-            for target in chosen:
-                coverage.run(target.name, home, math.ceil(arguments.time / len(chosen)), seed, counts)
-                before = _added(before, read_tallies(counts))
-                counts.unlink(missing_ok=True)
-                write_tallies(summary, before)
-            _print(before)
-            sys.exit(any(tally.problems for tally in before.values()))
-        asked: list[int] = []  # to end
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, lambda number, _: asked.append(number))
-        campaigns += [Campaign(each, home, Random(f"{seed} {each.name}")) for each in chosen if not asked]
-        gc.freeze()
-        for campaign, inputs, seconds in _turns(campaigns, arguments.inputs, arguments.time):
-            if asked:
-                print("interrupted")
-                break
-            campaign.batch(inputs, seconds)
-            if time.monotonic() > saved + SAVED:
-                write_tallies(summary, _sum(before, campaigns))
-                saved = time.monotonic()
-        write_tallies(summary, _sum(before, campaigns))
+            run.reached(arguments.time)
+        else:
+            run.go()
+    write_tallies(summary, added(before, run.tallies))
+    if run.workers.asked:
+        print("interrupted")
     print(f"seed {seed}")
-    _print({each.target.name: each.tally for each in campaigns})
-    problems = list(dict.fromkeys(problem for each in campaigns for problem in each.problems))
-    print(*problems[:40], sep="\n", end="\n" if problems else "")
-    print(f"{sum(each.tally.inputs for each in campaigns)} inputs, {sum(c.tally.problems for c in campaigns)} problems")
+    _print(run.tallies)
+    print(*dict.fromkeys(run.problems), sep="\n", end="\n" if run.problems else "")
+    if not run.weighed:
+        print("memory was not looked at: this system does not tell the most that a process had")
+    inputs = sum(tally.inputs for tally in run.tallies.values())
+    problems = sum(tally.problems for tally in run.tallies.values())
+    print(f"{time.monotonic() - begun:.0f} s in {arguments.jobs} processes, {run.deaths} of which died")
+    print(f"{inputs} inputs, {problems} problems")
     if before:
         print("with earlier runs:")
-        _print(_sum(before, campaigns))
-    sys.exit(bool(problems))
+        _print(added(before, run.tallies))
+    raise SystemExit(bool(problems))
 
 
-def _turns(campaigns: list[Campaign], inputs: int | None, seconds: float) -> Iterator[tuple[Campaign, int, float]]:
-    """Whose turn it is, for how many inputs and how long."""
-    end, left = time.monotonic() + seconds, inputs
-    while left if left is not None else time.monotonic() < end:
-        turn = min(left or MOST_TOGETHER, MOST_TOGETHER)
-        for campaign in campaigns:
-            yield campaign, turn, TURN if left is None else float("inf")
-        left = None if left is None else left - turn
+class Run:
+    """The processes of a campaign.
+
+    Attributes:
+        tallies: what was counted, by target.
+        problems: broken promises.
+        weighed: whether memory was looked at.
+        deaths: of processes.
+        workers: they.
+    """
+
+    def __init__(self, folder: Path, asked: Asked, jobs: int) -> None:
+        self._folder, self._asked, self._jobs = folder, asked, jobs
+        self._watches = [Watch(folder / f"watch-{worker}") for worker in range(jobs)]
+        self._begun = 0
+        self.tallies: dict[str, Tally] = {}
+        self.problems: list[str] = []
+        self.weighed, self.deaths = True, 0
+        self._homes = [folder] * jobs
+        self.workers: Workers[Found] = Workers(self._work)
+
+    def _begin(self, worker: int) -> None:
+        self._homes[worker] = self._folder / str(self._begun)
+        self._homes[worker].mkdir()
+        self._begun += 1
+        self._watches[worker].end()
+        self.workers.begin(worker)
+
+    def _work(self, worker: int) -> Found:
+        torch.set_num_threads(1)
+        home, watch = self._homes[worker], self._watches[worker]
+        return Share(home, int(home.name), self._asked, watch).run()
+
+    def go(self) -> None:
+        """From beginning to end."""
+        for worker in range(self._jobs):
+            self._begin(worker)
+        while self.workers.running:
+            ended = self.workers.wait(1.0)
+            if ended is not None:
+                self._end(ended)
+            for worker, watch in enumerate(self._watches):
+                at = watch.at()
+                if at is not None and time.monotonic() - at[0] > STUCK:
+                    self.workers.kill(worker)
+
+    def _end(self, ended: Ended[Found]) -> None:
+        if ended.made is not None:
+            self._add(ended.made.tallies, ended.made.problems)
+            self.weighed &= ended.made.weighed
+            return
+        self.deaths += 1
+        counts = read_tallies(self._homes[ended.worker] / "counts.json")
+        self._add(
+            counts,
+            [
+                f"{name}: {tally.problems} found before a process died"
+                for name, tally in counts.items()
+                if tally.problems
+            ],
+        )
+        at = self._watches[ended.worker].at()
+        told, name = f"a process ended with {ended.death}", "all"
+        if at is not None:
+            begun, name, data = at
+            told = f"{told}, {time.monotonic() - begun:.0f} s after it began to read an input"
+            told += f", kept as {keep_found(self._asked.home, name, data, told)}"
+        self._add({name: Tally(problems=1)}, [f"{name}: {told}"])
+        is_early = self._asked.inputs is None and time.monotonic() < self._asked.end
+        if is_early and at is not None and not self.workers.asked and self.deaths < MOST_DEATHS:
+            self._begin(ended.worker)
+
+    def _add(self, tallies: dict[str, Tally], problems: list[str]) -> None:
+        self.tallies = added(self.tallies, tallies)
+        self.problems += problems
+
+    def reached(self, seconds: float) -> None:
+        """The same with the other engine, which has a process of its own for each target."""
+        asked = self._asked
+        chosen = [each.name for each in targets(self._folder, asked.only, light=asked.light)]
+        each = max(1, math.ceil(seconds * self._jobs / len(chosen)))
+
+        def work(worker: int) -> Found:
+            tallies: dict[str, Tally] = {}
+            for name in chosen[worker :: self._jobs]:
+                counts = self._folder / f"counts-{worker}.json"
+                coverage.run(name, asked.home, each, asked.seed, counts)
+                tallies = added(tallies, read_tallies(counts))
+                counts.unlink(missing_ok=True)
+            return Found(tallies, [f"{name}: see found" for name, tally in tallies.items() if tally.problems], True)
+
+        self.workers = Workers(work)
+        for ended in self.workers.all(self._jobs):
+            if ended.made is None:
+                self._add({"all": Tally(problems=1)}, [f"a process ended with {ended.death}"])
+            else:
+                self._add(ended.made.tallies, ended.made.problems)
 
 
-def _sum(before: dict[str, Tally], campaigns: list[Campaign]) -> dict[str, Tally]:
-    return _added(before, {each.target.name: each.tally for each in campaigns})
-
-
-def _added(before: dict[str, Tally], now: dict[str, Tally]) -> dict[str, Tally]:
+def added(before: dict[str, Tally], now: dict[str, Tally]) -> dict[str, Tally]:
+    """What two runs have counted."""
     return {name: before.get(name, Tally()) + now.get(name, Tally()) for name in {**before, **now}}
 
 

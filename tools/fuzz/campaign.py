@@ -10,17 +10,20 @@ import re
 import signal
 import sys
 import time
+import traceback
+from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from random import Random
 from types import FrameType
+from typing import Protocol
 
 from tools.fuzz.mutators import mutated
 from tools.fuzz.targets import Target
 from uqff import UqffError
 from uqff.container.atomic import atomic_file
 
-__all__ = ["Campaign", "Tally", "read_tallies", "write_tallies"]
+__all__ = ["HANGING", "Campaign", "Tally", "keep_found", "read_tallies", "write_tallies"]
 
 MOST_SECONDS = 2.0
 """Of processor time, for one input."""
@@ -54,8 +57,12 @@ class Memory:
 
     def __init__(self) -> None:
         self.is_possible = sys.platform == "linux" and hasattr(ctypes.CDLL(None), "malloc_trim")
-        self.is_possible = self.is_possible and os.access("/proc/self/clear_refs", os.W_OK)
         self._before = 0
+        try:  # some sandboxes have not all of /proc
+            self.begin()
+            self.grown()
+        except (OSError, ValueError):
+            self.is_possible = False
 
     def begin(self) -> None:
         if self.is_possible:
@@ -114,6 +121,14 @@ def write_tallies(path: Path, tallies: dict[str, Tally]) -> None:
         file.write(json.dumps({name: asdict(tally) for name, tally in tallies.items()}, indent=1).encode())
 
 
+class Noted(Protocol):
+    """Is told of each input before and after it is read."""
+
+    def begin(self, target: str, data: bytes) -> None: ...
+
+    def end(self) -> None: ...
+
+
 class Campaign:
     """The inputs of one target.
 
@@ -124,15 +139,16 @@ class Campaign:
         problems: broken promises.
     """
 
-    def __init__(self, target: Target, home: Path, random: Random) -> None:
-        self.target, self.random, self.memory = target, random, Memory()
-        name = re.sub(r"[^a-z0-9]+", "-", target.name.lower())
-        self.kept, self.found = home / "corpus" / name, home / "found" / name
+    def __init__(self, target: Target, home: Path, random: Random, watch: Noted | None = None) -> None:
+        self.target, self.random, self.memory, self.home, self._watch = target, random, Memory(), home, watch
+        self.kept = home / "corpus" / _folder(target.name)
         self.kept.mkdir(parents=True, exist_ok=True)
-        self.corpus = [*target.seeds, *(path.read_bytes() for path in sorted(self.kept.iterdir()))]
+        self._known = {path.name: path.read_bytes() for path in self._others()}
+        self.corpus = [*target.seeds, *self._known.values()]
         self.outcomes: set[str] = set()
         self.tally = Tally()
         self.problems: list[str] = []
+        self._reported: Counter[str] = Counter()
         self._warm = False
         signal.signal(signal.SIGALRM, _alarm)
         for data in self.corpus:
@@ -140,10 +156,23 @@ class Campaign:
         self.tally.outcomes = len(self.outcomes)
         self._warm = True
 
+    def _others(self) -> list[Path]:
+        """Files of the corpus; of one that is being written, there is another name."""
+        return sorted(path for path in self.kept.iterdir() if not path.name.startswith("."))
+
+    def adopt(self) -> None:
+        """Read what other processes have added to the corpus since."""
+        for path in self._others():
+            if path.name not in self._known:
+                self._known[path.name] = data = path.read_bytes()
+                self.take(data)
+
     def run(self, data: bytes) -> tuple[str, float]:
         """Read an input; its outcome, and seconds of processor time."""
         self.tally.inputs += 1
-        start, problem = time.process_time(), ""
+        if self._watch is not None:
+            self._watch.begin(self.target.name, data)
+        start, problem, told = time.process_time(), "", ""
         signal.alarm(HANGING)
         try:
             outcome = f"fine {self.target.read(data) or ''}"
@@ -155,16 +184,18 @@ class Campaign:
             outcome, problem = "hangs", f"takes more than {HANGING} s"
         except Exception as error:  # noqa: BLE001  (that is what is looked for)
             outcome = f"escape {type(error).__name__}"
-            problem = f"{type(error).__name__}: {error}"[:300]
+            problem, told = f"{type(error).__name__}: {error}"[:300], traceback.format_exc()
         finally:
             signal.alarm(0)
         took = time.process_time() - start
+        if self._watch is not None:
+            self._watch.end()
         if self._warm:  # at first, modules are imported
             self.tally.slowest = max(self.tally.slowest, took)
             if took > MOST_SECONDS:
                 problem = problem or f"took {took:.1f} s"
         if problem:
-            self._report(data, problem)
+            self._report(data, problem, told)
         return outcome, took
 
     def take(self, data: bytes) -> None:
@@ -175,7 +206,7 @@ class Campaign:
             self.tally.outcomes = len(self.outcomes)
             if len(data) <= LONGEST_KEPT and len(self.corpus) < MOST_KEPT:
                 self.corpus.append(data)
-                _keep(self.kept, data)
+                self._known[_keep(self.kept, data).name] = data
 
     def batch(self, inputs: int, seconds: float = float("inf")) -> None:
         """So many more inputs, or as many as a time of the processor allows."""
@@ -208,12 +239,12 @@ class Campaign:
             self._report(data, f"took {beyond} bytes and {TIMES_INPUT} times its own {len(data)}")
         return beyond
 
-    def _report(self, data: bytes, problem: str) -> None:
+    def _report(self, data: bytes, problem: str, told: str = "") -> None:
         self.tally.problems += 1
-        told = f"{self.target.name}: {problem}"
-        if self.problems.count(told) < MOST_FOUND:
-            self.problems.append(told)
-            _keep(self.found, data)
+        if self._reported[problem] < MOST_FOUND:
+            self._reported[problem] += 1
+            kept = keep_found(self.home, self.target.name, data, told or problem)
+            self.problems.append(f"{self.target.name}: {problem}, kept as {kept}")
 
 
 def _spent() -> float:
@@ -221,6 +252,21 @@ def _spent() -> float:
     return sum(os.times()[:4])
 
 
-def _keep(folder: Path, data: bytes) -> None:
+def _folder(target: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", target.lower())
+
+
+def keep_found(home: Path, target: str, data: bytes, told: str) -> str:
+    """Keep an input that breaks a promise, and a text that says how; the path below the home."""
+    path = _keep(home / "found" / _folder(target), data)
+    path.with_suffix(".txt").write_text(told, "utf-8", "backslashreplace")
+    return path.relative_to(home).as_posix()
+
+
+def _keep(folder: Path, data: bytes) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / hashlib.sha256(data).hexdigest()[:16]).write_bytes(data)
+    path = folder / hashlib.sha256(data).hexdigest()[:16]
+    beside = folder / f".{path.name}-{os.getpid()}"
+    beside.write_bytes(data)
+    beside.rename(path)
+    return path
