@@ -18,22 +18,34 @@ import click
 from tools.interop.client import Client
 from tools.tiny.architectures import GOLDEN, HIDDEN, VOCABULARY, digest
 from tools.tiny.models import TinyModel
+from tools.tiny.newer_towers import NEWER
 from tools.tiny.text import CLIENT_VERSION, KIND, values_of
 from tools.tiny.towers import MULTIMODALS
 
-__all__ = ["MULTIMODALS", "RENAMED", "SUPERFLUOUS", "client_digests", "has", "readable_residual", "write"]
+__all__ = ["MULTIMODALS", "RENAMED", "SUPERFLUOUS", "VARIANTS", "client_digests", "has", "readable_residual", "write"]
 
+MULTIMODALS.update(NEWER)
 DIGESTS = GOLDEN / "v1" / "MULTIMODAL.json"
 LOADER = "MultimodalPlain"
 """The client's loader."""
 
-RENAMED: Final = {"Idefics2": ("model.text_model.", "model.text_model.model.")}
-"""Tensors that the client writes into the residual by another name, by which it does not find them again."""
+SCALE: Final = ("router.per_expert_scale", "moe.per_expert_scale")
+RENAMED: Final = {
+    "Idefics2": ("model.text_model.", "model.text_model.model."),
+    "Gemma 4 MoE": SCALE,
+    "DiffusionGemma": SCALE,
+}
+"""Tensors that the client writes into the residual by another name: of Idefics2 it does not find them again."""
 SUPERFLUOUS: Final = {
     "Idefics2": ("model.text_model.embed_tokens.weight",),
     "Mistral 3": tuple(f"vision_tower.patch_positional_embedding.{name}" for name in ("cos", "sin")),
+    "Gemma 4": tuple(f"model.embed_{kind}.embedding_pre_projection_norm.weight" for kind in ("audio", "vision")),
+    "Gemma 4 MoE": ("model.embed_vision.embedding_pre_projection_norm.weight",),
+    "DiffusionGemma": ("model.encoder.embed_vision.embedding_pre_projection_norm.weight",),
 }
-"""Tensors that the client writes into the residual, and does not read: a layer once more, what it computes anyway."""
+"""Tensors that the client writes into the residual, and does not need: a layer once more, what it computes, ones."""
+VARIANTS: Final = ("Gemma 3 text", "Gemma 4 MoE")
+"""No architectures of their own: one has no tower."""
 
 
 def has(name: str) -> bool:

@@ -327,7 +327,7 @@ def write(name: str, folder: Path) -> None:
 
 def values_of(name: str, shape: tuple[int, ...]) -> np.ndarray[Any, np.dtype[np.float32]]:
     """As of other tiny checkpoints, but for vectors that are no norms: those are about 0."""
-    made = tensor(name, shape)
+    made = np.asarray(tensor(name, shape))
     return made if len(shape) != 1 or "norm" in name else made - np.float32(1)
 
 

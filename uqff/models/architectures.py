@@ -88,7 +88,8 @@ class EntryName:
     Attributes:
         key: its path in the model, without ``.weight``.
         parts: what it is made of: one layer, or one for each expert, in order.
-        role: ``head`` or ``embedding``, if it is that; the embedding of a tied model is both, and called by the latter.
+        role: ``head`` or ``embedding``, if it is that or treated like it; the embedding of a tied model is both, and
+            called by the latter.
     """
 
     key: str
@@ -151,7 +152,7 @@ def _text_config(architecture: Architecture, config: Mapping[str, Any]) -> Mappi
     return {**architecture.defaults, **text}
 
 
-def tower_names(config: Mapping[str, Any]) -> list[LayerName]:
+def tower_names(config: Mapping[str, Any]) -> list[EntryName]:
     """The layers that a model has besides those of its language model; they have no numbers.
 
     Args:
@@ -161,23 +162,36 @@ def tower_names(config: Mapping[str, Any]) -> list[LayerName]:
         UnsupportedError: the architecture is unknown.
         FormatError: the configuration lacks a number or has a senseless one.
     """
-    names: list[LayerName] = []
+    entries: list[EntryName] = []
     for tower in architecture_of(config).towers:
+        if tower.needs and _placed(config, tower.needs) in (None, 0):
+            continue
         blocks = [f"{tower.path}.{block}" for block in range(_depth(tower, config))] if tower.depth else [tower.path]
-        modules = [f"{block}.{path}" for block in blocks for path in tower.paths]
-        names += [LayerName(-1, module, f"{module}.weight", block_of(module)) for module in modules]
-    return names
+        for module in (f"{block}.{path}" for block in blocks for path in tower.paths):
+            part = LayerName(-1, module, f"{module}.weight", block_of(module))
+            entries.append(EntryName(module, (part,), "embedding" if tower.promoted else None))
+    return entries
+
+
+def _placed(config: Mapping[str, Any], place: str) -> Any:
+    """What stands at a dotted place; None if nothing does.
+
+    Raises:
+        FormatError: there is something else than an object on the way.
+    """
+    parent, _, key = place.rpartition(".")
+    values = _placed(config, parent) if parent else config
+    if not isinstance(values, Mapping):
+        raise FormatError("not an object", field=f"config.{parent}", got=type(values).__name__)
+    return values.get(key)
 
 
 def _depth(tower: Tower, config: Mapping[str, Any]) -> int:
     """How many blocks a tower has."""
-    place, _, key = tower.depth.rpartition(".")
-    numbers = config.get(place)
-    if not isinstance(numbers, Mapping):
-        raise FormatError("not an object", field=f"config.{place}", got=type(numbers).__name__)
-    if numbers.get(key) is None and tower.default is not None:
+    depth = _placed(config, tower.depth)
+    if depth is None and tower.default is not None:
         return tower.default
-    return count({tower.depth: numbers.get(key)}, tower.depth, least=0, most=MAX_BLOCKS)
+    return count({tower.depth: depth}, tower.depth, least=0, most=MAX_BLOCKS)
 
 
 def embedding_name(config: Mapping[str, Any]) -> str:
@@ -201,13 +215,13 @@ def entry_names(config: Mapping[str, Any], version: tuple[int, int, int]) -> lis
         FormatError: the configuration lacks a number or has a senseless one.
     """
     head, *blocks = _layer_names(config, numbered=False)
-    entries = stacked_names([*blocks, *tower_names(config)])
+    entries = [*stacked_names(blocks), *tower_names(config)]
     embedding = embedding_name(config)
     tied = head.weight == f"{embedding}.weight"
     # Before, other tied models have a head of their own; the loaders of these multiply by the dense embedding.
     if not tied or (version < EMBEDDING_SINCE and architecture_of(config).tied != "always"):
         entries.append(EntryName(head.module, (head,), "head"))
-    if version >= EMBEDDING_SINCE:
+    if version >= EMBEDDING_SINCE and not architecture_of(config).embeds_plainly:
         part = LayerName(len(blocks) + 1, embedding, f"{embedding}.weight", None)
         entries.append(EntryName(embedding, (part,), "embedding"))
     return sorted(entries, key=lambda entry: entry.key)

@@ -61,6 +61,9 @@ METHOD_SINCE: Final = Version(1, 2, 0)
 """The first version beside which it stands: engines that read none later refuse a method that they do not know."""
 
 EXPERT_COUNTS: Final = ("num_experts", "num_local_experts")
+GEMMA3: Final = ("Gemma 3", "Gemma 3 text")
+BY_LAYER: Final = ("Gemma 4", "DiffusionGemma")
+"""Architectures of which there is the newer form only."""
 LAYER_TYPES: Final = ("full_attention", "sliding_attention")
 MOVED: Final = ("rope_theta", "partial_rotary_factor")
 """What stands beside ``rope_scaling`` in the older form."""
@@ -169,8 +172,10 @@ class _Restated:
         self.made = dict(config)
         self.field = field
         rope = self._object(self.made, "rope_parameters", field)
-        if title.startswith("Gemma 3"):
+        if title in GEMMA3:
             self._add_rope_by_layer(rope or {})
+        elif title in BY_LAYER:
+            return  # the engine reads them as transformers writes them
         elif rope is not None:
             self._add_rope(rope, f"{field}.rope_parameters", phi=title == "Phi-3")
         self._add_rope_type(phi=title == "Phi-3")
@@ -279,7 +284,7 @@ def _check_expressible(config: Mapping[str, Any], file: str) -> None:
     except UnsupportedError:
         return
     text = config.get(architecture.text_config) if architecture.text_config else config
-    if not architecture.title.startswith("Gemma 3") or not isinstance(text, dict):
+    if architecture.title not in GEMMA3 or not isinstance(text, dict):
         return
     types, pattern = text.get("layer_types"), text.get("sliding_window_pattern", 6)
     if isinstance(types, list) and type(pattern) is int and pattern > 0:

@@ -13,22 +13,20 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from uqff.models.text import (
-    ATTENDS,
     ATTENTION,
-    CONVOLVES,
-    DENSE,
     DENSE_BY_STEP,
     MLP,
     QKV,
     SPARSE_BY_STEP,
+    TEXT,
     THREE,
-    W123,
     Architecture,
     Group,
     Rule,
     Tower,
     count,
     experts,
+    given,
     listed,
     otherwise,
 )
@@ -37,6 +35,7 @@ __all__ = ["MULTIMODAL"]
 
 TEXT_CONFIG: Final = "text_config"
 DEPTH: Final = "vision_config.num_hidden_layers"
+PER_LAYER_INPUT: Final = "text_config.hidden_size_per_layer_input"
 
 ENCODER: Final = (*QKV, "self_attn.out_proj", "mlp.fc1", "mlp.fc2")
 """A block of SigLIP and CLIP."""
@@ -46,15 +45,41 @@ def _crosses(config: Mapping[str, Any], block: int) -> bool:
     return block in listed(config, "cross_attention_layers")
 
 
+def _has_own_keys(config: Mapping[str, Any], block: int) -> bool:
+    own = count(config, "num_hidden_layers", least=1) - given(config, "num_kv_shared_layers", 0)
+    return own <= 0 or block < own
+
+
+def _has_own_values(config: Mapping[str, Any], block: int) -> bool:
+    kinds = listed(config, "layer_types")
+    return block < len(kinds) and kinds[block] == "sliding_attention"
+
+
 def _is_sparse_by_interleaving(config: Mapping[str, Any], block: int) -> bool:
     if config.get("moe_layers") is not None:
         return block in listed(config, "moe_layers")
     return (block + 1) % count(config, "interleave_moe_layer_step", least=1) == 0
 
 
+_GROUPS: Final = {each.title: each.groups for each in TEXT}
+"""The layers of language models, by their titles."""
+
 CROSSES: Final = Rule("i in `cross_attention_layers`", _crosses)
 ATTENDS_TO_ITSELF: Final = otherwise(CROSSES, "others")
 INTERLEAVED: Final = Rule("i in `moe_layers`, or every `interleave_moe_layer_step`-th", _is_sparse_by_interleaving)
+OWN_KEYS: Final = Rule("i < `num_hidden_layers` - `num_kv_shared_layers`", _has_own_keys)
+SLIDES: Final = Rule("sliding attention", _has_own_values)
+OWN_VALUES: Final = Rule(
+    f"{OWN_KEYS.text}, with sliding attention or without `attention_k_eq_v`",
+    lambda config, block: (
+        OWN_KEYS.holds(config, block) and (config.get("attention_k_eq_v") is not True or SLIDES.holds(config, block))
+    ),
+)
+MOE_BLOCK: Final = Rule("`enable_moe_block`", lambda config, _: config.get("enable_moe_block") is True)
+MIXES: Final = Rule("`num_experts`", lambda config, _: config.get("num_experts") is not None)
+PER_LAYER: Final = Rule(
+    "`hidden_size_per_layer_input` > 0", lambda config, _: given(config, "hidden_size_per_layer_input", 0) > 0
+)
 BETWEEN: Final = otherwise(INTERLEAVED, "others")
 
 
@@ -63,11 +88,32 @@ def _qwen_tower(*names: str) -> Tower:
     return Tower("visual.blocks", paths, "vision_config.depth", 32)
 
 
+def _gemma_towers(path: str) -> tuple[Tower, ...]:
+    linear = tuple(f"{name}.linear" for name in (*ATTENTION, *MLP))
+    vision, audio = "vision_config", "audio_config"
+    return (
+        Tower(f"{path}.vision_tower.patch_embedder", ("input_proj",), needs=vision),
+        Tower(f"{path}.vision_tower.encoder.layers", linear, DEPTH, 16, needs=vision),
+        Tower(f"{path}.embed_vision", ("embedding_projection",), needs=vision),
+        Tower(f"{path}.audio_tower.layers", CONFORMER, "audio_config.num_hidden_layers", 12, needs=audio),
+        Tower(f"{path}.audio_tower", ("subsample_conv_projection.input_proj_linear", "output_proj"), needs=audio),
+        Tower(f"{path}.embed_audio", ("embedding_projection",), needs=audio),
+    )
+
+
+CONFORMER: Final = (
+    *(f"feed_forward{half}.ffw_layer_{each}.linear" for half in (1, 2) for each in (1, 2)),
+    *(f"lconv1d.linear_{end}.linear" for end in ("start", "end")),
+    *(f"self_attn.{name}.linear" for name in ("q_proj", "k_proj", "v_proj", "post")),
+    "self_attn.relative_k_proj",
+)
+"""A block of Gemma 4's encoder of sound."""
+
 MULTIMODAL: Final = (
     Architecture(
         "Gemma 3",
         ("Gemma3ForConditionalGeneration",),
-        DENSE,
+        _GROUPS["Llama"],
         tied=True,
         decoder="language_model.model",
         head="language_model.lm_head",
@@ -77,21 +123,21 @@ MULTIMODAL: Final = (
     Architecture(
         "Qwen2-VL",
         ("Qwen2VLForConditionalGeneration",),
-        DENSE,
+        _GROUPS["Llama"],
         numbered=False,
         towers=(_qwen_tower("fc1", "fc2"),),
     ),
     Architecture(
         "Qwen2.5-VL",
         ("Qwen2_5_VLForConditionalGeneration",),
-        DENSE,
+        _GROUPS["Llama"],
         numbered=False,
         towers=(_qwen_tower(*THREE),),
     ),
     Architecture(
         "Qwen3-VL",
         ("Qwen3VLForConditionalGeneration",),
-        DENSE,
+        _GROUPS["Llama"],
         numbered=False,
         decoder="model.language_model",
         text_config=TEXT_CONFIG,
@@ -100,7 +146,7 @@ MULTIMODAL: Final = (
     Architecture(
         "Qwen3-VL-MoE",
         ("Qwen3VLMoeForConditionalGeneration",),
-        (Group(ATTENTION), experts("mlp", when=SPARSE_BY_STEP), Group(MLP, when=DENSE_BY_STEP)),
+        _GROUPS["Qwen3-MoE"],
         expert_count="num_experts",
         numbered=False,
         decoder="model.language_model",
@@ -110,7 +156,7 @@ MULTIMODAL: Final = (
     Architecture(
         "LLaVA",
         ("LlavaForConditionalGeneration",),
-        DENSE,
+        _GROUPS["Llama"],
         numbered=False,
         decoder="language_model.model",
         head="language_model.lm_head",
@@ -121,7 +167,7 @@ MULTIMODAL: Final = (
     Architecture(
         "LLaVA-NeXT",
         ("LlavaNextForConditionalGeneration",),
-        DENSE,
+        _GROUPS["Llama"],
         numbered=False,
         decoder="language_model.model",
         head="language_model.lm_head",
@@ -132,7 +178,7 @@ MULTIMODAL: Final = (
     Architecture(
         "Idefics2",
         ("Idefics2ForConditionalGeneration",),
-        DENSE,
+        _GROUPS["Llama"],
         numbered=False,
         decoder="model.text_model",
         text_config=TEXT_CONFIG,
@@ -141,7 +187,7 @@ MULTIMODAL: Final = (
     Architecture(
         "Idefics3",
         ("Idefics3ForConditionalGeneration",),
-        DENSE,
+        _GROUPS["Llama"],
         numbered=False,
         decoder="model.text_model",
         text_config=TEXT_CONFIG,
@@ -171,7 +217,7 @@ MULTIMODAL: Final = (
     Architecture(
         "Mistral 3",
         ("Mistral3ForConditionalGeneration",),
-        DENSE,
+        _GROUPS["Llama"],
         numbered=False,
         decoder="language_model.model",
         head="language_model.lm_head",
@@ -188,11 +234,7 @@ MULTIMODAL: Final = (
     Architecture(
         "LFM2-VL",
         ("Lfm2VlForConditionalGeneration",),
-        (
-            Group((*QKV, "self_attn.out_proj"), when=ATTENDS),
-            Group(("conv.in_proj", "conv.out_proj"), when=CONVOLVES),
-            Group(tuple(f"feed_forward.{name}" for name in W123[0])),
-        ),
+        _GROUPS["LFM2"],
         tied=True,
         numbered=False,
         decoder="model.language_model",
@@ -218,6 +260,94 @@ MULTIMODAL: Final = (
         towers=(
             Tower("vision_model.model.layers", (*ATTENTION, "mlp.fc1", "mlp.fc2"), DEPTH),
             Tower("vision_model.vision_adapter.mlp", ("fc1", "fc2")),
+        ),
+    ),
+    Architecture(
+        "Qwen3.5 with vision",
+        ("Qwen3_5ForConditionalGeneration",),
+        _GROUPS["Qwen3.5"],
+        numbered=False,
+        decoder="model.language_model",
+        text_config=TEXT_CONFIG,
+        tie_at_top=True,
+        unmeasured=("self_attn.q_proj",),
+    ),
+    Architecture(
+        "Qwen3.5-MoE",
+        ("Qwen3_5MoeForConditionalGeneration",),
+        (
+            *_GROUPS["Qwen3.5"][:-1],
+            experts("mlp", when=SPARSE_BY_STEP),
+            Group(tuple(f"mlp.shared_expert.{name}" for name in THREE), when=SPARSE_BY_STEP),
+            Group(MLP, when=DENSE_BY_STEP),
+        ),
+        expert_count="num_experts",
+        numbered=False,
+        decoder="model.language_model",
+        text_config=TEXT_CONFIG,
+        tie_at_top=True,
+        unmeasured=("self_attn.q_proj",),
+    ),
+    Architecture(
+        "Gemma 4",
+        ("Gemma4ForConditionalGeneration",),
+        (
+            Group(("self_attn.q_proj",)),
+            Group(("self_attn.k_proj",), when=OWN_KEYS),
+            Group(("self_attn.v_proj",), when=OWN_VALUES),
+            Group(("self_attn.o_proj", *MLP)),
+            experts("", when=MOE_BLOCK),
+            Group(("per_layer_input_gate", "per_layer_projection"), when=PER_LAYER),
+        ),
+        expert_count="num_experts",
+        tied=True,
+        numbered=False,
+        decoder="model.language_model",
+        text_config=TEXT_CONFIG,
+        unmeasured=(*ATTENTION, *MLP),
+        towers=(
+            *_gemma_towers("model"),
+            Tower("model.language_model", ("per_layer_model_projection",), needs=PER_LAYER_INPUT),
+            Tower("model.language_model", ("embed_tokens_per_layer",), needs=PER_LAYER_INPUT, promoted=True),
+        ),
+    ),
+    Architecture(
+        "Muse-Glimmer",
+        ("MuseGlimmerForConditionalGeneration",),
+        (Group((*QKV, "self_attn.gate_proj", "self_attn.o_proj", *MLP)),),
+        numbered=False,
+        decoder="model.language_model",
+        text_config=TEXT_CONFIG,
+        unmeasured=("self_attn.gate_proj",),
+        towers=(
+            Tower(
+                "model.vision_tower.layers",
+                (*(f"attn.{name}" for name in ("q_proj", "k_proj", "v_proj", "proj")), "mlp.fc1", "mlp.fc2"),
+                DEPTH,
+                50,
+            ),
+            Tower("model", ("vision_adapter.fc1", "vision_adapter.fc2", "vision_projection")),
+        ),
+    ),
+    Architecture(
+        "DiffusionGemma",
+        ("DiffusionGemmaForBlockDiffusion",),
+        (
+            Group(("self_attn.q_proj", "self_attn.k_proj")),
+            Group(("self_attn.v_proj",), when=SLIDES),
+            Group(("self_attn.o_proj", *MLP)),
+            experts("", when=MIXES),
+        ),
+        expert_count="num_experts",
+        tied=True,
+        numbered=False,
+        decoder="model.decoder",
+        text_config=TEXT_CONFIG,
+        unmeasured=(*ATTENTION, *MLP),
+        embeds_plainly=True,
+        towers=(
+            *_gemma_towers("model.encoder")[:3],
+            Tower("model.decoder.self_conditioning", THREE),
         ),
     ),
 )

@@ -53,19 +53,24 @@ class Group:
 
 @dataclass(frozen=True)
 class Tower:
-    """Linear layers of an encoder, or of what stands between it and the language model.
+    """Layers of an encoder, of what stands between it and the language model, or else outside of decoder layers.
 
     Attributes:
         path: of the list of blocks; or of a module, if there is no ``depth``.
         paths: of the weights, relative to a block or to the module.
         depth: where ``config.json`` says how many blocks there are, ``vision_config.num_hidden_layers``.
         default: how many the engine takes where it does not; None if it has to.
+        needs: what ``config.json`` must have for these layers to be there, if not all models have them: neither null
+            nor 0.
+        promoted: whether the engine quantises them as finely as the embedding.
     """
 
     path: str
     paths: tuple[str, ...]
     depth: str = ""
     default: int | None = None
+    needs: str = ""
+    promoted: bool = False
 
 
 @dataclass(frozen=True)
@@ -85,6 +90,7 @@ class Architecture:
         text_config: where the numbers of the language model are, if not at the top of ``config.json``.
         tie_at_top: whether ``tie_word_embeddings`` stands at the top, wherever the numbers are.
         defaults: numbers of the language model that the engine takes where the configuration has none.
+        embeds_plainly: whether the embedding is no layer in any version.
         towers: what has linear layers besides the language model.
         unmeasured: paths whose shapes :mod:`uqff.models.shapes` does not tell.
         drops_biases: beginnings of the paths whose biases the engine drops when it quantises, and adds when it loads.
@@ -103,6 +109,7 @@ class Architecture:
     text_config: str = ""
     tie_at_top: bool = False
     defaults: Mapping[str, int] = field(default_factory=dict)
+    embeds_plainly: bool = False
     towers: tuple[Tower, ...] = ()
     unmeasured: tuple[str, ...] = ()
     drops_biases: tuple[str, ...] = ()
@@ -122,7 +129,12 @@ def count(config: Mapping[str, Any], key: str, *, least: int, most: int = MAX_MO
     return value
 
 
-def _given(config: Mapping[str, Any], key: str, default: int, *, least: int = 0) -> int:
+def given(config: Mapping[str, Any], key: str, default: int, *, least: int = 0) -> int:
+    """A number of a configuration, or what stands for it where there is none.
+
+    Raises:
+        FormatError: it is senseless.
+    """
     return default if config.get(key) is None else count(config, key, least=least)
 
 
@@ -140,7 +152,7 @@ def listed(config: Mapping[str, Any], key: str) -> list[Any]:
 
 def _is_sparse_by_step(expert_count: str) -> Callable[[Mapping[str, Any], int], bool]:
     def holds(config: Mapping[str, Any], block: int) -> bool:
-        dense, step = listed(config, "mlp_only_layers"), _given(config, "decoder_sparse_step", 1, least=1)
+        dense, step = listed(config, "mlp_only_layers"), given(config, "decoder_sparse_step", 1, least=1)
         return count(config, expert_count, least=0) > 0 and (block + 1) % step == 0 and block not in dense
 
     return holds
@@ -153,7 +165,7 @@ def _is_sparse_after(first: str, expert_count: str) -> Callable[[Mapping[str, An
         kinds = listed(config, "mlp_layer_types")
         if block < len(kinds):
             return bool(kinds[block] == "sparse")
-        return block >= _given(config, first, 0) and block % _given(config, "moe_layer_freq", 1, least=1) == 0
+        return block >= given(config, first, 0) and block % given(config, "moe_layer_freq", 1, least=1) == 0
 
     return holds
 
@@ -168,7 +180,7 @@ def _attends(config: Mapping[str, Any], block: int) -> bool:
 def _attends_by_interval(config: Mapping[str, Any], block: int) -> bool:
     if config.get("layer_types"):
         return _attends(config, block)
-    return (block + 1) % _given(config, "full_attention_interval", 4, least=1) == 0
+    return (block + 1) % given(config, "full_attention_interval", 4, least=1) == 0
 
 
 def otherwise(rule: Rule, text: str) -> Rule:
@@ -181,7 +193,7 @@ def _both(rule: Rule, other: Rule, text: str) -> Rule:
 
 
 def _positive(key: str) -> Rule:
-    return Rule(f"`{key}` > 0", lambda config, block: _given(config, key, 0) > 0)
+    return Rule(f"`{key}` > 0", lambda config, block: given(config, key, 0) > 0)
 
 
 SPARSE_BY_STEP: Final = Rule("sparse", _is_sparse_by_step("num_experts"))
@@ -198,7 +210,7 @@ ATTENDS_FULLY: Final = Rule("full attention", _attends_by_interval)
 ATTENDS_LINEARLY: Final = otherwise(ATTENDS_FULLY, "linear attention")
 LOW_RANK: Final = Rule("`q_lora_rank`", lambda config, block: config.get("q_lora_rank") is not None)
 FULL_RANK: Final = otherwise(LOW_RANK, "no `q_lora_rank`")
-SEVERAL: Final = Rule("`num_experts` > 1", lambda config, block: _given(config, "num_experts", 1) > 1)
+SEVERAL: Final = Rule("`num_experts` > 1", lambda config, block: given(config, "num_experts", 1) > 1)
 ONE: Final = otherwise(SEVERAL, "`num_experts` ≤ 1")
 MIXED: Final = _both(
     SEVERAL, Rule("", lambda config, _: config.get("use_mixed_mlp_moe") is True), "`use_mixed_mlp_moe`"
@@ -215,8 +227,9 @@ def experts(
     path: str, names: tuple[str, ...] = THREE, stacked: tuple[str, ...] = THREE, when: Rule | None = None
 ) -> Group:
     """Experts under a path: one weight each, in order, and what their stacks are called."""
-    each = tuple(f"{path}.experts.{{expert}}.{name}" for name in names)
-    return Group(each, tuple(f"{path}.experts.{name}" for name in stacked), when)
+    experts = f"{path}.experts" if path else "experts"
+    each = tuple(f"{experts}.{{expert}}.{name}" for name in names)
+    return Group(each, tuple(f"{experts}.{name}" for name in stacked), when)
 
 
 W123: Final = (("w1", "w2", "w3"), ("gate_proj", "down_proj", "up_proj"))
