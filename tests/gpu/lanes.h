@@ -10,13 +10,18 @@ void decode_all(const Weight& weight, float* out) {
     }
 }
 
-// x Wᵀ of one row of x, whole stages; what lanes load and arrange, added up in double.
+static double product_of_pairs(u32 a, u32 b) {
+    return (double)bfloat(a & 0xFFFF) * bfloat(b & 0xFFFF) + (double)bfloat(a >> 16) * bfloat(b >> 16);
+}
+
+// x Wᵀ of one row of x, whole stages; what lanes load and arrange, added up in double: y with codes, z with rounded
+// weights.
 template <class K>
-void multiply_all(const Weight& weight, const i64* row_bytes, const u8* x, double* y, int rows, int inputs) {
+void multiply_all(const Weight& weight, const i64* row_bytes, const u8* x, double* y, double* z, int rows, int inputs) {
     typedef Fused<K> F;
     const int REGISTERS = F::CHUNK / 8, EACH = REGISTERS / F::GROUPS;
     for (int row = 0; row < rows; row++) {
-        double sum = 0;
+        double sum = 0, rounded = 0;
         for (int stage = 0; stage < inputs / STAGE; stage++) {
             alignas(16) u8 held[F::PITCH + 16];
             int at = 0;
@@ -28,14 +33,17 @@ void multiply_all(const Weight& weight, const i64* row_bytes, const u8* x, doubl
                     u32 a[REGISTERS], pairs[REGISTERS];
                     float s[F::GROUPS], b[F::GROUPS];
                     F::template load<PairsBF16>(held, prepared, chunk, t, a, s, b);
-                    F::arrange(x + (stage * STAGE + chunk * F::CHUNK) * 2, true, t, pairs);
+                    arrange<F>(x + (stage * STAGE + chunk * F::CHUNK) * 2, true, t, pairs);
                     for (int k = 0; k < REGISTERS; k++) {
-                        float low = bfloat(pairs[k] & 0xFFFF), high = bfloat(pairs[k] >> 16);
-                        double c = (double)bfloat(a[k] & 0xFFFF) * low + (double)bfloat(a[k] >> 16) * high;
-                        sum += s[k / EACH] * c + (F::AFFINE ? b[k / EACH] * ((double)low + high) : 0);
+                        sum += s[k / EACH] * product_of_pairs(a[k], pairs[k]);
+                        if (F::AFFINE) sum += b[k / EACH] * product_of_pairs(PairsBF16::ONES, pairs[k]);
                     }
+                    scaled<F, PairsBF16>(s, b, a);
+                    for (int k = 0; k < REGISTERS; k += 4)
+                        F::Order::in_order(x + (stage * STAGE + chunk * F::CHUNK + 8 * k) * 2, t, pairs + k);
+                    for (int k = 0; k < REGISTERS; k++) rounded += product_of_pairs(a[k], pairs[k]);
                 }
         }
-        y[row] = sum * F::finish(weight);
+        y[row] = sum * F::finish(weight), z[row] = rounded * F::finish(weight);
     }
 }

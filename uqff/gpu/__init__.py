@@ -10,6 +10,7 @@ aside.  ``UQFF_KERNELS=reference`` turns kernels off here too.
 ``numbers.cu``       numbers as they are stored
 ``dequantize.cu``    a weight as plain numbers
 ``product.cu``       ``x Wᵀ`` from the codes, for a few rows of ``x``
+``tile.cu``          the same for more rows, on compute capability 9.0 and newer
 ``source``           what is compiled, put together
 ``compiling``        NVRTC
 ``driver``           modules and launches

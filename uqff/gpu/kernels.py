@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from uqff import simd
 from uqff.codes import DType
 from uqff.gpu import compiling, driver
-from uqff.gpu.source import PRIMITIVES, Stored, dequantize_source, product_source
+from uqff.gpu.source import PRIMITIVES, Stored, Tiling, dequantize_source, product_source, tile_source
 
 if TYPE_CHECKING:
     import torch
@@ -28,7 +28,13 @@ STAGE, ROWS = 256, 16
 """Inputs that a warp multiplies with together, and outputs that a block makes; as ``product.cu`` has them."""
 WIDTHS = (1, 8, 16)
 WIDEST = WIDTHS[-1]
-"""Rows of ``x`` that a product takes at most."""
+"""Rows of ``x`` that ``product.cu`` takes at most."""
+NARROWEST, TILES = 8, (16, 32, 64)
+"""Rows of ``x`` that tiles are not faster for, and those of a block of ``tile.cu``."""
+TILE_WARPS, MANY, BLOCKS = 8, 64, 100
+"""Warps of such a block; how many blocks there must be for 16 or 64 rows; how many there shall be."""
+CLUSTERS = (9, 0)
+"""The first compute capability with clusters of blocks."""
 
 
 class Weight(ctypes.Structure):
@@ -117,10 +123,12 @@ def multiply(stored: Stored, x: torch.Tensor, rows: int) -> torch.Tensor | None:
         ``[..., rows]`` in the dtype of ``x``; None if no kernel does it.
     """
     columns = x.numel() // max(x.shape[-1], 1)
-    if not 0 < columns <= WIDEST or not _fits(stored, x, rows):
+    if not 0 < columns <= widest(x.device) or not _fits(stored, x, rows):
         return None
+    if columns > TILES[-2] and rows < MANY * ROWS * TILE_WARPS:
+        return None  # to dequantise first is faster
     y = x.new_empty((*x.shape[:-1], rows))
-    _launch(stored, x.contiguous(), y, None, rows, columns, 1, 1)
+    _launch(stored, x.contiguous(), y, None, rows, columns, 1, 1, _tiling(x, rows, columns))
     return y
 
 
@@ -171,6 +179,7 @@ def _launch(
     columns: int,
     share: int,
     experts: int,
+    tiling: Tiling | None = None,
 ) -> None:
     import torch
 
@@ -190,8 +199,34 @@ def _launch(
         count=experts,
     )
     with torch.cuda.device(x.device):
-        kernel = _multiplier(stored.family, stored.decoder, _known(x.dtype), _width(columns), x.device.index)
-        kernel.launch((math.ceil(rows / ROWS), slots), THREADS, product)
+        if tiling is None:
+            kernel = _multiplier(stored.family, stored.decoder, _known(x.dtype), _width(columns), x.device.index)
+            kernel.launch((math.ceil(rows / ROWS), slots), THREADS, product)
+            return
+        kernel = _tiler(stored.family, stored.decoder, _known(x.dtype), tiling, x.device.index)
+        across = slots if indices is not None else math.ceil(columns / tiling.columns)
+        kernel.launch((math.ceil(rows / (ROWS * tiling.warps)) * tiling.splits, across), 32 * tiling.warps, product)
+
+
+def _tiling(x: torch.Tensor, rows: int, columns: int) -> Tiling | None:
+    """How a product is made by tiles; None if ``product.cu`` makes it.  Measured on an H200, see the benchmarks."""
+    width, high = next(each for each in TILES if columns <= each), math.ceil(rows / (ROWS * TILE_WARPS))
+    if columns <= NARROWEST or x.shape[-1] % STAGE or widest(x.device) == WIDEST:
+        return None
+    if columns <= WIDEST and high < MANY:
+        return None
+    splits = 1
+    while splits < 8 and high * splits < BLOCKS and x.shape[-1] >= 2 * splits * STAGE:
+        splits *= 2
+    return Tiling(width, TILE_WARPS, splits, 2)
+
+
+@cache
+def widest(device: torch.device) -> int:
+    """Rows of ``x`` that a product takes at most."""
+    import torch
+
+    return TILES[-1] if torch.cuda.get_device_capability(device) >= CLUSTERS else WIDEST
 
 
 def _width(columns: int) -> int:
@@ -219,6 +254,14 @@ def _dequantizer(family: str, decoder: str, dtype: DType, index: int) -> driver.
 def _multiplier(family: str, decoder: str, dtype: DType, columns: int, index: int) -> driver.Kernel:
     compiling.LOGGER.info("compiling products of %s with %d rows of %s for the GPU", decoder, columns, dtype.name)
     return _loaded(product_source(family, decoder, dtype, columns), index)
+
+
+@cache
+def _tiler(family: str, decoder: str, dtype: DType, tiling: Tiling, index: int) -> driver.Kernel:
+    compiling.LOGGER.info(
+        "compiling products of %s with %d rows of %s for the GPU", decoder, tiling.columns, dtype.name
+    )
+    return _loaded(tile_source(family, decoder, dtype, tiling), index)
 
 
 def _loaded(source: str, index: int) -> driver.Kernel:

@@ -90,3 +90,19 @@ template <int LEFT>
 __device__ inline void wait_groups() {
     asm volatile("cp.async.wait_group %0;" ::"n"(LEFT) : "memory");
 }
+
+// Of the blocks of a cluster: all wait for all; a number in the shared memory of another, at the address of one's own.
+// Compute capability 9.0.
+__device__ inline void cluster_barrier() {
+    asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
+}
+
+__device__ inline float load_of_cluster(const float* own, int rank) {
+    float made;
+    asm volatile(
+        "{\n.reg .u32 at;\nmapa.shared::cluster.u32 at, %1, %2;\nld.shared::cluster.f32 %0, [at];\n}"
+        : "=f"(made)
+        : "r"((u32)__cvta_generic_to_shared(own)), "r"(rank)
+        : "memory");
+    return made;
+}

@@ -14,8 +14,9 @@
 //   AFFINE     whether b is not 0                               WINDOW    rows may begin at any even address
 //   Row        what is prepared for a row of a stage
 //   load       CHUNK / 4 codes of a row, two to a register, of lane t of four, and s and b of the groups
-//   arrange    the numbers of x that they are multiplied with, in the same order
+//   Order      which codes those are, in each 32
 //   finish     what a sum is multiplied with at the end
+//   PLAIN      whether s is always 1 and b 0; the order is EvenOdd
 
 const int STAGE = 256, WARPS = 8, AHEAD = 2;
 
@@ -46,7 +47,9 @@ struct PairsBF16 {
     __device__ static u32 odd_e4m3(u32 w) { return scaled((w & 0x80008000u) | (w >> 4 & 0x07F007F0u), 0x7B807B80u); }
     __device__ static u32 e2m1(u32 n) { return scaled((n << 12 & 0x80008000u) | (n << 6 & 0x01C001C0u), 0x7E807E80u); }
     __device__ static u32 scaled(u32 a, u32 b) { return multiply_bfloats(a, b); }
-    static const u32 NAN_LOW = 0x7FC0u;
+    __device__ static float low(u32 two) { return bits_to_float(two << 16); }
+    __device__ static float high(u32 two) { return bits_to_float(two & 0xFFFF0000u); }
+    static const u32 NANS = 0x7FC07FC0u;
 };
 
 struct PairsF16 {
@@ -65,12 +68,15 @@ struct PairsF16 {
     __device__ static u32 odd_e4m3(u32 w) { return scaled((w & 0x80008000u) | (w >> 1 & 0x3F803F80u), 0x5C005C00u); }
     __device__ static u32 e2m1(u32 n) { return scaled((n << 12 & 0x80008000u) | (n << 9 & 0x0E000E00u), 0x74007400u); }
     __device__ static u32 scaled(u32 a, u32 b) { return multiply_halves(a, b); }
-    static const u32 NAN_LOW = 0x7E00u;
+    __device__ static float low(u32 two) { return half_to_float(two & 0xFFFFu); }
+    __device__ static float high(u32 two) { return half_to_float(two >> 16); }
+    static const u32 NANS = 0x7E007E00u;
 };
 
 // Four numbers of x from an address that is a multiple of 8; zeros if there is no such column.
 struct Four {
     u32 a, b;
+    __device__ Four(u32 a, u32 b) : a(a), b(b) {}
     __device__ Four(const u8* x, bool there) : a(0), b(0) {
         if (there) {
             u64 both = *(const u64*)x;
@@ -82,31 +88,75 @@ struct Four {
     __device__ u32 odd() const { return __byte_perm(a, b, 0x7632); }   // 1 and 3
 };
 
-// Orders in which lane t has the eight codes of 32 that are its own.
-struct EvenOdd {  // 8t + (0, 2), (1, 3), (4, 6), (5, 7)
+// Eight from an address that is a multiple of 16.
+struct Eight {
+    u32 word[4];
+    __device__ Eight(const u8* x, bool there) : word{} {
+        if (there) load_words<4>(x, word);
+    }
+    __device__ Four low() const { return Four(word[0], word[1]); }
+    __device__ Four high() const { return Four(word[2], word[3]); }
+};
+
+// Orders in which lane t has the eight codes of 32 that are its own, two to a register.
+//   arrange   the numbers of x that they are multiplied with, in that order
+//   place     where number i of the order is among the eight
+//   in_order  the numbers of x as they follow each other
+//   X_PAD     bytes between rows of x in shared memory with which lanes do not wait for each other
+struct EightTogether {
+    static const int X_PAD = 64;
+    __device__ static void in_order(const u8* x, int t, u32* pairs) { load_words<4>(x + 16 * t, pairs); }
+};
+struct EvenOdd : EightTogether {  // 8t + (0, 2), (1, 3), (4, 6), (5, 7)
     __device__ static void arrange(const u8* x, bool there, int t, u32* pairs) {
-        Four low(x + 16 * t, there), high(x + 16 * t + 8, there);
+        Eight eight(x + 16 * t, there);
+        Four low = eight.low(), high = eight.high();
         pairs[0] = low.even(), pairs[1] = low.odd(), pairs[2] = high.even(), pairs[3] = high.odd();
     }
+    __device__ static constexpr int place(int i) { return (i & 4) | (i & 1) << 1 | (i >> 1 & 1); }
 };
-struct InOrder {  // 8t + (0, 1), (2, 3), (4, 5), (6, 7)
+struct InOrder : EightTogether {  // 8t + (0, 1), (2, 3), (4, 5), (6, 7)
     __device__ static void arrange(const u8* x, bool there, int t, u32* pairs) {
-        Four low(x + 16 * t, there), high(x + 16 * t + 8, there);
-        pairs[0] = low.a, pairs[1] = low.b, pairs[2] = high.a, pairs[3] = high.b;
+        Eight eight(x + 16 * t, there);
+        for (int i = 0; i < 4; i++) pairs[i] = eight.word[i];
     }
+    __device__ static constexpr int place(int i) { return i; }
 };
-struct FourApart {  // 8t + (0, 4), (1, 5), (2, 6), (3, 7)
+struct FourApart : EightTogether {  // 8t + (0, 4), (1, 5), (2, 6), (3, 7)
     __device__ static void arrange(const u8* x, bool there, int t, u32* pairs) {
-        Four low(x + 16 * t, there), high(x + 16 * t + 8, there);
+        Eight eight(x + 16 * t, there);
+        Four low = eight.low(), high = eight.high();
         pairs[0] = __byte_perm(low.a, high.a, 0x5410), pairs[1] = __byte_perm(low.a, high.a, 0x7632);
         pairs[2] = __byte_perm(low.b, high.b, 0x5410), pairs[3] = __byte_perm(low.b, high.b, 0x7632);
     }
+    __device__ static constexpr int place(int i) { return i >> 1 | (i & 1) << 2; }
 };
 struct Halves {  // 4t + (0, 2), (1, 3), then 16 + 4t + (0, 2), (1, 3)
+    static const int X_PAD = 32;
     __device__ static void arrange(const u8* x, bool there, int t, u32* pairs) {
         Four low(x + 8 * t, there), high(x + 32 + 8 * t, there);
         pairs[0] = low.even(), pairs[1] = low.odd(), pairs[2] = high.even(), pairs[3] = high.odd();
     }
+    __device__ static constexpr int place(int i) { return EvenOdd::place(i); }
+    __device__ static void in_order(const u8* x, int t, u32* pairs) {
+        load_words<2>(x + 8 * t, pairs), load_words<2>(x + 32 + 8 * t, pairs + 2);
+    }
+};
+
+// The numbers of x for a chunk.
+template <class F>
+__device__ inline void arrange(const u8* x, bool there, int t, u32* pairs) {
+#pragma unroll
+    for (int i = 0; i < F::CHUNK / 32; i++) F::Order::arrange(x + 64 * i, there, t, pairs + 4 * i);
+}
+
+template <bool FIRST, class A, class B>
+struct Either {
+    typedef A Type;
+};
+template <class A, class B>
+struct Either<false, A, B> {
+    typedef B Type;
 };
 
 struct NoRow {
@@ -116,9 +166,36 @@ struct NoRow {
 template <class K>
 struct Fused;
 
+// The weights that codes of a chunk stand for, rounded, in the order of the inputs: 8t + (0, 1), (2, 3), (4, 5), (6, 7)
+// of each 32, or as Halves has them.
+template <class F, class P>
+__device__ inline void scaled(const float* s, const float* b, u32* a) {
+    const int EACH = F::CHUNK / 8 / F::GROUPS;
+#pragma unroll
+    for (int first = 0; first < F::CHUNK / 8; first += 4) {
+        if (F::PLAIN) {
+#pragma unroll
+            for (int i = first; i < first + 4; i += 2) {
+                const Four four(a[i], a[i + 1]);
+                a[i] = four.even(), a[i + 1] = four.odd();
+            }
+            continue;
+        }
+        float values[8];
+#pragma unroll
+        for (int i = 0; i < 8; i++) {
+            const int k = first + i / 2;
+            const float code = i % 2 ? P::high(a[k]) : P::low(a[k]);
+            values[F::Order::place(i)] = F::AFFINE ? __fmaf_rn(s[k / EACH], code, b[k / EACH]) : s[k / EACH] * code;
+        }
+#pragma unroll
+        for (int i = 0; i < 4; i++) a[first + i] = P::pair(values[2 * i], values[2 * i + 1]);
+    }
+}
+
 struct Basics {
     static const int CHUNK = 32, GROUPS = 1;
-    static const bool AFFINE = true, WINDOW = false;
+    static const bool AFFINE = true, WINDOW = false, PLAIN = false;
     typedef NoRow Row;
     __device__ static float finish(const Weight&) { return 1.0f; }
 };
@@ -215,9 +292,9 @@ __device__ inline void multiply(const Product& product) {
             for (int tile = 0; tile < TILES; tile++) {
                 const int column = tile * 8 + g;
                 u32 pairs[REGISTERS];
-                if (COLUMNS == 1) F::arrange(held + 16 * F::PITCH + chunk * F::CHUNK * 2, g == 0, t, pairs);
+                if (COLUMNS == 1) arrange<F>(held + 16 * F::PITCH + chunk * F::CHUNK * 2, g == 0, t, pairs);
                 else
-                    F::arrange(x + ((i64)column * product.inputs + stage * STAGE + chunk * F::CHUNK) * 2,
+                    arrange<F>(x + ((i64)column * product.inputs + stage * STAGE + chunk * F::CHUNK) * 2,
                                column < product.columns, t, pairs);
                 float* sum = sums[tile];
 #pragma unroll

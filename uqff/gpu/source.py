@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from uqff.codes import DType
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["PRIMITIVES", "Stored", "decoders_source", "dequantize_source", "product_source"]
+__all__ = ["PRIMITIVES", "Stored", "Tiling", "decoders_source", "dequantize_source", "product_source", "tile_source"]
 
 PACKAGE = Path(__file__).parent.parent
 PRIMITIVES = PACKAGE / "gpu" / "primitives.cu"
@@ -38,6 +38,22 @@ class Stored:
     numbers: tuple[int, ...] = ()
     along: int = 0
     alignment: int = 4
+
+
+class Tiling(NamedTuple):
+    """How ``tile.cu`` shares the work.
+
+    Attributes:
+        columns: rows of ``x`` of a block: 1, or a multiple of 8.
+        warps: of a block, which makes 16 outputs with each.
+        splits: blocks of a cluster, which share the inputs.
+        blocks: that a multiprocessor shall have room for.
+    """
+
+    columns: int
+    warps: int
+    splits: int
+    blocks: int
 
 
 def dequantize_source(family: str, decoder: str, dtype: DType) -> str:
@@ -81,3 +97,17 @@ def decoders_source(families: Sequence[str]) -> str:
 @cache
 def _read(*names: str) -> str:
     return "".join((PACKAGE / name).read_text() for name in names)
+
+
+def tile_source(family: str, decoder: str, dtype: DType, tiling: Tiling) -> str:
+    """As :func:`product_source`, of ``tile.cu``."""
+    columns, warps, splits, blocks = tiling
+    cluster = f"__cluster_dims__({splits}, 1, 1) " if splits > 1 else ""
+    entry = f"""
+extern "C" __device__ u8 shared_bytes[TileMemory<{decoder}, {columns}, {warps}, {blocks}>::BYTES];
+extern "C" __global__ void {cluster}__launch_bounds__({32 * warps}, {blocks}) entry(Product product) {{
+    multiply_tile<{decoder}, Pairs{dtype.name}, {columns}, {warps}, {splits}, {blocks}>(product);
+}}
+"""
+    family_files = (f"families/{family}/gpu.cu", f"families/{family}/gpu_product.cu")
+    return _read("gpu/numbers.cu", "gpu/product.cu", "gpu/tile.cu", *family_files) + entry

@@ -19,7 +19,7 @@ GATHERED: Final = 64
 def linear(x: torch.Tensor, parts: Sequence[torch.Tensor], spec: str) -> torch.Tensor | None:
     """See :class:`uqff.parallel.product.Device`."""
     meta = of_spec(spec)
-    if x.numel() > kernels.WIDEST * meta.shape[-1] or not kernels.available(x.device):
+    if not kernels.available(x.device) or x.numel() > kernels.widest(x.device) * meta.shape[-1]:
         return None
     stored = record_of_bytes(meta, parts).stored_on_gpu()
     return None if stored is None else kernels.multiply(stored, x, meta.shape[0])

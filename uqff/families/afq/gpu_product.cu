@@ -7,6 +7,7 @@ struct Fused<Afq<BITS, GROUP, S>> : Basics {
     static const int ALL = (STAGE / 8 * BITS + 2 * SCALES + 15) / 16, PITCH = 16 * (ALL + 1 - ALL % 2);
 
     static const int CHUNK = GROUP < 64 ? 32 : 64;
+    typedef typename Either<BITS == 4, FourApart, InOrder>::Type Order;
 
     template <class P>
     __device__ static void load(const u8* row, const Row&, int chunk, int t, u32* a, float* s, float* b) {
@@ -43,13 +44,6 @@ struct Fused<Afq<BITS, GROUP, S>> : Basics {
         for (int i = 0; i < 4; i++) {
             u32 two = (u32)(codes >> 2 * BITS * i);
             a[i] = P::raised((two & mask) | (two << (16 - BITS) & mask << 16));
-        }
-    }
-    __device__ static void arrange(const u8* x, bool there, int t, u32* pairs) {
-#pragma unroll
-        for (int i = 0; i < CHUNK / 32; i++) {
-            if (BITS == 4) FourApart::arrange(x + 64 * i, there, t, pairs + 4 * i);
-            else InOrder::arrange(x + 64 * i, there, t, pairs + 4 * i);
         }
     }
 };

@@ -1,7 +1,8 @@
 // Products with F8Q8 weights.
 
 template <>
-struct Fused<F8q8> : Basics, EvenOdd {
+struct Fused<F8q8> : Basics {
+    typedef EvenOdd Order;
     static const int PARTS = 1, PITCH = 272;
     static constexpr int BYTES[1] = {264};
     static const bool AFFINE = false;

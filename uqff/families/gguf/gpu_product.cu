@@ -1,7 +1,8 @@
 // Products with ggml blocks.
 
 template <int BYTES_OF_32>
-struct LegacyBasics : Basics, Halves {
+struct LegacyBasics : Basics {
+    typedef Halves Order;
     static const int PARTS = 1, PITCH = BYTES_OF_32 * 8 / 16 % 2 ? BYTES_OF_32 * 8 : BYTES_OF_32 * 8 + 16;
     static constexpr int BYTES[1] = {BYTES_OF_32 * 8};
     // Four bits of the codes 4t to 4t + 3 and 16 + 4t to 16 + 4t + 3, and their fifth bits.
@@ -63,7 +64,8 @@ struct Fused<Q5_1> : LegacyBasics<24> {
 };
 
 template <int BYTES_OF_32, int CODES>
-struct FusedBytes : Basics, EvenOdd {
+struct FusedBytes : Basics {
+    typedef EvenOdd Order;
     static const int PARTS = 1, PITCH = BYTES_OF_32 * 8 / 16 % 2 ? BYTES_OF_32 * 8 : BYTES_OF_32 * 8 + 16;
     static constexpr int BYTES[1] = {BYTES_OF_32 * 8};
     static const bool AFFINE = false;
@@ -87,7 +89,9 @@ struct Fused<Q8_1> : FusedBytes<36, 4> {};
 // Of 64 inputs, the first half is in the low nibbles and the second in the high ones.
 template <int BYTES_OF_256, int HIGH, int LOW>
 struct Fused<Affine8<BYTES_OF_256, HIGH, LOW>> : Basics {
-    static const int PARTS = 1, CHUNK = 64, GROUPS = 2, PITCH = (BYTES_OF_256 + 31) / 32 * 32;
+    static const int PARTS = 1, CHUNK = 64, GROUPS = 2;
+    typedef EvenOdd Order;
+    static const int PITCH = (BYTES_OF_256 + 31) / 32 * 32;
     static constexpr int BYTES[1] = {BYTES_OF_256};
 
     struct Row {
@@ -118,19 +122,12 @@ struct Fused<Affine8<BYTES_OF_256, HIGH, LOW>> : Basics {
             a[2 * i + 5] = P::raised((w >> 12 & 0x000F000Fu) | (high5 >> 8 & 0x00FF00FFu));
         }
     }
-    __device__ static void arrange(const u8* x, bool there, int t, u32* pairs) {
-        EvenOdd::arrange(x, there, t, pairs);
-        EvenOdd::arrange(x + 64, there, t, pairs + 4);
-    }
 };
 
 // Groups of 16: lane t has 4 codes of each, 4t to 4t + 3, in four planes of 32 that share bytes.
 struct SixteensBasics : Basics {
     static const int PARTS = 1, CHUNK = 128, GROUPS = 8;
-    __device__ static void arrange(const u8* x, bool there, int t, u32* pairs) {
-#pragma unroll
-        for (int plane = 0; plane < 4; plane++) Halves::arrange(x + 64 * plane, there, t, pairs + 4 * plane);
-    }
+    typedef Halves Order;
     template <class P>
     __device__ static void put(u32 codes, u32* a) {
         a[0] = P::raised(codes, 0x003F003Fu), a[1] = P::raised(codes >> 8, 0x003F003Fu);

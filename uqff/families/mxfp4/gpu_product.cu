@@ -1,7 +1,8 @@
 // Products with MXFP4 weights.
 
 template <>
-struct Fused<Mxfp4> : Basics, FourApart {
+struct Fused<Mxfp4> : Basics {
+    typedef FourApart Order;
     static const int PARTS = 2, PITCH = 144;
     static constexpr int BYTES[2] = {128, 8};
     static const bool AFFINE = false;
