@@ -148,24 +148,47 @@ def test_a_weight_twice(tmp_path: Path) -> None:
         checkpoint_of(tmp_path, tensors, **GPTQ)
 
 
-@pytest.mark.parametrize(("bits", "out", "columns"), [(4, 5, 64), (2, 9, 64), (8, 3, 64), (4, 7, 70), (8, 1, 33)])
-def test_words_that_are_not_full(tmp_path: Path, bits: int, out: int, columns: int) -> None:
-    """GPTQModel rounds both up to whole words: of zeros along the outputs, of codes along the inputs."""
+ODD = [(4, 5, 64), (2, 9, 64), (8, 3, 64), (4, 7, 70), (8, 1, 33), (3, 5, 64), (3, 32, 72), (3, 7, 40)]
+
+
+@pytest.mark.parametrize(("bits", "out", "columns"), ODD)
+@pytest.mark.parametrize("at_once", [False, True])
+def test_words_that_are_not_full(tmp_path: Path, bits: int, out: int, columns: int, at_once: bool) -> None:
+    """GPTQModel rounds both up to whole words: of zeros along the outputs, of codes along the inputs.
+
+    Of 3 bits it packs 32 codes at once, three words.
+    """
     weight = GroupedWeight.random(out, columns, bits, 32, torch.float16)
+    tensors = weight.gptq("a")
+    if at_once and bits == 3:
+        for name, dim in (("a.qweight", 0), ("a.qzeros", 1)):
+            more = torch.zeros_like(tensors[name].narrow(dim, 0, 1))
+            tensors[name] = torch.cat([tensors[name], *[more] * (-tensors[name].shape[dim] % 3)], dim)
     config = {"quant_method": "gptq", "bits": bits, "group_size": 32}
-    with checkpoint_of(tmp_path, weight.gptq("a"), **config) as checkpoint:
+    with checkpoint_of(tmp_path, tensors, **config) as checkpoint:
         check_record(checkpoint, "a", weight.numbers())
+
+
+@pytest.mark.parametrize(("bits", "kept"), [(4, 58), (4, 62), (8, 61), (2, 60), (3, 56)])
+def test_an_index_that_is_too_short(tmp_path: Path, bits: int, kept: int) -> None:
+    """It would leave inputs out, in as many words and groups: there are codes where its inputs end."""
+    tensors = GroupedWeight.random(32, 64, bits, 32, torch.float16).gptq("a")
+    tensors["a.g_idx"] = tensors["a.g_idx"][:kept]
+    config = {"quant_method": "gptq", "bits": bits, "group_size": 32}
+    problem = rf"index is too short: expected an input for each code.* a\.qweight holds more, got \[{kept}\] .*a\.g_idx"
+    with checkpoint_of(tmp_path, tensors, **config) as checkpoint, pytest.raises(FormatError, match=problem):
+        checkpoint.meta("a")
 
 
 @pytest.mark.parametrize(
     ("bits", "out", "columns", "problem"),
     [
-        (3, 5, 64, r"as 3-bit ones do in every file of GPTQModel: expected a multiple of 32 outputs, got 5"),
+        (3, 32, 36, r"rows do not hold whole codes: expected codes of 3 bits, got 4 .*a\.qweight"),
         (4, 8, 33, r"wrong shape: expected \[40\], got \[33\] .*a\.g_idx"),
     ],
 )
 def test_words_that_are_not_read(tmp_path: Path, bits: int, out: int, columns: int, problem: str) -> None:
-    """Of 3 bits GPTQModel packs 32 codes at once; a row that ends within a byte has no slices."""
+    """A row that ends within a byte has no slices."""
     tensors = GroupedWeight.random(out, columns, bits, 32, torch.float16).gptq("a")
     config = {"quant_method": "gptq", "bits": bits, "group_size": 32}
     with checkpoint_of(tmp_path, tensors, **config) as checkpoint, pytest.raises(ShapeError, match=problem):

@@ -101,6 +101,16 @@ def test_every_source_and_layer(tmp_path: Path, source: str) -> None:
                 RowParallelLayer.from_checkpoint(checkpoint, PATH, **SIZES, shard=odd)
 
 
+@pytest.mark.parametrize("chunks", [[12, 11], [24, 0], [-1, 25], [], 0, 5])
+def test_chunks_that_are_none(tmp_path: Path, chunks: int | list[int]) -> None:
+    """One rule for weights that are there and for those of a checkpoint."""
+    with pytest.raises(ShardError) as told:
+        ColumnParallelLayer.new_merged(WEIGHT, chunks=chunks, key=PATH)
+    with stored(tmp_path, "plain") as checkpoint, pytest.raises(ShardError) as likewise:
+        ColumnParallelLayer.merged_from_checkpoint(checkpoint, PATH, **SIZES, chunks=chunks)
+    assert str(likewise.value) == str(told.value)
+
+
 @pytest.mark.parametrize("case", ["nf4", "nf4-nested", "int8"])
 def test_bitsandbytes(tmp_path: Path, case: str) -> None:
     """What the library stored: each rank's slice has its numbers, where one can be cut; else the error says so."""

@@ -83,10 +83,12 @@ class _Packed(Method):
     def _groups(self, stored: Companions, *, planned: bool = False) -> Groups:
         out, columns, bits, size = self._sizes(stored)
         count = -(-columns // size)
-        if out * bits % 32 and bits == 3:
-            problem = "outputs do not fill words, as 3-bit ones do in every file of GPTQModel"
-            raise stored.problem(problem, "qweight", "a multiple of 32 outputs", out, ShapeError)
-        stored.check("qzeros", ("I32",), (count, -(-out * bits // 32)))
+        blocks = -(-out // 32) * 3  # of 3 bits, 32 codes may be packed at once
+        widths = {-(-out * bits // 32), blocks if bits == 3 else 0}
+        stored.check("qzeros", ("I32",))
+        if stored.shape("qzeros") not in [(count, each) for each in widths]:
+            expected, got = [count, min(widths - {0})], list(stored.shape("qzeros"))
+            raise stored.problem("wrong shape", "qzeros", expected, got, ShapeError)
         scales = stored.finite("scales", stored.part("scales", FLOATS, (count, out))).transposed()
         zeros = None if planned else np.ascontiguousarray(self._zeros(stored, bits)[:, :out].T)
         return Groups((out, columns), bits, size, scales, zeros, index_of(stored, "g_idx", columns, size, count))
@@ -130,17 +132,25 @@ class GPTQ(_Packed):
         found = (each[1:] for each in self.dynamic if each[0].match(stored.path))
         bits, size = next(found, (self.bits, self.group_size))
         words, out = _matrix(stored)
-        if 32 * words % bits or (bits == 3 and words % 3):
-            raise stored.problem("rows do not hold whole codes", "qweight", f"codes of {bits} bits", words, ShapeError)
-        columns = 32 * words // bits
-        if "g_idx" in stored and bits != 3:  # the last words may hold fewer inputs
-            inputs = math.prod(stored.shape("g_idx"))
-            fits = -(-inputs * bits // 32) == words and inputs * bits % 8 == 0  # slices are whole bytes
-            columns = inputs if fits else columns
+        columns = self._inputs(stored, words, bits)
         return out, columns, bits, columns if size == -1 else size
 
+    @staticmethod
+    def _inputs(stored: Companions, words: int, bits: int) -> int:
+        """How many there are: of 3 bits 32 may be packed at once, and the last words may hold fewer."""
+        full = 32 * words // bits
+        inputs = math.prod(stored.shape("g_idx")) if "g_idx" in stored else full
+        fits = words == -(-inputs * bits // 32) or (bits == 3 and words == -(-inputs // 32) * 3)
+        if inputs != full and fits and inputs * bits % 8 == 0:  # slices are whole bytes
+            _check_rest(stored, inputs * bits)
+            return inputs
+        if bits == 3 and words % 3:
+            raise stored.problem("rows do not hold whole codes", "qweight", f"codes of {bits} bits", words, ShapeError)
+        return full
+
     def _zeros(self, stored: Companions, bits: int) -> U8:
-        zeros = unpack_row(words_of(stored, "qzeros").view(np.uint8), bits)
+        rows = words_of(stored, "qzeros").view(np.uint8)
+        zeros = unpack_row(np.pad(rows, ((0, 0), (0, -rows.shape[1] % bits))) if bits == 3 else rows, bits)
         return zeros if self.v2 else (zeros + np.uint8(1)) & np.uint8((1 << bits) - 1)
 
     def _codes(self, stored: Companions, rows: slice, columns: slice) -> U8:
@@ -193,6 +203,23 @@ def _matrix(stored: Companions) -> tuple[int, int]:
     if len(shape) != 2 or 0 in shape:
         raise stored.problem("wrong shape", "qweight", "a matrix", list(shape), ShapeError)
     return shape[0], shape[1]
+
+
+def _check_rest(stored: Companions, used: int) -> None:
+    """Make sure that nothing follows the codes of GPTQ's rows: an index that is too short would leave codes out.
+
+    Args:
+        stored: the tensors.
+        used: bits of a row.
+
+    Raises:
+        FormatError: there are further codes.
+    """
+    rest = words_of(stored, "qweight")[used // 32 :].copy()
+    rest[:1] &= np.uint32((1 << 32) - (1 << used % 32))
+    if rest.any():
+        expected = f"an input for each code, as far as they are not 0: {stored.name('qweight')} holds more"
+        raise stored.problem("index is too short", "g_idx", expected, list(stored.shape("g_idx")))
 
 
 def _in_order(words: npt.NDArray[np.uint32]) -> U8:

@@ -73,6 +73,10 @@ class Method(ABC):
         """Whether a weight may be plain numbers without a remark; False if the configuration says that it is not."""
         return True
 
+    def takes_turns(self, stored: Companions) -> bool:
+        """Whether the outputs of a stack of gates and ups take turns, whatever architecture it is of."""
+        return False
+
     def again_on_request(self, stored: Companions) -> bool:
         """Whether a weight becomes another type only if that is asked for: it was quantised for good."""
         return False

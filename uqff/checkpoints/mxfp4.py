@@ -40,7 +40,8 @@ if TYPE_CHECKING:
 __all__ = ["MXFP4Checkpoint", "block_floats"]
 
 BLOCK: Final = 32
-CODES: Final = ("_blocks", ".blocks", ".weight")
+GPT_OSS: Final = "_blocks"
+CODES: Final = (GPT_OSS, ".blocks", ".weight")
 """Endings of the names of codes."""
 
 
@@ -62,12 +63,16 @@ class MXFP4Checkpoint(Method):
             if end is None:
                 continue
             path = name.removesuffix(end)
-            names = (f"{path}_scales",) if end == "_blocks" else (f"{path}.scales", f"{path}.weight_scale")
+            names = (f"{path}_scales",) if end == GPT_OSS else (f"{path}.scales", f"{path}.weight_scale")
             scales = next((each for each in names if each in tensors), None)
             if tensors.dtype(name) != "U8" and (end == ".weight" or scales is None):
                 continue
             found[path] = {"blocks": name} if scales is None else {"blocks": name, "scales": scales}
         return found
+
+    def takes_turns(self, stored: Companions) -> bool:
+        """See :meth:`Method.takes_turns`: those of gpt-oss, which its names tell."""
+        return stored.name("blocks").endswith(GPT_OSS)
 
     def meta(self, stored: Companions) -> MXFP4:
         """See :meth:`Method.meta`."""
@@ -85,7 +90,7 @@ class MXFP4Checkpoint(Method):
     def _record(stored: Companions, *, planned: bool, cut: Cut | None = None) -> MXFP4:
         blocks = stored.planned("blocks", ("U8",)) if planned else stored.part("blocks", ("U8",))
         shape = blocks.shape
-        if stored.name("blocks").endswith("_blocks") and len(shape) > 2:
+        if stored.name("blocks").endswith(GPT_OSS) and len(shape) > 2:
             if shape[-1] != BLOCK // 2:
                 raise stored.problem("wrong shape", "blocks", "[..., in/32, 16]", list(shape), ShapeError)
             blocks = blocks.view((*shape[:-2], shape[-2] * shape[-1]))

@@ -45,9 +45,6 @@ __all__ = [
 ]
 
 GATE_UP: Final = "gate_up_proj"
-TURNS: Final = "_blocks"
-"""How the codes of gpt-oss are named, whose gates and ups take turns."""
-
 SWITCH: Final = "switch_mlp"
 """What MLX calls the module of the experts, beside which there is no ``experts``."""
 
@@ -186,7 +183,7 @@ def split_halves(gate_up: Unloaded, down: Unloaded) -> tuple[Unloaded, Unloaded,
 
 def _joined(checkpoint: Checkpoint, path: str, *names: str) -> list[UnloadedExperts]:
     gate_up, down = (layer_of_checkpoint(checkpoint, name) for name in names)
-    if any(name.endswith(TURNS) for name in checkpoint.companions(gate_up.key).names.values()):
+    if checkpoint.paths[gate_up.key].takes_turns(checkpoint.companions(gate_up.key)):
         return [*halves(gate_up, path), down]
     turned_gate_up, turned_down = fused_convention(gate_up.weight.shape, down.weight.shape, layer=path)
     fused = _turned(gate_up) if turned_gate_up else gate_up

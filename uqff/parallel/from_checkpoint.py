@@ -24,7 +24,7 @@ from uqff.parallel.comm import Comm
 from uqff.parallel.dummy import DummyLayer
 from uqff.parallel.immediate import ImmediateIsq, PendingLayer, Types
 from uqff.parallel.loading import load
-from uqff.parallel.shard import Shard
+from uqff.parallel.shard import Shard, chunk_ranges
 from uqff.parallel.unloaded import Unloaded, UnloadedExperts, quantised
 from uqff.quantization.recipe import Recipe
 from uqff.quantization.types import kind_name
@@ -137,19 +137,11 @@ def merged(source: Unloaded | None, chunks: int | Sequence[int], prefix: str) ->
     """The parts of a fused weight, one after another along the outputs.
 
     Raises:
-        ShardError: the weight does not divide, or cannot be cut there.
-        ShapeError: the chunks do not make up the weight.
+        ShardError: the chunks do not make up the weight, or it cannot be cut there.
     """
     if source is None:
         return [None] * (chunks if isinstance(chunks, int) else len(chunks))
-    outputs = source.weight.shape[0]
-    if isinstance(chunks, int):
-        Shard.simple(0, 0, chunks).resolve(source.weight.shape, layer=prefix)
-        chunks = [outputs // chunks] * chunks
-    if sum(chunks) != outputs:
-        raise ShapeError("chunks do not make up the weight", layer=prefix, expected=outputs, got=sum(chunks))
-    starts = [sum(chunks[:at]) for at in range(len(chunks))]
-    return [source.narrow(0, start, length) for start, length in zip(starts, chunks, strict=True)]
+    return [source.narrow(*each) for each in chunk_ranges(source.weight.shape, chunks, layer=prefix)]
 
 
 def first(source: Unloaded | None, checkpoint: Checkpoint, dim: int, size: int) -> Unloaded | None:

@@ -28,7 +28,7 @@ from uqff.parallel.comm import Comm
 from uqff.parallel.dummy import DummyLayer
 from uqff.parallel.from_checkpoint import check_plain, first, linear, merged, unloaded
 from uqff.parallel.layer import DistributedKind, QuantizedLinear
-from uqff.parallel.shard import Shard
+from uqff.parallel.shard import Shard, chunk_ranges
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -268,14 +268,8 @@ class ColumnParallelLayer(LinearOfCheckpoint):
         if weight is None:
             return [DummyLayer(key) for _ in range(chunks if isinstance(chunks, int) else len(chunks))]
         whole = layer_of(weight, bias, layer=key)
-        outputs = whole.weight.shape[0]
-        if isinstance(chunks, int):
-            Shard.simple(0, 0, chunks).resolve(whole.weight.shape, layer=key)
-            chunks = [outputs // chunks] * chunks
-        if sum(chunks) != outputs:
-            raise ShardError("chunks do not make up the weight", layer=key, expected=outputs, got=sum(chunks))
-        starts = [sum(chunks[:i]) for i in range(len(chunks))]
-        parts = [Shard.offset(0, *place).apply_to(whole, layer=key) for place in zip(starts, chunks, strict=True)]
+        ranges = chunk_ranges(whole.weight.shape, chunks, layer=key)
+        parts = [Shard.offset(*each).apply_to(whole, layer=key) for each in ranges]
         return [cls.new(part, None, comm, key=key) for part in parts]
 
     @classmethod

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import TYPE_CHECKING, NamedTuple, TypeVar, overload
 
 from uqff.errors import ShardError, UnsupportedError
@@ -207,6 +208,27 @@ class Shard:
         if self.rank is not None and 0 <= self.dim < len(shape):
             return self._equal_part(shape[self.dim], alignment, layer)
         return self.resolve(shape, layer=layer)
+
+
+def chunk_ranges(shape: Sequence[int], chunks: int | Sequence[int], *, layer: str | None = None) -> list[Slice]:
+    """The chunks of a fused weight, one after another along the outputs.
+
+    Args:
+        shape: of the weight.
+        chunks: number of equal chunks, or the outputs of each.
+        layer: key of the layer, for errors.
+
+    Raises:
+        ShardError: there are none, or they do not make up the weight.
+    """
+    outputs = shape[0]
+    if isinstance(chunks, int):
+        Shard.simple(0, 0, chunks).resolve(shape, layer=layer)
+        chunks = [outputs // chunks] * chunks
+    if sum(chunks) != outputs:
+        raise ShardError("chunks do not make up the weight", layer=layer, expected=outputs, got=sum(chunks))
+    starts = accumulate(chunks, initial=0)
+    return [Shard.offset(0, *place).resolve(shape, layer=layer) for place in zip(starts, chunks, strict=False)]
 
 
 def world_sizes(size: int, alignment: int = 1) -> list[int]:
