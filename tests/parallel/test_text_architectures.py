@@ -17,10 +17,13 @@ from tests.support.golden_models import GOLDEN
 from tools.interop.architectures import NOT_WRITTEN, RENAMED, as_the_client
 from tools.tiny import text
 from tools.tiny.architectures import digest
+from tools.tiny.models import TinyModel
 from uqff.export.dequantize import dequantize_model
+from uqff.models.renaming import ModulePaths
 from uqff.models.text import TEXT
 from uqff.parallel import Comm, load_model
 from uqff.parallel.filling import ReplicatedWarning
+from uqff.parallel.transformers_model import build, linear_roles
 from uqff.quantization.run import quantize_model
 
 DOCUMENT: dict[str, Any] = json.loads((GOLDEN / "v1" / "TEXT.json").read_text())
@@ -35,6 +38,9 @@ PARTLY = ("Qwen3-Next", "Qwen3.5", "DeepSeek V2", "GLM-4", "Phi-3.5-MoE", "HunYu
 """Of which transformers leaves some whole: linear attention, low-rank projections, gate and up in one, attention."""
 WHOLE = ("Phi-3", "Granite 4", "LFM2-MoE")
 """Of which it splits none but experts. Other architectures have the roles of one of these."""
+
+FORMS = ("Phi-2", "GLM-4-MoE", "DeepSeek V2", "Qwen3-Next", "Granite 4")
+"""Biases; experts, whole and shared ones; heads of low rank; linear attention; nothing but experts."""
 
 Written = Callable[[str], Path]
 
@@ -112,15 +118,41 @@ def on_ranks(comm: Comm, directories: dict[str, str]) -> dict[str, tuple[Any, li
     return made
 
 
-def test_two_ranks_agree_with_one(written: Written) -> None:
-    """Layers that nothing says how to split are whole on both, and that is told."""
+def test_roles() -> None:
+    """Which architectures have layers that nothing says how to split, whatever their sizes."""
     names = [name for name in (*SPLIT, *PARTLY, *WHOLE) if text.has(name)]
+    told = set()
+    for name in names:
+        made = text.TEXTS[name]
+        config = made.config() | {"architectures": [made.architecture], "model_type": made.model_type}
+        model, paths = build(config, torch.float32), ModulePaths(config)
+        roles = linear_roles(model, 2)
+        assert roles == linear_roles(model), name  # all sizes divide
+        if any(role == "whole" and paths.declares(path) for path, role in roles.items()):
+            told.add(name)
+    assert told == {*names} - {*SPLIT}
+
+
+UNEVEN = "model.layers.0.{} and {} more: whole on every rank, because heads or widths do not divide by 2"
+
+
+def test_two_ranks_agree_with_one(written: Written, tmp_path: Path) -> None:
+    """One architecture of each form; layers that ranks cannot share are whole on both, and that is told."""
+    names = [name for name in FORMS if text.has(name)]
     directories = {name: str(written(name) / "uqff") for name in names}
+    uneven = {
+        "heads": TinyModel(hidden_size=96, heads=3, kv_heads=3, layers=2),
+        "width": TinyModel(hidden_size=96, heads=4, kv_heads=2, intermediate_size=99, layers=2),
+    }
+    for name, model in uneven.items():
+        model.write(tmp_path / name)
+        directories[name] = str(tmp_path / name)
     first, second = run_ranks(2, on_ranks, directories, timeout=60)
     for name, directory in directories.items():
         with torch.inference_mode():
             one = load_model(directory)(input_ids=torch.tensor(PROMPT)).logits.numpy()
         assert abs(first[name][0] - one).max() <= CLOSE, name
         assert (first[name][0] == second[name][0]).all(), name
-    told = {name for name, (_, lines) in first.items() if lines}
-    assert told == {*names} - {*SPLIT}
+    assert {name for name in names if first[name][1]} == {*names} - {*SPLIT}
+    assert first["heads"][1] == [UNEVEN.format("self_attn.q_proj", 7)]
+    assert first["width"][1] == [UNEVEN.format("mlp.gate_proj", 5)]

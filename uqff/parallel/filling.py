@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import torch
 
@@ -37,8 +37,12 @@ if TYPE_CHECKING:
 __all__ = ["Filling", "ReplicatedWarning"]
 
 
+UNPLANNED: Final = "transformers has no tensor-parallel plan for it that is known here"
+UNEVEN: Final = "heads or widths do not divide by {ranks}"
+
+
 class ReplicatedWarning(UserWarning):
-    """Layers that every rank holds whole, because nothing says how to split them."""
+    """Layers that every rank holds whole, because nothing says how to split them, or they do not divide."""
 
 
 class Filling:
@@ -82,7 +86,7 @@ class Filling:
         """
         for place in transformers_model.expert_places(self.model):
             self._sparse(place)
-        roles = transformers_model.linear_roles(self.model)
+        roles = transformers_model.linear_roles(self.model, self.comm.world_size)
         for path, role in roles.items():
             module: Any = self.model.get_submodule(path)
             self._linear(role, path, module)
@@ -125,11 +129,17 @@ class Filling:
 
     def _tell(self, roles: Mapping[str, Role]) -> None:
         """Warn of layers that ranks could share and do not."""
-        whole = [path for path, role in roles.items() if role == "whole" and self.source.paths.declares(path)]
-        if whole and self.comm.world_size > 1:
-            more = f" and {len(whole) - 1} more" if whole[1:] else ""
-            told = "whole on every rank, because transformers has no tensor-parallel plan for it that is known here"
-            warnings.warn(ReplicatedWarning(f"{whole[0]}{more}: {told}"), stacklevel=2)
+        if self.comm.world_size == 1:
+            return
+        planned = transformers_model.linear_roles(self.model)
+        for told, found in (
+            (UNPLANNED, [path for path in roles if planned[path] == "whole" and self.source.paths.declares(path)]),
+            (UNEVEN, [path for path, role in roles.items() if role != planned[path]]),
+        ):
+            if found:
+                more = f" and {len(found) - 1} more" if found[1:] else ""
+                told = told.format(ranks=self.comm.world_size)
+                warnings.warn(ReplicatedWarning(f"{found[0]}{more}: whole on every rank, because {told}"), stacklevel=2)
 
     def _router(self, path: str) -> None:
         """A layer of the file where the model has plain numbers: it is dequantised."""

@@ -30,7 +30,6 @@ from uqff.parallel.filling import Filling
 from uqff.parallel.gpt_oss import share_sinks
 from uqff.parallel.immediate import ImmediateIsq, IsqPool, Types
 from uqff.parallel.loading import when_asked
-from uqff.parallel.plan import Sizes
 from uqff.parallel.source import ModelSource, open_source
 from uqff.progress import Progress
 from uqff.quantization.types import FallbackWarning
@@ -85,8 +84,7 @@ def load_model(
         A ``transformers`` causal language model, in evaluation mode. What it returns is the same on every rank.
 
     Raises:
-        ShardError: on every rank, if the model does not fit the world size (those that work are named), if the ranks
-            have different files, or if another rank could not load its share.
+        ShardError: on every rank, if the ranks have different files, or if another rank could not load its share.
         UqffError: this rank could not: a file is not valid or lacks a layer, or the architecture is not known; or there
             is no such arithmetic.
         CommError: a rank did not take part.
@@ -178,9 +176,8 @@ def _load(
     device, dtype = how.device, how.dtype or source.dtype or torch.float32
     if dtype not in _DTYPES:
         raise UnsupportedError("dtype of activations", expected="float32, bfloat16 or float16", got=dtype)
-    if transformers_model.splits_heads(source.config):
-        Sizes.of(source.config).check(comm.world_size)
     model = make(source, dtype)
+    shares_heads = "query" in transformers_model.linear_roles(model, comm.world_size).values()
     transformers_model.share_heads(model, comm)
     adapting = Adapting(adapters, model, dtype, merge=how.merge_lora)
     if isq is None:
@@ -191,7 +188,8 @@ def _load(
         _tell(isq)
     transformers_model.materialise(model, adapting.tensors(source.tensor), device, dtype)
     set_arithmetic(model, how.arithmetic)
-    share_sinks(model, comm)
+    if shares_heads:
+        share_sinks(model, comm)
     left = source.left()
     if left is not None:
         raise FormatError(

@@ -1,4 +1,4 @@
-"""How a model is partitioned over ranks: which part of each layer a rank holds, and which world sizes a model fits.
+"""How a model is partitioned over ranks: which part of each layer a rank holds.
 
 ::
 
@@ -10,6 +10,7 @@
     embed_tokens, lm_head         outputs    an equal part of the vocabulary; whole, where it does not divide
     norms, routers                -          whole
     what no plan splits           -          whole, which is told
+    attention, MLPs               -          whole, which is told, where heads or widths do not divide by the ranks
 
 What is split how, ``base_model_tp_plan`` of ``transformers`` says.  The arithmetic is that of mistral.rs v0.8.0,
 ``mistralrs-core/src/models/llama.rs`` and ``mistralrs-quant/src/distributed/layers.rs``; there embedding and head are
@@ -20,14 +21,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from typing import Any, Final, Literal
+from typing import Final, Literal, NamedTuple
 
-from uqff.errors import FormatError, ShardError
-from uqff.models.architectures import layer_names
-from uqff.parallel.shard import world_sizes
-
-__all__ = ["EMBEDDING", "HEAD", "USUAL", "Role", "Sizes", "roles_of"]
+__all__ = ["EMBEDDING", "HEAD", "USUAL", "Heads", "Role", "fitting", "roles_of"]
 
 EMBEDDING, HEAD = "model.embed_tokens", "lm_head"
 """Paths of the two modules that hold a row for each token."""
@@ -94,56 +90,39 @@ def roles_of(plan: Mapping[str, str], paths: Iterable[str]) -> dict[str, Role]:
     return roles
 
 
-@dataclass(frozen=True)
-class Sizes:
-    """The numbers of a model that ranks have to divide.
+def fitting(
+    roles: Mapping[str, Role], shapes: Mapping[str, tuple[int, ...]], heads: Heads, ranks: int
+) -> dict[str, Role]:
+    """The roles that a number of ranks allows: all layers of a module are whole if one of them has no equal shares.
+
+    Args:
+        roles: of linear layers, by their paths.
+        shapes: of their weights, ``(out, in)``.
+        heads: of attention.
+        ranks: how many there are.
+    """
+    found: dict[str, Role] = {}
+    uneven = {path.rpartition(".")[0] for path, role in roles.items() if not _divides(role, shapes[path], heads, ranks)}
+    for path, role in roles.items():
+        found[path] = "whole" if path.rpartition(".")[0] in uneven else role
+    return found
+
+
+class Heads(NamedTuple):
+    """Of attention: how many there are.
 
     Attributes:
-        heads: query heads.
-        kv_heads: key and value heads.
-        inner: width of the feed-forward layers, None if all are experts: those are cut unevenly if need be.
+        query: of queries.
+        pairs: of keys and values.
     """
 
-    heads: int
-    kv_heads: int
-    inner: int | None
-
-    @classmethod
-    def of(cls, config: Mapping[str, Any]) -> Sizes:
-        """The sizes that a ``config.json`` gives.
-
-        Raises:
-            FormatError: it lacks one.
-        """
-        heads = _count(config, "num_attention_heads")
-        kv_heads = _count(config, "num_key_value_heads") if config.get("num_key_value_heads") is not None else heads
-        dense = any(layer.block is not None and layer.module.endswith("mlp.up_proj") for layer in layer_names(config))
-        return cls(heads, kv_heads, _count(config, "intermediate_size") if dense else None)
-
-    def fits(self, world_size: int) -> bool:
-        """Whether the model can be partitioned over that many ranks."""
-        kv = self.kv_heads % world_size == 0 or world_size % self.kv_heads == 0
-        return kv and self.heads % world_size == 0 and (self.inner is None or self.inner % world_size == 0)
-
-    def check(self, world_size: int) -> None:
-        """Make sure that it does.
-
-        Raises:
-            ShardError: it does not; the world sizes that work are named.
-        """
-        if self.fits(world_size):
-            return
-        works = [size for size in world_sizes(self.heads) if self.fits(size)]
-        raise ShardError(
-            "model cannot be split over the ranks",
-            expected=f"world sizes that work are {', '.join(map(str, works))}",
-            got=f"world size {world_size} for {self.heads} query heads, {self.kv_heads} key and value heads, "
-            f"feed-forward width {self.inner}",
-        )
+    query: int
+    pairs: int
 
 
-def _count(config: Mapping[str, Any], key: str) -> int:
-    value = config.get(key)
-    if type(value) is not int or value < 1:
-        raise FormatError("not a count", field=f"config.{key}", expected="a number of at least 1", got=value)
-    return value
+def _divides(role: Role, shape: tuple[int, ...], heads: Heads, ranks: int) -> bool:
+    if role == "query":
+        return heads.query % ranks == 0
+    if role == "key-value":
+        return heads.query % ranks == 0 and (heads.pairs % ranks == 0 or ranks % heads.pairs == 0)
+    return role == "whole" or shape[role == "row"] % ranks == 0

@@ -19,7 +19,7 @@ from uqff.errors import FormatError, ShapeError, UnsupportedError
 from uqff.models.table import ARCHITECTURES, architecture_of
 from uqff.parallel.gpt_oss import ClampedSwiGLU, GptOssBlock
 from uqff.parallel.heads import compute_n_kv_groups
-from uqff.parallel.plan import EMBEDDING, HEAD, roles_of
+from uqff.parallel.plan import EMBEDDING, HEAD, Heads, fitting, roles_of
 
 if TYPE_CHECKING:
     from uqff.parallel.comm import Comm
@@ -41,7 +41,6 @@ __all__ = [
     "routers",
     "share_heads",
     "sparse_block",
-    "splits_heads",
     "takes_turns",
 ]
 
@@ -281,17 +280,7 @@ def _plan(config: Any) -> Mapping[str, str]:
     return PLANS.get(config.model_type) or plan or {}
 
 
-def splits_heads(values: Mapping[str, Any]) -> bool:
-    """Whether ranks share the heads of attention of the architecture of a ``config.json``.
-
-    Raises:
-        UnsupportedError: see :func:`model_type`.
-    """
-    plan = _plan(_transformers().CONFIG_MAPPING[model_type(values)])
-    return "query" in roles_of(plan, plan).values()
-
-
-def linear_roles(model: torch.nn.Module) -> dict[str, Role]:
+def linear_roles(model: torch.nn.Module, ranks: int = 1) -> dict[str, Role]:
     """Paths of the linear layers but for the head, and how ranks share them: not of those that belong to experts."""
     whole: Any = model
     found = expert_places(model)
@@ -302,8 +291,14 @@ def linear_roles(model: torch.nn.Module) -> dict[str, Role]:
         for path, module in model.named_modules()
         if isinstance(module, torch.nn.Linear) and path != HEAD and not path.startswith(replaced)
     ]
-    roles = roles_of(_plan(whole.config), paths)
-    return {f"{prefix}{path}": role for path, role in roles.items()}
+    named = {f"{prefix}{path}": role for path, role in roles_of(_plan(whole.config), paths).items()}
+    shapes = {path: tuple(model.get_parameter(f"{path}.weight").shape) for path in named}
+    return fitting(named, shapes, _heads(whole.config), ranks)
+
+
+def _heads(config: Any) -> Heads:
+    query: int = config.num_attention_heads
+    return Heads(query, getattr(config, "num_key_value_heads", None) or query)
 
 
 def routers(model: torch.nn.Module) -> list[str]:
@@ -352,16 +347,11 @@ class SparseBlock(torch.nn.Module):
 
 
 def share_heads(model: torch.nn.Module, comm: Comm) -> None:
-    """Tell attention how many of this rank's query heads share one of its key and value heads.
-
-    Raises:
-        ShardError: heads and ranks do not divide.
-    """
-    if "key-value" not in linear_roles(model).values():
+    """Tell attention how many of this rank's query heads share one of its key and value heads, if ranks share them."""
+    if "key-value" not in linear_roles(model, comm.world_size).values():
         return
-    config: Any = model.config
-    heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
-    groups = compute_n_kv_groups(kv_heads, heads, comm)
+    heads = _heads(model.config)
+    groups = compute_n_kv_groups(heads.pairs, heads.query, comm)
     for module in model.modules():
         if hasattr(module, "num_key_value_groups"):
             module.num_key_value_groups = groups  # type: ignore[assignment]

@@ -10,7 +10,7 @@ from uqff.checkpoints.safetensors import TensorFiles
 from uqff.codec.layer import Layer
 from uqff.codes import DType, Version
 from uqff.errors import ShapeError, UnsupportedError
-from uqff.parallel.plan import USUAL, Sizes
+from uqff.parallel.plan import USUAL
 from uqff.quantization.plan import Goal, PlannedLayer, plan_layer
 from uqff.quantization.types import Engine
 
@@ -57,11 +57,7 @@ def type_sizes(
         version: of the file.
         dtype: the load dtype.
 
-    Raises:
-        ShardError: the model does not fit so many ranks.
     """
-    if ranks > 1:
-        Sizes.of(checkpoint.config).check(ranks)
     weights, made = sum(goal.weights for goal in goals), []
     for kind in kinds:
         planned: list[PlannedLayer] = []
@@ -81,13 +77,15 @@ def type_sizes(
 
 
 def rank_bytes(module: str, layer: Layer, nbytes: int, config: Mapping[str, Any], ranks: int) -> int:
-    """Bytes of a layer that a rank holds, see :mod:`uqff.parallel.plan`: all, where blocks do not allow a part."""
+    """Bytes of a layer that a rank holds, see :mod:`uqff.parallel.plan`: all, where blocks or heads allow no part."""
     if ranks == 1:
         return nbytes
     shape, role = layer.weight.shape, USUAL.get(module.rpartition(".")[2])
     if role is None:
         return nbytes
     parts = ranks
+    if role in ("query", "key-value") and int(config["num_attention_heads"]) % ranks:
+        return nbytes
     if role == "key-value":
         parts = min(ranks, int(config.get("num_key_value_heads") or config["num_attention_heads"]))
     dims = [len(shape) - 1, len(shape) - 2] if role == "row" else [len(shape) - 2]
