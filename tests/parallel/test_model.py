@@ -192,7 +192,7 @@ def test_ranks_agree_with_one(written: dict[str, Written], tmp_path: Path, world
 
 def break_model(directory: Path, folder: Path) -> dict[str, Path]:
     """Copies of a model: cut short, one byte changed in a layer's header, one in its codes, another configuration."""
-    broken = {name: folder / name for name in ("cut", "blob", "codes", "config", "three heads")}
+    broken = {name: folder / name for name in ("cut", "blob", "codes", "config")}
     for copy in broken.values():
         shutil.copytree(directory, copy)
     data = (directory / "0-0.uqff").read_bytes()
@@ -203,7 +203,6 @@ def break_model(directory: Path, folder: Path) -> dict[str, Path]:
     (broken["codes"] / "0-0.uqff").write_bytes(data[:middle] + bytes([data[middle] ^ 1]) + data[middle + 1 :])
     config = json.loads((directory / "config.json").read_text())
     (broken["config"] / "config.json").write_text(json.dumps(config | {"rope_theta": 5000.0}))
-    (broken["three heads"] / "config.json").write_text(json.dumps(config | {"num_attention_heads": 3}))
     return broken
 
 
@@ -229,8 +228,6 @@ def check_failures(comm: Comm, directories: dict[str, Path], broken: dict[str, P
         load_model(good, comm, dtype=torch.float32 if first else torch.bfloat16)
     with pytest.raises(FileNotFoundError if not first else ShardError, match="no such file"):
         load_model(good if first else good / "nowhere", comm)
-    with pytest.raises(UqffError, match="layer does not fit"):
-        load_model(broken["three heads"], comm)
     with pytest.raises(UqffError) as raised:  # both have it: each says which layer
         load_model(broken["blob"], comm)
     assert "layer 0" in str(raised.value)
