@@ -22,11 +22,12 @@ TORCH_INDEX ?=
 TORCH ?=
 TESTS ?= -n 2
 
-.PHONY: help demo test test-oldest test-newest cpus checks docs lint bench quality interop vectors golden crash fuzz clean
+.PHONY: help demo test test-gpu test-oldest test-newest cpus checks docs lint bench quality interop vectors golden crash fuzz clean
 
 help:
 	@echo "make demo     quantise a real model, open it again, compare    (MODEL=DIR, TYPES=q8_0,q4k)"
 	@echo "make test     the test suite"
+	@echo "make test-gpu tests that need an NVIDIA GPU, with the python3 at hand"
 	@echo "make cpus     tests of kernels and products, with features of this CPU hidden; nightly"
 	@echo "make checks   whether the vectors notice each check that a reader could forget, and mistakes of quantisers;"
 	@echo "              needs a C compiler; nightly"
@@ -47,6 +48,10 @@ demo: $(VENV)/.demo
 
 test: $(VENV)/.test
 	$(BIN)/python -m pytest -n 2
+
+# Of the Python at hand, which has torch with CUDA; tests/README.md says what else it needs.
+test-gpu:
+	python3 -m pytest -n 4 -p no:benchmark -m cuda $$(grep -rl 'mark[.]cuda' tests --include='test_*.py')
 
 cpus: $(VENV)/.test
 	$(BIN)/python -m tools.cpus

@@ -85,7 +85,7 @@ def test_the_same_bits_by_torch(tmp_path: Path, case: str) -> None:
     assert same_bits(made, torch.from_numpy(record.values()))
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.cuda
 @pytest.mark.parametrize("case", CASES)
 def test_on_a_gpu(tmp_path: Path, case: str) -> None:
     record = CASES[case](tmp_path)

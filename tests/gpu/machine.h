@@ -10,15 +10,21 @@ typedef unsigned long long u64;
 typedef long long i64;
 
 #define __device__
+#ifdef UQFF_BLOCK
+#define __shared__ static
+#else
 #define __shared__
+#endif
 #define __align__(bytes)
 
+#ifndef UQFF_BLOCK
 struct Dim3 {
     unsigned x, y, z;
 };
-static Dim3 threadIdx, blockIdx, blockDim;
+static Dim3 threadIdx, blockIdx, blockDim, gridDim;
 static void __syncthreads() {}
 static void __syncwarp() {}
+#endif
 
 static float __uint_as_float(u32 bits) {
     float made;
@@ -31,6 +37,13 @@ static u32 __float_as_uint(float number) {
     return made;
 }
 static float __fdiv_rn(float a, float b) { return a / b; }
+static float __frsqrt_rn(float a) { return (float)(1.0 / std::sqrt((double)a)); }
+static float exponential(float number) { return std::exp(number); }
+static float load_volatile(const float* at) { return *at; }
+static int count_up(u32* counter, int calls) {
+    *counter = *counter + 1 == (u32)calls ? 0 : *counter + 1;
+    return *counter == 0;
+}
 static float __fmaf_rn(float a, float b, float c) { return std::fma(a, b, c); }
 static u32 __byte_perm(u32 a, u32 b, u32 selector) {
     u64 both = a | (u64)b << 32;
@@ -61,10 +74,21 @@ static u32 subtract_bfloats(u32 a, u32 b) {
 }
 static u32 and_or(u32 a, u32 b, u32 c) { return (a & b) | c; }
 u32 subtract_halves(u32 a, u32 b);
-u32 two_halves(float low, float high);
+static u32 to_half(float number) {
+    u32 bits = __float_as_uint(number), sign = bits >> 16 & 0x8000;
+    float magnitude = __uint_as_float(bits & 0x7FFFFFFF);
+    if (!(magnitude < 65520)) return sign | (number != number ? 0x7FFF : 0x7C00);
+    if (magnitude < 0x1p-14f) return sign | (u32)std::nearbyint(magnitude * 0x1p24f);
+    u32 rest = __float_as_uint(magnitude) - (112u << 23);
+    return sign | (rest + 0xFFF + (rest >> 13 & 1)) >> 13;
+}
+static u32 two_halves(float low, float high) { return to_half(low) | to_half(high) << 16; }
 u32 multiply_halves(u32 a, u32 b);
 void mma_halves(float* c, u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1);
+#ifndef UQFF_BLOCK
+float shuffle_xor(float number, int mask);
 void mma_bfloats(float* c, u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1);
+#endif
 template <int BYTES>
 void copy_async(u8* shared, const u8* global);
 void end_group();

@@ -85,7 +85,7 @@ def test_decoders_have_the_bits_of_the_reference(
             assert same_bits(torch.from_numpy(out[:-1]).view(each.shape), expected)
 
 
-@pytest.mark.parametrize("kind", [kind for kind in KINDS if not kind.startswith(("hqq", "q8k"))])
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if not kind.startswith("hqq")])
 def test_products_are_those_with_the_numbers(
     compiled: tuple[ctypes.CDLL, dict[str, QuantizedTensor]], kind: str
 ) -> None:

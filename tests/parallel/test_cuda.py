@@ -1,6 +1,6 @@
 """The same on a GPU: what is dequantised there has the CPU's bits, layers and collectives work with CUDA tensors.
 
-Skipped where there is none; run with ``python -m pytest tests/parallel/test_cuda.py`` where there is one.
+``make test-gpu`` runs these, see tests/README.md.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from uqff.parallel.upload import PIECE, upload_to
 from uqff.parallel.weight import WeightBuffers
 from uqff.quantization.recipe import parse_recipe
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+pytestmark = pytest.mark.cuda
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 

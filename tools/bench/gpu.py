@@ -122,6 +122,7 @@ def problems(rows: QuantizedTensor) -> Iterator[str]:
     weights = {"rows": rows, "random bytes": wild(rows)}
     if rows.kind.startswith("hqq"):  # rows of M are not those of the weight, and none of a power of two
         weights["odd"] = repeated(rows, (24, 328)).to("cpu")
+        weights["whole groups"] = repeated(rows, (128, 4096)).to("cpu")  # which products need
     else:
         weights["few inputs"] = rows.narrow(1, 0, 768)
         weights["stack"] = stack([rows.narrow(0, 24 * i, 24) for i in range(3)])
@@ -133,22 +134,22 @@ def problems(rows: QuantizedTensor) -> Iterator[str]:
             elif not same_bits(there.dequantize(dtype).cpu(), reference.to(dtype)):
                 yield f"{name} to {dtype}: other bits"
     seeded = torch.Generator("cuda").manual_seed(3)
-    for weight in (rows, weights.get("few inputs", rows)):
+    for weight in (rows, weights.get("few inputs", weights.get("whole groups", rows))):
         exact, buffers = weight._dequantize().double().cuda(), WeightBuffers(weight.to("cuda"))
         for dtype, allowed in ALLOWED.items():
             for batch in (1, 3, 8, 13, 16, 17, 32, 40, 64):
                 wrong, exactly = 0.0, 0.0
-                for _ in range(-(-OUTPUTS // (batch * rows.shape[0]))):
+                for _ in range(-(-OUTPUTS // (batch * weight.shape[0]))):
                     x = torch.randn(batch, weight.shape[1], device="cuda", generator=seeded).to(dtype)
                     expected = x.double() @ exact.T
                     got = linear(x, buffers.bytes(), buffers.spec, "exact").double()
                     wrong += float((got - expected).square().sum())
                     exactly += float(expected.square().sum())
                 error = (wrong / exactly) ** 0.5
-                fused = batch <= WIDEST and not rows.kind.startswith(("hqq", "q8k"))
+                fused = batch <= WIDEST and (not rows.kind.startswith("hqq") or weight is not rows)
                 if not error <= allowed * (1 if fused else ROUNDED):
                     yield f"{list(weight.shape)}, {batch} rows of {dtype}: error {error:.1e}"
-    if "stack" in weights and rows.kind != "q8k":
+    if "stack" in weights:
         yield from _gather_problems(weights["stack"])
 
 

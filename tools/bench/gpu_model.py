@@ -7,10 +7,12 @@ and the same for a model of plain bfloat16 weights, which ``transformers`` alone
 
 from __future__ import annotations
 
+import gc
 import json
 import tempfile
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import click
@@ -23,6 +25,7 @@ from tools.bench.gpu import repeated, tile
 from tools.bench.machine import facts
 from tools.bench.sharding import MEMORY
 from uqff.parallel import Comm, decoding, load_model, loading, upload
+from uqff.parallel.decoder_step import DecoderStep
 from uqff.parallel.generate import generate
 
 HIDDEN, INNER, LAYERS, VOCABULARY = 3072, 8192, 28, 32768
@@ -86,14 +89,39 @@ def rate(model: torch.nn.Module) -> float:
     return max(rates[1:])
 
 
-def both_rates(model: torch.nn.Module) -> tuple[float, float]:
-    """Each layer by itself, and recorded."""
-    recorded, replays = rate(model), decoding._replays
-    decoding._replays = lambda *_: False
+def rates(model: torch.nn.Module, *, each: bool) -> dict[str, float]:
+    """Launched one by one, if asked for; recorded as ``transformers`` has the layers; and in few launches."""
+    found, replays, of = {"tokens/s": rate(model)}, decoding._replays, DecoderStep.of
+    vars(decoding)["DecoderStep"] = SimpleNamespace(of=lambda *_: None)
     try:
-        return rate(model), recorded
+        found["of transformers"] = rate(model)
+        if each:
+            decoding._replays = lambda *_: False
+            found["one by one"] = rate(model)
     finally:
-        decoding._replays = replays
+        decoding._replays, vars(decoding)["DecoderStep"] = replays, SimpleNamespace(of=of)
+    return found
+
+
+def kernels_of(model: torch.nn.Module) -> list[dict[str, object]]:
+    """What the GPU does for a token, by kernel: the most first."""
+    few: dict[str, tuple[int, float]] = {}
+    many: dict[str, tuple[int, float]] = {}
+    for found, tokens in ((few, SHORT), (many, 2 * SHORT)):
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA], acc_events=True) as profile:
+            generate(model, PROMPT, tokens)
+            torch.cuda.synchronize()
+        for event in profile.events():
+            grid = getattr(event, "name", "")
+            count, time_ = found.get(grid, (0, 0.0))
+            found[grid] = count + 1, time_ + event.device_time
+    rows: list[dict[str, object]] = []
+    for name, (count, taken) in many.items():
+        before = few.get(name, (0, 0.0))
+        launches, microseconds = (count - before[0]) / SHORT, (taken - before[1]) / SHORT
+        if launches > 0.5:
+            rows.append({"kernel": name[:70], "a token": round(launches, 1), "µs": round(microseconds, 1)})
+    return sorted(rows, key=lambda row: -float(str(row["µs"])))[:14]
 
 
 def load_seconds(directory: Path) -> tuple[float, float, torch.nn.Module]:
@@ -116,33 +144,35 @@ def load_seconds(directory: Path) -> tuple[float, float, torch.nn.Module]:
 @click.command()
 @click.option("--kind", "kinds", multiple=True, default=KINDS, help="Only these.")
 @click.option("--kept", type=click.Path(path_type=Path), default=Path("/tmp/tiles"), help="Where quantised rows lie.")
-def main(kinds: tuple[str, ...], kept: Path) -> None:
+@click.option("--each", is_flag=True, help="Also launched one by one.")
+@click.option("--profile", is_flag=True, help="Also what the GPU does for a token.")
+def main(kinds: tuple[str, ...], kept: Path, *, each: bool, profile: bool) -> None:
     """Print the table of tokens a second and of loading."""
     from transformers import AutoModelForCausalLM, LlamaConfig
 
     print(json.dumps(facts() | {"gpu": torch.cuda.get_device_name()}))
     with torch.device("cuda"):
         plain = AutoModelForCausalLM.from_config(LlamaConfig(**config()), dtype=torch.bfloat16).eval()
-    base = both_rates(plain)
+    base = rates(plain, each=each)
     weights = sum(part.numel() for part in plain.parameters())
-    first = {"type": "bf16", "tokens/s": round(base[0], 1), "recorded": round(base[1], 1), "of bf16": 1}
+    first = {"type": "bf16", **{name: round(value, 1) for name, value in base.items()}}
     rows: list[dict[str, object]] = [first | {"GiB": round(weights / 2**29, 2)}]
     del plain
+    gc.collect()
     torch.cuda.empty_cache()
     for kind in kinds:
         with tempfile.TemporaryDirectory(dir=MEMORY if MEMORY.is_dir() else None) as scratch:
             size = write(Path(scratch), kind, kept)
+            gc.collect()
             torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()
             slow, fast, model = load_seconds(Path(scratch))
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats()
-        each, recorded = both_rates(model)
+        found = rates(model, each=each)
         rows.append(
             {
                 "type": kind,
-                "tokens/s": round(each, 1),
-                "recorded": round(recorded, 1),
-                "of bf16": round(recorded / base[1], 2),
+                **{name: round(value, 1) for name, value in found.items()},
+                "× bf16": round(found["tokens/s"] / base["of transformers"], 2),
                 "GiB": round(size / 2**30, 2),
                 "peak / file": round(torch.cuda.max_memory_allocated() / size, 3),
                 "load s": round(fast, 2),
@@ -150,7 +180,10 @@ def main(kinds: tuple[str, ...], kept: Path) -> None:
                 "without pinned": round(size / slow / 1e9, 1),
             }
         )
+        if profile:
+            print(markdown(kernels_of(model)), flush=True)
         del model
+        gc.collect()
         torch.cuda.empty_cache()
     print(f"{weights / 1e9:.2f} billion weights")
     rows[0] |= dict.fromkeys(rows[-1].keys() - rows[0].keys(), "")

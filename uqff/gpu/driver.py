@@ -49,7 +49,7 @@ class Kernel:
             raise _failed("a kernel cannot be launched", status)
 
 
-def load(code: bytes, device: torch.device) -> Kernel:
+def load(code: bytes, device: torch.device, entry: str = "entry") -> Kernel:
     """The kernel of a module's machine code; the device must be torch's current one.
 
     If the module has an array ``shared_bytes``, each block gets as many bytes of dynamic shared memory as that has.  (A
@@ -58,6 +58,7 @@ def load(code: bytes, device: torch.device) -> Kernel:
     Args:
         code: that :func:`uqff.gpu.compiling.compiled` made.
         device: with an index.
+        entry: name of the function.
     """
     import torch
 
@@ -66,7 +67,7 @@ def load(code: bytes, device: torch.device) -> Kernel:
     size = ctypes.c_size_t(0)
     status = _driver().cuCtxGetCurrent(ctypes.byref(context))
     status = status or _driver().cuModuleLoadData(ctypes.byref(module), code)
-    status = status or _driver().cuModuleGetFunction(ctypes.byref(function), module, b"entry")
+    status = status or _driver().cuModuleGetFunction(ctypes.byref(function), module, entry.encode())
     if not status and _driver().cuModuleGetGlobal_v2(
         ctypes.byref(address), ctypes.byref(size), module, b"shared_bytes"
     ):

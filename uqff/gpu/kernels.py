@@ -15,7 +15,7 @@ from uqff.gpu.source import PRIMITIVES, Stored, Tiling, dequantize_source, produ
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["WIDEST", "WIDTHS", "Weight", "available", "dequantize", "gather_multiply", "multiply"]
+__all__ = ["WIDEST", "WIDTHS", "Weight", "available", "dequantize", "gather_multiply", "loaded", "multiply"]
 
 THREADS = 256
 ALIGNMENT = 16
@@ -103,6 +103,9 @@ def dequantize(stored: Stored, out: torch.Tensor) -> bool:
     if not out.numel():
         return True
     dtype = _known(out.dtype)
+    if stored.numbers_into is not None:
+        stored.numbers_into(out)
+        return True
     with torch.cuda.device(out.device):
         kernel = _dequantizer(stored.family, stored.decoder, dtype, out.device.index)
         weights = THREADS * RUNS * ALIGNMENT // out.element_size()
@@ -122,6 +125,8 @@ def multiply(stored: Stored, x: torch.Tensor, rows: int) -> torch.Tensor | None:
     Returns:
         ``[..., rows]`` in the dtype of ``x``; None if no kernel does it.
     """
+    if stored.product is not None:
+        return stored.product(x, rows)
     columns = x.numel() // max(x.shape[-1], 1)
     if not 0 < columns <= widest(x.device) or not _fits(stored, x, rows):
         return None
@@ -262,6 +267,18 @@ def _tiler(family: str, decoder: str, dtype: DType, tiling: Tiling, index: int) 
         "compiling products of %s with %d rows of %s for the GPU", decoder, tiling.columns, dtype.name
     )
     return _loaded(tile_source(family, decoder, dtype, tiling), index)
+
+
+def loaded(source: str, index: int, what: str) -> driver.Kernel:
+    """A kernel of a source, on a device.
+
+    Args:
+        source: without the primitives.
+        index: of the device, which must be torch's current one.
+        what: the kernel is, for the log.
+    """
+    compiling.LOGGER.info("compiling %s for the GPU", what)
+    return _loaded(source, index)
 
 
 def _loaded(source: str, index: int) -> driver.Kernel:

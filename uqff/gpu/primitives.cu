@@ -106,3 +106,12 @@ __device__ inline float load_of_cluster(const float* own, int rank) {
         : "memory");
     return made;
 }
+
+__device__ inline float shuffle_xor(float number, int mask) { return __shfl_xor_sync(0xFFFFFFFFu, number, mask); }
+
+__device__ inline float exponential(float number) { return expf(number); }
+
+__device__ inline float load_volatile(const float* at) { return *(const volatile float*)at; }
+
+// Whether this is the last of so many calls; the count begins again then.
+__device__ inline int count_up(u32* counter, int calls) { return atomicInc(counter, calls - 1) == calls - 1; }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -13,7 +13,17 @@ from uqff.codes import DType
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["PRIMITIVES", "Stored", "Tiling", "decoders_source", "dequantize_source", "product_source", "tile_source"]
+__all__ = [
+    "PRIMITIVES",
+    "Stored",
+    "Tiling",
+    "decoders_source",
+    "dequantize_source",
+    "launched_source",
+    "product_source",
+    "tile_source",
+    "token_source",
+]
 
 PACKAGE = Path(__file__).parent.parent
 PRIMITIVES = PACKAGE / "gpu" / "primitives.cu"
@@ -30,6 +40,8 @@ class Stored:
         numbers: that it needs beside the number of weights, at most five.
         alignment: bytes that all addresses must be multiples of.
         along: how many of the parts, the first ones, a product reads row by row along with ``x``; 0 if no kernel does.
+        product: what multiplies instead of ``product.cu``: takes ``x`` and the number of outputs.
+        numbers_into: what dequantises instead of ``dequantize.cu``: takes where the numbers go.
     """
 
     family: str
@@ -38,6 +50,26 @@ class Stored:
     numbers: tuple[int, ...] = ()
     along: int = 0
     alignment: int = 4
+    product: Callable[[torch.Tensor, int], torch.Tensor | None] | None = None
+    numbers_into: Callable[[torch.Tensor], None] | None = None
+
+
+def launched_source(family: str, given: str, body: str, threads: int) -> str:
+    """The source of a kernel of a family's own, without the primitives.
+
+    Args:
+        family: see :class:`Stored`.
+        given: what ``entry`` takes.
+        body: what it does.
+        threads: of a block.
+    """
+    entry = f"""
+extern "C" __global__ void __launch_bounds__({threads}) entry({given}) {{
+    {body}
+}}
+"""
+    family_files = (f"families/{family}/gpu.cu", f"families/{family}/gpu_product.cu")
+    return _read("gpu/numbers.cu", "gpu/product.cu", "gpu/dequantize.cu", *family_files) + entry
 
 
 class Tiling(NamedTuple):
@@ -85,6 +117,25 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS) entry(Product product) 
 """
     family_files = (f"families/{family}/gpu.cu", f"families/{family}/gpu_product.cu")
     return _read("gpu/numbers.cu", "gpu/product.cu", *family_files) + entry
+
+
+def token_source(name: str, given: str, threads: int, dtype: DType, how: Sequence[int] = ()) -> str:
+    """The source of a kernel ``uqff_name(given)`` of ``token.cu``, without the primitives.
+
+    Args:
+        name: of the function.
+        given: the structure that it takes.
+        threads: of a block.
+        dtype: of the model.
+        how: its other template parameters.
+    """
+    parameters = ", ".join((dtype.name, *map(str, how)))
+    entry = f"""
+extern "C" __global__ void __launch_bounds__({threads}) uqff_{name}({given} given) {{
+    {name}<{parameters}>(given);
+}}
+"""
+    return _read("gpu/numbers.cu", "gpu/token.cu") + entry
 
 
 def decoders_source(families: Sequence[str]) -> str:

@@ -1,19 +1,23 @@
 """One token after the other: a model, the keys and values of the tokens before, and what the next token is chosen from.
 
 On a CUDA device, keys and values of all tokens have their place from the start, and all layers are one launch
-(:class:`~uqff.parallel.replay.Replayed`), if one rank holds the model and ``transformers`` has such a cache for it.
-Elsewhere they have theirs too, see :mod:`uqff.parallel.kv_cache`.
+(:class:`~uqff.parallel.replay.Replayed`), if ``transformers`` has such a cache for the model, and ranks, if there are
+several, talk through NCCL. A token then goes through :class:`~uqff.parallel.decoder_step.DecoderStep`, if that knows
+the model. Elsewhere keys and values have their places too, see :mod:`uqff.parallel.kv_cache`.
 """
 
 from __future__ import annotations
 
 import inspect
+import weakref
 from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.distributed as dist
 
 from uqff.parallel.comm import Comm
+from uqff.parallel.decoder_step import DecoderStep
 from uqff.parallel.kv_cache import preallocated
 from uqff.parallel.replay import Replayed
 from uqff.parallel.vocabulary import Embedding
@@ -35,13 +39,21 @@ class NextToken:
         self._model: Any = model
         self._name = _name_of_cache(model)
         self._cache = _static(self._model.config, tokens) if _replays(model, comm) else None
-        self._replayed = None if self._cache is None else Replayed(self._step)
+        me = weakref.ref(self)  # or the caches of an answer would stay until garbage is looked for
+
+        def step(given: torch.Tensor) -> torch.Tensor:
+            this = me()
+            assert this is not None
+            return this._step(given)
+
+        self._replayed = None if self._cache is None else Replayed(step)
         self._look_up = None if self._replayed is None else self._looking_up()
         if self._cache is None:
             self._cache = preallocated(model, tokens)
         # The head has the last token of the prompt to say something of, not all of them.
         self._last: dict[str, Any] = {"logits_to_keep": 1} if _takes(model, "logits_to_keep") else {}
         self._begun = False
+        self._fused: DecoderStep | None = None
 
     def __call__(self, ids: torch.Tensor) -> torch.Tensor:
         """Give tokens.
@@ -53,11 +65,13 @@ class NextToken:
             ``[vocabulary]``, float32; the next call may overwrite it.
         """
         begun, self._begun = self._begun, True
-        if begun and self._replayed is not None:
+        if self._replayed is not None and begun:
             return self._replayed(ids if self._look_up else self._model.get_input_embeddings()(ids))
         output = self._model(input_ids=ids, use_cache=True, **{self._name: self._cache}, **self._last)
         self._cache = getattr(output, self._name)
-        return _last(output)
+        if self._replayed is not None:
+            self._fused = DecoderStep.of(self._model, self._cache)
+        return _last(output.logits)
 
     def _looking_up(self) -> Callable[[torch.Tensor], torch.Tensor] | None:
         embedding = self._model.get_input_embeddings()
@@ -66,12 +80,13 @@ class NextToken:
     def _step(self, given: torch.Tensor) -> torch.Tensor:
         """From an id, or from hidden states where ids have to be looked up beforehand."""
         x = self._look_up(given) if self._look_up else given
-        return _last(self._model(inputs_embeds=x, use_cache=True, **{self._name: self._cache}))
+        if self._fused is not None:
+            return _last(self._fused(x))
+        return _last(self._model(inputs_embeds=x, use_cache=True, **{self._name: self._cache}).logits)
 
 
-def _last(output: Any) -> torch.Tensor:
-    logits: torch.Tensor = output.logits[0, -1].to(torch.float32)
-    return logits
+def _last(logits: torch.Tensor) -> torch.Tensor:
+    return logits[0, -1].to(torch.float32)
 
 
 def _name_of_cache(model: torch.nn.Module) -> str:
@@ -85,7 +100,8 @@ def _takes(model: torch.nn.Module, argument: str) -> bool:
 
 def _replays(model: torch.nn.Module, comm: Comm) -> bool:
     elsewhere = any(getattr(module, "elsewhere", False) for module in model.modules())
-    return comm.world_size == 1 and next(model.parameters()).is_cuda and not elsewhere
+    recorded = comm.world_size == 1 or dist.get_backend(comm.group) == "nccl"
+    return recorded and next(model.parameters()).is_cuda and not elsewhere
 
 
 def _static(config: Any, tokens: int) -> Any | None:

@@ -1,6 +1,7 @@
 """Tensors go to a CUDA device through two pinned buffers: one is filled by all threads while the other is sent.
 
 What is sent from pageable memory, as a mapped file is, the driver first copies into a buffer of its own, by one thread.
+Tensors share a buffer, one behind the other, so that nothing is waited for until it is full.
 """
 
 from __future__ import annotations
@@ -13,7 +14,10 @@ import torch
 __all__ = ["Upload", "upload_to"]
 
 PIECE: Final = 32 << 20
-"""Bytes of each of the two buffers: a piece takes a millisecond, against which a wait is nothing."""
+"""Bytes of each of the two buffers: to send one takes a millisecond, against which a wait is nothing."""
+
+GRAIN: Final = 256
+"""Bytes that what lies in a buffer begins at multiples of."""
 
 SMALL: Final = 1 << 16
 """Bytes up to which a tensor is sent as it is."""
@@ -37,6 +41,8 @@ class Upload:
         pinned = device.type == "cuda"
         self._buffers = [torch.empty(piece, dtype=torch.uint8, pin_memory=pinned) for _ in range(2)]
         self._sent: list[Any] = [torch.cuda.Event() if pinned else None for _ in range(2)]  # type: ignore[no-untyped-call]
+        self._turn = self._filled = 0
+        self._stream: Any = None
 
     def __call__(self, tensor: torch.Tensor) -> torch.Tensor:
         """The tensor there.
@@ -45,20 +51,37 @@ class Upload:
         """
         if tensor.device.type != "cpu" or tensor.nbytes <= SMALL:
             return tensor.to(self.device)
+        self._begin()
         given = tensor.detach().contiguous().view(-1).view(torch.uint8)
         made = torch.empty(tensor.shape, dtype=tensor.dtype, device=self.device)
-        there = made.view(-1).view(torch.uint8)
-        size = self._buffers[0].numel()
-        for i, start in enumerate(range(0, given.numel(), size)):
-            buffer, sent = self._buffers[i % 2], self._sent[i % 2]
-            if sent is not None:
-                sent.synchronize()  # an event that was never recorded is over
-            piece = buffer[: min(size, given.numel() - start)]
-            piece.copy_(given[start : start + size])
-            there[start : start + size].copy_(piece, non_blocking=True)
-            if sent is not None:
-                sent.record(torch.cuda.current_stream(self.device))
+        there, start, size = made.view(-1).view(torch.uint8), 0, self._buffers[0].numel()
+        while start < given.numel():
+            if self._filled == size:
+                self._change()
+            count = min(size - self._filled, given.numel() - start)
+            piece = self._buffers[self._turn][self._filled : self._filled + count]
+            piece.copy_(given[start : start + count])
+            there[start : start + count].copy_(piece, non_blocking=True)
+            start += count
+            self._filled = min(size, -(-(self._filled + count) // GRAIN) * GRAIN)
         return made
+
+    def _begin(self) -> None:
+        """Go on in the buffer that was filled last, if that is sent on the same stream."""
+        if self.device.type != "cuda":
+            return
+        stream = torch.cuda.current_stream(self.device)
+        if self._stream is not None and self._stream != stream:
+            self._stream.synchronize()
+        self._stream = stream
+
+    def _change(self) -> None:
+        """Fill the other buffer, once it is sent."""
+        if self._stream is not None:
+            self._sent[self._turn].record(self._stream)
+        self._turn, self._filled = 1 - self._turn, 0
+        if self._stream is not None:
+            self._sent[self._turn].synchronize()  # an event that was never recorded is over
 
 
 @cache

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from uqff.families.gguf.blocks import Q8K
 from uqff.gpu.source import Stored
 
 if TYPE_CHECKING:
@@ -17,5 +16,4 @@ def stored(weight: GGUF) -> Stored | None:
     """The blocks; plain numbers need no kernel."""
     if weight.block_type.block_size == 1:
         return None
-    # Q8K is what activations are quantised to; products with it take it as numbers.
-    return Stored("gguf", weight.block_type.name, (weight.data,), along=int(weight.block_type is not Q8K))
+    return Stored("gguf", weight.block_type.name, (weight.data,), along=1)

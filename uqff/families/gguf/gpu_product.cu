@@ -86,6 +86,23 @@ struct Fused<Q8_0> : FusedBytes<34, 2> {};
 template <>
 struct Fused<Q8_1> : FusedBytes<36, 4> {};
 
+template <>
+struct Fused<Q8K> : Basics {
+    typedef EvenOdd Order;
+    static const int PARTS = 1, PITCH = 336;
+    static constexpr int BYTES[1] = {292};
+    static const bool AFFINE = false, WINDOW = true;
+    template <class P>
+    __device__ static void load(const u8* row, const Row&, int chunk, int t, u32* a, float* s, float* b) {
+#pragma unroll
+        for (int i = 0; i < 2; i++) {
+            u32 w = load_u32<4>(row + 4 + 32 * chunk + 8 * t + 4 * i);
+            a[2 * i] = P::signed_bytes(w), a[2 * i + 1] = P::signed_bytes(w >> 8);
+        }
+        s[0] = F32::load(row);
+    }
+};
+
 // Of 64 inputs, the first half is in the low nibbles and the second in the high ones.
 template <int BYTES_OF_256, int HIGH, int LOW>
 struct Fused<Affine8<BYTES_OF_256, HIGH, LOW>> : Basics {

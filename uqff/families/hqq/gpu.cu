@@ -32,6 +32,22 @@ struct Hqq {
             }
             return;
         }
+        if (AXIS == 1 && columns % N == 0) {
+            const float scale = S::load(weight.part[1] + row * S::SIZE), zero = S::load(weight.part[2] + row * S::SIZE);
+            u32 words[N];
+            if (BITS == 3) {
+#pragma unroll
+                for (int i = 0; i < N / 4; i++) load_words<4>(weight.part[0] + (place + 4 * i) * 4, words + 4 * i);
+            } else if (N == 8) load_words<2>(weight.part[0] + place, words);
+            else words[0] = load_u32<4>(weight.part[0] + place);
+#pragma unroll
+            for (int i = 0; i < N; i++) {
+                u32 q = BITS == 3 ? words[BITS == 3 ? i : 0] >> shift & 7u
+                                  : words[BITS == 3 ? 0 : i / 4] >> shift & 0x01010101u * ((1u << BITS) - 1);
+                values[i] = (code(q, BITS == 3 ? 0 : i % 4, 0) - zero) * scale;
+            }
+            return;
+        }
         if (column + N <= columns) {
 #pragma unroll
             for (int i = 0; i < N; i++) values[i] = value(weight, word(weight, place + i), shift, AXIS == 0 ? column + i : row);
@@ -47,6 +63,50 @@ struct Hqq {
                 if (++row % height == 0) {
                     shift -= BITS;
                     place -= height * columns;
+                }
+            }
+        }
+    }
+};
+
+// All of M along axis 0: a thread has eight columns, whose scales and zeros it reads once, and every so many rows.
+template <class K, class W>
+struct HqqColumns;
+
+template <int BITS, class S, class W>
+struct HqqColumns<Hqq<BITS, 0, S>, W> {
+    static const int PLANES = BITS == 3 ? 10 : 8 / BITS, WORDS = BITS == 3 ? 8 : 2;
+
+    __device__ static void run(const Weight& weight, u8* out) {
+        const i64 columns = weight.number[1], height = weight.number[2], rows = weight.number[0] / columns;
+        const i64 column = 8 * ((i64)blockIdx.x * blockDim.x + threadIdx.x);
+        if (column >= columns) return;
+        float scales[8], zeros[8];
+        load_eight<S>(weight.part[1] + column * S::SIZE, scales);
+        load_eight<S>(weight.part[2] + column * S::SIZE, zeros);
+#pragma unroll 2
+        for (i64 packed = blockIdx.y; packed < height; packed += gridDim.y) {
+            u32 words[WORDS];
+            const u8* from = weight.part[0] + (packed * columns + column) * (WORDS / 2);
+            if (BITS == 3) load_words<4>(from, words), load_words<4>(from + 16, words + WORDS - 4);
+            else load_words<2>(from, words);
+#pragma unroll
+            for (int plane = 0; plane < PLANES; plane++) {
+                const i64 row = plane * height + packed;
+                if (row >= rows) break;
+                const int shift = BITS * (PLANES - 1 - plane);
+                float values[8];
+#pragma unroll
+                for (int i = 0; i < 8; i++) {
+                    u32 q = BITS == 3 ? words[BITS == 3 ? i : 0] >> shift & 7u
+                                      : words[BITS == 3 ? 0 : i / 4] >> shift & 0x01010101u * ((1u << BITS) - 1);
+                    values[i] = (code(q, BITS == 3 ? 0 : i % 4, 0) - zeros[i]) * scales[i];
+                }
+#pragma unroll
+                for (int run = 0; run < 8; run += W::RUN) {
+                    u32 made[4];
+                    W::pack(values + run, made);
+                    write_run<W>(out, row * columns + column + run, made);
                 }
             }
         }

@@ -1,0 +1,87 @@
+"""Kernels on a GPU that compilers for CPUs see in part only: products with HQQ and Q8K, what a token goes through."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+import uqff
+from tests.gpu import token_reference
+from tests.gpu.test_hqq_product import CASES, record
+from uqff import QuantizedTensor
+from uqff.gpu import kernels, token
+
+pytestmark = pytest.mark.cuda
+
+DTYPES = (torch.bfloat16, torch.float16)
+
+
+def check(weight: QuantizedTensor) -> None:
+    """Products from the codes, of 1 to 16 rows, and in a CUDA graph, against float64."""
+    exact, stored = weight._dequantize().double().cuda(), weight.to("cuda").stored_on_gpu()
+    assert stored is not None
+    generator = torch.Generator("cuda").manual_seed(1)
+    for dtype, allowed in zip(DTYPES, (2e-3, 5e-4), strict=True):
+        for batch in (1, 2, 5, 8, 13, 16):
+            x = torch.randn(batch, weight.shape[1], device="cuda", generator=generator).to(dtype)
+            got, expected = kernels.multiply(stored, x, weight.shape[0]), x.double() @ exact.T
+            assert got is not None
+            assert float((got.double() - expected).norm() / expected.norm()) <= allowed
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            again = kernels.multiply(stored, x, weight.shape[0])
+        graph.replay()
+        assert again is not None
+        assert got is not None
+        assert torch.equal(again, got)
+
+
+@pytest.mark.parametrize(("bits", "axis"), CASES)
+@pytest.mark.parametrize("shape", [(128, 192), (8192, 4160), (1024, 8192)])
+def test_products_with_hqq(bits: int, axis: int, shape: tuple[int, int]) -> None:
+    """Blocks of every number of tiles; more inputs than are prepared together."""
+    check(record(bits, axis, shape))
+
+
+def test_products_with_q8k() -> None:
+    """Rows begin at any multiple of four bytes."""
+    check(uqff.quantize(torch.randn(72, 1280, generator=torch.Generator().manual_seed(2)), "q8k"))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, *DTYPES])
+@pytest.mark.parametrize(
+    ("head", "heads", "kv_heads"), [(64, 8, 8), (128, 24, 8), (128, 16, 1), (256, 8, 2), (96, 6, 2)]
+)
+def test_a_token(dtype: torch.dtype, head: int, heads: int, kv_heads: int) -> None:
+    """Norms, gates and attention are those of the reference, twice, and the cache is."""
+    generator = torch.Generator("cuda").manual_seed(head)
+
+    def numbers(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator, device="cuda").to(dtype)
+
+    eps: Any = torch.finfo(dtype).eps
+    x, y, weight = numbers(1, 1, 4096), numbers(1, 1, 4096), numbers(4096)
+    total, normed = token.add_norm(x, y, weight, 1e-5)
+    expected = token_reference.add_norm(x, y, weight, 1e-5)
+    assert torch.equal(total, expected[0])
+    assert float((normed.double() - expected[1].double()).abs().max()) <= 8 * eps
+    assert float((token.gate(x, y).double() - token_reference.gate(x, y).double()).abs().max()) <= 8 * eps
+    tokens = 700
+    keys, values = numbers(1, kv_heads, tokens, head), numbers(1, kv_heads, tokens, head)
+    angles = torch.rand(tokens, head // 2, generator=generator, device="cuda").repeat(1, 2) * 6
+    cos, sin = angles.cos().to(dtype), angles.sin().to(dtype)
+    attend = token.Attention(heads, head, keys, cos, sin)
+    reference = token_reference.Attention(heads, head, keys, cos, sin)
+    norms = numbers(head), numbers(head)
+    for at in (0, 63, 64, 500, 699):
+        given = numbers(1, 1, heads * head), numbers(1, 1, kv_heads * head), numbers(1, 1, kv_heads * head)
+        theirs, position = (keys.clone(), values.clone()), torch.tensor([at], device="cuda")
+        for _ in range(2):
+            mine = keys.clone(), values.clone()
+            got = attend(*given, *mine, position, norms, head**-0.5, 1e-6)
+            wanted = reference(*given, *theirs, position, norms, head**-0.5, 1e-6)
+            assert float((got.double() - wanted.double()).abs().max()) <= 16 * eps
+            assert torch.equal(mine[1], theirs[1])
+            assert float((mine[0].double() - theirs[0].double()).abs().max()) <= 8 * eps

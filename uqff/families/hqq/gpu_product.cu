@@ -1,0 +1,224 @@
+// Products with HQQ weights, of groups of 64: y = x Wᵀ for up to COLUMNS rows of x.
+//
+// Along axis 0, each input has a scale and a zero of its own in 64 rows that are R = rows / 64 apart, so they go with x:
+//
+//     y = Σ (q + o) · x s - Σ (z + o) · x s
+//
+// and the second sum is the same for all 64.  Along axis 1 each row has a scale and a zero for 64 inputs:
+//
+//     y = Σ_groups s · (Σ (q + o) · x - (z + o) · Σ x)
+//
+// q + o is exact in bfloat16.  What it is multiplied with is the sum of two bfloat16 numbers: the tensor cores have
+// columns for both.  A block makes 16 TILES outputs; its warps share the inputs, 64 at a time.
+
+const int HQQ_GROUP = 64, HQQ_WARPS = 8;
+
+struct HqqProduct {
+    Weight weight;
+    const u8* x;  // [columns, inputs]
+    u8* y;        // [columns, rows]
+    int rows, inputs, columns;
+};
+
+template <class T>
+__device__ inline void hqq_put(u8* at, float number);
+template <>
+__device__ inline void hqq_put<F16>(u8* at, float number) {
+    *(u16*)at = (u16)two_halves(number, 0.0f);
+}
+template <>
+__device__ inline void hqq_put<BF16>(u8* at, float number) {
+    *(u16*)at = (u16)two_bfloats(number, 0.0f);
+}
+
+// Codes of 64 inputs of the rows of M that 16 outputs of a lane's are in: four words for each of two, rows g and g + 8.
+template <int BITS>
+struct HqqCodes {
+    static const int PLANES = 8 / BITS, HEIGHT = HQQ_GROUP / PLANES, OFFSET = BITS == 8 ? -128 : 128, BYTES = 1;
+
+    // Of tile i and half h: the row of packed codes, and the plane.
+    __device__ static int packed(int i, int h, int g) {
+        return 8 * (PLANES == 1 ? 2 * i + h : i / (PLANES > 1 ? PLANES / 2 : 1)) + g;
+    }
+    __device__ static int plane(int i, int h, int g) { return PLANES == 1 ? 0 : i % (PLANES > 1 ? PLANES / 2 : 1) * 2 + h; }
+    __device__ static int row(int i, int h, int g) { return plane(i, h, g) * HEIGHT + packed(i, h, g); }
+
+    // The pairs (0, 2) and (1, 3) of each of four words of four codes: inputs 16 t + 4 j + ...
+    __device__ static void load(const u8* codes, i64 stride, int i, int h, int g, int t, u32* pairs) {
+        u32 words[4];
+        load_words<4>(codes + packed(i, h, g) * stride + 16 * t, words);
+#pragma unroll
+        for (int j = 0; j < 4; j++) {
+            if (BITS == 8) {
+                const u32 w = words[j] ^ 0x80808080u;
+                pairs[2 * j] = PairsBF16::signed_bytes(w), pairs[2 * j + 1] = PairsBF16::signed_bytes(w >> 8);
+            } else {
+                const int shift = BITS * (PLANES - 1 - plane(i, h, g));
+                const u32 mask = ((1u << BITS) - 1) * 0x00010001u;
+                pairs[2 * j] = PairsBF16::raised(words[j] >> shift, mask);
+                pairs[2 * j + 1] = PairsBF16::raised(words[j] >> (8 + shift), mask);
+            }
+        }
+    }
+};
+
+// Ten codes to a word, of rows of M that are seven apart.
+template <>
+struct HqqCodes<3> {
+    static const int HEIGHT = 7, OFFSET = 128, BYTES = 4;
+    __device__ static int row(int i, int h, int g) { return 16 * i + 8 * h + g; }
+    __device__ static void load(const u8* codes, i64 stride, int i, int h, int g, int t, u32* pairs) {
+        const int at = row(i, h, g), shift = 3 * (9 - at / HEIGHT);
+        const u8* p = codes + at % HEIGHT * stride + 64 * t;
+#pragma unroll
+        for (int j = 0; j < 4; j++) {
+            u32 w[4];
+            load_words<4>(p + 16 * j, w);
+#pragma unroll
+            for (int k = 0; k < 2; k++)
+                pairs[2 * j + k] = PairsBF16::raised((w[k] >> shift & 7u) | (w[k + 2] >> shift & 7u) << 16);
+        }
+    }
+};
+
+template <int COLUMNS>
+struct HqqShared {
+    // Inputs that are prepared together: 32 KiB at most.
+    static const int INPUTS = COLUMNS == 1 ? 4096 : 8192 / COLUMNS, CHUNKS = INPUTS / HQQ_GROUP;
+};
+
+template <class K, class T, int COLUMNS, int TILES>
+struct HqqMultiply;
+
+template <int BITS, int AXIS, class S, class T, int COLUMNS, int TILES>
+struct HqqMultiply<Hqq<BITS, AXIS, S>, T, COLUMNS, TILES> {
+    typedef HqqCodes<BITS> C;
+    static const int INPUTS = HqqShared<COLUMNS>::INPUTS, CHUNKS = HqqShared<COLUMNS>::CHUNKS;
+    static const int NUMBERS = COLUMNS * 2 * INPUTS / 2, TERMS = HQQ_WARPS * 16 * TILES * COLUMNS;
+    static const int WORDS = NUMBERS > TERMS ? NUMBERS : TERMS, N = (2 * COLUMNS + 7) / 8;
+
+    __device__ static void run(const HqqProduct& product) {
+        // [column][high, low][input], in the order that lanes have codes in; later the terms of warps.
+        __shared__ __align__(16) u32 shared[WORDS];
+        __shared__ float totals[COLUMNS][CHUNKS], constants[HQQ_WARPS][COLUMNS];
+        const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, t = lane % 4;
+        const int first = blockIdx.y * TILES, inputs = product.inputs, rows = product.rows;
+        const int apart = AXIS == 0 ? rows / HQQ_GROUP : 1, groups = inputs / HQQ_GROUP;
+        const i64 stride = (i64)inputs * C::BYTES * apart;
+        const u8* codes = product.weight.part[0] +
+                          (i64)blockIdx.x * inputs * C::BYTES * (AXIS == 0 ? 1 : C::HEIGHT);
+        const u8 *scales = product.weight.part[1], *zeros = product.weight.part[2];
+        float sums[TILES][N][2] = {}, constant[COLUMNS] = {};
+
+        for (int begin = 0; begin < inputs; begin += INPUTS) {
+            const int count = inputs - begin < INPUTS ? inputs - begin : INPUTS, chunks = count / HQQ_GROUP;
+            for (int unit = warp; unit < COLUMNS * chunks; unit += HQQ_WARPS) {
+                const int column = unit / chunks, chunk = unit % chunks, at = begin + chunk * HQQ_GROUP + 2 * lane;
+                float total = 0;
+#pragma unroll
+                for (int i = 0; i < 2; i++) {
+                    const int c = 2 * lane + i;
+                    float x = column < product.columns ? T::load(product.x + ((i64)column * inputs + at + i) * 2) : 0.0f;
+                    const i64 group = (i64)blockIdx.x * inputs + at + i;
+                    if (AXIS == 0) x *= S::load(scales + group * S::SIZE);
+                    const u32 high = two_bfloats(x, 0.0f) & 0xFFFFu;
+                    const float rest = x - bits_to_float(high << 16);
+                    const u32 low = two_bfloats(rest, 0.0f) & 0xFFFFu;
+                    const float taken = bits_to_float(high << 16) + bits_to_float(low << 16);
+                    total += AXIS == 0 ? (S::load(zeros + group * S::SIZE) + C::OFFSET) * taken : taken;
+                    u16* to = (u16*)shared + column * 2 * INPUTS + chunk * HQQ_GROUP + c / 4 * 4 + c % 2 * 2 + c % 4 / 2;
+                    to[0] = (u16)high, to[INPUTS] = (u16)low;
+                }
+                if (AXIS == 0) {
+#pragma unroll
+                    for (int i = 0; i < COLUMNS; i++)
+                        if (i == column) constant[i] += total;
+                } else {
+                    total = warp_total(total);
+                    if (lane == 0) totals[column][chunk] = total;
+                }
+            }
+            __syncthreads();
+            // Neighbouring chunks, because their scales are neighbours.
+            for (int chunk = warp * chunks / HQQ_WARPS; chunk < (warp + 1) * chunks / HQQ_WARPS; chunk++) {
+                const u8* from = codes + (i64)(begin + chunk * HQQ_GROUP) * C::BYTES;
+                u32 a[TILES][2][8];
+#pragma unroll
+                for (int i = 0; i < TILES; i++) {
+                    C::load(from, stride, first + i, 0, g, t, a[i][0]);
+                    C::load(from, stride, first + i, 1, g, t, a[i][1]);
+                }
+#pragma unroll
+                for (int n = 0; n < N; n++) {
+                    const int column = 4 * n + g / 2;
+                    u32 b[8] = {};
+                    if (column < COLUMNS) {
+                        const u32* held = shared + (column * 2 + g % 2) * (INPUTS / 2) + chunk * 32 + 8 * t;
+                        load_words<4>((const u8*)held, b);
+                        load_words<4>((const u8*)(held + 4), b + 4);
+                    }
+#pragma unroll
+                    for (int i = 0; i < TILES; i++) {
+                        float c[4] = {};
+#pragma unroll
+                        for (int j = 0; j < 8; j += 2)
+                            mma_bfloats(c, a[i][0][j], a[i][1][j], a[i][0][j + 1], a[i][1][j + 1], b[j], b[j + 1]);
+                        const int mine = 4 * n + t;  // column of x
+#pragma unroll
+                        for (int h = 0; h < 2; h++) {
+                            const float sum = c[2 * h] + c[2 * h + 1];
+                            if (AXIS == 0) sums[i][n][h] += sum;
+                            else if (mine < COLUMNS) {
+                                const i64 group = row_of(first + i, h, g, rows) * groups + begin / HQQ_GROUP + chunk;
+                                const float scale = S::load(scales + group * S::SIZE);
+                                const float zero = S::load(zeros + group * S::SIZE) + C::OFFSET;
+                                sums[i][n][h] += scale * (sum - zero * totals[mine][chunk]);
+                            }
+                        }
+                    }
+                }
+            }
+            __syncthreads();
+        }
+        // The terms of the warps are added up in their order.
+        float* terms = (float*)shared;
+#pragma unroll
+        for (int i = 0; i < TILES; i++)
+#pragma unroll
+            for (int n = 0; n < N; n++)
+                if (4 * n + t < COLUMNS) {
+#pragma unroll
+                    for (int h = 0; h < 2; h++)
+                        terms[((warp * TILES + i) * 16 + 8 * h + g) * COLUMNS + 4 * n + t] = sums[i][n][h];
+                }
+        if (AXIS == 0) {
+            for (int i = 0; i < COLUMNS; i++) {
+                const float total = warp_total(constant[i]);
+                if (lane == 0) constants[warp][i] = total;
+            }
+        }
+        __syncthreads();
+        for (int at = threadIdx.x; at < 16 * TILES * COLUMNS; at += 32 * HQQ_WARPS) {
+            const int place = at / COLUMNS, column = at % COLUMNS;
+            if (column >= product.columns) continue;
+            float sum = 0, less = 0;
+            for (int w = 0; w < HQQ_WARPS; w++) {
+                sum += terms[(w * TILES * 16 + place) * COLUMNS + column];
+                if (AXIS == 0) less += constants[w][column];
+            }
+            const i64 row = row_of(first + place / 16, place / 8 % 2, place % 8, rows);
+            hqq_put<T>(product.y + ((i64)column * rows + row) * 2, sum - less);
+        }
+    }
+    // The output of a row of M.
+    __device__ static i64 row_of(int tile, int half, int g, int rows) {
+        if (AXIS == 0) return blockIdx.x + (i64)C::row(tile, half, g) * (rows / HQQ_GROUP);
+        return (i64)blockIdx.x * C::HEIGHT + C::row(tile, half, g) % C::HEIGHT +
+               (i64)(C::row(tile, half, g) / C::HEIGHT) * (rows / HQQ_GROUP * C::HEIGHT);
+    }
+    __device__ static float warp_total(float number) {
+#pragma unroll
+        for (int mask = 16; mask > 0; mask /= 2) number += shuffle_xor(number, mask);
+        return number;
+    }
+};
