@@ -11,7 +11,7 @@ import torch
 
 import uqff
 from tests.parallel.weights import stacked
-from uqff.families import FP8, HQQ, QuantizedTensor, Unquant
+from uqff.families import AFQ, FP8, HQQ, QuantizedTensor, Unquant
 from uqff.numerics.packing import PLANES
 from uqff.parallel import ReplicatedLayer, ReplicatedStack, product, product_cpu
 from uqff.parallel.weight import WeightBuffers
@@ -61,6 +61,61 @@ def test_products_are_within_the_bound(kind: str) -> None:
             check(by_kernel(record, x), x, dense, (kind, rows, columns, batch))
         x = random(columns, seed=3).bfloat16()
         check(by_kernel(record, x), x, dense, (kind, "one dimension"))
+
+
+def activations(columns: int) -> dict[str, torch.Tensor]:
+    """One row each, of kinds that sums over groups might fail with."""
+    x = random(1, columns, seed=5)
+    massive, one = x.clone(), torch.zeros(1, columns)
+    massive[0, [7, 100]] = 1000
+    one[0, 77] = 0.3
+    return {
+        "even": x,
+        "positive": x.abs(),
+        "massive": massive,
+        "one": one,
+        "none": 0 * x,
+        "huge": x * 1e30,
+        "tiny": x * 1e-30,
+    }
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_one_row_of_any_activations(kind: str) -> None:
+    """The product of a scale's codes comes before the scale, and is as exact, whatever the activations are."""
+    record = weight_of(kind, 40, 512)
+    dense = record.dequantize()
+    for name, x in activations(512).items():
+        check(by_kernel(record, x), x, dense, (kind, name))
+
+
+@pytest.mark.parametrize("kind", ["q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "afq4", "afq8", "f8q8", "fp8", "mxfp4"])
+def test_rows_that_end_within_a_step(kind: str) -> None:
+    """The last step of a row begins before the one before has ended, and no weight counts twice."""
+    for columns in (64, 192, 2880):
+        record, x = weight_of(kind, 9, columns), random(1, columns, seed=2)
+        check(by_kernel(record, x), x, record.dequantize(), (kind, columns))
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("group", [32, 64, 128])
+def test_groups_of_afq(bits: int, group: int) -> None:
+    """Every group has its scale; rows of more groups than are read together."""
+    rng = torch.Generator().manual_seed(bits)
+    for rows, columns in ((3, 640), (2, 32768 + 128)):
+        codes = torch.randint(0, 256, (rows, columns * bits // 8), generator=rng).byte()
+        scale, bias = (torch.randn(rows, columns // group, generator=rng).bfloat16() for _ in range(2))
+        record, x = AFQ(codes, scale, bias, bits, group), random(1, columns, seed=2)
+        check(by_kernel(record, x), x, record.dequantize(), (bits, group, columns))
+
+
+def test_one_row_of_fp8_with_nan() -> None:
+    """The codes of NaN, of either sign, have bits of a number for the kernel of one row: it looks for them."""
+    for code in (0x7F, 0xFF):
+        codes = torch.full((3, 128), 0x7E, dtype=torch.uint8)
+        codes[1, 100] = code
+        record = FP8(codes.view(torch.float8_e4m3fn), *[torch.tensor(0.5)] * 3)
+        assert by_kernel(record, torch.zeros(1, 128)).isnan().tolist() == [[False, True, False]]
 
 
 @pytest.mark.parametrize("kind", ["fp8", "float32", "bfloat16", "float16"])

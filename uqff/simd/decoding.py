@@ -7,6 +7,8 @@ A decoder decodes items of a weight (blocks, groups, numbers) to vectors of 32 n
 * :data:`Sums`: they are multiplied with a row of activations and added up, and never leave the registers;
 * :data:`Tile`: they wait in the first-level cache for several rows of activations.
 
+Where one row of activations is all there is, many decoders have a faster way beside: see :meth:`Decoder.by_row`.
+
 A kernel is compiled when it is first needed.
 """
 
@@ -23,12 +25,13 @@ import numpy as np
 import numpy.typing as npt
 from numba import types
 
+from uqff.simd.bits import bits_of, float_of
 from uqff.simd.compiling import inline, kernel, overload
 from uqff.simd.load_store import load_f32, store_f32
 from uqff.simd.output import F32, Bytes, over, put_pair
 from uqff.simd.scratch import scratch
 from uqff.simd.threads import run_ranges
-from uqff.simd.vectors import LANES, multiply_add, splat, total
+from uqff.simd.vectors import LANES, as_f32, as_i32, multiply_add, splat, total
 
 __all__ = ["CHUNK", "PAIR", "PITCH", "ROWS", "WIDTH", "Decoder", "Decoding"]
 
@@ -49,7 +52,9 @@ GRAIN: Final = 1 << 18
 
 Floats: TypeAlias = npt.NDArray[np.float32]
 
-_ZERO = np.float32(0)
+_ZERO, _ONE = np.float32(0), np.float32(1)
+_HARDLY_ANY = np.float32(16)
+_SMALL, _LARGE = np.float32(2.0**-60).view(np.int32), np.float32(2.0**90).view(np.int32)
 
 
 class Decoder:
@@ -58,12 +63,42 @@ class Decoder:
     Attributes:
         decode: ``(parts, out, form, lo, hi)``: decode items ``[lo, hi)``.  ``parts`` is a tuple of arrays and numbers,
             as the family has it; number ``at`` of the whole weight, and 31 more, go to ``put_pair(out, at, ...)``.
+        order: of the activations that :attr:`multiply_row` takes; None if there is none. See :meth:`by_row`.
     """
 
     def __init__(self, decode: Callable[..., Any]) -> None:
         """Nothing is compiled yet."""
         self.decode = inline(decode)
+        self.order: npt.NDArray[np.int64] | None = None
+        self._overlaps = False
+        self._row: Callable[..., Any] | None = None
         self._name = f"{decode.__module__.split('.')[-2]}{decode.__qualname__}"
+
+    def by_row(
+        self, order: npt.NDArray[np.int64], *, overlap: bool = True
+    ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+        """Give it a faster product with one row of activations: that of all codes of a scale before the scale.
+
+        What it decorates is ``(parts, x, lo, hi) -> float32``: the product of items ``[lo, hi)``, a row of the weight,
+        with activations in another order, and behind them their sums, see :attr:`Decoding.sums`.
+
+        Args:
+            order: of as many activations as it takes at a time; ``x[i]`` is activation ``order[i]`` of them.
+            overlap: whether the last ones of a row, which no multiple of so many makes up, are those at its end, with
+                zeros for activations that there were before; else it does not serve for such rows.
+        """
+
+        def keep(row: Callable[..., Any]) -> Callable[..., Any]:
+            self.order, self._overlaps, self._row = order, overlap, inline(row)
+            return row
+
+        return keep
+
+    def takes(self, columns: int) -> bool:
+        """Whether :attr:`multiply_row` serves for rows of so many numbers."""
+        if self.order is None or columns < len(self.order):
+            return False
+        return self._overlaps or columns % len(self.order) == 0
 
     def _kernel(self, function: Callable[..., Any]) -> Callable[..., Any]:
         function.__qualname__ = f"{self._name}.{function.__name__}"
@@ -101,6 +136,21 @@ class Decoder:
                     made[row] = total(load_f32(sums, 0) + load_f32(sums, LANES))
 
         return self._kernel(multiply)
+
+    @cached_property
+    def multiply_row(self) -> Callable[..., None]:
+        """:attr:`multiply` where there is :attr:`order`; ``x`` is in that order, and has its sums behind."""
+        product: Any = self._row
+
+        def multiply_row(parts, x, y, first, items, planes, stride, lo, hi):
+            given, made = x[0], y[0]
+            for place in range(lo, hi):
+                row = place % planes * stride + place // planes
+                if row < len(made):
+                    at = first + row
+                    made[row] = product(parts, given, at * items, (at + 1) * items)
+
+        return self._kernel(multiply_row)
 
     @cached_property
     def multiply_many(self) -> Callable[..., None]:
@@ -151,6 +201,7 @@ class Decoding(NamedTuple):
         size: numbers of each.
         planes: so many rows share their bytes, and are taken one after another; 1 if none do.
         stride: rows from one of them to the next.
+        sums: so many neighbouring activations are added up for the decoder's product by rows; 0 for none.
     """
 
     decoder: Decoder
@@ -159,6 +210,7 @@ class Decoding(NamedTuple):
     size: int
     planes: int = 1
     stride: int = 1
+    sums: int = 0
 
     def dequantize(self, out: Bytes, form: int) -> None:
         """Write all numbers to the bytes of a result."""
@@ -182,13 +234,14 @@ class Decoding(NamedTuple):
         items, planes = columns // self.size, self.planes if whole else 1
         stride = self.stride if planes > 1 else rows
         grain = -(-GRAIN // (columns * planes)) * planes
-        if len(x) == 1 and columns % WIDTH == 0:
-            one = self.decoder.multiply
+        by_row = self._by_row(x)
+        if by_row is not None:
+            one, given = by_row
             if planes * stride <= grain:
-                one(parts, x, y, first, items, planes, stride, 0, planes * stride)
+                one(parts, given, y, first, items, planes, stride, 0, planes * stride)
                 return
             run_ranges(
-                lambda lo, hi: one(parts, x, y, first, items, planes, stride, lo, hi), planes * stride, grain=grain
+                lambda lo, hi: one(parts, given, y, first, items, planes, stride, lo, hi), planes * stride, grain=grain
             )
             return
         many = self.decoder.multiply_many
@@ -203,6 +256,56 @@ class Decoding(NamedTuple):
 
         grain = -(-max(GRAIN // (columns * len(x)), 1) // ROWS) * ROWS
         run_ranges(work, planes * stride, grain=grain)
+
+    def _by_row(self, x: Floats) -> tuple[Callable[..., None], Floats] | None:
+        """What multiplies with one row of activations, and what it takes for them; None if that is for many rows."""
+        decoder, order, columns = self.decoder, self.decoder.order, x.shape[1]
+        if len(x) != 1 or columns % WIDTH:
+            return None
+        if order is None:
+            return decoder.multiply, x
+        if not decoder.takes(columns):
+            return None
+        size = -(-columns // len(order)) * len(order)
+        given = np.empty((1, size + (columns // self.sums if self.sums else 0)), np.float32)
+        return (decoder.multiply_row, given) if arrange(x[0], order, self.sums, size, given[0]) else None
+
+
+@kernel
+def arrange(x, order, group, padded, out):
+    """Activations in another order, then the sums of groups of them; whether products by rows are exact with them.
+
+    Where a row is no multiple of the order, the last ones of it are taken, with zeros for those that were before.
+
+    They are if activations are neither huge nor tiny, as codes are multiplied with powers of two that are taken back
+    later, up to 2**28 and down to 2**-8.  Where something is added to all weights of a group, a weight that is next to
+    nothing is the difference of two numbers that are not; that is lost among others, unless there are hardly any.
+    """
+    n, size, top = len(x), len(order), np.int32(0)
+    for i in range(n):
+        top = max(top, np.int32(bits_of(x[i])) & np.int32(0x7FFFFFFF))
+    if top != 0 and not _SMALL <= top < _LARGE:
+        return False
+    for start in range(0, n - size + 1, size):
+        for i in range(size):
+            out[start + i] = x[start + order[i]]
+    for i in range(padded - size if padded > n else padded, padded):
+        at = n - padded + i // size * size + order[i % size]
+        out[i] = x[at] if at >= padded - size else _ZERO
+    if group:
+        unit = _ONE / float_of(np.uint32(top)) if top else _ONE
+        magnitudes, squares = splat(_ZERO), splat(_ZERO)
+        for i in range(n // group):
+            sums = splat(_ZERO)
+            for j in range(i * group, (i + 1) * group, LANES):
+                given = load_f32(x, j)
+                sums = sums + given
+                given = given * unit
+                magnitudes = magnitudes + as_f32(as_i32(given) & 0x7FFFFFFF)
+                squares = squares + given * given
+            out[padded + i] = total(sums)
+        return total(magnitudes) * total(magnitudes) >= _HARDLY_ANY * total(squares)
+    return True
 
 
 @inline

@@ -21,9 +21,10 @@ from uqff.simd.decoding import Decoder, Decoding
 from uqff.simd.fitting import scaled_blocks
 from uqff.simd.load_store import load_bytes
 from uqff.simd.output import F32, Bytes, put_pair, read_ahead, without_subnormals
+from uqff.simd.planes import BYTES, byte_planes, load_pieces
 from uqff.simd.scratch import scratch
 from uqff.simd.threads import run_ranges
-from uqff.simd.vectors import hi_i8_to_f32, lo_i8_to_f32
+from uqff.simd.vectors import halves, hi_i8_to_f32, lo_i8_to_f32, multiply_add, splat, total
 
 if TYPE_CHECKING:
     from uqff.families.f8q8.tensor import F8Q8
@@ -70,6 +71,18 @@ def _f8q8(parts, out, form, lo, hi):
         d = SCALES[blocks[at + D]]
         codes = load_bytes(blocks, at + QS)
         put_pair(out, BLOCK_SIZE * block, form, lo_i8_to_f32(codes) * d, hi_i8_to_f32(codes) * d)
+
+
+@_f8q8.by_row(BYTES)
+def _f8q8_row(parts, x, lo, hi):
+    (blocks,) = parts
+    sums = splat(np.float32(0))
+    for i in range(0, BLOCK_SIZE * (hi - lo), 2 * BLOCK_SIZE):
+        at = SIZE * min(lo + i // BLOCK_SIZE, hi - 2)
+        read_ahead(blocks, at)
+        scales = halves(SCALES[blocks[at + D]], SCALES[blocks[at + SIZE + D]])
+        sums = multiply_add(byte_planes(load_pieces(blocks, at + QS, SIZE, 2), x, i), scales, sums)
+    return total(sums) * np.float32(2.0**-24)
 
 
 Numbers: TypeAlias = npt.NDArray[np.float32]

@@ -18,11 +18,14 @@ from uqff.families.fp8.reference import quantizing_scale
 from uqff.numerics.packing import bf16_to_float32, e4m3_to_float32, float32_to_bf16
 from uqff.simd.bits import MAGNITUDE, bf16_bits, bits_of, e4m3_code, float_of
 from uqff.simd.compiling import kernel
+from uqff.simd.cpu import HAS_HALF
 from uqff.simd.decoding import WIDTH, Decoder, Decoding
 from uqff.simd.finite import largest_magnitude
-from uqff.simd.load_store import load_bytes
-from uqff.simd.output import Bytes, e4m3_pair, f32, put_pair, read_ahead, without_subnormals, zero_or_from
+from uqff.simd.load_store import load_bytes, load_f32
+from uqff.simd.output import Bytes, e4m3_pair, f16_pair, f32, put_pair, read_ahead, without_subnormals, zero_or_from
+from uqff.simd.planes import any_byte, halved_signed, larger_bytes, load_pieces
 from uqff.simd.threads import run_ranges
+from uqff.simd.vectors import multiply_add, splat, total
 
 if TYPE_CHECKING:
     from uqff.families.fp8.tensor import FP8
@@ -57,6 +60,29 @@ def _fp8(parts, out, form, lo, hi):
         read_ahead(codes, at)
         x, y = e4m3_pair(load_bytes(codes, at))
         put_pair(out, at, form, x * d, y * d)
+
+
+def _fp8_row(parts, x, lo, hi):
+    """Codes are float16s with a part of the exponent, but for NaN, which is looked for by itself."""
+    codes, scale = parts
+    a = b = c = d = splat(np.float32(0))
+    top = splat(0)
+    for i in range(0, hi - lo, 64):
+        at = min(lo + i, hi - 64)
+        read_ahead(codes, at)
+        words = load_pieces(codes, at, 0, 1)
+        top = larger_bytes(top, words & 0x7F7F7F7F)
+        v, w = f16_pair(halved_signed(words << 8 & 0xFF00FF00) & 0xBFFF)
+        a, b = multiply_add(v, load_f32(x, i), a), multiply_add(w, load_f32(x, i + 16), b)
+        v, w = f16_pair(halved_signed(words & 0xFF00FF00) & 0xBFFF)
+        c, d = multiply_add(v, load_f32(x, i + 32), c), multiply_add(w, load_f32(x, i + 48), d)
+    if any_byte(top, 0x7F):
+        return np.float32(np.nan)
+    return total(a + b + (c + d)) * np.float32(2.0**8) * f32(scale, 0)
+
+
+if HAS_HALF:
+    _fp8.by_row(np.arange(64).reshape(32, 2).T.reshape(-1))(_fp8_row)
 
 
 F32: TypeAlias = npt.NDArray[np.float32]

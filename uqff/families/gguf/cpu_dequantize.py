@@ -42,7 +42,7 @@ from uqff.simd.vectors import (
 if TYPE_CHECKING:
     from uqff.families.gguf.tensor import GGUF
 
-__all__ = ["DECODERS", "decoding", "dequantize", "scales_q3k", "scales_q4k"]
+__all__ = ["DECODERS", "blocks", "dequantize", "scales_q3k", "scales_q4k"]
 
 # Bytes of a block, and where its fields begin: compiled in as constants.
 Q4_0_SIZE, (Q4_0_D, Q4_0_QS) = Q4_0.type_size, Q4_0.layout.offsets
@@ -63,21 +63,16 @@ def dequantize(weight: GGUF, out: Bytes, form: int) -> bool:
     """See :meth:`QuantizedTensor._dequantize_by_kernel`."""
     if weight.block_type.block_size == 1:
         return cast.cast(weight.parts["data"].array(), weight.nominal_dtype, out, form)
-    _blocks(weight).dequantize(out, form)
+    blocks(weight).dequantize(out, form)
     return True
 
 
-def decoding(weight: GGUF) -> Decoding | None:
-    """See :meth:`QuantizedTensor.decoding`."""
-    if weight.block_type.block_size == 1:
-        return cast.numbers(weight.parts["data"].array(), weight.nominal_dtype)
-    return _blocks(weight)
-
-
-def _blocks(weight: GGUF) -> Decoding:
+def blocks(weight: GGUF, sums: int = 0) -> Decoding:
+    """Its blocks, with sums of so many activations."""
     block_type = weight.block_type
     items = weight.numel // block_type.block_size
-    return Decoding(DECODERS[block_type.name], (weight.parts["data"].array(),), items, block_type.block_size)
+    decoder, data = DECODERS[block_type.name], weight.parts["data"].array()
+    return Decoding(decoder, (data,), items, block_type.block_size, sums=sums)
 
 
 @looked_up

@@ -275,9 +275,9 @@ class GGUF(QuantizedTensor):
         return gpu.stored(self)
 
     def _decoding(self) -> Decoding | None:
-        from uqff.families.gguf import cpu_dequantize
+        from uqff.families.gguf import cpu_rows
 
-        return cpu_dequantize.decoding(self)
+        return cpu_rows.decoding(self)
 
     def engine_product(self) -> EngineProduct | None:
         """See :meth:`QuantizedTensor.engine_product`."""

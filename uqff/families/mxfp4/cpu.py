@@ -16,12 +16,13 @@ from uqff.simd.bits import MAGNITUDE, bits_of, float_of, pack8
 from uqff.simd.compiling import inline, kernel
 from uqff.simd.decoding import Decoder, Decoding
 from uqff.simd.fitting import load_tile
-from uqff.simd.load_store import load_codes_4, load_f64, store_f64
+from uqff.simd.load_store import load_codes_4, load_f64, load_u8, store_f32, store_f64
 from uqff.simd.masks import where
 from uqff.simd.output import Bytes, looked_up, put_pair, read_ahead, without_subnormals
+from uqff.simd.planes import HAS_AVX2, PAIRS, byte_planes, load_pieces, look_up_bytes, spread
 from uqff.simd.scratch import scratch
 from uqff.simd.threads import run_ranges
-from uqff.simd.vectors import LANES, as_f32, splat, where_less
+from uqff.simd.vectors import LANES, as_f32, multiply_add, splat, total, where_less
 
 if TYPE_CHECKING:
     from uqff.families.mxfp4.tensor import MXFP4
@@ -69,6 +70,45 @@ def _mxfp4(parts, out, form, lo, hi):
         scale = float_of(np.uint32(scales[block]) << np.uint32(23))
         a, b = load_codes_4(blocks, BYTES * block)
         put_pair(out, BLOCK_SIZE * block, to, _weights(a, scale), _weights(b, scale))
+
+
+TWICE = (2 * np.asarray(E2M1, np.float32)).astype(np.int8)
+"""By their codes, twice the numbers: integers."""
+
+STRIP = 512
+"""Blocks whose scales are read together."""
+
+
+@inline
+def _read_scales(scales, first, count, strip):
+    if count < LANES:
+        for i in range(count):
+            strip[i] = float_of(np.uint32(scales[first + i]) << np.uint32(23))
+        return
+    for i in range(0, count, LANES):
+        at = min(i, count - LANES)
+        store_f32(strip, at, as_f32(load_u8(scales, first + at) << 23))
+
+
+def _mxfp4_row(parts, x, lo, hi):
+    blocks, scales = parts
+    strip, sums = scratch(STRIP, np.float32), splat(np.float32(0))
+    for begin in range(lo, hi, STRIP):
+        count = min(STRIP, hi - begin)
+        _read_scales(scales, begin, count, strip)
+        for to in range(0, count, 4):
+            block = min(to, count - 4)
+            at = BYTES * (begin + block)
+            read_ahead(blocks, at)
+            words, i = load_pieces(blocks, at, 0, 1), BLOCK_SIZE * (begin + to - lo)
+            found = byte_planes(look_up_bytes(words & 0x0F0F0F0F, TWICE), x, i)
+            found = found + byte_planes(look_up_bytes(words >> 4 & 0x0F0F0F0F, TWICE), x, i + 64)
+            sums = multiply_add(found, spread(strip, block, 4), sums)
+    return total(sums) * np.float32(2.0**-25)
+
+
+if HAS_AVX2:
+    _mxfp4.by_row(PAIRS)(_mxfp4_row)
 
 
 F32: TypeAlias = npt.NDArray[np.float32]
