@@ -170,6 +170,7 @@ def test_names(hub: Hub, tmp_path: Path) -> None:
     for text in ("a/b/c", "model.uqff", "a/model.gguf", "./a/b", "/a/b", "a/", "~/a", f"{tmp_path}:q4k", "own\\name"):
         assert hub_name(text) is None
     assert hub_name("a/b@r:q4k") == HubName("a/b", "r", "", "q4k")
+    assert str(hub_name("hf://models/models/name")) == "hf://models/models/name"  # of an owner of that name
 
 
 def test_what_is_on_this_machine_comes_first(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

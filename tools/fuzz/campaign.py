@@ -19,7 +19,7 @@ from types import FrameType
 from typing import Protocol
 
 from tools.fuzz.mutators import mutated
-from tools.fuzz.targets import Target
+from tools.fuzz.target import Target
 from uqff import UqffError
 from uqff.container.atomic import atomic_file
 

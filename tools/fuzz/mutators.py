@@ -1,12 +1,16 @@
-"""Changes to inputs: of bytes, of little-endian numbers, of JSON documents, of safetensors headers, of lines."""
+"""Changes to inputs: of bytes, little-endian numbers, JSON documents, headers of safetensors and GGUF, lines."""
 
 from __future__ import annotations
 
 import functools
 import json
+import math
+import re
 from collections.abc import Callable, Sequence
 from random import Random
 from typing import Any
+
+from tools.fuzz.gguf import numbers
 
 __all__ = ["mutated"]
 
@@ -16,6 +20,9 @@ VALUES: tuple[Any, ...] = (
     *(None, True, False, "", "a", "\u00e9\U0001f600", [], {}, [[]], 0.5, 1e300, -1, -(2**63), 10**30, "x" * 300),
     *NUMBERS,
 )
+
+LONGEST_SEARCHED = 20_000
+"""Bytes of a document in which a place is looked for."""
 
 Mutator = Callable[[bytes, Random, Sequence[bytes]], bytes]
 
@@ -76,6 +83,64 @@ def _header(data: bytes, random: Random, others: Sequence[bytes]) -> bytes:
     return len(text).to_bytes(8, "little") + text + data[8 + size :]
 
 
+WIDTHS = {
+    **dict.fromkeys(("BOOL", "U8", "I8", "F8_E4M3", "F8_E5M2", "F8_E8M0"), 1),
+    **dict.fromkeys(("U16", "I16", "F16", "BF16"), 2),
+    **dict.fromkeys(("U32", "I32", "F32"), 4),
+    **dict.fromkeys(("U64", "I64", "F64"), 8),
+}
+"""Bytes of a number, by the dtypes of safetensors."""
+
+MOST_NUMBERS = 1 << 14
+"""Of a tensor that is made."""
+
+
+def _tensors(data: bytes, random: Random, others: Sequence[bytes]) -> bytes:
+    """A safetensors file whose framing is sound: a tensor has another shape, dtype, name, or other numbers."""
+    size = int.from_bytes(data[:8], "little")
+    try:
+        header = dict(_loaded(data[8 : 8 + size]))
+        parts = {
+            name: (str(entry["dtype"]), list(entry["shape"]), data[8 + size :][slice(*entry["data_offsets"])])
+            for name, entry in header.items()
+            if name != "__metadata__"
+        }
+        name = random.choice(list(parts))
+    except (ValueError, RecursionError, KeyError, TypeError, IndexError):
+        return _header(data, random, others)
+    dtype, shape, numbers = parts[name]
+    change = random.randrange(6)
+    if change == 0:
+        del parts[name]
+    elif change == 1:
+        parts[random.choice((f"{name}.0", "a", *parts))] = parts.pop(name)
+    elif change == 2:
+        width = WIDTHS.get(dtype, 1)
+        made = bytes(random.choice((0, 1, 127, 128, 255)) for _ in range(width)) * (len(numbers) // width)
+        parts[name] = dtype, shape, random.choice((made, random.choice(list(parts.values()))[2]))
+    else:
+        if change == 3 or not shape:
+            dtype = random.choice(list(WIDTHS))
+        elif change == 4:
+            at = random.randrange(len(shape))
+            shape = shape[:at] + random.choice(([], [1, shape[at]], [shape[at], 2], [0])) + shape[at + 1 :]
+        else:
+            at = random.randrange(len(shape))
+            shape = [*shape[:at], random.choice((1, 3, 8, 32, 33, 64, 256)), *shape[at + 1 :]]
+        length = math.prod(shape) * WIDTHS.get(dtype, 1) if all(isinstance(each, int) for each in shape) else -1
+        if not 0 <= length <= MOST_NUMBERS:
+            return _header(data, random, others)
+        parts[name] = dtype, shape, (numbers * (length // (len(numbers) or 1) + 1) or bytes(length))[:length]
+    entries, at = {}, 0
+    for each, (dtype, shape, numbers) in parts.items():
+        entries[each] = {"dtype": dtype, "shape": shape, "data_offsets": [at, at + len(numbers)]}
+        at += len(numbers)
+    told = {key: value for key, value in header.items() if key == "__metadata__"}
+    text = json.dumps(told | entries, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text + b"".join(numbers for _, _, numbers in parts.values())
+
+
 def _document(data: bytes, random: Random, others: Sequence[bytes]) -> bytes:
     try:
         value = _loaded(data)
@@ -84,6 +149,75 @@ def _document(data: bytes, random: Random, others: Sequence[bytes]) -> bytes:
     for _ in range(random.choice((1, 1, 2, 4))):
         value = _changed(value, random)
     return json.dumps(value, separators=(",", ":"), ensure_ascii=random.random() < 0.5).encode("utf-8", "replace")
+
+
+RAW = (
+    *(
+        b"NaN",
+        b"-Infinity",
+        b"1e999",
+        b"-0",
+        b"1" * 400,
+        b"0" * 400 + b".5",
+        b'"\\ud800"',
+        b'"\\u0000"',
+        b'"\x00"',
+        b"'a'",
+    ),
+    *(
+        b"[" * 100_000,
+        b'{"a":' * 5000,
+        b"[" * 1000 + b"]" * 1000,
+        b"\xff",
+        b"\xef\xbb\xbf",
+        b"/*",
+        b"01",
+        b"+1",
+        b"nul",
+    ),
+)
+"""What no document has, or not all readers take for the same."""
+
+
+def _raw(data: bytes, random: Random, others: Sequence[bytes]) -> bytes:
+    """A document that is none: one value another text, or a key that is there twice."""
+    places = [at for at, byte in enumerate(data[:LONGEST_SEARCHED]) if byte in b":,["]
+    if not places:
+        return random.choice(RAW)
+    at = random.choice(places) + 1
+    end = min(
+        (found for found in (data.find(each, at) for each in (b",", b"}", b"]")) if found >= 0), default=len(data)
+    )
+    if random.random() < 0.3:
+        return data[:at] + data[at:end] + b"," + data[at:end] + data[end:]
+    if random.random() < 0.3 and (key := re.search(rb'"[^"]*":', data[:at][-200:])) is not None:
+        return data[:end] + b"," + key[0] + random.choice((b"0", b"null", *RAW)) + data[end:]
+    return data[:at] + random.choice(RAW) + data[end:]
+
+
+def _crossed(data: bytes, random: Random, others: Sequence[bytes]) -> bytes:
+    """A document of which a value is that of another one."""
+    try:
+        value, other = _loaded(data), _loaded(random.choice(others))
+    except (ValueError, RecursionError):
+        return _byte(data, random, others)
+    if isinstance(value, dict) and isinstance(other, dict) and other:
+        key = random.choice(list(other))
+        value = {**value, key: other[key]}
+    else:
+        value = other
+    return json.dumps(value, separators=(",", ":")).encode()
+
+
+def _framing(data: bytes, random: Random, others: Sequence[bytes]) -> bytes:
+    """Of a GGUF file, a number of its framing: a count, a length, a type, a dimension, an offset."""
+    places = [(at, size) for at, size in numbers(data) if at + size <= len(data)]
+    if not places:
+        return _number(data, random, others)
+    at, size = random.choice(places)
+    before = int.from_bytes(data[at : at + size], "little")
+    value = random.choice((*WIDE, *range(13), random.randrange(48), before + 1, before - 1, before * 2, len(data)))
+    return data[:at] + (value % 2 ** (8 * size)).to_bytes(size, "little") + data[at + size :]
 
 
 def _changed(value: Any, random: Random) -> Any:
@@ -130,8 +264,9 @@ BYTES: tuple[Mutator, ...] = (_byte, _byte, _number, _number, _cut, _without, _t
 
 KINDS: dict[str, tuple[Mutator, ...]] = {
     "bytes": BYTES,
-    "safetensors": (*BYTES, *(_header,) * 12),
-    "json": (*(_document,) * 12, _byte, _cut, _twice, _splice),
+    "safetensors": (*BYTES, *(_header,) * 8, *(_tensors,) * 12),
+    "gguf": (*BYTES, *(_framing,) * 12),
+    "json": (*(_document,) * 12, _raw, _raw, _crossed, _crossed, _byte, _cut, _twice, _splice),
     "lines": (*(_lines,) * 6, _byte, _cut, _twice, _splice),
 }
 

@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 import shutil
 import zlib
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
 import uqff
+from tools.fuzz import gguf
+from tools.fuzz.target import Target, seed_of
+from tools.fuzz.written import targets_of_written
 from tools.tiny.models import TinyModel
 from tools.tiny.quantised import METHODS, save_tensors, write_quantised
 from uqff.checkpoints.gguf.tokenizer import tokenizer_files
@@ -24,7 +27,7 @@ from uqff.inspection.checksum import read_sums
 from uqff.models.names import parse_names
 from uqff.quantization.recipe import parse_recipe
 
-__all__ = ["Target", "seed_of", "targets"]
+__all__ = ["targets"]
 
 VECTORS = Path(__file__).resolve().parents[2] / "spec" / "vectors"
 MOST_SEED = 20_000
@@ -40,33 +43,39 @@ RECIPES = (
 
 SUMS = f"{'0' * 64}  a.uqff\n\\{'1f' * 32} *b\\\\c\\n.uqff\n# model {'2' * 64}\n".encode()
 
+FOREIGN: tuple[dict[str, Any], ...] = (
+    {"quant_method": "awq", "bits": 4, "group_size": 32, "version": "gemm", "zero_point": True},
+    {"quant_method": "auto-round", "bits": 4, "group_size": 32, "packing_format": "auto_round:auto_gptq", "sym": True},
+    {
+        "quant_method": "gptq",
+        "bits": 3,
+        "group_size": -1,
+        "desc_act": True,
+        "checkpoint_format": "gptq_v2",
+        "sym": False,
+    },
+    {
+        "quant_method": "bitsandbytes",
+        "load_in_8bit": True,
+        "llm_int8_threshold": 6.0,
+        "llm_int8_skip_modules": ["lm_head"],
+    },
+    {
+        "quant_method": "compressed-tensors",
+        "format": "int-quantized",
+        "config_groups": {
+            "a": {"targets": ["re:.*_proj$"], "weights": {"num_bits": 8, "strategy": "channel", "type": "int"}},
+            "b": {"targets": ["lm_head"], "weights": {"num_bits": 8, "strategy": "block", "block_structure": [8, 8]}},
+        },
+    },
+    {"quant_method": "compressed-tensors", "format": "nvfp4-pack-quantized", "config_groups": {}},
+)
+"""Settings of methods that the tensors beside them are not of."""
+
 TEMPLATES = (
     b"{% for m in messages %}{{ m['role'] }}: {{ m['content'] | trim }}\n{% endfor %}{{ raise_exception('x') }}",
     b"{%- set ns = namespace(n=0) -%}{% if tools %}{{ tools | tojson }}{% endif %}{{ messages[0].content * 3 }}",
 )
-
-
-@dataclass(frozen=True)
-class Target:
-    """A reader.
-
-    Attributes:
-        name: what it is called.
-        kind: of its inputs, see :mod:`tools.fuzz.mutators`.
-        seeds: inputs to begin with.
-        read: reads one, and may say what it found; whatever it raises but a :class:`uqff.UqffError` is an escape.
-    """
-
-    name: str
-    kind: str
-    seeds: list[bytes]
-    read: Callable[[bytes], object]
-
-
-def seed_of(path: Path) -> bytes:
-    """A document in few bytes, anything else as it is."""
-    data = path.read_bytes()
-    return json.dumps(json.loads(data), separators=(",", ":")).encode() if path.suffix == ".json" else data
 
 
 def _vectors(suffix: str) -> list[bytes]:
@@ -130,6 +139,18 @@ class _Directory:
                 if hasattr(value.value, "values"):
                     value.value.values()
             tokenizer_files(file, {"max_position_embeddings": 8, "bos_token_id": 1})
+
+    def quantize(self, data: bytes) -> None:
+        self.path.write_bytes(data)
+        uqff.quantize_model(self.home, self.home / "out", "q4_0", force=True)
+
+    def dequantize(self, data: bytes) -> None:
+        self.path.write_bytes(data)
+        uqff.dequantize_model(self.home, self.home / "out", force=True)
+
+    def migrate(self, data: bytes) -> None:
+        self.path.write_bytes(data)
+        uqff.migrate(self.home, self.home / "out", force=True)
 
     def conversion(self, data: bytes) -> None:
         self.path.write_bytes(data)
@@ -204,25 +225,40 @@ def _of_models(folder: Path) -> Iterator[Target]:
         uqff.quantize_model(plain, model, "q8_0", version=version, measure=False)
         residual, config = model / "residual.safetensors", model / "config.json"
         yield Target(f"config, {version}", "json", [seed_of(config)], _Directory(folder, model, config.name).model)
+        (shard,) = sorted(model.glob("*.uqff"))
+        read = _Directory(folder, model, shard.name).dequantize
+        yield Target(f"dequantize, {version}", "safetensors", [shard.read_bytes()], read)
+        if name == "v0":
+            yield Target("migrate", "safetensors", [shard.read_bytes()], _Directory(folder, model, shard.name).migrate)
         if name == "v1":
             report = model / "uqff_report.json"
             seeds = [residual.read_bytes()]
             yield Target("residual", "safetensors", seeds, _Directory(folder, model, residual.name).model)
             yield Target("report", "json", [seed_of(report)], _Directory(folder, model, report.name).model)
     uqff.convert(folder / "v1", folder / "m.gguf", to="gguf")
-    gguf = [(folder / "m.gguf").read_bytes()]
-    yield Target("GGUF", "bytes", gguf, _Directory(folder, None, "m.gguf").gguf)
-    yield Target("GGUF, conversion", "bytes", gguf, _Directory(folder, None, "m.gguf").conversion)
+    made = [(folder / "m.gguf").read_bytes()]
+    yield Target("GGUF", "gguf", made, _Directory(folder, None, "m.gguf").gguf)
+    yield Target("GGUF, conversion", "gguf", made, _Directory(folder, None, "m.gguf").conversion)
+    yield Target("GGUF, types", "gguf", gguf.of_each_type(folder), _Directory(folder, None, "m.gguf").gguf)
+    for path in gguf.split(folder / "split"):
+        read = _Directory(folder, folder / "split", path.name).gguf
+        yield Target(f"GGUF, {path.stem[2:]}", "gguf", [path.read_bytes()], read)
+    plain_seed = [(plain / "model.safetensors").read_bytes()]
+    yield Target("quantize", "safetensors", plain_seed, _Directory(folder, plain, "model.safetensors").quantize)
     read = _Directory(folder, plain, "config.json").checkpoint
     yield Target("checkpoint config", "json", [seed_of(plain / "config.json")], read)
     sharded = _sharded(plain, folder / "sharded")
     index = sharded / "model.safetensors.index.json"
     yield Target("checkpoint index", "json", [seed_of(index)], _Directory(folder, sharded, index.name).checkpoint)
+    said = [{"quantization_config": each} for each in FOREIGN] + [each for _, each in METHODS.values()]
+    config = json.loads(seed_of(plain / "config.json"))
+    others = [json.dumps(config | each, separators=(",", ":")).encode() for each in said]
     for method in METHODS:
-        made = write_quantised(method, plain, folder / method)
-        for name, kind in (("config.json", "json"), ("model.safetensors", "safetensors")):
-            read = _Directory(folder, made, name).checkpoint
-            yield Target(f"{method} {name.split('.')[0]}", kind, [seed_of(made / name)], read)
+        home = write_quantised(method, plain, folder / method)
+        for name, kind, more in (("config.json", "json", others), ("model.safetensors", "safetensors", [])):
+            read = _Directory(folder, home, name).checkpoint
+            yield Target(f"{method} {name.split('.')[0]}", kind, [seed_of(home / name), *more], read)
+    yield from targets_of_written(folder, folder / "v1")
 
 
 def _of_files(folder: Path) -> Iterator[Target]:

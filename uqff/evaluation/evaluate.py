@@ -126,7 +126,8 @@ def _document(distances: Distances | None) -> dict[str, Any] | None:
         if isinstance(value, dict):
             made[each.name] = {f"{key:g}": estimate.document for key, estimate in value.items()}
         else:
-            made[each.name] = value.document if isinstance(value, Estimate) else value
+            estimate = value if isinstance(value, Estimate) else Estimate(value, None)
+            made[each.name] = estimate.document if value is estimate else estimate.document["value"]
     return made
 
 

@@ -22,6 +22,7 @@ from typing import Final
 import numpy as np
 import torch
 
+from uqff.container.framing import TensorEntry
 from uqff.container.mapped import MappedFile, TensorMap
 from uqff.container.tensors import TensorWriter
 from uqff.errors import FormatError
@@ -35,6 +36,21 @@ VERSION: Final = "1"
 SPAN: Final = 32.0
 """Below the largest logit, what still has a code of its own: e^-32 of 2^18 tokens is 3e-9 of the probability."""
 CODES: Final = 65535
+STEP: Final = float(np.float32(SPAN / CODES))
+MOST_NLL: Final = 1e39
+"""Logits are float32, two of which are less than that apart; -inf is among them."""
+
+
+def _shapes(scored: int, vocabulary: int) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """Dtype and shape of each tensor of a window."""
+    rows = (scored,)
+    return {
+        "codes": ("U16", (scored, vocabulary)),
+        "high": ("F32", rows),
+        "step": ("F32", rows),
+        "nll": ("F64", rows),
+        "top": ("I32", (scored, min(TOP, vocabulary))),
+    }
 
 
 class LogitsWriter:
@@ -50,12 +66,10 @@ class LogitsWriter:
             model: whose predictions they are, for people.
             digest: and for comparisons.
         """
-        n, top = windows.scored, min(TOP, vocabulary)
-        tensors = []
-        for at in range(len(windows)):
-            shapes = (("codes", "U16", (n, vocabulary)), ("high", "F32", (n,)), ("step", "F32", (n,)))
-            tensors += [(f"{at}.{name}", dtype, shape) for name, dtype, shape in shapes]
-            tensors += [(f"{at}.nll", "F64", (n,)), (f"{at}.top", "I32", (n, top))]
+        shapes = _shapes(windows.scored, vocabulary)
+        tensors = [
+            (f"{at}.{name}", dtype, shape) for at in range(len(windows)) for name, (dtype, shape) in shapes.items()
+        ]
         told = {"format": FORMAT, "version": VERSION, "model": model, "model.digest": digest}
         self._file = TensorWriter(path, tensors, told | {"text.digest": windows.digest()})
         self._window = 0
@@ -126,34 +140,59 @@ class KeptLogits:
                 )
             self._scored, self._count = windows.scored, len(windows)
             for at in range(self._count):
-                for name in ("codes", "high", "step", "nll", "top"):
-                    entry = self._entry(at, name)
-                    if entry[:1] != (self._scored,):
-                        raise FormatError(
-                            "logits do not fit the windows",
-                            file=str(path),
-                            field=f"{at}.{name}",
-                            expected=self._scored,
-                            got=list(entry),
-                        )
+                self._check(at)
         except BaseException:
             self._file.close()
             raise
 
-    def _entry(self, window: int, name: str) -> tuple[int, ...]:
+    def _check(self, window: int) -> None:
+        """A window has all tensors, of the right dtypes and shapes."""
+        shapes = _shapes(self._scored, self.vocabulary)
+        for name, (dtype, shape) in shapes.items():
+            entry = self._entry(window, name)
+            if (entry.dtype, tuple(entry.shape)) != (dtype, shape):
+                raise FormatError(
+                    "logits do not fit the windows",
+                    file=str(self.path),
+                    field=f"{window}.{name}",
+                    expected=f"{dtype} {list(shape)}",
+                    got=f"{entry.dtype} {list(entry.shape)}",
+                )
+
+    def _entry(self, window: int, name: str) -> TensorEntry:
         full = f"{window}.{name}"
         if full not in self._tensors:
             raise FormatError("logits are missing", file=str(self.path), field=full)
-        return tuple(self._tensors.entry(full).shape)
+        return self._tensors.entry(full)
 
     @property
     def vocabulary(self) -> int:
         """How many tokens there are."""
-        return self._entry(0, "codes")[1]
+        shape = self._entry(0, "codes").shape
+        if len(shape) != 2 or not shape[1]:
+            expected = f"[{self._scored}, tokens]"
+            raise FormatError(
+                "logits do not fit the windows", file=str(self.path), field="0.codes", expected=expected, got=[*shape]
+            )
+        return shape[1]
 
     def window(self, at: int, part: slice, device: torch.device) -> Reference:
-        """Some of the predictions of a window."""
-        kept = {name: self._tensors[f"{at}.{name}"][part] for name in ("codes", "high", "step", "nll", "top")}
+        """Some of the predictions of a window.
+
+        Raises:
+            FormatError: a number is none that :class:`LogitsWriter` writes.
+        """
+        kept = {name: self._tensors[f"{at}.{name}"][part] for name in _shapes(0, 0)}
+        for name, (low, high) in {"step": (0, STEP), "nll": (0, MOST_NLL), "top": (0, self.vocabulary - 1)}.items():
+            wrong = (kept[name] < low) | ((kept[name] > high) & kept[name].isfinite())
+            if wrong.any():
+                raise FormatError(
+                    "number that no prediction has",
+                    file=str(self.path),
+                    field=f"{at}.{name}",
+                    expected=f"{low} to {high:g}",
+                    got=kept[name][wrong][0].item(),
+                )
         codes = kept["codes"].to(torch.int32).double()
         log_probs = ((codes - CODES) * kept["step"].double()[:, None]).log_softmax(-1)
         return Reference(log_probs.to(device), kept["nll"].double().to(device), kept["top"].long().to(device))

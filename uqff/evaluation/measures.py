@@ -58,8 +58,12 @@ class Estimate:
 
     @property
     def document(self) -> dict[str, float | None]:
-        """As JSON."""
-        return {"value": self.value, "error": self.error}
+        """As JSON, which has neither infinities nor NaN: None instead."""
+        value, error = self.value, self.error
+        return {
+            "value": value if math.isfinite(value) else None,
+            "error": error if error is not None and math.isfinite(error) else None,
+        }
 
 
 @dataclass(frozen=True)

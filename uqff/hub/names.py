@@ -36,6 +36,9 @@ WHOLE: Final = re.compile(
 FILES: Final = (".uqff", ".gguf", ".safetensors", ".json", ".txt")
 """Endings of files, which no repository is called by."""
 
+MODELS: Final = "models/"
+"""May stand before a name with a scheme; also an owner may be called so."""
+
 OTHERS: Final = ("datasets/", "spaces/", "buckets/")
 
 
@@ -58,7 +61,8 @@ class HubName:
     def __str__(self) -> str:
         """The name in full, without the type."""
         at = "" if self.revision is None else f"@{self.revision.replace('/', '%2F')}"
-        return f"{SCHEME}{self.repo}{at}" + (f"/{self.path}" if self.path else "")
+        kind = MODELS if self.repo.startswith(MODELS) else ""
+        return f"{SCHEME}{kind}{self.repo}{at}" + (f"/{self.path}" if self.path else "")
 
     @property
     def text(self) -> str:
@@ -93,7 +97,7 @@ def hub_name(source: object) -> HubName | None:
     if not isinstance(text, str):
         return None
     if text.startswith(SCHEME):
-        rest = text[len(SCHEME) :].removeprefix("models/")
+        rest = text[len(SCHEME) :].removeprefix(MODELS)
         match = None if rest.startswith(OTHERS) else WHOLE.fullmatch(rest)
         if match is None or ".." in rest.split("/"):
             raise UnsupportedError(
