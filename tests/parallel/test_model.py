@@ -316,9 +316,11 @@ def test_what_stands_beside_the_file(written: dict[str, Written], tmp_path: Path
         FormatError, match=r"no configuration beside the model: got no such file \(file .*config.json\)"
     ):
         load_model(tmp_path / "config")
-    more = '{"architectures": ["Gemma3ForConditionalGeneration"], "text_config": {}}'
+    more = '{"architectures": ["DiffusionGemmaForBlockDiffusion"], "text_config": {}}'
     (tmp_path / "architecture" / "config.json").write_text(more)
-    with pytest.raises(UnsupportedError, match=r"architecture cannot be run: expected one of Llama, .*, got Gemma 3$"):
+    with pytest.raises(
+        UnsupportedError, match=r"architecture cannot be run: expected one of Llama, .*, got DiffusionGemma$"
+    ):
         load_model(tmp_path / "architecture")
     tensors = load_file(good / "residual.safetensors")
     tensors.pop("model.norm.weight")

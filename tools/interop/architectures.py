@@ -12,6 +12,7 @@ import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 from rich.table import Table
 
@@ -24,7 +25,7 @@ from uqff.codec.layer import Layer
 from uqff.quantization.run import quantize_model
 
 KINDS = ("q4k", "q8_0", "afq4")
-MULTIMODAL_KINDS = ("q4k", "afq4")
+MULTIMODAL_KINDS = ("q4k",)
 """Those of Q8_0 are golden."""
 WITHOUT_BIAS = {"Phi-2": "lm_head"}
 """A layer whose bias the client drops when it quantises; it adds it to products when it finds it in a file."""
@@ -78,11 +79,11 @@ def check(client: Client, name: str, kind: str, checkpoint: Path, scratch: Path)
 
 def _use(client: Client, file: Path, architecture: str | None, loader: str) -> str:
     """What the client does with a file: at least it must load it."""
+    how: dict[str, Any] = {"architecture": architecture, "dtype": "F32", "kind": loader}
     try:
-        client.generate(file.parent, [file.name], architecture=architecture, dtype="F32", tokens=1, kind=loader)
-    except ClientError as error:
-        if not error.loaded:
-            raise
+        client.generate(file.parent, [file.name], tokens=1, **how)
+    except ClientError:
+        client.load(file.parent, [file.name], **how)
         return "loads"
     return "runs"
 

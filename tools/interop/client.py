@@ -167,6 +167,13 @@ class Client:
         job = {"do": "load", "kind": kind, "which": which, "isq": None, "tokens": tokens, "temperature": temperature}
         return Generation(**self._run(job))
 
+    def load(self, model: Path, uqff: list[str], *, architecture: str | None, dtype: str, kind: str = "Plain") -> None:
+        """Load the shards `uqff`, files in the model directory `model`, and generate nothing."""
+        which: dict[str, Any] = {"model_id": str(model), "dtype": dtype, "from_uqff": uqff}
+        if architecture is not None:
+            which["arch"] = architecture
+        self._run({"do": "load", "kind": kind, "which": which, "isq": None})
+
     def answers(
         self, model: Path, uqff: list[str], prompts: list[str], *, architecture: str, dtype: str, tokens: int
     ) -> list[Generation]:

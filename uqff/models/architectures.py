@@ -42,6 +42,7 @@ __all__ = [
     "selected_entries",
     "selected_layers",
     "stacked_names",
+    "text_values",
     "tower_names",
     "with_stated_tie",
 ]
@@ -119,7 +120,7 @@ def _layer_names(config: Mapping[str, Any], *, numbered: bool) -> list[LayerName
     """The layers that pre-1.0 files have, or all."""
     architecture = architecture_of(config)
     tied = is_tied(architecture, config)
-    config = _text_config(architecture, config)
+    config = text_values(config)
     decoder, head = architecture.decoder, architecture.head
     names = [LayerName(0, head, f"{decoder}.embed_tokens.weight" if tied else f"{head}.weight", None)]
     blocks = count(config, "num_hidden_layers", least=1, most=MAX_BLOCKS)
@@ -142,8 +143,14 @@ def _layer_names(config: Mapping[str, Any], *, numbered: bool) -> list[LayerName
     return names
 
 
-def _text_config(architecture: Architecture, config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The numbers of the language model."""
+def text_values(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The part of a ``config.json`` that has the numbers of the language model; all of it, if it has no other.
+
+    Raises:
+        UnsupportedError: the architecture is unknown.
+        FormatError: there is no such part.
+    """
+    architecture = architecture_of(config)
     if not architecture.text_config:
         return config
     text = config.get(architecture.text_config)

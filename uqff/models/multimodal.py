@@ -119,6 +119,7 @@ MULTIMODAL: Final = (
         head="language_model.lm_head",
         text_config=TEXT_CONFIG,
         towers=(Tower("vision_tower.vision_model.encoder.layers", ENCODER, DEPTH, 12),),
+        runs_as=("gemma3_text",),
     ),
     Architecture(
         "Qwen2-VL",
@@ -126,6 +127,7 @@ MULTIMODAL: Final = (
         _GROUPS["Llama"],
         numbered=False,
         towers=(_qwen_tower("fc1", "fc2"),),
+        runs_as=("qwen2",),
     ),
     Architecture(
         "Qwen2.5-VL",
@@ -133,6 +135,7 @@ MULTIMODAL: Final = (
         _GROUPS["Llama"],
         numbered=False,
         towers=(_qwen_tower(*THREE),),
+        runs_as=("qwen2",),
     ),
     Architecture(
         "Qwen3-VL",
@@ -142,6 +145,7 @@ MULTIMODAL: Final = (
         decoder="model.language_model",
         text_config=TEXT_CONFIG,
         tie_at_top=True,
+        runs_as=("qwen3",),
     ),
     Architecture(
         "Qwen3-VL-MoE",
@@ -152,6 +156,7 @@ MULTIMODAL: Final = (
         decoder="model.language_model",
         text_config=TEXT_CONFIG,
         tie_at_top=True,
+        runs_as=("qwen3_moe",),
     ),
     Architecture(
         "LLaVA",
@@ -163,6 +168,7 @@ MULTIMODAL: Final = (
         text_config=TEXT_CONFIG,
         defaults={"num_hidden_layers": 32},
         towers=(Tower("vision_tower.vision_model.encoder.layers", ENCODER, DEPTH),),
+        runs_as=("llama", "mistral"),
     ),
     Architecture(
         "LLaVA-NeXT",
@@ -174,6 +180,7 @@ MULTIMODAL: Final = (
         text_config=TEXT_CONFIG,
         defaults={"num_hidden_layers": 32},
         towers=(Tower("vision_tower.vision_model.encoder.layers", ENCODER, DEPTH),),
+        runs_as=("mistral", "llama"),
     ),
     Architecture(
         "Idefics2",
@@ -183,6 +190,7 @@ MULTIMODAL: Final = (
         decoder="model.text_model",
         text_config=TEXT_CONFIG,
         defaults={"num_hidden_layers": 32},
+        runs_as=("mistral",),
     ),
     Architecture(
         "Idefics3",
@@ -192,6 +200,7 @@ MULTIMODAL: Final = (
         decoder="model.text_model",
         text_config=TEXT_CONFIG,
         towers=(Tower("model.vision_model.encoder.layers", ENCODER, DEPTH),),
+        runs_as=("llama",),
     ),
     Architecture(
         "Llama 3.2 Vision",
@@ -230,6 +239,7 @@ MULTIMODAL: Final = (
                 24,
             ),
         ),
+        runs_as=("mistral",),
     ),
     Architecture(
         "LFM2-VL",
@@ -241,6 +251,7 @@ MULTIMODAL: Final = (
         text_config=TEXT_CONFIG,
         tie_at_top=True,
         towers=(Tower("model.vision_tower.vision_model.encoder.layers", ENCODER, DEPTH, 12),),
+        runs_as=("lfm2",),
     ),
     Architecture(
         "Llama 4",
@@ -271,6 +282,7 @@ MULTIMODAL: Final = (
         text_config=TEXT_CONFIG,
         tie_at_top=True,
         unmeasured=("self_attn.q_proj",),
+        runs_as=("qwen3_5_text",),
     ),
     Architecture(
         "Qwen3.5-MoE",
@@ -287,6 +299,7 @@ MULTIMODAL: Final = (
         text_config=TEXT_CONFIG,
         tie_at_top=True,
         unmeasured=("self_attn.q_proj",),
+        runs_as=("qwen3_5_moe_text",),
     ),
     Architecture(
         "Gemma 4",
@@ -310,6 +323,7 @@ MULTIMODAL: Final = (
             Tower("model.language_model", ("per_layer_model_projection",), needs=PER_LAYER_INPUT),
             Tower("model.language_model", ("embed_tokens_per_layer",), needs=PER_LAYER_INPUT, promoted=True),
         ),
+        runs_as=("gemma4_text",),
     ),
     Architecture(
         "Muse-Glimmer",

@@ -8,12 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import cached_property
-from typing import Any
+from typing import Any, Final
 
 from uqff.codes import Version
 from uqff.models.architectures import architecture_of, entry_names
 
 __all__ = ["ModulePaths"]
+
+DECODER: Final = "model"
+HEAD: Final = "lm_head"
+"""Paths in models of text alone."""
 
 
 class ModulePaths:
@@ -26,15 +30,32 @@ class ModulePaths:
             UnsupportedError: it is unknown.
         """
         self._config = config
-        self._pairs = architecture_of(config).modules
+        self._architecture = architecture_of(config)
 
     def __call__(self, path: str) -> str:
-        """The path of a module, or the name of a tensor, as checkpoints have it; what is such a path stays."""
+        """The path of a module, or the name of a tensor, as checkpoints have it; what is such a path stays.
+
+        Of a model with towers, modules are those of its language model alone.
+        """
+        path = self._within(path)
         dotted = f".{path}."
-        for here, there in self._pairs:
+        for here, there in self._architecture.modules:
             if there not in dotted and here in dotted:
                 return dotted.replace(here, there)[1:-1]
         return path
+
+    def _within(self, path: str) -> str:
+        """Where the language model is within a larger one."""
+        decoder, head = self._architecture.decoder, self._architecture.head
+        if path == HEAD or path.startswith(f"{HEAD}."):
+            return head + path.removeprefix(HEAD)
+        if path.startswith(f"{DECODER}.") and not path.startswith(f"{decoder}."):
+            return decoder + path.removeprefix(DECODER)
+        return path
+
+    def is_of_text(self, path: str) -> bool:
+        """Whether something belongs to the language model, by its path in a file."""
+        return path.startswith((f"{self._architecture.decoder}.", self._architecture.head))
 
     @cached_property
     def parts(self) -> dict[str, list[str]]:

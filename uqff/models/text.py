@@ -92,6 +92,8 @@ class Architecture:
         defaults: numbers of the language model that the engine takes where the configuration has none.
         embeds_plainly: whether the embedding is no layer in any version.
         towers: what has linear layers besides the language model.
+        runs_as: kinds of ``transformers`` (``model_type``) whose causal language models are this one's, if it has more
+            than that: the one that the configuration names is taken, or the first.
         unmeasured: paths whose shapes :mod:`uqff.models.shapes` does not tell.
         drops_biases: beginnings of the paths whose biases the engine drops when it quantises, and adds when it loads.
         takes_turns: whether gates and ups of experts take turns in ``gate_up_proj``, and do not follow each other.
@@ -111,6 +113,7 @@ class Architecture:
     defaults: Mapping[str, int] = field(default_factory=dict)
     embeds_plainly: bool = False
     towers: tuple[Tower, ...] = ()
+    runs_as: tuple[str, ...] = ()
     unmeasured: tuple[str, ...] = ()
     drops_biases: tuple[str, ...] = ()
     takes_turns: bool = False

@@ -120,9 +120,10 @@ class CheckpointSource(Closing):
         return record.dequantize() if record.plain is None else record.plain.tensor()
 
     def left(self) -> str | None:
-        """The path of a weight that nobody has asked for."""
+        """The path of a weight that nobody has asked for, but for those of towers."""
         known = self._taken | self._unused
-        return next((path for path in self.checkpoint.paths if path not in known and not path.endswith(UNUSED)), None)
+        left = (path for path in self.checkpoint.paths if path not in known and not path.endswith(UNUSED))
+        return next(filter(self.paths.is_of_text, left), None)
 
     @property
     def dtype(self) -> torch.dtype | None:

@@ -172,7 +172,7 @@ class Filling:
         if role == "row":
             return fallback.row(source, self.comm)
         shard = None
-        if role == "key-value":
+        if role == "key-value" and self.comm.world_size > 1:
             config: Any = self.model.config
             kv_heads = config.num_key_value_heads
             shard = compute_kv_shard(kv_heads, module.weight.shape[0] // kv_heads, self.comm)

@@ -84,7 +84,7 @@ class ModelSource(Protocol):
         """
 
     def left(self) -> str | None:
-        """The path of a layer that nobody has asked for; None if there is none."""
+        """The path of a layer of the language model that nobody has asked for; None if there is none."""
 
     def digest(self, *options: object, everything: bool = False) -> bytes:
         """See :func:`~uqff.parallel.consensus.digest`.

@@ -16,7 +16,10 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import torch
 
 from uqff.errors import FormatError, ShapeError, UnsupportedError
-from uqff.models.table import ARCHITECTURES, architecture_of
+from uqff.models.architectures import is_tied_model, text_values
+from uqff.models.multimodal import MULTIMODAL
+from uqff.models.table import architecture_of
+from uqff.models.text import TEXT
 from uqff.parallel.gpt_oss import ClampedSwiGLU, GptOssBlock
 from uqff.parallel.heads import compute_n_kv_groups
 from uqff.parallel.plan import EMBEDDING, HEAD, Heads, fitting, roles_of
@@ -82,9 +85,13 @@ VALUES: Final = (
     "layer_types",
     "layers_block_type",
     "full_attention_interval",
-    # feed-forward layers, by names that newer releases read and do not write
+    # by names that newer releases read and do not write
     "block_ff_dim",
     "first_k_dense_replace",
+    "global_head_dim",
+    "num_global_key_value_heads",
+    "rope_local_base_freq",
+    "sliding_window_pattern",
     # experts
     "num_experts",
     "num_local_experts",
@@ -109,15 +116,21 @@ def model_type(values: Mapping[str, Any]) -> str:
     """What ``transformers`` calls the architecture of a ``config.json``.
 
     Raises:
-        UnsupportedError: it is unknown, to this package or to the installed release; or has more than text; or there is
-            no ``transformers``.
+        UnsupportedError: it is unknown, to this package or to the installed release; or has no language model by itself
+            there; or there is no ``transformers``.
     """
     architecture = architecture_of(values)
     causal: Mapping[str, str] = _transformers().models.auto.modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-    kinds = [kind for kind, name in causal.items() if name in architecture.classes and not architecture.text_config]
+    if architecture.runs_as:
+        stated = text_values(values).get("model_type")
+        kind = str(stated) if stated in architecture.runs_as else architecture.runs_as[0]
+        kinds = [kind] if kind in causal else []
+    else:
+        kinds = [kind for kind, name in causal.items() if name in architecture.classes and architecture in TEXT]
     if not kinds:
-        known = {each.title: set(each.classes) for each in ARCHITECTURES if not each.text_config}
+        known = {each.title: set(each.classes) for each in TEXT}
         here = [title for title, classes in known.items() if classes & set(causal.values())]
+        here += [each.title for each in MULTIMODAL if causal.keys() & set(each.runs_as)]
         raise UnsupportedError(
             "architecture cannot be run", expected=f"one of {', '.join(here)}", got=architecture.title
         )
@@ -160,8 +173,22 @@ def _own_values(kind: str) -> set[str]:
     return own | set(made.attribute_map)
 
 
+def _told(values: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The part of a ``config.json`` that describes the language model, as if there was nothing else.
+
+    Positions of text alone are the same along each of the axes that multimodal rotary embeddings have.
+    """
+    if not architecture_of(values).runs_as:
+        return values
+    told = {**text_values(values), "tie_word_embeddings": is_tied_model(values)}
+    scaling = told.get("rope_scaling")
+    if isinstance(scaling, dict) and "mrope_section" in scaling:
+        del told["rope_scaling"]
+    return told
+
+
 def build(values: Mapping[str, Any], dtype: torch.dtype) -> torch.nn.Module:
-    """The model that a ``config.json`` describes, on the meta device.
+    """The model that a ``config.json`` describes, on the meta device; of one with towers, its language model alone.
 
     Args:
         values: the configuration; its ``architectures`` decide, whatever it says of a ``model_type``.
@@ -173,7 +200,7 @@ def build(values: Mapping[str, Any], dtype: torch.dtype) -> torch.nn.Module:
     """
     kind, library = model_type(values), _transformers()
     try:
-        config = library.CONFIG_MAPPING[kind].from_dict(known_values(values, kind) | {"model_type": kind})
+        config = library.CONFIG_MAPPING[kind].from_dict(known_values(_told(values), kind) | {"model_type": kind})
         setattr(config, "dtype" if hasattr(config, "dtype") else "torch_dtype", dtype)
         with torch.device("meta"):
             model: torch.nn.Module = library.AutoModelForCausalLM.from_config(config, trust_remote_code=False)
@@ -298,7 +325,10 @@ def linear_roles(model: torch.nn.Module, ranks: int = 1) -> dict[str, Role]:
 
 def _heads(config: Any) -> Heads:
     query: int = config.num_attention_heads
-    return Heads(query, getattr(config, "num_key_value_heads", None) or query)
+    try:
+        return Heads(query, getattr(config, "num_key_value_heads", None) or query)
+    except RuntimeError:  # layers have different numbers, of which ranks share none
+        return Heads(1, 1)
 
 
 def routers(model: torch.nn.Module) -> list[str]:
@@ -348,7 +378,7 @@ class SparseBlock(torch.nn.Module):
 
 def share_heads(model: torch.nn.Module, comm: Comm) -> None:
     """Tell attention how many of this rank's query heads share one of its key and value heads, if ranks share them."""
-    if "key-value" not in linear_roles(model, comm.world_size).values():
+    if comm.world_size == 1 or "key-value" not in linear_roles(model, comm.world_size).values():
         return
     heads = _heads(model.config)
     groups = compute_n_kv_groups(heads.pairs, heads.query, comm)
@@ -381,6 +411,9 @@ def materialise(
             if buffer.is_meta and name not in module._non_persistent_buffers_set:
                 full = f"{path}.{name}"
                 setattr(module, name, _parameter(tensor(full), buffer.shape, full, device, buffer.dtype).data)
+        scale = getattr(module, "scalar_embed_scale", None)
+        if scale is not None and "embed_scale" in dict(module.named_buffers(recurse=False)):
+            module.embed_scale = torch.tensor(scale, device=device)
         if any(buffer.is_meta for buffer in module.buffers(recurse=False)):
             made = _rotary(module, path).to(device)
             parent, _, last = path.rpartition(".")

@@ -95,8 +95,9 @@ class UqffSource(Closing):
         return path in self.keys or f"{path}.weight" in self.residual
 
     def left(self) -> str | None:
-        """A layer of the file that nobody has asked for."""
-        return next((module for module in self.keys if module not in self._taken), None)
+        """A layer of the file that nobody has asked for, but for those of towers."""
+        left = (module for module in self.keys if module not in self._taken)
+        return next(filter(self.paths.is_of_text, left), None)
 
     def layer(self, module: str) -> Unloaded:
         """The layer of a module as it is stored; touches no payload.

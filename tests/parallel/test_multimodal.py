@@ -1,0 +1,117 @@
+"""The language models of architectures with towers: the logits of the whole model of `transformers` for text."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.parallel.ranks import run_ranks
+from tools.tiny import multimodal
+from uqff.errors import FormatError, UnsupportedError
+from uqff.export.dequantize import dequantize_model
+from uqff.models.multimodal import MULTIMODAL
+from uqff.parallel import Comm, load_model
+from uqff.quantization.run import quantize_model
+
+KIND = "q8_0"
+PROMPT = [[5, 9, 17, 30, 41, 11, 23, 3]]
+CLOSE = 5e-6
+"""Logits are about 1; sums are taken in other orders."""
+
+RUN = [*(each.title for each in MULTIMODAL if each.runs_as), *multimodal.VARIANTS]
+STACKED = ("Qwen3-VL-MoE", "Gemma 4 MoE")
+"""Of which transformers takes experts in stacks only, and what is dequantised has them one by one."""
+LEFT = [each.title for each in MULTIMODAL if not each.runs_as]
+
+Written = Callable[[str], Path]
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Written:
+    """Architecture to the directory of its checkpoint in `model` and of UQFF in `uqff`."""
+
+    @cache
+    def make(name: str) -> Path:
+        if not multimodal.has(name):
+            pytest.skip("this transformers has no such architecture")
+        folder = tmp_path_factory.mktemp("multimodal")
+        multimodal.write(name, folder / "model")
+        quantize_model(folder / "model", folder / "uqff", [KIND], dtype="f32")
+        return folder
+
+    return make
+
+
+def whole(name: str, folder: Path) -> torch.Tensor:
+    """Logits of the whole model of a checkpoint."""
+    import transformers
+
+    made: Any = getattr(transformers, multimodal.MULTIMODALS[name].architecture)
+    model = made.from_pretrained(folder, dtype=torch.float32).eval()
+    with torch.inference_mode():
+        logits: torch.Tensor = model(input_ids=torch.tensor(PROMPT)).logits
+    return logits
+
+
+def text(source: Path) -> torch.Tensor:
+    """Logits of the language model alone."""
+    with torch.inference_mode():
+        logits: torch.Tensor = load_model(source, dtype=torch.float32)(input_ids=torch.tensor(PROMPT)).logits
+    return logits
+
+
+@pytest.mark.parametrize("name", RUN)
+def test_logits_are_those_of_the_whole_model(name: str, written: Written, tmp_path: Path) -> None:
+    """Of the checkpoint, and of what is dequantised; towers are there, and nobody asks for them."""
+    folder = written(name)
+    dequantize_model(folder / "uqff", tmp_path / "plain")
+    for source, plain in ((folder / "model", folder / "model"), (folder / "uqff", tmp_path / "plain")):
+        stacked = name in STACKED and plain != source
+        wanted = text(plain) if stacked else whole(name, plain)
+        assert wanted.abs().max() > 0.1
+        assert (text(source) - wanted).abs().max() <= CLOSE
+
+
+@pytest.mark.parametrize("name", LEFT)
+def test_others_are_refused_by_name(name: str, written: Written) -> None:
+    with pytest.raises(UnsupportedError, match="architecture cannot be run") as caught:
+        load_model(written(name) / "uqff")
+    assert caught.value.got == name
+
+
+def on_ranks(comm: Comm, directories: dict[str, str]) -> dict[str, Any]:
+    """Logits by architecture."""
+    with torch.inference_mode():
+        return {
+            name: load_model(directory, comm)(input_ids=torch.tensor(PROMPT)).logits.numpy()
+            for name, directory in directories.items()
+        }
+
+
+def test_two_ranks_agree_with_one(written: Written) -> None:
+    directories = {name: str(written(name) / "uqff") for name in ("Gemma 3", "Qwen3-VL-MoE")}
+    first, second = run_ranks(2, on_ranks, directories, timeout=60)
+    for name, one in on_ranks(Comm.of(None), directories).items():
+        assert abs(first[name] - one).max() <= CLOSE, name
+        assert (first[name] == second[name]).all(), name
+
+
+def test_layers_of_the_language_model_must_have_a_place(written: Written, tmp_path: Path) -> None:
+    """A layer that the configuration does not announce is no tower."""
+    source, made = written("LLaVA") / "uqff", tmp_path / "uqff"
+    made.mkdir()
+    for path in source.iterdir():
+        (made / path.name).symlink_to(path)
+    config = json.loads((made / "config.json").read_text())
+    config["text_config"]["num_hidden_layers"] = 1
+    (made / "config.json").unlink()
+    (made / "config.json").write_text(json.dumps(config))
+    with pytest.raises(FormatError, match="layer has no place in the model") as caught:
+        load_model(made)
+    assert str(caught.value.layer).startswith("language_model.model.layers.1.")
