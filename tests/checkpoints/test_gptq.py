@@ -169,6 +169,20 @@ def test_words_that_are_not_full(tmp_path: Path, bits: int, out: int, columns: i
         check_record(checkpoint, "a", weight.numbers())
 
 
+def test_an_order_without_an_index(tmp_path: Path) -> None:
+    """Of ``desc_act``: which inputs make a group is not known, unless all do."""
+    weight = GroupedWeight.random(8, 64, 4, 32, torch.float16)
+    bare, config = weight.gptq("a", g_idx=False), GPTQ | {"desc_act": True}
+    missing = r"companion of the weight is missing.*expected a tensor g_idx beside a\.qweight"
+    with checkpoint_of(tmp_path / "a", bare, **config) as checkpoint, pytest.raises(MissingError, match=missing):
+        checkpoint.meta("a")
+    with checkpoint_of(tmp_path / "b", weight.gptq("a"), **config) as checkpoint:
+        check_record(checkpoint, "a", weight.numbers())
+    one = GroupedWeight.random(8, 64, 4, 64, torch.float16)
+    with checkpoint_of(tmp_path / "c", one.gptq("a", g_idx=False), **config | {"group_size": -1}) as checkpoint:
+        check_record(checkpoint, "a", one.numbers())
+
+
 @pytest.mark.parametrize(("bits", "kept"), [(4, 58), (4, 62), (8, 61), (2, 60), (3, 56)])
 def test_an_index_that_is_too_short(tmp_path: Path, bits: int, kept: int) -> None:
     """It would leave inputs out, in as many words and groups: there are codes where its inputs end."""

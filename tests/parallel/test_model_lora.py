@@ -204,3 +204,27 @@ def test_experts(tmp_path: Path) -> None:
         uqff.load_model(tmp_path / "base", lora=lora).get_submodule("model.layers.0.mlp.gate").weight,  # type: ignore[arg-type]
         expected.get_submodule("model.layers.0.mlp.gate").weight,  # type: ignore[arg-type]
     )
+
+
+def test_experts_that_are_called_otherwise(tmp_path: Path) -> None:
+    """Those of Mixtral, by the names of checkpoints, which adapters have: w1 is gate_proj, w2 is down_proj."""
+    from transformers import MixtralConfig, MixtralForCausalLM
+
+    config = MixtralConfig(
+        hidden_size=64, intermediate_size=32, num_local_experts=4, num_experts_per_tok=2, num_attention_heads=4,
+        num_key_value_heads=2, num_hidden_layers=1, vocab_size=96, tie_word_embeddings=False,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    MixtralForCausalLM(config).save_pretrained(tmp_path / "base")
+    path, made = "model.layers.0.block_sparse_moe.experts", dict[str, torch.Tensor]()
+    for at, (name, out, inputs) in enumerate([("1.w1", 32, 64), ("3.w2", 64, 32), ("0.w3", 32, 64)]):
+        made |= {key: 16 * each for key, each in factors(f"{path}.{name}", out, inputs, seed=at).items()}
+    lora = write_adapter(tmp_path / "lora", made, target_modules=["w1", "w2", "w3"])
+    for name, adapter in (("merged", lora), ("plain", None)):
+        uqff.quantize_model(tmp_path / "base", tmp_path / name, "unquant", lora=adapter)
+    expected = logits(uqff.load_model(tmp_path / "merged"))
+    assert distance(logits(uqff.load_model(tmp_path / "base")), expected) > 100 * CLOSE
+    for name in ("base", "plain"):
+        for merge in (None, False):
+            model = uqff.load_model(tmp_path / name, lora=lora, merge_lora=merge)
+            assert distance(logits(model), expected) < CLOSE, (name, merge)

@@ -12,7 +12,8 @@
     AWQ:  the eight codes of a word, lowest bits first, are columns 0 2 4 6 1 3 5 7
 
 GPTQ stores zero - 1 in as many bits, so that 0 is stored as the highest code; ``checkpoint_format`` ``gptq_v2`` stores
-the zero itself, as AWQ does.  A group size of -1 is one group of all inputs.  GPTQModel's ``dynamic`` says otherwise of
+the zero itself, as AWQ does.  A group size of -1 is one group of all inputs.  With ``desc_act`` only ``g_idx`` tells
+which group an input belongs to.  GPTQModel's ``dynamic`` says otherwise of
 modules whose path a regular expression matches from the start: ``"+:EXPR"`` or ``"EXPR"``, the first one counts; those
 of ``"-:EXPR"`` are not quantised.
 
@@ -100,12 +101,28 @@ class GPTQ(_Packed):
     NAMES: ClassVar[tuple[str, ...]] = ("gptq",)
 
     def __init__(
-        self, bits: int, group_size: int, *, v2: bool, dynamic: tuple[tuple[re.Pattern[str], int, int], ...] = ()
+        self,
+        bits: int,
+        group_size: int,
+        *,
+        v2: bool,
+        dynamic: tuple[tuple[re.Pattern[str], int, int], ...] = (),
+        by_activity: bool = False,
     ) -> None:
+        """Settings.
+
+        Args:
+            bits: of a code.
+            group_size: inputs of a group; -1: all.
+            v2: whether zeros are stored as they are.
+            dynamic: bits and group size of modules whose path a pattern matches.
+            by_activity: whether groups are of inputs in another order, which the index tells.
+        """
         self.bits = bits
         self.group_size = group_size
         self.v2 = v2
         self.dynamic = dynamic
+        self.by_activity = by_activity
 
     @classmethod
     def of(cls, quantization: Mapping[str, Any], config: Mapping[str, Any]) -> Self:
@@ -126,13 +143,16 @@ class GPTQ(_Packed):
                 raise FormatError("not an object", field=f"quantization_config.dynamic.{pattern}", got=other)
             of_rule = group_size_of(other.get("group_size", size), f"dynamic.{pattern}.group_size")
             rules.append((compiled, setting(other, "bits", BITS, default=bits), of_rule))
-        return cls(bits, size, v2=form == "gptq_v2", dynamic=tuple(rules))
+        by_activity = setting(quantization, "desc_act", (True, False), default=False)
+        return cls(bits, size, v2=form == "gptq_v2", dynamic=tuple(rules), by_activity=by_activity)
 
     def _sizes(self, stored: Companions) -> tuple[int, int, int, int]:
         found = (each[1:] for each in self.dynamic if each[0].match(stored.path))
         bits, size = next(found, (self.bits, self.group_size))
         words, out = _matrix(stored)
         columns = self._inputs(stored, words, bits)
+        if self.by_activity and size not in (-1, columns):
+            stored.name("g_idx")  # there must be one
         return out, columns, bits, columns if size == -1 else size
 
     @staticmethod

@@ -6,7 +6,8 @@ Several are added one after the other, each with a weight of its own::
 
 A module of an adapter is a weight of the same path.  Where modules of ``transformers`` have other paths than tensors of
 checkpoints, both are found: ``model.language_model`` is ``language_model.model``, ``mlp`` of Mixtral is
-``block_sparse_moe``.  Experts are single modules, or a stack whose factors are cut (:mod:`uqff.lora.adapter`)::
+``block_sparse_moe``, and ``gate_proj`` of its experts is ``w1``.  Experts are single modules, or a stack whose factors
+are cut (:mod:`uqff.lora.adapter`)::
 
     experts.gate_up_proj [E, 2 * inner, hidden]    rows of B: the gate's, then those of up; or in turns (gpt-oss)
     experts.down_proj    [E, hidden, inner]
@@ -59,6 +60,7 @@ class ModelWeights:
         linear: whether all are ``[out, in]``, whatever a configuration says.
         tied: whether the head is the embedding's matrix.
         turns: whether gates and ups take turns where they are one tensor.
+        names: what else weights are called, to their paths.
     """
 
     shapes: dict[str, tuple[int, int]] = field(default_factory=dict)
@@ -67,6 +69,7 @@ class ModelWeights:
     linear: bool = True
     tied: bool = False
     turns: bool = False
+    names: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._aliases: dict[str, str] | None = None
@@ -76,7 +79,8 @@ class ModelWeights:
         if path in self.shapes or path in self.stacks:
             return path
         if self._aliases is None:
-            self._aliases = {alias: known for known in (*self.shapes, *self.stacks) for alias in aliases(known)}
+            found = {alias: known for known in (*self.shapes, *self.stacks) for alias in aliases(known)}
+            self._aliases = found | self.names
         return self._aliases.get(path)
 
 

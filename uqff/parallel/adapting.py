@@ -25,6 +25,7 @@ from uqff.parallel.unloaded import Unloaded, numbers_of
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from uqff.models.renaming import ModulePaths
     from uqff.parallel.layer import QuantizedLinear
     from uqff.parallel.mixture import Mixture
     from uqff.parallel.shard import Slice
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
 __all__ = ["Adapting", "adapters_digest"]
 
 WEIGHT = ".weight"
+
+_NAMES = tuple(name for name, _ in PROJECTIONS)
 
 _Linear = TypeVar("_Linear", bound="QuantizedLinear")
 
@@ -55,7 +58,13 @@ class Adapting:
     """
 
     def __init__(
-        self, adapters: Adapters, model: torch.nn.Module, dtype: torch.dtype, *, merge: bool | None = None
+        self,
+        adapters: Adapters,
+        model: torch.nn.Module,
+        dtype: torch.dtype,
+        *,
+        merge: bool | None = None,
+        paths: ModulePaths | None = None,
     ) -> None:
         """Find out what belongs to which weight.
 
@@ -64,13 +73,14 @@ class Adapting:
             model: on the meta device, before it is filled.
             dtype: of activations: what is merged into a narrower weight keeps it.
             merge: see :func:`~uqff.parallel.lora.adapted`.
+            paths: what modules are called in files, as adapters may call them, too.
 
         Raises:
             UqffError: see :meth:`Adapters.applied`.
         """
         self._dtype, self._merge = dtype, merge
         self.merges_before = merge is not False
-        applied = adapters.applied(model_weights(model)) if adapters else Applied()
+        applied = adapters.applied(model_weights(model, paths)) if adapters else Applied()
         self._deltas = applied.deltas
         for each in applied.adapters:
             if each.missing:
@@ -134,8 +144,13 @@ class Adapting:
         return changed
 
 
-def model_weights(model: torch.nn.Module) -> ModelWeights:
-    """The matrices of a model on the meta device."""
+def model_weights(model: torch.nn.Module, names: ModulePaths | None = None) -> ModelWeights:
+    """The matrices of a model on the meta device.
+
+    Args:
+        model: of ``transformers``.
+        names: what modules are called in files; as they are in the model if None.
+    """
     whole: Any = model
     config = whole.config
     head = whole.get_output_embeddings() if config.tie_word_embeddings else None
@@ -148,8 +163,11 @@ def model_weights(model: torch.nn.Module) -> ModelWeights:
         inner, hidden = place.inner, place.hidden
         if place.with_router:
             weights.shapes[f"{place.path}.{transformers_model.router_of(model, place.path)}"] = place.number, hidden
-        for name, dim in PROJECTIONS:
+        single = None if names is None else names.experts(place.experts, _NAMES, place.number)
+        for at, (name, dim) in enumerate(PROJECTIONS):
             paths = [f"{place.experts}.{expert}.{name}" for expert in range(place.number)]
             weights.stacks[f"{place.experts}.{name}"] = paths
+            if single is not None:
+                weights.names.update(zip(single[at], paths, strict=True))
             weights.shapes.update(dict.fromkeys(paths, (hidden, inner) if dim else (inner, hidden)))
     return weights

@@ -179,7 +179,7 @@ def _load(
     model = make(source, dtype)
     shares_heads = "query" in transformers_model.linear_roles(model, comm.world_size).values()
     transformers_model.share_heads(model, comm)
-    adapting = Adapting(adapters, model, dtype, merge=how.merge_lora)
+    adapting = Adapting(adapters, model, dtype, merge=how.merge_lora, paths=source.paths)
     if isq is None:
         Filling(source, comm, device, dtype, model, adapting, None, when_asked).fill(how.progress)
     else:
