@@ -17,6 +17,7 @@ from tests.support.hub_server import LARGE, TOKEN, Asked, Handler, Hub
 from tests.support.lora_files import factors, write_adapter
 from tests.support.small_models import files_of
 from tests.support.tiny_files import ROOT
+from tools.tiny.gguf import write_gguf
 from uqff import FormatError, HubError, ShardError, UnsupportedError
 from uqff.checkpoints import open_tensors
 from uqff.container.shards import at_hand
@@ -136,6 +137,40 @@ def test_gguf_files(hub: Hub, tmp_path: Path) -> None:
     code, _, errors = call("convert", NAME, tmp_path / "none")
     assert (code, f"choose one, such as hf://{NAME}/m-Q4_0.gguf" in errors) == (2, True)
     assert "no model of that type" in call("convert", f"{NAME}:q2k", tmp_path / "none")[2]
+
+
+def test_gguf_files_are_quantised(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the repository's name, a type's or a file's; of a split one all parts; from the cache when the hub is away."""
+    write_gguf(TinyModel(hidden_size=64, intermediate_size=64, heads=2, layers=1), tmp_path / "m-f32.gguf", "f32")
+    write_gguf(
+        TinyModel(hidden_size=64, intermediate_size=64, heads=2, layers=1),
+        tmp_path / "m-Q8_0.gguf",
+        "q8_0",
+        split_max_tensors=8,
+    )
+    files = {path.name: path.read_bytes() for path in tmp_path.glob("*.gguf")}
+    parts = {name for name in files if "-of-" in name}
+    hub.put(NAME, files | {"README.md": b"# x"})
+    hub.put("owner/both", files | {"model.safetensors": b"x"})
+    options = ("--isq=q4_0", "--quiet", "--requantize", "--force")
+    assert call("quantize", tmp_path / "m-f32.gguf", tmp_path / "expected", *options)[0] == 0
+    expected = (tmp_path / "expected/q4_0-0.uqff").read_bytes()
+    for name in (f"{NAME}:f32", f"{NAME}@main:m-f32.gguf", f"hf://{NAME}/m-f32.gguf", "owner/both:F32"):
+        assert call("quantize", name, tmp_path / "out", *options)[:2] == (0, ""), name
+        assert (tmp_path / "out/q4_0-0.uqff").read_bytes() == expected
+    assert fetched(hub) == {"m-f32.gguf"}
+    first = min(parts)
+    for name in (f"{NAME}:q8_0", f"{NAME}:{first}"):
+        with uqff.open_checkpoint(name) as here, uqff.open_checkpoint(tmp_path / first) as there:
+            assert list(here) == list(there)
+    assert fetched(hub) == {"m-f32.gguf", *parts}
+    code, _, errors = call("quantize", NAME, tmp_path / "none", *options)
+    assert (code, f"choose one, such as hf://{NAME}/{first}" in errors) == (1, True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    for name in (f"{NAME}:f32", f"{NAME}:m-f32.gguf"):
+        assert call("quantize", name, tmp_path / "out", *options)[:2] == (0, ""), name
+    assert "several GGUF files" in call("quantize", NAME, tmp_path / "none", *options)[2]
+    assert "HF_HUB_OFFLINE is set" in call("quantize", f"{NAME}:other.gguf", tmp_path / "none", *options)[2]
 
 
 def test_adapters(hub: Hub, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -34,6 +34,8 @@ from uqff.container.shards import PathLike
 from uqff.errors import FormatError, MissingError, ShapeError, UnsupportedError, located
 from uqff.families.base import QuantizedTensor
 from uqff.families.part import Part
+from uqff.hub.fetch import fetch, no_models
+from uqff.hub.names import hub_name
 
 __all__ = ["Checkpoint", "CheckpointView", "open_checkpoint"]
 
@@ -273,7 +275,8 @@ def open_checkpoint(source: PathLike, *, assets: PathLike | None = None) -> Chec
     Args:
         source: a directory; or, if there is none of that name, the id of a repository on the Hugging Face hub
             (``owner/name``), which is downloaded into the hub's cache. The latter needs ``huggingface_hub``. Or a GGUF
-            file, whose weights have the names and the order of rows that they have in a checkpoint.
+            file, here or in a repository (``owner/name:TYPE`` or ``owner/name:FILE`` of several), whose weights have
+            the names and the order of rows that they have in a checkpoint.
         assets: of a GGUF file, a directory with the model's own configuration and tokenizer: see
             :func:`uqff.conversion.uqff_of_gguf`.
 
@@ -290,6 +293,9 @@ def open_checkpoint(source: PathLike, *, assets: PathLike | None = None) -> Chec
     >>> weight.kind, bias
     ('unquant', None)
     """
+    name = hub_name(source)
+    if name is not None:
+        source = fetch(name, no_models)
     is_file = is_gguf(source)
     if assets is not None and not is_file:
         raise UnsupportedError("only GGUF files take another configuration", field="assets", got=str(source))

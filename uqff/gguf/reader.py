@@ -13,11 +13,10 @@ Authority: ggml, ``docs/gguf.md``, ``src/gguf.cpp``; llama.cpp, ``src/llama-mode
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -43,12 +42,11 @@ from uqff.gguf.schema import (
     read_tensor,
 )
 from uqff.gguf.types import ggml_type, type_name
+from uqff.hub.names import GGUF_PART
 from uqff.limits import MAX_SHARDS
 from uqff.schema.bricks import Cursor
 
 __all__ = ["GgufFile", "GgufTensor", "open_gguf"]
-
-SPLIT_NAME: Final = re.compile(r"(?P<stem>.*)-(?P<number>[0-9]{5})-of-(?P<count>[0-9]{5})\.gguf", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -293,7 +291,7 @@ def open_gguf(path: PathLike) -> GgufFile:
         OSError: it cannot be read.
     """
     path = Path(path)
-    match = SPLIT_NAME.fullmatch(path.name)
+    match = GGUF_PART.fullmatch(path.name)
     paths = [path] if match is None else _siblings(path, match["stem"], int(match["count"]))
     parts: list[_SplitFile] = []
     try:

@@ -4,7 +4,7 @@ What a repository holds decides what is fetched::
 
     *.uqff                   the shards of the models that are meant, their residual, and the documents
     *.safetensors            model.safetensors; or those of the index; or all: and the documents
-    *.gguf                   the only one, or the one of the type that is meant
+    *.gguf                   the only one, or the one of the type that is meant; of a split one, all parts
 
 Files come from huggingface_hub's ``snapshot_download``: what is in the cache already is not fetched again, what broke
 off is gone on with, and several processes wait for each other.
@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import glob
+import re
 import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextvars import ContextVar
@@ -26,7 +27,7 @@ from uqff._version import __version__
 from uqff.bounded_json import parse_json
 from uqff.errors import FormatError, HubError, ShardError
 from uqff.hub.client import RemoteFolder, Unreachable, hub_error, imported
-from uqff.hub.names import HubName
+from uqff.hub.names import GGUF_PART, HubName
 from uqff.limits import MAX_HEADER_BYTES, MAX_HUB_FILES
 
 __all__ = ["BARS", "Choice", "bars", "fetch", "no_models"]
@@ -45,6 +46,8 @@ LOCAL_ERRORS: Final = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS)
 
 BARS: Final[ContextVar[bool]] = ContextVar("BARS", default=False)
 """Whether bars of progress may be shown on the terminal: the command line says so, nobody else."""
+
+COMMIT: Final = re.compile(r"[0-9a-f]{40}")
 
 Choice = Callable[[Collection[str]], Sequence[str]]
 """From the names of files to those of the models that are meant; none, if no file is of a model."""
@@ -74,7 +77,7 @@ def fetch(name: HubName, choose: Choice, isq: str | None = None) -> Path:
     try:
         folder = RemoteFolder(name)
     except Unreachable as error:
-        return _cached(name, error)
+        return _cached(name, error, isq)
     wanted, meant = _wanted(folder, choose, isq)
     directory = _download(name, [f"{name.folder}/{each}" if name.folder else each for each in wanted])
     if directory.name != folder.commit:
@@ -90,20 +93,20 @@ def _wanted(folder: RemoteFolder, choose: Choice, isq: str | None) -> tuple[list
         raise HubError("no such file in the repository", file=str(name))
     documents = [each for each in files if each.endswith(DOCUMENTS) or each in NAMED]
     if name.file is not None and not name.file.endswith(".uqff"):
-        return [*documents, name.file], name.file
+        return [*documents, *_parts(name.file, files)], name.file
     models = choose(files)
     if models:
         beside = [each for each in files if each == "residual.safetensors" or each.endswith(".kept.safetensors")]
         return [*documents, *beside, *models], name.file
-    weights = _checkpoint(folder)
-    if weights:
+    weights, ggufs = _checkpoint(folder), _ggufs(files)
+    if weights and (name.kind is None or not ggufs):
         if name.kind is not None:
             raise ShardError("no model of that type", file=str(name), expected="a .uqff file", got=name.kind)
         return [*documents, *weights], None
-    ggufs = _gguf([each for each in files if each.endswith(".gguf") and each not in NAMED], name, isq)
     if not ggufs:
         raise HubError("no model in the repository", file=str(name), expected=".uqff, .safetensors or .gguf files")
-    return ggufs, ggufs[0]
+    meant = _gguf(ggufs, name, isq)
+    return _parts(meant, files), meant
 
 
 def _checkpoint(folder: RemoteFolder) -> list[str]:
@@ -119,8 +122,23 @@ def _checkpoint(folder: RemoteFolder) -> list[str]:
     return [each for each in folder.files if each in names]
 
 
-def _gguf(files: list[str], name: HubName, isq: str | None) -> list[str]:
-    files = [each for each in files if not each.startswith("mmproj")]
+def _ggufs(files: Iterable[str]) -> list[str]:
+    """The GGUF files of models, of a split one its first part."""
+    found = [each for each in files if each.endswith(".gguf") and each not in NAMED and not each.startswith("mmproj")]
+    return [each for each in found if (part := GGUF_PART.fullmatch(each)) is None or int(part["number"]) == 1]
+
+
+def _parts(file: str, files: Iterable[str]) -> list[str]:
+    """A file, and of a split GGUF file all that are there."""
+    part = GGUF_PART.fullmatch(file)
+    if part is None:
+        return [file]
+    others = ((each, GGUF_PART.fullmatch(each)) for each in files)
+    return [each for each, one in others if one is not None and one["stem"] == part["stem"]]
+
+
+def _gguf(files: list[str], name: HubName, isq: str | None) -> str:
+    """The one that is meant."""
     if len(files) > 1:  # to a caller, the only one may become that type
         name = name.of(isq)
     kind = "" if name.kind is None else name.kind.lower()
@@ -129,9 +147,9 @@ def _gguf(files: list[str], name: HubName, isq: str | None) -> list[str]:
         raise ShardError(
             f"several GGUF files: choose one, such as {name}/{found[0]}", file=str(name), got=", ".join(found)
         )
-    if files and not found:
+    if not found:
         raise ShardError("no model of that type", file=str(name), expected=" or ".join(files), got=name.kind)
-    return found
+    return found[0]
 
 
 def _download(name: HubName, wanted: Iterable[str]) -> Path:
@@ -174,7 +192,7 @@ def bars(hub: ModuleType) -> Iterator[None]:
             hub.utils.enable_progress_bars()
 
 
-def _cached(name: HubName, reason: HubError) -> Path:
+def _cached(name: HubName, reason: HubError, isq: str | None) -> Path:
     """What the cache has, if the hub cannot be asked."""
     hub = imported(name.text)
     documents = ["config.json", "uqff_report.json", "model.safetensors", "residual.safetensors", "adapter_config.json"]
@@ -182,5 +200,27 @@ def _cached(name: HubName, reason: HubError) -> Path:
         path = f"{name.folder}/{each}" if name.folder else each
         found = hub.try_to_load_from_cache(name.repo, path, revision=name.revision)
         if isinstance(found, str):
-            return Path(found).parent / (name.file or "")
-    raise reason
+            return _meant_here(Path(found).parent, name, isq)
+    home = _snapshot(Path(hub.constants.HF_HUB_CACHE), name) / name.folder
+    if name.file is not None or not home.is_dir() or not _ggufs(each.name for each in home.iterdir()):
+        raise reason
+    return _meant_here(home, name, isq)
+
+
+def _snapshot(cache: Path, name: HubName) -> Path:
+    """Where the cache has the files of a repository at a revision, if it has any."""
+    home, commit = cache / f"models--{name.repo.replace('/', '--')}", name.revision or "main"
+    reference = home / "refs" / commit
+    if ".." not in reference.parts and reference.is_file():
+        commit = reference.read_text("utf-8", "replace").strip()
+    return home / "snapshots" / (commit if COMMIT.fullmatch(commit) else "none")
+
+
+def _meant_here(home: Path, name: HubName, isq: str | None) -> Path:
+    """The folder, or the file that is meant: of a folder of GGUF files, one of them."""
+    if name.file is not None:
+        return home / name.file
+    names = sorted(each.name for each in home.iterdir())
+    others = any(each.endswith((".uqff", ".safetensors")) for each in names)
+    ggufs = [] if others and name.kind is None else _ggufs(names)
+    return home if not ggufs or any(each.endswith(".uqff") for each in names) else home / _gguf(ggufs, name, isq)

@@ -6,6 +6,7 @@
     owner/name@revision         a branch, a tag, a commit, refs/pr/N
     hf://owner/name[@revision][/path]
     ...:TYPE                    of several models the one of that type, as of a directory
+    ...:FILE                    a file of the folder, by an ending that models have: owner/name:model-Q4_K_M.gguf
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from urllib.parse import unquote
 
 from uqff.errors import UnsupportedError
 
-__all__ = ["HubName", "hub_name", "is_hub_name"]
+__all__ = ["GGUF_PART", "HubName", "hub_name", "is_hub_name"]
 
 SCHEME: Final = "hf://"
 
@@ -38,6 +39,9 @@ FILES: Final = (".uqff", ".gguf", ".safetensors", ".json", ".txt")
 
 MODELS: Final = "models/"
 """May stand before a name with a scheme; also an owner may be called so."""
+
+GGUF_PART: Final = re.compile(r"(?P<stem>.*)-(?P<number>[0-9]{5})-of-(?P<count>[0-9]{5})\.gguf", re.DOTALL)
+"""The name of one file of a split GGUF file."""
 
 OTHERS: Final = ("datasets/", "spaces/", "buckets/")
 
@@ -105,7 +109,7 @@ def hub_name(source: object) -> HubName | None:
             )
         return _made(match, match["path"].strip("/"))
     match = BARE.fullmatch(text)
-    if match is None or text.endswith(FILES) or os.path.lexists(text):
+    if match is None or (text.endswith(FILES) and match["kind"] is None) or os.path.lexists(text):
         return None
     if os.path.lexists(match["repo"]):  # a directory, whose type or revision is mistyped
         return None
@@ -113,8 +117,10 @@ def hub_name(source: object) -> HubName | None:
 
 
 def _made(match: re.Match[str], path: str) -> HubName:
-    revision = match["revision"]
-    return HubName(match["repo"], None if revision is None else unquote(revision), path, match["kind"])
+    revision, kind = match["revision"], match["kind"]
+    if kind is not None and kind.endswith(FILES):
+        path, kind = f"{path}/{kind}".lstrip("/"), None
+    return HubName(match["repo"], None if revision is None else unquote(revision), path, kind)
 
 
 def is_hub_name(source: object) -> bool:
