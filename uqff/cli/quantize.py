@@ -164,8 +164,8 @@ def quantize(
     """Quantise the checkpoint SRC into the new model directory OUT.
 
     SRC is a directory with config.json and safetensors files, a GGUF file, or a repository of the Hugging Face hub
-    (owner/name, owner/name@revision, hf://owner/name/folder; of several GGUF files owner/name:TYPE or owner/name:FILE). OUT
-    appears when all of it is written; it must not exist, or be empty. Types are the engine's ISQ names (q4k, afq4,
+    (owner/name, owner/name@revision, hf://owner/name/folder; owner/name:TYPE or owner/name:FILE of several GGUF files).
+    OUT appears when all of it is written; it must not exist, or be empty. Types are the engine's ISQ names (q4k, afq4,
     hqq8, fp8, ...), 2, 3, 4, 5, 6 or 8 bits, or unquant. SRC may be quantised itself (FP8, MLX,
     MXFP4, HQQ, GPTQ, AWQ, auto-round, bitsandbytes, compressed-tensors): its weights are dequantised in float32 and
     quantised anew, or kept. Blocks of a GGUF file are kept, or need --requantize.
