@@ -108,23 +108,43 @@ def test_a_checkpoint_is_quantised_while_it_is_loaded(architecture: str, tmp_pat
     assert model.config.quantization_config.to_dict() == {"quant_method": "uqff", "isq": "q4k"}
 
 
-def test_a_save_that_fails_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Residual and configuration appear whole, and together; nothing stays behind."""
+def test_a_save_is_all_or_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Until the last step all of the old directory is there; then the new one, with what was not the old model's."""
     directory = checkpoint(tmp_path, "llama")
     model = transformers.AutoModelForCausalLM.from_pretrained(directory, quantization_config=UqffConfig("q4k"))
-    model.save_pretrained(tmp_path / "saved")
-    before = files_of(tmp_path / "saved")
-    assert {"config.json", "generation_config.json", "residual.safetensors", "uqff_report.json"} < set(before)
+    saved = tmp_path / "new" / "saved"
+    model.save_pretrained(saved)
+    first = files_of(saved)
+    assert {"config.json", "generation_config.json", "residual.safetensors", "uqff_report.json"} < set(first)
+    beside = {"tokenizer.json": b"{}", "README.md": b"# x"}
+    (saved / "sub").mkdir()
+    (saved / "sub" / "a").write_bytes(b"x")
+    for name, data in (beside | {"afq4-0.uqff": b"old", "SHA256SUMS": b"old"}).items():
+        (saved / name).write_bytes(data)
 
-    def fails(tensors: object, path: Path, metadata: object) -> None:
-        path.write_bytes(b"half")
+    def shown() -> dict[str, bytes]:
+        return {
+            str(path.relative_to(tmp_path)): path.read_bytes() for path in saved.parent.rglob("*") if path.is_file()
+        }
+
+    before = shown()
+
+    def fails(*args: object, **options: object) -> None:
+        assert {name: data for name, data in shown().items() if ".tmp-" not in name} == before
         raise OSError(28, "No space left on device")
 
-    with monkeypatch.context() as patched:
-        patched.setattr("uqff.integrations.saving.save_file", fails)
-        with pytest.raises(OSError, match="No space left"):
-            model.save_pretrained(tmp_path / "saved")
-    assert files_of(tmp_path / "saved") == before
+    for last in ("save", "report"):
+        with monkeypatch.context() as patched:
+            patched.setattr(f"uqff.integrations.saving.{last}", fails)
+            with pytest.raises(OSError, match="No space left"):
+                model.save_pretrained(saved)
+        assert shown() == before
+    model.save_pretrained(saved)
+    expected = {f"new/saved/{name}": data for name, data in (first | beside | {"sub/a": b"x"}).items()}
+    assert shown() == expected
+    monkeypatch.chdir(saved)
+    with pytest.raises(UnsupportedError, match="the current directory cannot be replaced"):
+        model.save_pretrained(".")
 
 
 @pytest.mark.skipif(MAJOR >= READS_SINCE, reason="transformers from 5 on reads directories of UQFF")

@@ -209,6 +209,20 @@ def _plan(bits: int) -> Callable[[Path, Path], object]:
     return write
 
 
+def _saved(kind: str) -> Callable[[Path, Path], object]:
+    """A model as ``transformers`` saves it, beside a file that is not its own."""
+
+    def write(sources: Path, place: Path) -> None:
+        from uqff.integrations.saving import save_pretrained
+
+        if not (place / "out").exists():
+            (place / "out").mkdir()
+            (place / "out" / "README.md").write_bytes(b"# A card")
+        save_pretrained(uqff.load_model(sources / kind), place / "out")
+
+    return write
+
+
 def _layer_sums(kind: str) -> Callable[[Path, Path], object]:
     return lambda sources, place: _command(
         "checksum", str(sources / kind), "--layers", "--write", "--sums", str(place / "SHA256SUMS.layers")
@@ -277,6 +291,7 @@ WRITERS = (
         _files("SHA256SUMS.layers"),
         imports=("uqff.cli.checksum",),
     ),
+    Writer("save_pretrained over a model", _saved("q8_0"), _saved("q4_0"), _files("out"), imports=MODELS),
     Writer("calibrate --hessian", _calibrate(1), _calibrate(2), _files(""), "each", CALIBRATE),
     Writer("eval --keep-logits --picture", _eval(1), _eval(2), _files(""), "each", EVAL),
     Writer("plan --out --picture", _plan(8), _plan(5), _files(""), "each", PLAN),

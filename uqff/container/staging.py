@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -26,6 +26,7 @@ __all__ = [
     "Journal",
     "ResumeWarning",
     "allocated_bytes",
+    "changed_directory",
     "check_space",
     "check_target",
     "resumable_directory",
@@ -116,6 +117,59 @@ def staged_directory(target: Path, *, force: bool = False, what: What = "UQFF mo
         if handle is not None:
             os.close(handle)
     sync_directory(target.parent)
+
+
+@contextlib.contextmanager
+def changed_directory(target: Path, leave: Callable[[str], bool]) -> Iterator[Path]:
+    """As :func:`staged_directory`, but what a directory holds already stays, whatever it is.
+
+    It is there under second names (hard links; copies, where there are none), so that files are to be replaced and not
+    written into.  What somebody else writes into the target meanwhile is lost.
+
+    Args:
+        target: the directory; it need not be there, nor its parents.
+        leave: whether a file of it does not stay, of its name.
+
+    Raises:
+        UnsupportedError: this process, or part of its path, is in there: it would be left in a directory that is gone.
+    """
+    target = Path(os.path.realpath(target))
+    if target in (here := Path.cwd()).parents or target == here:
+        raise UnsupportedError("the current directory cannot be replaced", file=str(target))
+    target.parent.mkdir(parents=True, exist_ok=True)
+    _bring_back(target)
+    remove_left(target)
+    staging, handle = create_locked(target)
+    try:
+        if target.is_dir():
+            for name in os.listdir(target):
+                if not leave(name) and not TEMPORARY.fullmatch(name):
+                    _take_along(target / name, staging / name)
+        yield staging
+        sync_directory(staging)
+        _replace(staging, target)
+    except BaseException:
+        shutil.rmtree(staging, ignore_errors=True)
+        raise
+    finally:
+        if handle is not None:
+            os.close(handle)
+    sync_directory(target.parent)
+
+
+def _take_along(source: Path, target: Path) -> None:
+    if source.is_dir() and not source.is_symlink():
+        shutil.copytree(source, target, symlinks=True, copy_function=_link)
+    else:
+        _link(source, target)
+
+
+def _link(source: str | Path, target: str | Path) -> object:
+    try:
+        os.link(source, target, follow_symlinks=False)
+    except (OSError, NotImplementedError):  # no links there, or not of this file
+        shutil.copy2(source, target, follow_symlinks=False)
+    return target
 
 
 class _NoNote(UnsupportedError):

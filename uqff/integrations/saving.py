@@ -8,21 +8,25 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
-from safetensors.torch import save_file
 from transformers.utils import GENERATION_CONFIG_NAME
 
 from uqff.codec.entries import LATEST
 from uqff.codec.layer import Layer
 from uqff.codes import Version
-from uqff.container.atomic import atomic_files, flush_to_disk
+from uqff.container.atomic import flush_to_disk
+from uqff.container.beside import CONFIG_NAME, KEPT_SUFFIX, LAYER_SUMS_NAME, SUMS_NAME
 from uqff.container.document import write_json
 from uqff.container.file import RESIDUAL_NAME
 from uqff.container.plan import metadata_of
+from uqff.container.report import REPORT_NAME
 from uqff.container.save import save
+from uqff.container.shards import SUFFIX
+from uqff.container.staging import changed_directory
+from uqff.container.tensors import TensorWriter
 from uqff.errors import UnsupportedError
 from uqff.families import stack
+from uqff.families.part import Part
 from uqff.inspection.report import report
-from uqff.models.assets import CONFIG_NAME
 from uqff.models.config import config_to_write, read_config
 from uqff.models.renaming import ModulePaths
 from uqff.parallel.layer import QuantizedLayer
@@ -32,6 +36,9 @@ from uqff.parallel.projection import PROJECTIONS
 
 __all__ = ["save_pretrained"]
 
+WRITTEN: Final = (CONFIG_NAME, GENERATION_CONFIG_NAME, RESIDUAL_NAME, REPORT_NAME, SUMS_NAME, LAYER_SUMS_NAME)
+"""Files that are of one model, beside its shards."""
+
 TIED_APART: Final = Version(1, 1, 0)
 """The last version that has a head beside the embedding of a tied model."""
 
@@ -39,13 +46,16 @@ TIED_APART: Final = Version(1, 1, 0)
 def save_pretrained(model: Any, directory: str | os.PathLike[str], **options: Any) -> None:
     """Write a model as UQFF: layers, residual, configurations and report; the tokenizer is saved by itself.
 
+    A directory that is there becomes another one, in one step where the system can, so that a process that is killed
+    leaves the old model or the new one.  A model in it is replaced; whatever else it holds stays.
+
     Args:
         model: of ``transformers``, with all places filled, on one rank.
         directory: where; made if absent.
         options: of ``save_pretrained`` of ``transformers``; none is known.
 
     Raises:
-        UnsupportedError: an option; the model is shared by several ranks.
+        UnsupportedError: an option; the model is shared by several ranks; the current directory.
         UqffError: a layer cannot be written.
     """
     unknown = sorted(name for name, value in options.items() if value)
@@ -61,29 +71,33 @@ def save_pretrained(model: Any, directory: str | os.PathLike[str], **options: An
     if model.config.tie_word_embeddings and head is not embedding:
         version = TIED_APART
         residual[f"{EMBEDDING}.weight"] = layers.pop(EMBEDDING).weight.dequantize(model.dtype)
-    made = Path(directory)
-    made.mkdir(parents=True, exist_ok=True)
     ((kind, _),) = Counter(layer.weight.kind for layer in layers.values()).most_common(1)
-    files = save(layers, made / f"{kind}-0.uqff", version=version)
-    tensors = {name: each.detach().cpu().contiguous() for name, each in residual.items()}
     model.config.architectures = [type(model).__name__]
-    with atomic_files() as stage:
-        beside = stage(made / RESIDUAL_NAME)
-        save_file(tensors, beside, metadata_of(version))
-        path = stage(made / CONFIG_NAME)
-        model.config.save_pretrained(path.parent)
+    with changed_directory(Path(directory), _is_replaced) as made:
+        save(layers, made / f"{kind}-0.uqff", version=version)
+        parts = {name: Part.of_tensor(each.detach().cpu()) for name, each in residual.items()}
+        tensors = [(name, part.dtype.safetensors, part.shape) for name, part in parts.items()]
+        with TensorWriter(made / RESIDUAL_NAME, tensors, metadata_of(version)) as written:
+            for name, part in parts.items():
+                written.write(name, [part.payload])
+            written.finish()
+        path = made / CONFIG_NAME
+        model.config.save_pretrained(made)
         config = config_to_write(path, read_config(path), version)
         if config is not None:
             path.unlink()
             write_json(path, config)
-        written = [beside, path]
         if model.can_generate():
-            written.append(stage(made / GENERATION_CONFIG_NAME))
-            model.generation_config.save_pretrained(path.parent)
-        for target in written:
-            with open(target, "rb+") as file:
+            model.generation_config.save_pretrained(made)
+        report(made, write=True)
+        for name in filter(_is_replaced, os.listdir(made)):
+            with open(made / name, "rb+") as file:
                 flush_to_disk(file)
-    report(files[0].parent, write=True)
+
+
+def _is_replaced(name: str) -> bool:
+    """Whether a file is of the model that is written, or of one that was there; not the tokenizer's, or another."""
+    return name.endswith((SUFFIX, KEPT_SUFFIX)) or name in WRITTEN
 
 
 def _layers(model: Any, paths: ModulePaths) -> dict[str, Layer]:
