@@ -17,6 +17,7 @@ __all__ = [
     "fetched",
     "isq_option",
     "kind_option",
+    "layers_option",
     "lora_option",
     "model_path",
     "named",
@@ -84,6 +85,11 @@ def pattern_option(ctx: click.Context, parameter: click.Parameter, value: str | 
         return None if value is None else Pattern(value)
     except UqffError as error:
         raise click.BadParameter(str(error), ctx, parameter) from None
+
+
+def layers_option(ctx: click.Context, parameter: click.Parameter, value: str | None) -> Any:
+    """Compile the pattern of an option, but for the word that stands for linear layers."""
+    return value if value == "auto" else pattern_option(ctx, parameter, value)
 
 
 def _lora(ctx: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> list[tuple[str, float]]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from uqff.cli.options import DtypeChoice, lora_option, pattern_option, show_bars, size_option
+from uqff.cli.options import DtypeChoice, layers_option, lora_option, show_bars, size_option
 from uqff.cli.progress import shown_progress, terminable
 from uqff.codes import FORMATS
 from uqff.errors import UqffError, printable
@@ -63,7 +63,10 @@ def _one_kind(ctx: click.Context, parameter: click.Parameter, value: str | None)
     help="Topology YAML: types of some layers, by their names in SRC.",
 )
 @click.option(
-    "--layers", callback=pattern_option, metavar="REGEX", help="Which weights are layers, if not the usual ones."
+    "--layers",
+    callback=layers_option,
+    metavar="REGEX|auto",
+    help="Which weights are layers, if not the usual ones; auto: those of linear layers of the model in transformers.",
 )
 @click.option(
     "--uqff-version",

@@ -17,12 +17,11 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, Protocol
 
 from uqff.codes import Version
 from uqff.errors import FormatError, UnsupportedError, UqffError
 from uqff.limits import MAX_BLOCKS, MAX_MODEL_LAYERS
-from uqff.models.patterns import Pattern
 from uqff.models.table import ARCHITECTURES, LANGUAGE_MODEL_PREFIX, architecture_of
 from uqff.models.text import Architecture, Tower, count
 
@@ -32,6 +31,7 @@ __all__ = [
     "Architecture",
     "EntryName",
     "LayerName",
+    "Selector",
     "architecture_of",
     "block_of",
     "check_numbered",
@@ -258,8 +258,21 @@ def stacked_names(names: Sequence[LayerName]) -> list[EntryName]:
     return [EntryName(key, tuple(group)) for key, group in parts.items()]
 
 
+class Selector(Protocol):
+    """What chooses weights by their names: :class:`uqff.models.patterns.Pattern`, or a list of them.
+
+    Attributes:
+        text: what it is called in messages.
+    """
+
+    text: str
+
+    def search(self, name: str) -> bool:
+        """Whether a weight is chosen."""
+
+
 def selected_layers(
-    config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], pattern: Pattern
+    config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], pattern: Selector
 ) -> list[LayerName]:
     """The weights whose name a pattern is found in, as layers.
 
@@ -290,7 +303,7 @@ def selected_layers(
 
 
 def selected_entries(
-    config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], pattern: Pattern, version: tuple[int, int, int]
+    config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], pattern: Selector, version: tuple[int, int, int]
 ) -> list[EntryName]:
     """The weights whose name a pattern is found in, as layers of a 1.x file.
 

@@ -22,7 +22,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, Literal, NamedTuple
 
 from uqff.checkpoints.safetensors import TensorFiles
 from uqff.codec.layer import Layer
@@ -34,6 +34,7 @@ from uqff.models.architectures import (
     EMBEDDING_SINCE,
     EntryName,
     LayerName,
+    Selector,
     architecture_of,
     check_numbered,
     entry_names,
@@ -45,6 +46,7 @@ from uqff.models.architectures import (
 from uqff.models.config import config_to_write
 from uqff.models.layouts import ADJACENT, LAYOUTS_SINCE, QK_ROPE_LAYOUT, WeightLayout
 from uqff.models.patterns import Pattern
+from uqff.quantization.linears import linear_weights
 from uqff.quantization.recipe import Recipe
 from uqff.quantization.types import Engine, planned, promoted, resolve
 from uqff.schema.entries import FIRST
@@ -179,33 +181,36 @@ class PlannedLayer:
         return self.meta.weight.BY_EXPERT and not self.is_carried
 
 
-def plan_model(checkpoint: TensorFiles, version: Version, layers: Pattern | None, *, promote: bool) -> list[Goal]:
+def plan_model(
+    checkpoint: TensorFiles, version: Version, layers: Pattern | Literal["auto"] | None, *, promote: bool
+) -> list[Goal]:
     """The layers that a file has, in its order.
 
     Args:
         checkpoint: what is quantised.
         version: of the file.
-        layers: which weights are layers, if not those of the architecture.
+        layers: which weights are layers, if not those of the architecture; ``auto`` for those of linear layers.
         promote: whether heads and embeddings are, in versions that promote them.
 
     Raises:
         UqffError: the architecture is unknown, or the checkpoint lacks a weight or has one that is no matrix.
     """
     with located(file=checkpoint.path):
+        chosen = linear_weights(checkpoint.config, _shapes(checkpoint)) if isinstance(layers, str) else layers
         if version < FIRST:
-            return [_of_blob(checkpoint, name) for name in _blob_names(checkpoint, layers)]
+            return [_of_blob(checkpoint, name) for name in _blob_names(checkpoint, chosen)]
         promote = promote and version >= EMBEDDING_SINCE
-        return [_of_entry(checkpoint, name, promote) for name in _entry_names(checkpoint, version, layers)]
+        return [_of_entry(checkpoint, name, promote) for name in _entry_names(checkpoint, version, chosen)]
 
 
-def _blob_names(checkpoint: TensorFiles, layers: Pattern | None) -> list[LayerName]:
+def _blob_names(checkpoint: TensorFiles, layers: Selector | None) -> list[LayerName]:
     if layers is not None:
         return selected_layers(checkpoint.config, _shapes(checkpoint), layers)
     check_numbered(checkpoint.config)
     return layer_names(checkpoint.config)
 
 
-def _entry_names(checkpoint: TensorFiles, version: Version, layers: Pattern | None) -> list[EntryName]:
+def _entry_names(checkpoint: TensorFiles, version: Version, layers: Selector | None) -> list[EntryName]:
     if layers is not None:
         return selected_entries(checkpoint.config, _shapes(checkpoint), layers, version)
     return entry_names(checkpoint.config, version)

@@ -25,7 +25,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import astuple, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -97,7 +97,7 @@ def quantize_model(
     requantize: bool = False,
     assets: PathLike | None = None,
     recipe: Recipe | PathLike | None = None,
-    layers: Pattern | None = None,
+    layers: Pattern | Literal["auto"] | None = None,
     version: str | tuple[int, int, int] = "1.2",
     engine: Engine = "0.9",
     dtype: str = "auto",
@@ -133,8 +133,8 @@ def quantize_model(
         assets: of a GGUF file, a directory with the model's own configuration and tokenizer.
         recipe: types of particular layers, or the file of it. The experts of a projection, one layer in 1.x, are called
             by the name of the first, or by that of the tensor which holds all of them.
-        layers: which weights are layers, in place of the architecture's list: those whose name it is found in, in the
-            architecture's order, others after them in natural order.
+        layers: which weights are layers, in place of the architecture's list: ``auto`` for those of linear layers, or
+            those whose name it is found in, in the architecture's order, others after them in natural order.
         version: of UQFF: one of :data:`uqff.codes.FORMATS`.
         engine: whose rules, see :mod:`uqff.quantization.types`.
         dtype: the load dtype: ``f32``, ``f16``, ``bf16``, or ``auto``, the one that holds all layers exactly. Layers
@@ -223,7 +223,7 @@ class QuantizeJob(Job[Result]):
         fallback: str | int | None = None,
         requantize: bool = False,
         recipe: Recipe | None,
-        layers: Pattern | None,
+        layers: Pattern | Literal["auto"] | None,
         version: str | tuple[int, int, int],
         engine: Engine,
         dtype: str,
