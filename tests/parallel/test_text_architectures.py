@@ -16,7 +16,7 @@ from tests.parallel.ranks import run_ranks
 from tests.support.golden_models import GOLDEN
 from tools.interop.architectures import NOT_WRITTEN, RENAMED, as_the_client
 from tools.tiny import text
-from tools.tiny.architectures import digest
+from tools.tiny.digests import digest
 from tools.tiny.models import TinyModel
 from uqff.export.dequantize import dequantize_model
 from uqff.models.renaming import ModulePaths

@@ -9,7 +9,8 @@ import pytest
 
 import uqff
 from tests.support.golden_models import GOLDEN
-from tools.tiny.architectures import CONFIGS, KIND, digest, shapes, tensor, write
+from tools.tiny.architectures import CONFIGS, shapes, tensor, write
+from tools.tiny.digests import KIND, digest
 from uqff.quantization.run import quantize_model
 
 DOCUMENT = json.loads((GOLDEN / "ARCHITECTURES.json").read_text())

@@ -10,7 +10,7 @@ import pytest
 
 from tests.support.golden_models import GOLDEN
 from tools.tiny import multimodal
-from tools.tiny.architectures import digest
+from tools.tiny.digests import digest
 from uqff.models.multimodal import MULTIMODAL
 from uqff.quantization.run import quantize_model
 

@@ -11,18 +11,17 @@ is left out of it. The values are those of `tiny_models.random_normal`, the same
 
 from __future__ import annotations
 
-import hashlib
 import json
-import tempfile
 import zlib
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import click
 import numpy as np
 
 from tools.interop.client import Client
+from tools.tiny.digests import command, written
 from tools.tiny.models import Float32, TinyModel, random_normal
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -34,7 +33,6 @@ DIGESTS = {
     "0.9.5": GOLDEN / "v1" / "ARCHITECTURES.json",
 }
 """Client to the file of digests."""
-KIND = "q8_0"
 
 HIDDEN, INNER, VOCABULARY, LAYERS = 64, 96, 64, 3
 HEADS, KV_HEADS, HEAD_SIZE = 4, 2, 16
@@ -202,43 +200,15 @@ def write(name: str, folder: Path, *, joined: bool = False, transposed: bool = F
     (folder / "config.json").write_text(json.dumps(config(name), indent=2))
 
 
-def digest(file: Path) -> str:
-    """sha256 of a safetensors file: of its header as JSON, without `__metadata__` but in its order, and its data."""
-    content = file.read_bytes()
-    end = 8 + int.from_bytes(content[:8], "little")
-    header = json.loads(content[8:end])
-    if header.pop("__metadata__", None) is None:
-        return hashlib.sha256(content).hexdigest()
-    return hashlib.sha256(json.dumps(header).encode() + content[end:]).hexdigest()
-
-
 def client_digests(client: Client, name: str) -> dict[str, str]:
     """What the client writes for an architecture: digests by file name.
 
     Raises ClientError if it writes nothing.
     """
-    with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(scratch)
-        write(name, folder / "model")
-        (folder / "out").mkdir()
-        client.write(folder / "model", folder / "out" / f"{KIND}.uqff", architecture=name, dtype="F32", isq=KIND)
-        paths = [folder / "out" / file for file in (f"{KIND}-0.uqff", "residual.safetensors")]
-        return {path.name: digest(path) for path in paths}
+    return written(client, partial(write, name), architecture=name)
 
 
-@click.command()
-@click.option("--client", "python", required=True, type=click.Path(path_type=Path), help="Interpreter with mistralrs.")
-def main(python: Path) -> None:
-    """Let the client write the digests again."""
-    client = Client(python)
-    version = client.about()["version"]
-    if version not in DIGESTS:
-        raise click.ClickException(f"expected mistralrs {' or '.join(DIGESTS)}, got {version}")
-    digests = {name: client_digests(client, name) for name in CONFIGS}
-    document = {"client": f"mistralrs {version}", "isq": KIND, "dtype": "F32", "digests": digests}
-    DIGESTS[version].write_text(json.dumps(document, indent=1) + "\n")
-    click.echo(f"{DIGESTS[version]}: {len(digests)} architectures")
-
+main = command(client_digests, CONFIGS, DIGESTS)
 
 if __name__ == "__main__":
     main()

@@ -9,17 +9,16 @@ lets `mistralrs==0.9.5` quantise each to Q8_0 and writes digests of the `.uqff` 
 from __future__ import annotations
 
 import json
-import tempfile
+from functools import partial
 from pathlib import Path
 from typing import Final
 
-import click
-
 from tools.interop.client import Client
-from tools.tiny.architectures import GOLDEN, HIDDEN, VOCABULARY, digest
+from tools.tiny.architectures import GOLDEN, HIDDEN, VOCABULARY
+from tools.tiny.digests import command, written
 from tools.tiny.models import TinyModel
 from tools.tiny.newer_towers import NEWER
-from tools.tiny.text import CLIENT_VERSION, KIND, values_of
+from tools.tiny.text import CLIENT_VERSION, values_of
 from tools.tiny.towers import MULTIMODALS
 
 __all__ = ["MULTIMODALS", "RENAMED", "SUPERFLUOUS", "VARIANTS", "client_digests", "has", "readable_residual", "write"]
@@ -97,31 +96,16 @@ def readable_residual(name: str, path: Path, made: Path) -> Path:
 
 def client_digests(client: Client, name: str) -> dict[str, str]:
     """What the client writes for an architecture: digests by file name, of a residual that it can read."""
-    with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(scratch)
-        write(name, folder / "model")
-        (folder / "out").mkdir()
-        out = folder / "out" / f"{KIND}.uqff"
-        file = client.write(
-            folder / "model", out, architecture=MULTIMODALS[name].client, dtype="F32", isq=KIND, kind=LOADER
-        )
-        residual = readable_residual(name, file.with_name("residual.safetensors"), folder / "residual.safetensors")
-        return {file.name: digest(file), residual.name: digest(residual)}
+    return written(
+        client,
+        partial(write, name),
+        architecture=MULTIMODALS[name].client,
+        loader=LOADER,
+        readable=partial(readable_residual, name),
+    )
 
 
-@click.command()
-@click.option("--client", "python", required=True, type=click.Path(path_type=Path), help="Interpreter with mistralrs.")
-def main(python: Path) -> None:
-    """Let the client write the digests again."""
-    client = Client(python)
-    version = client.about()["version"]
-    if version != CLIENT_VERSION:
-        raise click.ClickException(f"expected mistralrs {CLIENT_VERSION}, got {version}")
-    digests = {name: client_digests(client, name) for name in MULTIMODALS}
-    document = {"client": f"mistralrs {version}", "isq": KIND, "dtype": "F32", "digests": digests}
-    DIGESTS.write_text(json.dumps(document, indent=1) + "\n")
-    click.echo(f"{DIGESTS}: {len(digests)} architectures")
-
+main = command(client_digests, MULTIMODALS, {CLIENT_VERSION: DIGESTS})
 
 if __name__ == "__main__":
     main()

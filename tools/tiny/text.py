@@ -12,19 +12,18 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import tempfile
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import click
 import numpy as np
 
 from tools.interop.client import Client, ClientError
-from tools.tiny.architectures import GOLDEN, HEAD_SIZE, HEADS, HIDDEN, INNER, KV_HEADS, VOCABULARY, digest, tensor
+from tools.tiny.architectures import GOLDEN, HEAD_SIZE, HEADS, HIDDEN, INNER, KV_HEADS, VOCABULARY, tensor
+from tools.tiny.digests import command, written
 from tools.tiny.models import TinyModel
 
 DIGESTS = GOLDEN / "v1" / "TEXT.json"
-KIND = "q8_0"
 CLIENT_VERSION = "0.9.5"
 LAYERS = 2
 EXPERTS = 4
@@ -333,32 +332,13 @@ def values_of(name: str, shape: tuple[int, ...]) -> np.ndarray[Any, np.dtype[np.
 
 def client_digests(client: Client, name: str) -> dict[str, str] | None:
     """What the client writes for an architecture: digests by file name; None if it cannot."""
-    with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(scratch)
-        write(name, folder / "model")
-        (folder / "out").mkdir()
-        out = folder / "out" / f"{KIND}.uqff"
-        try:
-            client.write(folder / "model", out, architecture=TEXTS[name].client, dtype="F32", isq=KIND)
-        except ClientError:
-            return None
-        paths = [folder / "out" / file for file in (f"{KIND}-0.uqff", "residual.safetensors")]
-        return {path.name: digest(path) for path in paths}
+    try:
+        return written(client, partial(write, name), architecture=TEXTS[name].client)
+    except ClientError:
+        return None
 
 
-@click.command()
-@click.option("--client", "python", required=True, type=click.Path(path_type=Path), help="Interpreter with mistralrs.")
-def main(python: Path) -> None:
-    """Let the client write the digests again."""
-    client = Client(python)
-    version = client.about()["version"]
-    if version != CLIENT_VERSION:
-        raise click.ClickException(f"expected mistralrs {CLIENT_VERSION}, got {version}")
-    digests = {name: client_digests(client, name) for name in TEXTS}
-    document = {"client": f"mistralrs {version}", "isq": KIND, "dtype": "F32", "digests": digests}
-    DIGESTS.write_text(json.dumps(document, indent=1) + "\n")
-    click.echo(f"{DIGESTS}: {len(digests)} architectures")
-
+main = command(client_digests, TEXTS, {CLIENT_VERSION: DIGESTS})
 
 if __name__ == "__main__":
     main()
