@@ -170,6 +170,24 @@ def test_hqq(bits: int, axis: int) -> None:
                 check(y[t, k : k + 1], x[t], dense[expert], (bits, axis, t, k))
 
 
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_one_row_with_hqq(monkeypatch: pytest.MonkeyPatch, bits: int) -> None:
+    """Rows that share scales are taken together: wider ones than are read at once, more than a thread's range has."""
+    rng = torch.Generator().manual_seed(bits)
+    for rows, columns in ((128, 2112), (1024, 512)):
+        groups = rows * columns // 64
+        words = torch.randint(0, 256, (64 // PLANES[bits], groups), generator=rng).byte()
+        scale, zero = torch.rand(1, groups, generator=rng) - 0.5, 3 * torch.rand(1, groups, generator=rng)
+        record = HQQ(words, scale, zero, (rows, columns), bits, 64, 0)
+        for name, x in activations(columns).items():
+            check(by_kernel(record, x), x, record.dequantize(), (bits, rows, name))
+    made = []
+    for threads in ("1", "3"):
+        monkeypatch.setenv("UQFF_NUM_THREADS", threads)
+        made.append(by_kernel(record, random(1, columns)))
+    assert torch.equal(*made)
+
+
 @pytest.mark.parametrize("number", [float("nan"), float("inf"), float("-inf")])
 def test_what_is_no_number_goes_where_it_belongs(number: float) -> None:
     """In an activation: to all outputs of its row; in a weight: to one output of every row; to no others."""

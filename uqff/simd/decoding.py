@@ -33,7 +33,7 @@ from uqff.simd.scratch import scratch
 from uqff.simd.threads import run_ranges
 from uqff.simd.vectors import LANES, as_f32, as_i32, multiply_add, splat, total
 
-__all__ = ["CHUNK", "PAIR", "PITCH", "ROWS", "WIDTH", "Decoder", "Decoding"]
+__all__ = ["CHUNK", "GRAIN", "PAIR", "PITCH", "ROWS", "WIDTH", "Decoder", "Decoding", "add_part"]
 
 WIDTH: Final = 2 * LANES
 """Numbers that a decoder leaves at a time."""
@@ -202,6 +202,7 @@ class Decoding(NamedTuple):
         planes: so many rows share their bytes, and are taken one after another; 1 if none do.
         stride: rows from one of them to the next.
         sums: so many neighbouring activations are added up for the decoder's product by rows; 0 for none.
+        alone: ``(x, y)``: multiplies one row of activations with the whole weight; None if that is for the decoder.
     """
 
     decoder: Decoder
@@ -211,6 +212,7 @@ class Decoding(NamedTuple):
     planes: int = 1
     stride: int = 1
     sums: int = 0
+    alone: Callable[[Floats, Floats], None] | None = None
 
     def dequantize(self, out: Bytes, form: int) -> None:
         """Write all numbers to the bytes of a result."""
@@ -230,6 +232,9 @@ class Decoding(NamedTuple):
             first: row of the weight to begin with.
             whole: whether these are all rows of the weight.
         """
+        if self.alone is not None and whole and len(x) == 1:
+            self.alone(x, y)
+            return
         columns, rows, parts = x.shape[1], y.shape[1], self.parts
         items, planes = columns // self.size, self.planes if whole else 1
         stride = self.stride if planes > 1 else rows
@@ -260,7 +265,7 @@ class Decoding(NamedTuple):
     def _by_row(self, x: Floats) -> tuple[Callable[..., None], Floats] | None:
         """What multiplies with one row of activations, and what it takes for them; None if that is for many rows."""
         decoder, order, columns = self.decoder, self.decoder.order, x.shape[1]
-        if len(x) != 1 or columns % WIDTH:
+        if len(x) != 1 or columns % WIDTH or self.alone is not None:
             return None
         if order is None:
             return decoder.multiply, x
@@ -325,21 +330,22 @@ def _multiply_tile(tile, rows, i, known, x, row, start, width, y):
         b0, b1 = multiply_add(w, u, b0), multiply_add(w, v, b1)
         w = load_f32(tile, c + j)
         c0, c1 = multiply_add(w, u, c0), multiply_add(w, v, c1)
-    _add(y[row], rows[i], total(a0), start)
+    add_part(y[row], rows[i], total(a0), start)
     if known > 1:
-        _add(y[row], rows[i + 1], total(b0), start)
+        add_part(y[row], rows[i + 1], total(b0), start)
     if known > 2:
-        _add(y[row], rows[i + 2], total(c0), start)
+        add_part(y[row], rows[i + 2], total(c0), start)
     if other > row:
-        _add(y[other], rows[i], total(a1), start)
+        add_part(y[other], rows[i], total(a1), start)
         if known > 1:
-            _add(y[other], rows[i + 1], total(b1), start)
+            add_part(y[other], rows[i + 1], total(b1), start)
         if known > 2:
-            _add(y[other], rows[i + 2], total(c1), start)
+            add_part(y[other], rows[i + 2], total(c1), start)
 
 
 @inline
-def _add(y, to, sum, start):
+def add_part(y, to, sum, start):
+    """The sum of a part of a row of the weight, which begins there, to a number of the product."""
     y[to] = sum if start == 0 else y[to] + sum
 
 

@@ -18,6 +18,7 @@ the scale, which is multiplied with a sum of several products.
 ``larger_bytes``    ``(I32, I32) -> I32``: byte by byte, unsigned
 ``any_byte``        ``(I32, byte) -> bool``: whether one of 64 is this one
 ``halved_signed``   ``(I32) -> U16``: 32 signed numbers, shifted right by one
+``store_as_bytes``  ``(float32s, at, F32, F32, F32, F32)``: in the order of :data:`BYTES`
 ``low_half`` ...    ``(F32) -> F32_8``
 ``load_f32_8``      ``(float32s, at) -> F32_8``
 ==================  ====================================================================================
@@ -82,6 +83,7 @@ __all__ = [
     "nibble_planes",
     "spread",
     "spread_lanes",
+    "store_as_bytes",
 ]
 
 BYTES: Final[npt.NDArray[np.int64]] = np.arange(64).reshape(LANES, 4).T.reshape(-1)
@@ -251,6 +253,22 @@ def look_up_bytes(_typing: Any, words: Any, table: Any) -> Any:
         return builder.bitcast(found, LLVM[I32])
 
     return (signature(I32, words, table), generate) if words is I32 and _is_array(table) else None
+
+
+@intrinsic
+def store_as_bytes(_typing: Any, array: Any, at: Any, a: Any, b: Any, c: Any, d: Any) -> Any:
+    """64 numbers, given one after another, to an array in the order of :data:`BYTES`."""
+
+    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        numbers = _joined(builder, list(args[2:]))
+        for k in range(4):
+            place = builder.add(args[1], ir.Constant(args[1].type, LANES * k))
+            pointer = _address(context, builder, sig.args[0], args[0], place, LLVM[F32])
+            builder.store(shuffled(builder, numbers, numbers, BYTES[LANES * k : LANES * (k + 1)].tolist()), pointer, 4)
+        return context.get_dummy_value()
+
+    fits = _is_array(array) and array.dtype == types.float32 and a is b is c is d is F32
+    return (signature(types.none, array, types.intp, a, b, c, d), generate) if fits else None
 
 
 _BYTES_OF = ir.VectorType(_I8, 64)

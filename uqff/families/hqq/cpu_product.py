@@ -9,19 +9,29 @@ place in each plane reads the same words; they are taken one after the other, wh
 
 from __future__ import annotations
 
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from uqff.numerics.packing import PLANES
-from uqff.simd.compiling import inline
-from uqff.simd.decoding import WIDTH, Decoder, Decoding
-from uqff.simd.load_store import load_i32, load_u8
-from uqff.simd.output import FORMS, Bytes, plain, plain_lanes, put_pair, read_ahead
-from uqff.simd.vectors import LANES, i32_to_f32
+from uqff.simd.compiling import inline, kernel
+from uqff.simd.decoding import GRAIN, WIDTH, Decoder, Decoding, add_part
+from uqff.simd.load_store import load_f32, load_i32, load_u8
+from uqff.simd.output import FORMS, Bytes, plain, plain_lanes, put_pair, read_ahead, unfold
+from uqff.simd.planes import load_pieces, store_as_bytes
+from uqff.simd.scratch import scratch
+from uqff.simd.threads import run_ranges
+from uqff.simd.vectors import LANES, i32_to_f32, multiply_add, splat, total
 
 if TYPE_CHECKING:
     from uqff.families.hqq.tensor import HQQ
 
 __all__ = ["decoding"]
+
+STRIP = 2048
+"""Columns of M whose scales and zeros are read together, for all rows that have them."""
+BOTH = 2 * STRIP
 
 
 def decoding(weight: HQQ) -> Decoding | None:
@@ -43,7 +53,96 @@ def decoding(weight: HQQ) -> Decoding | None:
         return None
     given = (words, scales, zeros, *(FORMS[kind] for kind in kinds), columns, height)
     decoder = (_COLUMNS if axis == 0 else _ROWS)[bits]
-    return Decoding(decoder, given, weight.numel // WIDTH, WIDTH, planes, height * columns // inputs)
+    alone = None
+    if axis == 0 and bits in _BY_COLUMNS and inputs % 64 == 0 and group_size % planes == 0:
+
+        def alone(x, y):
+            kernel = _BY_COLUMNS[bits]()
+            kinds_of = given[3:5]
+            run_ranges(
+                lambda lo, hi: kernel(words, scales, zeros, *kinds_of, columns, height, x[0], y[0], lo, hi),
+                height * (columns // inputs),
+                grain=max(GRAIN // (inputs * planes), 1),
+            )
+
+    return Decoding(decoder, given, weight.numel // WIDTH, WIDTH, planes, height * columns // inputs, alone=alone)
+
+
+@inline
+def _plane(words, shift, mask, strip, i, sums):
+    """64 codes, less their zeros, times scaled activations; both lie one after another in the order of bytes."""
+    zeros = i + STRIP
+    sums = multiply_add(i32_to_f32(words >> shift & mask) - load_f32(strip, zeros), load_f32(strip, i), sums)
+    x = i32_to_f32(words >> shift + 8 & mask) - load_f32(strip, zeros + 16)
+    sums = multiply_add(x, load_f32(strip, i + 16), sums)
+    x = i32_to_f32(words >> shift + 16 & mask) - load_f32(strip, zeros + 32)
+    sums = multiply_add(x, load_f32(strip, i + 32), sums)
+    x = i32_to_f32(words >> shift + 24 & mask) - load_f32(strip, zeros + 48)
+    return multiply_add(x, load_f32(strip, i + 48), sums)
+
+
+@inline
+def _read_strip(strip, raw, scales, scale_kind, zeros, zero_kind, column, x, start, width):
+    """Zeros, and activations times scales, of some columns of M."""
+    unfold(raw, zeros, zero_kind, column + start, width, np.float32(0))
+    for i in range(0, width, 64):
+        a, b, c, d = load_f32(raw, i), load_f32(raw, i + 16), load_f32(raw, i + 32), load_f32(raw, i + 48)
+        store_as_bytes(strip, i + STRIP, a, b, c, d)
+    unfold(raw, scales, scale_kind, column + start, width, np.float32(0))
+    for i in range(0, width, 64):
+        a, b = load_f32(raw, i) * load_f32(x, start + i), load_f32(raw, i + 16) * load_f32(x, start + i + 16)
+        c, d = load_f32(raw, i + 32) * load_f32(x, start + i + 32), load_f32(raw, i + 48) * load_f32(x, start + i + 48)
+        store_as_bytes(strip, i, a, b, c, d)
+
+
+def _by_columns(bits):
+    """The kernel of axis 0: ``group size`` rows of the weight have the same scales and zeros.
+
+    Items are rows of M for one part of their columns, as wide as a row of the weight, then for the next part: each is
+    a row of the weight in every plane.
+    """
+    planes, mask = PLANES[bits], (1 << bits) - 1
+
+    def multiply_columns(words, scales, zeros, scale_kind, zero_kind, columns, height, x, y, lo, hi):
+        inputs = len(x)
+        parts, nothing = columns // inputs, np.float32(0)
+        strip, raw = scratch(BOTH, np.float32), scratch(STRIP, np.float32)
+        begin = lo
+        while begin < hi:
+            part, first = begin // height, begin % height
+            last = min(height, first + hi - begin)
+            for start in range(0, inputs, STRIP):
+                width = min(STRIP, inputs - start)
+                _read_strip(strip, raw, scales, scale_kind, zeros, zero_kind, part * inputs, x, start, width)
+                for row in range(first, last):
+                    at = row * columns + part * inputs + start
+                    a = b = c = d = splat(nothing)
+                    for i in range(0, width, 64):
+                        read_ahead(words, at + i)
+                        given = load_pieces(words, at + i, 0, 1)
+                        if planes == 1:  # one chain of sums would be waited for
+                            a = a + _plane(given, 0, mask, strip, i, splat(nothing))
+                        else:
+                            a = _plane(given, 0, mask, strip, i, a)
+                            b = _plane(given, bits, mask, strip, i, b)
+                        if planes == 4:
+                            c = _plane(given, 2 * bits, mask, strip, i, c)
+                            d = _plane(given, 3 * bits, mask, strip, i, d)
+                    # The lowest bits have the last plane.
+                    to = part + parts * ((planes - 1) * height + row)
+                    add_part(y, to, total(a), start)
+                    if planes >= 2:
+                        add_part(y, to - parts * height, total(b), start)
+                    if planes == 4:
+                        add_part(y, to - 2 * parts * height, total(c), start)
+                        add_part(y, to - 3 * parts * height, total(d), start)
+            begin += last - first
+
+    multiply_columns.__qualname__ = f"hqq_{bits}.multiply_columns"
+    return kernel(multiply_columns)
+
+
+_BY_COLUMNS = {bits: cache(partial(_by_columns, bits)) for bits in (2, 4, 8)}
 
 
 @inline
