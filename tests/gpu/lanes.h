@@ -33,15 +33,28 @@ void multiply_all(const Weight& weight, const i64* row_bytes, const u8* x, doubl
                     u32 a[REGISTERS], pairs[REGISTERS];
                     float s[F::GROUPS], b[F::GROUPS];
                     F::template load<PairsBF16>(held, prepared, chunk, t, a, s, b);
-                    arrange<F>(x + (stage * STAGE + chunk * F::CHUNK) * 2, true, t, pairs);
+                    const u8* from = x + (stage * STAGE + chunk * F::CHUNK) * 2;
+                    arrange<F>(from, true, t, pairs);
+                    // Settled, they are the same in order.
+                    alignas(16) u8 own[F::CHUNK * 2];
+                    u32 again[REGISTERS];
+                    memcpy(own, from, sizeof own);
+                    for (u8* eight = own; eight < own + sizeof own; eight += 16) F::Order::settle((u32*)eight);
+                    settled<F>(own, t, again);
+                    if (memcmp(pairs, again, sizeof pairs)) sum = NAN;
                     for (int k = 0; k < REGISTERS; k++) {
                         sum += s[k / EACH] * product_of_pairs(a[k], pairs[k]);
                         if (F::AFFINE) sum += b[k / EACH] * product_of_pairs(PairsBF16::ONES, pairs[k]);
                     }
                     scaled<F, PairsBF16>(s, b, a);
-                    for (int k = 0; k < REGISTERS; k += 4)
-                        F::Order::in_order(x + (stage * STAGE + chunk * F::CHUNK + 8 * k) * 2, t, pairs + k);
-                    for (int k = 0; k < REGISTERS; k++) rounded += product_of_pairs(a[k], pairs[k]);
+                    settled<F>(from, t, pairs);
+                    for (int k = 0; k < REGISTERS; k++) {
+                        rounded += product_of_pairs(a[k], pairs[k]);
+                        // And what a step of the wide instruction has, two halves of each.
+                        u32 word;
+                        memcpy(&word, from + 64 * (k / 4) + 4 * F::Order::word(k % 4 / 2, k % 2, t), 4);
+                        if (word != pairs[k]) rounded = NAN;
+                    }
                 }
         }
         y[row] = sum * F::finish(weight), z[row] = rounded * F::finish(weight);

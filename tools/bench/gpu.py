@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from itertools import pairwise
+from itertools import pairwise, product
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from tools.bench.machine import facts
 from uqff import QuantizedTensor
 from uqff.codes import DType
 from uqff.families import stack
-from uqff.gpu.kernels import WIDEST, WIDTHS
+from uqff.gpu.kernels import WIDEST
 from uqff.parallel.product import linear
 from uqff.parallel.weight import WeightBuffers
 from uqff.quantization.types import planned
@@ -38,7 +38,7 @@ KINDS = (
     *("hqq1", "hqq2", "hqq3", "hqq8"),
 )
 SHAPES = {"A": (14336, 4096), "B": (4096, 4096)}
-BATCHES = (1, 8, 16, 64, 1024)
+BATCHES = (1, 8, 16, 32, 64, 128, 256, 1024)
 TILE = (72, 4096)
 """Rows that are quantised; not a multiple of the rows that a block of threads makes."""
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -48,6 +48,9 @@ ALLOWED = {torch.bfloat16: 2e-3, torch.float16: 5e-4}
 """Relative errors of products from the codes: rounding the result, mostly."""
 OUTPUTS = 1000
 """Over which they are taken, at least."""
+ODD_OUTPUTS = (4096 + 40, 8192 + 24)
+"""Of further weights, which kernels take for which 72 outputs are too few."""
+ODD_BATCHES = (1, 3, 8, 13, 16, 17, 33, 64, 100, 200, 300)
 ROUNDED = 1.6
 """How many times that, if the weight is rounded, too."""
 
@@ -134,19 +137,21 @@ def problems(rows: QuantizedTensor) -> Iterator[str]:
             elif not same_bits(there.dequantize(dtype).cpu(), reference.to(dtype)):
                 yield f"{name} to {dtype}: other bits"
     seeded = torch.Generator("cuda").manual_seed(3)
-    for weight in (rows, weights.get("few inputs", weights.get("whole groups", rows))):
-        exact, buffers = weight._dequantize().double().cuda(), WeightBuffers(weight.to("cuda"))
+    few = weights.get("few inputs", weights.get("whole groups", rows))
+    several = [] if rows.kind.startswith("hqq") else [repeated(rows, (count, TILE[1])) for count in ODD_OUTPUTS]
+    for weight in (own := rows.to("cuda"), few.to("cuda"), *several):
+        exact, buffers = weight.dequantize(torch.float32).double(), WeightBuffers(weight)
         for dtype, allowed in ALLOWED.items():
-            for batch in (1, 3, 8, 13, 16, 17, 32, 40, 64):
+            for batch in ODD_BATCHES:
                 wrong, exactly = 0.0, 0.0
-                for _ in range(-(-OUTPUTS // (batch * weight.shape[0]))):
+                for _ in range(-(-OUTPUTS // (batch * min(weight.shape[0], TILE[0])))):
                     x = torch.randn(batch, weight.shape[1], device="cuda", generator=seeded).to(dtype)
                     expected = x.double() @ exact.T
                     got = linear(x, buffers.bytes(), buffers.spec, "exact").double()
                     wrong += float((got - expected).square().sum())
                     exactly += float(expected.square().sum())
                 error = (wrong / exactly) ** 0.5
-                fused = batch <= WIDEST and (not rows.kind.startswith("hqq") or weight is not rows)
+                fused = batch <= WIDEST and (not rows.kind.startswith("hqq") or weight is not own)
                 if not error <= allowed * (1 if fused else ROUNDED):
                     yield f"{list(weight.shape)}, {batch} rows of {dtype}: error {error:.1e}"
     if "stack" in weights:
@@ -206,18 +211,17 @@ def row(rows: QuantizedTensor, dense: dict[tuple[str, int], float], rate: dict[s
 def compile_all(tiles: dict[str, QuantizedTensor]) -> None:
     """Every kernel that is needed, on all cores."""
 
-    def compiled(rows: QuantizedTensor) -> None:
-        there = rows.to("cuda")
-        buffers = WeightBuffers(there)
-        for dtype in DTYPES:
-            there.dequantize(dtype)
-        for dtype in ALLOWED:
-            for batch in WIDTHS:
-                x = torch.zeros(batch, TILE[1], dtype=dtype, device="cuda")
+    def compiled(rows: QuantizedTensor, dtype: torch.dtype) -> None:
+        rows.to("cuda").dequantize(dtype)
+        shapes = (TILE, *SHAPES.values()) if dtype in ALLOWED else ()
+        for shape in shapes:
+            buffers = WeightBuffers(repeated(rows, shape))
+            for batch in BATCHES:
+                x = torch.zeros(batch, shape[1], dtype=dtype, device="cuda")
                 linear(x, buffers.bytes(), buffers.spec, "exact")
 
     with ThreadPoolExecutor(16) as pool:
-        list(pool.map(compiled, tiles.values()))
+        list(pool.map(lambda each: compiled(*each), product(tiles.values(), DTYPES)))
 
 
 @click.command()

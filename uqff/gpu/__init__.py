@@ -11,8 +11,10 @@ aside.  ``UQFF_KERNELS=reference`` turns kernels off here too.
 ``dequantize.cu``    a weight as plain numbers
 ``product.cu``       ``x Wᵀ`` from the codes, for a few rows of ``x``
 ``tile.cu``          the same for more rows, on compute capability 9.0 and newer
+``wide.cu``          the same for many rows, on compute capability 9.0
 ``source``           what is compiled, put together
 ``compiling``        NVRTC
+``tiling``           which of these makes a product
 ``driver``           modules and launches
 ``kernels``          what families call
 ===================  ==================================================================================================

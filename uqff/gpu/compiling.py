@@ -55,7 +55,8 @@ def compiled(source: str, capability: tuple[int, int], found: ctypes.CDLL | None
     program = ctypes.c_void_p()
     _check(nvrtc.nvrtcCreateProgram(ctypes.byref(program), source.encode(), b"uqff.cu", 0, None, None))
     try:
-        options = [f"--gpu-architecture=sm_{capability[0]}{capability[1]}", *OPTIONS]
+        own = "a" if capability == (9, 0) else ""  # with what no later GPU has
+        options = [f"--gpu-architecture=sm_{capability[0]}{capability[1]}{own}", *OPTIONS]
         given = (ctypes.c_char_p * len(options))(*(option.encode() for option in options))
         if nvrtc.nvrtcCompileProgram(program, len(options), given):
             size = ctypes.c_size_t()

@@ -10,7 +10,17 @@ from typing import TYPE_CHECKING
 from uqff import simd
 from uqff.codes import DType
 from uqff.gpu import compiling, driver
-from uqff.gpu.source import PRIMITIVES, Stored, Tiling, dequantize_source, product_source, tile_source
+from uqff.gpu import tiling as rules
+from uqff.gpu.source import (
+    PRIMITIVES,
+    Stored,
+    dequantize_source,
+    product_source,
+    spread_source,
+    tile_source,
+    wide_source,
+)
+from uqff.gpu.tiling import Tiling
 
 if TYPE_CHECKING:
     import torch
@@ -27,14 +37,10 @@ RUNS = 4
 STAGE, ROWS = 256, 16
 """Inputs that a warp multiplies with together, and outputs that a block makes; as ``product.cu`` has them."""
 WIDTHS = (1, 8, 16)
+SPREAD, MOST_SPREAD = 32, 128
+"""Numbers of ``x`` that a thread of ``wide.cu`` puts in order, and how many threads a block of those has."""
 WIDEST = WIDTHS[-1]
 """Rows of ``x`` that ``product.cu`` takes at most."""
-NARROWEST, TILES = 8, (16, 32, 64)
-"""Rows of ``x`` that tiles are not faster for, and those of a block of ``tile.cu``."""
-TILE_WARPS, MANY, BLOCKS = 8, 64, 100
-"""Warps of such a block; how many blocks there must be for 16 or 64 rows; how many there shall be."""
-CLUSTERS = (9, 0)
-"""The first compute capability with clusters of blocks."""
 
 
 class Weight(ctypes.Structure):
@@ -66,6 +72,17 @@ class _Product(ctypes.Structure):
         ("columns", ctypes.c_int),
         ("share", ctypes.c_int),
         ("count", ctypes.c_int),
+    )
+
+
+class _Spread(ctypes.Structure):
+    """``Spread`` of ``wide.cu``."""
+
+    _fields_ = (
+        ("x", ctypes.c_void_p),
+        ("image", ctypes.c_void_p),
+        ("inputs", ctypes.c_int),
+        ("columns", ctypes.c_int),
     )
 
 
@@ -130,10 +147,11 @@ def multiply(stored: Stored, x: torch.Tensor, rows: int) -> torch.Tensor | None:
     columns = x.numel() // max(x.shape[-1], 1)
     if not 0 < columns <= widest(x.device) or not _fits(stored, x, rows):
         return None
-    if columns > TILES[-2] and rows < MANY * ROWS * TILE_WARPS:
-        return None  # to dequantise first is faster
+    tiling = _tiling(x.device, rows, x.shape[-1], columns)
+    if tiling is None and columns > WIDEST:
+        return None
     y = x.new_empty((*x.shape[:-1], rows))
-    _launch(stored, x.contiguous(), y, None, rows, columns, 1, 1, _tiling(x, rows, columns))
+    _launch(stored, x.contiguous(), y, None, rows, columns, 1, 1, tiling)
     return y
 
 
@@ -208,22 +226,17 @@ def _launch(
             kernel = _multiplier(stored.family, stored.decoder, _known(x.dtype), _width(columns), x.device.index)
             kernel.launch((math.ceil(rows / ROWS), slots), THREADS, product)
             return
+        across = math.ceil(columns / tiling.columns)
+        if tiling.wide:
+            image = x.new_empty(across * tiling.columns * x.shape[-1])
+            given = _Spread(x.data_ptr(), image.data_ptr(), x.shape[-1], columns)
+            threads = min(tiling.columns, MOST_SPREAD)
+            kernel = _spreader(stored.family, stored.decoder, tiling.columns, x.device.index)
+            kernel.launch((x.shape[-1] // SPREAD, across * tiling.columns // threads), threads, given)
+            product.x = image.data_ptr()
         kernel = _tiler(stored.family, stored.decoder, _known(x.dtype), tiling, x.device.index)
-        across = slots if indices is not None else math.ceil(columns / tiling.columns)
-        kernel.launch((math.ceil(rows / (ROWS * tiling.warps)) * tiling.splits, across), 32 * tiling.warps, product)
-
-
-def _tiling(x: torch.Tensor, rows: int, columns: int) -> Tiling | None:
-    """How a product is made by tiles; None if ``product.cu`` makes it.  Measured on an H200, see the benchmarks."""
-    width, high = next(each for each in TILES if columns <= each), math.ceil(rows / (ROWS * TILE_WARPS))
-    if columns <= NARROWEST or x.shape[-1] % STAGE or widest(x.device) == WIDEST:
-        return None
-    if columns <= WIDEST and high < MANY:
-        return None
-    splits = 1
-    while splits < 8 and high * splits < BLOCKS and x.shape[-1] >= 2 * splits * STAGE:
-        splits *= 2
-    return Tiling(width, TILE_WARPS, splits, 2)
+        grid = math.ceil(rows / (ROWS * tiling.warps)) * tiling.splits, across
+        kernel.launch(grid, 32 * tiling.warps, product)
 
 
 @cache
@@ -231,7 +244,14 @@ def widest(device: torch.device) -> int:
     """Rows of ``x`` that a product takes at most."""
     import torch
 
-    return TILES[-1] if torch.cuda.get_device_capability(device) >= CLUSTERS else WIDEST
+    return rules.widest(torch.cuda.get_device_capability(device))
+
+
+@cache
+def _tiling(device: torch.device, outputs: int, inputs: int, columns: int) -> Tiling | None:
+    import torch
+
+    return rules.chosen(torch.cuda.get_device_capability(device), outputs, inputs, columns)
 
 
 def _width(columns: int) -> int:
@@ -262,11 +282,17 @@ def _multiplier(family: str, decoder: str, dtype: DType, columns: int, index: in
 
 
 @cache
+def _spreader(family: str, decoder: str, width: int, index: int) -> driver.Kernel:
+    return _loaded(spread_source(family, decoder, width), index)
+
+
+@cache
 def _tiler(family: str, decoder: str, dtype: DType, tiling: Tiling, index: int) -> driver.Kernel:
     compiling.LOGGER.info(
         "compiling products of %s with %d rows of %s for the GPU", decoder, tiling.columns, dtype.name
     )
-    return _loaded(tile_source(family, decoder, dtype, tiling), index)
+    source = wide_source if tiling.wide else tile_source
+    return _loaded(source(family, decoder, dtype, tiling), index)
 
 
 def loaded(source: str, index: int, what: str) -> driver.Kernel:

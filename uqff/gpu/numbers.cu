@@ -53,6 +53,13 @@ __device__ inline void load_words(const u8* at, u32* words) {
     for (int i = 0; i < WORDS; i++) words[i] = both.word[i];
 }
 
+__device__ inline void write_four(u8* at, const u32* words) {
+    struct alignas(16) Four {
+        u32 word[4];
+    } made = {{words[0], words[1], words[2], words[3]}};
+    *(Four*)at = made;
+}
+
 // Eight scales at an address that is a multiple of 8 of them.
 template <class S>
 __device__ inline void load_eight(const u8* at, float* values) {

@@ -115,3 +115,50 @@ __device__ inline float load_volatile(const float* at) { return *(const volatile
 
 // Whether this is the last of so many calls; the count begins again then.
 __device__ inline int count_up(u32* counter, int calls) { return atomicInc(counter, calls - 1) == calls - 1; }
+
+// Compute capability 9.0: barriers in shared memory that count arrivals and bytes, copies that arrive there, and matrix
+// instructions of four warps together, which read their second operand from shared memory.
+__device__ inline u32 shared_address(const void* at) { return (u32)__cvta_generic_to_shared(at); }
+
+__device__ inline void begin_barrier(u64* barrier, int arrivals) {
+    asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(barrier)), "r"(arrivals) : "memory");
+}
+
+__device__ inline void publish_barriers() { asm volatile("fence.mbarrier_init.release.cluster;\nfence.proxy.async;" ::: "memory"); }
+
+__device__ inline void wait_barrier(u64* barrier, int phase) {
+    asm volatile(
+        "{\n.reg .pred done;\nagain_%=:\nmbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n@!done bra again_%=;\n}" ::"r"(
+            shared_address(barrier)),
+        "r"(phase)
+        : "memory");
+}
+
+__device__ inline void arrive(u64* barrier) {
+    asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(shared_address(barrier)) : "memory");
+}
+
+__device__ inline void copy_bulk(u8* shared, const u8* global, int bytes, u64* barrier) {
+    asm volatile(
+        "mbarrier.arrive.expect_tx.shared::cta.b64 _, [%3], %2;\n"
+        "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
+            shared_address(shared)),
+        "l"(global), "r"(bytes), "r"(shared_address(barrier))
+        : "memory");
+}
+
+// A matrix in shared memory as tiles of 8 rows of 16 bytes: bytes from tile to tile along a row, and from row to row.
+__device__ inline u64 describe(const u8* shared, int along, int down) {
+    return (u64)(shared_address(shared) >> 4 & 0x3FFF) | (u64)(along >> 4) << 16 | (u64)(down >> 4) << 32;
+}
+
+__device__ inline void begin_wide() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
+
+__device__ inline void end_wide() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
+
+template <int COUNT>
+__device__ inline void wait_wide(float (&sums)[COUNT]) {
+    asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory");
+#pragma unroll
+    for (int i = 0; i < COUNT; i++) asm volatile("" : "+f"(sums[i])::"memory");
+}

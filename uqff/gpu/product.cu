@@ -89,45 +89,50 @@ struct Four {
 };
 
 // Eight from an address that is a multiple of 16.
-struct Eight {
-    u32 word[4];
-    __device__ Eight(const u8* x, bool there) : word{} {
-        if (there) load_words<4>(x, word);
-    }
-    __device__ Four low() const { return Four(word[0], word[1]); }
-    __device__ Four high() const { return Four(word[2], word[3]); }
-};
+__device__ inline void load_eight(const u8* x, bool there, u32* words) {
+    words[0] = words[1] = words[2] = words[3] = 0;
+    if (there) load_words<4>(x, words);
+}
 
 // Orders in which lane t has the eight codes of 32 that are its own, two to a register.
 //   arrange   the numbers of x that they are multiplied with, in that order
 //   place     where number i of the order is among the eight
+//   settle    puts eight numbers of x that follow each other into that order, where they are
 //   in_order  the numbers of x as they follow each other
+//   word      which two of them lane t multiplies in a half of a step, of two, of the matrix instruction
 //   X_PAD     bytes between rows of x in shared memory with which lanes do not wait for each other
 struct EightTogether {
     static const int X_PAD = 64;
     __device__ static void in_order(const u8* x, int t, u32* pairs) { load_words<4>(x + 16 * t, pairs); }
+    __device__ static constexpr int word(int step, int half, int t) { return 4 * t + 2 * step + half; }
 };
 struct EvenOdd : EightTogether {  // 8t + (0, 2), (1, 3), (4, 6), (5, 7)
     __device__ static void arrange(const u8* x, bool there, int t, u32* pairs) {
-        Eight eight(x + 16 * t, there);
-        Four low = eight.low(), high = eight.high();
-        pairs[0] = low.even(), pairs[1] = low.odd(), pairs[2] = high.even(), pairs[3] = high.odd();
+        load_eight(x + 16 * t, there, pairs);
+        settle(pairs);
+    }
+    __device__ static void settle(u32* words) {
+        const Four low(words[0], words[1]), high(words[2], words[3]);
+        words[0] = low.even(), words[1] = low.odd(), words[2] = high.even(), words[3] = high.odd();
     }
     __device__ static constexpr int place(int i) { return (i & 4) | (i & 1) << 1 | (i >> 1 & 1); }
 };
 struct InOrder : EightTogether {  // 8t + (0, 1), (2, 3), (4, 5), (6, 7)
     __device__ static void arrange(const u8* x, bool there, int t, u32* pairs) {
-        Eight eight(x + 16 * t, there);
-        for (int i = 0; i < 4; i++) pairs[i] = eight.word[i];
+        load_eight(x + 16 * t, there, pairs);
     }
+    __device__ static void settle(u32*) {}
     __device__ static constexpr int place(int i) { return i; }
 };
 struct FourApart : EightTogether {  // 8t + (0, 4), (1, 5), (2, 6), (3, 7)
     __device__ static void arrange(const u8* x, bool there, int t, u32* pairs) {
-        Eight eight(x + 16 * t, there);
-        Four low = eight.low(), high = eight.high();
-        pairs[0] = __byte_perm(low.a, high.a, 0x5410), pairs[1] = __byte_perm(low.a, high.a, 0x7632);
-        pairs[2] = __byte_perm(low.b, high.b, 0x5410), pairs[3] = __byte_perm(low.b, high.b, 0x7632);
+        load_eight(x + 16 * t, there, pairs);
+        settle(pairs);
+    }
+    __device__ static void settle(u32* words) {
+        const Four low(words[0], words[1]), high(words[2], words[3]);
+        words[0] = __byte_perm(low.a, high.a, 0x5410), words[1] = __byte_perm(low.a, high.a, 0x7632);
+        words[2] = __byte_perm(low.b, high.b, 0x5410), words[3] = __byte_perm(low.b, high.b, 0x7632);
     }
     __device__ static constexpr int place(int i) { return i >> 1 | (i & 1) << 2; }
 };
@@ -137,13 +142,20 @@ struct Halves {  // 4t + (0, 2), (1, 3), then 16 + 4t + (0, 2), (1, 3)
         Four low(x + 8 * t, there), high(x + 32 + 8 * t, there);
         pairs[0] = low.even(), pairs[1] = low.odd(), pairs[2] = high.even(), pairs[3] = high.odd();
     }
+    __device__ static void settle(u32* words) { EvenOdd::settle(words); }
     __device__ static constexpr int place(int i) { return EvenOdd::place(i); }
     __device__ static void in_order(const u8* x, int t, u32* pairs) {
         load_words<2>(x + 8 * t, pairs), load_words<2>(x + 32 + 8 * t, pairs + 2);
     }
+    __device__ static constexpr int word(int step, int half, int t) { return 8 * step + 2 * t + half; }
 };
 
-// The numbers of x for a chunk.
+// The numbers of x for a chunk that is settled, or as it is stored.
+template <class F>
+__device__ inline void settled(const u8* x, int t, u32* pairs) {
+#pragma unroll
+    for (int i = 0; i < F::CHUNK / 32; i++) F::Order::in_order(x + 64 * i, t, pairs + 4 * i);
+}
 template <class F>
 __device__ inline void arrange(const u8* x, bool there, int t, u32* pairs) {
 #pragma unroll
@@ -270,6 +282,13 @@ __device__ inline void multiply(const Product& product) {
     for (int i = 0; i < AHEAD; i++) { FETCH(i) }
     for (int i = 0; i < mine; i++) {
         wait_groups<AHEAD - 1>();
+        if (COLUMNS == 1) {  // a lane has copied these itself
+            u32 words[4];
+            u8* own = buffers + i % AHEAD * STAGE_BYTES + 16 * F::PITCH + 16 * lane;
+            load_words<4>(own, words);
+            F::Order::settle(words);
+            write_four(own, words);
+        }
         __syncwarp();
         const i64 stage = warp + (i64)i * WARPS;
         const u8* held = buffers + i % AHEAD * STAGE_BYTES;
@@ -292,7 +311,7 @@ __device__ inline void multiply(const Product& product) {
             for (int tile = 0; tile < TILES; tile++) {
                 const int column = tile * 8 + g;
                 u32 pairs[REGISTERS];
-                if (COLUMNS == 1) arrange<F>(held + 16 * F::PITCH + chunk * F::CHUNK * 2, g == 0, t, pairs);
+                if (COLUMNS == 1) settled<F>(held + 16 * F::PITCH + chunk * F::CHUNK * 2, t, pairs);
                 else
                     arrange<F>(x + ((i64)column * product.inputs + stage * STAGE + chunk * F::CHUNK) * 2,
                                column < product.columns, t, pairs);

@@ -6,9 +6,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from uqff.codes import DType
+from uqff.gpu.tiling import Tiling
 
 if TYPE_CHECKING:
     import torch
@@ -16,13 +17,14 @@ if TYPE_CHECKING:
 __all__ = [
     "PRIMITIVES",
     "Stored",
-    "Tiling",
     "decoders_source",
     "dequantize_source",
     "launched_source",
     "product_source",
+    "spread_source",
     "tile_source",
     "token_source",
+    "wide_source",
 ]
 
 PACKAGE = Path(__file__).parent.parent
@@ -72,22 +74,6 @@ extern "C" __global__ void __launch_bounds__({threads}) entry({given}) {{
     return _read("gpu/numbers.cu", "gpu/product.cu", "gpu/dequantize.cu", *family_files) + entry
 
 
-class Tiling(NamedTuple):
-    """How ``tile.cu`` shares the work.
-
-    Attributes:
-        columns: rows of ``x`` of a block: 1, or a multiple of 8.
-        warps: of a block, which makes 16 outputs with each.
-        splits: blocks of a cluster, which share the inputs.
-        blocks: that a multiprocessor shall have room for.
-    """
-
-    columns: int
-    warps: int
-    splits: int
-    blocks: int
-
-
 def dequantize_source(family: str, decoder: str, dtype: DType) -> str:
     """The source of a kernel ``entry(Weight, out)``, without the primitives."""
     entry = f"""
@@ -111,7 +97,7 @@ def product_source(family: str, decoder: str, dtype: DType, columns: int) -> str
     """
     entry = f"""
 extern "C" __device__ u8 shared_bytes[SharedMemory<{decoder}, {columns}>::BYTES];
-extern "C" __global__ void __launch_bounds__(32 * WARPS) entry(Product product) {{
+extern "C" __global__ void __launch_bounds__(32 * WARPS, {3 if columns == 1 else 1}) entry(Product product) {{
     multiply<{decoder}, Pairs{dtype.name}, {columns}>(product);
 }}
 """
@@ -152,7 +138,7 @@ def _read(*names: str) -> str:
 
 def tile_source(family: str, decoder: str, dtype: DType, tiling: Tiling) -> str:
     """As :func:`product_source`, of ``tile.cu``."""
-    columns, warps, splits, blocks = tiling
+    columns, warps, splits, blocks, _ = tiling
     cluster = f"__cluster_dims__({splits}, 1, 1) " if splits > 1 else ""
     entry = f"""
 extern "C" __device__ u8 shared_bytes[TileMemory<{decoder}, {columns}, {warps}, {blocks}>::BYTES];
@@ -162,3 +148,48 @@ extern "C" __global__ void {cluster}__launch_bounds__({32 * warps}, {blocks}) en
 """
     family_files = (f"families/{family}/gpu.cu", f"families/{family}/gpu_product.cu")
     return _read("gpu/numbers.cu", "gpu/product.cu", "gpu/tile.cu", *family_files) + entry
+
+
+def spread_source(family: str, decoder: str, columns: int) -> str:
+    """The source of a kernel ``entry(Spread)``, without the primitives: it prepares ``x`` for ``wide.cu``."""
+    entry = f"""
+extern "C" __global__ void entry(Spread from) {{
+    spread<Fused<{decoder}>::Order, {columns}>(from);
+}}
+"""
+    return _wide(family, DType.BF16, columns) + entry
+
+
+def wide_source(family: str, decoder: str, dtype: DType, tiling: Tiling) -> str:
+    """As :func:`product_source`, of ``wide.cu``; for compute capability 9.0 only."""
+    columns, warps, splits, blocks, _ = tiling
+    cluster = f"__cluster_dims__({splits}, 1, 1) " if splits > 1 else ""
+    entry = f"""
+extern "C" __device__ u8 shared_bytes[WideMemory<{decoder}, {columns}, {warps}, {blocks}>::BYTES];
+extern "C" __global__ void {cluster}__launch_bounds__({32 * warps}, {blocks}) entry(Product product) {{
+    multiply_wide<{decoder}, Pairs{dtype.name}, {columns}, {warps}, {splits}, {blocks}>(product);
+}}
+"""
+    return _wide(family, dtype, columns) + entry
+
+
+def _wide(family: str, dtype: DType, columns: int) -> str:
+    """All but the entry; an instruction with so many operands is better written by a program."""
+    count = columns // 2
+    sums = ", ".join(f"%{i}" for i in range(count))
+    outputs = ", ".join(f'"+f"(sums[{i}])' for i in range(count))
+    instruction = f"wgmma.mma_async.sync.aligned.m64n{columns}k16.f32.{dtype.name.lower()}.{dtype.name.lower()}"
+    weights, matrix, yes = (f"%{count}, %{count + 1}, %{count + 2}, %{count + 3}", f"%{count + 4}", f"%{count + 5}")
+    wide = f"""
+struct Wide {{
+    __device__ static void mma(float (&sums)[{count}], u32 a0, u32 a1, u32 a2, u32 a3, u64 matrix) {{
+        asm volatile(
+            "{{\\n.reg .pred more;\\nsetp.ne.b32 more, {yes}, 0;\\n"
+            "{instruction} {{{sums}}}, {{{weights}}}, {matrix}, more, 1, 1, 0;\\n}}"
+            : {outputs}
+            : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "l"(matrix), "r"(1));
+    }}
+}};
+"""
+    files = ("gpu/numbers.cu", "gpu/product.cu", "gpu/tile.cu", f"families/{family}/gpu.cu")
+    return _read(*files, f"families/{family}/gpu_product.cu") + wide + _read("gpu/wide.cu")

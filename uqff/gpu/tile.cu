@@ -15,7 +15,8 @@ const int EXACTLY = 16;
 template <class F, int PART>
 struct Stream {
     typedef Segment<F, PART> S;
-    static const int LANES = S::GRAINS <= 2 ? 2 : 4, SETS = LANES / 2, STEPS = (S::GRAINS + LANES - 1) / LANES;
+    static const int LANES = S::GRAINS <= 2 ? 2 : S::GRAINS <= 4 ? 4 : 8, SETS = LANES / 2;
+    static const int STEPS = (S::GRAINS + LANES - 1) / LANES;
     const u8* from[SETS];
     __device__ void begin(const u8* part, i64 row_bytes, int row, int rows, int stage, int lane) {
 #pragma unroll
@@ -140,8 +141,7 @@ __device__ inline void multiply_tile(const Product& product) {
                 const u8* from = xs + (COLUMNS == 1 ? 0 : tile * 8 + g) * Memory::X_PITCH + chunk * F::CHUNK * 2;
                 float* sum = sums[tile];
                 if (COLUMNS > EXACTLY) {
-#pragma unroll
-                    for (int k = 0; k < REGISTERS; k += 4) F::Order::in_order(from + 16 * k, t, pairs + k);
+                    settled<F>(from, t, pairs);
 #pragma unroll
                     for (int k = 0; k < REGISTERS; k += 2) P::mma(sum, a[k], b[k], a[k + 1], b[k + 1], pairs[k], pairs[k + 1]);
                     continue;

@@ -1,0 +1,55 @@
+"""Which kernel of a GPU makes a product: the rules as they were measured."""
+
+from __future__ import annotations
+
+import pytest
+
+from uqff.gpu.tiling import FEW, Tiling, chosen, widest
+
+AMPERE, HOPPER, BLACKWELL = (8, 0), (9, 0), (10, 0)
+
+
+@pytest.mark.parametrize(("capability", "rows"), [(AMPERE, 16), ((8, 9), 16), (HOPPER, 256), (BLACKWELL, 64)])
+def test_how_many_rows_are_multiplied_from_the_codes(capability: tuple[int, int], rows: int) -> None:
+    """Instructions of clusters and of warpgroups are asked of no GPU that lacks them."""
+    assert widest(capability) == rows
+    for columns in range(1, rows + 1):
+        found = chosen(capability, 14336, 4096, columns)
+        assert found is None if capability < (9, 0) else found is not None or columns == 1
+        assert found is None or not found.wide or capability == HOPPER
+
+
+@pytest.mark.parametrize(
+    ("outputs", "columns", "expected"),
+    [
+        (14336, 1, None),
+        (14336, 8, Tiling(8, 4, 2, 6)),
+        (14336, 16, Tiling(16, 4, 2, 4)),
+        (14336, 32, Tiling(32, 16, 2, 1, wide=True)),
+        (14336, 64, Tiling(64, 16, 2, 1, wide=True)),
+        (14336, 65, Tiling(128, 8, 1, 1, wide=True)),
+        (14336, 129, Tiling(256, 8, 1, 1, wide=True)),
+        (4096, 8, None),
+        (4096, 9, Tiling(16, 4, 2, 4)),
+        (4096, 17, Tiling(32, 8, 8, 2, wide=True)),
+        (4096, 64, Tiling(64, 16, 4, 1, wide=True)),
+        (4096, 128, Tiling(64, 8, 2, 2, wide=True)),
+        (4096, 129, None),
+        (4095, 16, None),
+        (4095, 64, None),
+    ],
+)
+def test_the_rule_on_the_gpu_that_was_measured(outputs: int, columns: int, expected: Tiling | None) -> None:
+    """Few outputs are shared by more blocks, and left to other kernels where that is not enough."""
+    assert chosen(HOPPER, outputs, 4096, columns) == expected
+
+
+def test_no_block_of_a_cluster_is_without_inputs() -> None:
+    """Each has a stage of 256 at least."""
+    splits = [found.splits for inputs in (256, 512, 768, 2048) if (found := chosen(HOPPER, 4096, inputs, 32))]
+    assert splits == [1, 2, 2, 8]
+
+
+def test_a_block_has_room_for_rows_up_to_the_number_of_another_kernel() -> None:
+    """Products of so many rows are made without rounding the weight."""
+    assert all((found := chosen(HOPPER, 8192, 4096, columns)) and not found.wide for columns in range(2, FEW + 1))

@@ -1,0 +1,164 @@
+// y = x Wᵀ from the stored codes, for many rows of x, by the matrix instructions of warpgroups (compute capability 9.0).
+//
+// A block makes 16 outputs a warp of COLUMNS rows of x.  Weights are decoded, scaled and rounded in the registers that the
+// instructions take them from, while those of the codes before are multiplied; x comes through shared memory, in which
+// it must lie in tiles of 8 rows and 16 bytes and in the order in which lanes have the codes.  spread() brings it there.
+
+struct Spread {
+    const u8* x;  // [columns, inputs]
+    u8* image;    // [columns / COLUMNS, inputs / 8, COLUMNS, 8]
+    int inputs, columns;
+};
+
+// A thread takes 32 numbers of a row; rows that there are not are zeros.
+template <class Order, int COLUMNS>
+__device__ inline void spread(const Spread& from) {
+    const int row = blockIdx.y * blockDim.x + threadIdx.x, run = blockIdx.x;
+    u32 words[16] = {};
+    if (row < from.columns)
+#pragma unroll
+        for (int i = 0; i < 4; i++) load_words<4>(from.x + ((i64)row * from.inputs + 32 * run + 8 * i) * 2, words + 4 * i);
+    u8* to = from.image + (i64)(row / COLUMNS) * from.inputs * COLUMNS * 2 + ((i64)4 * run * COLUMNS + row % COLUMNS) * 16;
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+        u32 four[4];
+#pragma unroll
+        for (int t = 0; t < 4; t++) four[t] = words[Order::word(i / 2, i % 2, t)];
+        write_four(to + (i64)i * COLUMNS * 16, four);
+    }
+}
+
+template <class K, int COLUMNS, int WARPS_, int BLOCKS>
+struct WideMemory {
+    static const int ROWS = 16 * WARPS_, UNIT = Fused<K>::CHUNK < 64 ? 64 : Fused<K>::CHUNK;
+    static const int WEIGHTS = ROWS * Fused<K>::PITCH, X = UNIT * COLUMNS * 2, ROOM = 232448 / BLOCKS - 1024 - 128;
+    static const int AHEAD = 2, LEFT = (ROOM - AHEAD * WEIGHTS) / X, X_AHEAD = LEFT < 2 ? 2 : LEFT > 6 ? 6 : LEFT;
+    static const int TERMS_PITCH = ROWS + 4, TERMS = COLUMNS * TERMS_PITCH * 4;
+    static const int BUFFERS = X_AHEAD * X + AHEAD * WEIGHTS, BYTES = 128 + (BUFFERS > TERMS ? BUFFERS : TERMS);
+};
+
+template <class K, class P, int COLUMNS, int WARPS_, int SPLITS, int BLOCKS>
+__device__ inline void multiply_wide(const Product& product) {
+    typedef Fused<K> F;
+    typedef WideMemory<K, COLUMNS, WARPS_, BLOCKS> Memory;
+    extern __shared__ __align__(128) u8 shared[];
+    const int UNIT = Memory::UNIT, UNITS = STAGE / UNIT, AHEAD = Memory::AHEAD, X_AHEAD = Memory::X_AHEAD;
+    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, t = lane % 4, rows = product.rows;
+    const int rank = blockIdx.x % SPLITS, block_row = blockIdx.x / SPLITS * Memory::ROWS, row = block_row + 16 * warp;
+    const int first_column = blockIdx.y * COLUMNS;
+    const int columns = product.columns - first_column < COLUMNS ? product.columns - first_column : COLUMNS;
+    const int all = product.inputs / STAGE, begin = all * rank / SPLITS, mine = all * (rank + 1) / SPLITS - begin;
+    const u8* x = product.x + ((i64)first_column * product.inputs + (i64)begin * STAGE * COLUMNS) * 2;
+    u8* y = product.y + (i64)first_column * rows * 2;
+    u64* full = (u64*)shared;
+    u64* empty = full + X_AHEAD;
+    u8* xs = shared + 128;
+    u8* held = xs + X_AHEAD * Memory::X + warp * 16 * F::PITCH;
+
+    if (threadIdx.x == 0) {
+        for (int i = 0; i < X_AHEAD; i++) begin_barrier(full + i, 1), begin_barrier(empty + i, WARPS_);
+        publish_barriers();
+    }
+    __syncthreads();
+    const int units = mine * UNITS;
+    auto copy_x = [&](int unit, int slot) {
+        copy_bulk(xs + slot * Memory::X, x + (i64)unit * Memory::X, Memory::X, full + slot);
+    };
+    if (threadIdx.x == 0)
+        for (int i = 0; i < X_AHEAD && i < units; i++) copy_x(i, i);
+
+    Streams<F> streams;
+    streams.begin(product, 0, row, begin, lane);
+    streams.fetch(held, lane);
+    end_group();
+
+    float sums[COLUMNS / 2];
+#pragma unroll
+    for (int i = 0; i < COLUMNS / 2; i++) sums[i] = 0;
+    const int CHUNKS = UNIT / F::CHUNK, EACH = F::CHUNK / 8, REGISTERS = UNIT / 8;
+    u32 a[2][REGISTERS], b[2][REGISTERS];
+    const u8* low;
+    const u8* high;
+    auto begin_stage = [&](int stage) {
+        wait_groups<0>();
+        __syncwarp();
+        if (stage + 1 < mine) streams.fetch(held + (stage + 1) % AHEAD * Memory::WEIGHTS, lane);
+        end_group();
+        low = held + stage % AHEAD * Memory::WEIGHTS + g * F::PITCH, high = low + 8 * F::PITCH;
+        if (F::WINDOW) {
+            u64 from = (u64)product.weight.part[0] + (i64)(begin + stage) * F::BYTES[0];
+            low += from + (row + g < rows ? row + g : rows - 1) * product.row_bytes[0] & 15;
+            high += from + (row + g + 8 < rows ? row + g + 8 : rows - 1) * product.row_bytes[0] & 15;
+        }
+    };
+    auto decode = [&](int unit, u32* low_pairs, u32* high_pairs) {
+        typename F::Row low_row(low), high_row(high);
+        float s[F::GROUPS], m[F::GROUPS];
+#pragma unroll
+        for (int i = 0; i < CHUNKS; i++) {
+            F::template load<P>(low, low_row, unit * CHUNKS + i, t, low_pairs + i * EACH, s, m);
+            scaled<F, P>(s, m, low_pairs + i * EACH);
+            F::template load<P>(high, high_row, unit * CHUNKS + i, t, high_pairs + i * EACH, s, m);
+            scaled<F, P>(s, m, high_pairs + i * EACH);
+        }
+    };
+
+    if (mine) {
+        begin_stage(0);
+        decode(0, a[0], b[0]);
+    }
+    int slot = 0, phase = 0, before = 0, before_phase = 0;
+    for (int stage = 0; stage < mine; stage++) {
+#pragma unroll
+        for (int unit = 0; unit < UNITS; unit++) {
+            const int now = unit % 2, at = stage * UNITS + unit;
+            wait_barrier(full + slot, phase);
+            const u64 matrix = describe(xs + slot * Memory::X, COLUMNS * 16, 128);
+            begin_wide();
+#pragma unroll
+            for (int k = 0; k < REGISTERS; k += 2)
+                Wide::mma(sums, a[now][k], b[now][k], a[now][k + 1], b[now][k + 1], matrix + (u64)(k * COLUMNS));
+            end_wide();
+            if (unit + 1 < UNITS) decode(unit + 1, a[1 - now], b[1 - now]);
+            else if (stage + 1 < mine) {
+                begin_stage(stage + 1);
+                decode(0, a[1 - now], b[1 - now]);
+            }
+            wait_wide(sums);
+            if (lane == 0) arrive(empty + slot);
+            // The copy that takes the place of the unit before this one, which the other warps have most likely done.
+            if (threadIdx.x == 0 && at && at - 1 + X_AHEAD < units) {
+                wait_barrier(empty + before, before_phase);
+                copy_x(at - 1 + X_AHEAD, before);
+            }
+            before = slot, before_phase = phase;
+            if (++slot == X_AHEAD) slot = 0, phase ^= 1;
+        }
+    }
+
+    wait_groups<0>();
+    __syncthreads();
+    float* terms = (float*)xs;
+#pragma unroll
+    for (int tile = 0; tile < COLUMNS / 8; tile++) {
+        float* at = terms + (tile * 8 + 2 * t) * Memory::TERMS_PITCH + warp * 16 + g;
+        at[0] = sums[4 * tile], at[Memory::TERMS_PITCH] = sums[4 * tile + 1];
+        at[8] = sums[4 * tile + 2], at[Memory::TERMS_PITCH + 8] = sums[4 * tile + 3];
+    }
+    if (SPLITS > 1) cluster_barrier();
+    else __syncthreads();
+    const float scale = F::finish(product.weight);
+    for (int at = rank * 32 * WARPS_ + threadIdx.x; at < COLUMNS * Memory::ROWS; at += SPLITS * 32 * WARPS_) {
+        int r = at % Memory::ROWS, column = at / Memory::ROWS;
+        if (block_row + r < rows && column < columns) {
+            const float* term = terms + column * Memory::TERMS_PITCH + r;
+            float sum = 0;
+            if (SPLITS == 1) sum = *term;
+            else
+#pragma unroll
+                for (int i = 0; i < SPLITS; i++) sum += load_of_cluster(term, i);
+            ((u16*)y)[(i64)column * rows + block_row + r] = (u16)P::pair(sum * scale, 0.0f);
+        }
+    }
+    if (SPLITS > 1) cluster_barrier();  // nobody's memory goes while others read it
+}
