@@ -1,4 +1,4 @@
-"""Kernels on a GPU that compilers for CPUs see in part only: products with HQQ and Q8K, what a token goes through."""
+"""Kernels on a GPU that compilers for CPUs see in part only: products, what a token goes through."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import uqff
 from tests.gpu import token_reference
 from tests.gpu.test_hqq_product import CASES, record
 from uqff import QuantizedTensor
-from uqff.gpu import kernels, token
+from uqff.gpu import kernels, tiling, token
 
 pytestmark = pytest.mark.cuda
 
@@ -48,6 +48,30 @@ def test_products_with_hqq(bits: int, axis: int, shape: tuple[int, int]) -> None
 def test_products_with_q8k() -> None:
     """Rows begin at any multiple of four bytes."""
     check(uqff.quantize(torch.randn(72, 1280, generator=torch.Generator().manual_seed(2)), "q8k"))
+
+
+@pytest.mark.parametrize("outputs", [4096 + 40, 8192 + 24])
+@pytest.mark.parametrize("kind", ["q4_0", "q8_0", "q8k", "q4k", "q6k", "q3k", "fp8", "f8q8", "mxfp4", "afq3", "afq4"])
+def test_products_by_tiles(kind: str, outputs: int) -> None:
+    """Outputs and rows that no tile ends with; up to 16 rows the weight is not rounded."""
+    numbers = torch.randn(outputs, 768, generator=torch.Generator().manual_seed(4))
+    weight = uqff.quantize(numbers, kind).to("cuda")
+    exact, stored = weight.dequantize(torch.float32).double(), weight.stored_on_gpu()
+    assert stored is not None
+    capability = torch.cuda.get_device_capability()
+    generator = torch.Generator("cuda").manual_seed(5)
+    for dtype, allowed in zip(DTYPES, (2e-3, 5e-4), strict=True):
+        for batch in (1, 7, 8, 9, 16, 17, 33, 64, 65, 100, 129, 256):
+            x = torch.randn(batch, 768, device="cuda", generator=generator).to(dtype)
+            got, again = (kernels.multiply(stored, x, outputs) for _ in range(2))
+            made = batch <= tiling.FEW or (
+                batch <= tiling.widest(capability) and tiling.chosen(capability, outputs, 768, batch) is not None
+            )
+            assert (got is not None) == made
+            if got is not None and again is not None:
+                error = float((got.double() - x.double() @ exact.T).norm() / (x.double() @ exact.T).norm())
+                assert error <= allowed * (1 if batch <= tiling.FEW else 1.6)
+                assert torch.equal(got, again)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, *DTYPES])
