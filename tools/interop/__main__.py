@@ -47,7 +47,7 @@ from tools.interop import (
 from tools.interop import gguf as converting
 from tools.interop.cases import CASES
 from tools.interop.client import Client
-from tools.interop.install import install_client
+from tools.interop.install import has, install_client
 from tools.schemas import compiled
 from tools.vectors import c_reader
 from uqff.quantization.types import KINDS
@@ -64,6 +64,8 @@ KEPT, CONFIGURATIONS, LLAMACPP, READER, SCHEMAS = "kept", "configurations", "lla
 NotRun = list[tuple[str, str]]
 """Rows that a client could not run on this CPU: table and type."""
 TABLES = (FILES, ENTRIES, QUANTISERS, MIGRATION, CONVERTED, RUNNING, KEPT, CONFIGURATIONS, LLAMACPP, READER, SCHEMAS)
+ALONE = (LLAMACPP, SCHEMAS, READER)
+"""Tables that need no mistralrs."""
 LONGEST_FIRST = (
     QUANTISERS,
     RUNNING,
@@ -247,7 +249,11 @@ def check_golden(not_run: NotRun, console: Console) -> bool:
 
 def check_configurations(client: Client, console: Console) -> bool:
     """Print the table of the configurations and what differs; return whether anything does."""
-    readers = {generation: install_client(version, "transformers") for generation, version in configs.READERS.items()}
+    own = Path(sys.executable)
+    readers = {
+        generation: own if has("transformers", version) else install_client(version, "transformers")
+        for generation, version in configs.READERS.items()
+    }
     with tempfile.TemporaryDirectory() as folder:
         rows = list(configs.check_all(client, readers, Path(folder)))
     console.print(configs.table_of(rows))
@@ -278,15 +284,16 @@ def main(
     if not console.is_terminal:
         console = Console(width=WIDTH)
     start = time.monotonic()
-    clients = find_clients(pythons)
     if two:
-        given = [f"--client={client.python}" for client in clients.values()]
-        given += [f"--kind={kind}" for kind in kinds] + [f"--model={model}" for model in models]
-        failed = check_side_by_side([table for table in LONGEST_FIRST if table in (only or TABLES)], given)
+        options = [f"--kind={kind}" for kind in kinds] + [f"--model={model}" for model in models]
+        tables = [table for table in LONGEST_FIRST if table in (only or TABLES)]
+        failed = check_side_by_side(tables, options, lambda: find_clients(pythons))
         console.print(f"{time.monotonic() - start:.0f} s")
         sys.exit(1 if failed else 0)
-    about = clients[reading.CLIENT_VERSION].about()
-    console.print(f"mistralrs {', '.join(clients)} on {about['system']} {about['machine']}, {about['libc']}")
+    clients = find_clients(pythons) if not {*(only or TABLES)} <= {*ALONE} else {}
+    if clients:
+        about = clients[reading.CLIENT_VERSION].about()
+        console.print(f"mistralrs {', '.join(clients)} on {about['system']} {about['machine']}, {about['libc']}")
     for version, client in clients.items():
         if missing := client.missing():
             console.print(
@@ -318,24 +325,28 @@ def main(
     sys.exit(1 if failed else 0)
 
 
-def check_side_by_side(tables: Sequence[str], options: Sequence[str]) -> bool:
+def check_side_by_side(tables: Sequence[str], options: Sequence[str], find: Callable[[], dict[str, Client]]) -> bool:
     """Check each table in a process of its own, two at a time; print the output of each when it ends.
 
     Args:
-        tables: in the order in which they are begun.
+        tables: in the order in which they are begun, but for those that need no mistralrs: these are first.
         options: of the command, for all of them.
+        find: gives the clients, which may have to be fetched: meanwhile, tables are checked that need none.
 
     Returns:
         Whether anything differs. What failed is told last, where a log that is cut keeps it.
     """
 
     def run(table: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "tools.interop", *options, f"--only={table}"]
+        given = [f"--client={client.python}" for client in clients.result().values()] if table not in ALONE else []
+        command = [sys.executable, "-m", "tools.interop", *options, *given, f"--only={table}"]
         return subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
 
     failed: dict[str, str] = {}
     with ThreadPoolExecutor(2) as pool:
-        asked = {pool.submit(run, table): table for table in tables}
+        clients = pool.submit(find)  # begun before all that wait for it
+        first = [table for table in tables if table in ALONE]
+        asked = {pool.submit(run, table): table for table in (*first, *(each for each in tables if each not in first))}
         for done in as_completed(asked):
             output = done.result().stdout
             print(output, end="", flush=True)

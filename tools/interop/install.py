@@ -4,11 +4,20 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 
 import click
 
 ROOT = Path(__file__).resolve().parents[2]
+
+
+def has(package: str, version: str) -> bool:
+    """Whether this very interpreter has a package in that version."""
+    try:
+        return metadata.version(package) == version
+    except metadata.PackageNotFoundError:
+        return False
 
 
 def install_client(version: str, package: str = "mistralrs", *others: str) -> Path:

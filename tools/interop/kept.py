@@ -37,8 +37,7 @@ def check_all(client: Client, folder: Path) -> list[running.Row]:
             cases.append(running.Case(CLIENT_VERSION, "llama", method, source, answer))
         except ClientError as exc:
             cases.append(running.Case(CLIENT_VERSION, "llama", method, source, None, exc.reason))
-    answers = {world: running.run_ranks(cases, world, folder) for world in WORLDS}
-    return [running.compare(case, {world: each[i] for world, each in answers.items()}) for i, case in enumerate(cases)]
+    return running.compare_all(cases, WORLDS, folder)
 
 
 def failed(rows: list[running.Row]) -> list[running.Row]:

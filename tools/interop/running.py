@@ -29,21 +29,28 @@ import dataclasses
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 
 from tools.interop.client import PROMPT, Client, ClientError, Generation, NotOnThisCPU, features
+from tools.processes import ALONE, Workers
 from tools.tiny import architectures as tiny_architectures
 from tools.tiny.models import SPECIAL_TOKENS, TinyModel
 from uqff.parallel.text import Text
 from uqff.quantization.run import quantize_model
 
 WORLDS = (1, 2, 4)
+CLASSES = tuple(
+    f"transformers.models.{name}.modeling_{name}" for name in ("llama", "qwen2", "qwen3", "mistral", "qwen3_moe")
+)
+"""Modules of the models."""
 TOKENS = 16
 RANKS = 1e-4
 DENSE = 1e-4
@@ -212,9 +219,9 @@ def make_cases(clients: dict[str, Client], kinds: tuple[str, ...], folder: Path)
                     yield Case(version, name, kind, directory, None, exc.reason, isinstance(exc, NotOnThisCPU))
 
 
-def run_ranks(cases: list[Case], world: int, folder: Path) -> list[dict[str, Any]]:
-    """What our model makes of every file on so many ranks: greedy ids, logits, and the client's choices."""
-    jobs, out = folder / f"jobs-{world}.json", folder / f"out-{world}.json"
+def run_ranks(cases: list[Case], worlds: tuple[int, ...], folder: Path) -> dict[int, list[dict[str, Any]]]:
+    """What our model makes of every file on so many ranks each time: greedy ids, logits, and the client's choices."""
+    jobs, out = folder / "jobs.json", folder / "out.json"
     prompts: dict[str, dict[str, list[int]]] = {}
     asked = []
     for case in cases:
@@ -223,18 +230,15 @@ def run_ranks(cases: list[Case], world: int, folder: Path) -> list[dict[str, Any
             words = text.encode(" ".join(ENGINE_PROMPTS))
             prompts[case.model] = {"prompt": text.encode(PROMPT), "stop": sorted(text.stop), "words": words}
         forced = case.ids if case.generation else []
-        # The numbers of ranks are compared in the exact arithmetic.
-        short = [[_id(token) for token in each.tokens] for each in case.short] if world == 1 else []
+        short = [[_id(token) for token in each.tokens] for each in case.short]
         asked.append({"path": str(case.directory), "forced": forced, "short": short, **prompts[case.model]})
     jobs.write_text(json.dumps(asked))
-    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(world)] if world > 1 else []
-    environ = {**os.environ, "OMP_NUM_THREADS": "1", "UQFF_NUM_THREADS": "1"}
-    command = [sys.executable, *torchrun, "-m", "tools.interop.running", str(jobs), str(out)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environ, cwd=ROOT)
+    command = [sys.executable, "-m", "tools.interop.running", str(jobs), str(out), *map(str, worlds)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, **ALONE}, cwd=ROOT)
     if done.returncode:
-        raise RuntimeError(f"{world} ranks failed:\n{done.stderr[-4000:]}")
-    answers: list[dict[str, Any]] = json.loads(out.read_text())
-    return answers
+        raise RuntimeError(f"ranks failed:\n{done.stderr[-4000:]}")
+    answers: dict[str, list[dict[str, Any]]] = json.loads(out.read_text())
+    return {int(world): each for world, each in answers.items()}
 
 
 def compare(case: Case, answers: dict[int, dict[str, Any]]) -> Row:
@@ -256,8 +260,12 @@ def _distance(a: list[float], b: list[float]) -> float:
 
 def check_all(clients: dict[str, Client], kinds: tuple[str, ...], folder: Path) -> list[Row]:
     """The rows of all models, clients and kinds. `folder` is for checkpoints and files."""
-    cases = list(make_cases(clients, kinds, folder))
-    answers = {world: run_ranks(cases, world, folder) for world in WORLDS} if cases else {}
+    return compare_all(list(make_cases(clients, kinds, folder)), WORLDS, folder)
+
+
+def compare_all(cases: list[Case], worlds: tuple[int, ...], folder: Path) -> list[Row]:
+    """The rows of files, each run in worlds of so many ranks."""
+    answers = run_ranks(cases, worlds, folder) if cases else {}
     return [compare(case, {world: each[i] for world, each in answers.items()}) for i, case in enumerate(cases)]
 
 
@@ -282,8 +290,8 @@ def _forced(model: Any, prompt: list[int], forced: list[int]) -> tuple[Any, Any]
     return logits, logits.gather(1, torch.tensor(forced, dtype=torch.int64).view(-1, 1)).flatten()
 
 
-def serve(jobs: Path, out: Path) -> None:
-    """Run the files of `jobs` as one rank of this torchrun, or alone."""
+def answers_of(jobs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Run the files of the jobs as one rank of those that the environment names, or alone."""
     import torch
 
     from uqff.parallel import load_model, set_arithmetic
@@ -293,14 +301,15 @@ def serve(jobs: Path, out: Path) -> None:
     torch.set_num_threads(1)
     answers = []
     with joined(torch.device("cpu"), timeout=120) as comm:
-        for job in json.loads(jobs.read_text()):
+        for job in jobs:
             model = load_model(job["path"], comm, dtype=torch.float32)
             prompt, forced = job["prompt"], job["forced"]
             made = generate(model, prompt, TOKENS, stop=job["stop"], comm=comm)
             logits, chosen = _forced(model, prompt, forced)
             set_arithmetic(model, "engine")
             engine: list[float] = []
-            for word, ids in zip(job["words"], job["short"], strict=False):  # of several ranks none are asked for
+            # The numbers of ranks are compared in the exact arithmetic.
+            for word, ids in zip(job["words"], job["short"] if comm.world_size == 1 else [], strict=False):
                 some, each = _forced(model, [word], ids)
                 engine += (each - some.logsumexp(-1)).tolist()
             answers.append(
@@ -313,9 +322,36 @@ def serve(jobs: Path, out: Path) -> None:
                     "behind": (logits.max(-1).values - chosen).tolist() if forced else [0.0],
                 }
             )
-        if comm.rank == 0:
-            out.write_text(json.dumps(answers))
+    return answers
+
+
+def serve(jobs: Path, out: Path, worlds: list[int]) -> None:
+    """Run the files of `jobs` in each of the worlds, whose ranks are forks of this process: all is imported once."""
+    for name in (
+        "uqff.parallel",
+        "uqff.parallel.generate",
+        "uqff.parallel.ranks",
+        "transformers.models.auto",
+        *CLASSES,
+    ):
+        import_module(name)
+    asked, answers = json.loads(jobs.read_text()), {}
+    for world in worlds:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": str(world)}
+
+        def rank(number: int, place: dict[str, str] = place) -> list[dict[str, Any]]:
+            os.environ.update(place | {"RANK": str(number), "LOCAL_RANK": str(number)})
+            return answers_of(asked)
+
+        workers = Workers(rank)
+        ended = workers.all(world)
+        if any(each.death for each in ended) or ended[0].made is None:
+            raise SystemExit(f"{world} ranks: {', '.join(each.death or 'done' for each in ended)}")
+        answers[world] = ended[0].made
+    out.write_text(json.dumps(answers))
 
 
 if __name__ == "__main__":
-    serve(Path(sys.argv[1]), Path(sys.argv[2]))
+    serve(Path(sys.argv[1]), Path(sys.argv[2]), [int(each) for each in sys.argv[3:]])
