@@ -24,3 +24,22 @@ def test_what_was_sent_is_no_view() -> None:
     made = Upload(torch.device("cpu"))(given)
     given.view(torch.uint8).fill_(1)
     assert not made.view(torch.uint8).any()
+
+
+def test_inference_mode_comes_and_goes() -> None:
+    """Buffers that were made within it serve outside, and the other way round."""
+    given = torch.arange(SMALL, dtype=torch.int32)
+    with torch.inference_mode():
+        send = Upload(torch.device("cpu"), SMALL // 2)
+        assert torch.equal(send(given), given)
+    assert torch.equal(send(given), given)
+    with torch.inference_mode():
+        assert torch.equal(send(given), given)
+
+
+def test_tensors_share_a_buffer() -> None:
+    """Those that were sent stay as they are when others follow, whichever buffer they went through."""
+    send = Upload(torch.device("cpu"), 3 * SMALL)
+    given = [torch.full((SMALL + 1 + 300 * i,), i, dtype=torch.uint8) for i in range(9)]
+    for one, other in zip([send(each) for each in given], given, strict=True):
+        assert torch.equal(one, other)

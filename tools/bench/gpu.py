@@ -151,7 +151,8 @@ def problems(rows: QuantizedTensor) -> Iterator[str]:
                     wrong += float((got - expected).square().sum())
                     exactly += float(expected.square().sum())
                 error = (wrong / exactly) ** 0.5
-                fused = batch <= WIDEST and (not rows.kind.startswith("hqq") or weight is not own)
+                hqq = rows.kind.startswith("hqq")
+                fused = batch <= (8 if hqq else WIDEST) and (not hqq or weight is not own)
                 if not error <= allowed * (1 if fused else ROUNDED):
                     yield f"{list(weight.shape)}, {batch} rows of {dtype}: error {error:.1e}"
     if "stack" in weights:

@@ -74,7 +74,7 @@ def write(directory: Path, kind: str, kept: Path) -> int:
     return sum(path.stat().st_size for path in directory.glob("*.uqff"))
 
 
-def rate(model: torch.nn.Module) -> float:
+def rate(model: torch.nn.Module, comm: Comm | None = None) -> float:
     """Tokens a second, the best of some rounds: prompt, recording and all that is done once taken out."""
     rates = []
     for _ in range(ROUNDS + 1):
@@ -82,7 +82,7 @@ def rate(model: torch.nn.Module) -> float:
         for tokens in (SHORT, LONG):
             torch.cuda.synchronize()
             start = time.perf_counter()
-            generate(model, PROMPT, tokens)
+            generate(model, PROMPT, tokens, comm=comm)
             torch.cuda.synchronize()
             seconds.append(time.perf_counter() - start)
         rates.append((LONG - SHORT) / (seconds[1] - seconds[0]))
@@ -133,12 +133,28 @@ def load_seconds(directory: Path) -> tuple[float, float, torch.nn.Module]:
         name = list(ways)[turn % 2]
         vars(loading)["upload_to"] = ways[name]
         made.clear()
+        gc.collect()  # models refer to themselves
         torch.cuda.synchronize()
         start = time.perf_counter()
         made.append(load_model(directory, Comm(), device="cuda", dtype=torch.bfloat16))
         torch.cuda.synchronize()
         found[name].append(time.perf_counter() - start)
     return min(found["plain"]), min(found["pinned"]), made.pop()
+
+
+def sent(directory: Path) -> float:
+    """Bytes a second of all layers of a file that was just opened, through pinned buffers; the best of some rounds."""
+    send, found = upload.upload_to(torch.device("cuda", 0)), []
+    for _ in range(ROUNDS):
+        with uqff.open(directory) as file:
+            parts = [part.as_bytes().tensor() for weight, _ in file.values() for part in weight.parts.values()]
+            torch.cuda.synchronize()
+            start = time.perf_counter()
+            there = [send(part) for part in parts]
+            torch.cuda.synchronize()
+            found.append(sum(part.nbytes for part in there) / (time.perf_counter() - start))
+            del there
+    return max(found)
 
 
 @click.command()
@@ -166,6 +182,8 @@ def main(kinds: tuple[str, ...], kept: Path, *, each: bool, profile: bool) -> No
             gc.collect()
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()
+            sending = sent(Path(scratch))
+            torch.cuda.reset_peak_memory_stats()
             slow, fast, model = load_seconds(Path(scratch))
         found = rates(model, each=each)
         rows.append(
@@ -178,8 +196,10 @@ def main(kinds: tuple[str, ...], kept: Path, *, each: bool, profile: bool) -> No
                 "load s": round(fast, 2),
                 "GB/s": round(size / fast / 1e9, 1),
                 "without pinned": round(size / slow / 1e9, 1),
+                "sent, GB/s": round(sending / 1e9, 1),
             }
         )
+        print(rows[-1], flush=True)
         if profile:
             print(markdown(kernels_of(model)), flush=True)
         del model

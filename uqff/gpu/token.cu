@@ -67,11 +67,12 @@ template <class T>
 __device__ inline void add_norm(const Norm& norm) {
     __shared__ float terms[NORM_THREADS / 32];
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-    float held[NORM_RUNS][4], sum = 0;
+    float held[NORM_RUNS][4], weight[NORM_RUNS][4], sum = 0;
 #pragma unroll
     for (int run = 0; run < NORM_RUNS; run++) {
         const int at = 4 * (run * NORM_THREADS + (int)threadIdx.x);
         if (at < norm.width) {
+            get_many<T, 4>(norm.weight + (i64)at * T::SIZE, weight[run]);
             get_many<T, 4>(norm.x + (i64)at * T::SIZE, held[run]);
             if (norm.y) {
                 float added[4];
@@ -92,10 +93,8 @@ __device__ inline void add_norm(const Norm& norm) {
     for (int run = 0; run < NORM_RUNS; run++) {
         const int at = 4 * (run * NORM_THREADS + (int)threadIdx.x);
         if (at < norm.width) {
-            float weight[4];
-            get_many<T, 4>(norm.weight + (i64)at * T::SIZE, weight);
-            for (int i = 0; i < 4; i++) weight[i] *= rounded<T>(held[run][i] * scale);
-            put_four<T>(norm.out + (i64)at * T::SIZE, weight);
+            for (int i = 0; i < 4; i++) weight[run][i] *= rounded<T>(held[run][i] * scale);
+            put_four<T>(norm.out + (i64)at * T::SIZE, weight[run]);
         }
     }
 }

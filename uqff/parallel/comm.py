@@ -140,7 +140,7 @@ class Comm:
         if self.world_size == 1:
             return [x]
         x = x.contiguous()
-        sent = [None] if _is_recorded(x) else self._exchange("all_gather", x)
+        sent = self._exchange("all_gather", x)
         if None not in sent:
             return [_numbers(data, x) for data in sent if data is not None]
         parts = [torch.empty_like(x) for _ in range(self.world_size)]
@@ -232,7 +232,7 @@ class Comm:
         """:meth:`sum_all_reduce` itself."""
         x = x.detach().contiguous()
         wide = torch.float32 if x.dtype in _HALVES else x.dtype
-        sent = [None] if _is_recorded(x) else self._exchange("sum_all_reduce", x)
+        sent = self._exchange("sum_all_reduce", x)
         if None not in sent:
             numbers = [_numbers(data, x).to(wide) for data in sent if data is not None]
             total = numbers[0].clone()
@@ -313,11 +313,6 @@ class Comm:
 
     def __repr__(self) -> str:
         return f"<Comm rank {self.rank} of {self.world_size}>"
-
-
-def _is_recorded(x: torch.Tensor) -> bool:
-    """Whether a CUDA graph is recorded: ranks agreed when they did the same before, and nothing can be read now."""
-    return x.is_cuda and torch.cuda.is_current_stream_capturing()
 
 
 def _described(x: torch.Tensor | None) -> str:

@@ -1,9 +1,9 @@
 """One token after the other: a model, the keys and values of the tokens before, and what the next token is chosen from.
 
 On a CUDA device, keys and values of all tokens have their place from the start, and all layers are one launch
-(:class:`~uqff.parallel.replay.Replayed`), if ``transformers`` has such a cache for the model, and ranks, if there are
-several, talk through NCCL. A token then goes through :class:`~uqff.parallel.decoder_step.DecoderStep`, if that knows
-the model. Elsewhere keys and values have their places too, see :mod:`uqff.parallel.kv_cache`.
+(:class:`~uqff.parallel.replay.Replayed`), if one rank holds the model and ``transformers`` has such a cache for it. A
+token then goes through :class:`~uqff.parallel.decoder_step.DecoderStep`, if that knows the model. Elsewhere keys and
+values have their places too, see :mod:`uqff.parallel.kv_cache`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.distributed as dist
 
 from uqff.parallel.comm import Comm
 from uqff.parallel.decoder_step import DecoderStep
@@ -37,6 +36,7 @@ class NextToken:
             tokens: that will be given, at most.
         """
         self._model: Any = model
+        self._comm = comm
         self._name = _name_of_cache(model)
         self._cache = _static(self._model.config, tokens) if _replays(model, comm) else None
         me = weakref.ref(self)  # or the caches of an answer would stay until garbage is looked for
@@ -54,6 +54,7 @@ class NextToken:
         self._last: dict[str, Any] = {"logits_to_keep": 1} if _takes(model, "logits_to_keep") else {}
         self._begun = False
         self._fused: DecoderStep | None = None
+        self._logits = torch.empty(0)
 
     def __call__(self, ids: torch.Tensor) -> torch.Tensor:
         """Give tokens.
@@ -64,6 +65,20 @@ class NextToken:
         Returns:
             ``[vocabulary]``, float32; the next call may overwrite it.
         """
+        self.choose(ids)
+        return self._logits
+
+    def choose(self, ids: torch.Tensor) -> torch.Tensor:
+        """Give tokens, and take the most probable one that follows; of equals the one of the lowest id.
+
+        Ranks of unlike machines may differ in the last bit of a logit; rank 0's choice counts.
+
+        Args:
+            ids: as above.
+
+        Returns:
+            Its id, logit and log probability, float64 ``[3]``; the next call may overwrite it.
+        """
         begun, self._begun = self._begun, True
         if self._replayed is not None and begun:
             return self._replayed(ids if self._look_up else self._model.get_input_embeddings()(ids))
@@ -71,7 +86,12 @@ class NextToken:
         self._cache = getattr(output, self._name)
         if self._replayed is not None:
             self._fused = DecoderStep.of(self._model, self._cache)
-        return _last(output.logits)
+        return self._chosen(output.logits)
+
+    def _chosen(self, logits: torch.Tensor) -> torch.Tensor:
+        self._logits = each = logits[0, -1].to(torch.float32)
+        ids = self._comm.all_gather(each.argmax())[0].view(1)
+        return torch.cat([ids.double(), each[ids].double(), each.log_softmax(-1)[ids].double()])
 
     def _looking_up(self) -> Callable[[torch.Tensor], torch.Tensor] | None:
         embedding = self._model.get_input_embeddings()
@@ -81,12 +101,8 @@ class NextToken:
         """From an id, or from hidden states where ids have to be looked up beforehand."""
         x = self._look_up(given) if self._look_up else given
         if self._fused is not None:
-            return _last(self._fused(x))
-        return _last(self._model(inputs_embeds=x, use_cache=True, **{self._name: self._cache}).logits)
-
-
-def _last(logits: torch.Tensor) -> torch.Tensor:
-    return logits[0, -1].to(torch.float32)
+            return self._chosen(self._fused(x))
+        return self._chosen(self._model(inputs_embeds=x, use_cache=True, **{self._name: self._cache}).logits)
 
 
 def _name_of_cache(model: torch.nn.Module) -> str:
@@ -100,8 +116,7 @@ def _takes(model: torch.nn.Module, argument: str) -> bool:
 
 def _replays(model: torch.nn.Module, comm: Comm) -> bool:
     elsewhere = any(getattr(module, "elsewhere", False) for module in model.modules())
-    recorded = comm.world_size == 1 or dist.get_backend(comm.group) == "nccl"
-    return recorded and next(model.parameters()).is_cuda and not elsewhere
+    return comm.world_size == 1 and next(model.parameters()).is_cuda and not elsewhere
 
 
 def _static(config: Any, tokens: int) -> Any | None:

@@ -79,11 +79,10 @@ def generate(
     made = Generation([], [], [], "length")
     following = NextToken(model, comm, len(prompt) + tokens)
     for _ in range(tokens):
-        logits = following(ids)
-        ids = comm.all_gather(logits.argmax())[0].view(1)
-        chosen = torch.cat([ids.double(), logits[ids].double(), logits.log_softmax(-1)[ids].double()])
+        chosen = following.choose(ids)
+        ids = chosen[:1].long().view(1, 1)
         number, logit, logprob = chosen.tolist()  # one wait for the device, not three
-        token, ids = int(number), ids.view(1, 1)
+        token = int(number)
         made.ids.append(token)
         made.logits.append(logit)
         made.logprobs.append(logprob)

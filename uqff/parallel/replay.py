@@ -50,7 +50,7 @@ class Replayed:
             torch.cuda.synchronize(given.device)
             graph = torch.cuda.CUDAGraph()
             try:
-                with torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"):
+                with torch.cuda.graph(graph, stream=self._stream):
                     self._made = self._step(self._given)
                 self._graph = graph
             except RuntimeError:  # nothing of it was done

@@ -39,7 +39,9 @@ class Upload:
         """
         self.device = device
         pinned = device.type == "cuda"
-        self._buffers = [torch.empty(piece, dtype=torch.uint8, pin_memory=pinned) for _ in range(2)]
+        with torch.inference_mode(False):  # what is made within that mode cannot be changed outside of it
+            buffers = [torch.empty(piece, dtype=torch.uint8, pin_memory=pinned) for _ in range(2)]
+        self._buffers = buffers
         self._sent: list[Any] = [torch.cuda.Event() if pinned else None for _ in range(2)]  # type: ignore[no-untyped-call]
         self._turn = self._filled = 0
         self._stream: Any = None

@@ -102,11 +102,11 @@ class Embedding(torch.nn.Module):
     def lookup(self) -> Callable[[torch.Tensor], torch.Tensor] | None:
         """What gives the hidden states ``[1, 1, hidden]`` of an id ``[1, 1]`` without asking the host about it.
 
-        The id must lie within the vocabulary, of which other ranks may have rows. None if a row is no run of bytes of
-        each part, or hidden states are scaled.
+        The id must lie within the vocabulary. None if other ranks have rows, a row is no run of bytes of each part, or
+        hidden states are scaled.
         """
         weight, count = self.rows.weight, self.rows.weight.shape[0]
-        if weight.alignment(0) != 1 or self.scale is not None:
+        if not _is_whole(self.rows) or weight.alignment(0) != 1 or self.scale is not None:
             return None
         last = weight.narrow(0, count - 1, 1)  # of views, if its bytes lie together
         tables = []
@@ -123,16 +123,7 @@ class Embedding(torch.nn.Module):
             made: torch.Tensor = dequantize(parts, spec, self.like.dtype)
             return made.view(1, 1, -1)
 
-        if _is_whole(self.rows):
-            return look_up
-        comm, first = self.rows.comm, count * self.rows.comm.rank
-
-        def look_up_part(ids: torch.Tensor) -> torch.Tensor:
-            mine = ids - first
-            row = look_up(mine.clamp(0, count - 1))
-            return comm.sum_all_reduce(torch.where((mine >= 0) & (mine < count), row, torch.zeros_like(row)))
-
-        return look_up_part
+        return look_up
 
 
 def _is_whole(rows: QuantizedLinear) -> bool:

@@ -43,6 +43,9 @@ struct HqqCodes {
     __device__ static int plane(int i, int h, int g) { return PLANES == 1 ? 0 : i % (PLANES > 1 ? PLANES / 2 : 1) * 2 + h; }
     __device__ static int row(int i, int h, int g) { return plane(i, h, g) * HEIGHT + packed(i, h, g); }
 
+    // Where an input of 64 is among those that lanes take one after the other; its neighbour is two further.
+    __device__ static int place(int c) { return c / 4 * 4 + c % 4 / 2; }
+
     // The pairs (0, 2) and (1, 3) of each of four words of four codes: inputs 16 t + 4 j + ...
     __device__ static void load(const u8* codes, i64 stride, int i, int h, int g, int t, u32* pairs) {
         u32 words[4];
@@ -67,13 +70,16 @@ template <>
 struct HqqCodes<3> {
     static const int HEIGHT = 7, OFFSET = 128, BYTES = 4;
     __device__ static int row(int i, int h, int g) { return 16 * i + 8 * h + g; }
+    __device__ static int place(int c) { return c % 16 / 4 * 16 + c / 16 * 4 + c % 4 / 2; }
+
+    // Inputs 16 j + 4 t + ...: four lanes read 64 bytes together.
     __device__ static void load(const u8* codes, i64 stride, int i, int h, int g, int t, u32* pairs) {
         const int at = row(i, h, g), shift = 3 * (9 - at / HEIGHT);
-        const u8* p = codes + at % HEIGHT * stride + 64 * t;
+        const u8* p = codes + at % HEIGHT * stride + 16 * t;
 #pragma unroll
         for (int j = 0; j < 4; j++) {
             u32 w[4];
-            load_words<4>(p + 16 * j, w);
+            load_words<4>(p + 64 * j, w);
 #pragma unroll
             for (int k = 0; k < 2; k++)
                 pairs[2 * j + k] = PairsBF16::raised((w[k] >> shift & 7u) | (w[k + 2] >> shift & 7u) << 16);
@@ -112,34 +118,42 @@ struct HqqMultiply<Hqq<BITS, AXIS, S>, T, COLUMNS, TILES> {
 
         for (int begin = 0; begin < inputs; begin += INPUTS) {
             const int count = inputs - begin < INPUTS ? inputs - begin : INPUTS, chunks = count / HQQ_GROUP;
-            for (int unit = warp; unit < COLUMNS * chunks; unit += HQQ_WARPS) {
-                const int column = unit / chunks, chunk = unit % chunks, at = begin + chunk * HQQ_GROUP + 2 * lane;
-                float total = 0;
-#pragma unroll
-                for (int i = 0; i < 2; i++) {
-                    const int c = 2 * lane + i;
-                    float x = column < product.columns ? T::load(product.x + ((i64)column * inputs + at + i) * 2) : 0.0f;
-                    const i64 group = (i64)blockIdx.x * inputs + at + i;
-                    if (AXIS == 0) x *= S::load(scales + group * S::SIZE);
-                    const u32 high = two_bfloats(x, 0.0f) & 0xFFFFu;
-                    const float rest = x - bits_to_float(high << 16);
-                    const u32 low = two_bfloats(rest, 0.0f) & 0xFFFFu;
-                    const float taken = bits_to_float(high << 16) + bits_to_float(low << 16);
-                    total += AXIS == 0 ? (S::load(zeros + group * S::SIZE) + C::OFFSET) * taken : taken;
-                    u16* to = (u16*)shared + column * 2 * INPUTS + chunk * HQQ_GROUP + c / 4 * 4 + c % 2 * 2 + c % 4 / 2;
-                    to[0] = (u16)high, to[INPUTS] = (u16)low;
-                }
+            // Two inputs a thread, so that a warp has 64.
+#pragma unroll (COLUMNS == 1 ? 4 : 1)
+            for (int c = 2 * (int)threadIdx.x; c < count; c += 64 * HQQ_WARPS) {
+                float scale[2] = {1, 1}, zero[2] = {0, 0};
                 if (AXIS == 0) {
+                    const i64 group = (i64)blockIdx.x * inputs + begin + c;
 #pragma unroll
-                    for (int i = 0; i < COLUMNS; i++)
-                        if (i == column) constant[i] += total;
-                } else {
-                    total = warp_total(total);
-                    if (lane == 0) totals[column][chunk] = total;
+                    for (int i = 0; i < 2; i++)
+                        scale[i] = S::load(scales + (group + i) * S::SIZE), zero[i] = S::load(zeros + (group + i) * S::SIZE);
+                }
+                u16* to = (u16*)shared + c / HQQ_GROUP * HQQ_GROUP + C::place(c % HQQ_GROUP);
+#pragma unroll
+                for (int column = 0; column < COLUMNS; column++) {
+                    float total = 0;
+                    u32 two = 0;
+                    if (column < product.columns) two = *(const u32*)(product.x + ((i64)column * inputs + begin + c) * 2);
+#pragma unroll
+                    for (int i = 0; i < 2; i++) {
+                        const u16 half = (u16)(two >> 16 * i);
+                        const float x = T::load((const u8*)&half) * scale[i];
+                        const u32 high = two_bfloats(x, 0.0f) & 0xFFFFu;
+                        const u32 low = two_bfloats(x - bits_to_float(high << 16), 0.0f) & 0xFFFFu;
+                        const float taken = bits_to_float(high << 16) + bits_to_float(low << 16);
+                        total += AXIS == 0 ? (zero[i] + C::OFFSET) * taken : taken;
+                        to[column * 2 * INPUTS + 2 * i] = (u16)high, to[(column * 2 + 1) * INPUTS + 2 * i] = (u16)low;
+                    }
+                    if (AXIS == 0) constant[column] += total;
+                    else {
+                        total = warp_total(total);
+                        if (lane == 0) totals[column][c / HQQ_GROUP] = total;
+                    }
                 }
             }
             __syncthreads();
             // Neighbouring chunks, because their scales are neighbours.
+#pragma unroll (COLUMNS > 1 ? 1 : TILES == 4 ? 2 : 4)
             for (int chunk = warp * chunks / HQQ_WARPS; chunk < (warp + 1) * chunks / HQQ_WARPS; chunk++) {
                 const u8* from = codes + (i64)(begin + chunk * HQQ_GROUP) * C::BYTES;
                 u32 a[TILES][2][8];
