@@ -11,7 +11,7 @@ import torch
 
 import uqff
 from uqff import FormatError, ShapeError, UnsupportedError, simd
-from uqff.families import QuantizedTensor
+from uqff.families import QuantizedTensor, feedback
 from uqff.numerics import feedback as reference
 from uqff.quantization.types import kinds
 from uqff.simd import feedback as kernels
@@ -134,6 +134,34 @@ def test_scales_across_inputs(kind: str, shape: tuple[int, int]) -> None:
     again = made.with_codes(np.zeros(shape, np.uint8))
     before = best.with_codes(np.zeros(shape, np.uint8))
     assert all(np.array_equal(again.parts[name].array(), before.parts[name].array()) for name in again.parts)
+
+
+@pytest.mark.parametrize("kind", ["q4_0", "afq3", "hqq4", "fp8"])
+def test_blocks_that_take_turns_again_lose_less(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No row (or rows that share scales) gets worse by a turn more, and together they gain."""
+    hessian, weight = product(inputs_like(256)), weights()
+    curvature = reference.damped(hessian)
+    lost = []
+    for turns in (0, 1):
+        monkeypatch.setattr(feedback, "SWEEPS", turns)
+        made = uqff.quantize(weight, kind, effort="calibrated", hessian=hessian).dequantize().double().numpy()
+        lost.append((((made - weight) @ curvature) * (made - weight)).sum(1))
+    assert (lost[1] <= lost[0] * (1 + 1e-4)).all()
+    assert lost[1].sum() < lost[0].sum()
+
+
+def test_rows_by_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A matrix of more weights than are worked at together is its parts: whole groups of rows that share scales."""
+    hessian, weight = product(inputs_like(64)), weights((192, 64))
+    for kind, count in (("q4_0", 50), ("hqq4", 64)):
+        monkeypatch.setattr(feedback, "CHUNK", 1 << 22)
+        parts = [
+            uqff.quantize(weight[at : at + count], kind, effort="calibrated", hessian=hessian).dequantize()
+            for at in range(0, len(weight), count)
+        ]
+        monkeypatch.setattr(feedback, "CHUNK", count * 64 + 63)
+        made = uqff.quantize(weight, kind, effort="calibrated", hessian=hessian)
+        assert torch.equal(made.dequantize(), torch.cat(parts))
 
 
 def test_no_inputs_no_feedback() -> None:

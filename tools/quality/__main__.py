@@ -39,7 +39,7 @@ EFFORTS: dict[str, dict[str, Any]] = {
     "calibrated": {"effort": "calibrated", "hessian": True},
 }
 """How each type is made; with what is known of inputs, where it says True."""
-CALIBRATED = 4
+CALIBRATED = 16
 """How many times as many windows as measured with are calibrated with."""
 PLANNED = 8
 """Windows that a mix is planned with."""
@@ -113,11 +113,14 @@ def measure(name: str, kinds: list[str], context: int, windows: int, folder: Pat
             document["types"][kind] = row
             click.echo(f"  {kind}: " + ", ".join(f"{each} {row[each]['kld']:.5f}" for each in EFFORTS))
             table.write_text(json.dumps(document, indent=2))
-    if name == "small" and not document["mixes"]:
+    if name == "small" and len(document["mixes"]) < len(TARGETS):
         planning: dict[str, Any] = {**calibrating, "kinds": default_kinds(), "windows": PLANNED}
         plan = uqff.plan_types(path, bits=4.5, **planning)
         write_frontier(plan, folder / f"{name}.svg")
-        document["mixes"] = {str(bits): mix_of(path, plan, bits, options) for bits in TARGETS}
+        for bits in TARGETS:
+            if str(bits) not in document["mixes"]:
+                document["mixes"][str(bits)] = mix_of(path, plan, bits, options)
+                table.write_text(json.dumps(document, indent=2))
     table.write_text(json.dumps(document, indent=2))
     return document
 

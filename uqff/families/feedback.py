@@ -5,6 +5,10 @@ Inputs whose weights share scales, a block or group or super-block, are quantise
 :mod:`uqff.numerics.feedback`.  What is left goes to the blocks that are still to come.  A type whose scales span all
 inputs gets them once, from the weight as it is.
 
+Feedback moves weights away from what scales were chosen for: they are chosen once more for the weights that were met,
+and each row keeps the better of both.  When all inputs are done, blocks take turns again, each moved to where, with all
+others as they now are, the answers would be nearest; a row of a block changes if its answers get nearer.
+
 What a family says of itself for that: :attr:`~uqff.families.base.QuantizedTensor.code_values` and
 :meth:`~uqff.families.base.QuantizedTensor.with_codes`.  Offsets and steps are read from what it makes of the least and
 the largest code, so they are those that a reader sees.
@@ -12,8 +16,8 @@ the largest code, so they are those that a reader sees.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, Final, TypeAlias
+from collections.abc import Callable, Iterator
+from typing import Any, Final, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -31,13 +35,23 @@ from uqff.simd.threads import run_ranges
 __all__ = ["calibrated"]
 
 F32: TypeAlias = npt.NDArray[np.float32]
+U8: TypeAlias = npt.NDArray[np.uint8]
 Wide: TypeAlias = npt.NDArray[np.float64]
+Index: TypeAlias = npt.NDArray[np.int64]
 Make: TypeAlias = Callable[[Loaded, Effort], QuantizedTensor]
 
 RUN: Final = 64
 """Inputs that are rounded before what they leave goes to the others, where scales leave that open."""
 GRAIN: Final = 64
 """Rows of a range at least."""
+CHUNK: Final = 1 << 22
+"""Weights of the rows that are worked at together, some 50 bytes each."""
+AGAIN: Final = 8
+"""Inputs that take a turn again together, where scales do not follow: of many, hardly ever all get better at once."""
+SWEEPS = 2
+"""How often blocks take turns again."""
+LESS: Final = 1 - 1e-9
+"""An error is less if it is below so much of the other: not by rounding alone."""
 
 
 def calibrated(
@@ -74,23 +88,51 @@ def calibrated(
     return stack([_matrix(*pair, one, loaded.dtype, make) for pair in pairs])
 
 
+class _Searched:
+    """Scales of blocks that each quantise by themselves.
+
+    Attributes:
+        together: rows that share scales.
+    """
+
+    def __init__(self, planned: QuantizedTensor, dtype: DType, make: Make) -> None:
+        self.together = planned.alignment(0)
+        self._dtype, self._make = dtype, make
+
+    def record(self, targets: F32, weights: Wide) -> QuantizedTensor:
+        """A block of weights, with the scales that suit these numbers."""
+        part = Loaded(Floats(np.ascontiguousarray(targets).view(np.uint32), DType.F32), self._dtype, rounded=False)
+        return self._make(part, Effort("best", (weights / weights.mean()).astype(np.float32)[None]))
+
+    def of(self, rows: slice, inputs: Index, targets: F32, weights: Wide) -> tuple[Wide, Wide]:
+        """Offsets and steps of a block."""
+        return _grid(self.record(targets, weights))
+
+
+class _Fixed:
+    """Scales that stay what they are."""
+
+    together = 1
+
+    def __init__(self, offset: Wide, step: Wide) -> None:
+        self._offset, self._step = offset, step
+
+    def of(self, rows: slice, inputs: Index, targets: F32, weights: Wide) -> tuple[Wide, Wide]:
+        """Offsets and steps of a block."""
+        return self._offset[rows][:, inputs], self._step[rows][:, inputs]
+
+
 def _matrix(weight: F32, hessian: F32, planned: QuantizedTensor, dtype: DType, make: Make) -> QuantizedTensor:
     """A matrix whose scales are of some inputs each: block after block, and joined."""
-    slices: list[tuple[int, QuantizedTensor]] = []
-
-    def grid(x: Wide, inputs: npt.NDArray[np.int64], weights: Wide) -> tuple[Wide, Wide]:
-        """Quantise a block; its offsets and steps."""
-        part = Loaded(Floats(x.astype(np.float32).view(np.uint32), DType.F32), dtype, rounded=False)
-        record = make(part, Effort("best", (weights / weights.mean()).astype(np.float32)[None]))
-        slices.append((int(inputs[0]), record))
-        return _grid(record)
-
-    def keep(codes: npt.NDArray[np.uint8]) -> None:
-        start, record = slices[-1]
-        slices[-1] = start, record.with_codes(codes)
-
     assert planned.code_values is not None
-    _feed_back(weight, hessian, planned.scale_inputs, planned.code_values, grid, keep)
+    unit, scales = planned.scale_inputs, _Searched(planned, dtype, make)
+    turns = _Turns(hessian, unit, planned.code_values, scales)
+    targets, codes = turns.take(weight)
+    slices = []
+    for start in range(0, weight.shape[1], unit):
+        block = slice(start, start + unit)
+        record = scales.record(targets[:, block], turns.weights[block])
+        slices.append((start, record.with_codes(np.ascontiguousarray(codes[:, block]))))
     return planned.join(slices, 1)
 
 
@@ -102,20 +144,9 @@ def _on_grid(record: QuantizedTensor, weight: F32, hessians: F32) -> QuantizedTe
     values = record.code_values
     assert values is not None
     for at, each in enumerate(experts):
-        inputs_of: list[npt.NDArray[np.int64]] = []
         b, s, q = (array.reshape(len(experts), *each.shape)[at] for array in (offset, step, codes))
-
-        def grid(
-            x: Wide, inputs: npt.NDArray[np.int64], weights: Wide, b: Wide = b, s: Wide = s, inputs_of: Any = inputs_of
-        ) -> tuple[Wide, Wide]:
-            inputs_of.append(inputs)
-            return b[:, inputs], s[:, inputs]
-
-        def keep(made: npt.NDArray[np.uint8], q: Any = q, inputs_of: Any = inputs_of) -> None:
-            q[:, inputs_of[-1]] = made
-
         hessian = hessians[at if len(hessians) > 1 else 0]
-        _feed_back(each, hessian, 1, values, grid, keep, width=RUN)
+        q[:] = _Turns(hessian, 1, values, _Fixed(b, s)).take(each)[1]
     return record.with_codes(codes)
 
 
@@ -132,67 +163,179 @@ def _grid(record: QuantizedTensor) -> tuple[Wide, Wide]:
     return low - step * values[0], step
 
 
-def _feed_back(
-    weight: F32,
-    hessian: F32,
-    unit: int,
-    values: Wide,
-    grid: Callable[[Wide, npt.NDArray[np.int64], Wide], tuple[Wide, Wide]],
-    keep: Callable[[npt.NDArray[np.uint8]], None],
-    *,
-    width: int | None = None,
-) -> None:
-    """Go through the inputs of a matrix.
+class _Turns:
+    """In which order the inputs of a matrix are rounded, and what feedback needs for it.
 
-    Args:
-        weight: ``[rows, in]``.
-        hessian: ``[in, in]``.
-        unit: inputs that stay together.
+    Attributes:
         values: what codes stand for.
-        grid: of the weights of a block as they are now, of its inputs and of what an error of each costs, makes offsets
-            and steps.
-        keep: takes the codes of that block.
-        width: inputs of a block, if that is not the unit.
+        scales: of blocks.
+        searched: whether scales are of blocks of several inputs, so that they can follow the weights.
+        curvature: XᵀX, damped.
+        order: inputs by turns.
+        factor: U of the inputs in that order.
+        weights: what an error of each input costs, by which scales are searched.
     """
-    curvature = feedback.damped(hessian)
-    order = feedback.input_order(curvature, unit)
-    factor = feedback.inverse_factor(curvature[np.ix_(order, order)])
-    cost = np.diagonal(factor) ** -2.0
-    width = width or unit
-    x = weight[:, order].astype(np.float64)  # inputs in the order in which they are rounded
-    # What narrow blocks leave goes to a run of them at once, and to the rest when the run is done.
-    run = max(width, RUN // width * width)
-    for first in range(0, len(order), run):
-        end = min(first + run, len(order))
-        left = np.empty((len(x), end - first))
-        for start in range(first, end, width):
-            stop = min(start + width, end)
-            turn = order[start:stop]
-            inputs = np.sort(turn)
-            place = np.searchsorted(inputs, turn)
-            plain, weights = np.empty((len(x), stop - start)), np.empty(stop - start)
-            plain[:, place], weights[place] = x[:, start:stop], cost[start:stop]
-            offset, step = grid(plain, inputs, weights)
-            own = factor[start:stop, start:stop]
-            codes, errors = _rounded(x[:, start:stop], own, offset[:, place], step[:, place], values)
-            back = np.empty_like(codes)
-            back[:, place] = codes
-            keep(back)
-            left[:, start - first : stop - first] = errors
-            x[:, stop:end] -= errors @ factor[start:stop, stop:end]
-        x[:, end:] -= left @ factor[first:end, end:]
+
+    def __init__(self, hessian: F32, unit: int, values: Wide, scales: _Searched | _Fixed) -> None:
+        """Of a matrix.
+
+        Args:
+            hessian: ``[in, in]``.
+            unit: inputs that stay together.
+            values: what codes stand for.
+            scales: of blocks.
+        """
+        self.values, self.scales = values, scales
+        self.searched = isinstance(scales, _Searched) and unit > 1
+        self.curvature = feedback.damped(hessian)
+        self.order = feedback.input_order(self.curvature, unit)
+        self.factor = feedback.inverse_factor(self.curvature[np.ix_(self.order, self.order)])
+        self.weights = np.empty(len(self.order))
+        self.weights[self.order] = np.diagonal(self.factor) ** -2.0
+        self.first = RUN if isinstance(scales, _Fixed) else unit
+        self.again = unit if self.searched else AGAIN
+
+    def take(self, weight: F32) -> tuple[F32, U8]:
+        """Go through a matrix ``[rows, in]``.
+
+        Returns:
+            Of each weight, the number that its scales were chosen for, and its code.
+        """
+        targets, codes = weight.copy(), np.empty(weight.shape, np.uint8)
+        together = self.scales.together
+        count = max(together, CHUNK // weight.shape[1] // together * together)
+        for start in range(0, len(weight), count):
+            rows = slice(start, min(start + count, len(weight)))
+            part = _Rows(self, weight, rows, targets[rows], codes[rows])
+            part.round()
+            for _ in range(SWEEPS):
+                part.round_again()
+        return targets, codes
+
+    def runs(self, width: int) -> Iterator[tuple[slice, list[slice]]]:
+        """Runs of blocks, as ranges of :attr:`order`.
+
+        What narrow blocks leave goes to a run of them at once, and to the rest when the run is done.
+        """
+        length = max(width, RUN // width * width)
+        for start in range(0, len(self.order), length):
+            end = min(start + length, len(self.order))
+            yield slice(start, end), [slice(at, min(at + width, end)) for at in range(start, end, width)]
 
 
-def _rounded(x: Wide, factor: Wide, offset: Wide, step: Wide, values: Wide) -> tuple[npt.NDArray[np.uint8], Wide]:
+class _Block(NamedTuple):
+    """A block of some rows, its inputs in the order of turns.
+
+    Attributes:
+        targets: what scales were chosen for.
+        offset: of the grid.
+        step: of the grid.
+        codes: of each weight.
+        errors: of each weight, as rounding left them.
+        met: the weights that were rounded, feedback included.
+        loss: of each row, what is lost of the answers.
+    """
+
+    targets: F32
+    offset: Wide
+    step: Wide
+    codes: U8
+    errors: Wide
+    met: Wide
+    loss: Wide
+
+
+class _Rows:
+    """Some rows of a matrix, while they are worked at: arrays ``[rows, in]``, inputs as they lie."""
+
+    def __init__(self, turns: _Turns, weight: F32, rows: slice, targets: F32, codes: U8) -> None:
+        self.turns, self.rows, self.targets, self.codes = turns, rows, targets, codes
+        self.weight = weight[rows].astype(np.float64)
+        self.offset, self.step, self.near = (np.empty_like(self.weight) for _ in range(3))
+
+    def round(self) -> None:
+        """Round input after input; what each lacks goes to those that are to come."""
+        turns, factor = self.turns, self.turns.factor
+        x = self.weight[:, turns.order]
+        for run, blocks in turns.runs(turns.first):
+            left = np.empty((len(x), run.stop - run.start))
+            for block in blocks:
+                turn, own = turns.order[block], factor[block, block]
+                made = self._with_scales_for(x[:, block], x[:, block], turn, own)
+                if turns.searched:
+                    made = self._better(made, self._with_scales_for(made.met, x[:, block], turn, own))
+                self._keep(turn, made, np.ones(len(x), bool))
+                left[:, block.start - run.start : block.stop - run.start] = made.errors
+                x[:, block.stop : run.stop] -= made.errors @ factor[block, block.stop : run.stop]
+            x[:, run.stop :] -= left @ factor[run, run.stop :]
+
+    def round_again(self) -> None:
+        """Let blocks take turns, each with all others as they are; what does not get better stays."""
+        turns, curvature = self.turns, self.turns.curvature
+        pull = (self.weight - self.near) @ curvature
+        for run, blocks in turns.runs(turns.again):
+            inputs = turns.order[run]
+            moved = np.zeros((len(pull), len(inputs)))
+            for block in blocks:
+                turn = turns.order[block]
+                local = curvature[np.ix_(turn, turn)]
+                own = feedback.inverse_factor(local)
+                lack = np.linalg.solve(local, pull[:, turn].T).T
+                x, old = self.near[:, turn] + lack, self.near[:, turn]
+                before = ((lack @ local) * lack).sum(1)
+                made = self._rounded(x, own, self.targets[:, turn], self.offset[:, turn], self.step[:, turn])
+                if turns.searched:
+                    made = self._better(made, self._with_scales_for(x, x, turn, own))
+                self._keep(turn, made, self._shared(made.loss) < self._shared(before) * LESS)
+                change = self.near[:, turn] - old
+                moved[:, block.start - run.start : block.stop - run.start] = change
+                pull[:, inputs] -= change @ curvature[np.ix_(turn, inputs)]
+            rest = np.concatenate((turns.order[: run.start], turns.order[run.stop :]))
+            pull[:, rest] -= moved @ curvature[np.ix_(inputs, rest)]
+
+    def _with_scales_for(self, targets: Wide, x: Wide, turn: Index, own: Wide) -> _Block:
+        """A block ``x`` rounded with the scales that suit ``targets``."""
+        turns = self.turns
+        inputs = np.sort(turn)
+        place = np.searchsorted(inputs, turn)
+        lying = np.empty(x.shape, np.float32)
+        lying[:, place] = targets
+        offset, step = turns.scales.of(self.rows, inputs, lying, turns.weights[inputs])
+        return self._rounded(x, own, lying[:, place], offset[:, place], step[:, place])
+
+    def _rounded(self, x: Wide, own: Wide, targets: F32, offset: Wide, step: Wide) -> _Block:
+        codes, errors, met = _rounded(x, own, offset, step, self.turns.values)
+        return _Block(targets, offset, step, codes, errors, met, (errors**2).sum(1))
+
+    def _better(self, one: _Block, other: _Block) -> _Block:
+        """Of each row the one that loses less."""
+        change = self._shared(other.loss) < self._shared(one.loss) * LESS
+        pairs: Any = zip(one, other, strict=True)
+        return _Block(*(np.where(change if a.ndim == 1 else change[:, None], b, a) for a, b in pairs))
+
+    def _shared(self, loss: Wide) -> Wide:
+        """Of each row, what the rows that share its scales lose together; these change as one, or not at all."""
+        together = self.turns.scales.together if self.turns.searched else 1
+        return loss if together == 1 else np.repeat(loss.reshape(-1, together).sum(1), together)
+
+    def _keep(self, turn: Index, made: _Block, change: npt.NDArray[np.bool_]) -> None:
+        index = np.ix_(change, turn)
+        self.targets[index], self.codes[index] = made.targets[change], made.codes[change]
+        self.offset[index], self.step[index] = made.offset[change], made.step[change]
+        self.near[index] = self.offset[index] + self.step[index] * self.turns.values[self.codes[index]]
+
+
+def _rounded(x: Wide, factor: Wide, offset: Wide, step: Wide, values: Wide) -> tuple[U8, Wide, Wide]:
+    """Codes and errors of :func:`uqff.numerics.feedback.round_inputs`, and the weights that it rounded."""
     codes, errors = np.empty(x.shape, np.uint8), np.empty(x.shape)
     x, offset, step = (np.array(each, order="C") for each in (x, offset, step))
     factor = np.ascontiguousarray(factor)
     if not simd.enabled():
         with np.errstate(all="ignore"):
             feedback.round_inputs(x, factor, offset, step, values, codes, errors)
-        return codes, errors
+        return codes, errors, x
     from uqff.simd import feedback as kernels
 
     kernel: Any = kernels.round_inputs
     run_ranges(lambda lo, hi: kernel(x, factor, offset, step, values, codes, errors, lo, hi), len(x), grain=GRAIN)
-    return codes, errors
+    return codes, errors, x

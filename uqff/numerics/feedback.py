@@ -27,7 +27,7 @@ __all__ = ["DAMPING", "damped", "input_order", "inverse_factor", "nearest_indice
 
 U8 = npt.NDArray[np.uint8]
 
-DAMPING: Final = 0.01
+DAMPING: Final = 0.05
 """What is added to the diagonal, as part of its mean: it stands for the inputs that the text does not have."""
 
 
