@@ -150,18 +150,14 @@ def test_blocks_that_take_turns_again_lose_less(kind: str, monkeypatch: pytest.M
     assert lost[1].sum() < lost[0].sum()
 
 
-def test_rows_by_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A matrix of more weights than are worked at together is its parts: whole groups of rows that share scales."""
+@pytest.mark.parametrize("kind", ["q4_0", "hqq4"])
+def test_rows_by_parts(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A matrix of more weights than are worked at together is the same; groups of HQQ run across all rows."""
     hessian, weight = product(inputs_like(64)), weights((192, 64))
-    for kind, count in (("q4_0", 50), ("hqq4", 64)):
-        monkeypatch.setattr(feedback, "CHUNK", 1 << 22)
-        parts = [
-            uqff.quantize(weight[at : at + count], kind, effort="calibrated", hessian=hessian).dequantize()
-            for at in range(0, len(weight), count)
-        ]
-        monkeypatch.setattr(feedback, "CHUNK", count * 64 + 63)
-        made = uqff.quantize(weight, kind, effort="calibrated", hessian=hessian)
-        assert torch.equal(made.dequantize(), torch.cat(parts))
+    whole = uqff.quantize(weight, kind, effort="calibrated", hessian=hessian)
+    monkeypatch.setattr(feedback, "CHUNK", 64 * 64 + 63)
+    made = uqff.quantize(weight, kind, effort="calibrated", hessian=hessian)
+    assert torch.equal(made.dequantize(), whole.dequantize())
 
 
 def test_no_inputs_no_feedback() -> None:

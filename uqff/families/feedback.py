@@ -92,11 +92,11 @@ class _Searched:
     """Scales of blocks that each quantise by themselves.
 
     Attributes:
-        together: rows that share scales.
+        together: rows that may share scales: one, or all where slices of rows do not quantise by themselves.
     """
 
     def __init__(self, planned: QuantizedTensor, dtype: DType, make: Make) -> None:
-        self.together = planned.alignment(0)
+        self.together = 1 if planned.alignment(0) == 1 else planned.shape[0]
         self._dtype, self._make = dtype, make
 
     def record(self, targets: F32, weights: Wide) -> QuantizedTensor:
