@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import tempfile
 import time
 import warnings
@@ -30,6 +31,7 @@ from uqff.planning.candidates import default_kinds
 from uqff.planning.picture import write_frontier
 from uqff.planning.topology import topology
 from uqff.quantization.recipe import parse_recipe
+from uqff.simd.threads import num_threads
 
 TARGETS = (3.5, 4.5, 5.5)
 EFFORTS: dict[str, dict[str, Any]] = {
@@ -53,6 +55,14 @@ def cache() -> Path:
     """Where models, texts and tables are kept."""
     base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return base / "uqff" / "quality" / f"python-{corpus.name()}"
+
+
+def machine() -> str:
+    """What this runs on."""
+    cpuinfo = Path("/proc/cpuinfo")
+    text = cpuinfo.read_text() if cpuinfo.exists() else ""
+    model = next((line.partition(":")[2].strip() for line in text.splitlines() if line.startswith("model name")), "")
+    return f"{num_threads()} threads of {model or platform.machine()}"
 
 
 def model_of(name: str, folder: Path) -> Path:
@@ -90,8 +100,11 @@ def measure(name: str, kinds: list[str], context: int, windows: int, folder: Pat
     options: dict[str, Any] = {"text": texts["evaluate"], "context": context, "windows": windows}
     logits, table = (folder / f"{name}-{context}-{windows}.{end}" for end in ("logits", "json"))
     document: dict[str, Any] = {"model": name, "context": context, "windows": windows, "types": {}, "mixes": {}}
+    document |= {"calibrated": CALIBRATED * windows, "python": platform.python_version(), "machine": machine()}
     if table.exists():
-        document = json.loads(table.read_text())
+        kept = json.loads(table.read_text())
+        same = all(kept.get(key) == document[key] for key in ("calibrated", "python"))
+        document = kept if same else document | {"perplexity": kept["perplexity"]}
     if not logits.exists():
         plain = uqff.evaluate(path, keep_logits=logits, **options)
         document["perplexity"] = plain.perplexity.document
