@@ -33,14 +33,14 @@ def test_pages_get_what_was_measured(tmp_path: Path, monkeypatch: pytest.MonkeyP
     page.write_text(f"a\n<!-- measured: small efforts -->\nold\n<!-- end -->\nb\n{kept}")
     (tmp_path / "small-256-16.json").write_text(json.dumps(DOCUMENT))
     monkeypatch.setattr(tables, "PAGES", (page,))
-    cell = " | 0.01235 ± 0.00010" * 4
+    cell = " | 12.3 ± 0.10" * 4
     ((path, text),) = tables.wanted(tmp_path)
     assert path == page
     assert text == (
         "a\n<!-- measured: small efforts -->\n"
-        "Mean KL divergence of the small Llama of `make quality` (perplexity 36.82 ± 1.96) on 16 windows of 256 tokens of "
-        "one part of Python 3.12.3's standard library; importance and Hessians of 256 windows of another; 4 threads of a "
-        "CPU.\n\n"
+        "Mean KL divergence, in thousandths, of the small Llama of `make quality` (perplexity 36.82 ± 1.96) on 16 "
+        "windows of 256\ntokens of one part of Python 3.12.3's standard library; importance and Hessians of 256 windows "
+        "of another; 4 threads of\na CPU.\n\n"
         "| type | bits/weight | plain | best | importance | calibrated |\n"
         "| --- | --- | --- | --- | --- | --- |\n"
         f"| q4k | 4.50{cell} |\n"

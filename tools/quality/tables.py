@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import re
+import textwrap
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -25,16 +26,16 @@ MARK = re.compile(r"(<!-- measured: (\w+) (\w+) -->\n)(.*?)(<!-- end -->)", re.D
 TITLES = {"small": "the small Llama of `make quality`", "smollm2": "SmolLM2-135M"}
 
 
-def settings(document: dict[str, Any]) -> str:
+def settings(document: dict[str, Any], what: str) -> str:
     """What was measured, and where."""
     perplexity = document["perplexity"]
     told = (
-        f"Mean KL divergence of {TITLES[document['model']]} (perplexity {perplexity['value']:.2f} ± "
+        f"{what} of {TITLES[document['model']]} (perplexity {perplexity['value']:.2f} ± "
         f"{perplexity['error']:.2f}) on {document['windows']} windows of {document['context']} tokens of one part of "
         f"Python {document['python']}'s standard library; importance and Hessians of {document['calibrated']} windows "
         f"of another; {document['machine']}"
     )
-    return f"{told}; {document['note']}.\n" if document.get("note") else f"{told}.\n"
+    return f"{textwrap.fill(f'{told}; {note}.' if (note := document.get('note')) else f'{told}.', 120)}\n"
 
 
 def efforts(document: dict[str, Any]) -> str:
@@ -42,9 +43,14 @@ def efforts(document: dict[str, Any]) -> str:
     heads = ["type", "bits/weight", *EFFORTS]
     rows = [heads, ["---"] * len(heads)]
     for kind, row in sorted(document["types"].items(), key=lambda each: (each[1]["bits"], each[0])):
-        found = [f"{row[each]['kld']:.5f} ± {row[each]['kld_error']:.5f}" for each in EFFORTS]
+        found = [f"{digits(row[each]['kld'], 3)} ± {digits(row[each]['kld_error'], 2)}" for each in EFFORTS]
         rows.append([kind, f"{row['bits']:.2f}", *found])
-    return "\n" + lines(rows)
+    return f"{settings(document, 'Mean KL divergence, in thousandths,')}\n{lines(rows)}"
+
+
+def digits(value: float, count: int) -> str:
+    """So many of a thousandth."""
+    return f"{1000 * value:#.{count}g}".rstrip(".")
 
 
 def mixes(document: dict[str, Any]) -> str:
@@ -55,7 +61,7 @@ def mixes(document: dict[str, Any]) -> str:
         ours = [f"{row['bits']:.3f}", f"{row['predicted']:.5f}", f"{row['kld']:.5f} ± {row['kld_error']:.5f}"]
         theirs = [f"{row['rival']}, {row['rival_bits']:.3f}", f"{row['rival_kld']:.5f}"]
         rows.append([asked, *ours, *theirs, f"{row['kld'] / row['rival_kld']:.2f}"])
-    return "\n" + lines(rows)
+    return f"{settings(document, 'Mean KL divergence')}\n{lines(rows)}"
 
 
 def lines(rows: list[list[str]]) -> str:
@@ -68,7 +74,7 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {"efforts": efforts, "mixes
 
 def wanted(folder: Path) -> Iterator[tuple[Path, str]]:
     """The pages with what was measured last."""
-    documents = {}
+    documents: dict[str, dict[str, Any]] = {}
     for name in TITLES:
         found = sorted(folder.glob(f"{name}-*.json"), key=lambda each: each.stat().st_mtime)
         documents |= {name: json.loads(found[-1].read_text())} if found else {}
@@ -77,7 +83,7 @@ def wanted(folder: Path) -> Iterator[tuple[Path, str]]:
         document = documents.get(match[2])
         if document is None or not document["types" if match[3] == "efforts" else "mixes"]:
             return match[0]
-        return f"{match[1]}{settings(document)}{TABLES[match[3]](document)}{match[4]}"
+        return f"{match[1]}{TABLES[match[3]](document)}{match[5]}"
 
     for page in PAGES:
         yield page, MARK.sub(filled, page.read_text("utf-8"))
