@@ -39,8 +39,8 @@ def test_pages_get_what_was_measured(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert text == (
         "a\n<!-- measured: small efforts -->\n"
         "Mean KL divergence, in thousandths, of the small Llama of `make quality` (perplexity 36.82 ± 1.96) on 16 "
-        "windows of 256\ntokens of one part of Python 3.12.3's standard library; importance and Hessians of 256 windows "
-        "of another; 4 threads of\na CPU.\n\n"
+        "windows of 256\ntokens of one part of Python 3.12.3's standard library; importance and Hessians of 256 "
+        "windows of another; 4 threads of\na CPU.\n\n"
         "| type | bits/weight | plain | best | importance | calibrated |\n"
         "| --- | --- | --- | --- | --- | --- |\n"
         f"| q4k | 4.50{cell} |\n"
