@@ -292,6 +292,7 @@ WRITERS = (
         imports=("uqff.cli.checksum",),
     ),
     Writer("save_pretrained over a model", _saved("q8_0"), _saved("q4_0"), _files("out"), imports=MODELS),
+    Writer("save_pretrained", _nothing, _saved("q4_0"), _files("out"), imports=MODELS),
     Writer("calibrate --hessian", _calibrate(1), _calibrate(2), _files(""), "each", CALIBRATE),
     Writer("eval --keep-logits --picture", _eval(1), _eval(2), _files(""), "each", EVAL),
     Writer("plan --out --picture", _plan(8), _plan(5), _files(""), "each", PLAN),
