@@ -24,7 +24,9 @@ PROMPT = [[5, 9, 17, 30, 41, 11, 23, 3]]
 CLOSE = 5e-6
 """Logits are about 1; sums are taken in other orders."""
 
-RUN = [*(each.title for each in MULTIMODAL if each.runs_as), *multimodal.VARIANTS]
+BY_HAND = [name for name, each in multimodal.MULTIMODALS.items() if each.tensors is not None]
+"""Of which transformers has no model to compare with."""
+RUN = [*(each.title for each in MULTIMODAL if each.runs_as and each.title not in BY_HAND), *multimodal.VARIANTS]
 STACKED = ("Qwen3-VL-MoE", "Gemma 4 MoE")
 """Of which transformers takes experts in stacks only, and what is dequantised has them one by one."""
 LEFT = [each.title for each in MULTIMODAL if not each.runs_as]

@@ -61,7 +61,7 @@ def check(client: Client, name: str, kind: str, checkpoint: Path, scratch: Path)
             checkpoint, scratch / "theirs" / "0.uqff", architecture=architecture, dtype="F32", isq=kind, kind=loader
         )
         known = "but for the bias of the head and names of norms" if name in WITHOUT_BIAS else ""
-        if name in {*multimodal.RENAMED, *multimodal.SUPERFLUOUS}:
+        if name in {*multimodal.RENAMED, *multimodal.SUPERFLUOUS, *multimodal.FORGOTTEN}:
             known = f"but for tensors of the residual; it {_use(client, ours, architecture, loader)} ours"
     except ClientError as error:
         return Row(name, kind, problem=error.reason)
@@ -72,7 +72,8 @@ def check(client: Client, name: str, kind: str, checkpoint: Path, scratch: Path)
     with uqff.open(theirs) as a, uqff.open(as_the_client(name, ours, ours.parent)) as b:
         compared = compare_entries(a, b)
         differing = [each.key for each in compared if each.differing]
-        differing += [key for key in sorted({*a.residual, *b.residual}) if not _same(a, b, key, RENAMED.get(name))]
+        keys = {*a.residual, *b.residual} - {*multimodal.FORGOTTEN.get(name, ())}
+        differing += [key for key in sorted(keys) if not _same(a, b, key, RENAMED.get(name))]
     problem = f"{', '.join([*differing, *beside][:3])} differ" if differing or beside else None
     return Row(name, kind, len(compared), sum(each.size for each in compared), known, problem)
 

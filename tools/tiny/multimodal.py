@@ -18,10 +18,21 @@ from tools.tiny.architectures import GOLDEN, HIDDEN, VOCABULARY
 from tools.tiny.digests import command, written
 from tools.tiny.models import TinyModel
 from tools.tiny.newer_towers import NEWER
-from tools.tiny.text import CLIENT_VERSION, values_of
-from tools.tiny.towers import MULTIMODALS
+from tools.tiny.text import CLIENT_VERSION, LAYERS, values_of
+from tools.tiny.towers import MULTIMODALS, Multimodal
 
-__all__ = ["MULTIMODALS", "RENAMED", "SUPERFLUOUS", "VARIANTS", "client_digests", "has", "readable_residual", "write"]
+__all__ = [
+    "FORGOTTEN",
+    "MULTIMODALS",
+    "RENAMED",
+    "SUPERFLUOUS",
+    "VARIANTS",
+    "client_digests",
+    "forgetful_residual",
+    "has",
+    "readable_residual",
+    "write",
+]
 
 MULTIMODALS.update(NEWER)
 DIGESTS = GOLDEN / "v1" / "MULTIMODAL.json"
@@ -43,31 +54,28 @@ SUPERFLUOUS: Final = {
     "DiffusionGemma": ("model.encoder.embed_vision.embedding_pre_projection_norm.weight",),
 }
 """Tensors that the client writes into the residual, and does not need: a layer once more, what it computes, ones."""
+FORGOTTEN: Final = {"MiniCPM-o": ("resampler.kv_proj.weight",)}
+"""Tensors that the client does not write into the residual, and then does not find."""
 VARIANTS: Final = ("Gemma 3 text", "Gemma 4 MoE")
 """No architectures of their own: one has no tower."""
 
 
 def has(name: str) -> bool:
-    """Whether the `transformers` that is installed has an architecture."""
+    """Whether the `transformers` that is installed has an architecture, or it does not matter."""
     from transformers import CONFIG_MAPPING
 
-    return MULTIMODALS[name].model_type in CONFIG_MAPPING
+    return MULTIMODALS[name].tensors is not None or MULTIMODALS[name].model_type in CONFIG_MAPPING
 
 
 def write(name: str, folder: Path) -> None:
     """Write a checkpoint of an architecture: what `transformers` saves of it, with other values."""
-    import transformers
-    from safetensors import safe_open
     from safetensors.numpy import save_file
 
     made = MULTIMODALS[name]
-    config = transformers.CONFIG_MAPPING[made.model_type].from_dict(json.loads(json.dumps(made.values)))
     TinyModel(hidden_size=HIDDEN, heads=2, vocab_size=VOCABULARY).write(folder)
     path = folder / "model.safetensors"
     path.unlink()
-    getattr(transformers, made.architecture)(config).save_pretrained(folder)
-    with safe_open(path, "np") as saved:
-        shapes = {key: tuple(saved.get_slice(key).get_shape()) for key in saved.keys()}  # noqa: SIM118
+    shapes = _saved(made, path) if made.tensors is None else _numbered(made.tensors)
     for here, there in made.renamed:
         shapes = {key if there in key else key.replace(here, there, 1): shape for key, shape in shapes.items()}
     save_file({key: values_of(key, shape) for key, shape in shapes.items()}, path)
@@ -79,6 +87,38 @@ def write(name: str, folder: Path) -> None:
         documents["processor_config.json"] = made.processor
     for each, document in documents.items():
         (folder / each).write_text(json.dumps(document, indent=2))
+
+
+def _saved(made: Multimodal, path: Path) -> dict[str, tuple[int, ...]]:
+    """What `transformers` saves."""
+    import transformers
+    from safetensors import safe_open
+
+    config = transformers.CONFIG_MAPPING[made.model_type].from_dict(json.loads(json.dumps(made.values)))
+    getattr(transformers, made.architecture)(config).save_pretrained(path.parent)
+    with safe_open(path, "np") as saved:
+        return {key: tuple(saved.get_slice(key).get_shape()) for key in saved.keys()}  # noqa: SIM118
+
+
+def _numbered(tensors: dict[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+    """All layers of each tensor."""
+    return {
+        key.replace("*", str(layer)): shape
+        for key, shape in tensors.items()
+        for layer in range(LAYERS if "*" in key else 1)
+    }
+
+
+def forgetful_residual(name: str, path: Path, made: Path) -> Path:
+    """A residual without :data:`FORGOTTEN`."""
+    from safetensors.numpy import load_file, save_file
+
+    if name not in FORGOTTEN:
+        return path
+    save_file(
+        {key: value for key, value in load_file(path).items() if key not in FORGOTTEN[name]}, made, {"made": "less"}
+    )
+    return made
 
 
 def readable_residual(name: str, path: Path, made: Path) -> Path:

@@ -91,6 +91,7 @@ class Multimodal:
         values: of `config.json`, in the form that the engine reads.
         preprocessor: `preprocessor_config.json`.
         processor: `processor_config.json`, if there is one.
+        tensors: names and shapes where `transformers` has no such architecture; `*` is the number of each layer.
         renamed: parts of names as `transformers` 5 saves them, and as published checkpoints have them.
     """
 
@@ -100,6 +101,7 @@ class Multimodal:
     preprocessor: dict[str, Any] = dataclasses.field(default_factory=lambda: PROCESSOR)
     processor: dict[str, Any] | None = None
     renamed: tuple[tuple[str, str], ...] = ()
+    tensors: dict[str, tuple[int, ...]] | None = None
 
     @property
     def model_type(self) -> str:

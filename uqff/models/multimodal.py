@@ -364,5 +364,15 @@ MULTIMODAL: Final = (
             Tower("model.decoder.self_conditioning", THREE),
         ),
     ),
+    Architecture(
+        "MiniCPM-o",
+        ("MiniCPMO",),
+        _GROUPS["Qwen2"],
+        numbered=False,
+        decoder="llm.model",
+        head="llm.lm_head",
+        towers=(Tower("vpm.encoder.layers", ENCODER, DEPTH, 12),),
+        runs_as=("qwen2",),
+    ),
 )
 """The architectures with towers."""
