@@ -12,7 +12,9 @@ import torch
 import uqff
 from tests.parallel.ranks import run_ranks
 from tests.support.lora_files import exact_numbers
+from uqff.checkpoints.int8_rows import Int8Rows
 from uqff.errors import ShapeError, UnsupportedError
+from uqff.families.part import Part
 from uqff.lora import LowRank
 from uqff.parallel import (
     ColumnParallelLayer,
@@ -185,6 +187,10 @@ def test_a_quantised_weight_is_made_anew_where_it_is_merged() -> None:
         beside = adapted(ReplicatedLayer(uqff.quantize(integers(64, 64), kind)), [low_rank(64, 64, 2, 1)])
         assert beside.weight.kind == kind
         assert beside.lora is not None
+    parts = {"weight": torch.zeros(64, 64, dtype=torch.uint8), "scales": torch.ones(64, 1)}
+    foreign = Int8Rows.made_of(**{name: Part.of_tensor(each) for name, each in parts.items()})
+    with pytest.raises(UnsupportedError, match="int8-rows weights take no delta"):
+        adapted(ReplicatedLayer(foreign), [low_rank(64, 64, 2, 1)], merge=True)
 
 
 def refused(layer: Any) -> list[Callable[[], object]]:

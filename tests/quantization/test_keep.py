@@ -13,7 +13,10 @@ import torch
 from click.testing import CliRunner
 
 import uqff
-from tests.support.checkpoints import write_checkpoint
+from tests.parallel.checkpoints import write_checkpoint as plain_checkpoint
+from tests.parallel.models import TinyCase
+from tests.parallel.sources import MATRICES, doubled, ternary
+from tests.support.checkpoints import same_bits, write_checkpoint
 from tests.support.moe_models import CONFIG
 from tools.tiny.models import TinyModel
 from tools.tiny.quantised import METHODS, write_quantised
@@ -198,3 +201,34 @@ def test_stacks_of_gpt_oss(tmp_path: Path) -> None:
         assert {*file.residual} == {f"{path}_bias"}
         with uqff.open(f"{tmp_path / 'out'}:q8_0") as other:
             assert other[path].weight == uqff.quantize(checkpoint.layer(path).weight.dequantize(), "q8_0")
+
+
+@pytest.mark.parametrize(
+    ("source", "alike", "kind"), [("fp8", True, "fp8"), ("fp8", False, "q8_0"), ("hqq", False, "hqq4")]
+)
+def test_experts_one_by_one(tmp_path: Path, source: str, alike: bool, kind: str) -> None:
+    """They are kept as the stack that they make, with their very codes, if it is exact; else requantised."""
+    case = TinyCase("qwen3_moe", "unquant", (1, 2, 0))
+    tensors, _ = plain_checkpoint(case, tmp_path / "plain")
+    made: dict[str, torch.Tensor] = {}
+    config: dict[str, Any] = {}
+    for name, tensor in tensors.items():
+        if ".experts." not in name:
+            made[name] = tensor
+            continue
+        stored, config = MATRICES[source](name.removesuffix(".weight"), ternary(*tensor.shape))
+        made |= stored if alike or ".1." not in name else doubled(stored)
+    write_checkpoint(tmp_path / "source", made, **case.config(), quantization_config=config)
+    told: list[Any] = []
+    uqff.quantize_model(
+        tmp_path / "source", tmp_path / "out", "keep", fallback="q8_0", version="1.1", on_fallback=told.append
+    )
+    stacks = [f"model.layers.0.mlp.experts.{name}_proj" for name in ("gate", "up", "down")]
+    assert sorted(each.module for each in told) == ([] if kind != "q8_0" else sorted(stacks))
+    with uqff.open(tmp_path / "out") as file, uqff.open_checkpoint(tmp_path / "source") as checkpoint:
+        for path in stacks:
+            weight = file[path].weight
+            assert weight.kind == kind
+            single = [f"{path.rpartition('.')[0]}.{at}.{path.rpartition('.')[2]}" for at in range(4)]
+            plain = torch.stack([checkpoint.layer(each).weight.dequantize() for each in single])
+            assert same_bits(weight.dequantize(), plain) or kind == "q8_0"

@@ -50,6 +50,7 @@ class ForeignTensor(QuantizedTensor):
     """What it is, in words, for errors: ``FP8 by blocks``."""
 
     LAYER_NAME: ClassVar[str] = "foreign"
+    TAKES_DELTA: ClassVar[bool] = False
 
     family: ClassVar[Any] = cast("Any", _NoForm())
     LAYOUT: ClassVar[Any] = cast("Any", _NoForm())

@@ -291,7 +291,7 @@ class QuantizedLayer(ChoosesArithmetic, torch.nn.Module):
             engine: whose quantiser.
 
         Raises:
-            UnsupportedError: HQQ and MXFP4 weights take no delta.
+            UnsupportedError: HQQ, MXFP4 and foreign weights take no delta.
             ShapeError: the delta fits neither.
         """
         weight, delta = self.weight, plain_of("delta", delta, layer=self.key)

@@ -10,6 +10,7 @@ What is allowed differs per family::
     afq         dequantise, add, quantise       f8q8
     f8q8        dequantise, add, quantise       any
     mxfp4       no                              none
+    foreign     no                              none
 
 Authority: mistral.rs v0.8.0, ``add_delta_w`` and ``apply_isq`` of each family in ``mistralrs-quant/src``.
 """
@@ -40,7 +41,7 @@ def add_delta(record: QuantizedTensor, delta: torch.Tensor, *, engine: Engine) -
         engine: whose quantiser.
 
     Raises:
-        UnsupportedError: HQQ and MXFP4 cannot.
+        UnsupportedError: HQQ, MXFP4 and what UQFF has no form for cannot.
         ShapeError: the delta has another shape.
     """
     if not record.TAKES_DELTA:

@@ -34,7 +34,7 @@ def plan_kept(
     dtype: DType,
     engine_biases: bool,
 ) -> PlannedLayer | str:
-    """The layer as it will be kept, or why it cannot be; headers alone are read.
+    """The layer as it will be kept, or why it cannot be; headers are read, and what all experts of a stack must share.
 
     Args:
         checkpoint: what is quantised.
@@ -61,10 +61,11 @@ def plan_kept(
     for each in metas.values():
         if isinstance(each, ForeignTensor):
             return f"{each.TITLE} has no form in UQFF"
-        if len(names) > 1 and each.STACKS_BY_VALUE:
-            return f"experts of {each.kind} have scales of their own"
     try:
         weight = record_of_goal(goal, metas)
+        if len(names) > 1 and weight.STACKS_BY_VALUE:
+            opened = checkpoint.checkpoint
+            weight.check_stack([opened.layer(checkpoint.paths[source.tensor]).weight for source in goal.sources])
         layer = Layer(weight, planned_bias(checkpoint, goal, weight.BIAS.dtype(dtype, version, engine=engine_biases)))
         size = layer_size(layer, version)
     except UqffError as error:
