@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 ENVIRONMENT_VARIABLE = "UQFF_NUM_THREADS"
 
-_RANGES_PER_THREAD = 4
+_RANGES_PER_THREAD = 8
 """More ranges than threads, so that a thread the system took away for a while does not hold up the others."""
 
 _lock = threading.Lock()
