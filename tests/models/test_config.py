@@ -59,6 +59,8 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         of("Mistral", rope_theta=1e6, rope_scaling={**YARN, "beta_fast": 16.0}),
         {"rope_parameters": {**YARN, "rope_theta": 1e6, "beta_fast": 16.0, "beta_slow": 1.0}},
     ),
+    "lfm2": (of("Lfm2", rope_theta=1e4), {"rope_parameters": {"rope_theta": 1e4, "rope_type": "default"}}),
+    "lfm2, newer": (of("Lfm2Moe", rope_parameters=ROPE), {"rope_theta": 5e5}),
     "mixtral": (of("Mixtral", num_local_experts=4, rope_parameters=ROPE), {"rope_theta": 5e5}),
     "qwen3-moe": (
         of("Qwen3Moe", num_local_experts=4, num_hidden_layers=3, use_sliding_window=False, sliding_window=None),

@@ -30,7 +30,8 @@ from safetensors.torch import save_file
 
 import uqff
 from tools.interop.client import PROMPT, Client, ClientError, Generation
-from tools.tiny.gguf import checkpoint_of, write_checkpoint
+from tools.tiny import text
+from tools.tiny.gguf import TEXTS, checkpoint_of, write_checkpoint
 from tools.tiny.models import TinyModel
 from uqff import Layer
 from uqff.conversion import gguf_of_uqff, uqff_of_gguf
@@ -46,6 +47,8 @@ ONE_AT_A_TIME = threading.Lock()
 DENSE_ISQ, BLOCK_ISQ = "afq4", "q8_0"
 PLAIN = ("f32", "f16", "bf16")
 CLIENT_VERSION = "0.9.5"
+NOT_READ = ("Phi-3",)
+"""What the client does not load from a GGUF file: 'LongRoPE attention factor is required'."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,6 +126,27 @@ def check_all(client: Client, folder: Path) -> Iterator[Row]:
     with ThreadPoolExecutor(2) as pool:
         for rows in pool.map(lambda case: list(check(client, case, folder / case.name)), cases()):
             yield from rows
+        yield from pool.map(lambda name: check_text(client, name, folder / name), [*TEXTS])
+
+
+def check_text(client: Client, name: str, folder: Path) -> Row:
+    """An architecture without more: the client runs the GGUF file, where it can, and what is made of it."""
+    case = other(name, "f32")
+    write_source(case, folder / "source")
+    write_checkpoint(case.config, case.tensors, folder / "theirs.gguf", case.kind, vocabulary=True)
+    with ONE_AT_A_TIME:
+        uqff_of_gguf(folder / "theirs.gguf", folder / "converted")
+    for companion in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(folder / "source" / companion, folder / "converted" / companion)
+    files = sorted(path.name for path in (folder / "converted").glob("*.uqff"))
+    try:
+        made = client.generate(folder / "converted", files, architecture=text.TEXTS[name].client, dtype="F32")
+        if name in NOT_READ:
+            return compared(case, case.kind, "converted, run", made, made)
+        theirs = client.generate_gguf(folder / "theirs.gguf", folder / "source", dtype="F32")
+        return compared(case, case.kind, "GGUF, converted", theirs, made)
+    except ClientError as exc:
+        return Row(case.name, case.kind, "-", None, str(exc))
 
 
 def check(client: Client, case: Case, folder: Path) -> Iterator[Row]:

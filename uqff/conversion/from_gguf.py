@@ -50,7 +50,7 @@ from uqff.families.unquant.tensor import Unquant
 from uqff.gguf.reader import GgufFile, open_gguf
 from uqff.models.architectures import embedding_name
 from uqff.models.assets import CONFIG_NAME
-from uqff.models.config import config_to_write, read_config, with_method
+from uqff.models.config import config_to_write, read_config, restated, with_method
 from uqff.models.engine import limits_of, refuse_limits
 from uqff.models.layouts import without_rope_layout
 from uqff.progress import Progress, Steps
@@ -233,7 +233,7 @@ class FromGgufJob(Job[Conversion]):
             rest.finish()
 
     def _write_companions(self, directory: Path) -> list[str]:
-        config: dict[str, Any] | None = with_method(self.tensors.config, self.version)
+        config: dict[str, Any] | None = with_method(restated(self.tensors.config), self.version)
         if self.tensors.assets is not None:
             path = self.tensors.config_path
             config = config_to_write(path, without_rope_layout(read_config(path)), self.version)

@@ -7,6 +7,8 @@ transformers 4 wrote, and the engine reads, the first; transformers 5 writes the
     rope_scaling {rope_type, factor, ...}             rope_parameters {rope_type, factor, ...}
     of Mistral, which the engine reads newer:
       rope_scaling {"rope_type": "yarn", ...}         rope_parameters with beta_fast and beta_slow
+    of LFM2, which the engine reads newer, too:
+      rope_theta                                      rope_parameters.rope_theta
     of Gemma 3:
       rope_theta, rope_scaling                        rope_parameters.full_attention
       rope_local_base_freq                            rope_parameters.sliding_attention.rope_theta
@@ -65,6 +67,8 @@ GEMMA3: Final = ("Gemma 3", "Gemma 3 text")
 BY_LAYER: Final = ("Gemma 4", "DiffusionGemma")
 """Architectures of which there is the newer form only."""
 LAYER_TYPES: Final = ("full_attention", "sliding_attention")
+NESTED: Final = ("LFM2", "LFM2-MoE")
+"""Architectures whose ``rope_theta`` the engine takes from ``rope_parameters`` alone; a million if there are none."""
 MOVED: Final = ("rope_theta", "partial_rotary_factor")
 """What stands beside ``rope_scaling`` in the older form."""
 YARN: Final = {"beta_fast": 32.0, "beta_slow": 1.0}
@@ -181,6 +185,8 @@ class _Restated:
         self._add_rope_type(phi=title == "Phi-3")
         if title == "Mistral":
             self._add_yarn()
+        if title in NESTED and rope is None and self.made.get("rope_theta") is not None:
+            self.made["rope_parameters"] = {"rope_theta": self.made["rope_theta"], "rope_type": "default"}
         if expert_count in EXPERT_COUNTS:
             (other,) = (key for key in EXPERT_COUNTS if key != expert_count)
             if other in self.made:
