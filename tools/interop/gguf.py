@@ -35,6 +35,7 @@ from tools.tiny.gguf import TEXTS, checkpoint_of, write_checkpoint
 from tools.tiny.models import TinyModel
 from uqff import Layer
 from uqff.conversion import gguf_of_uqff, uqff_of_gguf
+from uqff.models.config import restated
 from uqff.parallel.generate import respond
 
 CLOSE = 1e-5
@@ -208,7 +209,7 @@ def compared(case: Case, kinds: str, what: str, first: Generation, second: Gener
 def write_source(case: Case, folder: Path) -> None:
     """The checkpoint's directory, as the client takes it."""
     TinyModel(vocab_size=case.config["vocab_size"], hidden_size=64, heads=4).write(folder)
-    (folder / "config.json").write_text(json.dumps(case.config, indent=2))
+    (folder / "config.json").write_text(json.dumps(restated(case.config), indent=2))
     save_file({name: torch.from_numpy(values) for name, values in case.tensors.items()}, folder / "model.safetensors")
 
 
