@@ -153,7 +153,7 @@ class Share:
     def _turns(self) -> Iterator[tuple[Campaign, int, float]]:
         """Whose turn it is, for how many inputs and how long."""
         left = self._asked.inputs
-        while left if left is not None else time.monotonic() < self._asked.end:
+        while self.campaigns and (left if left is not None else time.monotonic() < self._asked.end):
             turn = min(left or MOST_TOGETHER, MOST_TOGETHER)
             for campaign in self.campaigns:
                 if left is None and time.monotonic() >= self._asked.end:
