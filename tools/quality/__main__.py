@@ -104,10 +104,11 @@ def measure(name: str, kinds: list[str], context: int, windows: int, folder: Pat
     if table.exists():
         kept = json.loads(table.read_text())
         same = all(kept.get(key) == document[key] for key in ("calibrated", "python"))
-        document = kept if same else document | {"perplexity": kept["perplexity"]}
-    if not logits.exists():
+        document = kept if same else document | {key: kept[key] for key in ("perplexity",) if key in kept}
+    if not logits.exists() or "perplexity" not in document:
         plain = uqff.evaluate(path, keep_logits=logits, **options)
         document["perplexity"] = plain.perplexity.document
+        table.write_text(json.dumps(document, indent=2))
         click.echo(f"{name}: perplexity {plain.perplexity.value:.4f} ± {plain.perplexity.error:.4f}")
     options["logits"] = logits
     with tempfile.TemporaryDirectory() as scratch:

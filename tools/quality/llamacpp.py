@@ -4,7 +4,8 @@
 
 The same weights, in UQFF and converted to GGUF, predict the same windows, here and in llama.cpp. Both are compared with
 this package's float32 model by the same definitions. llama.cpp rounds activations to blocks of eight bits for all types
-but plain ones, which adds to its divergence: differences are told in standard errors.
+but plain ones, which adds to its divergence, as it does here with `arithmetic="engine"`: differences from that are told
+in standard errors.
 """
 
 from __future__ import annotations
@@ -54,6 +55,12 @@ def measured(logits: list[torch.Tensor], true: list[torch.Tensor], cut: TextWind
     return Predictions.joined(parts)
 
 
+def own_measured(made: Path, arithmetic: Any, true: list[torch.Tensor], cut: TextWindows) -> Predictions:
+    """What is measured of a model of ours."""
+    own: Any = uqff.load_model(made, dtype=torch.float32, arithmetic=arithmetic)
+    return measured([window_logits(own, each, cut.first) for each in cut], true, cut)
+
+
 @click.command()
 @click.option("--python", type=click.Path(exists=True, path_type=Path), required=True, help="That has xllamacpp.")
 @click.option("--model", type=click.Path(exists=True, path_type=Path), required=True, help="The small Llama.")
@@ -63,7 +70,7 @@ def measured(logits: list[torch.Tensor], true: list[torch.Tensor], cut: TextWind
 def main(python: Path, model: Path, types: str, context: int, windows: int) -> None:
     """Measure types here and in llama.cpp."""
     table = Table(title=f"{windows} windows of {context} tokens")
-    for column in ("type", "KLD", "llama.cpp's", "differ by", "perplexity", "llama.cpp's"):
+    for column in ("type", "KLD", "with rounded activations", "llama.cpp's", "differ by", "perplexity", "llama.cpp's"):
         table.add_column(column)
     with tempfile.TemporaryDirectory() as name, warnings.catch_warnings():
         warnings.simplefilter("ignore", uqff.FallbackWarning)
@@ -75,14 +82,12 @@ def main(python: Path, model: Path, types: str, context: int, windows: int) -> N
         for kind in types.split(","):
             uqff.quantize_model(model, folder / kind, kind, measure=False, promote=False)
             gguf_of_uqff(folder / kind, folder / f"{kind}.gguf")
-            own: Any = uqff.load_model(folder / kind, dtype=torch.float32)
-            here = measured([window_logits(own, each, cut.first) for each in cut], true, cut)
+            here, rounded = (own_measured(folder / kind, arithmetic, true, cut) for arithmetic in ("exact", "engine"))
             size = true[0].shape[1]
             there = measured(theirs(python, folder / f"{kind}.gguf", cut, size, folder), true, cut)
-            a, b = here.distances, there.distances
-            assert a is not None
-            assert b is not None
-            numbers = [f"{each.kld.value:.4g} ± {each.kld.error or 0:.2g}" for each in (a, b)]
+            found = [each.distances for each in (here, rounded, there)]
+            exact, a, b = [each for each in found if each is not None]
+            numbers = [f"{each.kld.value:.4g} ± {each.kld.error or 0:.2g}" for each in (exact, a, b)]
             spread = ((a.kld.error or 0) ** 2 + (b.kld.error or 0) ** 2) ** 0.5
             far = f"{(b.kld.value - a.kld.value) / spread:+.2f} errors" if spread else "-"
             perplexities = [f"{each.perplexity.value:.4f}" for each in (here, there)]
