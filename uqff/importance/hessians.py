@@ -136,8 +136,14 @@ class LayerHessian(NamedTuple):
         """XᵀX, float32 ``[n, in, in]``: of one matrix, of all experts, or of one.
 
         Of experts that got no token it is the sum of those that did.
+
+        Raises:
+            FormatError: a number is not finite.
         """
         found, counts = self.file[self.name], self.file.counts(self.name)
+        if not np.isfinite(found).all():
+            path, expected = str(self.file.path), "finite numbers"
+            raise FormatError("not XᵀX of any inputs", file=path, layer=self.name, field="hessian", expected=expected)
         if found.ndim == 2:
             return found[None]
         expert = self.expert if expert is None else expert
