@@ -34,7 +34,7 @@ def stored(case: str, path: str = "a") -> dict[str, torch.Tensor]:
 
 def config(*cases: str, targets: list[list[str]] | None = None) -> dict[str, Any]:
     groups = {
-        f"group_{at}": {"targets": targets[at] if targets else ["Linear"], "weights": CASES[case][1]}
+        f"group_{at}": {"targets": targets[at] if targets else ["Linear"], "weights": dict(CASES[case][1])}
         for at, case in enumerate(cases)
     }
     return {"quant_method": "compressed-tensors", "format": CASES[cases[0]][0], "config_groups": groups}
@@ -72,6 +72,15 @@ def test_groups_of_modules(tmp_path: Path) -> None:
         kinds = {path: checkpoint.kind(path) for path in checkpoint}
         assert kinds == {"m.a": "afq4", "m.b": "afq8", "m.c": "fp8", "lm_head": "unquant"}
         assert same_bits(checkpoint.layer("m.b").weight.dequantize(), GOLDEN["int8.numbers"])
+
+
+@pytest.mark.parametrize("size", [129, 10**40])
+def test_groups_that_are_larger_than_the_inputs(tmp_path: Path, size: int) -> None:
+    """There is one of all inputs, however large a number a configuration has."""
+    settings = config("int4-channel")
+    settings["config_groups"]["group_0"]["weights"] |= {"strategy": "group", "group_size": size}
+    with checkpoint_of(tmp_path, stored("int4-channel"), **settings) as checkpoint:
+        assert check_record(checkpoint, "a", GOLDEN["int4-channel.numbers"]).kind == "afq4"
 
 
 @pytest.mark.parametrize(

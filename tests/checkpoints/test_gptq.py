@@ -183,6 +183,15 @@ def test_an_order_without_an_index(tmp_path: Path) -> None:
         check_record(checkpoint, "a", one.numbers())
 
 
+@pytest.mark.parametrize("size", [65, 4096, (1 << 32) - 1, 10**40])
+def test_groups_that_are_larger_than_the_inputs(tmp_path: Path, size: int) -> None:
+    """There is one of all inputs, however large a number a configuration has."""
+    weight = GroupedWeight.random(8, 64, 4, 64, torch.float16)
+    tensors, config = weight.gptq("a", g_idx=False), GPTQ | {"group_size": size, "desc_act": True}
+    with checkpoint_of(tmp_path, tensors, **config) as checkpoint:
+        assert check_record(checkpoint, "a", weight.numbers()).kind == "afq4"
+
+
 @pytest.mark.parametrize(("bits", "kept"), [(4, 58), (4, 62), (8, 61), (2, 60), (3, 56)])
 def test_an_index_that_is_too_short(tmp_path: Path, bits: int, kept: int) -> None:
     """It would leave inputs out, in as many words and groups: there are codes where its inputs end."""
@@ -260,6 +269,7 @@ def test_quantised_as_it_is(tmp_path: Path) -> None:
         ({"a.scales": torch.ones(2, 8).int()}, FormatError, r"wrong dtype: expected F32 or .*got I32 .*model.safetens"),
         ({"a.scales": torch.full((2, 8), torch.inf)}, FormatError, r"expected a finite number.*a\.scales"),
         ({"a.qzeros": torch.ones(2, 2).int()}, ShapeError, r"wrong shape: expected \[2, 1\], got \[2, 2\] .*a\.qzeros"),
+        ({"a.qzeros": torch.ones(2, 0).int()}, ShapeError, r"wrong shape: expected \[2, 1\], got \[2, 0\] .*a\.qzeros"),
         ({"a.qweight": torch.ones(8, 8)}, FormatError, r"wrong dtype: expected I32, got F32 .*a\.qweight"),
         ({"a.qweight": torch.ones(8).int()}, ShapeError, r"wrong shape: expected a matrix"),
         ({"a.g_idx": torch.ones(63).int()}, ShapeError, r"expected \[64\], got \[63\] .*a\.g_idx"),

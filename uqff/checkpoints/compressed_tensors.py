@@ -269,7 +269,7 @@ def _shape(stored: Companions, bits: int) -> tuple[int, int]:
 
 def _groups(stored: Companions, scheme: _Scheme, *, planned: bool) -> Groups:
     out, columns = _shape(stored, scheme.bits)
-    size = columns if scheme.strategy != "group" or scheme.size is None else scheme.size
+    size = columns if scheme.strategy != "group" or scheme.size is None else min(scheme.size, columns)
     count = -(-columns // size)
     scales = stored.finite("weight_scale", stored.part("weight_scale", FLOATS))
     if scheme.strategy == "tensor" and math.prod(scales.shape) == 1:

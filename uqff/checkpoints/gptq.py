@@ -84,11 +84,12 @@ class _Packed(Method):
     def _groups(self, stored: Companions, *, planned: bool = False) -> Groups:
         out, columns, bits, size = self._sizes(stored)
         count = -(-columns // size)
-        blocks = -(-out // 32) * 3  # of 3 bits, 32 codes may be packed at once
-        widths = {-(-out * bits // 32), blocks if bits == 3 else 0}
+        widths = {-(-out * bits // 32)}
+        if bits == 3:  # 32 codes may be packed at once
+            widths.add(-(-out // 32) * 3)
         stored.check("qzeros", ("I32",))
         if stored.shape("qzeros") not in [(count, each) for each in widths]:
-            expected, got = [count, min(widths - {0})], list(stored.shape("qzeros"))
+            expected, got = [count, min(widths)], list(stored.shape("qzeros"))
             raise stored.problem("wrong shape", "qzeros", expected, got, ShapeError)
         scales = stored.finite("scales", stored.part("scales", FLOATS, (count, out))).transposed()
         zeros = None if planned else np.ascontiguousarray(self._zeros(stored, bits)[:, :out].T)
@@ -151,9 +152,10 @@ class GPTQ(_Packed):
         bits, size = next(found, (self.bits, self.group_size))
         words, out = _matrix(stored)
         columns = self._inputs(stored, words, bits)
-        if self.by_activity and size not in (-1, columns):
+        size = columns if size == -1 else min(size, columns)
+        if self.by_activity and size < columns:
             stored.name("g_idx")  # there must be one
-        return out, columns, bits, columns if size == -1 else size
+        return out, columns, bits, size
 
     @staticmethod
     def _inputs(stored: Companions, words: int, bits: int) -> int:
