@@ -15,6 +15,7 @@ pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals are POSIX")
 
 BEGIN = """
 import os, signal, sys, time, types
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have had it ignored
 import uqff.cli
 from uqff.__main__ import run
 

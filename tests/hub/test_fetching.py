@@ -278,7 +278,7 @@ def test_failures_are_one_line(hub: Hub, tmp_path: Path, monkeypatch: pytest.Mon
     assert errors.startswith("uqff: the hub refuses: got status 403")
     hub.fault = None
     code, _, errors = call("quantize", "models/lama", tmp_path / "out", "--isq=q4k")
-    assert (code, errors) == (2, "uqff: no such repository, or it is private (file hf://models/lama)\n")
+    assert (code, errors) == (2, "uqff: no such repository, or it is private (file hf://models/models/lama)\n")
     code, _, errors = call("run", f"{NAME}:nope", "--prompt=x")
     assert (code, "no model of that type: expected afq4 or fp8, got nope" in errors) == (1, True)
     with pytest.raises(ShardError, match="several models"):

@@ -27,7 +27,7 @@ from uqff.errors import FormatError, UnsupportedError
 from uqff.evaluation.evaluate import text_windows
 from uqff.importance.matrix import InputSquares
 from uqff.planning.assign import frontier, within_cost, within_size
-from uqff.planning.candidates import Candidate, Unit, find_units, measure_errors
+from uqff.planning.candidates import Candidate, Unit, by_error, find_units, measure_errors
 from uqff.planning.swapping import Swapper
 from uqff.planning.topology import topology
 from uqff.quantization.plan import plan_model
@@ -152,6 +152,23 @@ def test_texts_are_read_before_the_work(folder: Path, tmp_path: Path, monkeypatc
     (tmp_path / "short").write_text("t5 t6")
     with pytest.raises(FormatError, match="short"):
         uqff.plan_types(folder / "dense", bits=6, kinds=KINDS, check=tmp_path / "short", context=32)
+
+
+def test_what_stands_outside_of_blocks_counts_as_they_do_together(folder: Path) -> None:
+    """Without a text nothing else says how much the head is worth, whose errors no other layer's dilute."""
+    with open_checkpoint(folder / "dense") as opened:
+        checkpoint = NumberFiles(opened)
+        goals = plan_model(checkpoint, Version(1, 2, 0), None, promote=False)
+        units = find_units(checkpoint, goals, ["q8_0"], **RULES)
+    for unit in units:
+        unit.signal = 4.0
+        unit.candidates["q8_0"].error = 1.0
+    by_error(units)
+    blocks = len({unit.name.split(".")[2] for unit in units if ".layers." in unit.name})
+    costs = {unit.name: unit.candidates["q8_0"].cost for unit in units}
+    assert costs.pop("model.embed_tokens") == 0.25
+    assert blocks > 1
+    assert set(costs.values()) == {0.25 / (2 * blocks)}
 
 
 def test_errors_of_a_tied_embedding(tmp_path: Path) -> None:

@@ -68,7 +68,8 @@ def config_of(architecture: str, **changes: Any) -> dict[str, Any]:
     """The ``config.json`` of an architecture; Gemma 3 is the one with vision."""
     numbers = NUMBERS | CONFIGS[architecture] | changes
     if architecture == "Gemma3":
-        return {"architectures": ["Gemma3ForConditionalGeneration"], "text_config": numbers}
+        towers: dict[str, Any] = {"text_config": numbers, "vision_config": {"num_hidden_layers": 0}}
+        return {"architectures": ["Gemma3ForConditionalGeneration"], **towers}
     return {"architectures": [f"{architecture}ForCausalLM"], **numbers}
 
 

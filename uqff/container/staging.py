@@ -165,8 +165,9 @@ def _take_along(source: Path, target: Path) -> None:
 
 
 def _link(source: str | Path, target: str | Path) -> object:
+    link = getattr(os, "link", shutil.copy2)  # not every system has it
     try:
-        os.link(source, target, follow_symlinks=False)
+        link(source, target, follow_symlinks=False)
     except (OSError, NotImplementedError):  # no links there, or not of this file
         shutil.copy2(source, target, follow_symlinks=False)
     return target

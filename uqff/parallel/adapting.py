@@ -167,7 +167,7 @@ def model_weights(model: torch.nn.Module, names: ModulePaths | None = None) -> M
         for at, (name, dim) in enumerate(PROJECTIONS):
             paths = [f"{place.experts}.{expert}.{name}" for expert in range(place.number)]
             weights.stacks[f"{place.experts}.{name}"] = paths
-            if single is not None:
+            if single is not None and len(single[at]) == place.number:  # not of stacks
                 weights.names.update(zip(single[at], paths, strict=True))
             weights.shapes.update(dict.fromkeys(paths, (hidden, inner) if dim else (inner, hidden)))
     return weights

@@ -241,7 +241,13 @@ def relative(unit: Unit, candidate: Candidate) -> float:
 
 
 def by_error(units: Sequence[Unit]) -> None:
-    """Costs without a text: relative squared errors, every layer's alike."""
+    """Costs without a text: relative squared errors.
+
+    Each block of a model adds to the hidden state twice, so that an error within it is one of twice as many as there are
+    blocks; what stands outside, head and embedding, is all there is of its kind, and counts as much as they together.
+    """
+    blocks = {goal.name.block for unit in units for goal in unit.goals} - {None}
     for unit in units:
+        inside = any(goal.name.block is not None for goal in unit.goals)
         for candidate in unit.candidates.values():
-            candidate.cost = relative(unit, candidate)
+            candidate.cost = relative(unit, candidate) / (2 * len(blocks) if inside else 1)

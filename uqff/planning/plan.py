@@ -48,7 +48,7 @@ class PlanPoint:
         name: of the type, or ``mix``.
         nbytes: of all layers' payloads.
         bits_per_weight: of them.
-        cost: mean divergence, if that was measured; else the sum of relative squared errors.
+        cost: mean divergence, if that was measured; else the sum of relative squared errors, of each layer its share.
     """
 
     name: str
@@ -148,8 +148,9 @@ def plan_types(
 
     The error of every type in every layer is found once: squared, weighted by the importance of inputs. With
     ``measure="kld"``, each layer is also quantised by itself, one at a time, and the divergence of the model's
-    predictions of the text says what an error in that layer costs; costs of layers are added up. Without a text, each
-    layer's relative errors count alike. Then :mod:`uqff.planning.assign` finds the mix.
+    predictions of the text says what an error in that layer costs; costs of layers are added up. Without a text,
+    each layer of a block counts by its relative error, and what stands outside, as the head does, as much as all blocks'.
+    Then :mod:`uqff.planning.assign` finds the mix.
 
     Args:
         source: the checkpoint.
