@@ -243,8 +243,8 @@ def relative(unit: Unit, candidate: Candidate) -> float:
 def by_error(units: Sequence[Unit]) -> None:
     """Costs without a text: relative squared errors.
 
-    Each block of a model adds to the hidden state twice, so that an error within it is one of twice as many as there are
-    blocks; what stands outside, head and embedding, is all there is of its kind, and counts as much as they together.
+    Each block of a model adds to the hidden state twice, so that an error within it is one of twice as many as there
+    are blocks; what stands outside, head and embedding, counts as much as all of them.
     """
     blocks = {goal.name.block for unit in units for goal in unit.goals} - {None}
     for unit in units:

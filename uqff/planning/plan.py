@@ -149,8 +149,8 @@ def plan_types(
     The error of every type in every layer is found once: squared, weighted by the importance of inputs. With
     ``measure="kld"``, each layer is also quantised by itself, one at a time, and the divergence of the model's
     predictions of the text says what an error in that layer costs; costs of layers are added up. Without a text,
-    each layer of a block counts by its relative error, and what stands outside, as the head does, as much as all blocks'.
-    Then :mod:`uqff.planning.assign` finds the mix.
+    each layer of a block counts by its relative error, and what stands outside, as the head does, as much as all of
+    them. Then :mod:`uqff.planning.assign` finds the mix.
 
     Args:
         source: the checkpoint.
