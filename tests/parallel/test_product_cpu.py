@@ -89,6 +89,18 @@ def test_one_row_of_any_activations(kind: str) -> None:
         check(by_kernel(record, x), x, dense, (kind, name))
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_one_row_with_weights_of_which_few_count(kind: str) -> None:
+    """Nearly all are zero, or a thousandth: none is the difference of large sums."""
+    rng = torch.Generator().manual_seed(3)
+    few = torch.rand(40, 512, generator=rng) < 0.01
+    for name, rest in (("zero", 0.0), ("small", 1e-3)):
+        plain = torch.randn(40, 512, generator=rng)
+        record = uqff.quantize(torch.where(few, plain, rest * plain), kind)
+        for x in (random(1, 512, seed=6), random(1, 512, seed=7).abs()):
+            check(by_kernel(record, x), x, record.dequantize(), (kind, name))
+
+
 @pytest.mark.parametrize("kind", ["q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "afq4", "afq8", "f8q8", "fp8", "mxfp4"])
 def test_rows_that_end_within_a_step(kind: str) -> None:
     """The last step of a row begins before the one before has ended, and no weight counts twice."""

@@ -25,13 +25,13 @@ import numpy as np
 import numpy.typing as npt
 from numba import types
 
-from uqff.simd.bits import bits_of, float_of
+from uqff.simd.bits import bits_of
 from uqff.simd.compiling import inline, kernel, overload
 from uqff.simd.load_store import load_f32, store_f32
 from uqff.simd.output import F32, Bytes, over, put_pair
 from uqff.simd.scratch import scratch
 from uqff.simd.threads import run_ranges
-from uqff.simd.vectors import LANES, as_f32, as_i32, multiply_add, splat, total
+from uqff.simd.vectors import LANES, multiply_add, splat, total
 
 __all__ = ["CHUNK", "GRAIN", "PAIR", "PITCH", "ROWS", "WIDTH", "Decoder", "Decoding", "add_part"]
 
@@ -53,7 +53,6 @@ GRAIN: Final = 1 << 18
 Floats: TypeAlias = npt.NDArray[np.float32]
 
 _ZERO, _ONE = np.float32(0), np.float32(1)
-_HARDLY_ANY = np.float32(16)
 _SMALL, _LARGE = np.float32(2.0**-60).view(np.int32), np.float32(2.0**90).view(np.int32)
 
 
@@ -70,35 +69,28 @@ class Decoder:
         """Nothing is compiled yet."""
         self.decode = inline(decode)
         self.order: npt.NDArray[np.int64] | None = None
-        self._overlaps = False
         self._row: Callable[..., Any] | None = None
         self._name = f"{decode.__module__.split('.')[-2]}{decode.__qualname__}"
 
-    def by_row(
-        self, order: npt.NDArray[np.int64], *, overlap: bool = True
-    ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    def by_row(self, order: npt.NDArray[np.int64]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
         """Give it a faster product with one row of activations: that of all codes of a scale before the scale.
 
         What it decorates is ``(parts, x, lo, hi) -> float32``: the product of items ``[lo, hi)``, a row of the weight,
-        with activations in another order, and behind them their sums, see :attr:`Decoding.sums`.
+        with activations in another order.
 
         Args:
             order: of as many activations as it takes at a time; ``x[i]`` is activation ``order[i]`` of them.
-            overlap: whether the last ones of a row, which no multiple of so many makes up, are those at its end, with
-                zeros for activations that there were before; else it does not serve for such rows.
         """
 
         def keep(row: Callable[..., Any]) -> Callable[..., Any]:
-            self.order, self._overlaps, self._row = order, overlap, inline(row)
+            self.order, self._row = order, inline(row)
             return row
 
         return keep
 
     def takes(self, columns: int) -> bool:
         """Whether :attr:`multiply_row` serves for rows of so many numbers."""
-        if self.order is None or columns < len(self.order):
-            return False
-        return self._overlaps or columns % len(self.order) == 0
+        return self.order is not None and columns >= len(self.order)
 
     def _kernel(self, function: Callable[..., Any]) -> Callable[..., Any]:
         function.__qualname__ = f"{self._name}.{function.__name__}"
@@ -139,7 +131,7 @@ class Decoder:
 
     @cached_property
     def multiply_row(self) -> Callable[..., None]:
-        """:attr:`multiply` where there is :attr:`order`; ``x`` is in that order, and has its sums behind."""
+        """:attr:`multiply` where there is :attr:`order`; ``x`` is in that order."""
         product: Any = self._row
 
         def multiply_row(parts, x, y, first, items, planes, stride, lo, hi):
@@ -201,7 +193,6 @@ class Decoding(NamedTuple):
         size: numbers of each.
         planes: so many rows share their bytes, and are taken one after another; 1 if none do.
         stride: rows from one of them to the next.
-        sums: so many neighbouring activations are added up for the decoder's product by rows; 0 for none.
         alone: ``(x, y)``: multiplies one row of activations with the whole weight; None if that is for the decoder.
     """
 
@@ -211,7 +202,6 @@ class Decoding(NamedTuple):
     size: int
     planes: int = 1
     stride: int = 1
-    sums: int = 0
     alone: Callable[[Floats, Floats], None] | None = None
 
     def dequantize(self, out: Bytes, form: int) -> None:
@@ -272,20 +262,20 @@ class Decoding(NamedTuple):
         if not decoder.takes(columns):
             return None
         size = -(-columns // len(order)) * len(order)
-        given = np.empty((1, size + (columns // self.sums if self.sums else 0)), np.float32)
-        return (decoder.multiply_row, given) if arrange(x[0], order, self.sums, size, given[0]) else None
+        given = np.empty((1, size), np.float32)
+        return (decoder.multiply_row, given) if arrange(x[0], order, given[0]) else None
 
 
 @kernel
-def arrange(x, order, group, padded, out):
-    """Activations in another order, then the sums of groups of them; whether products by rows are exact with them.
+def arrange(x, order, out):
+    """Activations in another order; whether products by rows are exact with them.
 
     Where a row is no multiple of the order, the last ones of it are taken, with zeros for those that were before.
 
     They are if activations are neither huge nor tiny, as codes are multiplied with powers of two that are taken back
-    later, up to 2**28 and down to 2**-8.  Where something is added to all weights of a group, a weight that is next to
-    nothing is the difference of two numbers that are not; that is lost among others, unless there are hardly any.
+    later, up to 2**28 and down to 2**-8.
     """
+    padded = len(out)
     n, size, top = len(x), len(order), np.int32(0)
     for i in range(n):
         top = max(top, np.int32(bits_of(x[i])) & np.int32(0x7FFFFFFF))
@@ -297,19 +287,6 @@ def arrange(x, order, group, padded, out):
     for i in range(padded - size if padded > n else padded, padded):
         at = n - padded + i // size * size + order[i % size]
         out[i] = x[at] if at >= padded - size else _ZERO
-    if group:
-        unit = _ONE / float_of(np.uint32(top)) if top else _ONE
-        magnitudes, squares = splat(_ZERO), splat(_ZERO)
-        for i in range(n // group):
-            sums = splat(_ZERO)
-            for j in range(i * group, (i + 1) * group, LANES):
-                given = load_f32(x, j)
-                sums = sums + given
-                given = given * unit
-                magnitudes = magnitudes + as_f32(as_i32(given) & 0x7FFFFFFF)
-                squares = squares + given * given
-            out[padded + i] = total(sums)
-        return total(magnitudes) * total(magnitudes) >= _HARDLY_ANY * total(squares)
     return True
 
 

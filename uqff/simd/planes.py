@@ -19,8 +19,6 @@ the scale, which is multiplied with a sum of several products.
 ``any_byte``        ``(I32, byte) -> bool``: whether one of 64 is this one
 ``halved_signed``   ``(I32) -> U16``: 32 signed numbers, shifted right by one
 ``store_as_bytes``  ``(float32s, at, F32, F32, F32, F32)``: in the order of :data:`BYTES`
-``low_half`` ...    ``(F32) -> F32_8``
-``load_f32_8``      ``(float32s, at) -> F32_8``
 ==================  ====================================================================================
 
 The counts and lanes are constants.
@@ -45,7 +43,6 @@ from uqff.simd.load_store import _address, _is_array, load_f32
 from uqff.simd.output import f16
 from uqff.simd.vectors import (
     F32,
-    F32_8,
     I32,
     LANES,
     LLVM,
@@ -65,7 +62,6 @@ from uqff.simd.vectors import (
 __all__ = [
     "BYTES",
     "HAS_AVX2",
-    "HIGH",
     "PAIRS",
     "SIGNS",
     "any_byte",
@@ -73,13 +69,10 @@ __all__ = [
     "flipped",
     "half_pieces",
     "halved_signed",
-    "high_half",
     "joined",
     "larger_bytes",
-    "load_f32_8",
     "load_pieces",
     "look_up_bytes",
-    "low_half",
     "nibble_planes",
     "spread",
     "spread_lanes",
@@ -313,27 +306,3 @@ def halved_signed(_typing: Any, words: Any) -> Any:
 
 def _zero() -> ir.Constant:
     return ir.Constant(ir.IntType(64), 0)
-
-
-def _half(start: int) -> Any:
-    def half(_typing: Any, numbers: Any) -> Any:
-        def generate(_context: Any, builder: Any, _sig: Any, args: Any) -> Any:
-            return shuffled(builder, args[0], args[0], list(range(start, start + LANES // 2)))
-
-        return (signature(F32_8, numbers), generate) if numbers is F32 else None
-
-    return intrinsic(half)
-
-
-low_half, high_half = _half(0), _half(LANES // 2)
-
-
-@intrinsic
-def load_f32_8(_typing: Any, array: Any, at: Any) -> Any:
-    """Eight numbers of an array."""
-
-    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        return builder.load(_address(context, builder, sig.args[0], args[0], args[1], LLVM[F32_8]), align=4)
-
-    fits = _is_array(array) and array.dtype == types.float32
-    return (signature(F32_8, array, types.intp), generate) if fits else None

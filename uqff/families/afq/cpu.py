@@ -20,12 +20,11 @@ from uqff.simd.bits import bits_of, float_of, pack8
 from uqff.simd.compiling import inline, kernel
 from uqff.simd.decoding import Decoder, Decoding
 from uqff.simd.fitting import affine_blocks
-from uqff.simd.load_store import load_codes_3, load_codes_4, load_codes_6, load_f32, load_u8, load_u32
+from uqff.simd.load_store import load_codes_3, load_codes_4, load_codes_6, load_u8, load_u32
 from uqff.simd.output import FORMS, Bytes, looked_up, put_pair, read_ahead, unfold, without_subnormals
-from uqff.simd.planes import BYTES, PAIRS, SIGNS, byte_planes, flipped, load_pieces, nibble_planes
 from uqff.simd.scratch import scratch
 from uqff.simd.threads import run_ranges
-from uqff.simd.vectors import LANES, halves, i32_to_f32, multiply_add, quarters, ramp, splat, total
+from uqff.simd.vectors import LANES, i32_to_f32, ramp, splat
 
 if TYPE_CHECKING:
     from uqff.families.afq.tensor import AFQ
@@ -54,9 +53,7 @@ def decoding(weight: AFQ) -> Decoding | None:
         return None
     if not len(codes) * 8 // bits // group * dtype.itemsize == len(scales) == len(biases):
         return None
-    return Decoding(
-        _DECODERS[bits], (codes, scales, biases, FORMS[dtype], group), weight.numel // group, group, sums=group
-    )
+    return Decoding(_DECODERS[bits], (codes, scales, biases, FORMS[dtype], group), weight.numel // group, group)
 
 
 @looked_up
@@ -123,52 +120,6 @@ def _afq6(parts, out, form, lo, hi):
 @Decoder
 def _afq8(parts, out, form, lo, hi):
     _afq(parts, 8, out, form, lo, hi)
-
-
-@inline
-def _afq_row(parts, bits, x, lo, hi):
-    """64 bytes of codes of 4 or 8 bits at a time, from which half of their range is taken off.
-
-    What is added to the weights of a group is that of its middle code then, and is multiplied with their sum.
-    """
-    codes, scales, biases, kind, size = parts
-    step, log2, zero = 512 // bits, size >> 6, np.float32(0)
-    n = -(-(hi - lo) * size // step) * step  # where the sums are
-    half = np.float32(1 << bits - 1)
-    strip_scales, strip_biases = scratch(STRIP, np.float32), scratch(STRIP, np.float32)
-    sums, others, rest = splat(zero), splat(zero), zero
-    for begin in range(lo, hi, STRIP):
-        count, before = min(STRIP, hi - begin), begin - lo
-        unfold(strip_scales, scales, kind, begin, count, zero)
-        unfold(strip_biases, biases, kind, begin, count, zero)
-        for group in range(0, count - LANES + 1, LANES):
-            middle = multiply_add(load_f32(strip_scales, group), splat(half), load_f32(strip_biases, group))
-            others = multiply_add(middle, load_f32(x, n + before + group), others)
-        for group in range(count // LANES * LANES, count):
-            rest += (strip_scales[group] * half + strip_biases[group]) * x[n + before + group]
-        for i in range(before * size, (before + count) * size, step):
-            start = min(i - before * size, count * size - step)
-            at = (begin * size + start) * bits >> 3
-            read_ahead(codes, at)
-            words, part = load_pieces(codes, at, 0, 1), start >> 5
-            # A scale for every 32 codes, whatever the size of groups.
-            a, b = strip_scales[part >> log2], strip_scales[part + 1 >> log2]
-            if bits == 4:
-                c, d = strip_scales[part + 2 >> log2], strip_scales[part + 3 >> log2]
-                sums = multiply_add(nibble_planes(flipped(words, SIGNS), x, i), quarters(a, b, c, d), sums)
-            else:
-                sums = multiply_add(byte_planes(flipped(words, 0x80808080), x, i), halves(a, b), sums)
-    return total(sums) * np.float32(2.0**-28 if bits == 4 else 2.0**-24) + total(others) + rest
-
-
-@_afq4.by_row(PAIRS)
-def _afq4_row(parts, x, lo, hi):
-    return _afq_row(parts, 4, x, lo, hi)
-
-
-@_afq8.by_row(BYTES)
-def _afq8_row(parts, x, lo, hi):
-    return _afq_row(parts, 8, x, lo, hi)
 
 
 _DECODERS = {2: _afq2, 3: _afq3, 4: _afq4, 6: _afq6, 8: _afq8}

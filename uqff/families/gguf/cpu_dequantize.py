@@ -67,12 +67,12 @@ def dequantize(weight: GGUF, out: Bytes, form: int) -> bool:
     return True
 
 
-def blocks(weight: GGUF, sums: int = 0) -> Decoding:
-    """Its blocks, with sums of so many activations."""
+def blocks(weight: GGUF) -> Decoding:
+    """Its blocks."""
     block_type = weight.block_type
     items = weight.numel // block_type.block_size
     decoder, data = DECODERS[block_type.name], weight.parts["data"].array()
-    return Decoding(decoder, (data,), items, block_type.block_size, sums=sums)
+    return Decoding(decoder, (data,), items, block_type.block_size)
 
 
 @looked_up
