@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from uqff.errors import FormatError
-from uqff.importance.hessians import Hessians, HessianWriter
+from uqff.importance.hessians import COUNTS, FORMAT, VERSION, Hessians, HessianWriter
 
 
 @pytest.mark.parametrize("wrong", [np.nan, np.inf])
@@ -27,3 +29,12 @@ def test_numbers_that_are_not_finite_are_refused(tmp_path: Path, wrong: float) -
         with pytest.raises(FormatError, match="not XᵀX of any inputs: expected finite numbers") as caught:
             broken.read()
         assert (caught.value.layer, caught.value.field) == ("a.up_proj", "hessian")
+
+
+@pytest.mark.parametrize("shape", [(), (2,), (2, 3), (1, 2, 3), (1, 1, 2, 2)])
+def test_shapes_that_are_no_squares_are_refused(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    tensors: dict[str, np.ndarray[Any, Any]] = {"a": np.ones(shape, np.float32), f"a{COUNTS}": np.ones(1, np.int64)}
+    save_file(tensors, tmp_path / "h", {"format": FORMAT, "version": VERSION})
+    with pytest.raises(FormatError, match="not XᵀX of a layer") as caught:
+        Hessians(tmp_path / "h")
+    assert (caught.value.layer, caught.value.file) == ("a", str(tmp_path / "h"))

@@ -59,9 +59,10 @@ class Hessians(Mapping[str, npt.NDArray[np.float32]], Closing):
             if name.endswith(COUNTS):
                 continue
             counts = header.entries.get(f"{name}{COUNTS}")
-            *stack, rows, columns = (0, 0, *entry.shape)[-3:] if len(entry.shape) == 3 else (0, *entry.shape)[-3:]
-            fits = entry.dtype == "F32" and len(entry.shape) in (2, 3) and rows == columns
-            if not fits or counts is None or counts.dtype != "I64" or counts.shape != (stack[0] or 1,):
+            shape = entry.shape
+            fits = entry.dtype == "F32" and len(shape) in (2, 3) and shape[-1] == shape[-2]
+            number = shape[0] or 1 if len(shape) == 3 else 1
+            if not fits or counts is None or counts.dtype != "I64" or counts.shape != (number,):
                 raise FormatError(
                     "not XᵀX of a layer", layer=name, expected="F32 [in, in] or [E, in, in] with I64 counts"
                 )
