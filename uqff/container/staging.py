@@ -103,20 +103,8 @@ def staged_directory(target: Path, *, force: bool = False, what: What = "UQFF mo
         FileExistsError: see :func:`check_target`; it is asked before and after.
     """
     _check_and_clear(target, force=force, what=what)
-    remove_left(target)
-    staging, handle = create_locked(target)
-    try:
+    with _beside(target, lambda: check_target(target, force=force, what=what)) as staging:
         yield staging
-        sync_directory(staging)
-        check_target(target, force=force, what=what)
-        _replace(staging, target)
-    except BaseException:
-        shutil.rmtree(staging, ignore_errors=True)
-        raise
-    finally:
-        if handle is not None:
-            os.close(handle)
-    sync_directory(target.parent)
 
 
 @contextlib.contextmanager
@@ -138,15 +126,23 @@ def changed_directory(target: Path, leave: Callable[[str], bool]) -> Iterator[Pa
         raise UnsupportedError("the current directory cannot be replaced", file=str(target))
     target.parent.mkdir(parents=True, exist_ok=True)
     _bring_back(target)
-    remove_left(target)
-    staging, handle = create_locked(target)
-    try:
+    with _beside(target) as staging:
         if target.is_dir():
             for name in os.listdir(target):
                 if not leave(name) and not TEMPORARY.fullmatch(name):
                     _take_along(target / name, staging / name)
         yield staging
+
+
+@contextlib.contextmanager
+def _beside(target: Path, check: Callable[[], None] = lambda: None) -> Iterator[Path]:
+    """A new directory, locked, that takes the target's place when the block ends well and ``check`` raises nothing."""
+    remove_left(target)
+    staging, handle = create_locked(target)
+    try:
+        yield staging
         sync_directory(staging)
+        check()
         _replace(staging, target)
     except BaseException:
         shutil.rmtree(staging, ignore_errors=True)
