@@ -209,13 +209,13 @@ def _plan(bits: int) -> Callable[[Path, Path], object]:
     return write
 
 
-def _saved(kind: str) -> Callable[[Path, Path], object]:
-    """A model as ``transformers`` saves it, beside a file that is not its own."""
+def _saved(kind: str, *, card: bool = True) -> Callable[[Path, Path], object]:
+    """A model as ``transformers`` saves it; beside a file that is not its own, or where nothing was."""
 
     def write(sources: Path, place: Path) -> None:
         from uqff.integrations.saving import save_pretrained
 
-        if not (place / "out").exists():
+        if card and not (place / "out").exists():
             (place / "out").mkdir()
             (place / "out" / "README.md").write_bytes(b"# A card")
         save_pretrained(uqff.load_model(sources / kind), place / "out")
@@ -292,7 +292,7 @@ WRITERS = (
         imports=("uqff.cli.checksum",),
     ),
     Writer("save_pretrained over a model", _saved("q8_0"), _saved("q4_0"), _files("out"), imports=MODELS),
-    Writer("save_pretrained", _nothing, _saved("q4_0"), _files("out"), imports=MODELS),
+    Writer("save_pretrained", _nothing, _saved("q4_0", card=False), _files("out"), imports=MODELS),
     Writer("calibrate --hessian", _calibrate(1), _calibrate(2), _files(""), "each", CALIBRATE),
     Writer("eval --keep-logits --picture", _eval(1), _eval(2), _files(""), "each", EVAL),
     Writer("plan --out --picture", _plan(8), _plan(5), _files(""), "each", PLAN),
