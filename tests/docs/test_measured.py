@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from tools.bench.__main__ import MARK as BENCH
+from tools.bench.__main__ import PAGE, SECTIONS, filled
 from tools.quality import tables
 
 ROW = {"kld": 0.0123456, "kld_error": 0.0001}
@@ -47,3 +49,24 @@ def test_pages_get_what_was_measured(tmp_path: Path, monkeypatch: pytest.MonkeyP
         f"| q8_0 | 8.50{cell} |\n"
         f"<!-- end -->\nb\n{kept}"
     )
+
+
+def test_pages_get_what_was_timed() -> None:
+    """The section that was measured is replaced, and tells of the machine; another stays."""
+    facts = {"processor": "a CPU", "threads": "2", "python": "3.12", "torch": "2.9", "numba": "0.60"}
+    kept = "<!-- measured: bench models -->\nold\n<!-- end -->\n"
+    page = f"a\n<!-- measured: bench rates -->\nold\n<!-- end -->\nb\n{kept}"
+    result = {"machine": {**facts, "load when begun": "0.1"}, "rates": [{"type": "q4k", "engine": 1.5}]}
+    assert filled(page, result) == (
+        "a\n<!-- measured: bench rates -->\n"
+        "a CPU, threads 2, python 3.12, torch 2.9, numba 0.60; load when begun 0.1.\n\n"
+        "| type | engine |\n| --- | --- |\n| q4k | 1.5 |\n"
+        f"<!-- end -->\nb\n{kept}"
+    )
+
+
+def test_places_for_what_is_timed() -> None:
+    """The page has a place for token rates, and none that no section fills."""
+    places = {match[2] for match in BENCH.finditer(PAGE.read_text("utf-8"))}
+    assert "rates" in places
+    assert places <= set(SECTIONS)

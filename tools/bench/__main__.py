@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import importlib
 import json
+import re
+import textwrap
 from pathlib import Path
+from typing import Any
 
 import click
 from rich.console import Console
 
 from tools.bench.machine import facts
+from tools.generated import ROOT, settle
 
 SECTIONS = {
     "opening": "Opening a 1 GiB file of 128 layers and making every layer",
@@ -36,14 +40,35 @@ def markdown(rows: list[dict[str, object]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
 
 
+MARK = re.compile(r"(<!-- measured: bench (\w+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
+PAGE = ROOT / "docs" / "pages" / "benchmarks.md"
+
+
+def filled(page: str, result: dict[str, Any]) -> str:
+    """A page with the tables of the sections that were measured in their places, and the machine above each."""
+    machine = result["machine"]
+    names = ("processor", "threads", "python", "torch", "numba")
+    told = ", ".join(machine[name] if name == "processor" else f"{name} {machine[name]}" for name in names)
+    told = textwrap.fill(f"{told}; load when begun {machine['load when begun']}.", 120)
+
+    def table(match: re.Match[str]) -> str:
+        rows = result.get(match[2])
+        return f"{match[1]}{told}\n\n{markdown(rows)}{match[4]}" if rows else match[0]
+
+    return MARK.sub(table, page)
+
+
 @click.command()
 @click.option("--only", multiple=True, type=click.Choice(list(SECTIONS)), help="Run this section only; repeatable.")
 @click.option("--out", type=click.Path(path_type=Path), default=Path("build/bench"), show_default=True)
-def main(only: tuple[str, ...], out: Path) -> None:
+@click.option(
+    "--page", is_flag=True, help="Put the tables into docs/pages/benchmarks.md, where it has places for them."
+)
+def main(only: tuple[str, ...], out: Path, page: bool) -> None:
     """Measure, print, and write OUT/bench.md and OUT/bench.json."""
     console = Console()
     machine = facts()
-    result: dict[str, object] = {"machine": machine}
+    result: dict[str, Any] = {"machine": machine}
     text = "# Benchmarks\n\n" + "\n".join(f"- {name}: {value}" for name, value in machine.items()) + "\n"
     console.print(text, highlight=False)
     for section in only or SECTIONS:
@@ -55,6 +80,8 @@ def main(only: tuple[str, ...], out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
     (out / "bench.md").write_text(text, "utf-8")
     (out / "bench.json").write_text(json.dumps(result, indent=2) + "\n", "utf-8")
+    if page:
+        settle([(PAGE, filled(PAGE.read_text("utf-8"), result))], check=False)
     console.print(f"Written to {out}/bench.md and {out}/bench.json")
 
 

@@ -5,19 +5,24 @@ With ``--quiet`` no errors are measured, which the engine does not either; the t
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import multiprocessing
+import re
 import shutil
 import statistics
+import string
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from tools.bench.processes import Usage, run
 from tools.interop.install import install_client
+from tools.tiny.models import SPECIAL_TOKENS, Float32, TinyModel
 
-__all__ = ["DIMENSIONS", "ENGINE_VERSION", "engine_command", "make", "measure", "our_command"]
+__all__ = ["DIMENSIONS", "ENGINE_VERSION", "LAYERS", "Repeated", "engine_command", "make", "measure", "our_command"]
 
 ENGINE_VERSION = "0.9.5"
 LAYERS = {"250 M": 5, "1 B": 20}
@@ -37,6 +42,34 @@ def our_command(model: Path, out: Path, kind: str, *more: str) -> list[str]:
     return [sys.executable, "-m", "uqff", "quantize", str(model), str(out), "--isq", kind, *(more or ("--quiet",))]
 
 
+class Repeated(TinyModel):
+    """A Llama whose layers all have the numbers of the first, so that a large one is made as fast as a small one.
+
+    Its tokens are letters, of which llama.cpp's files have a form, too: it does not answer without. All are whole
+    characters, so that each is sent as soon as it is there.
+    """
+
+    def _tensor(self, name: str, shape: tuple[int, ...]) -> Float32:
+        return _numbers(self, re.sub(r"\.\d+\.", ".0.", name), shape)
+
+    def tokenizer(self) -> dict[str, Any]:
+        """A ``tokenizer.json`` of one token for each letter; the rest of the vocabulary only has names."""
+        words = [*SPECIAL_TOKENS, *string.ascii_lowercase, "ab"]
+        words += [f"<{i}>" for i in range(len(words), self.vocab_size)]
+        level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+        return {
+            **super().tokenizer(),
+            "pre_tokenizer": level,
+            "decoder": level,
+            "model": {"type": "BPE", "vocab": {word: i for i, word in enumerate(words)}, "merges": ["a b"]},
+        }
+
+
+@functools.cache
+def _numbers(model: Repeated, name: str, shape: tuple[int, ...]) -> Float32:
+    return TinyModel._tensor(model, name, shape)
+
+
 def make(model: Path, layers: int) -> int:
     """Write a random llama; gives the weights of its layers. In a process of its own: this one stays small."""
     maker = multiprocessing.get_context("spawn").Process(target=_write, args=(model, layers))
@@ -53,10 +86,8 @@ def _write(model: Path, layers: int) -> None:
     _model(layers).write(model)
 
 
-def _model(layers: int):  # type: ignore[no-untyped-def]
-    from tools.tiny.models import TinyModel
-
-    return TinyModel("llama", 2048, 5632, 16, 16, layers, 512, weight_dtype="BF16")
+def _model(layers: int) -> Repeated:
+    return Repeated("llama", 2048, 5632, 16, 16, layers, 512, weight_dtype="BF16")
 
 
 def measure() -> list[dict[str, object]]:

@@ -1,102 +1,156 @@
 """Tokens a second of larger random models, one sequence, two threads: ours in both arithmetics, the engine, llama.cpp.
 
-A Llama of 250 million weights and one of a thousand million.  Of every program two runs of different length, in turn,
-the model loaded; what a token takes is the difference of both, least of all rounds.  The engine keeps keys and values
-in float16, as it does by itself; llama.cpp runs the GGUF file that ``uqff convert`` makes of ours.
+A Llama of 250 million weights and one of a thousand million, made once and kept in the user's cache, some 12 GB.  All
+programs have a model loaded at the same time, each in a process of its own, and answer in turn, a few tokens each, for
+some rounds: what else happens on the machine happens to all.  llama.cpp runs the GGUF file that ``uqff convert`` makes
+of ours, the engine ours.
 """
 
 from __future__ import annotations
 
+import contextlib
+import json
+import os
 import shutil
-import tempfile
-import time
-from collections.abc import Callable
+import statistics
+import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-import torch
-
+from tools.bench import token_times
 from tools.bench.models import ENGINE_VERSION, LAYERS, make
-from tools.interop.client import Client
 from tools.interop.install import install_client
-from tools.interop.llamacpp import PACKAGES, run_llamacpp
+from tools.interop.llamacpp import PACKAGES
 from uqff.conversion import gguf_of_uqff
-from uqff.parallel import load_model, set_arithmetic
-from uqff.parallel.generate import generate
 from uqff.quantization.run import quantize_model
 
 __all__ = ["measure"]
 
-KINDS = ("q4_0", "q8_0", "q4k", "afq4", "mxfp4")
-IN_GGUF = ("q4_0", "q8_0", "q4k")
+KINDS = ("q4_0", "q4k", "q8_0", "q2k", "q3k", "q5k", "q6k", "afq4", "mxfp4", "hqq4", "fp8")
+IN_GGUF = ("q4_0", "q4k", "q8_0", "q2k", "q3k", "q5k", "q6k")
 THREADS = 2
-SHORT, LONG = 8, 40
-ROUNDS = 3
-PROMPT = [5, 9, 17, 30]
+TOKENS = 8
+ROUNDS = 4
+SLOW = 0.5
+"""Seconds a token from which on a program answers once, with :data:`FEW`."""
+FEW = 3
 
 
-def _rate(seconds: Callable[[int], float]) -> float:
-    """Tokens a second, by two lengths, least of each."""
-    taken = {tokens: min(seconds(tokens) for _ in range(ROUNDS)) for tokens in (SHORT, LONG)}
-    return (LONG - SHORT) / (taken[LONG] - taken[SHORT])
+def cache() -> Path:
+    """Where models are kept."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "uqff" / "bench"
 
 
-def _ours(model: torch.nn.Module, arithmetic: str) -> float:
-    def seconds(tokens: int) -> float:
-        start = time.perf_counter()
-        generate(model, PROMPT, tokens)
-        return time.perf_counter() - start
-
-    set_arithmetic(model, "engine" if arithmetic == "engine" else "exact")
-    generate(model, PROMPT, 2)
-    return _rate(seconds)
-
-
-def _engine(client: Client, directory: Path) -> float:
-    """The loading of the model is in both runs alike."""
-    names = [file.name for file in sorted(directory.glob("*.uqff"))]
-
-    def seconds(tokens: int) -> float:
-        start = time.perf_counter()
-        client.generate(directory, names, architecture="llama", dtype="F32", tokens=tokens)
-        return time.perf_counter() - start
-
-    return _rate(seconds)
+def model_of(size: str, kind: str) -> tuple[Path, Path | None]:
+    """The directory of a model, and its GGUF file if the type has one; made if they are not there."""
+    folder = cache() / size.replace(" ", "-")
+    checkpoint, directory, file = folder / "model", folder / kind, folder / f"{kind}.gguf"
+    if not checkpoint.exists():
+        part = folder / "part"
+        shutil.rmtree(part, ignore_errors=True)
+        make(part, LAYERS[size])
+        part.rename(checkpoint)
+    if not directory.exists():
+        quantize_model(checkpoint, directory, [kind], measure=False)
+    if kind not in IN_GGUF:
+        return directory, None
+    if not file.exists():
+        gguf_of_uqff(directory, file)
+    return directory, file
 
 
-def _llamacpp(python: Path, directory: Path) -> float:
-    file = directory / "model.gguf"
-    gguf_of_uqff(directory, file)
-    made = run_llamacpp(python, file, PROMPT, lengths=[SHORT, LONG] * ROUNDS)
-    taken = {tokens: min(made["seconds"][i::2]) for i, tokens in enumerate((SHORT, LONG))}
-    return (LONG - SHORT) / (taken[LONG] - taken[SHORT])
+class Program:
+    """One program that has a model loaded."""
+
+    def __init__(self, python: Path, name: str, model: Path) -> None:
+        command = [str(python), str(Path(token_times.__file__).resolve()), name, str(model), str(THREADS)]
+        root = {"PYTHONPATH": str(Path(__file__).resolve().parents[2])} if name == "uqff" else {}
+        environment = {**os.environ, **root, "UQFF_NUM_THREADS": str(THREADS), "RAYON_NUM_THREADS": str(THREADS)}
+        pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+        self._name = name
+        self._process: subprocess.Popen[str] = subprocess.Popen(command, **pipes, text=True, env=environment)
+
+    def said(self) -> str:
+        """What it says next, but for its log.
+
+        Raises:
+            RuntimeError: it has ended.
+        """
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            _, found, answer = line.partition(token_times.RESULT)
+            if found:
+                return answer.strip()
+        raise RuntimeError(f"{self._name} ended with {self._process.wait()}")
+
+    def times(self, how: str, tokens: int) -> list[float]:
+        """Seconds from each token to the next."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(f"{how} {tokens}\n")
+        self._process.stdin.flush()
+        found: list[float] = json.loads(self.said())
+        return found
+
+    def close(self) -> None:
+        """End it."""
+        self._process.kill()
+        self._process.communicate()
+
+
+@contextlib.contextmanager
+def programs(commands: dict[str, tuple[Path, Path]]) -> Iterator[dict[str, Program]]:
+    """Of each name, its interpreter and model: all of them, loaded one after the other."""
+    running: dict[str, Program] = {}
+    try:
+        for name, (python, model) in commands.items():
+            running[name] = Program(python, name, model)
+            running[name].said()
+        yield running
+    finally:
+        for each in running.values():
+            each.close()
+
+
+def times_of(running: dict[str, Program]) -> dict[str, list[float]]:
+    """Seconds of tokens of each program and way, in turn; a first answer of each counts only if the program is slow."""
+    asked = [(program, how) for program in running for how in (("exact", "engine") if program == "uqff" else ("",))]
+    found: dict[str, list[float]] = {}
+    for turn in range(1 + ROUNDS):
+        for program, how in asked:
+            name = f"{program} {how}".strip()
+            if turn and statistics.median(found[name]) > SLOW:
+                continue
+            made = running[program].times(how, TOKENS if turn else FEW)
+            found[name] = [*found[name], *made] if turn > 1 else made
+    return found
 
 
 def measure() -> list[dict[str, object]]:
     """One row a size and type."""
-    environment = {"RAYON_NUM_THREADS": str(THREADS), "MISTRALRS_CPU_KV_F32": "0"}
-    client = Client(install_client(ENGINE_VERSION), timeout=600, environment=environment)
+    engine = install_client(ENGINE_VERSION)
     package, _, version = PACKAGES[0].partition("==")
-    python = install_client(version, package, *PACKAGES[1:])
+    llama = install_client(version, package, *PACKAGES[1:])
     rows: list[dict[str, object]] = []
-    before = torch.get_num_threads()
-    torch.set_num_threads(THREADS)
-    for size, layers in LAYERS.items():
-        with tempfile.TemporaryDirectory() as scratch:
-            checkpoint = Path(scratch, "model")
-            make(checkpoint, layers)
-            for kind in KINDS:
-                directory = Path(scratch, kind)
-                quantize_model(checkpoint, directory, [kind], measure=False)
-                model = load_model(directory, dtype=torch.float32)
-                rates = {f"uqff {name}": _ours(model, name) for name in ("exact", "engine")}
-                del model
-                engine = _engine(client, directory)
-                row: dict[str, object] = {"weights": size, "type": kind}
-                row |= {f"{name}, tokens/s": round(rate, 2) for name, rate in rates.items()}
-                row["mistral.rs"] = round(engine, 2)
-                row["llama.cpp"] = round(_llamacpp(python, directory), 2) if kind in IN_GGUF else ""
-                row["best / mistral.rs"] = round(max(rates.values()) / engine, 2)
-                rows.append(row)
-                shutil.rmtree(directory)
-    torch.set_num_threads(before)
+    for size in LAYERS:
+        for kind in KINDS:
+            directory, file = model_of(size, kind)
+            commands = {"uqff": (Path(sys.executable), directory), "mistralrs": (engine, directory)}
+            if file is not None:
+                commands["xllamacpp"] = llama, file
+            with programs(commands) as running:
+                rows.append(row(size, kind, times_of(running)))
     return rows
+
+
+def row(size: str, kind: str, found: dict[str, list[float]]) -> dict[str, object]:
+    """Rates by the median and, in brackets, by the least time of a token; beside the engine, that of the faster way."""
+    medians, least = ({name: take(each) for name, each in found.items()} for take in (statistics.median, min))
+    names = {"uqff exact": "exact", "uqff engine": "engine's", "mistralrs": "mistral.rs", "xllamacpp": "llama.cpp"}
+    shown: dict[str, object] = {"weights": size, "type": kind}
+    for name, title in names.items():
+        shown[title] = f"{1 / medians[name]:.1f} ({1 / least[name]:.1f})" if name in found else ""
+    beside = [each["mistralrs"] / min(each["uqff exact"], each["uqff engine"]) for each in (medians, least)]
+    shown["× mistral.rs"] = f"{beside[0]:.2f} ({beside[1]:.2f})"
+    return shown
