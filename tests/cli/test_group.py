@@ -157,10 +157,11 @@ def test_control_c_is_quiet(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.skipif(os.name != "posix", reason="SIGPIPE is POSIX")
-def test_a_closed_pipe_is_quiet() -> None:
-    """`uqff inspect ... | head` says nothing when head has seen enough."""
+@pytest.mark.parametrize("arguments", [["inspect", str(FILE), "--json"], ["--help"], ["inspect", "--help"]])
+def test_a_closed_pipe_is_quiet(arguments: list[str]) -> None:
+    """`uqff inspect ... | head` says nothing when head has seen enough; so does what click prints by itself."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "uqff", "inspect", str(FILE), "--json"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        [sys.executable, "-m", "uqff", *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
     assert process.stdout is not None
     assert process.stderr is not None
@@ -196,12 +197,30 @@ def test_a_closed_output_is_quiet(command: list[str]) -> None:
     assert (done.returncode, done.stderr) == (0, b"")
 
 
+@pytest.mark.skipif(os.name != "posix", reason="closed descriptors are POSIX")
+def test_all_streams_may_be_closed() -> None:
+    """The exit code is that of the work, and no file gets the number of a stream, into which C code would write."""
+    call = [sys.executable, "-m", "uqff", "checksum", str(FILE)]
+    done = subprocess.run(["sh", "-c", '"$@" <&- 2>&-', "sh", *call], stdout=subprocess.PIPE, check=False)
+    assert (done.returncode, done.stdout.split()[1:]) == (0, [FILE.name.encode()])
+    script = (
+        "import os, sys\n"
+        "from uqff.cli import main\n"
+        f"main(['inspect', {str(FILE)!r}], standalone_mode=False)\n"
+        "null = os.stat(os.devnull)\n"
+        "sys.exit(sum(os.path.samestat(os.fstat(number), null) << number for number in range(3)))\n"
+    )
+    call = [sys.executable, "-c", script]
+    assert subprocess.run(["sh", "-c", '"$@" <&- >&- 2>&-', "sh", *call], check=False).returncode == 0b111
+
+
 @pytest.mark.parametrize(
     ("variable", "text", "expected"),
     [
         ("UQFF_NUM_THREADS", "0", "a positive integer"),
         ("UQFF_NUM_THREADS", "many", "a positive integer"),
         ("UQFF_KERNELS", "cuda", "'numba' or 'reference'"),
+        ("UQFF_MMAP", "no", "'0' or '1'"),
     ],
 )
 def test_variables_that_say_nonsense_are_2(

@@ -6,6 +6,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+import torch
 from click.testing import CliRunner
 
 import uqff
@@ -92,7 +93,7 @@ def test_without_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 def test_names_are_no_html(tmp_path: Path) -> None:
     """Of layers, files and metadata; what is broken is shown as such, and the exit code says it."""
     evil = "<script>alert(1)</script>\"'><img src=x onerror=alert(1)>&lt;"
-    layer = uqff.Layer(uqff.quantize(__import__("torch").ones(2, 32), "q8_0"))
+    layer = uqff.Layer(uqff.quantize(torch.ones(2, 32), "q8_0"))
     folder = tmp_path / "<b>&amp;"
     folder.mkdir()
     uqff.save({f"{evil}.up": layer}, folder / "<i>.uqff")
@@ -104,6 +105,17 @@ def test_names_are_no_html(tmp_path: Path) -> None:
     page = made(broken, tmp_path / "broken.html", code=1)
     assert "broken" in page.texts
     assert any("truncated" in text or "length" in text for text in page.texts)
+
+
+def test_a_page_has_no_control_characters(tmp_path: Path) -> None:
+    """What a terminal would act on, or an editor, when somebody looks at the page there."""
+    folder = tmp_path / "\x1b[31m\u202e\n"
+    folder.mkdir()
+    uqff.save({"\x1b]0;.up": uqff.Layer(uqff.quantize(torch.ones(2, 32), "q8_0"))}, folder / "a.uqff")
+    page = made(folder / "a.uqff", tmp_path / "page.html")
+    assert f"{tmp_path}/\\x1b[31m\\u202e\\n/a.uqff" in page.texts
+    text = (tmp_path / "page.html").read_text("utf-8")
+    assert all(c.isprintable() for c in text.replace("\n", ""))
 
 
 def test_a_page_has_a_bound_that_it_tells(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -81,6 +81,14 @@ class LazyGroup(click.Group):
             with formatter.section(task):
                 formatter.write_dl([(f"{name:<{width}}", COMMANDS[name][1]) for name in names])
 
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Read what stands before the command; ``--help`` and ``--version`` print and end here."""
+        try:
+            return super().parse_args(ctx, args)
+        except BrokenPipeError:
+            _drop_output()
+            ctx.exit(PIPE_CLOSED)
+
     def invoke(self, ctx: click.Context) -> Any:
         """Run a command."""
         try:
@@ -90,8 +98,7 @@ class LazyGroup(click.Group):
             ctx.exit(INTERRUPTED)
 
     def _invoke(self, ctx: click.Context) -> Any:
-        if sys.stdout is None:  # closed by the caller, who wants the exit code alone
-            sys.stdout = open(os.devnull, "w")  # noqa: SIM115  (to the end of the process)
+        _open_streams()
         for stream in (sys.stdout, sys.stderr):
             if hasattr(stream, "reconfigure"):
                 stream.reconfigure(errors="backslashreplace")
@@ -102,8 +109,7 @@ class LazyGroup(click.Group):
         except UqffError as error:
             _fail(ctx, str(error), 2 if isinstance(error, HubError) else 1)
         except BrokenPipeError:
-            # What is left in the buffer must not complain when the interpreter exits.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            _drop_output()
             ctx.exit(PIPE_CLOSED)
         except OSError as error:
             _fail(ctx, f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}", 2)
@@ -112,15 +118,32 @@ class LazyGroup(click.Group):
         return result
 
 
+def _drop_output() -> None:
+    """Let what is left in the buffer not complain when the interpreter exits."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _open_streams() -> None:
+    """Let what the caller has closed, who wants the exit code alone, lead nowhere.
+
+    In their order, so that each gets its own number and no file of a model does, into which C code would then write.
+    """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115  (to the end of the process)
+
+
 def _check_environment(ctx: click.Context) -> None:
     """Variables that say nonsense are a wrong call, whether the command looks at them or not."""
-    if os.environ.get("UQFF_NUM_THREADS") or os.environ.get("UQFF_KERNELS"):
+    if any(os.environ.get(f"UQFF_{name}") for name in ("NUM_THREADS", "KERNELS", "MMAP")):
         from uqff import simd
+        from uqff.container.mapping import is_read
         from uqff.simd.threads import num_threads
 
         try:
             num_threads()
             simd.choice()
+            is_read()
         except ValueError as error:
             _fail(ctx, str(error), 2)
 

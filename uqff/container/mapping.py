@@ -18,10 +18,10 @@ from typing import Any, Final, Protocol
 
 from uqff.errors import FormatError
 
-__all__ = ["VARIABLE", "Memory", "memory_of"]
+__all__ = ["VARIABLE", "Memory", "is_read", "memory_of"]
 
 VARIABLE: Final = "UQFF_MMAP"
-"""The variable of the environment that says ``0`` where files are to be read."""
+"""The variable of the environment that says ``0`` where files are to be read, and ``1`` or nothing where not."""
 
 MANY: Final = 256
 """File descriptors after which mappings keep none: a model may have more shards than a process may have open files."""
@@ -140,14 +140,27 @@ def _next_descriptor(file: FileIO) -> int:
     return number
 
 
+def is_read() -> bool:
+    """Whether ``UQFF_MMAP`` says that files are to be read.
+
+    Raises:
+        ValueError: it says neither ``0``, ``1`` nor nothing.
+    """
+    said = os.environ.get(VARIABLE, "")
+    if said not in ("", "0", "1"):
+        raise ValueError(f"{VARIABLE}: expected '0' or '1', got {said!r}")
+    return said == "0"
+
+
 def memory_of(file: FileIO, size: int) -> Memory:
     """The first ``size`` bytes of an open file, which may be closed afterwards.
 
     Raises:
         FormatError: it has become shorter.
         OSError: it cannot be mapped, or not be read.
+        ValueError: see :func:`is_read`.
     """
-    if os.environ.get(VARIABLE) == "0":
+    if is_read():
         return _Read(file, size)
     if sys.version_info < (3, 13) and hasattr(mmap, "MADV_DONTNEED") and _next_descriptor(file) >= MANY:
         return _FreeMap(file, size)

@@ -11,7 +11,7 @@ from html import escape
 from typing import Final
 
 from uqff.container.file import UqffFile
-from uqff.errors import shortened
+from uqff.errors import printable, shortened
 from uqff.inspection.layer import FieldRow, LayerReport, report_layer
 from uqff.inspection.statistics import Statistics
 from uqff.inspection.summary import FileSummary, LayerRow
@@ -61,7 +61,7 @@ def page(
     """
     kinds = [row.kind for row in summary.types]
     colours = {kind: f"hsl({round(360 * at / max(len(kinds), 1))} 60% 52%)" for at, kind in enumerate(kinds)}
-    title = escape(summary.files[0].path)
+    title = escape(printable(summary.files[0].path))
     yield (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">\n"

@@ -9,6 +9,7 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
+from typing import Final
 
 import torch
 import torch.distributed as dist
@@ -18,10 +19,25 @@ from uqff.parallel.comm import Comm
 
 __all__ = ["device_of", "joined", "rank_of"]
 
+MOST_RANKS: Final = 1_000_000
+"""Of any torchrun."""
+
 
 def rank_of(environ: Mapping[str, str] = os.environ) -> tuple[int, int]:
-    """Rank and world size of this process; 0 and 1 outside of torchrun."""
-    return int(environ.get("RANK", "0")), int(environ.get("WORLD_SIZE", "1"))
+    """Rank and world size of this process; 0 and 1 outside of torchrun.
+
+    Raises:
+        CommError: what the environment says is none.
+    """
+    world_size = _number("WORLD_SIZE", environ, 1, 1, MOST_RANKS)
+    return _number("RANK", environ, 0, 0, world_size - 1), world_size
+
+
+def _number(name: str, environ: Mapping[str, str], default: int, least: int, most: int) -> int:
+    text = environ.get(name) or str(default)
+    if not text.isdecimal() or len(text) > len(str(most)) or not least <= int(text) <= most:
+        raise CommError("not a place among ranks", field=name, expected=f"from {least} to {most}", got=text)
+    return int(text)
 
 
 def device_of(name: str | None, environ: Mapping[str, str] = os.environ) -> torch.device:
@@ -32,6 +48,7 @@ def device_of(name: str | None, environ: Mapping[str, str] = os.environ) -> torc
         environ: of the process.
 
     Raises:
+        CommError: what the environment says of that place is no number.
         UnsupportedError: no such device.
     """
     try:
@@ -41,7 +58,7 @@ def device_of(name: str | None, environ: Mapping[str, str] = os.environ) -> torc
     if device.type not in ("cpu", "cuda") or (device.type == "cuda" and not torch.cuda.is_available()):
         raise UnsupportedError("no such device here", expected="cpu", got=device)
     if device.type == "cuda" and device.index is None:
-        local = int(environ.get("LOCAL_RANK", "0"))
+        local = _number("LOCAL_RANK", environ, 0, 0, MOST_RANKS)
         device = torch.device("cuda", local % torch.cuda.device_count())
     return device
 

@@ -164,6 +164,13 @@ def test_what_a_configuration_cannot_say_is_refused(tmp_path: Path, name: str) -
     assert (caught.value.field, caught.value.file) == (field, str(path))  # type: ignore[attr-defined]
 
 
+def test_a_count_that_is_too_large_is_told_the_bound(tmp_path: Path) -> None:
+    """4294967295 is not refused for being less than 1."""
+    with pytest.raises(FormatError, match="not a count") as caught:
+        config(write(tmp_path, {"block_count": pair("llama.block_count", "u32", 2**32 - 1)}))
+    assert (caught.value.expected, caught.value.got) == ("a number from 1 to 2147483647", 2**32 - 1)
+
+
 def test_factors_of_llama_3() -> None:
     """Ours in float32 against the formula in float64; and back to the numbers that they came from."""
     ours = llama3_factors(SCALING, THETA, HEAD_DIM)

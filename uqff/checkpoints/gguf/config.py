@@ -115,7 +115,8 @@ class _Metadata:
         if value is None and default is not None:
             return default
         if value is None or not least <= value < 2**31:
-            raise self.error("not a count", key, f"a number of at least {least}", "none" if value is None else value)
+            expected = f"a number from {least} to {2**31 - 1}"
+            raise self.error("not a count", key, expected, "none" if value is None else value)
         return int(value)
 
     def number(self, key: str, default: float | None = None) -> float:

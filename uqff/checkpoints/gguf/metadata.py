@@ -46,7 +46,8 @@ def metadata_of(config: Mapping[str, Any], architecture: GgufArchitecture, path:
         value = config.get(key)
         value = default if value is None else value
         if type(value) is not int or not least <= value < 2**31:
-            raise FormatError("not a count", file=path, field=key, expected=f"a number of at least {least}", got=value)
+            expected = f"a number from {least} to {2**31 - 1}"
+            raise FormatError("not a count", file=path, field=key, expected=expected, got=value)
         return Value(ValueType.U32, value)
 
     def number(key: str, value: Any) -> Value:
