@@ -75,6 +75,15 @@ def test_tail_blocks(tmp_path: Path) -> None:
         assert same_bits(checkpoint.layer("a").weight.dequantize(), weight.float() * wide)
 
 
+@pytest.mark.parametrize("shape", [(32, 0), (0, 32), (0, 0), (2, 0, 4), (0, 3, 4)])
+def test_weights_without_numbers(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    """No outputs, no inputs or no experts: a weight of that shape, not an error of numpy."""
+    blocks = torch.ones(*shape[:-2], -(-shape[-2] // 3), -(-shape[-1] // 4))
+    tensors = {"a.weight": torch.zeros(shape).to(torch.float8_e4m3fn), "a.weight_scale_inv": blocks}
+    with checkpoint_of(tmp_path, tensors, **FP8_CONFIG, weight_block_size=[3, 4]) as checkpoint:
+        assert checkpoint.layer("a").weight.dequantize().shape == shape
+
+
 @pytest.mark.parametrize("shape", [(), (1,), (1, 1)])
 @pytest.mark.parametrize("name", ["weight_scale", "weight_scale_inv"])
 def test_one_scale_is_an_fp8_record(tmp_path: Path, shape: tuple[int, ...], name: str) -> None:

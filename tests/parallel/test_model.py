@@ -290,6 +290,16 @@ def test_layers_that_do_not_fit(written: dict[str, Written], tmp_path: Path) -> 
         load_model(cut(good, tmp_path, "bias", lambda layers: layers.update({q: uqff.Layer(layers[q].weight)})))
 
 
+@pytest.mark.parametrize("blocks", [3, 30_000, 2**53])
+def test_more_layers_than_there_are(written: dict[str, Written], tmp_path: Path, blocks: int) -> None:
+    """Said before transformers makes modules for all of them, which took minutes and gigabytes."""
+    shutil.copytree(written[CASES[1].name].directory, tmp_path / "deep")
+    path = tmp_path / "deep" / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "num_hidden_layers": blocks}))
+    with pytest.raises(FormatError, match=rf"got {blocks} \(file .*config.json, field config.num_hidden_layers\)"):
+        load_model(tmp_path / "deep")
+
+
 def test_a_numbered_layer_is_missing(written: dict[str, Written], tmp_path: Path) -> None:
     """Pre-1.0: the count must be right, as the engine has it; the error says which weight the number stands for."""
     good = written[CASES[0].name].directory

@@ -65,10 +65,11 @@ class ScaledFP8(ForeignTensor):
     def values(self) -> npt.NDArray[np.float32]:
         """See :meth:`ForeignTensor.values`."""
         *outer, out, columns = self.shape
-        codes = self.parts["weight"].array().reshape(-1, out, columns)
-        scales = float32_of(self.parts["scales"]).reshape(len(codes), -(-out // self.rows), -1)
+        scales = self.parts["scales"]
+        codes = self.parts["weight"].array().reshape(math.prod(outer), out, columns)
+        by_matrix = float32_of(scales).reshape(math.prod(outer), *scales.shape[-2:])
         made = np.empty(codes.shape, np.float32)
-        for matrix, of_matrix, into in zip(codes, scales, made, strict=True):
+        for matrix, of_matrix, into in zip(codes, by_matrix, made, strict=True):
             for at, of_rows in enumerate(of_matrix):
                 rows = slice(at * self.rows, (at + 1) * self.rows)
                 wide = np.repeat(of_rows, self.columns)[:columns] if len(of_rows) > 1 else of_rows

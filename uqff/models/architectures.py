@@ -38,6 +38,7 @@ __all__ = [
     "embedding_name",
     "entry_names",
     "is_tied_model",
+    "last_block",
     "layer_names",
     "selected_entries",
     "selected_layers",
@@ -114,6 +115,20 @@ def layer_names(config: Mapping[str, Any]) -> list[LayerName]:
         FormatError: the configuration lacks a number or has a senseless one.
     """
     return _layer_names(config, numbered=True)
+
+
+def last_block(config: Mapping[str, Any]) -> list[str]:
+    """The modules of a model's last decoder layer, and keys of its stacks of experts, by their names in files.
+
+    Raises:
+        UnsupportedError: the architecture is unknown.
+        FormatError: the configuration lacks the number of layers, or no model has as many.
+    """
+    architecture, config = architecture_of(config), text_values(config)
+    last = count(config, "num_hidden_layers", least=1, most=MAX_BLOCKS) - 1
+    paths = _block_paths(architecture, config, last, numbered=False)
+    names = {name for path, _, stacked in paths for name in (path, stacked) if name}
+    return [f"{architecture.decoder}.layers.{last}.{name}" for name in sorted(names)]
 
 
 def _layer_names(config: Mapping[str, Any], *, numbered: bool) -> list[LayerName]:

@@ -30,7 +30,7 @@ from uqff.parallel.filling import Filling
 from uqff.parallel.gpt_oss import share_sinks
 from uqff.parallel.immediate import ImmediateIsq, IsqPool, Types
 from uqff.parallel.loading import when_asked
-from uqff.parallel.source import ModelSource, open_source
+from uqff.parallel.source import ModelSource, check_depth, open_source
 from uqff.progress import Progress
 from uqff.quantization.types import FallbackWarning
 
@@ -100,6 +100,7 @@ def load_model(
 
 
 def _built(source: ModelSource, dtype: torch.dtype) -> torch.nn.Module:
+    check_depth(source)
     return transformers_model.build(source.config, dtype)
 
 

@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from uqff.checkpoints.model import holds_checkpoint
 from uqff.container.shards import at_hand, select
-from uqff.errors import UnsupportedError
+from uqff.errors import FormatError, UnsupportedError, located
+from uqff.models.architectures import last_block
+from uqff.models.assets import CONFIG_NAME
 from uqff.parallel.checkpoint_source import CheckpointSource
 from uqff.parallel.immediate import ImmediateIsq
 from uqff.parallel.uqff_source import UqffSource
@@ -27,7 +29,7 @@ if TYPE_CHECKING:
     from uqff.parallel.immediate import Types
     from uqff.parallel.unloaded import Unloaded, UnloadedExperts
 
-__all__ = ["ModelSource", "directory_of", "open_source"]
+__all__ = ["ModelSource", "check_depth", "directory_of", "open_source"]
 
 
 class ModelSource(Protocol):
@@ -130,6 +132,25 @@ def open_source(
             "the model is quantised already", file=os.fspath(path), field="isq", expected="a type in it", got=isq
         )
     return UqffSource(path, isq), None
+
+
+def check_depth(source: ModelSource) -> None:
+    """Make sure that a model's last layer is there before modules are made for all: work is bounded by what files hold.
+
+    Raises:
+        FormatError: the configuration announces a layer of which there is no weight, or more than any model has.
+    """
+    path = str(source.directory / CONFIG_NAME)
+    with located(file=path):
+        names = last_block(source.config)
+    if not any(name in source for name in names):
+        raise FormatError(
+            "the configuration announces more layers than there are",
+            file=path,
+            field="config.num_hidden_layers",
+            expected=f"a weight such as {names[0]}",
+            got=source.config.get("num_hidden_layers"),
+        )
 
 
 def directory_of(path: str | os.PathLike[str], isq: object = None) -> Path:

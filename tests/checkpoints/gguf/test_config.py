@@ -146,6 +146,7 @@ REFUSED: dict[str, tuple[dict[str, bytes | None], type[Exception], str]] = {
     "blocks-text": ({"block_count": pair("llama.block_count", "text", "3")}, FormatError, "llama.block_count"),
     "blocks-0": ({"block_count": pair("llama.block_count", "u32", 0)}, FormatError, "llama.block_count"),
     "blocks-huge": ({"block_count": pair("llama.block_count", "u64", 2**63)}, FormatError, "llama.block_count"),
+    "blocks-many": ({"block_count": pair("llama.block_count", "u32", 2**31 - 1)}, FormatError, "llama.block_count"),
     "vocabulary": ({"x": pair("llama.vocab_size", "u32", 6)}, FormatError, "llama.vocab_size"),
     "partial": ({"x": pair("llama.rope.dimension_count", "u32", 8)}, FormatError, "llama.rope.dimension_count"),
     "experts": ({"x": pair("llama.expert_count", "u32", 8)}, UnsupportedError, "llama.expert_count"),

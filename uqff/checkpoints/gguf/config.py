@@ -31,6 +31,7 @@ from uqff.checkpoints.gguf.rope import (
 from uqff.errors import FormatError, UnsupportedError, UqffError, located
 from uqff.gguf.reader import GgufFile
 from uqff.gguf.schema import Array, ValueType
+from uqff.limits import MAX_BLOCKS
 from uqff.models.architectures import is_tied_model
 
 __all__ = ["FLOAT32_MAX", "check_config", "config_of", "experts_of"]
@@ -119,6 +120,13 @@ class _Metadata:
             raise self.error("not a count", key, expected, "none" if value is None else value)
         return int(value)
 
+    def blocks(self) -> int:
+        """How many decoder layers there are: no more than a model has, as each of their tensors is looked for."""
+        announced = self.integer("block_count")
+        if announced > MAX_BLOCKS:
+            raise self.error("more layers than any model has", "block_count", f"at most {MAX_BLOCKS}", announced)
+        return announced - self.integer("nextn_predict_layers", least=0, default=0)
+
     def number(self, key: str, default: float | None = None) -> float:
         value = self.get(key, _FLOATS)
         if value is None and default is not None:
@@ -181,7 +189,7 @@ def config_of(file: GgufFile, architecture: GgufArchitecture, *, strict: bool = 
             "heads of several sizes", "attention.value_length", head_dim, metadata.integer("attention.value_length")
         )
     window = metadata.integer("attention.sliding_window", least=0, default=0)
-    blocks = metadata.integer("block_count") - metadata.integer("nextn_predict_layers", least=0, default=0)
+    blocks = metadata.blocks()
     config: dict[str, Any] = {
         "architectures": [_class_of(architecture, window, head_dim * heads != hidden)],
         "head_dim": head_dim,
