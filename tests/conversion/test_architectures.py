@@ -13,13 +13,13 @@ from safetensors.numpy import save_file
 
 import uqff
 from tools.tiny import architectures
-from tools.tiny.gguf import TEXTS, checkpoint_of, write_checkpoint
+from tools.tiny.gguf import OWN, TEXTS, THETA, checkpoint_of, write_checkpoint
 from uqff.checkpoints import open_gguf
 from uqff.container.document import write_json
 from uqff.conversion import gguf_of_uqff, uqff_of_gguf
-from uqff.errors import FormatError, UnsupportedError, UqffError
+from uqff.errors import FormatError, ShardError, UnsupportedError, UqffError
 
-NAMES = ("Mistral", "Qwen3", "Qwen3Moe", "Mixtral", "SmolLM3", "Gemma", "Gemma2", "Gemma3", *TEXTS)
+NAMES = ("Mistral", "Qwen3", "Qwen3Moe", "Mixtral", "SmolLM3", "Gemma", "Gemma2", "Gemma3", *TEXTS, *OWN)
 
 
 def write(name: str, folder: Path, kind: str = "f32") -> None:
@@ -69,6 +69,42 @@ def test_experts_of_the_older_generation(tmp_path: Path, name: str) -> None:
         assert len(blocks) == 1 + architectures.LAYERS * (4 + 3 * architectures.EXPERTS)
     with pytest.raises(UnsupportedError, match=r"experts of files before 1\.0"):
         gguf_of_uqff(tmp_path / "v", tmp_path / "b.gguf")
+
+
+def test_experts_of_gpt_oss(tmp_path: Path) -> None:
+    """MXFP4 of gate and up becomes one layer whose rows take turns, and comes back; of two types, they cannot."""
+    config, tensors = checkpoint_of("gpt-oss")
+    write_checkpoint(config, tensors, tmp_path / "a.gguf", "q8_0", kinds={"experts": "mxfp4"})
+    uqff_of_gguf(tmp_path / "a.gguf", tmp_path / "u")
+    gguf_of_uqff(tmp_path / "u", tmp_path / "b.gguf")
+    with open_gguf(tmp_path / "a.gguf") as one, open_gguf(tmp_path / "b.gguf") as other:
+        assert {each: bytes(t.blocks().payload) for each, t in one.items()} == {
+            each: bytes(t.blocks().payload) for each, t in other.items()
+        }
+        gate, up = (one[f"blk.1.ffn_{each}_exps.weight"].float32() for each in ("gate", "up"))
+    with uqff.open(tmp_path / "u") as file:
+        layer = file["model.layers.1.mlp.experts.gate_up_proj"].weight
+        assert layer.kind == "mxfp4"
+        assert np.array_equal(layer.dequantize().numpy(), np.stack((gate, up), 2).reshape(layer.shape))
+    write_checkpoint(config, tensors, tmp_path / "c.gguf", "q8_0", kinds={"gate_proj": "mxfp4"})
+    with pytest.raises(ShardError, match=r"cannot be put together exactly: .* got mxfp4, q8_0") as caught:
+        uqff_of_gguf(tmp_path / "c.gguf", tmp_path / "v")
+    assert caught.value.layer == "model.layers.0.mlp.experts.gate_up_proj"
+
+
+def test_yarn_without_its_bounds(tmp_path: Path) -> None:
+    """Older files of gpt-oss do not state them: they are those that llama.cpp takes then."""
+    config, tensors = checkpoint_of("gpt-oss")
+    scaling = dict(config["rope_scaling"])
+    write_checkpoint(
+        config | {"rope_scaling": scaling | {"beta_fast": None, "beta_slow": None}},
+        tensors,
+        tmp_path / "a.gguf",
+        "q8_0",
+    )
+    uqff_of_gguf(tmp_path / "a.gguf", tmp_path / "u")
+    found = json.loads((tmp_path / "u/config.json").read_text())["rope_scaling"]
+    assert found | {"rope_theta": THETA} == scaling | {"rope_theta": THETA}
 
 
 def test_experts_where_an_architecture_has_none(tmp_path: Path) -> None:
@@ -125,6 +161,19 @@ def test_metadata_that_no_configuration_says(tmp_path: Path, name: str, changed:
         ("GLM-4-MoE", {"norm_topk_prob": 1}, "norm_topk_prob"),
         ("HunYuan MoE", {"moe_topk": [1, 2]}, "moe_topk"),
         ("Gemma3", {"sliding_window_pattern": 2}, "sliding_window_pattern"),
+        ("gpt-oss", {"layer_types": ["full_attention"] * 2}, "layer_types"),
+        ("gpt-oss", {"rope_scaling": {"rope_type": "yarn", "factor": 8.0}}, "rope_scaling.truncate"),
+        ("gpt-oss", {"rope_scaling": {"rope_type": "yarn", "truncate": False}}, "rope_scaling.factor"),
+        (
+            "gpt-oss",
+            {"rope_scaling": {"rope_type": "yarn", "truncate": False, "factor": 8.0, "attention_factor": 1.5}},
+            "rope_scaling.attention_factor",
+        ),
+        (
+            "gpt-oss",
+            {"rope_scaling": {"rope_type": "yarn", "truncate": False, "factor": 8.0}},
+            "rope_scaling.original_max_position_embeddings",
+        ),
     ],
 )
 def test_configurations_that_no_metadata_says(tmp_path: Path, name: str, changed: dict[str, Any], field: str) -> None:

@@ -240,7 +240,7 @@ def test_the_gguf_package_reads_what_is_written(tmp_path: Path) -> None:
     assert after.fields["general.quantization_version"].contents() == package.GGML_QUANT_VERSION
 
 
-REFUSED = ["hqq4", "hqq8", "fp8", "afq2", "afq8", "f8q8", "mxfp4"]
+REFUSED = ["hqq4", "hqq8", "fp8", "afq2", "afq8", "f8q8"]
 
 
 @pytest.mark.parametrize("kind", REFUSED)

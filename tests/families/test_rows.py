@@ -7,10 +7,12 @@ import pytest
 import torch
 
 import uqff
+from uqff.codec.layer import Layer
+from uqff.codec.turns import split_gate_up
 from uqff.errors import ShapeError, ShardError
-from uqff.families import Unquant
+from uqff.families import Unquant, stack
 from uqff.families.part import Part
-from uqff.families.rows import can_reorder, reordered, reordered_bias
+from uqff.families.rows import can_reorder, joined_rows, reordered, reordered_bias
 from uqff.quantization.types import KINDS, meta_weight
 
 ORDER = np.array([3, 0, 2, 1, 5, 4])
@@ -55,3 +57,27 @@ def test_what_cannot_change_places() -> None:
         reordered(Unquant.of(WEIGHT), ORDER[:5])
     with pytest.raises(ShapeError, match="order of another number of rows"):
         reordered_bias(Part.of_tensor(WEIGHT[:, 0]), ORDER[:5])
+
+
+@pytest.mark.parametrize("kind", ["q4k", "q8_0", "mxfp4", "afq4", "unquant"])
+def test_rows_of_several_weights(kind: str) -> None:
+    """Of weights and of their stacks: one after the other, and in turns; no code is touched, and both come apart."""
+    ones = [uqff.quantize(WEIGHT + at, kind) for at in range(2)]
+    whole = joined_rows(ones, turns=False)
+    assert [whole.narrow(0, 0, 6), whole.narrow(0, 6, 6)] == ones
+    stacks = [stack([each, each]) for each in ones]
+    turned = joined_rows(stacks, turns=True)
+    assert torch.equal(turned.dequantize()[:, 0::2], stacks[0].dequantize())
+    assert [each.weight for each in split_gate_up(Layer(turned))] == stacks
+
+
+def test_weights_that_cannot_be_put_together() -> None:
+    """Of two types, of two shapes, with one scale each that differs, or with groups across rows."""
+    with pytest.raises(ShardError, match="got q4k, q8_0"):
+        joined_rows([uqff.quantize(WEIGHT, kind) for kind in ("q4k", "q8_0")], turns=True)
+    with pytest.raises(ShapeError, match="weights of several shapes"):
+        joined_rows([uqff.quantize(each, "q8_0") for each in (WEIGHT, WEIGHT[:5])], turns=True)
+    with pytest.raises(ShardError, match="the same in all"):
+        joined_rows([uqff.quantize(each, "fp8") for each in (WEIGHT, 2 * WEIGHT)], turns=True)
+    with pytest.raises(ShardError, match="got hqq8, hqq8"):
+        joined_rows([uqff.quantize(WEIGHT, "hqq8")] * 2, turns=True)

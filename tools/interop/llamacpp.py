@@ -33,7 +33,7 @@ import uqff
 from tools.interop import llamacpp_job
 from tools.interop.gguf import Case, cases, other, plain
 from tools.interop.llamacpp_job import RESULT
-from tools.tiny.gguf import TEXTS, write_checkpoint
+from tools.tiny.gguf import OWN, TEXTS, write_checkpoint
 from uqff import Layer
 from uqff.checkpoints import open_gguf
 from uqff.conversion import gguf_of_uqff, uqff_of_gguf
@@ -127,7 +127,7 @@ def rounded(x: torch.Tensor, kind: str) -> torch.Tensor:
 def content(path: Path) -> tuple[dict[str, bytes], dict[str, Any]]:
     """Tensors and metadata of a file; those of the file itself left out."""
     with open_gguf(path) as file:
-        tensors = {name: bytes(tensor.record().data.numpy()) for name, tensor in file.items()}
+        tensors = {name: bytes(tensor.blocks().payload) for name, tensor in file.items()}
         return tensors, {key: _plain(value) for key, value in file.pairs.items() if key != "general.alignment"}
 
 
@@ -171,7 +171,7 @@ def check(
 def check_all(python: Path, folder: Path) -> Iterator[Row]:
     """The tiny models, then the real one."""
     tried: list[tuple[Case, tuple[str, ...]]] = [(case, KINDS) for case in [*cases(), other("Qwen3Moe", "f32")]]
-    for name in ("Mixtral", "SmolLM3", "Gemma", "Gemma2", "Gemma3", *TEXTS):
+    for name in ("Mixtral", "SmolLM3", "Gemma", "Gemma2", "Gemma3", *TEXTS, *OWN):
         tried.append((other(name, "f32"), KINDS[:1]))
     for case, kinds in tried:
         for kind in kinds:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import tempfile
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,7 @@ FOREIGN = ("tq1_0", "tq2_0", "mxfp4")
 ARCHITECTURES = {
     "gemma3_text": "gemma3",
     "glm4_moe": "glm4moe",
+    "gpt_oss": "gpt-oss",
     "hunyuan_v1_dense": "hunyuan-dense",
     "hunyuan_v1_moe": "hunyuan-moe",
     "lfm2_moe": "lfm2moe",
@@ -57,7 +58,7 @@ def checkpoint_of(name: str) -> tuple[dict[str, Any], dict[str, Any]]:
     """Configuration and tensors of one of `architectures`; of Qwen3-MoE with experts in every layer, because
     GGUF has no other.
     """
-    if name in TEXTS:
+    if name in (*TEXTS, *OWN):
         return _saved(name)
     like = {"SmolLM3": "Mistral", "Gemma3": "Gemma2"}.get(name, name)
     config, shapes = architectures.config(like), architectures.shapes(like)
@@ -99,15 +100,43 @@ TEXTS: dict[str, dict[str, Any]] = {
 """What the configuration has otherwise of those that are made as `tools.tiny.text` makes them."""
 
 
+THETA = 172235.0
+"""With which the bounds of YaRN are whole numbers: llama.cpp rounds them, and gpt-oss says not to."""
+OWN = {
+    "gpt-oss": text.Text(
+        "GptOssForCausalLM",
+        "gpt_oss",
+        {
+            "attention_bias": True,
+            "num_local_experts": text.EXPERTS,
+            "num_experts_per_tok": 2,
+            "swiglu_limit": 7.0,
+            "sliding_window": 4,
+            "layer_types": ["sliding_attention", "full_attention"],
+            "rope_theta": THETA,
+            "rope_scaling": {
+                "rope_type": "yarn",
+                "factor": 8.0,
+                "original_max_position_embeddings": 128,
+                "beta_fast": 32.0,
+                "beta_slow": 1.0,
+                "truncate": False,
+            },
+        },
+    ),
+}
+"""Those of which `tools.tiny.text` has none, because the client writes nothing of them."""
+
+
 def _saved(name: str) -> tuple[dict[str, Any], dict[str, Any]]:
     from safetensors.numpy import load_file
 
     with tempfile.TemporaryDirectory() as scratch:
-        text.write(name, Path(scratch) / "model")
+        made = OWN[name] if name in OWN else text.TEXTS[name]
+        text.write_text(made, Path(scratch) / "model")
         tensors = load_file(Path(scratch) / "model/model.safetensors")
-    made = text.TEXTS[name]
     named = {"architectures": [made.architecture], "model_type": made.model_type, "torch_dtype": "float32"}
-    config = made.config() | named | TEXTS[name]
+    config = made.config() | named | TEXTS.get(name, {})
     if name == "Phi-3":  # whose factors the GGUF file has as tensors
         factors = {
             "short_factor": [1.0 + each / 16 for each in range(8)],
@@ -135,7 +164,9 @@ def stored(
     name: str, values: np.ndarray[Any, Any], kinds: Mapping[str, str], default: str
 ) -> tuple[Any, gguf.GGMLQuantizationType]:
     """A tensor as it is stored: its bytes (rows of blocks) or numbers, and its ggml type."""
-    if values.ndim == 1 or re.search(r"\.gate\.|\.conv\.conv\.", name):  # and what chooses experts
+    if values.ndim == 1 or re.search(
+        r"\.gate\.|\.router\.|\.conv\.conv\.|\.experts\.\w+\.bias", name
+    ):  # and what chooses experts
         return values, gguf.GGMLQuantizationType.F32
     kind = next((kind for part, kind in kinds.items() if part in name), default)
     if kind.upper() in DENSE:
@@ -153,9 +184,27 @@ def stored(
 def stacks(tensors: Mapping[str, Any]) -> dict[str, Any]:
     """Tensors with the experts of each projection as one, called by the name of one without its number."""
     found: dict[str, Any] = {}
-    for name, values in tensors.items():
+    for name, values in apart(tensors):
         found.setdefault(re.sub(r"\.experts\.\d+\.", ".experts.", name), []).append(values)
-    return {name: np.stack(values) if ".experts." in name else values[0] for name, values in found.items()}
+    numbered = {re.sub(r"\.experts\.\d+\.", ".experts.", name) for name in tensors if re.search(r"\.experts\.\d", name)}
+    return {name: np.stack(values) if name in numbered else values[0] for name, values in found.items()}
+
+
+def apart(tensors: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Tensors, those that are several in GGUF one by one, by the names that llama.cpp's converter looks up."""
+    for name, values in tensors.items():
+        if name.endswith(("experts.gate_up_proj", "experts.gate_up_proj_bias")):  # inputs before outputs; in turns
+            turned = values.swapaxes(1, 2) if values.ndim == 3 else values
+            for at, part in enumerate(("gate_proj", "up_proj")):
+                kind = "bias" if name.endswith("_bias") else "weight"
+                yield f"{name.partition('gate_up_proj')[0]}{part}.{kind}", np.ascontiguousarray(turned[:, at::2])
+        elif name.endswith(("experts.down_proj", "experts.down_proj_bias")):
+            turned = values.swapaxes(1, 2) if values.ndim == 3 else values
+            yield name.replace("_bias", "") + (".bias" if values.ndim == 2 else ".weight"), np.ascontiguousarray(turned)
+        elif name.endswith(".sinks"):
+            yield f"{name}.weight", values
+        else:
+            yield name, values
 
 
 EXPERT_COUNTS = ("num_experts", "num_local_experts", "n_routed_experts")
@@ -192,6 +241,16 @@ def add_own(writer: gguf.GGUFWriter, architecture: str, config: Mapping[str, Any
         writer.add_expert_gating_func(gguf.ExpertGatingFuncType.SIGMOID)
         writer.add_expert_weights_scale(config["routed_scaling_factor"])
         writer.add_expert_weights_norm(config["norm_topk_prob"])
+    if architecture == "gpt-oss":
+        scaling = config["rope_scaling"]
+        writer.add_sliding_window(config["sliding_window"])
+        writer.add_expert_feed_forward_length(config["intermediate_size"])
+        writer.add_rope_scaling_type(gguf.RopeScalingType.YARN)
+        writer.add_rope_scaling_factor(scaling["factor"])
+        writer.add_rope_scaling_orig_ctx_len(scaling["original_max_position_embeddings"])
+        if scaling["beta_fast"] is not None:
+            writer.add_rope_scaling_yarn_beta_fast(scaling["beta_fast"])
+            writer.add_rope_scaling_yarn_beta_slow(scaling["beta_slow"])
     if architecture == "hunyuan-moe":
         writer.add_expert_shared_feed_forward_length(config["intermediate_size"])
         writer.add_expert_shared_count(config["num_shared_expert"][0])
@@ -237,7 +296,7 @@ def write_checkpoint(
     writer.add_block_count(config["num_hidden_layers"])
     writer.add_feed_forward_length(config["intermediate_size"])
     writer.add_head_count(heads)
-    kinds_of_layers = config.get("layer_types", [])
+    kinds_of_layers = config.get("layer_types", []) if architecture.startswith("lfm2") else []
     writer.add_head_count_kv([0 if each == "conv" else kv_heads for each in kinds_of_layers] or kv_heads)
     if "rms_norm_eps" in config and "norm_eps" not in config and architecture not in ("phi2", "starcoder2"):
         writer.add_layer_norm_rms_eps(config["rms_norm_eps"])

@@ -304,11 +304,15 @@ def has(name: str) -> bool:
 
 def write(name: str, folder: Path) -> None:
     """Write a checkpoint of an architecture: what `transformers` saves of it, with other values."""
+    write_text(TEXTS[name], folder)
+
+
+def write_text(text: Text, folder: Path) -> None:
+    """The same of one that the client writes nothing of."""
     from safetensors import safe_open
     from safetensors.numpy import save_file
     from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
-    text = TEXTS[name]
     values = text.config()
     config = CONFIG_MAPPING[text.model_type].from_dict(values)
     TinyModel(hidden_size=HIDDEN, heads=2, vocab_size=VOCABULARY).write(folder)

@@ -13,7 +13,7 @@ files that were made from GGUF, one tensor of blocks remains, else the GGUF file
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -21,6 +21,7 @@ from typing import Any, Final
 
 import numpy as np
 
+from uqff.checkpoints.gguf.blocks import stored_blocks, stored_type
 from uqff.checkpoints.gguf.metadata import active_window, metadata_of
 from uqff.checkpoints.gguf.names import (
     LONG_FACTORS,
@@ -28,12 +29,15 @@ from uqff.checkpoints.gguf.names import (
     SHORT_FACTORS,
     PlainTensor,
     architecture_of_config,
-    gguf_name,
+    gguf_names,
     heads_of,
+    joined_of,
     plain_tensors,
     shape_of,
 )
 from uqff.checkpoints.gguf.rope import Factors, llama3_factors, longrope_factors, rope_scaling_of
+from uqff.codec.layer import Layer
+from uqff.codec.turns import split_gate_up
 from uqff.codes import LOADED_DTYPES, DType
 from uqff.container.file import UqffFile, open_uqff
 from uqff.container.shards import PathLike
@@ -41,10 +45,11 @@ from uqff.conversion.kept import kept_factors, made_metadata, with_kept
 from uqff.conversion.result import Conversion
 from uqff.errors import FormatError, ShapeError, UnsupportedError, located
 from uqff.families.base import QuantizedTensor
-from uqff.families.gguf.blocks import BlockType, block_type_of_code, block_type_of_kind
+from uqff.families.gguf.blocks import BlockType, block_type_of_kind
 from uqff.families.part import Part
 from uqff.families.rows import Order, reordered, reordered_bias
 from uqff.gguf.schema import VERSION
+from uqff.gguf.types import ggml_type
 from uqff.gguf.writer import PlannedTensor, write_gguf
 from uqff.models.architectures import EntryName, LayerName, embedding_name, entry_names, layer_names
 from uqff.models.assets import CONFIG_NAME
@@ -216,7 +221,9 @@ class ToGgufJob:
             for module, (key, name) in by_module.items():
                 if module.startswith(prefix):
                     yield from self._layer(key, name)
-        yield from (self._plain(each) for each in self.plain if each.name in self.file.residual)
+        for each in self.plain:
+            if each.name in self.file.residual:
+                yield from self._plain(each)
         if head is not None:
             yield from self._layer(*head)
         yield from self._scaling()
@@ -239,7 +246,10 @@ class ToGgufJob:
         return llama3_factors(scaling, pairs["llama.rope.freq_base"], pairs["llama.rope.dimension_count"])
 
     def _layer(self, key: str, name: LayerName) -> Iterable[PlannedTensor]:
-        path = gguf_name(name.module, self.architecture)
+        path, *others = gguf_names(name.module, self.architecture)
+        if others:
+            yield from self._apart(key, name.module, (path, *others))
+            return
         yield self._weight(key, f"{path}.weight", name.module)
         bias = self.file[key].bias_part
         if bias is not None:
@@ -265,9 +275,28 @@ class ToGgufJob:
 
     def _blocks(self, key: str, order: Order | None) -> Iterable[memoryview]:
         weight = self.file[key].weight
-        ggml = (weight if order is None else reordered(weight, order)).ggml
-        assert ggml is not None
-        yield ggml[1].payload
+        yield stored_blocks(weight if order is None else reordered(weight, order)).payload
+
+    def _apart(self, key: str, module: str, paths: Sequence[str]) -> Iterable[PlannedTensor]:
+        """The matrices that a layer is in GGUF: rows in turns, or one after the other."""
+        weight, joined = self.file[key].weight, joined_of(module, self.architecture)
+        block_type = _block_type(weight)
+        assert block_type is not None
+        assert joined is not None
+        *outer, rows, columns = weight.shape
+        count = rows // len(paths)
+
+        def blocks(at: int) -> Iterable[memoryview]:
+            weight = self.file[key].weight
+            if joined.turns:
+                part = split_gate_up(Layer(weight))[at].weight
+            else:
+                part = weight.narrow(len(outer), at * count, count)
+            yield stored_blocks(part).payload
+
+        for at, path in enumerate(paths):
+            size = weight.nbytes // len(paths)
+            yield PlannedTensor(f"{path}.weight", (*outer, count, columns), block_type.code, size, partial(blocks, at))
 
     def _residual(self, name: str) -> Part:
         """A tensor of the residual."""
@@ -277,14 +306,12 @@ class ToGgufJob:
             raise UnsupportedError("dtype that GGUF does not have", field=name, got=entry.dtype)
         return Part(dtype, entry.shape, self.file.residual.raw(name))
 
-    def _plain(self, tensor: PlainTensor) -> PlannedTensor:
+    def _plain(self, tensor: PlainTensor) -> Iterable[PlannedTensor]:
         """A tensor of the residual as GGUF has it, float32."""
         numbers = widened_bias(self._residual(tensor.name))
-        if self.architecture.norm_offset and tensor.name.endswith("norm.weight"):
-            numbers = numbers + np.float32(self.architecture.norm_offset)
-        if tensor.squeezed:
-            numbers = numbers[:, 0]
-        return _dense(tensor.stored, Part.of_array(np.ascontiguousarray(numbers), DType.F32))
+        made = tensor.form.to_file(numbers, tensor.form.shapes(numbers.shape, self.config))
+        for stored, each in zip(tensor.stored, made, strict=True):
+            yield _dense(stored, Part.of_array(np.ascontiguousarray(each), DType.F32))
 
     def _stands_for_embedding(self, key: str) -> bool:
         """Whether the dense embedding is what the blocks of a layer dequantise to."""
@@ -307,13 +334,11 @@ def _named(entry: EntryName) -> LayerName:
 
 def _block_type(weight: QuantizedTensor) -> BlockType | None:
     """The type of a weight in GGUF, None if there is none."""
-    if len(weight.shape) not in (2, 3) or weight.ggml is None:
-        return None
-    return block_type_of_kind(weight.ggml[0])
+    return stored_type(weight) if len(weight.shape) in (2, 3) else None
 
 
 def _type_name(code: int) -> str:
-    block_type = block_type_of_code(code)
+    block_type = ggml_type(code)
     assert block_type is not None
     return block_type.kind
 

@@ -7,18 +7,20 @@ cannot change places.  torch is not needed.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from uqff.errors import ShapeError, ShardError
-from uqff.families.part import Part
+from uqff.families.part import Part, joined
 
 if TYPE_CHECKING:
     from uqff.families.base import QuantizedTensor
 
-__all__ = ["Order", "can_reorder", "reordered", "reordered_bias"]
+__all__ = ["Order", "can_reorder", "joined_rows", "reordered", "reordered_bias"]
 
 Order: TypeAlias = npt.NDArray[np.int64]
 """int64 ``[out]``: which row comes first, which second, ...; each once."""
@@ -55,6 +57,47 @@ def reordered(weight: _Record, order: Order) -> _Record:
     if order.shape != (rows,):
         raise ShapeError("order of another number of rows", expected=rows, got=list(order.shape))
     return weight.replaced(**{name: _moved(part, order) for name, part in weight.parts.items() if part.shape})
+
+
+def joined_rows(records: Sequence[_Record], *, turns: bool) -> _Record:
+    """Weights of one type as one weight with the rows of all, still quantised; new memory.
+
+    Args:
+        records: ``[..., out, in]`` each, all of one shape if their rows take turns; which may lack their bytes.
+        turns: whether the first rows of all come first, then the second ones, ...; if not, one weight follows another.
+
+    Raises:
+        ShapeError: other shapes than that.
+        ShardError: weights of several types, or of one whose rows do not stand by themselves.
+    """
+    first = records[0]
+    if any(not each.has_whole_rows or each.kind != first.kind for each in records):
+        raise ShardError(
+            "weights cannot be put together exactly",
+            expected="one type, whose rows are whole blocks or groups",
+            got=", ".join(each.kind for each in records),
+        )
+    shapes = [each.shape if turns else (*each.shape[:-2], each.shape[-1]) for each in records]
+    if any(shape != shapes[0] for shape in shapes):
+        raise ShapeError("weights of several shapes", expected=list(shapes[0]), got=[list(each) for each in shapes])
+    dim = len(first.shape) - 2
+    names = [name for name, part in first.parts.items() if part.shape]
+    for name in vars(first):
+        if name not in names and not all(first.same_in(each, name) for each in records[1:]):
+            raise ShardError("weights cannot be put together exactly", field=name, expected="the same in all")
+    parts = {name: joined([each.parts[name] for each in records], dim) for name in names}
+    if turns:
+        parts = {name: _dealt(part, dim, len(records)) for name, part in parts.items()}
+    return first.replaced(**parts)
+
+
+def _dealt(part: Part, dim: int, count: int) -> Part:
+    """A part of several weights, one after the other, with their rows in turns."""
+    if part.is_planned:
+        return part
+    rows = part.shape[dim] // count
+    dealt = part.array().reshape(math.prod(part.shape[:dim]), count, rows, -1).swapaxes(1, 2)
+    return Part(part.dtype, part.shape, np.ascontiguousarray(dealt).reshape(-1).data)
 
 
 def reordered_bias(bias: Part, order: Order) -> Part:

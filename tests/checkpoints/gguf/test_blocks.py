@@ -13,7 +13,7 @@ from gguf import quants
 
 from tests.support.samples_gguf import Tensor, gguf
 from uqff.checkpoints import open_gguf
-from uqff.checkpoints.gguf.blocks import GgmlBlocks, planned_record, record_of
+from uqff.checkpoints.gguf.blocks import GgmlBlocks, planned_record, record_of, stored_blocks, stored_type
 from uqff.errors import ShardError, UnsupportedError
 from uqff.families import stack
 from uqff.families.mxfp4.tensor import MXFP4
@@ -91,3 +91,16 @@ def test_scales_of_mxfp4_that_uqff_does_not_have(tmp_path: Path, exponent: int, 
     with pytest.raises(UnsupportedError, match="has no MXFP4 block with such a scale") as caught:
         record(tmp_path / "a.gguf", GGML_MXFP4, 1, 64, data=data)
     assert (caught.value.field, caught.value.got) == ("t.weight", f"{exponent} in block 1")
+
+
+def test_mxfp4_goes_back(tmp_path: Path) -> None:
+    """Byte for byte; of a scale of 0, with which all numbers are 0 in UQFF, zeros, and no infinity."""
+    made = record(tmp_path / "a.gguf", GGML_MXFP4, 3, 4096)
+    assert isinstance(made, MXFP4)
+    assert stored_type(made) is GGML_MXFP4
+    assert bytes(stored_blocks(made).payload) == blocks(GGML_MXFP4, 3, 4096)
+    zeros = MXFP4(torch.full((1, 16), 0x92, dtype=torch.uint8), torch.zeros(1, 1, dtype=torch.uint8))
+    assert bytes(stored_blocks(zeros).payload) == bytes([0, *[0x00, 0x88] * 8])  # elements 0, 2, ...: 2; others: -1/2
+    infinite = MXFP4(zeros.blocks, torch.full((1, 1), 255, dtype=torch.uint8))
+    with pytest.raises(UnsupportedError, match=r"ggml has no MXFP4 block with such a scale: .* got 255 in block 0"):
+        stored_blocks(infinite)

@@ -25,7 +25,7 @@ import numpy.typing as npt
 from uqff.checkpoints.foreign import ForeignTensor
 from uqff.codes import DType
 from uqff.errors import UnsupportedError
-from uqff.families.gguf.blocks import BlockType
+from uqff.families.gguf.blocks import BlockType, block_type_of_kind
 from uqff.families.gguf.tensor import GGUF
 from uqff.families.mxfp4.tensor import MXFP4
 from uqff.families.part import Part
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from uqff.families.base import QuantizedTensor
     from uqff.gguf.reader import GgufTensor
 
-__all__ = ["GgmlBlocks", "planned_record", "record_of"]
+__all__ = ["GgmlBlocks", "planned_record", "record_of", "stored_blocks", "stored_type", "unpacked_record"]
 
 _BY_NAME: Final = {each.name: each for each in FOREIGN_TYPES}
 
@@ -116,9 +116,14 @@ def record_of(tensor: GgufTensor, cut: tuple[int, int, int] | None = None) -> Qu
         ShapeError: the tensor has no dimensions.
         ShardError: the slice cannot be cut exactly.
     """
-    record = _record(tensor, tensor.blocks())
+    record = unpacked_record(tensor)
     record = record if cut is None else record.narrow(*cut)
     return _repacked(record, tensor) if tensor.ggml_type is GGML_MXFP4 else record
+
+
+def unpacked_record(tensor: GgufTensor) -> QuantizedTensor:
+    """The blocks of a tensor as they are, MXFP4 among them, in a record with the one part ``data``: a view."""
+    return _record(tensor, tensor.blocks())
 
 
 def planned_record(tensor: GgufTensor) -> QuantizedTensor:
@@ -153,3 +158,45 @@ def _repacked(record: QuantizedTensor, tensor: GgufTensor) -> MXFP4:
     *outer, last = record.shape
     parts: dict[str, Any] = {"blocks": nibbles.reshape(*outer, last // 2), "scales": scales.reshape(*outer, last // 32)}
     return MXFP4.made_of(**{name: Part.of_array(np.ascontiguousarray(x), DType.U8) for name, x in parts.items()})
+
+
+def stored_type(weight: QuantizedTensor) -> BlockType | None:
+    """The type that a weight has in a GGUF file; None if GGUF has no such type."""
+    if isinstance(weight, MXFP4):
+        return GGML_MXFP4
+    return None if weight.ggml is None else block_type_of_kind(weight.ggml[0])
+
+
+def stored_blocks(weight: QuantizedTensor) -> Part:
+    """What a GGUF file stores of a weight that has a :func:`stored_type`, the inverse of :func:`record_of`: its blocks,
+    U8 ``[..., row]``. MXFP4 is repacked, new memory.
+
+    Raises:
+        UnsupportedError: a block of MXFP4 with a scale that ggml does not have: infinity.
+    """
+    if isinstance(weight, MXFP4):
+        return _in_ggml_order(weight)
+    assert weight.ggml is not None
+    return weight.ggml[1]
+
+
+def _in_ggml_order(weight: MXFP4) -> Part:
+    """Blocks of MXFP4 in ggml's order; those of scale 0 are zeros in both."""
+    scales, nibbles = weight.parts["scales"], weight.parts["blocks"]
+    *outer, row = scales.shape
+    exponents = scales.array().reshape(-1)
+    if (exponents == 255).any():
+        at = int(np.argmax(exponents == 255))
+        raise UnsupportedError(
+            "ggml has no MXFP4 block with such a scale",
+            field="scales",
+            expected="exponents up to 254",
+            got=f"255 in block {at}",
+        )
+    packed = nibbles.array().reshape(-1, 16)
+    codes = np.empty((len(packed), 32), np.uint8)
+    codes[:, 0::2], codes[:, 1::2] = packed & np.uint8(15), packed >> np.uint8(4)
+    codes[exponents == 0] &= np.uint8(8)
+    made = np.empty((len(packed), GGML_MXFP4.type_size), np.uint8)
+    made[:, 0], made[:, 1:] = exponents, codes[:, :16] | codes[:, 16:] << np.uint8(4)
+    return Part(DType.U8, (*outer, row * GGML_MXFP4.type_size), made.reshape(-1).data)

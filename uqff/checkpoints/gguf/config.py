@@ -21,12 +21,15 @@ import numpy as np
 
 from uqff.checkpoints.gguf.names import ROPE_FACTORS, GgufArchitecture, inner_size
 from uqff.checkpoints.gguf.rope import (
+    YARN,
     agree,
     llama3_factors,
     llama3_scaling,
     longrope_agrees,
     longrope_scaling,
     rope_scaling_of,
+    yarn_numbers,
+    yarn_scaling,
 )
 from uqff.errors import FormatError, UnsupportedError, UqffError, located
 from uqff.gguf.reader import GgufFile
@@ -100,7 +103,9 @@ class _Metadata:
         self.file = file
         self.prefix = architecture.name
         stated = (architecture.numbers, architecture.counts, architecture.listed)
-        self.own = (architecture.epsilon[1], *architecture.stated, *(key for each in stated for key in each.values()))
+        yarn = [f"rope.scaling.{key}" for key, _ in YARN.values()] if "yarn" in architecture.scalings else ()
+        own = (key for each in stated for key in each.values())
+        self.own = (architecture.epsilon[1], *architecture.stated, *own, *yarn)
 
     def get(self, key: str, types: tuple[ValueType, ...]) -> Any:
         return self.file.get_value(f"{self.prefix}.{key}", *types)
@@ -318,6 +323,9 @@ def _rope_scaling(
         scaling = {"rope_type": "linear", "factor": metadata.number("rope.scale_linear")}
     elif kind == "linear":
         scaling = {"rope_type": "linear", "factor": metadata.number("rope.scaling.factor")}
+    elif kind == "yarn" and kind in architecture.scalings:
+        context = metadata.integer("rope.scaling.original_context_length")
+        scaling = {**yarn_scaling(metadata.number, architecture), "original_max_position_embeddings": context}
     elif kind not in (None, "none"):
         raise UnsupportedError(
             "rope scaling that is not converted; give the model's own configuration (--assets)",
@@ -346,6 +354,13 @@ def _rope_scaling(
             got=scaling["rope_type"],
         )
     return scaling
+
+
+def _same_yarn(one: Mapping[str, Any], other: Mapping[str, Any], architecture: GgufArchitecture) -> bool:
+    """Whether two ``yarn`` scalings are the same numbers, in float32."""
+    key = "original_max_position_embeddings"
+    numbers = [[np.float32(x or 0) for x in yarn_numbers(each, architecture).values()] for each in (one, other)]
+    return numbers[0] == numbers[1] and one.get(key) == other.get(key)
 
 
 def check_config(config: Mapping[str, Any], file: GgufFile, architecture: GgufArchitecture, path: str) -> list[str]:
@@ -395,6 +410,8 @@ def check_config(config: Mapping[str, Any], file: GgufFile, architecture: GgufAr
     kind = None if scaling is None else scaling.get("rope_type", scaling.get("type"))
     if "longrope" in architecture.scalings:
         same = scaling == longrope_scaling(file)
+    elif kind == "yarn" and said["rope_scaling"] is not None:
+        same = scaling is not None and _same_yarn(scaling, said["rope_scaling"], architecture)
     elif factors is not None:
         values = factors.float32().reshape(-1)
         same = scaling is not None and agree(values, llama3_factors(scaling, said["rope_theta"], said["head_dim"]))

@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from uqff.checkpoints.gguf.blocks import planned_record, record_of
+from uqff.checkpoints.gguf.blocks import planned_record, record_of, unpacked_record
 from uqff.checkpoints.gguf.config import check_config, config_of, experts_of
+from uqff.checkpoints.gguf.forms import AS_IS
 from uqff.checkpoints.gguf.names import (
     LONG_FACTORS,
     ROPE_FACTORS,
@@ -24,6 +25,7 @@ from uqff.checkpoints.gguf.names import (
     architecture_of_config,
     architecture_of_name,
     heads_of,
+    joined_of,
     plain_tensors,
     shape_of,
     wanted_names,
@@ -34,7 +36,7 @@ from uqff.codes import DType
 from uqff.container.document import write_json
 from uqff.errors import FormatError, ShapeError, UnsupportedError, located
 from uqff.families.part import Part
-from uqff.families.rows import Order, reordered, reordered_bias
+from uqff.families.rows import Order, joined_rows, reordered, reordered_bias
 from uqff.families.unquant.tensor import Unquant
 from uqff.gguf.reader import GgufFile, GgufTensor, open_gguf
 from uqff.models.architectures import architecture_of
@@ -85,7 +87,8 @@ class GgufTensors(TensorFiles):
         _check_text_model(file)
         self.architecture = architecture_of_name(file.get_value("general.architecture"), experts=experts_of(file))
         self.config = self._config()
-        self._squeezed = {each.name for each in plain_tensors(self.architecture, self.config) if each.squeezed}
+        plain = plain_tensors(self.architecture, self.config)
+        self._forms = {each.name: each.form for each in plain if each.form is not AS_IS}
         self._by_name = self._found()
 
     def _config(self) -> dict[str, Any]:
@@ -106,27 +109,28 @@ class GgufTensors(TensorFiles):
             self.notes += check_config(config, self.file, self.architecture, str(path))
         return {"num_key_value_heads": config["num_attention_heads"], **config}
 
-    def _found(self) -> dict[str, GgufTensor]:
-        """Names in the checkpoint to tensors, in the order of the file."""
-        found: dict[str, str] = {}
+    def _found(self) -> dict[str, tuple[GgufTensor, ...]]:
+        """Names in the checkpoint to the tensors that each is made of, in the order of the file."""
+        found: dict[str, tuple[str, ...]] = {}
         for name, stored, optional in wanted_names(self.architecture, self.config):
-            tensor = self.file.get(stored)
+            if optional and not any(each in self.file for each in stored):
+                continue
             module = name.rpartition(".")[0]
-            if tensor is None:
-                if optional:
-                    continue
-                raise FormatError("the file lacks a tensor", layer=module, field=stored, got="no such tensor")
-            expected = self._stored_shape(name)
-            if tensor.shape != expected:
-                raise ShapeError(
-                    "tensor does not fit the configuration",
-                    layer=module,
-                    field=stored,
-                    expected=list(expected),
-                    got=list(tensor.shape),
-                )
-            found[stored] = name
-        left = [name for name in self.file if name not in found and name not in FACTORS]
+            for each, expected in zip(stored, self._stored_shapes(name, stored), strict=True):
+                tensor = self.file.get(each)
+                if tensor is None:
+                    raise FormatError("the file lacks a tensor", layer=module, field=each, got="no such tensor")
+                if tensor.shape != expected:
+                    raise ShapeError(
+                        "tensor does not fit the configuration",
+                        layer=module,
+                        field=each,
+                        expected=list(expected),
+                        got=list(tensor.shape),
+                    )
+            found[name] = stored
+        taken = {each for stored in found.values() for each in stored}
+        left = [name for name in self.file if name not in taken and name not in FACTORS]
         if ahead := [name for name in left if self._is_ahead(name)]:
             self.notes.append(f"the tensors that predict further tokens are left out ({len(ahead)})")
             left = [name for name in left if name not in ahead]
@@ -134,11 +138,18 @@ class GgufTensors(TensorFiles):
             raise UnsupportedError(
                 "tensors that the architecture does not have", field=left[0], got=", ".join(left[:20])
             )
-        return {found[stored]: tensor for stored, tensor in self.file.items() if stored in found}
+        places = {name: at for at, name in enumerate(self.file)}
+        ordered = sorted(found.items(), key=lambda each: places[each[1][0]])
+        return {name: tuple(self.file[each] for each in stored) for name, stored in ordered}
 
-    def _stored_shape(self, name: str) -> tuple[int, ...]:
+    def _stored_shapes(self, name: str, stored: Sequence[str]) -> tuple[tuple[int, ...], ...]:
         shape = shape_of(name, self.config)
-        return (shape[0], *shape[2:]) if name in self._squeezed else shape
+        if name in self._forms:
+            return self._forms[name].shapes(shape, self.config)
+        if len(stored) == 1:
+            return (shape,)
+        *outer, rows, columns = shape
+        return ((*outer, rows // len(stored), columns),) * len(stored)
 
     def _is_ahead(self, name: str) -> bool:
         """Whether a tensor is of a layer after those that make the next token, which GLM-4-MoE has."""
@@ -147,14 +158,23 @@ class GgufTensors(TensorFiles):
         return bool(said) and match is not None and int(match[1]) >= self.config["num_hidden_layers"]
 
     def gguf(self, name: str) -> GgufTensor:
-        """The tensor of a name."""
-        return self._by_name[name]
+        """The tensor of a name; of several that it is made of, the first."""
+        return self._by_name[name][0]
 
     def meta(self, name: str) -> QuantizedTensor:
         """The record of a weight without its bytes; raises what :meth:`record` does."""
         if self._is_made(name):
             return Unquant.of(Part.planned(self.shape(name), DType.F32))
-        return planned_record(self._by_name[name])
+        tensors = self._by_name[name]
+        return planned_record(tensors[0]) if len(tensors) == 1 else self._joined(name, map(planned_record, tensors))
+
+    def _joined(self, name: str, records: Iterable[QuantizedTensor]) -> QuantizedTensor:
+        """One weight of those that it is in the file."""
+        module = name.removesuffix(".weight")
+        joined = joined_of(module, self.architecture)
+        assert joined is not None
+        with located(layer=module):
+            return joined_rows(list(records), turns=joined.turns)
 
     def record(self, name: str, cut: Cut | None = None) -> QuantizedTensor:
         """The record of a weight, or of a slice of it, its rows in the model's order.
@@ -165,34 +185,34 @@ class GgufTensors(TensorFiles):
         if self._is_made(name):
             made = Unquant.of(self._made(name))
             return made if cut is None else made.narrow(*cut)
-        order = self.order(name)
-        if order is None:
-            return record_of(self._by_name[name], cut)
-        whole = reordered(record_of(self._by_name[name]), order)
+        order, tensors = self.order(name), self._by_name[name]
+        if len(tensors) > 1:
+            whole = self._joined(name, map(record_of, tensors))
+        elif order is None:
+            return record_of(tensors[0], cut)
+        else:
+            whole = reordered(record_of(tensors[0]), order)
         return whole if cut is None else whole.narrow(*cut)
 
     def _is_made(self, name: str) -> bool:
-        """Whether a tensor is another in the file: a norm that has more there, or one of fewer dimensions."""
-        return name in self._squeezed or (bool(self.architecture.norm_offset) and name.endswith("norm.weight"))
+        """Whether the numbers of a tensor are made of others, or lie otherwise: :mod:`uqff.checkpoints.gguf.forms`."""
+        return name in self._forms
 
     def _made(self, name: str) -> Part:
-        """Such a tensor as the checkpoint has it, F32; of a norm below 1/2, to the nearest."""
-        numbers = self._by_name[name].float32()
-        if name in self._squeezed:
-            numbers = numbers.reshape(self.shape(name))
-        else:
-            numbers = numbers - np.float32(self.architecture.norm_offset)
-        return Part.of_array(np.ascontiguousarray(numbers), DType.F32)
+        """Such a tensor as the checkpoint has it, F32."""
+        numbers = [tensor.float32() for tensor in self._by_name[name]]
+        made = self._forms[name].to_model(numbers, self.shape(name))
+        return Part.of_array(np.ascontiguousarray(made), DType.F32)
 
     def order(self, name: str) -> Order | None:
         """The order that makes the rows of a tensor those of the model; None if they are."""
         module = name.rpartition(".")[0]
         heads = heads_of(self.architecture, self.config, module)
-        return None if heads is None else half_split_order(self._by_name[name].shape[0], heads, layer=module)
+        return None if heads is None else half_split_order(self.shape(name)[0], heads, layer=module)
 
     def numbers(self, name: str, dtype: DType = DType.F32) -> Part:
         """The numbers of a bias or norm in the model's order."""
-        order, made = self.order(name), record_of(self._by_name[name]).numbers(dtype)
+        order, made = self.order(name), record_of(self._by_name[name][0]).numbers(dtype)
         return made if order is None else reordered_bias(made, order)
 
     def __getitem__(self, name: str) -> torch.Tensor:
@@ -209,34 +229,41 @@ class GgufTensors(TensorFiles):
 
     def raw(self, name: str) -> memoryview:
         """The bytes of a tensor in the model's order; a view of the file where that is the file's."""
-        stored, order = self._by_name[name].blocks(), self.order(name)
+        tensors, order = self._by_name[name], self.order(name)
+        stored = tensors[0].blocks()
         if self._is_made(name):
             stored = self._made(name)
+        elif len(tensors) > 1:
+            stored = self._joined(name, map(unpacked_record, tensors)).parts["data"]
         elif order is not None and len(self.shape(name)) == 1:
             stored = reordered_bias(Part(DType[self.dtype(name)], self.shape(name), stored.data), order)
         elif order is not None:
-            stored = reordered(record_of(self._by_name[name]), order).parts["data"]
+            stored = reordered(record_of(tensors[0]), order).parts["data"]
         raw: memoryview = stored.payload
         return raw
 
     def file_of(self, name: str) -> Path:
         """The file that holds a tensor; the first, if none does."""
-        return self._by_name[name].file.path if name in self._by_name else self.path
+        return self._by_name[name][0].file.path if name in self._by_name else self.path
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of a tensor, of codes that of what they stand for."""
-        return shape_of(name, self.config) if name in self._squeezed else self._by_name[name].shape
+        tensors = self._by_name[name]
+        is_other = name in self._forms or len(tensors) > 1
+        return shape_of(name, self.config) if is_other else tensors[0].shape
 
     def dtype(self, name: str) -> str:
         """Dtype of a tensor as safetensors spells it; U8 of blocks."""
-        ggml = self._by_name[name].ggml_type
+        ggml = self._by_name[name][0].ggml_type
         if self._is_made(name):
             return DType.F32.safetensors
         return ggml.name if ggml is not None and ggml.block_size == 1 else "U8"
 
     def nbytes(self, name: str) -> int:
         """Bytes of a tensor."""
-        return 4 * math.prod(self.shape(name)) if self._is_made(name) else self._by_name[name].nbytes
+        return (
+            4 * math.prod(self.shape(name)) if self._is_made(name) else sum(each.nbytes for each in self._by_name[name])
+        )
 
     def stamps(self) -> list[list[str | int]]:
         """See :meth:`TensorFiles.stamps`."""
@@ -246,9 +273,12 @@ class GgufTensors(TensorFiles):
     def _advise(self, name: str, advice: str, start: int = 0, stop: int | None = None) -> None:
         if self._is_made(name):
             return
-        tensor = self._by_name[name]
-        end = tensor.begin + (tensor.nbytes if stop is None else stop)
-        tensor.file.advise(tensor.begin + start, end, advice)
+        tensors = self._by_name[name]
+        if len(tensors) > 1:  # rows of all are wanted together
+            start, stop = 0, None
+        for tensor in tensors:
+            end = tensor.begin + (tensor.nbytes if stop is None else stop)
+            tensor.file.advise(tensor.begin + start, end, advice)
 
     @property
     def config_path(self) -> Path:

@@ -10,8 +10,8 @@ from typing import Any
 
 from uqff.checkpoints.gguf.config import FLOAT32_MAX
 from uqff.checkpoints.gguf.names import GgufArchitecture, architecture_of_config, inner_size
-from uqff.checkpoints.gguf.rope import longrope_attention, rope_scaling_of
-from uqff.errors import FormatError, UnsupportedError
+from uqff.checkpoints.gguf.rope import longrope_attention, rope_scaling_of, yarn_numbers
+from uqff.errors import FormatError, UnsupportedError, located
 from uqff.gguf.schema import Array, Value, ValueType
 
 __all__ = ["active_window", "metadata_of"]
@@ -107,6 +107,12 @@ def metadata_of(config: Mapping[str, Any], architecture: GgufArchitecture, path:
             pairs["rope.scaling.factor"] = number("rope_scaling.factor", scaling.get("factor"))
         elif kind == "longrope" and kind in architecture.scalings:
             pairs["rope.scaling.attn_factor"] = number("rope_scaling", longrope_attention(config))
+        elif kind == "yarn" and kind in architecture.scalings:
+            pairs["rope.scaling.type"] = Value(ValueType.TEXT, "yarn")
+            with located(file=path):
+                stated = yarn_numbers(scaling, architecture)
+            pairs |= {key: number(f"rope_scaling.{key.rpartition('.')[2]}", value) for key, value in stated.items()}
+            pairs["rope.scaling.original_context_length"] = _context(scaling, path)
         elif kind != "llama3" or prefix != "llama":
             raise UnsupportedError(
                 "rope scaling that is not converted",
@@ -118,6 +124,15 @@ def metadata_of(config: Mapping[str, Any], architecture: GgufArchitecture, path:
     return [("general.architecture", Value(ValueType.TEXT, prefix))] + [
         (f"{prefix}.{key}", value) for key, value in pairs.items()
     ]
+
+
+def _context(scaling: Mapping[str, Any], path: str) -> Value:
+    """The length of texts that a scaling begins with."""
+    key = "original_max_position_embeddings"
+    value = scaling.get(key)
+    if type(value) is not int or not 0 < value < 2**31:
+        raise FormatError("not a length", file=path, field=f"rope_scaling.{key}", expected="at least 1", got=value)
+    return Value(ValueType.U32, value)
 
 
 def _inner(count: Callable[[str], Value]) -> int:

@@ -29,10 +29,12 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any, Final, NamedTuple
 
-from uqff.checkpoints.gguf.table import ARCHITECTURES, BLOCK, ROOT, GgufArchitecture
+from uqff.checkpoints.gguf.declared import BLOCK, ROOT, GgufArchitecture, Joined
+from uqff.checkpoints.gguf.forms import AS_IS, Form, Plus
+from uqff.checkpoints.gguf.table import ARCHITECTURES
 from uqff.codes import Version
 from uqff.errors import UnsupportedError
-from uqff.models.architectures import architecture_of, entry_names
+from uqff.models.architectures import EntryName, architecture_of, entry_names
 
 __all__ = [
     "ARCHITECTURES",
@@ -46,8 +48,10 @@ __all__ = [
     "architecture_of_config",
     "architecture_of_name",
     "gguf_name",
+    "gguf_names",
     "heads_of",
     "inner_size",
+    "joined_of",
     "plain_tensors",
     "shape_of",
     "stack_name",
@@ -121,58 +125,79 @@ def gguf_name(path: str, architecture: GgufArchitecture = ARCHITECTURES[0]) -> s
     return None if name is None else f"blk.{match[1]}.{name}"
 
 
+def gguf_names(path: str, architecture: GgufArchitecture) -> tuple[str, ...]:
+    """Names in a GGUF file of what a module of a model is made of: one, but of joined ones."""
+    match = _BLOCK_PATH.fullmatch(path)
+    if match is None or match[2] not in architecture.joined:
+        return (str(gguf_name(path, architecture)),)
+    return tuple(f"blk.{match[1]}.{name}" for name in architecture.stored_names(match[2]))
+
+
+def joined_of(path: str, architecture: GgufArchitecture) -> Joined | None:
+    """How a module of a model is made of several matrices of GGUF; None if it is one."""
+    match = _BLOCK_PATH.fullmatch(path)
+    return None if match is None else architecture.joined.get(match[2])
+
+
 class PlainTensor(NamedTuple):
     """A tensor of a model that is no layer of UQFF.
 
     Attributes:
         name: in the checkpoint.
-        stored: in GGUF.
+        stored: in GGUF, what it is made of: one, but of some forms.
         optional: whether a model may be without.
-        squeezed: whether GGUF leaves out its middle dimension, which is 1.
+        form: how it stands in GGUF.
     """
 
     name: str
-    stored: str
+    stored: tuple[str, ...]
     optional: bool = False
-    squeezed: bool = False
+    form: Form = AS_IS
 
 
 def plain_tensors(architecture: GgufArchitecture, config: Mapping[str, Any]) -> Iterator[PlainTensor]:
     """The tensors of a model that are no layers of UQFF; the embedding aside, and biases of layers."""
     ends = (".weight", ".bias") if architecture.norm_biases else (".weight",)
+    norm = Plus(architecture.norm_offset) if architecture.norm_offset else AS_IS
     for block in range(config["num_hidden_layers"]):
         here, there = f"model.layers.{block}.", f"blk.{block}."
-        for norm in architecture.norms:
+        for path in architecture.norms:
             for end in ends:
-                yield PlainTensor(f"{here}{norm}{end}", f"{there}{architecture.stored_name(norm)}{end}")
+                stored = f"{there}{architecture.stored_name(path)}{end}"
+                yield PlainTensor(f"{here}{path}{end}", (stored,), form=norm)
         for plain in architecture.plain:
             if plain.when is None or plain.when.holds(config, block):
                 module, _, end = plain.name.rpartition(".")
-                stored = plain.stored or f"{architecture.stored_name(module)}.{end}"
-                yield PlainTensor(here + plain.name, there + stored, plain.optional, plain.squeezed)
+                names = plain.stored or f"{architecture.stored_name(module)}.{end}"
+                names = (names,) if isinstance(names, str) else names
+                yield PlainTensor(here + plain.name, tuple(there + each for each in names), plain.optional, plain.form)
     for end in ends:
-        yield PlainTensor(architecture.final_norm + end, ROOT[architecture.final_norm] + end)
+        yield PlainTensor(architecture.final_norm + end, (ROOT[architecture.final_norm] + end,), form=norm)
 
 
-def stack_name(module: str) -> str:
-    """What a stack of experts is called among a checkpoint's tensors: as MLX does. Other modules keep their names."""
-    return module.replace(".experts.", ".switch_mlp.")
+def stack_name(entry: EntryName) -> str:
+    """What a stack of experts is called among a checkpoint's tensors: as MLX does. Other layers keep their names."""
+    return entry.key.replace(".experts.", ".switch_mlp.") if entry.is_stacked else entry.key
 
 
-def wanted_names(architecture: GgufArchitecture, config: Mapping[str, Any]) -> Iterator[tuple[str, str, bool]]:
-    """The tensors that a file of a model has: name in the checkpoint, name in the file, whether it may be absent."""
-    layers = [("model.embed_tokens", "token_embd", False)]
+def wanted_names(
+    architecture: GgufArchitecture, config: Mapping[str, Any]
+) -> Iterator[tuple[str, tuple[str, ...], bool]]:
+    """The tensors that a file of a model has: name in the checkpoint, names in the file of what it is made of, whether
+    it may be absent.
+    """
+    layers: list[tuple[str, tuple[str, ...], bool]] = [("model.embed_tokens", ("token_embd",), False)]
     if not architecture.headless:
-        layers.append(("lm_head", "output", bool(config.get("tie_word_embeddings"))))
+        layers.append(("lm_head", ("output",), bool(config.get("tie_word_embeddings"))))
     for entry in entry_names(config, NEWEST):
         if entry.role is None:
-            layers.append((stack_name(entry.key), str(gguf_name(entry.key, architecture)), False))
+            layers.append((stack_name(entry), gguf_names(entry.key, architecture), False))
     for path, stored, optional in layers:
-        yield f"{path}.weight", f"{stored}.weight", optional
+        yield f"{path}.weight", tuple(f"{each}.weight" for each in stored), optional
         match = _BLOCK_PATH.fullmatch(path)
         module = path if match is None else match[2]
         if module in architecture.biases or module in architecture.optional_biases:
-            yield f"{path}.bias", f"{stored}.bias", optional or module in architecture.optional_biases
+            yield f"{path}.bias", (f"{stored[0]}.bias",), optional or module in architecture.optional_biases
     for plain in plain_tensors(architecture, config):
         yield plain.name, plain.stored, plain.optional
 
@@ -184,10 +209,15 @@ def shape_of(name: str, config: Mapping[str, Any]) -> tuple[int, ...]:
     last = module.rpartition(".")[2]
     if kind in ("e_score_correction_bias", "expert_bias"):
         return (sizes["experts"],)
+    if kind == "sinks":
+        return (config["num_attention_heads"],)
+    if kind in ("gate_up_proj_bias", "down_proj_bias"):
+        return (sizes["experts"], sizes[MATRICES[kind.removesuffix("_bias")][0]])
     if name.endswith("conv.conv.weight"):
         return (sizes["hidden"], 1, config["conv_L_cache"])
     if ".switch_mlp." in name or ".experts." in name:
         matrix = ("hidden", "expert") if last in ("down_proj", "w2") else ("expert", "hidden")
+        matrix = ("2 inner", "hidden") if last == "gate_up_proj" else matrix
         return (sizes["experts"], *(sizes[each] for each in matrix))
     if ".shared_experts." in name:
         matrix = ("hidden", "shared") if last == "down_proj" else ("shared", "hidden")
@@ -206,7 +236,7 @@ MATRICES: Final = {
     **dict.fromkeys(("k_proj", "v_proj"), ("pairs", "hidden")),
     "qkv_proj": ("query + 2 pairs", "hidden"),
     **dict.fromkeys(("o_proj", "out_proj", "dense"), ("hidden", "query")),
-    **dict.fromkeys(("gate", "wg"), ("experts", "hidden")),
+    **dict.fromkeys(("gate", "wg", "router"), ("experts", "hidden")),
     **dict.fromkeys(("gate_proj", "up_proj", "fc1", "c_fc", "w1", "w3"), ("inner", "hidden")),
     "gate_up_proj": ("2 inner", "hidden"),
     **dict.fromkeys(("down_proj", "fc2", "c_proj", "w2"), ("hidden", "inner")),

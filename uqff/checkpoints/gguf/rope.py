@@ -1,4 +1,5 @@
-"""The ``llama3`` and ``longrope`` rope scalings: as numbers of a configuration, and as tensors of a GGUF file.
+"""The ``llama3``, ``longrope`` and ``yarn`` rope scalings: as numbers of a configuration, and as tensors or metadata of
+a GGUF file.
 
 Authority: llama.cpp, ``conversion/llama.py`` and ``conversion/phi.py`` (``generate_extra_tensors``); transformers,
 ``modeling_rope_utils.py`` (``_compute_llama3_parameters``, ``_compute_longrope_parameters``).
@@ -7,17 +8,18 @@ Authority: llama.cpp, ``conversion/llama.py`` and ``conversion/phi.py`` (``gener
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Final, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-from uqff.checkpoints.gguf.names import LONG_FACTORS, SHORT_FACTORS
+from uqff.checkpoints.gguf.names import LONG_FACTORS, SHORT_FACTORS, GgufArchitecture
 from uqff.errors import FormatError, UnsupportedError
 from uqff.gguf.reader import GgufFile
 
 __all__ = [
+    "YARN",
     "Factors",
     "agree",
     "llama3_factors",
@@ -27,12 +29,23 @@ __all__ = [
     "longrope_factors",
     "longrope_scaling",
     "rope_scaling_of",
+    "yarn_numbers",
+    "yarn_scaling",
 ]
 
 Factors: TypeAlias = npt.NDArray[np.float32]
 
 LLAMA3: Final = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
 """The numbers of all models that Meta published (3.1 to 3.3); ``factor`` differs."""
+
+YARN: Final = {
+    "beta_fast": ("yarn_beta_fast", 32.0),
+    "beta_slow": ("yarn_beta_slow", 1.0),
+}
+"""Numbers of a ``yarn`` scaling beside its factor and context: keys in the metadata, and what they are without."""
+
+IGNORED: Final = ("rope_type", "type", "rope_theta", "original_max_position_embeddings")
+"""What a scaling says that is looked at elsewhere."""
 
 TOLERANCE: Final = 1e-5
 """Relative difference of two factors that are the same number worked out by different libraries."""
@@ -93,6 +106,40 @@ def llama3_scaling(factors: Factors, theta: float, head_dim: int) -> dict[str, A
 def agree(factors: Factors, others: Factors) -> bool:
     """Whether two sets of factors are the same numbers, rounding aside."""
     return factors.shape == others.shape and bool((np.abs(factors - others) <= TOLERANCE * np.abs(others)).all())
+
+
+def yarn_scaling(number: Callable[[str, float | None], float], architecture: GgufArchitecture) -> dict[str, Any]:
+    """The ``yarn`` scaling that a file's metadata states.
+
+    Args:
+        number: of the metadata of the architecture, by its key; and what it is where there is none, None if there must
+            be one.
+        architecture: of the file's model.
+
+    Raises:
+        FormatError: a number is missing.
+    """
+    made: dict[str, Any] = {"rope_type": "yarn", "factor": number("rope.scaling.factor", None)}
+    for key, (stored, default) in YARN.items():
+        made[key] = number(f"rope.scaling.{stored}", default)
+    return {**made, **architecture.yarn}
+
+
+def yarn_numbers(scaling: Mapping[str, Any], architecture: GgufArchitecture) -> dict[str, Any]:
+    """The numbers of a ``yarn`` scaling, by the keys of a file's metadata; some may be None, or no numbers.
+
+    Raises:
+        UnsupportedError: the scaling says something that the metadata cannot.
+    """
+    said = {key: value for key, value in scaling.items() if key not in IGNORED and value is not None}
+    stated: dict[str, Any] = {"truncate": True, **architecture.yarn}
+    for key, value in {"truncate": True, **said}.items():
+        if key not in ("factor", *YARN) and value != stated.get(key):
+            raise UnsupportedError(
+                "cannot be said in GGUF", field=f"rope_scaling.{key}", expected=stated.get(key, "none"), got=value
+            )
+    numbers = {stored: said.get(key, default) for key, (stored, default) in YARN.items()}
+    return {f"rope.scaling.{key}": value for key, value in {"factor": said.get("factor"), **numbers}.items()}
 
 
 def longrope_scaling(file: GgufFile) -> dict[str, Any] | None:

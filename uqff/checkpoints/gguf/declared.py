@@ -1,0 +1,203 @@
+"""How GGUF's architectures are declared: names that most of them share, and the record of what one has otherwise.
+
+The architectures are in :mod:`uqff.checkpoints.gguf.table`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from uqff.checkpoints.gguf.forms import AS_IS, Form
+from uqff.models.text import Rule
+
+__all__ = ["BLOCK", "ROOT", "BlockTensor", "GgufArchitecture", "Joined"]
+
+ROOT: Final = {
+    "model.embed_tokens": "token_embd",
+    "model.norm": "output_norm",
+    "model.final_layernorm": "output_norm",
+    "model.embedding_norm": "token_embd_norm",
+    "lm_head": "output",
+}
+BLOCK: Final = {
+    "input_layernorm": "attn_norm",
+    "operator_norm": "attn_norm",
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.qkv_proj": "attn_qkv",
+    "self_attn.o_proj": "attn_output",
+    "self_attn.out_proj": "attn_output",
+    "self_attn.dense": "attn_output",
+    "self_attn.q_norm": "attn_q_norm",
+    "self_attn.query_layernorm": "attn_q_norm",
+    "self_attn.q_layernorm": "attn_q_norm",
+    "self_attn.k_norm": "attn_k_norm",
+    "self_attn.key_layernorm": "attn_k_norm",
+    "self_attn.k_layernorm": "attn_k_norm",
+    "post_self_attn_layernorm": "post_attention_norm",
+    "post_attention_layernorm": "ffn_norm",
+    "ffn_norm": "ffn_norm",
+    "mlp.gate_proj": "ffn_gate",
+    "feed_forward.w1": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.gate_up_proj": "ffn_up",
+    "mlp.fc1": "ffn_up",
+    "mlp.c_fc": "ffn_up",
+    "feed_forward.w3": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+    "mlp.fc2": "ffn_down",
+    "mlp.c_proj": "ffn_down",
+    "feed_forward.w2": "ffn_down",
+    "pre_feedforward_layernorm": "ffn_norm",
+    "post_feedforward_layernorm": "post_ffw_norm",
+    "post_mlp_layernorm": "post_ffw_norm",
+    "mlp.gate": "ffn_gate_inp",
+    "mlp.gate.wg": "ffn_gate_inp",
+    "mlp.router": "ffn_gate_inp",
+    "block_sparse_moe.gate": "ffn_gate_inp",
+    "feed_forward.gate": "ffn_gate_inp",
+    "conv.in_proj": "shortconv.in_proj",
+    "conv.conv": "shortconv.conv",
+    "conv.out_proj": "shortconv.out_proj",
+    **{
+        f"{path}.experts.{name}_proj": f"ffn_{name}_exps"
+        for path in ("mlp", "block_sparse_moe", "feed_forward")
+        for name in ("gate", "up", "down")
+    },
+    **{
+        f"mlp.{path}.{name}_proj": f"ffn_{name}_shexp"
+        for path in ("shared_experts", "shared_mlp")
+        for name in ("gate", "up", "down")
+    },
+}
+"""Modules of a decoder layer; of experts, the layer of UQFF that has all of them."""
+
+
+@dataclass(frozen=True)
+class Joined:
+    """Several matrices of GGUF that are one of a model, by whole rows, which no code is touched for.
+
+    Attributes:
+        stored: their modules' names in GGUF.
+        turns: whether their rows take turns; if not, the rows of one follow those of the other.
+    """
+
+    stored: tuple[str, ...]
+    turns: bool = False
+
+
+@dataclass(frozen=True)
+class BlockTensor:
+    """A tensor of a decoder layer that is no layer of UQFF, nor one of the norms that all decoder layers have.
+
+    Attributes:
+        name: relative to the decoder layer, whole.
+        stored: the same in GGUF; empty if the module's name there and the end of ``name`` make it; of several that it
+            is made of, all.
+        when: which decoder layers have it; all if None.
+        optional: whether a model may be without.
+        form: how it stands in GGUF.
+    """
+
+    name: str
+    stored: str | tuple[str, ...] = ""
+    when: Rule | None = None
+    optional: bool = False
+    form: Form = AS_IS
+
+
+@dataclass(frozen=True)
+class GgufArchitecture:
+    """One architecture of GGUF.
+
+    Attributes:
+        name: ``general.architecture``.
+        classes: values of ``architectures`` in ``config.json`` that it stands for; the first where nothing says more.
+        norms: of each layer, relative to it.
+        norm_biases: whether norms have biases.
+        final_norm: of the model.
+        interleaved: whether the rows of Q and K are interleaved.
+        biases: layers that have a bias, relative to the decoder layer or in the model.
+        optional_biases: layers that may have one.
+        rope_default: ``rope.freq_base`` of a file that has none; None if it must have one.
+        plain: other tensors of decoder layers.
+        expert_count: the number of experts in ``config.json``, of an architecture that has any.
+        expert_size: the inner size of one in ``config.json``.
+        listed: lists of one number for each layer in ``config.json``, and where the metadata says that number.
+        epsilon: of norms: in ``config.json``, and where the metadata says it.
+        fixed: what else ``config.json`` says of every such model.
+        written: what else is written into it, and not looked for.
+        implied: what llama.cpp takes for granted of a model of some size.
+        numbers: more of ``config.json``, and where the metadata says it.
+        counts: the same of whole numbers, flags among them.
+        stated: what else the metadata says of every such model.
+        unless: of numbers and counts, what a file means that does not say them.
+        told_by: flags of ``config.json``, and the tensor whose presence tells them.
+        rotated: which part of a head is rotated if ``config.json`` does not say, where that may be less than all.
+        activation: ``hidden_act``.
+        own_head_size: whether heads may have another size than ``hidden_size / num_attention_heads``.
+        norm_offset: what norms have more in GGUF than in a checkpoint, whose models add it when they compute.
+        renamed: names in GGUF that are others than in :data:`BLOCK`.
+        headless: whether there is never a head beside the embedding.
+        windowed: whether llama.cpp applies a sliding window.
+        needs_window: whether there must be one.
+        attends_in_some: whether layers without heads of keys and values are convolutions.
+        scalings: kinds of rope scaling that are converted.
+        yarn: what else ``config.json`` says of a ``yarn`` scaling of such a model.
+        joined: layers, relative to the decoder layer, that are several matrices in GGUF.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    norms: tuple[str, ...] = ("input_layernorm", "post_attention_layernorm")
+    norm_biases: bool = False
+    final_norm: str = "model.norm"
+    interleaved: bool = False
+    biases: tuple[str, ...] = ()
+    optional_biases: tuple[str, ...] = ()
+    rope_default: float | None = None
+    plain: tuple[BlockTensor, ...] = ()
+    expert_count: str = ""
+    expert_size: str = ""
+    listed: Mapping[str, str] = field(default_factory=dict)
+    epsilon: tuple[str, str] = ("rms_norm_eps", "attention.layer_norm_rms_epsilon")
+    fixed: Mapping[str, Any] = field(default_factory=dict)
+    written: Mapping[str, Any] = field(default_factory=dict)
+    implied: Callable[[Mapping[str, Any]], Mapping[str, Any]] = lambda config: {}
+    numbers: Mapping[str, str] = field(default_factory=dict)
+    counts: Mapping[str, str] = field(default_factory=dict)
+    stated: Mapping[str, Any] = field(default_factory=dict)
+    unless: Mapping[str, Any] = field(default_factory=dict)
+    told_by: Mapping[str, str] = field(default_factory=dict)
+    rotated: float | None = None
+    activation: str = "silu"
+    own_head_size: bool = True
+    norm_offset: float = 0.0
+    renamed: Mapping[str, str] = field(default_factory=dict)
+    headless: bool = False
+    windowed: bool = False
+    needs_window: bool = False
+    attends_in_some: bool = False
+    scalings: tuple[str, ...] = ()
+    yarn: Mapping[str, Any] = field(default_factory=dict)
+    joined: Mapping[str, Joined] = field(default_factory=dict)
+
+    @property
+    def stated_keys(self) -> tuple[str, ...]:
+        """What a file of the architecture says of ``config.json`` beside what all say."""
+        said = (self.fixed, self.numbers, self.counts, self.listed)
+        partly = () if self.rotated is None else ("partial_rotary_factor",)
+        return (self.epsilon[0], *(key for each in said for key in each), *partly)
+
+    def stored_name(self, module: str) -> str | None:
+        """Name in GGUF of a module of a layer, None if there is none; of several, the first."""
+        if module in self.joined:
+            return self.joined[module].stored[0]
+        return self.renamed.get(module, BLOCK.get(module))
+
+    def stored_names(self, module: str) -> tuple[str, ...]:
+        """Names in GGUF of what a module of a layer is made of: one, but of joined ones."""
+        return self.joined[module].stored if module in self.joined else (str(self.stored_name(module)),)
