@@ -18,6 +18,7 @@ from uqff.export.dequantize import dequantize_model
 from uqff.models.multimodal import MULTIMODAL
 from uqff.parallel import Comm, load_model
 from uqff.quantization.run import quantize_model
+from uqff.quantization.types import FallbackWarning
 
 KIND = "q8_0"
 PROMPT = [[5, 9, 17, 30, 41, 11, 23, 3]]
@@ -78,6 +79,17 @@ def test_logits_are_those_of_the_whole_model(name: str, written: Written, tmp_pa
         wanted = text(plain) if stacked else whole(name, plain)
         assert wanted.abs().max() > 0.1
         assert (text(source) - wanted).abs().max() <= CLOSE
+
+
+@pytest.mark.parametrize("name", ["Qwen3-VL", "Qwen4-Exp"])
+def test_quantised_while_it_is_loaded(name: str, written: Written, tmp_path: Path) -> None:
+    """The types are those of the file: what is promoted there is promoted here, wherever the language model is."""
+    source = written(name) / "model"
+    with pytest.warns(FallbackWarning):
+        quantize_model(source, tmp_path / "uqff", ["q4k"], dtype="f32")
+    with torch.inference_mode(), pytest.warns(FallbackWarning):
+        made = load_model(source, dtype=torch.float32, isq="q4k")(input_ids=torch.tensor(PROMPT)).logits
+    assert torch.equal(made, text(tmp_path / "uqff"))
 
 
 @pytest.mark.parametrize("name", LEFT)

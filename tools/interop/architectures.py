@@ -73,7 +73,7 @@ def check(client: Client, name: str, kind: str, checkpoint: Path, scratch: Path)
         compared = compare_entries(a, b)
         differing = [each.key for each in compared if each.differing]
         keys = {*a.residual, *b.residual} - {*multimodal.FORGOTTEN.get(name, ())}
-        differing += [key for key in sorted(keys) if not _same(a, b, key, RENAMED.get(name))]
+        differing += [key for key in sorted(keys) if not _same(name, a, b, key)]
     problem = f"{', '.join([*differing, *beside][:3])} differ" if differing or beside else None
     return Row(name, kind, len(compared), sum(each.size for each in compared), known, problem)
 
@@ -99,14 +99,15 @@ def as_the_client(name: str, file: Path, folder: Path) -> Path:
         return made[0]
 
 
-def _same(theirs: uqff.UqffFile, ours: uqff.UqffFile, key: str, renamed: tuple[str, str] | None) -> bool:
+def _same(name: str, theirs: uqff.UqffFile, ours: uqff.UqffFile, key: str) -> bool:
     """Whether a tensor of either residual is in both."""
+    renamed = RENAMED.get(name)
     own, other = renamed or ("", "")
     mine = key.replace(other, own) if renamed else key
     theirs_key = mine.replace(own, other) if renamed else key
     if mine not in ours.residual or theirs_key not in theirs.residual:
         return False
-    a, b = theirs.residual[theirs_key], ours.residual[mine]
+    a, b = theirs.residual[theirs_key], multimodal.rounded(name, mine, ours.residual[mine])
     return a.dtype == b.dtype and a.shape == b.shape and bool((a == b).all())
 
 

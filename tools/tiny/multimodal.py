@@ -11,13 +11,13 @@ from __future__ import annotations
 import json
 from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from tools.interop.client import Client
 from tools.tiny.architectures import GOLDEN, HIDDEN, VOCABULARY
 from tools.tiny.digests import command, written
 from tools.tiny.models import TinyModel
-from tools.tiny.newer_towers import NEWER
+from tools.tiny.newer_towers import NEWER, PIECES
 from tools.tiny.text import CLIENT_VERSION, LAYERS, values_of
 from tools.tiny.towers import MULTIMODALS, Multimodal
 
@@ -25,12 +25,14 @@ __all__ = [
     "FORGOTTEN",
     "MULTIMODALS",
     "RENAMED",
+    "ROUNDED",
     "SUPERFLUOUS",
     "VARIANTS",
     "client_digests",
     "forgetful_residual",
     "has",
     "readable_residual",
+    "rounded",
     "write",
 ]
 
@@ -54,8 +56,21 @@ SUPERFLUOUS: Final = {
     "DiffusionGemma": ("model.encoder.embed_vision.embedding_pre_projection_norm.weight",),
 }
 """Tensors that the client writes into the residual, and does not need: a layer once more, what it computes, ones."""
-FORGOTTEN: Final = {"MiniCPM-o": ("resampler.kv_proj.weight",)}
+PLE: Final = "model.language_model.layers.0.ple."
+FORGOTTEN: Final = {
+    "MiniCPM-o": ("resampler.kv_proj.weight",),
+    "Qwen4-Exp": (
+        *(f"{PLE}{name}.weight" for name in ("conv1d", "norm_conv", "norm_key", "norm_query")),
+        *(f"{PLE}ple_embedding.ngram_embedding.shard_{piece}.weight" for piece in range(PIECES)),
+        *(
+            f"{PLE}ple_embedding.{name}"
+            for name in ("layer_multipliers", "ngram_heads_offsets", "ngram_heads_vocab_sizes")
+        ),
+    ),
+}
 """Tensors that the client does not write into the residual, and then does not find."""
+ROUNDED: Final = {"Qwen4-Exp": ".hc_norm.weight"}
+"""Ends of the names of tensors that the client adds 1 to when it loads, and takes 1 from when it writes."""
 VARIANTS: Final = ("Gemma 3 text", "Gemma 4 MoE")
 """No architectures of their own: one has no tower."""
 
@@ -75,10 +90,13 @@ def write(name: str, folder: Path) -> None:
     TinyModel(hidden_size=HIDDEN, heads=2, vocab_size=VOCABULARY).write(folder)
     path = folder / "model.safetensors"
     path.unlink()
-    shapes = _saved(made, path) if made.tensors is None else _numbered(made.tensors)
+    shapes, integers = _saved(made, path) if made.tensors is None else (_numbered(made.tensors), {})
     for here, there in made.renamed:
         shapes = {key if there in key else key.replace(here, there, 1): shape for key, shape in shapes.items()}
-    save_file({key: values_of(key, shape) for key, shape in shapes.items()}, path)
+    values = {key: values_of(key, shape) for key, shape in shapes.items()}
+    for part, dtype in made.dtypes.items():
+        values.update({key: each.astype(dtype) for key, each in values.items() if part in key})
+    save_file(values | integers, path)
     documents = {
         "config.json": made.values | {"architectures": [made.architecture], "torch_dtype": "float32"},
         "preprocessor_config.json": made.preprocessor,
@@ -89,15 +107,17 @@ def write(name: str, folder: Path) -> None:
         (folder / each).write_text(json.dumps(document, indent=2))
 
 
-def _saved(made: Multimodal, path: Path) -> dict[str, tuple[int, ...]]:
-    """What `transformers` saves."""
+def _saved(made: Multimodal, path: Path) -> tuple[dict[str, tuple[int, ...]], dict[str, Any]]:
+    """What `transformers` saves: shapes, and those tensors that are integers, which it computes."""
     import transformers
     from safetensors import safe_open
 
     config = transformers.CONFIG_MAPPING[made.model_type].from_dict(json.loads(json.dumps(made.values)))
     getattr(transformers, made.architecture)(config).save_pretrained(path.parent)
     with safe_open(path, "np") as saved:
-        return {key: tuple(saved.get_slice(key).get_shape()) for key in saved.keys()}  # noqa: SIM118
+        slices = {key: saved.get_slice(key) for key in saved.keys()}  # noqa: SIM118
+        integers = {key: saved.get_tensor(key) for key, each in slices.items() if each.get_dtype().startswith("I")}
+        return {key: tuple(each.get_shape()) for key, each in slices.items()}, integers
 
 
 def _numbered(tensors: dict[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
@@ -110,15 +130,20 @@ def _numbered(tensors: dict[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]
 
 
 def forgetful_residual(name: str, path: Path, made: Path) -> Path:
-    """A residual without :data:`FORGOTTEN`."""
+    """A residual without :data:`FORGOTTEN`, with what the client makes of :data:`ROUNDED`."""
     from safetensors.numpy import load_file, save_file
 
     if name not in FORGOTTEN:
         return path
-    save_file(
-        {key: value for key, value in load_file(path).items() if key not in FORGOTTEN[name]}, made, {"made": "less"}
-    )
+    kept = {key: value for key, value in load_file(path).items() if key not in FORGOTTEN[name]}
+    kept = {key: rounded(name, key, value) for key, value in kept.items()}
+    save_file(kept, made, {"made": "less"})
     return made
+
+
+def rounded(name: str, key: str, values: Any) -> Any:
+    """The numbers of a tensor as the client writes them."""
+    return values + 1 - 1 if key.endswith(ROUNDED.get(name, ())) else values
 
 
 def readable_residual(name: str, path: Path, made: Path) -> Path:

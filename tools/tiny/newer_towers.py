@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from tools.tiny.architectures import HEAD_SIZE, HIDDEN
-from tools.tiny.text import COMMON, DELTA, EXPERTS, LAYERS, QWEN_MOE
+from tools.tiny.text import COMMON, DELTA, EXPERTS, LAYERS, QWEN_MOE, TWO_EXPERTS
 from tools.tiny.towers import (
     END_TOKEN,
     IMAGE_TOKEN,
@@ -128,6 +128,9 @@ MINICPM_TENSORS: Final[dict[str, tuple[int, ...]]] = {
     "vpm.post_layernorm.weight": (32,),
 }
 
+PIECES: Final = 4
+"""Of the table of n-grams of Qwen4-Exp."""
+
 NEWER: Final[dict[str, Multimodal]] = {
     "Qwen3.5 with vision": Multimodal(
         "Qwen3_5ForConditionalGeneration",
@@ -160,6 +163,44 @@ NEWER: Final[dict[str, Multimodal]] = {
             "vision_config": QWEN35_TOWER | {"model_type": "qwen3_5_moe"},
         },
         QWEN_PROCESSOR,
+    ),
+    "Qwen4-Exp": Multimodal(
+        "Qwen4ExpForConditionalGeneration",
+        "Qwen4Exp",
+        VISION_TOKENS
+        | {
+            "model_type": "qwen4_exp",
+            "tie_word_embeddings": False,
+            "text_config": {key: value for key, value in COMMON.items() if key != "intermediate_size"}
+            | TWO_EXPERTS
+            | DELTA
+            | {
+                "model_type": "qwen4_exp_text",
+                "num_experts": EXPERTS,
+                "moe_intermediate_size": HIDDEN,
+                "shared_expert_intermediate_size": HIDDEN,
+                "rope_parameters": MROPE_PARAMETERS["rope_parameters"] | {"mrope_interleaved": True},
+                "output_gate_type": "sigmoid",
+                "hc_count": 2,
+                "hc_lowrank": 32,
+                "indexer_n_heads": 2,
+                "indexer_kv_heads": 1,
+                "indexer_head_dim": 32,
+                "indexer_budget": 64,
+                "indexer_compress_ratio": 4,
+                "ple_layer_ids": [1],
+                "ple_embed_dim": 64,
+                "ple_conv_kernel_size": 4,
+                "ngram_size": 3,
+                "heads_per_ngram": 2,
+                "ngram_vocab_size_base": 50,
+                "make_ngram_vocab_size_divisible_by": 8,
+                "split_ngram_parts": PIECES,
+            },
+            "vision_config": QWEN35_TOWER | {"model_type": "qwen4_exp_vision"},
+        },
+        QWEN_PROCESSOR,
+        dtypes={"ngram_embedding.shard": "float16"},
     ),
     "Gemma 4": Multimodal(
         "Gemma4ForConditionalGeneration",

@@ -92,6 +92,7 @@ class Multimodal:
         preprocessor: `preprocessor_config.json`.
         processor: `processor_config.json`, if there is one.
         tensors: names and shapes where `transformers` has no such architecture; `*` is the number of each layer.
+        dtypes: what tensors are stored in whose names have a part, if not in F32.
         renamed: parts of names as `transformers` 5 saves them, and as published checkpoints have them.
     """
 
@@ -102,6 +103,7 @@ class Multimodal:
     processor: dict[str, Any] | None = None
     renamed: tuple[tuple[str, str], ...] = ()
     tensors: dict[str, tuple[int, ...]] | None = None
+    dtypes: dict[str, str] = dataclasses.field(default_factory=dict)
 
     @property
     def model_type(self) -> str:

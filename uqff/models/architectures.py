@@ -23,7 +23,7 @@ from uqff.codes import Version
 from uqff.errors import FormatError, UnsupportedError, UqffError
 from uqff.limits import MAX_BLOCKS, MAX_MODEL_LAYERS
 from uqff.models.table import ARCHITECTURES, LANGUAGE_MODEL_PREFIX, architecture_of
-from uqff.models.text import Architecture, Tower, count
+from uqff.models.text import Architecture, Tower, count, given
 
 __all__ = [
     "ARCHITECTURES",
@@ -37,9 +37,11 @@ __all__ = [
     "check_numbered",
     "embedding_name",
     "entry_names",
+    "is_table",
     "is_tied_model",
     "last_block",
     "layer_names",
+    "pieces_of",
     "selected_entries",
     "selected_layers",
     "stacked_names",
@@ -63,6 +65,7 @@ class LayerName:
         block: number of the decoder layer it belongs to, None for the head.
         expert: number of the expert it belongs to, None if to none.
         stacked: path of the 1.x layer that it is a part of, if it belongs to an expert.
+        promoted: whether the engine quantises it as finely as the embedding, whose layer it is not.
     """
 
     index: int
@@ -71,6 +74,7 @@ class LayerName:
     block: int | None
     expert: int | None = None
     stacked: str | None = None
+    promoted: bool = False
 
     @property
     def key(self) -> str:
@@ -127,7 +131,7 @@ def last_block(config: Mapping[str, Any]) -> list[str]:
     architecture, config = architecture_of(config), text_values(config)
     last = count(config, "num_hidden_layers", least=1, most=MAX_BLOCKS) - 1
     paths = _block_paths(architecture, config, last, numbered=False)
-    names = {name for path, _, stacked in paths for name in (path, stacked) if name}
+    names = {name for path, _, stacked, _ in paths for name in (path, stacked) if name}
     return [f"{architecture.decoder}.layers.{last}.{name}" for name in sorted(names)]
 
 
@@ -151,10 +155,10 @@ def _layer_names(config: Mapping[str, Any], *, numbered: bool) -> list[LayerName
             got=f"{blocks} x {per_block}",
         )
     for block in range(blocks):
-        for path, expert, stacked in _block_paths(architecture, config, block, numbered=numbered):
+        for path, expert, stacked, promoted in _block_paths(architecture, config, block, numbered=numbered):
             module = f"{decoder}.layers.{block}.{path}"
             key = f"{decoder}.layers.{block}.{stacked}" if stacked else None
-            names.append(LayerName(len(names), module, f"{module}.weight", block, expert, key))
+            names.append(LayerName(len(names), module, f"{module}.weight", block, expert, key, promoted))
     return names
 
 
@@ -265,12 +269,35 @@ def with_stated_tie(config: Mapping[str, Any]) -> dict[str, Any] | None:
     return {**config, "tie_word_embeddings": True}
 
 
+def is_table(config: Mapping[str, Any], name: str) -> bool:
+    """Whether a tensor is of a table that stays as it is stored; never of an unknown architecture."""
+    try:
+        tables = architecture_of(config).tables
+    except UnsupportedError:
+        return False
+    return any(f".{table.path}." in name for table in tables)
+
+
+def pieces_of(config: Mapping[str, Any], name: str) -> list[str]:
+    """The names of the tensors that checkpoints have in place of a table, in order; none of anything else.
+
+    Raises:
+        FormatError: the configuration has a senseless number of them.
+    """
+    for table in architecture_of(config).tables:
+        if name.endswith(f".{table.path}.weight"):
+            pieces = given(text_values(config), table.count, table.default, least=1)
+            path = name.removesuffix("weight")
+            return [f"{path}{table.pieces.format(piece=piece)}.weight" for piece in range(pieces)]
+    return []
+
+
 def stacked_names(names: Sequence[LayerName]) -> list[EntryName]:
     """Layers as 1.x has them: those of the experts of a projection together, in order of the experts."""
     parts: dict[str, list[LayerName]] = {}
     for name in names:
         parts.setdefault(name.key, []).append(name)
-    return [EntryName(key, tuple(group)) for key, group in parts.items()]
+    return [EntryName(key, tuple(group), "embedding" if group[0].promoted else None) for key, group in parts.items()]
 
 
 class Selector(Protocol):
@@ -397,15 +424,15 @@ def is_tied_model(config: Mapping[str, Any]) -> bool:
 
 def _block_paths(
     architecture: Architecture, config: Mapping[str, Any], block: int, *, numbered: bool
-) -> Iterator[tuple[str, int | None, str | None]]:
-    """Path of each weight, the expert it belongs to, and the path it is stacked under."""
+) -> Iterator[tuple[str, int | None, str | None, bool]]:
+    """Path of each weight, the expert it belongs to, the path it is stacked under, and whether it is promoted."""
     for group in architecture.groups:
         if (numbered and not group.numbered) or (group.when is not None and not group.when.holds(config, block)):
             continue
         if not group.stacked:
             for path in group.paths:
-                yield path, None, None
+                yield path, None, None, group.promoted
             continue
         for expert in range(count(config, architecture.expert_count, least=0)):
             for template, stacked in zip(group.paths, group.stacked, strict=True):
-                yield template.format(expert=expert), expert, stacked
+                yield template.format(expert=expert), expert, stacked, group.promoted

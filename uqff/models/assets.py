@@ -13,7 +13,7 @@ Authority: mistral.rs v0.6.0 and v0.9.2, ``mistralrs-core/src/pipeline/isq.rs`` 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, Final, Protocol
@@ -65,21 +65,27 @@ class TensorSource(Protocol):
 class Residual:
     """The tensors that are no layers, as a loader sees them: floats in the load dtype, anything else as it is.
 
+    Tables that a loader does not load but looks up in the file stay as they are, too.
+
     Attributes:
         names: of the tensors.
     """
 
-    def __init__(self, source: TensorSource, names: Iterable[str], dtype: DType) -> None:
+    def __init__(
+        self, source: TensorSource, names: Iterable[str], dtype: DType, as_stored: Callable[[str], bool]
+    ) -> None:
         """Nothing is read yet.
 
         Args:
             source: holds the tensors.
             names: which of them.
             dtype: the load dtype.
+            as_stored: which stay as they are, by name: see :func:`uqff.models.architectures.is_table`.
         """
         self.names = list(names)
         self._source = source
         self._dtype = dtype
+        self._as_stored = as_stored
 
     @property
     def planned(self) -> list[tuple[str, str, tuple[int, ...]]]:
@@ -91,7 +97,7 @@ class Residual:
         """Bytes of all payloads."""
         total = 0
         for name in self.names:
-            size, loaded = self._source.nbytes(name), LOADED_DTYPES.get(self._source.dtype(name))
+            size, loaded = self._source.nbytes(name), self._loaded(name)
             total += size if loaded is None else size // loaded.itemsize * self._dtype.itemsize
         return total
 
@@ -114,16 +120,19 @@ class Residual:
                 queue.submit(partial(self._write, file, name), 0)
         return file
 
+    def _loaded(self, name: str) -> DType | None:
+        """What a tensor has been stored in, if it is to be in the load dtype."""
+        return None if self._as_stored(name) else LOADED_DTYPES.get(self._source.dtype(name))
+
     def _stored(self, name: str) -> str:
-        dtype = self._source.dtype(name)
-        return self._dtype.safetensors if dtype in LOADED_DTYPES else dtype
+        return self._source.dtype(name) if self._loaded(name) is None else self._dtype.safetensors
 
     def _write(self, file: TensorWriter, name: str) -> None:
         file.write(name, self._chunks(name))
 
     def _chunks(self, name: str) -> Iterator[memoryview]:
         """The bytes of a tensor in its stored dtype, a tile at a time."""
-        data, stored = self._source.raw(name), LOADED_DTYPES.get(self._source.dtype(name), self._dtype)
+        data, stored = self._source.raw(name), self._loaded(name) or self._dtype
         for start in range(0, len(data), TILE):
             tile = data[start : start + TILE]
             if stored is self._dtype:

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from uqff.models.text import (
+    ATTENDS_FULLY,
     ATTENTION,
     DENSE_BY_STEP,
     MLP,
@@ -23,8 +24,10 @@ from uqff.models.text import (
     Architecture,
     Group,
     Rule,
+    Table,
     Tower,
     count,
+    deltas,
     experts,
     given,
     listed,
@@ -81,6 +84,10 @@ PER_LAYER: Final = Rule(
     "`hidden_size_per_layer_input` > 0", lambda config, _: given(config, "hidden_size_per_layer_input", 0) > 0
 )
 BETWEEN: Final = otherwise(INTERLEAVED, "others")
+LOOKS_UP: Final = Rule("i + 1 in `ple_layer_ids`", lambda config, block: block + 1 in listed(config, "ple_layer_ids"))
+
+HYPER_CONNECTION: Final = ("input_mix_weight_down", "input_mix_weight_up")
+"""What mixes the streams of a residual connection into the input of a layer."""
 
 
 def _qwen_tower(*names: str) -> Tower:
@@ -300,6 +307,35 @@ MULTIMODAL: Final = (
         tie_at_top=True,
         unmeasured=("self_attn.q_proj",),
         runs_as=("qwen3_5_moe_text",),
+    ),
+    Architecture(
+        "Qwen4-Exp",
+        ("Qwen4ExpForConditionalGeneration",),
+        (
+            Group(ATTENTION, when=ATTENDS_FULLY),
+            Group(("self_attn.indexer.index_qk_proj",), when=ATTENDS_FULLY, promoted=True),
+            deltas("in_proj_qkv", "in_proj_z", "in_proj_b", "in_proj_a", "out_proj"),
+            Group(("ple.key_proj", "ple.value_proj"), when=LOOKS_UP, promoted=True),
+            experts("mlp"),
+            Group(tuple(f"mlp.shared_expert.{name}" for name in THREE)),
+            Group(
+                tuple(
+                    f"{layer}_hyper_connection.{name}"
+                    for layer in ("attn", "mlp")
+                    for name in (*HYPER_CONNECTION, "block_inject_weight")
+                ),
+                promoted=True,
+            ),
+        ),
+        expert_count="num_experts",
+        numbered=False,
+        decoder="model.language_model",
+        text_config=TEXT_CONFIG,
+        tie_at_top=True,
+        unmeasured=("self_attn.q_proj",),
+        towers=(Tower("model.language_model.hyper_connection_mixer", HYPER_CONNECTION, promoted=True),),
+        runs_as=("qwen4_exp_text",),
+        tables=(Table("ple.ple_embedding.ngram_embedding", "shard_{piece}", "split_ngram_parts", 512),),
     ),
     Architecture(
         "Gemma 4",

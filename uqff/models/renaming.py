@@ -11,7 +11,7 @@ from functools import cached_property
 from typing import Any, Final
 
 from uqff.codes import Version
-from uqff.models.architectures import architecture_of, entry_names
+from uqff.models.architectures import EntryName, architecture_of, entry_names, is_table, pieces_of
 
 __all__ = ["ModulePaths"]
 
@@ -53,6 +53,14 @@ class ModulePaths:
             return decoder + path.removeprefix(DECODER)
         return path
 
+    def pieces(self, name: str) -> list[str]:
+        """The names of what a table is stored in, see :func:`uqff.models.architectures.pieces_of`."""
+        return pieces_of(self._config, name)
+
+    def is_table(self, name: str) -> bool:
+        """Whether a tensor of a file is of a table."""
+        return is_table(self._config, name)
+
     def is_of_text(self, path: str) -> bool:
         """Whether something belongs to the language model, by its path in a file."""
         return path.startswith((f"{self._architecture.decoder}.", self._architecture.head))
@@ -64,8 +72,20 @@ class ModulePaths:
         Raises:
             FormatError: the configuration lacks a number.
         """
-        newest = Version(1, 2, 0)
-        return {entry.key: [part.module for part in entry.parts] for entry in entry_names(self._config, newest)}
+        return {entry.key: [part.module for part in entry.parts] for entry in self._entries}
+
+    @cached_property
+    def _entries(self) -> list[EntryName]:
+        return entry_names(self._config, Version(1, 2, 0))
+
+    @cached_property
+    def sensitive(self) -> set[str]:
+        """The paths of the layers that are promoted: head, embedding, and what the engine treats like them.
+
+        Raises:
+            FormatError: the configuration lacks a number.
+        """
+        return {self(HEAD)} | {entry.key for entry in self._entries if entry.role is not None}
 
     def experts(self, path: str, projections: tuple[str, ...], count: int) -> list[list[str]]:
         """The paths of the weights of each projection of experts.

@@ -18,7 +18,7 @@ from typing import Any, Final, Literal
 from uqff.errors import FormatError
 from uqff.limits import MAX_MODEL_LAYERS
 
-__all__ = ["TEXT", "Architecture", "Group", "Rule", "Tower", "count"]
+__all__ = ["TEXT", "Architecture", "Group", "Rule", "Table", "Tower", "count"]
 
 
 @dataclass(frozen=True)
@@ -43,12 +43,14 @@ class Group:
         stacked: of experts, the paths of the 1.x layers that hold one of ``paths`` for all experts.
         when: which decoder layers have them; all if None.
         numbered: whether pre-1.0 files have them.
+        promoted: whether the engine quantises them as finely as the embedding.
     """
 
     paths: tuple[str, ...]
     stacked: tuple[str, ...] = ()
     when: Rule | None = None
     numbered: bool = True
+    promoted: bool = False
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,23 @@ class Tower:
 
 
 @dataclass(frozen=True)
+class Table:
+    """A table that the engine looks up rows of in the file, whose dtype it takes as it is; no layer.
+
+    Attributes:
+        path: end of the path of the module.
+        pieces: what checkpoints have in its place, one after another: ``shard_{piece}``.
+        count: how many pieces there are, in the configuration of the language model.
+        default: how many, where it does not say.
+    """
+
+    path: str
+    pieces: str
+    count: str
+    default: int
+
+
+@dataclass(frozen=True)
 class Architecture:
     """What is declared of one architecture.
 
@@ -96,6 +115,7 @@ class Architecture:
             than that: the one that the configuration names is taken, or the first.
         unmeasured: paths whose shapes :mod:`uqff.models.shapes` does not tell.
         drops_biases: beginnings of the paths whose biases the engine drops when it quantises, and adds when it loads.
+        tables: what the engine does not load: it looks up rows in the file.
         takes_turns: whether gates and ups of experts take turns in ``gate_up_proj``, and do not follow each other.
         modules: what ``transformers`` from 5 on calls parts of paths, and checkpoints do otherwise: pairs of the two.
     """
@@ -116,6 +136,7 @@ class Architecture:
     runs_as: tuple[str, ...] = ()
     unmeasured: tuple[str, ...] = ()
     drops_biases: tuple[str, ...] = ()
+    tables: tuple[Table, ...] = ()
     takes_turns: bool = False
     modules: tuple[tuple[str, str], ...] = ()
 
@@ -176,7 +197,7 @@ def _is_sparse_after(first: str, expert_count: str) -> Callable[[Mapping[str, An
 def _attends(config: Mapping[str, Any], block: int) -> bool:
     kinds = listed(config, "layer_types") or listed(config, "layers_block_type")
     if block < len(kinds):
-        return kinds[block] in ("full_attention", "sliding_attention", "attention")
+        return kinds[block] in ("full_attention", "sliding_attention", "indexed_attention", "attention")
     return True
 
 
@@ -254,7 +275,7 @@ DEEPSEEK_MOE: Final = (
 DENSE: Final = (Group(ATTENTION + MLP),)
 
 
-def _deltas(*paths: str) -> Group:
+def deltas(*paths: str) -> Group:
     """Linear attention, of which pre-1.0 files have the output only."""
     return Group(tuple(f"linear_attn.{path}" for path in paths), when=ATTENDS_LINEARLY, numbered=False)
 
@@ -277,7 +298,7 @@ TEXT: Final = (
         ("Qwen3NextForCausalLM",),
         (
             Group(ATTENTION, when=ATTENDS_FULLY),
-            _deltas("in_proj_qkvz", "in_proj_ba"),
+            deltas("in_proj_qkvz", "in_proj_ba"),
             Group(("linear_attn.out_proj",), when=ATTENDS_LINEARLY),
             experts("mlp", when=SPARSE_BY_STEP),
             Group(tuple(f"mlp.shared_expert.{name}" for name in THREE), when=SPARSE_BY_STEP),
@@ -292,7 +313,7 @@ TEXT: Final = (
         ("Qwen3_5ForCausalLM",),
         (
             Group(ATTENTION, when=ATTENDS_FULLY),
-            _deltas("in_proj_qkv", "in_proj_z", "in_proj_b", "in_proj_a", "out_proj"),
+            deltas("in_proj_qkv", "in_proj_z", "in_proj_b", "in_proj_a", "out_proj"),
             Group(MLP),
         ),
         numbered=False,

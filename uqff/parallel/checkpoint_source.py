@@ -17,6 +17,8 @@ import json
 import os
 from typing import TYPE_CHECKING, Any, Final
 
+import torch
+
 from uqff.checkpoints.checkpoint import open_checkpoint
 from uqff.codes import LOADED_DTYPES
 from uqff.container.closing import Closing
@@ -32,8 +34,6 @@ from uqff.parallel.projection import PROJECTIONS
 from uqff.quantization.plan import UNUSED
 
 if TYPE_CHECKING:
-    import torch
-
     from uqff.parallel.unloaded import Unloaded, UnloadedExperts
 
 __all__ = ["CheckpointSource"]
@@ -108,6 +108,8 @@ class CheckpointSource(Closing):
         """
         name = self.paths(name)
         path = name.removesuffix(".weight")
+        if path not in self.checkpoint.paths and (pieces := self.paths.pieces(name)):
+            return torch.cat([self.tensor(piece) for piece in pieces])
         owner = name.removesuffix(".bias")
         if owner in self.checkpoint.paths and self.checkpoint.bias_name(owner) == name:
             bias = self.checkpoint.layer(owner).bias

@@ -104,7 +104,7 @@ class Filling:
         """A layer in the type that it shall have, whether its adapters are in it, and where it goes."""
         if self.isq is None:
             return source, False, self.device
-        sensitive = source.path in (EMBEDDING, HEAD)
+        sensitive = source.path in self.source.paths.sensitive
         kind = self.isq.kind_of(source.path, sensitive=sensitive)
         if kind is None:
             return source, False, self.device

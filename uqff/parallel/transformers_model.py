@@ -92,6 +92,7 @@ VALUES: Final = (
     "num_global_key_value_heads",
     "rope_local_base_freq",
     "sliding_window_pattern",
+    "output_gate_type",
     # experts
     "num_experts",
     "num_local_experts",

@@ -21,6 +21,8 @@ import json
 import os
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from uqff.codec.layer import Layer
 from uqff.container.closing import Closing
 from uqff.container.document import is_present
@@ -38,8 +40,6 @@ from uqff.parallel.projection import PROJECTIONS
 from uqff.parallel.unloaded import Unloaded
 
 if TYPE_CHECKING:
-    import torch
-
     from uqff.parallel.unloaded import UnloadedExperts
 
 
@@ -140,6 +140,8 @@ class UqffSource(Closing):
             FormatError: there is none.
         """
         name = self.paths(name)
+        if name not in self.residual and (pieces := self.paths.pieces(name)):
+            return torch.cat([self.tensor(piece) for piece in pieces])
         if name not in self.residual:
             raise FormatError(
                 "model lacks a weight",
@@ -153,7 +155,7 @@ class UqffSource(Closing):
     @property
     def dtype(self) -> torch.dtype | None:
         """The dtype that the model was loaded in when the file was written: that of its residual."""
-        dtypes = {self.residual[name].dtype for name in self.residual}
+        dtypes = {self.residual[name].dtype for name in self.residual if not self.paths.is_table(name)}
         floating = [dtype for dtype in dtypes if dtype.is_floating_point]
         return floating[0] if len(floating) == 1 else None
 

@@ -54,7 +54,7 @@ from uqff.hub.names import hub_name
 from uqff.importance.hessians import Hessians
 from uqff.importance.matrix import Importance
 from uqff.lora.applied import Adapters, Lora
-from uqff.models.architectures import is_tied_model
+from uqff.models.architectures import is_table, is_tied_model
 from uqff.models.assets import Residual
 from uqff.models.engine import limits_of, refuse_limits
 from uqff.models.patterns import Pattern
@@ -254,7 +254,8 @@ class QuantizeJob(Job[Result]):
         shapes = {name: checkpoint.shape(name) for name in residual}
         with located(file=checkpoint.path):
             self.lora = adapters.applied(model_weights(checkpoint.config, shapes, self.goals, residual))
-        self.residual = Residual(MergedTensors(checkpoint, self.lora, checkpoint.floats), residual, self.dtype)
+        tensors = MergedTensors(checkpoint, self.lora, checkpoint.floats)
+        self.residual = Residual(tensors, residual, self.dtype, partial(is_table, checkpoint.config))
         self.unmatched = [] if recipe is None else recipe.unmatched(goal.name for goal in self.goals)
         self.config = restated_config(checkpoint, self.version)
         self.notes = engine_notes(checkpoint, self.goals)
