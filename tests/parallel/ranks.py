@@ -15,6 +15,13 @@ from typing import Any
 Outcome = tuple[int, Any, str]
 """Rank, result, traceback (empty if there was none)."""
 
+IMPORTED = (
+    *("pytest", "safetensors.torch", "uqff.parallel", "uqff.parallel.linear", "uqff.parallel.moe"),
+    *("uqff.parallel.generate", "uqff.parallel.ranks", "transformers.models.auto"),
+    *(f"transformers.models.{name}.modeling_{name}" for name in ("llama", "mixtral", "qwen2", "qwen3", "qwen3_moe")),
+)
+"""Modules that ranks import sooner or later: five seconds of a core for each that loads a model."""
+
 
 def run_ranks(world_size: int, work: Callable[..., Any], *args: Any, timeout: float = 20, dead: int = 0) -> list[Any]:
     """Results of ``work(comm, *args)`` of every rank, in order.
@@ -29,8 +36,8 @@ def run_ranks(world_size: int, work: Callable[..., Any], *args: Any, timeout: fl
     Raises:
         AssertionError: a rank failed, hangs, or more than ``dead`` ended without a result.
     """
-    context = multiprocessing.get_context("forkserver")  # torch is imported once, not in every rank
-    context.set_forkserver_preload(["pytest", "uqff.parallel.linear"])
+    context = multiprocessing.get_context("forkserver")  # what ranks need is imported once, not in every rank
+    context.set_forkserver_preload(list(IMPORTED))
     with tempfile.TemporaryDirectory() as directory:
         outcomes: Any = context.SimpleQueue()
         common = (world_size, Path(directory, "store"), timeout, outcomes, work, args)

@@ -28,13 +28,14 @@ def install_client(version: str, package: str = "mistralrs", *others: str) -> Pa
     Raises click.ClickException with pip's output if that fails.
     """
     folder = ROOT / ".venvs" / f"{package}-{version}"
-    alone = ["--no-deps"] if package == "mistralrs" or others else []
+    options = ["--no-deps"] if package == "mistralrs" or others else []
+    options += [] if sys.dont_write_bytecode else ["--no-compile"]  # Python compiles what is imported, when it is
     python = folder / "bin" / "python"
     if (folder / "ready").exists():
         return python
     for command in (
         [sys.executable, "-m", "venv", "--clear", str(folder)],
-        [str(python), "-m", "pip", "install", "--quiet", *alone, f"{package}=={version}", *others],
+        [str(python), "-m", "pip", "install", "--quiet", *options, f"{package}=={version}", *others],
     ):
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
