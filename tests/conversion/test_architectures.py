@@ -107,6 +107,16 @@ def test_yarn_without_its_bounds(tmp_path: Path) -> None:
     assert found | {"rope_theta": THETA} == scaling | {"rope_theta": THETA}
 
 
+def test_granite_without_rotary_embedding(tmp_path: Path) -> None:
+    """The metadata says so by a flag, and the configuration that would be made says that there is one."""
+    config, tensors = checkpoint_of("Granite")
+    flag = {"granite.rope.scaling.finetuned": False}
+    write_checkpoint(config, tensors, tmp_path / "a.gguf", "f32", metadata=flag)
+    with pytest.raises(UnsupportedError, match="another model of this architecture") as caught:
+        uqff_of_gguf(tmp_path / "a.gguf", tmp_path / "u")
+    assert caught.value.field == "granite.rope.scaling.finetuned"
+
+
 def test_experts_where_an_architecture_has_none(tmp_path: Path) -> None:
     config, tensors = checkpoint_of("Qwen3")
     write_checkpoint(config, tensors, tmp_path / "a.gguf", "f32", metadata={"qwen3.expert_count": 2})
@@ -161,6 +171,7 @@ def test_metadata_that_no_configuration_says(tmp_path: Path, name: str, changed:
         ("GLM-4-MoE", {"norm_topk_prob": 1}, "norm_topk_prob"),
         ("HunYuan MoE", {"moe_topk": [1, 2]}, "moe_topk"),
         ("Gemma3", {"sliding_window_pattern": 2}, "sliding_window_pattern"),
+        ("Granite", {"position_embedding_type": "nope"}, "position_embedding_type"),
         ("gpt-oss", {"layer_types": ["full_attention"] * 2}, "layer_types"),
         ("gpt-oss", {"rope_scaling": {"rope_type": "yarn", "factor": 8.0}}, "rope_scaling.truncate"),
         ("gpt-oss", {"rope_scaling": {"rope_type": "yarn", "truncate": False}}, "rope_scaling.factor"),

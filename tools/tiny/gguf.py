@@ -42,6 +42,7 @@ ARCHITECTURES = {
     "gemma3_text": "gemma3",
     "glm4_moe": "glm4moe",
     "gpt_oss": "gpt-oss",
+    "granitemoehybrid": "granite",
     "hunyuan_v1_dense": "hunyuan-dense",
     "hunyuan_v1_moe": "hunyuan-moe",
     "lfm2_moe": "lfm2moe",
@@ -125,6 +126,16 @@ OWN = {
         },
     ),
 }
+GRANITE = text.TEXTS["Granite 4"]
+SCALES = {
+    "embedding_multiplier": 1.5,
+    "logits_scaling": 0.5,
+    "residual_multiplier": 0.25,
+    "attention_multiplier": 0.125,
+}
+for _name, _experts in (("Granite", 0), ("Granite-MoE", text.EXPERTS)):
+    _own = SCALES | {"num_local_experts": _experts, "layer_types": ["attention"] * text.LAYERS}
+    OWN[_name] = text.Text(GRANITE.architecture, GRANITE.model_type, GRANITE.values | _own)
 """Those of which `tools.tiny.text` has none, because the client writes nothing of them."""
 
 
@@ -192,6 +203,7 @@ def stacks(tensors: Mapping[str, Any]) -> dict[str, Any]:
 
 def apart(tensors: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     """Tensors, those that are several in GGUF one by one, by the names that llama.cpp's converter looks up."""
+    experts = any(".block_sparse_moe.router." in name for name in tensors)
     for name, values in tensors.items():
         if name.endswith(("experts.gate_up_proj", "experts.gate_up_proj_bias")):  # inputs before outputs; in turns
             turned = values.swapaxes(1, 2) if values.ndim == 3 else values
@@ -201,10 +213,23 @@ def apart(tensors: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
         elif name.endswith(("experts.down_proj", "experts.down_proj_bias")):
             turned = values.swapaxes(1, 2) if values.ndim == 3 else values
             yield name.replace("_bias", "") + (".bias" if values.ndim == 2 else ".weight"), np.ascontiguousarray(turned)
+        elif name.endswith(("_mlp.input_linear.weight", "_moe.input_linear.weight")):
+            for part, rows in zip(("gate", "up"), np.split(values, 2, axis=-2), strict=True):
+                yield granite_name(name, f"{part}_proj", experts), np.ascontiguousarray(rows)
+        elif name.endswith((".shared_mlp.output_linear.weight", "_moe.output_linear.weight")):
+            yield granite_name(name, "down_proj", experts), values
         elif name.endswith(".sinks"):
             yield f"{name}.weight", values
         else:
             yield name, values
+
+
+def granite_name(name: str, projection: str, experts: bool) -> str:
+    """A projection of Granite by a name that the package knows."""
+    block = ".".join(name.split(".")[:3])
+    if ".block_sparse_moe." in name:
+        return f"{block}.mlp.experts.{projection}.weight"
+    return f"{block}.mlp.{'shared_expert.' if experts else ''}{projection}.weight"
 
 
 EXPERT_COUNTS = ("num_experts", "num_local_experts", "n_routed_experts")
@@ -251,6 +276,13 @@ def add_own(writer: gguf.GGUFWriter, architecture: str, config: Mapping[str, Any
         if scaling["beta_fast"] is not None:
             writer.add_rope_scaling_yarn_beta_fast(scaling["beta_fast"])
             writer.add_rope_scaling_yarn_beta_slow(scaling["beta_slow"])
+    if architecture.startswith("granite"):
+        writer.add_attention_scale(config["attention_multiplier"])
+        writer.add_embedding_scale(config["embedding_multiplier"])
+        writer.add_residual_scale(config["residual_multiplier"])
+        writer.add_logit_scale(config["logits_scaling"])
+    if architecture == "granitemoe":
+        writer.add_expert_shared_feed_forward_length(config["shared_intermediate_size"])
     if architecture == "hunyuan-moe":
         writer.add_expert_shared_feed_forward_length(config["intermediate_size"])
         writer.add_expert_shared_count(config["num_shared_expert"][0])
@@ -287,6 +319,8 @@ def write_checkpoint(
     byte pair encoding that makes next to nothing of texts, but names the tokens: llama.cpp does not answer without.
     """
     architecture = ARCHITECTURES.get(config["model_type"], config["model_type"])
+    if architecture == "granite" and config["num_local_experts"]:
+        architecture = "granitemoe"
     heads, kv_heads = config["num_attention_heads"], config["num_key_value_heads"]
     writer = gguf.GGUFWriter(path, architecture, split_max_tensors=split_max_tensors)
     writer.add_name(path.stem)
@@ -316,7 +350,10 @@ def write_checkpoint(
     if architecture == "llama" or "partial_rotary_factor" in config:
         writer.add_rope_dimension_count(int(head_dim * config.get("partial_rotary_factor", 1)))
     for key, value in (metadata or {}).items():
-        writer.add_uint32(key, value)
+        if isinstance(value, bool):
+            writer.add_bool(key, value)
+        else:
+            writer.add_uint32(key, value)
     tokens = list(TinyModel(vocab_size=config["vocab_size"]).tokenizer()["model"]["vocab"])
     writer.add_tokenizer_model("gpt2" if vocabulary else "none")
     writer.add_token_list(tokens)
@@ -337,7 +374,7 @@ def write_checkpoint(
             data = data + np.float32(1)
         if name.endswith(".conv.conv.weight"):
             data = data[:, 0]
-        if architecture in ("llama", "smollm3") and re.search(r"\.[qk]_proj\.", name):
+        if architecture in ("llama", "smollm3", "granite", "granitemoe") and re.search(r"\.[qk]_proj\.", name):
             data = interleaved(data, heads if ".q_proj." in name else kv_heads)
         writer.add_tensor(str(theirs.get_name(known_name(name), (".weight", ".bias"))), data, raw_dtype=type)
     scaling = config.get("rope_scaling") or {}

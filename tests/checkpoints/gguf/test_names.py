@@ -12,7 +12,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tools.tiny.gguf import known_name
+from tools.tiny.gguf import granite_name, known_name
 from uqff.checkpoints.gguf.names import (
     ARCHITECTURES,
     architecture_of_config,
@@ -84,13 +84,16 @@ def test_rows_that_are_no_heads(rows: int, heads: int) -> None:
             function(torch.zeros(rows, 1), heads)
 
 
-def parts_of(name: str) -> list[str]:
+def parts_of(name: str, *, experts: bool) -> list[str]:
     """What llama.cpp's converter calls a tensor when it looks for its name, or the parts that it cuts it into."""
     name = name.replace(".switch_mlp.", ".experts.")
     if name.endswith(".sinks"):
         return [f"{name}.weight"]
     if name.endswith("_bias") and ".experts." in name:
         name = f"{name.removesuffix('_bias')}.bias"
+    if "_linear." in name:  # Granite
+        parts = ("gate_proj", "up_proj") if "input_linear" in name else ("down_proj",)
+        return [granite_name(name, each, experts) for each in parts]
     joined = "experts.gate_up_proj."
     return [name.replace(joined, f"experts.{each}_proj.") for each in ("gate", "up")] if joined in name else [name]
 
@@ -115,7 +118,7 @@ def test_names_are_those_of_the_gguf_package() -> None:
         named = list(wanted_names(architecture, own))
         assert architecture.headless == (table.get_name("lm_head") is None)
         for name, stored, _ in named:
-            for theirs, each in zip(parts_of(name), stored, strict=True):
+            for theirs, each in zip(parts_of(name, experts=bool(experts)), stored, strict=True):
                 theirs = known_name(theirs)
                 if ".experts." in theirs and ".mlp." not in theirs:
                     theirs = re.sub(r"(gate|up|down)_proj", lambda match: w123[match[0]], theirs)
@@ -139,3 +142,8 @@ def test_architectures() -> None:
         architecture_of_config({"architectures": ["DeepseekV2ForCausalLM"]})
     with pytest.raises(UnsupportedError, match="unknown architecture"):
         architecture_of_config({})
+    granite = {"architectures": ["GraniteMoeHybridForCausalLM"], "num_hidden_layers": 2}
+    assert architecture_of_config(granite).name == "granite"
+    assert architecture_of_config(granite | {"num_local_experts": 4}).name == "granitemoe"
+    with pytest.raises(UnsupportedError, match="Mamba layers are not converted"):
+        architecture_of_config(granite | {"layer_types": ["mamba", "attention"]})

@@ -241,12 +241,14 @@ def config_of(file: GgufFile, architecture: GgufArchitecture, *, strict: bool = 
     with located(file=file.paths[0]) if strict else contextlib.suppress(UqffError):
         config["rope_scaling"] = _rope_scaling(metadata, architecture, config)
         for key, expected in architecture.stated.items():
-            if metadata.get(key, _INTEGERS) not in (None, expected):
+            said = metadata.get(key, (ValueType.BOOL,) if isinstance(expected, bool) else _INTEGERS)
+            if said not in (None, expected):
+                what = "way to choose experts" if key.startswith("expert") else "model of this architecture"
                 raise UnsupportedError(
-                    "another way to choose experts; give the model's own configuration (--assets)",
+                    f"another {what}; give the model's own configuration (--assets)",
                     field=f"{architecture.name}.{key}",
                     expected=expected,
-                    got=metadata.get(key, _INTEGERS),
+                    got=said,
                 )
         if unknown := metadata.unknown():
             raise UnsupportedError(

@@ -116,6 +116,7 @@ class GgufArchitecture:
     Attributes:
         name: ``general.architecture``.
         classes: values of ``architectures`` in ``config.json`` that it stands for; the first where nothing says more.
+        only_if: what must hold of a configuration of these classes; anything if None.
         norms: of each layer, relative to it.
         norm_biases: whether norms have biases.
         final_norm: of the model.
@@ -152,6 +153,7 @@ class GgufArchitecture:
 
     name: str
     classes: tuple[str, ...]
+    only_if: Callable[[Mapping[str, Any]], bool] | None = None
     norms: tuple[str, ...] = ("input_layernorm", "post_attention_layernorm")
     norm_biases: bool = False
     final_norm: str = "model.norm"

@@ -93,7 +93,7 @@ def metadata_of(config: Mapping[str, Any], architecture: GgufArchitecture, path:
     for key, stored in architecture.listed.items():
         pairs[stored] = Value(ValueType.U32, _same_for_all(config, key, path))
     for key, value in architecture.stated.items():
-        pairs[key] = Value(ValueType.U32, value)
+        pairs[key] = Value(ValueType.BOOL if isinstance(value, bool) else ValueType.U32, value)
     for key, value in {**architecture.fixed, **architecture.implied(config)}.items():
         if config.get(key, value) != value:
             raise UnsupportedError("cannot be said in GGUF", file=path, field=key, expected=value, got=config[key])

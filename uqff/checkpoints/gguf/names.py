@@ -104,9 +104,14 @@ def architecture_of_config(config: Mapping[str, Any]) -> GgufArchitecture:
         UnsupportedError: it is not one that is converted; those are listed.
     """
     known = architecture_of(config)
-    for architecture in ARCHITECTURES:
-        if known.classes[0] in architecture.classes:
+    found = [architecture for architecture in ARCHITECTURES if known.classes[0] in architecture.classes]
+    for architecture in found:
+        if architecture.only_if is None or architecture.only_if(config):
             return architecture
+    if found:
+        raise UnsupportedError(
+            "Mamba layers are not converted", field="config.layer_types", expected="attention in every layer"
+        )
     expected = ", ".join(name for architecture in ARCHITECTURES for name in architecture.classes)
     raise UnsupportedError(
         "architecture that is not converted",
@@ -219,6 +224,9 @@ def shape_of(name: str, config: Mapping[str, Any]) -> tuple[int, ...]:
         matrix = ("hidden", "expert") if last in ("down_proj", "w2") else ("expert", "hidden")
         matrix = ("2 inner", "hidden") if last == "gate_up_proj" else matrix
         return (sizes["experts"], *(sizes[each] for each in matrix))
+    if ".block_sparse_moe." in name and last in ("input_linear", "output_linear"):
+        matrix = ("2 inner", "hidden") if last == "input_linear" else ("hidden", "inner")
+        return (sizes["experts"], *(sizes[each] for each in matrix))
     if ".shared_experts." in name:
         matrix = ("hidden", "shared") if last == "down_proj" else ("shared", "hidden")
     elif ".conv." in name:
@@ -236,9 +244,11 @@ MATRICES: Final = {
     **dict.fromkeys(("k_proj", "v_proj"), ("pairs", "hidden")),
     "qkv_proj": ("query + 2 pairs", "hidden"),
     **dict.fromkeys(("o_proj", "out_proj", "dense"), ("hidden", "query")),
-    **dict.fromkeys(("gate", "wg", "router"), ("experts", "hidden")),
+    **dict.fromkeys(("gate", "wg", "router", "layer"), ("experts", "hidden")),
     **dict.fromkeys(("gate_proj", "up_proj", "fc1", "c_fc", "w1", "w3"), ("inner", "hidden")),
     "gate_up_proj": ("2 inner", "hidden"),
+    "input_linear": ("2 shared", "hidden"),
+    "output_linear": ("hidden", "shared"),
     **dict.fromkeys(("down_proj", "fc2", "c_proj", "w2"), ("hidden", "inner")),
 }
 """Outputs and inputs of matrices, by the last part of their paths."""
@@ -253,6 +263,7 @@ def _sizes(config: Mapping[str, Any]) -> dict[str, int]:
     query, pairs = heads * head, config["num_key_value_heads"] * head
     expert = config.get("moe_intermediate_size", inner)
     expert = expert[0] if isinstance(expert, list) and expert else expert
+    shared = config.get("shared_intermediate_size") or expert * config.get("n_shared_experts", 1)
     return {
         "hidden": hidden,
         "3 hidden": 3 * hidden,
@@ -265,7 +276,8 @@ def _sizes(config: Mapping[str, Any]) -> dict[str, int]:
         "query + 2 pairs": query + 2 * pairs,
         "experts": next((config[key] for key in EXPERT_COUNTS if config.get(key) is not None), 0),
         "expert": expert,
-        "shared": expert * config.get("n_shared_experts", 1),
+        "shared": shared,
+        "2 shared": 2 * shared,
     }
 
 

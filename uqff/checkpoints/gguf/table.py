@@ -48,6 +48,15 @@ def _alternating(config: Mapping[str, Any]) -> Mapping[str, Any]:
     return {"layer_types": [kinds[block % 2] for block in range(config["num_hidden_layers"])]}
 
 
+def _all_attend(config: Mapping[str, Any]) -> bool:
+    """Whether a model of Granite 4 has no Mamba layer."""
+    return all(ATTENDS.holds(config, block) for block in range(config["num_hidden_layers"]))
+
+
+def _attending(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    return {"layer_types": ["attention"] * config["num_hidden_layers"]}
+
+
 def _head_size(config: Mapping[str, Any]) -> int:
     return int(config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"])
 
@@ -60,6 +69,13 @@ _GELU: Final = "gelu_pytorch_tanh"
 _SIGMOID: Final = 2
 """``expert_gating_func``."""
 
+_GRANITE: Final = {"model_type": "granitemoehybrid", "position_embedding_type": "rope"}
+_SCALES: Final = {
+    "embedding_multiplier": "embedding_scale",
+    "attention_multiplier": "attention.scale",
+    "residual_multiplier": "residual_scale",
+    "logits_scaling": "logit_scale",
+}
 _LFM2: Final = (
     BlockTensor("self_attn.q_layernorm.weight", when=ATTENDS),
     BlockTensor("self_attn.k_layernorm.weight", when=ATTENDS),
@@ -204,6 +220,45 @@ ARCHITECTURES: Final = (
         unless={"routed_scaling_factor": 1.0, "first_k_dense_replace": 0, "norm_topk_prob": False},
         rotated=0.5,
         renamed={"post_attention_layernorm": "post_attention_norm"},
+    ),
+    GgufArchitecture(
+        "granite",
+        ("GraniteMoeHybridForCausalLM",),
+        lambda config: _all_attend(config) and not config.get("num_local_experts"),
+        interleaved=True,
+        rope_default=10000.0,
+        fixed={**_GRANITE, "num_local_experts": 0},
+        implied=_attending,
+        numbers=_SCALES,
+        counts={"shared_intermediate_size": "feed_forward_length"},
+        stated={"rope.scaling.finetuned": True},
+        own_head_size=False,
+        renamed={"shared_mlp.output_linear": "ffn_down"},
+        joined={"shared_mlp.input_linear": Joined(("ffn_gate", "ffn_up"))},
+    ),
+    GgufArchitecture(
+        "granitemoe",
+        ("GraniteMoeHybridForCausalLM",),
+        lambda config: _all_attend(config) and bool(config.get("num_local_experts")),
+        interleaved=True,
+        rope_default=10000.0,
+        expert_count="num_local_experts",
+        expert_size="intermediate_size",
+        fixed=_GRANITE,
+        implied=_attending,
+        numbers=_SCALES,
+        counts={"shared_intermediate_size": "expert_shared_feed_forward_length"},
+        stated={"rope.scaling.finetuned": True},
+        own_head_size=False,
+        renamed={
+            "block_sparse_moe.router.layer": "ffn_gate_inp",
+            "block_sparse_moe.output_linear": "ffn_down_exps",
+            "shared_mlp.output_linear": "ffn_down_shexp",
+        },
+        joined={
+            "block_sparse_moe.input_linear": Joined(("ffn_gate_exps", "ffn_up_exps")),
+            "shared_mlp.input_linear": Joined(("ffn_gate_shexp", "ffn_up_shexp")),
+        },
     ),
     GgufArchitecture(
         "gpt-oss",
