@@ -39,6 +39,43 @@ def test_failed_block_leaves_nothing(tmp_path: Path, error: type[BaseException])
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="named pipes are POSIX")
+@pytest.mark.parametrize("kind", ["pipe", "folder", "link to a pipe", "link to a device"])
+def test_what_is_no_file_stays(tmp_path: Path, kind: str) -> None:
+    """A pipe, a device, what a link to one leads to: a rename would replace /dev/null itself."""
+    path = pipe = tmp_path / "a"
+    if kind == "folder":
+        path.mkdir()
+    elif kind == "link to a device":
+        path.symlink_to(os.devnull)
+    else:
+        os.mkfifo(pipe)
+    if kind == "link to a pipe":
+        path = tmp_path / "link"
+        path.symlink_to("a")
+    before = {each.name: os.lstat(each).st_ino for each in tmp_path.iterdir()}
+    error, text = (
+        (IsADirectoryError, f"Is a directory: '{path}'$")
+        if kind == "folder"
+        else (FileExistsError, f"^exists and is not a file: {path}$")
+    )
+    with pytest.raises(error, match=text), atomic_file(path):
+        pytest.fail("nothing is to be written")
+    assert {each.name: os.lstat(each).st_ino for each in tmp_path.iterdir()} == before
+
+
+def test_a_link_to_a_file_is_replaced(tmp_path: Path) -> None:
+    """What it leads to stays as it is, and so does what does not exist."""
+    (tmp_path / "file").write_bytes(b"old")
+    for name, target in (("a", "file"), ("b", "nothing")):
+        (tmp_path / name).symlink_to(target)
+        with atomic_file(tmp_path / name) as file:
+            file.write(b"new")
+        assert (tmp_path / name).read_bytes() == b"new"
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["a", "b", "file"]
+    assert (tmp_path / "file").read_bytes() == b"old"
+
+
 def test_set_is_renamed_together(tmp_path: Path) -> None:
     """No file of a set is there before all are complete."""
     with atomic_files() as stage:

@@ -80,6 +80,19 @@ def test_what_is_not_the_models_is_not_replaced(force: bool, tmp_path: Path) -> 
     assert os.listdir(tmp_path / "out") == ["d.uqff"]
 
 
+@pytest.mark.parametrize("name", ["photos", ".git", "b.uqff", "config.json"])
+def test_a_folder_is_not_the_models(name: str, tmp_path: Path) -> None:
+    """The message names it, as it names files: the directory is a model, but for that."""
+    Letters("abc").run(tmp_path / "out")
+    (tmp_path / "out" / "b.uqff").unlink()
+    (tmp_path / "out" / name).mkdir()
+    with pytest.raises(FileExistsError, match=r"not empty: \S*$"):
+        Letters("d").run(tmp_path / "out")
+    with pytest.raises(FileExistsError, match=f"would be lost: .*{name}$"):
+        Letters("d").run(tmp_path / "out", force=True)
+    assert (tmp_path / "out" / name).is_dir()
+
+
 def test_what_killed_runs_left_is_removed_by_the_next(tmp_path: Path) -> None:
     """But neither what a living run fills, nor what only looks alike."""
     pytest.importorskip("fcntl")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -133,3 +134,16 @@ def test_wrong_calls(tmp_path: Path) -> None:
         assert result.exit_code in (1, 2)
         assert result.stderr
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["fp8-0.uqff", "fp8-1.uqff", "residual.safetensors", "config.json", "SHA256SUMS"])
+def test_a_page_replaces_no_file_of_the_model(tmp_path: Path, name: str) -> None:
+    """It is written without --force; in the model's directory it may lie under another name."""
+    shutil.copy(MODEL / "fp8-0.uqff", tmp_path)
+    (tmp_path / "SHA256SUMS").write_bytes(b"")
+    before = {each.name: each.read_bytes() for each in tmp_path.iterdir()}
+    for path in (tmp_path, tmp_path / "fp8-0.uqff"):
+        result = CliRunner().invoke(main, ["inspect", str(path), "--html", str(tmp_path / name)])
+        assert (result.exit_code, "a file of the model has that name" in result.stderr) == (2, True)
+    assert {each.name: each.read_bytes() for each in tmp_path.iterdir()} == before
+    made(tmp_path, tmp_path / "page.html", "--no-stats")

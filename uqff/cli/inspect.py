@@ -115,10 +115,15 @@ def _inspect_file(looked: Looked, as_json: bool) -> str | None:
 def _write_page(looked: Looked, target: str, stats: bool) -> str | None:
     from uqff.cli.progress import shown_progress
     from uqff.container.atomic import atomic_file
+    from uqff.container.beside import not_of
     from uqff.inspection.page import page
     from uqff.inspection.summary import summarize
 
-    with open_uqff(looked.path) as file, atomic_file(Path(target)) as out, shown_progress() as progress:
+    place = Path(target)
+    model = Path(looked.path) if Path(looked.path).is_dir() else Path(looked.path).parent
+    if place.parent.resolve() == model.resolve() and not not_of("UQFF model", [place.name]):
+        raise click.BadParameter(f"a file of the model has that name: {target!r}", param_hint="'--html'")
+    with open_uqff(looked.path) as file, atomic_file(place) as out, shown_progress() as progress:
         summary = looked.shown(summarize(file))
         for part in page(file, summary, statistics=stats and not looked.remote, progress=progress):
             out.write(looked.shown(part).encode("utf-8", "replace"))

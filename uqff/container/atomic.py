@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -40,11 +41,16 @@ def atomic_files(pending: Path | None = None) -> Iterator[Callable[[Path], Path]
         pending: what the directory is called while its files are renamed, one after the other. Where a process was
             killed at that, it holds those that are not in their places yet: readers look there first, and
             :func:`settle` brings it to an end. None if nobody looks.
+
+    Raises:
+        FileExistsError: in a file's place stands what is none, such as a device or a pipe (when it is staged).
+        IsADirectoryError: a directory does.
     """
     homes: dict[Path, tuple[Path, int | None]] = {}
     staged: list[Path] = []
 
     def stage(path: Path) -> Path:
+        _check_place(path)
         if path.parent not in homes:
             remove_left(path)
             homes[path.parent] = create_locked(path)
@@ -74,6 +80,14 @@ def atomic_files(pending: Path | None = None) -> Iterator[Callable[[Path], Path]
                 os.rmdir(home)
             if handle is not None:
                 os.close(handle)
+
+
+def _check_place(path: Path) -> None:
+    """A rename would put a file over ``/dev/null``, or over the pipe that somebody reads from."""
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    if path.exists() and not path.is_file():
+        raise FileExistsError(f"exists and is not a file: {path}")
 
 
 def settle(pending: Path) -> None:

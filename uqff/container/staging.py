@@ -62,20 +62,16 @@ def check_target(target: Path, *, force: bool = False, what: What = "UQFF model"
         entries = list(scan)
     if not entries:
         return
-    others = not_of(what, [entry.name for entry in entries])
+    names = [entry.name for entry in entries]
+    folders = [entry.name for entry in entries if entry.is_dir(follow_symlinks=False)]
+    others = sorted({*not_of(what, names), *(name for name in folders if not TEMPORARY.fullmatch(name))})
     if not force:
-        way_out = f"; --force replaces the {what}" if _is_replaceable(what, entries) and not others else ""
+        way_out = f"; --force replaces the {what}" if _is(what, names) and not others else ""
         raise FileExistsError(f"exists and is not empty: {target}{way_out}")
-    if not _is_replaceable(what, entries):
+    if not _is(what, names):
         raise FileExistsError(f"is not a {what} and will not be replaced: {target}")
     if others:
         raise FileExistsError(f"holds what is not of the {what}, which would be lost: {target / others[0]}")
-
-
-def _is_replaceable(what: What, entries: list[os.DirEntry[str]]) -> bool:
-    """Whether a directory is of the kind that ``force`` replaces, and nothing more."""
-    is_flat = not any(entry.is_dir(follow_symlinks=False) and not TEMPORARY.fullmatch(entry.name) for entry in entries)
-    return is_flat and _is(what, [entry.name for entry in entries])
 
 
 def _is(what: What, names: list[str]) -> bool:

@@ -99,8 +99,8 @@ def gguf_of_uqff(
 
 
 def _check_target(target: Path, *, force: bool) -> None:
-    if target.is_dir() or target.is_symlink() or (target.exists() and not force):
-        is_file = target.is_file() and not target.is_symlink()
+    is_file = target.is_file() and not target.is_symlink()
+    if target.is_symlink() or (target.exists() and not (force and is_file)):
         raise FileExistsError(
             f"exists: {target}; --force replaces it" if is_file else f"exists and is not a file: {target}"
         )
