@@ -3,6 +3,8 @@
 #define UQFF_BLOCK
 #include <ucontext.h>
 
+#include <cstdlib>
+#include <cstring>
 #include <functional>
 #include <vector>
 
@@ -49,6 +51,57 @@ static float shuffle_xor(float number, int mask) {
     return other;
 }
 
+static unsigned shuffle_xor(unsigned number, int mask) {
+    float held;
+    memcpy(&held, &number, 4);
+    held = shuffle_xor(held, mask);
+    memcpy(&number, &held, 4);
+    return number;
+}
+static float shuffle(float number, int lane) {
+    passed[running] = number;
+    __syncwarp();
+    const float other = passed[running / 32 * 32 + lane % 32];
+    __syncwarp();
+    return other;
+}
+
+static Meeting named_meetings[16];
+static void wait_for_threads(int barrier, int threads) { named_meetings[barrier].wait(threads); }
+static void begin_next_kernel() {}
+static void wait_for_kernels_before() {}
+
+// A barrier in shared memory: a phase is over when all have arrived and all bytes are there.
+struct Barrier {
+    unsigned short members, left;
+    int state;  // the phase's parity, and twice the bytes that it waits for
+    void settle() {
+        if (left == 0 && state / 2 == 0) left = members, state ^= 1;
+    }
+};
+static void begin_barrier(unsigned long long* at, int arrivals) {
+    *(Barrier*)at = {(unsigned short)arrivals, (unsigned short)arrivals, 0};
+}
+static void publish_barriers() {}
+static void wait_barrier(unsigned long long* at, int phase) {
+    while ((((Barrier*)at)->state & 1) == phase) swapcontext(&fibers[running].context, &scheduler);
+}
+static void arrive(unsigned long long* at) {
+    ((Barrier*)at)->left--;
+    ((Barrier*)at)->settle();
+}
+static void expect_bytes(unsigned long long* at, int bytes) {
+    ((Barrier*)at)->state += 2 * bytes;
+    arrive(at);
+}
+static void arrive_after_copies(unsigned long long* at) { arrive(at); }
+static void copy_bytes(unsigned char* shared, const unsigned char* global, int bytes, unsigned long long* at) {
+    if (((unsigned long long)global | (unsigned long long)shared | bytes) % 16) abort();
+    memcpy(shared, global, bytes);
+    ((Barrier*)at)->state -= 2 * bytes;
+    ((Barrier*)at)->settle();
+}
+
 struct Dim3 {
     unsigned x, y, z;
 };
@@ -62,6 +115,7 @@ static void launch(int columns, int rows, int threads, std::function<void()> ker
         blockIdx = {(unsigned)(block % columns), (unsigned)(block / columns), 0};
         fibers.resize(threads);
         block_meeting = Meeting();
+        for (auto& each : named_meetings) each = Meeting();
         for (auto& each : warp_meetings) each = Meeting();
         for (auto& each : fibers) {
             each.stack.resize(1 << 16), each.over = false;

@@ -60,3 +60,32 @@ void multiply_all(const Weight& weight, const i64* row_bytes, const u8* x, doubl
         y[row] = sum * F::finish(weight), z[row] = rounded * F::finish(weight);
     }
 }
+
+// The weights that float16 codes and the scales of groups stand for.
+template <class K>
+void coded_all(const Weight& weight, const i64* row_bytes, float* out, int rows, int inputs) {
+    typedef Fused<K> F;
+    typedef Coded<K> C;
+    for (int row = 0; row < rows; row++)
+        for (int stage = 0; stage < inputs / STAGE; stage++) {
+            alignas(16) u8 held[3][320];
+            const u8* part[3] = {held[0], held[1], held[2]};
+            for (int i = 0; i < F::PARTS; i++)
+                memcpy(held[i], weight.part[i] + row * row_bytes[i] + (i64)stage * F::BYTES[i], F::BYTES[i]);
+            for (int chunk = 0; chunk < STAGE / C::CHUNK; chunk++)
+                for (int t = 0; t < 4; t++) {
+                    u32 a[C::CHUNK / 8];
+                    C::codes(part, chunk, t, a);
+                    for (int i = 0; i < C::CHUNK / 4; i++) {
+                        const int block = (chunk * C::CHUNK + i / 8 * 32) / 32, at = C::place(i % 8);
+                        const int input = 32 * block + (C::HALVES ? 16 * (at / 4) + 4 * t + at % 4 : 8 * t + at);
+                        float s[2], m[2] = {};
+                        C::scales(part, input / C::GROUP / 2, s, m);
+                        const int group = input / C::GROUP % 2;
+                        const float code = half_to_float(a[i / 2] >> 16 * (i % 2) & 0xFFFF) - C::RAISED;
+                        const float whole = std::ldexp(code, C::EXPONENT - C::shrunk(block, i % 8 / 2)) - C::ZERO;
+                        out[(i64)row * inputs + stage * STAGE + input] = (s[group] * whole + m[group]) * F::finish(weight);
+                    }
+                }
+        }
+}

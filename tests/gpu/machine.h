@@ -90,7 +90,16 @@ float shuffle_xor(float number, int mask);
 void mma_bfloats(float* c, u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1);
 #endif
 template <int BYTES>
-void copy_async(u8* shared, const u8* global);
+void copy_async(u8* shared, const u8* global) {
+    memcpy(shared, global, BYTES);
+}
 void end_group();
 template <int LEFT>
 void wait_groups();
+static u32 e4m3_to_half(u32 byte) {
+    const u32 exponent = byte >> 3 & 15, fraction = byte & 7;
+    const float magnitude = exponent ? std::ldexp(8.0f + fraction, (int)exponent - 10) : std::ldexp((float)fraction, -9);
+    return (byte & 0x7F) == 0x7F ? 0x7FFF : (byte & 0x80) << 8 | to_half(magnitude);
+}
+static u32 low_e4m3_to_halves(u32 four) { return e4m3_to_half(four & 255) | e4m3_to_half(four >> 8 & 255) << 16; }
+static u32 high_e4m3_to_halves(u32 four) { return low_e4m3_to_halves(four >> 16); }

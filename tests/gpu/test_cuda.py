@@ -50,8 +50,41 @@ def test_products_with_q8k() -> None:
     check(uqff.quantize(torch.randn(72, 1280, generator=torch.Generator().manual_seed(2)), "q8k"))
 
 
+@pytest.mark.parametrize("kind", ["fp8", "afq4", "q4k"])
+def test_products_that_begin_before_others_have_ended(kind: str) -> None:
+    """In a graph they read weights early, but x only when it is there, and write where nobody reads any more."""
+    generator = torch.Generator().manual_seed(6)
+    numbers = torch.randn(4096, 4096, generator=generator) / 64
+    weight = uqff.quantize(numbers, kind).to("cuda")
+    stored = weight.stored_on_gpu()
+    assert stored is not None
+    start = torch.randn(1, 4096, generator=generator).bfloat16()
+    held, x = start.cuda(), torch.empty(1, 4096, dtype=torch.bfloat16, device="cuda")
+
+    def chain() -> list[torch.Tensor]:
+        found: list[torch.Tensor] = []
+        for step in range(12):
+            x.copy_(held if step % 4 == 0 else found[-1][:1])  # a copy, and then a kernel
+            y = kernels.multiply(stored, x if step % 3 else torch.cat([x, x, -x]), 4096)
+            assert y is not None
+            found.append(y)
+        return found
+
+    expected = [each.clone() for each in chain()]
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        got = chain()
+    for _ in range(20):
+        for each in got:
+            each.zero_()
+        graph.replay()
+        assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
+
+
 @pytest.mark.parametrize("outputs", [4096 + 40, 8192 + 24])
-@pytest.mark.parametrize("kind", ["q4_0", "q8_0", "q8k", "q4k", "q6k", "q3k", "fp8", "f8q8", "mxfp4", "afq3", "afq4"])
+@pytest.mark.parametrize(
+    "kind", ["q4_0", "q8_0", "q8k", "q4k", "q6k", "q3k", "q5_0", "fp8", "f8q8", "mxfp4", "afq3", "afq4"]
+)
 def test_products_by_tiles(kind: str, outputs: int) -> None:
     """Outputs and rows that no tile ends with; up to 16 rows the weight is not rounded."""
     numbers = torch.randn(outputs, 768, generator=torch.Generator().manual_seed(4))

@@ -55,6 +55,8 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> tuple[ctypes.CDLL, dic
             arguments = "const Weight* w, const i64* bytes, const u8* x, double* y, double* z, int n"
             source.append(f'extern "C" void {kind}_x({arguments}) {{')
             source.append(f"    multiply_all<{each.decoder}>(*w, bytes, x, y, z, 16, n);\n}}")
+            source.append(f'extern "C" void {kind}_coded(const Weight* w, const i64* bytes, float* out, int n) {{')
+            source.append(f"    coded_all<{each.decoder}>(*w, bytes, out, 16, n);\n}}")
     folder = tmp_path_factory.mktemp("gpu")
     (folder / "all.cpp").write_text("\n".join(source))
     options = ["-std=c++17", "-O1", "-ffp-contract=off", "-fno-strict-aliasing", "-w", "-shared", "-fPIC"]
@@ -106,3 +108,18 @@ def test_products_are_those_with_the_numbers(
     rounded = numbers if kind == "fp8" else numbers.bfloat16().double()
     allowed += 2**-8 * 2**-6 * (numbers.abs() @ exact.abs())
     assert bool(((made[1] - rounded @ exact).abs() <= allowed).all())
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if not kind.startswith("hqq")])
+def test_codes_as_float16_are_those_of_the_numbers(
+    compiled: tuple[ctypes.CDLL, dict[str, QuantizedTensor]], kind: str
+) -> None:
+    """Each at its place, with the scale of its group; what a scale is made of may be rounded in another order."""
+    library, weights = compiled
+    weight = weights[kind]
+    stored, out = known(weight), torch.full(weight.shape, 7.0)
+    row_bytes = (ctypes.c_int64 * 3)(*(part.nbytes // 16 for part in stored.parts[: stored.along]))
+    given = kernels.Weight.of(stored, weight.numel)
+    library[f"{kind}_coded"](ctypes.byref(given), row_bytes, ctypes.c_void_p(out.data_ptr()), weight.shape[1])
+    numbers = weight._dequantize()
+    assert bool(((out - numbers).abs() <= 2**-22 * (numbers.abs() + numbers.abs().max())).all())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from uqff.gpu.tiling import FEW, Tiling, chosen, widest
+from uqff.gpu.tiling import FEW, Tiling, chosen, ring, widest
 
 AMPERE, HOPPER, BLACKWELL = (8, 0), (9, 0), (10, 0)
 
@@ -31,9 +31,9 @@ def test_how_many_rows_are_multiplied_from_the_codes(capability: tuple[int, int]
         (14336, 129, Tiling(256, 8, 1, 1, wide=True)),
         (4096, 8, None),
         (4096, 9, Tiling(16, 4, 2, 4)),
-        (4096, 17, Tiling(32, 8, 8, 2, wide=True)),
-        (4096, 64, Tiling(64, 16, 4, 1, wide=True)),
-        (4096, 128, Tiling(64, 8, 2, 2, wide=True)),
+        (4096, 17, Tiling(32, 4, 4, 4, wide=True)),
+        (4096, 64, Tiling(64, 4, 4, 4, wide=True)),
+        (4096, 128, Tiling(128, 4, 2, 1, wide=True)),
         (4096, 129, None),
         (4095, 16, None),
         (4095, 64, None),
@@ -44,10 +44,29 @@ def test_the_rule_on_the_gpu_that_was_measured(outputs: int, columns: int, expec
     assert chosen(HOPPER, outputs, 4096, columns) == expected
 
 
+@pytest.mark.parametrize("capability", [AMPERE, HOPPER, BLACKWELL])
+def test_blocks_stay_where_that_was_measured(capability: tuple[int, int]) -> None:
+    """With one row always, but for one type whose rows are long; with several where each block has work enough."""
+
+    def columns(outputs: int, inputs: int, rows: int, decoder: str = "Q4K") -> int | None:
+        found = ring(capability, outputs, inputs, rows, decoder)
+        assert found is None or found.ring
+        return found and found.columns
+
+    if capability != HOPPER:
+        assert columns(14336, 4096, 1) is columns(14336, 4096, 8) is None
+        return
+    assert columns(16, 256, 1) == columns(4096, 14336, 1) == 1
+    assert (columns(4096, 14336, 1, "Mxfp4"), columns(4096, 4096, 1, "Mxfp4")) == (None, 1)
+    assert [columns(14336, 4096, rows, "Q3K") for rows in (2, 8, 9)] == [8, 8, None]
+    assert [columns(4096, 4096, 8, decoder) for decoder in ("Q4K", "Q3K", "Afq<4, 64, BF16>")] == [8, None, None]
+    assert columns(4096, 14336, 8) is columns(2048, 1024, 8) is None
+
+
 def test_no_block_of_a_cluster_is_without_inputs() -> None:
     """Each has a stage of 256 at least."""
     splits = [found.splits for inputs in (256, 512, 768, 2048) if (found := chosen(HOPPER, 4096, inputs, 32))]
-    assert splits == [1, 2, 2, 8]
+    assert splits == [1, 2, 2, 4]
 
 
 def test_a_block_has_room_for_rows_up_to_the_number_of_another_kernel() -> None:

@@ -10,6 +10,8 @@ aside.  ``UQFF_KERNELS=reference`` turns kernels off here too.
 ``numbers.cu``       numbers as they are stored
 ``dequantize.cu``    a weight as plain numbers
 ``product.cu``       ``x Wᵀ`` from the codes, for a few rows of ``x``
+``ring.cu``          the same for one row and up to eight, on compute capability 9.0
+``coded.cu``         codes for that
 ``tile.cu``          the same for more rows, on compute capability 9.0 and newer
 ``wide.cu``          the same for many rows, on compute capability 9.0
 ``source``           what is compiled, put together

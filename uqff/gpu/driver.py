@@ -19,8 +19,30 @@ __all__ = ["Kernel", "load"]
 DYNAMIC_SHARED_MEMORY = 8
 """``CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES``."""
 
+PROGRAMMATIC_STREAM_SERIALIZATION = 6
+"""``CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION``."""
+
 NO_CONTEXT = (3, 201)
 """``CUDA_ERROR_NOT_INITIALIZED`` and ``CUDA_ERROR_INVALID_CONTEXT``."""
+
+
+class _Attribute(ctypes.Structure):
+    """``CUlaunchAttribute`` with a number."""
+
+    _fields_ = (("id", ctypes.c_int), ("pad", ctypes.c_int), ("value", ctypes.c_int), ("rest", ctypes.c_int * 15))
+
+
+class _Launch(ctypes.Structure):
+    """``CUlaunchConfig``."""
+
+    _fields_ = (
+        ("grid", ctypes.c_uint * 3),
+        ("threads", ctypes.c_uint * 3),
+        ("shared", ctypes.c_uint),
+        ("stream", ctypes.c_void_p),
+        ("attributes", ctypes.POINTER(_Attribute)),
+        ("count", ctypes.c_uint),
+    )
 
 
 class Kernel:
@@ -47,6 +69,31 @@ class Kernel:
             status = _driver().cuCtxSetCurrent(self._context) or _driver().cuLaunchKernel(*given)
         if status:
             raise _failed("a kernel cannot be launched", status)
+
+    def launch_early(self, grid: tuple[int, int], threads: int, *arguments: ctypes.Structure | ctypes.c_void_p) -> None:
+        """As :meth:`launch`, in a graph that is being recorded, of a kernel that waits for those before it by itself.
+
+        Its blocks begin as soon as there is room for them, so the kernel may only read what none of these writes, until
+        it has waited. Drivers before CUDA 12.3 cannot record that.
+        """
+        import torch
+
+        if not _records_early():
+            self.launch(grid, threads, *arguments)
+            return
+        pointers = (ctypes.c_void_p * len(arguments))(*(ctypes.addressof(each) for each in arguments))
+        stream = torch.cuda.current_stream(self._device).cuda_stream
+        attribute = _Attribute(PROGRAMMATIC_STREAM_SERIALIZATION, 0, 1)
+        how = _Launch((*grid, 1), (threads, 1, 1), self._shared, stream, ctypes.pointer(attribute), 1)
+        status = _driver().cuLaunchKernelEx(ctypes.byref(how), self._function, pointers, None)
+        if status:
+            raise _failed("a kernel cannot be launched", status)
+
+
+@cache
+def _records_early() -> bool:
+    version = ctypes.c_int()
+    return not _driver().cuDriverGetVersion(ctypes.byref(version)) and version.value >= 12030
 
 
 def load(code: bytes, device: torch.device, entry: str = "entry") -> Kernel:

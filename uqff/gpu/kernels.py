@@ -16,6 +16,7 @@ from uqff.gpu.source import (
     Stored,
     dequantize_source,
     product_source,
+    ring_source,
     spread_source,
     tile_source,
     wide_source,
@@ -25,7 +26,17 @@ from uqff.gpu.tiling import Tiling
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["WIDEST", "WIDTHS", "Weight", "available", "dequantize", "gather_multiply", "loaded", "multiply"]
+__all__ = [
+    "WIDEST",
+    "WIDTHS",
+    "FusedProduct",
+    "Weight",
+    "available",
+    "dequantize",
+    "gather_multiply",
+    "loaded",
+    "multiply",
+]
 
 THREADS = 256
 ALIGNMENT = 16
@@ -58,7 +69,7 @@ class Weight(ctypes.Structure):
         return made
 
 
-class _Product(ctypes.Structure):
+class FusedProduct(ctypes.Structure):
     """``Product`` of ``product.cu``."""
 
     _fields_ = (
@@ -147,7 +158,8 @@ def multiply(stored: Stored, x: torch.Tensor, rows: int) -> torch.Tensor | None:
     columns = x.numel() // max(x.shape[-1], 1)
     if not 0 < columns <= widest(x.device) or not _fits(stored, x, rows):
         return None
-    tiling = _tiling(x.device, rows, x.shape[-1], columns)
+    whole = all(part.nbytes // rows % ALIGNMENT == 0 for part in stored.parts[: stored.along])
+    tiling = _tiling(x.device, rows, x.shape[-1], columns, stored.decoder if whole else None)
     if tiling is None and columns > WIDEST:
         return None
     y = x.new_empty((*x.shape[:-1], rows))
@@ -209,7 +221,7 @@ def _launch(
     if x.data_ptr() % ALIGNMENT:
         x = x.clone()
     slots = 1 if indices is None else indices.numel()
-    product = _Product(
+    product = FusedProduct(
         weight=Weight.of(stored, experts * rows * x.shape[-1]),
         row_bytes=tuple(part.nbytes // (experts * rows) for part in stored.parts[: stored.along]),
         x=x.data_ptr(),
@@ -225,6 +237,13 @@ def _launch(
         if tiling is None:
             kernel = _multiplier(stored.family, stored.decoder, _known(x.dtype), _width(columns), x.device.index)
             kernel.launch((math.ceil(rows / ROWS), slots), THREADS, product)
+            return
+        if tiling.ring:
+            held = tiling.blocks * torch.cuda.get_device_properties(x.device).multi_processor_count
+            kernel = _tiler(stored.family, stored.decoder, _known(x.dtype), tiling, x.device.index)
+            # In graphs alone: elsewhere a launch takes longer than a product, and weights may just have been written.
+            launch = kernel.launch_early if torch.cuda.is_current_stream_capturing() else kernel.launch
+            launch((min(math.ceil(rows / ROWS), held), 1), 32 * tiling.warps + 32, product)
             return
         across = math.ceil(columns / tiling.columns)
         if tiling.wide:
@@ -248,10 +267,12 @@ def widest(device: torch.device) -> int:
 
 
 @cache
-def _tiling(device: torch.device, outputs: int, inputs: int, columns: int) -> Tiling | None:
+def _tiling(device: torch.device, outputs: int, inputs: int, columns: int, decoder: str | None) -> Tiling | None:
     import torch
 
-    return rules.chosen(torch.cuda.get_device_capability(device), outputs, inputs, columns)
+    capability = torch.cuda.get_device_capability(device)
+    found = rules.ring(capability, outputs, inputs, columns, decoder) if decoder else None
+    return found or rules.chosen(capability, outputs, inputs, columns)
 
 
 def _width(columns: int) -> int:
@@ -291,7 +312,7 @@ def _tiler(family: str, decoder: str, dtype: DType, tiling: Tiling, index: int) 
     compiling.LOGGER.info(
         "compiling products of %s with %d rows of %s for the GPU", decoder, tiling.columns, dtype.name
     )
-    source = wide_source if tiling.wide else tile_source
+    source = ring_source if tiling.ring else wide_source if tiling.wide else tile_source
     return _loaded(source(family, decoder, dtype, tiling), index)
 
 

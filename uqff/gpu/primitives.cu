@@ -37,6 +37,19 @@ __device__ inline u32 multiply_bfloats(u32 a, u32 b) {
     return made;
 }
 
+// Two e4m3, the low or the high ones of four, as float16; exact. Compute capability 8.9.
+__device__ inline u32 low_e4m3_to_halves(u32 four) {
+    u32 made;
+    asm("{\n.reg .b16 low, high;\nmov.b32 {low, high}, %1;\ncvt.rn.f16x2.e4m3x2 %0, low;\n}" : "=r"(made) : "r"(four));
+    return made;
+}
+
+__device__ inline u32 high_e4m3_to_halves(u32 four) {
+    u32 made;
+    asm("{\n.reg .b16 low, high;\nmov.b32 {low, high}, %1;\ncvt.rn.f16x2.e4m3x2 %0, high;\n}" : "=r"(made) : "r"(four));
+    return made;
+}
+
 // a - b of pairs, rounded once.
 __device__ inline u32 subtract_halves(u32 a, u32 b) {
     u32 made;
@@ -107,7 +120,11 @@ __device__ inline float load_of_cluster(const float* own, int rank) {
     return made;
 }
 
+__device__ inline u32 shuffle_xor(u32 number, int mask) { return __shfl_xor_sync(0xFFFFFFFFu, number, mask); }
+
 __device__ inline float shuffle_xor(float number, int mask) { return __shfl_xor_sync(0xFFFFFFFFu, number, mask); }
+
+__device__ inline float shuffle(float number, int lane) { return __shfl_sync(0xFFFFFFFFu, number, lane); }
 
 __device__ inline float exponential(float number) { return expf(number); }
 
@@ -136,6 +153,33 @@ __device__ inline void wait_barrier(u64* barrier, int phase) {
 
 __device__ inline void arrive(u64* barrier) {
     asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(shared_address(barrier)) : "memory");
+}
+
+// Bytes that a barrier waits for beside one arrival; copies that arrive there.
+__device__ inline void expect_bytes(u64* barrier, int bytes) {
+    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(barrier)), "r"(bytes) : "memory");
+}
+
+__device__ inline void copy_bytes(u8* shared, const u8* global, int bytes, u64* barrier) {
+    asm volatile(
+        "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(shared_address(shared)),
+        "l"(global), "r"(bytes), "r"(shared_address(barrier))
+        : "memory");
+}
+
+// Arrives when the asynchronous copies of this thread so far are done.
+__device__ inline void arrive_after_copies(u64* barrier) {
+    asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(shared_address(barrier)) : "memory");
+}
+
+// Of kernels that are launched one after the other and may overlap: the next may begin; what the ones before wrote is there.
+__device__ inline void begin_next_kernel() { asm volatile("griddepcontrol.launch_dependents;" ::: "memory"); }
+
+__device__ inline void wait_for_kernels_before() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
+
+// Some warps of a block wait for each other.
+__device__ inline void wait_for_threads(int barrier, int threads) {
+    asm volatile("bar.sync %0, %1;" ::"r"(barrier), "r"(threads) : "memory");
 }
 
 __device__ inline void copy_bulk(u8* shared, const u8* global, int bytes, u64* barrier) {

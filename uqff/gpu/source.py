@@ -29,6 +29,8 @@ __all__ = [
 
 PACKAGE = Path(__file__).parent.parent
 PRIMITIVES = PACKAGE / "gpu" / "primitives.cu"
+PRODUCT = ("gpu/product.cu", "gpu/coded.cu")
+"""What the product kernels of families need."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,7 @@ extern "C" __global__ void __launch_bounds__({threads}) entry({given}) {{
 }}
 """
     family_files = (f"families/{family}/gpu.cu", f"families/{family}/gpu_product.cu")
-    return _read("gpu/numbers.cu", "gpu/product.cu", "gpu/dequantize.cu", *family_files) + entry
+    return _read("gpu/numbers.cu", *PRODUCT, "gpu/dequantize.cu", *family_files) + entry
 
 
 def dequantize_source(family: str, decoder: str, dtype: DType) -> str:
@@ -102,7 +104,7 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, {3 if columns == 1 else
 }}
 """
     family_files = (f"families/{family}/gpu.cu", f"families/{family}/gpu_product.cu")
-    return _read("gpu/numbers.cu", "gpu/product.cu", *family_files) + entry
+    return _read("gpu/numbers.cu", *PRODUCT, *family_files) + entry
 
 
 def token_source(name: str, given: str, threads: int, dtype: DType, how: Sequence[int] = ()) -> str:
@@ -128,7 +130,7 @@ def decoders_source(families: Sequence[str]) -> str:
     """What kernels of families consist of, without the primitives and without an entry: tests call it."""
     decoders = (f"families/{family}/gpu.cu" for family in families)
     products = (name for family in families if (PACKAGE / (name := f"families/{family}/gpu_product.cu")).exists())
-    return _read("gpu/numbers.cu", "gpu/product.cu", "gpu/dequantize.cu", *decoders, *products)
+    return _read("gpu/numbers.cu", *PRODUCT, "gpu/dequantize.cu", *decoders, *products)
 
 
 @cache
@@ -138,7 +140,7 @@ def _read(*names: str) -> str:
 
 def tile_source(family: str, decoder: str, dtype: DType, tiling: Tiling) -> str:
     """As :func:`product_source`, of ``tile.cu``."""
-    columns, warps, splits, blocks, _ = tiling
+    columns, warps, splits, blocks = tiling[:4]
     cluster = f"__cluster_dims__({splits}, 1, 1) " if splits > 1 else ""
     entry = f"""
 extern "C" __device__ u8 shared_bytes[TileMemory<{decoder}, {columns}, {warps}, {blocks}>::BYTES];
@@ -147,7 +149,21 @@ extern "C" __global__ void {cluster}__launch_bounds__({32 * warps}, {blocks}) en
 }}
 """
     family_files = (f"families/{family}/gpu.cu", f"families/{family}/gpu_product.cu")
-    return _read("gpu/numbers.cu", "gpu/product.cu", "gpu/tile.cu", *family_files) + entry
+    return _read("gpu/numbers.cu", *PRODUCT, "gpu/tile.cu", *family_files) + entry
+
+
+def ring_source(family: str, decoder: str, dtype: DType, tiling: Tiling) -> str:
+    """As :func:`product_source`, of ``ring.cu``; for compute capability 9.0 and newer."""
+    how, threads = f"{tiling.columns}, {tiling.warps}, {tiling.blocks}", 32 * tiling.warps + 32
+    given = "const __grid_constant__ Product product"
+    entry = f"""
+extern "C" __device__ u8 shared_bytes[RingMemory<{decoder}, {how}>::BYTES];
+extern "C" __global__ void __launch_bounds__({threads}, {tiling.blocks}) entry({given}) {{
+    Ring<{decoder}, {dtype.name}, Pairs{dtype.name}, {how}>::run(product);
+}}
+"""
+    family_files = (f"families/{family}/gpu.cu", f"families/{family}/gpu_product.cu")
+    return _read("gpu/numbers.cu", *PRODUCT, *family_files, "gpu/ring.cu") + entry
 
 
 def spread_source(family: str, decoder: str, columns: int) -> str:
@@ -162,7 +178,7 @@ extern "C" __global__ void entry(Spread from) {{
 
 def wide_source(family: str, decoder: str, dtype: DType, tiling: Tiling) -> str:
     """As :func:`product_source`, of ``wide.cu``; for compute capability 9.0 only."""
-    columns, warps, splits, blocks, _ = tiling
+    columns, warps, splits, blocks = tiling[:4]
     cluster = f"__cluster_dims__({splits}, 1, 1) " if splits > 1 else ""
     entry = f"""
 extern "C" __device__ u8 shared_bytes[WideMemory<{decoder}, {columns}, {warps}, {blocks}>::BYTES];
@@ -191,5 +207,5 @@ struct Wide {{
     }}
 }};
 """
-    files = ("gpu/numbers.cu", "gpu/product.cu", "gpu/tile.cu", f"families/{family}/gpu.cu")
+    files = ("gpu/numbers.cu", *PRODUCT, "gpu/tile.cu", f"families/{family}/gpu.cu")
     return _read(*files, f"families/{family}/gpu_product.cu") + wide + _read("gpu/wide.cu")

@@ -7,22 +7,24 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-__all__ = ["CLUSTERS", "FEW", "WARPGROUPS", "Tiling", "chosen", "widest"]
+__all__ = ["CLUSTERS", "FEW", "WARPGROUPS", "Tiling", "chosen", "ring", "widest"]
 
 CLUSTERS = (9, 0)
 """The first compute capability with clusters of blocks, which ``tile.cu`` needs."""
 WARPGROUPS = (9, 0)
-"""The only one with the instructions of ``wide.cu``."""
+"""The only one with the instructions of ``wide.cu``, and where ``ring.cu`` was measured."""
 STAGE = 256
 """Inputs that kernels read together; as ``product.cu`` has them."""
 MANY_OUTPUTS, SOME_OUTPUTS = 8192, 4096
 """From how many outputs on tiles fill the GPU, alone or if blocks share their inputs."""
+MANY_SCALES = ("Q3K", "Q4_1", "Q5_0", "Q5_1", "Q6K", "Afq<4,")
+"""Decoders of types whose scales take ``ring.cu`` the longest beside their codes, as measured with 8 rows of ``x``."""
 FEW = 16
 """Rows of ``x`` that ``product.cu`` has kernels for."""
 
 
 class Tiling(NamedTuple):
-    """How ``tile.cu`` or ``wide.cu`` shares the work.
+    """How ``tile.cu``, ``wide.cu`` or ``ring.cu`` shares the work.
 
     Attributes:
         columns: rows of ``x`` of a block: 1, or a multiple of 8.
@@ -30,6 +32,7 @@ class Tiling(NamedTuple):
         splits: blocks of a cluster, which share the inputs.
         blocks: that a multiprocessor shall have room for.
         wide: whether it is of ``wide.cu``.
+        ring: whether it is of ``ring.cu``, of which blocks stay.
     """
 
     columns: int
@@ -37,6 +40,7 @@ class Tiling(NamedTuple):
     splits: int
     blocks: int
     wide: bool = False
+    ring: bool = False
 
 
 def widest(capability: tuple[int, int]) -> int:
@@ -44,6 +48,26 @@ def widest(capability: tuple[int, int]) -> int:
     if capability < CLUSTERS:
         return FEW
     return 256 if capability == WARPGROUPS else 64
+
+
+def ring(capability: tuple[int, int], outputs: int, inputs: int, columns: int, decoder: str) -> Tiling | None:
+    """How ``ring.cu`` makes a product, None if another kernel is as fast; as :func:`chosen`.
+
+    Args:
+        capability: see there.
+        outputs: likewise.
+        inputs: likewise.
+        columns: likewise.
+        decoder: see :class:`uqff.gpu.source.Stored`.
+    """
+    if capability != WARPGROUPS or columns > 8:
+        return None
+    if columns == 1:
+        return None if outputs < inputs and decoder == "Mxfp4" else Tiling(1, 16, 1, 1, ring=True)
+    # Each block prepares all of x, which pays where it makes outputs enough, or where scales are easily had.
+    if outputs < max(inputs, SOME_OUTPUTS) or (outputs < MANY_OUTPUTS and decoder.startswith(MANY_SCALES)):
+        return None
+    return Tiling(8, 16, 1, 1, ring=True)
 
 
 def chosen(capability: tuple[int, int], outputs: int, inputs: int, columns: int) -> Tiling | None:
@@ -56,7 +80,7 @@ def chosen(capability: tuple[int, int], outputs: int, inputs: int, columns: int)
         columns: rows of ``x``, at most :func:`widest`.
 
     Returns:
-        None: by ``product.cu``, or for more than :data:`FEW` rows by dequantising first.
+        If not as :func:`ring` says. None: by ``product.cu``, or for more than :data:`FEW` rows by dequantising first.
     """
     if capability < CLUSTERS or columns == 1 or outputs < SOME_OUTPUTS:
         return None
@@ -81,9 +105,9 @@ def chosen(capability: tuple[int, int], outputs: int, inputs: int, columns: int)
 
 def _wide(many: bool, columns: int) -> Tiling | None:
     if columns <= 32:
-        return Tiling(32, 16, 2, 1, wide=True) if many else Tiling(32, 8, 8, 2, wide=True)
+        return Tiling(32, 16, 2, 1, wide=True) if many else Tiling(32, 4, 4, 4, wide=True)
     if columns <= 64:
-        return Tiling(64, 16, 2 if many else 4, 1, wide=True)
+        return Tiling(64, 16, 2, 1, wide=True) if many else Tiling(64, 4, 4, 4, wide=True)
     if not many:
-        return Tiling(64, 8, 2, 2, wide=True) if columns <= 128 else None
+        return Tiling(128, 4, 2, 1, wide=True) if columns <= 128 else None
     return Tiling(128 if columns <= 128 else 256, 8, 1, 1, wide=True)

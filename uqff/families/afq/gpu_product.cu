@@ -47,3 +47,45 @@ struct Fused<Afq<BITS, GROUP, S>> : Basics {
         }
     }
 };
+
+template <int BITS, int GROUP_, class S>
+struct Coded<Afq<BITS, GROUP_, S>> : CodedBasics {
+    static const bool AFFINE = true;
+    __device__ static constexpr int place(int i) { return BITS == 2 || BITS == 8 ? i : FourApart::place(i); }
+    __device__ static constexpr int shrunk(int, int i) {
+        return BITS == 2 || BITS == 4 ? i % 2 * 4 : BITS == 3 ? i % 3 * 3 : 0;
+    }
+    __device__ static void codes(const u8* const* part, int chunk, int t, u32* a) {
+        const u8* p = part[0] + 4 * BITS * chunk + BITS * t;
+        if (BITS == 4) nibbles(load_u32<4>(p), a);
+        else if (BITS == 8) bytes(load_u32<4>(p), a), bytes(load_u32<4>(p + 4), a + 2);
+        else if (BITS == 2) {
+            const u32 eight = *(const u16*)p, w = eight | eight << 14;
+            a[0] = and_or(w, 0x00030003u, 0x64006400u), a[1] = and_or(w, 0x00300030u, 0x64006400u);
+            a[2] = and_or(w >> 8, 0x00030003u, 0x64006400u), a[3] = and_or(w >> 8, 0x00300030u, 0x64006400u);
+        } else {
+            // The four or six bytes from there, in two words; four codes in each half of a register.
+            const int first = BITS * t % 4;
+            const u32 *words = (const u32*)(p - first), shift = 8 * first;
+            const u32 low = __funnelshift_r(words[0], words[1], shift);
+            if (BITS == 3) {
+                const u32 w = (low & 0x00000FFFu) | (low << 4 & 0x0FFF0000u);
+                a[0] = and_or(w, 0x00070007u, 0x64006400u), a[1] = and_or(w, 0x00380038u, 0x64006400u);
+                a[2] = and_or(w, 0x01C001C0u, 0x64006400u), a[3] = and_or(w >> 9, 0x00070007u, 0x64006400u);
+            } else {
+                const u32 high = __funnelshift_r(low, words[1] >> shift, 24);
+                const u32 v = (low & 0x00000FFFu) | (high << 16 & 0x0FFF0000u);
+                const u32 w = (low >> 12 & 0x00000FFFu) | (high << 4 & 0x0FFF0000u);
+                a[0] = and_or(v, 0x003F003Fu, 0x64006400u), a[1] = and_or(v >> 6, 0x003F003Fu, 0x64006400u);
+                a[2] = and_or(w, 0x003F003Fu, 0x64006400u), a[3] = and_or(w >> 6, 0x003F003Fu, 0x64006400u);
+            }
+        }
+    }
+    __device__ static void scales(const u8* const* part, int pair, float* s, float* m) {
+#pragma unroll
+        for (int i = 0; i < 2; i++) {
+            const int group = (2 * pair + i) * 32 / GROUP_;
+            s[i] = S::load(part[1] + group * S::SIZE), m[i] = S::load(part[2] + group * S::SIZE);
+        }
+    }
+};

@@ -20,3 +20,15 @@ struct Fused<F8q8> : Basics {
         s[0] = e4m3_to_float(row[33 * chunk]) * (1.0f / 416.0f);
     }
 };
+
+template <>
+struct Coded<F8q8> : CodedBasics {
+    static const int ZERO = 128;
+    __device__ static void codes(const u8* const* part, int chunk, int t, u32* a) {
+        signed_bytes(part[0], 33 * chunk + 1, t, a);
+    }
+    __device__ static void scales(const u8* const* part, int pair, float* s, float*) {
+#pragma unroll
+        for (int i = 0; i < 2; i++) s[i] = e4m3_to_float(part[0][66 * pair + 33 * i]) * (1.0f / 416.0f);
+    }
+};

@@ -18,3 +18,16 @@ struct Fused<Fp8> : Basics {
     }
     __device__ static float finish(const Weight& weight) { return F32::load(weight.part[1]); }
 };
+
+template <>
+struct Coded<Fp8> : CodedBasics {
+    static const int RAISED = 0, BESIDE = 32;
+    static const bool PLAIN = true;
+    __device__ static void codes(const u8* const* part, int chunk, int t, u32* a) {
+        u32 w[2];
+        load_words<2>(part[0] + 32 * chunk + 8 * t, w);
+        a[0] = low_e4m3_to_halves(w[0]), a[1] = high_e4m3_to_halves(w[0]);
+        a[2] = low_e4m3_to_halves(w[1]), a[3] = high_e4m3_to_halves(w[1]);
+    }
+    __device__ static void scales(const u8* const*, int, float* s, float*) { s[0] = s[1] = 1.0f; }
+};
