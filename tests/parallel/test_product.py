@@ -9,7 +9,7 @@ import torch
 
 import uqff
 from tests.parallel.weights import plain, stacked
-from uqff.parallel import product
+from uqff.parallel import product, product_cpu
 from uqff.parallel.product import Device, gather_linear, linear
 from uqff.parallel.weight import WeightBuffers
 
@@ -73,3 +73,28 @@ def test_sizes_of_results_are_known_without_numbers() -> None:
         uqff.ShapeError, match=r"activations do not fit the weight: expected \[\.\.\., 32\], got \[2, 31\]"
     ):
         linear(torch.empty(2, 31, device="meta"), weight.bytes(), weight.spec, "exact")
+
+
+def test_what_is_known_of_a_module_goes_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Eager products on the CPU remember a module by its identity: not a later one in its place, nor one that is gone.
+
+    Shapes of a single row come out as they go in, and the environment is still asked each time.
+    """
+    known = product_cpu._by_module
+    for at in range(20):  # the memory of a dropped module, and so its identity, is another's at once
+        weight = WeightBuffers(uqff.quantize(torch.full((4, 32), 127.0 * at), "q8_0"))
+        for shape in ((32,), (1, 32), (1, 1, 32), (1, 1, 1, 32)):
+            made = product.multiply(torch.ones(shape), weight)
+            assert torch.equal(made, torch.full((*shape[:-1], 4), 32 * 127.0 * at))
+        assert known[id(weight)][0]() is weight
+        last = id(weight)
+        del weight
+        assert last not in known
+    weight = WeightBuffers(uqff.quantize(torch.ones(4, 32), "q8_0"))
+    assert product_cpu.multiply(torch.ones(1, 32), weight, "exact") is not None
+    assert product_cpu.multiply(torch.ones(32, 1), weight, "exact") is None
+    monkeypatch.setenv("UQFF_KERNELS", "reference")
+    assert product_cpu.multiply(torch.ones(1, 32), weight, "exact") is None
+    monkeypatch.setenv("UQFF_KERNELS", "another")
+    with pytest.raises(ValueError, match="got 'another'"):
+        product_cpu.multiply(torch.ones(1, 32), weight, "exact")

@@ -450,7 +450,7 @@ class QuantizedLinear(TracksInputs[InputStats], Elsewhere, QuantizedLayer):
             UnsupportedError: these are no activations: integers, codes, no tensor.
             ShapeError: they do not fit the weight.
         """
-        if self.kind is DistributedKind.COLUMN_PARALLEL:
+        if self.kind is DistributedKind.COLUMN_PARALLEL and self.comm.world_size > 1:
             check_activations(x, layer=self.key)
             x = self.comm.sum_gradients(x)
         return self._add_bias(self._product(x))

@@ -72,7 +72,7 @@ def multiply(x: torch.Tensor, weight: WeightBuffers, arithmetic: Arithmetic = "e
         return torch.nn.functional.linear(x, weight.numbers.to(x.dtype))
     eager = _is_eager(x)
     if eager:
-        device = DEVICES.get(x.device.type)
+        device = DEVICES.get("cpu" if x.is_cpu else x.device.type)
         y = None if device is None or device.multiply is None else device.multiply(x, weight, arithmetic)
         if y is not None:
             return y

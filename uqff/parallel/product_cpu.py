@@ -11,7 +11,7 @@ import ctypes
 import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final, NamedTuple
-from weakref import WeakKeyDictionary
+from weakref import ReferenceType, ref
 
 import numpy as np
 import numpy.typing as npt
@@ -51,33 +51,65 @@ class _Ways(NamedTuple):
         record: the weight.
         decoding: how kernels decode it; None if they cannot multiply with it.
         engine: its product in the engine's arithmetic; None if that is the exact one.
+        columns: of a matrix; None of a stack.
     """
 
     shape: tuple[int, ...]
     record: QuantizedTensor
     decoding: Decoding | None
     engine: EngineProduct | None
+    columns: int | None
 
 
 _by_address: dict[tuple[object, ...], _Ways | None] = {}
 """By specification, addresses and whether kernels serve.  Whoever asks brings tensors that keep the memory alive."""
 
-_by_weight: WeakKeyDictionary[WeightBuffers, tuple[list[int], _Ways | None]] = WeakKeyDictionary()
-"""Those of kernels, with the addresses that they hold for."""
+_by_module: dict[int, tuple[ReferenceType[WeightBuffers], list[int], _Ways | None]] = {}
+"""By the identity of a module, and with it: its ways, and the addresses that they hold for.
+
+What is kept on a module would be copied and pickled with it, and to find it in a weak dictionary takes a microsecond.
+"""
 
 
 def multiply(x: torch.Tensor, weight: WeightBuffers, arithmetic: str) -> torch.Tensor | None:
     """:func:`linear`, or :func:`linear_as_engine`, of a module that nobody watches; None where kernels do not serve."""
     if not simd.enabled():
         return None
-    known, where = _by_weight.get(weight), weight.addresses()
-    if known is None or known[0] != where:
-        known = _by_weight[weight] = where, _ways(weight.bytes(), weight.spec)
-    ways = known[1]
+    known = _by_module.get(id(weight))
+    if known is None or known[0]() is not weight or known[1] != weight.addresses():
+        known = _remember(weight)
+    ways = known[2]
     if ways is None:
         return None
+    if x.numel() == ways.columns and x.dtype is torch.float32 and x.shape[-1] == ways.columns:
+        return _one_row(x, ways, arithmetic)
     y = _as_engine(x, ways) if arithmetic == "engine" else None
     return _exactly(x, ways) if y is None else y
+
+
+def _one_row(x: torch.Tensor, ways: _Ways, arithmetic: str) -> torch.Tensor | None:
+    """What a token takes, all else being known: as much as it takes to begin is what a small product costs."""
+    given = _floats(x)
+    if ways.engine is not None and arithmetic == "engine":
+        y = ways.engine(given)
+    elif ways.decoding is not None:
+        y = np.empty((1, ways.shape[0]), np.float32)
+        ways.decoding.multiply(given, y)
+    else:
+        return None
+    return torch.from_numpy(y if x.ndim == 2 else y.reshape(*x.shape[:-1], ways.shape[0]))
+
+
+def _remember(weight: WeightBuffers) -> tuple[ReferenceType[WeightBuffers], list[int], _Ways | None]:
+    number = id(weight)
+
+    def forget(gone: ReferenceType[WeightBuffers]) -> None:
+        known = _by_module.get(number)
+        if known is not None and known[0] is gone:  # the identity may be another module's by now
+            del _by_module[number]
+
+    known = _by_module[number] = ref(weight, forget), weight.addresses(), _ways(weight.bytes(), weight.spec)
+    return known
 
 
 def linear(x: torch.Tensor, parts: Sequence[torch.Tensor], spec: str) -> torch.Tensor | None:
@@ -99,11 +131,12 @@ def _fits(x: torch.Tensor, ways: _Ways, most: int) -> bool:
 
 
 def _exactly(x: torch.Tensor, ways: _Ways) -> torch.Tensor | None:
-    if ways.decoding is None or not _fits(x, ways, MOST_ROWS.get(x.dtype, 0)):
+    decoding = ways.decoding
+    if decoding is None or not _fits(x, ways, MOST_ROWS.get(x.dtype, 0)):
         return None
     given = _floats(x)
     y = np.empty((len(given), ways.shape[0]), np.float32)
-    ways.decoding.multiply(given, y)
+    decoding.multiply(given, y)
     return _tensor(y, x, *x.shape[:-1])
 
 
@@ -159,7 +192,9 @@ def _floats(x: torch.Tensor) -> npt.NDArray[np.float32]:
     if x.dtype is not torch.float32 or not x.is_contiguous():
         x = x.to(torch.float32).contiguous()
     rows: npt.NDArray[np.float32] = x.numpy()
-    return rows if x.ndim == 2 else rows.reshape(-1, x.shape[-1])
+    if rows.ndim == 3 and len(rows) == 1:
+        rows = rows[0]  # which takes half as long as to reshape
+    return rows if rows.ndim == 2 else rows.reshape(-1, x.shape[-1])
 
 
 def _ways(parts: Sequence[torch.Tensor], spec: str) -> _Ways | None:
@@ -189,4 +224,5 @@ def _found(parts: Sequence[torch.Tensor], meta: QuantizedTensor) -> _Ways | None
         decoding.fits(record.shape[-1]) and decoding.items * decoding.size == math.prod(record.shape)
     ):
         decoding = None
-    return _Ways(record.shape, record, decoding, record.engine_product())
+    columns = record.shape[1] if len(record.shape) == 2 else None
+    return _Ways(record.shape, record, decoding, record.engine_product(), columns)
