@@ -5,7 +5,10 @@ from __future__ import annotations
 import ast
 import errno
 import importlib.util
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -68,6 +71,68 @@ def test_processes_that_begin_together_keep_their_own_code(module: ModuleType) -
     later = compiling.kernel(module.double)
     assert later(0.75) == 1.5
     assert later(21) == 42
+
+
+CHILD = """
+import importlib.util, logging, sys, time
+from uqff.simd import compiling
+spec = importlib.util.spec_from_file_location("tiny", sys.argv[1])
+sys.modules["tiny"] = module = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(module)
+logging.basicConfig(format="%(message)s", level="INFO", stream=sys.stdout)
+print("ready", flush=True)
+sys.stdin.readline()
+assert compiling.kernel(module.double)(21) == 42
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="the lock is POSIX's")
+def test_processes_wait_for_the_one_that_compiles(module: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ranks need the same kernels at the same time: one compiles, the others take what it has kept."""
+    monkeypatch.setitem(sys.modules, "tiny", module)
+    compiled: Any = compiling.kernel(module.double)
+    command = [sys.executable, "-c", CHILD, str(module.__file__)]
+    pipes: Any = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    child: Any
+    with subprocess.Popen(command, **pipes) as child:
+        assert child.stdout.readline() == "ready\n"
+        compiled.alone.take()
+        child.stdin.write("go\n")
+        child.stdin.flush()
+        with pytest.raises(subprocess.TimeoutExpired):
+            child.wait(1)
+        assert compiled(21) == 42  # kept, and then the lock is given
+        assert child.stdout.read() == ""
+    assert child.returncode == 0
+
+
+@pytest.mark.skipif(os.name != "posix", reason="the lock is POSIX's")
+def test_no_lock_is_waited_for_without_end(module: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another process may hold it and do nothing; or there is no file to be locked."""
+    monkeypatch.setattr(compiling._Alone, "patience", 0.05)
+    compiled: Any = compiling.kernel(module.double)
+    code = (
+        "import fcntl, sys; file = open(sys.argv[1], 'w'); fcntl.lockf(file, fcntl.LOCK_EX); print(flush=True); input()"
+    )
+    command = [sys.executable, "-c", code, compiled.alone._path]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
+        holder.stdout.readline()  # type: ignore[union-attr]
+        assert compiled(21) == 42
+        holder.communicate(b"\n")
+    for failing in (compiling._Alone(str(module.__file__) + "/no/such"), compiled.alone):
+        failing.take()
+        failing.give()
+        failing.give()
+
+
+def test_a_kernel_that_fails_holds_up_nobody(module: ModuleType) -> None:
+    """The lock is given, whatever comes of it."""
+    compiled: Any = compiling.kernel(module.double)
+    with pytest.raises(numba.TypingError):
+        compiled({})
+    assert compiled.alone._file == -1
+    assert compiled(21) == 42
+    assert compiled.alone._file == -1
 
 
 def test_code_of_other_sources_goes(module: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""Locks of directories, where the system has them: nowhere else in the package is ``fcntl`` asked for."""
+"""Locks of directories, where the system has them: only here and in ``uqff.simd.compiling`` is ``fcntl`` asked for."""
 
 from __future__ import annotations
 

@@ -6,7 +6,8 @@ files one time.  So the kernels carry a stamp of their own: a digest of all sour
 
 numba keeps it where ``NUMBA_CACHE_DIR`` says; else in ``__pycache__`` beside each source; else, where that cannot be
 written, in the user's cache directory (``~/.cache/numba`` on Linux).  If there is no such place, or the disk is full,
-every process compiles for itself.
+every process compiles for itself.  Processes that need the same kernel at once, as ranks do, wait for the one that
+compiles it.
 
 Compiling takes seconds, so :data:`LOGGER` says at level INFO which kernel is being compiled; it is silent when one is
 read from the cache.
@@ -17,7 +18,9 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import logging
+import os
 import sys
+import time
 from collections.abc import Callable
 from functools import cache
 from glob import escape
@@ -33,6 +36,11 @@ from numba.core.compiler import CompilerBase, DefaultPassBuilder
 from numba.core.compiler_machinery import register_pass
 from numba.core.registry import CPUDispatcher, cpu_target
 from numba.core.typed_passes import NativeLowering
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 __all__ = ["LOGGER", "SOURCES", "inline", "kernel", "overload", "stamp", "subroutine"]
 
@@ -58,6 +66,10 @@ def kernel(function: _Function) -> _Function:
         file._source_stamp = stamp()
         file._data_name = lambda _: _own_name(file)
         kept.save_overload = _kept_if_possible(kept.save_overload, file)
+        if isinstance(compiled, CPUDispatcher):
+            alone = compiled.alone = _Alone(str(Path(file._cache_path, f"{file._index_name}.lock")))  # type: ignore[attr-defined]
+            kept.load_overload = _loaded_or_alone(kept.load_overload, alone)
+            compiled.__class__ = _Kernel
     elif hasattr(kept, "disable"):
         # Another numba than those we know, or sources that cannot be read: slow to start rather than stale.
         kept.disable()
@@ -78,6 +90,55 @@ def _kept_if_possible(save: Callable[[Any, Any], None], file: Any) -> Callable[[
             save(signature, compiled)
 
     return save_if_possible
+
+
+class _Alone:
+    """A lock between processes. Where there is none to be had, everybody has it.
+
+    A lock of POSIX: it ends with its process, and forks do not inherit it.
+    """
+
+    patience: float = 60.0
+    """Seconds after which a process compiles beside another one: much longer than a kernel takes."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._file = -1
+
+    def take(self) -> None:
+        """Wait for it."""
+        if fcntl is None or self._file >= 0:
+            return
+        end = time.monotonic() + self.patience
+        with contextlib.suppress(OSError):
+            self._file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+            while True:
+                try:
+                    fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    if time.monotonic() > end:
+                        return
+                    time.sleep(0.02)
+                else:
+                    return
+
+    def give(self) -> None:
+        """Let the next one have it."""
+        if self._file >= 0:
+            os.close(self._file)
+            self._file = -1
+
+
+def _loaded_or_alone(load: Callable[[Any, Any], Any], alone: _Alone) -> Callable[[Any, Any], Any]:
+    """Where a kernel is not there: no other process compiles it from now on, and what one has compiled is taken."""
+
+    def load_or_be_alone(signature: Any, context: Any) -> Any:
+        if (found := load(signature, context)) is not None:
+            return found
+        alone.take()
+        return load(signature, context)
+
+    return load_or_be_alone
 
 
 def _own_name(file: Any) -> str:
@@ -214,6 +275,19 @@ def overload(function: Callable[..., Any]) -> Callable[[Callable[..., Any]], Cal
     options: Any = {**_OPTIONS, **_PART_OPTIONS, "forceinline": True}
     decorate: Any = extending.overload(function, jit_options=options)
     return cast("Callable[[Callable[..., Any]], Callable[..., Any]]", decorate)
+
+
+class _Kernel(CPUDispatcher):
+    """What is alone while it is compiled."""
+
+    alone: _Alone = _Alone("")  # of one that numba has made from a pickle
+
+    def compile(self, sig: Any) -> Any:
+        """Until it is kept, or fails."""
+        try:
+            return super().compile(sig)
+        finally:
+            self.alone.give()
 
 
 class _Part(CPUDispatcher):
