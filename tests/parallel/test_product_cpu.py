@@ -18,6 +18,7 @@ from uqff.parallel.weight import WeightBuffers
 
 GGML = ("q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "q8_1", "q2k", "q3k", "q4k", "q5k", "q6k", "q8k")
 KINDS = (*GGML, "afq2", "afq3", "afq4", "afq6", "afq8", "f8q8", "fp8", "mxfp4")
+OF_STEPS = ("q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "afq3", "afq4", "afq6", "afq8", "f8q8", "fp8", "mxfp4")
 HQQ_BITS = (1, 2, 3, 4, 8)
 ALL = (*KINDS, "float32", "bfloat16", "float16")
 
@@ -101,7 +102,7 @@ def test_one_row_with_weights_of_which_few_count(kind: str) -> None:
             check(by_kernel(record, x), x, record.dequantize(), (kind, name))
 
 
-@pytest.mark.parametrize("kind", ["q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "afq4", "afq8", "f8q8", "fp8", "mxfp4"])
+@pytest.mark.parametrize("kind", OF_STEPS)
 def test_rows_that_end_within_a_step(kind: str) -> None:
     """The last step of a row begins before the one before has ended, and no weight counts twice."""
     for columns in (64, 192, 2880):
@@ -109,7 +110,7 @@ def test_rows_that_end_within_a_step(kind: str) -> None:
         check(by_kernel(record, x), x, record.dequantize(), (kind, columns))
 
 
-@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("bits", [3, 4, 6, 8])
 @pytest.mark.parametrize("group", [32, 64, 128])
 def test_groups_of_afq(bits: int, group: int) -> None:
     """Every group has its scale; rows of more groups than are read together."""

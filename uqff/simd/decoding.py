@@ -73,7 +73,7 @@ class Decoder:
         self._name = f"{decode.__module__.split('.')[-2]}{decode.__qualname__}"
 
     def by_row(self, order: npt.NDArray[np.int64]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-        """Give it a faster product with one row of activations: that of all codes of a scale before the scale.
+        """Give it a faster product with one row of activations, of codes in the order that is easiest.
 
         What it decorates is ``(parts, x, lo, hi) -> float32``: the product of items ``[lo, hi)``, a row of the weight,
         with activations in another order.

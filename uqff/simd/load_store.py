@@ -3,6 +3,7 @@
 ==============================  ==========================================================================
 ``load_u8`` ``load_i8``         ``(bytes, at) -> I32``: 16 bytes, widened
 ``load_u16`` ``load_i32``       ``(bytes, at) -> I32``: 16 little-endian words, from any address
+``load_u24``                    ``(bytes, at) -> I32``: 16 little-endian words of three bytes
 ``load_bytes``                  ``(bytes, at) -> U8``: 32 bytes
 ``load_nibbles``                ``(bytes, at) -> U8``: 16 bytes; their low nibbles, then their high nibbles
 ``load_codes_3`` ...            ``(bytes, at) -> (I32, I32)``: 32 codes of 3, 4 or 6 bits, the first in the lowest bits;
@@ -43,6 +44,7 @@ __all__ = [
     "load_one_u16",
     "load_u8",
     "load_u16",
+    "load_u24",
     "load_u32",
     "prefetch_read",
     "prefetch_write",
@@ -142,6 +144,27 @@ def _stream_loader(bits: int) -> Any:
 
 
 load_codes_3, load_codes_4, load_codes_6 = (_stream_loader(bits) for bits in (3, 4, 6))
+
+
+@intrinsic
+def load_u24(_typing: Any, array: Any, at: Any) -> Any:
+    """48 bytes: 16 little-endian words of three each; no byte beyond them is read."""
+
+    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        packed, quarters = ir.VectorType(_I8, LANES), []
+        for start, skipped in ((0, 0), (12, 0), (24, 0), (32, 4)):
+            place = builder.add(args[1], ir.Constant(args[1].type, start))
+            given = builder.load(_address(context, builder, sig.args[0], args[0], place, packed), align=1)
+            quarters.append((given, [LANES if i % 4 == 3 else skipped + i // 4 * 3 + i % 4 for i in range(LANES)]))
+        halves = []
+        for (a, firsts), (b, seconds) in (quarters[:2], quarters[2:]):
+            both = shuffled(builder, a, b, list(range(2 * LANES)))
+            indices = [*firsts, *(LANES + i for i in seconds)]
+            indices = [2 * LANES if i in (LANES, 2 * LANES) and k % 4 == 3 else i for k, i in enumerate(indices)]
+            halves.append(shuffled(builder, both, ir.Constant(both.type, [0] * 2 * LANES), indices))
+        return builder.bitcast(shuffled(builder, *halves, list(range(4 * LANES))), LLVM[I32])
+
+    return (signature(I32, array, types.intp), generate) if _is_array(array) else None
 
 
 def _storer(element: ir.Type, source: SimdType, narrow: str | None) -> Any:

@@ -8,6 +8,8 @@ the scale, which is multiplied with a sum of several products.
 ==================  ====================================================================================
 ``byte_planes``     ``(I32, float32s, at) -> F32``: sums of 64 signed bytes, times 2**24, times 64 activations
 ``nibble_planes``   the same of 128 signed nibbles, times 2**28
+``weigh_four``      the same of weights, ``code * scale + minimum``, of codes in four places of each word
+``in_order``        ``()``: loads before it stay before those after it
 ``load_pieces``     ``(bytes, at, stride, n) -> I32``: 64 bytes from n places, a stride apart
 ``half_pieces``     ``(bytes, at, stride, n) -> F32``: n float16s, a stride apart, each for 16 / n lanes
 ``spread_lanes``    ``(F32, i, j, k, l) -> F32``: four lanes, likewise
@@ -69,6 +71,7 @@ __all__ = [
     "flipped",
     "half_pieces",
     "halved_signed",
+    "in_order",
     "joined",
     "larger_bytes",
     "load_pieces",
@@ -77,6 +80,8 @@ __all__ = [
     "spread",
     "spread_lanes",
     "store_as_bytes",
+    "weigh_four",
+    "weigh_four_rounded",
 ]
 
 BYTES: Final[npt.NDArray[np.int64]] = np.arange(64).reshape(LANES, 4).T.reshape(-1)
@@ -106,6 +111,46 @@ def byte_planes(words, x, at):
     sums = multiply_add(i32_to_f32(_byte_on_top(words, 1)), load_f32(x, at + LANES), sums)
     sums = multiply_add(i32_to_f32(_byte_on_top(words, 2)), load_f32(x, at + 2 * LANES), sums)
     return multiply_add(i32_to_f32(_byte_on_top(words, 3)), load_f32(x, at + 3 * LANES), sums)
+
+
+@intrinsic
+def in_order(_typing: Any) -> Any:
+    """No load is moved from what comes after to what came before, or back: fewer registers are needed."""
+
+    def generate(context: Any, builder: Any, _sig: Any, _args: Any) -> Any:
+        builder.asm(ir.FunctionType(ir.VoidType(), []), "", "~{memory}", [], True)
+        return context.get_dummy_value()
+
+    return signature(types.none), generate
+
+
+def _weigh_four(exact: bool) -> Any:
+    """See :data:`weigh_four`."""
+
+    @inline
+    def add(codes, scale, minimum, x, at, sums):
+        given = i32_to_f32(codes)
+        if exact:
+            return multiply_add(multiply_add(given, scale, minimum), load_f32(x, at), sums)
+        return multiply_add(given * scale + minimum, load_f32(x, at), sums)
+
+    @inline
+    def weigh_four(words, step, mask, scale, minimum, x, at, a, b):
+        a = add(words & mask, scale, minimum, x, at, a)
+        b = add(words >> step & mask, scale, minimum, x, at + LANES, b)
+        a = add(words >> 2 * step & mask, scale, minimum, x, at + 2 * LANES, a)
+        return a, add(words >> 3 * step & mask, scale, minimum, x, at + 3 * LANES, b)
+
+    return weigh_four
+
+
+weigh_four, weigh_four_rounded = _weigh_four(True), _weigh_four(False)
+"""``(words, step, mask, scale, minimum, x, at, a, b) -> (a, b)``: four codes of each word, as weights.
+
+The weight, ``code * scale + minimum``, is that of the dequantiser: its product is exact, or rounded as it is there.
+Code k of lane l is ``step * k`` bits up, and its weight is multiplied with activation ``at`` + 16 k + l.  Both sums get
+half of them, so that none waits for the other.
+"""
 
 
 HIGH: Final = 0xF0F0F0F0
