@@ -3,10 +3,10 @@
 Registers of eight lanes, because that is what one instruction of AVX2 leaves: lane l has the codes 4l to 4l + 3 of 32.
 
 ===================  ===================================================================================
-``quads``            ``(U8, U8, I16) -> I32_8``: unsigned codes times signed ones, times a scale for each two codes
+``quads``            ``(U8, U8) -> I32_8``: unsigned codes times signed ones
+``scaled_quads``     ``(U8, U8, I16) -> I32_8``: the same, times a scale for each two codes
 ``signed_quads``     ``(U8, U8) -> I32_8``: signed codes times signed ones
 ``pairs``            ``(I16, I16) -> I32_8``: products of 16 words, two to a lane
-``scale_of``         ``(int) -> I16``: one scale for all 32 codes
 ``word``             ``(I16, i) -> I16``: word i for all 32 codes; ``i`` is a constant, here and below
 ``two_words``        ``(I16, i) -> I16``: word i for the first 16 codes, word i + 1 for the others
 ``last_twice``       ``(I16) -> I16``: each of the last eight words twice
@@ -20,7 +20,8 @@ Registers of eight lanes, because that is what one instruction of AVX2 leaves: l
 ===================  ===================================================================================
 
 Unsigned codes are below 128 and signed ones above -128 on one side, so that no sum of two products leaves 16 bits.
-All are the same numbers on every CPU.  AVX2 has instructions for them, which LLVM is told by name.
+All are the same numbers on every CPU.  AVX2 has instructions for them, which LLVM is told by name, and VNNI has one for
+``quads``.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ __all__ = [
     "load_words",
     "pairs",
     "quads",
-    "scale_of",
+    "scaled_quads",
     "signed_quads",
     "spread_8",
     "store_sums",
@@ -51,7 +52,14 @@ __all__ = [
     "word",
 ]
 
-HAS_AVX2 = "+avx2" in cpu_target.target_context.codegen().magic_tuple()[2].split(",")
+
+def _abilities() -> tuple[bool, bool]:
+    """Whether the CPU has AVX2; whether it adds four products up in one instruction, of AVX-512 or without it."""
+    features = set(cpu_target.target_context.codegen().magic_tuple()[2].split(","))
+    return "+avx2" in features, "+avxvnni" in features or {"+avx512vnni", "+avx512vl"} <= features
+
+
+HAS_AVX2, HAS_VNNI = _abilities()
 
 _BYTES, _WORDS, _SUMS, _FLOATS = LLVM[U8], LLVM[I16], LLVM[I32_8], LLVM[F32_8]
 _TWICE = ir.VectorType(ir.IntType(16), 2 * LANES)
@@ -82,8 +90,29 @@ def _word_products(builder: Any, a: Any, b: Any) -> Any:
     return _two_by_two(builder, builder.mul(builder.sext(a, _WIDE), builder.sext(b, _WIDE)))
 
 
+def _quads(builder: Any, codes: Any, others: Any) -> Any:
+    """Unsigned bytes times signed ones, four to a lane."""
+    if HAS_VNNI:
+        # By the types that it had up to LLVM 21; where it has others, LLVM changes it when it reads it.
+        function = ir.FunctionType(_SUMS, [_SUMS] * 3)
+        add = builder.module.declare_intrinsic("llvm.x86.avx512.vpdpbusd.256", (), function)
+        given = (builder.bitcast(each, _SUMS) for each in (codes, others))
+        return builder.call(add, [ir.Constant(_SUMS, [0] * (LANES // 2)), *given])
+    return _word_products(builder, _byte_products(builder, codes, others), ir.Constant(_WORDS, [1] * LANES))
+
+
 @intrinsic
-def quads(_typing: Any, codes: Any, others: Any, scales: Any) -> Any:
+def quads(_typing: Any, codes: Any, others: Any) -> Any:
+    """Codes below 128 times signed codes."""
+
+    def generate(_context: Any, builder: Any, _sig: Any, args: Any) -> Any:
+        return _quads(builder, *args)
+
+    return (signature(I32_8, U8, U8), generate) if codes is U8 and others is U8 else None
+
+
+@intrinsic
+def scaled_quads(_typing: Any, codes: Any, others: Any, scales: Any) -> Any:
     """Codes below 128 times signed codes; each two products are multiplied with the scale of their lane."""
 
     def generate(_context: Any, builder: Any, _sig: Any, args: Any) -> Any:
@@ -102,8 +131,7 @@ def signed_quads(_typing: Any, codes: Any, others: Any) -> Any:
         negative = builder.icmp_signed("<", codes, zero)
         magnitudes = builder.select(negative, builder.sub(zero, codes), codes)
         signed = builder.select(negative, builder.sub(zero, others), others)
-        ones = ir.Constant(_WORDS, [1] * LANES)
-        return _word_products(builder, _byte_products(builder, magnitudes, signed), ones)
+        return _quads(builder, magnitudes, signed)
 
     return (signature(I32_8, U8, U8), generate) if codes is U8 and others is U8 else None
 
@@ -116,16 +144,6 @@ def pairs(_typing: Any, a: Any, b: Any) -> Any:
         return _word_products(builder, *args)
 
     return (signature(I32_8, I16, I16), generate) if a is I16 and b is I16 else None
-
-
-@intrinsic
-def scale_of(_typing: Any, scale: Any) -> Any:
-    """16 copies of a small integer."""
-
-    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        return broadcast(builder, [context.cast(builder, args[0], sig.args[0], types.int16)])
-
-    return (signature(I16, scale), generate) if isinstance(scale, types.Integer) else None
 
 
 @intrinsic

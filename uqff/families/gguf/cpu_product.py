@@ -34,7 +34,7 @@ from uqff.simd.dots import (
     load_words,
     pairs,
     quads,
-    scale_of,
+    scaled_quads,
     signed_quads,
     spread_8,
     store_sums,
@@ -78,7 +78,7 @@ def lay_out_q8_0(x, codes, scales, beside):
         d, _ = codes_of_32(x, block, codes, QK * block)
         scales[block] = f16_value(f16_bits(d))
         ones = spread_bits(np.uint32(0xFFFFFFFF), 1)
-        store_sums(beside, 32 * block, quads(ones, load_bytes(codes, QK * block), scale_of(1)))
+        store_sums(beside, 32 * block, quads(ones, load_bytes(codes, QK * block)))
 
 
 @kernel
@@ -197,27 +197,27 @@ def _product(name: str, minimum: int | None = None) -> Callable[[Callable[..., A
 
 @_product("Q4_0")
 def _q4_0(data, at, codes, i, beside, j):
-    found = quads(load_nibbles(data, at + at_.Q4_0_QS), load_bytes(codes, i), scale_of(1))
+    found = quads(load_nibbles(data, at + at_.Q4_0_QS), load_bytes(codes, i))
     return found - (load_sums(beside, j) << 3), found
 
 
 @_product("Q4_1", at_.Q4_1_M)
 def _q4_1(data, at, codes, i, beside, j):
-    found = quads(load_nibbles(data, at + at_.Q4_1_QS), load_bytes(codes, i), scale_of(1))
+    found = quads(load_nibbles(data, at + at_.Q4_1_QS), load_bytes(codes, i))
     return found, found
 
 
 @_product("Q5_0")
 def _q5_0(data, at, codes, i, beside, j):
     given = load_nibbles(data, at + at_.Q5_0_QS) | spread_bits(load_u32(data, at + at_.Q5_0_QH), 16)
-    found = quads(given, load_bytes(codes, i), scale_of(1))
+    found = quads(given, load_bytes(codes, i))
     return found - (load_sums(beside, j) << 4), found
 
 
 @_product("Q5_1", at_.Q5_1_M)
 def _q5_1(data, at, codes, i, beside, j):
     given = load_nibbles(data, at + at_.Q5_1_QS) | spread_bits(load_u32(data, at + at_.Q5_1_QH), 16)
-    found = quads(given, load_bytes(codes, i), scale_of(1))
+    found = quads(given, load_bytes(codes, i))
     return found, found
 
 
@@ -236,10 +236,10 @@ def _q8_1(data, at, codes, i, beside, j):
 @inline
 def _four_planes(qs, codes, i, scales, a, b, c, d):
     """Codes of two bits in four planes, those of 128 numbers; each has two scales."""
-    found = quads(qs & 3, load_bytes(codes, i), two_words(scales, a))
-    found = found + quads(qs >> 2 & 3, load_bytes(codes, i + 32), two_words(scales, b))
-    found = found + quads(qs >> 4 & 3, load_bytes(codes, i + 64), two_words(scales, c))
-    return found + quads(qs >> 6, load_bytes(codes, i + 96), two_words(scales, d))
+    found = scaled_quads(qs & 3, load_bytes(codes, i), two_words(scales, a))
+    found = found + scaled_quads(qs >> 2 & 3, load_bytes(codes, i + 32), two_words(scales, b))
+    found = found + scaled_quads(qs >> 4 & 3, load_bytes(codes, i + 64), two_words(scales, c))
+    return found + scaled_quads(qs >> 6, load_bytes(codes, i + 96), two_words(scales, d))
 
 
 @_product("Q2K", at_.Q2K_DMIN)
@@ -253,10 +253,10 @@ def _q2k(data, at, codes, i, beside, j):
 
 @inline
 def _q3k_half(qs, third, codes, i, scales, a, b, c, d):
-    found = quads(qs & 3 | (third & 1) << 2, load_bytes(codes, i), two_words(scales, a))
-    found = found + quads(qs >> 2 & 3 | (third & 2) << 1, load_bytes(codes, i + 32), two_words(scales, b))
-    found = found + quads(qs >> 4 & 3 | third & 4, load_bytes(codes, i + 64), two_words(scales, c))
-    return found + quads(qs >> 6 | third >> 1 & 4, load_bytes(codes, i + 96), two_words(scales, d))
+    found = scaled_quads(qs & 3 | (third & 1) << 2, load_bytes(codes, i), two_words(scales, a))
+    found = found + scaled_quads(qs >> 2 & 3 | (third & 2) << 1, load_bytes(codes, i + 32), two_words(scales, b))
+    found = found + scaled_quads(qs >> 4 & 3 | third & 4, load_bytes(codes, i + 64), two_words(scales, c))
+    return found + scaled_quads(qs >> 6 | third >> 1 & 4, load_bytes(codes, i + 96), two_words(scales, d))
 
 
 @_product("Q3K")
@@ -271,8 +271,8 @@ def _q3k(data, at, codes, i, beside, j):
 @inline
 def _two_nibbles(qs, codes, i, scales, a, b):
     """64 codes: those in the low nibbles, then those in the high ones."""
-    found = quads(qs & 0x0F, load_bytes(codes, i), word(scales, a))
-    return found + quads(qs >> 4, load_bytes(codes, i + 32), word(scales, b))
+    found = scaled_quads(qs & 0x0F, load_bytes(codes, i), word(scales, a))
+    return found + scaled_quads(qs >> 4, load_bytes(codes, i + 32), word(scales, b))
 
 
 @_product("Q4K", at_.Q4K_DMIN)
@@ -287,8 +287,8 @@ def _q4k(data, at, codes, i, beside, j):
 
 @inline
 def _q5k_run(qs, fifth, codes, i, scales, a, b):
-    found = quads(qs & 0x0F | (fifth & 1) << 4, load_bytes(codes, i), word(scales, a))
-    return found + quads(qs >> 4 | (fifth & 2) << 3, load_bytes(codes, i + 32), word(scales, b))
+    found = scaled_quads(qs & 0x0F | (fifth & 1) << 4, load_bytes(codes, i), word(scales, a))
+    return found + scaled_quads(qs >> 4 | (fifth & 2) << 3, load_bytes(codes, i + 32), word(scales, b))
 
 
 @_product("Q5K", at_.Q5K_DMIN)
@@ -304,10 +304,10 @@ def _q5k(data, at, codes, i, beside, j):
 
 @inline
 def _q6k_half(a, b, qh, codes, i, scales, s, t, u, v):
-    found = quads(a & 0x0F | (qh & 0x03) << 4, load_bytes(codes, i), two_words(scales, s))
-    found = found + quads(b & 0x0F | (qh & 0x0C) << 2, load_bytes(codes, i + 32), two_words(scales, t))
-    found = found + quads(a >> 4 | qh & 0x30, load_bytes(codes, i + 64), two_words(scales, u))
-    return found + quads(b >> 4 | qh >> 2 & 0x30, load_bytes(codes, i + 96), two_words(scales, v))
+    found = scaled_quads(a & 0x0F | (qh & 0x03) << 4, load_bytes(codes, i), two_words(scales, s))
+    found = found + scaled_quads(b & 0x0F | (qh & 0x0C) << 2, load_bytes(codes, i + 32), two_words(scales, t))
+    found = found + scaled_quads(a >> 4 | qh & 0x30, load_bytes(codes, i + 64), two_words(scales, u))
+    return found + scaled_quads(b >> 4 | qh >> 2 & 0x30, load_bytes(codes, i + 96), two_words(scales, v))
 
 
 @_product("Q6K")
