@@ -162,7 +162,8 @@ def load_u24(_typing: Any, array: Any, at: Any) -> Any:
             indices = [*firsts, *(LANES + i for i in seconds)]
             indices = [2 * LANES if i in (LANES, 2 * LANES) and k % 4 == 3 else i for k, i in enumerate(indices)]
             halves.append(shuffled(builder, both, ir.Constant(both.type, [0] * 2 * LANES), indices))
-        return builder.bitcast(shuffled(builder, *halves, list(range(4 * LANES))), LLVM[I32])
+        low, high = halves
+        return builder.bitcast(shuffled(builder, low, high, list(range(4 * LANES))), LLVM[I32])
 
     return (signature(I32, array, types.intp), generate) if _is_array(array) else None
 
