@@ -152,17 +152,14 @@ def load_u24(_typing: Any, array: Any, at: Any) -> Any:
 
     def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         packed, quarters = ir.VectorType(_I8, LANES), []
+        zeros = ir.Constant(packed, [0] * LANES)
         for start, skipped in ((0, 0), (12, 0), (24, 0), (32, 4)):
             place = builder.add(args[1], ir.Constant(args[1].type, start))
             given = builder.load(_address(context, builder, sig.args[0], args[0], place, packed), align=1)
-            quarters.append((given, [LANES if i % 4 == 3 else skipped + i // 4 * 3 + i % 4 for i in range(LANES)]))
-        halves = []
-        for (a, firsts), (b, seconds) in (quarters[:2], quarters[2:]):
-            both = shuffled(builder, a, b, list(range(2 * LANES)))
-            indices = [*firsts, *(LANES + i for i in seconds)]
-            indices = [2 * LANES if i in (LANES, 2 * LANES) and k % 4 == 3 else i for k, i in enumerate(indices)]
-            halves.append(shuffled(builder, both, ir.Constant(both.type, [0] * 2 * LANES), indices))
-        low, high = halves
+            lanes = [LANES if i % 4 == 3 else skipped + i // 4 * 3 + i % 4 for i in range(LANES)]
+            quarters.append(shuffled(builder, given, zeros, lanes))
+        a, b, c, d = quarters
+        low, high = (shuffled(builder, *pair, list(range(2 * LANES))) for pair in ((a, b), (c, d)))
         return builder.bitcast(shuffled(builder, low, high, list(range(4 * LANES))), LLVM[I32])
 
     return (signature(I32, array, types.intp), generate) if _is_array(array) else None
