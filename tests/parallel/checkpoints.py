@@ -3,16 +3,46 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
+import pytest
 import torch
 from safetensors.torch import save_file
 
 from tests.parallel.models import TinyCase, fused_experts, plain_model, single_experts, write_tokenizer
+from uqff.quantization.run import quantize_model
+
+Written = Callable[[str], Path]
+"""Architecture to a directory."""
 
 Form = Literal["single", "outputs first", "inputs first"]
 """How experts are kept: a tensor each, or one of all, in one convention or the other."""
+
+
+def written_once(
+    has: Callable[[str], bool],
+    write: Callable[[str, Path], object],
+    folders: pytest.TempPathFactory,
+    kind: str,
+) -> Written:
+    """What gives the directory of an architecture: its checkpoint in `model` and the same in a type in `uqff`.
+
+    Both are written when they are first asked for; a test is skipped if `transformers` has no such architecture.
+    """
+
+    @cache
+    def make(name: str) -> Path:
+        if not has(name):
+            pytest.skip("this transformers has no such architecture")
+        folder = folders.mktemp("written")
+        write(name, folder / "model")
+        quantize_model(folder / "model", folder / "uqff", [kind], dtype="f32")
+        return folder
+
+    return make
 
 
 def write_checkpoint(

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from tests.parallel.checkpoints import Written, written_once
 from tests.parallel.ranks import run_ranks
 from tools.tiny import multimodal
 from uqff.errors import FormatError, UnsupportedError
@@ -28,27 +27,13 @@ CLOSE = 5e-6
 BY_HAND = [name for name, each in multimodal.MULTIMODALS.items() if each.tensors is not None]
 """Of which transformers has no model to compare with."""
 RUN = [*(each.title for each in MULTIMODAL if each.runs_as and each.title not in BY_HAND), *multimodal.VARIANTS]
-STACKED = ("Qwen3-VL-MoE", "Gemma 4 MoE")
-"""Of which transformers takes experts in stacks only, and what is dequantised has them one by one."""
 LEFT = [each.title for each in MULTIMODAL if not each.runs_as]
-
-Written = Callable[[str], Path]
 
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory: pytest.TempPathFactory) -> Written:
     """Architecture to the directory of its checkpoint in `model` and of UQFF in `uqff`."""
-
-    @cache
-    def make(name: str) -> Path:
-        if not multimodal.has(name):
-            pytest.skip("this transformers has no such architecture")
-        folder = tmp_path_factory.mktemp("multimodal")
-        multimodal.write(name, folder / "model")
-        quantize_model(folder / "model", folder / "uqff", [KIND], dtype="f32")
-        return folder
-
-    return make
+    return written_once(multimodal.has, multimodal.write, tmp_path_factory, KIND)
 
 
 def whole(name: str, folder: Path) -> torch.Tensor:
@@ -75,8 +60,7 @@ def test_logits_are_those_of_the_whole_model(name: str, written: Written, tmp_pa
     folder = written(name)
     dequantize_model(folder / "uqff", tmp_path / "plain")
     for source, plain in ((folder / "model", folder / "model"), (folder / "uqff", tmp_path / "plain")):
-        stacked = name in STACKED and plain != source
-        wanted = text(plain) if stacked else whole(name, plain)
+        wanted = whole(name, plain)
         assert wanted.abs().max() > 0.1
         assert (text(source) - wanted).abs().max() <= CLOSE
 

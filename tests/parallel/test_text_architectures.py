@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Callable
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from tests.parallel.checkpoints import Written, written_once
 from tests.parallel.ranks import run_ranks
 from tests.support.golden_models import GOLDEN
 from tools.interop.architectures import NOT_WRITTEN, RENAMED, as_the_client
@@ -24,7 +23,6 @@ from uqff.models.text import TEXT
 from uqff.parallel import Comm, load_model
 from uqff.parallel.filling import ReplicatedWarning
 from uqff.parallel.transformers_model import build, linear_roles
-from uqff.quantization.run import quantize_model
 
 DOCUMENT: dict[str, Any] = json.loads((GOLDEN / "v1" / "TEXT.json").read_text())
 KIND = DOCUMENT["isq"]
@@ -42,23 +40,11 @@ WHOLE = ("Phi-3", "Granite 4", "LFM2-MoE")
 FORMS = ("Phi-2", "GLM-4-MoE", "DeepSeek V2", "Qwen3-Next", "Granite 4")
 """Biases; experts, whole and shared ones; heads of low rank; linear attention; nothing but experts."""
 
-Written = Callable[[str], Path]
-
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory: pytest.TempPathFactory) -> Written:
     """Architecture to the directory of its checkpoint in `model` and of UQFF in `uqff`."""
-
-    @cache
-    def make(name: str) -> Path:
-        if not text.has(name):
-            pytest.skip("this transformers has no such architecture")
-        folder = tmp_path_factory.mktemp("text")
-        text.write(name, folder / "model")
-        quantize_model(folder / "model", folder / "uqff", [KIND], dtype="f32")
-        return folder
-
-    return make
+    return written_once(text.has, text.write, tmp_path_factory, KIND)
 
 
 def test_every_text_architecture_has_a_checkpoint() -> None:

@@ -187,7 +187,10 @@ MULTIMODALS: dict[str, Multimodal] = {
         | {
             "model_type": "qwen3_vl_moe",
             "tie_word_embeddings": False,
-            "text_config": COMMON | MROPE | QWEN_MOE | {"model_type": "qwen3_vl_moe_text", "mlp_only_layers": [1]},
+            "text_config": COMMON
+            | MROPE
+            | QWEN_MOE
+            | {"model_type": "qwen3_vl_moe_text", "mlp_only_layers": [1], "moe_intermediate_size": INNER},
             "vision_config": QWEN3_TOWER | {"model_type": "qwen3_vl_moe"},
         },
         QWEN_PROCESSOR,

@@ -6,9 +6,10 @@
     config.json                       its dtype changed, without ``quantization_config``
     tokenizer.json, ...               copied
 
-Names are those of the checkpoint: experts are apart again, and the layers of 0.x have paths.  A weight has the bits of
+Names are those of the checkpoint: experts are apart again, or in the stacks in which the architecture has them
+(:attr:`uqff.models.text.Architecture.stacks`), and the layers of 0.x have paths.  A weight has the bits of
 :meth:`~uqff.families.base.QuantizedTensor.dequantize`, everything else is cast.  The directory appears when all is
-written; a layer, or an expert, is in memory at a time, and what waits for the disk.
+written; a layer, an expert or a stack is in memory at a time, and what waits for the disk.
 
 The head of a tied model is quantised in 0.x, 1.0 and 1.1, but the embedding beside it is not: the engines that wrote
 such files compute with two matrices.  A checkpoint that is tied has one.  So the head is written as ``lm_head.weight``
@@ -76,10 +77,11 @@ class _PlannedPart:
 
     Attributes:
         source: key of a layer, or name of a plain tensor.
-        what: ``weight`` or ``bias`` of a layer; ``stack``, all experts with inputs before outputs; or ``plain``.
+        what: ``weight`` or ``bias`` of a layer; ``rows``, all experts; ``columns``, inputs before outputs; ``plain``.
         expert: number of the expert in a stack, None if there is none.
         dtype: as safetensors spells it.
         shape: in elements.
+        under: key of a second layer, whose rows follow those of the first in each expert.
     """
 
     source: str
@@ -87,6 +89,7 @@ class _PlannedPart:
     expert: int | None
     dtype: str
     shape: tuple[int, ...]
+    under: str | None = None
 
     @property
     def nbytes(self) -> int:
@@ -177,6 +180,7 @@ class DequantizeJob(Job[Dequantized]):
         self._tied: bool | None = None
         known = self._is_known()
         self._turns = known and architecture_of(self.config or {}).takes_turns
+        self._stacks = architecture_of(self.config or {}).stacks if known else ""
         modules = modules_of(file, self.config if known else None)
         if known:
             assert self.config is not None
@@ -229,21 +233,44 @@ class DequantizeJob(Job[Dequantized]):
                     self._plan(key, f"{name}.bias", "bias", None, tuple(bias["shape"]))
                 continue
             if self._turns and bias is None:  # gpt-oss': plain checkpoints have them so, without ``.weight``
-                self._plan(key, module.path, "stack", None, (shape[0], *shape[:0:-1]))
+                self._plan(key, module.path, "columns", None, (shape[0], *shape[:0:-1]))
                 continue
             if len(module.keys) > 1 or len(module.parts) != shape[0]:
                 names = f"{len(module.parts)} experts" if module.parts else "a matrix: the experts have no known names"
                 raise ShapeError("stack does not fit", layer=key, expected=names, got=list(shape))
+            if self._stacks:
+                self._plan_stack(key, shape, biased=bias is not None)
+                continue
             for expert, part in enumerate(module.parts):
                 self._plan(key, f"{part.module}.weight", "weight", expert, shape[1:])
                 if bias is not None:
                     self._plan(key, f"{part.module}.bias", "bias", expert, shape[1:-1])
 
-    def _plan(self, key: str, name: str, what: str, expert: int | None, shape: tuple[int, ...]) -> None:
+    def _plan_stack(self, key: str, shape: tuple[int, ...], *, biased: bool) -> None:
+        """Experts as the architecture has them: gates and ups make one tensor."""
+        if biased:
+            raise UnsupportedError("checkpoints have no biases of these experts", layer=key, field="bias")
+        path, _, projection = key.rpartition(".")
+        if projection == "up_proj":
+            return  # planned with the gates
+        experts, rows, columns = shape
+        under = None
+        if projection == "gate_proj":
+            under = f"{path}.up_proj"
+            record, fields = self.file.fields(under)
+            if record.parse(fields).shape != shape:
+                raise ShapeError("gates and ups differ", layer=under, expected=shape, got=record.parse(fields).shape)
+            rows, projection = 2 * rows, "gate_up_proj"
+        stacked = (experts, rows, columns) if self._stacks == "rows" else (experts, columns, rows)
+        self._plan(key, f"{path}.{projection}", self._stacks, None, stacked, under)
+
+    def _plan(
+        self, key: str, name: str, what: str, expert: int | None, shape: tuple[int, ...], under: str | None = None
+    ) -> None:
         if name in self.parts or (name in self.file.residual and name not in self.result.dropped):
             where = str(self.file.paths[0])
             raise ShardError("tensor is a layer and in the residual", file=where, layer=key, got=name)
-        self.parts[name] = _PlannedPart(key, what, expert, self.dtype.safetensors, shape)
+        self.parts[name] = _PlannedPart(key, what, expert, self.dtype.safetensors, shape, under)
 
     def _plan_plain(self, name: str) -> None:
         entry = self.file.residual.entry(name)
@@ -287,6 +314,9 @@ class DequantizeJob(Job[Dequantized]):
                 queue.submit(partial(files[name].write, name, self._plain(name)), 0)
             else:
                 by_key.setdefault(part.source, []).append(name)
+        under = {part.source: part.under for part in self.parts.values() if part.under is not None}
+        for key, other in under.items():
+            self.weights[key] += self.weights.pop(other)
         weights = sum(self.weights[key] for key in by_key)
         steps = Steps(progress, "dequantize", len(by_key), weights, "weights")
         for key, names in by_key.items():
@@ -296,12 +326,20 @@ class DequantizeJob(Job[Dequantized]):
                 queue.submit(partial(files[name].write, name, [bytes_of(tensor)]), tensor.nbytes)
                 del tensor
             self.file.release(key)
+            if key in under:
+                self.file.release(under[key])
             steps.add(names[0].removesuffix(".weight").removesuffix(".bias"), self.weights[key])
 
     def _made(self, name: str, part: _PlannedPart) -> torch.Tensor:
         layer = self.file[part.source]
-        if part.what == "stack":
-            return self._cast(name, layer.weight.dequantize().transpose(1, 2)).contiguous()
+        if part.what in ("rows", "columns"):
+            stack = layer.weight.dequantize()
+            if part.under is not None:
+                experts, rows, columns = stack.shape
+                joined = stack.new_empty(experts, 2 * rows, columns)
+                joined[:, :rows], joined[:, rows:] = stack, self.file[part.under].weight.dequantize()
+                stack = joined
+            return self._cast(name, stack.transpose(1, 2) if part.what == "columns" else stack).contiguous()
         tensor = _dequantized(layer.weight, part.expert, self.dtype) if part.what == "weight" else layer.bias
         assert tensor is not None
         tensor = self._in_order(name, tensor)

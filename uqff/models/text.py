@@ -117,6 +117,8 @@ class Architecture:
         drops_biases: beginnings of the paths whose biases the engine drops when it quantises, and adds when it loads.
         tables: what the engine does not load: it looks up rows in the file.
         takes_turns: whether gates and ups of experts take turns in ``gate_up_proj``, and do not follow each other.
+        stacks: how plain checkpoints have experts, if not one by one: ``rows``, gates on ups in
+            ``experts.gate_up_proj``, and ``experts.down_proj``, outputs before inputs; or ``columns``, the reverse.
         modules: what ``transformers`` from 5 on calls parts of paths, and checkpoints do otherwise: pairs of the two.
     """
 
@@ -138,6 +140,7 @@ class Architecture:
     drops_biases: tuple[str, ...] = ()
     tables: tuple[Table, ...] = ()
     takes_turns: bool = False
+    stacks: Literal["", "rows", "columns"] = ""
     modules: tuple[tuple[str, str], ...] = ()
 
 
