@@ -119,6 +119,32 @@ def test_the_text_part_of_a_larger_model() -> None:
     assert restated({**given, "text_config": 1})["text_config"] == 1
 
 
+QWEN2_VL = {"architectures": ["Qwen2VLForConditionalGeneration"]}
+
+
+def test_a_language_model_that_is_nested_is_at_the_top_too() -> None:
+    """As transformers 5 writes Qwen2-VL, and the engine does not read it: sizes, axes, and a tower it stumbles over."""
+    axes = {"mrope_section": [2, 3, 3]}
+    rope = {"rope_type": "default", "type": "mrope", "rope_theta": 1e6, **axes}
+    text = {"model_type": "qwen2_vl_text", "hidden_size": 64, "sliding_window": None, "eos_token_id": 2}
+    vision = {"depth": 2, "in_channels": 3}
+    given = QWEN2_VL | {
+        "model_type": "qwen2_vl",
+        "eos_token_id": 5,
+        "text_config": text | {"rope_parameters": rope},
+        "vision_config": vision | {"in_chans": 3, "hidden_act": "quick_gelu"},
+    }
+    scaling = {"type": "mrope", "rope_type": "default", **axes}
+    lifted = {"hidden_size": 64, "rope_parameters": rope, "rope_theta": 1e6, "rope_scaling": scaling}
+    made = restated(given)
+    assert made == given | lifted | {"vision_config": vision}
+    assert restated(made) == made
+    assert restated(QWEN2_VL | {"vision_config": {"in_chans": 3, "hidden_act": "silu"}})["vision_config"] == {
+        "in_chans": 3,
+        "hidden_act": "silu",
+    }
+
+
 @pytest.mark.parametrize(
     ("config", "field", "expected", "got"),
     [
@@ -141,6 +167,13 @@ def test_the_text_part_of_a_larger_model() -> None:
             4,
         ),
         (of("Llama", rope_parameters=[]), "config.rope_parameters", None, "list"),
+        (QWEN2_VL | {"text_config": 1}, "config.text_config", None, "int"),
+        (
+            QWEN2_VL | {"hidden_size": 5, "text_config": {"hidden_size": 4}},
+            "config.hidden_size",
+            "4, as config.text_config.hidden_size",
+            5,
+        ),
         (of("Llama", rope_scaling="linear"), "config.rope_scaling", None, "str"),
         (of("Llama", rope_parameters={"full_attention": {}}), "config.rope_parameters", "one of all layers", None),
         (

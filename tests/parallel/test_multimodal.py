@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,29 @@ def test_logits_are_those_of_the_whole_model(name: str, written: Written, tmp_pa
         wanted = whole(name, plain)
         assert wanted.abs().max() > 0.1
         assert (text(source) - wanted).abs().max() <= CLOSE
+
+
+@pytest.mark.parametrize("name", ["Qwen2-VL", "Qwen3-VL"])
+def test_configurations_as_transformers_5_writes_them(name: str, written: Written, tmp_path: Path) -> None:
+    """The language model nested, axes of positions among its rotary parameters: the same files and logits."""
+    import transformers
+
+    if int(transformers.__version__.partition(".")[0]) < 5:
+        pytest.skip("this transformers writes the older form")
+    folder, made = written(name), multimodal.MULTIMODALS[name]
+    own = json.loads((folder / "model" / "config.json").read_text())
+    newer: Any = transformers.CONFIG_MAPPING[made.model_type].from_dict(own)
+    shutil.copytree(folder / "model", tmp_path / "model")
+    (tmp_path / "model" / "config.json").write_text(newer.to_json_string())
+    quantize_model(tmp_path / "model", tmp_path / "uqff", [KIND], dtype="f32")
+    for each in (f"{KIND}-0.uqff", "residual.safetensors"):
+        assert (tmp_path / "uqff" / each).read_bytes() == (folder / "uqff" / each).read_bytes()
+    config = json.loads((tmp_path / "uqff" / "config.json").read_text())
+    (values, older) = ((each.get("text_config") or each) if name == "Qwen3-VL" else each for each in (config, own))
+    assert values["rope_scaling"] == older["rope_scaling"]
+    assert values["hidden_size"] == older["hidden_size"]
+    for source in (tmp_path / "model", tmp_path / "uqff"):
+        assert torch.equal(text(source), text(folder / source.name))
 
 
 @pytest.mark.parametrize("name", ["Qwen3-VL", "Qwen4-Exp"])

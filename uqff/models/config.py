@@ -16,10 +16,15 @@ transformers 4 wrote, and the engine reads, the first; transformers 5 writes the
     of Qwen3-MoE:
       num_experts                                     num_local_experts
       max_window_layers                               none: all layers have the window, or none has
+    of Qwen2-VL and Qwen2.5-VL:
+      numbers of the language model                   text_config
+    of these and Qwen3-VL:
+      rope_scaling {type: mrope, mrope_section}       rope_parameters.mrope_section
     torch_dtype                                       dtype
 
-What one form says and the other does not is added, nothing is taken away: whoever reads either finds the same model.  A
-configuration of an unknown architecture stays as it is.
+What one form says and the other does not is added: whoever reads either finds the same model.  Nothing is taken away,
+but of the tower of Qwen2-VL what the engine stumbles over: ``in_chans`` beside ``in_channels``, and :data:`QUICK_GELU`.
+A configuration of an unknown architecture stays as it is.
 
 Authority: transformers 5.23, ``modeling_rope_utils.py`` (``RotaryEmbeddingConfigMixin``) and the configuration of each
 model; 4.57, the same; mistral.rs v0.9.2, ``Config`` in ``mistralrs-core/src/models/*.rs``, ``layers.rs``
@@ -69,6 +74,14 @@ BY_LAYER: Final = ("Gemma 4", "DiffusionGemma")
 LAYER_TYPES: Final = ("full_attention", "sliding_attention")
 NESTED: Final = ("LFM2", "LFM2-MoE")
 """Architectures whose ``rope_theta`` the engine takes from ``rope_parameters`` alone; a million if there are none."""
+FLAT: Final = ("Qwen2-VL", "Qwen2.5-VL")
+"""Architectures whose language model the engine reads at the top, and newer configurations nest."""
+QUICK_GELU: Final = "quick_gelu"
+"""What transformers calls the activation of the tower of Qwen2-VL; the default of both, it and the engine."""
+OWN: Final = ("model_type", "architectures", "dtype", "torch_dtype", "transformers_version")
+"""What a nested configuration says of itself."""
+SEVERAL_AXES: Final = (*FLAT, "Qwen3-VL", "Qwen3-VL-MoE")
+"""Architectures of which the engine reads the axes of rotary positions in the older form."""
 MOVED: Final = ("rope_theta", "partial_rotary_factor")
 """What stands beside ``rope_scaling`` in the older form."""
 YARN: Final = {"beta_fast": 32.0, "beta_slow": 1.0}
@@ -162,11 +175,37 @@ def restated(config: Mapping[str, Any]) -> dict[str, Any]:
         return dict(config)
     text = config.get(architecture.text_config)
     if not architecture.text_config:
+        config = _flattened(config) if architecture.title in FLAT else config
         return _with_dtype(_Restated(config, architecture.title, architecture.expert_count, "config").made)
     if not isinstance(text, dict):
         return dict(config)  # whoever needs a number of it says so
     inner = _Restated(text, architecture.title, architecture.expert_count, f"config.{architecture.text_config}").made
     return _with_dtype({**config, architecture.text_config: _with_dtype(inner)})
+
+
+def _flattened(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A configuration that also says at the top what it says of its language model; tokens may differ there."""
+    made, nested = dict(config), config.get("text_config")
+    vision = made.get("vision_config")
+    if isinstance(vision, dict):
+        twice = "in_channels" in vision and vision.get("in_chans") == vision["in_channels"]
+        left = {"in_chans": twice, "hidden_act": vision.get("hidden_act") == QUICK_GELU}
+        made["vision_config"] = {key: value for key, value in vision.items() if not left.get(key)}
+    if nested is None:
+        return made
+    if not isinstance(nested, dict):
+        raise FormatError("not an object", field="config.text_config", got=type(nested).__name__)
+    for key, value in nested.items():
+        if key in OWN or value is None:
+            continue
+        if made.setdefault(key, value) != value and not key.endswith("_token_id"):
+            raise FormatError(
+                "the configuration says two things",
+                field=f"config.{key}",
+                expected=f"{value}, as config.text_config.{key}",
+                got=made[key],
+            )
+    return made
 
 
 class _Restated:
@@ -182,6 +221,8 @@ class _Restated:
             return  # the engine reads them as transformers writes them
         elif rope is not None:
             self._add_rope(rope, f"{field}.rope_parameters", phi=title == "Phi-3")
+        if title in SEVERAL_AXES and rope is not None and "rope_scaling" not in self.made:
+            self._add_axes(rope)
         self._add_rope_type(phi=title == "Phi-3")
         if title == "Mistral":
             self._add_yarn()
@@ -240,6 +281,12 @@ class _Restated:
                     expected=f"{scaling[key]}, as {source}.{key}",
                     got=stated[key],
                 )
+
+    def _add_axes(self, rope: Mapping[str, Any]) -> None:
+        """Which rotary positions are along which axis."""
+        if "mrope_section" in rope:
+            axes = {key: value for key, value in rope.items() if key.startswith("mrope_")}
+            self.made["rope_scaling"] = {"type": "mrope", "rope_type": rope.get("rope_type", "default"), **axes}
 
     def _add_rope_by_layer(self, rope: Mapping[str, Any]) -> None:
         """Gemma 3, whose layers of full and of sliding attention have bases of their own."""
