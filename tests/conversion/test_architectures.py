@@ -107,6 +107,64 @@ def test_yarn_without_its_bounds(tmp_path: Path) -> None:
     assert found | {"rope_theta": THETA} == scaling | {"rope_theta": THETA}
 
 
+def test_transposed_keys_of_deepseek(tmp_path: Path) -> None:
+    """Blocks cannot be turned: quantised anew on request only, from their very numbers, and then written whole."""
+    config, tensors = checkpoint_of("DeepSeek V3")
+    write_checkpoint(config, tensors, tmp_path / "a.gguf", "q8_0", kinds={"k_b_proj": "f16"}, absorbed=True)
+    path = "model.layers.1.self_attn.kv_b_proj"
+    with pytest.raises(UnsupportedError, match="the blocks of 2 layers run across the rows of the model") as caught:
+        uqff_of_gguf(tmp_path / "a.gguf", tmp_path / "u")
+    assert (caught.value.field, caught.value.got) == ("model.layers.0.self_attn.kv_b_proj.weight", "F16 and Q8_0")
+    with pytest.raises(UnsupportedError, match="the layer is quantised already") as caught:
+        uqff.quantize_model(tmp_path / "a.gguf", tmp_path / "u", "q4_0", measure=False, promote=False)
+    with open_gguf(tmp_path / "a.gguf") as file:
+        keys, values = (file[f"blk.1.attn_{each}_b.weight"].float32() for each in "kv")
+        whole = np.concatenate((keys.swapaxes(1, 2), values), 1).reshape(128, 32)
+    made = uqff_of_gguf(tmp_path / "a.gguf", tmp_path / "u", requantize="q5_0")
+    assert "quantised anew, from types that UQFF does not have: 2 transposed" in made.notes
+    uqff.quantize_model(tmp_path / "a.gguf", tmp_path / "v", "q4_0", requantize=True, measure=False, promote=False)
+    for name, kind in (("u", "q5_0"), ("v", "q4_0")):
+        with uqff.open(tmp_path / name) as file:
+            assert file[path].weight == uqff.quantize(torch.from_numpy(whole), kind)
+    gguf_of_uqff(tmp_path / "u", tmp_path / "b.gguf")
+    with open_gguf(tmp_path / "b.gguf") as file:
+        assert (file["blk.1.attn_kv_b.weight"].type_name, file.get_value("deepseek2.attention.key_length")) == (
+            "Q5_0",
+            32,
+        )
+
+
+def test_glm_lite_by_its_own_configuration(tmp_path: Path) -> None:
+    """A GGUF file does not tell it from DeepSeek V3, which computes the same; its configuration does."""
+    config, tensors = checkpoint_of("GLM-4-MoE Lite")
+    write_checkpoint(config, tensors, tmp_path / "a.gguf", "q8_0")
+    (tmp_path / "own").mkdir()
+    write_json(tmp_path / "own/config.json", config)
+    uqff_of_gguf(tmp_path / "a.gguf", tmp_path / "u")
+    uqff_of_gguf(tmp_path / "a.gguf", tmp_path / "v", assets=tmp_path / "own")
+    assert (tmp_path / "u/q8_0-0.uqff").read_bytes() == (tmp_path / "v/q8_0-0.uqff").read_bytes()
+    classes = [json.loads((tmp_path / name / "config.json").read_text())["architectures"][0] for name in "uv"]
+    assert classes == ["DeepseekV3ForCausalLM", "Glm4MoeLiteForCausalLM"]
+
+
+def test_transposed_plain_keys_of_deepseek(tmp_path: Path) -> None:
+    """Of F16 and BF16 they are the same words; a file that has them whole comes back with its keys transposed."""
+    config, tensors = checkpoint_of("DeepSeek V2")
+    for kind in ("f16", "bf16"):
+        for absorbed in (True, False):
+            path = tmp_path / f"{kind}-{absorbed}.gguf"
+            write_checkpoint(config, tensors, path, kind, absorbed=absorbed)
+            uqff_of_gguf(path, tmp_path / "u", force=True)
+            gguf_of_uqff(tmp_path / "u", tmp_path / "b.gguf", force=True)
+            with open_gguf(tmp_path / f"{kind}-True.gguf") as one, open_gguf(tmp_path / "b.gguf") as other:
+                assert {each: bytes(t.blocks().payload) for each, t in one.items()} == {
+                    each: bytes(t.blocks().payload) for each, t in other.items()
+                }
+                for each in ("key_length", "key_length_mla", "value_length", "value_length_mla", "head_count_kv"):
+                    key = f"deepseek2.attention.{each}"
+                    assert one.pairs[key] == other.pairs[key], (kind, absorbed, key)
+
+
 def test_granite_without_rotary_embedding(tmp_path: Path) -> None:
     """The metadata says so by a flag, and the configuration that would be made says that there is one."""
     config, tensors = checkpoint_of("Granite")
@@ -171,6 +229,8 @@ def test_metadata_that_no_configuration_says(tmp_path: Path, name: str, changed:
         ("GLM-4-MoE", {"norm_topk_prob": 1}, "norm_topk_prob"),
         ("HunYuan MoE", {"moe_topk": [1, 2]}, "moe_topk"),
         ("Gemma3", {"sliding_window_pattern": 2}, "sliding_window_pattern"),
+        ("DeepSeek V3", {"rope_scaling": {"type": "yarn", "factor": 4.0, "mscale": 1.0}}, "rope_scaling.mscale"),
+        ("DeepSeek V3", {"topk_method": "greedy"}, "topk_method"),
         ("Granite", {"position_embedding_type": "nope"}, "position_embedding_type"),
         ("gpt-oss", {"layer_types": ["full_attention"] * 2}, "layer_types"),
         ("gpt-oss", {"rope_scaling": {"rope_type": "yarn", "factor": 8.0}}, "rope_scaling.truncate"),

@@ -41,6 +41,9 @@ FOREIGN = ("tq1_0", "tq2_0", "mxfp4")
 ARCHITECTURES = {
     "gemma3_text": "gemma3",
     "glm4_moe": "glm4moe",
+    "deepseek_v2": "deepseek2",
+    "deepseek_v3": "deepseek2",
+    "glm4_moe_lite": "deepseek2",
     "gpt_oss": "gpt-oss",
     "granitemoehybrid": "granite",
     "hunyuan_v1_dense": "hunyuan-dense",
@@ -126,6 +129,23 @@ OWN = {
         },
     ),
 }
+for _name in ("DeepSeek V2", "GLM-4-MoE Lite"):
+    OWN[_name] = text.TEXTS[_name]
+_yarn = {
+    "rope_type": "yarn",
+    "type": "yarn",
+    "factor": 4.0,
+    "original_max_position_embeddings": 64,
+    "beta_fast": 32.0,
+    "beta_slow": 1.0,
+    "mscale": 0.75,
+    "mscale_all_dim": 0.75,
+}
+OWN["DeepSeek V3"] = text.Text(
+    "DeepseekV3ForCausalLM",
+    "deepseek_v3",
+    text.TEXTS["DeepSeek V3"].values | {"rope_scaling": _yarn, "routed_scaling_factor": 2.5},
+)
 GRANITE = text.TEXTS["Granite 4"]
 SCALES = {
     "embedding_multiplier": 1.5,
@@ -136,7 +156,8 @@ SCALES = {
 for _name, _experts in (("Granite", 0), ("Granite-MoE", text.EXPERTS)):
     _own = SCALES | {"num_local_experts": _experts, "layer_types": ["attention"] * text.LAYERS}
     OWN[_name] = text.Text(GRANITE.architecture, GRANITE.model_type, GRANITE.values | _own)
-"""Those of which `tools.tiny.text` has none, because the client writes nothing of them."""
+"""Those that the client is not asked about: it writes no UQFF of gpt-oss, and cannot run a tiny DeepSeek, whose
+values and keys differ in size."""
 
 
 def _saved(name: str) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -224,6 +245,18 @@ def apart(tensors: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
             yield name, values
 
 
+def transposed(config: Mapping[str, Any], tensors: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Tensors of DeepSeek, with keys and values of the latent state apart, and the keys transposed."""
+    heads, nope = config["num_attention_heads"], config["qk_nope_head_dim"]
+    for name, values in tensors.items():
+        if ".kv_b_proj." in name:
+            whole = values.reshape(heads, -1, values.shape[-1])
+            yield name.replace("kv_b", "k_b"), np.ascontiguousarray(whole[:, :nope].transpose(0, 2, 1))
+            yield name.replace("kv_b", "v_b"), np.ascontiguousarray(whole[:, nope:])
+        else:
+            yield name, values
+
+
 def granite_name(name: str, projection: str, experts: bool) -> str:
     """A projection of Granite by a name that the package knows."""
     block = ".".join(name.split(".")[:3])
@@ -266,6 +299,24 @@ def add_own(writer: gguf.GGUFWriter, architecture: str, config: Mapping[str, Any
         writer.add_expert_gating_func(gguf.ExpertGatingFuncType.SIGMOID)
         writer.add_expert_weights_scale(config["routed_scaling_factor"])
         writer.add_expert_weights_norm(config["norm_topk_prob"])
+    if architecture == "deepseek2":
+        writer.add_expert_shared_count(config["n_shared_experts"])
+        writer.add_leading_dense_block_count(config["first_k_dense_replace"])
+        sigmoid = config["scoring_func"] == "sigmoid"
+        writer.add_expert_gating_func(
+            gguf.ExpertGatingFuncType.SIGMOID if sigmoid else gguf.ExpertGatingFuncType.SOFTMAX
+        )
+        writer.add_expert_weights_scale(config["routed_scaling_factor"])
+        if config["norm_topk_prob"]:
+            writer.add_expert_weights_norm(config["norm_topk_prob"])
+        writer.add_q_lora_rank(config["q_lora_rank"])
+        writer.add_kv_lora_rank(config["kv_lora_rank"])
+        writer.add_rope_dimension_count(config["qk_rope_head_dim"])
+        if scaling := config.get("rope_scaling"):
+            writer.add_rope_scaling_type(gguf.RopeScalingType.YARN)
+            writer.add_rope_scaling_factor(scaling["factor"])
+            writer.add_rope_scaling_orig_ctx_len(scaling["original_max_position_embeddings"])
+            writer.add_rope_scaling_yarn_log_mul(scaling["mscale_all_dim"] / 10)
     if architecture == "gpt-oss":
         scaling = config["rope_scaling"]
         writer.add_sliding_window(config["sliding_window"])
@@ -311,12 +362,14 @@ def write_checkpoint(
     metadata: Mapping[str, int] | None = None,
     split_max_tensors: int = 0,
     vocabulary: bool = False,
+    absorbed: bool | None = None,
 ) -> None:
     """Write a checkpoint as GGUF: matrices in `kind`, or in what `kinds` gives for a part of their name.
 
     `extra` tensors are written under their own names and float32, those named in `without` are not, `metadata` are
     more pairs of uint32, and `split_max_tensors` is as the gguf package takes it. With a `vocabulary` the file has a
     byte pair encoding that makes next to nothing of texts, but names the tokens: llama.cpp does not answer without.
+    DeepSeek's keys are transposed if they are plain numbers, or as `absorbed` says.
     """
     architecture = ARCHITECTURES.get(config["model_type"], config["model_type"])
     if architecture == "granite" and config["num_local_experts"]:
@@ -331,6 +384,9 @@ def write_checkpoint(
     writer.add_feed_forward_length(config["intermediate_size"])
     writer.add_head_count(heads)
     kinds_of_layers = config.get("layer_types", []) if architecture.startswith("lfm2") else []
+    absorbed = architecture == "deepseek2" and (kind == "f32" if absorbed is None else absorbed)
+    if absorbed:
+        kv_heads, tensors = 1, dict(transposed(config, tensors))
     writer.add_head_count_kv([0 if each == "conv" else kv_heads for each in kinds_of_layers] or kv_heads)
     if "rms_norm_eps" in config and "norm_eps" not in config and architecture not in ("phi2", "starcoder2"):
         writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
@@ -343,7 +399,14 @@ def write_checkpoint(
         size = config.get("moe_intermediate_size")
         if size is not None:
             writer.add_expert_feed_forward_length(size[0] if isinstance(size, list) else size)
-    if "head_dim" in config:
+    if architecture == "deepseek2":
+        key, rank = config["qk_nope_head_dim"] + config["qk_rope_head_dim"], config["kv_lora_rank"]
+        writer.add_key_length(rank + config["qk_rope_head_dim"] if absorbed else key)
+        writer.add_value_length(rank if absorbed else config["v_head_dim"])
+        if absorbed:
+            writer.add_key_length_mla(key)
+            writer.add_value_length_mla(config["v_head_dim"])
+    elif "head_dim" in config:
         writer.add_key_length(config["head_dim"])
         writer.add_value_length(config["head_dim"])
     head_dim = config.get("head_dim", config["hidden_size"] // heads)

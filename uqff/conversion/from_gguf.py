@@ -113,6 +113,14 @@ def uqff_of_gguf(
     with open_gguf(source) as file, located(file=file.paths[0]):
         _check_types(file, kind)
         tensors = GgufTensors(file, None if assets is None else Path(assets))
+        across = [name for name in tensors if tensors.is_across(name)]
+        if across and kind is None:
+            raise UnsupportedError(
+                f"the blocks of {len(across)} layers run across the rows of the model, which has their keys transposed",
+                field=across[0],
+                expected="another type for them (--requantize KIND)",
+                got=tensors.type_names(across[0]),
+            )
         job = FromGgufJob(tensors, wanted, LOADED_DTYPES[dtype.upper()], shard_bytes, kind)
         if strict:
             refuse_limits(job.limits)
@@ -151,9 +159,13 @@ class FromGgufJob(Job[Conversion]):
             self._last = {name: self.tensors.record(name) for name in names}
         return record_of_goal(goal, self._last)
 
-    def _as(self, meta: QuantizedTensor) -> str | None:
+    def _is_remade(self, goal: Goal, meta: QuantizedTensor) -> bool:
+        """Whether only the numbers of a weight can be had."""
+        return isinstance(meta, ForeignTensor) or any(self.tensors.is_across(each.tensor) for each in goal.sources)
+
+    def _as(self, goal: Goal, meta: QuantizedTensor) -> str | None:
         """The type that a weight's numbers are stored as; None if what is stored is what the file has."""
-        if isinstance(meta, ForeignTensor):
+        if self._is_remade(goal, meta):
             assert self.requantize is not None
             return resolve(self.requantize, meta.shape, version=self.version).kind
         return None if self.version >= FIRST or meta.plain is None else PLAIN_KIND
@@ -162,15 +174,15 @@ class FromGgufJob(Job[Conversion]):
         """That of the plain numbers of a layer: 0.x has Unquant layers in place of a matrix of plain numbers."""
         return self.dtype if meta.plain is None or self.dtype is DType.F32 else meta.plain.dtype
 
-    def _bias_dtype(self, meta: QuantizedTensor) -> DType:
+    def _bias_dtype(self, goal: Goal, meta: QuantizedTensor) -> DType:
         """F32, as in the file, beside blocks that both have; else the load dtype."""
-        return DType.F32 if self._as(meta) is None and meta.ggml is not None else self.dtype
+        return DType.F32 if self._as(goal, meta) is None and meta.ggml is not None else self.dtype
 
     def _layer(self, goal: Goal) -> Layer:
         """A layer as the model has it: rows of Q and K in the model's order."""
         record = self._record(goal)
-        kind = self._as(record)
-        bias = None if goal.bias is None else self.tensors.numbers(goal.bias, self._bias_dtype(record))
+        kind = self._as(goal, record)
+        bias = None if goal.bias is None else self.tensors.numbers(goal.bias, self._bias_dtype(goal, record))
         if kind == PLAIN_KIND:
             return Layer(Unquant.of(record.numbers(self._plain_dtype(record))), bias)
         if kind is not None:
@@ -182,8 +194,8 @@ class FromGgufJob(Job[Conversion]):
         """The same without its bytes: no row is moved and no number computed for it."""
         with located(layer=goal.module):
             meta = self._record(goal, planned=True)
-            kind, shape = self._as(meta), None if goal.bias is None else self.tensors.shape(goal.bias)
-            bias = None if shape is None else Part.planned(shape, self._bias_dtype(meta))
+            kind, shape = self._as(goal, meta), None if goal.bias is None else self.tensors.shape(goal.bias)
+            bias = None if shape is None else Part.planned(shape, self._bias_dtype(goal, meta))
             return Layer(meta if kind is None else planned(kind, meta.shape, self._plain_dtype(meta)), bias)
 
     @property
@@ -248,7 +260,7 @@ class FromGgufJob(Job[Conversion]):
         config = read_config(directory / CONFIG_NAME)
         config = {"num_key_value_heads": config.get("num_attention_heads"), **config}
         try:
-            made = made_metadata(directory, config, self.tensors.architecture, sizes)
+            made = made_metadata(directory, config, self.tensors.architecture, sizes, absorbed=self.tensors.is_absorbed)
         except UqffError:
             made = Made((), (), (), [])
         return keep_metadata(file, made, directory)
@@ -262,10 +274,11 @@ class FromGgufJob(Job[Conversion]):
     def _note(self) -> None:
         self.notes += map(str, self.limits)
         config = self.tensors.config
+        metas = [(goal, self._record(goal, planned=True)) for goal in self.goals]
         again = Counter(
-            meta.kind.upper()
-            for meta in (self._record(goal, planned=True) for goal in self.goals)
-            if isinstance(meta, ForeignTensor)
+            meta.kind.upper() if isinstance(meta, ForeignTensor) else "transposed"
+            for goal, meta in metas
+            if self._is_remade(goal, meta)
         )
         if again:
             listed = ", ".join(f"{count} {name}" for name, count in again.items())

@@ -77,7 +77,12 @@ class Made(NamedTuple):
 
 
 def made_metadata(
-    directory: Path, config: Mapping[str, Any], architecture: GgufArchitecture, weights: Iterable[tuple[int, int]]
+    directory: Path,
+    config: Mapping[str, Any],
+    architecture: GgufArchitecture,
+    weights: Iterable[tuple[int, int]],
+    *,
+    absorbed: bool = False,
 ) -> Made:
     """The metadata of a model directory.
 
@@ -86,12 +91,13 @@ def made_metadata(
         config: the model's configuration, with ``num_key_value_heads``.
         architecture: of the model.
         weights: ggml type and bytes of each tensor.
+        absorbed: see :func:`metadata_of`.
 
     Raises:
         UqffError: the configuration or the tokenizer is none, or cannot be expressed.
     """
     tokenizer, notes = tokenizer_metadata(directory, config)
-    name, *model = metadata_of(config, architecture, str(directory / "config.json"))
+    name, *model = metadata_of(config, architecture, str(directory / "config.json"), absorbed=absorbed)
     return Made([name, *_general(weights)], model, tokenizer, notes)
 
 

@@ -12,6 +12,7 @@ files that were made from GGUF, one tensor of blocks remains, else the GGUF file
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -22,6 +23,7 @@ from typing import Any, Final
 import numpy as np
 
 from uqff.checkpoints.gguf.blocks import stored_blocks, stored_type
+from uqff.checkpoints.gguf.latent import WHOLE, apart, latent_names, latent_shapes
 from uqff.checkpoints.gguf.metadata import active_window, metadata_of
 from uqff.checkpoints.gguf.names import (
     LONG_FACTORS,
@@ -120,9 +122,10 @@ class ToGgufJob:
         self.names = self._layer_names()
         self._check_layers()
         self._check_residual()
+        self.absorbed = self._is_absorbed()
         self.tensors = list(self._tensors())
         sizes = [(tensor.type, tensor.nbytes) for tensor in self.tensors]
-        made = made_metadata(directory, self.config, self.architecture, sizes)
+        made = made_metadata(directory, self.config, self.architecture, sizes, absorbed=self.absorbed)
         self.pairs, missing = with_kept(file.paths[0].parent, made)
         self.notes += missing
         window = active_window(self.config)
@@ -247,6 +250,9 @@ class ToGgufJob:
 
     def _layer(self, key: str, name: LayerName) -> Iterable[PlannedTensor]:
         path, *others = gguf_names(name.module, self.architecture)
+        if self.absorbed and path.endswith(f".{WHOLE}"):
+            yield from self._transposed(key, f"{path}.weight")
+            return
         if others:
             yield from self._apart(key, name.module, (path, *others))
             return
@@ -276,6 +282,26 @@ class ToGgufJob:
     def _blocks(self, key: str, order: Order | None) -> Iterable[memoryview]:
         weight = self.file[key].weight
         yield stored_blocks(weight if order is None else reordered(weight, order)).payload
+
+    def _is_absorbed(self) -> bool:
+        """Whether the keys of DeepSeek's attention are transposed, as llama.cpp's converter does it: if none is in
+        blocks, which run along rows.
+        """
+        stored = [_block_type(self.file[key].weight) for key, name in self.names.items() if "kv_b_proj" in name.module]
+        return self.architecture.latent and all(each is not None and each.block_size == 1 for each in stored)
+
+    def _transposed(self, key: str, name: str) -> Iterable[PlannedTensor]:
+        """Keys and values of DeepSeek's attention, the former transposed."""
+        block_type = _block_type(self.file[key].weight)
+        assert block_type is not None
+        size = block_type.type_size
+
+        def chunks(at: int) -> Iterable[memoryview]:
+            yield apart(stored_blocks(self.file[key].weight), size, self.config)[at].payload
+
+        stored = zip(latent_names(name), latent_shapes(self.config), strict=True)
+        for at, (each, shape) in enumerate(stored):
+            yield PlannedTensor(each, shape, block_type.code, math.prod(shape) * size, partial(chunks, at))
 
     def _apart(self, key: str, module: str, paths: Sequence[str]) -> Iterable[PlannedTensor]:
         """The matrices that a layer is in GGUF: rows in turns, or one after the other."""

@@ -107,6 +107,7 @@ def test_names_are_those_of_the_gguf_package() -> None:
         "first_k_dense_replace": 1,
         "num_dense_layers": 1,
         "n_shared_experts": 1,
+        "q_lora_rank": 8,
     }
     config |= {"layer_types": ["conv", "full_attention", "full_attention"]}
     for architecture in ARCHITECTURES:
@@ -138,10 +139,12 @@ def test_architectures() -> None:
             match="expected one of llama, qwen2, qwen3, qwen3moe, smollm3, gemma, gemma2, gemma3, phi2",
         ):
             architecture_of_name(name)
-    with pytest.raises(UnsupportedError, match=r"architecture that is not converted: .*got DeepseekV2ForCausalLM"):
-        architecture_of_config({"architectures": ["DeepseekV2ForCausalLM"]})
+    with pytest.raises(UnsupportedError, match=r"architecture that is not converted: .*got Qwen3NextForCausalLM"):
+        architecture_of_config({"architectures": ["Qwen3NextForCausalLM"]})
     with pytest.raises(UnsupportedError, match="unknown architecture"):
         architecture_of_config({})
+    for gating, first in ((2, "DeepseekV3ForCausalLM"), (1, "DeepseekV2ForCausalLM"), (None, "DeepseekV2ForCausalLM")):
+        assert architecture_of_name("deepseek2", experts=True, gating=gating).classes[0] == first
     granite = {"architectures": ["GraniteMoeHybridForCausalLM"], "num_hidden_layers": 2}
     assert architecture_of_config(granite).name == "granite"
     assert architecture_of_config(granite | {"num_local_experts": 4}).name == "granitemoe"

@@ -19,8 +19,9 @@ from typing import Any, Final
 
 import numpy as np
 
-from uqff.checkpoints.gguf.names import ROPE_FACTORS, GgufArchitecture, inner_size
+from uqff.checkpoints.gguf.names import ROPE_FACTORS, GgufArchitecture, architecture_of_name, inner_size
 from uqff.checkpoints.gguf.rope import (
+    LOG_MULTIPLIER,
     YARN,
     agree,
     llama3_factors,
@@ -37,7 +38,7 @@ from uqff.gguf.schema import Array, ValueType
 from uqff.limits import MAX_BLOCKS
 from uqff.models.architectures import is_tied_model
 
-__all__ = ["FLOAT32_MAX", "check_config", "config_of", "experts_of"]
+__all__ = ["FLOAT32_MAX", "architecture_of_file", "check_config", "config_of"]
 
 _INTEGERS: Final = (
     ValueType.U32,
@@ -60,6 +61,8 @@ _KNOWN: Final = (
     "attention.head_count_kv",
     "attention.key_length",
     "attention.value_length",
+    "attention.key_length_mla",
+    "attention.value_length_mla",
     "attention.sliding_window",
     "rope.dimension_count",
     "rope.freq_base",
@@ -103,7 +106,8 @@ class _Metadata:
         self.file = file
         self.prefix = architecture.name
         stated = (architecture.numbers, architecture.counts, architecture.listed)
-        yarn = [f"rope.scaling.{key}" for key, _ in YARN.values()] if "yarn" in architecture.scalings else ()
+        yarn = [f"rope.scaling.{key}" for key, _ in YARN.values()] if "yarn" in architecture.scalings else []
+        yarn += [f"rope.scaling.{LOG_MULTIPLIER}"] if architecture.latent else []
         own = (key for each in stated for key in each.values())
         self.own = (architecture.epsilon[1], *architecture.stated, *own, *yarn)
 
@@ -155,10 +159,15 @@ class _Metadata:
         return [key for key in self.file.pairs if key.startswith(f"{self.prefix}.") and key not in known]
 
 
-def experts_of(file: GgufFile) -> bool:
-    """Whether the model of a file has experts."""
+def architecture_of_file(file: GgufFile) -> GgufArchitecture:
+    """The architecture of a file's model.
+
+    Raises:
+        UnsupportedError: see :func:`uqff.checkpoints.gguf.names.architecture_of_name`.
+    """
     name = file.get_value("general.architecture")
-    return bool(file.get_value(f"{name}.expert_count", *_INTEGERS))
+    experts, gating = (file.get_value(f"{name}.{key}", *_INTEGERS) for key in ("expert_count", "expert_gating_func"))
+    return architecture_of_name(name, experts=bool(experts), gating=gating)
 
 
 def config_of(file: GgufFile, architecture: GgufArchitecture, *, strict: bool = True) -> dict[str, Any]:
@@ -188,15 +197,17 @@ def config_of(file: GgufFile, architecture: GgufArchitecture, *, strict: bool = 
         problem, field = "experts of this architecture are not converted", f"{architecture.name}.expert_count"
         raise UnsupportedError(problem, file=str(file.paths[0]), field=field)
     hidden, heads = metadata.integer("embedding_length"), metadata.integer("attention.head_count")
-    head_dim = metadata.integer("attention.key_length", default=hidden // heads or 1)
-    if metadata.integer("attention.value_length", default=head_dim) != head_dim:
+    head_dim = hidden // heads or 1
+    if not architecture.latent:
+        head_dim = metadata.integer("attention.key_length", default=head_dim)
+    if not architecture.latent and metadata.integer("attention.value_length", default=head_dim) != head_dim:
         raise metadata.error(
             "heads of several sizes", "attention.value_length", head_dim, metadata.integer("attention.value_length")
         )
     window = metadata.integer("attention.sliding_window", least=0, default=0)
     blocks = metadata.blocks()
     config: dict[str, Any] = {
-        "architectures": [_class_of(architecture, window, head_dim * heads != hidden)],
+        "architectures": [_class_of(architecture, window, not architecture.latent and head_dim * heads != hidden)],
         "head_dim": head_dim,
         "hidden_act": architecture.activation,
         "hidden_size": hidden,
@@ -212,7 +223,7 @@ def config_of(file: GgufFile, architecture: GgufArchitecture, *, strict: bool = 
     }
     config["model_type"] = config["architectures"][0].removesuffix("ForCausalLM").lower()
     config |= _heads_of_layers(metadata, architecture, heads, blocks)
-    config |= _rotated(metadata, architecture, head_dim)
+    config |= _latent(metadata) if architecture.latent else _rotated(metadata, architecture, head_dim)
     if architecture.expert_count:
         config[architecture.expert_count] = metadata.integer("expert_count")
     if architecture.expert_size:
@@ -222,6 +233,8 @@ def config_of(file: GgufFile, architecture: GgufArchitecture, *, strict: bool = 
     config |= {**architecture.fixed, **architecture.written, **_stated(metadata, architecture, blocks)}
     config |= {key: name in file for key, name in architecture.told_by.items()}
     config |= architecture.implied(config)
+    if architecture.latent:
+        config |= {"head_dim": config["qk_rope_head_dim"], "num_key_value_heads": heads}
     if not architecture.own_head_size:
         if head_dim * heads != hidden:
             raise metadata.error("heads of another size", "attention.key_length", hidden // heads, head_dim)
@@ -283,6 +296,16 @@ def _heads_of_layers(metadata: _Metadata, architecture: GgufArchitecture, heads:
         raise metadata.error("not the heads of the layers", key, f"{blocks} numbers, 0 or one other", values[:5])
     types = {"layer_types": ["full_attention" if value else "conv" for value in values]}
     return {"num_key_value_heads": int(found.pop()), **types}
+
+
+def _latent(metadata: _Metadata) -> dict[str, Any]:
+    """The sizes of DeepSeek's heads; of the form that keeps the latent state, stated apart from those of its cache."""
+    rotated = metadata.integer("rope.dimension_count")
+    key = metadata.integer("attention.key_length_mla", default=metadata.integer("attention.key_length"))
+    value = metadata.integer("attention.value_length_mla", default=metadata.integer("attention.value_length"))
+    if key <= rotated:
+        raise metadata.error("not a size of heads", "attention.key_length", f"above {rotated}", key)
+    return {"qk_rope_head_dim": rotated, "qk_nope_head_dim": key - rotated, "v_head_dim": value}
 
 
 def _rotated(metadata: _Metadata, architecture: GgufArchitecture, head_dim: int) -> dict[str, Any]:

@@ -37,6 +37,12 @@ BLOCK: Final = {
     "self_attn.k_norm": "attn_k_norm",
     "self_attn.key_layernorm": "attn_k_norm",
     "self_attn.k_layernorm": "attn_k_norm",
+    "self_attn.q_a_proj": "attn_q_a",
+    "self_attn.q_a_layernorm": "attn_q_a_norm",
+    "self_attn.q_b_proj": "attn_q_b",
+    "self_attn.kv_a_proj_with_mqa": "attn_kv_a_mqa",
+    "self_attn.kv_a_layernorm": "attn_kv_a_norm",
+    "self_attn.kv_b_proj": "attn_kv_b",
     "post_self_attn_layernorm": "post_attention_norm",
     "post_attention_layernorm": "ffn_norm",
     "ffn_norm": "ffn_norm",
@@ -148,6 +154,7 @@ class GgufArchitecture:
         attends_in_some: whether layers without heads of keys and values are convolutions.
         scalings: kinds of rope scaling that are converted.
         yarn: what else ``config.json`` says of a ``yarn`` scaling of such a model.
+        latent: whether attention is DeepSeek's: :mod:`uqff.checkpoints.gguf.latent`.
         joined: layers, relative to the decoder layer, that are several matrices in GGUF.
     """
 
@@ -185,6 +192,7 @@ class GgufArchitecture:
     attends_in_some: bool = False
     scalings: tuple[str, ...] = ()
     yarn: Mapping[str, Any] = field(default_factory=dict)
+    latent: bool = False
     joined: Mapping[str, Joined] = field(default_factory=dict)
 
     @property

@@ -16,14 +16,21 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from uqff.checkpoints.gguf.blocks import planned_record, record_of, unpacked_record
-from uqff.checkpoints.gguf.config import check_config, config_of, experts_of
+from uqff.checkpoints.gguf.config import architecture_of_file, check_config, config_of
 from uqff.checkpoints.gguf.forms import AS_IS
+from uqff.checkpoints.gguf.latent import (
+    WHOLE,
+    is_plain,
+    latent_names,
+    latent_record,
+    latent_shapes,
+    planned_latent,
+)
 from uqff.checkpoints.gguf.names import (
     LONG_FACTORS,
     ROPE_FACTORS,
     SHORT_FACTORS,
     architecture_of_config,
-    architecture_of_name,
     heads_of,
     joined_of,
     plain_tensors,
@@ -85,7 +92,7 @@ class GgufTensors(TensorFiles):
         self.notes: list[str] = []
         self._files = []
         _check_text_model(file)
-        self.architecture = architecture_of_name(file.get_value("general.architecture"), experts=experts_of(file))
+        self.architecture = architecture_of_file(file)
         self.config = self._config()
         plain = plain_tensors(self.architecture, self.config)
         self._forms = {each.name: each.form for each in plain if each.form is not AS_IS}
@@ -115,6 +122,8 @@ class GgufTensors(TensorFiles):
         for name, stored, optional in wanted_names(self.architecture, self.config):
             if optional and not any(each in self.file for each in stored):
                 continue
+            if self.architecture.latent and stored[0].endswith(f".{WHOLE}.weight") and stored[0] not in self.file:
+                stored = latent_names(stored[0])
             module = name.rpartition(".")[0]
             for each, expected in zip(stored, self._stored_shapes(name, stored), strict=True):
                 tensor = self.file.get(each)
@@ -148,6 +157,8 @@ class GgufTensors(TensorFiles):
             return self._forms[name].shapes(shape, self.config)
         if len(stored) == 1:
             return (shape,)
+        if self.architecture.latent:
+            return latent_shapes(self.config)
         *outer, rows, columns = shape
         return ((*outer, rows // len(stored), columns),) * len(stored)
 
@@ -166,7 +177,25 @@ class GgufTensors(TensorFiles):
         if self._is_made(name):
             return Unquant.of(Part.planned(self.shape(name), DType.F32))
         tensors = self._by_name[name]
-        return planned_record(tensors[0]) if len(tensors) == 1 else self._joined(name, map(planned_record, tensors))
+        if len(tensors) == 1:
+            return planned_record(tensors[0])
+        if self.architecture.latent:
+            return planned_latent(tensors, self.shape(name))
+        return self._joined(name, map(planned_record, tensors))
+
+    def type_names(self, name: str) -> str:
+        """The types of the tensors that a weight is made of, in words."""
+        return " and ".join(tensor.type_name for tensor in self._by_name[name])
+
+    @property
+    def is_absorbed(self) -> bool:
+        """Whether the keys of DeepSeek's attention are transposed: :mod:`uqff.checkpoints.gguf.latent`."""
+        return self.architecture.latent and any(len(tensors) > 1 for tensors in self._by_name.values())
+
+    def is_across(self, name: str) -> bool:
+        """Whether the blocks of a weight run across its rows, so that only its numbers can be had."""
+        tensors = self._by_name[name]
+        return self.architecture.latent and len(tensors) > 1 and not is_plain(tensors)
 
     def _joined(self, name: str, records: Iterable[QuantizedTensor]) -> QuantizedTensor:
         """One weight of those that it is in the file."""
@@ -186,7 +215,9 @@ class GgufTensors(TensorFiles):
             made = Unquant.of(self._made(name))
             return made if cut is None else made.narrow(*cut)
         order, tensors = self.order(name), self._by_name[name]
-        if len(tensors) > 1:
+        if len(tensors) > 1 and self.architecture.latent:
+            whole: QuantizedTensor = latent_record(tensors)
+        elif len(tensors) > 1:
             whole = self._joined(name, map(record_of, tensors))
         elif order is None:
             return record_of(tensors[0], cut)
@@ -233,6 +264,8 @@ class GgufTensors(TensorFiles):
         stored = tensors[0].blocks()
         if self._is_made(name):
             stored = self._made(name)
+        elif len(tensors) > 1 and self.architecture.latent:
+            stored = latent_record(tensors).parts["data"]
         elif len(tensors) > 1:
             stored = self._joined(name, map(unpacked_record, tensors)).parts["data"]
         elif order is not None and len(self.shape(name)) == 1:
@@ -255,7 +288,7 @@ class GgufTensors(TensorFiles):
     def dtype(self, name: str) -> str:
         """Dtype of a tensor as safetensors spells it; U8 of blocks."""
         ggml = self._by_name[name][0].ggml_type
-        if self._is_made(name):
+        if self._is_made(name) or self.is_across(name):
             return DType.F32.safetensors
         return ggml.name if ggml is not None and ggml.block_size == 1 else "U8"
 

@@ -33,8 +33,16 @@ def active_window(config: Mapping[str, Any]) -> str | None:
     )
 
 
-def metadata_of(config: Mapping[str, Any], architecture: GgufArchitecture, path: str) -> list[tuple[str, Value]]:
+def metadata_of(
+    config: Mapping[str, Any], architecture: GgufArchitecture, path: str, *, absorbed: bool = False
+) -> list[tuple[str, Value]]:
     """The metadata of a model, from its ``config.json``; the tokenizer's aside.
+
+    Args:
+        config: the configuration.
+        architecture: of the model.
+        path: of the configuration, for messages.
+        absorbed: of DeepSeek's attention, whether its keys are transposed: :mod:`uqff.checkpoints.gguf.latent`.
 
     Raises:
         FormatError: a number is missing or senseless.
@@ -71,6 +79,8 @@ def metadata_of(config: Mapping[str, Any], architecture: GgufArchitecture, path:
         "attention.value_length": head_dim,
         architecture.epsilon[1]: number(architecture.epsilon[0], config.get(architecture.epsilon[0])),
     }
+    if architecture.latent:
+        pairs |= _latent(count, heads, absorbed=absorbed)
     if architecture.attends_in_some:
         pairs["attention.head_count_kv"] = _heads_of_layers(config, pairs["attention.head_count_kv"].value, path)
     if architecture.expert_count:
@@ -124,6 +134,22 @@ def metadata_of(config: Mapping[str, Any], architecture: GgufArchitecture, path:
     return [("general.architecture", Value(ValueType.TEXT, prefix))] + [
         (f"{prefix}.{key}", value) for key, value in pairs.items()
     ]
+
+
+def _latent(count: Callable[[str], Value], heads: Value, *, absorbed: bool) -> dict[str, Value]:
+    """The sizes of DeepSeek's heads; with transposed keys, those of its cache, which has one head of latent states."""
+    rotated, nope, size = (count(f"{each}_head_dim") for each in ("qk_rope", "qk_nope", "v"))
+    whole, rank = Value(ValueType.U32, nope.value + rotated.value), count("kv_lora_rank")
+    made = {"attention.head_count_kv": heads, "attention.key_length": whole, "attention.value_length": size}
+    if absorbed:
+        made = {
+            "attention.head_count_kv": Value(ValueType.U32, 1),
+            "attention.key_length": Value(ValueType.U32, rank.value + rotated.value),
+            "attention.value_length": rank,
+            "attention.key_length_mla": whole,
+            "attention.value_length_mla": size,
+        }
+    return {"rope.dimension_count": rotated, **made}
 
 
 def _context(scaling: Mapping[str, Any], path: str) -> Value:

@@ -36,7 +36,7 @@ class GgufBlocks(Method):
     def find(self, tensors: TensorFiles) -> Found:
         """See :meth:`Method.find`."""
         assert isinstance(tensors, GgufTensors)
-        blocks = [name for name in tensors if tensors.meta(name).plain is None]
+        blocks = [name for name in tensors if tensors.meta(name).plain is None or tensors.is_across(name)]
         return {name.removesuffix(".weight"): {"blocks": name} for name in blocks}
 
     def again_on_request(self, stored: Companions) -> bool:

@@ -74,20 +74,23 @@ INTERLEAVED: Final = {"self_attn.q_proj": "num_attention_heads", "self_attn.k_pr
 """Projections whose rows are interleaved, and where ``config.json`` says how many heads they have."""
 
 
-def architecture_of_name(name: object, *, experts: bool = False) -> GgufArchitecture:
+def architecture_of_name(name: object, *, experts: bool = False, gating: int | None = None) -> GgufArchitecture:
     """The architecture that a GGUF file names.
 
     Args:
         name: ``general.architecture``.
         experts: whether the model has any, by which some of one name differ.
+        gating: how it chooses among them (``expert_gating_func``), by which others do; None is softmax.
 
     Raises:
         UnsupportedError: it is not one that is converted; those are listed.
     """
     found = [each for each in ARCHITECTURES if each.name == name]
-    for architecture in found:
-        if bool(architecture.expert_count) == experts:
-            return architecture
+    fitting = [each for each in found if bool(each.expert_count) == experts]
+    if len(fitting) > 1:
+        fitting = [each for each in fitting if each.stated["expert_gating_func"] == (gating or 1)] or fitting
+    if fitting:
+        return fitting[0]
     if found:
         problem = "experts of this architecture are not converted" if experts else "no experts"
         raise UnsupportedError(problem, field=f"{name}.expert_count", got="some" if experts else "none")
@@ -210,6 +213,8 @@ def wanted_names(
 def shape_of(name: str, config: Mapping[str, Any]) -> tuple[int, ...]:
     """Shape of a tensor of the model, from its configuration."""
     sizes = _sizes(config)
+    if "kv_lora_rank" in config:
+        sizes |= _latent_sizes(config)
     module, _, kind = name.rpartition(".")
     last = module.rpartition(".")[2]
     if kind in ("e_score_correction_bias", "expert_bias"):
@@ -234,7 +239,7 @@ def shape_of(name: str, config: Mapping[str, Any]) -> tuple[int, ...]:
     elif last in MATRICES:
         matrix = MATRICES[last]
     else:
-        return (sizes["head"] if last in HEAD_NORMS else sizes["hidden"],)
+        return (sizes[NORMS.get(last, "hidden")],)
     return tuple(sizes[each] for each in (matrix if kind == "weight" else matrix[:1]))
 
 
@@ -243,7 +248,11 @@ MATRICES: Final = {
     "q_proj": ("query", "hidden"),
     **dict.fromkeys(("k_proj", "v_proj"), ("pairs", "hidden")),
     "qkv_proj": ("query + 2 pairs", "hidden"),
-    **dict.fromkeys(("o_proj", "out_proj", "dense"), ("hidden", "query")),
+    "q_a_proj": ("query rank", "hidden"),
+    "q_b_proj": ("query", "query rank"),
+    "kv_a_proj_with_mqa": ("rank + rotated", "hidden"),
+    "kv_b_proj": ("keys and values", "rank"),
+    **dict.fromkeys(("o_proj", "out_proj", "dense"), ("hidden", "attended")),
     **dict.fromkeys(("gate", "wg", "router", "layer"), ("experts", "hidden")),
     **dict.fromkeys(("gate_proj", "up_proj", "fc1", "c_fc", "w1", "w3"), ("inner", "hidden")),
     "gate_up_proj": ("2 inner", "hidden"),
@@ -253,7 +262,12 @@ MATRICES: Final = {
 }
 """Outputs and inputs of matrices, by the last part of their paths."""
 
-HEAD_NORMS: Final = ("q_norm", "k_norm", "query_layernorm", "key_layernorm", "q_layernorm", "k_layernorm")
+NORMS: Final = {
+    **dict.fromkeys(("q_norm", "k_norm", "query_layernorm", "key_layernorm", "q_layernorm", "k_layernorm"), "head"),
+    "q_a_layernorm": "query rank",
+    "kv_a_layernorm": "rank",
+}
+"""Sizes of norms that are not of hidden states."""
 EXPERT_COUNTS: Final = ("num_experts", "num_local_experts", "n_routed_experts")
 
 
@@ -272,12 +286,27 @@ def _sizes(config: Mapping[str, Any]) -> dict[str, int]:
         "vocabulary": config["vocab_size"],
         "head": head,
         "query": query,
+        "attended": query,
         "pairs": pairs,
         "query + 2 pairs": query + 2 * pairs,
         "experts": next((config[key] for key in EXPERT_COUNTS if config.get(key) is not None), 0),
         "expert": expert,
         "shared": shared,
         "2 shared": 2 * shared,
+    }
+
+
+def _latent_sizes(config: Mapping[str, Any]) -> dict[str, int]:
+    """What DeepSeek's attention has otherwise."""
+    heads, rank = config["num_attention_heads"], config["kv_lora_rank"]
+    keys, rotated, values = (config[f"{each}_head_dim"] for each in ("qk_nope", "qk_rope", "v"))
+    return {
+        "query": heads * (keys + rotated),
+        "attended": heads * values,
+        "query rank": config.get("q_lora_rank") or 0,
+        "rank": rank,
+        "rank + rotated": rank + rotated,
+        "keys and values": heads * (keys + values),
     }
 
 

@@ -19,6 +19,7 @@ from uqff.errors import FormatError, UnsupportedError
 from uqff.gguf.reader import GgufFile
 
 __all__ = [
+    "LOG_MULTIPLIER",
     "YARN",
     "Factors",
     "agree",
@@ -43,6 +44,10 @@ YARN: Final = {
     "beta_slow": ("yarn_beta_slow", 1.0),
 }
 """Numbers of a ``yarn`` scaling beside its factor and context: keys in the metadata, and what they are without."""
+
+LOG_MULTIPLIER: Final = "yarn_log_multiplier"
+MSCALES: Final = ("mscale", "mscale_all_dim")
+"""Of DeepSeek: ten times that key, llama.cpp takes one for both."""
 
 IGNORED: Final = ("rope_type", "type", "rope_theta", "original_max_position_embeddings")
 """What a scaling says that is looked at elsewhere."""
@@ -122,6 +127,8 @@ def yarn_scaling(number: Callable[[str, float | None], float], architecture: Ggu
     made: dict[str, Any] = {"rope_type": "yarn", "factor": number("rope.scaling.factor", None)}
     for key, (stored, default) in YARN.items():
         made[key] = number(f"rope.scaling.{stored}", default)
+    if architecture.latent and (multiplier := number(f"rope.scaling.{LOG_MULTIPLIER}", 0.0)):
+        made |= dict.fromkeys(MSCALES, float(str(np.float32(multiplier * 10))))
     return {**made, **architecture.yarn}
 
 
@@ -133,13 +140,17 @@ def yarn_numbers(scaling: Mapping[str, Any], architecture: GgufArchitecture) -> 
     """
     said = {key: value for key, value in scaling.items() if key not in IGNORED and value is not None}
     stated: dict[str, Any] = {"truncate": True, **architecture.yarn}
+    scales = {}
+    if architecture.latent and said.get("mscale_all_dim") is not None:
+        stated |= dict.fromkeys(MSCALES, said["mscale_all_dim"])
+        scales[LOG_MULTIPLIER] = said["mscale_all_dim"] / 10
     for key, value in {"truncate": True, **said}.items():
         if key not in ("factor", *YARN) and value != stated.get(key):
             raise UnsupportedError(
                 "cannot be said in GGUF", field=f"rope_scaling.{key}", expected=stated.get(key, "none"), got=value
             )
     numbers = {stored: said.get(key, default) for key, (stored, default) in YARN.items()}
-    return {f"rope.scaling.{key}": value for key, value in {"factor": said.get("factor"), **numbers}.items()}
+    return {f"rope.scaling.{key}": value for key, value in {"factor": said.get("factor"), **numbers, **scales}.items()}
 
 
 def longrope_scaling(file: GgufFile) -> dict[str, Any] | None:

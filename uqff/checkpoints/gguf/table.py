@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from uqff.checkpoints.gguf.declared import BlockTensor, GgufArchitecture, Joined
 from uqff.checkpoints.gguf.forms import SQUEEZED, TURNS
-from uqff.models.text import ATTENDS, CONVOLVES, LATER, ROUTED
+from uqff.models.text import ATTENDS, CONVOLVES, LATER, LOW_RANK, ROUTED
 
 __all__ = ["ARCHITECTURES"]
 
@@ -48,6 +48,17 @@ def _alternating(config: Mapping[str, Any]) -> Mapping[str, Any]:
     return {"layer_types": [kinds[block % 2] for block in range(config["num_hidden_layers"])]}
 
 
+def _noaux(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """How DeepSeek V3 chooses experts."""
+    return {"scoring_func": "sigmoid", "topk_method": "noaux_tc"}
+
+
+def _greedy(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """How DeepSeek V2 does."""
+    grouped = (config.get("n_group") or 1) > 1
+    return {"scoring_func": "softmax", "topk_method": "group_limited_greedy" if grouped else "greedy"}
+
+
 def _all_attend(config: Mapping[str, Any]) -> bool:
     """Whether a model of Granite 4 has no Mamba layer."""
     return all(ATTENDS.holds(config, block) for block in range(config["num_hidden_layers"]))
@@ -67,7 +78,17 @@ _SANDWICH: Final = (*_NORMS, "pre_feedforward_layernorm", "post_feedforward_laye
 _QK_NORMS: Final = ("self_attn.q_norm", "self_attn.k_norm")
 _GELU: Final = "gelu_pytorch_tanh"
 _SIGMOID: Final = 2
+_SOFTMAX: Final = 1
 """``expert_gating_func``."""
+
+_DEEPSEEK: Final = {
+    "routed_scaling_factor": 1.0,
+    "first_k_dense_replace": 0,
+    "norm_topk_prob": False,
+    "n_group": 1,
+    "topk_group": 1,
+    "q_lora_rank": None,
+}
 
 _GRANITE: Final = {"model_type": "granitemoehybrid", "position_embedding_type": "rope"}
 _SCALES: Final = {
@@ -220,6 +241,48 @@ ARCHITECTURES: Final = (
         unless={"routed_scaling_factor": 1.0, "first_k_dense_replace": 0, "norm_topk_prob": False},
         rotated=0.5,
         renamed={"post_attention_layernorm": "post_attention_norm"},
+    ),
+    *(
+        GgufArchitecture(
+            "deepseek2",
+            classes,
+            norms=(*_NORMS, "self_attn.kv_a_layernorm"),
+            rope_default=10000.0,
+            plain=(
+                BlockTensor("self_attn.q_a_layernorm.weight", when=LOW_RANK),
+                BlockTensor("mlp.gate.weight", when=ROUTED),
+                *plain,
+            ),
+            expert_count="n_routed_experts",
+            expert_size="moe_intermediate_size",
+            fixed=fixed,
+            implied=implied,
+            numbers={"routed_scaling_factor": "expert_weights_scale"},
+            counts={
+                "n_shared_experts": "expert_shared_count",
+                "first_k_dense_replace": "leading_dense_block_count",
+                "norm_topk_prob": "expert_weights_norm",
+                "n_group": "expert_group_count",
+                "topk_group": "expert_group_used_count",
+                "kv_lora_rank": "attention.kv_lora_rank",
+                "q_lora_rank": "attention.q_lora_rank",
+            },
+            stated={"expert_gating_func": gating},
+            unless=_DEEPSEEK,
+            scalings=("yarn",),
+            yarn={"type": "yarn"},
+            latent=True,
+        )
+        for classes, gating, fixed, implied, plain in (
+            (
+                ("DeepseekV3ForCausalLM", "Glm4MoeLiteForCausalLM"),
+                _SIGMOID,
+                {"moe_layer_freq": 1},
+                _noaux,
+                (BlockTensor("mlp.gate.e_score_correction_bias", "exp_probs_b.bias", when=ROUTED),),
+            ),
+            (("DeepseekV2ForCausalLM",), _SOFTMAX, {"moe_layer_freq": 1}, _greedy, ()),
+        )
     ),
     GgufArchitecture(
         "granite",
