@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 from pathlib import Path
@@ -75,7 +76,7 @@ def test_configurations_as_transformers_5_writes_them(name: str, written: Writte
         pytest.skip("this transformers writes the older form")
     folder, made = written(name), multimodal.MULTIMODALS[name]
     own = json.loads((folder / "model" / "config.json").read_text())
-    newer: Any = transformers.CONFIG_MAPPING[made.model_type].from_dict(own)
+    newer: Any = transformers.CONFIG_MAPPING[made.model_type].from_dict(copy.deepcopy(own))  # which it changes
     shutil.copytree(folder / "model", tmp_path / "model")
     (tmp_path / "model" / "config.json").write_text(newer.to_json_string())
     quantize_model(tmp_path / "model", tmp_path / "uqff", [KIND], dtype="f32")
