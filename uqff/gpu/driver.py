@@ -71,14 +71,14 @@ class Kernel:
             raise _failed("a kernel cannot be launched", status)
 
     def launch_early(self, grid: tuple[int, int], threads: int, *arguments: ctypes.Structure | ctypes.c_void_p) -> None:
-        """As :meth:`launch`, in a graph that is being recorded, of a kernel that waits for those before it by itself.
+        """As :meth:`launch`, of a kernel that waits for those before it by itself.
 
-        Its blocks begin as soon as there is room for them, so the kernel may only read what none of these writes, until
-        it has waited. Drivers before CUDA 12.3 cannot record that.
+        In a graph that is being recorded its blocks begin as soon as there is room for them, so until it has waited the
+        kernel may only read what none of these writes. Elsewhere a launch takes longer than a kernel.
         """
         import torch
 
-        if not _records_early():
+        if not torch.cuda.is_current_stream_capturing() or not _records_early(self._device):
             self.launch(grid, threads, *arguments)
             return
         pointers = (ctypes.c_void_p * len(arguments))(*(ctypes.addressof(each) for each in arguments))
@@ -91,9 +91,13 @@ class Kernel:
 
 
 @cache
-def _records_early() -> bool:
+def _records_early(device: int) -> bool:
+    """Whether the GPU can, and the driver can record it (CUDA 12.3)."""
+    import torch
+
     version = ctypes.c_int()
-    return not _driver().cuDriverGetVersion(ctypes.byref(version)) and version.value >= 12030
+    known = not _driver().cuDriverGetVersion(ctypes.byref(version))
+    return known and version.value >= 12030 and torch.cuda.get_device_capability(device) >= (9, 0)
 
 
 def load(code: bytes, device: torch.device, entry: str = "entry") -> Kernel:

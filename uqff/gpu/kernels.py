@@ -241,9 +241,7 @@ def _launch(
         if tiling.ring:
             held = tiling.blocks * torch.cuda.get_device_properties(x.device).multi_processor_count
             kernel = _tiler(stored.family, stored.decoder, _known(x.dtype), tiling, x.device.index)
-            # In graphs alone: elsewhere a launch takes longer than a product, and weights may just have been written.
-            launch = kernel.launch_early if torch.cuda.is_current_stream_capturing() else kernel.launch
-            launch((min(math.ceil(rows / ROWS), held), 1), 32 * tiling.warps + 32, product)
+            kernel.launch_early((min(math.ceil(rows / ROWS), held), 1), 32 * tiling.warps + 32, product)
             return
         across = math.ceil(columns / tiling.columns)
         if tiling.wide:

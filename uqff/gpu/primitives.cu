@@ -172,10 +172,19 @@ __device__ inline void arrive_after_copies(u64* barrier) {
     asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(shared_address(barrier)) : "memory");
 }
 
-// Of kernels that are launched one after the other and may overlap: the next may begin; what the ones before wrote is there.
-__device__ inline void begin_next_kernel() { asm volatile("griddepcontrol.launch_dependents;" ::: "memory"); }
+// Of kernels that are launched one after the other and may overlap, from compute capability 9.0 on: the next may begin; what
+// the ones before wrote is there.
+__device__ inline void begin_next_kernel() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
 
-__device__ inline void wait_for_kernels_before() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
+__device__ inline void wait_for_kernels_before() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
 
 // Some warps of a block wait for each other.
 __device__ inline void wait_for_threads(int barrier, int threads) {

@@ -67,9 +67,38 @@ struct TileMemory {
     static const int ROWS = 16 * WARPS_, X_PITCH = STAGE * 2 + Fused<K>::Order::X_PAD, X = ROWS * Fused<K>::PITCH;
     static const int STAGE_BYTES = X + COLUMNS * X_PITCH, ROOM = 233472 / BLOCKS - 1024, FIT = ROOM / STAGE_BYTES;
     static const int AHEAD = FIT < 2 ? 2 : FIT > 4 ? 4 : FIT;
-    static const int TERMS_PITCH = ROWS + 4, TERMS = COLUMNS * TERMS_PITCH * 4;
+    static const int TERMS = COLUMNS * (ROWS + 4) * 4;
     static const int BYTES = AHEAD * STAGE_BYTES > TERMS ? AHEAD * STAGE_BYTES : TERMS;
 };
+
+// Writes what a block's warps have summed up: 16 outputs each, `columns` of COLUMNS rows of x, in the memory of the stages.
+template <class P, int COLUMNS, int WARPS_, int SPLITS>
+__device__ inline void end_tile(const float* sums, float* terms, u8* y, int rank, int block_row, int rows, int columns,
+                                float scale) {
+    const int ROWS = 16 * WARPS_, PITCH = ROWS + 4, lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    __syncthreads();
+#pragma unroll
+    for (int tile = 0; tile < COLUMNS / 8; tile++) {
+        float* at = terms + (tile * 8 + 2 * (lane % 4)) * PITCH + warp * 16 + lane / 4;
+        at[0] = sums[4 * tile], at[PITCH] = sums[4 * tile + 1];
+        at[8] = sums[4 * tile + 2], at[PITCH + 8] = sums[4 * tile + 3];
+    }
+    if (SPLITS > 1) cluster_barrier();
+    else __syncthreads();
+    for (int at = rank * 32 * WARPS_ + threadIdx.x; at < COLUMNS * ROWS; at += SPLITS * 32 * WARPS_) {
+        const int r = at % ROWS, column = at / ROWS;
+        if (block_row + r < rows && column < columns) {
+            const float* term = terms + column * PITCH + r;
+            float sum = 0;
+            if (SPLITS == 1) sum = *term;
+            else
+#pragma unroll
+                for (int i = 0; i < SPLITS; i++) sum += load_of_cluster(term, i);
+            ((u16*)y)[(i64)column * rows + block_row + r] = (u16)P::pair(sum * scale, 0.0f);
+        }
+    }
+    if (SPLITS > 1) cluster_barrier();  // nobody's memory goes while others read it
+}
 
 template <class K, class P, int COLUMNS, int WARPS_, int SPLITS, int BLOCKS>
 __device__ inline void multiply_tile(const Product& product) {
@@ -88,7 +117,7 @@ __device__ inline void multiply_tile(const Product& product) {
     const u8* x = product.x + ((i64)(slot / product.share) + first_column) * product.inputs * 2;
     u8* y = product.y + ((i64)slot + first_column) * rows * 2;
     const int all = known ? product.inputs / STAGE : 0, begin = all * rank / SPLITS, mine = all * (rank + 1) / SPLITS - begin;
-    const int TILES = (COLUMNS + 7) / 8, AHEAD = Memory::AHEAD;
+    const int TILES = COLUMNS / 8, AHEAD = Memory::AHEAD;
 
     Streams<F> streams;
     streams.begin(product, expert, row, begin, lane);
@@ -138,7 +167,7 @@ __device__ inline void multiply_tile(const Product& product) {
 #pragma unroll
             for (int tile = 0; tile < TILES; tile++) {
                 u32 pairs[REGISTERS];
-                const u8* from = xs + (COLUMNS == 1 ? 0 : tile * 8 + g) * Memory::X_PITCH + chunk * F::CHUNK * 2;
+                const u8* from = xs + (tile * 8 + g) * Memory::X_PITCH + chunk * F::CHUNK * 2;
                 float* sum = sums[tile];
                 if (COLUMNS > EXACTLY) {
                     settled<F>(from, t, pairs);
@@ -146,7 +175,7 @@ __device__ inline void multiply_tile(const Product& product) {
                     for (int k = 0; k < REGISTERS; k += 2) P::mma(sum, a[k], b[k], a[k + 1], b[k + 1], pairs[k], pairs[k + 1]);
                     continue;
                 }
-                arrange<F>(from, COLUMNS > 1 || g == 0, t, pairs);
+                arrange<F>(from, true, t, pairs);
 #pragma unroll
                 for (int group = 0; group < F::GROUPS; group++) {
                     float c[4] = {}, e[4] = {};
@@ -157,7 +186,6 @@ __device__ inline void multiply_tile(const Product& product) {
                     }
 #pragma unroll
                     for (int j = 0; j < 4; j++) {
-                        if (COLUMNS == 1 && j % 2) continue;
                         sum[j] = __fmaf_rn(j < 2 ? s[group] : s8[group], c[j], sum[j]);
                         if (F::AFFINE) sum[j] = __fmaf_rn(j < 2 ? m[group] : m8[group], e[j % 2], sum[j]);
                     }
@@ -167,29 +195,5 @@ __device__ inline void multiply_tile(const Product& product) {
     }
 
     wait_groups<0>();
-    __syncthreads();
-    float* terms = (float*)shared;
-    if (COLUMNS == 1) {
-        if (t == 0) terms[warp * 16 + g] = sums[0][0], terms[warp * 16 + g + 8] = sums[0][2];
-    } else for (int tile = 0; tile < TILES; tile++) {
-        float* at = terms + (tile * 8 + 2 * t) * Memory::TERMS_PITCH + warp * 16 + g;
-        at[0] = sums[tile][0], at[Memory::TERMS_PITCH] = sums[tile][1];
-        at[8] = sums[tile][2], at[Memory::TERMS_PITCH + 8] = sums[tile][3];
-    }
-    if (SPLITS > 1) cluster_barrier();
-    else __syncthreads();
-    const float scale = F::finish(product.weight);
-    for (int at = rank * 32 * WARPS_ + threadIdx.x; at < COLUMNS * Memory::ROWS; at += SPLITS * 32 * WARPS_) {
-        int r = at % Memory::ROWS, column = at / Memory::ROWS;
-        if (block_row + r < rows && column < columns) {
-            const float* term = terms + column * Memory::TERMS_PITCH + r;
-            float sum = 0;
-            if (SPLITS == 1) sum = *term;
-            else
-#pragma unroll
-                for (int i = 0; i < SPLITS; i++) sum += load_of_cluster(term, i);
-            ((u16*)y)[(i64)column * rows + block_row + r] = (u16)P::pair(sum * scale, 0.0f);
-        }
-    }
-    if (SPLITS > 1) cluster_barrier();  // nobody's memory goes while others read it
+    end_tile<P, COLUMNS, WARPS_, SPLITS>(&sums[0][0], (float*)shared, y, rank, block_row, rows, columns, F::finish(product.weight));
 }

@@ -27,7 +27,7 @@ class Tiling(NamedTuple):
     """How ``tile.cu``, ``wide.cu`` or ``ring.cu`` shares the work.
 
     Attributes:
-        columns: rows of ``x`` of a block: 1, or a multiple of 8.
+        columns: rows of ``x`` of a block: a multiple of 8, or 1 for ``ring.cu``.
         warps: of a block, which makes 16 outputs with each.
         splits: blocks of a cluster, which share the inputs.
         blocks: that a multiprocessor shall have room for.

@@ -33,7 +33,7 @@ struct WideMemory {
     static const int ROWS = 16 * WARPS_, UNIT = Fused<K>::CHUNK < 64 ? 64 : Fused<K>::CHUNK;
     static const int WEIGHTS = ROWS * Fused<K>::PITCH, X = UNIT * COLUMNS * 2, ROOM = 232448 / BLOCKS - 1024 - 128;
     static const int AHEAD = 2, LEFT = (ROOM - AHEAD * WEIGHTS) / X, X_AHEAD = LEFT < 2 ? 2 : LEFT > 6 ? 6 : LEFT;
-    static const int TERMS_PITCH = ROWS + 4, TERMS = COLUMNS * TERMS_PITCH * 4;
+    static const int TERMS = COLUMNS * (ROWS + 4) * 4;
     static const int BUFFERS = X_AHEAD * X + AHEAD * WEIGHTS, BYTES = 128 + (BUFFERS > TERMS ? BUFFERS : TERMS);
 };
 
@@ -137,28 +137,5 @@ __device__ inline void multiply_wide(const Product& product) {
     }
 
     wait_groups<0>();
-    __syncthreads();
-    float* terms = (float*)xs;
-#pragma unroll
-    for (int tile = 0; tile < COLUMNS / 8; tile++) {
-        float* at = terms + (tile * 8 + 2 * t) * Memory::TERMS_PITCH + warp * 16 + g;
-        at[0] = sums[4 * tile], at[Memory::TERMS_PITCH] = sums[4 * tile + 1];
-        at[8] = sums[4 * tile + 2], at[Memory::TERMS_PITCH + 8] = sums[4 * tile + 3];
-    }
-    if (SPLITS > 1) cluster_barrier();
-    else __syncthreads();
-    const float scale = F::finish(product.weight);
-    for (int at = rank * 32 * WARPS_ + threadIdx.x; at < COLUMNS * Memory::ROWS; at += SPLITS * 32 * WARPS_) {
-        int r = at % Memory::ROWS, column = at / Memory::ROWS;
-        if (block_row + r < rows && column < columns) {
-            const float* term = terms + column * Memory::TERMS_PITCH + r;
-            float sum = 0;
-            if (SPLITS == 1) sum = *term;
-            else
-#pragma unroll
-                for (int i = 0; i < SPLITS; i++) sum += load_of_cluster(term, i);
-            ((u16*)y)[(i64)column * rows + block_row + r] = (u16)P::pair(sum * scale, 0.0f);
-        }
-    }
-    if (SPLITS > 1) cluster_barrier();  // nobody's memory goes while others read it
+    end_tile<P, COLUMNS, WARPS_, SPLITS>(sums, (float*)xs, y, rank, block_row, rows, columns, F::finish(product.weight));
 }
