@@ -147,6 +147,23 @@ def test_glm_lite_by_its_own_configuration(tmp_path: Path) -> None:
     assert classes == ["DeepseekV3ForCausalLM", "Glm4MoeLiteForCausalLM"]
 
 
+@pytest.mark.parametrize("key", ["qk_rope_head_dim", "qk_nope_head_dim", "v_head_dim", "kv_lora_rank", "q_lora_rank"])
+def test_sizes_of_a_configuration_of_deepseek(tmp_path: Path, key: str) -> None:
+    """Those of the file, each; of ``head_dim``, configurations say several things, or nothing."""
+    config, tensors = checkpoint_of("DeepSeek V3")
+    write_checkpoint(config, tensors, tmp_path / "a.gguf", "q8_0")
+    (tmp_path / "own").mkdir()
+    config.pop("head_dim")
+    own = tmp_path / "own/config.json"
+    own.write_text(json.dumps(config))
+    uqff_of_gguf(tmp_path / "a.gguf", tmp_path / "u", assets=tmp_path / "own")
+    for value in (48, None):
+        own.write_text(json.dumps(config | {key: value}))
+        with pytest.raises(FormatError, match="not the file's model") as caught:
+            uqff_of_gguf(tmp_path / "a.gguf", tmp_path / "v", assets=tmp_path / "own")
+        assert caught.value.field == key
+
+
 def test_transposed_plain_keys_of_deepseek(tmp_path: Path) -> None:
     """Of F16 and BF16 they are the same words; a file that has them whole comes back with its keys transposed."""
     config, tensors = checkpoint_of("DeepSeek V2")

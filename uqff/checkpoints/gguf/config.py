@@ -415,6 +415,9 @@ def check_config(config: Mapping[str, Any], file: GgufFile, architecture: GgufAr
     }
     of_experts = (architecture.expert_count, "num_experts_per_tok", architecture.expert_size)
     compared = dict.fromkeys((*COMPARED, *architecture.stated_keys, *(of_experts if architecture.expert_size else ())))
+    if architecture.latent:  # a configuration may have another head_dim there, or none
+        compared |= dict.fromkeys(("qk_rope_head_dim", "qk_nope_head_dim", "v_head_dim"))
+        del compared["head_dim"]
     for key in compared:
         if key not in said:
             continue
