@@ -117,6 +117,11 @@ def load(code: bytes, device: torch.device, entry: str = "entry") -> Kernel:
     context, module, function, address = ctypes.c_void_p(), ctypes.c_void_p(), ctypes.c_void_p(), ctypes.c_void_p()
     size = ctypes.c_size_t(0)
     status = _driver().cuCtxGetCurrent(ctypes.byref(context))
+    if not context.value:  # memory that torch had already, to a thread that has not used the device before
+        number = ctypes.c_int()
+        status = status or _driver().cuDeviceGet(ctypes.byref(number), device.index)
+        status = status or _driver().cuDevicePrimaryCtxRetain(ctypes.byref(context), number)
+        status = status or _driver().cuCtxSetCurrent(context)
     status = status or _driver().cuModuleLoadData(ctypes.byref(module), code)
     status = status or _driver().cuModuleGetFunction(ctypes.byref(function), module, entry.encode())
     if not status and _driver().cuModuleGetGlobal_v2(
