@@ -18,7 +18,7 @@ import torch
 from uqff.gpu import kernels, token
 from uqff.parallel.joined import Joined
 
-__all__ = ["KNOWN", "DecoderStep", "Operations"]
+__all__ = ["ANGLES", "KNOWN", "DecoderStep", "Operations", "angles"]
 
 KNOWN: Final = ("Llama", "Mistral", "Qwen2", "Qwen3", "Qwen3Moe")
 """Names of the decoders in ``transformers``, ``...DecoderLayer``."""
@@ -61,7 +61,7 @@ class DecoderStep:
         keys = self._cache[0][0]
         attention = self._layers[0].attention
         heads = keys.shape[1] * attention.num_key_value_groups
-        cos, sin = _angles(base.rotary_emb, keys)
+        cos, sin = angles(base.rotary_emb, keys)
         self._attend = operations.Attention(heads, attention.head_dim, keys, cos, sin)
         # Of transformers' own counters there is one a layer.
         self.position = torch.as_tensor(cache.layers[0].cumulative_length).to(keys.device).view(1).clone()
@@ -90,7 +90,7 @@ class DecoderStep:
             and all(parameter.dtype is dtype for parameter in model.model.norm.parameters())
             and (operations is not token or kernels.available(keys.device))
         )
-        if not fits or _angles(rotary, keys)[0].shape[-1] != head:
+        if not fits or angles(rotary, keys)[0].shape[-1] != head:
             return None
         return cls(model, cache, operations)
 
@@ -120,7 +120,7 @@ def _norm(
     return operations.add_norm(x, y if y is None else y.contiguous(), norm.weight, norm.variance_epsilon)
 
 
-def _angles(rotary: Any, keys: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def angles(rotary: Any, keys: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Cosines and sines of all positions that a cache has room for, ``[tokens, head]``."""
     positions = torch.arange(keys.shape[2], device=keys.device)[None]
     cos, sin = rotary(keys[:, :1, :1, 0], positions)

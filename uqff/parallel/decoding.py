@@ -3,7 +3,8 @@
 On a CUDA device, keys and values of all tokens have their place from the start, and all layers are one launch
 (:class:`~uqff.parallel.replay.Replayed`), if one rank holds the model and ``transformers`` has such a cache for it. A
 token then goes through :class:`~uqff.parallel.decoder_step.DecoderStep`, if that knows the model. Elsewhere keys and
-values have their places too, see :mod:`uqff.parallel.kv_cache`.
+values have their places too, see :mod:`uqff.parallel.kv_cache`, and on a CPU a token of such a model goes through
+:class:`~uqff.parallel.decoder_step_cpu.DecoderStepCpu`.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import torch
 
 from uqff.parallel.comm import Comm
 from uqff.parallel.decoder_step import DecoderStep
+from uqff.parallel.decoder_step_cpu import DecoderStepCpu
 from uqff.parallel.kv_cache import preallocated
 from uqff.parallel.replay import Replayed
 from uqff.parallel.vocabulary import Embedding
@@ -54,6 +56,7 @@ class NextToken:
         self._last: dict[str, Any] = {"logits_to_keep": 1} if _takes(model, "logits_to_keep") else {}
         self._begun = False
         self._fused: DecoderStep | None = None
+        self._on_cpu: DecoderStepCpu | None = None
         self._logits = torch.empty(0)
 
     def __call__(self, ids: torch.Tensor) -> torch.Tensor:
@@ -82,10 +85,16 @@ class NextToken:
         begun, self._begun = self._begun, True
         if self._replayed is not None and begun:
             return self._replayed(ids if self._look_up else self._model.get_input_embeddings()(ids))
+        if begun and self._on_cpu is not None and ids.shape == (1, 1):
+            logits = self._on_cpu(self._model.get_input_embeddings()(ids))
+            if logits is not None:
+                return self._chosen(logits)
         output = self._model(input_ids=ids, use_cache=True, **{self._name: self._cache}, **self._last)
         self._cache = getattr(output, self._name)
         if self._replayed is not None:
             self._fused = DecoderStep.of(self._model, self._cache)
+        elif not begun and self._comm.world_size == 1:
+            self._on_cpu = DecoderStepCpu.of(self._model, self._cache)
         return self._chosen(output.logits)
 
     def _chosen(self, logits: torch.Tensor) -> torch.Tensor:

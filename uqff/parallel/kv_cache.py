@@ -56,6 +56,10 @@ def _preallocated_layer(plain: Any) -> Any:
             self._tokens = tokens
             self._room: tuple[torch.Tensor, torch.Tensor] | None = None
 
+        def room(self) -> tuple[torch.Tensor, torch.Tensor] | None:
+            """Where keys and values of all tokens have their places, if they still have."""
+            return self._room
+
         def update(
             self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
         ) -> tuple[torch.Tensor, torch.Tensor]:

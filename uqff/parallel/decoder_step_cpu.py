@@ -1,0 +1,114 @@
+"""One token through a decoder on a CPU: the operations of ``transformers``, and nothing around them.
+
+What ``transformers`` does for every token beside them (masks, positions, modules in modules, a rotary embedding that is
+the same as that of the token before but for one row) takes several times as long as they do, with one row.  The numbers
+are the same, bit for bit.  The prompt goes through ``transformers``.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+
+from uqff.parallel.decoder_step import ANGLES, KNOWN, angles
+
+__all__ = ["DecoderStepCpu"]
+
+
+class DecoderStepCpu:
+    """Hidden states of a token to logits, through a model whose cache holds what came before, and then this one too."""
+
+    def __init__(self, model: Any, cache: Any, attend: Any) -> None:
+        """What stays the same from token to token.
+
+        Args:
+            model: that :meth:`of` has looked at.
+            cache: likewise.
+            attend: its attention, as ``transformers`` has it.
+        """
+        base = model.model
+        self._layers = [_Layer.of(layer) for layer in base.layers]
+        self._norm, self._head, self._attend, self._cache = base.norm, model.lm_head, attend, cache.layers
+        keys, _ = self._cache[0].room()
+        cos, sin = angles(base.rotary_emb, keys)
+        half = cos.shape[-1] // 2
+        # Of a rotated half the sign is changed: that of its sine instead.
+        self._cos, self._sin = cos, torch.cat([-sin[:, :half], sin[:, half:]], -1)
+        self._half = half
+
+    @classmethod
+    def of(cls, model: Any, cache: Any) -> DecoderStepCpu | None:
+        """The step of a model; None if it is another model or cache, or somebody watches what goes through its modules.
+
+        Args:
+            model: of :func:`~uqff.parallel.load_model`, on a CPU.
+            cache: of :func:`~uqff.parallel.kv_cache.preallocated`, with the keys and values of the prompt.
+        """
+        base = getattr(model, "model", None)
+        layers: Any = getattr(base, "layers", ())
+        if not layers or not all(type(each).__name__ in {f"{name}DecoderLayer" for name in KNOWN} for each in layers):
+            return None
+        rooms = [getattr(each, "room", lambda: None)() for each in getattr(cache, "layers", ())]
+        if len(rooms) != len(layers) or any(room is None or room[0].shape != rooms[0][0].shape for room in rooms):
+            return None
+        from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+        attend = dict(ALL_ATTENTION_FUNCTIONS.items()).get(getattr(model.config, "_attn_implementation", None))
+        keys, rotary, attention = rooms[0][0], base.rotary_emb, layers[0].self_attn
+        fits = (
+            attend is not None
+            and not model.training
+            and keys.device.type == "cpu"
+            and rotary.rope_type in ANGLES
+            and all(parameter.dtype is keys.dtype for parameter in base.norm.parameters())
+            and not any(_is_watched(module) for module in model.modules())
+        )
+        if not fits or angles(rotary, keys)[0].shape[-1] != attention.head_dim:
+            return None
+        return cls(model, cache, attend)
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor | None:
+        """Hidden states ``[1, 1, hidden]`` of a token to logits ``[1, 1, vocabulary]``; None if the cache is full."""
+        begin = self._cache[0].get_seq_length()
+        if begin >= len(self._cos):
+            return None
+        cos, sin, half, total = self._cos[begin], self._sin[begin], self._half, x
+        for layer, cached in zip(self._layers, self._cache, strict=True):
+            attention, normed = layer.attention, layer.before(total)
+            shape = (1, 1, -1, attention.head_dim)
+            q, k = attention.q_proj(normed).view(shape), attention.k_proj(normed).view(shape)
+            v = attention.v_proj(normed).view(shape).transpose(1, 2)
+            if layer.norms is not None:
+                q, k = layer.norms[0](q), layer.norms[1](k)
+            q = (q * cos + q.roll(half, -1) * sin).transpose(1, 2)
+            k = (k * cos + k.roll(half, -1) * sin).transpose(1, 2)
+            keys, values = cached.update(k, v)
+            attended = self._attend(attention, q, keys, values, None, dropout=0.0, scaling=attention.scaling)[0]
+            total = total + attention.o_proj(attended.reshape(1, 1, -1))
+            made = layer.mlp(layer.after(total))
+            total = total + (made[0] if isinstance(made, tuple) else made)  # older mixtures give the router's, too
+        logits: torch.Tensor = self._head(self._norm(total))
+        return logits
+
+
+class _Layer(NamedTuple):
+    """A layer of a decoder, as a step needs it."""
+
+    attention: Any
+    mlp: Any
+    before: Any
+    after: Any
+    norms: tuple[Any, Any] | None
+
+    @classmethod
+    def of(cls, layer: Any) -> _Layer:
+        attention = layer.self_attn
+        norms = getattr(attention, "q_norm", None), getattr(attention, "k_norm", None)
+        known = None if norms[0] is None or norms[1] is None else norms
+        return cls(attention, layer.mlp, layer.input_layernorm, layer.post_attention_layernorm, known)
+
+
+def _is_watched(module: torch.nn.Module) -> bool:
+    """Whether a module has hooks, or is on another device."""
+    return bool(module._forward_hooks or module._forward_pre_hooks or getattr(module, "elsewhere", False))
