@@ -45,11 +45,11 @@ class DecoderStepCpu:
             model: of :func:`~uqff.parallel.load_model`, on a CPU.
             cache: of :func:`~uqff.parallel.kv_cache.preallocated`, with the keys and values of the prompt.
         """
-        base = getattr(model, "model", None)
+        base: Any = getattr(model, "model", None)
         layers: Any = getattr(base, "layers", ())
         if not layers or not all(type(each).__name__ in {f"{name}DecoderLayer" for name in KNOWN} for each in layers):
             return None
-        rooms = [getattr(each, "room", lambda: None)() for each in getattr(cache, "layers", ())]
+        rooms: list[Any] = [getattr(each, "room", lambda: None)() for each in getattr(cache, "layers", ())]
         if len(rooms) != len(layers) or any(room is None or room[0].shape != rooms[0][0].shape for room in rooms):
             return None
         from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
