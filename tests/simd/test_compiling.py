@@ -135,6 +135,24 @@ def test_a_kernel_that_fails_holds_up_nobody(module: ModuleType) -> None:
     assert compiled.alone._file == -1
 
 
+@pytest.mark.skipif(os.name != "posix", reason="the lock is POSIX's")
+def test_two_threads_give_it_back_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Closing lets another thread run, which gives it back as well: no file is closed that is not open any more."""
+    alone, closed, close = compiling._Alone(str(tmp_path / "lock")), [], os.close
+    alone.take()
+    file = alone._file
+
+    def close_beside_another(given: int) -> None:
+        closed.append(given)
+        if len(closed) == 1:
+            alone.give()
+        close(given)
+
+    monkeypatch.setattr(os, "close", close_beside_another)
+    alone.give()
+    assert closed == [file]
+
+
 def test_code_of_other_sources_goes(module: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every change of a source would leave files for good."""
     folder = Path(str(module.__file__)).parent

@@ -123,10 +123,10 @@ class _Alone:
                     return
 
     def give(self) -> None:
-        """Let the next one have it."""
-        if self._file >= 0:
-            os.close(self._file)
-            self._file = -1
+        """Let the next one have it. Two threads may give it back: closed twice, it may be another's file by then."""
+        file, self._file = self._file, -1
+        if file >= 0:
+            os.close(file)
 
 
 def _loaded_or_alone(load: Callable[[Any, Any], Any], alone: _Alone) -> Callable[[Any, Any], Any]:
