@@ -3,7 +3,8 @@
 There are two states.  Until a command runs, and after it has run, nothing is to be put in order: the process ends at
 once.  While it runs, there are temporary files to be removed, so :class:`KeyboardInterrupt` is raised, but not where it
 would be lost or become another error: within an import (C code turns it into an ``ImportError``), a ``__del__``, or a
-callback, of which Python would only print it.  There it waits for the end of that.
+callback, of which Python would only print it.  There it waits for the end of that, which may take the seconds of an
+``import torch``; a second Ctrl-C then ends the process at once, and the next run removes what this one has left.
 
 This module imports nothing that the interpreter has not imported before its first line: what is interrupted earlier
 ends with Python's own traceback.
@@ -42,7 +43,13 @@ def _end(number: int, frame: "FrameType | None") -> None:
 
 
 class Raised:
-    """A block in which Ctrl-C is a :class:`KeyboardInterrupt`, if it was to end the process before."""
+    """A block in which Ctrl-C is a :class:`KeyboardInterrupt`, if it was to end the process before.
+
+    Attributes:
+        waits: whether one has been waiting for a while to be raised.
+    """
+
+    waits = False
 
     def __enter__(self) -> None:
         self._is_ours = _signal.getsignal(_signal.SIGINT) is _end
@@ -65,9 +72,13 @@ def _raise(number: int, frame: "FrameType | None") -> None:
     each = frame
     while each is not None and hasattr(_signal, "setitimer"):
         if each.f_code.co_filename == IMPORTING or each.f_code.co_name == "__del__":
+            if number == _signal.SIGINT and Raised.waits:
+                os._exit(INTERRUPTED)
+            Raised.waits = number != _signal.SIGINT  # not of two that come at once, as from a group and its leader
             _signal.setitimer(_signal.ITIMER_REAL, AGAIN)
             return
         each = each.f_back
+    Raised.waits = False
     raise KeyboardInterrupt
 
 

@@ -70,6 +70,27 @@ command(work)
     assert _run(script) == (130, "imported\n", "")
 
 
+@pytest.mark.parametrize(("pause", "again"), [(0.0, 1.5), (0.3, 0.02)])
+def test_a_second_one_does_not_wait_for_an_import(tmp_path: Path, pause: float, again: float) -> None:
+    """``import torch`` takes seconds. Two at once are one: a shell's group and its leader may both be told."""
+    (tmp_path / "long.py").write_text(
+        "import __main__, time\n__main__.interrupt()\n"
+        f"end = time.monotonic() + {pause}\nwhile time.monotonic() < end: pass\n"
+        "__main__.interrupt()\nprint('imported', flush=True)\n"
+    )
+    script = f"""
+import uqff.interrupts
+uqff.interrupts.AGAIN = {again}
+def work():
+    sys.path.insert(0, {str(tmp_path)!r})
+    import long
+    time.sleep(30)
+    print("not reached")
+command(work)
+"""
+    assert _run(script) == (130, "" if pause else "imported\n", "")
+
+
 @pytest.mark.parametrize(
     "dying",
     [

@@ -127,6 +127,29 @@ def test_a_page_has_a_bound_that_it_tells(tmp_path: Path, monkeypatch: pytest.Mo
     assert (page.count("details"), page.count("svg")) == (9, 3)
 
 
+def test_a_set_of_many_shards_is_walked_through_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Layers are asked for their places as often as those of one file, not once a file; each strip has its own."""
+    layers = dict.fromkeys(range(6), uqff.quantize(torch.ones(2, 32), "q8_0"))
+    assert len(uqff.save(layers, tmp_path / "m-0.uqff", shard_bytes=1)) == 6
+    uqff.save(layers, tmp_path / "one.uqff")
+    asked: list[object] = []
+    places = uqff.UqffFile.places
+
+    def counted(file: uqff.UqffFile, key: str) -> object:
+        asked.append(key)
+        return places(file, key)
+
+    monkeypatch.setattr(uqff.UqffFile, "places", counted)
+    made(tmp_path / "one.uqff", tmp_path / "one.html", "--no-stats")
+    of_one = list(asked)
+    asked.clear()
+    page = made(tmp_path / "m-0.uqff", tmp_path / "page.html", "--no-stats")
+    assert asked == of_one
+    labels = [text for text in page.texts if " bytes at " in text]
+    assert [label.split(":")[0] for label in labels] == [str(number) for number in range(6)]
+    assert (page.count("svg"), page.count("rect")) == (6, 6)
+
+
 def test_wrong_calls(tmp_path: Path) -> None:
     """One layer, JSON, or several models do not go with it; nothing is written then."""
     for arguments in ([f"{MODEL}:fp8", "1"], [f"{MODEL}:fp8", "--json"], [str(MODEL)]):

@@ -71,8 +71,7 @@ def page(
     yield _facts(summary)
     yield _types(summary, colours)
     yield "<h2>Bytes</h2>\n"
-    for path in file.paths:
-        yield _map(file, summary, path.name, colours)
+    yield from _maps(file, summary, colours)
     yield "<h2>Layers</h2>\n"
     if len(summary.layers) > MAX_DETAILED:
         yield f'<p class="error">The first {MAX_DETAILED:,} of {len(summary.layers):,} layers are shown in full.</p>\n'
@@ -114,24 +113,23 @@ def _types(summary: FileSummary, colours: dict[str, str]) -> str:
     return "<h2>Types</h2>\n" + _table(("type", "layers", "weights", "bits/weight", "bytes"), rows)
 
 
-def _map(file: UqffFile, summary: FileSummary, name: str, colours: dict[str, str]) -> str:
-    """A file as a strip: every blob, or entry, where it lies, in the colour of its type."""
+def _maps(file: UqffFile, summary: FileSummary, colours: dict[str, str]) -> Iterator[str]:
+    """Each file as a strip: every blob, or entry, where it lies, in the colour of its type."""
     sizes = {path.name: row.nbytes for path, row in zip(file.paths, summary.files, strict=True)}
-    scale = 1000 / max(sizes[name], 1)
-    bars = []
-    for row in summary.layers:
+    bars: dict[str, list[str]] = {name: [] for name in sizes}
+    for row in summary.layers:  # once for all files: a set may have thousands of them
         colour = "#c33" if row.meta is None else colours[row.meta.kind]
         for suffix, place in file.places(row.key).items():
-            if place.path.name == name:
-                label = f"{row.key}{'.' * bool(suffix)}{suffix}: {place.nbytes:,} bytes at {place.offset:,}"
-                bars.append(
-                    f'<rect x="{place.offset * scale:.2f}" width="{max(place.nbytes * scale, 0.3):.2f}" height="34" '
-                    f'fill="{colour}"><title>{_text(label)}</title></rect>'
-                )
-    return (
-        f'<p class="faint">{_text(name)}: {sizes[name]:,} bytes</p>\n'
-        f'<svg class="map" viewBox="0 0 1000 34" preserveAspectRatio="none" role="img">{"".join(bars)}</svg>\n'
-    )
+            scale = 1000 / max(sizes[place.path.name], 1)
+            label = f"{row.key}{'.' * bool(suffix)}{suffix}: {place.nbytes:,} bytes at {place.offset:,}"
+            bars[place.path.name].append(
+                f'<rect x="{place.offset * scale:.2f}" width="{max(place.nbytes * scale, 0.3):.2f}" height="34" '
+                f'fill="{colour}"><title>{_text(label)}</title></rect>'
+            )
+    for name, size in sizes.items():
+        yield f'<p class="faint">{_text(name)}: {size:,} bytes</p>\n'
+        yield '<svg class="map" viewBox="0 0 1000 34" preserveAspectRatio="none" role="img">'
+        yield f"{''.join(bars[name])}</svg>\n"
 
 
 def _layer(row: LayerRow, report: LayerReport | None, colours: dict[str, str], weights: bool) -> str:
