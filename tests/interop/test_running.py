@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tools.interop.client import Generation
-from tools.interop.running import DENSE, GGML, HALF, Case, Row, compare
+from tools.interop.running import DENSE, FEW_KINDS, GGML, HALF, KINDS, MODELS, WORLDS, Case, Row, by_turns, compare
 
 ANSWER = Generation(["t5", "</s>"], [-0.25, -0.5], "stop")
 OURS: dict[str, Any] = {
@@ -64,6 +64,29 @@ def test_noise_of_the_client() -> None:
     assert not row(case(), **near).equal
     bounds = [case(version, kind).bound for version in ("0.6.0", "0.9.5") for kind in ("hqq4", "fp8", "q8_0")]
     assert bounds == [HALF, DENSE, GGML, DENSE, DENSE, GGML]
+
+
+def test_all_numbers_of_ranks_have_their_turn() -> None:
+    """Of every model and type all numbers, one at least; of each generation, every number for the types of a model."""
+    given = [(name, version) for name in MODELS for version in ("0.6.0", "0.9.5")]
+    cases = [
+        Case(version, name, kind, Path(), None)
+        for name, version in given
+        for kind in KINDS.get(name, FEW_KINDS)
+        if version == "0.9.5" or kind not in ("f8q8", "mxfp4")
+    ]
+    found = list(zip(cases, by_turns(cases), strict=True))
+    assert all(worlds[0] == 1 and len(worlds) > 1 for _, worlds in found)
+    assert [worlds for case, worlds in found if case.kind in ("f8q8", "mxfp4")] == [WORLDS] * 3
+    for name, version in given:
+        assert {
+            world for case, worlds in found if (case.model, case.version) == (name, version) for world in worlds
+        } == {*WORLDS}
+        for kind in KINDS.get(name, FEW_KINDS):
+            files = [worlds for case, worlds in found if (case.model, case.kind) == (name, kind)]
+            assert {world for worlds in files for world in worlds} == {*WORLDS}
+    alone = [Case("0.9.5", "llama", "afq4", Path(), None)]
+    assert by_turns(alone) == [WORLDS]
 
 
 def test_a_file_that_the_client_cannot_run() -> None:

@@ -37,7 +37,7 @@ def check_all(client: Client, folder: Path) -> list[running.Row]:
             cases.append(running.Case(CLIENT_VERSION, "llama", method, source, answer))
         except ClientError as exc:
             cases.append(running.Case(CLIENT_VERSION, "llama", method, source, None, exc.reason))
-    return running.compare_all(cases, WORLDS, folder)
+    return running.compare_all(cases, [WORLDS for _ in cases], folder)
 
 
 def failed(rows: list[running.Row]) -> list[running.Row]:

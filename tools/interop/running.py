@@ -1,9 +1,10 @@
 """The clients' files, run by this package on 1, 2 and 4 ranks and by the clients themselves, for `tools/interop`.
 
 Each client quantises tiny checkpoints of Llama (untied), Qwen2 (biases, tied), Qwen3, Mistral and Qwen3-MoE in F32 and
-answers greedily from its own file. `uqff.parallel` loads the same file in 1, 2 and 4 processes. Required:
+answers greedily from its own file. `uqff.parallel` loads the same file in 1, 2 and 4 processes; of two files of one
+model and type, one of each generation, one in 1 and 2, the other in 1 and 4, by turns. Required:
 
-* the same greedy tokens, and logits within `RANKS`, on every number of ranks;
+* the same greedy tokens, and logits within `RANKS`, on all numbers of ranks;
 * where the client multiplies with dense float32 weights, its tokens, and its numbers within `DENSE`;
 * where it does not, its numbers within a stated noise, and no token of its own that is further behind ours than twice
   that: with ggml types it rounds activations to eight bits (`GGML`), and 0.6.0 multiplies HQQ in
@@ -146,6 +147,7 @@ class Row:
     from_client: float = 0.0
     behind: float = 0.0
     engine: tuple[float, ...] = ()
+    worlds: tuple[int, ...] = ()
 
     @property
     def same_as_engine(self) -> int:
@@ -168,7 +170,7 @@ class Row:
         """The cells of the table."""
         case = self.case
         tokens = "equal" if self.same_ranks else "differ"
-        ranks = f"{tokens}, {self.between_ranks:.1g}"
+        ranks = f"{', '.join(map(str, self.worlds))}: {tokens}, {self.between_ranks:.1g}"
         if case.generation is None:
             client = f"[yellow]{'' if case.not_run else 'cannot run it: '}{case.reason[:REASON]}[/yellow]"
         else:
@@ -219,26 +221,44 @@ def make_cases(clients: dict[str, Client], kinds: tuple[str, ...], folder: Path)
                     yield Case(version, name, kind, directory, None, exc.reason, isinstance(exc, NotOnThisCPU))
 
 
-def run_ranks(cases: list[Case], worlds: tuple[int, ...], folder: Path) -> dict[int, list[dict[str, Any]]]:
-    """What our model makes of every file on so many ranks each time: greedy ids, logits, and the client's choices."""
+def by_turns(cases: list[Case]) -> list[tuple[int, ...]]:
+    """The numbers of ranks for each file: where both generations have it, one goes without 2, the other without 4."""
+    versions: dict[tuple[str, str], list[str]] = {}
+    for case in cases:
+        versions.setdefault((case.model, case.kind), []).append(case.version)
+    shared = [name for name, both in versions.items() if len(both) > 1]
+    found: list[tuple[int, ...]] = []
+    for case in cases:
+        name = (case.model, case.kind)
+        if name not in shared:
+            found.append(WORLDS)
+            continue
+        left_out = (2, 4)[(shared.index(name) + versions[name].index(case.version)) % 2]
+        found.append(tuple(world for world in WORLDS if world != left_out))
+    return found
+
+
+def run_ranks(cases: list[Case], worlds: list[tuple[int, ...]], folder: Path) -> list[dict[int, dict[str, Any]]]:
+    """What our model makes of each file, by the number of ranks: greedy ids, logits, and the client's choices."""
     jobs, out = folder / "jobs.json", folder / "out.json"
     prompts: dict[str, dict[str, list[int]]] = {}
     asked = []
-    for case in cases:
+    for case, numbers in zip(cases, worlds, strict=True):
         if case.model not in prompts:  # a template is rendered in a process of its own: once for all ranks and files
             text = Text(case.directory)
             words = text.encode(" ".join(ENGINE_PROMPTS))
             prompts[case.model] = {"prompt": text.encode(PROMPT), "stop": sorted(text.stop), "words": words}
         forced = case.ids if case.generation else []
         short = [[_id(token) for token in each.tokens] for each in case.short]
-        asked.append({"path": str(case.directory), "forced": forced, "short": short, **prompts[case.model]})
+        files = {"path": str(case.directory), "worlds": numbers, "forced": forced, "short": short}
+        asked.append(files | prompts[case.model])
     jobs.write_text(json.dumps(asked))
-    command = [sys.executable, "-m", "tools.interop.running", str(jobs), str(out), *map(str, worlds)]
+    command = [sys.executable, "-m", "tools.interop.running", str(jobs), str(out)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, **ALONE}, cwd=ROOT)
     if done.returncode:
         raise RuntimeError(f"ranks failed:\n{done.stderr[-4000:]}")
-    answers: dict[str, list[dict[str, Any]]] = json.loads(out.read_text())
-    return {int(world): each for world, each in answers.items()}
+    answers: list[dict[str, dict[str, Any]]] = json.loads(out.read_text())
+    return [{int(world): each for world, each in of.items()} for of in answers]
 
 
 def compare(case: Case, answers: dict[int, dict[str, Any]]) -> Row:
@@ -246,12 +266,14 @@ def compare(case: Case, answers: dict[int, dict[str, Any]]) -> Row:
     one = answers[1]
     same = all(each["ids"] == one["ids"] for each in answers.values())
     apart = max(_distance(each["logits"], one["logits"]) for each in answers.values()) if same else float("nan")
+    worlds = tuple(answers)
     if case.generation is None:
-        return Row(case, same, apart)
+        return Row(case, same, apart, worlds=worlds)
     ours = one["forced_logits"] if case.version == WHEEL else one["forced_logprobs"]
     theirs = [number for each in case.short for number in each.logits]
     engine = tuple(abs(a - b) for a, b in zip(one.get("engine", ()), theirs, strict=True))
-    return Row(case, same, apart, one["ids"] == case.ids, _distance(ours, case.numbers), max(one["behind"]), engine)
+    numbers = _distance(ours, case.numbers)
+    return Row(case, same, apart, one["ids"] == case.ids, numbers, max(one["behind"]), engine, worlds)
 
 
 def _distance(a: list[float], b: list[float]) -> float:
@@ -260,19 +282,20 @@ def _distance(a: list[float], b: list[float]) -> float:
 
 def check_all(clients: dict[str, Client], kinds: tuple[str, ...], folder: Path) -> list[Row]:
     """The rows of all models, clients and kinds. `folder` is for checkpoints and files."""
-    return compare_all(list(make_cases(clients, kinds, folder)), WORLDS, folder)
+    cases = list(make_cases(clients, kinds, folder))
+    return compare_all(cases, by_turns(cases), folder)
 
 
-def compare_all(cases: list[Case], worlds: tuple[int, ...], folder: Path) -> list[Row]:
+def compare_all(cases: list[Case], worlds: list[tuple[int, ...]], folder: Path) -> list[Row]:
     """The rows of files, each run in worlds of so many ranks."""
-    answers = run_ranks(cases, worlds, folder) if cases else {}
-    return [compare(case, {world: each[i] for world, each in answers.items()}) for i, case in enumerate(cases)]
+    answers = run_ranks(cases, worlds, folder) if cases else []
+    return [compare(case, each) for case, each in zip(cases, answers, strict=True)]
 
 
 def table_of(rows: list[Row]) -> Table:
     """All rows."""
     table = Table(title=f"Running: the clients' files on {', '.join(map(str, WORLDS))} ranks")
-    for column in ("client", "model", "kind", "on all ranks"):
+    for column in ("client", "model", "kind", "ranks"):
         table.add_column(column, no_wrap=True)
     table.add_column("the client itself")
     for row in rows:
@@ -325,8 +348,8 @@ def answers_of(jobs: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return answers
 
 
-def serve(jobs: Path, out: Path, worlds: list[int]) -> None:
-    """Run the files of `jobs` in each of the worlds, whose ranks are forks of this process: all is imported once."""
+def serve(jobs: Path, out: Path) -> None:
+    """Run the files of `jobs`, each in its worlds, whose ranks are forks of this process: all is imported once."""
     for name in (
         "uqff.parallel",
         "uqff.parallel.generate",
@@ -335,23 +358,26 @@ def serve(jobs: Path, out: Path, worlds: list[int]) -> None:
         *CLASSES,
     ):
         import_module(name)
-    asked, answers = json.loads(jobs.read_text()), {}
-    for world in worlds:
+    asked = json.loads(jobs.read_text())
+    answers: list[dict[int, Any]] = [{} for _ in asked]
+    for world in sorted({world for job in asked for world in job["worlds"]}):
+        these = [index for index, job in enumerate(asked) if world in job["worlds"]]
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": str(world)}
 
-        def rank(number: int, place: dict[str, str] = place) -> list[dict[str, Any]]:
+        def rank(number: int, place: dict[str, str] = place, these: list[int] = these) -> list[dict[str, Any]]:
             os.environ.update(place | {"RANK": str(number), "LOCAL_RANK": str(number)})
-            return answers_of(asked)
+            return answers_of([asked[index] for index in these])
 
         workers = Workers(rank)
         ended = workers.all(world)
         if any(each.death for each in ended) or ended[0].made is None:
             raise SystemExit(f"{world} ranks: {', '.join(each.death or 'done' for each in ended)}")
-        answers[world] = ended[0].made
+        for index, made in zip(these, ended[0].made, strict=True):
+            answers[index][world] = made
     out.write_text(json.dumps(answers))
 
 
 if __name__ == "__main__":
-    serve(Path(sys.argv[1]), Path(sys.argv[2]), [int(each) for each in sys.argv[3:]])
+    serve(Path(sys.argv[1]), Path(sys.argv[2]))
