@@ -298,3 +298,16 @@ def test_gpt_oss_stacks_gates_and_ups() -> None:
     assert not architecture_of({"architectures": ["Qwen3MoeForCausalLM"]}).takes_turns
     with pytest.raises(UnsupportedError, match=r"have no numbers.*got gpt-oss"):
         check_numbered(config)
+
+
+def test_the_tower_of_phi_3_v_is_that_of_the_engine() -> None:
+    """24 blocks, whatever the configuration says; names as in a file of 0.9.5 with two decoder layers."""
+    config = {"architectures": ["Phi3VForCausalLM"], "num_hidden_layers": 2, "img_processor": {"image_dim_out": 1024}}
+    keys = [entry.key for entry in entry_names(config, (1, 2, 0))]
+    vision = "model.vision_embed_tokens"
+    of_tower = [key for key in keys if key.startswith(vision)]
+    assert keys == sorted(keys)
+    assert (len(keys), len(of_tower)) == (156, 24 * 6 + 2)
+    assert f"{vision}.img_processor.vision_model.encoder.layers.23.self_attn.out_proj" in of_tower
+    assert of_tower[-2:] == [f"{vision}.img_projection.0", f"{vision}.img_projection.2"]
+    assert "model.layers.1.mlp.gate_up_proj" in keys

@@ -28,7 +28,8 @@ CLOSE = 5e-6
 
 BY_HAND = [name for name, each in multimodal.MULTIMODALS.items() if each.tensors is not None]
 """Of which transformers has no model to compare with."""
-RUN = [*(each.title for each in MULTIMODAL if each.runs_as and each.title not in BY_HAND), *multimodal.VARIANTS]
+ABSENT = (*BY_HAND, *multimodal.FIXED)
+RUN = [*(each.title for each in MULTIMODAL if each.runs_as and each.title not in ABSENT), *multimodal.VARIANTS]
 LEFT = [each.title for each in MULTIMODAL if not each.runs_as]
 
 

@@ -20,7 +20,8 @@ KIND = DOCUMENT["isq"]
 
 def test_every_architecture_with_towers_has_a_checkpoint() -> None:
     """A new entry of the table needs one; the client has Gemma 3 without a tower among them."""
-    assert sorted(multimodal.MULTIMODALS) == sorted([*(each.title for each in MULTIMODAL), *multimodal.VARIANTS])
+    wanted = {*(each.title for each in MULTIMODAL), *multimodal.VARIANTS} - {*multimodal.FIXED}
+    assert sorted(multimodal.MULTIMODALS) == sorted(wanted)
     assert list(DOCUMENT["digests"]) == list(multimodal.MULTIMODALS)
 
 

@@ -22,6 +22,7 @@ from tools.tiny.text import CLIENT_VERSION, LAYERS, values_of
 from tools.tiny.towers import MULTIMODALS, Multimodal
 
 __all__ = [
+    "FIXED",
     "FORGOTTEN",
     "MULTIMODALS",
     "RENAMED",
@@ -71,6 +72,8 @@ FORGOTTEN: Final = {
 """Tensors that the client does not write into the residual, and then does not find."""
 ROUNDED: Final = {"Qwen4-Exp": ".hc_norm.weight"}
 """Ends of the names of tensors that the client adds 1 to when it loads, and takes 1 from when it writes."""
+FIXED: Final = ("Phi-3-V",)
+"""Of which there is no tiny checkpoint: the client's tower has 300 million weights, whatever the configuration says."""
 VARIANTS: Final = ("Gemma 3 text", "Gemma 4 MoE")
 """No architectures of their own: one has no tower."""
 

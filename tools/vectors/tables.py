@@ -229,8 +229,10 @@ def tower_table() -> str:
 
 def _tower(tower: Tower) -> str:
     """The layers of a tower, and how many blocks have them."""
-    blocks = f"`{tower.path}.i`" if tower.depth else f"`{tower.path}`"
-    said = f", i < `{tower.depth}`" if tower.depth else ""
+    fixed = "" if tower.default is None else str(tower.default)
+    depth = f"`{tower.depth}`" if tower.depth else fixed
+    blocks = f"`{tower.path}.i`" if depth else f"`{tower.path}`"
+    said = f", i < {depth}" if depth else ""
     return f"{blocks} ({_names(tower.paths)}{said})"
 
 

@@ -30,10 +30,12 @@ import transformers
 from transformers.quantizers import HfQuantizer, register_quantization_config, register_quantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
+from uqff.container.beside import CONFIG_NAME
 from uqff.container.file import RESIDUAL_NAME
 from uqff.errors import ShardError, UnsupportedError
 from uqff.integrations.saving import save_pretrained
-from uqff.models.config import QUANT_METHOD
+from uqff.models.config import QUANT_METHOD, read_config
+from uqff.models.multimodal import MULTIMODAL
 from uqff.parallel import transformers_model
 from uqff.parallel.comm import Comm
 from uqff.parallel.model import Loading, load_into
@@ -150,6 +152,7 @@ class UqffHfQuantizer(HfQuantizer):  # type: ignore[misc]
     ) -> None:
         """Empty the places of layers, so that nothing is loaded into them."""
         self._place = _place(model, checkpoint_files)
+        _check_is_of_text(model, _directory(model, checkpoint_files))
         transformers_model.model_type({"architectures": [type(model).__name__]})
         stated = getattr(model, "_keys_to_ignore_on_load_unexpected", None)
         ignored = list(stated or ())
@@ -215,10 +218,34 @@ def _replaced(model: torch.nn.Module, path: str, module: torch.nn.Module) -> tor
     return held
 
 
+def _directory(model: Any, checkpoint_files: list[str] | None) -> Path:
+    """Where the files of a model are that transformers has found."""
+    return Path(checkpoint_files[0]).parent if checkpoint_files else Path(str(model.config.name_or_path))
+
+
+def _check_is_of_text(model: Any, directory: Path) -> None:
+    """Refuse models with towers, and language models out of such ones.
+
+    Raises:
+        UnsupportedError: it is one.
+    """
+    path = directory / CONFIG_NAME
+    named = read_config(path).get("architectures") if path.is_file() else None
+    names = {type(model).__name__, *(named if isinstance(named, list) else ())}
+    for architecture in MULTIMODAL:
+        if names & set(architecture.classes):
+            raise UnsupportedError(
+                "transformers loads no UQFF of models with towers",
+                file=str(directory),
+                expected="uqff.load_model, for its language model; or what uqff dequantize makes of it, for all",
+                got=architecture.title,
+            )
+
+
 def _place(model: Any, checkpoint_files: list[str] | None) -> str:
     """The directory of a model, or its name on the hub, at the revision of the files that transformers has fetched."""
     name = str(model.config.name_or_path)
-    directory = Path(checkpoint_files[0]).parent if checkpoint_files else Path(name)
+    directory = _directory(model, checkpoint_files)
     if Path(name).is_dir():
         return str(directory)
     return f"{name}@{directory.name}" if directory.parent.name == "snapshots" else name

@@ -192,7 +192,8 @@ def tower_names(config: Mapping[str, Any]) -> list[EntryName]:
     for tower in architecture_of(config).towers:
         if tower.needs and _placed(config, tower.needs) in (None, 0):
             continue
-        blocks = [f"{tower.path}.{block}" for block in range(_depth(tower, config))] if tower.depth else [tower.path]
+        several = tower.depth or tower.default is not None
+        blocks = [f"{tower.path}.{block}" for block in range(_depth(tower, config))] if several else [tower.path]
         for module in (f"{block}.{path}" for block in blocks for path in tower.paths):
             part = LayerName(-1, module, f"{module}.weight", block_of(module))
             entries.append(EntryName(module, (part,), "embedding" if tower.promoted else None))
@@ -214,7 +215,7 @@ def _placed(config: Mapping[str, Any], place: str) -> Any:
 
 def _depth(tower: Tower, config: Mapping[str, Any]) -> int:
     """How many blocks a tower has."""
-    depth = _placed(config, tower.depth)
+    depth = _placed(config, tower.depth) if tower.depth else None
     if depth is None and tower.default is not None:
         return tower.default
     return count({tower.depth: depth}, tower.depth, least=0, most=MAX_BLOCKS)

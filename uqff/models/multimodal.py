@@ -405,6 +405,21 @@ MULTIMODAL: Final = (
         ),
     ),
     Architecture(
+        "Phi-3-V",
+        ("Phi3VForCausalLM",),
+        _GROUPS["Phi-3"],
+        numbered=False,
+        towers=(
+            Tower(
+                "model.vision_embed_tokens.img_processor.vision_model.encoder.layers",
+                ENCODER,
+                default=24,
+            ),
+            Tower("model.vision_embed_tokens", ("img_projection.0", "img_projection.2")),
+        ),
+        runs_as=("phi3",),
+    ),
+    Architecture(
         "MiniCPM-o",
         ("MiniCPMO",),
         _GROUPS["Qwen2"],

@@ -58,10 +58,10 @@ class Tower:
     """Layers of an encoder, of what stands between it and the language model, or else outside of decoder layers.
 
     Attributes:
-        path: of the list of blocks; or of a module, if there is no ``depth``.
+        path: of the list of blocks; or of a module, if there is neither ``depth`` nor ``default``.
         paths: of the weights, relative to a block or to the module.
         depth: where ``config.json`` says how many blocks there are, ``vision_config.num_hidden_layers``.
-        default: how many the engine takes where it does not; None if it has to.
+        default: how many the engine takes where it does not, or always if there is no ``depth``; None if it has to.
         needs: what ``config.json`` must have for these layers to be there, if not all models have them: neither null
             nor 0.
         promoted: whether the engine quantises them as finely as the embedding.
