@@ -15,6 +15,8 @@ import shutil
 import statistics
 import subprocess
 import sys
+import time
+from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -32,7 +34,9 @@ KINDS = ("q4_0", "q4k", "q8_0", "q2k", "q3k", "q5k", "q6k", "afq4", "mxfp4", "hq
 IN_GGUF = ("q4_0", "q4k", "q8_0", "q2k", "q3k", "q5k", "q6k")
 THREADS = 2
 TOKENS = 8
-ROUNDS = 4
+ROUNDS = 5
+SECONDS = 12
+"""After which no further round of a model begins."""
 SLOW = 0.5
 """Seconds a token from which on a program answers once, with :data:`FEW`."""
 FEW = 3
@@ -68,7 +72,7 @@ class Program:
         command = [str(python), str(Path(token_times.__file__).resolve()), name, str(model), str(THREADS)]
         root = {"PYTHONPATH": str(Path(__file__).resolve().parents[2])} if name == "uqff" else {}
         environment = {**os.environ, **root, "UQFF_NUM_THREADS": str(THREADS), "RAYON_NUM_THREADS": str(THREADS)}
-        pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+        pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
         self._name = name
         self._process: subprocess.Popen[str] = subprocess.Popen(command, **pipes, text=True, env=environment)
 
@@ -79,11 +83,13 @@ class Program:
             RuntimeError: it has ended.
         """
         assert self._process.stdout is not None
+        log: deque[str] = deque(maxlen=20)
         for line in self._process.stdout:
             _, found, answer = line.partition(token_times.RESULT)
             if found:
                 return answer.strip()
-        raise RuntimeError(f"{self._name} ended with {self._process.wait()}")
+            log.append(line)
+        raise RuntimeError(f"{self._name} ended with {self._process.wait()}:\n{''.join(log)}")
 
     def times(self, how: str, tokens: int) -> list[float]:
         """Seconds from each token to the next."""
@@ -101,12 +107,13 @@ class Program:
 
 @contextlib.contextmanager
 def programs(commands: dict[str, tuple[Path, Path]]) -> Iterator[dict[str, Program]]:
-    """Of each name, its interpreter and model: all of them, loaded one after the other."""
+    """Of each name, its interpreter and model: all of them, loaded."""
     running: dict[str, Program] = {}
     try:
         for name, (python, model) in commands.items():
             running[name] = Program(python, name, model)
-            running[name].said()
+        for each in running.values():
+            each.said()
         yield running
     finally:
         for each in running.values():
@@ -117,7 +124,10 @@ def times_of(running: dict[str, Program]) -> dict[str, list[float]]:
     """Seconds of tokens of each program and way, in turn; a first answer of each counts only if the program is slow."""
     asked = [(program, how) for program in running for how in (("exact", "engine") if program == "uqff" else ("",))]
     found: dict[str, list[float]] = {}
+    begun = time.perf_counter()
     for turn in range(1 + ROUNDS):
+        if turn > 1 and time.perf_counter() - begun > SECONDS:
+            break
         for program, how in asked:
             name = f"{program} {how}".strip()
             if turn and statistics.median(found[name]) > SLOW:
