@@ -1,6 +1,6 @@
 """Tokens a second of larger random models, one sequence, two threads: ours in both arithmetics, the engine, llama.cpp.
 
-A Llama of 250 million weights and one of a thousand million, made once and kept in the user's cache, some 12 GB.  All
+A Llama of 250 million weights and one of a thousand million, made once and kept in the user's cache, some 17 GB.  All
 programs have a model loaded at the same time, each in a process of its own, and answer in turn, a few tokens each, for
 some rounds: what else happens on the machine happens to all.  llama.cpp runs the GGUF file that ``uqff convert`` makes
 of ours, the engine ours.
