@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import mmap
 import os
 import re
 import subprocess
@@ -242,6 +243,22 @@ def test_too_little_memory_is_2(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("uqff.container.file.MappedFile", exhaust)
     result = CliRunner().invoke(main, ["inspect", str(FILE)])
     assert (result.exit_code, result.output) == (2, "uqff: out of memory\n")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="what Linux says")
+def test_a_file_that_is_cut_while_it_is_copied_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of mapped memory that is written and has gone, the system says "Bad address", which nobody understands."""
+    source = tmp_path / "cut"
+    source.write_bytes(bytes(2 * mmap.PAGESIZE))
+
+    def copy(*_: object) -> None:
+        with open(source, "r+b") as file, mmap.mmap(file.fileno(), 0) as mapped, open(tmp_path / "out", "wb") as out:
+            file.truncate(0)
+            os.write(out.fileno(), mapped)
+
+    monkeypatch.setattr("uqff.container.file.MappedFile", copy)
+    result = CliRunner().invoke(main, ["inspect", str(FILE)])
+    assert (result.exit_code, result.output) == (2, "uqff: a file has become shorter while it was read\n")
 
 
 OPTIONS = {

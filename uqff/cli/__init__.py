@@ -8,6 +8,7 @@ cannot be read), 130 interrupted, 141 the reader of a pipe went away.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import sys
 from importlib import import_module
@@ -112,7 +113,9 @@ class LazyGroup(click.Group):
             _drop_output()
             ctx.exit(PIPE_CLOSED)
         except OSError as error:
-            _fail(ctx, f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}", 2)
+            # What the system says of memory whose file has been cut, when it is to write that.
+            reason = "a file has become shorter while it was read" if error.errno == errno.EFAULT else error.strerror
+            _fail(ctx, f"{reason or error}{f': {error.filename}' if error.filename else ''}", 2)
         except MemoryError:
             _fail(ctx, "out of memory", 2)
         return result
