@@ -164,6 +164,23 @@ def test_sizes_of_a_configuration_of_deepseek(tmp_path: Path, key: str) -> None:
         assert caught.value.field == key
 
 
+def test_nonsense_in_a_configuration_of_granite(tmp_path: Path) -> None:
+    """Numbers that are none are refused as such; null heads of keys are as many as those of queries."""
+    config, tensors = checkpoint_of("Granite")
+    write_checkpoint(config, tensors, tmp_path / "a.gguf", "q8_0")
+    (tmp_path / "own").mkdir()
+    nonsense = (
+        {"num_hidden_layers": "x"},
+        {"intermediate_size": None},
+        {"model_type": 3.5},
+        {"num_key_value_heads": None},
+    )
+    for changed in nonsense:
+        (tmp_path / "own/config.json").write_text(json.dumps(config | changed))
+        with pytest.raises(FormatError):
+            uqff_of_gguf(tmp_path / "a.gguf", tmp_path / "u", assets=tmp_path / "own")
+
+
 def test_transposed_plain_keys_of_deepseek(tmp_path: Path) -> None:
     """Of F16 and BF16 they are the same words; a file that has them whole comes back with its keys transposed."""
     config, tensors = checkpoint_of("DeepSeek V2")

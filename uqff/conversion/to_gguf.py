@@ -113,7 +113,9 @@ class ToGgufJob:
 
     def __init__(self, file: UqffFile, config: dict[str, Any], directory: Path) -> None:
         self.file = file
-        self.config = {"num_key_value_heads": config.get("num_attention_heads"), **config}
+        self.config = dict(config)
+        if config.get("num_key_value_heads") is None:
+            self.config["num_key_value_heads"] = config.get("num_attention_heads")
         self.layout = WeightLayout.of(config).check(str(directory / CONFIG_NAME))
         self.architecture = architecture_of_config(config)
         self.notes: list[str] = []

@@ -424,9 +424,9 @@ def check_config(config: Mapping[str, Any], file: GgufFile, architecture: GgufAr
         got = inner_size(config) if key == "intermediate_size" else config.get(key)
         got = defaults.get(key) if got is None else got
         if isinstance(got, float) or isinstance(said[key], float):
-            same = (
-                isinstance(got, (int, float)) and abs(got) <= FLOAT32_MAX and np.float32(got) == np.float32(said[key])
-            )
+            same = False
+            if isinstance(got, (int, float)) and isinstance(said[key], (int, float)):
+                same = bool(abs(got) <= FLOAT32_MAX and np.float32(got) == np.float32(said[key]))
         else:
             same = type(got) is type(said[key]) and got == said[key]
         if not same:

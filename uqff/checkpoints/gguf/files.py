@@ -114,7 +114,9 @@ class GgufTensors(TensorFiles):
                 )
             WeightLayout.of(config).check()
             self.notes += check_config(config, self.file, self.architecture, str(path))
-        return {"num_key_value_heads": config["num_attention_heads"], **config}
+        if config.get("num_key_value_heads") is None:
+            config = {**config, "num_key_value_heads": config["num_attention_heads"]}
+        return config
 
     def _found(self) -> dict[str, tuple[GgufTensor, ...]]:
         """Names in the checkpoint to the tensors that each is made of, in the order of the file."""

@@ -35,6 +35,7 @@ from uqff.checkpoints.gguf.table import ARCHITECTURES
 from uqff.codes import Version
 from uqff.errors import UnsupportedError
 from uqff.models.architectures import EntryName, architecture_of, entry_names
+from uqff.models.text import count
 
 __all__ = [
     "ARCHITECTURES",
@@ -312,7 +313,7 @@ def _latent_sizes(config: Mapping[str, Any]) -> dict[str, int]:
 
 def inner_size(config: Mapping[str, Any]) -> int:
     """The inner size of the MLP, of which LFM2 has two thirds if it says so."""
-    inner: int = config["intermediate_size"]
+    inner = count(config, "intermediate_size", least=1, most=2**31 - 1)
     if config.get("block_auto_adjust_ff_dim", "block_multiple_of" in config):
         multiple = config.get("block_multiple_of", 256)
         inner = int(config.get("block_ffn_dim_multiplier", 1.0) * int(2 * inner / 3))

@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from uqff.checkpoints.gguf.declared import BlockTensor, GgufArchitecture, Joined
 from uqff.checkpoints.gguf.forms import SQUEEZED, TURNS
-from uqff.models.text import ATTENDS, CONVOLVES, LATER, LOW_RANK, ROUTED
+from uqff.models.text import ATTENDS, CONVOLVES, LATER, LOW_RANK, ROUTED, count
 
 __all__ = ["ARCHITECTURES"]
 
@@ -61,7 +61,7 @@ def _greedy(config: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def _all_attend(config: Mapping[str, Any]) -> bool:
     """Whether a model of Granite 4 has no Mamba layer."""
-    return all(ATTENDS.holds(config, block) for block in range(config["num_hidden_layers"]))
+    return all(ATTENDS.holds(config, block) for block in range(count(config, "num_hidden_layers", least=1)))
 
 
 def _attending(config: Mapping[str, Any]) -> Mapping[str, Any]:
