@@ -20,6 +20,7 @@ from uqff.models.architectures import (
     with_stated_tie,
 )
 from uqff.models.patterns import Pattern
+from uqff.models.renaming import ModulePaths
 
 LAYER = "model.layers.0"
 SEVEN = [f"self_attn.{n}_proj" for n in "qkvo"] + [f"mlp.{n}_proj" for n in ("gate", "up", "down")]
@@ -311,3 +312,6 @@ def test_the_tower_of_phi_3_v_is_that_of_the_engine() -> None:
     assert f"{vision}.img_processor.vision_model.encoder.layers.23.self_attn.out_proj" in of_tower
     assert of_tower[-2:] == [f"{vision}.img_projection.0", f"{vision}.img_projection.2"]
     assert "model.layers.1.mlp.gate_up_proj" in keys
+    paths = ModulePaths(config)
+    assert not paths.is_of_text(f"{vision}.glb_GN")
+    assert paths.is_of_text("model.layers.1.mlp.gate_up_proj")

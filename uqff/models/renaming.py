@@ -63,7 +63,10 @@ class ModulePaths:
 
     def is_of_text(self, path: str) -> bool:
         """Whether something belongs to the language model, by its path in a file."""
-        return path.startswith((f"{self._architecture.decoder}.", self._architecture.head))
+        decoder, head, towers = self._architecture.decoder, self._architecture.head, self._architecture.towers
+        if not self._architecture.text_config and path.startswith(tuple(f"{tower.path}." for tower in towers)):
+            return False  # Phi-3-V has its tower within the module that has the decoder layers
+        return path.startswith((f"{decoder}.", head))
 
     @cached_property
     def parts(self) -> dict[str, list[str]]:
