@@ -12,7 +12,7 @@ from typing import Any, Final
 from uqff.checkpoints.gguf.forms import AS_IS, Form
 from uqff.models.text import Rule
 
-__all__ = ["BLOCK", "ROOT", "BlockTensor", "GgufArchitecture", "Joined"]
+__all__ = ["BLOCK", "ROOT", "BlockTensor", "GgufArchitecture", "SeveralMatrices"]
 
 ROOT: Final = {
     "model.embed_tokens": "token_embd",
@@ -83,7 +83,7 @@ BLOCK: Final = {
 
 
 @dataclass(frozen=True)
-class Joined:
+class SeveralMatrices:
     """Several matrices of GGUF that are one of a model, by whole rows, which no code is touched for.
 
     Attributes:
@@ -193,7 +193,7 @@ class GgufArchitecture:
     scalings: tuple[str, ...] = ()
     yarn: Mapping[str, Any] = field(default_factory=dict)
     latent: bool = False
-    joined: Mapping[str, Joined] = field(default_factory=dict)
+    joined: Mapping[str, SeveralMatrices] = field(default_factory=dict)
 
     @property
     def stated_keys(self) -> tuple[str, ...]:

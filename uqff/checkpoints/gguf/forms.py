@@ -68,7 +68,7 @@ class Plus(Form):
         return (numbers.reshape(shapes[0]) + np.float32(self.number),)
 
 
-class _Turns(Form):
+class _InTurns(Form):
     def shapes(self, shape: Shape, config: Mapping[str, Any]) -> tuple[Shape, ...]:
         return ((*shape[:-1], shape[-1] // 2),) * 2
 
@@ -81,4 +81,4 @@ class _Turns(Form):
 
 AS_IS: Final = Form()
 SQUEEZED: Final[Form] = _Squeezed()
-TURNS: Final[Form] = _Turns()
+TURNS: Final[Form] = _InTurns()

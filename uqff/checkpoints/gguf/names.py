@@ -29,7 +29,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any, Final, NamedTuple
 
-from uqff.checkpoints.gguf.declared import BLOCK, ROOT, GgufArchitecture, Joined
+from uqff.checkpoints.gguf.declared import BLOCK, ROOT, GgufArchitecture, SeveralMatrices
 from uqff.checkpoints.gguf.forms import AS_IS, Form, Plus
 from uqff.checkpoints.gguf.table import ARCHITECTURES
 from uqff.codes import Version
@@ -142,7 +142,7 @@ def gguf_names(path: str, architecture: GgufArchitecture) -> tuple[str, ...]:
     return tuple(f"blk.{match[1]}.{name}" for name in architecture.stored_names(match[2]))
 
 
-def joined_of(path: str, architecture: GgufArchitecture) -> Joined | None:
+def joined_of(path: str, architecture: GgufArchitecture) -> SeveralMatrices | None:
     """How a module of a model is made of several matrices of GGUF; None if it is one."""
     match = _BLOCK_PATH.fullmatch(path)
     return None if match is None else architecture.joined.get(match[2])

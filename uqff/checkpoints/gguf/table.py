@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
-from uqff.checkpoints.gguf.declared import BlockTensor, GgufArchitecture, Joined
+from uqff.checkpoints.gguf.declared import BlockTensor, GgufArchitecture, SeveralMatrices
 from uqff.checkpoints.gguf.forms import SQUEEZED, TURNS
 from uqff.models.text import ATTENDS, CONVOLVES, LATER, LOW_RANK, ROUTED, count
 
@@ -297,7 +297,7 @@ ARCHITECTURES: Final = (
         stated={"rope.scaling.finetuned": True},
         own_head_size=False,
         renamed={"shared_mlp.output_linear": "ffn_down"},
-        joined={"shared_mlp.input_linear": Joined(("ffn_gate", "ffn_up"))},
+        joined={"shared_mlp.input_linear": SeveralMatrices(("ffn_gate", "ffn_up"))},
     ),
     GgufArchitecture(
         "granitemoe",
@@ -319,8 +319,8 @@ ARCHITECTURES: Final = (
             "shared_mlp.output_linear": "ffn_down_shexp",
         },
         joined={
-            "block_sparse_moe.input_linear": Joined(("ffn_gate_exps", "ffn_up_exps")),
-            "shared_mlp.input_linear": Joined(("ffn_gate_shexp", "ffn_up_shexp")),
+            "block_sparse_moe.input_linear": SeveralMatrices(("ffn_gate_exps", "ffn_up_exps")),
+            "shared_mlp.input_linear": SeveralMatrices(("ffn_gate_shexp", "ffn_up_shexp")),
         },
     ),
     GgufArchitecture(
@@ -344,7 +344,7 @@ ARCHITECTURES: Final = (
         needs_window=True,
         scalings=("yarn",),
         yarn={"truncate": False},
-        joined={"mlp.experts.gate_up_proj": Joined(("ffn_gate_exps", "ffn_up_exps"), turns=True)},
+        joined={"mlp.experts.gate_up_proj": SeveralMatrices(("ffn_gate_exps", "ffn_up_exps"), turns=True)},
     ),
     GgufArchitecture(
         "hunyuan-dense",
