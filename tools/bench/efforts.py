@@ -8,19 +8,20 @@ import numpy as np
 import numpy.typing as npt
 
 import uqff
-from uqff.families.encoding import EFFORTS
+from uqff.families.encoding import EffortName
 from uqff.quantization.error import distance
 from uqff.quantization.types import kinds
 
 REPEATS = 3
+EFFORTS: tuple[EffortName, EffortName] = ("engine", "best")
 
 
-def seconds(weight: npt.NDArray[np.float32], kind: str, effort: str) -> float:
+def seconds(weight: npt.NDArray[np.float32], kind: str, effort: EffortName) -> float:
     """The least of several times."""
     times = []
     for _ in range(REPEATS):
         start = time.perf_counter()
-        uqff.quantize(weight, kind, effort=effort)  # type: ignore[arg-type]
+        uqff.quantize(weight, kind, effort=effort)
         times.append(time.perf_counter() - start)
     return min(times)
 

@@ -77,22 +77,22 @@ def _better(
 def choose(x: F32, w: F32, engine: F32, own: F32) -> npt.NDArray[np.bool_]:
     """Which blocks are nearer in ``own`` than in ``engine``; all ``[n, size]``. Not those that are no numbers."""
     with np.errstate(all="ignore"):
-        before, after = squared_errors(x, w, engine), squared_errors(x, w, own)
+        before, after = squared_errors(x, w, engine, own)
         nearer: npt.NDArray[np.bool_] = (after < before) | (np.isnan(before) & np.isfinite(after))
         return nearer
 
 
-def squared_errors(x: F32, w: F32, y: F32) -> npt.NDArray[np.float64]:
-    """The weighted squared error of every block, ``[n]``: float64, added up in the order of the elements."""
+def squared_errors(x: F32, w: F32, y: F32, z: F32) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """The weighted squared errors of every block of y and of z, ``[n]``: float64, in the order of the elements."""
     if simd.enabled():
         from uqff.simd import fitting
 
         kernel: Any = fitting.squared_errors
-        made = np.empty(len(x))
-        kernel(x, w, y, made, 0, len(x))
-        return made
-    e = x.T.astype(np.float64) - y.T
-    return total(w.T * e * e)
+        made = np.empty((2, len(x)))
+        kernel(x, w, y, z, *made, 0, len(x))
+        return made[0], made[1]
+    of_y, of_z = (x.T.astype(np.float64) - each.T for each in (y, z))
+    return total(w.T * of_y * of_y), total(w.T * of_z * of_z)
 
 
 def importance_of(importance: F32, shape: Sequence[int], flat: npt.NDArray[np.int64]) -> F32:

@@ -3,12 +3,14 @@
 A block is ``x ~ scale * code`` or ``x ~ scale * code + offset`` with whole codes in a range.  For given codes the best
 scale and offset are a least-squares problem with a closed form; for a given scale and offset the best codes are the
 nearest.  A search tries scales (and offsets) that lie around those which just hold the extremes of the block, takes the
-codes nearest to each and asks what their least squares would explain; from the best it alternates between the two.
+codes nearest to each and asks what their least squares would explain; from the best (of scales with offsets: from some
+of the best) it alternates between the two.
 Then what is stored is rounded as the format stores it, neighbours of the rounded scale are tried as well, and the codes
 are those nearest to what a reader will see.
 
-Everything is float64, so no float32 block overflows or underflows; sums run over the elements of a block in their
-order.  Arrays are ``[size, n]``: elements run along the first axis, blocks along the last.
+Everything is float64, so no float32 block overflows or underflows, but for the choice among scales with offsets, whose
+blocks are taken to a common range; sums run over the elements of a block in their order.  Arrays are ``[size, n]``:
+elements run along the first axis, blocks along the last.
 :mod:`uqff.simd.fitting` is the same in kernels, to the last bit.
 
 The class of search is that of ggml's ``make_qx_quants`` and ``make_qkx2_quants``, with finer starts.
@@ -32,11 +34,15 @@ from uqff.numerics.packing import (
 
 __all__ = [
     "BF16",
+    "CANDIDATES",
     "E4M3",
     "F16",
     "F32",
     "NEIGHBOURS",
+    "STEPS",
     "TURNS",
+    "Narrow",
+    "Single",
     "Wide",
     "affine_starts",
     "fit_affine",
@@ -50,10 +56,14 @@ __all__ = [
 ]
 
 Wide: TypeAlias = npt.NDArray[np.float64]
+Narrow: TypeAlias = npt.NDArray[np.float32]
 _Float = TypeVar("_Float", bound=np.floating[Any])
 
 TURNS: Final = 4
-"""How often a search alternates between codes and scales after its starts."""
+"""How often a search for a scale alternates between codes and scales after its starts."""
+
+CANDIDATES, STEPS = 4, 2
+"""How many of the starts of scale and offset go on, and how often they alternate."""
 
 F32, F16, BF16, E4M3 = 0, 1, 2, 3
 """How a scale is stored; ``E4M3``: 416 times itself, as F8Q8 does."""
@@ -68,6 +78,9 @@ E4M3_UNIT: Final = np.float32(416)
 
 SINGULAR: Final = 1e-12
 """Codes whose variance is below this part of their mean square are one code: they say nothing of a scale."""
+
+SINGULAR_32: Final = np.float32(1e-6)
+"""The same in float32."""
 
 
 def scale_starts(low: int, widest: float, narrowest: float, count: int, signs: tuple[int, ...] = (1, -1)) -> Wide:
@@ -111,9 +124,10 @@ def total(terms: npt.NDArray[_Float]) -> npt.NDArray[_Float]:
     return made
 
 
-def inverse(d: Wide) -> Wide:
+def inverse(d: npt.NDArray[_Float]) -> npt.NDArray[_Float]:
     """1 / d, 0 where d is 0."""
-    made: Wide = np.where(d != 0, 1 / np.where(d != 0, d, 1), 0.0)
+    one = d.dtype.type(1)
+    made: npt.NDArray[_Float] = np.where(d != 0, one / np.where(d != 0, d, one), d.dtype.type(0))
     return made
 
 
@@ -155,6 +169,9 @@ def fit_scale(x: Wide, w: Wide, low: float, high: float, starts: Wide) -> Wide:
 def fit_affine(x: Wide, w: Wide, top: float, starts: Wide, *, free: bool) -> tuple[Wide, Wide]:
     """Scale and offset of ``x ~ scale * code + offset``, codes from 0 to ``top``, before they are rounded.
 
+    The starts are looked at in float32, of blocks whose numbers are taken to 0 to 1 and whose weights to 1 at most: the
+    best of them take some steps each, and the best of these is solved for again in float64.
+
     Args:
         x: finite float64 ``[size, n]``.
         w: weights of the squared errors, not negative, like ``x``.
@@ -165,33 +182,91 @@ def fit_affine(x: Wide, w: Wide, top: float, starts: Wide, *, free: bool) -> tup
     least, most = x.min(0), x.max(0)
     if not free:
         least, most = np.minimum(least, 0.0), np.maximum(most, 0.0)
-    span, wx = most - least, w * x
+    span = most - least
+    unit = inverse(span)
+    block = Single((x - least) * unit, w * inverse(w.max(0)), -least * unit, top, free=free)
+    errors, scales, offsets = (np.zeros((CANDIDATES, *span.shape), np.float32) for _ in range(3))
+    errors[:] = np.inf
+    for a, b in starts:
+        error, s, z = block.step(np.float32(top / (1.0 - a - b)), np.float32(a))
+        for k in range(CANDIDATES):
+            better = error < errors[k]
+            errors[k], error = np.where(better, error, errors[k]), np.where(better, errors[k], error)
+            scales[k], s = np.where(better, s, scales[k]), np.where(better, scales[k], s)
+            offsets[k], z = np.where(better, z, offsets[k]), np.where(better, offsets[k], z)
+    best, scale32, offset32 = errors[0], scales[0], offsets[0]
+    for k in range(CANDIDATES):
+        s, z = scales[k], offsets[k]
+        for _ in range(STEPS):
+            error, s, z = block.step(inverse(s), z)
+            better = error < best
+            best = np.where(better, error, best)
+            scale32, offset32 = np.where(better, s, scale32), np.where(better, z, offset32)
+    wx = w * x
     sum_w, sum_x = total(w), total(wx)
-    scale, offset = np.zeros_like(span), sum_x * inverse(sum_w)
+    q = nearest_codes((x - (least + offset32 * span)) * inverse(scale32 * span), 0.0, top)
+    wq = w * q
+    codes, squares, products = total(wq), total(wq * q), total(wx * q)
+    determinant = sum_w * squares - codes * codes
+    regular = determinant > SINGULAR * (sum_w * squares)
+    inverted = inverse(determinant)
+    scale, offset = (sum_w * products - sum_x * codes) * inverted, (squares * sum_x - codes * products) * inverted
+    flat = sum_x * inverse(sum_w)
     if not free:
-        offset = np.minimum(offset, 0.0)
-    best = offset * (2 * sum_x - offset * sum_w)
-    for start in [*starts, *(None,) * TURNS]:
-        if start is None:
-            factor, zero = inverse(scale), offset
-        else:
-            factor, zero = top * inverse(span * (1.0 - start[0] - start[1])), least + start[0] * span
-        q = nearest_codes((x - zero) * factor, 0.0, top)
-        wq = w * q
-        codes, squares, products = total(wq), total(wq * q), total(wx * q)
-        determinant = sum_w * squares - codes * codes
-        regular = determinant > SINGULAR * (sum_w * squares)
+        inside = regular & (offset <= 0)
+        scale, offset = np.where(inside, scale, products * inverse(squares)), np.where(inside, offset, 0.0)
+        regular = squares > 0
+        flat = np.minimum(flat, 0.0)
+    explained = scale * (2 * products - scale * squares - 2 * (offset * codes)) + offset * (2 * sum_x - offset * sum_w)
+    better = regular & (scale > 0) & (explained > flat * (2 * sum_x - flat * sum_w))
+    return np.where(better, scale, 0.0), np.where(better, offset, flat)
+
+
+class Single:
+    """Blocks in float32, for :func:`fit_affine` to compare starts by.
+
+    Args:
+        y: numbers from 0 to 1, ``[size, n]``.
+        u: weights from 0 to 1, like ``y``.
+        ceiling: what an offset may not be above, unless it is free, ``[n]``.
+        top: the largest code.
+        free: whether it is.
+    """
+
+    def __init__(self, y: Wide, u: Wide, ceiling: Wide, top: float, *, free: bool) -> None:
+        self.y, self.u, self.ceiling = y.astype(np.float32), u.astype(np.float32), ceiling.astype(np.float32)
+        self.top, self.free = np.float32(top), free
+        self.sum_u = total(self.u)
+
+    def step(self, factor: Narrow | np.float32, zero: Narrow | np.float32) -> tuple[Narrow, Narrow, Narrow]:
+        """The best scale and offset for the codes that are nearest to ``(y - zero) * factor``, after their error.
+
+        It is that of ``r ~ grow * code + shift`` for what is left of these numbers, ``r``, so that little cancels; and
+        infinite where there is no scale above zero.
+        """
+        v = (self.y - zero) * factor
+        q = np.rint(np.fmin(np.fmax(v, np.float32(0)), self.top))
+        r = v - q
+        ur, uq = self.u * r, self.u * q
+        rests, codes = total(ur), total(uq)
+        rests2, products, squares = total(ur * r), total(ur * q), total(uq * q)
+        determinant = self.sum_u * squares - codes * codes
+        regular = determinant > SINGULAR_32 * (self.sum_u * squares)
         inverted = inverse(determinant)
-        s, b = (sum_w * products - sum_x * codes) * inverted, (squares * sum_x - codes * products) * inverted
-        if not free:
-            inside = regular & (b <= 0)
-            s, b = np.where(inside, s, products * inverse(squares)), np.where(inside, b, 0.0)
+        grow = (self.sum_u * products - rests * codes) * inverted
+        shift = (squares * rests - products * codes) * inverted
+        if not self.free:
+            most = (self.ceiling - zero) * factor
+            inside = regular & (shift <= most)
+            grow = np.where(inside, grow, (products - most * codes) * inverse(squares))
+            shift = np.where(inside, shift, most)
             regular = squares > 0
-        explained = s * (2 * products - s * squares - 2 * (b * codes)) + b * (2 * sum_x - b * sum_w)
-        better = regular & (s > 0) & (explained > best)
-        best = np.where(better, explained, best)
-        scale, offset = np.where(better, s, scale), np.where(better, b, offset)
-    return scale, offset
+        error = rests2 + grow * (grow * squares - 2 * products) + shift * (shift * self.sum_u - 2 * rests)
+        error = error + 2 * (grow * shift) * codes
+        one = inverse(np.asarray(factor))
+        scale = (grow + np.float32(1)) * one
+        error = np.where(regular & (scale > 0), error * one * one, np.float32(np.inf))
+        return error, scale, zero + shift * one
 
 
 def quantize_scaled(

@@ -11,19 +11,30 @@ from __future__ import annotations
 
 import numpy as np
 
-from uqff.numerics.fitting import BF16, E4M3, E4M3_UNIT, F16, NEIGHBOURS, SINGULAR, TURNS, UNITS
+from uqff.numerics.fitting import (
+    BF16,
+    CANDIDATES,
+    E4M3,
+    E4M3_UNIT,
+    F16,
+    NEIGHBOURS,
+    SINGULAR,
+    SINGULAR_32,
+    STEPS,
+    TURNS,
+    UNITS,
+)
 from uqff.numerics.packing import e4m3_to_float32
 from uqff.simd.bits import bf16_bits, bits_of, e4m3_code, f16_bits, f16_value, float_of
 from uqff.simd.compiling import inline, kernel
-from uqff.simd.load_store import load_f64, store_f64
+from uqff.simd.load_store import load_f32, load_f64, store_f32, store_f64
 from uqff.simd.masks import where
 from uqff.simd.scratch import scratch
-from uqff.simd.vectors import LANES, splat
+from uqff.simd.vectors import LANES, narrow, splat, wide
 
 __all__ = [
     "MOST",
     "affine_blocks",
-    "affine_sums",
     "fit_affine",
     "fit_scale",
     "inverse",
@@ -39,10 +50,12 @@ MOST = 256
 """Elements of the largest block."""
 
 _TILE = MOST * LANES
+_KEPT = 3 * CANDIDATES * LANES
 
 _E4M3 = e4m3_to_float32(np.arange(256, dtype=np.uint8))
 _UNITS = np.array(UNITS)
 _NEIGHBOURS = np.array(NEIGHBOURS)
+_SHIFT_32 = np.float32(1.5 * 2.0**23)
 _SHIFT = 1.5 * 2.0**52
 """Added and taken away again it rounds to whole numbers, ties to even: doubles there count in ones."""
 
@@ -130,17 +143,72 @@ def fit_scale(tx, tw, size, low, high, starts):
 
 
 @inline
-def affine_sums(tx, tw, size, top, factor, zero):
-    """Weighted sums of codes, of their squares and of their products with the weights, per lane."""
-    codes, squares, products = splat(0.0), splat(0.0), splat(0.0)
+def singles(ty, tu, tx, tw, size, least, unit, weight):
+    """A tile in float32: numbers from 0 to 1, weights to 1 at most; the sum of these."""
+    sum_u = splat(np.float32(0))
     for i in range(size):
-        v, u = load_f64(tx, i * LANES), load_f64(tw, i * LANES)
-        q = nearest((v - zero) * factor, 0.0, top)
-        uq = u * q
+        u = narrow(load_f64(tw, i * LANES) * weight)
+        store_f32(ty, i * LANES, narrow((load_f64(tx, i * LANES) - least) * unit))
+        store_f32(tu, i * LANES, u)
+        sum_u = sum_u + u
+    return sum_u
+
+
+@inline
+def inverses_32(d):
+    """:func:`inverses` in float32."""
+    return where(d != np.float32(0), splat(np.float32(1)) / d, splat(np.float32(0)))
+
+
+@inline
+def step(ty, tu, size, top, sum_u, ceiling, free, factor, zero):
+    """See :meth:`uqff.numerics.fitting.Single.step`, per lane."""
+    none = splat(np.float32(0))
+    rests, codes, rests2, products, squares = none, none, none, none, none
+    high = splat(np.float32(top))
+    for i in range(size):
+        v, u = (load_f32(ty, i * LANES) - zero) * factor, load_f32(tu, i * LANES)
+        q = where(v > none, v, none)
+        q = where(q < high, q, high)
+        q = (q + _SHIFT_32) - _SHIFT_32
+        r = v - q
+        ur, uq = u * r, u * q
+        rests = rests + ur
         codes = codes + uq
+        rests2 = rests2 + ur * r
+        products = products + ur * q
         squares = squares + uq * q
-        products = products + u * v * q
-    return codes, squares, products
+    determinant = sum_u * squares - codes * codes
+    regular = determinant > sum_u * squares * SINGULAR_32
+    inverted = inverses_32(determinant)
+    grow = (sum_u * products - rests * codes) * inverted
+    shift = (squares * rests - products * codes) * inverted
+    if not free:
+        most = (ceiling - zero) * factor
+        inside = regular & (shift <= most)
+        grow = where(inside, grow, (products - most * codes) * inverses_32(squares))
+        shift = where(inside, shift, most)
+        regular = squares > none
+    two = np.float32(2)
+    error = rests2 + grow * (grow * squares - products * two) + shift * (shift * sum_u - rests * two)
+    error = error + grow * shift * two * codes
+    one = inverses_32(factor)
+    scale = (grow + np.float32(1)) * one
+    error = where(regular & (scale > none), error * one * one, splat(np.float32(np.inf)))
+    return error, scale, zero + shift * one
+
+
+@inline
+def keep_candidate(kept, error, scale, offset):
+    """Put a start among the best so far, which are in the order of their errors."""
+    for k in range(CANDIDATES):
+        at = 3 * k * LANES
+        e, s, z = load_f32(kept, at), load_f32(kept, at + LANES), load_f32(kept, at + 2 * LANES)
+        better = error < e
+        store_f32(kept, at, where(better, error, e))
+        store_f32(kept, at + LANES, where(better, scale, s))
+        store_f32(kept, at + 2 * LANES, where(better, offset, z))
+        error, scale, offset = where(better, e, error), where(better, s, scale), where(better, z, offset)
 
 
 @inline
@@ -149,38 +217,60 @@ def fit_affine(tx, tw, size, top, starts, free):
     none = splat(0.0)
     first = load_f64(tx, 0)
     least, most = (first, first) if free else (none, none)
-    sum_w, sum_x = none, none
+    heaviest, sum_w, sum_x = none, none, none
     for i in range(size):
         v, u = load_f64(tx, i * LANES), load_f64(tw, i * LANES)
         least, most = where(v < least, v, least), where(v > most, v, most)
+        heaviest = where(u > heaviest, u, heaviest)
         sum_w = sum_w + u
         sum_x = sum_x + u * v
     span = most - least
-    scale, offset = none, sum_x * inverses(sum_w)
+    unit = inverses(span)
+    ty, tu = scratch(_TILE, np.float32), scratch(_TILE, np.float32)
+    sum_u = singles(ty, tu, tx, tw, size, least, unit, inverses(heaviest))
+    ceiling = narrow((none - least) * unit)
+    kept = scratch(_KEPT, np.float32)
+    for k in range(CANDIDATES):
+        store_f32(kept, 3 * k * LANES, splat(np.float32(np.inf)))
+        store_f32(kept, (3 * k + 1) * LANES, splat(np.float32(0)))
+        store_f32(kept, (3 * k + 2) * LANES, splat(np.float32(0)))
+    for turn in range(starts.shape[0]):
+        a, b = starts[turn, 0], starts[turn, 1]
+        factor, zero = splat(np.float32(top / (1.0 - a - b))), splat(np.float32(a))
+        error, s, z = step(ty, tu, size, top, sum_u, ceiling, free, factor, zero)
+        keep_candidate(kept, error, s, z)
+    best, scale, offset = load_f32(kept, 0), load_f32(kept, LANES), load_f32(kept, 2 * LANES)
+    s, z = scale, offset
+    for turn in range(CANDIDATES * STEPS):
+        if turn % STEPS == 0:
+            at = 3 * (turn // STEPS) * LANES
+            s, z = load_f32(kept, at + LANES), load_f32(kept, at + 2 * LANES)
+        error, s, z = step(ty, tu, size, top, sum_u, ceiling, free, inverses_32(s), z)
+        better = error < best
+        best = where(better, error, best)
+        scale, offset = where(better, s, scale), where(better, z, offset)
+    inverted, base = inverses(wide(scale) * span), least + wide(offset) * span
+    codes, squares, products = none, none, none
+    for i in range(size):
+        v, u = load_f64(tx, i * LANES), load_f64(tw, i * LANES)
+        q = nearest((v - base) * inverted, 0.0, top)
+        uq = u * q
+        codes = codes + uq
+        squares = squares + uq * q
+        products = products + u * v * q
+    determinant = sum_w * squares - codes * codes
+    regular = determinant > sum_w * squares * SINGULAR
+    inverted = inverses(determinant)
+    d, m = (sum_w * products - sum_x * codes) * inverted, (squares * sum_x - codes * products) * inverted
+    flat = sum_x * inverses(sum_w)
     if not free:
-        offset = where(offset < 0.0, offset, none)
-    best = offset * (sum_x * 2.0 - offset * sum_w)
-    for turn in range(starts.shape[0] + TURNS):
-        if turn < starts.shape[0]:
-            factor = inverses(span * (1.0 - starts[turn, 0] - starts[turn, 1])) * top
-            zero = least + span * starts[turn, 0]
-        else:
-            factor, zero = inverses(scale), offset
-        codes, squares, products = affine_sums(tx, tw, size, top, factor, zero)
-        determinant = sum_w * squares - codes * codes
-        regular = determinant > sum_w * squares * SINGULAR
-        inverted = inverses(determinant)
-        s = (sum_w * products - sum_x * codes) * inverted
-        b = (squares * sum_x - codes * products) * inverted
-        if not free:
-            inside = regular & (b <= 0.0)
-            s, b = where(inside, s, products * inverses(squares)), where(inside, b, none)
-            regular = squares > 0.0
-        explained = s * (products * 2.0 - s * squares - (b * codes) * 2.0) + b * (sum_x * 2.0 - b * sum_w)
-        better = regular & (s > 0.0) & (explained > best)
-        best = where(better, explained, best)
-        scale, offset = where(better, s, scale), where(better, b, offset)
-    return scale, offset
+        inside = regular & (m <= 0.0)
+        d, m = where(inside, d, products * inverses(squares)), where(inside, m, none)
+        regular = squares > 0.0
+        flat = where(flat < 0.0, flat, none)
+    explained = d * (products * 2.0 - d * squares - (m * codes) * 2.0) + m * (sum_x * 2.0 - m * sum_w)
+    better = regular & (d > 0.0) & (explained > flat * (sum_x * 2.0 - flat * sum_w))
+    return where(better, d, none), where(better, m, flat)
 
 
 @inline
@@ -285,11 +375,16 @@ def affine_blocks(x, w, top, starts, form, scales, offsets, codes, lo, hi):
 
 
 @kernel
-def squared_errors(x, w, y, errors, lo, hi):
-    """:func:`uqff.families.best.squared_errors` of blocks [lo, hi): float32 ``[n, size]``, to float64 ``[n]``."""
+def squared_errors(x, w, y, z, of_y, of_z, lo, hi):
+    """:func:`uqff.families.best.squared_errors` of blocks [lo, hi): float32 ``[n, size]``, to float64 ``[n]``.
+
+    Both at once, as either sum waits for itself.
+    """
     for block in range(lo, hi):
-        error = 0.0
+        first, second = 0.0, 0.0
         for i in range(x.shape[1]):
-            e = np.float64(x[block, i]) - np.float64(y[block, i])
-            error += np.float64(w[block, i]) * e * e
-        errors[block] = error
+            v, u = np.float64(x[block, i]), np.float64(w[block, i])
+            e, f = v - np.float64(y[block, i]), v - np.float64(z[block, i])
+            first += u * e * e
+            second += u * f * f
+        of_y[block], of_z[block] = first, second

@@ -19,7 +19,7 @@ every CPU has in :mod:`uqff.simd.cpu`.
 ``i32_to_f32``                  ``(I32) -> F32``: the value as a float, exact below 2**24
 ``truncated``                   ``(F32) -> I32``: towards zero; only for -2**31 <= value < 2**31
 ``as_f32`` ``as_i32``           the same bits as the other type
-``wide``                        ``(F32) -> F64``
+``wide`` ``narrow``             ``(F32) -> F64``, ``(F64) -> F32``: rounded to nearest, ties to even
 ``signed_words``                ``(U8) -> U16``: signed bytes, widened
 ``lo_u16_to_i32`` ``hi_...``    ``(U16) -> I32``: the first or last 16, widened
 ``where_less``                  ``(a, b, x, y)``: x where a < b (signed), else y
@@ -67,6 +67,7 @@ __all__ = [
     "lo_u8_to_f32",
     "lo_u16_to_i32",
     "multiply_add",
+    "narrow",
     "quarters",
     "ramp",
     "shuffled",
@@ -266,6 +267,7 @@ truncated = _conversion(F32, I32, "fptosi")
 as_f32 = _conversion(I32, F32, "bitcast")
 as_i32 = _conversion(F32, I32, "bitcast")
 wide = _conversion(F32, F64, "fpext")
+narrow = _conversion(F64, F32, "fptrunc")
 signed_words = _conversion(U8, U16, "sext")
 
 

@@ -77,7 +77,7 @@ def quantize(w: FloatArray, bits: int, group_size: int) -> tuple[ByteArray, Floa
 
 STARTS = {
     bits: fitting.affine_starts(2**bits - 1, most=most, count=count)
-    for bits, most, count in ((2, 0.3, 6), (3, 0.18, 6), (4, 0.09, 6), (6, 0.025, 5), (8, 0.005, 4))
+    for bits, most, count in ((2, 0.3, 6), (3, 0.15, 6), (4, 0.08, 6), (6, 0.02, 5), (8, 0.003, 4))
 }
 """Where the search of each width begins."""
 

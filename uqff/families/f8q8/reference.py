@@ -53,7 +53,7 @@ def quantize(w: FloatArray) -> ByteArray:
     return np.concatenate([scale, np.nan_to_num(codes, nan=0.0).astype(np.int8).view(np.uint8)], axis=-1)
 
 
-STARTS = fitting.scale_starts(-128, widest=1.004, narrowest=0.97, count=10, signs=(1,))
+STARTS = fitting.scale_starts(-128, widest=1.004, narrowest=0.97, count=6, signs=(1,))
 """Where the search begins."""
 
 

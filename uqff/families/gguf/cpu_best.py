@@ -51,7 +51,7 @@ def _quantize(name: str, x: Blocks, w: Blocks) -> U8:
             count,
             grain=GRAIN,
         )
-        return put_scaled(name, d, codes.T.astype(np.int32) + scaled.bias)
+        return put_scaled(name, d, codes.T + np.int8(scaled.bias))
     if name in AFFINE:
         affine = AFFINE[name]
         d, m = np.empty((2, count), np.float32)
@@ -61,7 +61,7 @@ def _quantize(name: str, x: Blocks, w: Blocks) -> U8:
             count,
             grain=GRAIN,
         )
-        return put_affine(name, d, m, codes.T.astype(np.int32))
+        return put_affine(name, d, m, codes.T)
     if name in K_AFFINE:
         return _quantize_k_affine(name, x, w)
     if name in K_SCALED:
@@ -81,7 +81,7 @@ def _quantize_k_affine(name: str, x: Blocks, w: Blocks) -> U8:
         lambda lo, hi: kernels.affine_super_blocks(*given, d, dmin, ls, lm, codes, lo, hi), count, grain=GRAIN // 8
     )
     scales, mins = (each.reshape(count, per_block).T.astype(np.int32) for each in (ls, lm))
-    return put_k_affine(name, d, dmin, scales, mins, codes.reshape(count, 256).T.astype(np.int32))
+    return put_k_affine(name, d, dmin, scales, mins, codes.reshape(count, 256).T)
 
 
 def _quantize_k_scaled(name: str, x: Blocks, w: Blocks) -> U8:
@@ -93,4 +93,4 @@ def _quantize_k_scaled(name: str, x: Blocks, w: Blocks) -> U8:
     given = sub_blocks, weights, low, high, scale_low, scale_high, kind.window, kind.starts, kind.units
     run_ranges(lambda lo, hi: kernels.scaled_super_blocks(*given, d, ls, codes, lo, hi), count, grain=GRAIN // 8)
     scales = ls.reshape(count, 16).T.astype(np.int32)
-    return put_k_scaled(name, d, scales, codes.reshape(count, 256).T.astype(np.int32))
+    return put_k_scaled(name, d, scales, codes.reshape(count, 256).T)

@@ -12,7 +12,7 @@ Every function takes float32 blocks ``[n_blocks, block_size]`` and weights alike
 
 from __future__ import annotations
 
-from typing import Final, NamedTuple, TypeAlias
+from typing import Any, Final, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -39,6 +39,8 @@ __all__ = ["AFFINE", "K_AFFINE", "K_SCALED", "ROUNDS", "SCALED", "Affine", "KAff
 
 Blocks: TypeAlias = npt.NDArray[np.float32]
 I32: TypeAlias = npt.NDArray[np.int32]
+Codes: TypeAlias = npt.NDArray[np.signedinteger[Any] | np.unsignedinteger[Any]]
+"""As int32 or in bytes."""
 U8: TypeAlias = npt.NDArray[np.uint8]
 
 ROUNDS: Final = 3
@@ -91,23 +93,23 @@ class KScaled(NamedTuple):
 SCALED: Final = {
     "Q4_0": Scaled(-8, 7, 8, F16, scale_starts(-8, widest=1.08, narrowest=0.66, count=16)),
     "Q5_0": Scaled(-16, 15, 16, F16, scale_starts(-16, widest=1.06, narrowest=0.78, count=18)),
-    "Q8_0": Scaled(-128, 127, 0, F16, scale_starts(-128, widest=1.004, narrowest=0.97, count=9)),
-    "Q8_1": Scaled(-128, 127, 0, F16, scale_starts(-128, widest=1.004, narrowest=0.97, count=9)),
+    "Q8_0": Scaled(-128, 127, 0, F16, scale_starts(-128, widest=1.004, narrowest=0.97, count=6)),
+    "Q8_1": Scaled(-128, 127, 0, F16, scale_starts(-128, widest=1.004, narrowest=0.97, count=6)),
     "Q8K": Scaled(-128, 127, 0, F32, scale_starts(-128, widest=1.004, narrowest=0.97, count=12)),
 }
 
 AFFINE: Final = {
-    "Q4_1": Affine(15, affine_starts(15, most=0.07, count=6)),
-    "Q5_1": Affine(31, affine_starts(31, most=0.05, count=7)),
+    "Q4_1": Affine(15, affine_starts(15, most=0.065, count=5)),
+    "Q5_1": Affine(31, affine_starts(31, most=0.04, count=5)),
 }
 
 NEAR: Final = np.array([0.0, -1.0, 1.0])
 """What is added to the scale and to the minimum of a sub-block to try them."""
 
 K_AFFINE: Final = {
-    "Q2K": KAffine(16, 3, 15, affine_starts(3, most=0.3, count=7), scale_starts(15, 1.08, 0.7, 20, (1,))),
-    "Q4K": KAffine(32, 15, 63, affine_starts(15, most=0.09, count=6), scale_starts(63, 1.02, 0.9, 8, (1,))),
-    "Q5K": KAffine(32, 31, 63, affine_starts(31, most=0.05, count=5), scale_starts(63, 1.02, 0.9, 8, (1,))),
+    "Q2K": KAffine(16, 3, 15, affine_starts(3, most=0.28, count=6), scale_starts(15, 1.08, 0.7, 20, (1,))),
+    "Q4K": KAffine(32, 15, 63, affine_starts(15, most=0.07, count=5), scale_starts(63, 1.02, 0.9, 8, (1,))),
+    "Q5K": KAffine(32, 31, 63, affine_starts(31, most=0.04, count=5), scale_starts(63, 1.02, 0.9, 8, (1,))),
 }
 
 K_SCALED: Final = {
@@ -142,26 +144,26 @@ def quantize(name: str, x: Blocks, w: Blocks) -> U8:
         return put_k_scaled(name, *search_k_scaled(x, w, K_SCALED[name]))
 
 
-def put_scaled(name: str, d: Blocks, q: I32) -> U8:
+def put_scaled(name: str, d: Blocks, q: Codes) -> U8:
     """Blocks of a type of :data:`SCALED`."""
     return getattr(assemble, name.lower())(d, q)  # type: ignore[no-any-return]
 
 
-def put_affine(name: str, d: Blocks, m: Blocks, q: I32) -> U8:
+def put_affine(name: str, d: Blocks, m: Blocks, q: Codes) -> U8:
     """Blocks of a type of :data:`AFFINE`."""
     return getattr(assemble, name.lower())(d, m, q)  # type: ignore[no-any-return]
 
 
-def put_k_affine(name: str, d: Blocks, dmin: Blocks, scales: I32, mins: I32, q: I32) -> U8:
+def put_k_affine(name: str, d: Blocks, dmin: Blocks, scales: I32, mins: I32, q: Codes) -> U8:
     """Blocks of a type of :data:`K_AFFINE`."""
     return getattr(assemble, name.lower())(d, dmin, scales, mins, q)  # type: ignore[no-any-return]
 
 
-def put_k_scaled(name: str, d: Blocks, scales: I32, q: I32) -> U8:
+def put_k_scaled(name: str, d: Blocks, scales: I32, q: Codes) -> U8:
     """Blocks of a type of :data:`K_SCALED`."""
     kind = K_SCALED[name]
     multiples = scales + kind.scale_bias if kind.scale_bias else scales.astype(np.int8)
-    return getattr(assemble, name.lower())(d, multiples, q - kind.low)  # type: ignore[no-any-return]
+    return getattr(assemble, name.lower())(d, multiples, q - q.dtype.type(kind.low))  # type: ignore[no-any-return]
 
 
 def search_k_affine(x: Blocks, w: Blocks, kind: KAffine) -> tuple[Blocks, Blocks, I32, I32, I32]:
