@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 
 import uqff
 from uqff.container.document import is_present
+from uqff.inspection.checksum import files_of
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="named pipes are POSIX")
 
@@ -63,6 +65,18 @@ def test_the_residual_and_the_configuration(tmp_path: Path) -> None:
         uqff.migrate(folder, tmp_path / "out")
     assert not uqff.verify(folder).clean
     assert not (tmp_path / "out").exists()
+
+
+def test_lists_of_checksums(tmp_path: Path) -> None:
+    """A list without what stands there would say that all is as it was; so would one without a link to nowhere."""
+    folder = _model(tmp_path / "a")
+    makers: list[Callable[[Path], None]] = [os.mkfifo, lambda path: path.symlink_to(tmp_path / "none")]
+    for make in makers:
+        make(folder / "config.json")
+        with _refused(folder / "config.json"):
+            files_of(folder)
+        (folder / "config.json").unlink()
+    assert files_of(folder) == (folder, ["m-0.uqff", "m-1.uqff"])
 
 
 def test_is_present(tmp_path: Path) -> None:

@@ -312,6 +312,7 @@ def files_of(path: PathLike) -> tuple[Path, list[str]]:
 
     Raises:
         ShardError: a gap in a set of shards.
+        FormatError: a pipe, a device or a link that leads nowhere stands among the files.
         FileNotFoundError: no such file.
     """
     path = select(path)
@@ -319,8 +320,12 @@ def files_of(path: PathLike) -> tuple[Path, list[str]]:
         paths, _ = resolve(path)
         return paths[0].parent, [each.name for each in paths]
     with os.scandir(path) as entries:
-        names = [entry.name for entry in entries if entry.is_file() and not entry.name.startswith(".")]
-    return path, sorted((name for name in names if name not in (SUMS_NAME, LAYER_SUMS_NAME)), key=encoded)
+        names = [entry.name for entry in entries if not entry.name.startswith(".") and not entry.is_dir()]
+    names = sorted((name for name in names if name not in (SUMS_NAME, LAYER_SUMS_NAME)), key=encoded)
+    for name in names:
+        if not (path / name).is_file():  # a list without it would say that all is there
+            raise FormatError("not a regular file", file=str(path / name))
+    return path, names
 
 
 def encoded(text: str) -> bytes:
