@@ -28,7 +28,7 @@ class DecoderStepCpu:
             attend: its attention, as ``transformers`` has it.
         """
         base = model.model
-        self._layers = [_Layer.of(layer) for layer in base.layers]
+        self._layers = [_Weights.of(layer) for layer in base.layers]
         self._norm, self._head, self._attend, self._cache = base.norm, model.lm_head, attend, cache.layers
         keys, _ = self._cache[0].room()
         cos, sin = angles(base.rotary_emb, keys)
@@ -92,7 +92,7 @@ class DecoderStepCpu:
         return logits
 
 
-class _Layer(NamedTuple):
+class _Weights(NamedTuple):
     """A layer of a decoder, as a step needs it."""
 
     attention: Any
@@ -102,7 +102,7 @@ class _Layer(NamedTuple):
     norms: tuple[Any, Any] | None
 
     @classmethod
-    def of(cls, layer: Any) -> _Layer:
+    def of(cls, layer: Any) -> _Weights:
         attention = layer.self_attn
         norms = getattr(attention, "q_norm", None), getattr(attention, "k_norm", None)
         known = None if norms[0] is None or norms[1] is None else norms

@@ -69,7 +69,7 @@ def kernel(function: _Function) -> _Function:
         if isinstance(compiled, CPUDispatcher):
             alone = compiled.alone = _Alone(str(Path(file._cache_path, f"{file._index_name}.lock")))  # type: ignore[attr-defined]
             kept.load_overload = _loaded_or_alone(kept.load_overload, alone)
-            compiled.__class__ = _Kernel
+            compiled.__class__ = _Dispatcher
     elif hasattr(kept, "disable"):
         # Another numba than those we know, or sources that cannot be read: slow to start rather than stale.
         kept.disable()
@@ -277,7 +277,7 @@ def overload(function: Callable[..., Any]) -> Callable[[Callable[..., Any]], Cal
     return cast("Callable[[Callable[..., Any]], Callable[..., Any]]", decorate)
 
 
-class _Kernel(CPUDispatcher):
+class _Dispatcher(CPUDispatcher):
     """What is alone while it is compiled."""
 
     alone: _Alone = _Alone("")  # of one that numba has made from a pickle
