@@ -71,6 +71,11 @@ def test_pipes_and_devices_are_no_files(tmp_path: Path) -> None:
     ):
         with pytest.raises(FormatError, match="not a regular file"):
             work()
+    for name in ("tokenizer.json", "x.bin"):
+        result = CliRunner().invoke(main, ["checksum", str(model.parent)])
+        assert (result.exit_code, result.stdout) == (1, "")
+        assert result.stderr == f"uqff: not a regular file (file {tmp_path / name})\n"
+        (tmp_path / name).unlink()
     for layers, name in (([], "SHA256SUMS"), (["--layers"], "SHA256SUMS.layers")):
         result = CliRunner().invoke(main, ["checksum", "--check", *layers, str(model.parent)])
         assert (result.exit_code, result.stdout) == (1, "")

@@ -100,6 +100,7 @@ def load_model(
 
 
 def _built(source: ModelSource, dtype: torch.dtype) -> torch.nn.Module:
+    transformers_model.model_type(source.config)  # what cannot be run at all is said first
     check_depth(source)
     return transformers_model.build(source.config, dtype)
 
