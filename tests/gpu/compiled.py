@@ -12,7 +12,10 @@ from typing import Any
 
 import pytest
 
-__all__ = ["COMPILER", "Compiled", "compiled", "launching", "needs_compiler"]
+from uqff import QuantizedTensor
+from uqff.gpu.source import Stored
+
+__all__ = ["COMPILER", "Compiled", "compiled", "known", "launching", "needs_compiler", "row_bytes"]
 
 HERE = Path(__file__).parent
 COMPILER = shutil.which("c++")
@@ -31,6 +34,19 @@ class Compiled:
     def launch(self, grid: tuple[int, int], threads: int, given: ctypes.Structure, *more: ctypes.c_void_p) -> None:
         """As :meth:`uqff.gpu.driver.Kernel.launch`."""
         self._function(*grid, threads, ctypes.byref(given), *more)
+
+
+def known(weight: QuantizedTensor) -> Stored:
+    """What kernels know of a weight."""
+    stored = weight.stored_on_gpu()
+    assert stored is not None
+    return stored
+
+
+def row_bytes(weight: QuantizedTensor) -> tuple[int, ...]:
+    """The bytes of a row in each part that lies along the rows."""
+    stored = known(weight)
+    return tuple(part.nbytes // weight.shape[0] for part in stored.parts[: stored.along])
 
 
 def launching(name: str, given: str, body: str) -> str:

@@ -12,10 +12,11 @@ import pytest
 import torch
 
 import uqff
+from tests.gpu.compiled import known, row_bytes
 from tools.bench.bits import same_bits
 from uqff import QuantizedTensor
 from uqff.gpu import kernels
-from uqff.gpu.source import Stored, decoders_source
+from uqff.gpu.source import decoders_source
 
 HERE = Path(__file__).parent
 COMPILER = shutil.which("c++")
@@ -31,13 +32,6 @@ def record(kind: str) -> QuantizedTensor:
     """Of 16 rows; of HQQ, rows of M are not those of the weight."""
     shape = (24, 328) if kind.startswith("hqq") else (16, 768)
     return uqff.quantize(torch.randn(shape, generator=torch.Generator().manual_seed(3)).bfloat16(), kind)
-
-
-def known(weight: QuantizedTensor) -> Stored:
-    """What kernels know of it."""
-    stored = weight.stored_on_gpu()
-    assert stored is not None
-    return stored
 
 
 @pytest.fixture(scope="module")
@@ -95,11 +89,10 @@ def test_products_are_those_with_the_numbers(
     library, weights = compiled
     weight = weights[kind]
     x = torch.randn(weight.shape[1], generator=torch.Generator().manual_seed(5)).bfloat16()
-    stored = known(weight)
-    row_bytes = (ctypes.c_int64 * 3)(*(part.nbytes // 16 for part in stored.parts[: stored.along]))
-    given, made = kernels.Weight.of(stored, weight.numel), torch.zeros(2, 16, dtype=torch.float64)
+    strides = (ctypes.c_int64 * 3)(*row_bytes(weight))
+    given, made = kernels.Weight.of(known(weight), weight.numel), torch.zeros(2, 16, dtype=torch.float64)
     at, y, z = (ctypes.c_void_p(each.data_ptr()) for each in (x, *made))
-    library[f"{kind}_x"](ctypes.byref(given), row_bytes, at, y, z, weight.shape[1])
+    library[f"{kind}_x"](ctypes.byref(given), strides, at, y, z, weight.shape[1])
     numbers, exact = weight._dequantize().double(), x.double()
     # b is rounded once, at a size of up to 136 scales: a few thousand times what codes are.
     allowed = 2**-24 * 256 * (numbers.abs() @ exact.abs() + numbers.abs().max() * exact.abs().sum())
@@ -117,9 +110,8 @@ def test_codes_as_float16_are_those_of_the_numbers(
     """Each at its place, with the scale of its group; what a scale is made of may be rounded in another order."""
     library, weights = compiled
     weight = weights[kind]
-    stored, out = known(weight), torch.full(weight.shape, 7.0)
-    row_bytes = (ctypes.c_int64 * 3)(*(part.nbytes // 16 for part in stored.parts[: stored.along]))
-    given = kernels.Weight.of(stored, weight.numel)
-    library[f"{kind}_coded"](ctypes.byref(given), row_bytes, ctypes.c_void_p(out.data_ptr()), weight.shape[1])
+    out, strides = torch.full(weight.shape, 7.0), (ctypes.c_int64 * 3)(*row_bytes(weight))
+    given = kernels.Weight.of(known(weight), weight.numel)
+    library[f"{kind}_coded"](ctypes.byref(given), strides, ctypes.c_void_p(out.data_ptr()), weight.shape[1])
     numbers = weight._dequantize()
     assert bool(((out - numbers).abs() <= 2**-22 * (numbers.abs() + numbers.abs().max())).all())

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 import uqff
-from tests.gpu.compiled import Compiled, compiled, launching, needs_compiler
+from tests.gpu.compiled import Compiled, compiled, known, launching, needs_compiler, row_bytes
 from uqff import QuantizedTensor
 from uqff.gpu import kernels
-from uqff.gpu.source import Stored, decoders_source
+from uqff.gpu.source import decoders_source
 
 pytestmark = needs_compiler
 
@@ -23,13 +23,6 @@ WARPS = 8
 OUTPUTS, INPUTS = 40, 256 * 16
 """Tiles of which the last is not whole, and two passes."""
 WIDTHS = (1, 8)
-
-
-def known(weight: QuantizedTensor) -> Stored:
-    """What kernels know of it."""
-    stored = weight.stored_on_gpu()
-    assert stored is not None
-    return stored
 
 
 @pytest.fixture(scope="module")
@@ -55,10 +48,10 @@ def test_products(library: tuple[ctypes.CDLL, dict[str, QuantizedTensor]], kind:
     """Rows of x of very different sizes; nothing is rounded but the result."""
     weight, generator = library[1][kind], torch.Generator().manual_seed(columns)
     x = torch.randn(columns, INPUTS, generator=generator) * torch.logspace(-30, 30, columns)[:, None]
-    x, y, stored = x.bfloat16(), torch.full((columns, OUTPUTS), 7.0).bfloat16(), known(weight)
+    x, y = x.bfloat16(), torch.full((columns, OUTPUTS), 7.0).bfloat16()
     given = kernels.FusedProduct(
-        weight=kernels.Weight.of(stored, weight.numel),
-        row_bytes=tuple(part.nbytes // OUTPUTS for part in stored.parts[: stored.along]),
+        weight=kernels.Weight.of(known(weight), weight.numel),
+        row_bytes=row_bytes(weight),
         x=x.data_ptr(),
         y=y.data_ptr(),
         rows=OUTPUTS,

@@ -320,12 +320,13 @@ def files_of(path: PathLike) -> tuple[Path, list[str]]:
         paths, _ = resolve(path)
         return paths[0].parent, [each.name for each in paths]
     with os.scandir(path) as entries:
-        names = [entry.name for entry in entries if not entry.name.startswith(".") and not entry.is_dir()]
-    names = sorted((name for name in names if name not in (SUMS_NAME, LAYER_SUMS_NAME)), key=encoded)
-    for name in names:
-        if not (path / name).is_file():  # a list without it would say that all is there
-            raise FormatError("not a regular file", file=str(path / name))
-    return path, names
+        found = [entry for entry in entries if not entry.name.startswith(".") and not entry.is_dir()]
+    found = [entry for entry in found if entry.name not in (SUMS_NAME, LAYER_SUMS_NAME)]
+    found.sort(key=lambda entry: encoded(entry.name))
+    for entry in found:
+        if not entry.is_file():  # a list without it would say that all is there
+            raise FormatError("not a regular file", file=entry.path)
+    return path, [entry.name for entry in found]
 
 
 def encoded(text: str) -> bytes:

@@ -18,7 +18,7 @@ import torch
 from uqff.gpu import kernels, token
 from uqff.parallel.joined import Joined
 
-__all__ = ["ANGLES", "KNOWN", "DecoderStep", "Operations", "angles"]
+__all__ = ["ANGLES", "DecoderStep", "Operations", "angles", "head_norms", "known_layers"]
 
 KNOWN: Final = ("Llama", "Mistral", "Qwen2", "Qwen3", "Qwen3Moe")
 """Names of the decoders in ``transformers``, ``...DecoderLayer``."""
@@ -75,8 +75,8 @@ class DecoderStep:
             cache: a ``StaticCache`` with the keys and values of the prompt.
             operations: what is done beside products.
         """
-        layers: Sequence[Any] = getattr(getattr(model, "model", None), "layers", ())
-        if not layers or not all(type(each).__name__ in {f"{name}DecoderLayer" for name in KNOWN} for each in layers):
+        layers = known_layers(model)
+        if not layers:
             return None
         keys, attention = cache.layers[0].keys, layers[0].self_attn
         head, groups = attention.head_dim, attention.num_key_value_groups
@@ -120,6 +120,19 @@ def _norm(
     return operations.add_norm(x, y if y is None else y.contiguous(), norm.weight, norm.variance_epsilon)
 
 
+def known_layers(model: Any) -> Sequence[Any]:
+    """The layers of a model's decoder, if a step knows them all; none else."""
+    layers: Sequence[Any] = getattr(getattr(model, "model", None), "layers", ())
+    names = {f"{name}DecoderLayer" for name in KNOWN}
+    return layers if all(type(each).__name__ in names for each in layers) else ()
+
+
+def head_norms(attention: Any) -> tuple[Any, Any] | None:
+    """The norms of queries and of keys; None if there are none."""
+    norms = getattr(attention, "q_norm", None), getattr(attention, "k_norm", None)
+    return None if norms[0] is None or norms[1] is None else norms
+
+
 def angles(rotary: Any, keys: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Cosines and sines of all positions that a cache has room for, ``[tokens, head]``."""
     positions = torch.arange(keys.shape[2], device=keys.device)[None]
@@ -135,8 +148,8 @@ class _Layer:
         self.before, self.after = layer.input_layernorm, layer.post_attention_layernorm
         attention: Any = layer.self_attn
         self.queries = Joined.of(attention.q_proj, attention.k_proj, attention.v_proj)
-        norms = getattr(attention, "q_norm", None), getattr(attention, "k_norm", None)
-        self.norms = None if norms[0] is None or norms[1] is None else (norms[0].weight, norms[1].weight)
-        self.eps: float = 0.0 if norms[0] is None else norms[0].variance_epsilon
+        norms = head_norms(attention)
+        self.norms = None if norms is None else (norms[0].weight, norms[1].weight)
+        self.eps: float = 0.0 if norms is None else norms[0].variance_epsilon
         gated = hasattr(layer.mlp, "gate_proj") and type(layer.mlp.act_fn).__name__ in ("SiLU", "SiLUActivation")
         self.gates = Joined.of(layer.mlp.gate_proj, layer.mlp.up_proj) if gated else None

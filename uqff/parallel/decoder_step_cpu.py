@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from uqff.parallel.decoder_step import ANGLES, KNOWN, angles
+from uqff.parallel.decoder_step import ANGLES, angles, head_norms, known_layers
 
 __all__ = ["DecoderStepCpu"]
 
@@ -45,9 +45,8 @@ class DecoderStepCpu:
             model: of :func:`~uqff.parallel.load_model`, on a CPU.
             cache: of :func:`~uqff.parallel.kv_cache.preallocated`, with the keys and values of the prompt.
         """
-        base: Any = getattr(model, "model", None)
-        layers: Any = getattr(base, "layers", ())
-        if not layers or not all(type(each).__name__ in {f"{name}DecoderLayer" for name in KNOWN} for each in layers):
+        layers = known_layers(model)
+        if not layers:
             return None
         rooms: list[Any] = [getattr(each, "room", lambda: None)() for each in getattr(cache, "layers", ())]
         if len(rooms) != len(layers) or any(room is None or room[0].shape != rooms[0][0].shape for room in rooms):
@@ -55,13 +54,13 @@ class DecoderStepCpu:
         from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
         attend = dict(ALL_ATTENTION_FUNCTIONS.items()).get(getattr(model.config, "_attn_implementation", None))
-        keys, rotary, attention = rooms[0][0], base.rotary_emb, layers[0].self_attn
+        keys, rotary, attention = rooms[0][0], model.model.rotary_emb, layers[0].self_attn
         fits = (
             attend is not None
             and not model.training
             and keys.device.type == "cpu"
             and rotary.rope_type in ANGLES
-            and all(parameter.dtype is keys.dtype for parameter in base.norm.parameters())
+            and all(parameter.dtype is keys.dtype for parameter in model.model.norm.parameters())
             and not any(_is_watched(module) for module in model.modules())
         )
         if not fits or angles(rotary, keys)[0].shape[-1] != attention.head_dim:
@@ -104,9 +103,8 @@ class _Weights(NamedTuple):
     @classmethod
     def of(cls, layer: Any) -> _Weights:
         attention = layer.self_attn
-        norms = getattr(attention, "q_norm", None), getattr(attention, "k_norm", None)
-        known = None if norms[0] is None or norms[1] is None else norms
-        return cls(attention, layer.mlp, layer.input_layernorm, layer.post_attention_layernorm, known)
+        norms = layer.input_layernorm, layer.post_attention_layernorm
+        return cls(attention, layer.mlp, *norms, head_norms(attention))
 
 
 def _is_watched(module: torch.nn.Module) -> bool:
