@@ -123,6 +123,21 @@ def test_hardly_anything_is_read(hub: Hub, big: Path) -> None:
     assert all("range" in each.headers for each in hub.asked if "/cdn/" in each.path)
 
 
+def test_a_plan_of_a_model_that_is_uqff(hub: Hub, big: Path) -> None:
+    """Sizes as beside the files, of headers; what a plan would choose types for is asked for, and nothing fetched."""
+    files = files_of(big)
+    hub.put("owner/name", files)
+    ours, theirs = call("plan", "owner/name", "--json"), call("plan", big, "--json")
+    assert ours[1] == theirs[1].replace(str(big), "owner/name")
+    assert (ours[0], ours[2]) == (0, "")
+    assert hub.bytes_sent() < sum(map(len, files.values())) / 3
+    assert [each["kind"] for each in json.loads(call("plan", "owner/name:afq4", "--json")[1])["sizes"]] == ["afq4"]
+    hub.asked.clear()
+    code, _, errors = call("plan", "owner/name", "--bits", "4")
+    assert (code, "the model is UQFF already" in errors) == (1, True)
+    assert not any("range" in each.headers or "/cdn/" in each.path for each in hub.asked)
+
+
 def test_one_layer_is_read_by_ranges(hub: Hub, big: Path) -> None:
     """With its values and its statistics, the same as beside the file; the others are not."""
     files = files_of(big)

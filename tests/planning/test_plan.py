@@ -23,11 +23,12 @@ from uqff.checkpoints.checkpoint import open_checkpoint
 from uqff.checkpoints.numbers import NumberFiles
 from uqff.cli import main
 from uqff.codes import DType, Version
-from uqff.errors import FormatError, UnsupportedError
+from uqff.errors import FormatError, MissingError, UnsupportedError
 from uqff.evaluation.evaluate import text_windows
 from uqff.importance.matrix import InputSquares
 from uqff.planning.assign import frontier, within_cost, within_size
 from uqff.planning.candidates import Candidate, Unit, by_error, find_units, measure_errors
+from uqff.planning.sizes import rank_bytes
 from uqff.planning.swapping import Swapper
 from uqff.planning.topology import topology
 from uqff.quantization.plan import plan_model
@@ -245,6 +246,37 @@ def test_sizes_and_ranks(folder: Path, tmp_path: Path) -> None:
     assert whole.rank_bytes == pytest.approx(whole.nbytes / 2, rel=0.01)
     assert blocks.rank_bytes == pytest.approx(blocks.nbytes / 2, rel=0.01)
     assert made.mix is None
+
+
+def test_a_model_that_is_uqff_takes_what_it_takes(folder: Path, tmp_path: Path) -> None:
+    """To the byte what the plan of its checkpoint says, of both generations; types are chosen for the checkpoint."""
+    uqff.quantize_model(folder / "dense", tmp_path / "new", ["q8_0", "q4k"])
+    uqff.quantize_model(folder / "sparse", tmp_path / "old", "q8_0", version="0.2")
+    for name, source, kinds, version in (("new", "dense", ["q4k", "q8_0"], "1.2"), ("old", "sparse", ["q8_0"], "0.2")):
+        planned = uqff.plan_types(folder / source, kinds=kinds, ranks=2, version=version)
+        made = uqff.plan_types(tmp_path / name, ranks=2)
+        assert (made.sizes, made.weights) == (planned.sizes, planned.weights)
+        residual = load_file(tmp_path / name / "residual.safetensors")
+        assert made.residual_bytes == sum(each.nbytes for each in residual.values())
+        with pytest.raises(UnsupportedError, match="the model is UQFF already: expected the checkpoint") as caught:
+            uqff.plan_types(tmp_path / name, bits=4.5)
+        assert caught.value.file == str(tmp_path / name)
+        with pytest.raises(UnsupportedError, match="the model is UQFF, not a checkpoint"):
+            uqff.quantize_model(tmp_path / name, tmp_path / "again", "q4k")
+    for each in (tmp_path / "new:q4k", tmp_path / "new" / "q4k-0.uqff"):
+        assert [size.kind for size in uqff.plan_types(each).sizes] == ["q4k"]
+    (tmp_path / "old" / "config.json").unlink()
+    assert uqff.plan_types(tmp_path / "old").sizes[0].nbytes == made.sizes[0].nbytes
+    with pytest.raises(MissingError, match=r"no configuration, which tells .*: expected config\.json"):
+        uqff.plan_types(tmp_path / "old", ranks=2)
+
+
+def test_ranks_of_a_model_with_towers() -> None:
+    """The heads of its language model are counted, which stand apart in its configuration."""
+    layer = uqff.Layer(uqff.quantize(torch.zeros(8, 32), "q8_0"))
+    for heads, parts in ((4, 2), (3, 1)):
+        wide = {"architectures": ["Gemma3ForConditionalGeneration"], "text_config": {"num_attention_heads": heads}}
+        assert rank_bytes("language_model.model.layers.0.self_attn.q_proj", layer, 64, wide, 2) == 64 // parts
 
 
 def test_command(folder: Path, tmp_path: Path) -> None:

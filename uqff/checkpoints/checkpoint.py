@@ -15,6 +15,7 @@ what it does not claim is plain.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from difflib import get_close_matches
 from itertools import accumulate
@@ -26,6 +27,7 @@ from uqff.checkpoints.gguf.files import is_gguf, open_gguf_tensors
 from uqff.checkpoints.gguf.method import GgufBlocks
 from uqff.checkpoints.method import Found, Method
 from uqff.checkpoints.methods import method_of
+from uqff.checkpoints.model import holds_uqff
 from uqff.checkpoints.plain import Plain
 from uqff.checkpoints.safetensors import TensorFiles, open_tensors
 from uqff.codec.layer import Layer, Sharding
@@ -283,8 +285,8 @@ def open_checkpoint(source: PathLike, *, assets: PathLike | None = None) -> Chec
     Raises:
         FormatError: a file breaks a rule, or the configuration is not one.
         ShardError: the index and the files do not fit together.
-        UnsupportedError: an unknown method of quantising, or a setting of one that does not exist; a hub id without
-            ``huggingface_hub``.
+        UnsupportedError: a UQFF model; an unknown method of quantising, or a setting of one that does not exist; a hub
+            id without ``huggingface_hub``.
         FileNotFoundError: no such directory, or no weights in it.
         OSError: a file cannot be read.
 
@@ -297,6 +299,8 @@ def open_checkpoint(source: PathLike, *, assets: PathLike | None = None) -> Chec
     if name is not None:
         source = fetch(name, no_models)
     is_file = is_gguf(source)
+    if holds_uqff(source):
+        raise UnsupportedError("the model is UQFF, not a checkpoint", file=os.fspath(source))
     if assets is not None and not is_file:
         raise UnsupportedError("only GGUF files take another configuration", field="assets", got=str(source))
     tensors: TensorFiles = open_gguf_tensors(source, assets) if is_file else open_tensors(source)

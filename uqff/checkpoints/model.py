@@ -11,10 +11,11 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from uqff.container.beside import KEPT_SUFFIX
+from uqff.container.beside import COMPANIONS, KEPT_SUFFIX
 from uqff.container.closing import Closing
 from uqff.container.document import is_present
 from uqff.container.file import RESIDUAL_NAME, UqffFile
@@ -25,7 +26,7 @@ from uqff.errors import ShardError
 from uqff.models.assets import CONFIG_NAME
 from uqff.models.config import read_config
 
-__all__ = ["KEPT_SUFFIX", "ModelDirectory", "holds_checkpoint"]
+__all__ = ["KEPT_SUFFIX", "ModelDirectory", "are_uqff", "holds_checkpoint", "holds_uqff"]
 
 
 def holds_checkpoint(path: PathLike) -> bool:
@@ -36,6 +37,25 @@ def holds_checkpoint(path: PathLike) -> bool:
         and not models_in(place)
         and any(each.name != RESIDUAL_NAME for each in place.glob("*.safetensors"))
     )
+
+
+def are_uqff(names: Iterable[str]) -> bool:
+    """Whether files are those of a UQFF model, by their names: one is, and none has a checkpoint's weights."""
+    known = set(names)
+    own = (RESIDUAL_NAME, *COMPANIONS)
+    weights = (name for name in known if name.endswith((".safetensors", ".gguf")))
+    return any(name.endswith(SUFFIX) for name in known) and all(
+        name in own or name.endswith(KEPT_SUFFIX) for name in weights
+    )
+
+
+def holds_uqff(path: PathLike) -> bool:
+    """Whether a path is that of a UQFF model, and not also of a checkpoint: a file, a directory, or ``DIR:TYPE``."""
+    try:
+        place = select(path)
+    except (FileNotFoundError, ShardError):
+        return False
+    return are_uqff(each.name for each in place.iterdir()) if place.is_dir() else place.suffix == SUFFIX
 
 
 class ModelDirectory(Closing):

@@ -37,7 +37,6 @@ __all__ = [
     "beside",
     "experts_of",
     "halves",
-    "has_experts",
     "layer_of_checkpoint",
     "names_of_experts",
     "split_halves",
@@ -116,11 +115,6 @@ def names_of_experts(
     if place is not None:
         return [[f"{place}.{name}"] for name, _ in PROJECTIONS]
     return single or [[f"{path}.{expert}.{name}" for expert in range(count)] for name, _ in PROJECTIONS]
-
-
-def has_experts(checkpoint: Checkpoint, path: str) -> bool:
-    """Whether there are experts of any form."""
-    return any(names[0] in checkpoint.paths for names in names_of_experts(checkpoint, path, 1))
 
 
 def experts_of(

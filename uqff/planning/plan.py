@@ -21,6 +21,7 @@ from uqff.importance.matrix import Importance
 from uqff.models.architectures import is_tied_model
 from uqff.planning.assign import Assignment, frontier, within_cost, within_size
 from uqff.planning.candidates import Unit, by_error, default_kinds, find_units, measure_errors
+from uqff.planning.quantised import INSTEAD, is_uqff, uqff_sizes
 from uqff.planning.sizes import TypeSize, type_sizes
 from uqff.planning.topology import topology
 from uqff.progress import Progress
@@ -62,10 +63,10 @@ class ModelPlan:
     """What :func:`plan_types` found.
 
     Attributes:
-        source: the checkpoint.
+        source: the checkpoint, or the model that is UQFF already.
         weights: of all layers.
         residual_bytes: of the tensors that are no layers.
-        sizes: what each type takes, without a mix.
+        sizes: what each type takes, without a mix; of a UQFF model, each of the types that it is there in.
         measure: how costs were found; None if no mix was asked for.
         types: of each layer's weight, by the name that a recipe finds it by; empty without a mix.
         mix: the mix that was asked for.
@@ -153,7 +154,7 @@ def plan_types(
     them. Then :mod:`uqff.planning.assign` finds the mix.
 
     Args:
-        source: the checkpoint.
+        source: the checkpoint; or a UQFF model, which takes what it takes: ``sizes`` are those of its own types.
         bits: per weight of all layers, at most.
         nbytes: of the ``.uqff`` files' layers, at most.
         kld: mean divergence, at most; needs ``measure="kld"``.
@@ -175,7 +176,8 @@ def plan_types(
         progress: is told of each layer.
 
     Raises:
-        UnsupportedError: more than one target; no mix is that small or that good; a target that needs a text.
+        UnsupportedError: more than one target; types to choose for a model that is UQFF; no mix is that small or that
+            good; a target that needs a text.
         UqffError: the checkpoint breaks a rule, or no type fits a layer.
         OSError: a file cannot be read.
 
@@ -192,6 +194,10 @@ def plan_types(
     if kld is not None and measure != "kld":
         raise UnsupportedError("divergence is not measured", field="measure", expected="kld", got=measure)
     check_effort(effort)
+    if is_uqff(source):
+        if targets or kinds is not None or fixed:
+            raise UnsupportedError("the model is UQFF already", file=os.fspath(source), expected=INSTEAD)
+        return ModelPlan(os.fspath(source), *uqff_sizes(source, ranks=ranks))
     version_ = Version.of(version)
     with open_checkpoint(source) as opened:
         checkpoint = NumberFiles(opened)

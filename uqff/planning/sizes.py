@@ -10,6 +10,8 @@ from uqff.checkpoints.safetensors import TensorFiles
 from uqff.codec.layer import Layer
 from uqff.codes import DType, Version
 from uqff.errors import ShapeError, UnsupportedError
+from uqff.models.architectures import text_values
+from uqff.models.text import count, given
 from uqff.parallel.plan import USUAL
 from uqff.quantization.plan import Goal, PlannedLayer, plan_layer
 from uqff.quantization.types import Engine
@@ -77,17 +79,25 @@ def type_sizes(
 
 
 def rank_bytes(module: str, layer: Layer, nbytes: int, config: Mapping[str, Any], ranks: int) -> int:
-    """Bytes of a layer that a rank holds, see :mod:`uqff.parallel.plan`: all, where blocks or heads allow no part."""
+    """Bytes of a layer that a rank holds, see :mod:`uqff.parallel.plan`: all, where blocks or heads allow no part.
+
+    Raises:
+        UnsupportedError: there are several ranks, and the architecture is unknown.
+        FormatError: the configuration lacks a number of heads or has a senseless one.
+    """
     if ranks == 1:
         return nbytes
     shape, role = layer.weight.shape, USUAL.get(module.rpartition(".")[2])
     if role is None:
         return nbytes
     parts = ranks
-    if role in ("query", "key-value") and int(config["num_attention_heads"]) % ranks:
-        return nbytes
-    if role == "key-value":
-        parts = min(ranks, int(config.get("num_key_value_heads") or config["num_attention_heads"]))
+    if role in ("query", "key-value"):
+        config = text_values(config)
+        heads = count(config, "num_attention_heads", least=1)
+        if heads % ranks:
+            return nbytes
+        if role == "key-value":
+            parts = min(ranks, given(config, "num_key_value_heads", heads, least=1))
     dims = [len(shape) - 1, len(shape) - 2] if role == "row" else [len(shape) - 2]
     for dim in dims:
         length = shape[dim] // parts
