@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -89,6 +90,45 @@ def work():
 command(work)
 """
     assert _run(script) == (130, "" if pause else "imported\n", "")
+
+
+def test_an_import_without_an_end_is_not_waited_for(tmp_path: Path) -> None:
+    """With other work on the machine, those of ``uqff run`` take half a minute, in which nobody wants to wait."""
+    (tmp_path / "long.py").write_text(
+        "import __main__, time\n__main__.interrupt()\nend = time.monotonic() + 30\n"
+        "while time.monotonic() < end: pass\nprint('imported', flush=True)\n"
+    )
+    script = f"""
+import uqff.interrupts
+uqff.interrupts.LONGEST = 0.1
+def work():
+    sys.path.insert(0, {str(tmp_path)!r})
+    import long
+    print("not reached")
+command(work)
+"""
+    assert _run(script) == (130, "", "")
+
+
+def test_in_a_library_that_python_waits_for() -> None:
+    """Loading torch's takes seconds from a busy disk, in which no line of Python runs: a signal ends the process that
+    has no handler. Before and after it, and of any other module in C, all is as ever.
+    """
+    script = """
+from importlib.machinery import ExtensionFileLoader, ModuleSpec
+def load(self, spec):
+    print(spec.name, signal.getsignal(signal.SIGINT) is signal.SIG_DFL, flush=True)
+    if spec.loader_state: os.kill(os.getpid(), signal.SIGINT)
+ExtensionFileLoader.create_module = load
+def work():
+    loader = ExtensionFileLoader("torch._C", "nowhere")
+    for name, killed in (("numpy", None), ("torch._C", None), ("numpy", None), ("torch._C", True)):
+        loader.create_module(ModuleSpec(name, loader, loader_state=killed))
+    print("not reached")
+command(work)
+"""
+    told = "numpy False\ntorch._C True\nnumpy False\ntorch._C True\n"
+    assert _run(script) == (-signal.SIGINT, told, "")
 
 
 @pytest.mark.parametrize(
