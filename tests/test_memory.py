@@ -197,6 +197,30 @@ def test_headers_cost_no_more_than_their_size(name: str) -> None:
     assert peak(lambda: parse_header(memoryview(data))) < JSON_FACTOR * len(data) + CONSTANT
 
 
+NAMES = {
+    "one": [b"k" * 4_000_000],
+    "indices": [b"%d" % n + b"k" * 40_000 for n in range(100)],
+    "layers": [b"k" * 40_000 + b"%d.weight" % n for n in range(100)],
+}
+
+
+@pytest.mark.parametrize("version", [{}, {"uqff.version.major": 1, "uqff.version.minor": 2, "uqff.version.patch": 0}])
+@pytest.mark.parametrize("names", NAMES)
+def test_names_cost_four_times_the_file_at_most(names: str, version: dict[str, int], tmp_path: Path) -> None:
+    """They are the header, its text, and the names themselves; the rest, where they are told, is bounded."""
+    data = b"".join(value.to_bytes(4, "little") for value in version.values())
+    fields: dict[str, object] = {
+        name: {"dtype": "U32", "shape": [], "data_offsets": [4 * at, 4 * at + 4]} for at, name in enumerate(version)
+    }
+    end = len(data)
+    for name in NAMES[names]:
+        fields[name.decode()] = {"dtype": "U8", "shape": [0], "data_offsets": [end, end]}
+    path = tmp_path / "m.uqff"
+    path.write_bytes(framed(fields, data))
+    for call in (lambda: uqff.open(path), lambda: uqff.verify(path)):
+        assert peak(call) < 4 * path.stat().st_size + CONSTANT
+
+
 def test_header_length_is_refused_before_anything_is_read() -> None:
     """A sparse file of claims: 2**63 bytes of header, and a hundred million."""
     for length in (2**63, 100_000_001, 100_000_000):

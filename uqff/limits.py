@@ -21,6 +21,7 @@ __all__ = [
     "MAX_HEADER_VALUES",
     "MAX_HUB_FILES",
     "MAX_MODEL_LAYERS",
+    "MAX_NAME",
     "MAX_PATTERN",
     "MAX_RANK",
     "MAX_RECIPE_BYTES",
@@ -61,6 +62,10 @@ MAX_WIDE_HEADER_BYTES: Final = 10_000_000
 
 MAX_HEADER_VALUES: Final = 1_000_000
 """Most values in a header, a report or a configuration, counted by `,`, `[` and `{`: small ones outgrow their text."""
+
+MAX_NAME: Final = 65_535
+"""Most characters of a key in a header: names become keys of layers and parts of messages, each a copy; the bound for
+tensors of GGUF files, and the longest known have some hundred."""
 
 MAX_SHARDS: Final = 100_000
 """Most shard files in a set: the number in a file name must not make a reader count to 10**30."""

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from tests.support.samples import entry, framed
 from uqff import FormatError, UnsupportedError
 from uqff.container.framing import DTYPE_BITS, build_header, parse_header
-from uqff.limits import MAX_HEADER_BYTES, MAX_HEADER_VALUES, MAX_RANK, MAX_WIDE_HEADER_BYTES
+from uqff.limits import MAX_HEADER_BYTES, MAX_HEADER_VALUES, MAX_NAME, MAX_RANK, MAX_WIDE_HEADER_BYTES
 
 
 def parse(data: bytes) -> Any:
@@ -228,3 +228,24 @@ def test_a_wide_character_makes_a_header_four_times_as_long(wide: bytes) -> None
         assert len(header) == length
         with pytest.raises(FormatError, match=problem):
             parse_header(memoryview(length.to_bytes(8, "little") + header))
+
+
+@pytest.mark.parametrize("metadata", [False, True])
+def test_the_length_of_a_name_is_bounded(metadata: bool) -> None:
+    """Of 50 MB, it took five to nine times the file: in keys of layers, places of errors, their messages. What is
+    written keeps to it, so that it can be read again.
+    """
+    for name in ("a" * MAX_NAME, "a" * MAX_NAME + "b"):
+        written: Any = ([], {name: "x"}) if metadata else ([(name, "U8", (0,))],)
+        fields = {"__metadata__": {name: "x"}} if metadata else {name: entry(0)}
+        if len(name) == MAX_NAME:
+            for data in (build_header(*written)[0], framed(fields)):
+                read = parse(data)
+                assert [*read.metadata, *read.entries] == [name]
+            continue
+        for call in (lambda: build_header(*written), lambda: parse(framed(fields))):  # noqa: B023
+            with pytest.raises(
+                FormatError, match="name is too long: expected at most 65535 characters, got 65536"
+            ) as e:
+                call()
+            assert (e.value.field, e.value.offset) == ("header", 8)

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 from uqff.bounded_json import check_values, check_width
 from uqff.container.foreign import identify
 from uqff.errors import FormatError, UnsupportedError
-from uqff.limits import MAX_ELEMENTS, MAX_HEADER_BYTES, MAX_RANK
+from uqff.limits import MAX_ELEMENTS, MAX_HEADER_BYTES, MAX_NAME, MAX_RANK
 
 __all__ = ["DTYPE_BITS", "Header", "TensorEntry", "build_header", "parse_header"]
 
@@ -127,6 +127,7 @@ def _load_json(raw: bytes) -> dict[str, Any]:
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         table: dict[str, Any] = {}
         for name, value in pairs:
+            _check_name(name)
             if name in table:
                 raise FormatError("key occurs twice", rule="FILE-06", field=f"header.{name}", offset=LENGTH_BYTES)
             table[name] = value
@@ -159,6 +160,17 @@ def _load_json(raw: bytes) -> dict[str, Any]:
     if not isinstance(fields, dict):
         raise FormatError("header is not a JSON object", rule="FILE-04", field="header", offset=LENGTH_BYTES)
     return fields
+
+
+def _check_name(name: str) -> None:
+    if len(name) > MAX_NAME:
+        raise FormatError(
+            "name is too long",
+            field="header",
+            offset=LENGTH_BYTES,
+            expected=f"at most {MAX_NAME} characters",
+            got=len(name),
+        )
 
 
 def _check_texts(texts: Iterable[str]) -> None:
@@ -279,11 +291,16 @@ def build_header(
     Returns:
         The bytes before the data (length, JSON, padding to a multiple of 8), and the names in file order: wider dtypes
         first, then by name as UTF-8 bytes.
+
+    Raises:
+        FormatError: a name is longer than a reader takes.
     """
     rank = {dtype: at for at, dtype in enumerate(DTYPE_BITS)}
     ordered = sorted(tensors, key=lambda t: (-rank[t[1]], t[0].encode("utf-8")))
     fields: dict[str, Any] = {} if metadata is None else {METADATA_KEY: dict(metadata)}
     at = 0
+    for name in (*(metadata or ()), *(name for name, _, _ in ordered)):
+        _check_name(name)
     for name, dtype, shape in ordered:
         size = math.prod(shape) * DTYPE_BITS[dtype] // 8
         fields[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [at, at + size]}
