@@ -7,16 +7,21 @@ Registers of eight lanes, because that is what one instruction of AVX2 leaves: l
 ``scaled_quads``     ``(U8, U8, I16) -> I32_8``: the same, times a scale for each two codes
 ``signed_quads``     ``(U8, U8) -> I32_8``: signed codes times signed ones
 ``pairs``            ``(I16, I16) -> I32_8``: products of 16 words, two to a lane
-``word``             ``(I16, i) -> I16``: word i for all 32 codes; ``i`` is a constant, here and below
-``two_words``        ``(I16, i) -> I16``: word i for the first 16 codes, word i + 1 for the others
-``last_twice``       ``(I16) -> I16``: each of the last eight words twice
+``word_of_halves``   ``(I16, i) -> I16``: word i of each half, for the 16 codes of that half; ``i`` is a constant
+``evens_and_odds``   ``(I16) -> I16``: words 0, 2, ... 14, then 1, 3, ... 15
 ``load_words``       ``(bytes, at) -> I16``, from any address
+``load_u8_words``    ``(bytes, at) -> I16``: 16 bytes, widened; and ``load_i8_words``
+``picker``           a function ``(bytes, at) -> I32_8``: chosen ones of 16 bytes
+``shifter``          a function ``(I32_8) -> I32_8``: lanes shifted right, each by a number of its own
+``masker``           a function ``(I32_8) -> I32_8``: some bits of each lane
+``as_words``         ``(I32_8) -> I16``: the same bits
 ``load_sums``        ``(bytes, at) -> I32_8``, likewise
 ``store_sums``       ``(bytes, at, I32_8)``, likewise
 ``to_floats``        ``(I32_8) -> F32_8``
 ``spread_8``         ``(float32) -> F32_8``
 ``total_8``          ``(F32_8) -> float32``: lanes four apart are added, then two, then one
-``halved_words``     ``(I32) -> I16``: the low halves of 16 numbers
+``half_8``           ``(bytes, at, float32) -> F32_8``: a float16 times a number, eight times
+``two_halves_8``     ``(bytes, at, float32) -> (F32_8, F32_8)``: likewise, and the next one
 ===================  ===================================================================================
 
 Unsigned codes are below 128 and signed ones above -128 on one side, so that no sum of two products leaves 16 bits.
@@ -26,30 +31,40 @@ All are the same numbers on every CPU.  AVX2 has instructions for them, which LL
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from llvmlite import ir
 from numba import types
 from numba.core.registry import cpu_target
 
+from uqff.simd.compiling import inline
+from uqff.simd.cpu import HAS_HALF
 from uqff.simd.load_store import _address, _is_array
+from uqff.simd.output import f16
 from uqff.simd.vectors import F32_8, I16, I32, I32_8, LANES, LLVM, U8, broadcast, intrinsic, shuffled, signature
 
 __all__ = [
-    "halved_words",
-    "last_twice",
+    "as_words",
+    "evens_and_odds",
+    "half_8",
+    "load_i8_words",
     "load_sums",
+    "load_u8_words",
     "load_words",
+    "masker",
     "pairs",
+    "picker",
     "quads",
     "scaled_quads",
+    "shifter",
     "signed_quads",
     "spread_8",
     "store_sums",
     "to_floats",
     "total_8",
-    "two_words",
-    "word",
+    "two_halves_8",
+    "word_of_halves",
 ]
 
 
@@ -147,46 +162,71 @@ def pairs(_typing: Any, a: Any, b: Any) -> Any:
 
 
 @intrinsic
-def two_words(_typing: Any, words: Any, first: Any) -> Any:
-    """Eight copies each of two words that follow each other, of 16."""
+def word_of_halves(_typing: Any, words: Any, at: Any) -> Any:
+    """Eight copies of one of the first eight words, then of the same one of the last eight."""
 
     def generate(_context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        lane = sig.args[1].literal_value
-        return shuffled(builder, args[0], args[0], [lane] * (LANES // 2) + [lane + 1] * (LANES // 2))
-
-    fits = words is I16 and isinstance(first, types.IntegerLiteral)
-    return (signature(I16, I16, first), generate) if fits else None
-
-
-@intrinsic
-def word(_typing: Any, words: Any, at: Any) -> Any:
-    """16 copies of one of 16 words."""
-
-    def generate(_context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        return shuffled(builder, args[0], args[0], [sig.args[1].literal_value] * LANES)
+        lane, half = sig.args[1].literal_value, LANES // 2
+        return shuffled(builder, args[0], args[0], [lane] * half + [half + lane] * half)
 
     fits = words is I16 and isinstance(at, types.IntegerLiteral)
     return (signature(I16, I16, at), generate) if fits else None
 
 
 @intrinsic
-def last_twice(_typing: Any, words: Any) -> Any:
-    """Words 8, 8, 9, 9, ... 15, 15 of 16."""
+def evens_and_odds(_typing: Any, words: Any) -> Any:
+    """Words 0, 2, ... 14, then 1, 3, ... 15."""
 
     def generate(_context: Any, builder: Any, _sig: Any, args: Any) -> Any:
-        return shuffled(builder, args[0], args[0], [LANES // 2 + i // 2 for i in range(LANES)])
+        return shuffled(builder, args[0], args[0], [*range(0, LANES, 2), *range(1, LANES, 2)])
 
     return (signature(I16, I16), generate) if words is I16 else None
 
 
 @intrinsic
-def halved_words(_typing: Any, numbers: Any) -> Any:
-    """The low halves of 16 numbers."""
+def as_words(_typing: Any, lanes: Any) -> Any:
+    """The same bits."""
 
     def generate(_context: Any, builder: Any, _sig: Any, args: Any) -> Any:
-        return builder.trunc(args[0], _WORDS)
+        return builder.bitcast(args[0], _WORDS)
 
-    return (signature(I16, I32), generate) if numbers is I32 else None
+    return (signature(I16, I32_8), generate) if lanes is I32_8 else None
+
+
+def picker(chosen: Sequence[int | None]) -> Any:
+    """``(bytes, at) -> I32_8``: 32 of the 16 bytes that begin there, by their numbers; zero for None."""
+    lanes = [LANES if each is None else each for each in chosen]
+
+    def pick(_typing: Any, array: Any, at: Any) -> Any:
+        def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+            given = ir.VectorType(ir.IntType(8), LANES)
+            pointer = _address(context, builder, sig.args[0], args[0], args[1], given)
+            found = shuffled(builder, builder.load(pointer, align=1), ir.Constant(given, [0] * LANES), lanes)
+            return builder.bitcast(found, _SUMS)
+
+        return (signature(I32_8, array, types.intp), generate) if _is_array(array) else None
+
+    return intrinsic(pick)
+
+
+def _with_constants(instruction: str, numbers: Sequence[int]) -> Any:
+    def work(_typing: Any, lanes: Any) -> Any:
+        def generate(_context: Any, builder: Any, _sig: Any, args: Any) -> Any:
+            return getattr(builder, instruction)(args[0], ir.Constant(_SUMS, list(numbers)))
+
+        return (signature(I32_8, I32_8), generate) if lanes is I32_8 else None
+
+    return intrinsic(work)
+
+
+def shifter(bits: Sequence[int]) -> Any:
+    """``(I32_8) -> I32_8``: each lane shifted right by so many bits."""
+    return _with_constants("lshr", bits)
+
+
+def masker(bits: Sequence[int]) -> Any:
+    """``(I32_8) -> I32_8``: these bits of each lane."""
+    return _with_constants("and_", bits)
 
 
 def _loader(result: Any) -> Any:
@@ -200,6 +240,21 @@ def _loader(result: Any) -> Any:
 
 
 load_words, load_sums = _loader(I16), _loader(I32_8)
+
+
+def _widening_loader(widen: str) -> Any:
+    def load(_typing: Any, array: Any, at: Any) -> Any:
+        def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+            given = ir.VectorType(ir.IntType(8), LANES)
+            pointer = _address(context, builder, sig.args[0], args[0], args[1], given)
+            return getattr(builder, widen)(builder.load(pointer, align=1), _WORDS)
+
+        return (signature(I16, array, types.intp), generate) if _is_array(array) else None
+
+    return intrinsic(load)
+
+
+load_u8_words, load_i8_words = _widening_loader("zext"), _widening_loader("sext")
 
 
 @intrinsic
@@ -248,3 +303,64 @@ def total_8(_typing: Any, lanes: Any) -> Any:
         return builder.extract_element(sums, ir.Constant(ir.IntType(32), 0))
 
     return (signature(types.float32, F32_8), generate) if lanes is F32_8 else None
+
+
+def _half_loader(count: int) -> Any:
+    """So many float16s, in turn, as eight floats."""
+
+    def load(_typing: Any, array: Any, at: Any) -> Any:
+        def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+            bits = ir.IntType(16 * count)
+            given = builder.load(_address(context, builder, sig.args[0], args[0], args[1], bits), align=1)
+            # The bits are copied before they are converted: one instruction each.
+            copies = broadcast(builder, [given], LANES // 2 // count)
+            halves = builder.bitcast(copies, ir.VectorType(ir.HalfType(), LANES // 2))
+            return builder.fpext(halves, _FLOATS)
+
+        return (signature(F32_8, array, types.intp), generate) if _is_array(array) else None
+
+    return intrinsic(load)
+
+
+_one_half, _halves_in_turn = _half_loader(1), _half_loader(2)
+
+
+def _twice(parity: int) -> Any:
+    def twice(_typing: Any, lanes: Any) -> Any:
+        def generate(_context: Any, builder: Any, _sig: Any, args: Any) -> Any:
+            return shuffled(builder, args[0], args[0], [i // 2 * 2 + parity for i in range(LANES // 2)])
+
+        return (signature(F32_8, F32_8), generate) if lanes is F32_8 else None
+
+    return intrinsic(twice)
+
+
+_evens_twice, _odds_twice = _twice(0), _twice(1)
+
+
+@inline
+def _half_8_by_cpu(data: Any, at: Any, factor: Any) -> Any:
+    return _one_half(data, at) * factor
+
+
+@inline
+def _half_8_by_bits(data: Any, at: Any, factor: Any) -> Any:
+    return spread_8(f16(data, at) * factor)
+
+
+half_8 = _half_8_by_cpu if HAS_HALF else _half_8_by_bits
+"""``half_8(data, at, factor)``; a NaN may keep its payload, here and below."""
+
+
+@inline
+def _two_halves_8_by_cpu(data: Any, at: Any, factor: Any) -> Any:
+    both = _halves_in_turn(data, at) * factor
+    return _evens_twice(both), _odds_twice(both)
+
+
+@inline
+def _two_halves_8_by_bits(data: Any, at: Any, factor: Any) -> Any:
+    return spread_8(f16(data, at) * factor), spread_8(f16(data, at + 2) * factor)
+
+
+two_halves_8 = _two_halves_8_by_cpu if HAS_HALF else _two_halves_8_by_bits

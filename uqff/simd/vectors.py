@@ -23,7 +23,7 @@ every CPU has in :mod:`uqff.simd.cpu`.
 ``signed_words``                ``(U8) -> U16``: signed bytes, widened
 ``lo_u16_to_i32`` ``hi_...``    ``(U16) -> I32``: the first or last 16, widened
 ``where_less``                  ``(a, b, x, y)``: x where a < b (signed), else y
-``+ - & | << >>``               of I32, U8 and U16, modulo their size; ``>>`` shifts zeros in
+``+ - & | << >>``               of I32, U8, U16, I16 and I32_8, modulo their size; ``>>`` shifts zeros in
 ``+ - * /``                     of F32 and F64
 ==============================  ==========================================================================
 """
@@ -330,6 +330,7 @@ for _function, _instruction in (
     _operator(_function, U8, types.Integer, _instruction)
     _operator(_function, U16, types.Integer, _instruction)
     _operator(_function, I32_8, types.Integer, _instruction)
+    _operator(_function, I16, types.Integer, _instruction)
 _FUNCTIONS = (operator.add, operator.sub, operator.mul, operator.truediv)
 for _function, _instruction in zip(_FUNCTIONS, ("fadd", "fsub", "fmul", "fdiv"), strict=True):
     # Of one width only: a float64 scalar to the right of float32 lanes would be rounded silently.

@@ -21,29 +21,34 @@ import numpy.typing as npt
 
 from uqff.families.gguf import cpu_dequantize as at_
 from uqff.families.gguf.blocks import BLOCK_TYPES, QK, QK_K, BlockType
-from uqff.families.gguf.cpu_dequantize import scales_q3k, scales_q4k
 from uqff.families.gguf.cpu_quantize import codes_of_16, codes_of_32, sum_of_q8_1
 from uqff.families.gguf.reference_product import ACTIVATIONS
 from uqff.simd.arithmetic import ONE, ZERO, largest_magnitude
 from uqff.simd.bits import bits_of, f16_bits, f16_value
 from uqff.simd.compiling import inline, kernel
 from uqff.simd.dots import (
-    halved_words,
-    last_twice,
+    as_words,
+    evens_and_odds,
+    half_8,
+    load_i8_words,
     load_sums,
+    load_u8_words,
     load_words,
+    masker,
     pairs,
+    picker,
     quads,
     scaled_quads,
+    shifter,
     signed_quads,
     spread_8,
     store_sums,
     to_floats,
     total_8,
-    two_words,
-    word,
+    two_halves_8,
+    word_of_halves,
 )
-from uqff.simd.load_store import load_bytes, load_i8, load_nibbles, load_u8, load_u32
+from uqff.simd.load_store import load_bytes, load_nibbles, load_u32
 from uqff.simd.output import f16, f32, read_ahead
 from uqff.simd.threads import run_ranges
 from uqff.simd.vectors import spread_bits
@@ -106,6 +111,15 @@ def lay_out_q8k(x, codes, scales, beside):
 LAY_OUT: dict[str, Callable[..., None]] = {"Q8_0": lay_out_q8_0, "Q8_1": lay_out_q8_1, "Q8K": lay_out_q8k}
 
 
+NAN = np.float32(np.nan)
+
+
+@inline
+def _number(y):
+    """As it is; a NaN without sign and payload, which differ between CPUs."""
+    return y if y == y else NAN
+
+
 class Product:
     """The kernel of one type, compiled when it is first needed.
 
@@ -132,7 +146,7 @@ class Product:
         types, block, kept = self.block_type, self._block, BESIDE[ACTIVATIONS[self.block_type.name].name]
         type_size, size, minimum = types.type_size, types.block_size, self._minimum or 0
         d_at = types.layout.offsets[[name for name, _, _ in types.layout.members].index("d")]
-        single = f32 if types.name == "Q8K" else f16
+        whole = types.name == "Q8K"
         steps = range(0, type_size, 64)
         far = len(steps)
 
@@ -146,8 +160,9 @@ class Product:
                         for k in range(far):
                             read_ahead(data, at + 64 * k)
                         found, _ = block(data, at, given, size * b, more, kept * b)
-                        sums = sums + to_floats(found) * (single(data, at + d_at) * ds[b])
-                    y[r, row] = total_8(sums)
+                        d = spread_8(f32(data, at + d_at) * ds[b]) if whole else half_8(data, at + d_at, ds[b])
+                        sums = sums + to_floats(found) * d
+                    y[r, row] = _number(total_8(sums))
 
         def legacy(data, codes, scales, beside, y, first, lo, hi):
             blocks = scales.shape[1]
@@ -158,9 +173,9 @@ class Product:
                         at = type_size * ((first + row) * blocks + b)
                         read_ahead(data, at)
                         found, _ = block(data, at, given, size * b, more, kept * b)
-                        sums = sums + to_floats(found) * (f16(data, at + d_at) * ds[b])
+                        sums = sums + to_floats(found) * half_8(data, at + d_at, ds[b])
                         others += f16(data, at + minimum) * f32(more, kept * b)
-                    y[r, row] = total_8(sums) + others
+                    y[r, row] = _number(total_8(sums) + others)
 
         def affine(data, codes, scales, beside, y, first, lo, hi):
             blocks = scales.shape[1]
@@ -172,9 +187,10 @@ class Product:
                         for k in range(far):
                             read_ahead(data, at + 64 * k)
                         found, least = block(data, at, given, size * b, more, kept * b)
-                        sums = sums + to_floats(found) * (f16(data, at + d_at) * ds[b])
-                        sums = sums - to_floats(least) * (f16(data, at + minimum) * ds[b])
-                    y[r, row] = total_8(sums)
+                        d, m = two_halves_8(data, at + d_at, ds[b])
+                        sums = sums + to_floats(found) * d
+                        sums = sums - to_floats(least) * m
+                    y[r, row] = _number(total_8(sums))
 
         chosen = plain if self._minimum is None else legacy if size == QK else affine
         chosen.__qualname__ = f"gguf{types.name}.multiply"
@@ -236,89 +252,125 @@ def _q8_1(data, at, codes, i, beside, j):
 @inline
 def _four_planes(qs, codes, i, scales, a, b, c, d):
     """Codes of two bits in four planes, those of 128 numbers; each has two scales."""
-    found = scaled_quads(qs & 3, load_bytes(codes, i), two_words(scales, a))
-    found = found + scaled_quads(qs >> 2 & 3, load_bytes(codes, i + 32), two_words(scales, b))
-    found = found + scaled_quads(qs >> 4 & 3, load_bytes(codes, i + 64), two_words(scales, c))
-    return found + scaled_quads(qs >> 6, load_bytes(codes, i + 96), two_words(scales, d))
+    found = scaled_quads(qs & 3, load_bytes(codes, i), word_of_halves(scales, a))
+    found = found + scaled_quads(qs >> 2 & 3, load_bytes(codes, i + 32), word_of_halves(scales, b))
+    found = found + scaled_quads(qs >> 4 & 3, load_bytes(codes, i + 64), word_of_halves(scales, c))
+    return found + scaled_quads(qs >> 6, load_bytes(codes, i + 96), word_of_halves(scales, d))
 
 
 @_product("Q2K", at_.Q2K_DMIN)
 def _q2k(data, at, codes, i, beside, j):
-    packed = load_u8(data, at + at_.Q2K_SCALES)
-    scales = halved_words(packed & 0x0F)
-    found = _four_planes(load_bytes(data, at + at_.Q2K_QS), codes, i, scales, 0, 2, 4, 6)
-    found = found + _four_planes(load_bytes(data, at + at_.Q2K_QS + 32), codes, i + 128, scales, 8, 10, 12, 14)
-    return found, pairs(halved_words(packed >> 4), load_words(beside, j))
+    packed = load_u8_words(data, at + at_.Q2K_SCALES)
+    scales = evens_and_odds(packed & 0x0F)
+    found = _four_planes(load_bytes(data, at + at_.Q2K_QS), codes, i, scales, 0, 1, 2, 3)
+    found = found + _four_planes(load_bytes(data, at + at_.Q2K_QS + 32), codes, i + 128, scales, 4, 5, 6, 7)
+    return found, pairs(packed >> 4, load_words(beside, j))
+
+
+# The scales of Q3K: low nibbles of eight bytes, then high ones; and two bits each of four more bytes, in turn.
+_Q3K_FROM = at_.Q3K_SCALES - 2  # no block has sixteen bytes from its scales on
+_q3k_nibbles = picker([each for j in range(16) for each in (2 + j % 8, None)])
+_q3k_nibble = shifter([0] * 4 + [4] * 4)
+_q3k_tops = picker([each for j in range(16) for each in (None, 10 + j % 4)])
+_q3k_top = shifter([4, 4, 6, 6, 8, 8, 10, 10])
+
+
+@inline
+def _scales_q3k(data, at):
+    """The 16 six-bit scales, minus 32."""
+    nibbles = _q3k_nibble(_q3k_nibbles(data, at + _Q3K_FROM)) & 0x000F000F
+    return as_words(nibbles | _q3k_top(_q3k_tops(data, at + _Q3K_FROM)) & 0x00300030) - 32
 
 
 @inline
 def _q3k_half(qs, third, codes, i, scales, a, b, c, d):
-    found = scaled_quads(qs & 3 | (third & 1) << 2, load_bytes(codes, i), two_words(scales, a))
-    found = found + scaled_quads(qs >> 2 & 3 | (third & 2) << 1, load_bytes(codes, i + 32), two_words(scales, b))
-    found = found + scaled_quads(qs >> 4 & 3 | third & 4, load_bytes(codes, i + 64), two_words(scales, c))
-    return found + scaled_quads(qs >> 6 | third >> 1 & 4, load_bytes(codes, i + 96), two_words(scales, d))
+    found = scaled_quads(qs & 3 | (third & 1) << 2, load_bytes(codes, i), word_of_halves(scales, a))
+    found = found + scaled_quads(qs >> 2 & 3 | (third & 2) << 1, load_bytes(codes, i + 32), word_of_halves(scales, b))
+    found = found + scaled_quads(qs >> 4 & 3 | third & 4, load_bytes(codes, i + 64), word_of_halves(scales, c))
+    return found + scaled_quads(qs >> 6 | third >> 1 & 4, load_bytes(codes, i + 96), word_of_halves(scales, d))
 
 
 @_product("Q3K")
 def _q3k(data, at, codes, i, beside, j):
-    scales = halved_words(scales_q3k(data, at + at_.Q3K_SCALES))
+    small = _scales_q3k(data, at)
+    scales = evens_and_odds(small)
     third = load_bytes(data, at + at_.Q3K_HMASK)
-    found = _q3k_half(load_bytes(data, at + at_.Q3K_QS), third, codes, i, scales, 0, 2, 4, 6)
-    found = found + _q3k_half(load_bytes(data, at + at_.Q3K_QS + 32), third >> 4, codes, i + 128, scales, 8, 10, 12, 14)
-    return found - (pairs(scales, load_words(beside, j)) << 2), found
+    found = _q3k_half(load_bytes(data, at + at_.Q3K_QS), third, codes, i, scales, 0, 1, 2, 3)
+    found = found + _q3k_half(load_bytes(data, at + at_.Q3K_QS + 32), third >> 4, codes, i + 128, scales, 4, 5, 6, 7)
+    return found - (pairs(small, load_words(beside, j)) << 2), found
+
+
+# Scales and minimums of Q4K and Q5K lie in bytes 4 to 15 of a block: s, m and both, four bytes each. Of the first four,
+# s and m have six bits; of the others, both has the lower four, those of the scale first, and s and m the upper two.
+_q4k_scales = picker([each for j in (*range(4, 8), *range(12, 16)) * 2 for each in (j, None)])
+_q4k_scale_tops = picker(([None] * 8 + [each for j in range(4, 8) for each in (j, None)]) * 2)
+_q4k_minimums = picker([each for j in range(8, 16) for each in (j, None, j, None)])
+_q4k_minimum = shifter([0] * 4 + [4] * 4)
+_q4k_minimum_tops = picker([None] * 16 + [each for j in range(8, 12) for each in (j, None, j, None)])
+_six_or_four = masker([0x003F003F] * 2 + [0x000F000F] * 2 + [0x003F003F] * 2 + [0x000F000F] * 2)
+_six_then_four = masker([0x003F003F] * 4 + [0x000F000F] * 4)
+
+
+@inline
+def _scales_q4k(data, at):
+    """The eight scales, twice; the eight minimums, each twice."""
+    scales = _six_or_four(_q4k_scales(data, at)) | _q4k_scale_tops(data, at) >> 2 & 0x00300030
+    minimums = _six_then_four(_q4k_minimum(_q4k_minimums(data, at)))
+    return as_words(scales), as_words(minimums | _q4k_minimum_tops(data, at) >> 2 & 0x00300030)
 
 
 @inline
 def _two_nibbles(qs, codes, i, scales, a, b):
     """64 codes: those in the low nibbles, then those in the high ones."""
-    found = scaled_quads(qs & 0x0F, load_bytes(codes, i), word(scales, a))
-    return found + scaled_quads(qs >> 4, load_bytes(codes, i + 32), word(scales, b))
+    found = scaled_quads(qs & 0x0F, load_bytes(codes, i), word_of_halves(scales, a))
+    return found + scaled_quads(qs >> 4, load_bytes(codes, i + 32), word_of_halves(scales, b))
 
 
 @_product("Q4K", at_.Q4K_DMIN)
 def _q4k(data, at, codes, i, beside, j):
-    scales = halved_words(scales_q4k(data, at + at_.Q4K_SCALES))
+    scales, minimums = _scales_q4k(data, at)
     found = _two_nibbles(load_bytes(data, at + at_.Q4K_QS), codes, i, scales, 0, 1)
     found = found + _two_nibbles(load_bytes(data, at + at_.Q4K_QS + 32), codes, i + 64, scales, 2, 3)
     found = found + _two_nibbles(load_bytes(data, at + at_.Q4K_QS + 64), codes, i + 128, scales, 4, 5)
     found = found + _two_nibbles(load_bytes(data, at + at_.Q4K_QS + 96), codes, i + 192, scales, 6, 7)
-    return found, pairs(last_twice(scales), load_words(beside, j))
+    return found, pairs(minimums, load_words(beside, j))
 
 
 @inline
 def _q5k_run(qs, fifth, codes, i, scales, a, b):
-    found = scaled_quads(qs & 0x0F | (fifth & 1) << 4, load_bytes(codes, i), word(scales, a))
-    return found + scaled_quads(qs >> 4 | (fifth & 2) << 3, load_bytes(codes, i + 32), word(scales, b))
+    found = scaled_quads(qs & 0x0F | (fifth & 1) << 4, load_bytes(codes, i), word_of_halves(scales, a))
+    return found + scaled_quads(qs >> 4 | (fifth & 2) << 3, load_bytes(codes, i + 32), word_of_halves(scales, b))
 
 
 @_product("Q5K", at_.Q5K_DMIN)
 def _q5k(data, at, codes, i, beside, j):
-    scales = halved_words(scales_q4k(data, at + at_.Q5K_SCALES))
+    scales, minimums = _scales_q4k(data, at)
     fifth = load_bytes(data, at + at_.Q5K_QH)
     found = _q5k_run(load_bytes(data, at + at_.Q5K_QS), fifth, codes, i, scales, 0, 1)
     found = found + _q5k_run(load_bytes(data, at + at_.Q5K_QS + 32), fifth >> 2, codes, i + 64, scales, 2, 3)
     found = found + _q5k_run(load_bytes(data, at + at_.Q5K_QS + 64), fifth >> 4, codes, i + 128, scales, 4, 5)
     found = found + _q5k_run(load_bytes(data, at + at_.Q5K_QS + 96), fifth >> 6, codes, i + 192, scales, 6, 7)
-    return found, pairs(last_twice(scales), load_words(beside, j))
+    return found, pairs(minimums, load_words(beside, j))
 
 
 @inline
 def _q6k_half(a, b, qh, codes, i, scales, s, t, u, v):
-    found = scaled_quads(a & 0x0F | (qh & 0x03) << 4, load_bytes(codes, i), two_words(scales, s))
-    found = found + scaled_quads(b & 0x0F | (qh & 0x0C) << 2, load_bytes(codes, i + 32), two_words(scales, t))
-    found = found + scaled_quads(a >> 4 | qh & 0x30, load_bytes(codes, i + 64), two_words(scales, u))
-    return found + scaled_quads(b >> 4 | qh >> 2 & 0x30, load_bytes(codes, i + 96), two_words(scales, v))
+    found = scaled_quads(a & 0x0F | (qh & 0x03) << 4, load_bytes(codes, i), word_of_halves(scales, s))
+    found = found + scaled_quads(b & 0x0F | (qh & 0x0C) << 2, load_bytes(codes, i + 32), word_of_halves(scales, t))
+    found = found + scaled_quads(a >> 4 | qh & 0x30, load_bytes(codes, i + 64), word_of_halves(scales, u))
+    return found + scaled_quads(b >> 4 | qh >> 2 & 0x30, load_bytes(codes, i + 96), word_of_halves(scales, v))
 
 
 @_product("Q6K")
 def _q6k(data, at, codes, i, beside, j):
-    scales = halved_words(load_i8(data, at + at_.Q6K_SCALES))
+    small = load_i8_words(data, at + at_.Q6K_SCALES)
+    scales = evens_and_odds(small)
     a, b = load_bytes(data, at + at_.Q6K_QL), load_bytes(data, at + at_.Q6K_QL + 32)
-    found = _q6k_half(a, b, load_bytes(data, at + at_.Q6K_QH), codes, i, scales, 0, 2, 4, 6)
+    found = _q6k_half(a, b, load_bytes(data, at + at_.Q6K_QH), codes, i, scales, 0, 1, 2, 3)
     a, b = load_bytes(data, at + at_.Q6K_QL + 64), load_bytes(data, at + at_.Q6K_QL + 96)
     qh = load_bytes(data, at + at_.Q6K_QH + 32)
-    found = found + _q6k_half(a, b, qh, codes, i + 128, scales, 8, 10, 12, 14)
-    return found - (pairs(scales, load_words(beside, j)) << 5), found
+    found = found + _q6k_half(a, b, qh, codes, i + 128, scales, 4, 5, 6, 7)
+    return found - (pairs(small, load_words(beside, j)) << 5), found
 
 
 @_product("Q8K")

@@ -186,7 +186,7 @@ def multiply(x: F32, blocks: torch.Tensor, block_type: BlockType) -> F32:
         block_type: which type.
 
     Returns:
-        float32 ``[rows, out]``.
+        float32 ``[rows, out]``; a NaN is 0x7FC00000.
     """
     count = x.shape[1] // block_type.block_size
     d, codes, m, minimums, offsets = integers(blocks, block_type)
@@ -209,6 +209,7 @@ def multiply(x: F32, blocks: torch.Tensor, block_type: BlockType) -> F32:
                 elif floats is not None:
                     beside = beside + floats[:, b] * given["s"][b].astype(np.float32)
             row[:] = _total(sums) + beside
+            row[np.isnan(row)] = np.nan  # whose sign and payload differ between CPUs
     return y
 
 
