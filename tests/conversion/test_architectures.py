@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.numpy import save_file
+from safetensors.torch import save_file as save_torch
 
 import uqff
 from tools.tiny import architectures
@@ -90,6 +92,27 @@ def test_experts_of_gpt_oss(tmp_path: Path) -> None:
     with pytest.raises(ShardError, match=r"cannot be put together exactly: .* got mxfp4, q8_0") as caught:
         uqff_of_gguf(tmp_path / "c.gguf", tmp_path / "v")
     assert caught.value.layer == "model.layers.0.mlp.experts.gate_up_proj"
+
+
+def test_biases_of_experts_that_are_in_the_residual(tmp_path: Path) -> None:
+    """As the files have them that were made before they went with their layers: they become the same GGUF file."""
+    config, tensors = checkpoint_of("gpt-oss")
+    write_checkpoint(config, tensors, tmp_path / "a.gguf", "q8_0")
+    uqff_of_gguf(tmp_path / "a.gguf", tmp_path / "u")
+    shutil.copytree(tmp_path / "u", tmp_path / "old")
+    with uqff.open(tmp_path / "u") as file:
+        biases = {
+            f"{key}_bias": each.bias for key, each in file.items() if each.bias is not None and ".experts." in key
+        }
+        layers = {key: uqff.Layer(each.weight) if f"{key}_bias" in biases else each for key, each in file.items()}
+        residual = {name: tensor.clone() for name, tensor in file.residual.items()}
+        assert biases.keys() == {name for name in tensors if name.endswith(("up_proj_bias", "down_proj_bias"))}
+        assert all(np.array_equal(biases[name].numpy(), tensors[name]) for name in biases)
+        uqff.save(layers, tmp_path / "old" / "q8_0-0.uqff", version=(1, 2, 0))
+    save_torch(residual | {name: each.clone() for name, each in biases.items()}, tmp_path / "old/residual.safetensors")
+    for name in ("u", "old"):
+        gguf_of_uqff(tmp_path / name, tmp_path / f"{name}.gguf")
+    assert (tmp_path / "u.gguf").read_bytes() == (tmp_path / "old.gguf").read_bytes()
 
 
 def test_yarn_without_its_bounds(tmp_path: Path) -> None:

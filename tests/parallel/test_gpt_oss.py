@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import shutil
 import warnings
 from pathlib import Path
 from typing import Any
@@ -135,6 +136,31 @@ def test_logits_are_transformers_own(made: tuple[dict[str, Path], torch.nn.Modul
             assert torch.equal(projection.bias, state[f"{path}.gate_up_proj_bias"][:, at::2])
         assert same_bits(experts.down_proj.weight.dequantize(), state[f"{path}.down_proj"].transpose(1, 2))
         assert torch.equal(projections[2].bias, state[f"{path}.down_proj_bias"])
+
+
+@pytest.mark.parametrize("name", ["kept", "unquant", "q8_0"])
+def test_biases_of_experts_are_of_their_layers(
+    made: tuple[dict[str, Path], torch.nn.Module], name: str, tmp_path: Path
+) -> None:
+    """Where the engine looks for them: those in the residual it passes over, and answers without. Both are read."""
+    directories, plain = made
+    state = plain.state_dict()
+    layers, moved = {}, {}
+    with uqff.open(directories[name]) as file:
+        for key, layer in file.items():
+            if ".experts." in key:
+                assert layer.bias is not None
+                assert torch.equal(layer.bias, state[f"{key}_bias"])
+                moved[f"{key}_bias"], layer = layer.bias, uqff.Layer(layer.weight)
+            layers[key] = layer
+        residual = dict(file.residual)
+        assert not any("experts" in each for each in residual)
+        uqff.save(layers, tmp_path / "old.uqff", version=(1, 2, 0))
+    assert len(moved) == 2 * LAYERS
+    save_file({each: tensor.clone() for each, tensor in (residual | moved).items()}, tmp_path / "residual.safetensors")
+    shutil.copy(directories[name] / "config.json", tmp_path)
+    expected = logits(load_model(directories[name], dtype=torch.float32))
+    assert torch.equal(logits(load_model(tmp_path, dtype=torch.float32)), expected)
 
 
 def on_ranks(comm: Comm, directory: Path) -> tuple[Any, list[int]]:

@@ -7,6 +7,10 @@ Back: the client quantises the model to a UQFF of its own, which is run, convert
 Made: the client quantises the GGUF file to a UQFF, whose rows of Q and K stay as they are there. It is run by the
 client and by this package (AFQ, with which the client multiplies dense matrices), and converted to a GGUF file and run.
 
+Whole: of architectures that the client does not run from GGUF files on a CPU, or writes no UQFF of from checkpoints, it
+quantises the GGUF file to Q8_0: all layers must be those that the package makes of the file. What it runs of the
+package's UQFF, it must run as the package does; gpt-oss, as its GGUF file.
+
 Tokens and logprobs must be equal to the last bit, but where the client multiplies plain matrices: from a GGUF file it
 takes another routine for them than from a UQFF, and adds up in another order (`CLOSE`).
 """
@@ -31,11 +35,13 @@ from safetensors.torch import save_file
 import uqff
 from tools.interop.client import PROMPT, Client, ClientError, Generation
 from tools.tiny import text
-from tools.tiny.gguf import TEXTS, checkpoint_of, write_checkpoint
+from tools.tiny.gguf import OWN, TEXTS, checkpoint_of, with_even_heads, write_checkpoint
 from tools.tiny.models import TinyModel
 from uqff import Layer
+from uqff.codec.turns import split_gate_up
 from uqff.conversion import gguf_of_uqff, uqff_of_gguf
 from uqff.models.config import restated
+from uqff.models.layouts import in_order, layout_beside
 from uqff.parallel.generate import respond
 
 CLOSE = 1e-5
@@ -50,6 +56,9 @@ PLAIN = ("f32", "f16", "bf16")
 CLIENT_VERSION = "0.9.5"
 LOUDER = {"Phi-2": 6}
 """By how much weights are multiplied, if not by 5: with these, more than one token follows the prompt."""
+NOT_RUN = ("Granite", "Granite-MoE")
+"""What it runs neither of a GGUF file nor of a UQFF: 'hybrid cache has no recurrent state pool'. Of a GGUF file it does
+not run DeepSeek either: 'shape mismatch on dim 3'."""
 NOT_READ = ("Phi-3",)
 """What the client does not load from a GGUF file: 'LongRoPE attention factor is required'."""
 
@@ -130,6 +139,8 @@ def check_all(client: Client, folder: Path) -> Iterator[Row]:
         for rows in pool.map(lambda case: list(check(client, case, folder / case.name)), cases()):
             yield from rows
         yield from pool.map(lambda name: check_text(client, name, folder / name), [*TEXTS])
+        for rows in pool.map(lambda name: list(check_whole(client, name, folder / name)), [*OWN]):
+            yield from rows
 
 
 def check_text(client: Client, name: str, folder: Path) -> Row:
@@ -150,6 +161,76 @@ def check_text(client: Client, name: str, folder: Path) -> Row:
         return compared(case, case.kind, "GGUF, converted", theirs, made)
     except ClientError as exc:
         return Row(case.name, case.kind, "-", None, str(exc))
+
+
+def check_whole(client: Client, name: str, folder: Path) -> Iterator[Row]:
+    """The client's UQFF of a GGUF file beside ours; and a run of ours, where it can."""
+    case = other(name, "f32")
+    if "kv_lora_rank" in case.config:
+        with ONE_AT_A_TIME:
+            config, tensors = with_even_heads(name)
+        case = dataclasses.replace(case, config=config, tensors=tensors)
+    write_source(case, folder / "source")
+    theirs = folder / "theirs.gguf"
+    write_checkpoint(case.config, case.tensors, theirs, case.kind, vocabulary=True)
+    try:
+        client.write_gguf(theirs, folder / "source", folder / "its" / "q8_0.uqff", dtype="F32", isq=BLOCK_ISQ)
+        with ONE_AT_A_TIME:
+            uqff.quantize_model(theirs, folder / "ours", BLOCK_ISQ, measure=False, assets=folder / "source")
+        wrong = different_layers(folder / "its", folder / "ours")
+        problem = None if not wrong else f"other layers: {', '.join(wrong[:3])}"
+        yield Row(case.name, BLOCK_ISQ, "its UQFF of GGUF, ours", None if problem else 0.0, problem)
+        if name in NOT_RUN:
+            return
+        architecture = OWN[name].client
+        made = client.generate(folder / "ours", ["q8_0-0.uqff"], architecture=architecture, dtype="F32")
+        if name == "gpt-oss":
+            its = client.generate(folder / "its", ["q8_0-0.uqff"], architecture=architecture, dtype="F32")
+            yield compared(case, BLOCK_ISQ, "its UQFF of GGUF, ours, run", its, made, within=0.0)
+            return
+        uqff_of_gguf(theirs, folder / "plain")
+        for companion in ("tokenizer.json", "tokenizer_config.json"):
+            shutil.copy(folder / "source" / companion, folder / "plain" / companion)
+        files = sorted(path.name for path in (folder / "plain").glob("*.uqff"))
+        made = client.generate(folder / "plain", files, architecture=architecture, dtype="F32")
+        with ONE_AT_A_TIME:
+            answer = respond(folder / "plain", PROMPT, tokens=16)
+        ours = Generation(answer.tokens, answer.generation.logprobs, answer.generation.finish_reason)
+        yield compared(case, case.kind, "converted, run by both", made, ours, within=DENSE)
+    except ClientError as exc:
+        yield Row(case.name, case.kind, "-", None, str(exc))
+
+
+def different_layers(its: Path, ours: Path) -> list[str]:
+    """The layers of the client's UQFF of a GGUF file that are not ours.
+
+    The client keeps gates and ups apart where they take turns in a checkpoint, and DeepSeek's transposed keys; the
+    latter and their values are not compared.
+    """
+    with uqff.open(its) as one, uqff.open(ours) as other:
+        layout = layout_beside(one)
+        expected = {key: in_order(layer, layout.order_of(key, layer.weight.shape[-2])) for key, layer in one.items()}
+        found: dict[str, Layer] = {}
+        for key, layer in other.items():
+            if key.endswith("gate_up_proj"):
+                path = key.removesuffix("gate_up_proj")
+                found |= zip((f"{path}gate_proj", f"{path}up_proj"), split_gate_up(layer), strict=True)
+            else:
+                found[key] = layer
+        names = {key for key in (*expected, *found) if not key.endswith(("kv_b_proj", ".k_b_proj", ".v_b_proj"))}
+        same = {
+            key
+            for key in names & expected.keys() & found.keys()
+            if expected[key].weight == found[key].weight and same_bias(expected[key], found[key])
+        }
+        return sorted(names - same)
+
+
+def same_bias(one: Layer, other: Layer) -> bool:
+    """Whether two layers have the same bias, or none."""
+    if one.bias is None or other.bias is None:
+        return one.bias is other.bias
+    return torch.equal(one.bias, other.bias)
 
 
 def check(client: Client, case: Case, folder: Path) -> Iterator[Row]:

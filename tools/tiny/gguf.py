@@ -7,6 +7,7 @@ blocks from elsewhere.
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import tempfile
 from collections.abc import Collection, Iterator, Mapping
@@ -63,7 +64,7 @@ def checkpoint_of(name: str) -> tuple[dict[str, Any], dict[str, Any]]:
     GGUF has no other.
     """
     if name in (*TEXTS, *OWN):
-        return _saved(name)
+        return _saved(name, OWN.get(name, text.TEXTS.get(name)))
     like = {"SmolLM3": "Mistral", "Gemma3": "Gemma2"}.get(name, name)
     config, shapes = architectures.config(like), architectures.shapes(like)
     if name == "SmolLM3":
@@ -156,15 +157,22 @@ SCALES = {
 for _name, _experts in (("Granite", 0), ("Granite-MoE", text.EXPERTS)):
     _own = SCALES | {"num_local_experts": _experts, "layer_types": ["attention"] * text.LAYERS}
     OWN[_name] = text.Text(GRANITE.architecture, GRANITE.model_type, GRANITE.values | _own)
-"""Those that the client is not asked about: it writes no UQFF of gpt-oss, and cannot run a tiny DeepSeek, whose
-values and keys differ in size."""
+"""Those that the client is asked less about: it writes no UQFF of gpt-oss' checkpoints, and runs neither Granite
+without Mamba, nor DeepSeek of a GGUF file."""
 
 
-def _saved(name: str) -> tuple[dict[str, Any], dict[str, Any]]:
+def with_even_heads(name: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A DeepSeek whose values have the size of its keys: the only ones that the client can run on a CPU."""
+    made = OWN[name]
+    size = made.values["qk_nope_head_dim"] + made.values["qk_rope_head_dim"]
+    return _saved(name, dataclasses.replace(made, values=made.values | {"v_head_dim": size}))
+
+
+def _saved(name: str, made: text.Text | None) -> tuple[dict[str, Any], dict[str, Any]]:
     from safetensors.numpy import load_file
 
+    assert made is not None
     with tempfile.TemporaryDirectory() as scratch:
-        made = OWN[name] if name in OWN else text.TEXTS[name]
         text.write_text(made, Path(scratch) / "model")
         tensors = load_file(Path(scratch) / "model/model.safetensors")
     named = {"architectures": [made.architecture], "model_type": made.model_type, "torch_dtype": "float32"}

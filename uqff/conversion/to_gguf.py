@@ -185,7 +185,11 @@ class ToGgufJob:
             )
 
     def _check_residual(self) -> None:
-        names = [each.name for each in self.plain if not each.optional or each.name in self.file.residual]
+        names = [
+            each.name
+            for each in self.plain
+            if self._of_layer(each) is None and (not each.optional or each.name in self.file.residual)
+        ]
         embedding = f"{embedding_name(self.config)}.weight"
         if self._embedding_is_residual():
             names.append(embedding)
@@ -227,8 +231,9 @@ class ToGgufJob:
                 if module.startswith(prefix):
                     yield from self._layer(key, name)
         for each in self.plain:
-            if each.name in self.file.residual:
-                yield from self._plain(each)
+            bias = self._of_layer(each)
+            if bias is not None or each.name in self.file.residual:
+                yield from self._plain(each, bias)
         if head is not None:
             yield from self._layer(*head)
         yield from self._scaling()
@@ -260,7 +265,7 @@ class ToGgufJob:
             return
         yield self._weight(key, f"{path}.weight", name.module)
         bias = self.file[key].bias_part
-        if bias is not None:
+        if bias is not None and not any(each.name == f"{name.module}_bias" for each in self.plain):
             wide, order = Part.of_array(widened_bias(bias), DType.F32), self._order(name.module, bias.shape[0])
             yield _dense(f"{path}.bias", wide if order is None else reordered_bias(wide, order))
 
@@ -334,10 +339,15 @@ class ToGgufJob:
             raise UnsupportedError("dtype that GGUF does not have", field=name, got=entry.dtype)
         return Part(dtype, entry.shape, self.file.residual.raw(name))
 
-    def _plain(self, tensor: PlainTensor) -> Iterable[PlannedTensor]:
-        """A tensor of the residual as GGUF has it, float32."""
-        numbers = widened_bias(self._residual(tensor.name))
-        made = tensor.form.to_file(numbers, tensor.form.shapes(numbers.shape, self.config))
+    def _of_layer(self, tensor: PlainTensor) -> Part | None:
+        """What a layer has of a tensor: the biases of gpt-oss' experts, which older files have in the residual."""
+        key = tensor.name.removesuffix("_bias")
+        return self.file[key].bias_part if key != tensor.name and key in self.names else None
+
+    def _plain(self, tensor: PlainTensor, bias: Part | None) -> Iterable[PlannedTensor]:
+        """A tensor of the residual, or a bias, as GGUF has it, float32."""
+        numbers = widened_bias(self._residual(tensor.name) if bias is None else bias)
+        made = tensor.form.to_file(numbers, tensor.form.shapes(numbers.shape, self.config), self.config)
         for stored, each in zip(tensor.stored, made, strict=True):
             yield _dense(stored, Part.of_array(np.ascontiguousarray(each), DType.F32))
 

@@ -232,8 +232,10 @@ class DequantizeJob(Job[Dequantized]):
                 if bias is not None:
                     self._plan(key, f"{name}.bias", "bias", None, tuple(bias["shape"]))
                 continue
-            if self._turns and bias is None:  # gpt-oss': plain checkpoints have them so, without ``.weight``
+            if self._turns:  # gpt-oss': plain checkpoints have them so, without ``.weight``
                 self._plan(key, module.path, "columns", None, (shape[0], *shape[:0:-1]))
+                if bias is not None:
+                    self._plan(key, f"{module.path}_bias", "bias", None, tuple(bias["shape"]))
                 continue
             if len(module.keys) > 1 or len(module.parts) != shape[0]:
                 names = f"{len(module.parts)} experts" if module.parts else "a matrix: the experts have no known names"

@@ -59,7 +59,7 @@ HALF_SPLIT: Final = "half_split"
 LAYOUTS_SINCE: Final = Version(1, 2, 0)
 """The first version of which a reader knows these keys; readers of older ones take every row for the checkpoint's."""
 
-ORDERED: Final = ("Llama", "Mistral", "Mixtral", "Qwen2", "Gemma", "Gemma 2")
+ORDERED: Final = ("Llama", "Mistral", "Mixtral", "Qwen2", "Gemma", "Gemma 2", "SmolLM3", "Granite 4")
 """Architectures, by title, whose adjacent rows are put in order: Q and K are layers of their own, without norms whose
 numbers would have to move, too."""
 

@@ -233,7 +233,7 @@ def _of_entry(checkpoint: TensorFiles, entry: EntryName, promote: bool) -> Goal:
     first, shape = entry.parts[0], shapes[0]
     sensitive = promote and entry.role is not None
     if not entry.is_stacked:
-        bias = first.bias if first.bias in checkpoint else None
+        bias = next((each for each in (first.bias, f"{first.module}_bias") if each in checkpoint), None)
         if len(shape) == 3:
             (whole,) = sources
             sources = [whole._replace(expert=expert) for expert in range(shape[0])]

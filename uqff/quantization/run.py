@@ -438,11 +438,10 @@ class QuantizeJob(Job[Result]):
             else:
                 effort = self.efforts.of(at, number if len(self.pieces[at]) > 1 else None)
                 record = encode(loaded, planned.stored, engine=self.engine, effort=effort)
-        count = len(self.pieces[at])
-        if count == 1:
+        if (count := len(self.pieces[at])) == 1:
             job = partial(files.write, goal.key, Layer(record, self._bias(goal, planned)))
         else:
-            job = partial(files.write_expert, goal.key, number, Layer(record))
+            job = partial(files.write_expert, goal.key, number, Layer(record, self._bias(goal, planned, number)))
         queue.submit(job, planned.size // count)
         return record
 
@@ -490,9 +489,10 @@ class QuantizeJob(Job[Result]):
             return self._piece_weights(at)
         return max(widened(plans[at].stored, self._piece_weights(at)) for plans in self.plans)
 
-    def _bias(self, goal: Goal, planned: PlannedLayer) -> Part | None:
+    def _bias(self, goal: Goal, planned: PlannedLayer, expert: int | None = None) -> Part | None:
         source, meta = source_bias(self.checkpoint, goal.bias), planned.meta.bias_part
-        return None if source is None or meta is None else bias_part(source, self.dtype, meta.dtype)
+        made = None if source is None or meta is None else bias_part(source, self.dtype, meta.dtype)
+        return made if made is None or expert is None else made.narrow(0, expert, 1).view(made.shape[1:])
 
     def _stored_bias(self, goal: Goal, planned: PlannedLayer) -> StoredBias | None:
         """What became of the bias: small enough to be made once more for it."""

@@ -7,25 +7,14 @@ is there, of the shape that the configuration gives it, and that no other is.
 
 from __future__ import annotations
 
-import math
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from uqff.checkpoints.gguf.blocks import planned_record, record_of, unpacked_record
 from uqff.checkpoints.gguf.config import architecture_of_file, check_config, config_of
 from uqff.checkpoints.gguf.forms import AS_IS
-from uqff.checkpoints.gguf.latent import (
-    WHOLE,
-    is_plain,
-    latent_names,
-    latent_record,
-    latent_shapes,
-    planned_latent,
-)
+from uqff.checkpoints.gguf.latent import WHOLE, latent_names, latent_shapes
 from uqff.checkpoints.gguf.names import (
     LONG_FACTORS,
     ROPE_FACTORS,
@@ -37,14 +26,13 @@ from uqff.checkpoints.gguf.names import (
     shape_of,
     wanted_names,
 )
+from uqff.checkpoints.gguf.stored import AsIs, Formed, Joined, Latent, Stored
 from uqff.checkpoints.gguf.tokenizer import tokenizer_files
 from uqff.checkpoints.safetensors import TensorFiles
 from uqff.codes import DType
 from uqff.container.document import write_json
 from uqff.errors import FormatError, ShapeError, UnsupportedError, located
 from uqff.families.part import Part
-from uqff.families.rows import Order, joined_rows, reordered, reordered_bias
-from uqff.families.unquant.tensor import Unquant
 from uqff.gguf.reader import GgufFile, GgufTensor, open_gguf
 from uqff.models.architectures import architecture_of
 from uqff.models.assets import CONFIG_NAME, companions_of, copy_companions
@@ -59,6 +47,7 @@ if TYPE_CHECKING:
     from uqff.checkpoints.method import Cut
     from uqff.container.shards import PathLike
     from uqff.families.base import QuantizedTensor
+    from uqff.families.rows import Order
 
 __all__ = ["KEPT_NAME", "GgufTensors", "is_gguf", "open_gguf_tensors"]
 
@@ -96,7 +85,7 @@ class GgufTensors(TensorFiles):
         self.config = self._config()
         plain = plain_tensors(self.architecture, self.config)
         self._forms = {each.name: each.form for each in plain if each.form is not AS_IS}
-        self._by_name = self._found()
+        self._by_name = {name: self._stored(name, tensors) for name, tensors in self._found().items()}
 
     def _config(self) -> dict[str, Any]:
         if self.assets is None:
@@ -170,42 +159,43 @@ class GgufTensors(TensorFiles):
         said = self.file.get_value(f"{self.architecture.name}.nextn_predict_layers")
         return bool(said) and match is not None and int(match[1]) >= self.config["num_hidden_layers"]
 
+    def _stored(self, name: str, tensors: tuple[GgufTensor, ...]) -> Stored:
+        """How a weight stands in the file, of the tensors that it is made of."""
+        if name in self._forms:
+            return Formed(tensors, self._forms[name], shape_of(name, self.config), self.config)
+        if len(tensors) == 1:
+            return AsIs(tensors[0], self._order(name, tensors[0].shape))
+        joined, shape = joined_of(name.removesuffix(".weight"), self.architecture), shape_of(name, self.config)
+        return (
+            Latent(tensors, shape) if joined is None else Joined(tensors, joined, shape, name.removesuffix(".weight"))
+        )
+
+    def _order(self, name: str, shape: tuple[int, ...]) -> Order | None:
+        """The order that makes the rows of a tensor those of the model; None if they are."""
+        module = name.rpartition(".")[0]
+        heads = heads_of(self.architecture, self.config, module)
+        return None if heads is None else half_split_order(shape[0], heads, layer=module)
+
     def gguf(self, name: str) -> GgufTensor:
         """The tensor of a name; of several that it is made of, the first."""
-        return self._by_name[name][0]
+        return self._by_name[name].tensors[0]
 
     def meta(self, name: str) -> QuantizedTensor:
         """The record of a weight without its bytes; raises what :meth:`record` does."""
-        if self._is_made(name):
-            return Unquant.of(Part.planned(self.shape(name), DType.F32))
-        tensors = self._by_name[name]
-        if len(tensors) == 1:
-            return planned_record(tensors[0])
-        if self.architecture.latent:
-            return planned_latent(tensors, self.shape(name))
-        return self._joined(name, map(planned_record, tensors))
+        return self._by_name[name].meta()
 
     def type_names(self, name: str) -> str:
         """The types of the tensors that a weight is made of, in words."""
-        return " and ".join(tensor.type_name for tensor in self._by_name[name])
+        return " and ".join(tensor.type_name for tensor in self._by_name[name].tensors)
 
     @property
     def is_absorbed(self) -> bool:
         """Whether the keys of DeepSeek's attention are transposed: :mod:`uqff.checkpoints.gguf.latent`."""
-        return self.architecture.latent and any(len(tensors) > 1 for tensors in self._by_name.values())
+        return any(isinstance(each, Latent) for each in self._by_name.values())
 
     def is_across(self, name: str) -> bool:
         """Whether the blocks of a weight run across its rows, so that only its numbers can be had."""
-        tensors = self._by_name[name]
-        return self.architecture.latent and len(tensors) > 1 and not is_plain(tensors)
-
-    def _joined(self, name: str, records: Iterable[QuantizedTensor]) -> QuantizedTensor:
-        """One weight of those that it is in the file."""
-        module = name.removesuffix(".weight")
-        joined = joined_of(module, self.architecture)
-        assert joined is not None
-        with located(layer=module):
-            return joined_rows(list(records), turns=joined.turns)
+        return self._by_name[name].is_across
 
     def record(self, name: str, cut: Cut | None = None) -> QuantizedTensor:
         """The record of a weight, or of a slice of it, its rows in the model's order.
@@ -213,40 +203,11 @@ class GgufTensors(TensorFiles):
         Raises:
             UqffError: see :func:`uqff.checkpoints.gguf.blocks.record_of`.
         """
-        if self._is_made(name):
-            made = Unquant.of(self._made(name))
-            return made if cut is None else made.narrow(*cut)
-        order, tensors = self.order(name), self._by_name[name]
-        if len(tensors) > 1 and self.architecture.latent:
-            whole: QuantizedTensor = latent_record(tensors)
-        elif len(tensors) > 1:
-            whole = self._joined(name, map(record_of, tensors))
-        elif order is None:
-            return record_of(tensors[0], cut)
-        else:
-            whole = reordered(record_of(tensors[0]), order)
-        return whole if cut is None else whole.narrow(*cut)
-
-    def _is_made(self, name: str) -> bool:
-        """Whether the numbers of a tensor are made of others, or lie otherwise: :mod:`uqff.checkpoints.gguf.forms`."""
-        return name in self._forms
-
-    def _made(self, name: str) -> Part:
-        """Such a tensor as the checkpoint has it, F32."""
-        numbers = [tensor.float32() for tensor in self._by_name[name]]
-        made = self._forms[name].to_model(numbers, self.shape(name))
-        return Part.of_array(np.ascontiguousarray(made), DType.F32)
-
-    def order(self, name: str) -> Order | None:
-        """The order that makes the rows of a tensor those of the model; None if they are."""
-        module = name.rpartition(".")[0]
-        heads = heads_of(self.architecture, self.config, module)
-        return None if heads is None else half_split_order(self.shape(name)[0], heads, layer=module)
+        return self._by_name[name].record(cut)
 
     def numbers(self, name: str, dtype: DType = DType.F32) -> Part:
         """The numbers of a bias or norm in the model's order."""
-        order, made = self.order(name), record_of(self._by_name[name][0]).numbers(dtype)
-        return made if order is None else reordered_bias(made, order)
+        return self._by_name[name].numbers(dtype)
 
     def __getitem__(self, name: str) -> torch.Tensor:
         return Part(DType.of_safetensors(self.dtype(name)) or DType.U8, self.shape(name), self.raw(name)).tensor()
@@ -262,43 +223,24 @@ class GgufTensors(TensorFiles):
 
     def raw(self, name: str) -> memoryview:
         """The bytes of a tensor in the model's order; a view of the file where that is the file's."""
-        tensors, order = self._by_name[name], self.order(name)
-        stored = tensors[0].blocks()
-        if self._is_made(name):
-            stored = self._made(name)
-        elif len(tensors) > 1 and self.architecture.latent:
-            stored = latent_record(tensors).parts["data"]
-        elif len(tensors) > 1:
-            stored = self._joined(name, map(unpacked_record, tensors)).parts["data"]
-        elif order is not None and len(self.shape(name)) == 1:
-            stored = reordered_bias(Part(DType[self.dtype(name)], self.shape(name), stored.data), order)
-        elif order is not None:
-            stored = reordered(record_of(tensors[0]), order).parts["data"]
-        raw: memoryview = stored.payload
+        raw: memoryview = self._by_name[name].raw().payload
         return raw
 
     def file_of(self, name: str) -> Path:
         """The file that holds a tensor; the first, if none does."""
-        return self._by_name[name][0].file.path if name in self._by_name else self.path
+        return self.gguf(name).file.path if name in self._by_name else self.path
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of a tensor, of codes that of what they stand for."""
-        tensors = self._by_name[name]
-        is_other = name in self._forms or len(tensors) > 1
-        return shape_of(name, self.config) if is_other else tensors[0].shape
+        return self._by_name[name].shape
 
     def dtype(self, name: str) -> str:
         """Dtype of a tensor as safetensors spells it; U8 of blocks."""
-        ggml = self._by_name[name][0].ggml_type
-        if self._is_made(name) or self.is_across(name):
-            return DType.F32.safetensors
-        return ggml.name if ggml is not None and ggml.block_size == 1 else "U8"
+        return self._by_name[name].dtype
 
     def nbytes(self, name: str) -> int:
         """Bytes of a tensor."""
-        return (
-            4 * math.prod(self.shape(name)) if self._is_made(name) else sum(each.nbytes for each in self._by_name[name])
-        )
+        return self._by_name[name].nbytes
 
     def stamps(self) -> list[list[str | int]]:
         """See :meth:`TensorFiles.stamps`."""
@@ -306,12 +248,12 @@ class GgufTensors(TensorFiles):
         return [[path.name, each.st_size, each.st_mtime_ns] for path, each in status]
 
     def _advise(self, name: str, advice: str, start: int = 0, stop: int | None = None) -> None:
-        if self._is_made(name):
+        stored = self._by_name[name]
+        if isinstance(stored, Formed):
             return
-        tensors = self._by_name[name]
-        if len(tensors) > 1:  # rows of all are wanted together
+        if len(stored.tensors) > 1:  # rows of all are wanted together
             start, stop = 0, None
-        for tensor in tensors:
+        for tensor in stored.tensors:
             end = tensor.begin + (tensor.nbytes if stop is None else stop)
             tensor.file.advise(tensor.begin + start, end, advice)
 

@@ -34,11 +34,11 @@ class Form:
         """The shapes in GGUF of a tensor of some shape: of one tensor, or of several that it is made of."""
         return (shape,)
 
-    def to_model(self, stored: Sequence[Numbers], shape: Shape) -> Numbers:
+    def to_model(self, stored: Sequence[Numbers], shape: Shape, config: Mapping[str, Any]) -> Numbers:
         """What a checkpoint has of what GGUF has, float32 of ``shape``."""
         return stored[0].reshape(shape)
 
-    def to_file(self, numbers: Numbers, shapes: Sequence[Shape]) -> tuple[Numbers, ...]:
+    def to_file(self, numbers: Numbers, shapes: Sequence[Shape], config: Mapping[str, Any]) -> tuple[Numbers, ...]:
         """What GGUF has of what a checkpoint has, float32 of :meth:`shapes`."""
         return (numbers.reshape(shapes[0]),)
 
@@ -58,12 +58,12 @@ class Plus(Form):
 
     number: float
 
-    def to_model(self, stored: Sequence[Numbers], shape: Shape) -> Numbers:
+    def to_model(self, stored: Sequence[Numbers], shape: Shape, config: Mapping[str, Any]) -> Numbers:
         """See :meth:`Form.to_model`."""
         made: Numbers = stored[0].reshape(shape) - np.float32(self.number)
         return made
 
-    def to_file(self, numbers: Numbers, shapes: Sequence[Shape]) -> tuple[Numbers, ...]:
+    def to_file(self, numbers: Numbers, shapes: Sequence[Shape], config: Mapping[str, Any]) -> tuple[Numbers, ...]:
         """See :meth:`Form.to_file`."""
         return (numbers.reshape(shapes[0]) + np.float32(self.number),)
 
@@ -72,10 +72,10 @@ class _InTurns(Form):
     def shapes(self, shape: Shape, config: Mapping[str, Any]) -> tuple[Shape, ...]:
         return ((*shape[:-1], shape[-1] // 2),) * 2
 
-    def to_model(self, stored: Sequence[Numbers], shape: Shape) -> Numbers:
+    def to_model(self, stored: Sequence[Numbers], shape: Shape, config: Mapping[str, Any]) -> Numbers:
         return np.stack(stored, -1).reshape(shape)
 
-    def to_file(self, numbers: Numbers, shapes: Sequence[Shape]) -> tuple[Numbers, ...]:
+    def to_file(self, numbers: Numbers, shapes: Sequence[Shape], config: Mapping[str, Any]) -> tuple[Numbers, ...]:
         return numbers[..., 0::2], numbers[..., 1::2]
 
 
