@@ -19,8 +19,9 @@ import safetensors.numpy
 
 import uqff
 from tools.fuzz import __main__ as fuzz
+from tools.fuzz import campaign as campaigns
 from tools.fuzz import coverage, share
-from tools.fuzz.campaign import Campaign, Memory, Tally, read_tallies, write_tallies
+from tools.fuzz.campaign import Campaign, Hanging, Memory, Tally, read_tallies, write_tallies
 from tools.fuzz.gguf import numbers
 from tools.fuzz.mutators import KINDS, mutated
 from tools.fuzz.share import Asked
@@ -75,8 +76,35 @@ def test_an_escape_is_told_and_kept(tmp_path: Path) -> None:
     assert campaign.problems == [f"a: ValueError: escaped, kept as found/a/{kept.name}"]
     assert kept.read_bytes() == b"bad"
     assert kept.with_suffix(".txt").read_text().endswith("\nValueError: escaped\n")
-    assert campaign.tally == Tally(23, 22, 2, campaign.tally.slowest, campaign.tally.largest, 1)
+    assert campaign.tally == Tally(23, 22, 2, campaign.tally.slowest, campaign.tally.largest, 1, 0)
     assert b"bad" in campaign.corpus
+
+
+def test_what_is_slow_is_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine that stands still is no problem of the input; what is slow twice is, also while it prints an error."""
+    monkeypatch.setattr(campaigns, "MOST_SECONDS", 0.05)
+    asked: list[bytes] = []
+
+    class Slow(uqff.FormatError):
+        def __str__(self) -> str:
+            raise Hanging
+
+    def read(data: bytes) -> None:
+        asked.append(data)
+        if data == b"always" or (data == b"once" and asked.count(data) == 1):
+            end = time.process_time() + 0.06
+            while time.process_time() < end:
+                pass
+        if data == b"error":
+            raise Slow("refused")
+
+    campaign = _campaign(tmp_path, read)
+    for data in (b"once", b"always", b"error"):
+        campaign.take(data)
+    assert asked.count(b"once") == asked.count(b"always") == asked.count(b"error") == 2
+    assert (campaign.tally.inputs, campaign.tally.stalls, campaign.tally.problems) == (5, 1, 2)
+    told = [problem.split(",")[0] for problem in campaign.problems]
+    assert told == ["a: took 0.1 s", "a: takes more than 30 s"]
 
 
 @pytest.mark.skipif(not Memory().is_possible, reason="memory is measured on Linux with glibc")
@@ -171,10 +199,10 @@ def test_what_a_process_dies_of_is_kept(tmp_path: Path, monkeypatch: pytest.Monk
     fine = run("a", b"fine")
     assert fine.tallies["a"].inputs == 7  # the seed is counted once
     assert (fine.deaths, fine.problems) == (0, [])
-    for name, seed in (("b", b"bad"), ("c", b"stuck")):
+    for name, seed, deaths in (("b", b"bad", 2), ("c", b"stuck", 4)):  # what hangs is tried twice
         made = run(name, seed)
-        assert made.deaths == 2
-        assert made.tallies == {name: Tally(problems=2)}
+        assert made.deaths == deaths
+        assert made.tallies == {name: Tally(problems=2, stalls=deaths - 2)}
         (kept,) = (path for path in (tmp_path / "home" / "found" / name).iterdir() if not path.suffix)
         assert kept.read_bytes() == seed
         assert {problem.split(",")[0] for problem in made.problems} == {f"{name}: a process ended with SIGKILL"}

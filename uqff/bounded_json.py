@@ -22,7 +22,7 @@ def check_values(raw: bytes, *, field: str | None = None, offset: int | None = N
     Raises:
         FormatError: with ``field``, ``offset`` and ``rule`` as given.
     """
-    values = raw.count(b",") + raw.count(b"[") + raw.count(b"{")
+    values = raw.count(b",") + raw.count(b"[") + 2 * raw.count(b"{")
     if values > MAX_HEADER_VALUES:
         raise FormatError(
             "too many values",

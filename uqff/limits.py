@@ -60,8 +60,9 @@ MAX_HEADER_BYTES: Final = 100_000_000
 MAX_WIDE_HEADER_BYTES: Final = 10_000_000
 """Longest header or report that has a character beyond ASCII: one of them makes Python store all in four bytes each."""
 
-MAX_HEADER_VALUES: Final = 1_000_000
-"""Most values in a header, a report or a configuration, counted by `,`, `[` and `{`: small ones outgrow their text."""
+MAX_HEADER_VALUES: Final = 600_000
+"""Most values in a header, a report or a configuration, counted by `,`, `[` and, twice, `{`: small ones outgrow their
+text, a list within a list takes 104 bytes of Python's for its 2."""
 
 MAX_NAME: Final = 65_535
 """Most characters of a key in a header: names become keys of layers and parts of messages, each a copy; the bound for

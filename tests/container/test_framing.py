@@ -214,7 +214,7 @@ def test_bits_of_every_dtype() -> None:
 
 def test_the_number_of_values_in_a_header_is_bounded() -> None:
     """A list of a hundred million small values would take gigabytes as Python objects; it is refused unparsed."""
-    most = b'{"a":[' + b"1," * (MAX_HEADER_VALUES - 2) + b"1]}"
+    most = b'{"a":[' + b"1," * (MAX_HEADER_VALUES - 3) + b"1]}"
     for header, problem in ((most, "malformed entry"), (most.replace(b"1]", b"1,1]"), "too many values")):
         with pytest.raises(FormatError, match=problem):
             parse_header(memoryview(len(header).to_bytes(8, "little") + header))

@@ -13,6 +13,7 @@ says what it has done, as one that ends.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import math
 import os
 import tempfile
@@ -33,6 +34,9 @@ MOST_DEATHS = 50
 
 STUCK = 2.0 * HANGING
 """Seconds of the clock after which a process is ended that has not given up an input: it is in C code."""
+
+STOOD_STILL = 5.0
+"""Seconds of the clock after which the process that waits for the others should have been woken long ago."""
 
 
 def main() -> None:
@@ -75,6 +79,8 @@ def main() -> None:
     inputs = sum(tally.inputs for tally in run.tallies.values())
     problems = sum(tally.problems for tally in run.tallies.values())
     print(f"{time.monotonic() - begun:.0f} s in {arguments.jobs} processes, {run.deaths} of which died")
+    if run.stood:
+        print(f"this machine stood still for {', '.join(f'{each:.0f}' for each in run.stood)} s")
     print(f"{inputs} inputs, {problems} problems")
     if before:
         print("with earlier runs:")
@@ -90,6 +96,7 @@ class Run:
         problems: broken promises.
         weighed: whether memory was looked at.
         deaths: of processes.
+        stood: seconds for which the machine ran none of them, each time.
         workers: they.
     """
 
@@ -100,6 +107,9 @@ class Run:
         self.tallies: dict[str, Tally] = {}
         self.problems: list[str] = []
         self.weighed, self.deaths = True, 0
+        self.stood: list[float] = []
+        self._first: dict[int, tuple[str, bytes]] = {}
+        self._stuck: set[int] = set()
         self._homes = [folder] * jobs
         self.workers: Workers[Found] = Workers(self._work)
 
@@ -113,19 +123,24 @@ class Run:
     def _work(self, worker: int) -> Found:
         torch.set_num_threads(1)
         home, watch = self._homes[worker], self._watches[worker]
-        return Share(home, int(home.name), self._asked, watch).run()
+        asked = dataclasses.replace(self._asked, first=self._first.get(worker))
+        return Share(home, int(home.name), asked, watch).run()
 
     def go(self) -> None:
         """From beginning to end."""
         for worker in range(self._jobs):
             self._begin(worker)
         while self.workers.running:
+            asleep = time.monotonic()
             ended = self.workers.wait(1.0)
+            if (slept := time.monotonic() - asleep) > STOOD_STILL:
+                self.stood.append(slept)
             if ended is not None:
                 self._end(ended)
             for worker, watch in enumerate(self._watches):
                 at = watch.at()
                 if at is not None and time.monotonic() - at[0] > STUCK:
+                    self._stuck.add(worker)
                     self.workers.kill(worker)
 
     def _end(self, ended: Ended[Found]) -> None:
@@ -143,8 +158,15 @@ class Run:
                 if tally.problems
             ],
         )
-        at = self._watches[ended.worker].at()
+        at, first = self._watches[ended.worker].at(), self._first.pop(ended.worker, None)
         told, name = f"a process ended with {ended.death}", "all"
+        if at is not None and ended.worker in self._stuck and first != at[1:] and not self.workers.asked:
+            self._stuck.remove(ended.worker)
+            self._first[ended.worker] = at[1:]
+            self._add({at[1]: Tally(stalls=1)}, [])
+            self._begin(ended.worker)
+            return
+        self._stuck.discard(ended.worker)
         if at is not None:
             begun, name, data = at
             told = f"{told}, {time.monotonic() - begun:.0f} s after it began to read an input"
@@ -188,14 +210,14 @@ def added(before: dict[str, Tally], now: dict[str, Tally]) -> dict[str, Tally]:
 
 def _print(tallies: dict[str, Tally]) -> None:
     width = max(map(len, tallies), default=0)
-    print(f"{'target':{width}} {'inputs':>9} {'refused':>9} outcomes slowest s       MB problems")
+    print(f"{'target':{width}} {'inputs':>9} {'refused':>9} outcomes slowest s       MB stalls problems")
     whole = Tally()
     for name, tally in {**tallies, "all": None}.items():
         whole += tally or Tally()
         shown = tally or whole
         print(
             f"{name:{width}} {shown.inputs:9} {shown.refused:9} {shown.outcomes:8} {shown.slowest:9.2f} "
-            f"{shown.largest / 1e6:8.1f} {shown.problems:8}"
+            f"{shown.largest / 1e6:8.1f} {shown.stalls:6} {shown.problems:8}"
         )
 
 

@@ -90,6 +90,7 @@ class Tally:
         slowest: seconds of processor time.
         largest: bytes that memory grew by, beyond four times an input that was weighed by itself.
         problems: broken promises.
+        stalls: inputs that took too long once, and not when they were read again: a machine was busy, or stood still.
     """
 
     inputs: int = 0
@@ -98,6 +99,7 @@ class Tally:
     slowest: float = 0.0
     largest: int = 0
     problems: int = 0
+    stalls: int = 0
 
     def __add__(self, other: Tally) -> Tally:
         return Tally(
@@ -107,6 +109,7 @@ class Tally:
             max(self.slowest, other.slowest),
             max(self.largest, other.largest),
             self.problems + other.problems,
+            self.stalls + other.stalls,
         )
 
 
@@ -127,6 +130,18 @@ class Noted(Protocol):
     def begin(self, target: str, data: bytes) -> None: ...
 
     def end(self) -> None: ...
+
+
+@dataclass
+class _Read:
+    """What came of reading an input: its outcome, seconds of the processor, a broken promise and how it shows."""
+
+    outcome: str = ""
+    took: float = 0.0
+    problem: str = ""
+    told: str = ""
+    is_refused: bool = False
+    is_slow: bool = False
 
 
 class Campaign:
@@ -168,35 +183,48 @@ class Campaign:
                 self.take(data)
 
     def run(self, data: bytes) -> tuple[str, float]:
-        """Read an input; its outcome, and seconds of processor time."""
+        """Read an input, again if it takes too long; its outcome, and seconds of processor time."""
         self.tally.inputs += 1
+        read = self._read(data)
+        if read.is_slow:
+            again = self._read(data)
+            self.tally.stalls += not again.is_slow
+            read = again
+        self.tally.refused += read.is_refused
+        if self._warm:
+            self.tally.slowest = max(self.tally.slowest, read.took)
+        if read.problem:
+            self._report(data, read.problem, read.told)
+        return read.outcome, read.took
+
+    def _read(self, data: bytes) -> _Read:
         if self._watch is not None:
             self._watch.begin(self.target.name, data)
-        start, problem, told = time.process_time(), "", ""
+        read, start = _Read(), time.process_time()
         signal.alarm(HANGING)
         try:
-            outcome = f"fine {self.target.read(data) or ''}"
-        except UqffError as error:
-            self.tally.refused += 1
-            str(error)
-            outcome = re.sub("[0-9]+", "#", f"{type(error).__name__} {error.problem} {str(error.field)[:60]}")
+            self._note(data, read)
         except Hanging:
-            outcome, problem = "hangs", f"takes more than {HANGING} s"
-        except Exception as error:  # noqa: BLE001  (that is what is looked for)
-            outcome = f"escape {type(error).__name__}"
-            problem, told = f"{type(error).__name__}: {error}"[:300], traceback.format_exc()
+            read.outcome, read.problem, read.is_slow = "hangs", f"takes more than {HANGING} s", True
         finally:
             signal.alarm(0)
-        took = time.process_time() - start
+        read.took = time.process_time() - start
         if self._watch is not None:
             self._watch.end()
-        if self._warm:  # at first, modules are imported
-            self.tally.slowest = max(self.tally.slowest, took)
-            if took > MOST_SECONDS:
-                problem = problem or f"took {took:.1f} s"
-        if problem:
-            self._report(data, problem, told)
-        return outcome, took
+        if self._warm and read.took > MOST_SECONDS:  # at first, modules are imported
+            read.problem, read.is_slow = read.problem or f"took {read.took:.1f} s", True
+        return read
+
+    def _note(self, data: bytes, read: _Read) -> None:
+        try:
+            read.outcome = f"fine {self.target.read(data) or ''}"
+        except UqffError as error:
+            read.is_refused = True
+            str(error)
+            read.outcome = re.sub("[0-9]+", "#", f"{type(error).__name__} {error.problem} {str(error.field)[:60]}")
+        except Exception as error:  # noqa: BLE001  (that is what is looked for)
+            read.outcome = f"escape {type(error).__name__}"
+            read.problem, read.told = f"{type(error).__name__}: {error}"[:300], traceback.format_exc()
 
     def take(self, data: bytes) -> None:
         """Read an input, and keep it if it gave an outcome which none before had given."""

@@ -41,6 +41,7 @@ class Asked:
         inputs: of each target, or None.
         end: time at which to end, if there is no number of inputs.
         seed: of the changes.
+        first: target and input which a process before this one was ended at: to be read before all others.
     """
 
     home: Path
@@ -49,6 +50,7 @@ class Asked:
     inputs: int | None
     end: float
     seed: int
+    first: tuple[str, bytes] | None = None
 
 
 @dataclass(frozen=True)
@@ -124,6 +126,8 @@ class Share:
             self.campaigns.append(Campaign(each, asked.home, Random(f"{asked.seed} {worker} {each.name}"), watch))
             if worker:
                 self.campaigns[-1].tally.inputs = self.campaigns[-1].tally.refused = 0
+            if asked.first is not None and asked.first[0] == each.name:
+                self.campaigns[-1].take(asked.first[1])
         gc.freeze()
 
     def _ask(self, number: int, frame: object) -> None:

@@ -91,9 +91,9 @@ def _json() -> Iterator[BrokenFile]:
     metadata = b'{"__metadata__":{},"__metadata__":{},' + text[1:]
     yield _header("header-metadata-twice", rule, metadata, BYTES, "header.__metadata__")
     yield _header("metadata-key-twice", rule, b'{"__metadata__":{"a":"1","a":"2"},' + text[1:], BYTES, "header.a")
-    rule = "a header has at most 1,000,000 values"
+    rule = "a header has at most 600,000 values"
     front, back = b'{"__metadata__":{"a":"', b'"},' + text[1:]
-    commas = 1_000_001 - sum((front + back).count(each) for each in (b",", b"[", b"{"))
+    commas = 600_001 - sum((front + back).count(each) for each in (b",", b"[", b"{", b"{"))
     yield _header("header-values", rule, front + b"," * commas + back, BYTES, "header")
     rule = "metadata is a map of texts"
     yield _header("metadata-number", rule, {"__metadata__": {"a": 1}, "0": _entry(0, N)}, BYTES, "__metadata__")

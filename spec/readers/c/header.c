@@ -9,7 +9,7 @@
 #include "internal.h"
 
 #define MAX_HEADER_BYTES 100000000u
-#define MAX_HEADER_VALUES 1000000u
+#define MAX_HEADER_VALUES 600000u
 #define MAX_DIMENSION 0x7fffffffffffffffu
 
 typedef struct {
@@ -343,7 +343,7 @@ uqff_status uqff_read_header(uqff_bytes file, int number, uqff_entries *out, uqf
     p.at = file.data + 8;
     p.end = p.at + n;
     if (n == 0 || *p.at != '{') return bad(&p, "FILE-04", "header does not begin with {");
-    for (const unsigned char *c = p.at; c < p.end; c++) values += *c == ',' || *c == '[' || *c == '{';
+    for (const unsigned char *c = p.at; c < p.end; c++) values += *c == '{' ? 2 : *c == ',' || *c == '[';
     if (values > MAX_HEADER_VALUES) return bad(&p, "FILE-05", "header has too many values");
     p.names = out->names + out->used;
     uqff_bytes data = {p.end, file.size - 8 - (size_t)n};
