@@ -17,7 +17,7 @@ import uqff
 from tests.parallel.models import PROMPT, TinyCase, single_experts, write
 from tests.parallel.ranks import run_ranks
 from tests.support.small_models import files_of
-from tools.tiny import multimodal, text
+from tools.tiny import text
 from uqff.errors import UnsupportedError
 from uqff.integrations.saving import save_pretrained
 from uqff.integrations.transformers import READS_SINCE, UqffConfig
@@ -212,23 +212,6 @@ def test_layers_do_not_stay_on_disk(tmp_path: Path) -> None:
         transformers.AutoModelForCausalLM.from_pretrained(
             directory, quantization_config=UqffConfig("q4k"), device_map={"model": "disk", "lm_head": "cpu"}
         )
-
-
-@reads
-@pytest.mark.parametrize(
-    ("name", "auto"), [("Qwen3-VL", "AutoModelForImageTextToText"), ("Qwen3.5-MoE", "AutoModelForCausalLM")]
-)
-def test_models_with_towers_are_refused_by_name(name: str, auto: str, tmp_path: Path) -> None:
-    """As a whole, and the language model by itself; a plain checkpoint, too."""
-    if not multimodal.has(name):
-        pytest.skip("this transformers has no such architecture")
-    multimodal.write(name, tmp_path / "model")
-    quantize_model(tmp_path / "model", tmp_path / "uqff", ["q8_0"], dtype="f32")
-    for path, options in (("uqff", {}), ("model", {"quantization_config": UqffConfig("q8_0")})):
-        with pytest.raises(UnsupportedError, match="no UQFF of models with towers") as caught:
-            getattr(transformers, auto).from_pretrained(tmp_path / path, **options)
-        assert caught.value.got == name
-        assert "uqff.load_model" in str(caught.value.expected)
 
 
 @reads

@@ -27,12 +27,14 @@ from uqff.errors import UnsupportedError
 from uqff.families import stack
 from uqff.families.part import Part
 from uqff.inspection.report import report
+from uqff.integrations.whole import NAMES_KEY, WholeModel, WholePaths
 from uqff.models.config import config_to_write, read_config
 from uqff.models.renaming import ModulePaths
 from uqff.parallel.layer import QuantizedLayer
 from uqff.parallel.mixture import Mixture
 from uqff.parallel.plan import EMBEDDING, HEAD
 from uqff.parallel.projection import PROJECTIONS
+from uqff.parallel.vocabulary import Embedding, Head
 
 __all__ = ["save_pretrained"]
 
@@ -61,16 +63,22 @@ def save_pretrained(model: Any, directory: str | os.PathLike[str], **options: An
     unknown = sorted(name for name, value in options.items() if value)
     if unknown:
         raise UnsupportedError("options that saving UQFF does not know", got=", ".join(unknown))
-    paths = ModulePaths({"architectures": [type(model).__name__]})
-    layers = _layers(model, paths)
+    named, towers = {"architectures": [type(model).__name__]}, getattr(model, NAMES_KEY, None)
+    paths = ModulePaths(named) if towers is None else WholePaths(named, towers)
+    view = model if towers is None else WholeModel(model)
+    layers = _layers(view, paths)
     version = LATEST
-    embedding, head = model.get_submodule(EMBEDDING).rows, model.get_submodule(HEAD).rows
+    embedding, head = view.get_submodule(EMBEDDING).rows, view.get_submodule(HEAD).rows
     taken = {f"{path}.weight" for path in layers}
-    rest = {paths(name): each for name, each in _rest(model).items()}
+    rest = _rest(view)
+    if isinstance(view, WholeModel):
+        rest = view.named_as_saved(rest)
+    else:
+        rest = {paths(name): each for name, each in rest.items()}
     residual = {name: each for name, each in rest.items() if name not in taken}
-    if model.config.tie_word_embeddings and head is not embedding:
+    if view.config.tie_word_embeddings and head is not embedding:
         version = TIED_APART
-        residual[f"{EMBEDDING}.weight"] = layers.pop(EMBEDDING).weight.dequantize(model.dtype)
+        residual[f"{paths(EMBEDDING)}.weight"] = layers.pop(paths(EMBEDDING)).weight.dequantize(model.dtype)
     ((kind, _),) = Counter(layer.weight.kind for layer in layers.values()).most_common(1)
     model.config.architectures = [type(model).__name__]
     with changed_directory(Path(directory), _is_replaced) as made:
@@ -110,12 +118,12 @@ def _layers(model: Any, paths: ModulePaths) -> dict[str, Layer]:
                 raise UnsupportedError("experts of this form cannot be saved", layer=path, expected=expected)
             for name, _ in PROJECTIONS:
                 layers[f"{paths(path)}.{name}"] = _stacked(getattr(module, name))
-        elif path in (EMBEDDING, HEAD):
-            layers[path] = _layer(module.rows)
+        elif isinstance(module, Embedding | Head):
+            layers[paths(path)] = _layer(module.rows)
         elif isinstance(module, QuantizedLayer) and ".experts." not in path and not path.endswith(".rows"):
-            layers[path] = _layer(module)
+            layers[paths(path)] = _layer(module)
     if model.get_submodule(HEAD).rows is model.get_submodule(EMBEDDING).rows:
-        del layers[HEAD]
+        del layers[paths(HEAD)]
     return layers
 
 

@@ -7,6 +7,8 @@
     model = AutoModelForCausalLM.from_pretrained("CHECKPOINT", quantization_config=UqffConfig("q4k"))
     model.save_pretrained("OUT")                                                # quantised while loaded; UQFF
 
+A model with towers is loaded whole, by ``AutoModelForImageTextToText``, :mod:`uqff.integrations.whole`.
+
 Between the two hooks that ``transformers`` gives a method, the places of our layers hold nothing, so that it loads the
 norms, and looks for nothing else; then :mod:`uqff.parallel.model` fills them, as it does for
 :func:`~uqff.parallel.load_model`: the logits are the same to the bit.
@@ -31,15 +33,16 @@ from transformers.quantizers import HfQuantizer, register_quantization_config, r
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from uqff.container.beside import CONFIG_NAME
+from uqff.container.document import is_present
 from uqff.container.file import RESIDUAL_NAME
 from uqff.errors import ShardError, UnsupportedError
 from uqff.integrations.saving import save_pretrained
+from uqff.integrations.whole import NAMES_KEY, WholeModel, WholePaths, is_known, is_whole, tower_layers
 from uqff.models.config import QUANT_METHOD, read_config
-from uqff.models.multimodal import MULTIMODAL
 from uqff.parallel import transformers_model
 from uqff.parallel.comm import Comm
 from uqff.parallel.model import Loading, load_into
-from uqff.parallel.source import ModelSource
+from uqff.parallel.source import ModelSource, open_source
 
 __all__ = ["UqffConfig", "UqffHfQuantizer"]
 
@@ -87,12 +90,17 @@ class UqffConfig(QuantizationConfigMixin):  # type: ignore[misc]
 class EmptyLayer(torch.nn.Module):
     """Stands where a layer will be, and holds nothing that ``transformers`` could look for."""
 
-    weight = None
+    weight: torch.Tensor | None = None
     """What transformers before 5 assigns to tie a head to its embedding."""
 
     def __init__(self, held: torch.nn.Module) -> None:
-        """Take over the sizes, which transformers asks for when it installs what tensor parallelism needs; in vain."""
+        """Take over the sizes, which transformers asks for when it installs what tensor parallelism needs; in vain.
+
+        Tensors it may set, as models do that begin with numbers of their own choice; they have no storage.
+        """
         super().__init__()
+        for name, parameter in held.named_parameters(recurse=False):
+            setattr(self, name, torch.empty_like(parameter, device="meta").detach())
         for name in ("in_features", "out_features", "num_embeddings", "embedding_dim"):
             if hasattr(held, name):
                 setattr(self, name, getattr(held, name))
@@ -108,6 +116,7 @@ class UqffHfQuantizer(HfQuantizer):  # type: ignore[misc]
         super().__init__(quantization_config, **options)
         self._emptied: dict[str, torch.nn.Module] = {}
         self._place = ""
+        self._towers: dict[str, str] | None = None
 
     def validate_environment(self, *args: Any, **kwargs: Any) -> None:
         """Refuse what cannot be done, before anything is read.
@@ -152,11 +161,23 @@ class UqffHfQuantizer(HfQuantizer):  # type: ignore[misc]
     ) -> None:
         """Empty the places of layers, so that nothing is loaded into them."""
         self._place = _place(model, checkpoint_files)
-        _check_is_of_text(model, _directory(model, checkpoint_files))
-        transformers_model.model_type({"architectures": [type(model).__name__]})
+        isq = self.quantization_config.isq
+        view = model
+        if is_whole(model):
+            if MAJOR < READS_SINCE:
+                raise UnsupportedError(
+                    "models with towers are not loaded with this transformers",
+                    expected=f"transformers {READS_SINCE} or later",
+                    got=transformers.__version__,
+                )
+            view = WholeModel(model)
+            with open_source(self._place, isq)[0] as source:
+                self._towers = tower_layers(model, source)
+        else:
+            transformers_model.model_type(_config(model, _directory(model, checkpoint_files)))
         stated = getattr(model, "_keys_to_ignore_on_load_unexpected", None)
         ignored = list(stated or ())
-        for path in transformers_model.places(model):
+        for path in self._places(view):
             self._emptied[path] = _replaced(model, path, EmptyLayer(model.get_submodule(path)))
             ignored.append(rf"^{re.escape(path)}\.")
         model._keys_to_ignore_on_load_unexpected = set(ignored) if isinstance(stated, set) else ignored
@@ -165,6 +186,14 @@ class UqffHfQuantizer(HfQuantizer):  # type: ignore[misc]
         emptied = {LAYER_NUMBER.sub(".*", path) for path in self._emptied}
         plan = getattr(model, "_tp_plan", None) or {}
         model._tp_plan = {rule: style for rule, style in plan.items() if rule in emptied}  # norms are whole
+
+    def _places(self, view: Any) -> list[str]:
+        """Paths of the modules that will be layers; of towers, those that are layers of the source."""
+        places = transformers_model.places(view)
+        if self._towers is None:
+            return places
+        found = {path: view.path(path) for path in places}
+        return [path for place, path in found.items() if view.is_of_text(place) or path in self._towers]
 
     def _process_model_after_weight_loading(self, model: Any, **kwargs: Any) -> Any:
         """Fill the places."""
@@ -176,11 +205,16 @@ class UqffHfQuantizer(HfQuantizer):  # type: ignore[misc]
         several = len(set(devices.values())) > 1
         isq = self.quantization_config.isq
 
+        towers = self._towers
+        view: Any = model if towers is None else WholeModel(model)
+
         def make(source: ModelSource, dtype: torch.dtype) -> torch.nn.Module:
-            for name, parameter in model.named_parameters():
-                if not parameter.is_meta:
+            if towers is not None:
+                source.paths = WholePaths(source.config, towers)
+            for name, held in view.state_dict().items():
+                if not held.is_meta and (towers is None or view.is_of_text(name)):
                     source.tensor(name)  # transformers has taken it
-            return model  # type: ignore[no-any-return]
+            return view  # type: ignore[no-any-return]
 
         load_into(
             make,
@@ -188,6 +222,8 @@ class UqffHfQuantizer(HfQuantizer):  # type: ignore[misc]
             _ranks(model),
             Loading(torch.device("cpu") if several else next(iter(devices.values())), model.dtype, isq=isq),
         )
+        if isinstance(view, WholeModel):
+            setattr(model, NAMES_KEY, towers)
         for path, placeholder in placeholders.items():
             module = model.get_submodule(path)
             if several:
@@ -223,23 +259,11 @@ def _directory(model: Any, checkpoint_files: list[str] | None) -> Path:
     return Path(checkpoint_files[0]).parent if checkpoint_files else Path(str(model.config.name_or_path))
 
 
-def _check_is_of_text(model: Any, directory: Path) -> None:
-    """Refuse models with towers, and language models out of such ones.
-
-    Raises:
-        UnsupportedError: it is one.
-    """
-    path = directory / CONFIG_NAME
-    named = read_config(path).get("architectures") if path.is_file() else None
-    names = {type(model).__name__, *(named if isinstance(named, list) else ())}
-    for architecture in MULTIMODAL:
-        if names & set(architecture.classes):
-            raise UnsupportedError(
-                "transformers loads no UQFF of models with towers",
-                file=str(directory),
-                expected="uqff.load_model, for its language model; or what uqff dequantize makes of it, for all",
-                got=architecture.title,
-            )
+def _config(model: Any, directory: Path) -> dict[str, Any]:
+    """What names the architecture of a model: its class, or of a language model out of a larger one, its files."""
+    if is_known(model) or not is_present(directory / CONFIG_NAME):
+        return {"architectures": [type(model).__name__]}
+    return read_config(directory / CONFIG_NAME)
 
 
 def _place(model: Any, checkpoint_files: list[str] | None) -> str:

@@ -142,11 +142,16 @@ class Filling:
                 warnings.warn(ReplicatedWarning(f"{found[0]}{more}: whole on every rank, because {told}"), stacklevel=2)
 
     def _router(self, path: str) -> None:
-        """A layer of the file where the model has plain numbers: it is dequantised."""
+        """A layer of the file where the model has plain numbers: it is dequantised, but for further embeddings."""
         if not self.source.paths.declares(path):
             return
         module: Any = self.model.get_submodule(path)
         source, adapted, place = self._prepared(self._layer(path, tuple(module.weight.shape)), [path])
+        if isinstance(module, torch.nn.Embedding):
+            scale, norm = transformers_model.after_embedding(module)
+            rows = self._begin(path, source, vocabulary(source, self.comm), place, adapted=adapted)
+            self._begun.append((path, lambda: Embedding(rows(), self.dtype, scale, norm)))
+            return
         loading = self._begin(path, source, partial(load, ReplicatedLayer, source, self.comm), place, adapted=adapted)
 
         def work() -> torch.nn.Module:
@@ -157,6 +162,8 @@ class Filling:
         self._begun.append((path, work))
 
     def _linear(self, role: Role, path: str, module: torch.nn.Linear) -> None:
+        if not module.weight.is_meta:
+            return  # of a tower, and filled by transformers
         source = self._layer(path, tuple(module.weight.shape))
         if role == "whole" and source.weight.plain is not None and not self.source.paths.declares(path):
             return  # as in transformers
@@ -237,15 +244,16 @@ class Filling:
     def _vocabulary(self) -> None:
         """Embedding and head; what a tied model has only one of serves as both."""
         config: Any = self.model.config
-        weight: Any = self.model.get_submodule(EMBEDDING).weight
-        shape = tuple(weight.shape)
+        held: Any = self.model.get_submodule(EMBEDDING)
+        scale, norm = transformers_model.after_embedding(held)
+        shape = tuple(held.weight.shape)
         rows, _, place = self._prepared(self._layer(EMBEDDING, shape), ())
         embedding = head = self._begin(EMBEDDING, rows, vocabulary(rows, self.comm), place, adapted=True)
         if HEAD in self.source or not config.tie_word_embeddings:
-            rows, adapted, place = self._prepared(self._layer(HEAD, shape), [HEAD])
+            of_head: Any = self.model.get_submodule(HEAD).weight
+            rows, adapted, place = self._prepared(self._layer(HEAD, tuple(of_head.shape)), [HEAD])
             head = self._begin(HEAD, rows, vocabulary(rows, self.comm), place, adapted=adapted)
-        scale = getattr(self.model.get_submodule(EMBEDDING), "scalar_embed_scale", None)
-        self._begun.append((EMBEDDING, lambda: Embedding(embedding(), self.dtype, scale)))
+        self._begun.append((EMBEDDING, lambda: Embedding(embedding(), self.dtype, scale, norm)))
         self._begun.append((HEAD, lambda: Head(head())))
 
     def _layer(self, path: str, shape: tuple[int, ...]) -> Unloaded:

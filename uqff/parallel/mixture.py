@@ -347,13 +347,16 @@ class Mixture(Elsewhere):
         """Whether each rank holds a part of every expert, not all of it."""
         return self.down_proj._where()[2] is not DistributedKind.REPLICATED
 
-    def forward(self, x: torch.Tensor, indices: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    def forward(
+        self, x: torch.Tensor, indices: torch.Tensor | None = None, weights: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """The weighted sum of the experts of each token; see the module for the formula.
 
         Args:
             x: ``[..., hidden]``, the same on every rank.
-            indices: experts of each token, integers ``[..., experts_per_token]``.
-            weights: what each counts, ``[..., experts_per_token]``, floating point.
+            indices: experts of each token, integers ``[..., experts_per_token]``; if None, as Llama 4 has it, ``x`` is
+                ``[experts · tokens, hidden]``: the rows of the first expert, then those of the second, and so on.
+            weights: what each counts, ``[..., experts_per_token]``, floating point; 1 if None.
 
         Returns:
             ``[..., hidden]`` in the dtype of ``x``, the same on every rank. Experts and ranks are added up in float32.
@@ -363,6 +366,9 @@ class Mixture(Elsewhere):
             UnsupportedError: the indices are not integers; activations or weights are no plain numbers.
         """
         check_activations(x, self.gate_proj.size()[2], layer=self.key)
+        if indices is None:
+            return self._of_rows(x)
+        weights = torch.ones(indices.shape, dtype=x.dtype, device=x.device) if weights is None else weights
         check_activations(weights, layer=self.key)
         leading = tuple(x.shape[:-1])
         if tuple(indices.shape[:-1]) != leading or weights.shape != indices.shape:
@@ -389,6 +395,20 @@ class Mixture(Elsewhere):
             y = y + (bias * weights).sum(1)
         out: torch.Tensor = y.to(x.dtype).view(x.shape)
         return out
+
+    def _of_rows(self, x: torch.Tensor) -> torch.Tensor:
+        """What each expert makes of its rows.  Most are zeros, of tokens that were not sent to it."""
+        if x.ndim != 2 or len(x) % self.num_experts:
+            expected = f"[{self.num_experts} · tokens, hidden]"
+            raise ShapeError("no rows for each expert", layer=self.key, expected=expected, got=list(x.shape))
+        experts = torch.arange(self.num_experts, device=x.device)
+        indices = experts.repeat_interleave(len(x) // self.num_experts)[:, None]
+        projections = self.gate_proj, self.up_proj, self.down_proj
+        if any(each._biases(indices[:1], x.dtype) is not None for each in projections):
+            return self.forward(x, indices)
+        sent = (x != 0).any(-1).nonzero()[:, 0]
+        y = torch.zeros_like(x)
+        return y.index_copy(0, sent, self.forward(x[sent], indices[sent])) if len(sent) else y
 
     def forward_autocast(self, x: torch.Tensor, indices: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
         """:meth:`forward` in the dtype that the gate's family asks for; the result has the dtype of ``x``."""

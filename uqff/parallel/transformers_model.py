@@ -10,6 +10,7 @@ on, with ``experts`` and ``router``.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -33,6 +34,7 @@ __all__ = [
     "VALUES",
     "ExpertsPlace",
     "SparseBlock",
+    "after_embedding",
     "build",
     "expert_places",
     "known_values",
@@ -214,6 +216,24 @@ def build(values: Mapping[str, Any], dtype: torch.dtype) -> torch.nn.Module:
     return model.eval().requires_grad_(False)
 
 
+def after_embedding(module: torch.nn.Module) -> tuple[float | None, torch.nn.Module | None]:
+    """What the rows of a model's embedding are multiplied by, and what normalises them; None is nothing.
+
+    Raises:
+        UnsupportedError: something else is done with them.
+    """
+    scale: float | None = getattr(module, "scalar_embed_scale", None)
+    norm: torch.nn.Module | None = getattr(module, "embed_norm", None)
+    if type(module).forward is not torch.nn.Embedding.forward and (scale is None) == (norm is None):
+        raise UnsupportedError(
+            "embedding of this form cannot be run",
+            layer=EMBEDDING,
+            expected="rows, scaled or normalised at most",
+            got=type(module).__name__,
+        )
+    return scale, norm
+
+
 class ExpertsPlace(NamedTuple):
     """Where a model has experts.
 
@@ -260,17 +280,26 @@ def expert_places(model: torch.nn.Module) -> list[ExpertsPlace]:
             places.append(ExpertsPlace(path, f"{path}.experts", count, inner, config.hidden_size, act))
             continue
         gate_up, down = (getattr(experts, name, None) for name in ("gate_up_proj", "down_proj"))
-        if gate_up is None or down is None or gate_up.shape[1:] != (2 * down.shape[2], down.shape[1]):
+        if gate_up is not None and down is not None and _takes_all(experts, gate_up, down):
+            count, inner, hidden = down.shape
+        elif gate_up is not None and down is not None and gate_up.shape[1:] == (2 * down.shape[2], down.shape[1]):
+            count, hidden, inner = down.shape
+        else:
             raise UnsupportedError(
                 "experts of this form cannot be run",
                 layer=f"{path}.experts",
                 expected="transformers 5, and gate_up_proj [E, 2·inner, hidden] beside down_proj [E, hidden, inner]",
                 got=type(experts).__name__,
             )
-        count, hidden, inner = down.shape
         own: Any = experts.act_fn
         places.append(ExpertsPlace(f"{path}.experts", f"{path}.experts", count, inner, hidden, own))
     return places
+
+
+def _takes_all(experts: torch.nn.Module, gate_up: torch.Tensor, down: torch.Tensor) -> bool:
+    """Whether experts are those of Llama 4: inputs first, and called with rows for each of them, one after another."""
+    asked = inspect.signature(type(experts).forward).parameters
+    return gate_up.shape[1:] == (down.shape[2], 2 * down.shape[1]) and list(asked) == ["self", "hidden_states"]
 
 
 def _block(place: ExpertsPlace) -> str:
@@ -314,14 +343,20 @@ def linear_roles(model: torch.nn.Module, ranks: int = 1) -> dict[str, Role]:
     found = expert_places(model)
     replaced = tuple(f"{place.path}." for place in found) + tuple(f"{_block(place)}.gate." for place in found)
     prefix = f"{whole.base_model_prefix}."
-    paths = [
-        path.removeprefix(prefix)
+    paths = {
+        path: path.removeprefix(prefix)
         for path, module in model.named_modules()
-        if isinstance(module, torch.nn.Linear) and path != HEAD and not path.startswith(replaced)
-    ]
-    named = {f"{prefix}{path}": role for path, role in roles_of(_plan(whole.config), paths).items()}
+        if _is_linear(module) and path != HEAD and not path.startswith(replaced)
+    }
+    roles = roles_of(_plan(whole.config), paths.values())
+    named = {path: roles[planned] for path, planned in paths.items()}
     shapes = {path: tuple(model.get_parameter(f"{path}.weight").shape) for path in named}
     return fitting(named, shapes, _heads(whole.config), ranks)
+
+
+def _is_linear(module: torch.nn.Module) -> bool:
+    """Whether a module multiplies and adds its bias, and nothing else."""
+    return isinstance(module, torch.nn.Linear) and type(module).forward is torch.nn.Linear.forward
 
 
 def _heads(config: Any) -> Heads:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from uqff.parallel.layer import QuantizedLinear
     from uqff.parallel.unloaded import Unloaded
 
-__all__ = ["Embedding", "Head", "vocabulary"]
+__all__ = ["Embedding", "Head", "RowsOnDemand", "vocabulary"]
 
 
 def vocabulary(source: Unloaded, comm: Comm) -> Callable[[], QuantizedLinear]:
@@ -58,17 +58,25 @@ class Head(torch.nn.Module):
 class Embedding(torch.nn.Module):
     """Token ids to hidden states; only the rows of the tokens at hand are dequantised."""
 
-    def __init__(self, rows: QuantizedLinear, dtype: torch.dtype, scale: float | None = None) -> None:
+    def __init__(
+        self,
+        rows: QuantizedLinear,
+        dtype: torch.dtype,
+        scale: float | None = None,
+        norm: torch.nn.Module | None = None,
+    ) -> None:
         """An embedding.
 
         Args:
             rows: this rank's.
             dtype: of the hidden states; follows ``.to(dtype)`` of the model.
             scale: what hidden states are multiplied by, rounded to their dtype; nothing if None.
+            norm: what hidden states go through; nothing if None.
         """
         super().__init__()
         self.rows = rows
         self.scale = scale
+        self.norm = norm
         self.register_buffer("like", torch.empty(0, dtype=dtype, device=rows.weight.device), persistent=False)
         self.like: torch.Tensor
 
@@ -78,6 +86,18 @@ class Embedding(torch.nn.Module):
         Raises:
             ShapeError: a token outside the vocabulary.
         """
+        hidden = self.numbers(ids)
+        if self.scale is not None:
+            hidden = hidden * torch.tensor(self.scale, dtype=hidden.dtype)
+        return hidden if self.norm is None else self.norm(hidden)
+
+    @property
+    def weight(self) -> RowsOnDemand:
+        """What models of ``transformers`` look at: the numbers of some rows, their dtype and device."""
+        return RowsOnDemand(self)
+
+    def numbers(self, ids: torch.Tensor) -> torch.Tensor:
+        """The rows of ids ``[...]`` as they are, ``[..., hidden]``; takes and raises what :meth:`forward` does."""
         rows, weight, dtype = self.rows, self.rows.weight, self.like.dtype
         split = not _is_whole(rows)
         count = weight.shape[0]
@@ -87,26 +107,23 @@ class Embedding(torch.nn.Module):
             token = int(ids)
             if not 0 <= token < total:
                 raise ShapeError("token outside the vocabulary", layer=rows.key, expected=f"0 to {total - 1}", got=ids)
-            return self._scaled(_rows(weight, [token], dtype).to(ids.device).view(*ids.shape, -1))
+            return _rows(weight, [token], dtype).to(ids.device).view(*ids.shape, -1)
         tokens, inverse = torch.unique(ids, return_inverse=True)
         if tokens.numel() and not 0 <= int(tokens[0]) <= int(tokens[-1]) < total:
             raise ShapeError("token outside the vocabulary", layer=rows.key, expected=f"0 to {total - 1}", got=tokens)
         held = (tokens >= first) & (tokens < first + count)
         found = torch.zeros(len(tokens), weight.shape[1], dtype=dtype, device=ids.device)
         found[held] = _rows(weight, (tokens[held] - first).tolist(), dtype).to(ids.device)
-        return self._scaled((rows.comm.sum_all_reduce(found) if split else found)[inverse])
-
-    def _scaled(self, hidden: torch.Tensor) -> torch.Tensor:
-        return hidden if self.scale is None else hidden * torch.tensor(self.scale, dtype=hidden.dtype)
+        return (rows.comm.sum_all_reduce(found) if split else found)[inverse]
 
     def lookup(self) -> Callable[[torch.Tensor], torch.Tensor] | None:
         """What gives the hidden states ``[1, 1, hidden]`` of an id ``[1, 1]`` without asking the host about it.
 
         The id must lie within the vocabulary. None if other ranks have rows, a row is no run of bytes of each part, or
-        hidden states are scaled.
+        hidden states are scaled or normalised.
         """
         weight, count = self.rows.weight, self.rows.weight.shape[0]
-        if not _is_whole(self.rows) or weight.alignment(0) != 1 or self.scale is not None:
+        if not _is_whole(self.rows) or weight.alignment(0) != 1 or self.scale is not None or self.norm is not None:
             return None
         last = weight.narrow(0, count - 1, 1)  # of views, if its bytes lie together
         tables = []
@@ -124,6 +141,45 @@ class Embedding(torch.nn.Module):
             return made.view(1, 1, -1)
 
         return look_up
+
+
+class RowsOnDemand:
+    """The numbers of an embedding ``[vocabulary, hidden]``, of which rows are dequantised when they are asked for."""
+
+    def __init__(self, embedding: Embedding) -> None:
+        self._embedding = embedding
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the numbers."""
+        return self._embedding.like.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where they will be."""
+        return self._embedding.like.device
+
+    @property
+    def shape(self) -> torch.Size:
+        """Of all of them."""
+        rows = self._embedding.rows
+        count, hidden = rows.weight.shape
+        return torch.Size((count if _is_whole(rows) else count * rows.comm.world_size, hidden))
+
+    def __getitem__(self, index: Any) -> torch.Tensor:
+        """As of a tensor: of one row, that row is dequantised, else all are.
+
+        Raises:
+            IndexError: there is no such row.
+        """
+        first, *others = index if isinstance(index, tuple) else (index,)
+        count = self.shape[0]
+        one = type(first) is int
+        if one and not -count <= first < count:
+            raise IndexError(f"row {first} of {count}")
+        asked = torch.tensor(first % count) if one else torch.arange(count)
+        numbers = self._embedding.numbers(asked.to(self.device))
+        return numbers[tuple(others)] if one else numbers[index]
 
 
 def _is_whole(rows: QuantizedLinear) -> bool:
