@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +11,7 @@ import pytest
 import torch
 
 from tests.parallel.models import PROMPT, TinyCase, write
-from uqff.parallel import load_model
+from uqff.parallel import alone, decoder_step_cpu, decoding, load_model
 from uqff.parallel.decoder_step_cpu import DecoderStepCpu
 from uqff.parallel.generate import generate
 from uqff.parallel.kv_cache import preallocated
@@ -32,9 +34,79 @@ def test_answers_are_those_of_the_model(architecture: str, tmp_path: Path, monke
     monkeypatch.setattr(DecoderStepCpu, "__call__", counted)
     made = generate(model, PROMPT, TOKENS)
     assert len(steps) == TOKENS - 1
-    monkeypatch.setattr(DecoderStepCpu, "of", lambda *_: None)
+
+    def through_transformers(model: Any, cache: Any) -> Callable[[torch.Tensor], torch.Tensor]:
+        name = decoding._name_of_cache(model)
+
+        def step(x: torch.Tensor) -> torch.Tensor:
+            with alone.torch_alone():  # threads have memory at different addresses, of which attention's bits tell
+                logits: torch.Tensor = model(inputs_embeds=x, use_cache=True, **{name: cache}).logits
+            return logits
+
+        return step
+
+    monkeypatch.setattr(DecoderStepCpu, "of", through_transformers)
     assert made == generate(model, PROMPT, TOKENS)
     assert len(steps) == TOKENS - 1
+
+
+@torch.inference_mode()
+def test_attention_is_alone_where_it_is_short_and_products_are_ours(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its threads would keep the CPUs that ours need; a long one is shared, and so is a plain model's."""
+    if alone._openmp() is None:
+        pytest.skip("OpenMP of this torch cannot be found")
+    directory, _ = write(TinyCase("llama", "q8_0", (1, 2, 0)), tmp_path)
+    ours: Any = load_model(directory)
+    plain = type(ours)(ours.config).eval()
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        for model, expected in ((ours, [1, 1, 3]), (plain, [3, 3, 3])):
+            cache = preallocated(model, 16)
+            model(input_ids=torch.tensor([PROMPT]), use_cache=True, **{decoding._name_of_cache(model): cache})
+            step = DecoderStepCpu.of(model, cache)
+            seen: list[int] = []
+            assert step is not None
+            attend = step._attend
+
+            def counted(*args: Any, attend: Any = attend, seen: list[int] = seen, **more: Any) -> Any:
+                seen.append(torch.get_num_threads())
+                return attend(*args, **more)
+
+            step._attend = counted
+            two_more = cache.layers[0].keys.numel() // len(PROMPT) * (len(PROMPT) + 2)
+            monkeypatch.setattr(decoder_step_cpu, "SHORT", two_more)
+            for token in range(3):
+                step(model.get_input_embeddings()(torch.tensor([[token]])))
+            assert seen[:: len(model.model.layers)] == expected
+            assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_torch_is_alone_in_this_thread_only() -> None:
+    """One that begins meanwhile has as many as ever; so has this one afterwards, and after an error."""
+    if alone._openmp() is None:
+        pytest.skip("OpenMP of this torch cannot be found")
+    before, seen = torch.get_num_threads(), []
+
+    def fail() -> None:
+        with alone.torch_alone():
+            thread = threading.Thread(target=lambda: seen.append(torch.get_num_threads()))
+            thread.start()
+            thread.join()
+            seen.append(torch.get_num_threads())
+            raise KeyError
+
+    torch.set_num_threads(3)
+    try:
+        with pytest.raises(KeyError):
+            fail()
+        assert (seen, torch.get_num_threads()) == ([3, 1], 3)
+    finally:
+        torch.set_num_threads(before)
 
 
 @torch.inference_mode()

@@ -2,18 +2,25 @@
 
 What ``transformers`` does for every token beside them (masks, positions, modules in modules, a rotary embedding that is
 the same as that of the token before but for one row) takes several times as long as they do, with one row.  The numbers
-are the same, bit for bit.  The prompt goes through ``transformers``.
+are the same, bit for bit; those of attention with one thread of torch, where it is short and products are ours
+(:mod:`uqff.parallel.alone`).  The prompt goes through ``transformers``.
 """
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from contextlib import nullcontext
+from typing import Any, Final, NamedTuple
 
 import torch
 
+from uqff import simd
+from uqff.parallel.alone import torch_alone
 from uqff.parallel.decoder_step import ANGLES, angles, head_norms, known_layers
 
 __all__ = ["DecoderStepCpu"]
+
+SHORT: Final = 1 << 18
+"""Numbers that the keys of a layer have at most for attention not to be worth a second thread: some 100 µs."""
 
 
 class DecoderStepCpu:
@@ -83,7 +90,8 @@ class DecoderStepCpu:
             q = (q * cos + q.roll(half, -1) * sin).transpose(1, 2)
             k = (k * cos + k.roll(half, -1) * sin).transpose(1, 2)
             keys, values = cached.update(k, v)
-            attended = self._attend(attention, q, keys, values, None, dropout=0.0, scaling=attention.scaling)[0]
+            with torch_alone() if layer.ours and keys.numel() <= SHORT else nullcontext():
+                attended = self._attend(attention, q, keys, values, None, dropout=0.0, scaling=attention.scaling)[0]
             total = total + attention.o_proj(attended.reshape(1, 1, -1))
             made = layer.mlp(layer.after(total))
             total = total + (made[0] if isinstance(made, tuple) else made)  # older mixtures give the router's, too
@@ -99,12 +107,16 @@ class _Weights(NamedTuple):
     before: Any
     after: Any
     norms: tuple[Any, Any] | None
+    ours: bool
+    """Whether threads of our kernels multiply, and not torch's."""
 
     @classmethod
     def of(cls, layer: Any) -> _Weights:
         attention = layer.self_attn
         norms = layer.input_layernorm, layer.post_attention_layernorm
-        return cls(attention, layer.mlp, *norms, head_norms(attention))
+        weight = getattr(attention.q_proj, "weight_buffers", None)
+        ours = weight is not None and weight.numbers is None and simd.enabled()
+        return cls(attention, layer.mlp, *norms, head_norms(attention), ours)
 
 
 def _is_watched(module: torch.nn.Module) -> bool:
