@@ -232,6 +232,63 @@ def test_granite_without_rotary_embedding(tmp_path: Path) -> None:
     assert caught.value.field == "granite.rope.scaling.finetuned"
 
 
+@pytest.mark.parametrize(("name", "path"), [("Granite-Hybrid", "mamba"), ("Qwen3-Next", "linear_attn")])
+def test_rates_come_back(tmp_path: Path, name: str, path: str) -> None:
+    """Their logarithms are rounded: what a file had is kept, and taken again while the model has those logarithms."""
+    config, tensors = checkpoint_of(name)
+    rates = np.array([1e-8, 0.1, 0.3, 0.999, 1.0, 1.7, 3.3, 150.0], np.float32)
+    logs = f"model.layers.0.{path}.A_log"
+    tensors[logs] = np.log(rates[: tensors[logs].size])
+    write_checkpoint(config, tensors, tmp_path / "a.gguf", "q8_0")
+    with open(tmp_path / "a.gguf", "r+b") as file:  # rates that no float32 has as its exponential
+        content = file.read()
+        stored = -np.exp(tensors[logs])
+        assert content.count(stored.tobytes()) == 1
+        other = (stored.view(np.uint32) + np.uint32(3)).view(np.float32)
+        file.seek(content.index(stored.tobytes()))
+        file.write(other.tobytes())
+    uqff_of_gguf(tmp_path / "a.gguf", tmp_path / "u")
+    with uqff.open(tmp_path / "u") as file:
+        found = file.residual[logs].numpy()
+        assert np.array_equal(found, np.log(-other.astype(np.float64)).astype(np.float32))
+    gguf_of_uqff(tmp_path / "u", tmp_path / "b.gguf")
+    with open_gguf(tmp_path / "u/metadata.gguf") as kept, open_gguf(tmp_path / "b.gguf") as back:
+        assert np.array_equal(back["blk.0.ssm_a"].float32().reshape(-1).view(np.uint32), other.view(np.uint32))
+        assert list(kept) == ["blk.0.ssm_a"]
+    with uqff.open(tmp_path / "u") as file:
+        residual = {each: tensor.clone() for each, tensor in file.residual.items()}
+    residual[logs][0] = 1.5
+    save_torch(residual, tmp_path / "u/residual.safetensors")
+    gguf_of_uqff(tmp_path / "u", tmp_path / "c.gguf")
+    with open_gguf(tmp_path / "c.gguf") as back:
+        made = -np.exp(residual[logs].double().numpy()).astype(np.float32)
+        assert np.array_equal(back["blk.0.ssm_a"].float32().reshape(-1), made)
+
+
+def test_what_is_no_rate(tmp_path: Path) -> None:
+    config, tensors = checkpoint_of("Granite-Hybrid")
+    tensors["model.layers.0.mamba.A_log"][1] = np.inf
+    write_checkpoint(config, tensors, tmp_path / "a.gguf", "q8_0")
+    with pytest.raises(FormatError, match=r"not a rate: expected below 0, got -inf"):
+        uqff_of_gguf(tmp_path / "a.gguf", tmp_path / "u")
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "value", "field"),
+    [
+        ("Granite-Hybrid", "granitehybrid.ssm.inner_size", 96, "ssm.inner_size"),
+        ("Granite-Hybrid", "granitehybrid.ssm.time_step_rank", 7, "ssm.inner_size"),
+        ("Qwen3-Next", "qwen3next.ssm.inner_size", 63, "ssm.inner_size"),
+    ],
+)
+def test_sizes_of_states_that_do_not_divide(tmp_path: Path, name: str, key: str, value: int, field: str) -> None:
+    config, tensors = checkpoint_of(name)
+    write_checkpoint(config, tensors, tmp_path / "a.gguf", "f32", metadata={key: value})
+    with pytest.raises(FormatError, match="sizes that do not divide") as caught:
+        uqff_of_gguf(tmp_path / "a.gguf", tmp_path / "u")
+    assert caught.value.field == field
+
+
 def test_experts_where_an_architecture_has_none(tmp_path: Path) -> None:
     config, tensors = checkpoint_of("Qwen3")
     write_checkpoint(config, tensors, tmp_path / "a.gguf", "f32", metadata={"qwen3.expert_count": 2})
@@ -289,6 +346,10 @@ def test_metadata_that_no_configuration_says(tmp_path: Path, name: str, changed:
         ("DeepSeek V3", {"rope_scaling": {"type": "yarn", "factor": 4.0, "mscale": 1.0}}, "rope_scaling.mscale"),
         ("DeepSeek V3", {"topk_method": "greedy"}, "topk_method"),
         ("Granite", {"position_embedding_type": "nope"}, "position_embedding_type"),
+        ("Granite-Hybrid", {"position_embedding_type": "rope"}, "position_embedding_type"),
+        ("Granite-Hybrid", {"mamba_d_head": 8}, "mamba_d_head"),
+        ("Qwen3-Next", {"layer_types": ["full_attention"] * 2}, "layer_types"),
+        ("Qwen3-Next", {"linear_num_value_heads": 3}, "linear_num_value_heads"),
         ("gpt-oss", {"layer_types": ["full_attention"] * 2}, "layer_types"),
         ("gpt-oss", {"rope_scaling": {"rope_type": "yarn", "factor": 8.0}}, "rope_scaling.truncate"),
         ("gpt-oss", {"rope_scaling": {"rope_type": "yarn", "truncate": False}}, "rope_scaling.factor"),

@@ -59,6 +59,8 @@ LOUDER = {"Phi-2": 6}
 NOT_RUN = ("Granite", "Granite-MoE")
 """What it runs neither of a GGUF file nor of a UQFF: 'hybrid cache has no recurrent state pool'. Of a GGUF file it does
 not run DeepSeek either: 'shape mismatch on dim 3'."""
+APART = ("kv_b_proj", ".k_b_proj", ".v_b_proj", ".in_proj_qkvz", ".in_proj_qkv", ".in_proj_z")
+"""Ends of layers that are others in the client's UQFF of a GGUF file than in a checkpoint."""
 NOT_READ = ("Phi-3",)
 """What the client does not load from a GGUF file: 'LongRoPE attention factor is required'."""
 
@@ -204,8 +206,8 @@ def check_whole(client: Client, name: str, folder: Path) -> Iterator[Row]:
 def different_layers(its: Path, ours: Path) -> list[str]:
     """The layers of the client's UQFF of a GGUF file that are not ours.
 
-    The client keeps gates and ups apart where they take turns in a checkpoint, and DeepSeek's transposed keys; the
-    latter and their values are not compared.
+    The client keeps gates and ups apart where they take turns in a checkpoint. It keeps apart, too, DeepSeek's keys,
+    transposed, and values, and what goes into Qwen3-Next's linear attention: these are not compared.
     """
     with uqff.open(its) as one, uqff.open(ours) as other:
         layout = layout_beside(one)
@@ -217,7 +219,7 @@ def different_layers(its: Path, ours: Path) -> list[str]:
                 found |= zip((f"{path}gate_proj", f"{path}up_proj"), split_gate_up(layer), strict=True)
             else:
                 found[key] = layer
-        names = {key for key in (*expected, *found) if not key.endswith(("kv_b_proj", ".k_b_proj", ".v_b_proj"))}
+        names = {key for key in (*expected, *found) if not key.endswith(APART)}
         same = {
             key
             for key in names & expected.keys() & found.keys()

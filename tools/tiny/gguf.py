@@ -54,6 +54,7 @@ ARCHITECTURES = {
     "mixtral": "llama",
     "phi": "phi2",
     "qwen3_moe": "qwen3moe",
+    "qwen3_next": "qwen3next",
 }
 """``general.architecture`` of a ``model_type``, if it is not that."""
 ROOT_NAMES = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
@@ -82,12 +83,8 @@ def checkpoint_of(name: str) -> tuple[dict[str, Any], dict[str, Any]]:
         shapes = {each: shape for each, shape in shapes.items() if not each.startswith("model.layers.1.mlp.")}
         shapes |= {each.replace(".0.", ".1.", 1): shape for each, shape in first.items()}
     tensors = {each: architectures.tensor(each, shape) for each, shape in shapes.items()}
-    if name.startswith("Gemma"):  # plus 1, and less 1, is exact
-        tensors |= {
-            each: np.round(values * np.float32(256)) / np.float32(256)
-            for each, values in tensors.items()
-            if values.ndim == 1
-        }
+    if name.startswith("Gemma"):
+        tensors |= even(tensors)
     return config, tensors
 
 
@@ -157,6 +154,10 @@ SCALES = {
 for _name, _experts in (("Granite", 0), ("Granite-MoE", text.EXPERTS)):
     _own = SCALES | {"num_local_experts": _experts, "layer_types": ["attention"] * text.LAYERS}
     OWN[_name] = text.Text(GRANITE.architecture, GRANITE.model_type, GRANITE.values | _own)
+for _name, _experts in (("Granite-Hybrid", text.EXPERTS), ("Granite-Hybrid dense", 0)):
+    _own = SCALES | {"num_local_experts": _experts, "position_embedding_type": "nope"}
+    OWN[_name] = text.Text(GRANITE.architecture, GRANITE.model_type, GRANITE.values | _own)
+OWN["Qwen3-Next"] = text.TEXTS["Qwen3-Next"]
 """Those that the client is asked less about: it writes no UQFF of gpt-oss' checkpoints, and runs neither Granite
 without Mamba, nor DeepSeek of a GGUF file."""
 
@@ -183,7 +184,21 @@ def _saved(name: str, made: text.Text | None) -> tuple[dict[str, Any], dict[str,
             "long_factor": [2.0 + each for each in range(8)],
         }
         config["rope_scaling"] = {"type": "longrope", **factors}
+    if name == "Qwen3-Next":
+        tensors |= even(tensors)
+    for each, values in tensors.items():
+        if each.endswith(".A_log"):  # the logarithm of its exponential is the number itself
+            tensors[each] = 2 + np.arange(values.size, dtype=np.float32) / np.float32(8)
     return config, tensors
+
+
+def even(tensors: Mapping[str, Any]) -> dict[str, Any]:
+    """Vectors rounded, so that plus 1, and less 1, is exact."""
+    return {
+        each: np.round(values * np.float32(256)) / np.float32(256)
+        for each, values in tensors.items()
+        if values.ndim == 1
+    }
 
 
 def gguf_name(name: str) -> str:
@@ -205,7 +220,8 @@ def stored(
 ) -> tuple[Any, gguf.GGMLQuantizationType]:
     """A tensor as it is stored: its bytes (rows of blocks) or numbers, and its ggml type."""
     if values.ndim == 1 or re.search(
-        r"\.gate\.|\.router\.|\.conv\.conv\.|\.experts\.\w+\.bias", name
+        r"\.gate\.|\.router\.|\.conv\.conv\.|\.conv1d\.|\.experts\.\w+\.bias|shared_expert_gate|A_log|\.D$|\.norm\.",
+        name,
     ):  # and what chooses experts
         return values, gguf.GGMLQuantizationType.F32
     kind = next((kind for part, kind in kinds.items() if part in name), default)
@@ -249,6 +265,8 @@ def apart(tensors: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
             yield granite_name(name, "down_proj", experts), values
         elif name.endswith(".sinks"):
             yield f"{name}.weight", values
+        elif name.endswith(".dt_bias"):
+            yield name.replace(".dt_bias", ".dt_proj.bias"), values
         else:
             yield name, values
 
@@ -271,6 +289,30 @@ def granite_name(name: str, projection: str, experts: bool) -> str:
     if ".block_sparse_moe." in name:
         return f"{block}.mlp.experts.{projection}.weight"
     return f"{block}.mlp.{'shared_expert.' if experts else ''}{projection}.weight"
+
+
+def recurrent(config: Mapping[str, Any], tensors: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Tensors of recurrent layers in llama.cpp's shapes and order; the others as they are."""
+    for name, values in tensors.items():
+        last = name.rpartition(".")[2]
+        if last == "A_log":
+            yield name, -np.exp(values).reshape((-1, 1) if ".mamba." in name else -1)
+        elif last == "D":
+            yield name, values[:, None]
+        elif name.endswith(".mamba.norm.weight"):
+            yield name, values.reshape(config["mamba_n_groups"], -1)
+        elif name.endswith(".conv1d.weight"):
+            yield name, values[:, 0]
+        elif name.endswith(".in_proj_qkvz.weight"):
+            keys, each = config["linear_num_key_heads"], config["linear_num_value_heads"]
+            size, wide = config["linear_key_head_dim"], config["linear_value_head_dim"] * each // keys
+            heads = values.reshape(keys, 2 * size + 2 * wide, -1)
+            parts = np.split(heads, [size, 2 * size, 2 * size + wide], axis=1)
+            query, key, value, z = (part.reshape(-1, values.shape[-1]) for part in parts)
+            yield name.replace("in_proj_qkvz", "in_proj_qkv"), np.concatenate((query, key, value))
+            yield name.replace("in_proj_qkvz", "in_proj_z"), np.ascontiguousarray(z)
+        else:
+            yield name, values
 
 
 EXPERT_COUNTS = ("num_experts", "num_local_experts", "n_routed_experts")
@@ -340,7 +382,25 @@ def add_own(writer: gguf.GGUFWriter, architecture: str, config: Mapping[str, Any
         writer.add_embedding_scale(config["embedding_multiplier"])
         writer.add_residual_scale(config["residual_multiplier"])
         writer.add_logit_scale(config["logits_scaling"])
-    if architecture == "granitemoe":
+    if architecture == "granitehybrid":
+        writer.add_rope_scaling_finetuned(False)
+        writer.add_ssm_conv_kernel(config["mamba_d_conv"])
+        writer.add_ssm_state_size(config["mamba_d_state"])
+        writer.add_ssm_group_count(config["mamba_n_groups"])
+        writer.add_ssm_inner_size(config["mamba_expand"] * config["hidden_size"])
+        writer.add_ssm_time_step_rank(config["mamba_n_heads"])
+        if not config["num_local_experts"]:
+            writer.add_expert_count(0)
+            writer.add_expert_used_count(0)
+    if architecture == "qwen3next":
+        writer.add_ssm_conv_kernel(config["linear_conv_kernel_dim"])
+        writer.add_ssm_state_size(config["linear_key_head_dim"])
+        writer.add_ssm_group_count(config["linear_num_key_heads"])
+        writer.add_ssm_time_step_rank(config["linear_num_value_heads"])
+        writer.add_ssm_inner_size(config["linear_value_head_dim"] * config["linear_num_value_heads"])
+        writer.add_full_attention_interval(config["full_attention_interval"])
+        writer.add_expert_shared_feed_forward_length(config["shared_expert_intermediate_size"])
+    if architecture in ("granitemoe", "granitehybrid"):
         writer.add_expert_shared_feed_forward_length(config["shared_intermediate_size"])
     if architecture == "hunyuan-moe":
         writer.add_expert_shared_feed_forward_length(config["intermediate_size"])
@@ -380,8 +440,9 @@ def write_checkpoint(
     DeepSeek's keys are transposed if they are plain numbers, or as `absorbed` says.
     """
     architecture = ARCHITECTURES.get(config["model_type"], config["model_type"])
-    if architecture == "granite" and config["num_local_experts"]:
-        architecture = "granitemoe"
+    if architecture == "granite":
+        mixed = "granitemoe" if config["num_local_experts"] else "granite"
+        architecture = "granitehybrid" if "mamba" in config["layer_types"] else mixed
     heads, kv_heads = config["num_attention_heads"], config["num_key_value_heads"]
     writer = gguf.GGUFWriter(path, architecture, split_max_tensors=split_max_tensors)
     writer.add_name(path.stem)
@@ -391,11 +452,13 @@ def write_checkpoint(
     writer.add_block_count(config["num_hidden_layers"])
     writer.add_feed_forward_length(config["intermediate_size"])
     writer.add_head_count(heads)
-    kinds_of_layers = config.get("layer_types", []) if architecture.startswith("lfm2") else []
+    hybrid = architecture.startswith("lfm2") or architecture == "granitehybrid"
+    kinds_of_layers = config.get("layer_types", []) if hybrid else []
+    tensors = dict(recurrent(config, tensors))
     absorbed = architecture == "deepseek2" and (kind == "f32" if absorbed is None else absorbed)
     if absorbed:
         kv_heads, tensors = 1, dict(transposed(config, tensors))
-    writer.add_head_count_kv([0 if each == "conv" else kv_heads for each in kinds_of_layers] or kv_heads)
+    writer.add_head_count_kv([0 if each in ("conv", "mamba") else kv_heads for each in kinds_of_layers] or kv_heads)
     if "rms_norm_eps" in config and "norm_eps" not in config and architecture not in ("phi2", "starcoder2"):
         writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
     add_own(writer, architecture, config)
@@ -441,11 +504,14 @@ def write_checkpoint(
         if name in without:
             continue
         data, type = stored(name, values, kinds or {}, kind)
-        if architecture.startswith("gemma") and name.endswith("norm.weight"):
+        shifted = name.endswith("norm.weight") and not name.endswith("linear_attn.norm.weight")
+        if shifted and architecture.startswith(("gemma", "qwen3next")):
             data = data + np.float32(1)
         if name.endswith(".conv.conv.weight"):
             data = data[:, 0]
-        if architecture in ("llama", "smollm3", "granite", "granitemoe") and re.search(r"\.[qk]_proj\.", name):
+        if architecture in ("llama", "smollm3", "granite", "granitemoe", "granitehybrid") and re.search(
+            r"\.[qk]_proj\.", name
+        ):
             data = interleaved(data, heads if ".q_proj." in name else kv_heads)
         writer.add_tensor(str(theirs.get_name(known_name(name), (".weight", ".bias"))), data, raw_dtype=type)
     scaling = config.get("rope_scaling") or {}

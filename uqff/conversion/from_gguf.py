@@ -263,7 +263,7 @@ class FromGgufJob(Job[Conversion]):
             made = made_metadata(directory, config, self.tensors.architecture, sizes, absorbed=self.tensors.is_absorbed)
         except UqffError:
             made = Made((), (), (), [])
-        return keep_metadata(file, made, directory)
+        return keep_metadata(file, made, directory, self.tensors.not_coming_back())
 
     def _write_report(self, directory: Path, stem: str, metas: Mapping[str, Layer]) -> None:
         targets = {key: layer.weight.kind for key, layer in metas.items()}

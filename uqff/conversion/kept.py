@@ -4,7 +4,8 @@
 of cutting texts, scores of tokens, sampling advice.  So the metadata stands beside them as it was, in a GGUF file
 which no loader looks for::
 
-    metadata.gguf             all pairs of the original, in its order; and rope_freqs, if it has them
+    metadata.gguf             all pairs of the original, in its order; rope_freqs, if it has them; and tensors of
+                              numbers that are not made again, to the last bit, of those that the model has
     uqff.made.general         digests of the pairs that the conversion back would have made of the new directory:
     uqff.made.model           those of the model's architecture
     uqff.made.tokenizer       those of its tokenizer
@@ -24,6 +25,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from uqff.checkpoints import open_gguf
 from uqff.checkpoints.gguf.files import KEPT_NAME
+from uqff.checkpoints.gguf.forms import Numbers
 from uqff.checkpoints.gguf.metadata import metadata_of
 from uqff.checkpoints.gguf.names import ROPE_FACTORS, GgufArchitecture
 from uqff.checkpoints.gguf.rope import Factors, agree
@@ -36,7 +38,16 @@ from uqff.gguf.writer import PlannedTensor, write_gguf
 if TYPE_CHECKING:
     from uqff.gguf.reader import GgufFile, GgufTensor
 
-__all__ = ["KEPT_NAME", "Made", "Pairs", "keep_metadata", "kept_factors", "made_metadata", "with_kept"]
+__all__ = [
+    "KEPT_NAME",
+    "Made",
+    "Pairs",
+    "keep_metadata",
+    "kept_factors",
+    "kept_numbers",
+    "made_metadata",
+    "with_kept",
+]
 
 DIGESTS: Final = "uqff.made."
 
@@ -115,13 +126,14 @@ def _general(weights: Iterable[tuple[int, int]]) -> list[tuple[str, Value]]:
     return pairs
 
 
-def keep_metadata(file: GgufFile, made: Made, directory: Path) -> str:
+def keep_metadata(file: GgufFile, made: Made, directory: Path, tensors: Iterable[GgufTensor] = ()) -> str:
     """Write the metadata of a GGUF file beside the model that was made of it.
 
     Args:
         file: the GGUF file.
         made: what the way back would make of the directory.
         directory: of the model.
+        tensors: that the way back would not make of it.
 
     Returns:
         The name of the file.
@@ -131,7 +143,7 @@ def keep_metadata(file: GgufFile, made: Made, directory: Path) -> str:
     groups = {"general": made.general, "model": made.model, "tokenizer": made.tokenizer}
     digests = [(f"{DIGESTS}{name}", Value(ValueType.TEXT, _digest(group))) for name, group in groups.items()]
     factors = [_planned(file[ROPE_FACTORS])] if ROPE_FACTORS in file else []
-    write_gguf(directory / KEPT_NAME, [*kept, *digests], factors)
+    write_gguf(directory / KEPT_NAME, [*kept, *digests], [*factors, *map(_planned, tensors)])
     return KEPT_NAME
 
 
@@ -169,6 +181,20 @@ def kept_factors(directory: Path, made: Factors) -> Factors:
         kept = file.get(ROPE_FACTORS)
         values = None if kept is None else kept.float32().reshape(-1)
     return made if values is None or not agree(values, made) else values
+
+
+def kept_numbers(directory: Path) -> dict[str, Numbers]:
+    """The tensors that are kept as the original had them, float32; empty if there are none.
+
+    Raises:
+        FormatError: the kept metadata breaks a rule.
+    """
+    path = directory / KEPT_NAME
+    if not is_present(path):
+        return {}
+    with open_gguf(path) as file:
+        kept = {name: tensor for name, tensor in file.items() if name != ROPE_FACTORS}
+        return {name: tensor.float32().reshape(tensor.shape).copy() for name, tensor in kept.items()}
 
 
 def with_kept(directory: Path, made: Made) -> tuple[Pairs, list[str]]:

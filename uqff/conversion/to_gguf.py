@@ -43,13 +43,14 @@ from uqff.codec.turns import split_gate_up
 from uqff.codes import LOADED_DTYPES, DType
 from uqff.container.file import UqffFile, open_uqff
 from uqff.container.shards import PathLike
-from uqff.conversion.kept import kept_factors, made_metadata, with_kept
+from uqff.conversion.kept import kept_factors, kept_numbers, made_metadata, with_kept
 from uqff.conversion.result import Conversion
 from uqff.errors import FormatError, ShapeError, UnsupportedError, located
 from uqff.families.base import QuantizedTensor
 from uqff.families.gguf.blocks import BlockType, block_type_of_kind
 from uqff.families.part import Part
 from uqff.families.rows import Order, reordered, reordered_bias
+from uqff.families.unquant.tensor import Unquant
 from uqff.gguf.schema import VERSION
 from uqff.gguf.types import ggml_type
 from uqff.gguf.writer import PlannedTensor, write_gguf
@@ -125,6 +126,7 @@ class ToGgufJob:
         self._check_layers()
         self._check_residual()
         self.absorbed = self._is_absorbed()
+        self.kept = kept_numbers(file.paths[0].parent)
         self.tensors = list(self._tensors())
         sizes = [(tensor.type, tensor.nbytes) for tensor in self.tensors]
         made = made_metadata(directory, self.config, self.architecture, sizes, absorbed=self.absorbed)
@@ -317,18 +319,21 @@ class ToGgufJob:
         assert block_type is not None
         assert joined is not None
         *outer, rows, columns = weight.shape
-        count = rows // len(paths)
+        counts = joined.rows_of(rows, self.config)
+        starts = [sum(counts[:at]) for at in range(len(counts))]
+        order = None if joined.order is None else np.argsort(joined.order(self.config))
 
         def blocks(at: int) -> Iterable[memoryview]:
             weight = self.file[key].weight
             if joined.turns:
                 part = split_gate_up(Layer(weight))[at].weight
             else:
-                part = weight.narrow(len(outer), at * count, count)
+                whole = weight if order is None else reordered(weight, order)
+                part = whole.narrow(len(outer), starts[at], counts[at])
             yield stored_blocks(part).payload
 
-        for at, path in enumerate(paths):
-            size = weight.nbytes // len(paths)
+        for at, (path, count) in enumerate(zip(paths, counts, strict=True)):
+            size = weight.nbytes // rows * count
             yield PlannedTensor(f"{path}.weight", (*outer, count, columns), block_type.code, size, partial(blocks, at))
 
     def _residual(self, name: str) -> Part:
@@ -346,10 +351,15 @@ class ToGgufJob:
 
     def _plain(self, tensor: PlainTensor, bias: Part | None) -> Iterable[PlannedTensor]:
         """A tensor of the residual, or a bias, as GGUF has it, float32."""
-        numbers = widened_bias(self._residual(tensor.name) if bias is None else bias)
+        stored = self._residual(tensor.name) if bias is None else bias
+        numbers = widened_bias(stored)
         made = tensor.form.to_file(numbers, tensor.form.shapes(numbers.shape, self.config), self.config)
-        for stored, each in zip(tensor.stored, made, strict=True):
-            yield _dense(stored, Part.of_array(np.ascontiguousarray(each), DType.F32))
+        kept = tuple(self.kept[name] for name in tensor.stored if name in self.kept)
+        if [each.shape for each in kept] == [each.shape for each in made]:
+            again = Part.of_array(tensor.form.to_model(kept, numbers.shape, self.config), DType.F32)
+            made = kept if Unquant.of(again).numbers(stored.dtype).same_as(stored) else made
+        for name, each in zip(tensor.stored, made, strict=True):
+            yield _dense(name, Part.of_array(np.ascontiguousarray(each), DType.F32))
 
     def _stands_for_embedding(self, key: str) -> bool:
         """Whether the dense embedding is what the blocks of a layer dequantise to."""

@@ -108,6 +108,7 @@ class _Metadata:
         stated = (architecture.numbers, architecture.counts, architecture.listed)
         yarn = [f"rope.scaling.{key}" for key, _ in YARN.values()] if "yarn" in architecture.scalings else []
         yarn += [f"rope.scaling.{LOG_MULTIPLIER}"] if architecture.latent else []
+        yarn += [] if architecture.derived is None else architecture.derived.stored
         own = (key for each in stated for key in each.values())
         self.own = (architecture.epsilon[1], *architecture.stated, *own, *yarn)
 
@@ -232,6 +233,10 @@ def config_of(file: GgufFile, architecture: GgufArchitecture, *, strict: bool = 
         config[architecture.expert_size] = size
     config |= {**architecture.fixed, **architecture.written, **_stated(metadata, architecture, blocks)}
     config |= {key: name in file for key, name in architecture.told_by.items()}
+    if architecture.derived is not None:
+        said = {key: metadata.integer(key) for key in architecture.derived.stored}
+        with located(file=file.paths[0]):
+            config |= architecture.derived.read(said, config)
     config |= architecture.implied(config)
     if architecture.latent:
         config |= {"head_dim": config["qk_rope_head_dim"], "num_key_value_heads": heads}
@@ -284,17 +289,17 @@ def _class_of(architecture: GgufArchitecture, window: int, own_head_dim: bool) -
 
 
 def _heads_of_layers(metadata: _Metadata, architecture: GgufArchitecture, heads: int, blocks: int) -> dict[str, Any]:
-    """The heads of keys and values, and which layers of LFM2 have any: of the others, their number is 0."""
+    """The heads of keys and values, and which layers have any, where not all do: of the others, their number is 0."""
     key = "attention.head_count_kv"
     stored = metadata.get(key, (*_INTEGERS, ValueType.ARRAY))
-    if not architecture.attends_in_some or not isinstance(stored, Array):
-        types = {"layer_types": ["full_attention"] * blocks} if architecture.attends_in_some else {}
+    if not architecture.kinds or not isinstance(stored, Array):
+        types = {"layer_types": [architecture.kinds[0]] * blocks} if architecture.kinds else {}
         return {"num_key_value_heads": metadata.integer(key, default=heads), **types}
     values = stored.values() if stored.type in _INTEGERS else []
     found = {value for value in values if value}
     if len(values) != blocks or len(found) != 1 or min(values) < 0:
         raise metadata.error("not the heads of the layers", key, f"{blocks} numbers, 0 or one other", values[:5])
-    types = {"layer_types": ["full_attention" if value else "conv" for value in values]}
+    types = {"layer_types": [architecture.kinds[not value] for value in values]}
     return {"num_key_value_heads": int(found.pop()), **types}
 
 

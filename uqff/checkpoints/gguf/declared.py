@@ -10,9 +10,10 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from uqff.checkpoints.gguf.forms import AS_IS, Form
+from uqff.families.rows import Order
 from uqff.models.text import Rule
 
-__all__ = ["BLOCK", "ROOT", "BlockTensor", "GgufArchitecture", "SeveralMatrices"]
+__all__ = ["BLOCK", "ROOT", "BlockTensor", "Derived", "GgufArchitecture", "SeveralMatrices"]
 
 ROOT: Final = {
     "model.embed_tokens": "token_embd",
@@ -65,6 +66,11 @@ BLOCK: Final = {
     "mlp.router": "ffn_gate_inp",
     "block_sparse_moe.gate": "ffn_gate_inp",
     "feed_forward.gate": "ffn_gate_inp",
+    "mamba.in_proj": "ssm_in",
+    "mamba.out_proj": "ssm_out",
+    "linear_attn.in_proj_ba": "ssm_ba",
+    "linear_attn.out_proj": "ssm_out",
+    "mlp.shared_expert_gate": "ffn_gate_inp_shexp",
     "conv.in_proj": "shortconv.in_proj",
     "conv.conv": "shortconv.conv",
     "conv.out_proj": "shortconv.out_proj",
@@ -75,7 +81,7 @@ BLOCK: Final = {
     },
     **{
         f"mlp.{path}.{name}_proj": f"ffn_{name}_shexp"
-        for path in ("shared_experts", "shared_mlp")
+        for path in ("shared_experts", "shared_expert", "shared_mlp")
         for name in ("gate", "up", "down")
     },
 }
@@ -89,10 +95,35 @@ class SeveralMatrices:
     Attributes:
         stored: their modules' names in GGUF.
         turns: whether their rows take turns; if not, the rows of one follow those of the other.
+        rows: how many rows each has, of the configuration; as many as the others if None.
+        order: where each row of the model is among all of theirs, one after the other; in order if None.
     """
 
     stored: tuple[str, ...]
     turns: bool = False
+    rows: Callable[[Mapping[str, Any]], tuple[int, ...]] | None = None
+    order: Callable[[Mapping[str, Any]], Order] | None = None
+
+    def rows_of(self, count: int, config: Mapping[str, Any]) -> tuple[int, ...]:
+        """How many rows of ``count`` each matrix has."""
+        return (count // len(self.stored),) * len(self.stored) if self.rows is None else self.rows(config)
+
+
+@dataclass(frozen=True)
+class Derived:
+    """Numbers of ``config.json`` that the metadata says otherwise.
+
+    Attributes:
+        stored: keys in the metadata, of whole numbers.
+        keys: in ``config.json``.
+        read: what the configuration says, of what the metadata do by their keys, and of the rest of it.
+        write: what the metadata says, of the configuration; numbers that do not make sense are found there.
+    """
+
+    stored: tuple[str, ...]
+    keys: tuple[str, ...]
+    read: Callable[[Mapping[str, int], Mapping[str, Any]], Mapping[str, Any]]
+    write: Callable[[Mapping[str, Any]], Mapping[str, int]]
 
 
 @dataclass(frozen=True)
@@ -151,7 +182,8 @@ class GgufArchitecture:
         headless: whether there is never a head beside the embedding.
         windowed: whether llama.cpp applies a sliding window.
         needs_window: whether there must be one.
-        attends_in_some: whether layers without heads of keys and values are convolutions.
+        kinds: what ``layer_types`` calls layers with heads of keys and values, and others: empty if all have them.
+        derived: numbers that the metadata says otherwise; None if there are none.
         scalings: kinds of rope scaling that are converted.
         yarn: what else ``config.json`` says of a ``yarn`` scaling of such a model.
         latent: whether attention is DeepSeek's: :mod:`uqff.checkpoints.gguf.latent`.
@@ -189,7 +221,8 @@ class GgufArchitecture:
     headless: bool = False
     windowed: bool = False
     needs_window: bool = False
-    attends_in_some: bool = False
+    kinds: tuple[str, ...] = ()
+    derived: Derived | None = None
     scalings: tuple[str, ...] = ()
     yarn: Mapping[str, Any] = field(default_factory=dict)
     latent: bool = False
@@ -200,7 +233,8 @@ class GgufArchitecture:
         """What a file of the architecture says of ``config.json`` beside what all say."""
         said = (self.fixed, self.numbers, self.counts, self.listed)
         partly = () if self.rotated is None else ("partial_rotary_factor",)
-        return (self.epsilon[0], *(key for each in said for key in each), *partly)
+        derived = () if self.derived is None else self.derived.keys
+        return (self.epsilon[0], *(key for each in said for key in each), *partly, *derived)
 
     def stored_name(self, module: str) -> str | None:
         """Name in GGUF of a module of a layer, None if there is none; of several, the first."""

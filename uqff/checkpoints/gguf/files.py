@@ -150,8 +150,10 @@ class GgufTensors(TensorFiles):
             return (shape,)
         if self.architecture.latent:
             return latent_shapes(self.config)
+        joined = joined_of(name.removesuffix(".weight"), self.architecture)
+        assert joined is not None
         *outer, rows, columns = shape
-        return ((*outer, rows // len(stored), columns),) * len(stored)
+        return tuple((*outer, each, columns) for each in joined.rows_of(rows, self.config))
 
     def _is_ahead(self, name: str) -> bool:
         """Whether a tensor is of a layer after those that make the next token, which GLM-4-MoE has."""
@@ -165,10 +167,9 @@ class GgufTensors(TensorFiles):
             return Formed(tensors, self._forms[name], shape_of(name, self.config), self.config)
         if len(tensors) == 1:
             return AsIs(tensors[0], self._order(name, tensors[0].shape))
-        joined, shape = joined_of(name.removesuffix(".weight"), self.architecture), shape_of(name, self.config)
-        return (
-            Latent(tensors, shape) if joined is None else Joined(tensors, joined, shape, name.removesuffix(".weight"))
-        )
+        module, shape = name.removesuffix(".weight"), shape_of(name, self.config)
+        joined = joined_of(module, self.architecture)
+        return Latent(tensors, shape) if joined is None else Joined(tensors, joined, shape, self.config, module)
 
     def _order(self, name: str, shape: tuple[int, ...]) -> Order | None:
         """The order that makes the rows of a tensor those of the model; None if they are."""
@@ -192,6 +193,11 @@ class GgufTensors(TensorFiles):
     def is_absorbed(self) -> bool:
         """Whether the keys of DeepSeek's attention are transposed: :mod:`uqff.checkpoints.gguf.latent`."""
         return any(isinstance(each, Latent) for each in self._by_name.values())
+
+    def not_coming_back(self) -> list[GgufTensor]:
+        """The tensors whose numbers are not made again of the checkpoint's: the last bits of norms and rates."""
+        found = (each for each in self._by_name.values() if isinstance(each, Formed) and not each.comes_back)
+        return [tensor for each in found for tensor in each.tensors]
 
     def is_across(self, name: str) -> bool:
         """Whether the blocks of a weight run across its rows, so that only its numbers can be had."""

@@ -7,21 +7,27 @@ form               in GGUF, of a tensor of a checkpoint           back
 :data:`SQUEEZED`   without its middle dimension, which is 1       the same numbers
 :class:`Plus`      a number more: norms of Gemma                  that number less, rounded
 :data:`TURNS`      two tensors: its even columns, its odd ones    the same numbers
+:class:`Shaped`    the same numbers in another shape              the same numbers
+:class:`Rate`      -exp of it, perhaps as a column                log(-), rounded
 =================  =============================================  ==========================
 
-Numbers are float32, which holds every float16 and bfloat16.
+Numbers are float32, which holds every float16 and bfloat16.  The logarithm of a rate is rounded to float32, and so is
+the exponential of that, so that the latter may be another number in its last bits: whoever writes GGUF again looks for
+the file's own (:mod:`uqff.conversion.kept`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["AS_IS", "SQUEEZED", "TURNS", "Form", "Numbers", "Plus"]
+from uqff.errors import FormatError
+
+__all__ = ["AS_IS", "COLUMN", "SQUEEZED", "TURNS", "Form", "Numbers", "Plus", "Rate", "Shaped"]
 
 Numbers: TypeAlias = npt.NDArray[np.float32]
 Shape: TypeAlias = tuple[int, ...]
@@ -79,6 +85,56 @@ class _InTurns(Form):
         return numbers[..., 0::2], numbers[..., 1::2]
 
 
+@dataclass(frozen=True)
+class Shaped(Form):
+    """The same numbers in another shape.
+
+    Attributes:
+        shape_of: the shape in GGUF, of that in a checkpoint and the configuration.
+    """
+
+    shape_of: Callable[[Shape, Mapping[str, Any]], Shape]
+
+    def shapes(self, shape: Shape, config: Mapping[str, Any]) -> tuple[Shape, ...]:
+        """See :meth:`Form.shapes`."""
+        return (self.shape_of(shape, config),)
+
+
+@dataclass(frozen=True)
+class Rate(Form):
+    """What a state loses in a step, of whose negative a checkpoint has the logarithm, ``A_log``.
+
+    Attributes:
+        column: whether GGUF has it as a column.
+    """
+
+    column: bool = False
+
+    def shapes(self, shape: Shape, config: Mapping[str, Any]) -> tuple[Shape, ...]:
+        """See :meth:`Form.shapes`."""
+        return ((*shape, 1) if self.column else shape,)
+
+    def to_model(self, stored: Sequence[Numbers], shape: Shape, config: Mapping[str, Any]) -> Numbers:
+        """See :meth:`Form.to_model`.
+
+        Raises:
+            FormatError: a number is no rate.
+        """
+        rates = stored[0].reshape(shape)
+        wrong = ~(np.isfinite(rates) & (rates < 0))
+        if wrong.any():
+            raise FormatError("not a rate", expected="below 0", got=float(rates[wrong].reshape(-1)[0]))
+        made: Numbers = np.log(-rates.astype(np.float64)).astype(np.float32)
+        return made
+
+    def to_file(self, numbers: Numbers, shapes: Sequence[Shape], config: Mapping[str, Any]) -> tuple[Numbers, ...]:
+        """See :meth:`Form.to_file`."""
+        with np.errstate(over="ignore"):
+            made: Numbers = -np.exp(numbers.astype(np.float64)).astype(np.float32)
+        return (made.reshape(shapes[0]),)
+
+
 AS_IS: Final = Form()
+COLUMN: Final[Form] = Shaped(lambda shape, config: (*shape, 1))
 SQUEEZED: Final[Form] = _Squeezed()
 TURNS: Final[Form] = _InTurns()

@@ -81,8 +81,12 @@ def metadata_of(
     }
     if architecture.latent:
         pairs |= _latent(count, heads, absorbed=absorbed)
-    if architecture.attends_in_some:
-        pairs["attention.head_count_kv"] = _heads_of_layers(config, pairs["attention.head_count_kv"].value, path)
+    if architecture.kinds:
+        heads_of_layers = _heads_of_layers(config, architecture, pairs["attention.head_count_kv"].value, path)
+        pairs["attention.head_count_kv"] = heads_of_layers
+    if architecture.derived is not None:
+        with located(file=path):
+            pairs |= {key: Value(ValueType.U32, each) for key, each in architecture.derived.write(config).items()}
     if architecture.expert_count:
         pairs["expert_count"] = count(architecture.expert_count)
     if architecture.expert_size:
@@ -177,12 +181,12 @@ def _rotated(config: Mapping[str, Any], architecture: GgufArchitecture, head_dim
     return Value(ValueType.U32, int(head_dim * factor))
 
 
-def _heads_of_layers(config: Mapping[str, Any], heads: int, path: str) -> Value:
+def _heads_of_layers(config: Mapping[str, Any], architecture: GgufArchitecture, heads: int, path: str) -> Value:
     """The heads of keys and values of each layer, 0 where there are none."""
     types = config.get("layer_types")
     if not isinstance(types, list) or len(types) != config["num_hidden_layers"]:
         raise FormatError("not the kinds of the layers", file=path, field="layer_types", got=types)
-    values = [0 if each == "conv" else heads for each in types]
+    values = [0 if each == architecture.kinds[1] else heads for each in types]
     return Value(ValueType.ARRAY, Array.of(ValueType.I32, values))
 
 

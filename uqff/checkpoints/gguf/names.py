@@ -31,6 +31,7 @@ from typing import Any, Final, NamedTuple
 
 from uqff.checkpoints.gguf.declared import BLOCK, ROOT, GgufArchitecture, SeveralMatrices
 from uqff.checkpoints.gguf.forms import AS_IS, Form, Plus
+from uqff.checkpoints.gguf.recurrent import recurrent_shape
 from uqff.checkpoints.gguf.table import ARCHITECTURES
 from uqff.codes import Version
 from uqff.errors import UnsupportedError
@@ -112,10 +113,6 @@ def architecture_of_config(config: Mapping[str, Any]) -> GgufArchitecture:
     for architecture in found:
         if architecture.only_if is None or architecture.only_if(config):
             return architecture
-    if found:
-        raise UnsupportedError(
-            "Mamba layers are not converted", field="config.layer_types", expected="attention in every layer"
-        )
     expected = ", ".join(name for architecture in ARCHITECTURES for name in architecture.classes)
     raise UnsupportedError(
         "architecture that is not converted",
@@ -213,6 +210,8 @@ def wanted_names(
 
 def shape_of(name: str, config: Mapping[str, Any]) -> tuple[int, ...]:
     """Shape of a tensor of the model, from its configuration."""
+    if (shape := recurrent_shape(name, config)) is not None:
+        return shape
     sizes = _sizes(config)
     if "kv_lora_rank" in config:
         sizes |= _latent_sizes(config)

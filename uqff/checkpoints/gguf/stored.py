@@ -159,6 +159,14 @@ class Formed(Stored):
         """See :meth:`Stored.meta`."""
         return Unquant.of(Part.planned(self._shape, DType.F32))
 
+    @property
+    def comes_back(self) -> bool:
+        """Whether the numbers of the file are made again of those of the checkpoint, to the bit."""
+        stored = [tensor.float32().reshape(tensor.shape) for tensor in self.tensors]
+        model = self.form.to_model(stored, self._shape, self.config)
+        made = self.form.to_file(model, [tensor.shape for tensor in self.tensors], self.config)
+        return all(np.array_equal(a.view(np.uint32), b.view(np.uint32)) for a, b in zip(stored, made, strict=True))
+
     def raw(self) -> Part:
         """See :meth:`Stored.raw`; new memory."""
         made = self.form.to_model([tensor.float32() for tensor in self.tensors], self._shape, self.config)
@@ -172,11 +180,16 @@ class Joined(Stored):
     """Several matrices that are one."""
 
     def __init__(
-        self, tensors: Sequence[GgufTensor], joined: SeveralMatrices, shape: tuple[int, ...], layer: str
+        self,
+        tensors: Sequence[GgufTensor],
+        joined: SeveralMatrices,
+        shape: tuple[int, ...],
+        config: Mapping[str, Any],
+        layer: str,
     ) -> None:
         """Matrices that are one of a shape, joined in some way; the layer is for messages."""
         super().__init__(tensors)
-        self.joined, self._shape, self.layer = joined, shape, layer
+        self.joined, self._shape, self.config, self.layer = joined, shape, config, layer
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -189,7 +202,8 @@ class Joined(Stored):
 
     def _whole(self, of: Callable[[GgufTensor], QuantizedTensor]) -> QuantizedTensor:
         with located(layer=self.layer):
-            return joined_rows(list(map(of, self.tensors)), turns=self.joined.turns)
+            made = joined_rows(list(map(of, self.tensors)), turns=self.joined.turns)
+            return made if self.joined.order is None else reordered(made, self.joined.order(self.config))
 
 
 class Latent(Stored):

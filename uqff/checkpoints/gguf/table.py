@@ -14,7 +14,8 @@ from typing import Any, Final
 
 from uqff.checkpoints.gguf.declared import BlockTensor, GgufArchitecture, SeveralMatrices
 from uqff.checkpoints.gguf.forms import SQUEEZED, TURNS
-from uqff.models.text import ATTENDS, CONVOLVES, LATER, LOW_RANK, ROUTED, count
+from uqff.checkpoints.gguf.recurrent import GRANITES, QWEN3_NEXT
+from uqff.models.text import ATTENDS, CONVOLVES, LATER, LOW_RANK, ROUTED
 
 __all__ = ["ARCHITECTURES"]
 
@@ -59,15 +60,6 @@ def _greedy(config: Mapping[str, Any]) -> Mapping[str, Any]:
     return {"scoring_func": "softmax", "topk_method": "group_limited_greedy" if grouped else "greedy"}
 
 
-def _all_attend(config: Mapping[str, Any]) -> bool:
-    """Whether a model of Granite 4 has no Mamba layer."""
-    return all(ATTENDS.holds(config, block) for block in range(count(config, "num_hidden_layers", least=1)))
-
-
-def _attending(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    return {"layer_types": ["attention"] * config["num_hidden_layers"]}
-
-
 def _head_size(config: Mapping[str, Any]) -> int:
     return int(config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"])
 
@@ -90,13 +82,6 @@ _DEEPSEEK: Final = {
     "q_lora_rank": None,
 }
 
-_GRANITE: Final = {"model_type": "granitemoehybrid", "position_embedding_type": "rope"}
-_SCALES: Final = {
-    "embedding_multiplier": "embedding_scale",
-    "attention_multiplier": "attention.scale",
-    "residual_multiplier": "residual_scale",
-    "logits_scaling": "logit_scale",
-}
 _LFM2: Final = (
     BlockTensor("self_attn.q_layernorm.weight", when=ATTENDS),
     BlockTensor("self_attn.k_layernorm.weight", when=ATTENDS),
@@ -284,45 +269,8 @@ ARCHITECTURES: Final = (
             (("DeepseekV2ForCausalLM",), _SOFTMAX, {"moe_layer_freq": 1}, _greedy, ()),
         )
     ),
-    GgufArchitecture(
-        "granite",
-        ("GraniteMoeHybridForCausalLM",),
-        lambda config: _all_attend(config) and not config.get("num_local_experts"),
-        interleaved=True,
-        rope_default=10000.0,
-        fixed={**_GRANITE, "num_local_experts": 0},
-        implied=_attending,
-        numbers=_SCALES,
-        counts={"shared_intermediate_size": "feed_forward_length"},
-        stated={"rope.scaling.finetuned": True},
-        own_head_size=False,
-        renamed={"shared_mlp.output_linear": "ffn_down"},
-        joined={"shared_mlp.input_linear": SeveralMatrices(("ffn_gate", "ffn_up"))},
-    ),
-    GgufArchitecture(
-        "granitemoe",
-        ("GraniteMoeHybridForCausalLM",),
-        lambda config: _all_attend(config) and bool(config.get("num_local_experts")),
-        interleaved=True,
-        rope_default=10000.0,
-        expert_count="num_local_experts",
-        expert_size="intermediate_size",
-        fixed=_GRANITE,
-        implied=_attending,
-        numbers=_SCALES,
-        counts={"shared_intermediate_size": "expert_shared_feed_forward_length"},
-        stated={"rope.scaling.finetuned": True},
-        own_head_size=False,
-        renamed={
-            "block_sparse_moe.router.layer": "ffn_gate_inp",
-            "block_sparse_moe.output_linear": "ffn_down_exps",
-            "shared_mlp.output_linear": "ffn_down_shexp",
-        },
-        joined={
-            "block_sparse_moe.input_linear": SeveralMatrices(("ffn_gate_exps", "ffn_up_exps")),
-            "shared_mlp.input_linear": SeveralMatrices(("ffn_gate_shexp", "ffn_up_shexp")),
-        },
-    ),
+    *GRANITES,
+    QWEN3_NEXT,
     GgufArchitecture(
         "gpt-oss",
         ("GptOssForCausalLM",),
@@ -373,7 +321,7 @@ ARCHITECTURES: Final = (
         norms=("operator_norm", "ffn_norm"),
         final_norm="model.embedding_norm",
         plain=_LFM2,
-        attends_in_some=True,
+        kinds=("full_attention", "conv"),
         epsilon=("norm_eps", "attention.layer_norm_rms_epsilon"),
         fixed={"conv_bias": False},
         written={"block_auto_adjust_ff_dim": False},
@@ -385,7 +333,7 @@ ARCHITECTURES: Final = (
         ("Lfm2MoeForCausalLM",),
         norms=("operator_norm", "ffn_norm"),
         final_norm="model.embedding_norm",
-        attends_in_some=True,
+        kinds=("full_attention", "conv"),
         plain=(
             *_LFM2,
             BlockTensor("feed_forward.gate.weight", when=LATER),
