@@ -122,11 +122,11 @@ def search(w: F32, importance: F32, engine: tuple[U8, np.float32, np.float32]) -
     return reference.search(w, importance, engine, errors, scaled_codes)
 
 
-def errors(w: F32, importance: F32, scale: np.float32) -> npt.NDArray[np.float64]:
+def errors(w: F32, importance: F32, codes: U8, scale: np.float32) -> npt.NDArray[np.float64]:
     """See :func:`uqff.families.fp8.reference.errors`."""
     made = np.empty(len(w))
     rows = len(w) // len(importance)
-    run_ranges(lambda lo, hi: row_errors(w, importance, rows, scale, _E4M3, made, lo, hi), len(w))
+    run_ranges(lambda lo, hi: row_errors(w, importance, rows, codes, scale, _E4M3, made, lo, hi), len(w))
     return made
 
 
@@ -141,13 +141,12 @@ _E4M3 = e4m3_to_float32(np.arange(256, dtype=np.uint8))
 
 
 @kernel
-def row_errors(w, importance, rows, scale, values, made, lo, hi):
+def row_errors(w, importance, rows, codes, scale, values, made, lo, hi):
     """Rows [lo, hi); ``rows`` have one importance."""
     for row in range(lo, hi):
         error = 0.0
         for i in range(w.shape[1]):
-            code = e4m3_code(bits_of(w[row, i] / scale))
-            e = np.float64(w[row, i]) - np.float64(np.float32(values[code] * scale))
+            e = np.float64(w[row, i]) - np.float64(np.float32(values[codes[row, i]] * scale))
             error += np.float64(importance[row // rows, i]) * e * e
         made[row] = error
 

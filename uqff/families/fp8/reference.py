@@ -70,8 +70,8 @@ def search(
     w: FloatArray,
     importance: FloatArray,
     engine: tuple[ByteArray, np.float32, np.float32],
-    errors: Callable[[FloatArray, FloatArray, np.float32], npt.NDArray[np.float64]],
-    codes: Callable[[FloatArray, np.float32], ByteArray],
+    errors: Callable[[FloatArray, FloatArray, ByteArray, np.float32], npt.NDArray[np.float64]],
+    scaled: Callable[[FloatArray, np.float32], ByteArray],
 ) -> tuple[ByteArray, np.float32, np.float32]:
     """Of several scales that of the least weighted squared error over the tensor, or what the engine made.
 
@@ -80,22 +80,22 @@ def search(
         importance: weights of the squared errors, float32 ``[1, in]``, or ``[experts, in]`` of as many rows each.
         engine: what :func:`quantize` made.
         errors: :func:`errors`, or its kernel.
-        codes: :func:`scaled_codes`, or its kernel.
+        scaled: :func:`scaled_codes`, or its kernel.
     """
     with np.errstate(all="ignore"):
-        before = e4m3_to_float32(engine[0].reshape(w.shape)) * engine[1]
-        best = math.fsum(_row_errors(w, importance, before))
+        best, chosen = math.fsum(errors(w, importance, engine[0].reshape(w.shape), engine[1])), engine
         if best == 0:
             return engine
-        chosen = None
+        least = np.abs(w).max() / LARGEST
         for unit in SCALES:
-            scale = np.float32(np.abs(w).max() / LARGEST * np.float32(unit))
+            scale = np.float32(least * np.float32(unit))
             if not 0 < scale < np.inf or not np.isfinite(np.float32(1) / scale):
                 continue
-            error = math.fsum(errors(w, importance, scale))
+            codes = scaled(w, scale)
+            error = math.fsum(errors(w, importance, codes, scale))
             if error < best or math.isnan(best):
-                best, chosen = error, scale
-        return engine if chosen is None else (codes(w, chosen), chosen, np.float32(1) / chosen)
+                best, chosen = error, (codes, scale, np.float32(1) / scale)
+        return chosen
 
 
 def scaled_codes(w: FloatArray, scale: np.float32) -> ByteArray:
@@ -103,12 +103,8 @@ def scaled_codes(w: FloatArray, scale: np.float32) -> ByteArray:
     return float32_to_e4m3(np.divide(w, scale, dtype=np.float32))
 
 
-def errors(w: FloatArray, importance: FloatArray, scale: np.float32) -> npt.NDArray[np.float64]:
-    """The weighted squared error of every row with that scale, float64, in the order of the elements."""
-    return _row_errors(w, importance, e4m3_to_float32(scaled_codes(w, scale)) * scale)
-
-
-def _row_errors(w: FloatArray, importance: FloatArray, made: FloatArray) -> npt.NDArray[np.float64]:
-    e = w.T.astype(np.float64) - made.T
+def errors(w: FloatArray, importance: FloatArray, codes: ByteArray, scale: np.float32) -> npt.NDArray[np.float64]:
+    """The weighted squared error of every row of codes with that scale, float64, in the order of the elements."""
+    e = w.T.astype(np.float64) - (e4m3_to_float32(codes) * scale).T
     weights = np.repeat(importance, len(w) // len(importance), axis=0).T.astype(np.float64)
     return total(weights * e * e)
