@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -19,6 +17,10 @@ from uqff.simd import feedback as kernels
 F32 = npt.NDArray[np.float32]
 
 ALL = (*kinds(), "hqq1", "hqq2", "hqq3")
+
+
+MXFP4 = np.array([-6.0, -4, -3, -2, -1.5, -1, -0.5, 0, 0.5, 1, 1.5, 2, 3, 4, 6])
+UP = np.cumsum(np.arange(1.0, 41.0)) / 64
 
 
 def inputs_like(columns: int, seed: int = 3) -> F32:
@@ -75,21 +77,28 @@ def test_codes_are_put_where_the_type_has_them(kind: str) -> None:
     assert all(np.array_equal(a, b.array()) for a, b in zip(again, made.parts.values(), strict=True))
 
 
-def test_kernel_is_the_reference() -> None:
-    """To the last bit: codes, errors and what is fed back; values evenly spaced or not, steps of zero too."""
+@pytest.mark.parametrize("values", [np.arange(-4.0, 4.0), MXFP4, np.sort(np.concatenate((-UP, UP)))], ids=len)
+def test_kernel_is_the_reference(values: npt.NDArray[np.float64]) -> None:
+    """To the last bit: codes, numbers, errors, losses and what is fed back; values evenly spaced or not, few or many,
+    steps of zero too, weights halfway between two values and next to that.
+    """
     rng = np.random.default_rng(1)
-    for values in (np.arange(-4.0, 4.0), np.array([-6.0, -4, -3, -2, -1.5, -1, -0.5, 0, 0.5, 1, 1.5, 2, 3, 4, 6])):
-        x, offset = rng.standard_normal((9, 24)), rng.standard_normal((9, 24)) * 0.1
-        step = rng.standard_normal((9, 24)) * 0.3
-        step[2, 3:7] = 0
-        factor = reference.inverse_factor(reference.damped(product(inputs_like(24))))
-        made = [(x.copy(), np.empty(x.shape, np.uint8), np.empty_like(x)) for _ in range(2)]
+    shape = (24, 83)  # rows in lanes, a range's rest, and those of the next
+    x, offset = rng.standard_normal(shape), rng.standard_normal(shape) * 0.1
+    step = rng.standard_normal(shape) * 0.3
+    step[3:7, 2] = 0
+    middles = rng.choice((values[1:] + values[:-1]) / 2, shape[1])
+    offset[0], step[0] = 0, 1
+    x[0] = np.nextafter(middles, middles + rng.choice([-1.0, 0, 1], shape[1]))
+    factor = reference.inverse_factor(reference.damped(product(inputs_like(24))))
+    made = []
+    for rounded in (reference.round_inputs, kernels.round_inputs):
+        out = x.copy(), np.empty(shape, np.uint8), *(np.empty_like(x) for _ in range(2)), np.empty(shape[1])
         with np.errstate(all="ignore"):
-            reference.round_inputs(made[0][0], factor, offset, step, values, *made[0][1:])
-        kernel: Any = kernels.round_inputs
-        kernel(made[1][0], factor, offset, step, values, *made[1][1:], 0, 9)
-        for a, b in zip(*made, strict=True):
-            assert a.tobytes() == b.tobytes()
+            rounded(out[0], factor, offset, step, values, *out[1:])
+        made.append(out)
+    for a, b in zip(*made, strict=True):
+        assert a.tobytes() == b.tobytes()
 
 
 def test_the_factor_is_that_of_the_inverse() -> None:

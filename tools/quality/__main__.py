@@ -6,17 +6,21 @@ Two models: a small Llama that this trains the first time (25 minutes on two cor
 SmolLM2-135M. Both are kept in the user's cache directory, outside of the tree, and so are the tables, as JSON. Each is
 quantised to every type, as the engine does it; with `--effort best`, without and with importance; and with `--effort
 calibrated`; and compared with itself in float32 on sources of Python's standard library that it was neither trained nor
-calibrated on. What is in the tables already, of the same settings, is not measured again: it may be run in pieces.
+calibrated on. What is in the tables already, of the same settings, is not measured again: it may be run in pieces, and
+of many cores each row needs a few only: `--jobs 8`.
 """
 
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import platform
 import tempfile
 import time
 import warnings
+from collections.abc import Iterator
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
@@ -93,7 +97,36 @@ def row_of(path: Path, kind: str, options: dict[str, Any], **how: Any) -> dict[s
     }
 
 
-def measure(name: str, kinds: list[str], context: int, windows: int, folder: Path) -> dict[str, Any]:
+def known_of(path: Path, kept: Path, windows: int, calibrating: dict[str, Any]) -> dict[str, Path]:
+    """Files of importance and Hessians of so many windows; kept, too, as all types share them."""
+    known = {"imatrix": kept.with_suffix(".gguf"), "hessian": kept.with_suffix(".hessian")}
+    if not all(each.exists() for each in known.values()):
+        started = time.monotonic()
+        uqff.calibrate(path, out=known["imatrix"], hessian=known["hessian"], windows=windows, **calibrating)
+        click.echo(f"calibrated in {time.monotonic() - started:.0f} s")
+    return known
+
+
+def rows_of(
+    path: Path, kinds: list[str], options: dict[str, Any], known: dict[str, Path], jobs: int
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """What is measured of each type with every effort, so many at a time, as soon as a type has all."""
+    threads = str(max(1, num_threads() // jobs))
+    os.environ |= dict.fromkeys(("UQFF_NUM_THREADS", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), threads)
+    rows: dict[str, dict[str, Any]] = {kind: {} for kind in kinds}
+    with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool:
+        asked: dict[Future[dict[str, Any]], tuple[str, str]] = {}
+        for effort, how in reversed(EFFORTS.items()):  # those that take longest first
+            given = {key: known[key] if value is True else value for key, value in how.items()}
+            asked |= {pool.submit(row_of, path, kind, options, **given): (kind, effort) for kind in kinds}
+        for done in as_completed(asked):
+            kind, effort = asked[done]
+            rows[kind][effort] = done.result()
+            if len(rows[kind]) == len(EFFORTS):
+                yield kind, {each: rows[kind][each] for each in EFFORTS}
+
+
+def measure(name: str, kinds: list[str], context: int, windows: int, folder: Path, jobs: int) -> dict[str, Any]:
     """The tables of a model, of these types and those that were measured before."""
     path = model_of(name, folder)
     texts = {part: corpus.write(part, folder / f"{part}.txt", 400_000) for part in ("calibrate", "evaluate")}
@@ -111,20 +144,13 @@ def measure(name: str, kinds: list[str], context: int, windows: int, folder: Pat
         table.write_text(json.dumps(document, indent=2))
         click.echo(f"{name}: perplexity {plain.perplexity.value:.4f} ± {plain.perplexity.error:.4f}")
     options["logits"] = logits
-    with tempfile.TemporaryDirectory() as scratch:
-        hessian = Path(scratch) / "hessian"
-        calibrating: dict[str, Any] = {"text": texts["calibrate"], "context": context}
-        imatrix = uqff.calibrate(path, hessian=hessian, windows=CALIBRATED * windows, **calibrating)
-        known = {"imatrix": imatrix, "hessian": hessian}
-        sizes = {each.kind: each for each in uqff.plan_types(path, kinds=kinds).sizes}
-        for kind in kinds:
-            if sizes[kind].problem or kind in document["types"]:
-                continue
-            row: dict[str, Any] = {"bits": sizes[kind].bits_per_weight}
-            for effort, how in EFFORTS.items():
-                given = {key: known[key] if value is True else value for key, value in how.items()}
-                row[effort] = row_of(path, kind, options, **given)
-            document["types"][kind] = row
+    calibrating: dict[str, Any] = {"text": texts["calibrate"], "context": context}
+    sizes = {each.kind: each for each in uqff.plan_types(path, kinds=kinds).sizes}
+    wanted = [kind for kind in kinds if not sizes[kind].problem and kind not in document["types"]]
+    if wanted:
+        known = known_of(path, folder / f"{name}-{context}-{CALIBRATED * windows}", CALIBRATED * windows, calibrating)
+        for kind, row in rows_of(path, wanted, options, known, jobs):
+            document["types"][kind] = {"bits": sizes[kind].bits_per_weight, **row}
             click.echo(f"  {kind}: " + ", ".join(f"{each} {row[each]['kld']:.5f}" for each in EFFORTS))
             table.write_text(json.dumps(document, indent=2))
     if name == "small" and len(document["mixes"]) < len(TARGETS):
@@ -191,13 +217,14 @@ def show(document: dict[str, Any]) -> None:
 @click.option("--types", help="All that the engine makes and loads, by default; of SmolLM2 those of 2 to 5 bits.")
 @click.option("--context", default=256, show_default=True)
 @click.option("--windows", default=16, show_default=True, help="Of SmolLM2, a quarter of them.")
-def main(models: str, types: str | None, context: int, windows: int) -> None:
+@click.option("--jobs", default=1, show_default=True, help="Rows measured at a time, which share the threads.")
+def main(models: str, types: str | None, context: int, windows: int, jobs: int) -> None:
     """Measure the types on two trained models."""
     folder = cache()
     folder.mkdir(parents=True, exist_ok=True)
     for name in models.split(","):
         kinds = (types or (",".join(default_kinds()) if name == "small" else FEW_TYPES)).split(",")
-        show(measure(name, kinds, context, windows if name == "small" else max(1, windows // 4), folder))
+        show(measure(name, kinds, context, windows if name == "small" else max(1, windows // 4), folder, jobs))
 
 
 if __name__ == "__main__":

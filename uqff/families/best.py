@@ -18,7 +18,7 @@ from uqff.families.loaded import Loaded
 from uqff.numerics.fitting import total
 from uqff.simd.threads import run_ranges
 
-__all__ = ["Parts", "better_blocks", "choose", "importance_of", "squared_errors"]
+__all__ = ["Parts", "better_blocks", "choose", "importance_of", "importance_of_run", "squared_errors"]
 
 F32: TypeAlias = npt.NDArray[np.float32]
 Parts: TypeAlias = tuple[npt.NDArray[Any], ...]
@@ -51,7 +51,7 @@ def better_blocks(
     for run in loaded.runs():
         lacking = -len(run) % size
         x = np.pad(run, (0, lacking)).reshape(-1, size) if lacking else run.reshape(-1, size)
-        w = importance_of(importance, loaded.shape, np.arange(at, at + len(run))) if importance is not None else None
+        w = importance_of_run(importance, loaded.shape, at, len(run)) if importance is not None else None
         w = np.ones_like(x) if w is None else np.pad(w, (0, lacking)).reshape(-1, size)
         made.append(_better(x, w, engine(x), search, numbers))
         at += len(run)
@@ -93,6 +93,13 @@ def squared_errors(x: F32, w: F32, y: F32, z: F32) -> tuple[npt.NDArray[np.float
         return made[0], made[1]
     of_y, of_z = (x.T.astype(np.float64) - each.T for each in (y, z))
     return total(w.T * of_y * of_y), total(w.T * of_z * of_z)
+
+
+def importance_of_run(importance: F32, shape: Sequence[int], start: int, count: int) -> F32:
+    """:func:`importance_of` of elements side by side."""
+    if len(importance) > 1:
+        return importance_of(importance, shape, np.arange(start, start + count))
+    return np.resize(np.roll(importance[0], -(start % shape[-1])), count)
 
 
 def importance_of(importance: F32, shape: Sequence[int], flat: npt.NDArray[np.int64]) -> F32:

@@ -42,8 +42,8 @@ Make: TypeAlias = Callable[[Loaded, Effort], QuantizedTensor]
 
 RUN: Final = 64
 """Inputs that are rounded before what they leave goes to the others, where scales leave that open."""
-GRAIN: Final = 64
-"""Rows of a range at least."""
+GRAIN: Final = 512
+"""Rows of a range at least, where rows are only copied."""
 CHUNK: Final = 1 << 22
 """Weights of the rows that are worked at together, some 50 bytes each."""
 AGAIN: Final = 8
@@ -100,26 +100,23 @@ class _Searched:
         self._dtype, self._make = dtype, make
 
     def record(self, targets: F32, weights: Wide) -> QuantizedTensor:
-        """A block of weights, with the scales that suit these numbers."""
+        """A block of weights ``[rows, unit]``, with the scales that suit these numbers."""
         part = Loaded(Floats(np.ascontiguousarray(targets).view(np.uint32), DType.F32), self._dtype, rounded=False)
         return self._make(part, Effort("best", (weights / weights.mean()).astype(np.float32)[None]))
 
-    def of(self, rows: slice, inputs: Index, targets: F32, weights: Wide) -> tuple[Wide, Wide]:
-        """Offsets and steps of a block."""
-        return _grid(self.record(targets, weights))
+    def of(self, targets: F32, weights: Wide, place: Index) -> tuple[Wide, Wide]:
+        """Offsets and steps of a block, ``[unit, rows]``, its inputs in the order of ``place``."""
+        offset, step = _grid(self.record(targets, weights))
+        return np.ascontiguousarray(offset.T[place]), np.ascontiguousarray(step.T[place])
 
 
 class _Fixed:
-    """Scales that stay what they are."""
+    """Scales that stay what they are: offsets and steps of a matrix ``[rows, in]``."""
 
     together = 1
 
     def __init__(self, offset: Wide, step: Wide) -> None:
-        self._offset, self._step = offset, step
-
-    def of(self, rows: slice, inputs: Index, targets: F32, weights: Wide) -> tuple[Wide, Wide]:
-        """Offsets and steps of a block."""
-        return self._offset[rows][:, inputs], self._step[rows][:, inputs]
+        self.offset, self.step = offset, step
 
 
 def _matrix(weight: F32, hessian: F32, planned: QuantizedTensor, dtype: DType, make: Make) -> QuantizedTensor:
@@ -170,10 +167,10 @@ class _Turns:
         values: what codes stand for.
         scales: of blocks.
         searched: whether scales are of blocks of several inputs, so that they can follow the weights.
-        curvature: XᵀX, damped.
         order: inputs by turns.
-        factor: U of the inputs in that order.
-        weights: what an error of each input costs, by which scales are searched.
+        curvature: XᵀX of the inputs in that order, damped.
+        factor: U of it.
+        weights: what an error of each input costs, by which scales are searched; inputs as they lie.
     """
 
     def __init__(self, hessian: F32, unit: int, values: Wide, scales: _Searched | _Fixed) -> None:
@@ -187,13 +184,15 @@ class _Turns:
         """
         self.values, self.scales = values, scales
         self.searched = isinstance(scales, _Searched) and unit > 1
-        self.curvature = feedback.damped(hessian)
-        self.order = feedback.input_order(self.curvature, unit)
-        self.factor = feedback.inverse_factor(self.curvature[np.ix_(self.order, self.order)])
+        curvature = feedback.damped(hessian)
+        self.order = feedback.input_order(curvature, unit)
+        self.curvature = curvature[np.ix_(self.order, self.order)]
+        self.factor = feedback.inverse_factor(self.curvature)
         self.weights = np.empty(len(self.order))
         self.weights[self.order] = np.diagonal(self.factor) ** -2.0
         self.first = RUN if isinstance(scales, _Fixed) else unit
         self.again = unit if self.searched else AGAIN
+        self._own: dict[int, Wide] = {}
 
     def take(self, weight: F32) -> tuple[F32, U8]:
         """Go through a matrix ``[rows, in]``.
@@ -206,10 +205,11 @@ class _Turns:
         count = max(together, CHUNK // weight.shape[1] // together * together)
         for start in range(0, len(weight), count):
             rows = slice(start, min(start + count, len(weight)))
-            part = _Rows(self, weight, rows, targets[rows], codes[rows])
+            part = _Rows(self, weight, rows, targets[rows])
             part.round()
             for _ in range(SWEEPS):
                 part.round_again()
+            codes[rows, self.order] = part.codes.T
         return targets, codes
 
     def runs(self, width: int) -> Iterator[tuple[slice, list[slice]]]:
@@ -222,120 +222,147 @@ class _Turns:
             end = min(start + length, len(self.order))
             yield slice(start, end), [slice(at, min(at + width, end)) for at in range(start, end, width)]
 
+    def own_factor(self, block: slice) -> Wide:
+        """U of a block by itself, with all other inputs as they are."""
+        if block.start not in self._own:
+            self._own[block.start] = feedback.inverse_factor(self.curvature[block, block])
+        return self._own[block.start]
+
 
 class _Block(NamedTuple):
-    """A block of some rows, its inputs in the order of turns.
+    """A block of some rows: arrays ``[unit, rows]``, its inputs in the order of turns.
 
     Attributes:
-        targets: what scales were chosen for.
-        offset: of the grid.
+        targets: what scales were chosen for, ``[rows, unit]``, inputs as they lie; None if they stayed.
+        offset: of the grid, if it was chosen.
         step: of the grid.
         codes: of each weight.
+        near: the numbers that these stand for.
         errors: of each weight, as rounding left them.
         met: the weights that were rounded, feedback included.
         loss: of each row, what is lost of the answers.
     """
 
-    targets: F32
-    offset: Wide
-    step: Wide
+    targets: F32 | None
+    offset: Wide | None
+    step: Wide | None
     codes: U8
+    near: Wide
     errors: Wide
     met: Wide
     loss: Wide
 
 
 class _Rows:
-    """Some rows of a matrix, while they are worked at: arrays ``[rows, in]``, inputs as they lie."""
+    """Some rows of a matrix, while they are worked at: arrays ``[in, rows]``, inputs in the order of turns."""
 
-    def __init__(self, turns: _Turns, weight: F32, rows: slice, targets: F32, codes: U8) -> None:
-        self.turns, self.rows, self.targets, self.codes = turns, rows, targets, codes
-        self.weight = weight[rows].astype(np.float64)
-        self.offset, self.step, self.near = (np.empty_like(self.weight) for _ in range(3))
+    def __init__(self, turns: _Turns, weight: F32, rows: slice, targets: F32) -> None:
+        self.turns, self.targets = turns, targets
+        self.weight = self._by_turns(weight[rows])
+        self.near = np.empty_like(self.weight)
+        self.codes = np.empty(self.weight.shape, np.uint8)
+        if isinstance(turns.scales, _Fixed):
+            self.offset, self.step = (self._by_turns(each[rows]) for each in (turns.scales.offset, turns.scales.step))
+        else:
+            self.offset, self.step = np.empty_like(self.weight), np.empty_like(self.weight)
+
+    def _by_turns(self, array: npt.NDArray[Any]) -> Wide:
+        return np.ascontiguousarray(array.T)[self.turns.order].astype(np.float64)
 
     def round(self) -> None:
         """Round input after input; what each lacks goes to those that are to come."""
         turns, factor = self.turns, self.turns.factor
-        x = self.weight[:, turns.order]
+        x = self.weight.copy()
         for run, blocks in turns.runs(turns.first):
-            left = np.empty((len(x), run.stop - run.start))
+            left = np.empty((run.stop - run.start, x.shape[1]))
             for block in blocks:
-                turn, own = turns.order[block], factor[block, block]
-                made = self._with_scales_for(x[:, block], x[:, block], turn, own)
+                own, lost = factor[block, block], left[block.start - run.start : block.stop - run.start]
+                made = self._rounded(x[block], block, own, x[block])
+                self._keep(block, made)
+                lost[:] = made.errors
                 if turns.searched:
-                    made = self._better(made, self._with_scales_for(made.met, x[:, block], turn, own))
-                self._keep(turn, made, np.ones(len(x), bool))
-                left[:, block.start - run.start : block.stop - run.start] = made.errors
-                x[:, block.stop : run.stop] -= made.errors @ factor[block, block.stop : run.stop]
-            x[:, run.stop :] -= left @ factor[run, run.stop :]
+                    other = self._rounded(x[block], block, own, made.met)
+                    better = self._less(other.loss, made.loss)
+                    self._keep(block, other, better)
+                    np.copyto(lost, other.errors, where=better)
+                x[block.stop : run.stop] -= factor[block, block.stop : run.stop].T @ lost
+            x[run.stop :] -= factor[run, run.stop :].T @ left
 
     def round_again(self) -> None:
         """Let blocks take turns, each with all others as they are; what does not get better stays."""
-        turns, curvature = self.turns, self.turns.curvature
-        pull = (self.weight - self.near) @ curvature
+        turns, curvature, near = self.turns, self.turns.curvature, self.near
+        pull = curvature.T @ (self.weight - near)
         for run, blocks in turns.runs(turns.again):
-            inputs = turns.order[run]
-            moved = np.zeros((len(pull), len(inputs)))
+            moved = np.zeros((run.stop - run.start, pull.shape[1]))
             for block in blocks:
-                turn = turns.order[block]
-                local = curvature[np.ix_(turn, turn)]
-                own = feedback.inverse_factor(local)
-                lack = np.linalg.solve(local, pull[:, turn].T).T
-                x, old = self.near[:, turn] + lack, self.near[:, turn]
-                before = ((lack @ local) * lack).sum(1)
-                made = self._rounded(x, own, self.targets[:, turn], self.offset[:, turn], self.step[:, turn])
+                own = turns.own_factor(block)
+                lack = own @ pull[block]
+                x, before, old = near[block] + own.T @ lack, (lack * lack).sum(0), near[block].copy()
+                made = self._rounded(x, block, own)
+                better = self._less(made.loss, before)
                 if turns.searched:
-                    made = self._better(made, self._with_scales_for(x, x, turn, own))
-                self._keep(turn, made, self._shared(made.loss) < self._shared(before) * LESS)
-                change = self.near[:, turn] - old
-                moved[:, block.start - run.start : block.stop - run.start] = change
-                pull[:, inputs] -= change @ curvature[np.ix_(turn, inputs)]
-            rest = np.concatenate((turns.order[: run.start], turns.order[run.stop :]))
-            pull[:, rest] -= moved @ curvature[np.ix_(inputs, rest)]
+                    other = self._rounded(x, block, own, x)
+                    first = self._less(made.loss, other.loss)
+                    self._keep(block, other, ~first & self._less(other.loss, before))
+                    better &= first
+                self._keep(block, made, better)
+                change = near[block] - old
+                moved[block.start - run.start : block.stop - run.start] = change
+                pull[run] -= curvature[block, run].T @ change
+            pull[: run.start] -= curvature[run, : run.start].T @ moved
+            pull[run.stop :] -= curvature[run, run.stop :].T @ moved
 
-    def _with_scales_for(self, targets: Wide, x: Wide, turn: Index, own: Wide) -> _Block:
-        """A block ``x`` rounded with the scales that suit ``targets``."""
-        turns = self.turns
-        inputs = np.sort(turn)
-        place = np.searchsorted(inputs, turn)
-        lying = np.empty(x.shape, np.float32)
-        lying[:, place] = targets
-        offset, step = turns.scales.of(self.rows, inputs, lying, turns.weights[inputs])
-        return self._rounded(x, own, lying[:, place], offset[:, place], step[:, place])
+    def _rounded(self, x: Wide, block: slice, own: Wide, targets: Wide | None = None) -> _Block:
+        """A block ``x`` rounded with the scales that suit ``targets``, or with those that it has."""
+        turns, scales = self.turns, self.turns.scales
+        if targets is None or isinstance(scales, _Fixed):
+            return _Block(None, None, None, *_rounded(x, own, self.offset[block], self.step[block], turns.values))
+        inputs = self._inputs(block)
+        place = turns.order[block] - inputs.start
+        lying = np.empty(x.shape[::-1], np.float32)
+        lying[:, place] = targets.T
+        offset, step = scales.of(lying, turns.weights[inputs], place)
+        return _Block(lying, offset, step, *_rounded(x, own, offset, step, turns.values))
 
-    def _rounded(self, x: Wide, own: Wide, targets: F32, offset: Wide, step: Wide) -> _Block:
-        codes, errors, met = _rounded(x, own, offset, step, self.turns.values)
-        return _Block(targets, offset, step, codes, errors, met, (errors**2).sum(1))
+    def _inputs(self, block: slice) -> slice:
+        """Where the inputs of a block lie that share scales."""
+        start = int(self.turns.order[block].min())
+        return slice(start, start + block.stop - block.start)
 
-    def _better(self, one: _Block, other: _Block) -> _Block:
-        """Of each row the one that loses less."""
-        change = self._shared(other.loss) < self._shared(one.loss) * LESS
-        pairs: Any = zip(one, other, strict=True)
-        return _Block(*(np.where(change if a.ndim == 1 else change[:, None], b, a) for a, b in pairs))
-
-    def _shared(self, loss: Wide) -> Wide:
-        """Of each row, what the rows that share its scales lose together; these change as one, or not at all."""
+    def _less(self, loss: Wide, other: Wide) -> npt.NDArray[np.bool_]:
+        """Which rows lose less; those that share scales are one, as they change together or not at all."""
         together = self.turns.scales.together if self.turns.searched else 1
-        return loss if together == 1 else np.repeat(loss.reshape(-1, together).sum(1), together)
+        if together > 1:
+            loss, other = (np.repeat(each.reshape(-1, together).sum(1), together) for each in (loss, other))
+        less: npt.NDArray[np.bool_] = loss < other * LESS
+        return less
 
-    def _keep(self, turn: Index, made: _Block, change: npt.NDArray[np.bool_]) -> None:
-        index = np.ix_(change, turn)
-        self.targets[index], self.codes[index] = made.targets[change], made.codes[change]
-        self.offset[index], self.step[index] = made.offset[change], made.step[change]
-        self.near[index] = self.offset[index] + self.step[index] * self.turns.values[self.codes[index]]
+    def _keep(self, block: slice, made: _Block, change: npt.NDArray[np.bool_] | None = None) -> None:
+        """Put a block in its place, or those of its rows that change."""
+        pairs: list[tuple[Any, Any]] = [(self.codes[block], made.codes), (self.near[block], made.near)]
+        if made.targets is not None:
+            pairs += (self.offset[block], made.offset), (self.step[block], made.step)
+            pairs.append((self.targets[:, self._inputs(block)].T, made.targets.T))
+
+        def put(lo: int, hi: int) -> None:
+            for mine, theirs in pairs:
+                np.copyto(mine[:, lo:hi], theirs[:, lo:hi], where=True if change is None else change[lo:hi])
+
+        run_ranges(put, len(made.loss), grain=GRAIN)
 
 
-def _rounded(x: Wide, factor: Wide, offset: Wide, step: Wide, values: Wide) -> tuple[U8, Wide, Wide]:
-    """Codes and errors of :func:`uqff.numerics.feedback.round_inputs`, and the weights that it rounded."""
-    codes, errors = np.empty(x.shape, np.uint8), np.empty(x.shape)
-    x, offset, step = (np.array(each, order="C") for each in (x, offset, step))
-    factor = np.ascontiguousarray(factor)
+def _rounded(x: Wide, factor: Wide, offset: Wide, step: Wide, values: Wide) -> tuple[U8, Wide, Wide, Wide, Wide]:
+    """What :func:`uqff.numerics.feedback.round_inputs` finds, and the weights that it rounded: see :class:`_Block`."""
+    x = x.copy()
+    codes, near, errors, loss = np.empty(x.shape, np.uint8), np.empty_like(x), np.empty_like(x), np.empty(x.shape[1])
+    with np.errstate(all="ignore"):
+        _kernel()(x, factor, offset, step, values, codes, near, errors, loss)
+    return codes, near, errors, x, loss
+
+
+def _kernel() -> Callable[..., None]:
     if not simd.enabled():
-        with np.errstate(all="ignore"):
-            feedback.round_inputs(x, factor, offset, step, values, codes, errors)
-        return codes, errors, x
+        return feedback.round_inputs
     from uqff.simd import feedback as kernels
 
-    kernel: Any = kernels.round_inputs
-    run_ranges(lambda lo, hi: kernel(x, factor, offset, step, values, codes, errors, lo, hi), len(x), grain=GRAIN)
-    return codes, errors, x
+    return kernels.round_inputs

@@ -76,21 +76,26 @@ def nearest_indices(v: Wide, values: Wide) -> npt.NDArray[np.int64]:
     return np.searchsorted((values[1:] + values[:-1]) / 2, v, side="left")
 
 
-def round_inputs(x: Wide, factor: Wide, offset: Wide, step: Wide, values: Wide, codes: U8, errors: Wide) -> None:
+def round_inputs(
+    x: Wide, factor: Wide, offset: Wide, step: Wide, values: Wide, codes: U8, near: Wide, errors: Wide, loss: Wide
+) -> None:
     """Round the inputs of a block one after the other, each to ``offset + step * value``.
 
     Args:
-        x: ``[rows, n]``, changed: what is fed back is added.
+        x: ``[n, rows]``, changed: what is fed back is added.
         factor: U of these inputs, ``[n, n]``.
-        offset: ``[rows, n]``.
-        step: ``[rows, n]``; where it is 0, all values are one.
+        offset: ``[n, rows]``.
+        step: ``[n, rows]``; where it is 0, all values are one.
         values: what codes stand for, ascending.
-        codes: uint8 ``[rows, n]``, to be written: indices into ``values``.
-        errors: ``[rows, n]``, to be written: e of every weight.
+        codes: uint8 ``[n, rows]``, to be written: indices into ``values``.
+        near: ``[n, rows]``, to be written: the numbers that these stand for.
+        errors: ``[n, rows]``, to be written: e of every weight.
+        loss: ``[rows]``, to be written: the sum of e², input after input.
     """
-    for j in range(x.shape[1]):
-        v = (x[:, j] - offset[:, j]) * inverse(step[:, j])
-        codes[:, j] = nearest_indices(v, values)
-        e = (x[:, j] - (offset[:, j] + step[:, j] * values[codes[:, j]])) * (1 / factor[j, j])
-        errors[:, j] = e
-        x[:, j + 1 :] -= e[:, None] * factor[j, j + 1 :]
+    loss[:] = 0
+    for j in range(len(x)):
+        codes[j] = nearest_indices((x[j] - offset[j]) * inverse(step[j]), values)
+        near[j] = offset[j] + step[j] * values[codes[j]]
+        errors[j] = (x[j] - near[j]) * (1 / factor[j, j])
+        loss += errors[j] * errors[j]
+        x[j + 1 :] -= errors[j] * factor[j, j + 1 :, None]

@@ -97,17 +97,19 @@ def scale_starts(low: int, widest: float, narrowest: float, count: int, signs: t
     return np.array([sign * step for sign in signs for step in steps])
 
 
-def affine_starts(top: int, *, most: float, count: int) -> Wide:
-    """What is cut off a block's range to begin with, at either end, as parts of it: ``[count * count, 2]``.
+def affine_starts(top: int, *, most: float, count: int, apart: int | None = None) -> Wide:
+    """What is cut off a block's range to begin with, at either end, as parts of it: ``[n, 2]``.
 
     Args:
         top: the largest code; half a step beyond the extremes is the least.
         most: the largest part.
         count: of one end.
+        apart: by how many steps the parts of both ends differ at most: of the rest hardly any is ever the best.
     """
     least = -0.5 / top if top > 1 else 0.0
     cuts = [least + (most - least) * k / (count - 1) for k in range(count)]
-    return np.array([(a, b) for a in cuts for b in cuts])
+    most_apart = count if apart is None else apart
+    return np.array([(a, b) for i, a in enumerate(cuts) for j, b in enumerate(cuts) if abs(i - j) <= most_apart])
 
 
 def nearest_codes(v: Wide, low: float, high: float) -> Wide:

@@ -76,8 +76,8 @@ def quantize(w: FloatArray, bits: int, group_size: int) -> tuple[ByteArray, Floa
 
 
 STARTS = {
-    bits: fitting.affine_starts(2**bits - 1, most=most, count=count)
-    for bits, most, count in ((2, 0.3, 6), (3, 0.15, 6), (4, 0.08, 6), (6, 0.02, 5), (8, 0.003, 4))
+    bits: fitting.affine_starts(2**bits - 1, most=most, count=count, apart=3)
+    for bits, most, count in ((2, 0.3, 6), (3, 0.14, 6), (4, 0.06, 5), (6, 0.02, 5), (8, 0.003, 4))
 }
 """Where the search of each width begins."""
 

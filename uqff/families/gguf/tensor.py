@@ -26,7 +26,7 @@ import numpy.typing as npt
 from uqff import simd
 from uqff.codes import DType, Family, Version
 from uqff.families.base import EngineProduct, QuantizedTensor
-from uqff.families.best import Parts, better_blocks, importance_of
+from uqff.families.best import Parts, better_blocks, importance_of_run
 from uqff.families.biases import BiasRule
 from uqff.families.encoding import AS_ENGINE, GROUP, Effort, Engine, Resolution, misaligned_row
 from uqff.families.gguf import reference_best, reference_imatrix, reference_product, reference_quantize
@@ -167,7 +167,7 @@ class GGUF(QuantizedTensor):
         for run in loaded.runs():
             some = blocks[at : at + len(run) // size]
             if importance is not None and block_type.name in reference_imatrix.QUANTIZERS:
-                weights = importance_of(importance, loaded.shape, np.arange(before, before + len(run)))
+                weights = importance_of_run(importance, loaded.shape, before, len(run))
                 _put_weighted_blocks(run.reshape(-1, size), weights.reshape(-1, size), block_type, some)
             else:
                 _put_blocks(run.reshape(-1, size), block_type, engine, some)
