@@ -378,13 +378,19 @@ def affine_blocks(x, w, top, starts, form, scales, offsets, codes, lo, hi):
 def squared_errors(x, w, y, z, of_y, of_z, lo, hi):
     """:func:`uqff.families.best.squared_errors` of blocks [lo, hi): float32 ``[n, size]``, to float64 ``[n]``.
 
-    Both at once, as either sum waits for itself.
+    Both of two blocks at once, as each sum waits for itself.
     """
-    for block in range(lo, hi):
-        first, second = 0.0, 0.0
+    for block in range(lo, hi, 2):
+        other = min(block + 1, hi - 1)
+        y0, z0, y1, z1 = 0.0, 0.0, 0.0, 0.0
         for i in range(x.shape[1]):
             v, u = np.float64(x[block, i]), np.float64(w[block, i])
             e, f = v - np.float64(y[block, i]), v - np.float64(z[block, i])
-            first += u * e * e
-            second += u * f * f
-        of_y[block], of_z[block] = first, second
+            y0 += u * e * e
+            z0 += u * f * f
+            v, u = np.float64(x[other, i]), np.float64(w[other, i])
+            e, f = v - np.float64(y[other, i]), v - np.float64(z[other, i])
+            y1 += u * e * e
+            z1 += u * f * f
+        of_y[block], of_z[block] = y0, z0
+        of_y[other], of_z[other] = y1, z1

@@ -76,8 +76,14 @@ def quantize(w: FloatArray, bits: int, group_size: int) -> tuple[ByteArray, Floa
 
 
 STARTS = {
-    bits: fitting.affine_starts(2**bits - 1, most=most, count=count, apart=3)
-    for bits, most, count in ((2, 0.3, 6), (3, 0.14, 6), (4, 0.06, 5), (6, 0.02, 5), (8, 0.003, 4))
+    bits: fitting.affine_starts(2**bits - 1, most=most, count=count, apart=apart)
+    for bits, most, count, apart in (
+        (2, 0.3, 6, None),
+        (3, 0.14, 6, 3),
+        (4, 0.06, 5, 3),
+        (6, 0.02, 5, 3),
+        (8, 0.003, 4, None),
+    )
 }
 """Where the search of each width begins."""
 
