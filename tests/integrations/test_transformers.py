@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import warnings
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ import transformers
 from safetensors.torch import save_file
 
 import uqff
+import uqff.integrations.transformers as integration
 from tests.parallel.models import PROMPT, TinyCase, single_experts, write
 from tests.parallel.ranks import run_ranks
 from tests.support.small_models import files_of
@@ -225,3 +228,14 @@ def test_modules_that_checkpoints_call_otherwise(name: str, tmp_path: Path) -> N
     assert same_logits(model, expected)
     model.save_pretrained(tmp_path / "saved")
     assert same_logits(uqff.load_model(tmp_path / "saved"), expected)
+
+
+def test_an_install_without_transformers_is_told_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On import, by the extra's name."""
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    path = Path(integration.__file__)
+    spec = spec_from_file_location("without_transformers", path)
+    assert spec is not None
+    assert spec.loader is not None
+    with pytest.raises(ImportError, match=r"pip install 'uqff-format\[run\]'"):
+        spec.loader.exec_module(module_from_spec(spec))

@@ -18,6 +18,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from uqff._version import __version__
+from uqff.cli.examples import epilog
 from uqff.errors import HubError, UqffError, printable
 from uqff.interrupts import INTERRUPTED, Raised
 
@@ -67,6 +68,7 @@ class LazyGroup(click.Group):
             return None
         module, _, attribute = COMMANDS[cmd_name][0].partition(":")
         command: click.Command = getattr(import_module(module), attribute)
+        command.epilog = epilog(cmd_name)
         return command
 
     def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:

@@ -28,7 +28,11 @@ from types import MethodType
 from typing import Any, Final
 
 import torch
-import transformers
+
+try:
+    import transformers
+except ImportError as error:
+    raise ImportError("UQFF in transformers needs transformers (pip install 'uqff-format[run]')") from error
 from transformers.quantizers import HfQuantizer, register_quantization_config, register_quantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
