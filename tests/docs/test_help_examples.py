@@ -38,7 +38,7 @@ def test_they_parse(name: str, line: str, given: Path, monkeypatch: pytest.Monke
     monkeypatch.chdir(given)
     words = shlex.split(line)
     assert words[:2] == ["uqff", name]
-    command = main.get_command(click.Context(main), name)  # type: ignore[attr-defined]
+    command = main.get_command(click.Context(main), name)
     assert command is not None
     command.make_context(name, words[2:], parent=click.Context(main))
 
