@@ -18,7 +18,6 @@ import click
 from click.shell_completion import CompletionItem
 
 from uqff._version import __version__
-from uqff.cli.examples import epilog
 from uqff.errors import HubError, UqffError, printable
 from uqff.interrupts import INTERRUPTED, Raised
 
@@ -66,6 +65,8 @@ class LazyGroup(click.Group):
         """Import a command."""
         if cmd_name not in COMMANDS:
             return None
+        from uqff.cli.examples import epilog
+
         module, _, attribute = COMMANDS[cmd_name][0].partition(":")
         command: click.Command = getattr(import_module(module), attribute)
         command.epilog = epilog(cmd_name)
