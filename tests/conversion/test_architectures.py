@@ -289,6 +289,40 @@ def test_sizes_of_states_that_do_not_divide(tmp_path: Path, name: str, key: str,
     assert caught.value.field == field
 
 
+def test_mistral_by_its_newer_name(tmp_path: Path) -> None:
+    """The text model of Mistral 3: the same layers as of a ``llama`` file, and back under the name that it had."""
+    config, tensors = checkpoint_of("Mistral")
+    for name in ("mistral3", "llama"):
+        write_checkpoint(config, tensors, tmp_path / f"{name}.gguf", "q8_0", architecture=name)
+        uqff_of_gguf(tmp_path / f"{name}.gguf", tmp_path / name)
+        gguf_of_uqff(tmp_path / name, tmp_path / "back.gguf", force=True)
+        with open_gguf(tmp_path / f"{name}.gguf") as one, open_gguf(tmp_path / "back.gguf") as other:
+            assert {key: each for key, each in one.pairs.items() if key != "general.name"} == {
+                key: each for key, each in other.pairs.items() if key != "general.name"
+            }
+            assert {each: bytes(t.blocks().payload) for each, t in one.items()} == {
+                each: bytes(t.blocks().payload) for each, t in other.items()
+            }
+    assert (tmp_path / "mistral3/q8_0-0.uqff").read_bytes() == (tmp_path / "llama/q8_0-0.uqff").read_bytes()
+    (tmp_path / "mistral3/metadata.gguf").unlink()
+    gguf_of_uqff(tmp_path / "mistral3", tmp_path / "back.gguf", force=True)
+    with open_gguf(tmp_path / "back.gguf") as other:
+        assert other.get_value("general.architecture") == "llama"
+
+
+@pytest.mark.parametrize(
+    ("key", "problem"),
+    [("attention.temperature_scale", "metadata that is not known here"), ("rope.scaling.type", "rope scaling")],
+)
+def test_what_mistral3_does_otherwise_is_refused(tmp_path: Path, key: str, problem: str) -> None:
+    """Ministral 3 scales queries by their places, and stretches its rotary embedding, which Mistral does not."""
+    config, tensors = checkpoint_of("Mistral")
+    said = {f"mistral3.{key}": "yarn" if "rope" in key else 1}
+    write_checkpoint(config, tensors, tmp_path / "a.gguf", "q8_0", architecture="mistral3", metadata=said)
+    with pytest.raises(UnsupportedError, match=problem):
+        uqff_of_gguf(tmp_path / "a.gguf", tmp_path / "u")
+
+
 def test_experts_where_an_architecture_has_none(tmp_path: Path) -> None:
     config, tensors = checkpoint_of("Qwen3")
     write_checkpoint(config, tensors, tmp_path / "a.gguf", "f32", metadata={"qwen3.expert_count": 2})

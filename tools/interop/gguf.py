@@ -56,6 +56,8 @@ PLAIN = ("f32", "f16", "bf16")
 CLIENT_VERSION = "0.9.5"
 LOUDER = {"Phi-2": 6}
 """By how much weights are multiplied, if not by 5: with these, more than one token follows the prompt."""
+MISTRAL3 = "Mistral 3"
+"""The text model of it, which is Mistral by another name."""
 NOT_RUN = ("Granite", "Granite-MoE")
 """What it runs neither of a GGUF file nor of a UQFF: 'hybrid cache has no recurrent state pool'. Of a GGUF file it does
 not run DeepSeek either: 'shape mismatch on dim 3'."""
@@ -141,7 +143,7 @@ def check_all(client: Client, folder: Path) -> Iterator[Row]:
         for rows in pool.map(lambda case: list(check(client, case, folder / case.name)), cases()):
             yield from rows
         yield from pool.map(lambda name: check_text(client, name, folder / name), [*TEXTS])
-        for rows in pool.map(lambda name: list(check_whole(client, name, folder / name)), [*OWN]):
+        for rows in pool.map(lambda name: list(check_whole(client, name, folder / name)), [*OWN, MISTRAL3]):
             yield from rows
 
 
@@ -167,14 +169,15 @@ def check_text(client: Client, name: str, folder: Path) -> Row:
 
 def check_whole(client: Client, name: str, folder: Path) -> Iterator[Row]:
     """The client's UQFF of a GGUF file beside ours; and a run of ours, where it can."""
-    case = other(name, "f32")
+    case = other("Mistral" if name == MISTRAL3 else name, "f32")
     if "kv_lora_rank" in case.config:
         with ONE_AT_A_TIME:
             config, tensors = with_even_heads(name)
         case = dataclasses.replace(case, config=config, tensors=tensors)
     write_source(case, folder / "source")
     theirs = folder / "theirs.gguf"
-    write_checkpoint(case.config, case.tensors, theirs, case.kind, vocabulary=True)
+    named = "mistral3" if name == MISTRAL3 else None
+    write_checkpoint(case.config, case.tensors, theirs, case.kind, vocabulary=True, architecture=named)
     try:
         client.write_gguf(theirs, folder / "source", folder / "its" / "q8_0.uqff", dtype="F32", isq=BLOCK_ISQ)
         with ONE_AT_A_TIME:
@@ -184,7 +187,7 @@ def check_whole(client: Client, name: str, folder: Path) -> Iterator[Row]:
         yield Row(case.name, BLOCK_ISQ, "its UQFF of GGUF, ours", None if problem else 0.0, problem)
         if name in NOT_RUN:
             return
-        architecture = OWN[name].client
+        architecture = "Mistral" if name == MISTRAL3 else OWN[name].client
         made = client.generate(folder / "ours", ["q8_0-0.uqff"], architecture=architecture, dtype="F32")
         if name == "gpt-oss":
             its = client.generate(folder / "its", ["q8_0-0.uqff"], architecture=architecture, dtype="F32")

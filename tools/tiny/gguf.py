@@ -427,19 +427,21 @@ def write_checkpoint(
     kinds: Mapping[str, str] | None = None,
     extra: Mapping[str, Any] | None = None,
     without: Collection[str] = (),
-    metadata: Mapping[str, int] | None = None,
+    metadata: Mapping[str, Any] | None = None,
     split_max_tensors: int = 0,
     vocabulary: bool = False,
     absorbed: bool | None = None,
+    architecture: str | None = None,
 ) -> None:
     """Write a checkpoint as GGUF: matrices in `kind`, or in what `kinds` gives for a part of their name.
 
     `extra` tensors are written under their own names and float32, those named in `without` are not, `metadata` are
     more pairs of uint32, and `split_max_tensors` is as the gguf package takes it. With a `vocabulary` the file has a
     byte pair encoding that makes next to nothing of texts, but names the tokens: llama.cpp does not answer without.
-    DeepSeek's keys are transposed if they are plain numbers, or as `absorbed` says.
+    DeepSeek's keys are transposed if they are plain numbers, or as `absorbed` says. The `architecture` is another than
+    the model's own where two are one.
     """
-    architecture = ARCHITECTURES.get(config["model_type"], config["model_type"])
+    architecture = architecture or ARCHITECTURES.get(config["model_type"], config["model_type"])
     if architecture == "granite":
         mixed = "granitemoe" if config["num_local_experts"] else "granite"
         architecture = "granitehybrid" if "mamba" in config["layer_types"] else mixed
@@ -481,11 +483,13 @@ def write_checkpoint(
         writer.add_key_length(config["head_dim"])
         writer.add_value_length(config["head_dim"])
     head_dim = config.get("head_dim", config["hidden_size"] // heads)
-    if architecture == "llama" or "partial_rotary_factor" in config:
+    if architecture in ("llama", "mistral3") or "partial_rotary_factor" in config:
         writer.add_rope_dimension_count(int(head_dim * config.get("partial_rotary_factor", 1)))
     for key, value in (metadata or {}).items():
         if isinstance(value, bool):
             writer.add_bool(key, value)
+        elif isinstance(value, str):
+            writer.add_string(key, value)
         else:
             writer.add_uint32(key, value)
     tokens = list(TinyModel(vocab_size=config["vocab_size"]).tokenizer()["model"]["vocab"])
@@ -509,7 +513,7 @@ def write_checkpoint(
             data = data + np.float32(1)
         if name.endswith(".conv.conv.weight"):
             data = data[:, 0]
-        if architecture in ("llama", "smollm3", "granite", "granitemoe", "granitehybrid") and re.search(
+        if architecture in ("llama", "mistral3", "smollm3", "granite", "granitemoe", "granitehybrid") and re.search(
             r"\.[qk]_proj\.", name
         ):
             data = interleaved(data, heads if ".q_proj." in name else kv_heads)

@@ -43,6 +43,7 @@ __all__ = [
     "Made",
     "Pairs",
     "keep_metadata",
+    "kept_architecture",
     "kept_factors",
     "kept_numbers",
     "made_metadata",
@@ -181,6 +182,19 @@ def kept_factors(directory: Path, made: Factors) -> Factors:
         kept = file.get(ROPE_FACTORS)
         values = None if kept is None else kept.float32().reshape(-1)
     return made if values is None or not agree(values, made) else values
+
+
+def kept_architecture(directory: Path) -> object:
+    """``general.architecture`` of the original; None if nothing is kept.
+
+    Raises:
+        FormatError: the kept metadata breaks a rule.
+    """
+    path = directory / KEPT_NAME
+    if not is_present(path):
+        return None
+    with open_gguf(path) as file:
+        return file.get_value("general.architecture")
 
 
 def kept_numbers(directory: Path) -> dict[str, Numbers]:

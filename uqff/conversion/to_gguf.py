@@ -43,7 +43,7 @@ from uqff.codec.turns import split_gate_up
 from uqff.codes import LOADED_DTYPES, DType
 from uqff.container.file import UqffFile, open_uqff
 from uqff.container.shards import PathLike
-from uqff.conversion.kept import kept_factors, kept_numbers, made_metadata, with_kept
+from uqff.conversion.kept import kept_architecture, kept_factors, kept_numbers, made_metadata, with_kept
 from uqff.conversion.result import Conversion
 from uqff.errors import FormatError, ShapeError, UnsupportedError, located
 from uqff.families.base import QuantizedTensor
@@ -118,7 +118,7 @@ class ToGgufJob:
         if config.get("num_key_value_heads") is None:
             self.config["num_key_value_heads"] = config.get("num_attention_heads")
         self.layout = WeightLayout.of(config).check(str(directory / CONFIG_NAME))
-        self.architecture = architecture_of_config(config)
+        self.architecture = architecture_of_config(config, kept_architecture(file.paths[0].parent))
         self.notes: list[str] = []
         metadata_of(self.config, self.architecture, str(directory / CONFIG_NAME))  # refused before a layer is read
         self.plain = list(plain_tensors(self.architecture, self.config))

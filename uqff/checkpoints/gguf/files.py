@@ -94,7 +94,7 @@ class GgufTensors(TensorFiles):
         companions_of(self.assets, leave=[KEPT_NAME])
         config = read_config(path)
         with located(file=path):
-            if architecture_of_config(config) is not self.architecture:
+            if architecture_of_config(config, self.architecture.name) is not self.architecture:
                 raise FormatError(
                     "not the file's architecture",
                     field="architectures",

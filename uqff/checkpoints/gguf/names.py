@@ -102,17 +102,21 @@ def architecture_of_name(name: object, *, experts: bool = False, gating: int | N
     )
 
 
-def architecture_of_config(config: Mapping[str, Any]) -> GgufArchitecture:
+def architecture_of_config(config: Mapping[str, Any], name: object = None) -> GgufArchitecture:
     """The architecture that a ``config.json`` names.
+
+    Args:
+        config: the configuration.
+        name: ``general.architecture`` of the one to take, if several fit; the first of them, if that is none.
 
     Raises:
         UnsupportedError: it is not one that is converted; those are listed.
     """
     known = architecture_of(config)
     found = [architecture for architecture in ARCHITECTURES if known.classes[0] in architecture.classes]
-    for architecture in found:
-        if architecture.only_if is None or architecture.only_if(config):
-            return architecture
+    fitting = [each for each in found if each.only_if is None or each.only_if(config)]
+    if fitting:
+        return next((each for each in fitting if each.name == name), fitting[0])
     expected = ", ".join(name for architecture in ARCHITECTURES for name in architecture.classes)
     raise UnsupportedError(
         "architecture that is not converted",

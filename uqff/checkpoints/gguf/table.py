@@ -97,6 +97,7 @@ ARCHITECTURES: Final = (
         rope_default=10000.0,
         scalings=("linear", "llama3"),
     ),
+    GgufArchitecture("mistral3", ("MistralForCausalLM",), interleaved=True, rope_default=10000.0),
     GgufArchitecture("qwen2", ("Qwen2ForCausalLM",), biases=_QKV),
     GgufArchitecture("qwen3", ("Qwen3ForCausalLM",), norms=(*_NORMS, *_QK_NORMS)),
     GgufArchitecture(
