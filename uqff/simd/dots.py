@@ -9,9 +9,12 @@ Registers of eight lanes, because that is what one instruction of AVX2 leaves: l
 ``pairs``            ``(I16, I16) -> I32_8``: products of 16 words, two to a lane
 ``word_of_halves``   ``(I16, i) -> I16``: word i of each half, for the 16 codes of that half; ``i`` is a constant
 ``evens_and_odds``   ``(I16) -> I16``: words 0, 2, ... 14, then 1, 3, ... 15
+``first_half_twice`` ``(I16) -> I16``: words 0 to 7, twice
+``last_half_doubled`` ``(I16) -> I16``: words 8, 8, 9, 9, ... 15, 15
 ``load_words``       ``(bytes, at) -> I16``, from any address
 ``load_u8_words``    ``(bytes, at) -> I16``: 16 bytes, widened; and ``load_i8_words``
-``picker``           a function ``(bytes, at) -> I32_8``: chosen ones of 16 bytes
+``load_twice``       ``(bytes, at) -> U8``: 16 bytes, and once more
+``picker``           a function ``(U8) -> I32_8``: chosen ones of such 16 bytes
 ``shifter``          a function ``(I32_8) -> I32_8``: lanes shifted right, each by a number of its own
 ``masker``           a function ``(I32_8) -> I32_8``: some bits of each lane
 ``as_words``         ``(I32_8) -> I16``: the same bits
@@ -47,9 +50,12 @@ from uqff.simd.vectors import F32_8, I16, I32, I32_8, LANES, LLVM, U8, broadcast
 __all__ = [
     "as_words",
     "evens_and_odds",
+    "first_half_twice",
     "half_8",
+    "last_half_doubled",
     "load_i8_words",
     "load_sums",
+    "load_twice",
     "load_u8_words",
     "load_words",
     "masker",
@@ -79,6 +85,14 @@ HAS_AVX2, HAS_VNNI = _abilities()
 _BYTES, _WORDS, _SUMS, _FLOATS = LLVM[U8], LLVM[I16], LLVM[I32_8], LLVM[F32_8]
 _TWICE = ir.VectorType(ir.IntType(16), 2 * LANES)
 _WIDE = LLVM[I32]
+
+
+def _kept(builder: Any, vector: Any) -> Any:
+    """The same, but LLVM does not see from what it comes: it would make two shuffles of one behind another one."""
+    if not HAS_AVX2:
+        return vector
+    same = ir.FunctionType(vector.type, [vector.type])
+    return builder.asm(same, "", "=x,0", [vector], False)
 
 
 def _two_by_two(builder: Any, products: Any) -> Any:
@@ -173,14 +187,19 @@ def word_of_halves(_typing: Any, words: Any, at: Any) -> Any:
     return (signature(I16, I16, at), generate) if fits else None
 
 
-@intrinsic
-def evens_and_odds(_typing: Any, words: Any) -> Any:
-    """Words 0, 2, ... 14, then 1, 3, ... 15."""
+def _arranged(lanes: Sequence[int]) -> Any:
+    def arrange(_typing: Any, words: Any) -> Any:
+        def generate(_context: Any, builder: Any, _sig: Any, args: Any) -> Any:
+            return _kept(builder, shuffled(builder, args[0], args[0], list(lanes)))
 
-    def generate(_context: Any, builder: Any, _sig: Any, args: Any) -> Any:
-        return shuffled(builder, args[0], args[0], [*range(0, LANES, 2), *range(1, LANES, 2)])
+        return (signature(I16, I16), generate) if words is I16 else None
 
-    return (signature(I16, I16), generate) if words is I16 else None
+    return intrinsic(arrange)
+
+
+evens_and_odds = _arranged([*range(0, LANES, 2), *range(1, LANES, 2)])
+first_half_twice = _arranged([*range(LANES // 2)] * 2)
+last_half_doubled = _arranged([LANES // 2 + i // 2 for i in range(LANES)])
 
 
 @intrinsic
@@ -193,18 +212,28 @@ def as_words(_typing: Any, lanes: Any) -> Any:
     return (signature(I16, I32_8), generate) if lanes is I32_8 else None
 
 
+@intrinsic
+def load_twice(_typing: Any, array: Any, at: Any) -> Any:
+    """16 bytes, and once more."""
+
+    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        given = ir.VectorType(ir.IntType(8), LANES)
+        packed = builder.load(_address(context, builder, sig.args[0], args[0], args[1], given), align=1)
+        return _kept(builder, shuffled(builder, packed, packed, [*range(LANES)] * 2))
+
+    return (signature(U8, array, types.intp), generate) if _is_array(array) else None
+
+
 def picker(chosen: Sequence[int | None]) -> Any:
-    """``(bytes, at) -> I32_8``: 32 of the 16 bytes that begin there, by their numbers; zero for None."""
-    lanes = [LANES if each is None else each for each in chosen]
+    """``(U8) -> I32_8``: 32 bytes of what :func:`load_twice` gives, by their numbers below 16; zero for None."""
+    # Those of a half of the register from that half.
+    lanes = [2 * LANES if each is None else each + i // LANES * LANES for i, each in enumerate(chosen)]
 
-    def pick(_typing: Any, array: Any, at: Any) -> Any:
-        def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-            given = ir.VectorType(ir.IntType(8), LANES)
-            pointer = _address(context, builder, sig.args[0], args[0], args[1], given)
-            found = shuffled(builder, builder.load(pointer, align=1), ir.Constant(given, [0] * LANES), lanes)
-            return builder.bitcast(found, _SUMS)
+    def pick(_typing: Any, twice: Any) -> Any:
+        def generate(_context: Any, builder: Any, _sig: Any, args: Any) -> Any:
+            return builder.bitcast(shuffled(builder, args[0], ir.Constant(_BYTES, [0] * 2 * LANES), lanes), _SUMS)
 
-        return (signature(I32_8, array, types.intp), generate) if _is_array(array) else None
+        return (signature(I32_8, U8), generate) if twice is U8 else None
 
     return intrinsic(pick)
 

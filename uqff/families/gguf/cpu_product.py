@@ -29,9 +29,12 @@ from uqff.simd.compiling import inline, kernel
 from uqff.simd.dots import (
     as_words,
     evens_and_odds,
+    first_half_twice,
     half_8,
+    last_half_doubled,
     load_i8_words,
     load_sums,
+    load_twice,
     load_u8_words,
     load_words,
     masker,
@@ -278,8 +281,9 @@ _q3k_top = shifter([4, 4, 6, 6, 8, 8, 10, 10])
 @inline
 def _scales_q3k(data, at):
     """The 16 six-bit scales, minus 32."""
-    nibbles = _q3k_nibble(_q3k_nibbles(data, at + _Q3K_FROM)) & 0x000F000F
-    return as_words(nibbles | _q3k_top(_q3k_tops(data, at + _Q3K_FROM)) & 0x00300030) - 32
+    packed = load_twice(data, at + _Q3K_FROM)
+    nibbles = _q3k_nibble(_q3k_nibbles(packed)) & 0x000F000F
+    return as_words(nibbles | _q3k_top(_q3k_tops(packed)) & 0x00300030) - 32
 
 
 @inline
@@ -302,21 +306,21 @@ def _q3k(data, at, codes, i, beside, j):
 
 # Scales and minimums of Q4K and Q5K lie in bytes 4 to 15 of a block: s, m and both, four bytes each. Of the first four,
 # s and m have six bits; of the others, both has the lower four, those of the scale first, and s and m the upper two.
-_q4k_scales = picker([each for j in (*range(4, 8), *range(12, 16)) * 2 for each in (j, None)])
-_q4k_scale_tops = picker(([None] * 8 + [each for j in range(4, 8) for each in (j, None)]) * 2)
-_q4k_minimums = picker([each for j in range(8, 16) for each in (j, None, j, None)])
-_q4k_minimum = shifter([0] * 4 + [4] * 4)
-_q4k_minimum_tops = picker([None] * 16 + [each for j in range(8, 12) for each in (j, None, j, None)])
-_six_or_four = masker([0x003F003F] * 2 + [0x000F000F] * 2 + [0x003F003F] * 2 + [0x000F000F] * 2)
-_six_then_four = masker([0x003F003F] * 4 + [0x000F000F] * 4)
+_q4k_low = picker([each for j in (*range(4, 8), *range(12, 16), *range(8, 16)) for each in (j, None)])
+_q4k_top = picker(
+    [each for four in (range(4, 8), range(8, 12)) for each in [None] * 8 + [b for j in four for b in (j, None)]]
+)
+_q4k_nibble = shifter([0, 0, 0, 0, 0, 0, 4, 4])
+_q4k_bits = masker([0x003F003F, 0x003F003F, 0x000F000F, 0x000F000F] * 2)
 
 
 @inline
 def _scales_q4k(data, at):
     """The eight scales, twice; the eight minimums, each twice."""
-    scales = _six_or_four(_q4k_scales(data, at)) | _q4k_scale_tops(data, at) >> 2 & 0x00300030
-    minimums = _six_then_four(_q4k_minimum(_q4k_minimums(data, at)))
-    return as_words(scales), as_words(minimums | _q4k_minimum_tops(data, at) >> 2 & 0x00300030)
+    packed = load_twice(data, at)
+    low = _q4k_bits(_q4k_nibble(_q4k_low(packed)))
+    small = as_words(low | _q4k_top(packed) >> 2 & 0x00300030)
+    return first_half_twice(small), last_half_doubled(small)
 
 
 @inline
