@@ -156,6 +156,10 @@ def signed_quads(_typing: Any, codes: Any, others: Any) -> Any:
 
     def generate(_context: Any, builder: Any, _sig: Any, args: Any) -> Any:
         codes, others = args
+        if HAS_AVX2:
+            function = ir.FunctionType(_BYTES, [_BYTES, _BYTES])
+            sign = builder.module.declare_intrinsic("llvm.x86.avx2.psign.b", (), function)
+            return _quads(builder, builder.call(sign, [codes, codes]), builder.call(sign, [others, codes]))
         zero = ir.Constant(_BYTES, [0] * 2 * LANES)
         negative = builder.icmp_signed("<", codes, zero)
         magnitudes = builder.select(negative, builder.sub(zero, codes), codes)
