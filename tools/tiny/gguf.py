@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 from tools.tiny import architectures, text
+from tools.tiny.gguf_own import add_own, recurrent, transposed
 from tools.tiny.models import WEIGHT_DTYPES as DENSE
 from tools.tiny.models import TinyModel, round_to, to_bytes
 from uqff.families.gguf.tensor import GGUF
@@ -271,48 +272,12 @@ def apart(tensors: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
             yield name, values
 
 
-def transposed(config: Mapping[str, Any], tensors: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Tensors of DeepSeek, with keys and values of the latent state apart, and the keys transposed."""
-    heads, nope = config["num_attention_heads"], config["qk_nope_head_dim"]
-    for name, values in tensors.items():
-        if ".kv_b_proj." in name:
-            whole = values.reshape(heads, -1, values.shape[-1])
-            yield name.replace("kv_b", "k_b"), np.ascontiguousarray(whole[:, :nope].transpose(0, 2, 1))
-            yield name.replace("kv_b", "v_b"), np.ascontiguousarray(whole[:, nope:])
-        else:
-            yield name, values
-
-
 def granite_name(name: str, projection: str, experts: bool) -> str:
     """A projection of Granite by a name that the package knows."""
     block = ".".join(name.split(".")[:3])
     if ".block_sparse_moe." in name:
         return f"{block}.mlp.experts.{projection}.weight"
     return f"{block}.mlp.{'shared_expert.' if experts else ''}{projection}.weight"
-
-
-def recurrent(config: Mapping[str, Any], tensors: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Tensors of recurrent layers in llama.cpp's shapes and order; the others as they are."""
-    for name, values in tensors.items():
-        last = name.rpartition(".")[2]
-        if last == "A_log":
-            yield name, -np.exp(values).reshape((-1, 1) if ".mamba." in name else -1)
-        elif last == "D":
-            yield name, values[:, None]
-        elif name.endswith(".mamba.norm.weight"):
-            yield name, values.reshape(config["mamba_n_groups"], -1)
-        elif name.endswith(".conv1d.weight"):
-            yield name, values[:, 0]
-        elif name.endswith(".in_proj_qkvz.weight"):
-            keys, each = config["linear_num_key_heads"], config["linear_num_value_heads"]
-            size, wide = config["linear_key_head_dim"], config["linear_value_head_dim"] * each // keys
-            heads = values.reshape(keys, 2 * size + 2 * wide, -1)
-            parts = np.split(heads, [size, 2 * size, 2 * size + wide], axis=1)
-            query, key, value, z = (part.reshape(-1, values.shape[-1]) for part in parts)
-            yield name.replace("in_proj_qkvz", "in_proj_qkv"), np.concatenate((query, key, value))
-            yield name.replace("in_proj_qkvz", "in_proj_z"), np.ascontiguousarray(z)
-        else:
-            yield name, values
 
 
 EXPERT_COUNTS = ("num_experts", "num_local_experts", "n_routed_experts")
@@ -324,93 +289,6 @@ def known_name(name: str) -> str:
         ".expert_bias", ".expert_bias.bias"
     )
     return name.removeprefix("model.") if ".feed_forward.experts." in name else name
-
-
-def add_own(writer: gguf.GGUFWriter, architecture: str, config: Mapping[str, Any]) -> None:
-    """Metadata that files of one architecture have, as llama.cpp's converter gives it to them."""
-    if architecture in ("gemma2", "gemma3"):
-        writer.add_sliding_window(config["sliding_window"])
-    if architecture == "gemma2":
-        writer.add_attn_logit_softcapping(config["attn_logit_softcapping"])
-        writer.add_final_logit_softcapping(config["final_logit_softcapping"])
-    if architecture == "phi2":
-        writer.add_layer_norm_eps(config["layer_norm_eps"])
-    if architecture == "starcoder2":
-        writer.add_layer_norm_eps(config["norm_epsilon"])
-    if architecture == "phi3":
-        original, longest = config["original_max_position_embeddings"], config["max_position_embeddings"]
-        writer.add_rope_scaling_orig_ctx_len(original)
-        writer.add_rope_scaling_attn_factors(float(np.sqrt(1 + np.log(longest / original) / np.log(original))))
-        writer.add_rope_dimension_count(config["hidden_size"] // config["num_attention_heads"])
-        writer.add_sliding_window(0)
-    if architecture == "glm4moe":
-        writer.add_expert_shared_count(config["n_shared_experts"])
-        writer.add_leading_dense_block_count(config["first_k_dense_replace"])
-        writer.add_expert_gating_func(gguf.ExpertGatingFuncType.SIGMOID)
-        writer.add_expert_weights_scale(config["routed_scaling_factor"])
-        writer.add_expert_weights_norm(config["norm_topk_prob"])
-    if architecture == "deepseek2":
-        writer.add_expert_shared_count(config["n_shared_experts"])
-        writer.add_leading_dense_block_count(config["first_k_dense_replace"])
-        sigmoid = config["scoring_func"] == "sigmoid"
-        writer.add_expert_gating_func(
-            gguf.ExpertGatingFuncType.SIGMOID if sigmoid else gguf.ExpertGatingFuncType.SOFTMAX
-        )
-        writer.add_expert_weights_scale(config["routed_scaling_factor"])
-        if config["norm_topk_prob"]:
-            writer.add_expert_weights_norm(config["norm_topk_prob"])
-        writer.add_q_lora_rank(config["q_lora_rank"])
-        writer.add_kv_lora_rank(config["kv_lora_rank"])
-        writer.add_rope_dimension_count(config["qk_rope_head_dim"])
-        if scaling := config.get("rope_scaling"):
-            writer.add_rope_scaling_type(gguf.RopeScalingType.YARN)
-            writer.add_rope_scaling_factor(scaling["factor"])
-            writer.add_rope_scaling_orig_ctx_len(scaling["original_max_position_embeddings"])
-            writer.add_rope_scaling_yarn_log_mul(scaling["mscale_all_dim"] / 10)
-    if architecture == "gpt-oss":
-        scaling = config["rope_scaling"]
-        writer.add_sliding_window(config["sliding_window"])
-        writer.add_expert_feed_forward_length(config["intermediate_size"])
-        writer.add_rope_scaling_type(gguf.RopeScalingType.YARN)
-        writer.add_rope_scaling_factor(scaling["factor"])
-        writer.add_rope_scaling_orig_ctx_len(scaling["original_max_position_embeddings"])
-        if scaling["beta_fast"] is not None:
-            writer.add_rope_scaling_yarn_beta_fast(scaling["beta_fast"])
-            writer.add_rope_scaling_yarn_beta_slow(scaling["beta_slow"])
-    if architecture.startswith("granite"):
-        writer.add_attention_scale(config["attention_multiplier"])
-        writer.add_embedding_scale(config["embedding_multiplier"])
-        writer.add_residual_scale(config["residual_multiplier"])
-        writer.add_logit_scale(config["logits_scaling"])
-    if architecture == "granitehybrid":
-        writer.add_rope_scaling_finetuned(False)
-        writer.add_ssm_conv_kernel(config["mamba_d_conv"])
-        writer.add_ssm_state_size(config["mamba_d_state"])
-        writer.add_ssm_group_count(config["mamba_n_groups"])
-        writer.add_ssm_inner_size(config["mamba_expand"] * config["hidden_size"])
-        writer.add_ssm_time_step_rank(config["mamba_n_heads"])
-        if not config["num_local_experts"]:
-            writer.add_expert_count(0)
-            writer.add_expert_used_count(0)
-    if architecture == "qwen3next":
-        writer.add_ssm_conv_kernel(config["linear_conv_kernel_dim"])
-        writer.add_ssm_state_size(config["linear_key_head_dim"])
-        writer.add_ssm_group_count(config["linear_num_key_heads"])
-        writer.add_ssm_time_step_rank(config["linear_num_value_heads"])
-        writer.add_ssm_inner_size(config["linear_value_head_dim"] * config["linear_num_value_heads"])
-        writer.add_full_attention_interval(config["full_attention_interval"])
-        writer.add_expert_shared_feed_forward_length(config["shared_expert_intermediate_size"])
-    if architecture in ("granitemoe", "granitehybrid"):
-        writer.add_expert_shared_feed_forward_length(config["shared_intermediate_size"])
-    if architecture == "hunyuan-moe":
-        writer.add_expert_shared_feed_forward_length(config["intermediate_size"])
-        writer.add_expert_shared_count(config["num_shared_expert"][0])
-    if architecture.startswith("lfm2"):
-        writer.add_shortconv_l_cache(config["conv_L_cache"])
-        writer.add_layer_norm_rms_eps(config["norm_eps"])
-    if architecture == "lfm2moe":
-        writer.add_leading_dense_block_count(config["num_dense_layers"])
-        writer.add_expert_gating_func(gguf.ExpertGatingFuncType.SIGMOID)
 
 
 def write_gguf(model: TinyModel, path: Path, kind: str, **options: Any) -> None:

@@ -13,7 +13,7 @@ from uqff.checkpoints.gguf.forms import AS_IS, Form
 from uqff.families.rows import Order
 from uqff.models.text import Rule
 
-__all__ = ["BLOCK", "ROOT", "BlockTensor", "Derived", "GgufArchitecture", "SeveralMatrices"]
+__all__ = ["BLOCK", "ROOT", "BlockTensor", "GgufArchitecture", "OtherNumbers", "SeveralMatrices"]
 
 ROOT: Final = {
     "model.embed_tokens": "token_embd",
@@ -110,7 +110,7 @@ class SeveralMatrices:
 
 
 @dataclass(frozen=True)
-class Derived:
+class OtherNumbers:
     """Numbers of ``config.json`` that the metadata says otherwise.
 
     Attributes:
@@ -222,7 +222,7 @@ class GgufArchitecture:
     windowed: bool = False
     needs_window: bool = False
     kinds: tuple[str, ...] = ()
-    derived: Derived | None = None
+    derived: OtherNumbers | None = None
     scalings: tuple[str, ...] = ()
     yarn: Mapping[str, Any] = field(default_factory=dict)
     latent: bool = False

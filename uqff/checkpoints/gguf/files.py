@@ -26,7 +26,7 @@ from uqff.checkpoints.gguf.names import (
     shape_of,
     wanted_names,
 )
-from uqff.checkpoints.gguf.stored import AsIs, Formed, Joined, Latent, Stored
+from uqff.checkpoints.gguf.stored import AsIs, Formed, InFile, JoinedRows, Latent
 from uqff.checkpoints.gguf.tokenizer import tokenizer_files
 from uqff.checkpoints.safetensors import TensorFiles
 from uqff.codes import DType
@@ -161,7 +161,7 @@ class GgufTensors(TensorFiles):
         said = self.file.get_value(f"{self.architecture.name}.nextn_predict_layers")
         return bool(said) and match is not None and int(match[1]) >= self.config["num_hidden_layers"]
 
-    def _stored(self, name: str, tensors: tuple[GgufTensor, ...]) -> Stored:
+    def _stored(self, name: str, tensors: tuple[GgufTensor, ...]) -> InFile:
         """How a weight stands in the file, of the tensors that it is made of."""
         if name in self._forms:
             return Formed(tensors, self._forms[name], shape_of(name, self.config), self.config)
@@ -169,7 +169,7 @@ class GgufTensors(TensorFiles):
             return AsIs(tensors[0], self._order(name, tensors[0].shape))
         module, shape = name.removesuffix(".weight"), shape_of(name, self.config)
         joined = joined_of(module, self.architecture)
-        return Latent(tensors, shape) if joined is None else Joined(tensors, joined, shape, self.config, module)
+        return Latent(tensors, shape) if joined is None else JoinedRows(tensors, joined, shape, self.config, module)
 
     def _order(self, name: str, shape: tuple[int, ...]) -> Order | None:
         """The order that makes the rows of a tensor those of the model; None if they are."""

@@ -23,7 +23,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from uqff.checkpoints.gguf.declared import BlockTensor, Derived, GgufArchitecture, SeveralMatrices
+from uqff.checkpoints.gguf.declared import BlockTensor, GgufArchitecture, OtherNumbers, SeveralMatrices
 from uqff.checkpoints.gguf.forms import COLUMN, SQUEEZED, Plus, Rate, Shaped
 from uqff.errors import FormatError
 from uqff.families.rows import Order
@@ -162,7 +162,7 @@ GRANITES: Final = (
             stated={"rope.scaling.finetuned": False, **({} if mixed else {"expert_count": 0, "expert_used_count": 0})},
             own_head_size=False,
             kinds=("attention", "mamba"),
-            derived=Derived(
+            derived=OtherNumbers(
                 ("ssm.inner_size", "ssm.time_step_rank"),
                 ("mamba_expand", "mamba_n_heads", "mamba_d_head"),
                 _mamba_read,
@@ -251,7 +251,7 @@ QWEN3_NEXT: Final = GgufArchitecture(
         "full_attention_interval": "full_attention_interval",
         "shared_expert_intermediate_size": "expert_shared_feed_forward_length",
     },
-    derived=Derived(("ssm.inner_size",), ("linear_value_head_dim",), _inner_read, _inner_write),
+    derived=OtherNumbers(("ssm.inner_size",), ("linear_value_head_dim",), _inner_read, _inner_write),
     renamed={"post_attention_layernorm": "post_attention_norm"},
     joined={"linear_attn.in_proj_qkvz": SeveralMatrices(("attn_qkv", "attn_gate"), rows=_qkvz_rows, order=_qkvz_order)},
 )

@@ -5,7 +5,7 @@ class                in GGUF                                                    
 ===================  ===========================================================  ==========================
 :class:`AsIs`        one tensor, its rows perhaps in another order                its blocks
 :class:`Formed`      numbers that are otherwise there: :mod:`.forms`              float32
-:class:`Joined`      several matrices, whole rows of each                         their blocks
+:class:`JoinedRows`      several matrices, whole rows of each                         their blocks
 :class:`Latent`      two tensors of DeepSeek's attention, one of them transposed  plain numbers; of blocks, F32
 ===================  ===========================================================  ==========================
 """
@@ -33,10 +33,10 @@ if TYPE_CHECKING:
     from uqff.families.base import QuantizedTensor
     from uqff.gguf.reader import GgufTensor
 
-__all__ = ["AsIs", "Formed", "Joined", "Latent", "Stored"]
+__all__ = ["AsIs", "Formed", "InFile", "JoinedRows", "Latent"]
 
 
-class Stored:
+class InFile:
     """A weight, a bias or another tensor of a checkpoint.
 
     Attributes:
@@ -90,7 +90,7 @@ class Stored:
         return self._whole(unpacked_record).parts["data"]
 
 
-class AsIs(Stored):
+class AsIs(InFile):
     """One tensor."""
 
     def __init__(self, tensor: GgufTensor, order: Order | None = None) -> None:
@@ -100,15 +100,15 @@ class AsIs(Stored):
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """See :attr:`Stored.shape`."""
+        """See :attr:`InFile.shape`."""
         return self.tensors[0].shape
 
     def meta(self) -> QuantizedTensor:
-        """See :meth:`Stored.meta`."""
+        """See :meth:`InFile.meta`."""
         return planned_record(self.tensors[0])
 
     def record(self, cut: Cut | None = None) -> QuantizedTensor:
-        """See :meth:`Stored.record`; a slice touches no other bytes where rows are in order."""
+        """See :meth:`InFile.record`; a slice touches no other bytes where rows are in order."""
         return record_of(self.tensors[0], cut) if self.order is None else super().record(cut)
 
     def _whole(self, of: Callable[[GgufTensor], QuantizedTensor]) -> QuantizedTensor:
@@ -116,13 +116,13 @@ class AsIs(Stored):
         return record if self.order is None else reordered(record, self.order)
 
     def numbers(self, dtype: DType = DType.F32) -> Part:
-        """See :meth:`Stored.numbers`; of a bias, too."""
+        """See :meth:`InFile.numbers`; of a bias, too."""
         if self.order is None or len(self.shape) > 1:
             return super().numbers(dtype)
         return reordered_bias(record_of(self.tensors[0]).numbers(dtype), self.order)
 
     def raw(self) -> Part:
-        """See :meth:`Stored.raw`."""
+        """See :meth:`InFile.raw`."""
         if self.order is None:
             return self.tensors[0].blocks()
         if len(self.shape) > 1:
@@ -130,7 +130,7 @@ class AsIs(Stored):
         return reordered_bias(Part(DType[self.dtype], self.shape, self.tensors[0].blocks().data), self.order)
 
 
-class Formed(Stored):
+class Formed(InFile):
     """Numbers that are float32 in a checkpoint, whatever they are here."""
 
     def __init__(
@@ -142,7 +142,7 @@ class Formed(Stored):
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """See :attr:`Stored.shape`."""
+        """See :attr:`InFile.shape`."""
         return self._shape
 
     @property
@@ -156,7 +156,7 @@ class Formed(Stored):
         return 4 * math.prod(self._shape)
 
     def meta(self) -> QuantizedTensor:
-        """See :meth:`Stored.meta`."""
+        """See :meth:`InFile.meta`."""
         return Unquant.of(Part.planned(self._shape, DType.F32))
 
     @property
@@ -168,7 +168,7 @@ class Formed(Stored):
         return all(np.array_equal(a.view(np.uint32), b.view(np.uint32)) for a, b in zip(stored, made, strict=True))
 
     def raw(self) -> Part:
-        """See :meth:`Stored.raw`; new memory."""
+        """See :meth:`InFile.raw`; new memory."""
         made = self.form.to_model([tensor.float32() for tensor in self.tensors], self._shape, self.config)
         return Part.of_array(np.ascontiguousarray(made), DType.F32)
 
@@ -176,7 +176,7 @@ class Formed(Stored):
         return Unquant.of(self.raw())
 
 
-class Joined(Stored):
+class JoinedRows(InFile):
     """Several matrices that are one."""
 
     def __init__(
@@ -193,11 +193,11 @@ class Joined(Stored):
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """See :attr:`Stored.shape`."""
+        """See :attr:`InFile.shape`."""
         return self._shape
 
     def meta(self) -> QuantizedTensor:
-        """See :meth:`Stored.meta`."""
+        """See :meth:`InFile.meta`."""
         return self._whole(planned_record)
 
     def _whole(self, of: Callable[[GgufTensor], QuantizedTensor]) -> QuantizedTensor:
@@ -206,7 +206,7 @@ class Joined(Stored):
             return made if self.joined.order is None else reordered(made, self.joined.order(self.config))
 
 
-class Latent(Stored):
+class Latent(InFile):
     """Keys and values of DeepSeek's attention: :mod:`uqff.checkpoints.gguf.latent`."""
 
     def __init__(self, tensors: Sequence[GgufTensor], shape: tuple[int, ...]) -> None:
@@ -217,16 +217,16 @@ class Latent(Stored):
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """See :attr:`Stored.shape`."""
+        """See :attr:`InFile.shape`."""
         return self._shape
 
     @property
     def dtype(self) -> str:
-        """See :attr:`Stored.dtype`; F32 of blocks, whose numbers are had."""
+        """See :attr:`InFile.dtype`; F32 of blocks, whose numbers are had."""
         return DType.F32.safetensors if self.is_across else super().dtype
 
     def meta(self) -> QuantizedTensor:
-        """See :meth:`Stored.meta`."""
+        """See :meth:`InFile.meta`."""
         return planned_latent(self.tensors, self._shape)
 
     def _whole(self, of: Callable[[GgufTensor], QuantizedTensor]) -> QuantizedTensor:
