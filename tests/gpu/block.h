@@ -68,8 +68,6 @@ static float shuffle(float number, int lane) {
 
 static Meeting named_meetings[16];
 static void wait_for_threads(int barrier, int threads) { named_meetings[barrier].wait(threads); }
-static void begin_next_kernel() {}
-static void wait_for_kernels_before() {}
 
 // A barrier in shared memory: a phase is over when all have arrived and all bytes are there.
 struct Barrier {

@@ -35,6 +35,8 @@ class Compiled:
         """As :meth:`uqff.gpu.driver.Kernel.launch`."""
         self._function(*grid, threads, ctypes.byref(given), *more)
 
+    launch_early = launch
+
 
 def known(weight: QuantizedTensor) -> Stored:
     """What kernels know of a weight."""

@@ -46,13 +46,17 @@ void multiply_all(const Weight& weight, const i64* row_bytes, const u8* x, doubl
                         sum += s[k / EACH] * product_of_pairs(a[k], pairs[k]);
                         if (F::AFFINE) sum += b[k / EACH] * product_of_pairs(PairsBF16::ONES, pairs[k]);
                     }
-                    scaled<F, PairsBF16>(s, b, a);
-                    settled<F>(from, t, pairs);
+                    const u8* image = from;
+                    if constexpr (F::template direct<PairsBF16>()) {
+                        F::template rounded<PairsBF16>(held, prepared, chunk, t, a);
+                        image = own;
+                    } else scaled<F, PairsBF16>(s, b, a);
+                    settled<F>(image, t, pairs);
                     for (int k = 0; k < REGISTERS; k++) {
                         rounded += product_of_pairs(a[k], pairs[k]);
                         // And what a step of the wide instruction has, two halves of each.
                         u32 word;
-                        memcpy(&word, from + 64 * (k / 4) + 4 * F::Order::word(k % 4 / 2, k % 2, t), 4);
+                        memcpy(&word, image + 64 * (k / 4) + 4 * F::Order::word(k % 4 / 2, k % 2, t), 4);
                         if (word != pairs[k]) rounded = NAN;
                     }
                 }

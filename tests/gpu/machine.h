@@ -39,6 +39,8 @@ static u32 __float_as_uint(float number) {
 static float __fdiv_rn(float a, float b) { return a / b; }
 static float __frsqrt_rn(float a) { return (float)(1.0 / std::sqrt((double)a)); }
 static float exponential(float number) { return std::exp(number); }
+static void begin_next_kernel() {}
+static void wait_for_kernels_before() {}
 static float load_volatile(const float* at) { return *at; }
 static int count_up(u32* counter, int calls) {
     *counter = *counter + 1 == (u32)calls ? 0 : *counter + 1;
@@ -69,8 +71,16 @@ static float bfloat(u32 bits) { return __uint_as_float(bits << 16); }
 static u32 multiply_bfloats(u32 a, u32 b) {
     return two_bfloats(bfloat(a & 0xFFFF) * bfloat(b & 0xFFFF), bfloat(a >> 16) * bfloat(b >> 16));
 }
+static u32 fma_bfloats(u32 a, u32 b, u32 c) {
+    return two_bfloats(std::fma(bfloat(a & 0xFFFF), bfloat(b & 0xFFFF), bfloat(c & 0xFFFF)),
+                       std::fma(bfloat(a >> 16), bfloat(b >> 16), bfloat(c >> 16)));
+}
 static u32 subtract_bfloats(u32 a, u32 b) {
     return two_bfloats(bfloat(a & 0xFFFF) - bfloat(b & 0xFFFF), bfloat(a >> 16) - bfloat(b >> 16));
+}
+static u32 larger_pair(u32 a, u32 b) {
+    const u32 low = (a & 0xFFFF) > (b & 0xFFFF) ? a & 0xFFFF : b & 0xFFFF, high = a >> 16 > b >> 16 ? a >> 16 : b >> 16;
+    return low | high << 16;
 }
 static u32 and_or(u32 a, u32 b, u32 c) { return (a & b) | c; }
 u32 subtract_halves(u32 a, u32 b);

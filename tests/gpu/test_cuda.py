@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -12,6 +13,8 @@ from tests.gpu import token_reference
 from tests.gpu.test_hqq_product import CASES, record
 from uqff import QuantizedTensor
 from uqff.gpu import kernels, tiling, token
+from uqff.parallel.product import multiply
+from uqff.parallel.weight import WeightBuffers
 
 pytestmark = pytest.mark.cuda
 
@@ -79,6 +82,37 @@ def test_products_that_begin_before_others_have_ended(kind: str) -> None:
             each.zero_()
         graph.replay()
         assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
+
+
+@pytest.mark.parametrize("rows", [1, 8, 16, 64, 300])
+@pytest.mark.parametrize("kind", ["afq4", "q6k"])
+def test_cublas_before_and_after_products(kind: str, rows: int) -> None:
+    """In a graph, kernels of both kinds have what the one before wrote, though ours begin before that has ended."""
+    generator = torch.Generator("cuda").manual_seed(7)
+    dense = (torch.randn(4096, 4096, device="cuda", generator=generator) / 64).bfloat16()
+    weight = uqff.quantize(dense.cpu(), kind).to("cuda")
+    exact, buffers = weight.dequantize(torch.float32).double(), WeightBuffers(weight)
+    start = torch.randn(rows, 4096, device="cuda", generator=generator).bfloat16()
+
+    def chain() -> list[torch.Tensor]:
+        found = [start + 0]
+        for _ in range(6):
+            found.append(multiply(found[-1], buffers))
+            found.append(torch.nn.functional.linear(found[-1], dense))
+        return found
+
+    chain()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        got = chain()
+    for _ in range(10):
+        for each in got:
+            each.fill_(torch.nan)
+        graph.replay()
+        assert torch.equal(got[0], start)
+        for step, (x, y) in enumerate(pairwise(got)):
+            expected = x.double() @ (dense.double() if step % 2 else exact).T
+            assert float((y.double() - expected).norm() / expected.norm()) <= 3.2e-3
 
 
 @pytest.mark.parametrize("outputs", [4096 + 40, 8192 + 24])

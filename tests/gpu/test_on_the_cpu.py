@@ -103,6 +103,26 @@ def test_products_are_those_with_the_numbers(
     assert bool(((made[1] - rounded @ exact).abs() <= allowed).all())
 
 
+@pytest.mark.parametrize("size", [1, 1e30, 1e-30])
+@pytest.mark.parametrize("kind", ["afq2", "afq3", "afq4", "afq6", "afq8", "mxfp4"])
+def test_weights_that_are_rounded_once(
+    compiled: tuple[ctypes.CDLL, dict[str, QuantizedTensor]], kind: str, size: float
+) -> None:
+    """Without float32 in between they are those that dequantising rounds, also of weights next to nothing, or huge."""
+    generator = torch.Generator().manual_seed(6)
+    values = torch.randn(16, 768, generator=generator) * (torch.rand(16, 768, generator=generator) < 0.02) * size
+    weight = uqff.quantize(values.bfloat16(), kind)
+    x = torch.randn(768, generator=generator).bfloat16()
+    strides, made = (ctypes.c_int64 * 3)(*row_bytes(weight)), torch.zeros(2, 16, dtype=torch.float64)
+    at, y, z = (ctypes.c_void_p(each.data_ptr()) for each in (x, *made))
+    given = kernels.Weight.of(known(weight), weight.numel)
+    compiled[0][f"{kind}_x"](ctypes.byref(given), strides, at, y, z, 768)
+    rounded, exact = weight._dequantize().bfloat16().double(), x.double()
+    allowed = 2**-8 * 2**-6 * (rounded.abs() @ exact.abs())
+    assert bool(rounded.any())
+    assert bool(((made[1] - rounded @ exact).abs() <= allowed).all())
+
+
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if not kind.startswith("hqq")])
 def test_codes_as_float16_are_those_of_the_numbers(
     compiled: tuple[ctypes.CDLL, dict[str, QuantizedTensor]], kind: str

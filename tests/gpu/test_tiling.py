@@ -26,13 +26,14 @@ def test_how_many_rows_are_multiplied_from_the_codes(capability: tuple[int, int]
         (14336, 8, Tiling(8, 4, 2, 6)),
         (14336, 16, Tiling(16, 4, 2, 4)),
         (14336, 32, Tiling(32, 16, 2, 1, wide=True)),
+        (14336, 33, Tiling(64, 16, 2, 1, wide=True)),
         (14336, 64, Tiling(64, 16, 2, 1, wide=True)),
         (14336, 65, Tiling(128, 8, 1, 1, wide=True)),
         (14336, 129, Tiling(256, 8, 1, 1, wide=True)),
         (4096, 8, None),
         (4096, 9, Tiling(16, 4, 2, 4)),
-        (4096, 17, Tiling(32, 4, 4, 4, wide=True)),
-        (4096, 64, Tiling(64, 4, 4, 4, wide=True)),
+        (4096, 17, Tiling(32, 4, 4, 4, wide=True, unit=128)),
+        (4096, 64, Tiling(64, 4, 4, 4, wide=True, unit=128)),
         (4096, 128, Tiling(128, 4, 2, 1, wide=True)),
         (4096, 129, None),
         (4095, 16, None),
@@ -42,6 +43,14 @@ def test_how_many_rows_are_multiplied_from_the_codes(capability: tuple[int, int]
 def test_the_rule_on_the_gpu_that_was_measured(outputs: int, columns: int, expected: Tiling | None) -> None:
     """Few outputs are shared by more blocks, and left to other kernels where that is not enough."""
     assert chosen(HOPPER, outputs, 4096, columns) == expected
+
+
+def test_the_rule_knows_types() -> None:
+    """Short weights leave room for more inputs; where scales are little work, products are made by other kernels."""
+    assert chosen(HOPPER, 14336, 4096, 32, "Q4K", 4.5) == Tiling(32, 4, 2, 4, wide=True, unit=128)
+    assert chosen(HOPPER, 14336, 4096, 64, "Q4K", 4.5) == Tiling(64, 4, 2, 4, wide=True, unit=128)
+    assert chosen(HOPPER, 14336, 4096, 64, "Q5K", 5.5) == Tiling(64, 16, 2, 1, wide=True)
+    assert [chosen(HOPPER, outputs, 4096, 16, "Mxfp4", 4) for outputs in (4096, 8192)] == [None, Tiling(16, 4, 2, 4)]
 
 
 @pytest.mark.parametrize("capability", [AMPERE, HOPPER, BLACKWELL])

@@ -14,6 +14,7 @@ aside.  ``UQFF_KERNELS=reference`` turns kernels off here too.
 ``coded.cu``         codes for that
 ``tile.cu``          the same for more rows, on compute capability 9.0 and newer
 ``wide.cu``          the same for many rows, on compute capability 9.0
+``spread.cu``        rows of ``x`` for that
 ``source``           what is compiled, put together
 ``compiling``        NVRTC
 ``tiling``           which of these makes a product

@@ -2,6 +2,7 @@
 //
 // Coded<K> says of a type K, beside Fused<K>, which product.cu describes:
 //   CHUNK      inputs whose codes are taken together            GROUP     inputs with a scale of their own: 16 or 32
+//   TOGETHER   groups that follow each other and have one scale, if it is for more than 32 inputs
 //   HALVES     lane t has the inputs 4t to 4t + 3 and 16 + 4t to 16 + 4t + 3 of each 32, not 8t to 8t + 7
 //   place      where number i of a lane's codes of 32 inputs is among these
 //   shrunk     by which power of two a register's codes are too large
@@ -15,7 +16,7 @@ template <class K>
 struct Coded;
 
 struct CodedBasics {
-    static const int CHUNK = 32, GROUP = 32, RAISED = 1024, ZERO = 0, EXPONENT = 0, BESIDE = 16;
+    static const int CHUNK = 32, GROUP = 32, TOGETHER = 1, RAISED = 1024, ZERO = 0, EXPONENT = 0, BESIDE = 16;
     static const bool HALVES = false, AFFINE = false, PLAIN = false;
     __device__ static constexpr int place(int i) { return i; }
     __device__ static constexpr int shrunk(int block, int i) { return 0; }

@@ -34,6 +34,8 @@ __device__ inline void write_run(u8* out, i64 at, const u32* words) {
 template <class K, class T>
 __device__ inline void dequantize(const Weight& weight, u8* out) {
     const int RUNS = 4;
+    begin_next_kernel();
+    wait_for_kernels_before();
     i64 total = weight.number[0];
     i64 first = (i64)blockIdx.x * RUNS * blockDim.x + threadIdx.x;
     if (((i64)blockIdx.x + 1) * RUNS * blockDim.x * T::RUN <= total) {

@@ -30,6 +30,7 @@ __all__ = [
     "WIDEST",
     "WIDTHS",
     "FusedProduct",
+    "Spread",
     "Weight",
     "available",
     "dequantize",
@@ -48,8 +49,8 @@ RUNS = 4
 STAGE, ROWS = 256, 16
 """Inputs that a warp multiplies with together, and outputs that a block makes; as ``product.cu`` has them."""
 WIDTHS = (1, 8, 16)
-SPREAD, MOST_SPREAD = 32, 128
-"""Numbers of ``x`` that a thread of ``wide.cu`` puts in order, and how many threads a block of those has."""
+SPREAD, SPREAD_ROWS = 64, 32
+"""Numbers of ``x`` that a block of ``spread.cu`` puts in order, and of how many rows."""
 WIDEST = WIDTHS[-1]
 """Rows of ``x`` that ``product.cu`` takes at most."""
 
@@ -86,8 +87,8 @@ class FusedProduct(ctypes.Structure):
     )
 
 
-class _Spread(ctypes.Structure):
-    """``Spread`` of ``wide.cu``."""
+class Spread(ctypes.Structure):
+    """``Spread`` of ``spread.cu``."""
 
     _fields_ = (
         ("x", ctypes.c_void_p),
@@ -138,7 +139,7 @@ def dequantize(stored: Stored, out: torch.Tensor) -> bool:
         kernel = _dequantizer(stored.family, stored.decoder, dtype, out.device.index)
         weights = THREADS * RUNS * ALIGNMENT // out.element_size()
         weight, to = Weight.of(stored, out.numel()), ctypes.c_void_p(out.data_ptr())
-        kernel.launch((math.ceil(out.numel() / weights), 1), THREADS, weight, to)
+        kernel.launch_early((math.ceil(out.numel() / weights), 1), THREADS, weight, to)
     return True
 
 
@@ -159,7 +160,8 @@ def multiply(stored: Stored, x: torch.Tensor, rows: int) -> torch.Tensor | None:
     if not 0 < columns <= widest(x.device) or not _fits(stored, x, rows):
         return None
     whole = all(part.nbytes // rows % ALIGNMENT == 0 for part in stored.parts[: stored.along])
-    tiling = _tiling(x.device, rows, x.shape[-1], columns, stored.decoder if whole else None)
+    bits = 8 * stored.parts[0].nbytes / (rows * x.shape[-1])
+    tiling = _tiling(x.device, rows, x.shape[-1], columns, stored.decoder, bits, whole)
     if tiling is None and columns > WIDEST:
         return None
     y = x.new_empty((*x.shape[:-1], rows))
@@ -236,7 +238,7 @@ def _launch(
     with torch.cuda.device(x.device):
         if tiling is None:
             kernel = _multiplier(stored.family, stored.decoder, _known(x.dtype), _width(columns), x.device.index)
-            kernel.launch((math.ceil(rows / ROWS), slots), THREADS, product)
+            kernel.launch_early((math.ceil(rows / ROWS), slots), THREADS, product)
             return
         if tiling.ring:
             held = tiling.blocks * torch.cuda.get_device_properties(x.device).multi_processor_count
@@ -246,14 +248,13 @@ def _launch(
         across = math.ceil(columns / tiling.columns)
         if tiling.wide:
             image = x.new_empty(across * tiling.columns * x.shape[-1])
-            given = _Spread(x.data_ptr(), image.data_ptr(), x.shape[-1], columns)
-            threads = min(tiling.columns, MOST_SPREAD)
-            kernel = _spreader(stored.family, stored.decoder, tiling.columns, x.device.index)
-            kernel.launch((x.shape[-1] // SPREAD, across * tiling.columns // threads), threads, given)
+            given = Spread(x.data_ptr(), image.data_ptr(), x.shape[-1], columns)
+            kernel = _spreader(stored.family, stored.decoder, _known(x.dtype), tiling.columns, x.device.index)
+            kernel.launch_early((x.shape[-1] // SPREAD, across * tiling.columns // SPREAD_ROWS), THREADS, given)
             product.x = image.data_ptr()
         kernel = _tiler(stored.family, stored.decoder, _known(x.dtype), tiling, x.device.index)
         grid = math.ceil(rows / (ROWS * tiling.warps)) * tiling.splits, across
-        kernel.launch(grid, 32 * tiling.warps, product)
+        kernel.launch_early(grid, 32 * tiling.warps, product)
 
 
 @cache
@@ -265,12 +266,14 @@ def widest(device: torch.device) -> int:
 
 
 @cache
-def _tiling(device: torch.device, outputs: int, inputs: int, columns: int, decoder: str | None) -> Tiling | None:
+def _tiling(
+    device: torch.device, outputs: int, inputs: int, columns: int, decoder: str, bits: float, whole: bool
+) -> Tiling | None:
     import torch
 
     capability = torch.cuda.get_device_capability(device)
-    found = rules.ring(capability, outputs, inputs, columns, decoder) if decoder else None
-    return found or rules.chosen(capability, outputs, inputs, columns)
+    found = rules.ring(capability, outputs, inputs, columns, decoder) if whole else None
+    return found or rules.chosen(capability, outputs, inputs, columns, decoder, bits)
 
 
 def _width(columns: int) -> int:
@@ -301,8 +304,8 @@ def _multiplier(family: str, decoder: str, dtype: DType, columns: int, index: in
 
 
 @cache
-def _spreader(family: str, decoder: str, width: int, index: int) -> driver.Kernel:
-    return _loaded(spread_source(family, decoder, width), index)
+def _spreader(family: str, decoder: str, dtype: DType, width: int, index: int) -> driver.Kernel:
+    return _loaded(spread_source(family, decoder, dtype, width), index)
 
 
 @cache

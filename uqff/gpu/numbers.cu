@@ -31,14 +31,17 @@ __device__ inline float e4m3_to_float(u32 byte) {
 
 // Scales as they are stored.
 struct F32 {
+    static const bool BFLOAT = false;
     static const int SIZE = 4;
     __device__ static float load(const u8* at) { return *(const float*)at; }
 };
 struct F16 {
+    static const bool BFLOAT = false;
     static const int SIZE = 2;
     __device__ static float load(const u8* at) { return load_half(at); }
 };
 struct BF16 {
+    static const bool BFLOAT = true;
     static const int SIZE = 2;
     __device__ static float load(const u8* at) { return bits_to_float((u32) * (const u16*)at << 16); }
 };

@@ -37,6 +37,20 @@ __device__ inline u32 multiply_bfloats(u32 a, u32 b) {
     return made;
 }
 
+// The larger of each half, as whole numbers. Compute capability 9.0.
+__device__ inline u32 larger_pair(u32 a, u32 b) {
+    u32 made;
+    asm("max.u16x2 %0, %1, %2;" : "=r"(made) : "r"(a), "r"(b));
+    return made;
+}
+
+// a b + c of pairs, rounded once.
+__device__ inline u32 fma_bfloats(u32 a, u32 b, u32 c) {
+    u32 made;
+    asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(made) : "r"(a), "r"(b), "r"(c));
+    return made;
+}
+
 // Two e4m3, the low or the high ones of four, as float16; exact. Compute capability 8.9.
 __device__ inline u32 low_e4m3_to_halves(u32 four) {
     u32 made;
@@ -208,6 +222,9 @@ __device__ inline u64 describe(const u8* shared, int along, int down) {
 __device__ inline void begin_wide() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
 
 __device__ inline void end_wide() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
+
+// For all but the last that was ended.
+__device__ inline void wait_wide_before() { asm volatile("wgmma.wait_group.sync.aligned 1;" ::: "memory"); }
 
 template <int COUNT>
 __device__ inline void wait_wide(float (&sums)[COUNT]) {

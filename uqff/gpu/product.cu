@@ -17,6 +17,8 @@
 //   Order      which codes those are, in each 32
 //   finish     what a sum is multiplied with at the end
 //   PLAIN      whether s is always 1 and b 0; the order is EvenOdd
+//   direct     whether codes, scales and offsets are exact in the dtype of x, so that rounded() has the weights of a chunk
+//              in the order of the codes, rounded once
 
 const int STAGE = 256, WARPS = 8, AHEAD = 2;
 
@@ -30,6 +32,7 @@ struct Product {
 };
 
 struct PairsBF16 {
+    static const bool BFLOATS = true;
     static const int RAISED = 128;
     static const u32 ONES = 0x3F803F80u;
     __device__ static u32 raised(u32 codes) { return codes | 0x43004300u; }  // of up to 7 bits
@@ -53,6 +56,7 @@ struct PairsBF16 {
 };
 
 struct PairsF16 {
+    static const bool BFLOATS = false;
     static const int RAISED = 1024;
     static const u32 ONES = 0x3C003C00u;
     __device__ static u32 raised(u32 codes) { return codes | 0x64006400u; }
@@ -209,6 +213,10 @@ struct Basics {
     static const int CHUNK = 32, GROUPS = 1;
     static const bool AFFINE = true, WINDOW = false, PLAIN = false;
     typedef NoRow Row;
+    template <class P>
+    __device__ static constexpr bool direct() {
+        return false;
+    }
     __device__ static float finish(const Weight&) { return 1.0f; }
 };
 
@@ -251,6 +259,8 @@ __device__ inline void multiply(const Product& product) {
     extern __shared__ __align__(16) u8 shared[];
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, t = lane % 4;
     const int row = blockIdx.x * 16, rows = product.rows, slot = blockIdx.y;
+    begin_next_kernel();
+    if (COLUMNS == 1 || product.experts) wait_for_kernels_before();
     i64 expert = product.experts ? product.experts[slot] : 0;
     // What is no expert's number selects nothing: zeros, and nothing outside the weight is read.
     const bool known = expert >= 0 && expert < product.count;
@@ -280,6 +290,7 @@ __device__ inline void multiply(const Product& product) {
     float sums[TILES][4] = {};
 #pragma unroll
     for (int i = 0; i < AHEAD; i++) { FETCH(i) }
+    wait_for_kernels_before();  // weights are on their way
     for (int i = 0; i < mine; i++) {
         wait_groups<AHEAD - 1>();
         if (COLUMNS == 1) {  // a lane has copied these itself

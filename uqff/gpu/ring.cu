@@ -25,10 +25,11 @@ __device__ constexpr u32 halves_of(int n) {
 
 template <class K, int COLUMNS, int WARPS_, int BLOCKS>
 struct RingMemory {
-    static const int TILES = COLUMNS == 1 ? 8 : 2;  // whose sums are kept together
+    // Whose sums are kept together: a barrier of all warps for each costs more than slots in the ring, where rows are short.
+    static const int TILES = COLUMNS == 1 || Fused<K>::BYTES[0] <= 160 ? 8 : 2;
     static const int ROWS = COLUMNS == 1 ? 16 : 20;  // numbers from column to column, of 16 rows
     static const int BARRIERS = 2 * MOST_SLOTS * 8, TERMS = TILES * WARPS_ * ROWS * COLUMNS * 4;
-    static const int CONSTANTS = COLUMNS == 1 ? 0 : WARPS_ * (STAGE / Coded<K>::GROUP) * 4 * 24;
+    static const int CONSTANTS = COLUMNS == 1 ? 0 : WARPS_ * (STAGE / Coded<K>::GROUP / Coded<K>::TOGETHER) * 4 * 24;
     static const int BYTES = 233472 / BLOCKS - 1024, SLOTS = BARRIERS + TERMS + CONSTANTS, ROOM = BYTES - SLOTS;
 };
 
@@ -36,16 +37,22 @@ struct RingMemory {
 template <class C, class T, int COLUMNS>
 struct RingX {
     static const int GROUPS = STAGE / C::GROUP, HALF = GROUPS / 8;
+    static const int TOGETHER = COLUMNS == 1 ? 1 : C::TOGETHER, KEPT = GROUPS / TOGETHER;
     u32 pairs[16][2];  // of each step of the matrix instruction
     u32 ahead[4];      // of one row: what take() takes
     float back[COLUMNS == 1 ? 1 : 2];
     float raised[HALF][2], sum[HALF][2];  // of one row: of the groups that the lane scales
 
-    // The larger of a number that is not negative, as it is stored but 16 bits up, and those of two others without their signs.
-    __device__ static u32 larger_of(u32 largest, u32 two) {
-        const u32 high = two & 0x7FFF0000u, low = two << 16 & 0x7FFF0000u;
-        largest = largest > high ? largest : high;
-        return largest > low ? largest : low;
+    // The larger of pairs without their signs, and of all pairs of some lanes the largest number, 16 bits up.
+    __device__ static u32 larger_of(u32 largest, u32 two) { return larger_pair(largest, two & 0x7FFF7FFFu); }
+    __device__ static u32 largest_of(u32 two, int lanes) {
+        u32 largest = two > two << 16 ? two & 0xFFFF0000u : two << 16;
+#pragma unroll
+        for (int mask = lanes / 2; mask > 0; mask /= 2) {
+            const u32 other = shuffle_xor(largest, mask);
+            largest = largest > other ? largest : other;
+        }
+        return largest;
     }
     // A power of two for numbers of up to that size, and its inverse.
     __device__ static float power(u32 largest, float& inverse) {
@@ -65,19 +72,19 @@ struct RingX {
         if (C::HALVES) load_words<2>(x + 8 * t, words), load_words<2>(x + 32 + 8 * t, words + 2);
         else load_words<4>(x + 16 * t, words);
     }
-    // Registers of a block of 32, the first four or two of them.
+    // Registers of a block of 32, the first four or two of them, of numbers times a power of two.
     template <int LAST>
-    __device__ static void arrange(const float* numbers, int block, u32* made) {
+    __device__ static void arrange(const float* numbers, float to, int block, u32* made) {
 #pragma unroll
         for (int i = 0; i < LAST; i++) {
-            const float less = bits_to_float((u32)(127 - C::shrunk(block, i)) << 23);
-            made[i] = two_halves(numbers[C::place(2 * i)] * less, numbers[C::place(2 * i + 1)] * less);
+            const float by = to * bits_to_float((u32)(127 - C::shrunk(block, i)) << 23);
+            made[i] = two_halves(numbers[C::place(2 * i)] * by, numbers[C::place(2 * i + 1)] * by);
         }
     }
     // What codes have too much in a group of each column, and the sum of x: of the columns 2t and 2t + 1.
     __device__ void constants(int group, float* up, float* all) const {
         const int STEPS = C::GROUP / 16, block = group * C::GROUP / 32;
-        float c[4] = {}, d[4] = {};
+        float c[4] = {};  // the rows g of the instruction are for one of them, the rows g + 8 for the other
 #pragma unroll
         for (int i = 0; i < STEPS; i++) {
             const int step = group * STEPS + i, first = step % 2 * 2;
@@ -85,12 +92,12 @@ struct RingX {
 #pragma unroll
             for (int j = 0; j < 2; j++) {
                 const int times = 1 << C::shrunk(block, first + j);
-                much[j] = halves_of(C::RAISED + C::ZERO * times), once[j] = halves_of(times);
+                much[j] = halves_of(C::RAISED + C::ZERO * times), once[j] = C::AFFINE ? halves_of(times) : 0;
             }
-            if (C::RAISED + C::ZERO) mma_halves(c, much[0], much[0], much[1], much[1], pairs[step][0], pairs[step][1]);
-            if (C::AFFINE) mma_halves(d, once[0], once[0], once[1], once[1], pairs[step][0], pairs[step][1]);
+            if (C::RAISED + C::ZERO || C::AFFINE)
+                mma_halves(c, much[0], once[0], much[1], once[1], pairs[step][0], pairs[step][1]);
         }
-        up[0] += c[0], up[1] += c[1], all[0] += d[0], all[1] += d[1];
+        up[0] += c[0], up[1] += c[1], all[0] += c[2], all[1] += c[3];
     }
     __device__ static float of_lanes(float number) {
         number += shuffle_xor(number, 1);
@@ -106,12 +113,7 @@ struct RingX {
         u32 largest = 0;
 #pragma unroll
         for (int i = 0; i < 4; i++) largest = larger_of(largest, ahead[i]);
-#pragma unroll
-        for (int mask = 16; mask > 0; mask /= 2) {
-            const u32 other = shuffle_xor(largest, mask);
-            largest = largest > other ? largest : other;
-        }
-        const float to = power(largest, back[0]);
+        const float to = power(largest_of(largest, 32), back[0]);
         float numbers[8];
 #pragma unroll
         for (int i = 0; i < 8; i++) numbers[i] = number(ahead, i) * to;
@@ -121,7 +123,7 @@ struct RingX {
             // The halves of 32 inputs are alike where groups are of 16.
             const int LAST = C::GROUP / 8, block = C::GROUP == 32 ? g : 4 * h + g / 2;
             const float* from = numbers + 4 * h;
-            arrange<LAST>(from, block, made);
+            arrange<LAST>(from, 1.0f, block, made);
             float up = 0, all = 0;
 #pragma unroll
             for (int i = 0; i < LAST; i++) {
@@ -152,32 +154,28 @@ struct RingX {
             for (int i = 0; i < 4; i++)
                 largest = larger_of(largest, words[i]), pairs[2 * block + i / 2][i % 2] = words[i];
         }
-#pragma unroll
-        for (int mask = 1; mask < 4; mask *= 2) {
-            const u32 other = shuffle_xor(largest, mask);
-            largest = largest > other ? largest : other;
-        }
         float inverse;
-        const float to = power(largest, inverse);
+        const float to = power(largest_of(largest, 4), inverse);
         back[0] = shuffle(inverse, 8 * t), back[COLUMNS == 1 ? 0 : 1] = shuffle(inverse, 8 * t + 4);
+        float up[2], all[2];
 #pragma unroll
         for (int block = 0; block < 8; block++) {
             float numbers[8];
             u32 made[4];
 #pragma unroll
-            for (int i = 0; i < 8; i++) numbers[i] = number(pairs[2 * block + i / 4], i % 4) * to;
-            arrange<4>(numbers, block, made);
+            for (int i = 0; i < 8; i++) numbers[i] = number(pairs[2 * block + i / 4], i % 4);
+            arrange<4>(numbers, to, block, made);
 #pragma unroll
             for (int i = 0; i < 4; i++) pairs[2 * block + i / 2][i % 2] = made[i];
 #pragma unroll
             for (int h = 0; h < HALF; h++) {
-                float up[2] = {}, all[2] = {};
-                const int group = block * HALF + h;
+                const int group = block * HALF + h, kept = group / TOGETHER;
+                if (group % TOGETHER == 0) up[0] = up[1] = all[0] = all[1] = 0;
                 constants(group, up, all);
-                if (g) continue;
+                if (g || group % TOGETHER < TOGETHER - 1) continue;
                 const u32 a = __float_as_uint(-up[0]), b = __float_as_uint(-up[1]), less[4] = {a, b, a, b};
-                write_four((u8*)(held + (group * 4 + t) * 4), less);
-                held[GROUPS * 16 + (group * 4 + t) * 2] = all[0], held[GROUPS * 16 + (group * 4 + t) * 2 + 1] = all[1];
+                write_four((u8*)(held + (kept * 4 + t) * 4), less);
+                held[KEPT * 16 + (kept * 4 + t) * 2] = all[0], held[KEPT * 16 + (kept * 4 + t) * 2 + 1] = all[1];
             }
         }
         __syncwarp();
@@ -217,7 +215,7 @@ struct Ring {
     __device__ static void multiply(const u8* const* low, const u8* const* high, const X& x, const float* constants, int t,
                                     float* sums) {
         const int REGISTERS = C::CHUNK / 8, STEPS = C::CHUNK / 16, PER_GROUP = C::GROUP / 16;
-        float c[2][4] = {};
+        float c[2][4] = {}, d[4], known[2];
         sums[0] = sums[1] = sums[2] = sums[3] = 0;
 #pragma unroll
         for (int chunk = 0; chunk < STAGE / C::CHUNK; chunk++) {
@@ -243,13 +241,16 @@ struct Ring {
 #pragma unroll
                 for (int j = 0; j < 2 && i + j * PER_GROUP < STEPS; j++) {
                     const int which = C::CHUNK == C::GROUP ? first % 2 : j;
-                    float d[4], known[2] = {};  // what is raised is off from the beginning
-                    load_words<4>((const u8*)(constants + ((first + j) * 4 + t) * 4), (u32*)d);
-                    if (C::AFFINE) load_words<2>((const u8*)(constants + GROUPS * 16 + ((first + j) * 4 + t) * 2), (u32*)known);
+                    const int place = (first + j) % X::TOGETHER, kept = (first + j) / X::TOGETHER * 4 + t;
+                    if (place == 0) {  // what is raised is off from the beginning
+                        load_words<4>((const u8*)(constants + kept * 4), (u32*)d);
+                        if (C::AFFINE) load_words<2>((const u8*)(constants + X::KEPT * 16 + kept * 2), (u32*)known);
+                    }
 #pragma unroll
                     for (int k = i + j * PER_GROUP; k < i + (j + 1) * PER_GROUP; k++)
                         mma_halves(d, a[2 * k], b[2 * k], a[2 * k + 1], b[2 * k + 1], x.pairs[chunk * STEPS + k][0],
                                    x.pairs[chunk * STEPS + k][1]);
+                    if (place < X::TOGETHER - 1) continue;
 #pragma unroll
                     for (int k = 0; k < 4; k++) {
                         sums[k] = __fmaf_rn(k < 2 ? s[which] : s8[which], d[k], sums[k]);
@@ -298,7 +299,7 @@ struct Ring {
         u64* full = (u64*)shared;
         u64* empty = full + MOST_SLOTS;
         float* terms = (float*)(shared + Memory::BARRIERS);
-        float* constants = (float*)(shared + Memory::BARRIERS + Memory::TERMS) + warp * GROUPS * 4 * 6;
+        float* constants = (float*)(shared + Memory::BARRIERS + Memory::TERMS) + warp * X::KEPT * 4 * 6;
         u8* ring = shared + Memory::SLOTS;
 
         if (threadIdx.x == WARPS_ * 32) {

@@ -166,24 +166,27 @@ extern "C" __global__ void __launch_bounds__({threads}, {tiling.blocks}) entry({
     return _read("gpu/numbers.cu", *PRODUCT, *family_files, "gpu/ring.cu") + entry
 
 
-def spread_source(family: str, decoder: str, columns: int) -> str:
-    """The source of a kernel ``entry(Spread)``, without the primitives: it prepares ``x`` for ``wide.cu``."""
+def spread_source(family: str, decoder: str, dtype: DType, columns: int) -> str:
+    """The source of a kernel ``entry(Spread)`` of ``spread.cu``, without the primitives."""
     entry = f"""
 extern "C" __global__ void entry(Spread from) {{
-    spread<Fused<{decoder}>::Order, {columns}>(from);
+    typedef Fused<{decoder}> F;
+    spread<F::Order, F::direct<Pairs{dtype.name}>(), {columns}>(from);
 }}
 """
-    return _wide(family, DType.BF16, columns) + entry
+    family_files = (f"families/{family}/gpu.cu", f"families/{family}/gpu_product.cu")
+    return _read("gpu/numbers.cu", *PRODUCT, *family_files, "gpu/spread.cu") + entry
 
 
 def wide_source(family: str, decoder: str, dtype: DType, tiling: Tiling) -> str:
     """As :func:`product_source`, of ``wide.cu``; for compute capability 9.0 only."""
     columns, warps, splits, blocks = tiling[:4]
+    how = f"{columns}, {warps}, {splits}, {blocks}, {tiling.unit}"
     cluster = f"__cluster_dims__({splits}, 1, 1) " if splits > 1 else ""
     entry = f"""
-extern "C" __device__ u8 shared_bytes[WideMemory<{decoder}, {columns}, {warps}, {blocks}>::BYTES];
+extern "C" __device__ u8 shared_bytes[WideMemory<{decoder}, {columns}, {warps}, {blocks}, {tiling.unit}>::BYTES];
 extern "C" __global__ void {cluster}__launch_bounds__({32 * warps}, {blocks}) entry(Product product) {{
-    multiply_wide<{decoder}, Pairs{dtype.name}, {columns}, {warps}, {splits}, {blocks}>(product);
+    multiply_wide<{decoder}, Pairs{dtype.name}, {how}>(product);
 }}
 """
     return _wide(family, dtype, columns) + entry

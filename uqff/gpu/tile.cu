@@ -110,6 +110,7 @@ __device__ inline void multiply_tile(const Product& product) {
     const int rows = product.rows, slot = product.experts ? blockIdx.y : 0;
     const int first_column = product.experts ? 0 : blockIdx.y * COLUMNS;
     const int columns = product.columns - first_column < COLUMNS ? product.columns - first_column : COLUMNS;
+    if (product.experts) wait_for_kernels_before();
     i64 expert = product.experts ? product.experts[slot] : 0;
     // What is no expert's number selects nothing: zeros, and nothing outside the weight is read.
     const bool known = expert >= 0 && expert < product.count;
@@ -121,10 +122,11 @@ __device__ inline void multiply_tile(const Product& product) {
 
     Streams<F> streams;
     streams.begin(product, expert, row, begin, lane);
-    auto fetch = [&](int i) {
+    auto fetch = [&](int i, bool weights, bool numbers) {
         if (i < mine) {
             u8* to = shared + i % AHEAD * Memory::STAGE_BYTES;
-            streams.fetch(to + warp * 16 * F::PITCH, lane);
+            if (weights) streams.fetch(to + warp * 16 * F::PITCH, lane);
+            if (!numbers) return;
 #pragma unroll
             for (int j = 0; j < (COLUMNS + WARPS_ - 1) / WARPS_; j++) {
                 const int column = warp + j * WARPS_, there = column < columns ? column : columns - 1;
@@ -133,16 +135,19 @@ __device__ inline void multiply_tile(const Product& product) {
                                    x + ((i64)there * product.inputs + (begin + i) * STAGE) * 2 + 16 * lane);
             }
         }
-        end_group();
+        if (numbers) end_group();
     };
 
     float sums[TILES][4] = {};
 #pragma unroll
-    for (int i = 0; i < AHEAD - 1; i++) fetch(i);
+    for (int i = 0; i < AHEAD - 1; i++) fetch(i, true, false);
+    wait_for_kernels_before();  // weights are on their way
+#pragma unroll
+    for (int i = 0; i < AHEAD - 1; i++) fetch(i, false, true);
     for (int i = 0; i < mine; i++) {
         wait_groups<AHEAD - 2>();
         __syncthreads();
-        fetch(i + AHEAD - 1);  // where all are done with stage i - 1
+        fetch(i + AHEAD - 1, true, true);  // where all are done with stage i - 1
         const u8* held = shared + i % AHEAD * Memory::STAGE_BYTES;
         const u8* low = held + (warp * 16 + g) * F::PITCH;
         const u8* high = low + 8 * F::PITCH;
@@ -194,6 +199,7 @@ __device__ inline void multiply_tile(const Product& product) {
         }
     }
 
+    begin_next_kernel();  // as late as this, so that its blocks find all multiprocessors equally busy
     wait_groups<0>();
     end_tile<P, COLUMNS, WARPS_, SPLITS>(&sums[0][0], (float*)shared, y, rank, block_row, rows, columns, F::finish(product.weight));
 }

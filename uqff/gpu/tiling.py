@@ -17,8 +17,12 @@ STAGE = 256
 """Inputs that kernels read together; as ``product.cu`` has them."""
 MANY_OUTPUTS, SOME_OUTPUTS = 8192, 4096
 """From how many outputs on tiles fill the GPU, alone or if blocks share their inputs."""
-MANY_SCALES = ("Q3K", "Q4_1", "Q5_0", "Q5_1", "Q6K", "Afq<4,")
-"""Decoders of types whose scales take ``ring.cu`` the longest beside their codes, as measured with 8 rows of ``x``."""
+RING_OF_FEW_OUTPUTS = ("Q4K", "Q8_0", "Fp8", "F8q8", "Afq<6,", "Q2K", "Q8K", "Q8_1")
+"""Decoders of types for which ``ring.cu`` makes up to 8 rows the fastest where outputs are fewer than most."""
+PRODUCT_OF_FEW_OUTPUTS = ("Mxfp4", "Fp8")
+"""And for which ``product.cu`` makes up to 16: their scales are little work, or none."""
+SHORT = 5
+"""Bits of a weight up to which blocks have room for twice the inputs."""
 FEW = 16
 """Rows of ``x`` that ``product.cu`` has kernels for."""
 
@@ -33,6 +37,7 @@ class Tiling(NamedTuple):
         blocks: that a multiprocessor shall have room for.
         wide: whether it is of ``wide.cu``.
         ring: whether it is of ``ring.cu``, of which blocks stay.
+        unit: inputs that ``wide.cu`` multiplies together.
     """
 
     columns: int
@@ -41,6 +46,7 @@ class Tiling(NamedTuple):
     blocks: int
     wide: bool = False
     ring: bool = False
+    unit: int = 64
 
 
 def widest(capability: tuple[int, int]) -> int:
@@ -65,12 +71,14 @@ def ring(capability: tuple[int, int], outputs: int, inputs: int, columns: int, d
     if columns == 1:
         return None if outputs < inputs and decoder == "Mxfp4" else Tiling(1, 16, 1, 1, ring=True)
     # Each block prepares all of x, which pays where it makes outputs enough, or where scales are easily had.
-    if outputs < max(inputs, SOME_OUTPUTS) or (outputs < MANY_OUTPUTS and decoder.startswith(MANY_SCALES)):
+    if outputs < max(inputs, SOME_OUTPUTS) or (outputs < MANY_OUTPUTS and not decoder.startswith(RING_OF_FEW_OUTPUTS)):
         return None
     return Tiling(8, 16, 1, 1, ring=True)
 
 
-def chosen(capability: tuple[int, int], outputs: int, inputs: int, columns: int) -> Tiling | None:
+def chosen(
+    capability: tuple[int, int], outputs: int, inputs: int, columns: int, decoder: str = "", bits: float = 8
+) -> Tiling | None:
     """How a product is made best.
 
     Args:
@@ -78,6 +86,8 @@ def chosen(capability: tuple[int, int], outputs: int, inputs: int, columns: int)
         outputs: rows of the weight.
         inputs: a multiple of :data:`STAGE`.
         columns: rows of ``x``, at most :func:`widest`.
+        decoder: see :class:`uqff.gpu.source.Stored`.
+        bits: of a weight, without scales that lie elsewhere.
 
     Returns:
         If not as :func:`ring` says. None: by ``product.cu``, or for more than :data:`FEW` rows by dequantising first.
@@ -88,9 +98,9 @@ def chosen(capability: tuple[int, int], outputs: int, inputs: int, columns: int)
     if columns <= 8:
         found = Tiling(8, 4, 2, 6) if many else None
     elif columns <= FEW:
-        found = Tiling(16, 4, 2, 4)
+        found = None if not many and decoder.startswith(PRODUCT_OF_FEW_OUTPUTS) else Tiling(16, 4, 2, 4)
     elif capability == WARPGROUPS:
-        found = _wide(many, columns)
+        found = _wide(many, columns, bits <= SHORT)
     elif columns <= 32:
         found = Tiling(32, 8, 1 if many else 4, 2)
     else:
@@ -103,11 +113,15 @@ def chosen(capability: tuple[int, int], outputs: int, inputs: int, columns: int)
     return found._replace(splits=splits)
 
 
-def _wide(many: bool, columns: int) -> Tiling | None:
+def _wide(many: bool, columns: int, short: bool) -> Tiling | None:
     if columns <= 32:
-        return Tiling(32, 16, 2, 1, wide=True) if many else Tiling(32, 4, 4, 4, wide=True)
+        if not many:
+            return Tiling(32, 4, 4, 4, wide=True, unit=128)
+        return Tiling(32, 4, 2, 4, wide=True, unit=128) if short else Tiling(32, 16, 2, 1, wide=True)
     if columns <= 64:
-        return Tiling(64, 16, 2, 1, wide=True) if many else Tiling(64, 4, 4, 4, wide=True)
+        if not many:
+            return Tiling(64, 4, 4, 4, wide=True, unit=128)
+        return Tiling(64, 4, 2, 4, wide=True, unit=128) if short else Tiling(64, 16, 2, 1, wide=True)
     if not many:
         return Tiling(128, 4, 2, 1, wide=True) if columns <= 128 else None
     return Tiling(128 if columns <= 128 else 256, 8, 1, 1, wide=True)

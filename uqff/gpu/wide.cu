@@ -2,45 +2,21 @@
 //
 // A block makes 16 outputs a warp of COLUMNS rows of x.  Weights are decoded, scaled and rounded in the registers that the
 // instructions take them from, while those of the codes before are multiplied; x comes through shared memory, in which
-// it must lie in tiles of 8 rows and 16 bytes and in the order in which lanes have the codes.  spread() brings it there.
+// it must lie in tiles of 8 rows and 16 bytes and in the order in which lanes have the codes.  spread.cu brings it there.
 
-struct Spread {
-    const u8* x;  // [columns, inputs]
-    u8* image;    // [columns / COLUMNS, inputs / 8, COLUMNS, 8]
-    int inputs, columns;
-};
-
-// A thread takes 32 numbers of a row; rows that there are not are zeros.
-template <class Order, int COLUMNS>
-__device__ inline void spread(const Spread& from) {
-    const int row = blockIdx.y * blockDim.x + threadIdx.x, run = blockIdx.x;
-    u32 words[16] = {};
-    if (row < from.columns)
-#pragma unroll
-        for (int i = 0; i < 4; i++) load_words<4>(from.x + ((i64)row * from.inputs + 32 * run + 8 * i) * 2, words + 4 * i);
-    u8* to = from.image + (i64)(row / COLUMNS) * from.inputs * COLUMNS * 2 + ((i64)4 * run * COLUMNS + row % COLUMNS) * 16;
-#pragma unroll
-    for (int i = 0; i < 4; i++) {
-        u32 four[4];
-#pragma unroll
-        for (int t = 0; t < 4; t++) four[t] = words[Order::word(i / 2, i % 2, t)];
-        write_four(to + (i64)i * COLUMNS * 16, four);
-    }
-}
-
-template <class K, int COLUMNS, int WARPS_, int BLOCKS>
+template <class K, int COLUMNS, int WARPS_, int BLOCKS, int LEAST>
 struct WideMemory {
-    static const int ROWS = 16 * WARPS_, UNIT = Fused<K>::CHUNK < 64 ? 64 : Fused<K>::CHUNK;
+    static const int ROWS = 16 * WARPS_, UNIT = Fused<K>::CHUNK < LEAST ? LEAST : Fused<K>::CHUNK;
     static const int WEIGHTS = ROWS * Fused<K>::PITCH, X = UNIT * COLUMNS * 2, ROOM = 232448 / BLOCKS - 1024 - 128;
     static const int AHEAD = 2, LEFT = (ROOM - AHEAD * WEIGHTS) / X, X_AHEAD = LEFT < 2 ? 2 : LEFT > 6 ? 6 : LEFT;
     static const int TERMS = COLUMNS * (ROWS + 4) * 4;
     static const int BUFFERS = X_AHEAD * X + AHEAD * WEIGHTS, BYTES = 128 + (BUFFERS > TERMS ? BUFFERS : TERMS);
 };
 
-template <class K, class P, int COLUMNS, int WARPS_, int SPLITS, int BLOCKS>
+template <class K, class P, int COLUMNS, int WARPS_, int SPLITS, int BLOCKS, int LEAST>
 __device__ inline void multiply_wide(const Product& product) {
     typedef Fused<K> F;
-    typedef WideMemory<K, COLUMNS, WARPS_, BLOCKS> Memory;
+    typedef WideMemory<K, COLUMNS, WARPS_, BLOCKS, LEAST> Memory;
     extern __shared__ __align__(128) u8 shared[];
     const int UNIT = Memory::UNIT, UNITS = STAGE / UNIT, AHEAD = Memory::AHEAD, X_AHEAD = Memory::X_AHEAD;
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, t = lane % 4, rows = product.rows;
@@ -55,6 +31,13 @@ __device__ inline void multiply_wide(const Product& product) {
     u8* xs = shared + 128;
     u8* held = xs + X_AHEAD * Memory::X + warp * 16 * F::PITCH;
 
+    Streams<F> streams;
+    streams.begin(product, 0, row, begin, lane);
+    auto fetch = [&](int stage) {
+        if (stage < mine) streams.fetch(held + stage % AHEAD * Memory::WEIGHTS, lane);
+        end_group();
+    };
+    fetch(0);
     if (threadIdx.x == 0) {
         for (int i = 0; i < X_AHEAD; i++) begin_barrier(full + i, 1), begin_barrier(empty + i, WARPS_);
         publish_barriers();
@@ -64,26 +47,21 @@ __device__ inline void multiply_wide(const Product& product) {
     auto copy_x = [&](int unit, int slot) {
         copy_bulk(xs + slot * Memory::X, x + (i64)unit * Memory::X, Memory::X, full + slot);
     };
+    wait_for_kernels_before();  // weights are on their way
     if (threadIdx.x == 0)
         for (int i = 0; i < X_AHEAD && i < units; i++) copy_x(i, i);
-
-    Streams<F> streams;
-    streams.begin(product, 0, row, begin, lane);
-    streams.fetch(held, lane);
-    end_group();
 
     float sums[COLUMNS / 2];
 #pragma unroll
     for (int i = 0; i < COLUMNS / 2; i++) sums[i] = 0;
-    const int CHUNKS = UNIT / F::CHUNK, EACH = F::CHUNK / 8, REGISTERS = UNIT / 8;
+    const int CHUNKS = UNIT / F::CHUNK, EACH = F::CHUNK / 8, REGISTERS = UNIT / 8, LATER = X_AHEAD > 2 ? 2 : 1;
     u32 a[2][REGISTERS], b[2][REGISTERS];
     const u8* low;
     const u8* high;
     auto begin_stage = [&](int stage) {
         wait_groups<0>();
         __syncwarp();
-        if (stage + 1 < mine) streams.fetch(held + (stage + 1) % AHEAD * Memory::WEIGHTS, lane);
-        end_group();
+        fetch(stage + 1);
         low = held + stage % AHEAD * Memory::WEIGHTS + g * F::PITCH, high = low + 8 * F::PITCH;
         if (F::WINDOW) {
             u64 from = (u64)product.weight.part[0] + (i64)(begin + stage) * F::BYTES[0];
@@ -93,6 +71,14 @@ __device__ inline void multiply_wide(const Product& product) {
     };
     auto decode = [&](int unit, u32* low_pairs, u32* high_pairs) {
         typename F::Row low_row(low), high_row(high);
+        if constexpr (F::template direct<P>()) {
+#pragma unroll
+            for (int i = 0; i < CHUNKS; i++) {
+                F::template rounded<P>(low, low_row, unit * CHUNKS + i, t, low_pairs + i * EACH);
+                F::template rounded<P>(high, high_row, unit * CHUNKS + i, t, high_pairs + i * EACH);
+            }
+            return;
+        }
         float s[F::GROUPS], m[F::GROUPS];
 #pragma unroll
         for (int i = 0; i < CHUNKS; i++) {
@@ -107,7 +93,8 @@ __device__ inline void multiply_wide(const Product& product) {
         begin_stage(0);
         decode(0, a[0], b[0]);
     }
-    int slot = 0, phase = 0, before = 0, before_phase = 0;
+    // While the products of a unit are made, the next one is decoded, and those of the one before are waited for.
+    int slot = 0, phase = 0, free = 0, free_phase = 0;
     for (int stage = 0; stage < mine; stage++) {
 #pragma unroll
         for (int unit = 0; unit < UNITS; unit++) {
@@ -119,22 +106,26 @@ __device__ inline void multiply_wide(const Product& product) {
             for (int k = 0; k < REGISTERS; k += 2)
                 Wide::mma(sums, a[now][k], b[now][k], a[now][k + 1], b[now][k + 1], matrix + (u64)(k * COLUMNS));
             end_wide();
+            wait_wide_before();
+            if (at && lane == 0) arrive(empty + (slot ? slot : X_AHEAD) - 1);
+            // A copy takes the place of a unit that the other warps have most likely done.
+            if (at >= LATER) {
+                if (threadIdx.x == 0 && at - LATER + X_AHEAD < units) {
+                    wait_barrier(empty + free, free_phase);
+                    copy_x(at - LATER + X_AHEAD, free);
+                }
+                if (++free == X_AHEAD) free = 0, free_phase ^= 1;
+            }
             if (unit + 1 < UNITS) decode(unit + 1, a[1 - now], b[1 - now]);
             else if (stage + 1 < mine) {
                 begin_stage(stage + 1);
                 decode(0, a[1 - now], b[1 - now]);
             }
-            wait_wide(sums);
-            if (lane == 0) arrive(empty + slot);
-            // The copy that takes the place of the unit before this one, which the other warps have most likely done.
-            if (threadIdx.x == 0 && at && at - 1 + X_AHEAD < units) {
-                wait_barrier(empty + before, before_phase);
-                copy_x(at - 1 + X_AHEAD, before);
-            }
-            before = slot, before_phase = phase;
             if (++slot == X_AHEAD) slot = 0, phase ^= 1;
         }
     }
+    begin_next_kernel();  // as late as this, so that its blocks find all multiprocessors equally busy
+    wait_wide(sums);
 
     wait_groups<0>();
     end_tile<P, COLUMNS, WARPS_, SPLITS>(sums, (float*)xs, y, rank, block_row, rows, columns, F::finish(product.weight));

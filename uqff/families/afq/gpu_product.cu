@@ -18,6 +18,21 @@ struct Fused<Afq<BITS, GROUP, S>> : Basics {
 #pragma unroll
         for (int i = 0; i < CHUNK / 32; i++) codes<P>(row + 4 * BITS * (CHUNK / 32 * chunk + i) + BITS * t, a + 4 * i);
     }
+    template <class P>
+    __device__ static constexpr bool direct() {
+        return P::BFLOATS && S::BFLOAT;
+    }
+    template <class P>
+    __device__ static void rounded(const u8* row, const Row&, int chunk, int t, u32* a) {
+        const int group = CHUNK * chunk / GROUP;
+        const u32 scale = *(const u16*)(row + BYTES[0] + group * 2) * 0x00010001u;
+        const u32 bias = *(const u16*)(row + BYTES[0] + BYTES[1] + group * 2) * 0x00010001u;
+#pragma unroll
+        for (int i = 0; i < CHUNK / 32; i++) codes<P>(row + 4 * BITS * (CHUNK / 32 * chunk + i) + BITS * t, a + 4 * i);
+#pragma unroll
+        for (int i = 0; i < CHUNK / 8; i++)
+            a[i] = fma_bfloats(BITS < 8 ? subtract_bfloats(a[i], 0x43004300u) : a[i], scale, bias);
+    }
     // Eight codes.
     template <class P>
     __device__ static void codes(const u8* p, u32* a) {
@@ -51,6 +66,7 @@ struct Fused<Afq<BITS, GROUP, S>> : Basics {
 template <int BITS, int GROUP_, class S>
 struct Coded<Afq<BITS, GROUP_, S>> : CodedBasics {
     static const bool AFFINE = true;
+    static const int TOGETHER = GROUP_ < 64 ? 1 : 2;
     __device__ static constexpr int place(int i) { return BITS == 2 || BITS == 8 ? i : FourApart::place(i); }
     __device__ static constexpr int shrunk(int, int i) {
         return BITS == 2 || BITS == 4 ? i % 2 * 4 : BITS == 3 ? i % 3 * 3 : 0;

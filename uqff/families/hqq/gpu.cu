@@ -75,39 +75,56 @@ struct HqqColumns;
 
 template <int BITS, class S, class W>
 struct HqqColumns<Hqq<BITS, 0, S>, W> {
-    static const int PLANES = BITS == 3 ? 10 : 8 / BITS, WORDS = BITS == 3 ? 8 : 2;
+    static const int PLANES = BITS == 3 ? 10 : 8 / BITS, WORDS = BITS == 3 ? 8 : 2, ROWS = BITS == 3 ? 2 : 4;
 
     __device__ static void run(const Weight& weight, u8* out) {
+        begin_next_kernel();
+        wait_for_kernels_before();
         const i64 columns = weight.number[1], height = weight.number[2], rows = weight.number[0] / columns;
         const i64 column = 8 * ((i64)blockIdx.x * blockDim.x + threadIdx.x);
         if (column >= columns) return;
         float scales[8], zeros[8];
         load_eight<S>(weight.part[1] + column * S::SIZE, scales);
         load_eight<S>(weight.part[2] + column * S::SIZE, zeros);
-#pragma unroll 2
-        for (i64 packed = blockIdx.y; packed < height; packed += gridDim.y) {
-            u32 words[WORDS];
-            const u8* from = weight.part[0] + (packed * columns + column) * (WORDS / 2);
-            if (BITS == 3) load_words<4>(from, words), load_words<4>(from + 16, words + WORDS - 4);
-            else load_words<2>(from, words);
+        // All loads of a few rows are under way before the first numbers are written.
+        for (i64 first = blockIdx.y; first < height; first += ROWS * (i64)gridDim.y) {
+            u32 words[ROWS][WORDS];
 #pragma unroll
-            for (int plane = 0; plane < PLANES; plane++) {
-                const i64 row = plane * height + packed;
-                if (row >= rows) break;
-                const int shift = BITS * (PLANES - 1 - plane);
-                float values[8];
+            for (int i = 0; i < ROWS; i++) {
+                const i64 packed = first + i * (i64)gridDim.y;
+                if (packed >= height) break;
+                const u8* from = weight.part[0] + (packed * columns + column) * (WORDS / 2);
+                if (BITS == 3) load_words<4>(from, words[i]), load_words<4>(from + 16, words[i] + WORDS - 4);
+                else load_words<2>(from, words[i]);
+            }
 #pragma unroll
-                for (int i = 0; i < 8; i++) {
-                    u32 q = BITS == 3 ? words[BITS == 3 ? i : 0] >> shift & 7u
-                                      : words[BITS == 3 ? 0 : i / 4] >> shift & 0x01010101u * ((1u << BITS) - 1);
-                    values[i] = (code(q, BITS == 3 ? 0 : i % 4, 0) - zeros[i]) * scales[i];
-                }
+            for (int i = 0; i < ROWS; i++) {
+                const i64 packed = first + i * (i64)gridDim.y;
+                if (packed >= height) break;
+                write(words[i], packed, height, rows, columns, column, scales, zeros, out);
+            }
+        }
+    }
+    // The numbers of packed codes of eight columns.
+    __device__ static void write(const u32* words, i64 packed, i64 height, i64 rows, i64 columns, i64 column,
+                                 const float* scales, const float* zeros, u8* out) {
 #pragma unroll
-                for (int run = 0; run < 8; run += W::RUN) {
-                    u32 made[4];
-                    W::pack(values + run, made);
-                    write_run<W>(out, row * columns + column + run, made);
-                }
+        for (int plane = 0; plane < PLANES; plane++) {
+            const i64 row = plane * height + packed;
+            if (row >= rows) break;
+            const int shift = BITS * (PLANES - 1 - plane);
+            float values[8];
+#pragma unroll
+            for (int i = 0; i < 8; i++) {
+                u32 q = BITS == 3 ? words[BITS == 3 ? i : 0] >> shift & 7u
+                                  : words[BITS == 3 ? 0 : i / 4] >> shift & 0x01010101u * ((1u << BITS) - 1);
+                values[i] = (code(q, BITS == 3 ? 0 : i % 4, 0) - zeros[i]) * scales[i];
+            }
+#pragma unroll
+            for (int run = 0; run < 8; run += W::RUN) {
+                u32 made[4];
+                W::pack(values + run, made);
+                write_run<W>(out, row * columns + column + run, made);
             }
         }
     }

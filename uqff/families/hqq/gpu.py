@@ -94,7 +94,7 @@ def _multiply(stored: Stored, x: torch.Tensor, rows: int) -> torch.Tensor | None
         kernel = _kernel("HqqProduct given", entry(stored.decoder, dtype, width, tiles), what, x.device.index)
         weight = kernels.Weight.of(stored, rows * inputs)
         given = HqqProduct(weight, x.data_ptr(), y.data_ptr(), rows, inputs, columns)
-        kernel.launch((rows // GROUP, GROUP // TILE // tiles), kernels.THREADS, given)
+        kernel.launch_early((rows // GROUP, GROUP // TILE // tiles), kernels.THREADS, given)
     return y
 
 
@@ -109,7 +109,7 @@ def _numbers_into(stored: Stored, out: torch.Tensor) -> None:
         body = numbers_entry(stored.decoder, dtype)
         kernel = _kernel("Weight weight, u8* out", body, f"{stored.decoder} to {dtype.name}", out.device.index)
         weight, to = kernels.Weight.of(stored, out.numel()), ctypes.c_void_p(out.data_ptr())
-        kernel.launch((blocks, max(1, min(height, MANY // blocks))), kernels.THREADS, weight, to)
+        kernel.launch_early((blocks, max(1, min(height, MANY // blocks))), kernels.THREADS, weight, to)
 
 
 def tiles_for(rows: int, multiprocessors: int) -> int:

@@ -115,6 +115,7 @@ struct HqqMultiply<Hqq<BITS, AXIS, S>, T, COLUMNS, TILES> {
                           (i64)blockIdx.x * inputs * C::BYTES * (AXIS == 0 ? 1 : C::HEIGHT);
         const u8 *scales = product.weight.part[1], *zeros = product.weight.part[2];
         float sums[TILES][N][2] = {}, constant[COLUMNS] = {};
+        wait_for_kernels_before();
 
         for (int begin = 0; begin < inputs; begin += INPUTS) {
             const int count = inputs - begin < INPUTS ? inputs - begin : INPUTS, chunks = count / HQQ_GROUP;
@@ -194,6 +195,7 @@ struct HqqMultiply<Hqq<BITS, AXIS, S>, T, COLUMNS, TILES> {
             }
             __syncthreads();
         }
+        begin_next_kernel();  // as late as this, so that its blocks find all multiprocessors equally busy
         // The terms of the warps are added up in their order.
         float* terms = (float*)shared;
 #pragma unroll

@@ -14,6 +14,16 @@ struct Fused<Mxfp4> : Basics {
         for (int i = 0; i < 4; i++) a[i] = P::e2m1(w >> 4 * i & 0x000F000Fu);
         s[0] = bits_to_float((u32)row[128 + chunk] << 23);
     }
+    template <class P>
+    __device__ static constexpr bool direct() {
+        return P::BFLOATS;
+    }
+    template <class P>
+    __device__ static void rounded(const u8* row, const Row&, int chunk, int t, u32* a) {
+        const u32 w = load_u32<4>(row + 16 * chunk + 4 * t), scale = row[128 + chunk] * 0x00800080u;
+#pragma unroll
+        for (int i = 0; i < 4; i++) a[i] = multiply_bfloats(P::e2m1(w >> 4 * i & 0x000F000Fu), scale);
+    }
 };
 
 // A nibble with its exponent in a float16's is 2^14 times too small.
