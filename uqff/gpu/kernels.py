@@ -148,8 +148,10 @@ def multiply(stored: Stored, x: torch.Tensor, rows: int) -> torch.Tensor | None:
 
     Args:
         stored: the weight, ``[rows, in]``.
-        x: bfloat16 or float16 ``[..., in]``, of at most :data:`WIDEST` rows, on the device of the weight.
+        x: bfloat16 or float16 ``[..., in]``, of at most :func:`widest` rows, on the device of the weight.
         rows: outputs.
+
+    In a graph that is being recorded the weight is read before kernels before have ended: none of them may write it.
 
     Returns:
         ``[..., rows]`` in the dtype of ``x``; None if no kernel does it.
