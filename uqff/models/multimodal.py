@@ -230,6 +230,7 @@ MULTIMODAL: Final = (
                 "vision_config.num_global_layers",
             ),
         ),
+        runs_as=("mllama",),
     ),
     Architecture(
         "Mistral 3",
@@ -281,6 +282,7 @@ MULTIMODAL: Final = (
             Tower("vision_model.model.layers", (*ATTENTION, "mlp.fc1", "mlp.fc2"), DEPTH),
             Tower("vision_model.vision_adapter.mlp", ("fc1", "fc2")),
         ),
+        runs_as=("llama4_text",),
     ),
     Architecture(
         "Qwen3.5 with vision",

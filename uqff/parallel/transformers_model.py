@@ -170,10 +170,16 @@ def known_values(values: Mapping[str, Any], kind: str | None = None) -> dict[str
 def _own_values(kind: str) -> set[str]:
     """The keys that the configurations of an architecture have and others have not: none of these loads code."""
     library = _transformers()
-    made = library.CONFIG_MAPPING[kind]
+    made = _config_class(kind)
     common = library.PretrainedConfig().to_dict()
     own = {name for name in made().to_dict() if name not in common and not name.startswith(("_", "output_"))}
     return own | set(made.attribute_map)
+
+
+def _config_class(kind: str) -> Any:
+    """The configuration of an architecture's language model, which may stand within a larger one (Llama 3.2 Vision)."""
+    made = _transformers().CONFIG_MAPPING[kind]
+    return getattr(made, "sub_configs", {}).get("text_config", made)
 
 
 def _told(values: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -203,10 +209,17 @@ def build(values: Mapping[str, Any], dtype: torch.dtype) -> torch.nn.Module:
     """
     kind, library = model_type(values), _transformers()
     try:
-        config = library.CONFIG_MAPPING[kind].from_dict(known_values(_told(values), kind) | {"model_type": kind})
+        made = _config_class(kind)
+        within = made is not library.CONFIG_MAPPING[kind]
+        config = made.from_dict(known_values(_told(values), kind) | {"model_type": made.model_type if within else kind})
         setattr(config, "dtype" if hasattr(config, "dtype") else "torch_dtype", dtype)
         with torch.device("meta"):
-            model: torch.nn.Module = library.AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+            model: torch.nn.Module
+            if within:
+                causal = library.models.auto.modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[kind]
+                model = getattr(library, causal)(config)
+            else:
+                model = library.AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     except Exception as error:
         raise FormatError(
             "transformers does not take the configuration",
