@@ -1,4 +1,4 @@
-"""Settings of the whole suite: how hypothesis searches, and where the golden files are."""
+"""Settings of the whole suite: how hypothesis searches, how threads wait, and which tests need a GPU."""
 
 from __future__ import annotations
 
@@ -6,6 +6,10 @@ import os
 
 import pytest
 from hypothesis import HealthCheck, settings
+
+# Torch's threads spin while they wait for each other. Where several processes share few cores, this takes most of what
+# there is: of tests of models, three quarters of the processor time and more. OpenMP asks once, when torch is imported.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 settings.register_profile(
     "ci",

@@ -21,6 +21,7 @@ The clients are installed once, into `.venvs/` at the root of the repository.
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import tempfile
@@ -340,8 +341,12 @@ def check_side_by_side(tables: Sequence[str], options: Sequence[str], find: Call
     def run(table: str) -> subprocess.CompletedProcess[str]:
         given = [f"--client={client.python}" for client in clients.result().values()] if table not in ALONE else []
         command = [sys.executable, "-m", "tools.interop", *options, *given, f"--only={table}"]
-        return subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+        return subprocess.run(
+            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False, env=environment
+        )
 
+    # Torch's threads do not spin while they wait for each other: other processes need the cores.
+    environment = {"OMP_WAIT_POLICY": "PASSIVE", **os.environ}
     failed: dict[str, str] = {}
     with ThreadPoolExecutor(2) as pool:
         clients = pool.submit(find)  # begun before all that wait for it
