@@ -92,17 +92,21 @@ class _Searched:
     """Scales of blocks that each quantise by themselves.
 
     Attributes:
+        unit: inputs of a block.
         together: rows that may share scales: one, or all where slices of rows do not quantise by themselves.
     """
 
     def __init__(self, planned: QuantizedTensor, dtype: DType, make: Make) -> None:
+        self.unit = planned.scale_inputs
         self.together = 1 if planned.alignment(0) == 1 else planned.shape[0]
         self._dtype, self._make = dtype, make
 
     def record(self, targets: F32, weights: Wide) -> QuantizedTensor:
-        """A block of weights ``[rows, unit]``, with the scales that suit these numbers."""
+        """Weights of one or several blocks ``[rows, in]``, with the scales that suit these numbers."""
+        blocks = weights.reshape(-1, self.unit)
+        importance = (blocks / blocks.mean(1, keepdims=True)).astype(np.float32).reshape(1, -1)
         part = Loaded(Floats(np.ascontiguousarray(targets).view(np.uint32), DType.F32), self._dtype, rounded=False)
-        return self._make(part, Effort("best", (weights / weights.mean()).astype(np.float32)[None]))
+        return self._make(part, Effort("best", importance))
 
     def of(self, targets: F32, weights: Wide, place: Index) -> tuple[Wide, Wide]:
         """Offsets and steps of a block, ``[unit, rows]``, its inputs in the order of ``place``."""
@@ -120,16 +124,17 @@ class _Fixed:
 
 
 def _matrix(weight: F32, hessian: F32, planned: QuantizedTensor, dtype: DType, make: Make) -> QuantizedTensor:
-    """A matrix whose scales are of some inputs each: block after block, and joined."""
+    """A matrix whose scales are of some inputs each: block after block; at the end many blocks at once, and joined."""
     assert planned.code_values is not None
-    unit, scales = planned.scale_inputs, _Searched(planned, dtype, make)
-    turns = _Turns(hessian, unit, planned.code_values, scales)
+    scales = _Searched(planned, dtype, make)
+    turns = _Turns(hessian, scales.unit, planned.code_values, scales)
     targets, codes = turns.take(weight)
+    width = max(scales.unit, CHUNK // len(weight) // scales.unit * scales.unit)
     slices = []
-    for start in range(0, weight.shape[1], unit):
-        block = slice(start, start + unit)
-        record = scales.record(targets[:, block], turns.weights[block])
-        slices.append((start, record.with_codes(np.ascontiguousarray(codes[:, block]))))
+    for start in range(0, weight.shape[1], width):
+        some = slice(start, start + width)
+        record = scales.record(targets[:, some], turns.weights[some])
+        slices.append((start, record.with_codes(np.ascontiguousarray(codes[:, some]))))
     return planned.join(slices, 1)
 
 
