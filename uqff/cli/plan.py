@@ -67,7 +67,8 @@ def _fixed(ctx: click.Context, parameter: click.Parameter, values: tuple[str, ..
     type=click.Choice(["engine", "best"]),
     default="engine",
     show_default=True,
-    help="As for quantize, which must be given the same.",
+    help="As for quantize, which must be given the same. Not calibrated, which takes too long to try on every type of "
+    "every layer: plan with best, and quantize the mix with calibrated.",
 )
 @click.option("--types", "kinds", multiple=True, callback=_kinds, metavar="TYPE,...", help="Types that may be used.")
 @click.option("--fix", "fixed", multiple=True, callback=_fixed, metavar="MODULE=TYPE", help="As --fix lm_head=q6k.")

@@ -78,7 +78,7 @@ def quantize(w: FloatArray, bits: int, group_size: int) -> tuple[ByteArray, Floa
 STARTS = {
     bits: fitting.affine_starts(2**bits - 1, most=most, count=count, apart=apart)
     for bits, most, count, apart in (
-        (2, 0.3, 6, None),
+        (2, 0.3, 6, 3),
         (3, 0.14, 6, 3),
         (4, 0.06, 5, 3),
         (6, 0.02, 5, 3),
