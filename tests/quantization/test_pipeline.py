@@ -312,6 +312,25 @@ def test_residual_tiles_do_not_show(source: Path, tmp_path: Path, monkeypatch: p
     assert whole.read_bytes() == tiles.read_bytes()
 
 
+@pytest.mark.parametrize(
+    ("name", "problem"),
+    [
+        ("Gemma3nForConditionalGeneration", "whose layers are not declared here; Gemma 3n: nothing proves"),
+        ("Phi4MMForCausalLM", "whose layers are not declared here; Phi-4-MM: its layers are sums"),
+        (None, r"Mistral's own layout, .*: expected config\.json, .*, got params\.json"),
+    ],
+)
+def test_what_the_engine_loads_and_is_not_written(source: Path, tmp_path: Path, name: str | None, problem: str) -> None:
+    """It is said by name, and why; layers by a pattern are another matter."""
+    (source / "config.json").write_text(json.dumps({"architectures": [name]}))
+    if name is None:
+        (source / "config.json").rename(source / "params.json")
+    with pytest.raises(UnsupportedError, match=problem) as caught:
+        quantize(source, tmp_path / "out", ["q8_0"])
+    assert caught.value.file is not None
+    quantize(source, tmp_path / "out", ["q8_0"], layers=Pattern(r"mlp\.(up|down)_proj"))
+
+
 def test_unknown_architectures_need_a_pattern(source: Path, tmp_path: Path) -> None:
     (source / "config.json").write_text('{"architectures": ["BertModel"]}')
     with pytest.raises(UnsupportedError, match="unknown architecture: expected one of Llama, Mistral"):

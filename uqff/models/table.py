@@ -18,6 +18,12 @@ LANGUAGE_MODEL_PREFIX: Final = "_mistralrs_use_language_model_prefix"
 ARCHITECTURES: Final = (*TEXT, *MULTIMODAL)
 """The architectures whose layers are known."""
 
+UNPROVED: Final = {
+    "Gemma3nForConditionalGeneration": "Gemma 3n: nothing proves here which layers of its towers the engine quantises",
+    "Phi4MMForCausalLM": "Phi-4-MM: its layers are sums of a base layer and adapters, which are not added up here",
+}
+"""Architectures that the engine loads and that are not declared, and why."""
+
 _BY_CLASS = {name: architecture for architecture in ARCHITECTURES for name in architecture.classes}
 
 
@@ -25,7 +31,7 @@ def architecture_of(config: Mapping[str, Any]) -> Architecture:
     """The architecture that a ``config.json`` names.
 
     Raises:
-        UnsupportedError: none, or an unknown one; the known ones are listed.
+        UnsupportedError: none, or an unknown one; the known ones are listed, or it is said why it is not one of them.
     """
     names = config.get("architectures")
     for name in names if isinstance(names, list) else ():
@@ -34,6 +40,13 @@ def architecture_of(config: Mapping[str, Any]) -> Architecture:
             if architecture.title == "Gemma 3 text" and config.get(LANGUAGE_MODEL_PREFIX) is True:
                 return replace(architecture, decoder="language_model.model", head="language_model.lm_head")
             return architecture
+    for name in names if isinstance(names, list) else ():
+        if isinstance(name, str) and name in UNPROVED:
+            raise UnsupportedError(
+                f"the engine loads this architecture, whose layers are not declared here; {UNPROVED[name]}",
+                field="config.architectures",
+                got=name,
+            )
     raise UnsupportedError(
         "unknown architecture",
         field="config.architectures",

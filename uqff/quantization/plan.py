@@ -148,6 +148,10 @@ class Goal:
         ]
 
 
+MISTRALS_OWN: Final = "params.json"
+"""The configuration of models in the layout of their authors."""
+
+
 @dataclass(frozen=True)
 class PlannedLayer:
     """A layer of one output before it is made.
@@ -196,6 +200,12 @@ def plan_model(
         UqffError: the architecture is unknown, or the checkpoint lacks a weight or has one that is no matrix.
     """
     with located(file=checkpoint.path):
+        if layers is None and not checkpoint.config and (checkpoint.path / MISTRALS_OWN).is_file():
+            raise UnsupportedError(
+                "Mistral's own layout, as Voxtral has it: its names are not known here",
+                expected="config.json, and tensors by the names of transformers",
+                got=MISTRALS_OWN,
+            )
         chosen = linear_weights(checkpoint.config, _shapes(checkpoint)) if isinstance(layers, str) else layers
         if version < FIRST:
             return [_of_blob(checkpoint, name) for name in _blob_names(checkpoint, chosen)]
