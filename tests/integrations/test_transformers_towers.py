@@ -165,12 +165,14 @@ def test_quantised_while_it_is_loaded(name: str, written: Written, tmp_path: Pat
 
 
 @reads
-def test_the_language_model_of_a_larger_one(written: Written) -> None:
-    """Where transformers gives one, of which no tower is asked for: the logits of load_model."""
+def test_the_language_model_of_a_larger_one(written: Written, tmp_path: Path) -> None:
+    """Where transformers gives one, of which no tower is asked for: the logits of load_model; it is not saved."""
     source, ids = written("Qwen3.5-MoE") / "uqff", {"input_ids": torch.tensor([[5, 9, 17, 30]])}
     model = transformers.AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
     assert type(model).__name__ == "Qwen3_5MoeForCausalLM"
     assert (_logits(model, ids) - _logits(uqff.load_model(source), ids)).abs().max() <= CLOSE
+    with pytest.raises(UnsupportedError, match="out of a larger one cannot be saved by itself"):
+        model.save_pretrained(tmp_path / "saved")
 
 
 def _on_ranks(comm: Comm, directory: Path) -> tuple[list[int], Any]:

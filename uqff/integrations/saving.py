@@ -27,7 +27,7 @@ from uqff.errors import UnsupportedError
 from uqff.families import stack
 from uqff.families.part import Part
 from uqff.inspection.report import report
-from uqff.integrations.whole import NAMES_KEY, WholeModel, WholePaths
+from uqff.integrations.whole import NAMES_KEY, WholeModel, WholePaths, is_known
 from uqff.models.config import config_to_write, read_config
 from uqff.models.renaming import ModulePaths
 from uqff.parallel.layer import QuantizedLayer
@@ -57,12 +57,19 @@ def save_pretrained(model: Any, directory: str | os.PathLike[str], **options: An
         options: of ``save_pretrained`` of ``transformers``; none is known.
 
     Raises:
-        UnsupportedError: an option; the model is shared by several ranks; the current directory.
+        UnsupportedError: an option; the model is shared by several ranks, or a part of one with towers; the current
+            directory.
         UqffError: a layer cannot be written.
     """
     unknown = sorted(name for name, value in options.items() if value)
     if unknown:
         raise UnsupportedError("options that saving UQFF does not know", got=", ".join(unknown))
+    if not is_known(model):
+        raise UnsupportedError(
+            "a language model out of a larger one cannot be saved by itself",
+            expected="all of it, as AutoModelForImageTextToText loads it",
+            got=type(model).__name__,
+        )
     named, towers = {"architectures": [type(model).__name__]}, getattr(model, NAMES_KEY, None)
     paths = ModulePaths(named) if towers is None else WholePaths(named, towers)
     view = model if towers is None else WholeModel(model)
