@@ -22,11 +22,14 @@ JOBS ?= $(shell getconf _NPROCESSORS_ONLN)
 TIME ?= 300
 ENGINE ?= own
 
+# Two processes, each file in one of them: what its tests share, compiled libraries and models, is made once.
+TWO := -n 2 --dist loadfile
+
 # For `make test-oldest` and `make test-newest`: an index with torch's wheels for CPUs (PyPI's bring CUDA, several
 # gigabytes), another version of torch than the oldest or newest, and what pytest is given.
 TORCH_INDEX ?=
 TORCH ?=
-TESTS ?= -n 2
+TESTS ?= $(TWO)
 
 .PHONY: help setup demo test test-gpu test-oldest test-newest cpus checks docs lint bench quality interop vectors golden crash fuzz clean
 
@@ -54,7 +57,7 @@ demo: $(VENV)/.demo
 	$(BIN)/python -m tools.demo --types "$(TYPES)" $(if $(MODEL),--model "$(MODEL)")
 
 test: $(VENV)/.test
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest $(TWO)
 
 # Of the Python at hand, which has torch with CUDA; tests/README.md says what else it needs.
 test-gpu:
