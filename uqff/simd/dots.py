@@ -18,6 +18,7 @@ Registers of eight lanes, because that is what one instruction of AVX2 leaves: l
 ``shifter``          a function ``(I32_8) -> I32_8``: lanes shifted right, each by a number of its own
 ``masker``           a function ``(I32_8) -> I32_8``: some bits of each lane
 ``as_words``         ``(I32_8) -> I16``: the same bits
+``signed_high_bytes`` ``(I32_8) -> I16``: of each two bytes the second, as a signed number
 ``load_sums``        ``(bytes, at) -> I32_8``, likewise
 ``store_sums``       ``(bytes, at, I32_8)``, likewise
 ``to_floats``        ``(I32_8) -> F32_8``
@@ -64,6 +65,7 @@ __all__ = [
     "quads",
     "scaled_quads",
     "shifter",
+    "signed_high_bytes",
     "signed_quads",
     "spread_8",
     "store_sums",
@@ -240,6 +242,16 @@ def picker(chosen: Sequence[int | None]) -> Any:
         return (signature(I32_8, U8), generate) if twice is U8 else None
 
     return intrinsic(pick)
+
+
+@intrinsic
+def signed_high_bytes(_typing: Any, lanes: Any) -> Any:
+    """Of each two bytes the second, as a signed word."""
+
+    def generate(_context: Any, builder: Any, _sig: Any, args: Any) -> Any:
+        return builder.ashr(builder.bitcast(args[0], _WORDS), ir.Constant(_WORDS, [8] * LANES))
+
+    return (signature(I16, I32_8), generate) if lanes is I32_8 else None
 
 
 def _with_constants(instruction: str, numbers: Sequence[int]) -> Any:

@@ -110,9 +110,13 @@ def load_nibbles(_typing: Any, array: Any, at: Any) -> Any:
 
     def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         packed = builder.load(_address(context, builder, sig.args[0], args[0], args[1], _of(_I8)), align=1)
-        low = builder.and_(packed, ir.Constant(_of(_I8), [0x0F] * LANES))
-        high = builder.lshr(packed, ir.Constant(_of(_I8), [4] * LANES))
-        return shuffled(builder, low, high, list(range(2 * LANES)))
+        # Both halves of a register from memory, which takes none of the few ports that move bytes between them.
+        words = ir.VectorType(_INT32, LANES // 2)
+        twice = builder.bitcast(shuffled(builder, packed, packed, [*range(LANES)] * 2), words)
+        shifts = ir.Constant(words, [0] * (LANES // 4) + [4] * (LANES // 4))
+        return builder.bitcast(
+            builder.and_(builder.lshr(twice, shifts), ir.Constant(words, [0x0F0F0F0F] * 8)), LLVM[U8]
+        )
 
     return (signature(U8, array, types.intp), generate) if _is_array(array) else None
 

@@ -43,6 +43,7 @@ from uqff.simd.dots import (
     quads,
     scaled_quads,
     shifter,
+    signed_high_bytes,
     signed_quads,
     spread_8,
     store_sums,
@@ -317,13 +318,17 @@ def _four_planes(qs, codes, i, scales, a, b, c, d):
     return found + scaled_quads(qs >> 6, load_bytes(codes, i + 96), word_of_halves(scales, d))
 
 
+_EVENS_AND_ODDS = (*range(0, 16, 2), *range(1, 16, 2))
+_evens_and_odds_low = picker([each for j in _EVENS_AND_ODDS for each in (j, None)])
+_evens_and_odds_high = picker([each for j in _EVENS_AND_ODDS for each in (None, j)])
+
+
 @_product("Q2K", at_.Q2K_DMIN)
 def _q2k(data, at, codes, i, beside, j):
-    packed = load_u8_words(data, at + at_.Q2K_SCALES)
-    scales = evens_and_odds(packed & 0x0F)
+    scales = as_words(_evens_and_odds_low(load_twice(data, at + at_.Q2K_SCALES))) & 0x0F
     found = _four_planes(load_bytes(data, at + at_.Q2K_QS), codes, i, scales, 0, 1, 2, 3)
     found = found + _four_planes(load_bytes(data, at + at_.Q2K_QS + 32), codes, i + 128, scales, 4, 5, 6, 7)
-    return found, pairs(packed >> 4, load_words(beside, j))
+    return found, pairs(load_u8_words(data, at + at_.Q2K_SCALES) >> 4, load_words(beside, j))
 
 
 # The scales of Q3K: low nibbles of eight bytes, then high ones; and two bits each of four more bytes, in turn.
@@ -424,7 +429,7 @@ def _q6k_half(a, b, qh, codes, i, scales, s, t, u, v):
 @_product("Q6K")
 def _q6k(data, at, codes, i, beside, j):
     small = load_i8_words(data, at + at_.Q6K_SCALES)
-    scales = evens_and_odds(small)
+    scales = signed_high_bytes(_evens_and_odds_high(load_twice(data, at + at_.Q6K_SCALES)))
     a, b = load_bytes(data, at + at_.Q6K_QL), load_bytes(data, at + at_.Q6K_QL + 32)
     found = _q6k_half(a, b, load_bytes(data, at + at_.Q6K_QH), codes, i, scales, 0, 1, 2, 3)
     a, b = load_bytes(data, at + at_.Q6K_QL + 64), load_bytes(data, at + at_.Q6K_QL + 96)
