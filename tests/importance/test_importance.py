@@ -163,3 +163,18 @@ def test_any_truncation_is_refused(importance: Importance, tmp_path: Path) -> No
                     Importance.open(tmp_path / name)
     with pytest.raises(UnsupportedError, match="unknown form"):
         importance.save(tmp_path / "m.txt")
+
+
+def test_an_expert_by_itself_of_a_file_that_does_not_tell_how_many_there_are(tmp_path: Path) -> None:
+    """The engine's form has the inputs of all experts in one row: each expert gets its own."""
+    name = "model.layers.0.mlp.experts.down_proj"
+    sums = np.arange(1, 13, dtype=np.float32).reshape(3, 4)
+    Importance({name: InputSquares(sums, np.ones(3, np.int64))}).save(tmp_path / "m.cimatrix")
+    found = Importance.open(tmp_path / "m.cimatrix")
+    assert found[name].sums.shape == (1, 12)
+    for expert in range(3):
+        one = found.of(f"model.layers.0.mlp.experts.{expert}.down_proj", (8, 4))
+        assert one is not None
+        assert np.array_equal(one / one[0], sums[expert] / sums[expert, 0])
+    with pytest.raises(ShapeError, match="importance does not fit"):
+        found.of("model.layers.0.mlp.experts.0.down_proj", (8, 5))

@@ -132,10 +132,11 @@ class Importance(Mapping[str, InputSquares]):
             return None
         squares = self._entries[key]
         expert = expert_of(module) if len(shape) == 2 else None
+        count = squares.sums.size // shape[-1]  # of experts, also in a file that does not tell how many there are
         try:
-            if expert is None or len(squares.sums) <= expert:
+            if expert is None or count <= expert:
                 return squares.importance(shape)
-            one: Floats32 = squares.importance((len(squares.sums), *shape))[expert]
+            one: Floats32 = squares.importance((count, *shape))[expert]
             return one
         except ShapeError as error:
             raise error.within(layer=module) from None
