@@ -27,10 +27,10 @@ from numba import types
 
 from uqff.simd.bits import bits_of
 from uqff.simd.compiling import inline, kernel, overload
+from uqff.simd.crew import Shared
 from uqff.simd.load_store import load_f32, store_f32
 from uqff.simd.output import F32, Bytes, over, put_pair
 from uqff.simd.scratch import scratch
-from uqff.simd.threads import run_ranges
 from uqff.simd.vectors import LANES, multiply_add, splat, total
 
 __all__ = ["CHUNK", "GRAIN", "PAIR", "PITCH", "ROWS", "WIDTH", "Decoder", "Decoding", "add_part"]
@@ -44,6 +44,7 @@ CHUNK: Final = 512
 """Numbers of each row in a tile, which takes 24 of the 32 KiB that most CPUs have; a multiple of all items."""
 PITCH: Final = CHUNK + WIDTH
 """From a row of a tile to the next: the last chunk of a row is longer, if less than a vector would be left."""
+TILE: Final = ROWS * PITCH
 PAIR: Final = 2
 """Rows of activations that are multiplied together."""
 
@@ -106,8 +107,12 @@ class Decoder:
 
         return self._kernel(dequantize)
 
+    def _shared(self, function: Callable[..., Any]) -> Shared:
+        function.__qualname__ = f"{self._name}.{function.__name__}"
+        return Shared(function)
+
     @cached_property
-    def multiply(self) -> Callable[..., None]:
+    def multiply(self) -> Shared:
         """``(parts, x, y, first, items, planes, stride, lo, hi)``: numbers of the product with one row of activations.
 
         ``x`` is ``[1, columns]``, a multiple of :data:`WIDTH`, and a row of the weight as many numbers, or ``items``
@@ -127,10 +132,10 @@ class Decoder:
                     decode(parts, (given, sums, at * columns), F32, at * items, (at + 1) * items)
                     made[row] = total(load_f32(sums, 0) + load_f32(sums, LANES))
 
-        return self._kernel(multiply)
+        return self._shared(multiply)
 
     @cached_property
-    def multiply_row(self) -> Callable[..., None]:
+    def multiply_row(self) -> Shared:
         """:attr:`multiply` where there is :attr:`order`; ``x`` is in that order."""
         product: Any = self._row
 
@@ -142,19 +147,18 @@ class Decoder:
                     at = first + row
                     made[row] = product(parts, given, at * items, (at + 1) * items)
 
-        return self._kernel(multiply_row)
+        return self._shared(multiply_row)
 
     @cached_property
-    def multiply_many(self) -> Callable[..., None]:
+    def multiply_many(self) -> Shared:
         """The same with several rows of activations, of any number of ``columns`` from :data:`WIDTH` on.
 
-        ``x`` has zeros behind them, up to a multiple of :data:`LANES`; ``columns`` comes before ``items``, and
-        ``tile``, which is room for :data:`ROWS` times :data:`PITCH` float32s, after ``y``.
+        ``x`` has zeros behind them, up to a multiple of :data:`LANES`; ``columns`` comes before ``items``.
         """
         decode = self.decode
 
-        def multiply_many(parts, x, y, tile, first, columns, items, planes, stride, lo, hi):
-            size, rows = columns // items, scratch(ROWS, np.int64)
+        def multiply_many(parts, x, y, first, columns, items, planes, stride, lo, hi):
+            size, rows, tile = columns // items, scratch(ROWS, np.int64), scratch(TILE, np.float32)
             begin = lo
             while begin < hi:
                 count = 0
@@ -180,7 +184,7 @@ class Decoder:
                             _multiply_tile(tile, rows, i, min(3, count - i), x, row, start, width, y)
                     start += width
 
-        return self._kernel(multiply_many)
+        return self._shared(multiply_many)
 
 
 class Decoding(NamedTuple):
@@ -232,27 +236,17 @@ class Decoding(NamedTuple):
         by_row = self._by_row(x)
         if by_row is not None:
             one, given = by_row
-            if planes * stride <= grain:
-                one(parts, given, y, first, items, planes, stride, 0, planes * stride)
-                return
-            run_ranges(
-                lambda lo, hi: one(parts, given, y, first, items, planes, stride, lo, hi), planes * stride, grain=grain
-            )
+            one((parts, given, y, first, items, planes, stride), planes * stride, grain=grain)
             return
-        many = self.decoder.multiply_many
         if columns % LANES:
             padded = np.zeros((len(x), -(-columns // LANES) * LANES), np.float32)
             padded[:, :columns] = x
             x = padded
-
-        def work(lo: int, hi: int) -> None:
-            tile = np.empty(ROWS * PITCH, np.float32)
-            many(parts, x, y, tile, first, columns, items, planes, stride, lo, hi)
-
         grain = -(-max(GRAIN // (columns * len(x)), 1) // ROWS) * ROWS
-        run_ranges(work, planes * stride, grain=grain)
+        many = self.decoder.multiply_many
+        many((parts, x, y, first, columns, items, planes, stride), planes * stride, grain=grain)
 
-    def _by_row(self, x: Floats) -> tuple[Callable[..., None], Floats] | None:
+    def _by_row(self, x: Floats) -> tuple[Shared, Floats] | None:
         """What multiplies with one row of activations, and what it takes for them; None if that is for many rows."""
         decoder, order, columns = self.decoder, self.decoder.order, x.shape[1]
         if len(x) != 1 or columns % WIDTH or self.alone is not None:

@@ -26,6 +26,7 @@ from uqff.families.gguf.reference_product import ACTIVATIONS
 from uqff.simd.arithmetic import BELOW_HALF, ONE, ZERO, largest_magnitude, reciprocal
 from uqff.simd.bits import bits_of, f16_bits, f16_value
 from uqff.simd.compiling import inline, kernel
+from uqff.simd.crew import Shared
 from uqff.simd.dots import (
     as_words,
     evens_and_odds,
@@ -55,7 +56,6 @@ from uqff.simd.dots import (
 from uqff.simd.load_store import load_bytes, load_f32, load_nibbles, load_u32, store_u8
 from uqff.simd.output import f16, f32, read_ahead
 from uqff.simd.scratch import scratch
-from uqff.simd.threads import run_ranges
 from uqff.simd.vectors import as_f32, as_i32, spread_bits, truncated
 
 if TYPE_CHECKING:
@@ -201,7 +201,7 @@ class Product:
         self._minimum = minimum
 
     @cached_property
-    def multiply(self) -> Callable[..., None]:
+    def multiply(self) -> Shared:
         """``(data, codes, scales, beside, y, first, lo, hi)``: rows ``[lo, hi)`` of ``y``, of the weight from first."""
         types, block, kept = self.block_type, self._block, BESIDE[ACTIVATIONS[self.block_type.name].name]
         type_size, size, minimum = types.type_size, types.block_size, self._minimum or 0
@@ -254,7 +254,7 @@ class Product:
 
         chosen = plain if self._minimum is None else legacy if size == QK else affine
         chosen.__qualname__ = f"gguf{types.name}.multiply"
-        return kernel(chosen)
+        return Shared(chosen)
 
 
 PRODUCTS: dict[str, Product] = {}
@@ -481,16 +481,12 @@ def product(weight: GGUF) -> EngineProduct:
     """See :meth:`QuantizedTensor.engine_product`."""
     block_type, data = weight.block_type, weight.parts["data"].array()
     outputs, columns = weight.shape
-    kernel = PRODUCTS[block_type.name].multiply
+    shared = PRODUCTS[block_type.name].multiply
 
     def multiply(x: F32) -> F32:
         rows = len(x)
         y, (codes, scales, beside) = np.empty((rows, outputs), np.float32), lay_out(x, block_type)
-        grain = max(GRAIN // (columns * max(rows, 1)), 1)
-        if grain >= outputs:
-            kernel(data, codes, scales, beside, y, 0, 0, outputs)
-        else:
-            run_ranges(lambda lo, hi: kernel(data, codes, scales, beside, y, 0, lo, hi), outputs, grain=grain)
+        shared((data, codes, scales, beside, y, 0), outputs, grain=max(GRAIN // (columns * max(rows, 1)), 1))
         return y
 
     return multiply

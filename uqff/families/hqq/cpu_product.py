@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from uqff.numerics.packing import PLANES
-from uqff.simd.compiling import inline, kernel
+from uqff.simd.compiling import inline
+from uqff.simd.crew import Shared
 from uqff.simd.decoding import GRAIN, WIDTH, Decoder, Decoding, add_part
 from uqff.simd.load_store import load_f32, load_i32, load_u8
 from uqff.simd.output import FORMS, Bytes, plain, plain_lanes, put_pair, read_ahead, unfold
 from uqff.simd.planes import load_pieces, store_as_bytes
 from uqff.simd.scratch import scratch
-from uqff.simd.threads import run_ranges
 from uqff.simd.vectors import LANES, i32_to_f32, multiply_add, splat, total
 
 if TYPE_CHECKING:
@@ -57,13 +57,8 @@ def decoding(weight: HQQ) -> Decoding | None:
     if axis == 0 and bits in _BY_COLUMNS and inputs % 64 == 0 and group_size % planes == 0:
 
         def alone(x, y):
-            kernel = _BY_COLUMNS[bits]()
-            kinds_of = given[3:5]
-            run_ranges(
-                lambda lo, hi: kernel(words, scales, zeros, *kinds_of, columns, height, x[0], y[0], lo, hi),
-                height * (columns // inputs),
-                grain=max(GRAIN // (inputs * planes), 1),
-            )
+            rows = height * (columns // inputs)
+            _BY_COLUMNS[bits]()((*given, x[0], y[0]), rows, grain=max(GRAIN // (inputs * planes), 1))
 
     return Decoding(decoder, given, weight.numel // WIDTH, WIDTH, planes, height * columns // inputs, alone=alone)
 
@@ -139,7 +134,7 @@ def _by_columns(bits):
             begin += last - first
 
     multiply_columns.__qualname__ = f"hqq_{bits}.multiply_columns"
-    return kernel(multiply_columns)
+    return Shared(multiply_columns)
 
 
 _BY_COLUMNS = {bits: cache(partial(_by_columns, bits)) for bits in (2, 4, 8)}

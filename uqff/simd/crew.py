@@ -1,0 +1,359 @@
+"""Threads that wait for work inside of compiled code, for products that take as long as it takes to wake one.
+
+A token has hundreds of products, a fraction of a millisecond each. What :mod:`uqff.simd.threads` needs for each of
+them, and for each range of each (locks, futures, the GIL), is a good part of that. Here a product is one call: its
+arguments lie in memory that all threads know, each takes ranges by an atomic counter, and none needs Python for it.
+
+::
+
+    memory    state     open: there are ranges to take; how many threads may take part; how many do
+              next      where the next range begins
+              job       the function that takes ranges, their length, the end; arguments of the function
+
+Threads look for work for some :data:`PATIENCE` after the last, then they sleep, and cost nothing.
+"""
+
+# numba infers the types of what it compiles; annotations would neither be read by it nor checked.
+# mypy: disable-error-code="no-untyped-def, no-untyped-call"
+
+from __future__ import annotations
+
+import atexit
+import os
+import platform
+import threading
+import time
+from collections.abc import Callable
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+from llvmlite import ir
+from numba import types
+
+from uqff.simd.compiling import inline, kernel, subroutine
+from uqff.simd.threads import num_threads
+from uqff.simd.vectors import intrinsic, signature
+
+__all__ = ["PATIENCE", "Shared"]
+
+PATIENCE: Final = 200e-6
+"""Seconds that a thread looks for work, and its caller for the end of it: it takes as long to fall asleep and wake."""
+
+RANGES: Final = 8
+"""Ranges a thread, so that one that the system took away for a while does not hold up the others."""
+
+_LINE: Final = 8
+"""Numbers in a cache line: what threads write has one for itself."""
+STATE, NEXT, JOB = 0, 2 * _LINE, 4 * _LINE
+ENTRY, STEP, END = JOB, JOB + 1, JOB + 2
+ARGUMENTS: Final = 6 * _LINE
+SIZE: Final = ARGUMENTS + 32 * _LINE
+
+OPEN: Final = 1 << 40
+MANY: Final = 1 << 20
+"""``state`` is ``OPEN``, or 0, plus ``MANY`` times the most helpers, plus those that take part."""
+
+Memory = npt.NDArray[np.int64]
+
+
+def _address(context: Any, builder: Any, memory: Any, types_: Any, at: Any) -> Any:
+    array = context.make_array(types_)(context, builder, memory)
+    return builder.gep(array.data, [at])
+
+
+@intrinsic
+def _load(_typing: Any, memory: Any, at: Any) -> Any:
+    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        return builder.load_atomic(_address(context, builder, args[0], sig.args[0], args[1]), "seq_cst", 8)
+
+    return signature(types.int64, memory, types.intp), generate
+
+
+@intrinsic
+def _store(_typing: Any, memory: Any, at: Any, value: Any) -> Any:
+    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        builder.store_atomic(args[2], _address(context, builder, args[0], sig.args[0], args[1]), "seq_cst", 8)
+        return context.get_dummy_value()
+
+    return signature(types.none, memory, types.intp, types.int64), generate
+
+
+def _changed(operation: str) -> Any:
+    @intrinsic
+    def change(_typing: Any, memory: Any, at: Any, value: Any) -> Any:
+        def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+            address = _address(context, builder, args[0], sig.args[0], args[1])
+            return builder.atomic_rmw(operation, address, args[2], "seq_cst")
+
+        return signature(types.int64, memory, types.intp, types.int64), generate
+
+    return change
+
+
+_add, _and = _changed("add"), _changed("and")
+
+
+@intrinsic
+def _swap(_typing: Any, memory: Any, at: Any, known: Any, value: Any) -> Any:
+    """Whether it was what is known, and now is the value."""
+
+    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        address = _address(context, builder, args[0], sig.args[0], args[1])
+        return builder.extract_value(builder.cmpxchg(address, args[2], args[3], "seq_cst", "seq_cst"), 1)
+
+    return signature(types.boolean, memory, types.intp, types.int64, types.int64), generate
+
+
+@intrinsic
+def _pause(_typing: Any) -> Any:
+    """Tell the CPU that this thread waits."""
+
+    def generate(context: Any, builder: Any, _sig: Any, _args: Any) -> Any:
+        machine = platform.machine().lower()
+        if machine in ("x86_64", "amd64"):
+            function = ir.FunctionType(ir.VoidType(), [])
+            builder.call(builder.module.declare_intrinsic("llvm.x86.sse2.pause", (), function), [])
+        elif machine in ("aarch64", "arm64"):
+            function = ir.FunctionType(ir.VoidType(), [ir.IntType(32)])
+            hint = builder.module.declare_intrinsic("llvm.aarch64.hint", (), function)
+            builder.call(hint, [ir.Constant(ir.IntType(32), 1)])
+        return context.get_dummy_value()
+
+    return signature(types.none), generate
+
+
+@intrinsic
+def _publish(typing: Any, memory: Any, arguments: Any, drain: Any) -> Any:
+    """Put arguments into the memory, and the function that takes them from there and drains."""
+    whole = types.Tuple((memory, arguments))
+
+    def generate(context: Any, builder: Any, _sig: Any, args: Any) -> Any:
+        compiled = drain.dispatcher.get_compile_result(drain.get_call_type(typing, (memory, arguments), {}))
+        context.active_code_library.add_linking_library(compiled.library)
+        model = context.data_model_manager[whole]
+        value = context.make_tuple(builder, whole, args[:2])
+        if context.get_abi_sizeof(model.get_data_type()) > 8 * (SIZE - ARGUMENTS):
+            raise NotImplementedError("arguments take more than there is room for")
+
+        pointer = ir.IntType(8).as_pointer()
+        entry = ir.Function(builder.module, ir.FunctionType(ir.VoidType(), [pointer]), f"{builder.function.name}.entry")
+        entry.linkage = "internal"
+        inner = ir.IRBuilder(entry.append_basic_block())
+        room = inner.bitcast(entry.args[0], model.get_data_type().as_pointer())
+        given = model.load_from_data_pointer(inner, room)
+        parts = [inner.extract_value(given, i) for i in range(2)]
+        context.call_internal_no_propagate(inner, compiled.fndesc, compiled.signature, parts)
+        inner.ret_void()
+
+        at = [ir.Constant(ir.IntType(64), each) for each in (ENTRY, ARGUMENTS)]
+        to, room = (_address(context, builder, args[0], memory, each) for each in at)
+        builder.store(builder.ptrtoint(entry, ir.IntType(64)), to)
+        builder.store(model.as_data(builder, value), builder.bitcast(room, model.get_data_type().as_pointer()), align=8)
+        return context.get_dummy_value()
+
+    return signature(types.none, memory, arguments, drain), generate
+
+
+@intrinsic
+def _enter(_typing: Any, memory: Any) -> Any:
+    """Call the function in the memory with what was put there for it."""
+
+    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        pointer = ir.IntType(8).as_pointer()
+        at = [ir.Constant(ir.IntType(64), each) for each in (ENTRY, ARGUMENTS)]
+        entry, room = (_address(context, builder, args[0], sig.args[0], each) for each in at)
+        function = ir.FunctionType(ir.VoidType(), [pointer]).as_pointer()
+        builder.call(builder.inttoptr(builder.load(entry), function), [builder.bitcast(room, pointer)])
+        return context.get_dummy_value()
+
+    return signature(types.none, memory), generate
+
+
+@inline
+def _joined(memory):
+    """Whether this thread takes part from now on: there is work, and fewer do than may."""
+    while True:
+        state = _load(memory, STATE)
+        if state < OPEN or state % MANY >= state % OPEN // MANY:
+            return False
+        if _swap(memory, STATE, state, state + 1):
+            return True
+
+
+@kernel
+def work(memory, turns):
+    """Take part in whatever is to be done, until nothing was for so many turns."""
+    left = turns
+    while left > 0:
+        if _joined(memory):
+            _enter(memory)
+            _add(memory, STATE, -1)
+            left = turns
+        else:
+            _pause()
+            left -= 1
+
+
+def _shared(function: Callable[..., Any], name: str) -> Callable[..., bool]:
+    """``(memory, arguments, n, step, helpers, turns) -> bool``: whether nobody works any more."""
+    part = subroutine(function)
+
+    def drain(memory, arguments):
+        step, end = memory[STEP], memory[END]
+        while True:
+            lo = _add(memory, NEXT, step)
+            if lo >= end:
+                break
+            part(*(arguments + (lo, min(lo + step, end))))  # noqa: RUF005  (numba knows no other way)
+        _and(memory, STATE, OPEN - 1)
+
+    drain.__qualname__ = f"{name}.drain"
+    drained = subroutine(drain)
+
+    def share(memory, arguments, n, step, helpers, turns):
+        _store(memory, NEXT, 0)
+        memory[STEP], memory[END] = step, n
+        _publish(memory, arguments, drained)
+        if helpers:
+            _store(memory, STATE, OPEN + MANY * helpers)
+        _enter(memory)  # as the others do: called by name, it would be compiled a second time
+        left = turns
+        while _load(memory, STATE) % MANY:
+            left -= 1
+            if left < 0:
+                return False
+            _pause()
+        return True
+
+    share.__qualname__ = name
+    return kernel(share)
+
+
+class Shared:
+    """What multiplies ranges, on several threads.
+
+    Example:
+        ``Shared(f)(arguments, n, grain=g)`` calls ``f(*arguments, lo, hi)`` on ranges that together cover ``[0, n)``
+        once each; every ``lo`` is a multiple of ``g``, and every ``hi`` but the last.
+    """
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        """Nothing is compiled yet.
+
+        Args:
+            function: for numba; raises nothing, and what it does for an item does not depend on the range. Its
+                ``__qualname__`` is the kernel's.
+        """
+        self._share = _shared(function, function.__qualname__)
+
+    def __call__(self, arguments: tuple[Any, ...], n: int, *, grain: int = 1) -> None:
+        """Call it.
+
+        Args:
+            arguments: arrays, numbers, and tuples of them.
+            n: number of items.
+            grain: the smallest range worth a thread, or the alignment that the function needs.
+        """
+        threads = 1 if n <= grain else min(num_threads(), -(-n // grain))
+        if threads == 1 or not _crew().share(self._share, arguments, n, grain, threads - 1):
+            self._share(np.zeros(SIZE, np.int64), arguments, n, n, 0, 0)
+
+
+class _Crew:
+    """Threads, as many as were ever asked for, and the memory that they look at."""
+
+    def __init__(self) -> None:
+        self._memory: Memory = np.zeros(SIZE, np.int64)
+        self._turns = _turns()
+        self._asleep: list[threading.Lock] = []
+        self._threads: list[threading.Thread] = []
+        self._one = threading.Lock()
+        self._held: tuple[Any, ...] = ()
+        self._over = False
+        atexit.register(self.end)
+
+    def share(self, kernel: Callable[..., bool], arguments: tuple[Any, ...], n: int, grain: int, helpers: int) -> bool:
+        """Whether it was done: threads help one caller at a time."""
+        if not self._one.acquire(blocking=False):
+            return False
+        memory = self._memory
+        try:
+            self._wait()  # for what was interrupted
+            self._call(helpers)
+            step = -(-n // (grain * (helpers + 1) * RANGES)) * grain
+            self._held = memory, arguments  # whatever happens here, nobody writes to memory that is gone
+            if not kernel(memory, arguments, n, step, helpers, self._turns):
+                self._wait()
+            self._held = ()
+        finally:
+            self._one.release()
+        return True
+
+    def _wait(self) -> None:
+        while self._memory[STATE] % MANY:
+            time.sleep(0)
+
+    def _call(self, helpers: int) -> None:
+        """Have so many threads look for work."""
+        while len(self._threads) < helpers and not self._over:
+            thread = threading.Thread(target=self._serve, name=f"uqff {len(self._threads)}", daemon=True)
+            try:
+                thread.start()
+            except RuntimeError:  # the system has no more, or Python ends: those that there are will do
+                break
+            self._threads.append(thread)
+        for _ in range(min(helpers - len(self._threads) + len(self._asleep), len(self._asleep))):
+            self._asleep.pop().release()
+
+    def _serve(self) -> None:
+        rest = threading.Lock()
+        rest.acquire()
+        while not self._over:
+            work(self._memory, self._turns)
+            self._asleep.append(rest)
+            if not self._over:  # or nobody would look there any more
+                rest.acquire()
+
+    def end(self) -> None:
+        """Have no threads: none is to run compiled code once there is none."""
+        self._over = True
+        while self._asleep:
+            self._asleep.pop().release()
+        for thread in self._threads:
+            thread.join()
+
+
+def _turns() -> int:
+    """As many as a thread looks for work in :data:`PATIENCE`."""
+    nothing, count, least = np.zeros(SIZE, np.int64), 256, 1.0
+    for _ in range(8):
+        begun = time.perf_counter()
+        work(nothing, count)
+        least = min(least, time.perf_counter() - begun)
+    return max(int(PATIENCE / least * count), 1)
+
+
+_made = threading.Lock()
+_crews: list[_Crew] = []
+
+
+def _crew() -> _Crew:
+    if not _crews:
+        with _made:
+            if not _crews:
+                _crews.append(_Crew())
+    return _crews[0]
+
+
+def _forget() -> None:
+    """A forked child has none of its parent's threads."""
+    global _made
+    _made = threading.Lock()
+    for crew in _crews:
+        atexit.unregister(crew.end)
+    _crews.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget)
