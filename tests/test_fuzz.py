@@ -83,6 +83,9 @@ def test_an_escape_is_told_and_kept(tmp_path: Path) -> None:
 def test_what_is_slow_is_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine that stands still is no problem of the input; what is slow twice is, also while it prints an error."""
     monkeypatch.setattr(campaigns, "MOST_SECONDS", 0.05)
+    monkeypatch.setattr(campaigns, "SETTLED", 0.0)
+    monkeypatch.setattr(campaigns, "HANGING", 0.06)
+    monkeypatch.setattr(signal, "alarm", lambda _: None)
     asked: list[bytes] = []
 
     class Slow(uqff.FormatError):
@@ -104,7 +107,12 @@ def test_what_is_slow_is_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert asked.count(b"once") == asked.count(b"always") == asked.count(b"error") == 2
     assert (campaign.tally.inputs, campaign.tally.stalls, campaign.tally.problems) == (5, 1, 2)
     told = [problem.split(",")[0] for problem in campaign.problems]
-    assert told == ["a: took 0.1 s", "a: takes more than 30 s"]
+    assert told == ["a: took 0.1 s", "a: takes more than 0.06 s"]
+    kept = tmp_path / "found" / "a" / campaign.problems[0].split("/")[-1]
+    lines = kept.with_suffix(".txt").read_text().splitlines()
+    assert lines[0] == "took 0.1 s"
+    assert re.fullmatch(r"[0-9.]+ s of the processor, and [0-9.]+ s in the system's calls", lines[1])
+    assert any(" in read" in line for line in lines[2:])
 
 
 @pytest.mark.skipif(not Memory().is_possible, reason="memory is measured on Linux with glibc")

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import faulthandler
 import hashlib
 import json
 import os
 import re
 import signal
 import sys
+import tempfile
 import time
 import traceback
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from random import Random
@@ -39,6 +43,9 @@ HANGING = 30
 
 LONGEST_KEPT, MOST_KEPT = 100_000, 4000
 """Bytes of an input that is kept in the corpus, and how many of these a target has."""
+
+SETTLED = 3.0
+"""Seconds of the clock before an input that took too long is read again: a host may have run others on this core."""
 
 MOST_FOUND = 20
 """Inputs that are kept of one problem."""
@@ -187,9 +194,11 @@ class Campaign:
         self.tally.inputs += 1
         read = self._read(data)
         if read.is_slow:
-            again = self._read(data)
-            self.tally.stalls += not again.is_slow
-            read = again
+            time.sleep(SETTLED)
+            with _told_where() as told:
+                read = self._read(data)
+            self.tally.stalls += not read.is_slow
+            read.told = read.told or "\n".join(filter(None, [read.problem, *told]))
         self.tally.refused += read.is_refused
         if self._warm:
             self.tally.slowest = max(self.tally.slowest, read.took)
@@ -273,6 +282,23 @@ class Campaign:
             self._reported[problem] += 1
             kept = keep_found(self.home, self.target.name, data, told or problem)
             self.problems.append(f"{self.target.name}: {problem}, kept as {kept}")
+
+
+@contextlib.contextmanager
+def _told_where() -> Iterator[list[str]]:
+    """In what is given: how the time was spent, and in which lines Python was, should that take half of too long."""
+    told: list[str] = []
+    before = os.times()
+    with tempfile.TemporaryFile("w+") as file:
+        faulthandler.dump_traceback_later(HANGING / 2, file=file)
+        try:
+            yield told
+        finally:
+            faulthandler.cancel_dump_traceback_later()
+        file.seek(0)
+        after = os.times()
+        user, system = after.user - before.user, after.system - before.system
+        told += [f"{user:.1f} s of the processor, and {system:.1f} s in the system's calls", file.read()]
 
 
 def _spent() -> float:
