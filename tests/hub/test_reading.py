@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.numpy
 import torch
 
 import uqff
 from tests.support.command_line import call
+from tests.support.golden_models import TinyModel
 from tests.support.hub_server import Hub
 from tests.support.small_models import files_of
 from tests.support.tiny_files import ROOT
@@ -136,6 +138,35 @@ def test_a_plan_of_a_model_that_is_uqff(hub: Hub, big: Path) -> None:
     code, _, errors = call("plan", "owner/name", "--bits", "4")
     assert (code, "the model is UQFF already" in errors) == (1, True)
     assert not any("range" in each.headers or "/cdn/" in each.path for each in hub.asked)
+
+
+@pytest.mark.usefixtures("sparing")
+@pytest.mark.parametrize("shards", [1, 2])
+def test_a_plan_of_a_checkpoint(hub: Hub, tmp_path: Path, shards: int) -> None:
+    """Of headers and documents alone: the same as beside the files; what is broken is named as on the hub."""
+    folder = tmp_path / "checkpoint"
+    TinyModel(hidden_size=256, intermediate_size=256, heads=2, layers=1).write(folder)
+    if shards > 1:
+        tensors = safetensors.numpy.load_file(folder / "model.safetensors")
+        (folder / "model.safetensors").unlink()
+        parts = {f"{at}.safetensors": dict(list(tensors.items())[at::shards]) for at in range(shards)}
+        for part, held in parts.items():
+            safetensors.numpy.save_file(held, folder / part)
+        index = {name: part for part, held in parts.items() for name in held}
+        (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
+    (folder / "pytorch_model.bin").write_bytes(bytes(1 << 20))
+    files = files_of(folder)
+    hub.put("owner/name", files)
+    for options in ([], ["--ranks", "2"], ["--types", "q4_0,afq4"]):
+        hub.asked.clear()
+        ours, theirs = (call("plan", source, "--json", *options) for source in ("owner/name", folder))
+        assert ours[1] == theirs[1].replace(str(folder), "owner/name")
+        assert (ours[0], ours[2]) == (0, "")
+        assert 0 < hub.bytes_sent() < sum(map(len, files.values())) / 20
+    last = [name for name in files if name.endswith(".safetensors")][-1]
+    hub.put("owner/broken", files | {last: (1 << 60).to_bytes(8, "little") + files[last][8:]})
+    code, _, errors = call("plan", "owner/broken")
+    assert (code, f"owner/broken/{last}" in errors) == (1, True)
 
 
 def test_one_layer_is_read_by_ranges(hub: Hub, big: Path) -> None:

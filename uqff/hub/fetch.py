@@ -30,7 +30,7 @@ from uqff.hub.client import RemoteFolder, Unreachable, hub_error, imported
 from uqff.hub.names import GGUF_PART, HubName
 from uqff.limits import MAX_HEADER_BYTES, MAX_HUB_FILES
 
-__all__ = ["BARS", "Choice", "bars", "fetch", "no_models"]
+__all__ = ["BARS", "INDEX", "Choice", "bars", "checkpoint_weights", "fetch", "no_models"]
 
 DOCUMENTS: Final = (".json", ".jinja", ".model")
 """Endings of what stands beside weights and is read with them."""
@@ -98,7 +98,7 @@ def _wanted(folder: RemoteFolder, choose: Choice, isq: str | None) -> tuple[list
     if models:
         beside = [each for each in files if each == "residual.safetensors" or each.endswith(".kept.safetensors")]
         return [*documents, *beside, *models], name.file
-    weights, ggufs = _checkpoint(folder), _ggufs(files)
+    weights, ggufs = _weights(folder), _ggufs(files)
     if weights and (name.kind is None or not ggufs):
         if name.kind is not None:
             raise ShardError("no model of that type", file=str(name), expected="a .uqff file", got=name.kind)
@@ -109,7 +109,17 @@ def _wanted(folder: RemoteFolder, choose: Choice, isq: str | None) -> tuple[list
     return _parts(meant, files), meant
 
 
-def _checkpoint(folder: RemoteFolder) -> list[str]:
+def checkpoint_weights(folder: RemoteFolder) -> list[str]:
+    """The files of a checkpoint's weights; none if a GGUF file, or any other one, is what the name means.
+
+    Raises:
+        UqffError: the index breaks a rule, or the hub did not give it.
+    """
+    name = folder.name
+    return [] if name.file is not None or name.kind is not None else _weights(folder)
+
+
+def _weights(folder: RemoteFolder) -> list[str]:
     """The weights of a checkpoint: of files that hold the same twice, those that are looked into first."""
     if SINGLE in folder.files:
         return [SINGLE]

@@ -9,6 +9,7 @@ its checks; what looks at weights must not, but for those that were read in full
     0.x             the fields of each blob but its payloads; where the next one lies is known when the one before is
                     read, so blobs are parsed again and again until the parser has seen nothing but what was read
     documents       config.json and uqff_report.json as a whole
+    checkpoints     8 + n bytes of each file of weights, and the index as a whole
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ from uqff.container.mapped import MappedFile
 from uqff.container.report import REPORT_NAME
 from uqff.container.shards import PathLike, models_in, resolve, select
 from uqff.errors import HubError, UqffError
-from uqff.hub.client import RemoteFolder, Wanted, imported
+from uqff.hub.client import RemoteFolder, Unreachable, Wanted, imported
+from uqff.hub.fetch import INDEX, checkpoint_weights
 from uqff.hub.names import HubName, hub_name
 from uqff.inspection.digests import FileDigest, digest_files
 from uqff.inspection.spans import Spans
@@ -37,7 +39,7 @@ from uqff.limits import MAX_CONFIG_BYTES, MAX_HEADER_BYTES, MAX_REPORT_BYTES, MA
 from uqff.progress import Progress, Steps
 from uqff.schema.bricks import FieldTrace
 
-__all__ = ["Looked", "looked_into"]
+__all__ = ["Looked", "checkpoint_looked_into", "looked_into"]
 
 FIRST: Final = 1 << 17
 """Bytes that are read of a file before the length of its header is known."""
@@ -62,6 +64,7 @@ DOCUMENTS: Final = {
     REPORT_NAME: MAX_REPORT_BYTES,
     SUMS_NAME: MAX_SUMS_BYTES,
     LAYER_SUMS_NAME: MAX_SUMS_BYTES,
+    INDEX: MAX_HEADER_BYTES,
 }
 """What is read whole, and the longest that it may be; of a longer one, nothing: its reader refuses it unread."""
 
@@ -117,11 +120,7 @@ class Skeleton(Looked, Closing):
         try:
             with self.renaming():
                 self._make_files()
-                if name.file is not None:
-                    self.path = self._home / name.file
-                    if name.file not in self._folder.files:
-                        raise HubError("no such file in the repository", file=str(name))
-                self.path = select(self.path, name.kind)
+                self._choose(name)
                 if structure:
                     self._read_structure()
         except BaseException:
@@ -185,6 +184,14 @@ class Skeleton(Looked, Closing):
                     self._documents.add(name)
                 else:
                     make_hole(made, file.nbytes)
+
+    def _choose(self, name: HubName) -> None:
+        """Of several models the one that is meant."""
+        if name.file is not None:
+            self.path = self._home / name.file
+            if name.file not in self._folder.files:
+                raise HubError("no such file in the repository", file=str(name))
+        self.path = select(self.path, name.kind)
 
     def _read_structure(self) -> None:
         chosen = Path(self.path)
@@ -259,6 +266,21 @@ class Skeleton(Looked, Closing):
                 file.seek(span.begin)
                 file.write(data)
             self._read.setdefault(span.path, Spans()).add(span.begin, span.end)
+
+
+class CheckpointSkeleton(Skeleton):
+    """A checkpoint on the hub: the names, shapes and types of its tensors, in a temporary directory."""
+
+    def _choose(self, name: HubName) -> None:
+        """The whole directory is one."""
+
+    def _read_structure(self) -> None:
+        self._read_headers([self._home / each for each in checkpoint_weights(self._folder)])
+
+    @property
+    def is_one(self) -> bool:
+        """Whether there are weights in safetensors files."""
+        return bool(checkpoint_weights(self._folder))
 
 
 def make_hole(file: BinaryIO, nbytes: int) -> None:
@@ -354,3 +376,26 @@ def looked_into(path: PathLike, isq: str | None = None, *, structure: bool = Tru
         return
     with Skeleton(name.of(isq), structure=structure) as skeleton, skeleton.renaming():
         yield skeleton
+
+
+@contextlib.contextmanager
+def checkpoint_looked_into(path: PathLike, *, weights: bool = False) -> Iterator[Looked]:
+    """A checkpoint whose tensors are to be listed: of one on the hub, headers are read and no weight.
+
+    Args:
+        path: what :func:`uqff.open_checkpoint` takes; a GGUF file on the hub is left to it, which fetches it.
+        weights: whether weights will be read, too; then all is left to it.
+
+    Raises:
+        UqffError: the hub did not give it; and whatever the block raises, with the names that files have on the hub.
+    """
+    name = None if weights else hub_name(path)
+    try:
+        skeleton = None if name is None else CheckpointSkeleton(name)
+    except Unreachable:  # the cache may have it
+        skeleton = None
+    if skeleton is None:
+        yield Looked(path)
+        return
+    with skeleton, skeleton.renaming():
+        yield skeleton if skeleton.is_one else Looked(path)

@@ -18,6 +18,7 @@ from uqff.container.framing import build_header
 from uqff.container.plan import plan_files
 from uqff.errors import UnsupportedError
 from uqff.importance.matrix import Importance
+from uqff.inspection.remote import checkpoint_looked_into
 from uqff.models.architectures import is_tied_model
 from uqff.planning.assign import Assignment, frontier, within_cost, within_size
 from uqff.planning.candidates import Unit, by_error, default_kinds, find_units, measure_errors
@@ -199,7 +200,8 @@ def plan_types(
             raise UnsupportedError("the model is UQFF already", file=os.fspath(source), expected=INSTEAD)
         return ModelPlan(os.fspath(source), *uqff_sizes(source, ranks=ranks))
     version_ = Version.of(version)
-    with open_checkpoint(source) as opened:
+    looked_into = checkpoint_looked_into(source, weights=bool(targets))
+    with looked_into as looked, open_checkpoint(looked.path) as opened:
         checkpoint = NumberFiles(opened)
         goals = plan_model(checkpoint, version_, None, promote=True)
         load = load_dtype(checkpoint, goals, dtype)
