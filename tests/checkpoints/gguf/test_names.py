@@ -144,7 +144,7 @@ def test_architectures() -> None:
     for name in ("gemma3n", None, 3):
         with pytest.raises(
             UnsupportedError,
-            match="expected one of llama, qwen2, qwen3, qwen3moe, smollm3, gemma, gemma2, gemma3, phi2",
+            match="expected one of llama, mistral3, qwen2, qwen3, qwen3moe, smollm3, gemma, gemma2, gemma3, phi2",
         ):
             architecture_of_name(name)
     with pytest.raises(UnsupportedError, match=r"architecture that is not converted: .*got PhiMoEForCausalLM"):
