@@ -16,9 +16,7 @@ import json
 import multiprocessing
 import os
 import platform
-import tempfile
 import time
-import warnings
 from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from pathlib import Path
@@ -30,6 +28,7 @@ from rich.table import Table
 
 import uqff
 from tools.quality import corpus, smollm2, train
+from tools.quality.row import EFFORTS, row_of
 from uqff.planning.assign import within_size
 from uqff.planning.candidates import default_kinds
 from uqff.planning.picture import write_frontier
@@ -38,13 +37,6 @@ from uqff.quantization.recipe import parse_recipe
 from uqff.simd.threads import num_threads
 
 TARGETS = (3.5, 4.5, 5.5)
-EFFORTS: dict[str, dict[str, Any]] = {
-    "plain": {},
-    "best": {"effort": "best"},
-    "importance": {"effort": "best", "imatrix": True},
-    "calibrated": {"effort": "calibrated", "hessian": True},
-}
-"""How each type is made; with what is known of inputs, where it says True."""
 CALIBRATED = 16
 """How many times as many windows as measured with are calibrated with."""
 PLANNED = 8
@@ -76,25 +68,6 @@ def model_of(name: str, folder: Path) -> Path:
         click.echo(f"making {path}")
         (train.train if name == "small" else smollm2.write)(path)
     return path
-
-
-def row_of(path: Path, kind: str, options: dict[str, Any], **how: Any) -> dict[str, Any]:
-    """What is measured of one type or recipe: quantised to a directory that does not stay."""
-    started = time.monotonic()
-    with warnings.catch_warnings(), tempfile.TemporaryDirectory() as folder:
-        warnings.simplefilter("ignore", uqff.FallbackWarning)
-        uqff.quantize_model(path, Path(folder) / "made", kind, measure=False, **how)
-        found = uqff.evaluate(Path(folder) / "made", **options)
-    far = found.distances
-    assert far is not None
-    return {
-        "perplexity": found.perplexity.value,
-        "kld": far.kld.value,
-        "kld_error": far.kld.error or 0.0,
-        "kld_99": far.kld_percentiles[99.0].value,
-        "same_top": far.same_top.value,
-        "seconds": time.monotonic() - started,
-    }
 
 
 def known_of(path: Path, kept: Path, windows: int, calibrating: dict[str, Any]) -> dict[str, Path]:

@@ -24,7 +24,7 @@ from rich.table import Table
 import uqff
 from tools.interop.client import ENVIRONMENT
 from tools.quality import corpus, engine_job
-from tools.quality.__main__ import EFFORTS
+from tools.quality.row import EFFORTS
 from uqff.evaluation.evaluate import text_windows, window_logits
 from uqff.evaluation.measures import Estimate, Predictions, Reference
 from uqff.evaluation.windows import TextWindows

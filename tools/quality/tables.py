@@ -18,7 +18,8 @@ from typing import Any
 import click
 
 from tools.generated import ROOT, settle
-from tools.quality.__main__ import EFFORTS, cache
+from tools.quality.__main__ import cache
+from tools.quality.row import EFFORTS
 
 PAGES = tuple(ROOT / "docs" / "pages" / "tasks" / f"{name}.md" for name in ("quantize", "plan"))
 PICTURE = ROOT / "docs" / "pages" / "tasks" / "frontier.svg"
