@@ -136,7 +136,9 @@ def _static(config: Any, tokens: int) -> Any | None:
     from transformers import StaticCache
     from transformers.cache_utils import StaticLayer
 
-    if "cumulative_length" not in getattr(StaticLayer, "__annotations__", {}):
-        return None
     cache: Any = StaticCache(config=config, max_cache_len=tokens)
-    return cache if all(type(layer) is StaticLayer for layer in cache.layers) else None
+    return cache if all(type(each) is StaticLayer and _counts_on_the_device(each) for each in cache.layers) else None
+
+
+def _counts_on_the_device(layer: Any) -> bool:
+    return isinstance(getattr(layer, "cumulative_length", None), torch.Tensor)
