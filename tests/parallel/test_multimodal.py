@@ -18,6 +18,7 @@ from uqff.errors import FormatError, UnsupportedError
 from uqff.export.dequantize import dequantize_model
 from uqff.models.multimodal import MULTIMODAL
 from uqff.parallel import Comm, load_model
+from uqff.parallel.transformers_model import model_type
 from uqff.quantization.run import quantize_model
 from uqff.quantization.types import FallbackWarning
 
@@ -100,6 +101,18 @@ def test_quantised_while_it_is_loaded(name: str, written: Written, tmp_path: Pat
     with torch.inference_mode(), pytest.warns(FallbackWarning):
         made = load_model(source, dtype=torch.float32, isq="q4k")(input_ids=torch.tensor(PROMPT)).logits
     assert torch.equal(made, text(tmp_path / "uqff"))
+
+
+def test_queries_are_scaled_wherever_it_is_said() -> None:
+    """Not only where the model is called Ministral 3: the engine gives a text model of GGUF to Mistral's loader."""
+    values = multimodal.MULTIMODALS["Ministral 3"].values["text_config"] | {"model_type": "mistral"}
+    rope = {key: value for key, value in values["rope_parameters"].items() if key != "llama_4_scaling_beta"}
+    text = {"architectures": ["MistralForCausalLM"]}
+    whole = {"architectures": ["Mistral3ForConditionalGeneration"], "model_type": "mistral3"}
+    assert model_type(values | text) == "ministral3"
+    assert model_type(values | text | {"rope_parameters": rope}) == "mistral"
+    assert model_type(whole | {"text_config": values}) == "ministral3"
+    assert model_type(whole | {"text_config": values | {"rope_parameters": rope}}) == "mistral"
 
 
 @pytest.mark.parametrize("name", LEFT)

@@ -49,9 +49,11 @@ RENAMED: Final = {
     "DiffusionGemma": SCALE,
 }
 """Tensors that the client writes into the residual by another name: of Idefics2 it does not find them again."""
+COMPUTED: Final = tuple(f"vision_tower.patch_positional_embedding.{name}" for name in ("cos", "sin"))
 SUPERFLUOUS: Final = {
     "Idefics2": ("model.text_model.embed_tokens.weight",),
-    "Mistral 3": tuple(f"vision_tower.patch_positional_embedding.{name}" for name in ("cos", "sin")),
+    "Mistral 3": COMPUTED,
+    "Ministral 3": COMPUTED,
     "Gemma 4": tuple(f"model.embed_{kind}.embedding_pre_projection_norm.weight" for kind in ("audio", "vision")),
     "Gemma 4 MoE": ("model.embed_vision.embedding_pre_projection_norm.weight",),
     "DiffusionGemma": ("model.encoder.embed_vision.embedding_pre_projection_norm.weight",),
@@ -74,7 +76,7 @@ ROUNDED: Final = {"Qwen4-Exp": ".hc_norm.weight"}
 """Ends of the names of tensors that the client adds 1 to when it loads, and takes 1 from when it writes."""
 FIXED: Final = ("Phi-3-V",)
 """Of which there is no tiny checkpoint: the client's tower has 300 million weights, whatever the configuration says."""
-VARIANTS: Final = ("Gemma 3 text", "Gemma 4 MoE")
+VARIANTS: Final = ("Gemma 3 text", "Ministral 3", "Gemma 4 MoE")
 """No architectures of their own: one has no tower."""
 
 

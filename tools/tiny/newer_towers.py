@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Final
 
 from tools.tiny.architectures import HEAD_SIZE, HIDDEN
@@ -9,6 +10,7 @@ from tools.tiny.text import COMMON, DELTA, EXPERTS, LAYERS, QWEN_MOE, TWO_EXPERT
 from tools.tiny.towers import (
     END_TOKEN,
     IMAGE_TOKEN,
+    MULTIMODALS,
     NO_HEAD_SIZE,
     PATCH,
     PROCESSOR,
@@ -131,7 +133,35 @@ MINICPM_TENSORS: Final[dict[str, tuple[int, ...]]] = {
 PIECES: Final = 4
 """Of the table of n-grams of Qwen4-Exp."""
 
+MISTRAL3: Final = MULTIMODALS["Mistral 3"]
+MINISTRAL3: Final = {
+    "model_type": "ministral3",
+    "rope_parameters": {
+        "rope_type": "yarn",
+        "type": "yarn",
+        "rope_theta": 10000.0,
+        "factor": 16.0,
+        "beta_fast": 32.0,
+        "beta_slow": 1.0,
+        "mscale": 1.0,
+        "mscale_all_dim": 1.0,
+        "original_max_position_embeddings": 4,
+        "max_position_embeddings": 64,
+        "llama_4_scaling_beta": 0.1,
+    },
+    "max_position_embeddings": 64,
+}
+"""Positions stretched, and queries scaled by their place: here from the fourth token on, so that a prompt shows it."""
+
 NEWER: Final[dict[str, Multimodal]] = {
+    "Ministral 3": dataclasses.replace(
+        MISTRAL3,
+        values=MISTRAL3.values
+        | {
+            "text_config": {key: value for key, value in MISTRAL3.values["text_config"].items() if key != "rope_theta"}
+            | MINISTRAL3
+        },
+    ),
     "Qwen3.5 with vision": Multimodal(
         "Qwen3_5ForConditionalGeneration",
         "Qwen3_5",

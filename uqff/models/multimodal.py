@@ -248,7 +248,7 @@ MULTIMODAL: Final = (
                 24,
             ),
         ),
-        runs_as=("mistral",),
+        runs_as=("mistral", "ministral3"),
     ),
     Architecture(
         "LFM2-VL",

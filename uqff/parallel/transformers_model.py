@@ -59,6 +59,13 @@ PLANS: Final = {GPT_OSS: {f"layers.*.self_attn.{name}_proj": "colwise" for name 
 PLANS[GPT_OSS]["layers.*.self_attn.o_proj"] = "rowwise"
 """Plans of architectures of which ``transformers`` splits what is shared otherwise here, or nothing."""
 
+SCALED: Final = {"mistral": "ministral3"}
+"""Kinds of ``transformers``, and those that are the same but for queries scaled by their places: the engine scales them
+wherever ``rope_parameters`` say by how much, whatever ``model_type`` says.
+
+Authority: mistral.rs v0.9.2, ``mistralrs-core/src/models/mistral.rs`` (``attention_temperature``).
+"""
+
 VALUES: Final = (
     # sizes
     "hidden_size",
@@ -130,6 +137,9 @@ def model_type(values: Mapping[str, Any]) -> str:
         kinds = [kind] if kind in causal else []
     else:
         kinds = [kind for kind, name in causal.items() if name in architecture.classes and architecture in TEXT]
+    rope = text_values(values).get("rope_parameters")
+    if isinstance(rope, Mapping) and rope.get("llama_4_scaling_beta") is not None:
+        kinds = [kind for kind in (SCALED.get(kind, kind) for kind in kinds) if kind in causal]
     if not kinds:
         known = {each.title: set(each.classes) for each in TEXT}
         here = [title for title, classes in known.items() if classes & set(causal.values())]
