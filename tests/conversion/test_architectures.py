@@ -15,7 +15,7 @@ from safetensors.torch import save_file as save_torch
 
 import uqff
 from tools.tiny import architectures
-from tools.tiny.gguf import OWN, TEXTS, THETA, checkpoint_of, write_checkpoint
+from tools.tiny.gguf import NAMED, OWN, TEXTS, THETA, checkpoint_of, write_checkpoint
 from uqff.checkpoints import open_gguf
 from uqff.container.document import write_json
 from uqff.conversion import gguf_of_uqff, uqff_of_gguf
@@ -29,7 +29,7 @@ def write(name: str, folder: Path, kind: str = "f32") -> None:
     (folder / "checkpoint").mkdir()
     write_json(folder / "checkpoint/config.json", config)
     save_file(tensors, folder / "checkpoint/model.safetensors")
-    write_checkpoint(config, tensors, folder / "a.gguf", kind)
+    write_checkpoint(config, tensors, folder / "a.gguf", kind, architecture=NAMED.get(name))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -144,7 +144,7 @@ def test_transposed_keys_of_deepseek(tmp_path: Path) -> None:
         keys, values = (file[f"blk.1.attn_{each}_b.weight"].float32() for each in "kv")
         whole = np.concatenate((keys.swapaxes(1, 2), values), 1).reshape(128, 32)
     made = uqff_of_gguf(tmp_path / "a.gguf", tmp_path / "u", requantize="q5_0")
-    assert "quantised anew, from types that UQFF does not have: 2 transposed" in made.notes
+    assert "quantised anew, from types that UQFF does not have: 2 in another order" in made.notes
     uqff.quantize_model(tmp_path / "a.gguf", tmp_path / "v", "q4_0", requantize=True, measure=False, promote=False)
     for name, kind in (("u", "q5_0"), ("v", "q4_0")):
         with uqff.open(tmp_path / name) as file:
@@ -384,6 +384,8 @@ def test_metadata_that_no_configuration_says(tmp_path: Path, name: str, changed:
         ("Granite-Hybrid", {"mamba_d_head": 8}, "mamba_d_head"),
         ("Qwen3-Next", {"layer_types": ["full_attention"] * 2}, "layer_types"),
         ("Qwen3-Next", {"linear_num_value_heads": 3}, "linear_num_value_heads"),
+        ("Qwen3.5", {"linear_num_value_heads": 3}, "linear_num_value_heads"),
+        ("Qwen3.5", {"layer_types": ["full_attention"] * 2}, "layer_types"),
         ("gpt-oss", {"layer_types": ["full_attention"] * 2}, "layer_types"),
         ("gpt-oss", {"rope_scaling": {"rope_type": "yarn", "factor": 8.0}}, "rope_scaling.truncate"),
         ("gpt-oss", {"rope_scaling": {"rope_type": "yarn", "truncate": False}}, "rope_scaling.factor"),

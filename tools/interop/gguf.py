@@ -35,7 +35,7 @@ from safetensors.torch import save_file
 import uqff
 from tools.interop.client import PROMPT, Client, ClientError, Generation
 from tools.tiny import text
-from tools.tiny.gguf import OWN, TEXTS, checkpoint_of, with_even_heads, write_checkpoint
+from tools.tiny.gguf import NAMED, OWN, TEXTS, checkpoint_of, with_even_heads, write_checkpoint
 from tools.tiny.models import TinyModel
 from uqff import Layer
 from uqff.codec.turns import split_gate_up
@@ -61,8 +61,10 @@ MISTRAL3 = "Mistral 3"
 NOT_RUN = ("Granite", "Granite-MoE")
 """What it runs neither of a GGUF file nor of a UQFF: 'hybrid cache has no recurrent state pool'. Of a GGUF file it does
 not run DeepSeek either: 'shape mismatch on dim 3'."""
-APART = ("kv_b_proj", ".k_b_proj", ".v_b_proj", ".in_proj_qkvz", ".in_proj_qkv", ".in_proj_z")
+APART = ("kv_b_proj", ".k_b_proj", ".v_b_proj", ".in_proj_qkvz", ".in_proj_qkv", ".in_proj_z", ".in_proj_ba")
 """Ends of layers that are others in the client's UQFF of a GGUF file than in a checkpoint."""
+TILED = (".in_proj_b", ".in_proj_a", ".linear_attn.out_proj")
+"""The same of Qwen3.5, whose value heads the client leaves in the file's order."""
 NOT_READ = ("Phi-3",)
 """What the client does not load from a GGUF file: 'LongRoPE attention factor is required'."""
 
@@ -176,7 +178,7 @@ def check_whole(client: Client, name: str, folder: Path) -> Iterator[Row]:
         case = dataclasses.replace(case, config=config, tensors=tensors)
     write_source(case, folder / "source")
     theirs = folder / "theirs.gguf"
-    named = "mistral3" if name == MISTRAL3 else None
+    named = "mistral3" if name == MISTRAL3 else NAMED.get(name)
     write_checkpoint(case.config, case.tensors, theirs, case.kind, vocabulary=True, architecture=named)
     try:
         client.write_gguf(theirs, folder / "source", folder / "its" / "q8_0.uqff", dtype="F32", isq=BLOCK_ISQ)
@@ -210,11 +212,15 @@ def different_layers(its: Path, ours: Path) -> list[str]:
     """The layers of the client's UQFF of a GGUF file that are not ours.
 
     The client keeps gates and ups apart where they take turns in a checkpoint. It keeps apart, too, DeepSeek's keys,
-    transposed, and values, and what goes into Qwen3-Next's linear attention: these are not compared.
+    transposed, and values, and what goes into Qwen3-Next's linear attention: these are not compared, nor what has value
+    heads of Qwen3.5, whose paths the client has as in the model with vision.
     """
     with uqff.open(its) as one, uqff.open(ours) as other:
         layout = layout_beside(one)
-        expected = {key: in_order(layer, layout.order_of(key, layer.weight.shape[-2])) for key, layer in one.items()}
+        expected = {
+            key.replace(".language_model.", "."): in_order(layer, layout.order_of(key, layer.weight.shape[-2]))
+            for key, layer in one.items()
+        }
         found: dict[str, Layer] = {}
         for key, layer in other.items():
             if key.endswith("gate_up_proj"):
@@ -222,7 +228,8 @@ def different_layers(its: Path, ours: Path) -> list[str]:
                 found |= zip((f"{path}gate_proj", f"{path}up_proj"), split_gate_up(layer), strict=True)
             else:
                 found[key] = layer
-        names = {key for key in (*expected, *found) if not key.endswith(APART)}
+        apart = APART + (TILED if "tiled" in layout.keys.values() else ())
+        names = {key for key in (*expected, *found) if not key.endswith(apart)}
         same = {
             key
             for key in names & expected.keys() & found.keys()

@@ -33,7 +33,7 @@ import uqff
 from tools.interop import llamacpp_job
 from tools.interop.gguf import Case, cases, other, plain
 from tools.interop.llamacpp_job import RESULT
-from tools.tiny.gguf import OWN, TEXTS, write_checkpoint
+from tools.tiny.gguf import NAMED, OWN, TEXTS, write_checkpoint
 from uqff import Layer
 from uqff.checkpoints import open_gguf
 from uqff.conversion import gguf_of_uqff, uqff_of_gguf
@@ -177,7 +177,8 @@ def check_all(python: Path, folder: Path) -> Iterator[Row]:
         for kind in kinds:
             place = folder / f"{case.name}-{kind}"
             place.mkdir()
-            write_checkpoint(case.config, case.tensors, place / "a.gguf", kind, extra=case.extra, vocabulary=True)
+            path, own = place / "a.gguf", NAMED.get(case.architecture)
+            write_checkpoint(case.config, case.tensors, path, kind, extra=case.extra, vocabulary=True, architecture=own)
             yield check(python, case.name, kind, place / "a.gguf", place, lambda _: IDS)
     smollm2 = next((python.parents[1] / "lib").glob(f"python*/site-packages/{SMOLLM2}"))
     place = folder / "smollm2"

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from tools.tiny import architectures, text
-from tools.tiny.gguf_own import add_own, recurrent, transposed
+from tools.tiny.gguf_own import add_own, recurrent, tiled, transposed
 from tools.tiny.models import WEIGHT_DTYPES as DENSE
 from tools.tiny.models import TinyModel, round_to, to_bytes
 from uqff.families.gguf.tensor import GGUF
@@ -56,8 +56,11 @@ ARCHITECTURES = {
     "phi": "phi2",
     "qwen3_moe": "qwen3moe",
     "qwen3_next": "qwen3next",
+    "qwen3_5_text": "qwen35",
 }
 """``general.architecture`` of a ``model_type``, if it is not that."""
+NAMED = {"Qwen3.5-MoE": "qwen35moe"}
+"""The same of a checkpoint that has another one's class."""
 ROOT_NAMES = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
 
 
@@ -66,7 +69,7 @@ def checkpoint_of(name: str) -> tuple[dict[str, Any], dict[str, Any]]:
     GGUF has no other.
     """
     if name in (*TEXTS, *OWN):
-        return _saved(name, OWN.get(name, text.TEXTS.get(name)))
+        return saved(name, OWN.get(name, text.TEXTS.get(name)))
     like = {"SmolLM3": "Mistral", "Gemma3": "Gemma2"}.get(name, name)
     config, shapes = architectures.config(like), architectures.shapes(like)
     if name == "SmolLM3":
@@ -159,6 +162,10 @@ for _name, _experts in (("Granite-Hybrid", text.EXPERTS), ("Granite-Hybrid dense
     _own = SCALES | {"num_local_experts": _experts, "position_embedding_type": "nope"}
     OWN[_name] = text.Text(GRANITE.architecture, GRANITE.model_type, GRANITE.values | _own)
 OWN["Qwen3-Next"] = text.TEXTS["Qwen3-Next"]
+WIDE = {"linear_key_head_dim": 32, "linear_value_head_dim": 32}
+for _name, _like in (("Qwen3.5", "Qwen3.5"), ("Qwen3.5-MoE", "Qwen3-Next")):  # heads of whole blocks
+    _made = text.TEXTS[_like]
+    OWN[_name] = dataclasses.replace(_made, values=_made.values | WIDE)
 """Those that the client is asked less about: it writes no UQFF of gpt-oss' checkpoints, and runs neither Granite
 without Mamba, nor DeepSeek of a GGUF file."""
 
@@ -167,10 +174,11 @@ def with_even_heads(name: str) -> tuple[dict[str, Any], dict[str, Any]]:
     """A DeepSeek whose values have the size of its keys: the only ones that the client can run on a CPU."""
     made = OWN[name]
     size = made.values["qk_nope_head_dim"] + made.values["qk_rope_head_dim"]
-    return _saved(name, dataclasses.replace(made, values=made.values | {"v_head_dim": size}))
+    return saved(name, dataclasses.replace(made, values=made.values | {"v_head_dim": size}))
 
 
-def _saved(name: str, made: text.Text | None) -> tuple[dict[str, Any], dict[str, Any]]:
+def saved(name: str, made: text.Text | None) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The same of what `transformers` saves of a text."""
     from safetensors.numpy import load_file
 
     assert made is not None
@@ -185,7 +193,7 @@ def _saved(name: str, made: text.Text | None) -> tuple[dict[str, Any], dict[str,
             "long_factor": [2.0 + each for each in range(8)],
         }
         config["rope_scaling"] = {"type": "longrope", **factors}
-    if name == "Qwen3-Next":
+    if name.startswith(("Qwen3-Next", "Qwen3.5")):
         tensors |= even(tensors)
     for each, values in tensors.items():
         if each.endswith(".A_log"):  # the logarithm of its exponential is the number itself
@@ -335,6 +343,8 @@ def write_checkpoint(
     hybrid = architecture.startswith("lfm2") or architecture == "granitehybrid"
     kinds_of_layers = config.get("layer_types", []) if hybrid else []
     tensors = dict(recurrent(config, tensors))
+    if architecture.startswith("qwen35"):
+        tensors = dict(tiled(config, tensors))
     absorbed = architecture == "deepseek2" and (kind == "f32" if absorbed is None else absorbed)
     if absorbed:
         kv_heads, tensors = 1, dict(transposed(config, tensors))
@@ -387,7 +397,7 @@ def write_checkpoint(
             continue
         data, type = stored(name, values, kinds or {}, kind)
         shifted = name.endswith("norm.weight") and not name.endswith("linear_attn.norm.weight")
-        if shifted and architecture.startswith(("gemma", "qwen3next")):
+        if shifted and architecture.startswith(("gemma", "qwen3next", "qwen35")):
             data = data + np.float32(1)
         if name.endswith(".conv.conv.weight"):
             data = data[:, 0]

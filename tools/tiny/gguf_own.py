@@ -45,6 +45,35 @@ def recurrent(config: Mapping[str, Any], tensors: Mapping[str, Any]) -> Iterator
             yield name, values
 
 
+def tiled(config: Mapping[str, Any], tensors: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Tensors of Qwen3.5: of linear attention, the first value head of each key head, then the second of each, ..."""
+    keys, values = config["linear_num_key_heads"], config["linear_num_value_heads"]
+    size, through = config["linear_value_head_dim"], 2 * keys * config["linear_key_head_dim"]
+    each = values // keys
+    order = [key * each + at for at in range(each) for key in range(keys)]
+
+    def moved(values: np.ndarray[Any, Any], rows: int = size) -> np.ndarray[Any, Any]:
+        return np.concatenate([values[head * rows : (head + 1) * rows] for head in order])
+
+    for name, numbers in tensors.items():
+        last = name.partition(".linear_attn.")[2]
+        if last in ("in_proj_qkv.weight", "conv1d.weight"):
+            yield name, np.concatenate((numbers[:through], moved(numbers[through:])))
+        elif last == "in_proj_z.weight":
+            yield name, moved(numbers)
+        elif last == "in_proj_ba.weight":
+            pairs = numbers.reshape(keys, 2, each, -1)
+            for at, part in enumerate("ba"):
+                rows = pairs[:, at].reshape(values, -1)
+                yield name.replace("in_proj_ba", f"in_proj_{part}"), moved(rows, 1)
+        elif last in ("in_proj_b.weight", "in_proj_a.weight", "A_log", "dt_bias"):
+            yield name, moved(numbers, 1)
+        elif last == "out_proj.weight":
+            yield name, np.ascontiguousarray(moved(numbers.T).T)
+        else:
+            yield name, numbers
+
+
 def add_own(writer: gguf.GGUFWriter, architecture: str, config: Mapping[str, Any]) -> None:
     """Metadata that files of one architecture have, as llama.cpp's converter gives it to them."""
     if architecture in ("gemma2", "gemma3"):
@@ -111,13 +140,17 @@ def add_own(writer: gguf.GGUFWriter, architecture: str, config: Mapping[str, Any
         if not config["num_local_experts"]:
             writer.add_expert_count(0)
             writer.add_expert_used_count(0)
-    if architecture == "qwen3next":
+    if architecture.startswith("qwen35"):
+        rope = config.get("rope_parameters") or {}
+        writer.add_rope_dimension_sections([*rope.get("mrope_section", [2, 1, 1]), 0])
+    if architecture in ("qwen3next", "qwen35", "qwen35moe"):
         writer.add_ssm_conv_kernel(config["linear_conv_kernel_dim"])
         writer.add_ssm_state_size(config["linear_key_head_dim"])
         writer.add_ssm_group_count(config["linear_num_key_heads"])
         writer.add_ssm_time_step_rank(config["linear_num_value_heads"])
         writer.add_ssm_inner_size(config["linear_value_head_dim"] * config["linear_num_value_heads"])
         writer.add_full_attention_interval(config["full_attention_interval"])
+    if architecture in ("qwen3next", "qwen35moe"):
         writer.add_expert_shared_feed_forward_length(config["shared_expert_intermediate_size"])
     if architecture in ("granitemoe", "granitehybrid"):
         writer.add_expert_shared_feed_forward_length(config["shared_intermediate_size"])

@@ -116,7 +116,7 @@ def uqff_of_gguf(
         across = [name for name in tensors if tensors.is_across(name)]
         if across and kind is None:
             raise UnsupportedError(
-                f"the blocks of {len(across)} layers run across the rows of the model, which has their keys transposed",
+                f"the blocks of {len(across)} layers {tensors.why_across(across[0])}",
                 field=across[0],
                 expected="another type for them (--requantize KIND)",
                 got=tensors.type_names(across[0]),
@@ -276,7 +276,7 @@ class FromGgufJob(Job[Conversion]):
         config = self.tensors.config
         metas = [(goal, self._record(goal, planned=True)) for goal in self.goals]
         again = Counter(
-            meta.kind.upper() if isinstance(meta, ForeignTensor) else "transposed"
+            meta.kind.upper() if isinstance(meta, ForeignTensor) else "in another order"
             for goal, meta in metas
             if self._is_remade(goal, meta)
         )

@@ -31,9 +31,11 @@ from uqff.checkpoints.gguf.names import (
     SHORT_FACTORS,
     PlainTensor,
     architecture_of_config,
+    columns_of,
     gguf_names,
     heads_of,
     joined_of,
+    order_of,
     plain_tensors,
     shape_of,
 )
@@ -49,7 +51,7 @@ from uqff.errors import FormatError, ShapeError, UnsupportedError, located
 from uqff.families.base import QuantizedTensor
 from uqff.families.gguf.blocks import BlockType, block_type_of_kind
 from uqff.families.part import Part
-from uqff.families.rows import Order, reordered, reordered_bias
+from uqff.families.rows import Order, reordered, reordered_bias, reordered_columns
 from uqff.families.unquant.tensor import Unquant
 from uqff.gguf.schema import VERSION
 from uqff.gguf.types import ggml_type
@@ -174,17 +176,22 @@ class ToGgufJob:
 
     def _check_layers(self) -> None:
         """All that GGUF cannot hold, at once."""
-        refused = []
+        refused, across = [], []
         for key, name in self.names.items():
             weight = self.file[key].weight
             self._check_shape(f"{name.module}.weight", weight.shape)
-            if _block_type(weight) is None:
+            block_type, runs = _block_type(weight), columns_of(name.module, self.architecture, self.config)
+            if block_type is None:
                 refused.append(f"{name.module} ({weight.kind})")
-        if refused:
-            more = f", and {len(refused) - 10} more" if len(refused) > 10 else ""
-            raise UnsupportedError(
-                f"{len(refused)} layers of types that GGUF does not have", got=", ".join(refused[:10]) + more
-            )
+            elif runs is not None and not runs.fits(block_type.block_size):
+                across.append(f"{name.module} ({weight.kind})")
+        for layers, problem in (
+            (refused, "of types that GGUF does not have"),
+            (across, "whose blocks run across value heads, which GGUF has in another order"),
+        ):
+            if layers:
+                more = f", and {len(layers) - 10} more" if len(layers) > 10 else ""
+                raise UnsupportedError(f"{len(layers)} layers {problem}", got=", ".join(layers[:10]) + more)
 
     def _check_residual(self) -> None:
         names = [
@@ -273,6 +280,9 @@ class ToGgufJob:
 
     def _order(self, module: str, rows: int) -> Order | None:
         """The order that makes a module's rows, as they are here, those of a GGUF file; None if they are."""
+        order = order_of(module, self.architecture, self.config)
+        if order is not None:
+            return np.argsort(order)
         here, there = self.layout.heads_of(module), heads_of(self.architecture, self.config, module)
         if here == there:
             return None
@@ -286,11 +296,14 @@ class ToGgufJob:
         block_type = _block_type(weight)
         assert block_type is not None
         order = self._order(module, weight.shape[0])
-        return PlannedTensor(name, weight.shape, block_type.code, weight.nbytes, partial(self._blocks, key, order))
+        runs = columns_of(module, self.architecture, self.config)
+        chunks = partial(self._blocks, key, order, None if runs is None else np.argsort(runs.order))
+        return PlannedTensor(name, weight.shape, block_type.code, weight.nbytes, chunks)
 
-    def _blocks(self, key: str, order: Order | None) -> Iterable[memoryview]:
+    def _blocks(self, key: str, order: Order | None, runs: Order | None) -> Iterable[memoryview]:
         weight = self.file[key].weight
-        yield stored_blocks(weight if order is None else reordered(weight, order)).payload
+        weight = weight if order is None else reordered(weight, order)
+        yield stored_blocks(weight if runs is None else reordered_columns(weight, runs)).payload
 
     def _is_absorbed(self) -> bool:
         """Whether the keys of DeepSeek's attention are transposed, as llama.cpp's converter does it: if none is in

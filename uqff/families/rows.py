@@ -20,7 +20,7 @@ from uqff.families.part import Part, joined
 if TYPE_CHECKING:
     from uqff.families.base import QuantizedTensor
 
-__all__ = ["Order", "can_reorder", "joined_rows", "reordered", "reordered_bias"]
+__all__ = ["Order", "can_reorder", "joined_rows", "reordered", "reordered_bias", "reordered_columns"]
 
 Order: TypeAlias = npt.NDArray[np.int64]
 """int64 ``[out]``: which row comes first, which second, ...; each once."""
@@ -57,6 +57,29 @@ def reordered(weight: _Record, order: Order) -> _Record:
     if order.shape != (rows,):
         raise ShapeError("order of another number of rows", expected=rows, got=list(order.shape))
     return weight.replaced(**{name: _moved(part, order) for name, part in weight.parts.items() if part.shape})
+
+
+def reordered_columns(weight: _Record, order: Order) -> _Record:
+    """A matrix with the columns of all rows in another order, by runs of as many, still quantised; new memory.
+
+    Args:
+        weight: ``[out, in]``, whose runs of ``in / len(order)`` columns are whole blocks or groups; which may lack its
+            bytes.
+        order: which run comes first, which second, ...
+
+    Raises:
+        ShardError: the rows of this type do not stand by themselves, or runs are no whole blocks.
+    """
+    rows, columns = weight.shape
+    if not can_reorder(weight) or columns % len(order) or (columns // len(order)) % weight.alignment(1):
+        raise ShardError(
+            "columns cannot change places exactly",
+            expected=f"{len(order)} runs of whole blocks or groups",
+            got=f"{weight.kind} {[rows, columns]}",
+        )
+    return weight.replaced(
+        **{name: _runs_moved(part, order) for name, part in weight.parts.items() if part.shape[:1] == (rows,)}
+    )
 
 
 def joined_rows(records: Sequence[_Record], *, turns: bool) -> _Record:
@@ -109,6 +132,13 @@ def reordered_bias(bias: Part, order: Order) -> Part:
     if bias.shape != order.shape:
         raise ShapeError("order of another number of rows", field="bias", expected=bias.shape, got=list(order.shape))
     return _moved(bias, order)
+
+
+def _runs_moved(part: Part, order: Order) -> Part:
+    if part.is_planned:
+        return part
+    moved = part.array().reshape(part.shape[0], len(order), -1)[:, order]
+    return Part(part.dtype, part.shape, np.ascontiguousarray(moved).reshape(-1).data)
 
 
 def _moved(part: Part, order: Order) -> Part:

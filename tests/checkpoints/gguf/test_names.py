@@ -84,7 +84,7 @@ def test_rows_that_are_no_heads(rows: int, heads: int) -> None:
             function(torch.zeros(rows, 1), heads)
 
 
-def parts_of(name: str, *, experts: bool) -> list[str]:
+def parts_of(name: str, *, experts: bool, apart: bool) -> list[str]:
     """What llama.cpp's converter calls a tensor when it looks for its name, or the parts that it cuts it into."""
     name = name.replace(".switch_mlp.", ".experts.")
     if name.endswith(".sinks"):
@@ -100,6 +100,8 @@ def parts_of(name: str, *, experts: bool) -> list[str]:
         return [name]
     if "in_proj_qkvz" in name:
         return [name.replace("in_proj_qkvz", each) for each in ("in_proj_qkv", "in_proj_z")]
+    if "in_proj_ba" in name and apart:
+        return [name.replace("in_proj_ba", each) for each in ("in_proj_b", "in_proj_a")]
     joined = "experts.gate_up_proj."
     return [name.replace(joined, f"experts.{each}_proj.") for each in ("gate", "up")] if joined in name else [name]
 
@@ -127,7 +129,8 @@ def test_names_are_those_of_the_gguf_package() -> None:
         named = list(wanted_names(architecture, own))
         assert architecture.headless == (table.get_name("lm_head") is None)
         for name, stored, _ in named:
-            for theirs, each in zip(parts_of(name, experts=bool(experts)), stored, strict=True):
+            parts = parts_of(name, experts=bool(experts), apart=len(stored) > 1)
+            for theirs, each in zip(parts, stored, strict=True):
                 theirs = known_name(theirs)
                 if ".experts." in theirs and ".mlp." not in theirs:
                     theirs = re.sub(r"(gate|up|down)_proj", lambda match: w123[match[0]], theirs)
@@ -153,6 +156,12 @@ def test_architectures() -> None:
         architecture_of_config({})
     for gating, first in ((2, "DeepseekV3ForCausalLM"), (1, "DeepseekV2ForCausalLM"), (None, "DeepseekV2ForCausalLM")):
         assert architecture_of_name("deepseek2", experts=True, gating=gating).classes[0] == first
+    qwen = {"architectures": ["Qwen3NextForCausalLM"]}
+    assert [architecture_of_config(qwen, name).name for name in (None, "qwen35moe")] == ["qwen3next", "qwen35moe"]
+    assert [architecture_of_name("qwen35moe", experts=True).classes, architecture_of_name("qwen35").classes] == [
+        ("Qwen3NextForCausalLM",),
+        ("Qwen3_5ForCausalLM",),
+    ]
     granite = {"architectures": ["GraniteMoeHybridForCausalLM"], "num_hidden_layers": 2}
     assert architecture_of_config(granite).name == "granite"
     assert architecture_of_config(granite | {"num_local_experts": 4}).name == "granitemoe"

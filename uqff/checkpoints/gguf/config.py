@@ -38,7 +38,7 @@ from uqff.gguf.schema import Array, ValueType
 from uqff.limits import MAX_BLOCKS
 from uqff.models.architectures import is_tied_model
 
-__all__ = ["FLOAT32_MAX", "architecture_of_file", "check_config", "config_of"]
+__all__ = ["FLOAT32_MAX", "SECTIONS", "architecture_of_file", "check_config", "config_of"]
 
 _INTEGERS: Final = (
     ValueType.U32,
@@ -81,6 +81,9 @@ _KNOWN: Final = (
 )
 """Metadata of a model that is read, or says nothing that matters."""
 
+SECTIONS: Final = "rope.dimension_sections"
+"""Of rotary positions with several axes."""
+
 FLOAT32_MAX: Final = float(np.finfo(np.float32).max)
 
 BIAS_OF_ATTENTION: Final = re.compile(r"blk\.[0-9]+\.attn_(q|k|v|output)\.bias")
@@ -110,7 +113,8 @@ class _Metadata:
         yarn += [f"rope.scaling.{LOG_MULTIPLIER}"] if architecture.latent else []
         yarn += [] if architecture.derived is None else architecture.derived.stored
         own = (key for each in stated for key in each.values())
-        self.own = (architecture.epsilon[1], *architecture.stated, *own, *yarn)
+        axes = [] if architecture.axes is None else [SECTIONS]
+        self.own = (architecture.epsilon[1], *architecture.stated, *own, *yarn, *axes)
 
     def get(self, key: str, types: tuple[ValueType, ...]) -> Any:
         return self.file.get_value(f"{self.prefix}.{key}", *types)
@@ -237,6 +241,8 @@ def config_of(file: GgufFile, architecture: GgufArchitecture, *, strict: bool = 
         said = {key: metadata.integer(key) for key in architecture.derived.stored}
         with located(file=file.paths[0]):
             config |= architecture.derived.read(said, config)
+    if architecture.axes is not None:
+        config |= _axes(metadata, architecture, config)
     config |= architecture.implied(config)
     if architecture.latent:
         config |= {"head_dim": config["qk_rope_head_dim"], "num_key_value_heads": heads}
@@ -324,6 +330,18 @@ def _rotated(metadata: _Metadata, architecture: GgufArchitecture, head_dim: int)
     if rotated > head_dim or int(head_dim * (rotated / head_dim)) != rotated:
         raise metadata.error("not a part of a head", key, f"at most {head_dim}", rotated)
     return {"partial_rotary_factor": rotated / head_dim}
+
+
+def _axes(metadata: _Metadata, architecture: GgufArchitecture, config: Mapping[str, Any]) -> dict[str, Any]:
+    """How many pairs of numbers turn with the position along each axis; of a text all axes say the same."""
+    stored = metadata.get(SECTIONS, (ValueType.ARRAY,))
+    sections = stored.values() if isinstance(stored, Array) and stored.type in _INTEGERS else []
+    if len(sections) != 4 or min(sections) < 0 or sections[3]:
+        raise metadata.error("not the axes of rotary positions", SECTIONS, "3 numbers and a 0", sections[:5] or "none")
+    if not architecture.axes:
+        return {}
+    rope = {"rope_type": "default", "rope_theta": config["rope_theta"], "mrope_section": sections[:3]}
+    return {architecture.axes: {**rope, "partial_rotary_factor": config["partial_rotary_factor"]}}
 
 
 def _stated(metadata: _Metadata, architecture: GgufArchitecture, blocks: int) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from uqff.checkpoints.gguf.forms import AS_IS, Form
 from uqff.families.rows import Order
 from uqff.models.text import Rule
 
-__all__ = ["BLOCK", "ROOT", "BlockTensor", "GgufArchitecture", "OtherNumbers", "SeveralMatrices"]
+__all__ = ["BLOCK", "ROOT", "BlockTensor", "GgufArchitecture", "OtherNumbers", "Runs", "SeveralMatrices"]
 
 ROOT: Final = {
     "model.embed_tokens": "token_embd",
@@ -69,6 +69,10 @@ BLOCK: Final = {
     "mamba.in_proj": "ssm_in",
     "mamba.out_proj": "ssm_out",
     "linear_attn.in_proj_ba": "ssm_ba",
+    "linear_attn.in_proj_qkv": "attn_qkv",
+    "linear_attn.in_proj_z": "attn_gate",
+    "linear_attn.in_proj_b": "ssm_beta",
+    "linear_attn.in_proj_a": "ssm_alpha",
     "linear_attn.out_proj": "ssm_out",
     "mlp.shared_expert_gate": "ffn_gate_inp_shexp",
     "conv.in_proj": "shortconv.in_proj",
@@ -107,6 +111,23 @@ class SeveralMatrices:
     def rows_of(self, count: int, config: Mapping[str, Any]) -> tuple[int, ...]:
         """How many rows of ``count`` each matrix has."""
         return (count // len(self.stored),) * len(self.stored) if self.rows is None else self.rows(config)
+
+
+@dataclass(frozen=True)
+class Runs:
+    """Columns of a matrix in another order, by runs of as many: where each run of the model is in GGUF.
+
+    Attributes:
+        size: columns of a run.
+        order: of the runs; each once.
+    """
+
+    size: int
+    order: Order
+
+    def fits(self, block_size: int) -> bool:
+        """Whether whole blocks of a row change places."""
+        return self.size % block_size == 0
 
 
 @dataclass(frozen=True)
@@ -188,6 +209,10 @@ class GgufArchitecture:
         yarn: what else ``config.json`` says of a ``yarn`` scaling of such a model.
         latent: whether attention is DeepSeek's: :mod:`uqff.checkpoints.gguf.latent`.
         joined: layers, relative to the decoder layer, that are several matrices in GGUF.
+        orders: layers, likewise, whose rows are in another order there: where each row of the model is.
+        columns: layers, likewise, whose columns are.
+        axes: of rotary positions that have several, the key of ``config.json`` that says how they are divided; empty if
+            none does. None: they have one.
     """
 
     name: str
@@ -227,6 +252,9 @@ class GgufArchitecture:
     yarn: Mapping[str, Any] = field(default_factory=dict)
     latent: bool = False
     joined: Mapping[str, SeveralMatrices] = field(default_factory=dict)
+    orders: Mapping[str, Callable[[Mapping[str, Any]], Order]] = field(default_factory=dict)
+    columns: Mapping[str, Callable[[Mapping[str, Any]], Runs]] = field(default_factory=dict)
+    axes: str | None = None
 
     @property
     def stated_keys(self) -> tuple[str, ...]:

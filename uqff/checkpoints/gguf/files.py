@@ -20,13 +20,15 @@ from uqff.checkpoints.gguf.names import (
     ROPE_FACTORS,
     SHORT_FACTORS,
     architecture_of_config,
+    columns_of,
     heads_of,
     joined_of,
+    order_of,
     plain_tensors,
     shape_of,
     wanted_names,
 )
-from uqff.checkpoints.gguf.stored import AsIs, Formed, InFile, JoinedRows, Latent
+from uqff.checkpoints.gguf.stored import AsIs, Columns, Formed, InFile, JoinedRows, Latent
 from uqff.checkpoints.gguf.tokenizer import tokenizer_files
 from uqff.checkpoints.safetensors import TensorFiles
 from uqff.codes import DType
@@ -165,6 +167,9 @@ class GgufTensors(TensorFiles):
         """How a weight stands in the file, of the tensors that it is made of."""
         if name in self._forms:
             return Formed(tensors, self._forms[name], shape_of(name, self.config), self.config)
+        runs = columns_of(name.removesuffix(".weight"), self.architecture, self.config)
+        if runs is not None:
+            return Columns(tensors[0], runs)
         if len(tensors) == 1:
             return AsIs(tensors[0], self._order(name, tensors[0].shape))
         module, shape = name.removesuffix(".weight"), shape_of(name, self.config)
@@ -175,7 +180,9 @@ class GgufTensors(TensorFiles):
         """The order that makes the rows of a tensor those of the model; None if they are."""
         module = name.rpartition(".")[0]
         heads = heads_of(self.architecture, self.config, module)
-        return None if heads is None else half_split_order(shape[0], heads, layer=module)
+        if heads is None:
+            return order_of(module, self.architecture, self.config)
+        return half_split_order(shape[0], heads, layer=module)
 
     def gguf(self, name: str) -> GgufTensor:
         """The tensor of a name; of several that it is made of, the first."""
@@ -200,8 +207,12 @@ class GgufTensors(TensorFiles):
         return [tensor for each in found for tensor in each.tensors]
 
     def is_across(self, name: str) -> bool:
-        """Whether the blocks of a weight run across its rows, so that only its numbers can be had."""
+        """Whether the blocks of a weight are not those of the model's, so that only its numbers can be had."""
         return self._by_name[name].is_across
+
+    def why_across(self, name: str) -> str:
+        """Why they are not, in words."""
+        return self._by_name[name].WHY_ACROSS
 
     def record(self, name: str, cut: Cut | None = None) -> QuantizedTensor:
         """The record of a weight, or of a slice of it, its rows in the model's order.

@@ -9,6 +9,7 @@ form               in GGUF, of a tensor of a checkpoint           back
 :data:`TURNS`      two tensors: its even columns, its odd ones    the same numbers
 :class:`Shaped`    the same numbers in another shape              the same numbers
 :class:`Rate`      -exp of it, perhaps as a column                log(-), rounded
+:class:`Ordered`   another form, its rows in another order        in order
 =================  =============================================  ==========================
 
 Numbers are float32, which holds every float16 and bfloat16.  The logarithm of a rate is rounded to float32, and so is
@@ -19,15 +20,16 @@ the file's own (:mod:`uqff.conversion.kept`).
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from uqff.errors import FormatError
+from uqff.families.rows import Order
 
-__all__ = ["AS_IS", "COLUMN", "SQUEEZED", "TURNS", "Form", "Numbers", "Plus", "Rate", "Shaped"]
+__all__ = ["AS_IS", "COLUMN", "SQUEEZED", "TURNS", "Form", "Numbers", "Ordered", "Plus", "Rate", "Shaped"]
 
 Numbers: TypeAlias = npt.NDArray[np.float32]
 Shape: TypeAlias = tuple[int, ...]
@@ -132,6 +134,32 @@ class Rate(Form):
         with np.errstate(over="ignore"):
             made: Numbers = -np.exp(numbers.astype(np.float64)).astype(np.float32)
         return (made.reshape(shapes[0]),)
+
+
+@dataclass(frozen=True)
+class Ordered(Form):
+    """A tensor whose rows are in another order in GGUF.
+
+    Attributes:
+        order_of: where each row of the model is there, of the configuration.
+        form: how it stands there otherwise.
+    """
+
+    order_of: Callable[[Mapping[str, Any]], Order]
+    form: Form = field(default_factory=Form)
+
+    def shapes(self, shape: Shape, config: Mapping[str, Any]) -> tuple[Shape, ...]:
+        """See :meth:`Form.shapes`."""
+        return self.form.shapes(shape, config)
+
+    def to_model(self, stored: Sequence[Numbers], shape: Shape, config: Mapping[str, Any]) -> Numbers:
+        """See :meth:`Form.to_model`."""
+        made: Numbers = self.form.to_model(stored, shape, config)[self.order_of(config)]
+        return made
+
+    def to_file(self, numbers: Numbers, shapes: Sequence[Shape], config: Mapping[str, Any]) -> tuple[Numbers, ...]:
+        """See :meth:`Form.to_file`."""
+        return self.form.to_file(numbers[np.argsort(self.order_of(config))], shapes, config)
 
 
 AS_IS: Final = Form()

@@ -6,15 +6,18 @@ Authority: as there.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Final
 
-from uqff.checkpoints.gguf.config import FLOAT32_MAX
+from uqff.checkpoints.gguf.config import FLOAT32_MAX, SECTIONS
 from uqff.checkpoints.gguf.names import GgufArchitecture, architecture_of_config, inner_size
 from uqff.checkpoints.gguf.rope import longrope_attention, rope_scaling_of, yarn_numbers
 from uqff.errors import FormatError, UnsupportedError, located
 from uqff.gguf.schema import Array, Value, ValueType
 
 __all__ = ["active_window", "metadata_of"]
+
+AXES: Final = [11, 11, 10]
+"""Of Qwen3.5, where its configuration does not say."""
 
 
 def _window(config: Mapping[str, Any]) -> Any:
@@ -84,6 +87,8 @@ def metadata_of(
     if architecture.kinds:
         heads_of_layers = _heads_of_layers(config, architecture, pairs["attention.head_count_kv"].value, path)
         pairs["attention.head_count_kv"] = heads_of_layers
+    if architecture.axes is not None:
+        pairs[SECTIONS] = _axes(config, architecture.axes, path)
     if architecture.derived is not None:
         with located(file=path):
             pairs |= {key: Value(ValueType.U32, each) for key, each in architecture.derived.write(config).items()}
@@ -188,6 +193,15 @@ def _heads_of_layers(config: Mapping[str, Any], architecture: GgufArchitecture, 
         raise FormatError("not the kinds of the layers", file=path, field="layer_types", got=types)
     values = [0 if each == architecture.kinds[1] else heads for each in types]
     return Value(ValueType.ARRAY, Array.of(ValueType.I32, values))
+
+
+def _axes(config: Mapping[str, Any], key: str, path: str) -> Value:
+    """How many pairs of numbers turn with the position along each axis, and a fourth number."""
+    stated = config.get(key) if key else None
+    sections = stated.get("mrope_section", AXES) if isinstance(stated, Mapping) else AXES
+    if not isinstance(sections, list) or len(sections) != 3 or any(type(x) is not int or x < 0 for x in sections):
+        raise FormatError("not the axes of rotary positions", file=path, field=f"{key}.mrope_section", got=sections)
+    return Value(ValueType.ARRAY, Array.of(ValueType.I32, [*sections, 0]))
 
 
 def _flag(key: str, value: Any, path: str) -> bool:

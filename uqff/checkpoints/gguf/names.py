@@ -29,12 +29,15 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any, Final, NamedTuple
 
-from uqff.checkpoints.gguf.declared import BLOCK, ROOT, GgufArchitecture, SeveralMatrices
+import numpy as np
+
+from uqff.checkpoints.gguf.declared import BLOCK, ROOT, GgufArchitecture, Runs, SeveralMatrices
 from uqff.checkpoints.gguf.forms import AS_IS, Form, Plus
 from uqff.checkpoints.gguf.recurrent import recurrent_shape
 from uqff.checkpoints.gguf.table import ARCHITECTURES
 from uqff.codes import Version
 from uqff.errors import UnsupportedError
+from uqff.families.rows import Order
 from uqff.models.architectures import EntryName, architecture_of, entry_names
 from uqff.models.text import count
 
@@ -49,11 +52,13 @@ __all__ = [
     "PlainTensor",
     "architecture_of_config",
     "architecture_of_name",
+    "columns_of",
     "gguf_name",
     "gguf_names",
     "heads_of",
     "inner_size",
     "joined_of",
+    "order_of",
     "plain_tensors",
     "shape_of",
     "stack_name",
@@ -147,6 +152,21 @@ def joined_of(path: str, architecture: GgufArchitecture) -> SeveralMatrices | No
     """How a module of a model is made of several matrices of GGUF; None if it is one."""
     match = _BLOCK_PATH.fullmatch(path)
     return None if match is None else architecture.joined.get(match[2])
+
+
+def order_of(path: str, architecture: GgufArchitecture, config: Mapping[str, Any]) -> Order | None:
+    """Where each row of a module of a model is in GGUF; None if they are in order, or only interleaved."""
+    match = _BLOCK_PATH.fullmatch(path)
+    made = None if match is None else architecture.orders.get(match[2])
+    return None if made is None else made(config)
+
+
+def columns_of(path: str, architecture: GgufArchitecture, config: Mapping[str, Any]) -> Runs | None:
+    """The same of its columns, by runs of them."""
+    match = _BLOCK_PATH.fullmatch(path)
+    made = None if match is None else architecture.columns.get(match[2])
+    runs = None if made is None else made(config)
+    return None if runs is None or bool((np.diff(runs.order) == 1).all()) else runs
 
 
 class PlainTensor(NamedTuple):

@@ -10,6 +10,9 @@
     Qwen3-Next   linear_attn  in_proj_qkvz   of each key head q, k, its v's, its z's
                                              attn_qkv: all q, all k, all v; attn_gate: all z
                               in_proj_ba     ssm_ba   the same
+    Qwen3.5      linear_attn  in_proj_qkv, z, b, a   attn_qkv, attn_gate, ssm_beta, ssm_alpha
+                  the value heads: of each key head all           of all key heads one, of all the next, ...
+                  out_proj       ssm_out   its columns by value heads, likewise
 
 Authority: llama.cpp, ``conversion/granite.py``, ``mamba.py`` (``Mamba2Model``), ``qwen.py`` (``Qwen3NextModel``);
 transformers, ``modeling_qwen3_next.py`` (``fix_query_key_value_ordering``).
@@ -17,19 +20,20 @@ transformers, ``modeling_qwen3_next.py`` (``fix_query_key_value_ordering``).
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from functools import partial
 from typing import Any, Final
 
 import numpy as np
 
-from uqff.checkpoints.gguf.declared import BlockTensor, GgufArchitecture, OtherNumbers, SeveralMatrices
-from uqff.checkpoints.gguf.forms import COLUMN, SQUEEZED, Plus, Rate, Shaped
+from uqff.checkpoints.gguf.declared import BlockTensor, GgufArchitecture, OtherNumbers, Runs, SeveralMatrices
+from uqff.checkpoints.gguf.forms import COLUMN, SQUEEZED, Ordered, Plus, Rate, Shaped
 from uqff.errors import FormatError
 from uqff.families.rows import Order
 from uqff.models.text import ATTENDS, ATTENDS_FULLY, ATTENDS_LINEARLY, RECURS, count
 
-__all__ = ["GRANITES", "QWEN3_NEXT", "recurrent_shape"]
+__all__ = ["GRANITES", "QWEN3_NEXT", "QWEN35", "recurrent_shape"]
 
 
 def _all_attend(config: Mapping[str, Any]) -> bool:
@@ -257,6 +261,99 @@ QWEN3_NEXT: Final = GgufArchitecture(
 )
 
 
+def _tiles(config: Mapping[str, Any]) -> Order:
+    """Where each value head of a model is in GGUF: of each key head all in the former, one in turn in the latter."""
+    keys, _, each, _ = _heads_of(config)
+    heads: Order = np.arange(keys * each, dtype=np.int64)
+    return heads % each * keys + heads // each
+
+
+def _tiled_rows(config: Mapping[str, Any]) -> Order:
+    """The same of the rows of all value heads."""
+    size = _heads_of(config)[3]
+    rows: Order = (_tiles(config)[:, None] * size + np.arange(size)).reshape(-1)
+    return rows
+
+
+def _tiled_through(config: Mapping[str, Any]) -> Order:
+    """The same of queries and keys, which are in order, and values."""
+    keys, key_size, _, _ = _heads_of(config)
+    before = 2 * keys * key_size
+    return np.concatenate((np.arange(before, dtype=np.int64), before + _tiled_rows(config)))
+
+
+def _tiled_runs(config: Mapping[str, Any]) -> Runs:
+    """The same of columns."""
+    return Runs(_heads_of(config)[3], _tiles(config))
+
+
+def _tiled_qkvz(config: Mapping[str, Any]) -> Order:
+    """:func:`_qkvz_order` of tensors whose value heads are in GGUF's order."""
+    through, _ = _qkvz_rows(config)
+    there = np.concatenate((_tiled_through(config), through + _tiled_rows(config)))
+    made: Order = there[_qkvz_order(config)]
+    return made
+
+
+def _tiled_ba(config: Mapping[str, Any]) -> Order:
+    """Where the rows of ``in_proj_ba``, of each key head its b's and its a's, are among all b and all a."""
+    keys, _, each, _ = _heads_of(config)
+    heads = _tiles(config).reshape(keys, each)
+    made: Order = np.concatenate((heads, heads + keys * each), axis=1).reshape(-1)
+    return made
+
+
+_TILED: Final = (
+    *(BlockTensor(f"self_attn.{each}_norm.weight", when=ATTENDS_FULLY, form=Plus(1.0)) for each in "qk"),
+    BlockTensor(
+        "linear_attn.conv1d.weight",
+        "ssm_conv1d.weight",
+        when=ATTENDS_LINEARLY,
+        form=Ordered(_tiled_through, SQUEEZED),
+    ),
+    BlockTensor("linear_attn.dt_bias", "ssm_dt.bias", when=ATTENDS_LINEARLY, form=Ordered(_tiles)),
+    BlockTensor("linear_attn.A_log", "ssm_a", when=ATTENDS_LINEARLY, form=Ordered(_tiles, Rate())),
+    BlockTensor("linear_attn.norm.weight", "ssm_norm.weight", when=ATTENDS_LINEARLY),
+)
+_DELTAS: Final = {key: stored for key, stored in QWEN3_NEXT.counts.items() if key.startswith(("linear", "full"))}
+
+QWEN35: Final = (
+    GgufArchitecture(
+        "qwen35",
+        ("Qwen3_5ForCausalLM",),
+        rope_default=10000.0,
+        norm_offset=1.0,
+        rotated=0.25,
+        plain=_TILED,
+        fixed={"model_type": "qwen3_5_text"},
+        implied=_by_interval,
+        counts=_DELTAS,
+        derived=QWEN3_NEXT.derived,
+        renamed=QWEN3_NEXT.renamed,
+        orders={
+            "linear_attn.in_proj_qkv": _tiled_through,
+            "linear_attn.in_proj_z": _tiled_rows,
+            "linear_attn.in_proj_b": _tiles,
+            "linear_attn.in_proj_a": _tiles,
+        },
+        columns={"linear_attn.out_proj": _tiled_runs},
+        axes="rope_parameters",
+    ),
+    dataclasses.replace(
+        QWEN3_NEXT,
+        name="qwen35moe",
+        plain=(*_TILED, BlockTensor("mlp.gate.weight"), BlockTensor("mlp.shared_expert_gate.weight")),
+        joined={
+            "linear_attn.in_proj_qkvz": SeveralMatrices(("attn_qkv", "attn_gate"), rows=_qkvz_rows, order=_tiled_qkvz),
+            "linear_attn.in_proj_ba": SeveralMatrices(("ssm_beta", "ssm_alpha"), order=_tiled_ba),
+        },
+        columns={"linear_attn.out_proj": _tiled_runs},
+        axes="",
+    ),
+)
+"""Qwen3.5: its model with experts is Qwen3-Next's in other tensors, as which the engine takes it, too."""
+
+
 def recurrent_shape(name: str, config: Mapping[str, Any]) -> tuple[int, ...] | None:
     """Shape of a tensor of a recurrent layer, or of the full attention beside one; None of any other."""
     hidden: int = config["hidden_size"]
@@ -278,6 +375,10 @@ def recurrent_shape(name: str, config: Mapping[str, Any]) -> tuple[int, ...] | N
         through, values = 2 * keys * key_size, keys * each * value_size
         return {
             "in_proj_qkvz.weight": (through + 2 * values, hidden),
+            "in_proj_qkv.weight": (through + values, hidden),
+            "in_proj_z.weight": (values, hidden),
+            "in_proj_b.weight": (keys * each, hidden),
+            "in_proj_a.weight": (keys * each, hidden),
             "in_proj_ba.weight": (2 * keys * each, hidden),
             "out_proj.weight": (hidden, values),
             "conv1d.weight": (through + values, 1, config["linear_conv_kernel_dim"]),

@@ -6,6 +6,7 @@ class                in GGUF                                                    
 :class:`AsIs`        one tensor, its rows perhaps in another order                its blocks
 :class:`Formed`      numbers that are otherwise there: :mod:`.forms`              float32
 :class:`JoinedRows`      several matrices, whole rows of each                         their blocks
+:class:`Columns`     one tensor, its columns in another order                     whole blocks; of others, F32
 :class:`Latent`      two tensors of DeepSeek's attention, one of them transposed  plain numbers; of blocks, F32
 ===================  ===========================================================  ==========================
 """
@@ -14,18 +15,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
 from uqff.checkpoints.gguf.blocks import planned_record, record_of, unpacked_record
-from uqff.checkpoints.gguf.declared import SeveralMatrices
+from uqff.checkpoints.gguf.declared import Runs, SeveralMatrices
 from uqff.checkpoints.gguf.forms import Form
 from uqff.checkpoints.gguf.latent import is_plain, latent_record, planned_latent
 from uqff.codes import DType
 from uqff.errors import located
+from uqff.families.gguf.blocks import block_type_of_kind
+from uqff.families.gguf.tensor import GGUF
 from uqff.families.part import Part
-from uqff.families.rows import Order, joined_rows, reordered, reordered_bias
+from uqff.families.rows import Order, joined_rows, reordered, reordered_bias, reordered_columns
 from uqff.families.unquant.tensor import Unquant
 
 if TYPE_CHECKING:
@@ -33,7 +36,7 @@ if TYPE_CHECKING:
     from uqff.families.base import QuantizedTensor
     from uqff.gguf.reader import GgufTensor
 
-__all__ = ["AsIs", "Formed", "InFile", "JoinedRows", "Latent"]
+__all__ = ["AsIs", "Columns", "Formed", "InFile", "JoinedRows", "Latent"]
 
 
 class InFile:
@@ -41,10 +44,11 @@ class InFile:
 
     Attributes:
         tensors: of the file, that it is made of.
-        is_across: whether its blocks run across its rows, so that only its numbers can be had.
+        is_across: whether its blocks are not those of the model's matrix, so that only its numbers can be had.
     """
 
     is_across = False
+    WHY_ACROSS: ClassVar[str] = ""
 
     def __init__(self, tensors: Sequence[GgufTensor]) -> None:
         self.tensors = tuple(tensors)
@@ -206,8 +210,50 @@ class JoinedRows(InFile):
             return made if self.joined.order is None else reordered(made, self.joined.order(self.config))
 
 
+class Columns(InFile):
+    """One tensor whose columns are in another order, by runs."""
+
+    WHY_ACROSS = "run across the value heads of the model, which has them in another order"
+
+    def __init__(self, tensor: GgufTensor, runs: Runs) -> None:
+        """A tensor whose runs of columns are put into an order."""
+        super().__init__([tensor])
+        self.runs = runs
+        ggml = tensor.ggml_type
+        self.is_across = ggml is not None and not runs.fits(ggml.block_size)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """See :attr:`InFile.shape`."""
+        return self.tensors[0].shape
+
+    @property
+    def dtype(self) -> str:
+        """See :attr:`InFile.dtype`; F32 of blocks whose numbers are had."""
+        return DType.F32.safetensors if self.is_across else super().dtype
+
+    def meta(self) -> QuantizedTensor:
+        """See :meth:`InFile.meta`."""
+        if not self.is_across:
+            return planned_record(self.tensors[0])
+        rows, columns = self.shape
+        data = Part.planned((rows, columns * DType.F32.itemsize), DType.U8)
+        return GGUF.made_of(data=data, block_type=block_type_of_kind("f32"))
+
+    def _whole(self, of: Callable[[GgufTensor], QuantizedTensor]) -> QuantizedTensor:
+        if not self.is_across:
+            return reordered_columns(of(self.tensors[0]), self.runs.order)
+        rows, columns = self.shape
+        numbers = self.tensors[0].float32().reshape(rows, -1, self.runs.size)[:, self.runs.order]
+        data = np.ascontiguousarray(numbers).reshape(-1).view(np.uint8)
+        made = Part(DType.U8, (rows, columns * DType.F32.itemsize), data.data)
+        return GGUF.made_of(data=made, block_type=block_type_of_kind("f32"))
+
+
 class Latent(InFile):
     """Keys and values of DeepSeek's attention: :mod:`uqff.checkpoints.gguf.latent`."""
+
+    WHY_ACROSS = "run across the rows of the model, which has their keys transposed"
 
     def __init__(self, tensors: Sequence[GgufTensor], shape: tuple[int, ...]) -> None:
         """Two tensors that are one matrix of a shape."""

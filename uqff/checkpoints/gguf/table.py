@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from uqff.checkpoints.gguf.declared import BlockTensor, GgufArchitecture, SeveralMatrices
 from uqff.checkpoints.gguf.forms import SQUEEZED, TURNS
-from uqff.checkpoints.gguf.recurrent import GRANITES, QWEN3_NEXT
+from uqff.checkpoints.gguf.recurrent import GRANITES, QWEN3_NEXT, QWEN35
 from uqff.models.text import ATTENDS, CONVOLVES, LATER, LOW_RANK, ROUTED
 
 __all__ = ["ARCHITECTURES"]
@@ -272,6 +272,7 @@ ARCHITECTURES: Final = (
     ),
     *GRANITES,
     QWEN3_NEXT,
+    *QWEN35,
     GgufArchitecture(
         "gpt-oss",
         ("GptOssForCausalLM",),
