@@ -13,7 +13,8 @@ from pathlib import Path
 
 import torch
 
-from tools.interop.client import PROMPT, Client
+from tools.interop.client import ENVIRONMENT, Client
+from tools.interop.client_job import PROMPT
 from tools.interop.install import install_client
 from tools.tiny.models import TinyModel
 from uqff.parallel import load_model
@@ -62,7 +63,7 @@ def _ours(directory: Path) -> tuple[float, float]:
 
 def measure() -> list[dict[str, object]]:
     """One row a type."""
-    client = Client(install_client(ENGINE_VERSION))
+    client = Client(install_client(ENGINE_VERSION), environment=dict(ENVIRONMENT))
     rows: list[dict[str, object]] = []
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

@@ -1,7 +1,7 @@
 """Run the real mistral.rs client (PyPI `mistralrs`) in a process of its own.
 
-The other tools import `Client`; the client's own interpreter runs this same file with a job in JSON as its argument,
-and needs nothing but mistralrs for it. One process serves one job, because the client panics (across threads) rather
+The other tools import `Client`; the client's own interpreter runs `client_job` with a job in JSON as its argument, and
+needs nothing but mistralrs for it. One process serves one job, because the client panics (across threads) rather
 than raises on much bad input. It gets one thread: on tiny models several do nothing but wait for each other. Keys and
 values are kept in float32 as the model is; else the 0.9 client would round them to float16.
 """
@@ -15,11 +15,12 @@ import os
 import re
 import signal
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
-RESULT = "uqff-client-result:"
+from tools.interop import client_job
+from tools.interop.client_job import RESULT
+
 ANSI = re.compile(r"\x1b\[[0-9;]*m")
 WRITTEN = "Applied in-situ quantization into"
 LOADED = "Loaded in-situ quantization artifacts into"
@@ -30,7 +31,12 @@ That of 0.6.0 was built on a machine that has both, for that machine: without GF
 most ggml types cannot even be quantised, without AVX-VNNI (Zen 4) Q5_1, Q3K and Q5K not be multiplied. 0.9.5 looks.
 """
 ENVIRONMENT = {"RAYON_NUM_THREADS": "1", "MISTRALRS_CPU_KV_F32": "1"}
-PROMPT = "t5 t9 t17 t30 t41 t11 t23"
+MEMORY = {
+    "MALLOC_MMAP_THRESHOLD_": str(1 << 30),
+    "MALLOC_TRIM_THRESHOLD_": str(1 << 31),
+    "MALLOC_TOP_PAD_": str(1 << 26),
+}
+"""glibc keeps what is given back: HQQ takes and gives back so much that the system had two fifths of the time."""
 
 
 class ClientError(Exception):
@@ -95,7 +101,7 @@ class Client:
 
     python: Path
     timeout: float = 60.0
-    environment: dict[str, str] = dataclasses.field(default_factory=lambda: dict(ENVIRONMENT), hash=False)
+    environment: dict[str, str] = dataclasses.field(default_factory=lambda: {**ENVIRONMENT, **MEMORY}, hash=False)
 
     def about(self) -> dict[str, str]:
         """`version` of mistralrs, and the `machine`, `system` and `libc` it runs on. It is asked once."""
@@ -197,7 +203,7 @@ class Client:
         return output.with_name(f"{output.stem}-0.uqff")
 
     def _run(self, job: dict[str, Any]) -> Any:
-        command = [str(self.python), str(Path(__file__).resolve()), json.dumps(job)]
+        command = [str(self.python), str(Path(client_job.__file__).resolve()), json.dumps(job)]
         try:
             done = subprocess.run(
                 command,
@@ -237,54 +243,3 @@ def _text(output: str | bytes | None) -> str:
     if isinstance(output, bytes):
         output = output.decode(errors="replace")
     return ANSI.sub("", output or "")
-
-
-def run_job(job: dict[str, Any]) -> Any:
-    """Do `job` in this process, which must be the client's; see `Client` for the jobs."""
-    import mistralrs  # type: ignore[import-not-found]
-
-    if job["do"] == "about":
-        import importlib.metadata
-        import platform
-
-        return {
-            "version": importlib.metadata.version("mistralrs"),
-            "machine": platform.machine(),
-            "system": platform.system(),
-            "libc": " ".join(platform.libc_ver()),
-        }
-    which = dict(job["which"])
-    if "arch" in which:
-        known = getattr(mistralrs, "MultimodalArchitecture" if "Multimodal" in job.get("kind", "") else "Architecture")
-        which["arch"] = next(getattr(known, name) for name in dir(known) if name.lower() == which["arch"].lower())
-    which["dtype"] = getattr(mistralrs.ModelDType, which["dtype"])
-    source = getattr(mistralrs.Which, job.get("kind", "Plain"))(**which)
-    runner = mistralrs.Runner(which=source, in_situ_quant=job["isq"], token_source="none", no_paged_attn=True)
-    if "tokens" not in job:
-        return None
-    made = [_answer(mistralrs, runner, job, prompt) for prompt in job.get("prompts", [PROMPT])]
-    return made if "prompts" in job else made[0]
-
-
-def _answer(mistralrs: Any, runner: Any, job: dict[str, Any], prompt: str) -> dict[str, Any]:
-    request = mistralrs.ChatCompletionRequest(
-        model="default",
-        messages=prompt,
-        max_tokens=job["tokens"],
-        temperature=job["temperature"],
-        top_k=1,
-        logprobs=True,
-        top_logprobs=2 if job["temperature"] else 1,
-    )
-    choice = runner.send_chat_completion_request(request).choices[0]
-    content = choice.logprobs.content
-    return {
-        "tokens": [entry.token for entry in content],
-        "logits": [entry.logprob for entry in content],
-        "finish_reason": choice.finish_reason,
-        "seconds": [entry.top_logprobs[1].logprob for entry in content] if job["temperature"] else [],
-    }
-
-
-if __name__ == "__main__":
-    print(RESULT + json.dumps(run_job(json.loads(sys.argv[1]))) + "\n", end="", flush=True)

@@ -33,7 +33,8 @@ from rich.table import Table
 from safetensors.torch import save_file
 
 import uqff
-from tools.interop.client import PROMPT, Client, ClientError, Generation
+from tools.interop.client import Client, ClientError, Generation
+from tools.interop.client_job import PROMPT
 from tools.tiny import text
 from tools.tiny.gguf import NAMED, OWN, TEXTS, checkpoint_of, with_even_heads, write_checkpoint
 from tools.tiny.models import TinyModel

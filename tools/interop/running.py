@@ -40,7 +40,8 @@ from typing import Any
 
 from rich.table import Table
 
-from tools.interop.client import PROMPT, Client, ClientError, Generation, NotOnThisCPU, features
+from tools.interop.client import Client, ClientError, Generation, NotOnThisCPU, features
+from tools.interop.client_job import PROMPT
 from tools.processes import ALONE, Workers
 from tools.tiny import architectures as tiny_architectures
 from tools.tiny.models import SPECIAL_TOKENS, TinyModel
