@@ -384,6 +384,7 @@ def test_metadata_that_no_configuration_says(tmp_path: Path, name: str, changed:
         ("Granite-Hybrid", {"mamba_d_head": 8}, "mamba_d_head"),
         ("Qwen3-Next", {"layer_types": ["full_attention"] * 2}, "layer_types"),
         ("Qwen3-Next", {"linear_num_value_heads": 3}, "linear_num_value_heads"),
+        ("Phi-3.5-MoE", {"router_jitter_noise": 0.02}, "router_jitter_noise"),
         ("Qwen3.5", {"linear_num_value_heads": 3}, "linear_num_value_heads"),
         ("Qwen3.5", {"layer_types": ["full_attention"] * 2}, "layer_types"),
         ("gpt-oss", {"layer_types": ["full_attention"] * 2}, "layer_types"),

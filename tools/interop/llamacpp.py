@@ -12,6 +12,9 @@ by `uqff.parallel`, and converted back. Required:
   behind ours than twice the noise. We are given its tokens, so that one other choice does not end it;
 * SmolLM2: the prompt's tokens, too, are the same.
 
+Phi-3.5-MoE llama.cpp computes with other norms and other weights of experts than its authors, transformers and the
+engine do; of it, names, shapes and orders are proved, by our model with those norms and weights.
+
 llama.cpp runs in a process of its own: `llamacpp_job` under its interpreter. Where it dies of SIGILL, the CPU lacks
 what the wheel was built for: its rows are not run.
 """
@@ -23,6 +26,7 @@ import json
 import signal
 import subprocess
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +107,11 @@ def run_ours(directory: Path, prompt: list[int], its: dict[str, Any], rounding: 
     """Run the UQFF, with activations rounded to a type before each product, if one is given."""
     model = load_model(directory, dtype=torch.float32)
     for module in model.modules():
+        if isinstance(module, torch.nn.Linear) and type(module).__name__ == "PhimoeTopKRouter":
+            vars(module)["forward"] = partial(weighed_as_there, module)
+        elif isinstance(module, torch.nn.LayerNorm) and type(model).__name__.startswith("Phimoe"):
+            vars(module)["forward"] = partial(normed_as_there, module)
+    for module in model.modules():
         if rounding is not None and hasattr(module, "dequantize_w"):
             module.register_forward_pre_hook(lambda _, x: (rounded(x[0], rounding),))
     with torch.no_grad():
@@ -113,6 +122,18 @@ def run_ours(directory: Path, prompt: list[int], its: dict[str, Any], rounding: 
     logprobs[:, stop] = -torch.inf  # which llama.cpp was told to ignore
     far = (taken - torch.tensor(its["logprobs"])).abs().max()
     return Ours(logprobs.argmax(-1).tolist(), float(far), float((logprobs.amax(-1) - taken).max()))
+
+
+def normed_as_there(module: torch.nn.LayerNorm, x: torch.Tensor) -> torch.Tensor:
+    """Norms of Phi-3.5-MoE as llama.cpp computes them, and nobody else: no mean is taken off."""
+    return torch.nn.functional.rms_norm(x, module.normalized_shape, module.weight, module.eps) + module.bias
+
+
+def weighed_as_there(module: torch.nn.Linear, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Its experts as llama.cpp weighs them, and nobody else: the weights of those that are chosen add up to 1."""
+    logits = torch.nn.functional.linear(x, module.weight)
+    best, chosen = logits.softmax(-1).topk(2, dim=-1)
+    return logits, best / best.sum(-1, keepdim=True), chosen
 
 
 def rounded(x: torch.Tensor, kind: str) -> torch.Tensor:

@@ -95,6 +95,7 @@ def checkpoint_of(name: str) -> tuple[dict[str, Any], dict[str, Any]]:
 TEXTS: dict[str, dict[str, Any]] = {
     "Phi-2": {},
     "Phi-3": {"original_max_position_embeddings": 512},
+    "Phi-3.5-MoE": {},
     "StarCoder2": {},
     "GLM-4": {},
     "GLM-4-MoE": {"routed_scaling_factor": 2.5},
@@ -408,7 +409,7 @@ def write_checkpoint(
         writer.add_tensor(str(theirs.get_name(known_name(name), (".weight", ".bias"))), data, raw_dtype=type)
     scaling = config.get("rope_scaling") or {}
     factors = {f"rope_factors_{key[:-7]}.weight": values for key, values in scaling.items() if key.endswith("_factor")}
-    if architecture == "phi3":
+    if architecture in ("phi3", "phimoe"):
         extra = {**{key: np.array(values, np.float32) for key, values in factors.items()}, **(extra or {})}
     for name, values in (extra or {}).items():
         writer.add_tensor(name, values, raw_dtype=gguf.GGMLQuantizationType.F32)

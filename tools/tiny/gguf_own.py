@@ -85,10 +85,11 @@ def add_own(writer: gguf.GGUFWriter, architecture: str, config: Mapping[str, Any
         writer.add_layer_norm_eps(config["layer_norm_eps"])
     if architecture == "starcoder2":
         writer.add_layer_norm_eps(config["norm_epsilon"])
-    if architecture == "phi3":
+    if architecture in ("phi3", "phimoe"):
         original, longest = config["original_max_position_embeddings"], config["max_position_embeddings"]
         writer.add_rope_scaling_orig_ctx_len(original)
-        writer.add_rope_scaling_attn_factors(float(np.sqrt(1 + np.log(longest / original) / np.log(original))))
+        if config.get("rope_scaling"):
+            writer.add_rope_scaling_attn_factors(float(np.sqrt(1 + np.log(longest / original) / np.log(original))))
         writer.add_rope_dimension_count(config["hidden_size"] // config["num_attention_heads"])
         writer.add_sliding_window(0)
     if architecture == "glm4moe":

@@ -22,11 +22,13 @@ import numpy as np
 from uqff.checkpoints.gguf.names import ROPE_FACTORS, GgufArchitecture, architecture_of_name, inner_size
 from uqff.checkpoints.gguf.rope import (
     LOG_MULTIPLIER,
+    LONGROPE_SCALES,
     YARN,
     agree,
     llama3_factors,
     llama3_scaling,
     longrope_agrees,
+    longrope_apart,
     longrope_scaling,
     rope_scaling_of,
     yarn_numbers,
@@ -387,9 +389,15 @@ def _rope_scaling(
     if "longrope" in architecture.scalings:
         scaling = longrope_scaling(metadata.file) or scaling
         attention = metadata.get("rope.scaling.attn_factor", _FLOATS)
-        if scaling is not None and not longrope_agrees(attention, config):
+        agrees = scaling is not None and longrope_agrees(attention, config)
+        if scaling is not None and architecture.mscales and attention is not None and not agrees:
+            scaling = {**scaling, **dict.fromkeys(LONGROPE_SCALES, metadata.number("rope.scaling.attn_factor"))}
+        elif scaling is not None and (architecture.mscales or not agrees):
             raise UnsupportedError(
-                "another factor of attention than follows from the lengths; "
+                "what longrope multiplies by is not in the file, of which llama.cpp's converter writes what follows "
+                "from the lengths; give the model's own configuration (--assets)"
+                if architecture.mscales
+                else "another factor of attention than follows from the lengths; "
                 "give the model's own configuration (--assets)",
                 field=f"{metadata.prefix}.rope.scaling.attn_factor",
                 got=attention,
@@ -460,7 +468,10 @@ def check_config(config: Mapping[str, Any], file: GgufFile, architecture: GgufAr
     scaling, factors = rope_scaling_of(config), file.get(ROPE_FACTORS)
     kind = None if scaling is None else scaling.get("rope_type", scaling.get("type"))
     if "longrope" in architecture.scalings:
-        same = scaling == longrope_scaling(file)
+        scaling, scales = longrope_apart(scaling)
+        same = scaling == longrope_scaling(file) and architecture.mscales >= bool(scales)
+        if scales:
+            notes.append(f"config.json has the last word on {' and '.join(scales)}")
     elif kind == "yarn" and said["rope_scaling"] is not None:
         same = scaling is not None and _same_yarn(scaling, said["rope_scaling"], architecture)
     elif factors is not None:

@@ -211,6 +211,7 @@ class GgufArchitecture:
         joined: layers, relative to the decoder layer, that are several matrices in GGUF.
         orders: layers, likewise, whose rows are in another order there: where each row of the model is.
         columns: layers, likewise, whose columns are.
+        mscales: whether ``longrope`` says what it multiplies queries and keys by.
         axes: of rotary positions that have several, the key of ``config.json`` that says how they are divided; empty if
             none does. None: they have one.
     """
@@ -254,6 +255,7 @@ class GgufArchitecture:
     joined: Mapping[str, SeveralMatrices] = field(default_factory=dict)
     orders: Mapping[str, Callable[[Mapping[str, Any]], Order]] = field(default_factory=dict)
     columns: Mapping[str, Callable[[Mapping[str, Any]], Runs]] = field(default_factory=dict)
+    mscales: bool = False
     axes: str | None = None
 
     @property

@@ -20,12 +20,14 @@ from uqff.gguf.reader import GgufFile
 
 __all__ = [
     "LOG_MULTIPLIER",
+    "LONGROPE_SCALES",
     "YARN",
     "Factors",
     "agree",
     "llama3_factors",
     "llama3_scaling",
     "longrope_agrees",
+    "longrope_apart",
     "longrope_attention",
     "longrope_factors",
     "longrope_scaling",
@@ -48,6 +50,9 @@ YARN: Final = {
 LOG_MULTIPLIER: Final = "yarn_log_multiplier"
 MSCALES: Final = ("mscale", "mscale_all_dim")
 """Of DeepSeek: ten times that key, llama.cpp takes one for both."""
+
+LONGROPE_SCALES: Final = ("short_mscale", "long_mscale")
+"""Of Phi-3.5-MoE: what ``longrope`` multiplies queries and keys by, of texts of the original length and longer ones."""
 
 IGNORED: Final = ("rope_type", "type", "rope_theta", "original_max_position_embeddings")
 """What a scaling says that is looked at elsewhere."""
@@ -185,12 +190,34 @@ def longrope_factors(scaling: Mapping[str, Any], key: str, pairs: int) -> Factor
     return np.array(numbers, np.float32)
 
 
+def longrope_apart(scaling: Mapping[str, Any] | None) -> tuple[dict[str, Any] | None, dict[str, Any]]:
+    """What a ``longrope`` scaling says that a file has as tensors, and what it says it multiplies by."""
+    if scaling is None:
+        return None, {}
+    scales = {key: scaling[key] for key in LONGROPE_SCALES if key in scaling}
+    if not scales:
+        return dict(scaling), {}
+    divisors = {key: scaling[key] for key in ("short_factor", "long_factor") if key in scaling}
+    return {"type": scaling.get("type", scaling.get("rope_type")), **divisors}, scales
+
+
 def longrope_attention(config: Mapping[str, Any]) -> float:
-    """What ``longrope`` multiplies queries and keys by: it follows from the lengths of texts.
+    """What ``longrope`` multiplies queries and keys by: a number for texts of all lengths, if the scaling says it; else
+    it follows from the lengths.
 
     Raises:
-        FormatError: a length is missing.
+        FormatError: a length, or a number, is missing.
+        UnsupportedError: it is another number for long texts, which a file has no place for.
     """
+    stated = longrope_apart(rope_scaling_of(config))[1]
+    if stated:
+        short, long = (stated.get(key) for key in LONGROPE_SCALES)
+        if short != long:
+            field = f"rope_scaling.{LONGROPE_SCALES[1]}"
+            raise UnsupportedError("cannot be said in GGUF", field=field, expected=short, got=long)
+        if isinstance(short, bool) or not isinstance(short, (int, float)) or not short > 0:
+            raise FormatError("not a number", field=f"rope_scaling.{LONGROPE_SCALES[0]}", expected="above 0", got=short)
+        return float(short)
     lengths = [config.get(key) for key in ("max_position_embeddings", "original_max_position_embeddings")]
     if any(type(each) is not int or each < 2 for each in lengths):
         raise FormatError("not a length", field="config.original_max_position_embeddings", got=lengths[1])
