@@ -7,12 +7,14 @@ from typing import Any
 import pytest
 
 from tests.support.golden_models import DIRECTORIES, TinyModel
+from uqff.codes import Version
 from uqff.errors import FormatError, UnsupportedError
 from uqff.models.architectures import (
     ARCHITECTURES,
     architecture_of,
     check_numbered,
     entry_names,
+    idle_paths,
     is_tied_model,
     layer_names,
     selected_entries,
@@ -315,3 +317,22 @@ def test_the_tower_of_phi_3_v_is_that_of_the_engine() -> None:
     paths = ModulePaths(config)
     assert not paths.is_of_text(f"{vision}.glb_GN")
     assert paths.is_of_text("model.layers.1.mlp.gate_up_proj")
+
+
+def test_gemma_3n_has_projections_of_streams_and_keys_that_nothing_reads() -> None:
+    """One projection fewer than streams each way; a layer that takes another's keys still has its own in files."""
+    text = {"num_hidden_layers": 3, "num_kv_shared_layers": 1, "altup_num_inputs": 3}
+    config = {
+        "architectures": ["Gemma3nForConditionalGeneration"],
+        "text_config": text,
+        "audio_config": {"conf_num_hidden_layers": 0},
+    }
+    keys = {entry.key for entry in entry_names(config, Version(1, 2, 0))}
+    decoder = "model.language_model"
+    both = {f"{decoder}.altup_{way}projections.{stream}" for way in ("", "unembed_") for stream in (0, 1)}
+    assert {key for key in keys if "altup" in key} == both
+    assert f"{decoder}.layers.2.self_attn.k_proj" in keys
+    shared = {f"{decoder}.layers.2.self_attn.{name}" for name in ("k_proj", "v_proj", "k_norm")}
+    assert idle_paths(config) == shared
+    with pytest.raises(FormatError, match="not a count"):
+        entry_names({**config, "text_config": {**text, "altup_num_inputs": 0}}, Version(1, 2, 0))

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from tests.parallel.checkpoints import Written, written_once
 from tests.parallel.ranks import run_ranks
@@ -65,6 +66,25 @@ def test_logits_are_those_of_the_whole_model(name: str, written: Written, tmp_pa
     dequantize_model(folder / "uqff", tmp_path / "plain")
     for source, plain in ((folder / "model", folder / "model"), (folder / "uqff", tmp_path / "plain")):
         wanted = whole(name, plain)
+        assert wanted.abs().max() > 0.1
+        assert (text(source) - wanted).abs().max() <= CLOSE
+
+
+def test_the_language_model_of_gemma_3n(written: Written, tmp_path: Path) -> None:
+    """Of which transformers makes no whole model without timm; keys that no layer of it has are left alone."""
+    transformers = pytest.importorskip("transformers", minversion="4.53")
+    folder = written("Gemma 3n")
+    dequantize_model(folder / "uqff", tmp_path / "plain")
+    for source, plain in ((folder / "model", folder / "model"), (folder / "uqff", tmp_path / "plain")):
+        own = json.loads((plain / "config.json").read_text())["text_config"]
+        model = transformers.Gemma3nForCausalLM(transformers.Gemma3nTextConfig(**own)).eval()
+        tensors = load_file(plain / "model.safetensors")
+        inner = "model.language_model."
+        named = {f"model.{name.removeprefix(inner)}": x for name, x in tensors.items() if name.startswith(inner)}
+        assert model.load_state_dict(named, strict=False).missing_keys == ["lm_head.weight"]
+        model.tie_weights()
+        with torch.inference_mode():
+            wanted = model(input_ids=torch.tensor(PROMPT)).logits
         assert wanted.abs().max() > 0.1
         assert (text(source) - wanted).abs().max() <= CLOSE
 

@@ -315,7 +315,6 @@ def test_residual_tiles_do_not_show(source: Path, tmp_path: Path, monkeypatch: p
 @pytest.mark.parametrize(
     ("name", "problem"),
     [
-        ("Gemma3nForConditionalGeneration", "whose layers are not declared here; Gemma 3n: nothing proves"),
         ("Phi4MMForCausalLM", "whose layers are not declared here; Phi-4-MM: its layers are sums"),
         (None, r"Mistral's own layout, .*: expected config\.json, .*, got params\.json"),
     ],

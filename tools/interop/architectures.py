@@ -8,6 +8,7 @@ client cannot write, or not read again as it writes it, it must load and run as 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -31,6 +32,8 @@ WITHOUT_BIAS = {"Phi-2": "lm_head"}
 """A layer whose bias the client drops when it quantises; it adds it to products when it finds it in a file."""
 RENAMED = {"Phi-2": ("model.final_layernorm.", "model.norm.")}
 """Tensors that the client writes into the residual by another name, by which it does not find them again."""
+PATIENCE = 600.0
+"""Seconds for a model of hundreds of megabytes."""
 NOT_WRITTEN = ("GLM-4",)
 """The client fails: 'Duplicate UQFF tensor key'."""
 
@@ -51,6 +54,8 @@ def check(client: Client, name: str, kind: str, checkpoint: Path, scratch: Path)
     """Quantise by both; `scratch` is an empty folder."""
     architecture = (MULTIMODALS.get(name) or text.TEXTS[name]).client
     loader = multimodal.LOADER if name in MULTIMODALS else "Plain"
+    if name in MULTIMODALS and MULTIMODALS[name].fixed:
+        client = dataclasses.replace(client, timeout=PATIENCE)
     made = quantize_model(checkpoint, scratch / "ours", [kind], dtype="f32")
     ours = scratch / "ours" / made.outputs[0].shards[0]
     try:
@@ -114,10 +119,14 @@ def _same(name: str, theirs: uqff.UqffFile, ours: uqff.UqffFile, key: str) -> bo
 def check_all(client: Client, kinds: tuple[str, ...], folder: Path) -> Iterator[Row]:
     """The rows of all architectures and kinds, two at a time. `folder` is for checkpoints and files."""
     jobs: list[tuple[str, str, Path]] = []
-    for module, names, wanted in ((text, text.TEXTS, KINDS), (multimodal, MULTIMODALS, MULTIMODAL_KINDS)):
-        for name in filter(module.has, names):
+    towers = functools.partial(multimodal.write, whole=True)
+    for has, names, wanted, write in (
+        (text.has, text.TEXTS, KINDS, text.write),
+        (multimodal.has, MULTIMODALS, MULTIMODAL_KINDS, towers),
+    ):
+        for name in filter(has, names):
             checkpoint = folder / str(len(jobs)) / "model"
-            module.write(name, checkpoint)
+            write(name, checkpoint)
             jobs += [(name, kind, checkpoint) for kind in wanted if not kinds or kind in kinds]
 
     def run(job: tuple[str, str, Path]) -> Row:

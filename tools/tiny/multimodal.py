@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from tools.interop.client import Client
+from tools.tiny import gemma3n
 from tools.tiny.architectures import GOLDEN, HIDDEN, VOCABULARY
 from tools.tiny.digests import command, written
 from tools.tiny.models import TinyModel
@@ -54,6 +55,7 @@ SUPERFLUOUS: Final = {
     "Idefics2": ("model.text_model.embed_tokens.weight",),
     "Mistral 3": COMPUTED,
     "Ministral 3": COMPUTED,
+    "Gemma 3n": gemma3n.COMPUTED,
     "Gemma 4": tuple(f"model.embed_{kind}.embedding_pre_projection_norm.weight" for kind in ("audio", "vision")),
     "Gemma 4 MoE": ("model.embed_vision.embedding_pre_projection_norm.weight",),
     "DiffusionGemma": ("model.encoder.embed_vision.embedding_pre_projection_norm.weight",),
@@ -87,8 +89,12 @@ def has(name: str) -> bool:
     return MULTIMODALS[name].tensors is not None or MULTIMODALS[name].model_type in CONFIG_MAPPING
 
 
-def write(name: str, folder: Path) -> None:
-    """Write a checkpoint of an architecture: what `transformers` saves of it, with other values."""
+def write(name: str, folder: Path, *, whole: bool = False) -> None:
+    """Write a checkpoint of an architecture: what `transformers` saves of it, with other values.
+
+    With `whole`, also what only the client needs.
+    """
+    import numpy as np
     from safetensors.numpy import save_file
 
     made = MULTIMODALS[name]
@@ -101,7 +107,8 @@ def write(name: str, folder: Path) -> None:
     values = {key: values_of(key, shape) for key, shape in shapes.items()}
     for part, dtype in made.dtypes.items():
         values.update({key: each.astype(dtype) for key, each in values.items() if part in key})
-    save_file(values | integers, path)
+    fixed = {key: np.zeros(shape, np.float16) for key, shape in made.fixed.items()} if whole else {}
+    save_file(values | integers | fixed, path)
     documents = {
         "config.json": made.values | {"architectures": [made.architecture], "torch_dtype": "float32"},
         "preprocessor_config.json": made.preprocessor,
@@ -151,15 +158,19 @@ def rounded(name: str, key: str, values: Any) -> Any:
     return values + 1 - 1 if key.endswith(ROUNDED.get(name, ())) else values
 
 
-def readable_residual(name: str, path: Path, made: Path) -> Path:
-    """The client's residual without :data:`SUPERFLUOUS`, by the names by which it finds tensors."""
+def readable_residual(name: str, path: Path, made: Path, *, fixed: bool = True) -> Path:
+    """The client's residual without :data:`SUPERFLUOUS`, by the names by which it finds tensors.
+
+    Without `fixed`, also without what :func:`write` writes for the client alone.
+    """
     from safetensors.numpy import load_file, save_file
 
-    if name not in RENAMED and name not in SUPERFLUOUS:
+    left_out = {*SUPERFLUOUS.get(name, ()), *(() if fixed else MULTIMODALS[name].fixed)}
+    if name not in RENAMED and not left_out:
         return path
     there, here = RENAMED.get(name, ("", ""))
     tensors = {key.replace(here, there, 1) if here else key: value for key, value in load_file(path).items()}
-    kept = {key: value for key, value in tensors.items() if key not in SUPERFLUOUS.get(name, ())}
+    kept = {key: value for key, value in tensors.items() if key not in left_out}
     save_file(kept, made, {"made": "from the client's"})  # `digest` leaves this out
     return made
 
@@ -168,10 +179,10 @@ def client_digests(client: Client, name: str) -> dict[str, str]:
     """What the client writes for an architecture: digests by file name, of a residual that it can read."""
     return written(
         client,
-        partial(write, name),
+        partial(write, name, whole=True),
         architecture=MULTIMODALS[name].client,
         loader=LOADER,
-        readable=partial(readable_residual, name),
+        readable=partial(readable_residual, name, fixed=False),
     )
 
 

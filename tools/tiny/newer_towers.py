@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Final
 
+from tools.tiny import gemma3n
 from tools.tiny.architectures import HEAD_SIZE, HIDDEN
 from tools.tiny.text import COMMON, DELTA, EXPERTS, LAYERS, QWEN_MOE, TWO_EXPERTS
 from tools.tiny.towers import (
@@ -231,6 +232,9 @@ NEWER: Final[dict[str, Multimodal]] = {
         },
         QWEN_PROCESSOR,
         dtypes={"ngram_embedding.shard": "float16"},
+    ),
+    "Gemma 3n": Multimodal(
+        "Gemma3nForConditionalGeneration", "Gemma3n", gemma3n.VALUES, tensors=gemma3n.TENSORS, fixed=gemma3n.MOBILENET
     ),
     "Gemma 4": Multimodal(
         "Gemma4ForConditionalGeneration",

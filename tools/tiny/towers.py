@@ -93,6 +93,7 @@ class Multimodal:
         processor: `processor_config.json`, if there is one.
         tensors: names and shapes where `transformers` has no such architecture; `*` is the number of each layer.
         dtypes: what tensors are stored in whose names have a part, if not in F32.
+        fixed: names and shapes of what only the client needs, and has one size: all zeros, in F16.
         renamed: parts of names as `transformers` 5 saves them, and as published checkpoints have them.
     """
 
@@ -104,6 +105,7 @@ class Multimodal:
     renamed: tuple[tuple[str, str], ...] = ()
     tensors: dict[str, tuple[int, ...]] | None = None
     dtypes: dict[str, str] = dataclasses.field(default_factory=dict)
+    fixed: dict[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)
 
     @property
     def model_type(self) -> str:

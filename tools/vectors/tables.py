@@ -232,9 +232,10 @@ def _tower(tower: Tower) -> str:
     """The layers of a tower, and how many blocks have them."""
     fixed = "" if tower.default is None else str(tower.default)
     depth = f"`{tower.depth}`" if tower.depth else fixed
+    depth += f" - {tower.less}" if tower.less else ""
     blocks = f"`{tower.path}.i`" if depth else f"`{tower.path}`"
-    said = f", i < {depth}" if depth else ""
-    return f"{blocks} ({_names(tower.paths)}{said})"
+    said = [*([_names(tower.paths)] if any(tower.paths) else []), *([f"i < {depth}"] if depth else [])]
+    return f"{blocks} ({', '.join(said)})"
 
 
 def _group(group: Group) -> str:

@@ -37,6 +37,7 @@ __all__ = [
     "check_numbered",
     "embedding_name",
     "entry_names",
+    "idle_paths",
     "is_table",
     "is_tied_model",
     "last_block",
@@ -194,7 +195,7 @@ def tower_names(config: Mapping[str, Any]) -> list[EntryName]:
             continue
         several = tower.depth or tower.default is not None
         blocks = [f"{tower.path}.{block}" for block in range(_depth(tower, config))] if several else [tower.path]
-        for module in (f"{block}.{path}" for block in blocks for path in tower.paths):
+        for module in (f"{block}.{path}" if path else block for block in blocks for path in tower.paths):
             part = LayerName(-1, module, f"{module}.weight", block_of(module))
             entries.append(EntryName(module, (part,), "embedding" if tower.promoted else None))
     return entries
@@ -218,7 +219,7 @@ def _depth(tower: Tower, config: Mapping[str, Any]) -> int:
     depth = _placed(config, tower.depth) if tower.depth else None
     if depth is None and tower.default is not None:
         return tower.default
-    return count({tower.depth: depth}, tower.depth, least=0, most=MAX_BLOCKS)
+    return count({tower.depth: depth}, tower.depth, least=tower.less, most=MAX_BLOCKS) - tower.less
 
 
 def embedding_name(config: Mapping[str, Any]) -> str:
@@ -268,6 +269,27 @@ def with_stated_tie(config: Mapping[str, Any]) -> dict[str, Any] | None:
     if architecture_of(config).tied != "always" or config.get("tie_word_embeddings") is True:
         return None
     return {**config, "tie_word_embeddings": True}
+
+
+def idle_paths(config: Mapping[str, Any]) -> set[str]:
+    """Paths of modules that a file has and a model does not: keys and values of layers that take those of others.
+
+    Raises:
+        UnsupportedError: the architecture is unknown.
+        FormatError: the configuration lacks a number or has a senseless one.
+    """
+    architecture = architecture_of(config)
+    if not architecture.idle:
+        return set()
+    values = text_values(config)
+    blocks = count(values, "num_hidden_layers", least=1, most=MAX_BLOCKS)
+    return {
+        f"{architecture.decoder}.layers.{block}.{path}"
+        for block in range(blocks)
+        for group in architecture.idle
+        if group.when is None or group.when.holds(values, block)
+        for path in group.paths
+    }
 
 
 def is_table(config: Mapping[str, Any], name: str) -> bool:

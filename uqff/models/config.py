@@ -69,6 +69,8 @@ METHOD_SINCE: Final = Version(1, 2, 0)
 
 EXPERT_COUNTS: Final = ("num_experts", "num_local_experts")
 GEMMA3: Final = ("Gemma 3", "Gemma 3 text")
+BASES: Final = (*GEMMA3, "Gemma 3n")
+"""Architectures whose layers of full and of sliding attention have rotary embeddings of their own."""
 BY_LAYER: Final = ("Gemma 4", "DiffusionGemma")
 """Architectures of which there is the newer form only."""
 LAYER_TYPES: Final = ("full_attention", "sliding_attention")
@@ -215,7 +217,7 @@ class _Restated:
         self.made = dict(config)
         self.field = field
         rope = self._object(self.made, "rope_parameters", field)
-        if title in GEMMA3:
+        if title in BASES:
             self._add_rope_by_layer(rope or {})
         elif title in BY_LAYER:
             return  # the engine reads them as transformers writes them
@@ -289,7 +291,7 @@ class _Restated:
             self.made["rope_scaling"] = {"type": "mrope", "rope_type": rope.get("rope_type", "default"), **axes}
 
     def _add_rope_by_layer(self, rope: Mapping[str, Any]) -> None:
-        """Gemma 3, whose layers of full and of sliding attention have bases of their own."""
+        """Of :data:`BASES`."""
         whole, local = (self._object(rope, each, f"{self.field}.rope_parameters") for each in LAYER_TYPES)
         if whole is not None:
             self._add_rope(whole, f"{self.field}.rope_parameters.{LAYER_TYPES[0]}", phi=False)

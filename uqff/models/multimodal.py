@@ -71,6 +71,7 @@ CROSSES: Final = Rule("i in `cross_attention_layers`", _crosses)
 ATTENDS_TO_ITSELF: Final = otherwise(CROSSES, "others")
 INTERLEAVED: Final = Rule("i in `moe_layers`, or every `interleave_moe_layer_step`-th", _is_sparse_by_interleaving)
 OWN_KEYS: Final = Rule("i < `num_hidden_layers` - `num_kv_shared_layers`", _has_own_keys)
+SHARED_KEYS: Final = otherwise(OWN_KEYS, "others")
 SLIDES: Final = Rule("sliding attention", _has_own_values)
 OWN_VALUES: Final = Rule(
     f"{OWN_KEYS.text}, with sliding attention or without `attention_k_eq_v`",
@@ -115,6 +116,16 @@ CONFORMER: Final = (
     "self_attn.relative_k_proj",
 )
 """A block of Gemma 4's encoder of sound."""
+
+CONFORMER3: Final = (
+    *(f"ffw_layer_{half}.ffw_layer_{each}" for half in ("start", "end") for each in (1, 2)),
+    *(f"lconv1d.linear_{end}" for end in ("start", "end")),
+    *(f"attention.attn.{name}" for name in ("q_proj", "k_proj", "v_proj", "relative_position_embedding.pos_proj")),
+    "attention.post",
+)
+"""A block of Gemma 3n's."""
+
+INPUTS: Final = "text_config.altup_num_inputs"
 
 MULTIMODAL: Final = (
     Architecture(
@@ -340,6 +351,27 @@ MULTIMODAL: Final = (
         towers=(Tower("model.language_model.hyper_connection_mixer", HYPER_CONNECTION, promoted=True),),
         runs_as=("qwen4_exp_text",),
         tables=(Table("ple.ple_embedding.ngram_embedding", "shard_{piece}", "split_ngram_parts", 512),),
+    ),
+    Architecture(
+        "Gemma 3n",
+        ("Gemma3nForConditionalGeneration",),
+        _GROUPS["Llama"],
+        tied=True,
+        numbered=False,
+        decoder="model.language_model",
+        head="model.language_model.lm_head",
+        text_config=TEXT_CONFIG,
+        towers=(
+            Tower("model.audio_tower.conformer", CONFORMER3, "audio_config.conf_num_hidden_layers", 12),
+            Tower("model.audio_tower.subsample_conv_projection", ("input_proj_linear",)),
+            *(Tower(f"model.embed_{kind}", ("embedding_projection",)) for kind in ("vision", "audio")),
+            Tower("model.language_model.altup_projections", ("",), INPUTS, less=1),
+            Tower("model.language_model.altup_unembed_projections", ("",), INPUTS, less=1),
+            Tower("model.language_model", ("per_layer_model_projection",)),
+            Tower("model.language_model", ("embed_tokens_per_layer",), promoted=True),
+        ),
+        idle=(Group(("self_attn.k_proj", "self_attn.v_proj", "self_attn.k_norm"), when=SHARED_KEYS),),
+        runs_as=("gemma3n_text",),
     ),
     Architecture(
         "Gemma 4",

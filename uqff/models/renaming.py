@@ -11,7 +11,7 @@ from functools import cached_property
 from typing import Any, Final
 
 from uqff.codes import Version
-from uqff.models.architectures import EntryName, architecture_of, entry_names, is_table, pieces_of
+from uqff.models.architectures import EntryName, architecture_of, entry_names, idle_paths, is_table, pieces_of
 
 __all__ = ["ModulePaths"]
 
@@ -67,6 +67,15 @@ class ModulePaths:
         if not self._architecture.text_config and path.startswith(tuple(f"{tower.path}." for tower in towers)):
             return False  # Phi-3-V has its tower within the module that has the decoder layers
         return path.startswith((f"{decoder}.", head))
+
+    @cached_property
+    def idle(self) -> set[str]:
+        """The paths of what a file has and nothing computes with.
+
+        Raises:
+            FormatError: the configuration lacks a number.
+        """
+        return idle_paths(self._config)
 
     @cached_property
     def parts(self) -> dict[str, list[str]]:

@@ -19,7 +19,6 @@ ARCHITECTURES: Final = (*TEXT, *MULTIMODAL)
 """The architectures whose layers are known."""
 
 UNPROVED: Final = {
-    "Gemma3nForConditionalGeneration": "Gemma 3n: nothing proves here which layers of its towers the engine quantises",
     "Phi4MMForCausalLM": "Phi-4-MM: its layers are sums of a base layer and adapters, which are not added up here",
 }
 """Architectures that the engine loads and that are not declared, and why."""

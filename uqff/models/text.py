@@ -59,12 +59,13 @@ class Tower:
 
     Attributes:
         path: of the list of blocks; or of a module, if there is neither ``depth`` nor ``default``.
-        paths: of the weights, relative to a block or to the module.
+        paths: of the weights, relative to a block or to the module; empty for the block itself.
         depth: where ``config.json`` says how many blocks there are, ``vision_config.num_hidden_layers``.
         default: how many the engine takes where it does not, or always if there is no ``depth``; None if it has to.
         needs: what ``config.json`` must have for these layers to be there, if not all models have them: neither null
             nor 0.
         promoted: whether the engine quantises them as finely as the embedding.
+        less: how many blocks fewer there are than ``config.json`` says.
     """
 
     path: str
@@ -73,6 +74,7 @@ class Tower:
     default: int | None = None
     needs: str = ""
     promoted: bool = False
+    less: int = 0
 
 
 @dataclass(frozen=True)
@@ -119,6 +121,7 @@ class Architecture:
         takes_turns: whether gates and ups of experts take turns in ``gate_up_proj``, and do not follow each other.
         stacks: how plain checkpoints have experts, if not one by one: ``rows``, gates on ups in
             ``experts.gate_up_proj``, and ``experts.down_proj``, outputs before inputs; or ``columns``, the reverse.
+        idle: of ``groups``, and of what stands beside them plain, what nothing computes with.
         modules: what ``transformers`` from 5 on calls parts of paths, and checkpoints do otherwise: pairs of the two.
     """
 
@@ -141,6 +144,7 @@ class Architecture:
     tables: tuple[Table, ...] = ()
     takes_turns: bool = False
     stacks: Literal["", "rows", "columns"] = ""
+    idle: tuple[Group, ...] = ()
     modules: tuple[tuple[str, str], ...] = ()
 
 

@@ -123,7 +123,7 @@ class CheckpointSource(Closing):
 
     def left(self) -> str | None:
         """The path of a weight that nobody has asked for, but for those of towers."""
-        known = self._taken | self._unused
+        known = self._taken | self._unused | self.paths.idle
         left = (path for path in self.checkpoint.paths if path not in known and not path.endswith(UNUSED))
         return next(filter(self.paths.is_of_text, left), None)
 

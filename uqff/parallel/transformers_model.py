@@ -21,6 +21,7 @@ from uqff.models.architectures import is_tied_model, text_values
 from uqff.models.multimodal import MULTIMODAL
 from uqff.models.table import architecture_of
 from uqff.models.text import TEXT
+from uqff.parallel.constants import constants_of
 from uqff.parallel.gpt_oss import ClampedSwiGLU, GptOssBlock
 from uqff.parallel.heads import compute_n_kv_groups
 from uqff.parallel.plan import EMBEDDING, HEAD, Heads, fitting, roles_of
@@ -470,9 +471,8 @@ def materialise(
             if buffer.is_meta and name not in module._non_persistent_buffers_set:
                 full = f"{path}.{name}"
                 setattr(module, name, _parameter(tensor(full), buffer.shape, full, device, buffer.dtype).data)
-        scale = getattr(module, "scalar_embed_scale", None)
-        if scale is not None and "embed_scale" in dict(module.named_buffers(recurse=False)):
-            module.embed_scale = torch.tensor(scale, device=device)
+        for name, number in constants_of(module).items():
+            setattr(module, name, torch.tensor(number, device=device))
         if any(buffer.is_meta for buffer in module.buffers(recurse=False)):
             made = _rotary(module, path).to(device)
             parent, _, last = path.rpartition(".")

@@ -96,7 +96,7 @@ class UqffSource(Closing):
 
     def left(self) -> str | None:
         """A layer of the file that nobody has asked for, but for those of towers."""
-        left = (module for module in self.keys if module not in self._taken)
+        left = (module for module in self.keys if module not in self._taken | self.paths.idle)
         return next(filter(self.paths.is_of_text, left), None)
 
     def layer(self, module: str) -> Unloaded:
