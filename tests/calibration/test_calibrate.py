@@ -14,8 +14,10 @@ from click.testing import CliRunner
 import uqff
 from tests.parallel.checkpoints import write_checkpoint
 from tests.parallel.models import EXPERTS, VOCABULARY, TinyCase
+from tools.tiny import text
 from uqff.cli import main
 from uqff.errors import FormatError, ShapeError, UnsupportedError
+from uqff.evaluation.evaluate import text_windows
 from uqff.importance.hessians import Hessians
 from uqff.parallel.gather import ExpertList
 from uqff.parallel.layer import QuantizedLinear
@@ -111,6 +113,37 @@ def test_what_goes_in(case: TinyCase, form: Any, tmp_path: Path) -> None:
     kept = uqff.Importance.open(tmp_path / "m.gguf")
     assert all(np.array_equal(kept[name].sums, found[name].sums) for name in kept)
     assert told[-1] == Step("calibrate", "head", 2, 2, 9 * CONTEXT, 9 * CONTEXT, "tokens")
+
+
+@pytest.mark.parametrize("name", ["Phi-2", "LFM2"])
+def test_whatever_the_last_norm_is_called(name: str, tmp_path: Path) -> None:
+    """`final_layernorm`, `embedding_norm`: what goes into the head is behind it. There was an AttributeError."""
+    if not text.has(name):
+        pytest.skip("this transformers does not have it")
+    text.write(name, tmp_path / "model")
+    (tmp_path / "text").write_text(" ".join(f"t{each}" for each in range(40)))
+    found = uqff.calibrate(tmp_path / "model", text=tmp_path / "text", context=32, windows=1)
+    model, seen = uqff.load_model(tmp_path / "model"), []
+    model.lm_head.register_forward_pre_hook(lambda _, args: seen.append(args[0].double()))
+    windows = text_windows(tmp_path / "model", None, tmp_path / "text", context=32, first=0, most=1)
+    with torch.inference_mode():
+        model(input_ids=torch.tensor([list(next(iter(windows)))]), use_cache=False)
+    wanted = (seen[0][0] ** 2).mean(0)
+    assert torch.allclose(torch.tensor(found["lm_head"].means[0]).double(), wanted, rtol=1e-5, atol=0)
+
+
+def test_places_are_looked_at_before_the_work(tmp_path: Path) -> None:
+    """An hour of work is not thrown away because a folder is not there, nor one file written over the other."""
+    write_checkpoint(TinyCase("llama", "q8_0", (1, 2, 0)), tmp_path / "model")
+    (tmp_path / "text").write_text(" ".join(f"t{each}" for each in IDS))
+    steps: list[Step] = []
+    options: Any = {"text": tmp_path / "text", "context": 32, "progress": steps.append}
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        uqff.calibrate(tmp_path / "model", out=tmp_path / "nowhere" / "m.gguf", **options)
+    with pytest.raises(UnsupportedError, match="two outputs in one file"):
+        uqff.calibrate(tmp_path / "model", out=tmp_path / "m.gguf", hessian=tmp_path / "." / "m.gguf", **options)
+    assert not steps
+    assert {each.name for each in tmp_path.iterdir()} == {"model", "text"}
 
 
 def test_command_and_what_is_refused(tmp_path: Path) -> None:

@@ -181,6 +181,8 @@ def test_windows() -> None:
     overlapping = TextWindows.of(range(40), context=16, stride=4)
     counted = [token for at in range(len(overlapping)) for token in overlapping.targets(at)]
     assert counted == list(range(12, 40))
+    shortest = TextWindows.of(range(5), context=2)  # half the context would be its last token, which predicts none
+    assert (shortest.first, [shortest.targets(at) for at in range(len(shortest))]) == (0, [(1,), (3,)])
     with pytest.raises(FormatError, match="text is too short: expected at least 16 tokens, got 15"):
         TextWindows.of(range(15), context=16)
     for wrong in ({"context": 1}, {"context": 8, "stride": 9}, {"context": 8, "first": 7}, {"context": 8, "most": 0}):
@@ -218,6 +220,9 @@ def test_command(folder: Path) -> None:
     assert told["predictions"] == 45
     assert xml.etree.ElementTree.parse(folder / "p.svg").getroot().tag.endswith("svg")
     shown = CliRunner().invoke(main, call, catch_exceptions=False).stdout
+    done = CliRunner().invoke(main, [*call, "--picture", str(folder / "nowhere" / "p.svg")])
+    assert (done.exit_code, "window" in done.output) == (2, False)  # before the work, not after it
+    assert f"No such file or directory: {folder / 'nowhere'}" in done.stderr
     for name in ("Mean KLD", "RMS Δp", "Same top p", "Mean PPL(Q)/PPL(base)", "99.9 %"):
         assert name in shown
     assert f"{told['distances']['kld']['value']:.6g}" in shown

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 from pathlib import Path
+from typing import Any
 
 import gguf
 import numpy as np
@@ -121,7 +122,81 @@ def test_names() -> None:
     ):
         assert (entry_name(module), module_name(entry_)) == (entry_, module)
     assert entry_name("model.layers.3.block_sparse_moe.experts.5.w3") == "blk.3.ffn_up_exps.weight"
-    assert entry_name("model.norm") is module_name("token_embd.weight") is None
+    assert entry_name("model.layers.3.mlp.switch_mlp.gate_proj") == "blk.3.ffn_gate_exps.weight"
+    assert entry_name("model.norm") is module_name("output_norm.weight") is None
+
+
+@pytest.mark.parametrize(
+    ("architecture", "module"),
+    [
+        (gguf.MODEL_ARCH.PHI2, "self_attn.dense"),
+        (gguf.MODEL_ARCH.PHI2, "mlp.fc1"),
+        (gguf.MODEL_ARCH.PHI2, "mlp.fc2"),
+        (gguf.MODEL_ARCH.PHI3, "mlp.gate_up_proj"),
+        (gguf.MODEL_ARCH.STARCODER2, "mlp.c_fc"),
+        (gguf.MODEL_ARCH.STARCODER2, "mlp.c_proj"),
+        (gguf.MODEL_ARCH.DEEPSEEK2, "self_attn.q_a_proj"),
+        (gguf.MODEL_ARCH.DEEPSEEK2, "self_attn.kv_a_proj_with_mqa"),
+        (gguf.MODEL_ARCH.DEEPSEEK2, "self_attn.kv_b_proj"),
+        (gguf.MODEL_ARCH.DEEPSEEK2, "mlp.shared_experts.up_proj"),
+        (gguf.MODEL_ARCH.QWEN3NEXT, "mlp.shared_expert.gate_proj"),
+        (gguf.MODEL_ARCH.QWEN35, "linear_attn.in_proj_qkv"),
+        (gguf.MODEL_ARCH.QWEN35, "linear_attn.in_proj_z"),
+        (gguf.MODEL_ARCH.QWEN35, "linear_attn.in_proj_a"),
+        (gguf.MODEL_ARCH.QWEN35, "linear_attn.in_proj_b"),
+        (gguf.MODEL_ARCH.QWEN35, "linear_attn.out_proj"),
+        (gguf.MODEL_ARCH.LFM2, "conv.in_proj"),
+        (gguf.MODEL_ARCH.LFM2, "conv.out_proj"),
+        (gguf.MODEL_ARCH.LFM2, "feed_forward.w1"),
+        (gguf.MODEL_ARCH.LFM2, "self_attn.out_proj"),
+        (gguf.MODEL_ARCH.GRANITE_HYBRID, "mamba.in_proj"),
+        (gguf.MODEL_ARCH.GRANITE_HYBRID, "shared_mlp.output_linear"),
+        (gguf.MODEL_ARCH.HUNYUAN_MOE, "mlp.shared_mlp.down_proj"),
+    ],
+    ids=lambda value: getattr(value, "name", value),
+)
+def test_names_of_other_architectures(architecture: Any, module: str) -> None:
+    """As llama.cpp's own converter maps them: their layers were left out of its two forms before."""
+    path = f"model.layers.1.{module}"
+    assert entry_name(path) == f"{gguf.get_tensor_name_map(architecture, 2).get_name(path)}.weight"
+
+
+def test_no_layer_is_lost(tmp_path: Path) -> None:
+    """What llama.cpp has no name for keeps its path in its forms; joined matrices stand under the name of each."""
+    odd, joined = "model.layers.0.odd.mixer", "model.layers.0.shared_mlp.input_linear"
+    importance = Importance(
+        {
+            odd: squares([[512, 1024]], [512]),
+            joined: squares([[1536, 512]], [512]),
+            "model.embed_tokens": squares([[512, 0]], [512]),
+        }
+    )
+    for name in ("m.gguf", "m.imatrix", "m.cimatrix"):
+        importance.save(tmp_path / name)
+        back = Importance.open(tmp_path / name)
+        assert back.of(odd, (3, 2)).tolist() == [1, 2]  # type: ignore[union-attr]
+        assert back.of(joined, (3, 2)).tolist() == [3, 1]  # type: ignore[union-attr]
+        assert back.of("lm_head", (3, 2), tied=True).tolist() == [1, 0]  # type: ignore[union-attr]
+    assert {"blk.0.ffn_gate_shexp.weight", "blk.0.ffn_up.weight"} <= {
+        entry_name(key) or key for key in Importance.open(tmp_path / "m.gguf")
+    }
+
+
+def test_experts_that_stand_singly(tmp_path: Path) -> None:
+    """They are one entry of llama.cpp's, and rows of a stack; numbers far beyond those that are there are refused."""
+    path = "model.layers.0.mlp.experts.{}.down_proj"
+    importance = Importance({path.format(0): squares([[1, 2]], [1]), path.format(2): squares([[3, 8]], [1])})
+    wanted = [[1, 2], [2, 5], [3, 8], [2, 5]]
+    assert importance.of("model.layers.0.mlp.experts.down_proj", (4, 3, 2)).tolist() == wanted  # type: ignore[union-attr]
+    importance.save(tmp_path / "m.gguf")
+    back = Importance.open(tmp_path / "m.gguf")
+    assert back["model.layers.0.mlp.experts.down_proj"].sums.tolist() == [[1, 2], [0, 0], [3, 8]]
+    assert back["model.layers.0.mlp.experts.down_proj"].counts.tolist() == [1, 0, 1]
+    assert importance.of(path.format(2), (3, 2)).tolist() == [3, 8]  # type: ignore[union-attr]
+    assert importance.of("model.layers.0.block_sparse_moe.experts.2.w2", (3, 2)).tolist() == [3, 8]  # type: ignore[union-attr]
+    far = Importance({path.format(0): squares([[1, 2]], [1]), path.format(10**8): squares([[3, 8]], [1])})
+    with pytest.raises(ShapeError, match="most experts are missing: expected 100000001, got 2"):
+        far.save(tmp_path / "far.gguf")
 
 
 @pytest.mark.parametrize(

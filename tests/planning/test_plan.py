@@ -294,6 +294,12 @@ def test_command(folder: Path, tmp_path: Path) -> None:
         done = CliRunner().invoke(main, [*call, option, str(tmp_path / "none.x")])
         assert (done.exit_code, f"{option} is about a mix" in done.stderr) == (2, True)
         assert not (tmp_path / "none.x").exists()
+    for out, picture in (("nowhere/m.yaml", "p.svg"), ("m.yaml", "nowhere/p.svg"), ("m.yaml", "m.yaml")):
+        places = ["--out", str(tmp_path / out), "--picture", str(tmp_path / picture)]
+        done = CliRunner().invoke(main, [*call, "--bits", "0.001", *places])
+        assert "no mix of types is that small" not in done.stderr  # which the work would have shown
+        assert done.exit_code != 0
+    assert not (tmp_path / "m.yaml").exists()
     (tmp_path / "two words").symlink_to(folder / "dense")
     call = ["plan", str(tmp_path / "two words"), *call[2:]]
     done = CliRunner().invoke(main, [*call, "--size", "600KiB", "-o", str(tmp_path / "a b")], catch_exceptions=False)

@@ -35,6 +35,7 @@ class Blocks:
         self.count = len(self._layers)
         self._calls: list[dict[str, Any]] = []
         self._hidden: list[torch.Tensor] = []
+        self._behind: list[torch.nn.Module] = []
 
     @torch.inference_mode()
     def begin(self, windows: Sequence[Sequence[int]]) -> None:
@@ -46,6 +47,7 @@ class Blocks:
         device = next(self._model.parameters()).device
         ids = [torch.tensor([list(window)], device=device) for window in windows]
         handles = [layer.register_forward_pre_hook(self._record, with_kwargs=True) for layer in self._layers]
+        handles += [each.register_forward_pre_hook(self._pass) for each in self._model.model.children()]
         try:
             self._model.model(input_ids=ids[0], use_cache=False)
         finally:
@@ -64,6 +66,11 @@ class Blocks:
     def _record(self, layer: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self._calls.append({name: value for name, value in kwargs.items() if name != "hidden_states"})
 
+    def _pass(self, module: torch.nn.Module, args: tuple[Any, ...]) -> None:
+        """What is called behind the last block, the norm in front of the head, has another name in each model."""
+        if len(self._calls) == self.count:
+            self._behind.append(module)
+
     def _reach(self, layer: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self._hidden.append(args[0] if args else kwargs["hidden_states"])
         raise _ReachedError
@@ -81,4 +88,6 @@ class Blocks:
     def heads(self) -> Iterator[torch.Tensor]:
         """What goes into the head, of each window: hidden states behind the last block, normed."""
         for hidden in self._hidden:
-            yield self._model.model.norm(hidden)
+            for module in self._behind:
+                hidden = module(hidden)
+            yield hidden

@@ -16,7 +16,7 @@ import numpy.typing as npt
 import torch
 
 from uqff.calibration.blocks import Blocks
-from uqff.container.atomic import atomic_files
+from uqff.container.atomic import atomic_files, check_outputs
 from uqff.evaluation.evaluate import text_windows
 from uqff.importance.hessians import HessianWriter
 from uqff.importance.matrix import Importance, InputSquares
@@ -68,6 +68,7 @@ def calibrate(
 
     Raises:
         FormatError: the text is too short or is no text.
+        UnsupportedError: both files are one.
         UqffError: see :func:`uqff.load_model` and :meth:`uqff.Importance.save`.
         OSError: a file cannot be read or written.
 
@@ -78,6 +79,7 @@ def calibrate(
     cut = text_windows(path, isq, text, context=context, first=0, most=windows)
     if out is not None:
         Importance({}).check_form(out)
+    check_outputs(out, hessian)
     model: Any = load_model(path, device=device, dtype=dtype, isq=isq)
     blocks = Blocks(model)
     steps = Steps(progress, "calibrate", blocks.count, (blocks.count + 1) * len(cut) * context, "tokens")

@@ -73,9 +73,14 @@ def eval_(
         reference, _ = model_path(reference, None, "--reference")
 
     from uqff.codes import LOADED_DTYPES
+    from uqff.container.atomic import check_outputs
     from uqff.evaluation.evaluate import evaluate
+    from uqff.parallel.comm import exchange_device
+    from uqff.parallel.consensus import settle
 
     with on_ranks(device, timeout) as (comm, place), shown_progress(shown=not comm.rank and not as_json) as progress:
+        outputs = (None, None) if comm.rank else (keep_logits, picture)
+        settle(comm, "looking for outputs", lambda: check_outputs(*outputs), exchange_device(place))
         found = evaluate(
             path,
             text=text,

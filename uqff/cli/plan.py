@@ -107,6 +107,7 @@ def plan(
     The mix is written as the topology YAML that uqff quantize --recipe and the engine read. With --text, each layer is
     quantised by itself to find what its errors cost, which runs the model once for each layer.
     """
+    from uqff.container.atomic import check_outputs
     from uqff.planning.plan import plan_types
 
     if [bits, nbytes, kld].count(None) < 2:
@@ -115,6 +116,7 @@ def plan(
         for option, given in (("--out", out), ("--picture", picture), ("--check", check)):
             if given is not None:
                 raise click.UsageError(f"{option} is about a mix, which --bits, --size or --kld choose")
+    check_outputs(out, picture)
     with shown_progress(shown=not as_json) as progress:
         made = plan_types(
             source,

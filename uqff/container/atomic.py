@@ -14,7 +14,7 @@ from uqff.container.leftovers import create_locked, remove_left, try_lock
 from uqff.container.locks import can_lock
 from uqff.errors import UnsupportedError
 
-__all__ = ["atomic_file", "atomic_files", "copy_durably", "flush_to_disk", "settle", "sync_directory"]
+__all__ = ["atomic_file", "atomic_files", "check_outputs", "copy_durably", "flush_to_disk", "settle", "sync_directory"]
 
 
 @contextlib.contextmanager
@@ -80,6 +80,26 @@ def atomic_files(pending: Path | None = None) -> Iterator[Callable[[Path], Path]
                 os.rmdir(home)
             if handle is not None:
                 os.close(handle)
+
+
+def check_outputs(*paths: str | os.PathLike[str] | None) -> None:
+    """Find out before long work whether files could be put where they are wanted.
+
+    Args:
+        paths: of the files; None is no file.
+
+    Raises:
+        UnsupportedError: two are one file.
+        OSError: see :func:`atomic_files`; or the directory is not there.
+    """
+    places: set[Path] = set()
+    for path in (Path(each) for each in paths if each is not None):
+        _check_place(path)
+        if not path.parent.is_dir():
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path.parent))
+        if path.resolve() in places:
+            raise UnsupportedError("two outputs in one file", file=str(path))
+        places.add(path.resolve())
 
 
 def _check_place(path: Path) -> None:

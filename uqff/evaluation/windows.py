@@ -70,7 +70,7 @@ class TextWindows:
             FormatError: the text is too short for one.
         """
         stride = context if stride is None else stride
-        first = max(context // 2, context - stride - 1) if first is None else first
+        first = min(max(context // 2, context - stride - 1), max(context - 2, 0)) if first is None else first
         for name, value, low, high in (
             ("context", context, 2, None),
             ("stride", stride, 1, context),

@@ -32,7 +32,7 @@ from uqff.gguf.reader import GgufFile, open_gguf
 from uqff.gguf.schema import Array, Value, ValueType
 from uqff.gguf.writer import PlannedTensor, write_gguf
 from uqff.importance.matrix import Importance, InputSquares
-from uqff.importance.names import entry_name, module_name
+from uqff.importance.names import entry_names, expert_of, module_name
 from uqff.limits import MAX_GGUF_NAME, MAX_GGUF_TENSORS
 from uqff.schema.bricks import Cursor, Violation
 
@@ -158,11 +158,17 @@ def _whole(found: dict[str, InputSquares], cursor: Cursor) -> dict[str, InputSqu
 
 
 def _by_entry(importance: Importance) -> list[tuple[str, InputSquares]]:
-    """Sorted by llama.cpp's names; what it has no name for is left out, and of two of one name the latter."""
-    named = {
-        entry_name(key) or (key if module_name(key) or key.endswith(".weight") else None): key for key in importance
-    }
-    return sorted((name, importance[key]) for name, key in named.items() if name is not None)
+    """Sorted by llama.cpp's names; what it has no name for is called by its path, and of two of one name the latter."""
+    named: dict[str, InputSquares] = {}
+    for key in importance:
+        names = entry_names(key) or (key if key.endswith(".weight") else f"{key}.weight",)
+        squares = importance[key]
+        if expert_of(key) is not None:
+            if names[0] in named:
+                continue
+            squares = importance.stack(key)
+        named |= dict.fromkeys(names, squares)
+    return sorted(named.items())
 
 
 def _write_gguf(importance: Importance, path: Path) -> None:

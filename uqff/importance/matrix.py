@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from uqff.errors import FormatError, ShapeError, UnsupportedError
-from uqff.importance.names import entry_name, expert_of
+from uqff.importance.names import EMBEDDING, HEAD, entry_name, entry_names, expert_of
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 __all__ = ["Importance", "InputSquares"]
 
 Floats32 = npt.NDArray[np.float32]
+
+MOST_MISSING = 8
+"""Times as many experts as stand in a file may be meant, so that memory is bounded by its size."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,7 +101,8 @@ class Importance(Mapping[str, InputSquares]):
         self._entries = dict(entries)
         self._names: dict[str, str] = {}
         for key in self._entries:
-            self._names.setdefault(entry_name(key) or key, key)
+            for name in entry_names(key) or (key,):
+                self._names.setdefault(name, key)
         self.chunk = chunk
         self.datasets = tuple(datasets)
 
@@ -125,21 +129,51 @@ class Importance(Mapping[str, InputSquares]):
         Raises:
             ShapeError: it is of another shape.
         """
-        if tied and module.endswith("embed_tokens") and module not in self._entries:
-            module = f"{module.rpartition('model.')[0]}lm_head"
-        key = module if module in self._entries else self._names.get(entry_name(module) or module)
+        if tied and self._key(module) is None and module.rpartition(".")[2] in ("embed_tokens", HEAD):
+            module = HEAD if module.endswith("embed_tokens") else EMBEDDING
+        key = self._key(module)
         if key is None:
             return None
-        squares = self._entries[key]
-        expert = expert_of(module) if len(shape) == 2 else None
+        squares, expert = self._entries[key], expert_of(module) if len(shape) == 2 else None
+        if expert_of(key) is not None and key != module:
+            squares = self.stack(key, shape[0] if len(shape) == 3 else (expert or 0) + 1)
         count = squares.sums.size // shape[-1]  # of experts, also in a file that does not tell how many there are
         try:
-            if expert is None or count <= expert:
+            if expert is None or key == module or count <= expert:
                 return squares.importance(shape)
             one: Floats32 = squares.importance((count, *shape))[expert]
             return one
         except ShapeError as error:
             raise error.within(layer=module) from None
+
+    def _key(self, module: str) -> str | None:
+        if module in self._entries:
+            return module
+        return next((self._names[name] for name in entry_names(module) or (module,) if name in self._names), None)
+
+    def stack(self, key: str, count: int = 0) -> InputSquares:
+        """The squares of a layer's experts that stand singly; those that are not there got no token.
+
+        Args:
+            key: of any of them.
+            count: how many there are at least.
+
+        Raises:
+            ShapeError: they do not fit each other, or most are not there.
+        """
+        entry, like = entry_name(key), self._entries[key].sums.shape
+        named = {each: expert_of(each) for each in self._entries if entry_name(each) == entry}
+        experts = {expert: self._entries[each] for each, expert in named.items() if expert is not None}
+        count = max(count, *(expert + 1 for expert in experts))
+        if count > MOST_MISSING * len(experts):
+            raise ShapeError("most experts are missing", layer=key, expected=count, got=len(experts))
+        sums, counts = np.zeros((count, like[1]), np.float32), np.zeros(count, np.int64)
+        for expert, each in experts.items():
+            if each.sums.shape != (1, like[1]):
+                got = list(each.sums.shape)
+                raise ShapeError("experts do not fit each other", layer=key, expected=[1, like[1]], got=got)
+            sums[expert], counts[expert] = each.sums[0], each.counts[0]
+        return InputSquares(sums, counts)
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> Self:

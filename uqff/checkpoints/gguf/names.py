@@ -31,13 +31,14 @@ from typing import Any, Final, NamedTuple
 
 import numpy as np
 
-from uqff.checkpoints.gguf.declared import BLOCK, ROOT, GgufArchitecture, Runs, SeveralMatrices
+from uqff.checkpoints.gguf.declared import GgufArchitecture, Runs, SeveralMatrices
 from uqff.checkpoints.gguf.forms import AS_IS, Form, Plus
 from uqff.checkpoints.gguf.recurrent import recurrent_shape
 from uqff.checkpoints.gguf.table import ARCHITECTURES
 from uqff.codes import Version
 from uqff.errors import UnsupportedError
 from uqff.families.rows import Order
+from uqff.gguf.names import BLOCK, ROOT
 from uqff.models.architectures import EntryName, architecture_of, entry_names
 from uqff.models.text import count
 
