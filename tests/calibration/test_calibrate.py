@@ -123,7 +123,8 @@ def test_whatever_the_last_norm_is_called(name: str, tmp_path: Path) -> None:
     text.write(name, tmp_path / "model")
     (tmp_path / "text").write_text(" ".join(f"t{each}" for each in range(40)))
     found = uqff.calibrate(tmp_path / "model", text=tmp_path / "text", context=32, windows=1)
-    model, seen = uqff.load_model(tmp_path / "model"), []
+    model: Any = uqff.load_model(tmp_path / "model")
+    seen: list[torch.Tensor] = []
     model.lm_head.register_forward_pre_hook(lambda _, args: seen.append(args[0].double()))
     windows = text_windows(tmp_path / "model", None, tmp_path / "text", context=32, first=0, most=1)
     with torch.inference_mode():

@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 import uqff
 from tests.parallel.checkpoints import write_checkpoint
 from tests.parallel.models import VOCABULARY, TinyCase
+from tools.tiny import text
 from tools.tiny.models import TinyModel
 from uqff.checkpoints.checkpoint import open_checkpoint
 from uqff.checkpoints.numbers import NumberFiles
@@ -277,6 +278,23 @@ def test_ranks_of_a_model_with_towers() -> None:
     for heads, parts in ((4, 2), (3, 1)):
         wide = {"architectures": ["Gemma3ForConditionalGeneration"], "text_config": {"num_attention_heads": heads}}
         assert rank_bytes("language_model.model.layers.0.self_attn.q_proj", layer, 64, wide, 2) == 64 // parts
+
+
+@pytest.mark.parametrize("name", ["Mixtral", "Granite 4"])
+def test_layers_that_stand_elsewhere_in_the_model(name: str, tmp_path: Path) -> None:
+    """Experts and routers of files that transformers holds under other names, or in two, cost what they cost."""
+    if not text.has(name):
+        pytest.skip("this transformers does not have it")
+    text.write(name, tmp_path / "model")
+    (tmp_path / "text").write_text(" ".join(f"t{each}" for each in range(40)))
+    plan = uqff.plan_types(
+        tmp_path / "model", bits=7, kinds=["q4_0", "q8_0"], text=tmp_path / "text", context=16, windows=1
+    )
+    costs = {unit.name: unit.candidates["q4_0"].cost for unit in plan.units}
+    assert len(costs) == 18
+    experts = [cost for module, cost in costs.items() if "block_sparse_moe" in module and "layers.0" in module]
+    assert len(experts) == (4 if name == "Mixtral" else 3)
+    assert min(experts) >= 0 < max(experts)
 
 
 def test_command(folder: Path, tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from uqff.container.mapped import MappedFile
 from uqff.container.shards import PathLike
 from uqff.container.tensors import TensorWriter
 from uqff.errors import FormatError, ShapeError, located
-from uqff.importance.names import HEAD, entry_name, expert_of
+from uqff.importance.names import HEAD, entry_names, expert_of
 
 __all__ = ["HessianWriter", "Hessians", "LayerHessian"]
 
@@ -67,7 +67,8 @@ class Hessians(Mapping[str, npt.NDArray[np.float32]], Closing):
                     "not XᵀX of a layer", layer=name, expected="F32 [in, in] or [E, in, in] with I64 counts"
                 )
             self._names.append(name)
-            self._entries.setdefault(entry_name(name) or name, name)
+            for each in entry_names(name) or (name,):
+                self._entries.setdefault(each, name)
 
     def __getitem__(self, module: str) -> npt.NDArray[np.float32]:
         if module not in self._names:
@@ -105,7 +106,8 @@ class Hessians(Mapping[str, npt.NDArray[np.float32]], Closing):
         """
         if tied and module.endswith("embed_tokens") and module not in self:
             module = f"{module.rpartition('model.')[0]}{HEAD}"
-        name = module if module in self else self._entries.get(entry_name(module) or module)
+        named = (self._entries[each] for each in entry_names(module) or (module,) if each in self._entries)
+        name = module if module in self else next(named, None)
         if name is None:
             return None
         found = self._file.header.entries[name].shape

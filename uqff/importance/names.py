@@ -39,6 +39,10 @@ OTHER_NAMES: Final = {"w1": "gate_proj", "w3": "up_proj", "w2": "down_proj"}
 
 SEVERAL: Final = {
     "linear_attn.in_proj_qkvz": ("attn_qkv", "attn_gate", "ssm_in"),
+    "block_sparse_moe.input_linear": ("ffn_gate_exps", "ffn_up_exps"),
+    "block_sparse_moe.output_linear": ("ffn_down_exps",),
+    "block_sparse_moe.router": ("ffn_gate_inp",),
+    "block_sparse_moe.router.layer": ("ffn_gate_inp",),
     "mlp.experts.gate_up_proj": ("ffn_gate_exps", "ffn_up_exps"),
     "shared_mlp.input_linear": ("ffn_gate_shexp", "ffn_up_shexp", "ffn_gate", "ffn_up"),
     "shared_mlp.output_linear": ("ffn_down_shexp", "ffn_down"),

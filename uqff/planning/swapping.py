@@ -9,10 +9,12 @@ from typing import Any, Final
 
 import torch
 
+from uqff.errors import UnsupportedError
 from uqff.evaluation.evaluate import window_logits
 from uqff.evaluation.measures import Predictions, Reference
 from uqff.evaluation.windows import TextWindows
 from uqff.importance.matrix import Importance
+from uqff.importance.names import entry_names
 from uqff.parallel.gather import ExpertList
 from uqff.parallel.layer import QuantizedLayer
 from uqff.parallel.plan import EMBEDDING, HEAD
@@ -55,6 +57,11 @@ class Swapper:
         self._importance = importance
         self._targets = [torch.tensor(windows.targets(at)) for at in range(len(windows))]
         self._plain = [window_logits(model, ids, windows.first) for ids in windows]
+        self._paths: dict[str, list[str]] = {}
+        for path, layer in model.named_modules():
+            if isinstance(layer, ExpertList | QuantizedLayer) or getattr(layer, "weight", None) is not None:
+                for name in entry_names(path):
+                    self._paths.setdefault(name, []).append(path)
 
     def kld(self) -> float:
         """Mean divergence of the model as it is now from what it was at first."""
@@ -91,8 +98,23 @@ class Swapper:
         if module in (EMBEDDING, HEAD):
             own = (embedding if module == EMBEDDING else head).rows
             return [(each, "rows") for each in (embedding, head) if each.rows is own]
-        parent, _, name = module.rpartition(".")
-        return [(self._model.get_submodule(parent), name)]
+        return [self._place(path) for path in self._paths_of(module)]
+
+    def _paths_of(self, module: str) -> list[str]:
+        """Where a layer of the file stands in the model; of two matrices in one, that of each."""
+        with contextlib.suppress(AttributeError):
+            self._model.get_submodule(module)
+            return [module]
+        found = dict.fromkeys(path for name in entry_names(module) for path in self._paths.get(name, ()))
+        if not found:
+            raise UnsupportedError("the model has no such layer to be measured", layer=module)
+        return list(found)
+
+    def _place(self, path: str) -> tuple[Any, str]:
+        parent, _, name = path.rpartition(".")
+        held = self._model.get_submodule(parent)
+        layer = getattr(held, name)
+        return (held, name) if isinstance(layer, ExpertList | QuantizedLayer) else (layer, "weight")
 
     def _changed(self, module: str, layer: Any, kind: str) -> Any:
         if isinstance(layer, ExpertList):
@@ -100,10 +122,13 @@ class Swapper:
             experts = range(len(layer))
             made = [self._changed(f"{stack}.{at}.{projection}", layer[at], kind) for at in experts]
             return ExpertList(made, layer.key)
-        held: QuantizedLayer = layer
-        weight = held.dequantize_w()
+        weight = layer.detach() if isinstance(layer, torch.nn.Parameter) else layer.dequantize_w()
         tied = module == EMBEDDING and len(self._places(module)) > 1
         found = None if self._importance is None else self._importance.of(module, weight.shape, tied=tied)
+        if isinstance(layer, torch.nn.Parameter):  # of a router, which transformers holds as it is
+            record = quantize(weight, kind, importance=found, module=module, **self._options)
+            return torch.nn.Parameter(record.dequantize(weight.dtype), requires_grad=False)
+        held: QuantizedLayer = layer
         record = quantize(weight, kind, importance=found, module=held.key, **self._options)
         return held._changed(record, held.bias)
 
