@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any
 
 from uqff.checkpoints.gguf.forms import AS_IS, Form
 from uqff.families.rows import Order
