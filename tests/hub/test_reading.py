@@ -20,7 +20,9 @@ from tests.support.golden_models import TinyModel
 from tests.support.hub_server import Hub
 from tests.support.small_models import files_of
 from tests.support.tiny_files import ROOT
+from tools.tiny.gguf import write_gguf
 from uqff import UnsupportedError
+from uqff.checkpoints.gguf.rope import llama3_factors
 from uqff.container.framing import build_header
 from uqff.hub.names import HubName, hub_name
 from uqff.inspection import remote
@@ -167,6 +169,40 @@ def test_a_plan_of_a_checkpoint(hub: Hub, tmp_path: Path, shards: int) -> None:
     hub.put("owner/broken", files | {last: (1 << 60).to_bytes(8, "little") + files[last][8:]})
     code, _, errors = call("plan", "owner/broken")
     assert (code, f"owner/broken/{last}" in errors) == (1, True)
+
+
+@pytest.mark.usefixtures("sparing")
+@pytest.mark.parametrize("parts", [1, 3])
+def test_a_plan_of_a_gguf_file(hub: Hub, tmp_path: Path, parts: int) -> None:
+    """Of the heads of its parts alone, however long, and the tensors that are numbers of the configuration."""
+    model = TinyModel(vocab_size=600, hidden_size=256, intermediate_size=256, heads=2, layers=1)
+    scaling = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
+    factors = {"rope_freqs.weight": llama3_factors(scaling, model.config()["rope_theta"], 128)}
+    split = 5 if parts > 1 else 0
+    folder = tmp_path / "files"
+    folder.mkdir()
+    write_gguf(model, folder / "a.gguf", "f16", vocabulary=True, split_max_tensors=split, extra=factors)
+    files = files_of(folder)
+    assert len(files) == parts
+    hub.put("owner/name", files | {"README.md": b"", "mmproj-a.gguf": b"GGUF"})
+    source = folder / next(iter(files))
+    hub.put("owner/several", {f"x-{kind}.gguf": files[source.name] for kind in ("Q4_0", "F16")})
+    for options in ([], ["--ranks", "2"], ["--types", "q4_0,afq4"]):
+        hub.asked.clear()
+        ours, theirs = (call("plan", each, "--json", *options) for each in ("owner/name", source))
+        assert ours[1] == theirs[1].replace(str(source), "owner/name")
+        assert (ours[0], ours[2]) == (0, "")
+        assert 0 < hub.bytes_sent() < sum(map(len, files.values())) / 10
+    code, _, errors = call("plan", "owner/several")
+    assert (code, "several GGUF files: choose one" in errors) == (1, True)
+    if parts == 1:
+        assert call("plan", "owner/several:f16", "--json")[0] == 0
+        broken = files[source.name][:24] + b"\xff" * 40 + files[source.name][64:]
+        hub.put("owner/broken", {source.name: broken})
+        hub.asked.clear()
+        code, _, errors = call("plan", "owner/broken")
+        assert (code, f"owner/broken/{source.name}" in errors) == (1, True)
+        assert hub.bytes_sent() < 2000
 
 
 def test_one_layer_is_read_by_ranges(hub: Hub, big: Path) -> None:

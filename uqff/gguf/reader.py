@@ -46,7 +46,7 @@ from uqff.hub.names import GGUF_PART
 from uqff.limits import MAX_SHARDS
 from uqff.schema.bricks import Cursor
 
-__all__ = ["GgufFile", "GgufTensor", "open_gguf"]
+__all__ = ["GgufFile", "GgufTensor", "head_end", "open_gguf"]
 
 
 @dataclass(frozen=True)
@@ -267,6 +267,21 @@ class _SplitFile:
                 got=tensor.begin + tensor.nbytes,
             )
         return tensor
+
+
+def head_end(data: memoryview) -> int:
+    """Where the list of tensors ends in a file of which only the beginning is there.
+
+    Raises:
+        UqffError: it ends elsewhere; or what there is of it breaks a rule.
+    """
+    cursor = Cursor(data)
+    _, tensor_count, pair_count = read_head(cursor)
+    for _ in range(pair_count):
+        read_pair(cursor)
+    for _ in range(tensor_count):
+        read_tensor(cursor)
+    return cursor.tell()
 
 
 def _check_overlap(tensors: Mapping[str, GgufTensor]) -> None:

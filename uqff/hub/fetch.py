@@ -30,7 +30,7 @@ from uqff.hub.client import RemoteFolder, Unreachable, hub_error, imported
 from uqff.hub.names import GGUF_PART, HubName
 from uqff.limits import MAX_HEADER_BYTES, MAX_HUB_FILES
 
-__all__ = ["BARS", "INDEX", "Choice", "bars", "checkpoint_weights", "fetch", "no_models"]
+__all__ = ["BARS", "INDEX", "Choice", "bars", "checkpoint_gguf", "checkpoint_weights", "fetch", "no_models"]
 
 DOCUMENTS: Final = (".json", ".jinja", ".model")
 """Endings of what stands beside weights and is read with them."""
@@ -117,6 +117,23 @@ def checkpoint_weights(folder: RemoteFolder) -> list[str]:
     """
     name = folder.name
     return [] if name.file is not None or name.kind is not None else _weights(folder)
+
+
+def checkpoint_gguf(folder: RemoteFolder) -> list[str]:
+    """The GGUF file that a name means for a checkpoint, and after it the other parts of a split one; none if it means
+    something else.
+
+    Raises:
+        UqffError: there are several, and none was named; see :func:`checkpoint_weights`, too.
+    """
+    name, files = folder.name, folder.files
+    if name.file is not None:
+        meant = name.file if name.file in files and name.file.endswith(".gguf") else None
+    else:
+        ggufs = _ggufs(files)
+        others = not ggufs or (name.kind is None and bool(_weights(folder)))
+        meant = None if others else _gguf(ggufs, name, None)
+    return [] if meant is None else [meant, *(each for each in _parts(meant, files) if each != meant)]
 
 
 def _weights(folder: RemoteFolder) -> list[str]:

@@ -10,6 +10,8 @@ its checks; what looks at weights must not, but for those that were read in full
                     read, so blobs are parsed again and again until the parser has seen nothing but what was read
     documents       config.json and uqff_report.json as a whole
     checkpoints     8 + n bytes of each file of weights, and the index as a whole
+    GGUF            metadata and the list of tensors, whose end is known when it is read: twice as much is read until
+                    it is; and the few tensors that are numbers of the configuration
 """
 
 from __future__ import annotations
@@ -30,8 +32,9 @@ from uqff.container.mapped import MappedFile
 from uqff.container.report import REPORT_NAME
 from uqff.container.shards import PathLike, models_in, resolve, select
 from uqff.errors import HubError, UqffError
+from uqff.gguf.reader import head_end, open_gguf
 from uqff.hub.client import RemoteFolder, Unreachable, Wanted, imported
-from uqff.hub.fetch import INDEX, checkpoint_weights
+from uqff.hub.fetch import INDEX, checkpoint_gguf, checkpoint_weights
 from uqff.hub.names import HubName, hub_name
 from uqff.inspection.digests import FileDigest, digest_files
 from uqff.inspection.spans import Spans
@@ -49,6 +52,9 @@ SMALL: Final = 4096
 
 PROBE: Final = 512
 """Bytes of a blob that are read together: the fields between two payloads take some sixty."""
+
+ROTARY: Final = "rope_"
+"""How tensors of a GGUF file begin that are numbers of a configuration."""
 
 GAP: Final = 4096
 """Two ranges that are no farther apart are read as one."""
@@ -269,18 +275,51 @@ class Skeleton(Looked, Closing):
 
 
 class CheckpointSkeleton(Skeleton):
-    """A checkpoint on the hub: the names, shapes and types of its tensors, in a temporary directory."""
+    """A checkpoint on the hub: the names, shapes and types of its tensors, in a temporary directory.
+
+    Attributes:
+        is_one: whether there are weights, in safetensors files or a GGUF file.
+    """
+
+    is_one = False
 
     def _choose(self, name: HubName) -> None:
         """The whole directory is one."""
 
     def _read_structure(self) -> None:
-        self._read_headers([self._home / each for each in checkpoint_weights(self._folder)])
+        weights, parts = checkpoint_weights(self._folder), checkpoint_gguf(self._folder)
+        self.is_one = bool(weights or parts)
+        self._read_headers([self._home / each for each in weights])
+        if parts:
+            self.path = self._home / parts[0]
+            self._read_gguf(parts)
 
-    @property
-    def is_one(self) -> bool:
-        """Whether there are weights in safetensors files."""
-        return bool(checkpoint_weights(self._folder))
+    def _read_gguf(self, parts: Sequence[str]) -> None:
+        for part in parts:
+            self._read_head(part)
+        spans: list[tuple[str, int, int]] = []
+        with contextlib.suppress(UqffError), open_gguf(self.path) as file:  # whoever opens it says so
+            found = [each for name, each in file.items() if name.startswith(ROTARY) and each.nbytes <= PIECE]
+            spans = [(each.file.path.name, each.begin, each.begin + each.nbytes) for each in found]
+        self._fetch([gap for span in spans for gap in self._gaps(*span)])
+
+    def _read_head(self, name: str) -> None:
+        """Read of a GGUF file until its list of tensors ends, or until more does not help."""
+        size, length, problem = self._folder.files[name].nbytes, FIRST, ""
+        while True:
+            known = min(length, size)
+            self._fetch(self._gaps(name, 0, known))
+            with open(self._home / name, "rb") as file:
+                data = memoryview(file.read(known))
+            try:
+                head_end(data)
+            except UqffError as error:
+                if known == size or length >= MAX_HEADER_BYTES or str(error) == problem:
+                    return  # whoever opens it says so
+                problem = str(error)
+            else:
+                return
+            length *= 2
 
 
 def make_hole(file: BinaryIO, nbytes: int) -> None:
@@ -383,7 +422,7 @@ def checkpoint_looked_into(path: PathLike, *, weights: bool = False) -> Iterator
     """A checkpoint whose tensors are to be listed: of one on the hub, headers are read and no weight.
 
     Args:
-        path: what :func:`uqff.open_checkpoint` takes; a GGUF file on the hub is left to it, which fetches it.
+        path: what :func:`uqff.open_checkpoint` takes.
         weights: whether weights will be read, too; then all is left to it.
 
     Raises:
