@@ -109,14 +109,17 @@ def write(name: str, folder: Path, *, whole: bool = False) -> None:
         values.update({key: each.astype(dtype) for key, each in values.items() if part in key})
     fixed = {key: np.zeros(shape, np.float16) for key, shape in made.fixed.items()} if whole else {}
     save_file(values | integers | fixed, path)
+    named = {} if made.files else {"architectures": [made.architecture], "torch_dtype": "float32"}
     documents = {
-        "config.json": made.values | {"architectures": [made.architecture], "torch_dtype": "float32"},
+        "config.json": made.values | named,
         "preprocessor_config.json": made.preprocessor,
     }
     if made.processor is not None:
         documents["processor_config.json"] = made.processor
     for each, document in documents.items():
         (folder / each).write_text(json.dumps(document, indent=2))
+    for here, there in made.files.items():
+        (folder / here).rename(folder / there)
 
 
 def _saved(made: Multimodal, path: Path) -> tuple[dict[str, tuple[int, ...]], dict[str, Any]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Final
 
-from tools.tiny import gemma3n
+from tools.tiny import gemma3n, voxtral
 from tools.tiny.architectures import HEAD_SIZE, HIDDEN
 from tools.tiny.text import COMMON, DELTA, EXPERTS, LAYERS, QWEN_MOE, TWO_EXPERTS
 from tools.tiny.towers import (
@@ -367,6 +367,13 @@ NEWER: Final[dict[str, Multimodal]] = {
             },
             "vision_config": GEMMA_TOWER,
         },
+    ),
+    "Voxtral": Multimodal(
+        "VoxtralRealtimeForConditionalGeneration",
+        "Voxtral",
+        voxtral.VALUES,
+        tensors=voxtral.TENSORS,
+        files=voxtral.FILES,
     ),
     "MiniCPM-o": Multimodal(
         "MiniCPMO",

@@ -94,6 +94,7 @@ class Multimodal:
         tensors: names and shapes where `transformers` has no such architecture; `*` is the number of each layer.
         dtypes: what tensors are stored in whose names have a part, if not in F32.
         fixed: names and shapes of what only the client needs, and has one size: all zeros, in F16.
+        files: what files are called that have other names than usual; the configuration names no architecture then.
         renamed: parts of names as `transformers` 5 saves them, and as published checkpoints have them.
     """
 
@@ -106,6 +107,7 @@ class Multimodal:
     tensors: dict[str, tuple[int, ...]] | None = None
     dtypes: dict[str, str] = dataclasses.field(default_factory=dict)
     fixed: dict[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)
+    files: dict[str, str] = dataclasses.field(default_factory=dict)
 
     @property
     def model_type(self) -> str:

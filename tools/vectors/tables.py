@@ -222,7 +222,13 @@ def tower_table() -> str:
     """What architectures with towers have in 1.2."""
     heads = ("architecture", "in `config.json`", "language model", "head", "layers of towers")
     rows = (
-        (a.title, _names(a.classes), f"`{a.decoder}`", f"`{a.head}`", "; ".join(map(_tower, a.towers)) or "none")
+        (
+            a.title,
+            _names(a.classes),
+            f"`{a.decoder}`" if a.decoder else f"`{a.stack}`, `{a.embedding}`",
+            f"`{a.head}`",
+            "; ".join(map(_tower, a.towers)) or "none",
+        )
         for a in MULTIMODAL
     )
     return markdown(heads, rows)

@@ -2,7 +2,7 @@
 
 ::
 
-    config.json
+    config.json                            or   params.json and consolidated.safetensors, of Voxtral
     model.safetensors                      or   model.safetensors.index.json
                                                 {"metadata": ..., "weight_map": {tensor: file name, ...}}
                                                 model-00001-of-00002.safetensors, ...
@@ -22,9 +22,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from uqff.codes import LOADED_DTYPES, DType
-from uqff.container.beside import INDEX_NAME
+from uqff.container.beside import INDEX_NAME, PARAMS_NAME
 from uqff.container.closing import Closing
-from uqff.container.document import is_present, read_json
+from uqff.container.document import is_present, read_json, write_json
 from uqff.container.mapped import MappedFile, TensorMap
 from uqff.container.shards import PathLike
 from uqff.errors import FormatError, ShardError
@@ -33,6 +33,7 @@ from uqff.hub.names import hub_name
 from uqff.limits import MAX_HEADER_BYTES, MAX_SHARDS
 from uqff.models.assets import CONFIG_NAME, companions_of, copy_companions
 from uqff.models.config import read_config
+from uqff.models.table import VOXTRAL, has_mistrals_layout
 from uqff.simd.floats import Floats
 
 if TYPE_CHECKING:
@@ -40,6 +41,8 @@ if TYPE_CHECKING:
 __all__ = ["CONFIG_NAME", "TensorFiles", "open_tensors"]
 
 SINGLE_NAME: Final = "model.safetensors"
+CONSOLIDATED_NAME: Final = "consolidated.safetensors"
+"""The only file of a model in the layout that Mistral gives to its own."""
 
 
 class TensorFiles(Mapping[str, "torch.Tensor"], Closing):
@@ -52,9 +55,12 @@ class TensorFiles(Mapping[str, "torch.Tensor"], Closing):
         config: of ``config.json``, see :mod:`uqff.models.config`; empty if there is none.
     """
 
-    def __init__(self, path: Path, config: dict[str, Any], files: list[MappedFile]) -> None:
+    def __init__(
+        self, path: Path, config: dict[str, Any], files: list[MappedFile], config_path: Path | None = None
+    ) -> None:
         self.path = path
         self.config = config
+        self._config_path = path / CONFIG_NAME if config_path is None else config_path
         self._files = files
         self._tensors = TensorMap(files)
         self._file_of = {name: file for file in files for name in file.header.entries}
@@ -127,8 +133,8 @@ class TensorFiles(Mapping[str, "torch.Tensor"], Closing):
 
     @property
     def config_path(self) -> Path:
-        """Where the configuration stands, if it does."""
-        return self.path / CONFIG_NAME
+        """Where the configuration stands, if it does; that of some models in ``params.json``."""
+        return self._config_path
 
     def check_companions(self) -> None:
         """Make sure of what :meth:`write_companions` will write, before any work.
@@ -151,7 +157,11 @@ class TensorFiles(Mapping[str, "torch.Tensor"], Closing):
         Returns:
             Names of the files; and what could not be made, in sentences.
         """
-        return copy_companions(self.path, directory, config=config), []
+        if self.config_path.name == CONFIG_NAME:
+            return copy_companions(self.path, directory, config=config), []
+        names = copy_companions(self.path, directory, leave=[CONFIG_NAME])
+        write_json(directory / CONFIG_NAME, self.config if config is None else config)
+        return [CONFIG_NAME, *names], []
 
     def close(self) -> None:
         """Release the files. Tensors already taken out stay valid."""
@@ -184,19 +194,33 @@ def open_tensors(source: PathLike) -> TensorFiles:
         raise FileNotFoundError(f"no such directory: {source}")
     config_path = path / CONFIG_NAME
     config = read_config(config_path) if is_present(config_path) else {}
+    own = _of_its_authors(path, config)
     files: list[MappedFile] = []
     try:
-        if is_present(path / SINGLE_NAME):
+        if own:
+            files.append(MappedFile(path / CONSOLIDATED_NAME))
+            config_path, config = path / PARAMS_NAME, own
+        elif is_present(path / SINGLE_NAME):
             files.append(MappedFile(path / SINGLE_NAME))
         elif is_present(path / INDEX_NAME):
             _open_shards(path / INDEX_NAME, files)
         else:
             files.append(MappedFile(_only_file(path)))
-        return TensorFiles(path, config, files)
+        return TensorFiles(path, config, files, config_path)
     except BaseException:
         for file in files:
             file.close()
         raise
+
+
+def _of_its_authors(path: Path, config: Mapping[str, Any]) -> dict[str, Any]:
+    """The configuration of a model that the engine loads in the layout of its authors; empty if it is none."""
+    params = path / PARAMS_NAME
+    asked = not config or config.get("architectures") == [VOXTRAL]
+    if not asked or not is_present(params) or not is_present(path / CONSOLIDATED_NAME):
+        return {}
+    found = read_config(params)
+    return found if has_mistrals_layout(found) else {}
 
 
 def _only_file(directory: Path) -> Path:

@@ -9,11 +9,23 @@ from uqff.container.file import RESIDUAL_NAME
 from uqff.container.report import REPORT_NAME
 from uqff.container.shards import SUFFIX
 
-__all__ = ["COMPANIONS", "CONFIG_NAME", "INDEX_NAME", "KEPT_SUFFIX", "LAYER_SUMS_NAME", "SUMS_NAME", "What", "not_of"]
+__all__ = [
+    "COMPANIONS",
+    "CONFIG_NAME",
+    "INDEX_NAME",
+    "KEPT_SUFFIX",
+    "LAYER_SUMS_NAME",
+    "PARAMS_NAME",
+    "SUMS_NAME",
+    "What",
+    "not_of",
+]
 
 What = Literal["UQFF model", "checkpoint"]
 
 CONFIG_NAME: Final = "config.json"
+PARAMS_NAME: Final = "params.json"
+"""What Mistral has in its place, in its own layout."""
 
 COMPANIONS: Final = (
     CONFIG_NAME,
@@ -21,6 +33,7 @@ COMPANIONS: Final = (
     "tokenizer.json",
     "tokenizer_config.json",
     "tokenizer.model",
+    "tekken.json",
     "special_tokens_map.json",
     "added_tokens.json",
     "vocab.json",

@@ -133,7 +133,7 @@ def last_block(config: Mapping[str, Any]) -> list[str]:
     last = count(config, "num_hidden_layers", least=1, most=MAX_BLOCKS) - 1
     paths = _block_paths(architecture, config, last, numbered=False)
     names = {name for path, _, stacked, _ in paths for name in (path, stacked) if name}
-    return [f"{architecture.decoder}.layers.{last}.{name}" for name in sorted(names)]
+    return [f"{architecture.stack}.{last}.{name}" for name in sorted(names)]
 
 
 def _layer_names(config: Mapping[str, Any], *, numbered: bool) -> list[LayerName]:
@@ -141,8 +141,8 @@ def _layer_names(config: Mapping[str, Any], *, numbered: bool) -> list[LayerName
     architecture = architecture_of(config)
     tied = is_tied(architecture, config)
     config = text_values(config)
-    decoder, head = architecture.decoder, architecture.head
-    names = [LayerName(0, head, f"{decoder}.embed_tokens.weight" if tied else f"{head}.weight", None)]
+    head = architecture.head
+    names = [LayerName(0, head, f"{architecture.embedding if tied else head}.weight", None)]
     blocks = count(config, "num_hidden_layers", least=1, most=MAX_BLOCKS)
     experts = config.get(architecture.expert_count)
     per_block = sum(
@@ -157,8 +157,8 @@ def _layer_names(config: Mapping[str, Any], *, numbered: bool) -> list[LayerName
         )
     for block in range(blocks):
         for path, expert, stacked, promoted in _block_paths(architecture, config, block, numbered=numbered):
-            module = f"{decoder}.layers.{block}.{path}"
-            key = f"{decoder}.layers.{block}.{stacked}" if stacked else None
+            module = f"{architecture.stack}.{block}.{path}"
+            key = f"{architecture.stack}.{block}.{stacked}" if stacked else None
             names.append(LayerName(len(names), module, f"{module}.weight", block, expert, key, promoted))
     return names
 
@@ -172,7 +172,8 @@ def text_values(config: Mapping[str, Any]) -> Mapping[str, Any]:
     """
     architecture = architecture_of(config)
     if not architecture.text_config:
-        return config
+        stated = {here: config[there] for here, there in architecture.numbers.items() if there in config}
+        return {**config, **stated} if stated else config
     text = config.get(architecture.text_config)
     if not isinstance(text, dict):
         raise FormatError("not an object", field=f"config.{architecture.text_config}", got=type(text).__name__)
@@ -228,7 +229,7 @@ def embedding_name(config: Mapping[str, Any]) -> str:
     Raises:
         UnsupportedError: the architecture is unknown.
     """
-    return f"{architecture_of(config).decoder}.embed_tokens"
+    return architecture_of(config).embedding
 
 
 def entry_names(config: Mapping[str, Any], version: tuple[int, int, int]) -> list[EntryName]:
@@ -284,7 +285,7 @@ def idle_paths(config: Mapping[str, Any]) -> set[str]:
     values = text_values(config)
     blocks = count(values, "num_hidden_layers", least=1, most=MAX_BLOCKS)
     return {
-        f"{architecture.decoder}.layers.{block}.{path}"
+        f"{architecture.stack}.{block}.{path}"
         for block in range(blocks)
         for group in architecture.idle
         if group.when is None or group.when.holds(values, block)
@@ -413,7 +414,8 @@ def is_tied(architecture: Architecture, config: Mapping[str, Any]) -> bool:
     if architecture.tied == "always":
         return True
     text = config if architecture.tie_at_top else config.get(architecture.text_config, config)
-    tied = text.get("tie_word_embeddings") if isinstance(text, Mapping) else None
+    key = architecture.numbers.get("tie_word_embeddings", "tie_word_embeddings")
+    tied = text.get(key) if isinstance(text, Mapping) else None
     return architecture.tied if tied is None else tied is True
 
 

@@ -125,6 +125,11 @@ CONFORMER3: Final = (
 )
 """A block of Gemma 3n's."""
 
+STREAMS: Final = "mm_streams_embeddings.embedding_module"
+MISTRALS: Final = (*(f"attention.w{name}" for name in "qkvo"), *(f"feed_forward.w{each}" for each in (1, 2, 3)))
+"""A block, by the names that its authors give to weights."""
+TIMED: Final = Rule("`ada_rms_norm_t_cond`", lambda config, _: config.get("ada_rms_norm_t_cond") is True)
+
 INPUTS: Final = "text_config.altup_num_inputs"
 
 MULTIMODAL: Final = (
@@ -452,6 +457,29 @@ MULTIMODAL: Final = (
             Tower("model.vision_embed_tokens", ("img_projection.0", "img_projection.2")),
         ),
         runs_as=("phi3",),
+    ),
+    Architecture(
+        "Voxtral",
+        ("VoxtralRealtimeForConditionalGeneration",),
+        (
+            Group(("ada_rms_norm_t_cond.0", "ada_rms_norm_t_cond.2"), when=TIMED),
+            Group(MISTRALS),
+        ),
+        tied=True,
+        numbered=False,
+        decoder="",
+        blocks="layers",
+        embeds=f"{STREAMS}.tok_embeddings",
+        head="output",
+        numbers={"num_hidden_layers": "n_layers", "tie_word_embeddings": "tied_embeddings"},
+        towers=(
+            Tower(
+                f"{STREAMS}.whisper_encoder.transformer.layers",
+                MISTRALS,
+                "multimodal.whisper_model_args.encoder_args.n_layers",
+            ),
+            Tower(f"{STREAMS}.audio_language_projection", ("0", "2")),
+        ),
     ),
     Architecture(
         "MiniCPM-o",

@@ -69,10 +69,10 @@ def expected_shape(config: Mapping[str, Any], name: LayerName) -> tuple[int | No
 def _path(architecture: Architecture, name: LayerName) -> str:
     """What :data:`SHAPES` calls a layer, if it has it."""
     if name.block is not None:
-        return name.key.removeprefix(f"{architecture.decoder}.layers.{name.block}.")
+        return name.key.removeprefix(f"{architecture.stack}.{name.block}.")
     if name.key == architecture.head:
         return "lm_head"
-    return "model.embed_tokens" if name.key == f"{architecture.decoder}.embed_tokens" else name.key
+    return "model.embed_tokens" if name.key == architecture.embedding else name.key
 
 
 def shape_label(shape: tuple[int | None, ...]) -> str:

@@ -10,7 +10,7 @@ from uqff.errors import UnsupportedError
 from uqff.models.multimodal import MULTIMODAL
 from uqff.models.text import TEXT, Architecture
 
-__all__ = ["ARCHITECTURES", "LANGUAGE_MODEL_PREFIX", "architecture_of"]
+__all__ = ["ARCHITECTURES", "LANGUAGE_MODEL_PREFIX", "VOXTRAL", "architecture_of", "has_mistrals_layout"]
 
 LANGUAGE_MODEL_PREFIX: Final = "_mistralrs_use_language_model_prefix"
 """Of a Gemma 3 text model in ``config.json``: its paths are those of the larger model that it was taken from."""
@@ -19,11 +19,25 @@ ARCHITECTURES: Final = (*TEXT, *MULTIMODAL)
 """The architectures whose layers are known."""
 
 UNPROVED: Final = {
-    "Phi4MMForCausalLM": "Phi-4-MM: its layers are sums of a base layer and adapters, which are not added up here",
+    "Phi4MMForCausalLM": "Phi-4-MM: mistral.rs 0.9.5 adds adapters to decoder layers, quantises none of them, writes "
+    "files without them, and loads no file that has them as layers",
 }
 """Architectures that the engine loads and that are not declared, and why."""
 
+VOXTRAL: Final = "VoxtralRealtimeForConditionalGeneration"
+"""What the engine loads in the layout of its authors only, whose configuration names no architecture."""
+
 _BY_CLASS = {name: architecture for architecture in ARCHITECTURES for name in architecture.classes}
+
+
+def has_mistrals_layout(config: Mapping[str, Any]) -> bool:
+    """Whether a configuration is one of Voxtral's authors.
+
+    Authority: mistral.rs v0.9.2, ``mistralrs-core/src/pipeline/loaders/multimodal_loaders.rs``
+    (``AutoMultimodalLoader``).
+    """
+    parts = config.get("multimodal")
+    return not config.get("architectures") and isinstance(parts, Mapping) and "whisper_model_args" in parts
 
 
 def architecture_of(config: Mapping[str, Any]) -> Architecture:
@@ -32,7 +46,16 @@ def architecture_of(config: Mapping[str, Any]) -> Architecture:
     Raises:
         UnsupportedError: none, or an unknown one; the known ones are listed, or it is said why it is not one of them.
     """
+    if has_mistrals_layout(config):
+        return _BY_CLASS[VOXTRAL]
     names = config.get("architectures")
+    if names == [VOXTRAL]:
+        raise UnsupportedError(
+            "the engine loads this architecture in the layout of its authors only",
+            field="config.architectures",
+            expected="params.json and consolidated.safetensors",
+            got=VOXTRAL,
+        )
     for name in names if isinstance(names, list) else ():
         if isinstance(name, str) and name in _BY_CLASS:
             architecture = _BY_CLASS[name]

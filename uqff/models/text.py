@@ -106,10 +106,13 @@ class Architecture:
         tied: whether head and embedding are one matrix if ``tie_word_embeddings`` does not say; ``always``, whatever
             it says.
         numbered: whether its layers have numbers: an engine wrote pre-1.0 files of it, of weights of checkpoints.
-        decoder: path of the module that has the embedding and the decoder layers.
+        decoder: path of the module that has the embedding and the decoder layers; empty if there is none.
+        blocks: path of the list of decoder layers, if it is not ``layers`` there.
+        embeds: path of the embedding, if it is not ``embed_tokens`` there.
         head: path of the head.
         text_config: where the numbers of the language model are, if not at the top of ``config.json``.
         tie_at_top: whether ``tie_word_embeddings`` stands at the top, wherever the numbers are.
+        numbers: what ``config.json`` calls ``num_hidden_layers`` and ``tie_word_embeddings``, if it has other words.
         defaults: numbers of the language model that the engine takes where the configuration has none.
         embeds_plainly: whether the embedding is no layer in any version.
         towers: what has linear layers besides the language model.
@@ -132,9 +135,12 @@ class Architecture:
     tied: bool | Literal["always"] = False
     numbered: bool = True
     decoder: str = "model"
+    blocks: str = ""
+    embeds: str = ""
     head: str = "lm_head"
     text_config: str = ""
     tie_at_top: bool = False
+    numbers: Mapping[str, str] = field(default_factory=dict)
     defaults: Mapping[str, int] = field(default_factory=dict)
     embeds_plainly: bool = False
     towers: tuple[Tower, ...] = ()
@@ -146,6 +152,16 @@ class Architecture:
     stacks: Literal["", "rows", "columns"] = ""
     idle: tuple[Group, ...] = ()
     modules: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def stack(self) -> str:
+        """Path of the list of decoder layers."""
+        return self.blocks or f"{self.decoder}.layers"
+
+    @property
+    def embedding(self) -> str:
+        """Path of the embedding."""
+        return self.embeds or f"{self.decoder}.embed_tokens"
 
 
 def count(config: Mapping[str, Any], key: str, *, least: int, most: int = MAX_MODEL_LAYERS) -> int:

@@ -27,6 +27,7 @@ from typing import Any, Final, Literal, NamedTuple
 from uqff.checkpoints.safetensors import TensorFiles
 from uqff.codec.layer import Layer
 from uqff.codes import LOADED_DTYPES, DType, Version
+from uqff.container.beside import PARAMS_NAME
 from uqff.container.plan import layer_size
 from uqff.errors import FormatError, ShapeError, UnsupportedError, UqffError, located
 from uqff.families.part import Part
@@ -148,10 +149,6 @@ class Goal:
         ]
 
 
-MISTRALS_OWN: Final = "params.json"
-"""The configuration of models in the layout of their authors."""
-
-
 @dataclass(frozen=True)
 class PlannedLayer:
     """A layer of one output before it is made.
@@ -200,11 +197,11 @@ def plan_model(
         UqffError: the architecture is unknown, or the checkpoint lacks a weight or has one that is no matrix.
     """
     with located(file=checkpoint.path):
-        if layers is None and not checkpoint.config and (checkpoint.path / MISTRALS_OWN).is_file():
+        if layers is None and not checkpoint.config and (checkpoint.path / PARAMS_NAME).is_file():
             raise UnsupportedError(
-                "Mistral's own layout, as Voxtral has it: its names are not known here",
+                "Mistral's own layout, which is known of Voxtral Realtime only",
                 expected="config.json, and tensors by the names of transformers",
-                got=MISTRALS_OWN,
+                got=PARAMS_NAME,
             )
         chosen = linear_weights(checkpoint.config, _shapes(checkpoint)) if isinstance(layers, str) else layers
         if version < FIRST:
