@@ -155,7 +155,8 @@ def _stem(file: Any) -> str:
 
 
 def _compiled(function: Callable[..., Any]) -> Any:
-    options: dict[str, Any] = {"nogil": True, "pipeline_class": _KernelCompiler}
+    # What C would call is a tenth of what there is to compile, and nothing in C calls a kernel.
+    options: dict[str, Any] = {"nogil": True, "no_cfunc_wrapper": True, "pipeline_class": _KernelCompiler}
     try:
         return _jit(function, cache=True, **options)
     except RuntimeError:  # no place where a cache could be written

@@ -11,7 +11,6 @@ from typing import Any
 
 from llvmlite import ir
 from numba import types
-from numba.core import cgutils
 
 from uqff.simd.vectors import intrinsic, signature
 
@@ -24,7 +23,9 @@ _LINE = 64
 def _array(result: Any, shape: tuple[int, ...]) -> Any:
     def generate(context: Any, builder: Any, _sig: Any, _args: Any) -> Any:
         element = context.get_data_type(result.dtype)
-        memory = cgutils.alloca_once(builder, ir.ArrayType(element, math.prod(shape)))  # type: ignore[no-untyped-call]
+        # numba's own way fills it with zeros: at each call, and LLVM takes seconds to find what that is good for.
+        with builder.goto_entry_block():
+            memory = builder.alloca(ir.ArrayType(element, math.prod(shape)))
         memory.align = _LINE
         itemsize = context.get_abi_sizeof(element)
         strides = [itemsize * math.prod(shape[i + 1 :]) for i in range(len(shape))]
