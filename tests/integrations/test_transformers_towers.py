@@ -100,6 +100,12 @@ def _asked(name: str) -> dict[str, torch.Tensor]:
     return given
 
 
+def _skip_unmade(name: str) -> None:
+    """Skip what transformers cannot make."""
+    if name == "Llama 4" and transformers.__version__.startswith(("5.0.", "5.1.")):
+        pytest.skip("Llama4ForConditionalGeneration of transformers 5.0 and 5.1 asks for a pad_token_id that none has")
+
+
 def _logits(model: Any, asked: dict[str, torch.Tensor]) -> torch.Tensor:
     with torch.inference_mode():
         logits: torch.Tensor = model(**asked).logits
@@ -123,6 +129,7 @@ def _loaded(directory: Path, **options: Any) -> Any:
 @pytest.mark.parametrize("name", NAMES)
 def test_a_whole_model_of_uqff(name: str, written: Written, tmp_path: Path) -> None:
     """A layer for each of the file; logits of a picture are those of what is dequantised; saved as it was read."""
+    _skip_unmade(name)
     source = written(name) / "uqff"
     dequantize_model(source, tmp_path / "plain")
     made: Any = getattr(transformers, multimodal.MULTIMODALS[name].architecture)
@@ -153,6 +160,7 @@ def test_a_whole_model_of_uqff(name: str, written: Written, tmp_path: Path) -> N
 @pytest.mark.parametrize("name", ["Gemma 3", "Llama 4", "Qwen3-VL-MoE"])
 def test_quantised_while_it_is_loaded(name: str, written: Written, tmp_path: Path) -> None:
     """Towers too, where the engine quantises them: the same layers as in the directory, also once they are saved."""
+    _skip_unmade(name)
     folder, asked = written(name), _asked(name)
     model = _loaded(folder / "model", quantization_config=UqffConfig("q8_0"))
     logits, expected = _logits(model, asked), _logits(_loaded(folder / "uqff"), asked)
