@@ -15,7 +15,7 @@ from safetensors.torch import save_file as save_torch
 
 import uqff
 from tools.tiny import architectures
-from tools.tiny.gguf import NAMED, OWN, TEXTS, THETA, checkpoint_of, write_checkpoint
+from tools.tiny.gguf import MINISTRAL3, MINISTRAL3_SCALING, NAMED, OWN, TEXTS, THETA, checkpoint_of, write_checkpoint
 from uqff.checkpoints import open_gguf
 from uqff.container.document import write_json
 from uqff.conversion import gguf_of_uqff, uqff_of_gguf
@@ -312,15 +312,40 @@ def test_mistral_by_its_newer_name(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("key", "problem"),
-    [("attention.temperature_scale", "metadata that is not known here"), ("rope.scaling.type", "rope scaling")],
+    [
+        ("rope.scaling.type", "queries are scaled by a length that is not there"),
+        ("rope.scaling.factor", "not a number"),
+        ("rope.scaling.original_context_length", "not a count"),
+    ],
 )
-def test_what_mistral3_does_otherwise_is_refused(tmp_path: Path, key: str, problem: str) -> None:
-    """Ministral 3 scales queries by their places, and stretches its rotary embedding, which Mistral does not."""
+def test_a_part_of_what_ministral_3_says_is_refused(tmp_path: Path, key: str, problem: str) -> None:
     config, tensors = checkpoint_of("Mistral")
-    said = {f"mistral3.{key}": "yarn" if "rope" in key else 1}
+    said = {f"mistral3.{each}": value for each, value in MINISTRAL3.items() if each != key}
     write_checkpoint(config, tensors, tmp_path / "a.gguf", "q8_0", architecture="mistral3", metadata=said)
-    with pytest.raises(UnsupportedError, match=problem):
+    with pytest.raises(FormatError, match=problem):
         uqff_of_gguf(tmp_path / "a.gguf", tmp_path / "u")
+
+
+def test_ministral_3_is_stretched_and_scales_queries(tmp_path: Path) -> None:
+    """The numbers are those of the configuration that it was made of, both ways; without them it is refused again."""
+    config, tensors = checkpoint_of("Mistral")
+    said = {f"mistral3.{key}": value for key, value in MINISTRAL3.items()}
+    write_checkpoint(config, tensors, tmp_path / "a.gguf", "q8_0", architecture="mistral3", metadata=said)
+    uqff_of_gguf(tmp_path / "a.gguf", tmp_path / "u")
+    made = json.loads((tmp_path / "u/config.json").read_text())
+    assert made["rope_scaling"] == MINISTRAL3_SCALING
+    assert made["rope_parameters"] == {"rope_theta": config["rope_theta"], **MINISTRAL3_SCALING}
+    (tmp_path / "u/metadata.gguf").unlink()
+    gguf_of_uqff(tmp_path / "u", tmp_path / "b.gguf")
+    with open_gguf(tmp_path / "b.gguf") as back:
+        assert back.get_value("general.architecture") == "mistral3"
+        rounded = {key: np.float32(value) if isinstance(value, float) else value for key, value in said.items()}
+        assert {key: back.get_value(key) for key in said} == rounded
+    made["rope_scaling"] = made["rope_parameters"] = {**made["rope_parameters"], "attention_factor": 2.0}
+    (tmp_path / "u/config.json").write_text(json.dumps(made))
+    with pytest.raises(UnsupportedError, match="cannot be said in GGUF") as caught:
+        gguf_of_uqff(tmp_path / "u", tmp_path / "c.gguf")
+    assert caught.value.field == "rope_scaling.attention_factor"
 
 
 def test_experts_where_an_architecture_has_none(tmp_path: Path) -> None:

@@ -36,7 +36,16 @@ import uqff
 from tools.interop.client import Client, ClientError, Generation
 from tools.interop.client_job import PROMPT
 from tools.tiny import text
-from tools.tiny.gguf import NAMED, OWN, TEXTS, checkpoint_of, with_even_heads, write_checkpoint
+from tools.tiny.gguf import (
+    MINISTRAL3,
+    MINISTRAL3_SCALING,
+    NAMED,
+    OWN,
+    TEXTS,
+    checkpoint_of,
+    with_even_heads,
+    write_checkpoint,
+)
 from tools.tiny.models import TinyModel
 from uqff import Layer
 from uqff.codec.turns import split_gate_up
@@ -59,6 +68,8 @@ LOUDER = {"Phi-2": 6}
 """By how much weights are multiplied, if not by 5: with these, more than one token follows the prompt."""
 MISTRAL3 = "Mistral 3"
 """The text model of it, which is Mistral by another name."""
+MINISTRAL = "Ministral 3"
+"""The same with YaRN, and queries scaled by their places."""
 NOT_RUN = ("Granite", "Granite-MoE")
 """What it runs neither of a GGUF file nor of a UQFF: 'hybrid cache has no recurrent state pool'. Of a GGUF file it does
 not run DeepSeek either: 'shape mismatch on dim 3'."""
@@ -146,7 +157,7 @@ def check_all(client: Client, folder: Path) -> Iterator[Row]:
         for rows in pool.map(lambda case: list(check(client, case, folder / case.name)), cases()):
             yield from rows
         yield from pool.map(lambda name: check_text(client, name, folder / name), [*TEXTS])
-        for rows in pool.map(lambda name: list(check_whole(client, name, folder / name)), [*OWN, MISTRAL3]):
+        for rows in pool.map(lambda name: list(check_whole(client, name, folder / name)), [*OWN, MISTRAL3, MINISTRAL]):
             yield from rows
 
 
@@ -172,15 +183,22 @@ def check_text(client: Client, name: str, folder: Path) -> Row:
 
 def check_whole(client: Client, name: str, folder: Path) -> Iterator[Row]:
     """The client's UQFF of a GGUF file beside ours; and a run of ours, where it can."""
-    case = other("Mistral" if name == MISTRAL3 else name, "f32")
+    case = other("Mistral" if name in (MISTRAL3, MINISTRAL) else name, "f32")
+    stretched = name == MINISTRAL
+    if stretched:
+        rope = {"rope_theta": case.config["rope_theta"], **MINISTRAL3_SCALING}
+        case = dataclasses.replace(
+            case, name=name, config=case.config | {"rope_scaling": MINISTRAL3_SCALING, "rope_parameters": rope}
+        )
     if "kv_lora_rank" in case.config:
         with ONE_AT_A_TIME:
             config, tensors = with_even_heads(name)
         case = dataclasses.replace(case, config=config, tensors=tensors)
     write_source(case, folder / "source")
     theirs = folder / "theirs.gguf"
-    named = "mistral3" if name == MISTRAL3 else NAMED.get(name)
-    write_checkpoint(case.config, case.tensors, theirs, case.kind, vocabulary=True, architecture=named)
+    named = "mistral3" if name in (MISTRAL3, MINISTRAL) else NAMED.get(name)
+    said = {f"mistral3.{key}": value for key, value in MINISTRAL3.items()} if stretched else None
+    write_checkpoint(case.config, case.tensors, theirs, case.kind, vocabulary=True, architecture=named, metadata=said)
     try:
         client.write_gguf(theirs, folder / "source", folder / "its" / "q8_0.uqff", dtype="F32", isq=BLOCK_ISQ)
         with ONE_AT_A_TIME:
@@ -190,7 +208,7 @@ def check_whole(client: Client, name: str, folder: Path) -> Iterator[Row]:
         yield Row(case.name, BLOCK_ISQ, "its UQFF of GGUF, ours", None if problem else 0.0, problem)
         if name in NOT_RUN:
             return
-        architecture = "Mistral" if name == MISTRAL3 else OWN[name].client
+        architecture = "Mistral" if named == "mistral3" else OWN[name].client
         made = client.generate(folder / "ours", ["q8_0-0.uqff"], architecture=architecture, dtype="F32")
         if name == "gpt-oss":
             its = client.generate(folder / "its", ["q8_0-0.uqff"], architecture=architecture, dtype="F32")

@@ -134,6 +134,28 @@ OWN = {
 }
 for _name in ("DeepSeek V2", "GLM-4-MoE Lite"):
     OWN[_name] = text.TEXTS[_name]
+MINISTRAL3 = {
+    "rope.scaling.type": "yarn",
+    "rope.scaling.factor": 16.0,
+    "rope.scaling.yarn_beta_fast": 32.0,
+    "rope.scaling.yarn_beta_slow": 1.0,
+    "rope.scaling.yarn_log_multiplier": 1.0,
+    "rope.scaling.original_context_length": 4,
+    "attention.temperature_scale": 0.1,
+}
+"""What files of Ministral 3 say beside those of Mistral 3; queries are scaled from the fourth token on."""
+MINISTRAL3_SCALING = {
+    "rope_type": "yarn",
+    "factor": 16.0,
+    "beta_fast": 32.0,
+    "beta_slow": 1.0,
+    "mscale": 1.0,
+    "mscale_all_dim": 1.0,
+    "original_max_position_embeddings": 4,
+    "llama_4_scaling_beta": 0.1,
+}
+"""The same in a configuration."""
+
 _yarn = {
     "rope_type": "yarn",
     "type": "yarn",
@@ -379,6 +401,8 @@ def write_checkpoint(
             writer.add_bool(key, value)
         elif isinstance(value, str):
             writer.add_string(key, value)
+        elif isinstance(value, float):
+            writer.add_float32(key, value)
         else:
             writer.add_uint32(key, value)
     tokens = list(TinyModel(vocab_size=config["vocab_size"]).tokenizer()["model"]["vocab"])

@@ -23,6 +23,8 @@ from uqff.checkpoints.gguf.names import ROPE_FACTORS, GgufArchitecture, architec
 from uqff.checkpoints.gguf.rope import (
     LOG_MULTIPLIER,
     LONGROPE_SCALES,
+    TEMPERATURE,
+    TEMPERED,
     YARN,
     agree,
     llama3_factors,
@@ -113,6 +115,7 @@ class _Metadata:
         stated = (architecture.numbers, architecture.counts, architecture.listed)
         yarn = [f"rope.scaling.{key}" for key, _ in YARN.values()] if "yarn" in architecture.scalings else []
         yarn += [f"rope.scaling.{LOG_MULTIPLIER}"] if architecture.latent else []
+        yarn += TEMPERED.values() if architecture.tempered else []
         yarn += [] if architecture.derived is None else architecture.derived.stored
         own = (key for each in stated for key in each.values())
         axes = [] if architecture.axes is None else [SECTIONS]
@@ -368,6 +371,10 @@ def _rope_scaling(
     kind = metadata.get("rope.scaling.type", (ValueType.TEXT,))
     linear = metadata.get("rope.scale_linear", _FLOATS)
     factors = metadata.file.get(ROPE_FACTORS)
+    if architecture.tempered and kind != "yarn" and metadata.get(TEMPERATURE, _FLOATS):
+        raise metadata.error(
+            "queries are scaled by a length that is not there", TEMPERATURE, "rope.scaling.type yarn", kind
+        )
     scaling: dict[str, Any] | None = None
     if linear is not None and linear != 1 and kind is None:
         scaling = {"rope_type": "linear", "factor": metadata.number("rope.scale_linear")}

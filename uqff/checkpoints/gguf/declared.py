@@ -137,6 +137,8 @@ class GgufArchitecture:
         orders: layers, likewise, whose rows are in another order there: where each row of the model is.
         columns: layers, likewise, whose columns are.
         mscales: whether ``longrope`` says what it multiplies queries and keys by.
+        tempered: whether a ``yarn`` scaling says by how much queries are scaled by their places, and of its two
+            ``mscale`` the second alone, as it is.
         axes: of rotary positions that have several, the key of ``config.json`` that says how they are divided; empty if
             none does. None: they have one.
     """
@@ -181,6 +183,7 @@ class GgufArchitecture:
     orders: Mapping[str, Callable[[Mapping[str, Any]], Order]] = field(default_factory=dict)
     columns: Mapping[str, Callable[[Mapping[str, Any]], Runs]] = field(default_factory=dict)
     mscales: bool = False
+    tempered: bool = False
     axes: str | None = None
 
     @property

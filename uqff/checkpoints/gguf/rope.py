@@ -51,6 +51,10 @@ LOG_MULTIPLIER: Final = "yarn_log_multiplier"
 MSCALES: Final = ("mscale", "mscale_all_dim")
 """Of DeepSeek: ten times that key, llama.cpp takes one for both."""
 
+TEMPERATURE: Final = "attention.temperature_scale"
+TEMPERED: Final = {"mscale_all_dim": f"rope.scaling.{LOG_MULTIPLIER}", "llama_4_scaling_beta": TEMPERATURE}
+"""What a ``yarn`` scaling of Ministral 3 says beside, and the keys of it."""
+
 LONGROPE_SCALES: Final = ("short_mscale", "long_mscale")
 """Of Phi-3.5-MoE: what ``longrope`` multiplies queries and keys by, of texts of the original length and longer ones."""
 
@@ -134,6 +138,8 @@ def yarn_scaling(number: Callable[[str, float | None], float], architecture: Ggu
         made[key] = number(f"rope.scaling.{stored}", default)
     if architecture.latent and (multiplier := number(f"rope.scaling.{LOG_MULTIPLIER}", 0.0)):
         made |= dict.fromkeys(MSCALES, float(str(np.float32(multiplier * 10))))
+    if architecture.tempered:
+        made |= {key: said for key, stored in TEMPERED.items() if (said := number(stored, 0.0))}
     return {**made, **architecture.yarn}
 
 
@@ -149,13 +155,17 @@ def yarn_numbers(scaling: Mapping[str, Any], architecture: GgufArchitecture) -> 
     if architecture.latent and said.get("mscale_all_dim") is not None:
         stated |= dict.fromkeys(MSCALES, said["mscale_all_dim"])
         scales[LOG_MULTIPLIER] = said["mscale_all_dim"] / 10
+    tempered = {key: said.get(key) for key in TEMPERED if said.get(key)} if architecture.tempered else {}
+    stated |= tempered
     for key, value in {"truncate": True, **said}.items():
         if key not in ("factor", *YARN) and value != stated.get(key):
             raise UnsupportedError(
                 "cannot be said in GGUF", field=f"rope_scaling.{key}", expected=stated.get(key, "none"), got=value
             )
     numbers = {stored: said.get(key, default) for key, (stored, default) in YARN.items()}
-    return {f"rope.scaling.{key}": value for key, value in {"factor": said.get("factor"), **numbers, **scales}.items()}
+    scaled = {"factor": said.get("factor"), **numbers, **scales}
+    beside = {TEMPERED[key]: value for key, value in tempered.items()}
+    return {**{f"rope.scaling.{key}": value for key, value in scaled.items()}, **beside}
 
 
 def longrope_scaling(file: GgufFile) -> dict[str, Any] | None:

@@ -15,6 +15,7 @@ from typing import Any, Final
 from uqff.checkpoints.gguf.declared import BlockTensor, GgufArchitecture, SeveralMatrices
 from uqff.checkpoints.gguf.forms import SQUEEZED, TURNS
 from uqff.checkpoints.gguf.recurrent import GRANITES, QWEN3_NEXT, QWEN35
+from uqff.models.table import architecture_of
 from uqff.models.text import ATTENDS, CONVOLVES, LATER, LOW_RANK, ROUTED
 
 __all__ = ["ARCHITECTURES"]
@@ -88,6 +89,14 @@ _LFM2: Final = (
     BlockTensor("conv.conv.weight", when=CONVOLVES, form=SQUEEZED),
 )
 
+
+def _is_ministral(config: Mapping[str, Any]) -> bool:
+    """Whether a Mistral has what a file can say of Ministral 3 alone."""
+    scaling = config.get("rope_scaling")
+    named = architecture_of(config).title == "Mistral"
+    return named and isinstance(scaling, Mapping) and scaling.get("mscale_all_dim") is not None
+
+
 ARCHITECTURES: Final = (
     GgufArchitecture(
         "llama",
@@ -96,8 +105,17 @@ ARCHITECTURES: Final = (
         optional_biases=(*_QKV, "self_attn.o_proj"),
         rope_default=10000.0,
         scalings=("linear", "llama3"),
+        only_if=lambda config: not _is_ministral(config),
     ),
-    GgufArchitecture("mistral3", ("MistralForCausalLM",), interleaved=True, rope_default=10000.0),
+    GgufArchitecture(
+        "mistral3",
+        ("MistralForCausalLM",),
+        interleaved=True,
+        rope_default=10000.0,
+        scalings=("yarn",),
+        yarn={"mscale": 1.0},
+        tempered=True,
+    ),
     GgufArchitecture("qwen2", ("Qwen2ForCausalLM",), biases=_QKV),
     GgufArchitecture("qwen3", ("Qwen3ForCausalLM",), norms=(*_NORMS, *_QK_NORMS)),
     GgufArchitecture(
