@@ -22,8 +22,9 @@ JOBS ?= $(shell getconf _NPROCESSORS_ONLN)
 TIME ?= 300
 ENGINE ?= own
 
-# Two processes, each file in one of them: what its tests share, compiled libraries and models, is made once.
-TWO := -n 2 --dist loadfile
+# Two processes, each file in one of them: what its tests share, compiled libraries and models, is made once. The files
+# come in the order of tests/conftest.py, those that take long first.
+TWO := -n 2 --dist loadfile --no-loadscope-reorder
 
 # For `make test-oldest` and `make test-newest`: an index with torch's wheels for CPUs (PyPI's bring CUDA, several
 # gigabytes), another version of torch than the oldest or newest, and what pytest is given.

@@ -27,6 +27,8 @@ from tools.fuzz.mutators import KINDS, mutated
 from tools.fuzz.share import Asked
 from tools.fuzz.target import Target
 
+pytestmark = pytest.mark.long
+
 
 def test_no_input_escapes(tmp_path: Path) -> None:
     """The seeds, good and bad, and some changed ones of each target; millions of them: ``make fuzz``."""

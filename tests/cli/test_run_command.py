@@ -17,7 +17,10 @@ from click.testing import CliRunner
 from tests.parallel.models import TinyCase, write
 from uqff.cli import main
 
-pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.script:DeprecationWarning")  # of torch, see test_model.py
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.torch.jit.script:DeprecationWarning"),  # of torch, see test_model.py
+    pytest.mark.long,
+]
 
 PROMPT = "t5 t9 t17 t30"
 ROOT = Path(__file__).resolve().parents[2]

@@ -21,6 +21,8 @@ from uqff.container.document import write_json
 from uqff.conversion import gguf_of_uqff, uqff_of_gguf
 from uqff.errors import FormatError, ShardError, UnsupportedError, UqffError
 
+pytestmark = pytest.mark.long
+
 NAMES = ("Mistral", "Qwen3", "Qwen3Moe", "Mixtral", "SmolLM3", "Gemma", "Gemma2", "Gemma3", *TEXTS, *OWN)
 
 

@@ -17,6 +17,8 @@ from uqff.families import QuantizedTensor
 from uqff.quantization.error import distance
 from uqff.quantization.types import kinds
 
+pytestmark = pytest.mark.long
+
 F32 = npt.NDArray[np.float32]
 
 ALL = (*kinds(), "hqq1", "hqq2", "hqq3")

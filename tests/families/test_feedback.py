@@ -14,6 +14,8 @@ from uqff.numerics import feedback as reference
 from uqff.quantization.types import kinds
 from uqff.simd import feedback as kernels
 
+pytestmark = pytest.mark.long
+
 F32 = npt.NDArray[np.float32]
 
 ALL = (*kinds(), "hqq1", "hqq2", "hqq3")

@@ -27,6 +27,8 @@ from uqff.container.framing import build_header
 from uqff.hub.names import HubName, hub_name
 from uqff.inspection import remote
 
+pytestmark = pytest.mark.long
+
 GOLDEN = ROOT / "tests" / "golden"
 VECTORS = ROOT / "spec" / "vectors"
 

@@ -30,6 +30,8 @@ from uqff.parallel import (
 )
 from uqff.parallel.partition import split_fused
 
+pytestmark = pytest.mark.long
+
 exact = pytest.mark.usefixtures("exact_products")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 

@@ -14,6 +14,8 @@ import pytest
 from tests.support.quantize_child import PEAK
 from uqff.container.framing import build_header
 
+pytestmark = pytest.mark.long
+
 HIDDEN, INNER, LAYERS = 1024, 8192, 10
 LARGEST = 2 * HIDDEN * INNER
 """Bytes of the largest layer, in bfloat16."""

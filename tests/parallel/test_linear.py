@@ -24,6 +24,8 @@ from uqff.parallel.linear import ColumnParallelLayer, DummyLayer, ReplicatedLaye
 from uqff.parallel.shard import Shard, Slice
 from uqff.parallel.unloaded import Unloaded
 
+pytestmark = pytest.mark.long
+
 exact = pytest.mark.usefixtures("exact_products")
 CLASSES: list[type[QuantizedLinear]] = [ReplicatedLayer, ColumnParallelLayer, RowParallelLayer]
 

@@ -16,6 +16,8 @@ from uqff.numerics.packing import PLANES
 from uqff.parallel import ReplicatedLayer, ReplicatedStack, product, product_cpu
 from uqff.parallel.weight import WeightBuffers
 
+pytestmark = pytest.mark.long
+
 GGML = ("q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "q8_1", "q2k", "q3k", "q4k", "q5k", "q6k", "q8k")
 KINDS = (*GGML, "afq2", "afq3", "afq4", "afq6", "afq8", "f8q8", "fp8", "mxfp4")
 OF_STEPS = ("q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "afq3", "afq4", "afq6", "afq8", "f8q8", "fp8", "mxfp4")

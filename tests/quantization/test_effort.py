@@ -21,6 +21,8 @@ from uqff.importance.hessians import HessianWriter
 from uqff.importance.matrix import InputSquares
 from uqff.models.architectures import layer_names
 
+pytestmark = pytest.mark.long
+
 
 def importance_of(weights: dict[str, torch.Tensor]) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(5)

@@ -24,6 +24,8 @@ from uqff.families.encoding import Engine
 from uqff.quantization.bias import cast_bias
 from uqff.quantization.types import KINDS, Fallback, automatic_kinds, kind_name, meta_weight, plan, widened
 
+pytestmark = pytest.mark.long
+
 HQQ_ONLY_READ = ("hqq1", "hqq2", "hqq3")
 LOAD_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 K_TO_LEGACY = {"q2k": "q4_0", "q3k": "q4_0", "q4k": "q4_1", "q5k": "q5_0", "q6k": "q5_1", "q8k": "q8_1"}

@@ -23,6 +23,8 @@ from uqff.simd import output as numerics
 from uqff.simd.output import BF16, F16, F32, NORMAL_BF16
 from uqff.simd.vectors import LANES
 
+pytestmark = pytest.mark.long
+
 LOW_HALVES = np.array([0x0000, 0x0001, 0x7FFF, 0x8000, 0x8001, 0xFFFF], np.uint32)
 ROUNDING = (np.arange(65536, dtype=np.uint32)[:, None] << 16 | LOW_HALVES).reshape(-1)
 ROUNDING = np.where((ROUNDING & 0x7FFFFFFF) > 0x7F800000, 0x7FC00000, ROUNDING).astype(np.uint32)

@@ -16,6 +16,8 @@ import pytest
 import uqff
 from uqff.codec import blob as uqff_blob
 
+pytestmark = pytest.mark.long
+
 ROOT = Path(__file__).parents[2]
 VECTORS = ROOT / "spec" / "vectors"
 GOOD = sorted(

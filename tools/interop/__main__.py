@@ -345,8 +345,8 @@ def check_side_by_side(tables: Sequence[str], options: Sequence[str], find: Call
             command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False, env=environment
         )
 
-    # Torch's threads do not spin while they wait for each other: other processes need the cores.
-    environment = {"OMP_WAIT_POLICY": "PASSIVE", **os.environ}
+    # Threads do not spin while they wait for each other, torch's nor those of numpy: other processes need the cores.
+    environment = {"OMP_WAIT_POLICY": "PASSIVE", "OPENBLAS_NUM_THREADS": "1", **os.environ}
     failed: dict[str, str] = {}
     with ThreadPoolExecutor(2) as pool:
         clients = pool.submit(find)  # begun before all that wait for it

@@ -19,6 +19,8 @@ from uqff.families.gguf.search import round_half_away
 from uqff.simd import arithmetic
 from uqff.simd import bits as bits_room
 
+pytestmark = pytest.mark.long
+
 F32 = npt.NDArray[np.float32]
 Generate = Callable[[np.random.Generator, tuple[int, int]], npt.NDArray[np.generic]]
 

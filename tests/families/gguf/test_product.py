@@ -12,6 +12,8 @@ from uqff.families.gguf.blocks import BLOCK_TYPES
 from uqff.families.gguf.reference_dequantize import DEQUANTIZERS
 from uqff.families.gguf.tensor import GGUF
 
+pytestmark = pytest.mark.long
+
 TYPES = {each.kind: each for each in BLOCK_TYPES if each.block_size > 1}
 
 
