@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +20,7 @@ from uqff.errors import ShardError
 from uqff.families.biases import BiasRule
 from uqff.families.encoding import Encoding
 from uqff.families.layer_rules import LayerRules
+from uqff.families.multiplying import Multiplying
 from uqff.families.out import KERNEL_DTYPES, check_out
 from uqff.families.part import Part
 from uqff.families.payload import PayloadProblem
@@ -38,12 +39,10 @@ if TYPE_CHECKING:
     from uqff.gpu.source import Stored
     from uqff.simd.decoding import Decoding
 
-__all__ = ["EngineProduct", "QuantizedTensor"]
-
-EngineProduct: TypeAlias = Callable[[npt.NDArray[np.float32]], npt.NDArray[np.float32]]
+__all__ = ["QuantizedTensor"]
 
 
-class QuantizedTensor(Record, Encoding, LayerRules):
+class QuantizedTensor(Record, Encoding, LayerRules, Multiplying):
     """A weight as it is stored: codes, scales and whatever else its family keeps. Frozen; a view of its file.
 
     Subclasses are frozen dataclasses whose fields of type ``torch.Tensor`` are the stored parts, in file order: set to
@@ -294,21 +293,6 @@ class QuantizedTensor(Record, Encoding, LayerRules):
 
     def _decoding(self) -> Decoding | None:
         """:meth:`decoding` of a weight on the CPU, whose parts may not fit each other."""
-        return None
-
-    def engine_product(self) -> EngineProduct | None:
-        """``x Wᵀ`` in the engine's arithmetic, of a weight on the CPU: a function of float32 ``[rows, in]`` in C order.
-
-        It is a kernel or the reference, and gives float32 ``[rows, out]``.  None where the engine multiplies with plain
-        numbers: ``engine_activations``.
-        """
-        return None
-
-    def rounded_as_engine(self, x: npt.NDArray[np.float32]) -> npt.NDArray[np.float32] | None:
-        """Activations as the engine's arithmetic knows them: the exact product with them is that of the engine.
-
-        Takes what :meth:`engine_product` gives does; None where there is no such product, or rounding is not all of it.
-        """
         return None
 
     @abstractmethod

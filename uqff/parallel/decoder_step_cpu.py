@@ -4,23 +4,24 @@ What ``transformers`` does for every token beside them (masks, positions, module
 the same as that of the token before but for one row) takes several times as long as they do, with one row.  The numbers
 are the same, bit for bit; those of attention with one thread of torch, where it is short and products are ours
 (:mod:`uqff.parallel.alone`).  The prompt goes through ``transformers``.
+
+Where all layers multiply in the arithmetic of the engine, what lies between attentions is one call:
+:mod:`uqff.parallel.decoder_chain`.
 """
 
 from __future__ import annotations
 
 from contextlib import nullcontext
-from typing import Any, Final, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
 from uqff import simd
 from uqff.parallel.alone import torch_alone
+from uqff.parallel.decoder_chain import SHORT, DecoderChain
 from uqff.parallel.decoder_step import ANGLES, angles, head_norms, known_layers
 
 __all__ = ["DecoderStepCpu"]
-
-SHORT: Final = 1 << 18
-"""Numbers that the keys of a layer have at most for attention not to be worth a second thread: some 100 µs."""
 
 
 class DecoderStepCpu:
@@ -43,6 +44,7 @@ class DecoderStepCpu:
         # Of a rotated half the sign is changed: that of its sine instead.
         self._cos, self._sin = cos, torch.cat([-sin[:, :half], sin[:, half:]], -1)
         self._half = half
+        self._chain = DecoderChain.of(model, self._cache, (self._cos, self._sin))
 
     @classmethod
     def of(cls, model: Any, cache: Any) -> DecoderStepCpu | None:
@@ -79,6 +81,10 @@ class DecoderStepCpu:
         begin = self._cache[0].get_seq_length()
         if begin >= len(self._cos):
             return None
+        chain = self._chain
+        if chain is not None and chain.fits(x) and chain.holds(begin):
+            made = chain(x, begin, self._attend)
+            return made if chain.logits is not None else self._head(made)
         cos, sin, half, total = self._cos[begin], self._sin[begin], self._half, x
         for layer, cached in zip(self._layers, self._cache, strict=True):
             attention, normed = layer.attention, layer.before(total)

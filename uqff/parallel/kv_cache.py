@@ -60,6 +60,13 @@ def _preallocated_layer(plain: Any) -> Any:
             """Where keys and values of all tokens have their places, if they still have."""
             return self._room
 
+        def extended(self, end: int) -> tuple[torch.Tensor, torch.Tensor]:
+            """:meth:`update` by what has been written to the places of tokens before ``end``."""
+            assert self._room is not None
+            keys, values = self._room
+            self.keys, self.values = keys[..., :end, :], values[..., :end, :]
+            return self.keys, self.values
+
         def update(
             self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
         ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -79,8 +86,7 @@ def _preallocated_layer(plain: Any) -> Any:
             keys, values = self._room
             keys[..., begin:end, :] = key_states
             values[..., begin:end, :] = value_states
-            self.keys, self.values = keys[..., :end, :], values[..., :end, :]
-            return self.keys, self.values
+            return self.extended(end)
 
     return Preallocated
 

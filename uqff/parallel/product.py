@@ -70,7 +70,7 @@ def multiply(x: torch.Tensor, weight: WeightBuffers, arithmetic: Arithmetic = "e
     """
     if weight.numbers is not None:
         return torch.nn.functional.linear(x, weight.numbers.to(x.dtype))
-    eager = _is_eager(x)
+    eager = is_eager(x)
     if eager:
         device = DEVICES.get("cpu" if x.is_cpu else x.device.type)
         y = None if device is None or device.multiply is None else device.multiply(x, weight, arithmetic)
@@ -91,11 +91,11 @@ def gather_multiply(x: torch.Tensor, indices: torch.Tensor, weight: WeightBuffer
     Returns:
         ``[tokens, experts_per_token, out]``.
     """
-    call: Callable[..., torch.Tensor] = _gather_linear if _is_eager(x) else gather_linear
+    call: Callable[..., torch.Tensor] = _gather_linear if is_eager(x) else gather_linear
     return call(x, indices, weight.bytes(), weight.spec, False)
 
 
-def _is_eager(x: torch.Tensor) -> bool:
+def is_eager(x: torch.Tensor) -> bool:
     """Whether nobody watches: no graph, gradient, trace, mode or transformation of torch needs to see an operator.
 
     To call one takes several times as long as everything else that a product does beside multiplying.

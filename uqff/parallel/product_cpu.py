@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import TYPE_CHECKING, Final, NamedTuple
 from weakref import ReferenceType, ref
 
@@ -23,10 +23,11 @@ from uqff.parallel.weight import WeightBuffers, of_spec
 
 if TYPE_CHECKING:
     from uqff.families import QuantizedTensor
-    from uqff.families.base import EngineProduct
+    from uqff.families.multiplying import EngineProduct
+    from uqff.simd.chain import Task
     from uqff.simd.decoding import Decoding
 
-__all__ = ["gather_linear", "linear", "linear_as_engine", "multiply"]
+__all__ = ["engine_task", "gather_linear", "linear", "linear_as_engine", "multiply"]
 
 MOST_ROWS: Final = {torch.float32: 128, torch.bfloat16: 32, torch.float16: 32}
 """Rows of activations above which a weight is dequantised as a whole, and BLAS multiplies.
@@ -98,6 +99,16 @@ def _one_row(x: torch.Tensor, ways: _Ways, arithmetic: str) -> torch.Tensor | No
     else:
         return None
     return torch.from_numpy(y if x.ndim == 2 else y.reshape(*x.shape[:-1], ways.shape[0]))
+
+
+def engine_task(
+    weight: WeightBuffers, x: npt.NDArray[np.float32], y: npt.NDArray[np.float32], laid: dict[Hashable, Task]
+) -> Task | None:
+    """:meth:`Multiplying.engine_task` of a module, which the caller keeps as it is; None if they do not fit."""
+    ways = _remember(weight)[2] if simd.enabled() and weight.numbers is None else None
+    if ways is None or (1, ways.columns) != x.shape or (1, ways.shape[0]) != y.shape:
+        return None
+    return ways.record.engine_task(x, y, laid)
 
 
 def _remember(weight: WeightBuffers) -> tuple[ReferenceType[WeightBuffers], list[int], _Ways | None]:

@@ -7,8 +7,13 @@ arguments lie in memory that all threads know, each takes ranges by an atomic co
 ::
 
     memory    state     open: there are ranges to take; how many threads may take part; how many do
-              next      where the next range begins
-              job       the function that takes ranges, their length, the end; arguments of the function
+              next      the number of the next range
+              job       where the stage is
+    stage     words, most helpers, ranges; of each part: its frame, items, items a range, ranges up to its end
+    frame     the function of a part, and its arguments
+
+A stage has one part, or some that do not depend on each other, whose ranges are taken alike. Stages that follow each
+other can be made once and done by one call: :mod:`uqff.simd.chain`.
 
 Threads look for work for some :data:`PATIENCE` after the last, then they sleep, and cost nothing.
 """
@@ -35,7 +40,7 @@ from uqff.simd.compiling import inline, kernel, subroutine
 from uqff.simd.threads import num_threads
 from uqff.simd.vectors import intrinsic, signature
 
-__all__ = ["PATIENCE", "Shared"]
+__all__ = ["FRAME", "PATIENCE", "RANGES", "Shared", "address_of", "run_stages"]
 
 PATIENCE: Final = 200e-6
 """Seconds that a thread looks for work, and its caller for the end of it: it takes as long to fall asleep and wake."""
@@ -45,10 +50,13 @@ RANGES: Final = 8
 
 _LINE: Final = 8
 """Numbers in a cache line: what threads write has one for itself."""
-STATE, NEXT, JOB = 0, 2 * _LINE, 4 * _LINE
-ENTRY, STEP, END = JOB, JOB + 1, JOB + 2
-ARGUMENTS: Final = 6 * _LINE
-SIZE: Final = ARGUMENTS + 32 * _LINE
+STATE, NEXT, JOB, STAGE = 0, 2 * _LINE, 4 * _LINE, 5 * _LINE
+SIZE: Final = 7 * _LINE
+"""Of the memory, which ends with a stage of one part."""
+WORDS, HELPERS, COUNT, PARTS = 0, 1, 2, 3
+PLACE, ITEMS, STEP, LAST, PART = 0, 1, 2, 3, 4
+FRAME: Final = 32 * _LINE
+"""Numbers that a frame has at most."""
 
 OPEN: Final = 1 << 40
 MANY: Final = 1 << 20
@@ -124,50 +132,84 @@ def _pause(_typing: Any) -> Any:
 
 
 @intrinsic
-def _publish(typing: Any, memory: Any, arguments: Any, drain: Any) -> Any:
-    """Put arguments into the memory, and the function that takes them from there and drains."""
-    whole = types.Tuple((memory, arguments))
+def address_of(_typing: Any, memory: Any, at: Any) -> Any:
+    """Where a number of an array is."""
 
-    def generate(context: Any, builder: Any, _sig: Any, args: Any) -> Any:
-        compiled = drain.dispatcher.get_compile_result(drain.get_call_type(typing, (memory, arguments), {}))
-        context.active_code_library.add_linking_library(compiled.library)
-        model = context.data_model_manager[whole]
-        value = context.make_tuple(builder, whole, args[:2])
-        if context.get_abi_sizeof(model.get_data_type()) > 8 * (SIZE - ARGUMENTS):
-            raise NotImplementedError("arguments take more than there is room for")
+    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        place = _address(context, builder, args[0], sig.args[0], args[1])
+        return builder.ptrtoint(place, ir.IntType(64))
 
-        pointer = ir.IntType(8).as_pointer()
-        entry = ir.Function(builder.module, ir.FunctionType(ir.VoidType(), [pointer]), f"{builder.function.name}.entry")
-        entry.linkage = "internal"
-        inner = ir.IRBuilder(entry.append_basic_block())
-        room = inner.bitcast(entry.args[0], model.get_data_type().as_pointer())
-        given = model.load_from_data_pointer(inner, room)
-        parts = [inner.extract_value(given, i) for i in range(2)]
-        context.call_internal_no_propagate(inner, compiled.fndesc, compiled.signature, parts)
-        inner.ret_void()
-
-        at = [ir.Constant(ir.IntType(64), each) for each in (ENTRY, ARGUMENTS)]
-        to, room = (_address(context, builder, args[0], memory, each) for each in at)
-        builder.store(builder.ptrtoint(entry, ir.IntType(64)), to)
-        builder.store(model.as_data(builder, value), builder.bitcast(room, model.get_data_type().as_pointer()), align=8)
-        return context.get_dummy_value()
-
-    return signature(types.none, memory, arguments, drain), generate
+    return signature(types.int64, memory, types.intp), generate
 
 
 @intrinsic
-def _enter(_typing: Any, memory: Any) -> Any:
-    """Call the function in the memory with what was put there for it."""
+def _word(_typing: Any, place: Any, at: Any) -> Any:
+    """A number behind an address."""
 
-    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        pointer = ir.IntType(8).as_pointer()
-        at = [ir.Constant(ir.IntType(64), each) for each in (ENTRY, ARGUMENTS)]
-        entry, room = (_address(context, builder, args[0], sig.args[0], each) for each in at)
-        function = ir.FunctionType(ir.VoidType(), [pointer]).as_pointer()
-        builder.call(builder.inttoptr(builder.load(entry), function), [builder.bitcast(room, pointer)])
+    def generate(_context: Any, builder: Any, _sig: Any, args: Any) -> Any:
+        array = builder.inttoptr(args[0], ir.IntType(64).as_pointer())
+        return builder.load(builder.gep(array, [args[1]]))
+
+    return signature(types.int64, types.int64, types.intp), generate
+
+
+def _borrowed(context: Any, builder: Any, kind: Any, value: Any) -> Any:
+    """A value without what counts who holds its arrays: that ends when Python's call does."""
+    if isinstance(kind, types.BaseTuple):
+        parts = [_borrowed(context, builder, each, builder.extract_value(value, i)) for i, each in enumerate(kind)]
+        return context.make_tuple(builder, kind, parts)
+    if not isinstance(kind, types.Array):
+        return value
+    array = context.make_array(kind)(context, builder, value)
+    array.meminfo = array.meminfo.type(None)
+    array.parent = array.parent.type(None)
+    return array._getvalue()
+
+
+@intrinsic
+def _put(typing: Any, frame: Any, arguments: Any, ranged: Any) -> Any:
+    """Put arguments into a frame, and the function that takes them from there, for a range."""
+
+    def generate(context: Any, builder: Any, _sig: Any, args: Any) -> Any:
+        taken = (arguments, types.int64, types.int64)
+        compiled = ranged.dispatcher.get_compile_result(ranged.get_call_type(typing, taken, {}))
+        context.active_code_library.add_linking_library(compiled.library)
+        model = context.data_model_manager[arguments]
+        if context.get_abi_sizeof(model.get_data_type()) > 8 * (FRAME - 1):
+            raise NotImplementedError("arguments take more than there is room for")
+
+        pointer, word, one = ir.IntType(8).as_pointer(), ir.IntType(64), ir.Constant(ir.IntType(64), 1)
+        kind = ir.FunctionType(ir.VoidType(), [word, word, word])
+        entry = ir.Function(builder.module, kind, f"{builder.function.name}.entry")
+        entry.linkage = "internal"
+        inner = ir.IRBuilder(entry.append_basic_block())
+        room = inner.gep(inner.inttoptr(entry.args[0], word.as_pointer()), [one])
+        given = model.load_from_data_pointer(inner, inner.bitcast(room, model.get_data_type().as_pointer()))
+        parts = [given, *entry.args[1:]]
+        context.call_internal_no_propagate(inner, compiled.fndesc, compiled.signature, parts)
+        inner.ret_void()
+
+        to, room = (_address(context, builder, args[0], frame, ir.Constant(word, at)) for at in range(2))
+        builder.store(builder.ptrtoint(entry, word), to)
+        room = builder.bitcast(builder.bitcast(room, pointer), model.get_data_type().as_pointer())
+        builder.store(model.as_data(builder, _borrowed(context, builder, arguments, args[1])), room, align=8)
         return context.get_dummy_value()
 
-    return signature(types.none, memory), generate
+    return signature(types.none, frame, arguments, ranged), generate
+
+
+@intrinsic
+def _call(_typing: Any, place: Any, lo: Any, hi: Any) -> Any:
+    """Call the function in a frame for a range."""
+
+    def generate(context: Any, builder: Any, _sig: Any, args: Any) -> Any:
+        word = ir.IntType(64)
+        function = ir.FunctionType(ir.VoidType(), [word, word, word]).as_pointer()
+        entry = builder.load(builder.inttoptr(args[0], word.as_pointer()))
+        builder.call(builder.inttoptr(entry, function), args)
+        return context.get_dummy_value()
+
+    return signature(types.none, types.int64, types.int64, types.int64), generate
 
 
 @inline
@@ -181,13 +223,32 @@ def _joined(memory):
             return True
 
 
+@inline
+def _drain(memory):
+    """Take ranges of a stage until there are none."""
+    stage = memory[JOB]
+    count = _word(stage, COUNT)
+    while True:
+        number = _add(memory, NEXT, 1)
+        if number >= count:
+            break
+        part, first = stage + 8 * PARTS, 0
+        while number >= _word(part, LAST):
+            first = _word(part, LAST)
+            part += 8 * PART
+        step = _word(part, STEP)
+        lo = (number - first) * step
+        _call(_word(part, PLACE), lo, min(lo + step, _word(part, ITEMS)))
+    _and(memory, STATE, OPEN - 1)
+
+
 @kernel
 def work(memory, turns):
     """Take part in whatever is to be done, until nothing was for so many turns."""
     left = turns
     while left > 0:
         if _joined(memory):
-            _enter(memory)
+            _drain(memory)
             _add(memory, STATE, -1)
             left = turns
         else:
@@ -195,36 +256,58 @@ def work(memory, turns):
             left -= 1
 
 
+@subroutine
+def _done(memory, stage, helpers, turns):
+    """Do a stage, with help; whether nobody works any more."""
+    memory[JOB] = stage
+    _store(memory, NEXT, 0)
+    if helpers > 0:
+        _store(memory, STATE, OPEN + MANY * helpers)
+    _drain(memory)
+    left = turns
+    while _load(memory, STATE) % MANY:
+        left -= 1
+        if left < 0:
+            return False
+        _pause()
+    return True
+
+
+@kernel
+def run_stages(memory, stages, at, helpers, turns):
+    """Do stages from one on; where the next one is, negative if somebody still works on the one before."""
+    while at < len(stages):
+        stage = address_of(stages, at)
+        most = min(stages[at + HELPERS], helpers)
+        at += stages[at + WORDS]
+        if not _done(memory, stage, most, turns):
+            return -at
+    return at
+
+
 def _shared(function: Callable[..., Any], name: str) -> Callable[..., bool]:
-    """``(memory, arguments, n, step, helpers, turns) -> bool``: whether nobody works any more."""
+    """``(memory, frame, arguments, n, step, helpers, turns) -> bool``: whether nobody works any more.
+
+    With no ``turns`` the frame is filled, and nothing is done: compiled apart, the function would be compiled again.
+    """
     part = subroutine(function)
 
-    def drain(memory, arguments):
-        step, end = memory[STEP], memory[END]
-        while True:
-            lo = _add(memory, NEXT, step)
-            if lo >= end:
-                break
-            part(*(arguments + (lo, min(lo + step, end))))  # noqa: RUF005  (numba knows no other way)
-        _and(memory, STATE, OPEN - 1)
+    def ranged(arguments, lo, hi):
+        part(*(arguments + (lo, hi)))  # noqa: RUF005  (numba knows no other way)
 
-    drain.__qualname__ = f"{name}.drain"
-    drained = subroutine(drain)
+    ranged.__qualname__ = f"{name}.ranged"
+    called = subroutine(ranged)
 
-    def share(memory, arguments, n, step, helpers, turns):
-        _store(memory, NEXT, 0)
-        memory[STEP], memory[END] = step, n
-        _publish(memory, arguments, drained)
-        if helpers:
-            _store(memory, STATE, OPEN + MANY * helpers)
-        _enter(memory)  # as the others do: called by name, it would be compiled a second time
-        left = turns
-        while _load(memory, STATE) % MANY:
-            left -= 1
-            if left < 0:
-                return False
-            _pause()
-        return True
+    def share(memory, frame, arguments, n, step, helpers, turns):
+        _put(frame, arguments, called)
+        if turns == 0:
+            return True
+        count = -(-n // step)
+        memory[STAGE + COUNT] = count
+        part = STAGE + PARTS
+        memory[part + PLACE], memory[part + ITEMS] = address_of(frame, 0), n
+        memory[part + STEP], memory[part + LAST] = step, count
+        return _done(memory, address_of(memory, STAGE), helpers, turns)
 
     share.__qualname__ = name
     return kernel(share)
@@ -257,7 +340,13 @@ class Shared:
         """
         threads = 1 if n <= grain else min(num_threads(), -(-n // grain))
         if threads == 1 or not _crew().share(self._share, arguments, n, grain, threads - 1):
-            self._share(np.zeros(SIZE, np.int64), arguments, n, n, 0, 0)
+            self._share(np.zeros(SIZE, np.int64), np.zeros(FRAME, np.int64), arguments, n, max(n, 1), 0, 1)
+
+    def frame(self, arguments: tuple[Any, ...]) -> Memory:
+        """What calls it with these arguments, as part of a stage; they are to be kept as long as that."""
+        made: Memory = np.zeros(FRAME, np.int64)
+        self._share(made, made, arguments, 0, 1, 0, 0)
+        return made
 
 
 class _Crew:
@@ -265,6 +354,7 @@ class _Crew:
 
     def __init__(self) -> None:
         self._memory: Memory = np.zeros(SIZE, np.int64)
+        self._frame: Memory = np.zeros(FRAME, np.int64)
         self._turns = _turns()
         self._asleep: list[threading.Lock] = []
         self._threads: list[threading.Thread] = []
@@ -283,8 +373,27 @@ class _Crew:
             self._call(helpers)
             step = -(-n // (grain * (helpers + 1) * RANGES)) * grain
             self._held = memory, arguments  # whatever happens here, nobody writes to memory that is gone
-            if not kernel(memory, arguments, n, step, helpers, self._turns):
+            if not kernel(memory, self._frame, arguments, n, step, helpers, self._turns):
                 self._wait()
+            self._held = ()
+        finally:
+            self._one.release()
+        return True
+
+    def run(self, stages: Memory, held: Any, helpers: int) -> bool:
+        """:meth:`share` of stages, whose parts ``held`` keeps."""
+        if not self._one.acquire(blocking=False):
+            return False
+        memory, turns, at = self._memory, self._turns, 0
+        try:
+            self._wait()
+            self._call(helpers)
+            self._held = memory, stages, held
+            while at < len(stages):
+                at = run_stages(memory, stages, at, helpers, turns)
+                if at < 0:
+                    self._wait()
+                    at = -at
             self._held = ()
         finally:
             self._one.release()

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import uqff
-from uqff.families.gguf import cpu_product, reference_product
+from uqff.families.gguf import cpu_activations, cpu_product, reference_product
 from uqff.families.gguf.blocks import BLOCK_TYPES
 from uqff.families.gguf.reference_dequantize import DEQUANTIZERS
 from uqff.families.gguf.tensor import GGUF
@@ -79,7 +79,7 @@ def test_activations_are_laid_out_as_the_reference_has_them(kind: str) -> None:
     """The codes, scales and sums of the blocks that quantisers write."""
     x = normal(4, 512, seed=3)
     x[1] = 0
-    made = cpu_product.lay_out(x, TYPES[kind])
+    made = cpu_activations.lay_out(x, TYPES[kind])
     given = reference_product.activations(x, TYPES[kind])
     assert np.array_equal(made.codes.view(np.int8), given["qs"].reshape(4, 512))
     assert np.array_equal(made.scales, given["d"].astype(np.float32))

@@ -15,7 +15,7 @@ Authority: mistral.rs, ``mistralrs-quant/src/gguf/mod.rs`` (``serialize_with_bia
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -25,7 +25,7 @@ import numpy.typing as npt
 
 from uqff import simd
 from uqff.codes import DType, Family, Version
-from uqff.families.base import EngineProduct, QuantizedTensor
+from uqff.families.base import QuantizedTensor
 from uqff.families.best import Parts, better_blocks, importance_of_run
 from uqff.families.biases import BiasRule
 from uqff.families.encoding import AS_ENGINE, GROUP, Effort, Engine, Resolution, misaligned_row
@@ -34,6 +34,7 @@ from uqff.families.gguf.blocks import BLOCK_TYPES, QK, QK_K, BlockType, block_ty
 from uqff.families.gguf.recode import code_range, with_codes
 from uqff.families.gguf.reference_dequantize import DEQUANTIZERS
 from uqff.families.loaded import Loaded
+from uqff.families.multiplying import EngineProduct
 from uqff.families.part import Part
 from uqff.families.payload import PayloadProblem, first_bad, not_finite
 from uqff.families.slicing import join_parts, narrow_parts
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from uqff.gpu.source import Stored
+    from uqff.simd.chain import Task
     from uqff.simd.decoding import Decoding
 
 __all__ = ["GGUF"]
@@ -280,7 +282,7 @@ class GGUF(QuantizedTensor):
         return cpu_rows.decoding(self)
 
     def engine_product(self) -> EngineProduct | None:
-        """See :meth:`QuantizedTensor.engine_product`."""
+        """See :meth:`Multiplying.engine_product`."""
         if self.engine_activations is None:
             return None
         if not simd.enabled():
@@ -289,13 +291,23 @@ class GGUF(QuantizedTensor):
 
         return cpu_product.product(self)
 
-    def rounded_as_engine(self, x: npt.NDArray[np.float32]) -> npt.NDArray[np.float32] | None:
-        """See :meth:`QuantizedTensor.rounded_as_engine`; Q8_1 has sums that are rounded too."""
-        if self.engine_activations in (None, "q8_1") or not simd.enabled():
+    def engine_task(
+        self, x: npt.NDArray[np.float32], y: npt.NDArray[np.float32], laid: dict[Hashable, Task]
+    ) -> Task | None:
+        """See :meth:`Multiplying.engine_task`."""
+        if self.engine_activations is None or not simd.enabled():
             return None
         from uqff.families.gguf import cpu_product
 
-        return cpu_product.rounded(x, self.block_type)
+        return cpu_product.task(self, x, y, laid)
+
+    def rounded_as_engine(self, x: npt.NDArray[np.float32]) -> npt.NDArray[np.float32] | None:
+        """See :meth:`Multiplying.rounded_as_engine`; Q8_1 has sums that are rounded too."""
+        if self.engine_activations in (None, "q8_1") or not simd.enabled():
+            return None
+        from uqff.families.gguf import cpu_activations
+
+        return cpu_activations.rounded(x, self.block_type)
 
     def _dequantize(self) -> torch.Tensor:
         return DEQUANTIZERS[self.block_type.name](self.blocks).reshape(self.shape)

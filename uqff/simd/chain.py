@@ -1,0 +1,78 @@
+"""Stages one after the other, made once and then done by one call: what one of them writes, the next one reads.
+
+Of a product that takes a fraction of a millisecond, much is what it takes to begin: Python, arguments, memory for the
+result.  In a chain all of that is there beforehand, and threads wait in compiled code from one stage to the next.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from uqff.simd import crew
+from uqff.simd.crew import RANGES, Shared
+
+__all__ = ["Chain", "Task"]
+
+
+class Task(NamedTuple):
+    """What a stage does, or a part of that.
+
+    Attributes:
+        shared: for ranges of items.
+        arguments: of it; arrays stay where they are.
+        n: items.
+        grain: the smallest range worth a thread, or the alignment that the function needs.
+    """
+
+    shared: Shared
+    arguments: tuple[Any, ...]
+    n: int = 1
+    grain: int = 1
+
+
+class Chain:
+    """Stages of tasks: those of a stage are done at the same time.
+
+    Example:
+        >>> from uqff.simd.chain import Chain
+        >>> Chain([], threads=2)(1)
+    """
+
+    def __init__(self, stages: Sequence[Sequence[Task]], threads: int) -> None:
+        """Compile what has not been compiled, and put arguments in their places.
+
+        Args:
+            stages: in order.
+            threads: that ranges are made for.
+        """
+        self._held: list[Any] = []
+        self._stages = np.array([word for stage in stages for word in self._stage(stage, threads)], np.int64)
+
+    def _stage(self, tasks: Sequence[Task], threads: int) -> list[int]:
+        grains = sum(-(-task.n // task.grain) for task in tasks)
+        threads = max(min(threads, grains), 1)
+        items = sum(task.n for task in tasks)
+        words: list[int] = []
+        ranges = 0
+        for task in tasks:
+            frame = task.shared.frame(task.arguments)
+            self._held.append((frame, task))
+            share = -(-items // (threads * RANGES)) if threads > 1 else task.n
+            step = max(-(-share // task.grain), 1) * task.grain
+            ranges += -(-task.n // step)
+            words += [frame.ctypes.data, task.n, step, ranges]
+        return [3 + len(words), threads - 1, ranges, *words]
+
+    def __call__(self, threads: int) -> None:
+        """Do it.
+
+        Args:
+            threads: that take part at most, this one included.
+        """
+        if not len(self._stages):
+            return
+        if threads <= 1 or not crew._crew().run(self._stages, self._held, threads - 1):
+            crew.run_stages(np.zeros(crew.SIZE, np.int64), self._stages, 0, 0, 1)
