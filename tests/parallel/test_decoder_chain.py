@@ -13,7 +13,7 @@ import torch
 import uqff
 from tests.parallel.models import PROMPT, TinyCase, write
 from uqff.lora.low_rank import LowRank
-from uqff.parallel import adapted, decoder_chain, decoder_step_cpu, load_model, set_arithmetic
+from uqff.parallel import adapted, decoder_chain, load_model, set_arithmetic
 from uqff.parallel.decoder_chain import DecoderChain
 from uqff.parallel.generate import Generation, generate
 from uqff.simd.floats import Floats
@@ -62,7 +62,7 @@ def loaded(case: TinyCase, folder: Path) -> Any:
 
 def unchained(monkeypatch: pytest.MonkeyPatch, model: Any, **more: Any) -> Generation:
     with monkeypatch.context() as patch:
-        patch.setattr(decoder_step_cpu.DecoderChain, "of", lambda *_: None)
+        patch.setattr(DecoderChain, "of", lambda *_: None)
         return generate(model, PROMPT, TOKENS, **more)
 
 
@@ -127,7 +127,7 @@ def _adapters(model: Any) -> None:
     attention = model.model.layers[0].self_attn
     layer = attention.v_proj
     outputs, inputs = layer.weight.shape
-    delta = LowRank(*(Floats.of_tensor(torch.ones(shape)) for shape in ((outputs, 1), (1, inputs))), 0.5)
+    delta = LowRank(Floats.of_tensor(torch.ones(outputs, 1)), Floats.of_tensor(torch.ones(1, inputs)), 0.5)
     attention.v_proj = adapted(layer, [delta], merge=False)
 
 

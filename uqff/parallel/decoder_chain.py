@@ -82,9 +82,9 @@ class _Linear(NamedTuple):
 
     def holds(self) -> bool:
         """Whether it still is as it was."""
-        layer = self.layer
+        layer, here = self.layer, self.holder.get(self.name) is self.layer
         return (
-            self.holder.get(self.name) is layer
+            here
             and layer._arithmetic == "engine"
             and layer.lora is None
             and layer._stats is None
@@ -122,9 +122,9 @@ class _Norm(NamedTuple):
 
     def holds(self) -> bool:
         """Whether it still is as it was."""
-        norm = self.norm
+        norm, here = self.norm, self.holder.get(self.name) is self.norm
         return (
-            self.holder.get(self.name) is norm
+            here
             and norm._parameters["weight"].data_ptr() == self.address
             and not norm._forward_hooks
             and not norm._forward_pre_hooks

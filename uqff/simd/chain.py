@@ -16,6 +16,8 @@ from uqff.simd.crew import RANGES, Shared
 
 __all__ = ["Chain", "Task"]
 
+_RUN: Any = crew.run_stages
+
 
 class Task(NamedTuple):
     """What a stage does, or a part of that.
@@ -75,4 +77,4 @@ class Chain:
         if not len(self._stages):
             return
         if threads <= 1 or not crew._crew().run(self._stages, self._held, threads - 1):
-            crew.run_stages(np.zeros(crew.SIZE, np.int64), self._stages, 0, 0, 1)
+            _RUN(np.zeros(crew.SIZE, np.int64), self._stages, 0, 0, 1)

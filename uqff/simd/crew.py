@@ -156,7 +156,8 @@ def _word(_typing: Any, place: Any, at: Any) -> Any:
 def _borrowed(context: Any, builder: Any, kind: Any, value: Any) -> Any:
     """A value without what counts who holds its arrays: that ends when Python's call does."""
     if isinstance(kind, types.BaseTuple):
-        parts = [_borrowed(context, builder, each, builder.extract_value(value, i)) for i, each in enumerate(kind)]
+        members: Any = kind
+        parts = [_borrowed(context, builder, each, builder.extract_value(value, i)) for i, each in enumerate(members)]
         return context.make_tuple(builder, kind, parts)
     if not isinstance(kind, types.Array):
         return value

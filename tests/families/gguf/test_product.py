@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
+
 import numpy as np
 import pytest
 import torch
 
 import uqff
 from uqff.families.gguf import cpu_activations, cpu_product, reference_product
-from uqff.families.gguf.blocks import BLOCK_TYPES
+from uqff.families.gguf.blocks import BLOCK_TYPES, BlockType
 from uqff.families.gguf.reference_dequantize import DEQUANTIZERS
 from uqff.families.gguf.tensor import GGUF
+from uqff.simd.chain import Chain, Task
 
 pytestmark = pytest.mark.long
 
@@ -72,6 +75,29 @@ def test_kernels_are_equal_to_the_reference(kind: str) -> None:
     x[4, 5], x[4, 700] = np.nan, np.inf
     expected = reference_product.multiply(x, record.blocks, record.block_type)
     assert np.array_equal(cpu_product.product(record)(x).view(np.uint32), expected.view(np.uint32))
+
+
+def test_tasks_of_a_chain_give_the_same_bits() -> None:
+    """Of every type; types that take the same activations share what lays them out, and all are shared by threads."""
+    x, laid = np.empty((1, 768), np.float32), dict[Hashable, Task]()
+    records = {kind: weight_of(kind, 70, 768) for kind in TYPES}
+    made = {kind: np.empty((1, 70), np.float32) for kind in TYPES}
+    tasks = [records[kind].engine_task(x, made[kind], laid) for kind in TYPES]
+    assert len(laid) == len({(each.name, cpu_activations.SHIFTS.get(kind)) for kind, each in laid_as().items()})
+    chain = Chain([[*laid.values()], [task._replace(grain=16) for task in tasks if task is not None]], 3)
+    for seed, factor in ((1, 1), (2, np.inf), (3, 0)):
+        with np.errstate(invalid="ignore"):
+            x[:] = normal(1, 768, seed=seed)
+            x[0, :300] *= np.float32(factor)
+        chain(3)
+        for kind, record in records.items():
+            expected = reference_product.multiply(x, record.blocks, record.block_type)
+            assert np.array_equal(made[kind].view(np.uint32), expected.view(np.uint32)), kind
+
+
+def laid_as() -> dict[str, BlockType]:
+    """What activations become, by the name of a type."""
+    return {each.name: reference_product.ACTIVATIONS[each.name] for each in TYPES.values()}
 
 
 @pytest.mark.parametrize("kind", ["q8_0", "q8_1", "q8k"])

@@ -168,8 +168,8 @@ def _room(rows: int, columns: int, kind: BlockType) -> LaidOut:
 
 def lay_out(x: F32, block_type: BlockType) -> LaidOut:
     """Rows of activations, float32 ``[rows, columns]`` in C order, as kernels of a type take them."""
-    kind = ACTIVATIONS[block_type.name]
-    made = _room(*x.shape, kind)
+    kind, (rows, columns) = ACTIVATIONS[block_type.name], x.shape
+    made = _room(rows, columns, kind)
     LAY_OUT[kind.name](x, *made, SHIFTS.get(block_type.name, 0))
     return made
 

@@ -65,6 +65,9 @@ F32 = npt.NDArray[np.float32]
 GRAIN = 1 << 19
 """Products of two codes that a range has at least: some 30 µs, about what a second thread costs."""
 
+AWAKE = 4
+"""How much less that is in a chain, where threads are awake."""
+
 NAN = np.float32(np.nan)
 
 
@@ -360,4 +363,4 @@ def task(weight: GGUF, x: F32, y: F32, laid: dict[Hashable, Task]) -> Task:
     block_type, (outputs, columns) = weight.block_type, weight.shape
     codes, scales, beside = laid_out(x, block_type, laid)
     arguments = weight.parts["data"].array(), codes, scales, beside, y, 0
-    return Task(PRODUCTS[block_type.name].multiply, arguments, outputs, max(GRAIN // columns, 1))
+    return Task(PRODUCTS[block_type.name].multiply, arguments, outputs, max(GRAIN // AWAKE // columns, 1))
