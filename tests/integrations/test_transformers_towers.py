@@ -173,6 +173,21 @@ def test_quantised_while_it_is_loaded(name: str, written: Written, tmp_path: Pat
 
 
 @reads
+def test_a_class_that_transformers_does_not_have(written: Written, tmp_path: Path) -> None:
+    """One error names the class to take, of a directory of UQFF and of what is to be quantised; others stay as is."""
+    folder, auto = written("Qwen3-VL"), transformers.AutoModelForCausalLM
+    for source, options in ((folder / "uqff", {}), (folder / "model", {"quantization_config": UqffConfig("q8_0")})):
+        with pytest.raises(UnsupportedError) as caught:
+            auto.from_pretrained(source, **options)
+        assert caught.value.expected == "AutoModelForImageTextToText or Qwen3VLForConditionalGeneration"
+        assert (caught.value.got, caught.value.file) == ("AutoModelForCausalLM", str(source))
+    with pytest.raises(ValueError, match="Unrecognized configuration class"):
+        auto.from_pretrained(folder / "model")
+    with pytest.raises(OSError, match="nowhere"):
+        auto.from_pretrained(tmp_path / "nowhere")
+
+
+@reads
 def test_the_language_model_of_a_larger_one(written: Written, tmp_path: Path) -> None:
     """Where transformers gives one, of which no tower is asked for: the logits of load_model; it is not saved."""
     source, ids = written("Qwen3.5-MoE") / "uqff", {"input_ids": torch.tensor([[5, 9, 17, 30]])}

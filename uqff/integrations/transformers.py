@@ -40,6 +40,7 @@ from uqff.container.beside import CONFIG_NAME
 from uqff.container.document import is_present
 from uqff.container.file import RESIDUAL_NAME
 from uqff.errors import ShardError, UnsupportedError
+from uqff.integrations.auto import explain_refusals
 from uqff.integrations.saving import save_pretrained
 from uqff.integrations.whole import NAMES_KEY, WholeModel, WholePaths, is_known, is_whole, tower_layers
 from uqff.models.config import QUANT_METHOD, read_config
@@ -54,6 +55,8 @@ READS_SINCE: Final = 5
 """The first major version of ``transformers`` that asks a method before it looks for weights."""
 
 MAJOR: Final = int(transformers.__version__.partition(".")[0])
+
+explain_refusals()
 
 LAYER_NUMBER: Final = re.compile(r"\.[0-9]+(?=\.|$)")
 
