@@ -99,8 +99,8 @@ SCALED: Final = {
 }
 
 AFFINE: Final = {
-    "Q4_1": Affine(15, affine_starts(15, most=0.065, count=5)),
-    "Q5_1": Affine(31, affine_starts(31, most=0.04, count=5)),
+    "Q4_1": Affine(15, affine_starts(15, most=0.065, count=5, apart=3)),
+    "Q5_1": Affine(31, affine_starts(31, most=0.04, count=5, apart=3)),
 }
 
 NEAR: Final = np.array([0.0, -1.0, 1.0])
