@@ -34,6 +34,8 @@ __all__ = [
     "MAX_TEMPLATE_SECONDS",
     "MAX_TEMPLATE_TEXT",
     "MAX_TEXT_BYTES",
+    "MAX_TEXT_GROWTH",
+    "MAX_TEXT_PREPENDED",
     "MAX_TOKENS",
     "MAX_TOKENS_TEXT",
     "MAX_TOKEN_TEXT",
@@ -104,6 +106,13 @@ largest vocabularies have 262,144 tokens and some 500,000 merges."""
 
 MAX_TOKEN_TYPES: Final = 50_000
 """Most of these that are not ordinary, each an object in ``tokenizer.json``; models have up to 7,000."""
+
+MAX_TEXT_GROWTH: Final = 4096
+"""Times as long as a text a tokenizer may make it, by the types of its rules; those of models come to some 1,000 at
+most, nearly all for compatibility forms and tables of characters, which make few texts longer."""
+
+MAX_TEXT_PREPENDED: Final = 1024
+"""Most characters that a tokenizer's normalizer puts in front of a text; those of models put one."""
 
 MAX_TOKEN_TEXT: Final = 512
 """Longest token of a GGUF file that is cut into pairs, in characters: each cut costs its length."""

@@ -171,6 +171,52 @@ def test_files_that_are_none(model: Path, tmp_path: Path, name: str, raw: bytes,
     assert (caught.value.file or "").startswith(str(copy))
 
 
+def replaced(pattern: str, content: str, how: str = "String") -> dict[str, Any]:
+    return {"type": "Replace", "pattern": {how: pattern}, "content": content}
+
+
+USUAL = [{"type": "Prepend", "prepend": "▁"}, replaced(" ", "▁"), {"type": "NFKD"}, {"type": "StripAccents"}]
+
+
+@pytest.mark.parametrize(
+    ("field", "part", "got"),
+    [
+        ("normalizer", {"type": "Sequence", "normalizers": [replaced("t", "t" * 64)] * 3}, "too long"),
+        ("normalizer", {"type": "Sequence", "normalizers": [replaced("t", "t" * 64)] * 2}, None),
+        ("normalizer", {"type": "Sequence", "normalizers": [replaced("(?=t)", "t", "Regex")] * 13}, "too long"),
+        ("normalizer", {"type": "Sequence", "normalizers": [replaced("(?=t)", "t", "Regex")] * 12}, None),
+        ("normalizer", {"type": "Sequence", "normalizers": [replaced("ل", "ﷺ"), {"type": "NFKC"}] * 3}, "too long"),
+        ("normalizer", {"type": "Sequence", "normalizers": [*USUAL, {"type": "Lowercase"}]}, None),
+        ("normalizer", {"type": "Sequence", "normalizers": [{"type": "Prepend", "prepend": "t" * 600}] * 2}, "front"),
+        (
+            "pre_tokenizer",
+            {
+                "type": "Sequence",
+                "pretokenizers": [
+                    {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+                ]
+                * 13,
+            },
+            "too long",
+        ),
+        ("decoder", {"type": "Sequence", "decoders": [replaced("t", "tt")] * 13}, "too long"),
+        ("decoder", {"type": "Sequence", "decoders": [replaced("▁", " "), {"type": "Fuse"}]}, None),
+    ],
+)
+def test_rules_that_make_a_text_long_are_refused(
+    model: Path, tmp_path: Path, field: str, part: Any, got: str | None
+) -> None:
+    """Five replacements of a letter by a hundred, in a file of 2 KB, made a word take all memory."""
+    copy = Path(shutil.copytree(model, tmp_path / "long"))
+    change(copy / "tokenizer.json", **{field: part})
+    if got is None:
+        Text(copy)
+        return
+    with pytest.raises(UnsupportedError, match=f"tokenizer (makes|puts) .*{got}") as caught:
+        Text(copy)
+    assert (caught.value.field, caught.value.file) == (field, str(copy))
+
+
 def test_a_panic_of_tokenizers_is_a_typed_error(model: Path, tmp_path: Path) -> None:
     """To Python it is no Exception. What numbers a post-processor adds is for the model to refuse, too."""
     copy = Path(shutil.copytree(model, tmp_path / "panic"))

@@ -20,6 +20,7 @@ from uqff.errors import FormatError, UnsupportedError, UqffError, located
 from uqff.limits import MAX_CONFIG_BYTES
 from uqff.models.architectures import architecture_of
 from uqff.models.assets import CONFIG_NAME
+from uqff.models.growth import check_growth
 from uqff.models.template import render
 
 __all__ = ["CLASSES", "OPTIONS", "Text"]
@@ -89,6 +90,7 @@ class Text:
                 if is_present(plain)
                 else _of_vocabulary(directory, config)
             )
+            _check_parts(self._tokenizer)
             self._tokenizer.chat_template = _chat_template(directory, config)
             self.stop = frozenset(_stop_ids(directory) | _ids(self._tokenizer.eos_token_id))
             bos = self._tokenizer.bos_token_id
@@ -147,6 +149,15 @@ def _refused(problem: str, directory: Path) -> Iterator[None]:
         raise
     except BaseException as error:
         raise FormatError(problem, file=str(directory), got=str(error) or type(error).__name__) from error
+
+
+def _check_parts(tokenizer: Any) -> None:
+    """Before any text is read: what it says itself of its parts, which are of no more than the file holds."""
+    made = getattr(tokenizer, "backend_tokenizer", None)
+    for field in ("normalizer", "pre_tokenizer", "decoder"):
+        part = getattr(made, field, None)
+        if part is not None:
+            check_growth(json.loads(part.__getstate__()), field)
 
 
 def _json(directory: Path, name: str) -> dict[str, Any]:
