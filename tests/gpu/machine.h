@@ -41,6 +41,7 @@ static float __frsqrt_rn(float a) { return (float)(1.0 / std::sqrt((double)a)); 
 static float exponential(float number) { return std::exp(number); }
 static void begin_next_kernel() {}
 static void wait_for_kernels_before() {}
+static void prefetch(const u8*) {}
 static float load_volatile(const float* at) { return *at; }
 static int count_up(u32* counter, int calls) {
     *counter = *counter + 1 == (u32)calls ? 0 : *counter + 1;

@@ -10,7 +10,7 @@ import torch
 
 import uqff
 from tests.gpu import token_reference
-from tests.gpu.test_hqq_product import CASES, record
+from tests.gpu.test_hqq_product import BITS, CASES, record
 from uqff import QuantizedTensor
 from uqff.gpu import kernels, tiling, token
 from uqff.parallel.product import multiply
@@ -46,6 +46,26 @@ def check(weight: QuantizedTensor, most: int = 16) -> None:
 def test_products_with_hqq(bits: int, axis: int, shape: tuple[int, int]) -> None:
     """Blocks of every number of tiles; more inputs than are prepared together."""
     check(record(bits, axis, shape), 8)
+
+
+@pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize("shape", [(4096 + 64, 768), (8192 + 64, 768), (4096, 192)])
+def test_products_with_hqq_by_tiles(bits: int, shape: tuple[int, int]) -> None:
+    """More rows than HQQ's own kernels take; outputs that no tile ends with; none where inputs are no whole stages."""
+    weight = record(bits, 0, shape).to("cuda")
+    exact, stored = weight.dequantize(torch.float32).double(), weight.stored_on_gpu()
+    assert stored is not None
+    generator, capability = torch.Generator("cuda").manual_seed(5), torch.cuda.get_device_capability()
+    for dtype, allowed in zip(DTYPES, (2e-3, 5e-4), strict=True):
+        for batch in (9, 16, 33, 64, 100, 129, 256):
+            x = torch.randn(batch, shape[1], device="cuda", generator=generator).to(dtype)
+            got, again = (kernels.multiply(stored, x, shape[0]) for _ in range(2))
+            made = shape[1] % 256 == 0 and tiling.hqq(capability, *shape, batch, bits) is not None
+            assert (got is not None) == made
+            if got is not None and again is not None:
+                expected = x.double() @ exact.T
+                assert float((got.double() - expected).norm() / expected.norm()) <= 1.6 * allowed
+                assert torch.equal(got, again)
 
 
 def test_products_with_q8k() -> None:

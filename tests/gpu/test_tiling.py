@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from uqff.gpu.tiling import FEW, Tiling, chosen, ring, widest
+from uqff.gpu.tiling import FEW, Tiling, chosen, hqq, ring, widest
 
 AMPERE, HOPPER, BLACKWELL = (8, 0), (9, 0), (10, 0)
 
@@ -50,7 +50,33 @@ def test_the_rule_knows_types() -> None:
     assert chosen(HOPPER, 14336, 4096, 32, "Q4K", 4.5) == Tiling(32, 4, 2, 4, wide=True, unit=128)
     assert chosen(HOPPER, 14336, 4096, 64, "Q4K", 4.5) == Tiling(64, 4, 2, 4, wide=True, unit=128)
     assert chosen(HOPPER, 14336, 4096, 64, "Q5K", 5.5) == Tiling(64, 16, 2, 1, wide=True)
+    few = [chosen(HOPPER, 4096, 4096, 64, decoder, 4.5) for decoder in ("Q4K", "Mxfp4")]
+    assert few == [Tiling(64, 4, 2, 2, wide=True, unit=128), Tiling(64, 4, 4, 4, wide=True, unit=128)]
     assert [chosen(HOPPER, outputs, 4096, 16, "Mxfp4", 4) for outputs in (4096, 8192)] == [None, Tiling(16, 4, 2, 4)]
+
+
+@pytest.mark.parametrize(
+    ("outputs", "columns", "bits", "expected"),
+    [
+        (14336, 9, 4, Tiling(32, 8, 2, 2, wide=True)),
+        (14336, 64, 4, Tiling(64, 16, 2, 1, wide=True)),
+        (14336, 64, 3, Tiling(64, 8, 2, 2, wide=True)),
+        (14336, 65, 3, Tiling(128, 8, 1, 1, wide=True, beside=4)),
+        (14336, 256, 8, Tiling(256, 8, 1, 1, wide=True, beside=4)),
+        (14336, 256, 3, None),
+        (14336, 257, 4, None),
+        (4096, 32, 4, Tiling(32, 4, 4, 4, wide=True)),
+        (4096, 32, 3, Tiling(32, 4, 2, 4, wide=True)),
+        (4096, 64, 8, Tiling(64, 4, 4, 3, wide=True)),
+        (4096, 64, 3, None),
+        (4096, 65, 4, None),
+        (4095, 16, 4, None),
+    ],
+)
+def test_the_rule_for_hqq(outputs: int, columns: int, bits: int, expected: Tiling | None) -> None:
+    """Neighbouring tiles are written together where there are many rows; codes of three bits are seldom faster."""
+    assert hqq(HOPPER, outputs, 4096, columns, bits) == expected
+    assert hqq(BLACKWELL, outputs, 4096, columns, bits) is None
 
 
 @pytest.mark.parametrize("capability", [AMPERE, HOPPER, BLACKWELL])

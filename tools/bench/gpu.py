@@ -138,7 +138,8 @@ def problems(rows: QuantizedTensor) -> Iterator[str]:
                 yield f"{name} to {dtype}: other bits"
     seeded = torch.Generator("cuda").manual_seed(3)
     few = weights.get("few inputs", weights.get("whole groups", rows))
-    several = [] if rows.kind.startswith("hqq") else [repeated(rows, (count, TILE[1])) for count in ODD_OUTPUTS]
+    whole = 64 if rows.kind.startswith("hqq") else 1
+    several = [repeated(rows, (-(-count // whole) * whole, TILE[1])) for count in ODD_OUTPUTS]
     for weight in (own := rows.to("cuda"), few.to("cuda"), *several):
         exact, buffers = weight.dequantize(torch.float32).double(), WeightBuffers(weight)
         for dtype, allowed in ALLOWED.items():

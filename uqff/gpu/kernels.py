@@ -37,6 +37,7 @@ __all__ = [
     "gather_multiply",
     "loaded",
     "multiply",
+    "multiply_wide",
 ]
 
 THREADS = 256
@@ -44,8 +45,6 @@ ALIGNMENT = 16
 """Bytes that a thread reads or writes together."""
 OLDEST = (8, 0)
 """The first compute capability with bfloat16 and asynchronous copies."""
-RUNS = 4
-"""How often a thread writes as much; as ``dequantize.cu`` has it."""
 STAGE, ROWS = 256, 16
 """Inputs that a warp multiplies with together, and outputs that a block makes; as ``product.cu`` has them."""
 WIDTHS = (1, 8, 16)
@@ -136,8 +135,8 @@ def dequantize(stored: Stored, out: torch.Tensor) -> bool:
         stored.numbers_into(out)
         return True
     with torch.cuda.device(out.device):
-        kernel = _dequantizer(stored.family, stored.decoder, dtype, out.device.index)
-        weights = THREADS * RUNS * ALIGNMENT // out.element_size()
+        kernel = _dequantizer(stored.family, stored.decoder, dtype, stored.runs, out.device.index)
+        weights = THREADS * stored.runs * ALIGNMENT // out.element_size()
         weight, to = Weight.of(stored, out.numel()), ctypes.c_void_p(out.data_ptr())
         kernel.launch_early((math.ceil(out.numel() / weights), 1), THREADS, weight, to)
     return True
@@ -167,6 +166,20 @@ def multiply(stored: Stored, x: torch.Tensor, rows: int) -> torch.Tensor | None:
     if tiling is None and columns > WIDEST:
         return None
     y = x.new_empty((*x.shape[:-1], rows))
+    _launch(stored, x.contiguous(), y, None, rows, columns, 1, 1, tiling)
+    return y
+
+
+def multiply_wide(stored: Stored, x: torch.Tensor, rows: int, tiling: Tiling) -> torch.Tensor:
+    """As :func:`multiply`, by ``wide.cu``, of a weight whose family has its own ``WideRows``.
+
+    Args:
+        stored: the weight, whose addresses are multiples of 16.
+        x: see there; a multiple of :data:`STAGE` inputs.
+        rows: likewise.
+        tiling: how.
+    """
+    y, columns = x.new_empty((*x.shape[:-1], rows)), x.numel() // x.shape[-1]
     _launch(stored, x.contiguous(), y, None, rows, columns, 1, 1, tiling)
     return y
 
@@ -255,7 +268,8 @@ def _launch(
             kernel.launch_early((x.shape[-1] // SPREAD, across * tiling.columns // SPREAD_ROWS), THREADS, given)
             product.x = image.data_ptr()
         kernel = _tiler(stored.family, stored.decoder, _known(x.dtype), tiling, x.device.index)
-        grid = math.ceil(rows / (ROWS * tiling.warps)) * tiling.splits, across
+        tiles = math.ceil(rows / (ROWS * tiling.warps))
+        grid = math.ceil(tiles / tiling.beside) * tiling.beside * tiling.splits, across
         kernel.launch_early(grid, 32 * tiling.warps, product)
 
 
@@ -294,9 +308,9 @@ def _known(dtype: torch.dtype) -> DType:
 
 
 @cache
-def _dequantizer(family: str, decoder: str, dtype: DType, index: int) -> driver.Kernel:
+def _dequantizer(family: str, decoder: str, dtype: DType, runs: int, index: int) -> driver.Kernel:
     compiling.LOGGER.info("compiling %s to %s for the GPU", decoder, dtype.name)
-    return _loaded(dequantize_source(family, decoder, dtype), index)
+    return _loaded(dequantize_source(family, decoder, dtype, runs), index)
 
 
 @cache

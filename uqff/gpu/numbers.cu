@@ -10,6 +10,20 @@ __device__ inline u32 load_u32(const u8* at) {
     return at[0] | (u32)at[1] << 8 | (u32)at[2] << 16 | (u32)at[3] << 24;
 }
 
+// Eight bytes at an address that is a multiple of ALIGN, in words of which each holds one of them.
+template <int ALIGN>
+__device__ inline void load_eight_bytes(const u8* at, u32* words) {
+    if (ALIGN >= 4) {
+        words[0] = *(const u32*)at, words[1] = *(const u32*)(at + 4);
+        return;
+    }
+    const int shift = 8 * ((int)(u64)at & 3);
+    const u32* from = (const u32*)((u64)at & ~3ull);
+    const u32 next = from[1];
+    words[0] = __funnelshift_r(from[0], next, shift);
+    words[1] = __funnelshift_r(next, *(const u32*)((u64)(at + 7) & ~3ull), shift);
+}
+
 __device__ inline float load_half(const u8* at) { return half_to_float(*(const u16*)at); }
 
 // The four numbers of a group of bytes: byte i of codes, less an offset; exact.

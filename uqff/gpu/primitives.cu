@@ -200,6 +200,9 @@ __device__ inline void wait_for_kernels_before() {
 #endif
 }
 
+// Brings the bytes from there into the cache that all multiprocessors share, whatever is written there later.
+__device__ inline void prefetch(const u8* at) { asm volatile("prefetch.global.L2 [%0];" ::"l"(at)); }
+
 // Some warps of a block wait for each other.
 __device__ inline void wait_for_threads(int barrier, int threads) {
     asm volatile("bar.sync %0, %1;" ::"r"(barrier), "r"(threads) : "memory");

@@ -181,6 +181,8 @@ struct NoRow {
 
 template <class K>
 struct Fused;
+template <class K>
+struct WideRows;
 
 // The weights that codes of a chunk stand for, rounded, in the order of the inputs: 8t + (0, 1), (2, 3), (4, 5), (6, 7)
 // of each 32, or as Halves has them.

@@ -18,9 +18,11 @@ __all__ = [
     "PRIMITIVES",
     "Stored",
     "decoders_source",
+    "dequantize_body",
     "dequantize_source",
     "launched_source",
     "product_source",
+    "spread_body",
     "spread_source",
     "tile_source",
     "token_source",
@@ -43,6 +45,7 @@ class Stored:
         parts: the stored tensors that it reads, at most four.
         numbers: that it needs beside the number of weights, at most five.
         alignment: bytes that all addresses must be multiples of.
+        runs: how often a thread that dequantises writes 16 bytes: a multiple of the pieces that it decodes together.
         along: how many of the parts, the first ones, a product reads row by row along with ``x``; 0 if no kernel does.
         product: what multiplies instead of ``product.cu``: takes ``x`` and the number of outputs.
         numbers_into: what dequantises instead of ``dequantize.cu``: takes where the numbers go.
@@ -54,6 +57,7 @@ class Stored:
     numbers: tuple[int, ...] = ()
     along: int = 0
     alignment: int = 4
+    runs: int = 2
     product: Callable[[torch.Tensor, int], torch.Tensor | None] | None = None
     numbers_into: Callable[[torch.Tensor], None] | None = None
 
@@ -76,14 +80,19 @@ extern "C" __global__ void __launch_bounds__({threads}) entry({given}) {{
     return _read("gpu/numbers.cu", *PRODUCT, "gpu/dequantize.cu", *family_files) + entry
 
 
-def dequantize_source(family: str, decoder: str, dtype: DType) -> str:
-    """The source of a kernel ``entry(Weight, out)``, without the primitives."""
+def dequantize_source(family: str, decoder: str, dtype: DType, runs: int) -> str:
+    """The source of a kernel ``entry(Weight, out)``, without the primitives; see :class:`Stored`."""
     entry = f"""
 extern "C" __global__ void __launch_bounds__(256) entry(Weight weight, u8* out) {{
-    dequantize<{decoder}, Write{dtype.name}>(weight, out);
+    {dequantize_body(decoder, dtype, runs)}
 }}
 """
     return _read("gpu/numbers.cu", f"families/{family}/gpu.cu", "gpu/dequantize.cu") + entry
+
+
+def dequantize_body(decoder: str, dtype: DType, runs: int) -> str:
+    """What a kernel of ``dequantize.cu`` does, in C++."""
+    return f"dequantize<{decoder}, Write{dtype.name}, {runs}>(weight, out);"
 
 
 def product_source(family: str, decoder: str, dtype: DType, columns: int) -> str:
@@ -170,19 +179,24 @@ def spread_source(family: str, decoder: str, dtype: DType, columns: int) -> str:
     """The source of a kernel ``entry(Spread)`` of ``spread.cu``, without the primitives."""
     entry = f"""
 extern "C" __global__ void entry(Spread from) {{
-    typedef Fused<{decoder}> F;
-    spread<F::Order, F::direct<Pairs{dtype.name}>(), {columns}>(from);
+    {spread_body(decoder, f"Pairs{dtype.name}", columns, "from")}
 }}
 """
     family_files = (f"families/{family}/gpu.cu", f"families/{family}/gpu_product.cu")
     return _read("gpu/numbers.cu", *PRODUCT, *family_files, "gpu/spread.cu") + entry
 
 
+def spread_body(decoder: str, pairs: str, columns: int, given: str) -> str:
+    """What a kernel of ``spread.cu`` does, in C++."""
+    return f"spread<Fused<{decoder}>::Order, Fused<{decoder}>::direct<{pairs}>(), {columns}>({given});"
+
+
 def wide_source(family: str, decoder: str, dtype: DType, tiling: Tiling) -> str:
     """As :func:`product_source`, of ``wide.cu``; for compute capability 9.0 only."""
     columns, warps, splits, blocks = tiling[:4]
-    how = f"{columns}, {warps}, {splits}, {blocks}, {tiling.unit}"
-    cluster = f"__cluster_dims__({splits}, 1, 1) " if splits > 1 else ""
+    how = f"{columns}, {warps}, {splits}, {blocks}, {tiling.unit}, {tiling.beside}"
+    size = splits * tiling.beside
+    cluster = f"__cluster_dims__({size}, 1, 1) " if size > 1 else ""
     entry = f"""
 extern "C" __device__ u8 shared_bytes[WideMemory<{decoder}, {columns}, {warps}, {blocks}, {tiling.unit}>::BYTES];
 extern "C" __global__ void {cluster}__launch_bounds__({32 * warps}, {blocks}) entry(Product product) {{

@@ -71,10 +71,26 @@ struct TileMemory {
     static const int BYTES = AHEAD * STAGE_BYTES > TERMS ? AHEAD * STAGE_BYTES : TERMS;
 };
 
+// Which outputs the rows of a block's tile are.
+//   row      of the tile that thread number i of those that write a row of y takes
+//   output   which that is, if there is one
+struct OutputsInOrder {
+    int begin, rows;
+    __device__ OutputsInOrder(int block_row, int rows) : begin(block_row), rows(rows) {}
+    template <int ROWS>
+    __device__ static int row(int i) {
+        return i;
+    }
+    __device__ bool there(int row) const { return begin + row < rows; }
+    __device__ int output(int row) const { return begin + row; }
+};
+
 // Writes what a block's warps have summed up: 16 outputs each, `columns` of COLUMNS rows of x, in the memory of the stages.
-template <class P, int COLUMNS, int WARPS_, int SPLITS>
-__device__ inline void end_tile(const float* sums, float* terms, u8* y, int rank, int block_row, int rows, int columns,
-                                float scale) {
+// The blocks of a cluster, of which this is number `rank`, have shared the inputs, or BESIDE of them have tiles beside each
+// other: each writes a part of these together, so that outputs which follow each other are written at once.
+template <class P, int COLUMNS, int WARPS_, int SPLITS, int BESIDE = 1, class Outputs>
+__device__ inline void end_tile(const float* sums, float* terms, u8* y, int rank, const Outputs& outputs, int rows,
+                                int columns, float scale) {
     const int ROWS = 16 * WARPS_, PITCH = ROWS + 4, lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     __syncthreads();
 #pragma unroll
@@ -83,18 +99,33 @@ __device__ inline void end_tile(const float* sums, float* terms, u8* y, int rank
         at[0] = sums[4 * tile], at[PITCH] = sums[4 * tile + 1];
         at[8] = sums[4 * tile + 2], at[PITCH + 8] = sums[4 * tile + 3];
     }
-    if (SPLITS > 1) cluster_barrier();
+    if (SPLITS * BESIDE > 1) cluster_barrier();
     else __syncthreads();
+    if constexpr (BESIDE > 1) {
+        const int TOGETHER = 8;
+        for (int at = rank * 32 * WARPS_ + threadIdx.x; at < COLUMNS / TOGETHER * ROWS * BESIDE; at += BESIDE * 32 * WARPS_) {
+            const int r = Outputs::template row<ROWS * BESIDE>(at % (ROWS * BESIDE)), first = at / (ROWS * BESIDE) * TOGETHER;
+            if (!outputs.there(r)) continue;
+            float sum[TOGETHER];
+#pragma unroll
+            for (int i = 0; i < TOGETHER; i++) sum[i] = load_of_cluster(terms + (first + i) * PITCH + r % ROWS, r / ROWS);
+#pragma unroll
+            for (int i = 0; i < TOGETHER; i++)
+                if (first + i < columns) ((u16*)y)[(i64)(first + i) * rows + outputs.output(r)] = (u16)P::pair(sum[i] * scale, 0.0f);
+        }
+        cluster_barrier();
+        return;
+    }
     for (int at = rank * 32 * WARPS_ + threadIdx.x; at < COLUMNS * ROWS; at += SPLITS * 32 * WARPS_) {
-        const int r = at % ROWS, column = at / ROWS;
-        if (block_row + r < rows && column < columns) {
+        const int r = Outputs::template row<ROWS>(at % ROWS), column = at / ROWS;
+        if (outputs.there(r) && column < columns) {
             const float* term = terms + column * PITCH + r;
             float sum = 0;
             if (SPLITS == 1) sum = *term;
             else
 #pragma unroll
                 for (int i = 0; i < SPLITS; i++) sum += load_of_cluster(term, i);
-            ((u16*)y)[(i64)column * rows + block_row + r] = (u16)P::pair(sum * scale, 0.0f);
+            ((u16*)y)[(i64)column * rows + outputs.output(r)] = (u16)P::pair(sum * scale, 0.0f);
         }
     }
     if (SPLITS > 1) cluster_barrier();  // nobody's memory goes while others read it
@@ -201,5 +232,6 @@ __device__ inline void multiply_tile(const Product& product) {
 
     begin_next_kernel();  // as late as this, so that its blocks find all multiprocessors equally busy
     wait_groups<0>();
-    end_tile<P, COLUMNS, WARPS_, SPLITS>(&sums[0][0], (float*)shared, y, rank, block_row, rows, columns, F::finish(product.weight));
+    const OutputsInOrder outputs(block_row, rows);
+    end_tile<P, COLUMNS, WARPS_, SPLITS>(&sums[0][0], (float*)shared, y, rank, outputs, rows, columns, F::finish(product.weight));
 }

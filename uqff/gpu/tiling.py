@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-__all__ = ["CLUSTERS", "FEW", "WARPGROUPS", "Tiling", "chosen", "ring", "widest"]
+__all__ = ["CLUSTERS", "FEW", "WARPGROUPS", "Tiling", "chosen", "hqq", "ring", "widest"]
 
 CLUSTERS = (9, 0)
 """The first compute capability with clusters of blocks, which ``tile.cu`` needs."""
@@ -38,6 +38,7 @@ class Tiling(NamedTuple):
         wide: whether it is of ``wide.cu``.
         ring: whether it is of ``ring.cu``, of which blocks stay.
         unit: inputs that ``wide.cu`` multiplies together.
+        beside: blocks of a cluster whose outputs it writes together; 1 if they share the inputs.
     """
 
     columns: int
@@ -47,6 +48,7 @@ class Tiling(NamedTuple):
     wide: bool = False
     ring: bool = False
     unit: int = 64
+    beside: int = 1
 
 
 def widest(capability: tuple[int, int]) -> int:
@@ -100,27 +102,64 @@ def chosen(
     elif columns <= FEW:
         found = None if not many and decoder.startswith(PRODUCT_OF_FEW_OUTPUTS) else Tiling(16, 4, 2, 4)
     elif capability == WARPGROUPS:
-        found = _wide(many, columns, bits <= SHORT)
+        found = _wide(many, columns, bits <= SHORT, decoder)
     elif columns <= 32:
         found = Tiling(32, 8, 1 if many else 4, 2)
     else:
         found = Tiling(64, 8, 1, 2) if many and columns <= 64 else None
-    if found is None:
+    return found and _with_inputs_for_all(found, inputs)
+
+
+def hqq(capability: tuple[int, int], outputs: int, inputs: int, columns: int, bits: int) -> Tiling | None:
+    """How ``wide.cu`` makes a product with an HQQ weight along axis 0; as :func:`chosen`.
+
+    Args:
+        capability: see there.
+        outputs: likewise.
+        inputs: likewise.
+        columns: likewise; more than HQQ's own kernels take.
+        bits: of a code.
+
+    Returns:
+        None: by dequantising first.
+    """
+    if capability != WARPGROUPS or outputs < SOME_OUTPUTS or columns > 256:
         return None
+    found = _hqq(outputs >= MANY_OUTPUTS, columns, bits)
+    return found and _with_inputs_for_all(found, inputs)
+
+
+def _hqq(many: bool, columns: int, bits: int) -> Tiling | None:
+    if not many:
+        if columns <= 32:
+            return Tiling(32, 4, 2, 4, wide=True) if bits == 3 else Tiling(32, 4, 4, 3 if bits == 8 else 4, wide=True)
+        return Tiling(64, 4, 4, 3 if bits == 8 else 4, wide=True) if columns <= 64 and bits != 3 else None
+    if columns <= 32:
+        return Tiling(32, 8, 2, 2, wide=True)
+    if columns <= 64:
+        return Tiling(64, 8, 2, 2, wide=True) if bits == 3 else Tiling(64, 16, 2, 1, wide=True)
+    if columns <= 128:
+        return Tiling(128, 8, 1, 1, wide=True, beside=4)
+    return None if bits == 3 else Tiling(256, 8, 1, 1, wide=True, beside=4)
+
+
+def _with_inputs_for_all(found: Tiling, inputs: int) -> Tiling:
+    """With no more blocks than share the inputs in whole stages."""
     splits = found.splits
     while splits > inputs // STAGE:
         splits //= 2
     return found._replace(splits=splits)
 
 
-def _wide(many: bool, columns: int, short: bool) -> Tiling | None:
+def _wide(many: bool, columns: int, short: bool, decoder: str) -> Tiling | None:
     if columns <= 32:
         if not many:
             return Tiling(32, 4, 4, 4, wide=True, unit=128)
         return Tiling(32, 4, 2, 4, wide=True, unit=128) if short else Tiling(32, 16, 2, 1, wide=True)
     if columns <= 64:
         if not many:
-            return Tiling(64, 4, 4, 4, wide=True, unit=128)
+            shared = not short or decoder == "Mxfp4"
+            return Tiling(64, 4, 4 if shared else 2, 4 if shared else 2, wide=True, unit=128)
         return Tiling(64, 4, 2, 4, wide=True, unit=128) if short else Tiling(64, 16, 2, 1, wide=True)
     if not many:
         return Tiling(128, 4, 2, 1, wide=True) if columns <= 128 else None

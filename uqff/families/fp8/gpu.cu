@@ -1,6 +1,7 @@
 // part: codes, the scale.
 
 struct Fp8 {
+    __device__ static void touch(const Weight& weight, i64 at) { prefetch(weight.part[0] + at); }
     template <int N, bool WHOLE>
     __device__ static void decode(const Weight& weight, i64 at, float* values) {
         float scale = F32::load(weight.part[1]);

@@ -11,9 +11,13 @@ if TYPE_CHECKING:
 
 __all__ = ["stored"]
 
+FOUR_TOGETHER = ("Q2K", "Q3K", "Q6K")
+"""Whose ``pieces`` are four."""
+
 
 def stored(weight: GGUF) -> Stored | None:
     """The blocks; plain numbers need no kernel."""
     if weight.block_type.block_size == 1:
         return None
-    return Stored("gguf", weight.block_type.name, (weight.data,), along=1)
+    name = weight.block_type.name
+    return Stored("gguf", name, (weight.data,), along=1, runs=4 if name in FOUR_TOGETHER else 2)

@@ -12,6 +12,7 @@ struct Hqq {
     __device__ static u32 word(const Weight& weight, i64 place) {
         return BITS == 3 ? ((const u32*)weight.part[0])[place] : weight.part[0][place];
     }
+    __device__ static void touch(const Weight&, i64) {}
     template <int N, bool WHOLE>
     __device__ static void decode(const Weight& weight, i64 at, float* values) {
         i64 total = weight.number[0], columns = weight.number[1], height = weight.number[2];
@@ -75,7 +76,7 @@ struct HqqColumns;
 
 template <int BITS, class S, class W>
 struct HqqColumns<Hqq<BITS, 0, S>, W> {
-    static const int PLANES = BITS == 3 ? 10 : 8 / BITS, WORDS = BITS == 3 ? 8 : 2, ROWS = BITS == 3 ? 2 : 4;
+    static const int PLANES = BITS == 3 ? 10 : 8 / BITS, WORDS = BITS == 3 ? 8 : 2, ROWS = 8;
 
     __device__ static void run(const Weight& weight, u8* out) {
         begin_next_kernel();
@@ -92,7 +93,7 @@ struct HqqColumns<Hqq<BITS, 0, S>, W> {
 #pragma unroll
             for (int i = 0; i < ROWS; i++) {
                 const i64 packed = first + i * (i64)gridDim.y;
-                if (packed >= height) break;
+                if (packed >= height) continue;
                 const u8* from = weight.part[0] + (packed * columns + column) * (WORDS / 2);
                 if (BITS == 3) load_words<4>(from, words[i]), load_words<4>(from + 16, words[i] + WORDS - 4);
                 else load_words<2>(from, words[i]);
@@ -100,8 +101,7 @@ struct HqqColumns<Hqq<BITS, 0, S>, W> {
 #pragma unroll
             for (int i = 0; i < ROWS; i++) {
                 const i64 packed = first + i * (i64)gridDim.y;
-                if (packed >= height) break;
-                write(words[i], packed, height, rows, columns, column, scales, zeros, out);
+                if (packed < height) write(words[i], packed, height, rows, columns, column, scales, zeros, out);
             }
         }
     }

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 from uqff.codes import DType
 from uqff.gpu import kernels
 from uqff.gpu.source import Stored, launched_source
+from uqff.gpu.tiling import hqq
 from uqff.numerics.packing import packed_rows
 
 if TYPE_CHECKING:
@@ -26,11 +27,13 @@ GROUP: Final = 64
 TILE: Final = 16
 """Outputs that a warp makes together."""
 WIDTHS: Final = (1, 8)
-"""Rows of ``x`` that there are kernels for; with more, to dequantise first is faster."""
+"""Rows of ``x`` that there are kernels of HQQ's own for."""
 EIGHT: Final = 8
 """Columns of M of a thread that dequantises along axis 0."""
-MANY: Final = 2112
-"""Blocks of threads that dequantise, about: two rounds of what a large GPU holds."""
+HELD: Final = 528
+"""Blocks of threads that dequantise at once, about."""
+TOGETHER: Final = 8
+"""Packed rows whose codes a thread reads at once."""
 
 
 class HqqProduct(ctypes.Structure):
@@ -61,7 +64,7 @@ def stored(weight: HQQ) -> Stored | None:
     made = Stored("hqq", decoder, parts, (columns, height), alignment=16)
     return replace(
         made,
-        product=partial(_multiply, made) if _has_product(weight) else None,
+        product=partial(_multiply, made, weight.bits, weight.axis) if _has_product(weight) else None,
         numbers_into=partial(_numbers_into, made) if weight.axis == 0 and columns % EIGHT == 0 else None,
     )
 
@@ -76,15 +79,21 @@ def _has_product(weight: HQQ) -> bool:
     )
 
 
-def _multiply(stored: Stored, x: torch.Tensor, rows: int) -> torch.Tensor | None:
+def _multiply(stored: Stored, bits: int, axis: int, x: torch.Tensor, rows: int) -> torch.Tensor | None:
     """``x Wᵀ``; None if no kernel does it. See :func:`uqff.gpu.kernels.multiply`."""
     dtype, inputs = DType.of_torch(x.dtype), x.shape[-1]
     columns = x.numel() // max(inputs, 1)
-    if dtype not in (DType.BF16, DType.F16) or not 0 < columns <= WIDTHS[-1] or not kernels.available(x.device):
+    if dtype not in (DType.BF16, DType.F16) or not columns or not kernels.available(x.device):
         return None
     if not all(part.is_contiguous() and part.data_ptr() % stored.alignment == 0 for part in stored.parts):
         return None
     import torch
+
+    if columns > WIDTHS[-1]:
+        if axis or inputs % kernels.STAGE:
+            return None
+        tiling = hqq(torch.cuda.get_device_capability(x.device), rows, inputs, columns, bits)
+        return None if tiling is None else kernels.multiply_wide(stored, x, rows, tiling)
 
     x, y = x.contiguous(), x.new_empty((*x.shape[:-1], rows))
     width = next(each for each in WIDTHS if columns <= each)
@@ -105,11 +114,14 @@ def _numbers_into(stored: Stored, out: torch.Tensor) -> None:
     dtype, (columns, height) = DType.of_torch(out.dtype), stored.numbers
     assert dtype is not None
     blocks = math.ceil(columns / EIGHT / kernels.THREADS)
+    # One round of blocks, or two that share the rows.
+    shares = max(HELD // blocks, 1 if height <= TOGETHER else 2)
     with torch.cuda.device(out.device):
         body = numbers_entry(stored.decoder, dtype)
-        kernel = _kernel("Weight weight, u8* out", body, f"{stored.decoder} to {dtype.name}", out.device.index)
+        what = f"{stored.decoder} to {dtype.name}"
+        kernel = _kernel("Weight weight, u8* out", body, what, out.device.index)
         weight, to = kernels.Weight.of(stored, out.numel()), ctypes.c_void_p(out.data_ptr())
-        kernel.launch_early((blocks, max(1, min(height, MANY // blocks))), kernels.THREADS, weight, to)
+        kernel.launch_early((blocks, min(height, shares)), kernels.THREADS, weight, to)
 
 
 def tiles_for(rows: int, multiprocessors: int) -> int:

@@ -238,3 +238,130 @@ struct HqqMultiply<Hqq<BITS, AXIS, S>, T, COLUMNS, TILES> {
         return number;
     }
 };
+
+// Many rows of x, by wide.cu.  Along axis 0 the 64 rows of M are the rows of the tile of four warps: an input has one
+// scale and one zero in all of them.  Codes are scaled as code · s - z s, rounded to the dtype of x.
+template <int BITS, class S>
+struct Fused<Hqq<BITS, 0, S>> : Basics {
+    typedef InOrder Order;
+};
+
+template <int BITS, class S>
+struct WideRows<Hqq<BITS, 0, S>> {
+    typedef HqqCodes<BITS> C;
+    static const int CHUNK = 32;
+    // Packed rows that a warp reads of a stage, and from which on; grains of a row.
+    static const int PACKED = BITS == 8 ? 16 : BITS == 3 ? 7 : 8, GRAINS = STAGE * C::BYTES / 16;
+    static const int PITCH = 16 * GRAINS + (BITS == 3 ? 16 : 32), NUMBERS = STAGE * S::SIZE;
+    static const int BYTES = PACKED * PITCH + 2 * NUMBERS;
+    static const int RAISED = BITS == 8 ? 32768 : 128;
+    const u8 *codes, *scales, *zeros, *taken;
+    i64 stride;
+    int tile;
+
+    // The blocks of 64 rows that go with column o of the outputs; a warp beyond the last has that one's.
+    __device__ void begin(const Product& product, int row, int stage, int lane) {
+        const int apart = product.rows / HQQ_GROUP, o = row / HQQ_GROUP < apart ? row / HQQ_GROUP : apart - 1;
+        const i64 from = (i64)o * product.inputs + stage * STAGE;
+        tile = row % HQQ_GROUP / 16, stride = (i64)apart * product.inputs * C::BYTES;
+        int first = 0;
+        if constexpr (BITS != 3) first = C::packed(tile, 0, 0);
+        codes = product.weight.part[0] + first * stride + from * C::BYTES + lane / GRAINS * stride + lane % GRAINS * 16;
+        scales = product.weight.part[1] + from * S::SIZE + lane * 16, zeros = product.weight.part[2] + from * S::SIZE + lane * 16;
+    }
+    __device__ void fetch(u8* held, int lane) {
+        if (GRAINS < 32) {
+#pragma unroll
+            for (int i = 0; i < PACKED * GRAINS / 32; i++) {
+                const int row = i * 32 / GRAINS;
+                copy_async<16>(held + (row + lane / GRAINS) * PITCH + lane % GRAINS * 16, codes + row * stride);
+            }
+        } else {
+#pragma unroll
+            for (int i = 0; i < PACKED * GRAINS / 32; i++) {
+                const int row = i * 32 / GRAINS, grain = i * 32 % GRAINS;
+                copy_async<16>(held + row * PITCH + (grain + lane) * 16, codes + row * stride + grain * 16);
+            }
+        }
+        u8* beside = held + PACKED * PITCH + lane * 16;
+#pragma unroll
+        for (int i = 0; i < NUMBERS / 512; i++) {
+            copy_async<16>(beside + i * 512, scales + i * 512);
+            copy_async<16>(beside + NUMBERS + i * 512, zeros + i * 512);
+        }
+        codes += 16 * GRAINS, scales += NUMBERS, zeros += NUMBERS;
+    }
+    __device__ void take(const Product&, const u8* held, int, int, int lane) {
+        const int g = lane / 4;
+        taken = held;
+        low.begin(held, tile, 0, g), high.begin(held, tile, 1, g);
+    }
+    // A lane's codes of a row: where they are, and how far they are shifted.
+    struct Codes {
+        const u8* at;
+        int shift;
+        __device__ void begin(const u8* held, int tile, int half, int g) {
+            if constexpr (BITS == 3) {
+                const int row = C::row(tile, half, g);
+                at = held + row % C::HEIGHT * PITCH, shift = 3 * (9 - row / C::HEIGHT);
+            } else {
+                at = held + (C::packed(tile, half, g) - C::packed(tile, 0, 0)) * PITCH;
+                shift = BITS * (C::PLANES - 1 - C::plane(tile, half, g));
+            }
+        }
+        // Eight, plus RAISED.
+        __device__ void load(int chunk, int t, float* raised) const {
+            if constexpr (BITS == 3) {
+                u32 words[8];
+                load_words<4>(at + 128 * chunk + 32 * t, words), load_words<4>(at + 128 * chunk + 32 * t + 16, words + 4);
+#pragma unroll
+                for (int i = 0; i < 8; i++) {
+                    const u32 turned = __funnelshift_r(words[i], words[i], shift + 16);
+                    raised[i] = bits_to_float(and_or(turned, 0x00070000u, 0x43000000u));
+                }
+            } else {
+                u32 words[2];
+                load_words<2>(at + 32 * chunk + 8 * t, words);
+#pragma unroll
+                for (int i = 0; i < 8; i++) {
+                    const u32 four = BITS == 8 ? words[i / 4] : words[i / 4] >> shift & 0x01010101u * ((1u << BITS) - 1);
+                    raised[i] = bits_to_float(BITS == 8 ? __byte_perm(four, 0x47000000u, 0x7404u | i % 4 << 4)
+                                                        : __byte_perm(four, 0x43000000u, 0x7044u | i % 4 << 8));
+                }
+            }
+        }
+    } low, high;
+    template <class P, int CHUNKS>
+    __device__ void decode(int first, int t, u32* low_pairs, u32* high_pairs) const {
+#pragma unroll
+        for (int i = 0; i < CHUNKS; i++) {
+            float s[8], b[8], values[8];
+            const u8* beside = taken + PACKED * PITCH + (32 * (first + i) + 8 * t) * S::SIZE;
+            load_eight<S>(beside, s), load_eight<S>(beside + NUMBERS, b);
+#pragma unroll
+            for (int j = 0; j < 8; j++) b[j] = -s[j] * (b[j] + RAISED);
+#pragma unroll
+            for (int half = 0; half < 2; half++) {
+                (half ? high : low).load(first + i, t, values);
+#pragma unroll
+                for (int j = 0; j < 8; j++) values[j] = __fmaf_rn(s[j], values[j], b[j]);
+#pragma unroll
+                for (int j = 0; j < 4; j++) (half ? high_pairs : low_pairs)[4 * i + j] = P::pair(values[2 * j], values[2 * j + 1]);
+            }
+        }
+    }
+    // Neighbouring threads write neighbouring outputs: those of the same row of M.
+    struct Outputs {
+        int begin, apart;
+        __device__ Outputs(int block_row, int rows) : begin(block_row / HQQ_GROUP), apart(rows / HQQ_GROUP) {}
+        template <int ROWS>
+        __device__ static int row(int i) {
+            return i % (ROWS / HQQ_GROUP) * HQQ_GROUP + i / (ROWS / HQQ_GROUP);
+        }
+        __device__ bool there(int row) const { return begin + row / HQQ_GROUP < apart; }
+        __device__ int output(int row) const {
+            return C::row(row % HQQ_GROUP / 16, row / 8 % 2, row % 8) * apart + begin + row / HQQ_GROUP;
+        }
+    };
+    __device__ static float finish(const Weight&) { return 1.0f; }
+};

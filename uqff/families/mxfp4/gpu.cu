@@ -6,6 +6,7 @@ __device__ inline float e2m1_to_float(u32 nibble) {
 }
 
 struct Mxfp4 {
+    __device__ static void touch(const Weight& weight, i64 at) { prefetch(weight.part[0] + at / 2), prefetch(weight.part[1] + at / 32); }
     template <int N, bool WHOLE>
     __device__ static void decode(const Weight& weight, i64 at, float* values) {
         u32 codes = N == 8 ? load_u32<4>(weight.part[0] + at / 2) : *(const u16*)(weight.part[0] + at / 2);
