@@ -12,6 +12,7 @@ import uqff
 from tests.gpu import token_reference
 from tests.gpu.test_hqq_product import BITS, CASES, record
 from uqff import QuantizedTensor
+from uqff.families.hqq import gpu_tiling
 from uqff.gpu import kernels, tiling, token
 from uqff.parallel.product import multiply
 from uqff.parallel.weight import WeightBuffers
@@ -60,7 +61,7 @@ def test_products_with_hqq_by_tiles(bits: int, shape: tuple[int, int]) -> None:
         for batch in (9, 16, 33, 64, 100, 129, 256):
             x = torch.randn(batch, shape[1], device="cuda", generator=generator).to(dtype)
             got, again = (kernels.multiply(stored, x, shape[0]) for _ in range(2))
-            made = shape[1] % 256 == 0 and tiling.hqq(capability, *shape, batch, bits) is not None
+            made = shape[1] % 256 == 0 and gpu_tiling.chosen(capability, *shape, batch, bits) is not None
             assert (got is not None) == made
             if got is not None and again is not None:
                 expected = x.double() @ exact.T

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from uqff.gpu.tiling import FEW, Tiling, chosen, hqq, ring, widest
+from uqff.families.hqq import gpu_tiling
+from uqff.gpu.tiling import FEW, Tiling, chosen, ring, widest
 
 AMPERE, HOPPER, BLACKWELL = (8, 0), (9, 0), (10, 0)
 
@@ -75,8 +76,8 @@ def test_the_rule_knows_types() -> None:
 )
 def test_the_rule_for_hqq(outputs: int, columns: int, bits: int, expected: Tiling | None) -> None:
     """Neighbouring tiles are written together where there are many rows; codes of three bits are seldom faster."""
-    assert hqq(HOPPER, outputs, 4096, columns, bits) == expected
-    assert hqq(BLACKWELL, outputs, 4096, columns, bits) is None
+    assert gpu_tiling.chosen(HOPPER, outputs, 4096, columns, bits) == expected
+    assert gpu_tiling.chosen(BLACKWELL, outputs, 4096, columns, bits) is None
 
 
 @pytest.mark.parametrize("capability", [AMPERE, HOPPER, BLACKWELL])

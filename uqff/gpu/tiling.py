@@ -7,7 +7,18 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-__all__ = ["CLUSTERS", "FEW", "WARPGROUPS", "Tiling", "chosen", "hqq", "ring", "widest"]
+__all__ = [
+    "CLUSTERS",
+    "FEW",
+    "MANY_OUTPUTS",
+    "SOME_OUTPUTS",
+    "WARPGROUPS",
+    "Tiling",
+    "chosen",
+    "ring",
+    "widest",
+    "with_inputs_for_all",
+]
 
 CLUSTERS = (9, 0)
 """The first compute capability with clusters of blocks, which ``tile.cu`` needs."""
@@ -107,44 +118,16 @@ def chosen(
         found = Tiling(32, 8, 1 if many else 4, 2)
     else:
         found = Tiling(64, 8, 1, 2) if many and columns <= 64 else None
-    return found and _with_inputs_for_all(found, inputs)
+    return found and with_inputs_for_all(found, inputs)
 
 
-def hqq(capability: tuple[int, int], outputs: int, inputs: int, columns: int, bits: int) -> Tiling | None:
-    """How ``wide.cu`` makes a product with an HQQ weight along axis 0; as :func:`chosen`.
+def with_inputs_for_all(found: Tiling, inputs: int) -> Tiling:
+    """With no more blocks than share the inputs in whole stages.
 
     Args:
-        capability: see there.
-        outputs: likewise.
-        inputs: likewise.
-        columns: likewise; more than HQQ's own kernels take.
-        bits: of a code.
-
-    Returns:
-        None: by dequantising first.
+        found: what would share them.
+        inputs: a multiple of :data:`STAGE`.
     """
-    if capability != WARPGROUPS or outputs < SOME_OUTPUTS or columns > 256:
-        return None
-    found = _hqq(outputs >= MANY_OUTPUTS, columns, bits)
-    return found and _with_inputs_for_all(found, inputs)
-
-
-def _hqq(many: bool, columns: int, bits: int) -> Tiling | None:
-    if not many:
-        if columns <= 32:
-            return Tiling(32, 4, 2, 4, wide=True) if bits == 3 else Tiling(32, 4, 4, 3 if bits == 8 else 4, wide=True)
-        return Tiling(64, 4, 4, 3 if bits == 8 else 4, wide=True) if columns <= 64 and bits != 3 else None
-    if columns <= 32:
-        return Tiling(32, 8, 2, 2, wide=True)
-    if columns <= 64:
-        return Tiling(64, 8, 2, 2, wide=True) if bits == 3 else Tiling(64, 16, 2, 1, wide=True)
-    if columns <= 128:
-        return Tiling(128, 8, 1, 1, wide=True, beside=4)
-    return None if bits == 3 else Tiling(256, 8, 1, 1, wide=True, beside=4)
-
-
-def _with_inputs_for_all(found: Tiling, inputs: int) -> Tiling:
-    """With no more blocks than share the inputs in whole stages."""
     splits = found.splits
     while splits > inputs // STAGE:
         splits //= 2

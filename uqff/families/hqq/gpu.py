@@ -9,9 +9,9 @@ from functools import cache, partial
 from typing import TYPE_CHECKING, Final
 
 from uqff.codes import DType
+from uqff.families.hqq import gpu_tiling
 from uqff.gpu import kernels
 from uqff.gpu.source import Stored, launched_source
-from uqff.gpu.tiling import hqq
 from uqff.numerics.packing import packed_rows
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ def _multiply(stored: Stored, bits: int, axis: int, x: torch.Tensor, rows: int) 
     if columns > WIDTHS[-1]:
         if axis or inputs % kernels.STAGE:
             return None
-        tiling = hqq(torch.cuda.get_device_capability(x.device), rows, inputs, columns, bits)
+        tiling = gpu_tiling.chosen(torch.cuda.get_device_capability(x.device), rows, inputs, columns, bits)
         return None if tiling is None else kernels.multiply_wide(stored, x, rows, tiling)
 
     x, y = x.contiguous(), x.new_empty((*x.shape[:-1], rows))
