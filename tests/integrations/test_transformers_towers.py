@@ -63,7 +63,7 @@ PICTURES: Final[dict[str, Picture]] = {
     "Llama 4": _plain(1, 1),
     "LLaVA": _plain(4, 1),
     "LLaVA-NeXT": _sized(14, (1, 3), [[IMAGE, 2 * IMAGE]]),
-    "Mistral 3": _sized(2, (2,), [[IMAGE, IMAGE]] * 2),
+    **dict.fromkeys(("Mistral 3", "Ministral 3"), _sized(2, (2,), [[IMAGE, IMAGE]] * 2)),
     "Idefics2": _plain(4, 1, 1),
     "Idefics3": _plain(1, 1, 1),
     "LFM2-VL": (
@@ -85,7 +85,8 @@ PICTURES: Final[dict[str, Picture]] = {
     ),
 }
 """One of each architecture of which a processor of transformers is not needed for that."""
-NAMES = [*(each.title for each in MULTIMODAL if each.title in PICTURES), "Gemma 4", "Gemma 4 MoE", "Muse-Glimmer"]
+WITHOUT = ("Gemma 4", "Gemma 4 MoE", "Muse-Glimmer")
+NAMES = [*(each.title for each in MULTIMODAL if each.title in PICTURES), "Ministral 3", *WITHOUT]
 """Those without a picture are asked for text; layers of their towers are compared."""
 
 
