@@ -39,13 +39,11 @@ from tools.interop import (
     entries,
     golden,
     kept,
-    llamacpp,
     migration,
     quantisers,
     reading,
     running,
 )
-from tools.interop import gguf as converting
 from tools.interop.cases import CASES
 from tools.interop.client import Client
 from tools.interop.install import has, install_client
@@ -166,10 +164,12 @@ def check_migration(clients: dict[str, Client], kinds: tuple[str, ...], console:
     return bool(failed)
 
 
-def check_converted(client: Client, console: Console) -> bool:
+def check_converted(clients: dict[str, Client], console: Console) -> bool:
     """Print the table of the conversions and what differs; return whether anything does."""
+    from tools.interop import gguf as converting  # models run in it, whose libraries other tables do not wait for
+
     with tempfile.TemporaryDirectory() as folder:
-        rows = list(converting.check_all(client, Path(folder)))
+        rows = list(converting.check_all(clients[converting.CLIENT_VERSION], Path(folder)))
     console.print(converting.table_of(rows))
     failed = [row for row in rows if row.problem is not None]
     for row in failed:
@@ -180,6 +180,8 @@ def check_converted(client: Client, console: Console) -> bool:
 
 def check_llamacpp(console: Console) -> bool:
     """Print the table of llama.cpp; return whether anything differs."""
+    from tools.interop import llamacpp  # likewise
+
     package, _, version = llamacpp.PACKAGES[0].partition("==")
     python = install_client(version, package, *llamacpp.PACKAGES[1:])
     with tempfile.TemporaryDirectory() as folder:
@@ -307,7 +309,7 @@ def main(
         ENTRIES: lambda: check_entries(clients[entries.CLIENT_VERSION], kinds, console),
         QUANTISERS: lambda: check_quantisers(clients, kinds, models, console, not_run),
         MIGRATION: lambda: check_migration(clients, kinds, console, not_run),
-        CONVERTED: lambda: check_converted(clients[converting.CLIENT_VERSION], console),
+        CONVERTED: lambda: check_converted(clients, console),
         RUNNING: lambda: check_running(clients, kinds, console, not_run),
         KEPT: lambda: check_kept(clients[kept.CLIENT_VERSION], console),
         CONFIGURATIONS: lambda: check_configurations(clients[configs.CLIENT_VERSION], console),
