@@ -13,9 +13,9 @@ from uqff.errors import FormatError
 from uqff.importance.hessians import COUNTS, FORMAT, VERSION, Hessians, HessianWriter
 
 
-@pytest.mark.parametrize("wrong", [np.nan, np.inf])
-def test_numbers_that_are_not_finite_are_refused(tmp_path: Path, wrong: float) -> None:
-    """The file is blamed and the layer; not the weight, whose feedback would be NaN."""
+@pytest.mark.parametrize("wrong", [np.nan, np.inf, -1])
+def test_numbers_of_no_inputs_are_refused(tmp_path: Path, wrong: float) -> None:
+    """The file is blamed and the layer; not the weight, whose feedback would be NaN, or left out without a word."""
     writer = HessianWriter(tmp_path / "h", {"a.up_proj": (2, 2), "a.down_proj": (2, 2)})
     writer.add("a.up_proj", np.array([[1, 0], [0, wrong]], np.float32), np.ones(1, np.int64))
     writer.add("a.down_proj", np.eye(2, dtype=np.float32), np.ones(1, np.int64))

@@ -141,11 +141,11 @@ class LayerHessian(NamedTuple):
         Of experts that got no token it is the sum of those that did.
 
         Raises:
-            FormatError: a number is not finite.
+            FormatError: a number is not finite, or a sum of squares negative.
         """
         found, counts = self.file[self.name], self.file.counts(self.name)
-        if not np.isfinite(found).all():
-            path, expected = str(self.file.path), "finite numbers"
+        if not np.isfinite(found).all() or (np.diagonal(found, axis1=-2, axis2=-1) < 0).any():
+            path, expected = str(self.file.path), "finite numbers, on the diagonal none below 0"
             raise FormatError("not XᵀX of any inputs", file=path, layer=self.name, field="hessian", expected=expected)
         if found.ndim == 2:
             return found[None]
