@@ -127,6 +127,7 @@ def _loaded(directory: Path, **options: Any) -> Any:
 
 
 @reads
+@pytest.mark.filterwarnings("ignore:`hidden_state` is deprecated")  # transformers 5.17 calls its own Mllama so
 @pytest.mark.parametrize("name", NAMES)
 def test_a_whole_model_of_uqff(name: str, written: Written, tmp_path: Path) -> None:
     """A layer for each of the file; logits of a picture are those of what is dequantised; saved as it was read."""

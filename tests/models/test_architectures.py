@@ -336,3 +336,14 @@ def test_gemma_3n_has_projections_of_streams_and_keys_that_nothing_reads() -> No
     assert idle_paths(config) == shared
     with pytest.raises(FormatError, match="not a count"):
         entry_names({**config, "text_config": {**text, "altup_num_inputs": 0}}, Version(1, 2, 0))
+
+
+@pytest.mark.parametrize("kind", ["full_attention", "indexed_attention", "qwen_sparse_attention"])
+def test_words_of_transformers_for_the_attention_of_qwen4_exp(kind: str) -> None:
+    """What `save_pretrained` calls it depends on the release; the layers are the same."""
+    text = {"layer_types": ["linear_attention", kind], "num_hidden_layers": 2, "num_experts": 2}
+    config = {"architectures": ["Qwen4ExpForConditionalGeneration"], "text_config": text}
+    keys = [entry.key for entry in entry_names(config, (1, 2, 0))]
+    assert "model.language_model.layers.0.linear_attn.out_proj" in keys
+    assert "model.language_model.layers.1.self_attn.o_proj" in keys
+    assert "model.language_model.layers.1.linear_attn.out_proj" not in keys

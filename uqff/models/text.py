@@ -217,11 +217,15 @@ def _is_sparse_after(first: str, expert_count: str) -> Callable[[Mapping[str, An
     return holds
 
 
+ATTENTION_TYPES: Final = (
+    *("full_attention", "sliding_attention", "attention"),
+    *("indexed_attention", "qwen_sparse_attention"),  # Qwen4-Exp's, as transformers writes it since 5.18 and before
+)
+
+
 def _attends(config: Mapping[str, Any], block: int) -> bool:
     kinds = listed(config, "layer_types") or listed(config, "layers_block_type")
-    if block < len(kinds):
-        return kinds[block] in ("full_attention", "sliding_attention", "indexed_attention", "attention")
-    return True
+    return block >= len(kinds) or kinds[block] in ATTENTION_TYPES
 
 
 def _attends_by_interval(config: Mapping[str, Any], block: int) -> bool:
