@@ -80,6 +80,22 @@ def test_no_assignment_is_better() -> None:
         within_cost(units, found[-1].cost / 2)
 
 
+def test_a_quality_between_two_of_the_frontier() -> None:
+    """The step from one to the next is all of a large unit; small ones are smaller for what it leaves of the cost."""
+    large = {"a": Candidate("a", 1000, 0.0, 10.0), "b": Candidate("b", 2000, 0.0, 0.0)}
+    small = {"a": Candidate("a", 10, 0.0, 1.0), "b": Candidate("b", 30, 0.0, 0.0)}
+    units = [Unit("large", [], large), Unit("small", [], small)]
+    assert [(each.nbytes, each.cost) for each in frontier(units)] == [(1010, 11), (1030, 10), (2030, 0)]
+    assert [within_cost(units, cost).nbytes for cost in (0, 0.9, 1, 9.9, 10, 11)] == [
+        2030,
+        2030,
+        2010,
+        2010,
+        1030,
+        1010,
+    ]
+
+
 def test_topology_selects_what_it_says() -> None:
     """Whole names only, dots and quotes are no patterns, one rule for the blocks of a projection."""
     kinds = {"model.layers.0.mlp.up_proj": "q4k", "model.layers.10.mlp.up_proj": "q4k", "lm_head": "q6k"}

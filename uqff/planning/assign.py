@@ -98,7 +98,7 @@ def within_size(units: Sequence[Unit], nbytes: int) -> Assignment:
 
 
 def within_cost(units: Sequence[Unit], cost: float) -> Assignment:
-    """The smallest assignment on the frontier that costs no more.
+    """The smallest assignment on the frontier that costs no more, and what then may still be smaller.
 
     Raises:
         UnsupportedError: none costs so little.
@@ -106,5 +106,26 @@ def within_cost(units: Sequence[Unit], cost: float) -> Assignment:
     found = frontier(units)
     for each in found:
         if each.cost <= cost:
-            return each
+            return _shrunk(units, each, cost)
     raise UnsupportedError("no mix of types is that good", expected=f"{found[-1].cost:.3g} or more", got=cost)
+
+
+def _shrunk(units: Sequence[Unit], made: Assignment, most: float) -> Assignment:
+    """With smaller candidates while the cost allows it, those first that save most; the frontier leaves gaps, which are
+    wide where units are few.
+    """
+    while True:
+        room, chosen = most - made.cost, made.chosen
+        moves = [
+            (candidate.nbytes - chosen[at].nbytes, candidate.cost, at, candidate)
+            for at, unit in enumerate(units)
+            for candidate in unit.candidates.values()
+            if candidate.nbytes < chosen[at].nbytes and candidate.cost - chosen[at].cost <= room
+        ]
+        if not moves:
+            return made
+        _, _, at, candidate = min(moves, key=lambda move: move[:3])
+        smaller = Assignment((*chosen[:at], candidate, *chosen[at + 1 :]))
+        if smaller.cost > most:  # by rounding
+            return made
+        made = smaller
