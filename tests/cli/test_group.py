@@ -39,6 +39,17 @@ def test_help_lists_the_table() -> None:
     assert result.output.endswith("\n\n".join("\n".join(lines) for lines in listed) + "\n")
 
 
+def test_a_command_that_is_spelt_otherwise() -> None:
+    """The one that is meant is named."""
+    for name, hint in (
+        ("quantise", " Did you mean 'quantize'?"),
+        ("dequantise", " Did you mean 'dequantize'?"),
+        ("xyzzy", ""),
+    ):
+        result = CliRunner().invoke(main, [name, "x"])
+        assert (result.exit_code, result.stderr.splitlines()[-1]) == (2, f"Error: No such command '{name}'.{hint}")
+
+
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_completion(shell: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The shell's script asks this very program, which then answers with commands, options, values and paths."""

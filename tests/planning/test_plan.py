@@ -328,6 +328,9 @@ def test_command(folder: Path, tmp_path: Path) -> None:
         done = CliRunner().invoke(main, [*call, option, str(tmp_path / "none.x")])
         assert (done.exit_code, f"{option} is about a mix" in done.stderr) == (2, True)
         assert not (tmp_path / "none.x").exists()
+    for option, number in (("--bits", "nan"), ("--bits", "inf"), ("--kld", "nan")):
+        done = CliRunner().invoke(main, [*call, option, number, "--text", str(folder / "text")])
+        assert (done.exit_code, "not a target: expected a number above 0" in done.stderr) == (1, True)
     for out, picture in (("nowhere/m.yaml", "p.svg"), ("m.yaml", "nowhere/p.svg"), ("m.yaml", "m.yaml")):
         places = ["--out", str(tmp_path / out), "--picture", str(tmp_path / picture)]
         done = CliRunner().invoke(main, [*call, "--bits", "0.001", *places])

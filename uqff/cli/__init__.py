@@ -11,6 +11,7 @@ import contextlib
 import errno
 import os
 import sys
+from difflib import get_close_matches
 from importlib import import_module
 from typing import Any, NoReturn
 
@@ -71,6 +72,18 @@ class LazyGroup(click.Group):
         command: click.Command = getattr(import_module(module), attribute)
         command.epilog = epilog(cmd_name)
         return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """The command that is meant; of an unknown one, say which may be."""
+        try:
+            return super().resolve_command(ctx, args)
+        except click.UsageError as error:
+            near = get_close_matches(args[0][:20], COMMANDS, 1)
+            if not near or args[0].startswith("-"):
+                raise
+            raise click.UsageError(f"{error.message.rstrip('.')}. Did you mean {near[0]!r}?", ctx) from None
 
     def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
         """The commands that begin so, from the table; then the options, as of any command."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import tempfile
 from collections import Counter
@@ -189,6 +190,9 @@ def plan_types(
     targets = [name for name, value in (("bits", bits), ("nbytes", nbytes), ("kld", kld)) if value is not None]
     if len(targets) > 1:
         raise UnsupportedError("one target at a time", expected="bits, nbytes or kld", got=" and ".join(targets))
+    for name, value in (("bits", bits), ("nbytes", nbytes), ("kld", kld)):
+        if value is not None and not (0 < value < math.inf):
+            raise UnsupportedError("not a target", field=name, expected="a number above 0", got=value)
     measure = measure or ("kld" if text is not None else "error")
     if text is None and (measure == "kld" or kld is not None):
         raise UnsupportedError("divergence needs a text to be measured on", field="text", expected="a file")
