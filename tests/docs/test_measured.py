@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from tools.bench.__main__ import MARK as BENCH
-from tools.bench.__main__ import PAGE, SECTIONS, filled
+from tools.bench.__main__ import PAGES, SECTIONS, SUMMARIES, filled
+from tools.bench.multiplying import BATCHES, KINDS, summary
 from tools.quality import tables
 
 ROW = {"kld": 0.0123456, "kld_error": 0.0001}
@@ -66,7 +67,23 @@ def test_pages_get_what_was_timed() -> None:
 
 
 def test_places_for_what_is_timed() -> None:
-    """The page has a place for token rates, and none that no section fills."""
-    places = {match[2] for match in BENCH.finditer(PAGE.read_text("utf-8"))}
-    assert "rates" in places
-    assert places <= set(SECTIONS)
+    """Each section but those that the page tells of in a sentence has its place, and the summary has README's."""
+    page, readme = ({match[2] for match in BENCH.finditer(path.read_text("utf-8"))} for path in PAGES)
+    assert page <= set(SECTIONS)
+    assert {"quantising", "dequantising", "engine", "models", "opening", "multiplying", "rates"} <= page
+    assert readme == {"products"}
+    assert set(SUMMARIES.values()) <= set(SECTIONS)
+
+
+def test_the_summary_of_products() -> None:
+    """The median beside float32 of each type by rows, and what the engine's arithmetic reaches where it differs."""
+    rows: list[dict[str, object]] = [
+        {"type": kind, "batch": batch, "× float32": f"{batch}.50 (9.99)", "engine's, × float32": ""}
+        for kind in KINDS
+        for batch in BATCHES
+    ]
+    rows[0]["engine's, × float32"] = "4.25 (5.00)"
+    table = summary(rows)
+    assert [row[""] for row in table] == ["1 row", "1 row, engine's arithmetic", "8 rows", "64 rows"]
+    assert [row["q4_0"] for row in table] == ["1.50", "4.25", "8.50", "64.50"]
+    assert [row["mxfp4"] for row in table] == ["1.50", "", "8.50", "64.50"]

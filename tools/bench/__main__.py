@@ -41,7 +41,9 @@ def markdown(rows: list[dict[str, object]]) -> str:
 
 
 MARK = re.compile(r"(<!-- measured: bench (\w+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
-PAGE = ROOT / "docs" / "pages" / "benchmarks.md"
+PAGES = (ROOT / "docs" / "pages" / "benchmarks.md", ROOT / "README.md")
+SUMMARIES = {"products": "multiplying"}
+"""Places for a section's ``summary(rows)``."""
 
 
 def filled(page: str, result: dict[str, Any]) -> str:
@@ -62,18 +64,20 @@ def filled(page: str, result: dict[str, Any]) -> str:
 @click.option("--only", multiple=True, type=click.Choice(list(SECTIONS)), help="Run this section only; repeatable.")
 @click.option("--out", type=click.Path(path_type=Path), default=Path("build/bench"), show_default=True)
 @click.option(
-    "--page", is_flag=True, help="Put the tables into docs/pages/benchmarks.md, where it has places for them."
+    "--page", is_flag=True, help="Put tables where docs/pages/benchmarks.md and README.md have places for them."
 )
 def main(only: tuple[str, ...], out: Path, page: bool) -> None:
     """Measure, print, and write OUT/bench.md and OUT/bench.json."""
     console = Console()
     machine = facts()
     result: dict[str, Any] = {"machine": machine}
+    summaries: dict[str, Any] = {}
     text = "# Benchmarks\n\n" + "\n".join(f"- {name}: {value}" for name, value in machine.items()) + "\n"
     console.print(text, highlight=False)
     for section in only or SECTIONS:
-        rows = importlib.import_module(f"tools.bench.{section}").measure()
-        result[section] = rows
+        module = importlib.import_module(f"tools.bench.{section}")
+        result[section] = rows = module.measure()
+        summaries |= {place: module.summary(rows) for place, of in SUMMARIES.items() if of == section}
         part = f"\n## {SECTIONS[section]}\n\n{markdown(rows)}"
         console.print(part, highlight=False, soft_wrap=True)
         text += part
@@ -81,7 +85,7 @@ def main(only: tuple[str, ...], out: Path, page: bool) -> None:
     (out / "bench.md").write_text(text, "utf-8")
     (out / "bench.json").write_text(json.dumps(result, indent=2) + "\n", "utf-8")
     if page:
-        settle([(PAGE, filled(PAGE.read_text("utf-8"), result))], check=False)
+        settle([(path, filled(path.read_text("utf-8"), result | summaries)) for path in PAGES], check=False)
     console.print(f"Written to {out}/bench.md and {out}/bench.json")
 
 

@@ -2,7 +2,8 @@
 
 Every type against ``torch.nn.functional.linear`` of the weight as plain float32 and bfloat16, against dequantising
 before each product (what layers do where there is no kernel), and against a plain read of the stored bytes on as many
-threads.  Weights up to some 30 MB may stay in a processor's last cache, in all columns alike.
+threads.  One row is multiplied in the engine's arithmetic, too, where that is another.  Weights up to some 30 MB may
+stay in a processor's last cache, in all columns alike.
 """
 
 from __future__ import annotations
@@ -20,12 +21,12 @@ from uqff.families import QuantizedTensor
 from uqff.parallel import ReplicatedLayer
 from uqff.simd.threads import run_ranges
 
-__all__ = ["measure"]
+__all__ = ["measure", "summary"]
 
 SIDE = 4096
 ROUNDS = 21
 BATCHES = (1, 8, 64)
-KINDS = ("Q4_0", "Q8_0", "Q2K", "Q4K", "Q6K", "AFQ4", "HQQ4/0", "FP8", "F8Q8", "MXFP4")
+KINDS = ("Q4_0", "Q8_0", "Q2K", "Q3K", "Q4K", "Q5K", "Q6K", "AFQ4", "HQQ4/0", "FP8", "F8Q8", "MXFP4")
 """As :mod:`tools.bench.dequantising` names them; the others are much like one of these."""
 
 
@@ -38,41 +39,62 @@ def measure() -> list[dict[str, object]]:
     for kind, record in records(SIDE, SIDE):
         if kind not in KINDS:
             continue
-        layer = ReplicatedLayer(record)
+        layer, as_engine = ReplicatedLayer(record), ReplicatedLayer(record)
+        as_engine.arithmetic = "engine"
+        integers = isinstance(as_engine.quantized_act_type(), str)
         for batch in BATCHES:
             x = torch.randn(batch, SIDE, generator=generator)
+            tasks: dict[str, Callable[[], object]] = {
+                "layer": partial(layer, x),
+                "linear": partial(torch.nn.functional.linear, x, plain),
+                "half": partial(torch.nn.functional.linear, x.bfloat16(), half),
+                "dequantised": partial(_dequantised, record, x),
+                "read": _read(record),
+            }
+            if integers and batch == 1:
+                # Behind a read, as the other is: after each of its products torch's threads spin for a while.
+                tasks |= {"engine": partial(as_engine, x), "read again": tasks["read"]}
             with torch.inference_mode():
-                found = in_turn(
-                    {
-                        "layer": partial(layer, x),
-                        "linear": partial(torch.nn.functional.linear, x, plain),
-                        "half": partial(torch.nn.functional.linear, x.bfloat16(), half),
-                        "dequantised": partial(_dequantised, record, x),
-                        "read": _read(record),
-                    },
-                    ROUNDS if batch == 1 else 5,
-                )
+                found = in_turn(tasks, ROUNDS if batch == 1 else 5)
             least = {name: min(taken) for name, taken in found.items()}
             middle = {name: statistics.median(taken) for name, taken in found.items()}
             rows.append(
                 {
                     "type": kind,
                     "batch": batch,
-                    "product ms": f"{1e3 * middle['layer']:.2f} ({1e3 * least['layer']:.2f})",
-                    "× float32": _ratios(middle["linear"], middle["layer"], least["linear"], least["layer"]),
-                    "× bfloat16": _ratios(middle["half"], middle["layer"], least["half"], least["layer"]),
-                    "× dequantised": _ratios(
-                        middle["dequantised"], middle["layer"], least["dequantised"], least["layer"]
-                    ),
-                    "of a read": _ratios(middle["read"], middle["layer"], least["read"], least["layer"]),
+                    "product ms": _product(middle, least, "layer"),
+                    "× float32": _beside(middle, least, "linear", "layer"),
+                    "× bfloat16": _beside(middle, least, "half", "layer"),
+                    "× dequantised": _beside(middle, least, "dequantised", "layer"),
+                    "of a read": _beside(middle, least, "read", "layer"),
+                    "engine's arithmetic, ms": _product(middle, least, "engine"),
+                    "engine's, × float32": _beside(middle, least, "linear", "engine"),
+                    "engine's, of a read": _beside(middle, least, "read", "engine"),
                     "MB": round(record.nbytes / 1e6, 1),
                 }
             )
     return rows
 
 
-def _ratios(a: float, b: float, least_a: float, least_b: float) -> str:
-    return f"{a / b:.2f} ({least_a / least_b:.2f})"
+def summary(rows: list[dict[str, object]]) -> list[dict[str, object]]:
+    """The medians beside float32, a column a type, as README has them."""
+    wanted = [(f"{batch} row{'s' * (batch > 1)}", batch, "× float32") for batch in BATCHES]
+    wanted.insert(1, ("1 row, engine's arithmetic", 1, "engine's, × float32"))
+    found = {(row["type"], row["batch"]): row for row in rows}
+    return [
+        {"": title} | {kind.lower(): str(found[kind, batch][column]).partition(" ")[0] for kind in KINDS}
+        for title, batch, column in wanted
+    ]
+
+
+def _product(middle: dict[str, float], least: dict[str, float], task: str) -> str:
+    return f"{1e3 * middle[task]:.2f} ({1e3 * least[task]:.2f})" if task in middle else ""
+
+
+def _beside(middle: dict[str, float], least: dict[str, float], other: str, task: str) -> str:
+    if task not in middle:
+        return ""
+    return f"{middle[other] / middle[task]:.2f} ({least[other] / least[task]:.2f})"
 
 
 def _dequantised(record: QuantizedTensor, x: torch.Tensor) -> torch.Tensor:
