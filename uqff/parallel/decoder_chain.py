@@ -140,7 +140,7 @@ class _Norm(NamedTuple):
         return [Task(row.norm, (x, self.weight, self.eps, self.lanes, out), len(x), len(x))]
 
 
-class _Layer(NamedTuple):
+class _ChainedLayer(NamedTuple):
     """A layer of a decoder."""
 
     attention: Any
@@ -157,7 +157,7 @@ class _Layer(NamedTuple):
     down: _Linear
 
     @classmethod
-    def of(cls, layer: Any) -> _Layer | None:
+    def of(cls, layer: Any) -> _ChainedLayer | None:
         """None if it has anything that a chain does not know."""
         attention, mlp = layer.self_attn, layer.mlp
         gated = type(getattr(mlp, "act_fn", None)).__name__ in ("SiLU", "SiLUActivation")
@@ -182,7 +182,9 @@ class _Layer(NamedTuple):
 class DecoderChain:
     """Hidden states of a token to logits, or to what the head takes."""
 
-    def __init__(self, layers: Sequence[_Layer], norm: _Norm, head: _Linear | None, cache: Any, angles: Any) -> None:
+    def __init__(
+        self, layers: Sequence[_ChainedLayer], norm: _Norm, head: _Linear | None, cache: Any, angles: Any
+    ) -> None:
         """See :meth:`of`.
 
         Raises:
@@ -227,7 +229,7 @@ class DecoderChain:
         keys, values = cache[0].room()
         if not simd.enabled() or keys.dtype is not torch.float32 or keys.shape != values.shape or len(keys) != 1:
             return None
-        made = [_Layer.of(layer) for layer in model.model.layers]
+        made = [_ChainedLayer.of(layer) for layer in model.model.layers]
         norm, head = _Norm.of(model.model, "norm"), _head(model)
         layers = [each for each in made if each is not None]
         if norm is None or len(layers) != len(made) or not _gates_alike():
@@ -285,7 +287,7 @@ class DecoderChain:
                 chain(threads)
         return (self._normed if self.logits is None else self.logits).view(1, 1, -1)
 
-    def _before(self, layer: _Layer, keys: F32, values: F32) -> Stages:
+    def _before(self, layer: _ChainedLayer, keys: F32, values: F32) -> Stages:
         """From the sum so far to queries, and keys and values in the cache."""
         from uqff.simd import row
         from uqff.simd.chain import Task
@@ -303,7 +305,7 @@ class DecoderChain:
         stages.append([Task(row.keep, (v, self._position, values), len(v), len(v))])
         return stages
 
-    def _after(self, layer: _Layer) -> Stages:
+    def _after(self, layer: _ChainedLayer) -> Stages:
         """From what attention gives to the sum."""
         from uqff.simd import row
         from uqff.simd.chain import Task
