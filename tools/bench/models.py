@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from tools.bench.processes import Usage, run
+from tools.interop import client_job
 from tools.interop.install import install_client
 from tools.tiny.models import SPECIAL_TOKENS, Float32, TinyModel
 
@@ -27,7 +28,7 @@ __all__ = ["DIMENSIONS", "ENGINE_VERSION", "LAYERS", "Repeated", "engine_command
 ENGINE_VERSION = "0.9.5"
 LAYERS = {"250 M": 5, "1 B": 20}
 ROUNDS = 5
-CLIENT = Path(__file__).resolve().parents[1] / "interop" / "client.py"
+CLIENT = Path(client_job.__file__).resolve()
 DIMENSIONS = "hidden size 2048, intermediate size 5632, bfloat16"
 
 
@@ -110,6 +111,8 @@ def measure() -> list[dict[str, object]]:
                         shutil.rmtree(out, ignore_errors=True)
                     theirs.mkdir()
                     usage = run(command)
+                    if not any((theirs if name == "engine" else ours).iterdir()):
+                        raise RuntimeError(f"{name} wrote nothing: {usage.output}")
                     if turn:
                         found[name].append(usage)
             seconds = {name: statistics.median(each.seconds for each in usages) for name, usages in found.items()}
