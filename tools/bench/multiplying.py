@@ -80,11 +80,13 @@ def summary(rows: list[dict[str, object]]) -> list[dict[str, object]]:
     """The medians beside float32, a column a type, as README has them."""
     wanted = [(f"{batch} row{'s' * (batch > 1)}", batch, "× float32") for batch in BATCHES]
     wanted.insert(1, ("1 row, engine's arithmetic", 1, "engine's, × float32"))
-    found = {(row["type"], row["batch"]): row for row in rows}
-    return [
-        {"": title} | {kind.lower(): str(found[kind, batch][column]).partition(" ")[0] for kind in KINDS}
-        for title, batch, column in wanted
-    ]
+    found = {(each["type"], each["batch"]): each for each in rows}
+    table: list[dict[str, object]] = []
+    for title, batch, column in wanted:
+        row: dict[str, object] = {"": title}
+        row |= {kind.lower(): str(found[kind, batch][column]).partition(" ")[0] for kind in KINDS}
+        table.append(row)
+    return table
 
 
 def _product(middle: dict[str, float], least: dict[str, float], task: str) -> str:
