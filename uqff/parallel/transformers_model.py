@@ -21,10 +21,10 @@ from uqff.models.architectures import is_tied_model, text_values
 from uqff.models.multimodal import MULTIMODAL
 from uqff.models.table import architecture_of
 from uqff.models.text import TEXT
-from uqff.parallel.constants import constants_of
 from uqff.parallel.gpt_oss import ClampedSwiGLU, GptOssBlock
 from uqff.parallel.heads import compute_n_kv_groups
 from uqff.parallel.plan import EMBEDDING, HEAD, Heads, fitting, roles_of
+from uqff.parallel.unstored import constants_of
 
 if TYPE_CHECKING:
     from uqff.parallel.comm import Comm
