@@ -11,7 +11,6 @@ import contextlib
 import errno
 import os
 import sys
-from difflib import get_close_matches
 from importlib import import_module
 from typing import Any, NoReturn
 
@@ -80,6 +79,8 @@ class LazyGroup(click.Group):
         try:
             return super().resolve_command(ctx, args)
         except click.UsageError as error:
+            from difflib import get_close_matches
+
             near = get_close_matches(args[0][:20], COMMANDS, 1)
             if not near or args[0].startswith("-"):
                 raise
