@@ -10,13 +10,15 @@ next run removes what this one has left.
 While the libraries of torch are loaded, Python does not get to look at what has come, and from a disk that is busy they
 may take seconds: there the signal itself ends the process, of which a shell reports the same code.
 
-This module imports nothing that the interpreter has not imported before its first line: what is interrupted earlier
-ends with Python's own traceback.
+This module imports nothing that the interpreter has not imported before its first line, but ``uqff.system``, which is
+like it: what is interrupted earlier ends with Python's own traceback.
 """
 
 import os
 import sys
 import time
+
+from uqff import system
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -75,8 +77,7 @@ class Raised:
         self._is_ours = _signal.getsignal(_signal.SIGINT) is _end
         if self._is_ours:
             self._hook, sys.unraisablehook = sys.unraisablehook, _unraisable
-            if hasattr(_signal, "setitimer"):
-                _signal.signal(_signal.SIGALRM, _raise)
+            system.on_alarm(_raise)
             _signal.signal(_signal.SIGINT, _raise)
             self._load, EXTENSIONS.create_module = EXTENSIONS.create_module, _slow_ones_end(EXTENSIONS.create_module)
 
@@ -84,22 +85,20 @@ class Raised:
         if self._is_ours:
             EXTENSIONS.create_module = self._load
             _signal.signal(_signal.SIGINT, _end)
-            if hasattr(_signal, "setitimer"):  # one that waits has come too late: the command is done
-                _signal.setitimer(_signal.ITIMER_REAL, 0)
-                _signal.signal(_signal.SIGALRM, _signal.SIG_DFL)
+            system.on_alarm(None)  # one that waits has come too late: the command is done
             sys.unraisablehook = self._hook
 
 
 def _raise(number: int, frame: "FrameType | None") -> None:
     each = frame
-    while each is not None and hasattr(_signal, "setitimer"):
+    while each is not None and system.has_alarms():
         if each.f_code.co_filename == IMPORTING or each.f_code.co_name == "__del__":
             now = time.monotonic()
             Raised.until = Raised.until or now + LONGEST
             if now >= Raised.until or (number == _signal.SIGINT and Raised.waits):
                 os._exit(INTERRUPTED)
             Raised.waits = number != _signal.SIGINT  # not of two that come at once, as from a group and its leader
-            _signal.setitimer(_signal.ITIMER_REAL, AGAIN)
+            system.ring(AGAIN)
             return
         each = each.f_back
     Raised.waits, Raised.until = False, 0.0
@@ -127,7 +126,7 @@ def _slow_ones_end(load: "Callable[..., Any]") -> "Callable[..., Any]":
 
 
 def _unraisable(lost: "sys.UnraisableHookArgs") -> None:
-    if issubclass(lost.exc_type, KeyboardInterrupt) and hasattr(_signal, "setitimer"):
-        _signal.setitimer(_signal.ITIMER_REAL, AGAIN)
+    if issubclass(lost.exc_type, KeyboardInterrupt) and system.has_alarms():
+        system.ring(AGAIN)
     else:
         sys.__unraisablehook__(lost)

@@ -185,4 +185,4 @@ def test_the_first_imports_are_few() -> None:
     done = subprocess.run(
         [sys.executable, "-I", "-S", "-c", script], capture_output=True, text=True, cwd=ROOT, check=True
     )
-    assert done.stdout == "['uqff', 'uqff.__main__', 'uqff._version', 'uqff.interrupts']\n"
+    assert done.stdout == "['uqff', 'uqff.__main__', 'uqff._version', 'uqff.interrupts', 'uqff.system']\n"

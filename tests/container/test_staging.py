@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from uqff.container.exchange import exchange
 from uqff.container.staging import check_space, staged_directory
+from uqff.system import exchange
 
 
 def test_space(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

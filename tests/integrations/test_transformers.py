@@ -91,6 +91,25 @@ def test_what_saving_does_not_know_is_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
+@reads
+def test_a_save_in_several_files(tmp_path: Path) -> None:
+    """By the options that transformers has for it, and gives itself when it pushes a model."""
+    directory, _ = write(TinyCase("llama", "q8_0", V1_2), tmp_path)
+    model = loaded(directory, quantization_config=UqffConfig())
+    model.save_pretrained(tmp_path / "none", is_main_process=False)
+    assert not (tmp_path / "none").exists()
+    model.save_pretrained(tmp_path / "saved", max_shard_size="20KB", safe_serialization=True, save_peft_format=True)
+    names = {path.name for path in (tmp_path / "saved").glob("*.uqff")}
+    assert names == {f"q8_0-{number}.uqff" for number in range(len(names))}
+    assert len(names) > 2
+    assert same_logits(loaded(tmp_path / "saved"), model)
+    for size in ("20 kilo", "0", -1, "GB"):
+        with pytest.raises(UnsupportedError, match="no such size"):
+            model.save_pretrained(tmp_path / "other", max_shard_size=size)
+    model.save_pretrained(tmp_path / "saved", max_shard_size=10**6)
+    assert [path.name for path in (tmp_path / "saved").glob("*.uqff")] == ["q8_0-0.uqff"]
+
+
 def checkpoint(folder: Path, architecture: str) -> Path:
     """A plain checkpoint."""
     directory, model = write(TinyCase(architecture, "unquant", V1_2, expert_inner=256), folder)

@@ -17,7 +17,7 @@ from pathlib import Path
 from random import Random
 
 from tools.crash.writers import WRITERS, State, Writer, make_sources, names
-from uqff.container.exchange import exchange
+from uqff.system import exchange
 
 __all__ = ["FAILED", "HANGS", "IN_A_ROW", "Cases", "Counted", "Scene"]
 

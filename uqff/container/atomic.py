@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import IO, BinaryIO
 
 from uqff.container.leftovers import create_locked, remove_left, try_lock
-from uqff.container.locks import can_lock
 from uqff.errors import UnsupportedError
+from uqff.system import can_lock
 
 __all__ = ["atomic_file", "atomic_files", "check_outputs", "copy_durably", "flush_to_disk", "settle", "sync_directory"]
 

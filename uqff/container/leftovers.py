@@ -8,7 +8,7 @@ import secrets
 import shutil
 from pathlib import Path
 
-from uqff.container.locks import can_lock, lock, open_to_lock
+from uqff.system import can_lock, lock, open_to_lock
 
 __all__ = ["create_beside", "create_locked", "is_left", "remove_left", "try_lock"]
 

@@ -13,6 +13,7 @@ from uqff.container.framing import Header, TensorEntry, parse_header
 from uqff.container.mapping import Memory, memory_of
 from uqff.errors import FormatError, MissingError, UnsupportedError, UqffError, located
 from uqff.schema.buffers import flat_bytes
+from uqff.system import advice as advice_number
 
 if TYPE_CHECKING:
     import torch
@@ -97,7 +98,7 @@ class MappedBytes:
             end: byte after the last.
             advice: ``DONTNEED``, ``WILLNEED``, ...: one of ``mmap.MADV_*``.
         """
-        value = getattr(mmap, f"MADV_{advice}", None)
+        value = advice_number(advice)
         if self._memory is not None and value is not None and begin < end:
             start = begin - begin % mmap.PAGESIZE
             self._memory.advise(value, start, end - start)

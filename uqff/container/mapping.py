@@ -8,15 +8,13 @@ program can prevent that for a mapping.  ``UQFF_MMAP=0`` reads each file whole i
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import mmap
 import os
-import sys
-import weakref
 from io import FileIO
 from typing import Any, Final, Protocol
 
 from uqff.errors import FormatError
+from uqff.system import FreeMap, advise, keeps_descriptors, mapping_options
 
 __all__ = ["VARIABLE", "Memory", "is_read", "memory_of"]
 
@@ -25,9 +23,6 @@ VARIABLE: Final = "UQFF_MMAP"
 
 MANY: Final = 256
 """File descriptors after which mappings keep none: a model may have more shards than a process may have open files."""
-
-NORESERVE: Final[int] = getattr(mmap, "MAP_NORESERVE", 0x4000 if sys.platform == "linux" else 0)
-"""Without it a kernel may refuse to map, copy-on-write, a file that is larger than its memory."""
 
 
 class Memory(Protocol):
@@ -43,65 +38,29 @@ class Memory(Protocol):
         """All of them."""
 
     def advise(self, advice: int, start: int, length: int) -> None:
-        """Tell the system how pages will be used: one of ``mmap.MADV_*``."""
+        """Tell the system how pages will be used: a number of :func:`uqff.system.advice`."""
 
     def close(self) -> None:
         """Give them back, or leave that to the last view."""
 
 
 class _Map:
-    """A mapping by Python's own module; before Python 3.13 it keeps a descriptor of the file."""
+    """A mapping: a ``FreeMap``, or by Python's own module, which before 3.13 keeps a descriptor of the file."""
 
     depends = True
 
-    def __init__(self, file: FileIO, size: int) -> None:
-        options: dict[str, Any] = {"trackfd": False} if sys.version_info >= (3, 13) and os.name != "nt" else {}
-        if hasattr(mmap, "MAP_PRIVATE"):
-            options |= {"flags": mmap.MAP_PRIVATE | NORESERVE, "prot": mmap.PROT_READ | mmap.PROT_WRITE}
-        else:
-            options |= {"access": mmap.ACCESS_COPY}
-        self._map = mmap.mmap(file.fileno(), size, **options)
+    def __init__(self, mapping: Any) -> None:
+        self._map = mapping
 
     def view(self) -> memoryview:
-        return memoryview(self._map)
+        return self._map.view() if isinstance(self._map, FreeMap) else memoryview(self._map)
 
     def advise(self, advice: int, start: int, length: int) -> None:
-        self._map.madvise(advice, start, length)
+        advise(self._map, advice, start, length)
 
     def close(self) -> None:
         with contextlib.suppress(BufferError):  # views are left
             self._map.close()
-
-
-class _FreeMap:
-    """A mapping that keeps no descriptor; it is given back when its last view is gone."""
-
-    depends = True
-
-    def __init__(self, file: FileIO, size: int) -> None:
-        self._library = ctypes.CDLL(None, use_errno=True)
-        self._library.mmap.restype = ctypes.c_void_p
-        word, number = ctypes.c_size_t, ctypes.c_int
-        self._library.mmap.argtypes = (ctypes.c_void_p, word, number, number, number, ctypes.c_int64)
-        self._library.munmap.argtypes = (ctypes.c_void_p, word)
-        self._library.madvise.argtypes = (ctypes.c_void_p, word, number)
-        flags, access = mmap.MAP_PRIVATE | NORESERVE, mmap.PROT_READ | mmap.PROT_WRITE
-        self._address = self._library.mmap(None, size, access, flags, file.fileno(), 0)
-        if self._address in (None, ctypes.c_void_p(-1).value):
-            error = ctypes.get_errno()
-            raise OSError(error, os.strerror(error), str(file.name))
-        self._bytes = (ctypes.c_uint8 * size).from_address(self._address)
-        # Not at exit: views may outlive it.
-        weakref.finalize(self._bytes, self._library.munmap, self._address, size).atexit = False
-
-    def view(self) -> memoryview:
-        return memoryview(self._bytes).cast("B")
-
-    def advise(self, advice: int, start: int, length: int) -> None:
-        self._library.madvise(self._address + start, length, advice)
-
-    def close(self) -> None:
-        del self._bytes
 
 
 class _Read:
@@ -162,6 +121,6 @@ def memory_of(file: FileIO, size: int) -> Memory:
     """
     if is_read():
         return _Read(file, size)
-    if sys.version_info < (3, 13) and hasattr(mmap, "MADV_DONTNEED") and _next_descriptor(file) >= MANY:
-        return _FreeMap(file, size)
-    return _Map(file, size)
+    if keeps_descriptors() and _next_descriptor(file) >= MANY:
+        return _Map(FreeMap(file, size))
+    return _Map(mmap.mmap(file.fileno(), size, **mapping_options()))

@@ -15,12 +15,11 @@ from typing import Any, Final
 from uqff.container.atomic import atomic_file, sync_directory
 from uqff.container.beside import TEMPORARY, What, not_of
 from uqff.container.document import read_at_most
-from uqff.container.exchange import exchange
 from uqff.container.leftovers import create_beside, create_locked, is_left, remove_left
-from uqff.container.locks import can_lock, lock
 from uqff.container.shards import SUFFIX
 from uqff.errors import UnsupportedError
 from uqff.limits import MAX_HEADER_BYTES
+from uqff.system import can_lock, exchange, link, lock
 
 __all__ = [
     "Journal",
@@ -157,11 +156,7 @@ def _take_along(source: Path, target: Path) -> None:
 
 
 def _link(source: str | Path, target: str | Path) -> object:
-    link = getattr(os, "link", shutil.copy2)  # not every system has it
-    try:
-        link(source, target, follow_symlinks=False)
-    except (OSError, NotImplementedError):  # no links there, or not of this file
-        shutil.copy2(source, target, follow_symlinks=False)
+    link(source, target)
     return target
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Any, Final
@@ -17,7 +18,7 @@ from uqff.container.atomic import flush_to_disk
 from uqff.container.beside import CONFIG_NAME, KEPT_SUFFIX, LAYER_SUMS_NAME, SUMS_NAME
 from uqff.container.document import write_json
 from uqff.container.file import RESIDUAL_NAME
-from uqff.container.plan import metadata_of
+from uqff.container.plan import SHARD_BYTES, metadata_of
 from uqff.container.report import REPORT_NAME
 from uqff.container.save import save
 from uqff.container.shards import SUFFIX
@@ -45,7 +46,21 @@ TIED_APART: Final = Version(1, 1, 0)
 """The last version that has a head beside the embedding of a tied model."""
 
 
-def save_pretrained(model: Any, directory: str | os.PathLike[str], **options: Any) -> None:
+WITHOUT_EFFECT: Final = ("safe_serialization", "save_original_format", "save_peft_format", "token")
+"""Options of ``transformers`` that change nothing here: what is written is safetensors, by the checkpoint's names."""
+
+SIZE: Final = re.compile(r"(?P<count>[0-9]+) ?(?P<unit>[KMGT]?)(?P<binary>i?)B?", re.IGNORECASE)
+"""As ``transformers`` has sizes: ``5GB``, ``200MB``, ``5GiB``."""
+
+
+def save_pretrained(
+    model: Any,
+    directory: str | os.PathLike[str],
+    is_main_process: bool = True,
+    *,
+    max_shard_size: int | str | None = None,
+    **options: Any,
+) -> None:
     """Write a model as UQFF: layers, residual, configurations and report; the tokenizer is saved by itself.
 
     A directory that is there becomes another one, in one step where the system can, so that a process that is killed
@@ -54,16 +69,21 @@ def save_pretrained(model: Any, directory: str | os.PathLike[str], **options: An
     Args:
         model: of ``transformers``, with all places filled, on one rank.
         directory: where; made if absent.
-        options: of ``save_pretrained`` of ``transformers``; none is known.
+        is_main_process: of several that have the model, whether this is the one that writes it.
+        max_shard_size: bytes of layers, or text such as ``"5GB"``, after which another file begins; 10 GiB if None.
+        options: of ``save_pretrained`` of ``transformers``: those that change nothing here.
 
     Raises:
         UnsupportedError: an option; the model is shared by several ranks, or a part of one with towers; the current
             directory.
         UqffError: a layer cannot be written.
     """
-    unknown = sorted(name for name, value in options.items() if value)
+    unknown = sorted(name for name, value in options.items() if value and name not in WITHOUT_EFFECT)
     if unknown:
         raise UnsupportedError("options that saving UQFF does not know", got=", ".join(unknown))
+    shard_bytes = SHARD_BYTES if max_shard_size is None else _bytes(max_shard_size)
+    if not is_main_process:
+        return
     if not is_known(model):
         raise UnsupportedError(
             "a language model out of a larger one cannot be saved by itself",
@@ -89,7 +109,7 @@ def save_pretrained(model: Any, directory: str | os.PathLike[str], **options: An
     ((kind, _),) = Counter(layer.weight.kind for layer in layers.values()).most_common(1)
     model.config.architectures = [type(model).__name__]
     with changed_directory(Path(directory), _is_replaced) as made:
-        save(layers, made / f"{kind}-0.uqff", version=version)
+        save(layers, made / f"{kind}-0.uqff", version=version, shard_bytes=shard_bytes)
         parts = {name: Part.of_tensor(each.detach().cpu()) for name, each in residual.items()}
         tensors = [(name, part.dtype.safetensors, part.shape) for name, part in parts.items()]
         with TensorWriter(made / RESIDUAL_NAME, tensors, metadata_of(version)) as written:
@@ -108,6 +128,14 @@ def save_pretrained(model: Any, directory: str | os.PathLike[str], **options: An
         for name in filter(_is_replaced, os.listdir(made)):
             with open(made / name, "rb+") as file:
                 flush_to_disk(file)
+
+
+def _bytes(size: int | str) -> int:
+    """A size as a number."""
+    found = SIZE.fullmatch(str(size))
+    if found is None or int(found["count"]) < 1:
+        raise UnsupportedError("no such size", field="max_shard_size", expected="a number, or such as 5GB", got=size)
+    return int(found["count"]) * (1024 if found["binary"] else 1000) ** " KMGT".index(found["unit"].upper() or " ")
 
 
 def _is_replaced(name: str) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import signal
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -12,6 +11,7 @@ from typing import Any, Final
 
 from uqff.errors import FormatError, UnsupportedError
 from uqff.limits import MAX_TEMPLATE_BYTES, MAX_TEMPLATE_MEMORY, MAX_TEMPLATE_SECONDS, MAX_TEMPLATE_TEXT
+from uqff.system import ran_out_of_time
 
 __all__ = ["render"]
 
@@ -62,7 +62,7 @@ def render(template: str, variables: Mapping[str, Any]) -> str:
         )
     except subprocess.TimeoutExpired:
         raise FormatError("chat template takes too long", expected=LONG) from None
-    if ended.returncode == -getattr(signal, "SIGPROF", 0):
+    if ran_out_of_time(ended.returncode):
         raise FormatError("chat template takes too long", expected=LONG)
     result = json.loads(ended.stdout) if ended.returncode == 0 else {}
     if result.get("memory"):

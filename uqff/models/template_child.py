@@ -4,31 +4,28 @@ A template is a program of whoever made the model directory.  Jinja's sandbox ke
 how much it computes and how much memory it takes is bounded here, by the operating system, because a template has a
 thousand ways to be long (``'a' * 10**9``, ``'a'.ljust(10**9)``, loops in loops, a string doubled forty times).
 
-Run as a file with ``-I -S``: it imports nothing but Jinja and the standard library, of the paths that it is given.
+Run as a file with ``-I -S``: it imports nothing but Jinja and the standard library, of the paths that it is given, and
+``system.py`` of this package.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
-import signal
 import sys
 from datetime import datetime
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
 from typing import Any
 
 
-def limit(seconds: float, memory: int) -> None:
+def bound(seconds: float, memory: int) -> None:
     """Let this process end after ``seconds`` of processor time, and get ``memory`` more bytes of addresses at most."""
-    with contextlib.suppress(ImportError, OSError, ValueError):
-        import resource
-
-        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-        with open("/proc/self/statm", "rb") as file:
-            taken = int(file.read().split()[0]) * resource.getpagesize()
-        resource.setrlimit(resource.RLIMIT_AS, (taken + memory,) * 2)
-    if hasattr(signal, "setitimer"):
-        signal.signal(signal.SIGPROF, signal.SIG_DFL)
-        signal.setitimer(signal.ITIMER_PROF, seconds)
+    spec = spec_from_file_location("uqff_system", Path(__file__).parent.parent / "system.py")
+    assert spec is not None
+    assert spec.loader is not None
+    system = module_from_spec(spec)
+    spec.loader.exec_module(system)
+    system.bound_template(seconds, memory)
 
 
 def environment() -> Any:
@@ -62,7 +59,7 @@ def environment() -> Any:
 def render(asked: dict[str, Any]) -> dict[str, Any]:
     """The text, or what went wrong."""
     made = environment()
-    limit(asked["seconds"], asked["memory"])
+    bound(asked["seconds"], asked["memory"])
     parts, length = [], 0
     try:
         for part in made.from_string(asked["template"]).generate(**asked["variables"]):

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import os
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from uqff.system import loaded_library
 
 __all__ = ["torch_alone"]
 
@@ -43,11 +44,9 @@ def torch_alone() -> Iterator[None]:
 def _openmp() -> Callable[[int], None] | None:
     """``omp_set_num_threads`` of the OpenMP that torch has loaded."""
     found = sorted((Path(torch.__file__).parent / "lib").glob("libtorch_cpu.*"))
-    if not found or not hasattr(os, "RTLD_NOLOAD"):
-        return None
-    try:
-        count: Any = ctypes.CDLL(str(found[0]), mode=os.RTLD_NOLOAD | os.RTLD_LAZY).omp_set_num_threads
-    except (OSError, AttributeError):
+    library = loaded_library(found[0]) if found else None
+    count: Any = getattr(library, "omp_set_num_threads", None)
+    if count is None:
         return None
     count.argtypes, count.restype = [ctypes.c_int], None
     called: Callable[[int], None] = count

@@ -37,10 +37,7 @@ from numba.core.compiler_machinery import register_pass
 from numba.core.registry import CPUDispatcher, cpu_target
 from numba.core.typed_passes import NativeLowering
 
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
+from uqff.system import can_lock, lock_of_process
 
 __all__ = ["LOGGER", "SOURCES", "inline", "kernel", "overload", "stamp", "subroutine"]
 
@@ -107,20 +104,13 @@ class _Alone:
 
     def take(self) -> None:
         """Wait for it."""
-        if fcntl is None or self._file >= 0:
+        if not can_lock() or self._file >= 0:
             return
         end = time.monotonic() + self.patience
         with contextlib.suppress(OSError):
-            self._file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-            while True:
-                try:
-                    fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except BlockingIOError:
-                    if time.monotonic() > end:
-                        return
-                    time.sleep(0.02)
-                else:
-                    return
+            self._file = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o666)
+            while not lock_of_process(self._file) and time.monotonic() <= end:
+                time.sleep(0.02)
 
     def give(self) -> None:
         """Let the next one have it. Two threads may give it back: closed twice, it may be another's file by then."""

@@ -24,7 +24,6 @@ Threads look for work for some :data:`PATIENCE` after the last, then they sleep,
 from __future__ import annotations
 
 import atexit
-import os
 import platform
 import threading
 import time
@@ -39,6 +38,7 @@ from numba import types
 from uqff.simd.compiling import inline, kernel, subroutine
 from uqff.simd.threads import num_threads
 from uqff.simd.vectors import intrinsic, signature
+from uqff.system import after_fork
 
 __all__ = ["FRAME", "PATIENCE", "RANGES", "Shared", "address_of", "run_stages"]
 
@@ -465,5 +465,4 @@ def _forget() -> None:
     _crews.clear()
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget)
+after_fork(_forget)

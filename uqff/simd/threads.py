@@ -12,6 +12,8 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
+from uqff.system import after_fork, usable_cpus
+
 if TYPE_CHECKING:
     from collections.abc import Callable
     from concurrent.futures import Future
@@ -46,9 +48,7 @@ def num_threads() -> int:
     text = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()  # one number a level of nesting
     if text.isdecimal() and int(text):
         return int(text)
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    return usable_cpus()
 
 
 def run_ranges(fn: Callable[[int, int], None], n: int, *, grain: int = 1, threads: int | None = None) -> None:
@@ -128,5 +128,4 @@ def _forget_pool() -> None:
     _pool_size = 0
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget_pool)
+after_fork(_forget_pool)
