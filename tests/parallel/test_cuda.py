@@ -175,7 +175,7 @@ def test_two_ranks_on_one_gpu(kind: str) -> None:
 def test_a_recorded_step_goes_on_from_where_it_was() -> None:
     """Recording does nothing by itself: each call adds its input once, the first, the recorded and the replayed."""
     total = torch.zeros(3, device="cuda")
-    step = Replayed(lambda x: total.add_(x).clone())
+    step = Replayed(lambda x: total.add_(x).clone(), Comm(), None)
     sums = [step(torch.full((3,), float(i), device="cuda")).tolist() for i in range(1, 6)]
     assert sums == [[float(n)] * 3 for n in (1, 3, 6, 10, 15)]
 
@@ -187,7 +187,7 @@ def test_a_step_that_cannot_be_recorded_is_done_each_time() -> None:
     def add(x: torch.Tensor) -> torch.Tensor:
         return total.add_(float(x.sum())).clone()
 
-    step = Replayed(add)
+    step = Replayed(add, Comm(), None)
     assert [float(step(torch.full((1,), float(i), device="cuda"))) for i in range(1, 5)] == [1.0, 3.0, 6.0, 10.0]
 
 
@@ -201,7 +201,7 @@ def test_the_tokens_of_a_recorded_model(
     expected = generate(load_model(directory), PROMPT, 12).ids
     model = load_model(directory, device="cuda")
     assert generate(model, PROMPT, 12).ids == expected
-    monkeypatch.setattr(decoding, "_replays", lambda *_: False)
+    monkeypatch.setattr(decoding, "_replays", lambda *_: (False, None))
     assert generate(model, PROMPT, 12).ids == expected
 
 

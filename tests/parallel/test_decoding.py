@@ -28,14 +28,14 @@ def test_places_that_are_there_from_the_start(
     expected = generate(model, PROMPT, 6)
     steps: list[tuple[int, ...]] = []
 
-    def recorded(step: Any) -> Any:
+    def recorded(step: Any, *_: object) -> Any:
         def seen(x: torch.Tensor) -> Any:
             steps.append(tuple(x.shape))
             return step(x)
 
         return seen
 
-    monkeypatch.setattr(decoding, "_replays", lambda *_: True)
+    monkeypatch.setattr(decoding, "_replays", lambda *_: (True, None))
     monkeypatch.setattr(decoding, "Replayed", recorded)
     made = generate(model, PROMPT, 6)
     assert made.ids == expected.ids

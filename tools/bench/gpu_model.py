@@ -96,7 +96,7 @@ def rates(model: torch.nn.Module, *, each: bool) -> dict[str, float]:
     try:
         found["of transformers"] = rate(model)
         if each:
-            decoding._replays = lambda *_: False
+            decoding._replays = lambda *_: (False, None)
             found["one by one"] = rate(model)
     finally:
         decoding._replays, vars(decoding)["DecoderStep"] = replays, SimpleNamespace(of=of)

@@ -1,4 +1,4 @@
-"""``python -m tools.bench.gpu_ranks``: tokens a second of a Llama of 13 billion weights on one GPU and on several.
+"""``python -m tools.bench.gpu_ranks``: tokens a second of a Llama of 13 or 35 billion weights on one GPU and on several.
 
 Its layers are a few quantised rows, repeated. Each number of ranks runs under torchrun, with NCCL. A tiny model in
 float32 must answer with the same tokens on each; so are its log probabilities, up to the order of sums.
@@ -23,7 +23,11 @@ from tools.tiny.models import TinyModel
 
 __all__ = ["main"]
 
-SIZES = {"HIDDEN": 5120, "INNER": 13824, "LAYERS": 40, "VOCABULARY": 32768, "HEADS": 40, "KV_HEADS": 8, "HEAD": 128}
+SIZES = {
+    "13 B": {"HIDDEN": 5120, "INNER": 13824, "LAYERS": 40, "VOCABULARY": 32768, "HEADS": 40, "KV_HEADS": 8},
+    "35 B": {"HIDDEN": 8192, "INNER": 28672, "LAYERS": 40, "VOCABULARY": 32768, "HEADS": 64, "KV_HEADS": 8},
+}
+"""The second is half of the layers of a Llama of 70 billion weights."""
 
 TINY = TinyModel(hidden_size=512, intermediate_size=1024, heads=8, kv_heads=4, layers=3, vocab_size=256, std=0.08)
 
@@ -70,10 +74,11 @@ def answers(folder: Path, large: Path, tiny: Path, world: int) -> dict[str, Any]
 
 @click.command()
 @click.option("--kind", "kinds", multiple=True, default=["q4k"], help="Only these.")
+@click.option("--size", type=click.Choice(list(SIZES)), default="13 B", help="Of the model.")
 @click.option("--kept", type=click.Path(path_type=Path), default=Path("/tmp/tiles"), help="Where quantised rows lie.")
-def main(kinds: tuple[str, ...], kept: Path) -> None:
+def main(kinds: tuple[str, ...], size: str, kept: Path) -> None:
     """Print the table; exit code 1 if tokens differ."""
-    vars(gpu_model).update(SIZES)
+    vars(gpu_model).update(SIZES[size])
     rows: list[dict[str, object]] = []
     same = True
     with tempfile.TemporaryDirectory(dir=MEMORY if MEMORY.is_dir() else None) as scratch:
@@ -83,7 +88,7 @@ def main(kinds: tuple[str, ...], kept: Path) -> None:
         for kind in kinds:
             large = folder / kind
             large.mkdir()
-            size = gpu_model.write(large, kind, kept)
+            written = gpu_model.write(large, kind, kept)
             torch.cuda.empty_cache()
             first: dict[str, Any] = {}
             for world in (n for n in (1, 2, 4, 8) if n <= torch.cuda.device_count()):
@@ -93,9 +98,10 @@ def main(kinds: tuple[str, ...], kept: Path) -> None:
                 same = same and said["ids"] == first["ids"]
                 rows.append(
                     {
+                        "weights": size,
                         "type": kind,
                         "GPUs": world,
-                        "file GiB": round(size / 2**30, 2),
+                        "file GiB": round(written / 2**30, 2),
                         "tokens/s": round(said["tokens/s"], 1),
                         "× one": round(said["tokens/s"] / first["tokens/s"], 2),
                         "GiB of rank 0": round(said["GiB"], 2),

@@ -14,7 +14,7 @@ from uqff.errors import UqffError
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Kernel", "load"]
+__all__ = ["HANDLE", "Kernel", "load", "memory_of_another", "shared_memory"]
 
 DYNAMIC_SHARED_MEMORY = 8
 """``CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES``."""
@@ -22,8 +22,20 @@ DYNAMIC_SHARED_MEMORY = 8
 PROGRAMMATIC_STREAM_SERIALIZATION = 6
 """``CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION``."""
 
+HANDLE = 64
+"""``CU_IPC_HANDLE_SIZE``: bytes by which another process finds memory."""
+
+LAZY_ENABLE_PEER_ACCESS = 1
+"""``CU_IPC_MEM_LAZY_ENABLE_PEER_ACCESS``."""
+
 NO_CONTEXT = (3, 201)
 """``CUDA_ERROR_NOT_INITIALIZED`` and ``CUDA_ERROR_INVALID_CONTEXT``."""
+
+
+class _Handle(ctypes.Structure):
+    """``CUipcMemHandle``."""
+
+    _fields_ = (("bytes", ctypes.c_char * HANDLE),)
 
 
 class _Attribute(ctypes.Structure):
@@ -111,17 +123,8 @@ def load(code: bytes, device: torch.device, entry: str = "entry") -> Kernel:
         device: with an index.
         entry: name of the function.
     """
-    import torch
-
-    torch.empty(1, device=device)  # makes torch's context the thread's
-    context, module, function, address = ctypes.c_void_p(), ctypes.c_void_p(), ctypes.c_void_p(), ctypes.c_void_p()
-    size = ctypes.c_size_t(0)
-    status = _driver().cuCtxGetCurrent(ctypes.byref(context))
-    if not context.value:  # memory that torch had already, to a thread that has not used the device before
-        number = ctypes.c_int()
-        status = status or _driver().cuDeviceGet(ctypes.byref(number), device.index)
-        status = status or _driver().cuDevicePrimaryCtxRetain(ctypes.byref(context), number)
-        status = status or _driver().cuCtxSetCurrent(context)
+    context, status = _context(device)
+    module, function, address, size = ctypes.c_void_p(), ctypes.c_void_p(), ctypes.c_void_p(), ctypes.c_size_t(0)
     status = status or _driver().cuModuleLoadData(ctypes.byref(module), code)
     status = status or _driver().cuModuleGetFunction(ctypes.byref(function), module, entry.encode())
     if not status and _driver().cuModuleGetGlobal_v2(
@@ -133,6 +136,53 @@ def load(code: bytes, device: torch.device, entry: str = "entry") -> Kernel:
     if status:
         raise _failed("a kernel cannot be loaded", status)
     return Kernel(function, device.index, size.value, context)
+
+
+def shared_memory(size: int, device: torch.device) -> tuple[int, bytes]:
+    """Memory that other processes of this machine can see: its address, and what they find it by. It is never freed.
+
+    Args:
+        size: bytes, all zero.
+        device: with an index; torch's current one.
+    """
+    address, handle = ctypes.c_uint64(), _Handle()
+    _, status = _context(device)
+    status = status or _driver().cuMemAlloc_v2(ctypes.byref(address), ctypes.c_size_t(size))
+    status = status or _driver().cuMemsetD8_v2(address, ctypes.c_ubyte(0), ctypes.c_size_t(size))
+    status = status or _driver().cuIpcGetMemHandle(ctypes.byref(handle), address)
+    if status:
+        raise _failed("memory cannot be shared", status)
+    return address.value, bytes(memoryview(handle))
+
+
+def memory_of_another(handle: bytes, device: torch.device) -> int:
+    """The address here of what :func:`shared_memory` has made in another process.
+
+    Args:
+        handle: of :data:`HANDLE` bytes.
+        device: with an index; torch's current one.
+    """
+    address = ctypes.c_uint64()
+    _, status = _context(device)
+    given = _Handle.from_buffer_copy(handle), ctypes.c_uint(LAZY_ENABLE_PEER_ACCESS)
+    status = status or _driver().cuIpcOpenMemHandle_v2(ctypes.byref(address), *given)
+    if status:
+        raise _failed("memory of another process cannot be seen", status)
+    return address.value
+
+
+def _context(device: torch.device) -> tuple[ctypes.c_void_p, int]:
+    """Torch's context, made the thread's; and a status."""
+    import torch
+
+    torch.empty(1, device=device)  # makes it the thread's, mostly
+    context, number = ctypes.c_void_p(), ctypes.c_int()
+    status: int = _driver().cuCtxGetCurrent(ctypes.byref(context))
+    if not context.value:  # memory that torch had already, to a thread that has not used the device before
+        status = status or _driver().cuDeviceGet(ctypes.byref(number), device.index)
+        status = status or _driver().cuDevicePrimaryCtxRetain(ctypes.byref(context), number)
+        status = status or _driver().cuCtxSetCurrent(context)
+    return context, status
 
 
 @cache

@@ -144,6 +144,33 @@ __device__ inline float exponential(float number) { return expf(number); }
 
 __device__ inline float load_volatile(const float* at) { return *(const volatile float*)at; }
 
+__device__ inline u32 load_volatile(const u32* at) { return *(const volatile u32*)at; }
+
+// Of GPUs and hosts that see each other's memory: what was written before a number is told is there for those who have
+// been told; four words that others wrote; a clock.
+__device__ inline void tell_ranks(u32* at, u32 number) {
+    asm volatile("st.release.sys.global.u32 [%0], %1;" ::"l"(at), "r"(number) : "memory");
+}
+
+__device__ inline u32 told_by_ranks(const u32* at) {
+    u32 made;
+    asm volatile("ld.acquire.sys.global.u32 %0, [%1];" : "=r"(made) : "l"(at) : "memory");
+    return made;
+}
+
+__device__ inline void load_shown(const u8* at, u32* words) {
+    asm volatile("ld.volatile.global.v4.u32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(words[0]), "=r"(words[1]), "=r"(words[2]), "=r"(words[3])
+                 : "l"(at)
+                 : "memory");
+}
+
+__device__ inline u64 nanoseconds() {
+    u64 made;
+    asm volatile("mov.u64 %0, %globaltimer;" : "=l"(made));
+    return made;
+}
+
 // Whether this is the last of so many calls; the count begins again then.
 __device__ inline int count_up(u32* counter, int calls) { return atomicInc(counter, calls - 1) == calls - 1; }
 

@@ -21,6 +21,7 @@ __all__ = [
     "dequantize_body",
     "dequantize_source",
     "launched_source",
+    "peer_source",
     "product_source",
     "spread_body",
     "spread_source",
@@ -116,7 +117,9 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, {3 if columns == 1 else
     return _read("gpu/numbers.cu", *PRODUCT, *family_files) + entry
 
 
-def token_source(name: str, given: str, threads: int, dtype: DType, how: Sequence[int] = ()) -> str:
+def token_source(
+    name: str, given: str, threads: int, dtype: DType, how: Sequence[int] = (), files: Sequence[str] = ("gpu/token.cu",)
+) -> str:
     """The source of a kernel ``uqff_name(given)`` of ``token.cu``, without the primitives.
 
     Args:
@@ -125,6 +128,7 @@ def token_source(name: str, given: str, threads: int, dtype: DType, how: Sequenc
         threads: of a block.
         dtype: of the model.
         how: its other template parameters.
+        files: where it stands.
     """
     parameters = ", ".join((dtype.name, *map(str, how)))
     entry = f"""
@@ -132,7 +136,12 @@ extern "C" __global__ void __launch_bounds__({threads}) uqff_{name}({given} give
     {name}<{parameters}>(given);
 }}
 """
-    return _read("gpu/numbers.cu", "gpu/token.cu") + entry
+    return _read("gpu/numbers.cu", *files) + entry
+
+
+def peer_source(name: str, threads: int, dtype: DType, how: Sequence[int] = ()) -> str:
+    """As :func:`token_source`, of ``peer.cu``."""
+    return token_source(name, "Peer", threads, dtype, how, ("gpu/token.cu", "gpu/peer.cu"))
 
 
 def decoders_source(families: Sequence[str]) -> str:

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, TypeVar
 
 import torch
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
     from torch.distributed.device_mesh import DeviceMesh
     from typing_extensions import Self
+
+    from uqff.gpu.peer import Peers
 
 __all__ = ["Comm", "exchange_device"]
 
@@ -80,6 +83,8 @@ class Comm:
         if self.rank < 0:
             raise CommError("this process is not a member of the group", expected="a rank", got=self.rank)
         self._name = self._register(group)
+        self._peers: Peers | None = None
+        self._told: list[str] = []
 
     @classmethod
     def of(cls, comm: Comm | None) -> Comm:
@@ -139,6 +144,9 @@ class Comm:
         """Every rank's ``x``, in the order of ranks, without gradients; all have the same dtype and shape."""
         if self.world_size == 1:
             return [x]
+        if self._peers is not None:
+            self._told.append(f"all_gather{_described(x)}")
+            return list(self._peers.gather(x.detach()))
         x = x.contiguous()
         sent = self._exchange("all_gather", x)
         if None not in sent:
@@ -192,6 +200,21 @@ class Comm:
             self._joined("barrier", None)
             self._run("barrier", None, lambda: dist.barrier(group=self.group))
 
+    @contextmanager
+    def through(self, peers: Peers) -> Iterator[list[str]]:
+        """Let sums and gathers of tensors be kernels, which a CUDA graph can record.
+
+        Nothing asks whether the ranks agree: what is done here is said in the list, for them to compare.
+
+        Args:
+            peers: of these ranks.
+        """
+        self._peers, self._told = peers, []
+        try:
+            yield self._told
+        finally:
+            self._peers = None
+
     def attach(self, group: ProcessGroup) -> None:
         """Join the ranks again after a pickle: of every layer that has this communicator.
 
@@ -230,6 +253,9 @@ class Comm:
     @_MODE
     def _sum(self, x: torch.Tensor) -> torch.Tensor:
         """:meth:`sum_all_reduce` itself."""
+        if self._peers is not None:
+            self._told.append(f"sum_all_reduce{_described(x)}")
+            return self._peers.sum(x.detach())
         x = x.detach().contiguous()
         wide = torch.float32 if x.dtype in _HALVES else x.dtype
         sent = self._exchange("sum_all_reduce", x)
@@ -305,7 +331,7 @@ class Comm:
         return {"rank": self.rank, "world_size": self.world_size}
 
     def __setstate__(self, state: dict[str, int]) -> None:
-        self.__dict__.update(state, group=None, _name="")
+        self.__dict__.update(state, group=None, _name="", _peers=None, _told=[])
 
     def __deepcopy__(self, memo: object) -> Self:
         """Itself: copies of a layer talk to the same ranks."""

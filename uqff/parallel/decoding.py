@@ -1,10 +1,10 @@
 """One token after the other: a model, the keys and values of the tokens before, and what the next token is chosen from.
 
 On a CUDA device, keys and values of all tokens have their place from the start, and all layers are one launch
-(:class:`~uqff.parallel.replay.Replayed`), if one rank holds the model and ``transformers`` has such a cache for it. A
-token then goes through :class:`~uqff.parallel.decoder_step.DecoderStep`, if that knows the model. Elsewhere keys and
-values have their places too, see :mod:`uqff.parallel.kv_cache`, and on a CPU a token of such a model goes through
-:class:`~uqff.parallel.decoder_step_cpu.DecoderStepCpu`.
+(:class:`~uqff.parallel.replay.Replayed`), if ``transformers`` has such a cache for the model, and the ranks that share
+it are on one machine. A token then goes through :class:`~uqff.parallel.decoder_step.DecoderStep`, if that knows the
+model. Elsewhere keys and values have their places too, see :mod:`uqff.parallel.kv_cache`, and on a CPU a token of such
+a model goes through :class:`~uqff.parallel.decoder_step_cpu.DecoderStepCpu`.
 """
 
 from __future__ import annotations
@@ -12,16 +12,19 @@ from __future__ import annotations
 import inspect
 import weakref
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from uqff.parallel.comm import Comm
+from uqff.parallel.comm import Comm, exchange_device
 from uqff.parallel.decoder_step import DecoderStep
 from uqff.parallel.decoder_step_cpu import DecoderStepCpu
 from uqff.parallel.kv_cache import preallocated
-from uqff.parallel.replay import Replayed
+from uqff.parallel.replay import Replayed, peers_of
 from uqff.parallel.vocabulary import Embedding
+
+if TYPE_CHECKING:
+    from uqff.gpu.peer import Peers
 
 __all__ = ["NextToken"]
 
@@ -40,7 +43,8 @@ class NextToken:
         self._model: Any = model
         self._comm = comm
         self._name = _name_of_cache(model)
-        self._cache = _static(self._model.config, tokens) if _replays(model, comm) else None
+        replays, peers = _replays(model, comm)
+        self._cache = _static(self._model.config, tokens) if replays else None
         me = weakref.ref(self)  # or the caches of an answer would stay until garbage is looked for
 
         def step(given: torch.Tensor) -> torch.Tensor:
@@ -48,7 +52,7 @@ class NextToken:
             assert this is not None
             return this._step(given)
 
-        self._replayed = None if self._cache is None else Replayed(step)
+        self._replayed = None if self._cache is None else Replayed(step, comm, peers)
         self._look_up = None if self._replayed is None else self._looking_up()
         if self._cache is None:
             self._cache = preallocated(model, tokens)
@@ -123,9 +127,16 @@ def _takes(model: torch.nn.Module, argument: str) -> bool:
     return argument in inspect.signature(model.forward).parameters
 
 
-def _replays(model: torch.nn.Module, comm: Comm) -> bool:
-    elsewhere = any(getattr(module, "elsewhere", False) for module in model.modules())
-    return comm.world_size == 1 and next(model.parameters()).is_cuda and not elsewhere
+def _replays(model: torch.nn.Module, comm: Comm) -> tuple[bool, Peers | None]:
+    """Whether a step can be recorded, and what ranks reach each other by then, if there are several."""
+    device = next(model.parameters()).device
+    here = device.type == "cuda" and not any(getattr(module, "elsewhere", False) for module in model.modules())
+    if comm.world_size == 1:
+        return here, None
+    peers = (
+        peers_of(comm, device) if all(comm.all_gather_bytes(b"1" if here else b"", exchange_device(device))) else None
+    )
+    return peers is not None, peers
 
 
 def _static(config: Any, tokens: int) -> Any | None:

@@ -77,6 +77,7 @@ def _can(layer: Any) -> bool:
     """Whether a layer does nothing but multiply and add a bias."""
     return (
         isinstance(layer, QuantizedLinear)
+        and type(layer).forward is QuantizedLinear.forward
         and layer.lora is None
         and layer._stats is None
         and not layer.elsewhere

@@ -119,11 +119,11 @@ class Embedding(torch.nn.Module):
     def lookup(self) -> Callable[[torch.Tensor], torch.Tensor] | None:
         """What gives the hidden states ``[1, 1, hidden]`` of an id ``[1, 1]`` without asking the host about it.
 
-        The id must lie within the vocabulary. None if other ranks have rows, a row is no run of bytes of each part, or
-        hidden states are scaled or normalised.
+        The id must lie within the vocabulary. None if a row is no run of bytes of each part, or hidden states are
+        scaled or normalised.
         """
-        weight, count = self.rows.weight, self.rows.weight.shape[0]
-        if not _is_whole(self.rows) or weight.alignment(0) != 1 or self.scale is not None or self.norm is not None:
+        weight, count, comm = self.rows.weight, self.rows.weight.shape[0], self.rows.comm
+        if weight.alignment(0) != 1 or self.scale is not None or self.norm is not None:
             return None
         last = weight.narrow(0, count - 1, 1)  # of views, if its bytes lie together
         tables = []
@@ -135,12 +135,17 @@ class Embedding(torch.nn.Module):
             tables.append(table)
         spec = to_spec(last.meta())
 
-        def look_up(ids: torch.Tensor) -> torch.Tensor:
-            parts = [(table[ids.view(1)] if len(table) == count else table).view(-1) for table in tables]
+        def row(index: torch.Tensor) -> torch.Tensor:
+            parts = [(table[index] if len(table) == count else table).view(-1) for table in tables]
             made: torch.Tensor = dequantize(parts, spec, self.like.dtype)
             return made.view(1, 1, -1)
 
-        return look_up
+        def row_of_a_rank(ids: torch.Tensor) -> torch.Tensor:
+            index = ids.view(1) - count * comm.rank
+            held = (index >= 0) & (index < count)
+            return comm.sum_all_reduce(torch.where(held, row(index.clamp(0, count - 1)), 0.0))
+
+        return (lambda ids: row(ids.view(1))) if _is_whole(self.rows) else row_of_a_rank
 
 
 class RowsOnDemand:

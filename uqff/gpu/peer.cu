@@ -1,0 +1,102 @@
+// Sums and gathers over ranks whose GPUs see each other's memory.  Each rank has, at the same places:
+//
+//     boards  [2][BOARDS][BOARD]      bytes that it shows to the others
+//     turns   [BOARDS][PEERS]         how often each rank has shown something there
+//
+// A block has one board.  It puts its bytes there, tells every rank so, waits until all have told it, and reads theirs.
+// The next time it takes the other half: a rank that tells of turn n + 1 has read what was shown at turn n, so that when
+// all have, turn n + 2 may overwrite it.  A rank that waits in vain gives up, now and at all later turns, and tells its
+// host.
+const int PEERS = 8, BOARDS = 64, BOARD = 8192, PEER_THREADS = 256;
+
+struct Peer {
+    u8* boards[PEERS];   // of each rank, as this one sees them
+    u32* turns[PEERS];   // likewise
+    u32* count;          // [BOARDS + 1]: turns of this rank's blocks so far, and whether it has given up
+    u32* failed;         // the host's: set when it gives up
+    const u8* x;
+    u8* out;
+    u64 patience;        // nanoseconds
+    int bytes, each;     // of x; of them, a block's at most: a multiple of 16
+    int rank, ranks;
+};
+
+// 4 or 16 bytes at such an address; those that another rank has shown have just been written.
+template <int UNIT>
+__device__ inline void copy_unit(u8* to, const u8* from) {
+    if (UNIT == 4) *(u32*)to = *(const u32*)from;
+    else {
+        u32 words[4];
+        load_words<4>(from, words);
+        write_four(to, words);
+    }
+}
+
+template <int UNIT>
+__device__ inline void copy_shown(u8* to, const u8* from) {
+    u32 words[4];
+    if (UNIT == 4) *(u32*)to = load_volatile((const u32*)from);
+    else load_shown(from, words), write_four(to, words);
+}
+
+// Shows the bytes of this block; where they lie on each rank's boards.
+template <int UNIT>
+__device__ inline int show(const Peer& peer, u32* turn) {
+    const int block = blockIdx.x, begin = block * peer.each;
+    const int count = peer.bytes - begin < peer.each ? peer.bytes - begin : peer.each;
+    *turn = peer.count[block] + 1;
+    const int board = ((int)(*turn & 1) * BOARDS + block) * BOARD;
+    for (int at = UNIT * (int)threadIdx.x; at < count; at += UNIT * PEER_THREADS)
+        copy_unit<UNIT>(peer.boards[peer.rank] + board + at, peer.x + begin + at);
+    __syncthreads();
+    if ((int)threadIdx.x < peer.ranks) {
+        const int of = block * PEERS;
+        tell_ranks(peer.turns[threadIdx.x] + of + peer.rank, *turn);
+        const u64 begun = nanoseconds();
+        while ((int)(told_by_ranks(peer.turns[peer.rank] + of + threadIdx.x) - *turn) < 0 &&
+               !load_volatile(peer.count + BOARDS)) {
+            if (nanoseconds() - begun <= peer.patience) continue;
+            peer.count[BOARDS] = 1;
+            tell_ranks(peer.failed, 1);
+        }
+    }
+    __syncthreads();
+    return board;
+}
+
+__device__ inline void end_turn(const Peer& peer, u32 turn) {
+    __syncthreads();
+    if (threadIdx.x == 0) peer.count[blockIdx.x] = turn;
+}
+
+// out = the sum of every rank's x, in the order of ranks, in float32.
+template <class T>
+__device__ inline void sum_ranks(const Peer& peer) {
+    const int EACH = 16 / T::SIZE, begin = blockIdx.x * peer.each;
+    const int count = peer.bytes - begin < peer.each ? peer.bytes - begin : peer.each;
+    u32 turn;
+    const int board = show<16>(peer, &turn);
+    for (int at = 16 * (int)threadIdx.x; at < count; at += 16 * PEER_THREADS) {
+        u32 words[PEERS][4];
+        for (int rank = 0; rank < peer.ranks; rank++) load_shown(peer.boards[rank] + board + at, words[rank]);
+        float sums[EACH];
+        for (int i = 0; i < EACH; i++) sums[i] = T::load((const u8*)words[0] + i * T::SIZE);
+        for (int rank = 1; rank < peer.ranks; rank++)
+            for (int i = 0; i < EACH; i++) sums[i] += T::load((const u8*)words[rank] + i * T::SIZE);
+        for (int i = 0; i < EACH; i += 4) put_four<T>(peer.out + begin + at + i * T::SIZE, sums + i);
+    }
+    end_turn(peer, turn);
+}
+
+// out = every rank's x, one after the other.
+template <class T, int UNIT>
+__device__ inline void gather_ranks(const Peer& peer) {
+    const int begin = blockIdx.x * peer.each;
+    const int count = peer.bytes - begin < peer.each ? peer.bytes - begin : peer.each;
+    u32 turn;
+    const int board = show<UNIT>(peer, &turn);
+    for (int rank = 0; rank < peer.ranks; rank++)
+        for (int at = UNIT * (int)threadIdx.x; at < count; at += UNIT * PEER_THREADS)
+            copy_shown<UNIT>(peer.out + (i64)rank * peer.bytes + begin + at, peer.boards[rank] + board + at);
+    end_turn(peer, turn);
+}

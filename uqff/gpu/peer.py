@@ -1,0 +1,214 @@
+"""Sums and gathers of small tensors over ranks whose GPUs see each other's memory, as one kernel each.
+
+A CUDA graph can record them, and they take half of what NCCL takes for a row; ``peer.cu`` says how they work. Sums are
+those of :meth:`uqff.parallel.comm.Comm.sum_all_reduce`: in float32, in the order of ranks, rounded once.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import math
+from collections.abc import Callable, Sequence
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from uqff.codes import DType
+from uqff.errors import CommError, UqffError
+from uqff.gpu import compiling, driver
+from uqff.gpu.source import PRIMITIVES, peer_source
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["MOST_BYTES", "Peer", "Peers"]
+
+RANKS, BOARDS, BOARD, THREADS = 8, 64, 8192, 256
+"""As ``peer.cu`` has them: ``PEERS`` and the rest."""
+MOST_BYTES: Final = BOARDS * BOARD
+"""Of what a rank brings."""
+SHARE: Final = 2048
+"""Bytes that a block is given, before there are too many blocks."""
+TRIAL: Final = 5.0
+"""Seconds that ranks wait for each other in the trial, which begins when all are there."""
+
+
+class Peer(ctypes.Structure):
+    """``Peer`` of ``peer.cu``."""
+
+    _fields_ = (
+        *((name, ctypes.c_void_p * RANKS) for name in ("boards", "turns")),
+        *((name, ctypes.c_void_p) for name in ("count", "failed", "x", "out")),
+        ("patience", ctypes.c_uint64),
+        *((name, ctypes.c_int) for name in ("bytes", "each", "rank", "ranks")),
+    )
+
+
+class Peers:
+    """What this rank shows to the others, and they to it."""
+
+    def __init__(self, rank: int, places: Sequence[int], device: torch.device, patience: float) -> None:
+        """Memory of which all parts are there.
+
+        Args:
+            rank: of this process.
+            places: where this process sees the memory of each rank: zeros.
+            device: of this rank.
+            patience: seconds that a kernel waits for the others, before it gives up.
+        """
+        import torch
+
+        self.patience = patience
+        self._rank, self._places, self._device = rank, tuple(places), device
+        self._count = torch.zeros(BOARDS + 1, dtype=torch.int32, device=device)
+        self._failed = torch.zeros(1, dtype=torch.int32, pin_memory=device.type == "cuda")
+
+    @classmethod
+    def of(
+        cls, rank: int, ranks: int, device: torch.device, patience: float, exchange: Callable[[bytes], list[bytes]]
+    ) -> Peers | None:
+        """Let every rank see the memory of all; None, on all, if it cannot be, as on several machines.
+
+        The memory is never freed: nobody knows when the last of the others has read it.
+
+        Args:
+            rank: of this process.
+            ranks: how many there are; all call this.
+            device: of this rank, with an index.
+            patience: see :class:`Peers`.
+            exchange: gives every rank's bytes to all.
+        """
+        mine: tuple[int, bytes] | None = None
+        if ranks <= RANKS and (machine := _machine()):
+            try:
+                mine = driver.shared_memory(_bytes(), device)
+            except (UqffError, OSError):
+                mine = None
+        told = exchange(mine[1] + machine if mine else b"")
+        places: list[int] = []
+        if mine and all(told) and len({each[driver.HANDLE :] for each in told}) == 1:
+            try:
+                for other, each in enumerate(told):
+                    handle = each[: driver.HANDLE]
+                    places.append(mine[0] if other == rank else driver.memory_of_another(handle, device))
+            except UqffError:
+                places.clear()
+        if not all(exchange(b"1" if places else b"")):
+            return None
+        made = cls(rank, places, device, TRIAL)
+        if not all(exchange(b"1" if made._compiled() else b"")) or not all(exchange(b"1" if made._right() else b"")):
+            return None
+        made.patience = patience
+        return made
+
+    def _compiled(self) -> bool:
+        """Whether there are kernels; those of a trial are in memory then."""
+        import torch
+
+        try:
+            for x in self._trials():
+                self._sum_kernel(x)
+                self._gather_kernel(x)
+        except UqffError:
+            return False
+        torch.cuda.synchronize(self._device)
+        return True
+
+    def _right(self) -> bool:
+        """Whether sums and gathers of all ranks are."""
+        ranks = len(self._places)
+        expected = [[rank + 1.0] * 8 for rank in range(ranks)]
+        sums = [self.sum(x).tolist() == [ranks * (ranks + 1) / 2] * 8 for x in self._trials()]
+        gathers = [self.gather(x).tolist() == expected for x in self._trials()]
+        return all(sums + gathers) and not self.failed
+
+    def _trials(self) -> list[torch.Tensor]:
+        import torch
+
+        dtypes = (torch.float32, torch.bfloat16, torch.float16)
+        return [torch.full([8], self._rank + 1, dtype=dtype, device=self._device) for dtype in dtypes]
+
+    @property
+    def failed(self) -> bool:
+        """Whether this rank has waited in vain; what its kernels have made since is worth nothing."""
+        return bool(self._failed)
+
+    def sum(self, x: torch.Tensor) -> torch.Tensor:
+        """Of every rank's ``x``, on every rank.
+
+        Args:
+            x: float32, bfloat16 or float16; its bytes are a multiple of 16, at most :data:`MOST_BYTES`.
+
+        Raises:
+            CommError: it is something else.
+        """
+        import torch
+
+        x = x.contiguous()
+        if x.nbytes % 16:
+            raise _cannot(x)
+        out = torch.empty_like(x)
+        self._launch(self._sum_kernel(x), x, out)
+        return out
+
+    def gather(self, x: torch.Tensor) -> torch.Tensor:
+        """Every rank's ``x``, ``[ranks, ...]``; its bytes are a multiple of 4, at most :data:`MOST_BYTES`.
+
+        Raises:
+            CommError: it is something else.
+        """
+        x = x.contiguous()
+        if x.nbytes % 4:
+            raise _cannot(x)
+        out = x.new_empty(len(self._places), *x.shape)
+        self._launch(self._gather_kernel(x), x, out)
+        return out
+
+    def _sum_kernel(self, x: torch.Tensor) -> driver.Kernel:
+        dtype = DType.of_torch(x.dtype)
+        if dtype not in (DType.F32, DType.BF16, DType.F16):
+            raise _cannot(x)
+        return _kernel("sum_ranks", dtype, (), x.device.index)
+
+    def _gather_kernel(self, x: torch.Tensor) -> driver.Kernel:
+        return _kernel("gather_ranks", DType.F32, (16 if x.nbytes % 16 == 0 else 4,), x.device.index)
+
+    def _launch(self, kernel: driver.Kernel, x: torch.Tensor, out: torch.Tensor) -> None:
+        if not 0 < x.nbytes <= MOST_BYTES or x.data_ptr() % 16:
+            raise _cannot(x)
+        blocks = min(BOARDS, math.ceil(x.nbytes / SHARE))
+        each = math.ceil(x.nbytes / blocks / 16) * 16
+        given = Peer()
+        for rank, place in enumerate(self._places):
+            given.boards[rank], given.turns[rank] = place, place + 2 * MOST_BYTES
+        given.count, given.failed = self._count.data_ptr(), self._failed.data_ptr()
+        given.x, given.out, given.patience = x.data_ptr(), out.data_ptr(), int(self.patience * 1e9)
+        given.bytes, given.each, given.rank, given.ranks = x.nbytes, each, self._rank, len(self._places)
+        kernel.launch((math.ceil(x.nbytes / each), 1), THREADS, given)
+
+
+def _bytes() -> int:
+    """Of the memory that a rank shows: boards, and how often each rank has used them."""
+    return 2 * MOST_BYTES + 4 * BOARDS * RANKS
+
+
+def _machine() -> bytes:
+    """What ranks of one machine have in common, and no others."""
+    place = Path("/proc/sys/kernel/random/boot_id")
+    return place.read_bytes().strip() if place.exists() else b""
+
+
+def _cannot(x: torch.Tensor) -> CommError:
+    expected = f"up to {MOST_BYTES} bytes, a multiple of 16, of float32, bfloat16 or float16"
+    return CommError("ranks cannot show this to each other", expected=expected, got=f"{x.nbytes} bytes of {x.dtype}")
+
+
+@cache
+def _kernel(name: str, dtype: DType, how: tuple[int, ...], index: int) -> driver.Kernel:
+    import torch
+
+    compiling.LOGGER.info("compiling %s of %s for the GPU", name, dtype.name)
+    source = PRIMITIVES.read_text() + peer_source(name, THREADS, dtype, how)
+    with torch.cuda.device(index):
+        code = compiling.compiled(source, torch.cuda.get_device_capability(index))
+        return driver.load(code, torch.device("cuda", index), f"uqff_{name}")
