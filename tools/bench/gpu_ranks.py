@@ -1,4 +1,4 @@
-"""``python -m tools.bench.gpu_ranks``: tokens a second of a Llama of 13 or 35 billion weights on one GPU and on several.
+"""``python -m tools.bench.gpu_ranks``: tokens a second of a Llama of 13 or 35 billion weights on one and more GPUs.
 
 Its layers are a few quantised rows, repeated. Each number of ranks runs under torchrun, with NCCL. A tiny model in
 float32 must answer with the same tokens on each; so are its log probabilities, up to the order of sums.
