@@ -46,7 +46,10 @@ static float load_volatile(const float* at) { return *at; }
 static u32 load_volatile(const u32* at) { return *at; }
 static void tell_ranks(u32* at, u32 number) { *at = number; }
 static u32 told_by_ranks(const u32* at) { return *at; }
-static void load_shown(const u8* at, u32* words) { memcpy(words, at, 16); }
+template <int WORDS>
+static void load_shown(const u8* at, u32* words) {
+    memcpy(words, at, 4 * WORDS);
+}
 static u64 nanoseconds() {
     static u64 asked;
     return ++asked;

@@ -16,6 +16,7 @@ import torch
 from tests.parallel.models import PROMPT, TinyCase, write
 from tests.parallel.ranks import run_ranks
 from uqff.errors import CommError
+from uqff.gpu import token
 from uqff.gpu.peer import MOST_BYTES
 from uqff.parallel import decoding, load_model
 from uqff.parallel.comm import Comm
@@ -47,6 +48,9 @@ def _sums_and_gathers(comm: Comm) -> bool:
                 assert torch.equal(comm.sum_all_reduce(x), total)
                 assert all(torch.equal(a, b) for a, b in zip(comm.all_gather(x), parts, strict=True))
                 assert [each.split()[0] for each in told] == ["sum_all_reduce", "all_gather"]
+                if count <= 5120:
+                    both = comm.sum_add_norm(x, x, x.view(-1), 1e-5)
+                    assert all(map(torch.equal, both, token.add_norm(x, total, x.view(-1), 1e-5)))
     return not peers.failed
 
 

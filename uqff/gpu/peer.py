@@ -17,14 +17,16 @@ from uqff.codes import DType
 from uqff.errors import CommError, UqffError
 from uqff.gpu import compiling, driver
 from uqff.gpu.source import PRIMITIVES, peer_source
+from uqff.gpu.token import NORM_THREADS, Norm, fits_norm
 
 if TYPE_CHECKING:
     import torch
 
 __all__ = ["MOST_BYTES", "Peer", "Peers"]
 
-RANKS, BOARDS, BOARD, THREADS = 8, 64, 8192, 256
+RANKS, BOARDS, BOARD, WIDE = 8, 64, 8192, 65536
 """As ``peer.cu`` has them: ``PEERS`` and the rest."""
+THREADS: Final = 256
 MOST_BYTES: Final = BOARDS * BOARD
 """Of what a rank brings."""
 SHARE: Final = 2048
@@ -44,6 +46,12 @@ class Peer(ctypes.Structure):
     )
 
 
+class PeerNorm(ctypes.Structure):
+    """``PeerNorm`` of ``peer.cu``."""
+
+    _fields_ = (("peer", Peer), ("norm", Norm))
+
+
 class Peers:
     """What this rank shows to the others, and they to it."""
 
@@ -60,7 +68,7 @@ class Peers:
 
         self.patience = patience
         self._rank, self._places, self._device = rank, tuple(places), device
-        self._count = torch.zeros(BOARDS + 1, dtype=torch.int32, device=device)
+        self._count = torch.zeros(BOARDS + 2, dtype=torch.int32, device=device)
         self._failed = torch.zeros(1, dtype=torch.int32, pin_memory=device.type == "cuda")
 
     @classmethod
@@ -108,6 +116,7 @@ class Peers:
         try:
             for x in self._trials():
                 self._sum_kernel(x)
+                self._sum_kernel(x, "sum_add_norm")
                 self._gather_kernel(x)
         except UqffError:
             return False
@@ -120,6 +129,7 @@ class Peers:
         expected = [[rank + 1.0] * 8 for rank in range(ranks)]
         sums = [self.sum(x).tolist() == [ranks * (ranks + 1) / 2] * 8 for x in self._trials()]
         gathers = [self.gather(x).tolist() == expected for x in self._trials()]
+        sums += [self.sum_add_norm(0 * x, x, x, 0.0)[0].tolist() == self.sum(x).tolist() for x in self._trials()]
         return all(sums + gathers) and not self.failed
 
     def _trials(self) -> list[torch.Tensor]:
@@ -145,8 +155,7 @@ class Peers:
         import torch
 
         x = x.contiguous()
-        if x.nbytes % 16:
-            raise _cannot(x)
+        self._check(x, MOST_BYTES, 16)
         out = torch.empty_like(x)
         self._launch(self._sum_kernel(x), x, out)
         return out
@@ -158,38 +167,63 @@ class Peers:
             CommError: it is something else.
         """
         x = x.contiguous()
-        if x.nbytes % 4:
-            raise _cannot(x)
+        self._check(x, MOST_BYTES, 4)
         out = x.new_empty(len(self._places), *x.shape)
         self._launch(self._gather_kernel(x), x, out)
         return out
 
-    def _sum_kernel(self, x: torch.Tensor) -> driver.Kernel:
+    def sum_add_norm(
+        self, x: torch.Tensor, y: torch.Tensor, weight: torch.Tensor, eps: float
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """:func:`uqff.gpu.token.add_norm` with the sum of every rank's ``y``, to the bit.
+
+        Raises:
+            CommError: of other dtypes, or not a row.
+        """
+        y = y.contiguous()
+        self._check(y, WIDE, 16)
+        if not fits_norm(y.shape[-1]) or y.shape[-1] != y.numel():
+            raise _cannot(y)
+        total, out = x.new_empty(x.shape), x.new_empty(x.shape)
+        norm = Norm(
+            *(x.data_ptr(), None, weight.data_ptr(), total.data_ptr(), out.data_ptr()),
+            *(x.shape[-1], eps),
+        )
+        self._sum_kernel(y, "sum_add_norm").launch((1, 1), NORM_THREADS, PeerNorm(self._given(y, y.nbytes), norm))
+        return total, out
+
+    def _sum_kernel(self, x: torch.Tensor, name: str = "sum_ranks") -> driver.Kernel:
         dtype = DType.of_torch(x.dtype)
         if dtype not in (DType.F32, DType.BF16, DType.F16):
             raise _cannot(x)
-        return _kernel("sum_ranks", dtype, (), x.device.index)
+        return _kernel(name, dtype, (), x.device.index)
 
     def _gather_kernel(self, x: torch.Tensor) -> driver.Kernel:
         return _kernel("gather_ranks", DType.F32, (16 if x.nbytes % 16 == 0 else 4,), x.device.index)
 
     def _launch(self, kernel: driver.Kernel, x: torch.Tensor, out: torch.Tensor) -> None:
-        if not 0 < x.nbytes <= MOST_BYTES or x.data_ptr() % 16:
-            raise _cannot(x)
         blocks = min(BOARDS, math.ceil(x.nbytes / SHARE))
-        each = math.ceil(x.nbytes / blocks / 16) * 16
+        given = self._given(x, math.ceil(x.nbytes / blocks / 16) * 16)
+        given.out = out.data_ptr()
+        kernel.launch((math.ceil(x.nbytes / given.each), 1), THREADS, given)
+
+    def _given(self, x: torch.Tensor, each: int) -> Peer:
         given = Peer()
         for rank, place in enumerate(self._places):
-            given.boards[rank], given.turns[rank] = place, place + 2 * MOST_BYTES
+            given.boards[rank], given.turns[rank] = place, place + 2 * (MOST_BYTES + WIDE)
         given.count, given.failed = self._count.data_ptr(), self._failed.data_ptr()
-        given.x, given.out, given.patience = x.data_ptr(), out.data_ptr(), int(self.patience * 1e9)
+        given.x, given.patience = x.data_ptr(), int(self.patience * 1e9)
         given.bytes, given.each, given.rank, given.ranks = x.nbytes, each, self._rank, len(self._places)
-        kernel.launch((math.ceil(x.nbytes / each), 1), THREADS, given)
+        return given
+
+    def _check(self, x: torch.Tensor, most: int, unit: int) -> None:
+        if x.nbytes % unit or not 0 < x.nbytes <= most or x.data_ptr() % 16:
+            raise _cannot(x)
 
 
 def _bytes() -> int:
     """Of the memory that a rank shows: boards, and how often each rank has used them."""
-    return 2 * MOST_BYTES + 4 * BOARDS * RANKS
+    return 2 * (MOST_BYTES + WIDE) + 4 * (BOARDS + 1) * RANKS
 
 
 def _machine() -> bytes:
@@ -208,7 +242,8 @@ def _kernel(name: str, dtype: DType, how: tuple[int, ...], index: int) -> driver
     import torch
 
     compiling.LOGGER.info("compiling %s of %s for the GPU", name, dtype.name)
-    source = PRIMITIVES.read_text() + peer_source(name, THREADS, dtype, how)
+    threads, given = (NORM_THREADS, "PeerNorm") if name == "sum_add_norm" else (THREADS, "Peer")
+    source = PRIMITIVES.read_text() + peer_source(name, given, threads, dtype, how)
     with torch.cuda.device(index):
         code = compiling.compiled(source, torch.cuda.get_device_capability(index))
         return driver.load(code, torch.device("cuda", index), f"uqff_{name}")

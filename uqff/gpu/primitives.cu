@@ -147,7 +147,7 @@ __device__ inline float load_volatile(const float* at) { return *(const volatile
 __device__ inline u32 load_volatile(const u32* at) { return *(const volatile u32*)at; }
 
 // Of GPUs and hosts that see each other's memory: what was written before a number is told is there for those who have
-// been told; four words that others wrote; a clock.
+// been told; two or four words that others wrote; a clock.
 __device__ inline void tell_ranks(u32* at, u32 number) {
     asm volatile("st.release.sys.global.u32 [%0], %1;" ::"l"(at), "r"(number) : "memory");
 }
@@ -158,11 +158,13 @@ __device__ inline u32 told_by_ranks(const u32* at) {
     return made;
 }
 
+template <int WORDS>
 __device__ inline void load_shown(const u8* at, u32* words) {
-    asm volatile("ld.volatile.global.v4.u32 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(words[0]), "=r"(words[1]), "=r"(words[2]), "=r"(words[3])
-                 : "l"(at)
-                 : "memory");
+    if (WORDS == 4)
+        asm volatile("ld.volatile.global.v4.u32 {%0, %1, %2, %3}, [%4];"
+                     : "=r"(words[0]), "=r"(words[1]), "=r"(words[WORDS - 2]), "=r"(words[WORDS - 1])
+                     : "l"(at));
+    else asm volatile("ld.volatile.global.v2.u32 {%0, %1}, [%2];" : "=r"(words[0]), "=r"(words[1]) : "l"(at));
 }
 
 __device__ inline u64 nanoseconds() {

@@ -139,9 +139,9 @@ extern "C" __global__ void __launch_bounds__({threads}) uqff_{name}({given} give
     return _read("gpu/numbers.cu", *files) + entry
 
 
-def peer_source(name: str, threads: int, dtype: DType, how: Sequence[int] = ()) -> str:
+def peer_source(name: str, given: str, threads: int, dtype: DType, how: Sequence[int] = ()) -> str:
     """As :func:`token_source`, of ``peer.cu``."""
-    return token_source(name, "Peer", threads, dtype, how, ("gpu/token.cu", "gpu/peer.cu"))
+    return token_source(name, given, threads, dtype, how, ("gpu/token.cu", "gpu/peer.cu"))
 
 
 def decoders_source(families: Sequence[str]) -> str:

@@ -50,7 +50,8 @@ __device__ inline float warp_sum(float number) {
     return number;
 }
 
-// sum = x + y, unless y is null; out = RMSNorm(sum).  One block; width is a multiple of 4, at most 32 times its threads.
+// sum = x + y, unless there is no y; out = RMSNorm(sum).  One block; width is a multiple of 4, at most 32 times its
+// threads.  Four numbers of y are got by Y; in add_norm they are in memory.
 struct Norm {
     const u8* x;
     const u8* y;
@@ -64,7 +65,14 @@ struct Norm {
 const int NORM_THREADS = 512, NORM_RUNS = 8;
 
 template <class T>
-__device__ inline void add_norm(const Norm& norm) {
+struct InMemory {
+    const u8* y;
+    __device__ bool there() const { return y; }
+    __device__ void get(int at, float* values) const { get_many<T, 4>(y + (i64)at * T::SIZE, values); }
+};
+
+template <class T, class Y>
+__device__ inline void add_and_norm(const Norm& norm, const Y& y) {
     __shared__ float terms[NORM_THREADS / 32];
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     float held[NORM_RUNS][4], weight[NORM_RUNS][4], sum = 0;
@@ -74,9 +82,9 @@ __device__ inline void add_norm(const Norm& norm) {
         if (at < norm.width) {
             get_many<T, 4>(norm.weight + (i64)at * T::SIZE, weight[run]);
             get_many<T, 4>(norm.x + (i64)at * T::SIZE, held[run]);
-            if (norm.y) {
+            if (y.there()) {
                 float added[4];
-                get_many<T, 4>(norm.y + (i64)at * T::SIZE, added);
+                y.get(at, added);
                 for (int i = 0; i < 4; i++) held[run][i] = rounded<T>(held[run][i] + added[i]);
                 put_four<T>(norm.sum + (i64)at * T::SIZE, held[run]);
             }
@@ -97,6 +105,11 @@ __device__ inline void add_norm(const Norm& norm) {
             put_four<T>(norm.out + (i64)at * T::SIZE, weight[run]);
         }
     }
+}
+
+template <class T>
+__device__ inline void add_norm(const Norm& norm) {
+    add_and_norm<T>(norm, InMemory<T>{norm.y});
 }
 
 // out = SiLU(gate) · up

@@ -215,6 +215,19 @@ class Comm:
         finally:
             self._peers = None
 
+    @property
+    def recording(self) -> bool:
+        """Whether it is :meth:`through` kernels that ranks reach each other."""
+        return self._peers is not None
+
+    def sum_add_norm(
+        self, x: torch.Tensor, y: torch.Tensor, weight: torch.Tensor, eps: float
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """While :attr:`recording`, ``x`` plus the sum of every rank's ``y``, and its RMS norm: one kernel."""
+        assert self._peers is not None
+        self._told.append(f"sum_add_norm{_described(y)}")
+        return self._peers.sum_add_norm(x, y, weight, eps)
+
     def attach(self, group: ProcessGroup) -> None:
         """Join the ranks again after a pickle: of every layer that has this communicator.
 

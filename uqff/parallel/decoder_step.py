@@ -17,6 +17,7 @@ import torch
 
 from uqff.gpu import kernels, token
 from uqff.parallel.joined import Joined
+from uqff.parallel.linear import RowParallelLayer
 
 __all__ = ["ANGLES", "DecoderStep", "Operations", "angles", "head_norms", "known_layers"]
 
@@ -102,13 +103,13 @@ class DecoderStep:
             q, k, v = layer.queries(normed)
             attention = layer.attention
             attended = self._attend(q, k, v, *cached, position, layer.norms, attention.scaling, layer.eps)
-            total, normed = _norm(operations, total, attention.o_proj(attended), layer.after)
-            if layer.gates is None:
-                made = layer.mlp(normed)
-            else:
-                made = layer.mlp.down_proj(operations.gate(*layer.gates(normed)))
+            total, normed = _norm_of(operations, total, attention.o_proj, attended, layer.after)
             following = self._layers[i + 1].before if i + 1 < len(self._layers) else self._norm
-            total, normed = _norm(operations, total, made, following)
+            if layer.gates is None:
+                total, normed = _norm(operations, total, layer.mlp(normed), following)
+            else:
+                gated = operations.gate(*layer.gates(normed))
+                total, normed = _norm_of(operations, total, layer.mlp.down_proj, gated, following)
         position.add_(1)
         logits: torch.Tensor = self._head(normed)
         return logits
@@ -118,6 +119,15 @@ def _norm(
     operations: Operations, x: torch.Tensor, y: torch.Tensor | None, norm: Any
 ) -> tuple[torch.Tensor, torch.Tensor]:
     return operations.add_norm(x, y if y is None else y.contiguous(), norm.weight, norm.variance_epsilon)
+
+
+def _norm_of(
+    operations: Operations, total: torch.Tensor, layer: Any, x: torch.Tensor, norm: Any
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of the sum with what a layer makes; while ranks are recorded, theirs are added up by the kernel that does it."""
+    if isinstance(layer, RowParallelLayer) and layer.comm.recording and layer.bias is None:
+        return layer.comm.sum_add_norm(total, layer.forward_partial(x), norm.weight, norm.variance_epsilon)
+    return _norm(operations, total, layer(x), norm)
 
 
 def known_layers(model: Any) -> Sequence[Any]:
