@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -13,7 +13,7 @@ from tests.gpu import token_reference
 from tests.gpu.compiled import Compiled, compiled, launching, needs_compiler
 from uqff.codes import DType
 from uqff.errors import CommError
-from uqff.gpu import peer, token
+from uqff.gpu import driver, peer, token
 from uqff.gpu.source import peer_source
 
 pytestmark = needs_compiler
@@ -54,7 +54,7 @@ class World:
         """What each rank makes of theirs."""
         return self.made_by([partial(getattr(rank, name), x) for rank, x in zip(self.ranks, given, strict=True)])
 
-    def made_by(self, calls: list[Callable[[], Any]]) -> list[Any]:
+    def made_by(self, calls: Sequence[Callable[[], Any]]) -> list[Any]:
         """The same, of a call of each rank."""
         counts = [each._count.clone() for each in self.ranks]
         for call in calls:
@@ -150,9 +150,9 @@ def test_ranks_of_several_machines(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def exchange(data: bytes) -> list[bytes]:
         asked.append(data)
-        return [data, bytes(peer.driver.HANDLE) + b"another"] if len(asked) == 1 else [data, b"1"]
+        return [data, bytes(driver.HANDLE) + b"another"] if len(asked) == 1 else [data, b"1"]
 
-    monkeypatch.setattr(peer.driver, "shared_memory", lambda *_: (16, bytes(peer.driver.HANDLE)))
+    monkeypatch.setattr(driver, "shared_memory", lambda *_: (16, bytes(driver.HANDLE)))
     monkeypatch.setattr(peer, "_machine", lambda: b"this")
     assert peer.Peers.of(0, 2, CPU, 1.0, exchange) is None
-    assert asked == [bytes(peer.driver.HANDLE) + b"this", b""]
+    assert asked == [bytes(driver.HANDLE) + b"this", b""]

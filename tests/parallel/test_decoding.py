@@ -9,11 +9,15 @@ import pytest
 import torch
 
 from tests.parallel.models import PROMPT, TinyCase, write
+from tests.parallel.ranks import run_ranks
 from tests.parallel.weights import KINDS, blob
 from uqff.errors import ShapeError
 from uqff.parallel import decoding, load_model
+from uqff.parallel.comm import Comm
+from uqff.parallel.fallback import GatheredLayer
 from uqff.parallel.generate import generate
-from uqff.parallel.linear import ReplicatedLayer
+from uqff.parallel.joined import Joined
+from uqff.parallel.linear import ColumnParallelLayer, ReplicatedLayer
 from uqff.parallel.vocabulary import Embedding
 
 
@@ -52,6 +56,29 @@ def test_rows_that_are_looked_up_on_the_device(kind: str) -> None:
         ids = torch.tensor([[row]])
         assert look_up is not None
         assert torch.equal(look_up(ids), embedding(ids))
+
+
+def _rows_of_ranks(comm: Comm) -> bool:
+    whole = blob("q4k", bias=False)
+    embedding = Embedding(ColumnParallelLayer.deserialize(whole, comm), torch.float32)
+    expected = Embedding(ReplicatedLayer.deserialize(whole), torch.float32)
+    look_up = embedding.lookup()
+    assert look_up is not None
+    every = [torch.tensor([[row]]) for row in range(expected.rows.weight.shape[0])]
+    return all(torch.equal(look_up(ids), expected(ids)) for ids in every)
+
+
+def test_rows_that_ranks_look_up_together() -> None:
+    """Of a vocabulary that is cut among them: every row, whichever rank has it."""
+    assert run_ranks(2, _rows_of_ranks) == [True, True]
+
+
+def test_layers_that_gather_are_not_joined() -> None:
+    """A layer that does more than multiply is left as it is, though its weight could be joined."""
+    whole = blob("q4k", bias=False)
+    plain = [ReplicatedLayer.deserialize(whole) for _ in range(3)]
+    assert Joined.of(*plain[:2])._whole is not None
+    assert Joined.of(plain[2], GatheredLayer.deserialize(whole))._whole is None
 
 
 def test_windows_that_slide_are_not_recorded() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
@@ -84,19 +84,20 @@ class Replayed:
 
     def _record(self, device: torch.device) -> None:
         torch.cuda.synchronize(device)
-        graph: torch.cuda.CUDAGraph | None = torch.cuda.CUDAGraph()
-        with nullcontext([]) if self._peers is None else self._comm.through(self._peers) as told:
+        graph, recorded, told = torch.cuda.CUDAGraph(), True, list[str]()
+        with ExitStack() as until:
+            if self._peers is not None:
+                told = until.enter_context(self._comm.through(self._peers))
             try:
                 with torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"):
                     self._made = self._step(self._given)
             except (RuntimeError, UqffError):  # nothing of it was done
-                graph = None
+                recorded = False
         if self._peers is not None:
             digest = hashlib.blake2b("\n".join(told).encode(), digest_size=16).digest()
-            digests = self._comm.all_gather_bytes(digest if graph else b"", device)
-            if len(set(digests)) > 1:  # none replays what another waits for
-                graph = None
-        self._graph, self._refused = graph, graph is None
+            digests = self._comm.all_gather_bytes(digest if recorded else b"", device)
+            recorded = recorded and len(set(digests)) == 1  # none replays what another waits for
+        self._graph, self._refused = graph if recorded else None, not recorded
 
 
 def peers_of(comm: Comm, device: torch.device) -> Peers | None:
