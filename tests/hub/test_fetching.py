@@ -17,6 +17,7 @@ from tests.support.hub_server import LARGE, TOKEN, Asked, Handler, Hub
 from tests.support.lora_files import factors, write_adapter
 from tests.support.small_models import files_of
 from tests.support.tiny_files import ROOT
+from tools.tiny import multimodal
 from tools.tiny.gguf import write_gguf
 from uqff import FormatError, HubError, ShardError, UnsupportedError
 from uqff.checkpoints import open_tensors
@@ -102,6 +103,30 @@ def test_checkpoints(hub: Hub, checkpoint: Path, tmp_path: Path) -> None:
     hub.put("owner/folder", {f"deep/er/{name}": data for name, data in (files | {"model.safetensors": whole}).items()})
     assert call("quantize", "hf://owner/folder/deep/er", tmp_path / "deep", "--isq=q8_0", "--quiet")[0] == 0
     assert files_of(tmp_path / "deep")["q8_0-0.uqff"] == files_of(tmp_path / "out")["q8_0-0.uqff"]
+
+
+def test_of_two_layouts_the_one_that_the_engine_reads(hub: Hub, checkpoint: Path, tmp_path: Path) -> None:
+    """Repositories of Mistral have each model twice; of Voxtral Realtime that of its authors counts, else the other."""
+    folder = tmp_path / "voxtral"
+    multimodal.write("Voxtral", folder)
+    own = files_of(folder)
+    named = {"architectures": ["VoxtralRealtimeForConditionalGeneration"], "model_type": "voxtral_realtime"}
+    (folder / "config.json").write_text(json.dumps(named))
+    (folder / "model.safetensors").write_bytes(files_of(checkpoint)["model.safetensors"])
+    for repo, files in (("owner/twice", files_of(folder)), ("owner/alone", own)):
+        hub.put(repo, files)
+        hub.asked.clear()
+        with open_tensors(f"hf://{repo}") as tensors, open_tensors(folder) as expected:
+            assert list(tensors) == list(expected)
+            assert "mm_streams_embeddings.embedding_module.tok_embeddings.weight" in tensors
+            assert tensors.config == expected.config
+        assert fetched(hub, repo) == {"consolidated.safetensors"}
+        assert call("plan", repo)[0] == 0
+    others = files_of(checkpoint)
+    hub.put("owner/mistral", others | {"consolidated.safetensors": b"x", "params.json": own["params.json"]})
+    with open_tensors("hf://owner/mistral") as tensors, open_tensors(checkpoint) as expected:
+        assert list(tensors) == list(expected)
+    assert fetched(hub, "owner/mistral") == {"model.safetensors"}
 
 
 def test_an_index_of_a_stranger(hub: Hub) -> None:

@@ -22,7 +22,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from uqff.codes import LOADED_DTYPES, DType
-from uqff.container.beside import INDEX_NAME, PARAMS_NAME
+from uqff.consolidated import CONSOLIDATED_NAME, PARAMS_NAME, is_read_as_consolidated
+from uqff.container.beside import INDEX_NAME
 from uqff.container.closing import Closing
 from uqff.container.document import is_present, read_json, write_json
 from uqff.container.mapped import MappedFile, TensorMap
@@ -33,7 +34,6 @@ from uqff.hub.names import hub_name
 from uqff.limits import MAX_HEADER_BYTES, MAX_SHARDS
 from uqff.models.assets import CONFIG_NAME, companions_of, copy_companions
 from uqff.models.config import read_config
-from uqff.models.table import VOXTRAL, has_mistrals_layout
 from uqff.simd.floats import Floats
 
 if TYPE_CHECKING:
@@ -41,8 +41,6 @@ if TYPE_CHECKING:
 __all__ = ["CONFIG_NAME", "TensorFiles", "open_tensors"]
 
 SINGLE_NAME: Final = "model.safetensors"
-CONSOLIDATED_NAME: Final = "consolidated.safetensors"
-"""The only file of a model in the layout that Mistral gives to its own."""
 
 
 class TensorFiles(Mapping[str, "torch.Tensor"], Closing):
@@ -194,12 +192,12 @@ def open_tensors(source: PathLike) -> TensorFiles:
         raise FileNotFoundError(f"no such directory: {source}")
     config_path = path / CONFIG_NAME
     config = read_config(config_path) if is_present(config_path) else {}
-    own = _of_its_authors(path, config)
     files: list[MappedFile] = []
     try:
-        if own:
+        if _is_of_its_authors(path):
+            config_path = path / PARAMS_NAME
+            config = read_config(config_path)
             files.append(MappedFile(path / CONSOLIDATED_NAME))
-            config_path, config = path / PARAMS_NAME, own
         elif is_present(path / SINGLE_NAME):
             files.append(MappedFile(path / SINGLE_NAME))
         elif is_present(path / INDEX_NAME):
@@ -213,14 +211,10 @@ def open_tensors(source: PathLike) -> TensorFiles:
         raise
 
 
-def _of_its_authors(path: Path, config: Mapping[str, Any]) -> dict[str, Any]:
-    """The configuration of a model that the engine loads in the layout of its authors; empty if it is none."""
-    params = path / PARAMS_NAME
-    asked = not config or config.get("architectures") == [VOXTRAL]
-    if not asked or not is_present(params) or not is_present(path / CONSOLIDATED_NAME):
-        return {}
-    found = read_config(params)
-    return found if has_mistrals_layout(found) else {}
+def _is_of_its_authors(path: Path) -> bool:
+    """Whether the engine loads a model in the layout of its authors."""
+    names = [each for each in (CONFIG_NAME, PARAMS_NAME, CONSOLIDATED_NAME) if is_present(path / each)]
+    return is_read_as_consolidated(names, lambda name: read_config(path / name))
 
 
 def _only_file(directory: Path) -> Path:

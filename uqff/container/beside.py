@@ -15,7 +15,6 @@ __all__ = [
     "INDEX_NAME",
     "KEPT_SUFFIX",
     "LAYER_SUMS_NAME",
-    "PARAMS_NAME",
     "SUMS_NAME",
     "What",
     "not_of",
@@ -24,8 +23,6 @@ __all__ = [
 What = Literal["UQFF model", "checkpoint"]
 
 CONFIG_NAME: Final = "config.json"
-PARAMS_NAME: Final = "params.json"
-"""What Mistral has in its place, in its own layout."""
 
 COMPANIONS: Final = (
     CONFIG_NAME,

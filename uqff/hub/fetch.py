@@ -3,7 +3,8 @@
 What a repository holds decides what is fetched::
 
     *.uqff                   the shards of the models that are meant, their residual, and the documents
-    *.safetensors            model.safetensors; or those of the index; or all: and the documents
+    *.safetensors            consolidated.safetensors where that is what is read, see uqff.consolidated; else
+                             model.safetensors; or those of the index; or all: and the documents
     *.gguf                   the only one, or the one of the type that is meant; of a split one, all parts
 
 Files come from huggingface_hub's ``snapshot_download``: what is in the cache already is not fetched again, what broke
@@ -25,6 +26,7 @@ from typing import Final
 
 from uqff._version import __version__
 from uqff.bounded_json import parse_json
+from uqff.consolidated import CONSOLIDATED_NAME, is_read_as_consolidated
 from uqff.errors import FormatError, HubError, ShardError
 from uqff.hub.client import RemoteFolder, Unreachable, hub_error, imported
 from uqff.hub.names import GGUF_PART, HubName
@@ -138,6 +140,10 @@ def checkpoint_gguf(folder: RemoteFolder) -> list[str]:
 
 def _weights(folder: RemoteFolder) -> list[str]:
     """The weights of a checkpoint: of files that hold the same twice, those that are looked into first."""
+    if is_read_as_consolidated(
+        folder.files, lambda name: parse_json(folder.read(name, MAX_HEADER_BYTES), folder.shown(name))
+    ):
+        return [CONSOLIDATED_NAME]
     if SINGLE in folder.files:
         return [SINGLE]
     if INDEX not in folder.files:

@@ -24,6 +24,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, Final, TypeVar
 
+from uqff.consolidated import PARAMS_NAME
 from uqff.container.beside import CONFIG_NAME, LAYER_SUMS_NAME, SUMS_NAME
 from uqff.container.closing import Closing
 from uqff.container.file import RESIDUAL_NAME, UqffFile, open_uqff
@@ -67,6 +68,7 @@ PIECE: Final = 1 << 23
 
 DOCUMENTS: Final = {
     CONFIG_NAME: MAX_CONFIG_BYTES,
+    PARAMS_NAME: MAX_CONFIG_BYTES,
     REPORT_NAME: MAX_REPORT_BYTES,
     SUMS_NAME: MAX_SUMS_BYTES,
     LAYER_SUMS_NAME: MAX_SUMS_BYTES,

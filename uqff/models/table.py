@@ -6,11 +6,12 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Final
 
+from uqff.consolidated import VOXTRAL, has_mistrals_layout
 from uqff.errors import UnsupportedError
 from uqff.models.multimodal import MULTIMODAL
 from uqff.models.text import TEXT, Architecture
 
-__all__ = ["ARCHITECTURES", "LANGUAGE_MODEL_PREFIX", "VOXTRAL", "architecture_of", "has_mistrals_layout"]
+__all__ = ["ARCHITECTURES", "LANGUAGE_MODEL_PREFIX", "architecture_of"]
 
 LANGUAGE_MODEL_PREFIX: Final = "_mistralrs_use_language_model_prefix"
 """Of a Gemma 3 text model in ``config.json``: its paths are those of the larger model that it was taken from."""
@@ -24,20 +25,7 @@ UNPROVED: Final = {
 }
 """Architectures that the engine loads and that are not declared, and why."""
 
-VOXTRAL: Final = "VoxtralRealtimeForConditionalGeneration"
-"""What the engine loads in the layout of its authors only, whose configuration names no architecture."""
-
 _BY_CLASS = {name: architecture for architecture in ARCHITECTURES for name in architecture.classes}
-
-
-def has_mistrals_layout(config: Mapping[str, Any]) -> bool:
-    """Whether a configuration is one of Voxtral's authors.
-
-    Authority: mistral.rs v0.9.2, ``mistralrs-core/src/pipeline/loaders/multimodal_loaders.rs``
-    (``AutoMultimodalLoader``).
-    """
-    parts = config.get("multimodal")
-    return not config.get("architectures") and isinstance(parts, Mapping) and "whisper_model_args" in parts
 
 
 def architecture_of(config: Mapping[str, Any]) -> Architecture:

@@ -27,7 +27,7 @@ from typing import Any, Final, Literal, NamedTuple
 from uqff.checkpoints.safetensors import TensorFiles
 from uqff.codec.layer import Layer
 from uqff.codes import LOADED_DTYPES, DType, Version
-from uqff.container.beside import PARAMS_NAME
+from uqff.consolidated import PARAMS_NAME
 from uqff.container.plan import layer_size
 from uqff.errors import FormatError, ShapeError, UnsupportedError, UqffError, located
 from uqff.families.part import Part
