@@ -263,3 +263,19 @@ def test_a_set_that_is_replaced_while_it_is_opened(tmp_path: Path, times: int, m
         return
     with uqff.open(tmp_path) as file:
         assert [bytes(file.blob(n)) for n in (0, 1)] == [BLOBS["hqq"]] * 2
+
+
+@pytest.mark.parametrize(
+    ("name", "got"),
+    [
+        ("m.gguf", "a GGUF file, which uqff plan, convert, quantize and run take"),
+        ("model.safetensors", "a checkpoint, which uqff plan, quantize and run take"),
+        ("residual.safetensors", None),
+    ],
+)
+def test_a_directory_of_something_else_says_what_takes_it(name: str, got: str | None, tmp_path: Path) -> None:
+    """A checkpoint or a GGUF file is what users have before they have UQFF."""
+    (tmp_path / name).write_bytes(b"x")
+    with pytest.raises(ShardError, match=r"no \.uqff file in the directory") as caught:
+        resolve(tmp_path)
+    assert caught.value.got == got

@@ -247,7 +247,7 @@ def _several(models: Iterable[str], where: str) -> ShardError:
 def _resolve_directory(directory: Path) -> tuple[list[Path], bool]:
     models = models_in(directory)
     if not models:
-        raise ShardError(f"no {SUFFIX} file in the directory", file=str(directory))
+        raise ShardError(f"no {SUFFIX} file in the directory", file=str(directory), got=_others(directory))
     if len(models) > 1:
         raise _several(models, str(directory))
     (path,) = models.values()
@@ -269,6 +269,16 @@ def _is_file(entry: os.DirEntry[str]) -> bool:
             tells from a whole set.
     """
     return entry.is_file() or is_present(Path(entry))
+
+
+def _others(directory: Path) -> str | None:
+    """What a directory without a model holds, if there are commands that take it."""
+    names = [entry.name for entry in os.scandir(directory)]
+    if any(name.endswith(".gguf") for name in names):
+        return "a GGUF file, which uqff plan, convert, quantize and run take"
+    if any(name.endswith(".safetensors") and name != "residual.safetensors" for name in names):
+        return "a checkpoint, which uqff plan, quantize and run take"
+    return None
 
 
 def _resolve_set(directory: Path, stem: str) -> tuple[list[Path], bool]:

@@ -135,7 +135,8 @@ def _bytes(size: int | str) -> int:
     found = SIZE.fullmatch(str(size))
     if found is None or int(found["count"]) < 1:
         raise UnsupportedError("no such size", field="max_shard_size", expected="a number, or such as 5GB", got=size)
-    return int(found["count"]) * (1024 if found["binary"] else 1000) ** " KMGT".index(found["unit"].upper() or " ")
+    power = " KMGT".index(found["unit"].upper() or " ")
+    return int(found["count"]) * int((1024 if found["binary"] else 1000) ** power)
 
 
 def _is_replaced(name: str) -> bool:
