@@ -106,8 +106,35 @@ def test_a_save_in_several_files(tmp_path: Path) -> None:
     for size in ("20 kilo", "0", -1, "GB"):
         with pytest.raises(UnsupportedError, match="no such size"):
             model.save_pretrained(tmp_path / "other", max_shard_size=size)
-    model.save_pretrained(tmp_path / "saved", max_shard_size=10**6)
+    model.save_pretrained(tmp_path / "saved", max_shard_size=10**9)
     assert [path.name for path in (tmp_path / "saved").glob("*.uqff")] == ["q8_0-0.uqff"]
+
+
+@reads
+@pytest.mark.parametrize("name", ["AutoModel", "AutoModelForSequenceClassification"])
+def test_a_class_without_the_head_is_refused(name: str, tmp_path: Path) -> None:
+    """It has no place for the head that is in the file, and weights of its own that are not."""
+    directory, _ = write(TinyCase("llama", "q8_0", V1_2), tmp_path)
+    with pytest.raises(UnsupportedError, match=r"with its head: expected AutoModelForCausalLM or .*, got Llama"):
+        getattr(transformers, name).from_pretrained(directory, quantization_config=UqffConfig())
+
+
+def test_what_other_methods_are_told_is_not_ignored(tmp_path: Path) -> None:
+    """A list of modules that stay plain would else be taken, and all be quantised; a recipe does what it asks."""
+    with pytest.raises(UnsupportedError, match="a recipe says which layers stay as they are: expected its file"):
+        UqffConfig("q8_0", modules_to_not_convert=["lm_head"])
+    assert UqffConfig("q8_0", modules_to_not_convert=None, more=1).to_dict() == {
+        "quant_method": "uqff",
+        "isq": "q8_0",
+        "modules_to_not_convert": None,
+        "more": 1,
+    }
+    directory = checkpoint(tmp_path, "llama")
+    (tmp_path / "recipe.yaml").write_text('"/layers/":\n  isq: Q8_0\n')
+    config = UqffConfig(str(tmp_path / "recipe.yaml"))
+    model = transformers.AutoModelForCausalLM.from_pretrained(directory, quantization_config=config)
+    kinds = {model.lm_head.rows.weight.kind, model.model.layers[0].mlp.up_proj.weight.kind}
+    assert kinds == {"unquant", "q8_0"}
 
 
 def checkpoint(folder: Path, architecture: str) -> Path:

@@ -47,6 +47,7 @@ from uqff.models.config import QUANT_METHOD, read_config
 from uqff.parallel import transformers_model
 from uqff.parallel.comm import Comm
 from uqff.parallel.model import Loading, load_into
+from uqff.parallel.plan import HEAD
 from uqff.parallel.source import ModelSource, open_source
 
 __all__ = ["UqffConfig", "UqffHfQuantizer"]
@@ -61,6 +62,9 @@ explain_refusals()
 LAYER_NUMBER: Final = re.compile(r"\.[0-9]+(?=\.|$)")
 
 WEIGHTS_KEY: Final = "transformers_weights"
+
+OF_OTHERS: Final = ("modules_to_not_convert", "llm_int8_skip_modules", "ignored_layers", "ignore")
+"""By what other methods are told of modules that stay as they are."""
 
 
 @register_quantization_config(QUANT_METHOD)
@@ -79,7 +83,13 @@ class UqffConfig(QuantizationConfigMixin):  # type: ignore[misc]
         Args:
             isq: a type (``"q4k"``), a number of bits, or the file of a recipe; None for a directory of UQFF.
             others: what else ``quantization_config`` of a ``config.json`` has; kept.
+
+        Raises:
+            UnsupportedError: modules are to stay as they are; a recipe says which.
         """
+        for name in OF_OTHERS:
+            if others.get(name):
+                raise UnsupportedError("a recipe says which layers stay as they are", field=name, expected="its file")
         self.__dict__.update(others)
         self.quant_method = QUANT_METHOD
         self.isq = isq
@@ -166,7 +176,18 @@ class UqffHfQuantizer(HfQuantizer):  # type: ignore[misc]
     def _process_model_before_weight_loading(
         self, model: Any, checkpoint_files: list[str] | None = None, **kwargs: Any
     ) -> None:
-        """Empty the places of layers, so that nothing is loaded into them."""
+        """Empty the places of layers, so that nothing is loaded into them.
+
+        Raises:
+            UnsupportedError: the class is that of another model, or of a part of one.
+        """
+        if not (is_known(model) or hasattr(model, HEAD)):
+            raise UnsupportedError(
+                "UQFF has the whole of a language model, with its head",
+                file=str(model.config.name_or_path),
+                expected="AutoModelForCausalLM or AutoModelForImageTextToText",
+                got=type(model).__name__,
+            )
         self._place = _place(model, checkpoint_files)
         isq = self.quantization_config.isq
         view = model
