@@ -35,7 +35,7 @@ TESTS ?= $(TWO)
 # `make test` checks the vectors and the tables of the spec as well: where both are asked for at once, it alone does.
 TESTED_TOO := $(filter test,$(MAKECMDGOALS))
 
-.PHONY: help setup demo test test-gpu test-oldest test-newest cpus checks docs lint bench quality interop vectors golden crash fuzz clean
+.PHONY: help setup demo test test-gpu test-oldest test-newest cpus checks docs lint bench quality interop interop-few vectors golden crash fuzz clean
 
 help:
 	@echo "make demo     quantise a real model, open it again, compare    (MODEL=DIR, TYPES=q8_0,q4k)"
@@ -53,7 +53,9 @@ help:
 	@echo "make lint     ruff, mypy of package, tools and tests, lengths of files, imports between modules, generated files up to date"
 	@echo "make bench    speed, side by side with other tools"
 	@echo "make quality  how good the types are, and mixes of them, on two trained models; trains one the first time"
-	@echo "make interop  the real client reads what we write, and the other way round"
+	@echo "make interop  the real client reads what we write, and the other way round; nightly"
+	@echo "make interop-few"
+	@echo "              the same of every model and every type, not of every type of every model: what .ci/run calls"
 	@echo "make golden   regenerate tests/golden with the client that make interop installed"
 	@echo "make vectors  regenerate spec/vectors, the tables of the spec, and spec/schemas"
 
@@ -109,6 +111,10 @@ quality: $(VENV)/.test
 
 interop: $(VENV)/.demo $(VENV)/.test
 	$(BIN)/python -m tools.interop --two
+
+# What .ci/run calls: tools/interop/few.py says which rows these are.
+interop-few: $(VENV)/.demo $(VENV)/.test
+	$(BIN)/python -m tools.interop --two --few
 
 vectors: $(VENV)/.test
 	$(BIN)/python -m tools.vectors

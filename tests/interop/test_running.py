@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tools.interop.client import Generation
-from tools.interop.running import DENSE, FEW_KINDS, GGML, HALF, KINDS, MODELS, WORLDS, Case, Row, by_turns, compare
+from tools.interop.running import DENSE, GGML, HALF, KINDS, MODELS, OTHER_KINDS, WORLDS, Case, Row, by_turns, compare
 
 ANSWER = Generation(["t5", "</s>"], [-0.25, -0.5], "stop")
 OURS: dict[str, Any] = {
@@ -72,7 +72,7 @@ def test_all_numbers_of_ranks_have_their_turn() -> None:
     cases = [
         Case(version, name, kind, Path(), None)
         for name, version in given
-        for kind in KINDS.get(name, FEW_KINDS)
+        for kind in KINDS.get(name, OTHER_KINDS)
         if version == "0.9.5" or kind not in ("f8q8", "mxfp4")
     ]
     found = list(zip(cases, by_turns(cases), strict=True))
@@ -82,7 +82,7 @@ def test_all_numbers_of_ranks_have_their_turn() -> None:
         assert {
             world for case, worlds in found if (case.model, case.version) == (name, version) for world in worlds
         } == {*WORLDS}
-        for kind in KINDS.get(name, FEW_KINDS):
+        for kind in KINDS.get(name, OTHER_KINDS):
             files = [worlds for case, worlds in found if (case.model, case.kind) == (name, kind)]
             assert {world for worlds in files for world in worlds} == {*WORLDS}
     alone = [Case("0.9.5", "llama", "afq4", Path(), None)]

@@ -29,6 +29,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
+from typing import NamedTuple
 
 import click
 from rich.console import Console
@@ -80,6 +81,13 @@ LONGEST_FIRST = (
 )
 
 
+class Chosen(NamedTuple):
+    """Of each table: rows of these `kinds`, if there are any; `few` of them, see `tools.interop.few`."""
+
+    kinds: tuple[str, ...] = ()
+    few: bool = False
+
+
 def find_clients(given: tuple[Path, ...]) -> dict[str, Client]:
     """A client of each version, by version: those given, and the others installed.
 
@@ -95,11 +103,10 @@ def find_clients(given: tuple[Path, ...]) -> dict[str, Client]:
     }
 
 
-def check_files(client: Client, kinds: tuple[str, ...], console: Console, not_run: NotRun) -> bool:
+def check_files(client: Client, chosen: Chosen, console: Console, not_run: NotRun) -> bool:
     """Print the table of the files and what differs; return whether anything does that is not known."""
     with tempfile.TemporaryDirectory() as folder:
-        wanted = [kind for kind in (*reading.KINDS, reading.MIXED) if not kinds or kind in kinds]
-        results = list(reading.check_all(client, [*reading.MODELS], wanted, Path(folder)))
+        results = list(reading.check_all(client, reading.all_jobs(chosen.kinds, few=chosen.few), Path(folder)))
     console.print(reading.table_of(results))
     for line in reading.differences(results):
         console.print(line)
@@ -115,16 +122,17 @@ def check_files(client: Client, kinds: tuple[str, ...], console: Console, not_ru
     return failed > 0
 
 
-def check_entries(client: Client, kinds: tuple[str, ...], console: Console) -> bool:
+def check_entries(client: Client, chosen: Chosen, console: Console) -> bool:
     """Print the table of the 1.x files; return whether anything differs."""
     with tempfile.TemporaryDirectory() as folder:
-        results = list(entries.check_all(client, kinds, Path(folder)))
+        results = list(entries.check_all(client, entries.all_jobs(chosen.kinds, few=chosen.few), Path(folder)))
     console.print(entries.table_of(results))
     failed = sum(not result.equal for result in results)
     idle = sum(result.theirs.generation is None for result in results)
     console.print(f"{len(results)} checked: {failed} differ, {idle} that the client itself cannot run here")
     with tempfile.TemporaryDirectory() as folder:
-        rows = list(architectures.check_all(client, kinds, Path(folder)))
+        jobs = architectures.all_jobs(chosen.kinds, few=chosen.few)
+        rows = list(architectures.check_all(client, jobs, Path(folder)))
     console.print(architectures.table_of(rows))
     wrong = sum(row.problem is not None for row in rows)
     console.print(f"{len(rows)} checked: {wrong} differ")
@@ -132,12 +140,12 @@ def check_entries(client: Client, kinds: tuple[str, ...], console: Console) -> b
 
 
 def check_quantisers(
-    clients: dict[str, Client], kinds: tuple[str, ...], models: tuple[str, ...], console: Console, not_run: NotRun
+    clients: dict[str, Client], chosen: Chosen, models: tuple[str, ...], console: Console, not_run: NotRun
 ) -> bool:
     """Print the table of the quantisers and what differs; return whether anything does."""
     cases = tuple(case for case in CASES if not models or case.name in models)
     with tempfile.TemporaryDirectory() as folder:
-        rows = list(quantisers.check_all(clients, cases, kinds, Path(folder)))
+        rows = list(quantisers.check_all(clients, cases, chosen.kinds, Path(folder), few=chosen.few))
     console.print(quantisers.table_of(rows))
     failed = [row for row in rows if not row.equal]
     for row in failed:
@@ -149,10 +157,11 @@ def check_quantisers(
     return bool(failed)
 
 
-def check_migration(clients: dict[str, Client], kinds: tuple[str, ...], console: Console, not_run: NotRun) -> bool:
+def check_migration(clients: dict[str, Client], chosen: Chosen, console: Console, not_run: NotRun) -> bool:
     """Print the table of the migrations and what is wrong; return whether anything is."""
     with tempfile.TemporaryDirectory() as folder:
-        results = list(migration.check_all(clients, kinds, Path(folder)))
+        jobs = migration.all_jobs(chosen.kinds, few=chosen.few)
+        results = list(migration.check_all(clients, jobs, Path(folder)))
     console.print(migration.table_of(results))
     failed = [result for result in results if result.problems]
     for result in failed:
@@ -178,14 +187,14 @@ def check_converted(clients: dict[str, Client], console: Console) -> bool:
     return bool(failed)
 
 
-def check_llamacpp(console: Console) -> bool:
+def check_llamacpp(chosen: Chosen, console: Console) -> bool:
     """Print the table of llama.cpp; return whether anything differs."""
     from tools.interop import llamacpp  # likewise
 
     package, _, version = llamacpp.PACKAGES[0].partition("==")
     python = install_client(version, package, *llamacpp.PACKAGES[1:])
     with tempfile.TemporaryDirectory() as folder:
-        rows = list(llamacpp.check_all(python, Path(folder)))
+        rows = list(llamacpp.check_all(python, Path(folder), few=chosen.few))
     console.print(llamacpp.table_of(rows))
     failed = [row for row in rows if row.problem is not None]
     for row in failed:
@@ -212,10 +221,10 @@ def check_schemas(console: Console) -> bool:
     return any(row.problem is not None for row in rows or ())
 
 
-def check_running(clients: dict[str, Client], kinds: tuple[str, ...], console: Console, not_run: NotRun) -> bool:
+def check_running(clients: dict[str, Client], chosen: Chosen, console: Console, not_run: NotRun) -> bool:
     """Print the table of the runs; return whether anything differs."""
     with tempfile.TemporaryDirectory() as folder:
-        rows = running.check_all(clients, kinds, Path(folder))
+        rows = running.check_all(clients, running.all_jobs(chosen.kinds, few=chosen.few), Path(folder))
     console.print(running.table_of(rows))
     failed = sum(not row.equal for row in rows)
     idle = sum(row.case.generation is None and not row.case.not_run for row in rows)
@@ -275,12 +284,19 @@ def check_configurations(client: Client, console: Console) -> bool:
 )
 @click.option("--kind", "kinds", multiple=True, type=click.Choice([*KINDS, reading.MIXED]), help="Only these.")
 @click.option("--only", multiple=True, type=click.Choice(TABLES), help="Only these tables.")
+@click.option("--few", is_flag=True, help="Of most tables some rows of each model, see few.py.")
 @click.option("--two", is_flag=True, help="In two processes, for two cores.")
 @click.option(
     "--model", "models", multiple=True, type=click.Choice([case.name for case in CASES]), help="Only these quantised."
 )
 def main(
-    pythons: tuple[Path, ...], kinds: tuple[str, ...], only: tuple[str, ...], models: tuple[str, ...], *, two: bool
+    pythons: tuple[Path, ...],
+    kinds: tuple[str, ...],
+    only: tuple[str, ...],
+    models: tuple[str, ...],
+    *,
+    few: bool,
+    two: bool,
 ) -> None:
     """Check this package's files, quantisers and migrations against the real clients; exit 1 on any difference."""
     console = Console()
@@ -289,6 +305,7 @@ def main(
     start = time.monotonic()
     if two:
         options = [f"--kind={kind}" for kind in kinds] + [f"--model={model}" for model in models]
+        options += ["--few"] if few else []
         tables = [table for table in LONGEST_FIRST if table in (only or TABLES)]
         failed = check_side_by_side(tables, options, lambda: find_clients(pythons))
         console.print(f"{time.monotonic() - start:.0f} s")
@@ -303,17 +320,17 @@ def main(
                 f"mistralrs {version} takes {' and '.join(missing)} for granted, which this CPU lacks: rows that it "
                 "cannot run are counted, and proven from golden files"
             )
-    failed, not_run = False, NotRun()
+    failed, not_run, chosen = False, NotRun(), Chosen(kinds, few)
     checks: dict[str, Callable[[], bool]] = {
-        FILES: lambda: check_files(clients[reading.CLIENT_VERSION], kinds, console, not_run),
-        ENTRIES: lambda: check_entries(clients[entries.CLIENT_VERSION], kinds, console),
-        QUANTISERS: lambda: check_quantisers(clients, kinds, models, console, not_run),
-        MIGRATION: lambda: check_migration(clients, kinds, console, not_run),
+        FILES: lambda: check_files(clients[reading.CLIENT_VERSION], chosen, console, not_run),
+        ENTRIES: lambda: check_entries(clients[entries.CLIENT_VERSION], chosen, console),
+        QUANTISERS: lambda: check_quantisers(clients, chosen, models, console, not_run),
+        MIGRATION: lambda: check_migration(clients, chosen, console, not_run),
         CONVERTED: lambda: check_converted(clients, console),
-        RUNNING: lambda: check_running(clients, kinds, console, not_run),
+        RUNNING: lambda: check_running(clients, chosen, console, not_run),
         KEPT: lambda: check_kept(clients[kept.CLIENT_VERSION], console),
         CONFIGURATIONS: lambda: check_configurations(clients[configs.CLIENT_VERSION], console),
-        LLAMACPP: lambda: check_llamacpp(console),
+        LLAMACPP: lambda: check_llamacpp(chosen, console),
         READER: lambda: check_reader(console),
         SCHEMAS: lambda: check_schemas(console),
     }

@@ -8,9 +8,8 @@ client cannot write, or not read again as it writes it, it must load and run as 
 from __future__ import annotations
 
 import dataclasses
-import functools
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from rich.table import Table
 import uqff
 from tools.interop.client import Client, ClientError
 from tools.interop.entries import compare_entries
+from tools.interop.few import few_of_each
 from tools.tiny import multimodal, text
 from tools.tiny.multimodal import MULTIMODALS
 from uqff.codec.layer import Layer
@@ -116,24 +116,28 @@ def _same(name: str, theirs: uqff.UqffFile, ours: uqff.UqffFile, key: str) -> bo
     return a.dtype == b.dtype and a.shape == b.shape and bool((a == b).all())
 
 
-def check_all(client: Client, kinds: tuple[str, ...], folder: Path) -> Iterator[Row]:
-    """The rows of all architectures and kinds, two at a time. `folder` is for checkpoints and files."""
-    jobs: list[tuple[str, str, Path]] = []
-    towers = functools.partial(multimodal.write, whole=True)
-    for has, names, wanted, write in (
-        (text.has, text.TEXTS, KINDS, text.write),
-        (multimodal.has, MULTIMODALS, MULTIMODAL_KINDS, towers),
-    ):
-        for name in filter(has, names):
-            checkpoint = folder / str(len(jobs)) / "model"
-            write(name, checkpoint)
-            jobs += [(name, kind, checkpoint) for kind in wanted if not kinds or kind in kinds]
+def all_jobs(kinds: Sequence[str] = (), *, few: bool = False) -> list[tuple[str, str]]:
+    """Architectures and kinds, those in `kinds` if there are any there; `few` of them, if so asked."""
+    jobs = [(name, kind) for name in filter(text.has, text.TEXTS) for kind in KINDS]
+    jobs += [(name, kind) for name in filter(multimodal.has, MULTIMODALS) for kind in MULTIMODAL_KINDS]
+    jobs = [(name, kind) for name, kind in jobs if not kinds or kind in kinds]
+    return few_of_each(jobs, lambda job: job[0], len(KINDS)) if few else jobs
 
-    def run(job: tuple[str, str, Path]) -> Row:
-        name, kind, checkpoint = job
-        scratch = checkpoint.parent / kind
+
+def check_all(client: Client, jobs: Sequence[tuple[str, str]], folder: Path) -> Iterator[Row]:
+    """The rows of the jobs, two at a time. `folder` is for checkpoints and files."""
+    places = {name: folder / str(number) for number, name in enumerate(dict.fromkeys(name for name, _ in jobs))}
+    for name, place in places.items():
+        if name in MULTIMODALS:
+            multimodal.write(name, place / "model", whole=True)
+        else:
+            text.write(name, place / "model")
+
+    def run(job: tuple[str, str]) -> Row:
+        name, kind = job
+        scratch = places[name] / kind
         (scratch / "theirs").mkdir(parents=True)
-        return check(client, name, kind, checkpoint, scratch)
+        return check(client, name, kind, places[name] / "model", scratch)
 
     with ThreadPoolExecutor(2) as pool:
         yield from pool.map(run, jobs)

@@ -14,7 +14,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from rich.table import Table
 
 import uqff
 from tools.interop.client import Client, ClientError
+from tools.interop.few import few_of_each
 from tools.interop.quantisers import GENERATIONS
 from tools.interop.reading import LayerComparison, Outcome
 from tools.tiny import architectures as tiny_architectures
@@ -194,19 +195,22 @@ def check(client: Client, name: str, kind: str, checkpoint: Path, scratch: Path)
     return results
 
 
-def check_all(client: Client, kinds: tuple[str, ...], folder: Path) -> Iterator[Result]:
-    """The rows of all models and kinds, two at a time. `folder` is for checkpoints and files."""
-    jobs = []
-    for name, model in MODELS.items():
-        checkpoint = folder / name / "model"
-        model.write(checkpoint)
-        jobs += [(name, kind, checkpoint) for kind in model.kinds if not kinds or kind in kinds]
+def all_jobs(kinds: Sequence[str] = (), *, few: bool = False) -> list[tuple[str, str]]:
+    """Models and kinds, those in `kinds` if there are any there; `few` of them, if so asked."""
+    jobs = [(name, kind) for name, model in MODELS.items() for kind in model.kinds if not kinds or kind in kinds]
+    return few_of_each(jobs, lambda job: job[0], 2) if few else jobs
 
-    def run(job: tuple[str, str, Path]) -> list[Result]:
-        name, kind, checkpoint = job
+
+def check_all(client: Client, jobs: Sequence[tuple[str, str]], folder: Path) -> Iterator[Result]:
+    """The rows of the jobs, two at a time. `folder` is for checkpoints and files."""
+    for name in dict.fromkeys(name for name, _ in jobs):
+        MODELS[name].write(folder / name / "model")
+
+    def run(job: tuple[str, str]) -> list[Result]:
+        name, kind = job
         scratch = folder / name / kind
         scratch.mkdir()
-        return check(client, name, kind, checkpoint, scratch)
+        return check(client, name, kind, folder / name / "model", scratch)
 
     with ThreadPoolExecutor(2) as pool:
         for results in pool.map(run, jobs):

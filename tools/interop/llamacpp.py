@@ -35,6 +35,7 @@ from rich.table import Table
 
 import uqff
 from tools.interop import llamacpp_job
+from tools.interop.few import few_of_each
 from tools.interop.gguf import Case, cases, other, plain
 from tools.interop.llamacpp_job import RESULT
 from tools.tiny.gguf import NAMED, OWN, TEXTS, write_checkpoint
@@ -189,22 +190,28 @@ def check(
     return row
 
 
-def check_all(python: Path, folder: Path) -> Iterator[Row]:
-    """The tiny models, then the real one."""
-    tried: list[tuple[Case, tuple[str, ...]]] = [(case, KINDS) for case in [*cases(), other("Qwen3Moe", "f32")]]
+def all_jobs(*, few: bool = False) -> list[tuple[Case, str]]:
+    """The tiny models and their types; `few` of them, if so asked."""
+    jobs = [(case, kind) for case in [*cases(), other("Qwen3Moe", "f32")] for kind in KINDS]
     for name in ("Mixtral", "SmolLM3", "Gemma", "Gemma2", "Gemma3", *TEXTS, *OWN):
-        tried.append((other(name, "f32"), KINDS[:1]))
-    for case, kinds in tried:
-        for kind in kinds:
-            place = folder / f"{case.name}-{kind}"
-            place.mkdir()
-            path, own = place / "a.gguf", NAMED.get(case.architecture)
-            write_checkpoint(case.config, case.tensors, path, kind, extra=case.extra, vocabulary=True, architecture=own)
-            yield check(python, case.name, kind, place / "a.gguf", place, lambda _: IDS)
+        jobs.append((other(name, "f32"), "f32"))
+    return few_of_each(jobs, lambda job: job[0].name, len(KINDS)) if few else jobs
+
+
+def check_all(python: Path, folder: Path, *, few: bool = False) -> Iterator[Row]:
+    """The tiny models, then the real one; of a few, not with every layer in float32."""
+    for case, kind in all_jobs(few=few):
+        place = folder / f"{case.name}-{kind}"
+        place.mkdir()
+        path, own = place / "a.gguf", NAMED.get(case.architecture)
+        write_checkpoint(case.config, case.tensors, path, kind, extra=case.extra, vocabulary=True, architecture=own)
+        yield check(python, case.name, kind, place / "a.gguf", place, lambda _: IDS)
     smollm2 = next((python.parents[1] / "lib").glob(f"python*/site-packages/{SMOLLM2}"))
     place = folder / "smollm2"
     place.mkdir()
     yield check(python, "SmolLM2-135M", "q4_1", smollm2, place, lambda _: PROMPT)
+    if few:
+        return
     write_plain(place / "u", place / "plain")
     gguf_of_uqff(place / "plain", place / "f32.gguf")
     (place / "f32").mkdir()

@@ -22,7 +22,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -31,6 +31,7 @@ from safetensors.torch import load_file, save_file
 
 import uqff
 from tools.interop.client import Client, ClientError, Generation, NotOnThisCPU
+from tools.interop.few import few_of_each
 from tools.interop.reading import MIXED, write_topology
 from tools.tiny import architectures as tiny_architectures
 from tools.tiny.models import TinyModel
@@ -95,21 +96,21 @@ CASES = (
         "qwen2 tied",
         "qwen2",
         TinyModel("qwen2", intermediate_size=256, tied=True, seed=62),
-        ("q8_0", "q4k", "hqq4", "fp8", "afq4", *OURS),
+        ("q8_0", "q4k", "fp8", "hqq4", "afq4", *OURS),
         tied=True,
     ),
     Case(
         "qwen2 f16",
         "qwen2",
         TinyModel("qwen2", intermediate_size=256, weight_dtype="F16", seed=63),
-        ("q8_0", "afq4", "fp8"),
+        ("afq4", "q8_0", "fp8"),
         dtype="F16",
     ),
     Case(
         "qwen2 bf16",
         "qwen2",
         TinyModel("qwen2", intermediate_size=256, weight_dtype="BF16", seed=64),
-        ("q4_0", "afq8", "mxfp4"),
+        ("q4_0", "mxfp4", "afq8"),
         dtype="BF16",
     ),
     Case("qwen3-moe", "Qwen3Moe", Tiny("Qwen3Moe"), ("q4_0", "q8_0", "hqq8", "fp8"), plain=("hqq8", "fp8")),
@@ -375,19 +376,22 @@ DOWN = ("q8_0", "q4k", "afq4", "fp8", "hqq4")
 """Types that are migrated down, too."""
 
 
-def check_all(clients: dict[str, Client], kinds: tuple[str, ...], folder: Path) -> Iterator[Result]:
-    """The rows of all cases. `folder` is for checkpoints and files."""
-    for case in CASES:
-        model = folder / case.name / "model"
-        case.model.write(model)
-        for kind in case.kinds:
-            if kinds and kind not in kinds:
-                continue
-            scratch = folder / case.name / kind
-            scratch.mkdir()
-            yield check_up(clients, case, kind, model, scratch)
-            if kind in DOWN and kind not in case.plain:
-                yield check_down(clients, case, kind, model, scratch)
+def all_jobs(kinds: Sequence[str] = (), *, few: bool = False) -> list[tuple[Case, str]]:
+    """Cases and kinds, those in `kinds` if there are any there; `few` of them, if so asked."""
+    jobs = [(case, kind) for case in CASES for kind in case.kinds if not kinds or kind in kinds]
+    return few_of_each(jobs, lambda job: job[0].name, 2) if few else jobs
+
+
+def check_all(clients: dict[str, Client], jobs: Iterable[tuple[Case, str]], folder: Path) -> Iterator[Result]:
+    """The rows of the jobs. `folder` is for checkpoints and files."""
+    for case, kind in jobs:
+        model, scratch = folder / case.name / "model", folder / case.name / kind
+        if not model.exists():
+            case.model.write(model)
+        scratch.mkdir()
+        yield check_up(clients, case, kind, model, scratch)
+        if kind in DOWN and kind not in case.plain:
+            yield check_down(clients, case, kind, model, scratch)
 
 
 def table_of(results: list[Result]) -> Table:

@@ -35,6 +35,7 @@ from tools.interop.directories import (
     make,
     read_directory,
 )
+from tools.interop.few import few_of_each
 from tools.interop.stored_parts import Part, blob_part, compare, entries, read_parts, version_entries
 from tools.interop.wheel_q3k import quantize_q3k
 from tools.tiny.models import TinyModel
@@ -49,6 +50,7 @@ WHEEL = "0.6.0"
 
 
 DIRECTORY = "directory"
+RECIPE = "recipe.yml"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -251,6 +253,11 @@ class Job(NamedTuple):
     case: Case | None
     recipe: Path | None = None
 
+    @property
+    def checkpoints(self) -> tuple[str, bool]:
+        """What is the same of all types of a checkpoint, and of all recipes for an architecture."""
+        return (self.name, False) if self.recipe is None else (self.name.rpartition(", ")[0], True)
+
 
 def let_client_write(client: Client, job: Job) -> Written:
     """Let the client quantise a checkpoint into a folder in it, and take in what it wrote."""
@@ -325,35 +332,50 @@ def check_directory(job: Job, written: Written) -> Row:
     return dataclasses.replace(row, **found._asdict() | {"problems": tuple(found.problems)})
 
 
-def all_jobs(versions: Iterable[str], cases: tuple[Case, ...], kinds: tuple[str, ...], folder: Path) -> list[Job]:
-    """What the clients have to write; the checkpoints are put into `folder`."""
+def all_cases(cases: tuple[Case, ...]) -> list[Case | DirectoryCase]:
+    """Those of directories come with all cases only."""
+    return [*cases, *(DIRECTORY_CASES if cases == ALL_CASES else ())]
+
+
+def write_checkpoints(cases: tuple[Case, ...], folder: Path) -> None:
+    """Put all checkpoints and recipes where :func:`all_jobs` has them."""
+    for index, case in enumerate(all_cases(cases)):
+        if isinstance(case, Case):
+            case.model.write(folder / str(index))
+        else:
+            case.write(folder / str(index))
+            if case.recipe:
+                (folder / str(index) / RECIPE).write_text(case.recipe)
+
+
+def all_jobs(
+    versions: Iterable[str], cases: tuple[Case, ...], kinds: tuple[str, ...], folder: Path, *, few: bool = False
+) -> list[Job]:
+    """What the clients have to write, those in `kinds` if there are any there; `few` of it, if so asked."""
     jobs: list[Job] = []
-    wanted: list[Case | DirectoryCase] = [*cases, *(DIRECTORY_CASES if cases == ALL_CASES else ())]
-    for index, case in enumerate(wanted):
+    for index, case in enumerate(all_cases(cases)):
         checkpoint = folder / str(index)
         if isinstance(case, Case):
-            case.model.write(checkpoint)
             about: tuple[str, str, str] = (case.name, case.model.architecture, case.dtype)
             pairs = [(version, kind) for version in versions for kind in GENERATIONS[version].kinds]
             jobs += [Job(version, *about, kind, checkpoint, case) for version, kind in pairs]
         elif VERSION in versions:
-            case.write(checkpoint)
             about = (case.name, case.architecture, case.dtype)
-            recipe = checkpoint / "recipe.yml" if case.recipe else None
-            if recipe is not None:
-                recipe.write_text(case.recipe)
+            recipe = checkpoint / RECIPE if case.recipe else None
             jobs += [Job(VERSION, *about, kind, checkpoint, None, recipe) for kind in case.kinds]
-    return [job for job in jobs if not kinds or job.kind in kinds]
+    jobs = [job for job in jobs if not kinds or job.kind in kinds]
+    return few_of_each(jobs, lambda job: (job.version, *job.checkpoints), 3) if few else jobs
 
 
 def check_all(
-    clients: dict[str, Client], cases: tuple[Case, ...], kinds: tuple[str, ...], folder: Path
+    clients: dict[str, Client], cases: tuple[Case, ...], kinds: tuple[str, ...], folder: Path, *, few: bool = False
 ) -> Iterator[Row]:
     """The rows of every client, checkpoint and type (those in `kinds`, if there are any there).
 
     The client writes ahead in a thread while the package quantises. `folder` is for checkpoints and the client's files.
     """
-    jobs = all_jobs(clients, cases, kinds, folder)
+    write_checkpoints(cases, folder)
+    jobs = all_jobs(clients, cases, kinds, folder, few=few)
     with ThreadPoolExecutor(2) as pool:
         everything = pool.map(lambda job: let_client_write(clients[job.version], job), jobs)
         for job, written in zip(jobs, everything, strict=True):

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from rich.table import Table
 import uqff
 from tools.interop.cases import Case
 from tools.interop.client import Client, ClientError, Generation, NotOnThisCPU
+from tools.interop.few import few_of_each
 from tools.interop.quantisers import GENERATIONS, WHEEL, quantise, with_wheel_q3k
 from tools.tiny.models import TinyModel
 
@@ -232,15 +233,20 @@ def write_topology(folder: Path, layers: int) -> Path:
     return path
 
 
-def check_all(client: Client, architectures: list[str], kinds: list[str], folder: Path) -> Iterator[Result]:
-    """The rows of all architectures and kinds. `folder` is for checkpoints and files."""
-    for architecture in architectures:
-        model = folder / architecture / "model"
-        MODELS[architecture].write(model)
-        for kind in kinds:
-            scratch = folder / architecture / kind
-            scratch.mkdir()
-            yield from check(client, architecture, kind, model, scratch)
+def all_jobs(kinds: Sequence[str] = (), *, few: bool = False) -> list[tuple[str, str]]:
+    """Architectures and kinds, those in `kinds` if there are any there; `few` of them, if so asked."""
+    jobs = [(name, kind) for name in MODELS for kind in (*KINDS, MIXED) if not kinds or kind in kinds]
+    return few_of_each(jobs, lambda job: job[0], 2) if few else jobs
+
+
+def check_all(client: Client, jobs: Iterable[tuple[str, str]], folder: Path) -> Iterator[Result]:
+    """The rows of the jobs. `folder` is for checkpoints and files."""
+    for architecture, kind in jobs:
+        model, scratch = folder / architecture / "model", folder / architecture / kind
+        if not model.exists():
+            MODELS[architecture].write(model)
+        scratch.mkdir()
+        yield from check(client, architecture, kind, model, scratch)
 
 
 def table_of(results: list[Result]) -> Table:

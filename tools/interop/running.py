@@ -33,7 +33,7 @@ import shutil
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -42,6 +42,7 @@ from rich.table import Table
 
 from tools.interop.client import Client, ClientError, Generation, NotOnThisCPU, features
 from tools.interop.client_job import PROMPT
+from tools.interop.few import few_of_each
 from tools.processes import ALONE, Workers
 from tools.tiny import architectures as tiny_architectures
 from tools.tiny.models import SPECIAL_TOKENS, TinyModel
@@ -79,14 +80,13 @@ MODELS: dict[str, TinyModel | str] = {
 }
 """Checkpoints by the client's name of their architecture; texts are of `tiny_architectures`."""
 
-DENSE_KINDS = ("afq3", "afq4", "hqq4", "hqq8", "fp8", "f8q8", "mxfp4")
 GGML_KINDS = ("q4_0", "q8_0", "q4k")
 KINDS = {
-    "llama": DENSE_KINDS + GGML_KINDS,
+    "llama": ("afq3", "afq4", "q4_0", "hqq4", "q4k", "hqq8", "mxfp4", "f8q8", "q8_0", "fp8"),
     "qwen2": ("afq4", "hqq8", "fp8", "f8q8", "q4k"),
     "qwen3moe": ("afq4", "hqq4", "fp8", "q8_0"),
 }
-FEW_KINDS = ("afq4", "hqq4", "fp8", "q8_0")
+OTHER_KINDS = ("afq4", "hqq4", "fp8", "q8_0")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -184,18 +184,23 @@ class Row:
         return [case.version, case.model, case.kind, f"[{colour}]{ranks}[/{colour}]", client]
 
 
-def make_cases(clients: dict[str, Client], kinds: tuple[str, ...], folder: Path) -> Iterator[Case]:
+def all_jobs(kinds: Sequence[str] = (), *, few: bool = False) -> list[tuple[str, str]]:
+    """Models and kinds, those in `kinds` if there are any there; `few` of them, if so asked."""
+    jobs = [(name, kind) for name in MODELS for kind in KINDS.get(name, OTHER_KINDS) if not kinds or kind in kinds]
+    return few_of_each(jobs, lambda job: job[0], 2) if few else jobs
+
+
+def make_cases(clients: dict[str, Client], jobs: Sequence[tuple[str, str]], folder: Path) -> Iterator[Case]:
     """Let the clients write and run their files; files that a client refuses to write are left out."""
-    for name, model in MODELS.items():
+    for name in dict.fromkeys(name for name, _ in jobs):
+        model = MODELS[name]
         checkpoint = folder / name
         if isinstance(model, str):
             tiny_architectures.write(model, checkpoint)
         else:
             model.write(checkpoint)
         for version, client in clients.items():
-            for kind in KINDS.get(name, FEW_KINDS):
-                if kinds and kind not in kinds:
-                    continue
+            for kind in (kind for each, kind in jobs if each == name):
                 directory = folder / f"{name}-{version}-{kind}"
                 directory.mkdir()
                 try:
@@ -281,9 +286,9 @@ def _distance(a: list[float], b: list[float]) -> float:
     return max(abs(x - y) for x, y in zip(a, b, strict=True))
 
 
-def check_all(clients: dict[str, Client], kinds: tuple[str, ...], folder: Path) -> list[Row]:
-    """The rows of all models, clients and kinds. `folder` is for checkpoints and files."""
-    cases = list(make_cases(clients, kinds, folder))
+def check_all(clients: dict[str, Client], jobs: Sequence[tuple[str, str]], folder: Path) -> list[Row]:
+    """The rows of the jobs, of all clients. `folder` is for checkpoints and files."""
+    cases = list(make_cases(clients, jobs, folder))
     return compare_all(cases, by_turns(cases), folder)
 
 

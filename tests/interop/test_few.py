@@ -1,0 +1,61 @@
+"""What `make interop-few` leaves out: nothing of which there is no other row. No client runs here."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from tools.interop import architectures, entries, llamacpp, migration, quantisers, reading, running
+from tools.interop.cases import CASES
+from tools.interop.few import few_of_each
+
+
+def test_every_model_and_every_type_has_its_turn() -> None:
+    rows = [(model, kind) for model in "abcd" for kind in range(6)]
+    few = few_of_each(rows, lambda row: row[0], 3)
+    assert few == [("a", 0), ("a", 3), ("b", 2), ("b", 5), ("c", 1), ("c", 4), ("d", 0), ("d", 3)]
+
+
+def test_of_a_model_with_few_rows_none_is_left_out() -> None:
+    rows = [("a", 0), ("b", 0), ("b", 1), ("b", 2)]
+    assert few_of_each(rows, lambda row: row[0], 3) == [("a", 0), ("b", 2)]
+
+
+@pytest.mark.parametrize("table", [reading, entries, running, architectures])
+def test_tables_of_models_and_types(table: object) -> None:
+    """Files, entries, runs and architectures: all models, all types."""
+    whole = table.all_jobs()  # type: ignore[attr-defined]
+    few = table.all_jobs(few=True)  # type: ignore[attr-defined]
+    assert set(few) < set(whole)
+    assert {model for model, _ in few} == {model for model, _ in whole}
+    assert {kind for _, kind in few} == {kind for _, kind in whole}
+
+
+def test_migration() -> None:
+    """All models; a type of every family; both ways of experts; every type that goes down."""
+    whole, few = migration.all_jobs(), migration.all_jobs(few=True)
+    assert {case.name for case, _ in few} == {case.name for case, _ in whole}
+    families = ("q4_", "q8_", "q4k", "hqq", "fp8", "afq", "f8q8", "mxfp4", "mixed")
+    assert all(any(kind.startswith(family) for _, kind in few) for family in families)
+    assert {kind in case.plain for case, kind in few if case.plain} == {True, False}
+    assert {kind for case, kind in few if kind in migration.DOWN and kind not in case.plain} == {*migration.DOWN}
+
+
+def test_llamacpp() -> None:
+    """All architectures, all types."""
+    whole, few = llamacpp.all_jobs(), llamacpp.all_jobs(few=True)
+    assert {case.name for case, _ in few} == {case.name for case, _ in whole}
+    assert {kind for _, kind in few} == set(llamacpp.KINDS)
+
+
+def test_quantisers() -> None:
+    """Of either client every checkpoint, and every type of several; all directories and all recipes of some."""
+    whole, few = (quantisers.all_jobs(quantisers.GENERATIONS, CASES, (), Path("x"), few=some) for some in (False, True))
+    assert len(few) < len(whole) / 2
+    assert {(job.version, *job.checkpoints) for job in few} == {(job.version, *job.checkpoints) for job in whole}
+    counts = Counter((job.version, job.kind) for job in few if job.case is not None)
+    wanted = {(job.version, job.kind) for job in whole if job.case is not None}
+    assert counts.keys() == wanted
+    assert min(counts.values()) >= 4
