@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-
+import numpy as np
 import pytest
 import torch
 
@@ -11,13 +10,20 @@ from uqff.parallel import product
 
 
 def exact_linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-    """``torch.nn.functional.linear`` where every sum is rounded once, from its exact value.
+    """``torch.nn.functional.linear`` where every sum is rounded once, as if from its exact value.
 
-    Products of two numbers of up to 24 bits are exact in float64, and ``math.fsum`` adds those up exactly.
+    Products of two numbers of up to 24 bits are exact in float64. What each sum of two numbers loses is known exactly
+    (Knuth's TwoSum) and added to the whole, which has twice the bits of float64 before it is rounded.
     """
-    terms = x.detach().double()[..., None, :] * weight.detach().double()
-    sums = [math.fsum(row) for row in terms.reshape(-1, terms.shape[-1]).tolist()]
-    y = torch.tensor(sums, dtype=torch.float64).view(terms.shape[:-1]).to(x.dtype)
+    sums = x.detach().double().numpy()[..., None, :] * weight.detach().double().numpy()
+    lost = np.zeros(sums.shape[:-1])
+    while (count := sums.shape[-1]) > 1:
+        a, b, rest = np.split(sums, [count // 2, count // 2 * 2], axis=-1)
+        both = a + b
+        of_b = both - a
+        lost += ((a - (both - of_b)) + (b - of_b)).sum(-1)
+        sums = np.concatenate([both, rest], axis=-1)
+    y = torch.from_numpy(sums[..., 0] + lost).to(x.dtype)
     return y if bias is None else y + bias
 
 
