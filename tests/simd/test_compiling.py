@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import errno
+import gc
 import importlib.util
 import os
 import shutil
@@ -22,19 +23,20 @@ from numba.core.registry import cpu_target
 from uqff.simd import compiling, finite
 from uqff.simd.scratch import scratch, scratch_rows
 
-PYTHON_ONLY = {"codes"}
+PYTHON_ONLY = {"codes", "system"}
 """What kernels' modules take from elsewhere to use it outside compiled code."""
 
 
 @pytest.fixture
-def module(tmp_path: Path) -> ModuleType:
-    """A module of one function, beside which numba may keep its cache."""
+def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """A module of one function, beside which numba may keep its cache, and which it can import again."""
     path = tmp_path / "tiny.py"
     path.write_text("def double(x):\n    return 2 * x\n")
     spec = importlib.util.spec_from_file_location("tiny", path)
     assert spec is not None
     assert spec.loader is not None
     made = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "tiny", made)
     spec.loader.exec_module(made)
     return made
 
@@ -151,6 +153,37 @@ def test_two_threads_give_it_back_once(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(os, "close", close_beside_another)
     alone.give()
     assert closed == [file]
+
+
+@pytest.mark.parametrize("on", [True, False])
+def test_nothing_is_collected_while_a_kernel_is_compiled(on: bool) -> None:
+    """In any thread; then as before."""
+    before, states = gc.isenabled(), []
+    (gc.enable if on else gc.disable)()
+    try:
+        with compiling._UNCOLLECTED:
+            with compiling._UNCOLLECTED:
+                states.append(gc.isenabled())
+            states.append(gc.isenabled())
+        assert [*states, gc.isenabled()] == [False, False, on]
+    finally:
+        (gc.enable if before else gc.disable)()
+
+
+def test_kernels_are_compiled_so_also_those_that_fail(module: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    states: list[bool] = []
+    define = compiling._KernelCompiler.define_pipelines
+
+    def define_and_look(self: Any) -> list[Any]:
+        states.append(gc.isenabled())
+        return define(self)
+
+    monkeypatch.setattr(compiling._KernelCompiler, "define_pipelines", define_and_look)
+    compiled = compiling.kernel(module.double)
+    with pytest.raises(numba.TypingError):
+        compiled(None)
+    assert compiled(21) == 42
+    assert [*states, gc.isenabled()] == [False, False, True]
 
 
 def test_code_of_other_sources_goes(module: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
