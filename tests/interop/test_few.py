@@ -10,6 +10,8 @@ import pytest
 from tools.interop import architectures, entries, llamacpp, migration, quantisers, reading, running
 from tools.interop.cases import CASES
 from tools.interop.few import few_of_each
+from tools.interop.gguf import Case
+from tools.interop.install import MISTRALRS, ROOT, TRANSFORMERS
 
 
 def test_every_model_and_every_type_has_its_turn() -> None:
@@ -43,11 +45,18 @@ def test_migration() -> None:
     assert {kind for case, kind in few if kind in migration.DOWN and kind not in case.plain} == {*migration.DOWN}
 
 
-def test_llamacpp() -> None:
-    """All architectures, all types."""
+def test_llamacpp(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All architectures, all types; models need not be made for that."""
+    monkeypatch.setattr(llamacpp, "other", lambda name, kind: Case(name, name, {}, {}, kind))
+    monkeypatch.setattr(llamacpp, "cases", lambda: [Case(name, name, {}, {}, "f32") for name in "abcdefgh"])
     whole, few = llamacpp.all_jobs(), llamacpp.all_jobs(few=True)
     assert {case.name for case, _ in few} == {case.name for case, _ in whole}
     assert {kind for _, kind in few} == set(llamacpp.KINDS)
+
+
+def test_the_clients_that_are_installed_are_those_that_are_asked() -> None:
+    assert tuple(quantisers.GENERATIONS) == MISTRALRS
+    assert TRANSFORMERS["5"] in (ROOT / "constraints.txt").read_text()
 
 
 def test_quantisers() -> None:

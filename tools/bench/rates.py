@@ -23,8 +23,7 @@ from typing import Any
 
 from tools.bench import token_times
 from tools.bench.models import ENGINE_VERSION, LAYERS, make
-from tools.interop.install import install_client
-from tools.interop.llamacpp import PACKAGES
+from tools.interop.install import install_client, install_llamacpp
 from uqff.conversion import gguf_of_uqff
 from uqff.quantization.run import quantize_model
 
@@ -140,8 +139,7 @@ def times_of(running: dict[str, Program]) -> dict[str, list[float]]:
 def measure() -> list[dict[str, object]]:
     """One row a size and type."""
     engine = install_client(ENGINE_VERSION)
-    package, _, version = PACKAGES[0].partition("==")
-    llama = install_client(version, package, *PACKAGES[1:])
+    llama = install_llamacpp()
     rows: list[dict[str, object]] = []
     for size in LAYERS:
         for kind in KINDS:

