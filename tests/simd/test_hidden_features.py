@@ -1,4 +1,4 @@
-"""The kernels give the reference's bits where this CPU's features are hidden; `make cpus` runs all types and tests so."""
+"""Kernels give the bits of the reference where features of this CPU are hidden; `make cpus` runs all tests so."""
 
 from __future__ import annotations
 
