@@ -161,7 +161,7 @@ def test_blocks_that_take_turns_again_lose_less(kind: str, monkeypatch: pytest.M
     assert lost[1].sum() < lost[0].sum()
 
 
-@pytest.mark.parametrize("kind", ["q4_0", "hqq4"])
+@pytest.mark.parametrize("kind", ["q4_0", "hqq4", "hqq8", "hqq3"])
 def test_rows_by_parts(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A matrix of more weights than are worked at together is the same; groups of HQQ run across all rows."""
     hessian, weight = product(inputs_like(64)), weights((192, 64))
@@ -169,6 +169,36 @@ def test_rows_by_parts(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(feedback, "CHUNK", 64 * 64 + 63)
     made = uqff.quantize(weight, kind, effort="calibrated", hessian=hessian)
     assert torch.equal(made.dequantize(), whole.dequantize())
+
+
+@pytest.mark.parametrize("what", ["wide", "tails", "overflow"])
+@pytest.mark.parametrize("kind", ALL)
+def test_answers_are_no_farther_than_the_engine_s(kind: str, what: str) -> None:
+    """Where weights are of very different sizes, or overflow float16, feedback alone made some rows worse, or NaN."""
+    weight = np.random.default_rng(11).standard_normal((64, 256))
+    if what == "overflow":
+        weight[5] *= 8e37
+        weight[6, 7] *= 1e10
+    else:
+        weight = np.exp(4 * weight) * np.sign(weight) if what == "wide" else weight / np.abs(weight[:, ::-1]) ** 3
+    weight = weight.astype(np.float32)
+    hessian = product(np.random.default_rng(3).standard_normal((512, 256)).astype(np.float32))
+    curvature, lost = reference.damped(hessian), []
+    with np.errstate(all="ignore"):
+        importance = np.diagonal(curvature).astype(np.float32)
+        for record in (
+            uqff.quantize(weight, kind, effort="calibrated", hessian=hessian),
+            uqff.quantize(weight, kind),
+            uqff.quantize(weight, kind, effort="best", importance=importance),
+        ):
+            made = record.dequantize().double().numpy()
+            lost.append((((made - weight) @ curvature) * (made - weight)).sum(1))
+        if kind in ("fp8", "f8q8") or kind.startswith("hqq"):  # whose scales rows may share
+            lost = [each.sum(keepdims=True) for each in lost]
+    mine, engine, best = lost
+    assert not np.any(mine > engine * (1 + 1e-4))
+    assert not np.any(mine > best * (1 + 1e-4))
+    assert not np.any(np.isnan(mine) & ~np.isnan(engine))
 
 
 def test_no_inputs_no_feedback() -> None:

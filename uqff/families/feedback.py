@@ -9,6 +9,9 @@ Feedback moves weights away from what scales were chosen for: they are chosen on
 and each row keeps the better of both.  When all inputs are done, blocks take turns again, each moved to where, with all
 others as they now are, the answers would be nearest; a row of a block changes if its answers get nearer.
 
+In the end each row whose answers are nearer as ``effort="best"`` or as the engine makes it, which happens where weights
+are of very different sizes or overflow what a type can hold, is made so.
+
 What a family says of itself for that: :attr:`~uqff.families.base.QuantizedTensor.code_values` and
 :meth:`~uqff.families.base.QuantizedTensor.with_codes`.  Offsets and steps are read from what it makes of the least and
 the largest code, so they are those that a reader sees.
@@ -16,6 +19,7 @@ the largest code, so they are those that a reader sees.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 from typing import Any, Final, NamedTuple, TypeAlias
 
@@ -25,7 +29,7 @@ import numpy.typing as npt
 from uqff import simd
 from uqff.codes import DType
 from uqff.families.base import QuantizedTensor
-from uqff.families.encoding import Effort, Engine
+from uqff.families.encoding import AS_ENGINE, Effort, Engine
 from uqff.families.loaded import Loaded
 from uqff.families.stacking import stack
 from uqff.numerics import feedback
@@ -78,14 +82,17 @@ def calibrated(
     plain = Effort("best", effort.importance)
     if effort.hessian is None or planned.code_values is None:
         return make(loaded, plain)
-    if not planned.scale_inputs:
-        return _on_grid(make(loaded, plain), loaded.values, effort.hessian)
-    if len(loaded.shape) == 2:
-        return _matrix(loaded.values, effort.hessian[0], planned, loaded.dtype, make)
-    hessians = np.broadcast_to(effort.hessian, (loaded.shape[0], *effort.hessian.shape[1:]))
-    one = record.planned(kind, loaded.shape[1:], loaded.dtype, group_size)
-    pairs = zip(loaded.values, hessians, strict=True)
-    return stack([_matrix(*pair, one, loaded.dtype, make) for pair in pairs])
+    with np.errstate(over="ignore", invalid="ignore"):  # of weights that overflow what the type can hold
+        if not planned.scale_inputs:
+            best = make(loaded, plain)
+            others = [best, *(make(loaded, how) for how in _others(effort.hessian))]
+            return _nearest([_on_grid(best, loaded.values, effort.hessian), *others], loaded.values, effort.hessian)
+        if len(loaded.shape) == 2:
+            return _matrix(loaded.values, effort.hessian[0], planned, loaded.dtype, make)
+        hessians = np.broadcast_to(effort.hessian, (loaded.shape[0], *effort.hessian.shape[1:]))
+        one = record.planned(kind, loaded.shape[1:], loaded.dtype, group_size)
+        pairs = zip(loaded.values, hessians, strict=True)
+        return stack([_matrix(*pair, one, loaded.dtype, make) for pair in pairs])
 
 
 class _Searched:
@@ -93,20 +100,27 @@ class _Searched:
 
     Attributes:
         unit: inputs of a block.
-        together: rows that may share scales: one, or all where slices of rows do not quantise by themselves.
+        together: rows that may share scales: one, or all where slices of rows do not quantise by themselves, or where
+            scales are of single inputs, which then are of several rows.
     """
 
     def __init__(self, planned: QuantizedTensor, dtype: DType, make: Make) -> None:
         self.unit = planned.scale_inputs
-        self.together = 1 if planned.alignment(0) == 1 else planned.shape[0]
+        self.together = 1 if self.unit > 1 and planned.alignment(0) == 1 else planned.shape[0]
         self._dtype, self._make = dtype, make
 
     def record(self, targets: F32, weights: Wide) -> QuantizedTensor:
         """Weights of one or several blocks ``[rows, in]``, with the scales that suit these numbers."""
         blocks = weights.reshape(-1, self.unit)
         importance = (blocks / blocks.mean(1, keepdims=True)).astype(np.float32).reshape(1, -1)
-        part = Loaded(Floats(np.ascontiguousarray(targets).view(np.uint32), DType.F32), self._dtype, rounded=False)
-        return self._make(part, Effort("best", importance))
+        finite = np.isfinite(targets)
+        kept = targets if finite.all() else np.where(finite, targets, np.float32(0))  # rows that are lost anyway
+        return self.made(kept, Effort("best", importance))
+
+    def made(self, weight: F32, how: Effort) -> QuantizedTensor:
+        """A matrix, or some of its columns, by itself."""
+        floats = Floats(np.ascontiguousarray(weight).view(np.uint32), DType.F32)
+        return self._make(Loaded(floats, self._dtype, rounded=False), how)
 
     def of(self, targets: F32, weights: Wide, place: Index) -> tuple[Wide, Wide]:
         """Offsets and steps of a block, ``[unit, rows]``, its inputs in the order of ``place``."""
@@ -135,7 +149,8 @@ def _matrix(weight: F32, hessian: F32, planned: QuantizedTensor, dtype: DType, m
         some = slice(start, start + width)
         record = scales.record(targets[:, some], turns.weights[some])
         slices.append((start, record.with_codes(np.ascontiguousarray(codes[:, some]))))
-    return planned.join(slices, 1)
+    others = [scales.made(weight, how) for how in _others(hessian[None])]
+    return _nearest([planned.join(slices, 1), *others], weight, hessian[None], scales.together)
 
 
 def _on_grid(record: QuantizedTensor, weight: F32, hessians: F32) -> QuantizedTensor:
@@ -150,6 +165,51 @@ def _on_grid(record: QuantizedTensor, weight: F32, hessians: F32) -> QuantizedTe
         hessian = hessians[at if len(hessians) > 1 else 0]
         q[:] = _Turns(hessian, 1, values, _Fixed(b, s)).take(each)[1]
     return record.with_codes(codes)
+
+
+def _others(hessians: F32) -> tuple[Effort, Effort]:
+    """What a weight that is made with feedback is compared with."""
+    importance = np.stack([np.diagonal(feedback.damped(each)) for each in hessians]).astype(np.float32)
+    return Effort("best", importance), AS_ENGINE
+
+
+def _nearest(records: list[QuantizedTensor], weight: F32, hessians: F32, together: int = 0) -> QuantizedTensor:
+    """Of several records of a matrix, each row of the one that loses least of its answers; the first of equals.
+
+    Args:
+        records: of the same type.
+        weight: what they are of; also a stack, of which one is taken as it is.
+        hessians: of it.
+        together: rows that are taken from one record; all if 0.
+    """
+    experts = weight.reshape(-1, *weight.shape[-2:])
+    curvatures = [feedback.damped(each).astype(np.float32) for each in hessians] * (len(experts) // len(hessians))
+    lost = np.stack([_lost(each, experts, curvatures) for each in records])
+    lost = lost.reshape(len(records), -1, together or lost.shape[1]).sum(2)
+    first = np.where(np.isnan(lost), np.inf, lost).argmin(0)
+    edges = [0, *(np.flatnonzero(np.diff(first)) + 1).tolist(), len(first)]
+    if len(edges) == 2:
+        return records[int(first[0])]
+    slices = []
+    for start, end in itertools.pairwise(edges):
+        rows = start * together, (end - start) * together
+        slices.append((rows[0], records[int(first[start])].narrow(0, *rows)))
+    return records[0].join(slices, 0)
+
+
+def _lost(record: QuantizedTensor, experts: F32, curvatures: list[F32]) -> Wide:
+    """What each row loses of its answers, in float32: only large differences count."""
+    numbers = record.numbers().array().view(np.float32).reshape(experts.shape)
+    lost = np.empty(experts.shape[:2])
+    count = max(1, CHUNK // experts.shape[2])
+    for at, curvature in enumerate(curvatures):
+        for start in range(0, experts.shape[1], count):
+            rows = slice(start, start + count)
+            far = numbers[at, rows] - experts[at, rows]
+            most = np.abs(far).max(1, keepdims=True)
+            far /= np.where(most == 0, np.float32(1), most)
+            lost[at, rows] = ((far @ curvature) * far).sum(1, dtype=np.float64) * most[:, 0].astype(np.float64) ** 2
+    return lost.reshape(-1)
 
 
 def _grid(record: QuantizedTensor) -> tuple[Wide, Wide]:
