@@ -160,6 +160,18 @@ def test_fixed_types(folder: Path, tmp_path: Path) -> None:
         units(folder / "dense", {"lm_haed": "q8_0"}, tied=True)
 
 
+def test_what_is_too_small_is_said_before_the_work(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A size that no mix has stops before any layer is measured."""
+
+    def measured(*given: Any, **more: Any) -> None:
+        raise AssertionError("layers were measured")
+
+    monkeypatch.setattr("uqff.planning.plan.measure_errors", measured)
+    for target in ({"bits": 2.0}, {"nbytes": 1000}):
+        with pytest.raises(UnsupportedError, match="no mix of types is that small"):
+            uqff.plan_types(folder / "dense", kinds=KINDS, text=folder / "text", context=32, **target)
+
+
 def test_texts_are_read_before_the_work(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A check text that is too short stops before any layer is measured."""
 
@@ -218,8 +230,8 @@ def test_a_swap_is_the_model_with_that_layer(folder: Path) -> None:
         cut = text_windows(folder / name, None, folder / "text", context=32)
         swapper = Swapper(uqff.load_model(folder / name, dtype=torch.float32), cut, engine="0.9", dtype=torch.float32)
         with swapper.swapped(Unit(module, [goal]), "q4_0"):
-            swapped = swapper.kld()
-        assert swapper.kld() == 0
+            swapped = swapper.divergence().value
+        assert swapper.divergence().value == 0
         recipe: Any = parse_recipe(topology({goal.name.module: "q4_0"}))
         found = uqff.evaluate(folder / name, isq=recipe, reference=folder / name, text=folder / "text", context=32)
         assert found.distances is not None
@@ -311,6 +323,28 @@ def test_layers_that_stand_elsewhere_in_the_model(name: str, tmp_path: Path) -> 
     experts = [cost for module, cost in costs.items() if "block_sparse_moe" in module and "layers.0" in module]
     assert len(experts) == (4 if name == "Mixtral" else 3)
     assert min(experts) >= 0 < max(experts)
+
+
+def test_a_divergence_is_that_of_the_mix_as_a_whole(folder: Path) -> None:
+    """What ``kld`` bounds is measured, not predicted; the mix of a size is measured, too."""
+    options: Any = {"text": folder / "text", "kinds": ["q3k", "q4_0", "q5k", "q8_0"], "context": 32}
+    for name in ("dense", "sparse"):
+        kld = 1e-3 if name == "dense" else 0.1  # a token that another expert gets is far off, whatever the type
+        plan = uqff.plan_types(folder / name, kld=kld, **options)
+        assert plan.measured is not None
+        assert 0 < plan.measured.value <= kld
+        recipe: Any = parse_recipe(plan.topology)
+        found = uqff.evaluate(folder / name, isq=recipe, reference=folder / name, text=folder / "text", context=32)
+        assert found.distances is not None
+        assert plan.measured.value == pytest.approx(found.distances.kld.value, rel=1e-4)
+        assert plan.measured.error == pytest.approx(found.distances.kld.error, rel=1e-3)
+        assert plan.mix is not None
+        sized = uqff.plan_types(folder / name, nbytes=plan.mix.nbytes, **options)
+        assert sized.measured is not None
+        assert sized.measured.value > 0
+        assert plan.document["measured"] == plan.measured.document
+    with pytest.raises(UnsupportedError, match=r"no mix of types is that good: expected [0-9.e-]+ or more, got 1e-12"):
+        uqff.plan_types(folder / "dense", kld=1e-12, **options)
 
 
 def test_command(folder: Path, tmp_path: Path) -> None:

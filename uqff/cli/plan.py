@@ -148,6 +148,8 @@ def plan(
         _show_sizes(made, ranks)
     else:
         _show_mix(made, out, effort, imatrix)
+    for each in made.doubts:
+        click.echo(f"uqff: note: {printable(each)}", err=True)
 
 
 def _show_sizes(made: ModelPlan, ranks: int) -> None:
@@ -184,6 +186,8 @@ def _show_mix(made: ModelPlan, out: str | None, effort: str, imatrix: str | None
         (what, number(mix.cost)),
         ("types", ", ".join(f"{count} {kind}" for kind, count in sorted(counts.items()))),
     ]
+    if made.measured is not None:
+        pairs.append(("as a whole, same text", f"{made.measured.value:.6g} ± {made.measured.error or 0:.2g}"))
     if made.check is not None and made.check.distances is not None:
         kld = made.check.distances.kld
         pairs.append(("mean KLD, measured", f"{kld.value:.6g} ± {kld.error or 0:.2g}"))

@@ -21,11 +21,12 @@ from uqff.errors import UnsupportedError
 from uqff.importance.matrix import Importance
 from uqff.inspection.remote import checkpoint_looked_into
 from uqff.models.architectures import is_tied_model
-from uqff.planning.assign import Assignment, frontier, within_cost, within_size
+from uqff.planning.assign import Assignment, frontier, within_size
 from uqff.planning.candidates import Unit, by_error, default_kinds, find_units, measure_errors
 from uqff.planning.quantised import INSTEAD, is_uqff, uqff_sizes
 from uqff.planning.sizes import TypeSize, type_sizes
 from uqff.planning.topology import topology
+from uqff.planning.whole import doubts, within_divergence
 from uqff.progress import Progress
 from uqff.quantization.plan import Goal, load_dtype, plan_layer, plan_model, residual_names
 from uqff.quantization.recipe import parse_recipe
@@ -33,6 +34,7 @@ from uqff.quantization.types import EffortName, Engine, check_effort
 
 if TYPE_CHECKING:
     from uqff.evaluation.evaluate import Evaluation
+    from uqff.evaluation.measures import Estimate
     from uqff.evaluation.windows import TextWindows
 
 __all__ = ["ModelPlan", "PlanPoint", "plan_types"]
@@ -74,6 +76,7 @@ class ModelPlan:
         mix: the mix that was asked for.
         frontier: all mixes of least cost, by size.
         uniform: all layers of one type, promoted by nobody.
+        measured: mean divergence of the mix as a whole on the text that it was planned with; None without one.
         file_bytes: of the ``.uqff`` files that ``uqff quantize`` makes of it.
         check: the mix measured on another text; None if that was not asked for.
         units: what may become what, at which cost: for :mod:`uqff.planning.assign`.
@@ -88,6 +91,7 @@ class ModelPlan:
     mix: PlanPoint | None = None
     frontier: list[PlanPoint] = field(default_factory=list)
     uniform: list[PlanPoint] = field(default_factory=list)
+    measured: Estimate | None = None
     file_bytes: int = 0
     check: Evaluation | None = None
     units: list[Unit] = field(default_factory=list, repr=False)
@@ -96,6 +100,14 @@ class ModelPlan:
     def kind(self) -> str:
         """The type that most layers of the mix have: what ``uqff quantize --isq`` may be given beside the recipe."""
         return Counter(self.types.values()).most_common(1)[0][0]
+
+    @property
+    def doubts(self) -> list[str]:
+        """Why the divergence that is predicted may be another, in sentences."""
+        if self.mix is None or self.measured is None:
+            return []
+        check = None if self.check is None or self.check.distances is None else self.check.distances.kld
+        return doubts(self.mix.cost, self.measured, check)
 
     @property
     def topology(self) -> str:
@@ -119,6 +131,8 @@ class ModelPlan:
             "measure": self.measure,
             "types": self.types,
             "mix": None if self.mix is None else vars(self.mix),
+            "measured": None if self.measured is None else self.measured.document,
+            "doubts": self.doubts,
             "file_bytes": self.file_bytes,
             "frontier": [vars(each) for each in self.frontier],
             "uniform": [vars(each) for each in self.uniform],
@@ -153,13 +167,14 @@ def plan_types(
     ``measure="kld"``, each layer is also quantised by itself, one at a time, and the divergence of the model's
     predictions of the text says what an error in that layer costs; costs of layers are added up. Without a text,
     each layer of a block counts by its relative error, and what stands outside, as the head does, as much as all of
-    them. Then :mod:`uqff.planning.assign` finds the mix.
+    them. Then :mod:`uqff.planning.assign` finds the mix. With ``measure="kld"`` it is measured as a whole, which is
+    what ``kld`` bounds; where that is not what was predicted, ``doubts`` of the plan says so.
 
     Args:
         source: the checkpoint; or a UQFF model, which takes what it takes: ``sizes`` are those of its own types.
         bits: per weight of all layers, at most.
         nbytes: of the ``.uqff`` files' layers, at most.
-        kld: mean divergence, at most; needs ``measure="kld"``.
+        kld: mean divergence on the text, at most; needs ``measure="kld"``.
         measure: how costs are found; ``kld`` if there is a text, else ``error``, if None.
         text: a file of UTF-8 text, for importance and divergence.
         check: another text, on which the mix is measured in the end.
@@ -222,6 +237,9 @@ def plan_types(
         unpromoted = plan_model(checkpoint, version_, None, promote=False)  # what a recipe names is not promoted
         tied = is_tied_model(checkpoint.config)
         units = find_units(checkpoint, unpromoted, allowed, fixed=fixed, tied=tied, **rules)
+        most = nbytes if nbytes is not None else int((bits or 0) * made.weights / 8)
+        if kld is None:
+            within_size(units, most)  # what cannot be as small is known before the work
         for each in (text, check):  # what cannot be read, or is too short, is found before the work
             if each is not None:
                 _windows(source, each, context, windows)
@@ -232,10 +250,11 @@ def plan_types(
             checkpoint, units, importance, tied=tied, used=used is not None, dtype=load, progress=progress, **options
         )
         if measure == "kld" and text is not None:
-            _measure(source, units, text, context, windows, used, load, options, progress)
+            cut = _windows(source, text, context, windows)
+            chosen, made.measured = _measured(source, units, cut, used, load, options, progress, most, kld)
         else:
             by_error(units)
-        chosen = _chosen(units, made.weights, bits, nbytes, kld)
+            chosen = within_size(units, most)
         made.measure, made.units = measure, units
         made.types = {unit.name: each.kind for unit, each in zip(units, chosen.chosen, strict=True)}
         made.mix = _point("mix", chosen, made.weights)
@@ -272,33 +291,34 @@ def _windows(source: str | os.PathLike[str], text: str | os.PathLike[str], conte
     return text_windows(source, None, text, context=context, most=windows)
 
 
-def _measure(
+def _measured(
     source: str | os.PathLike[str],
     units: Sequence[Unit],
-    text: str | os.PathLike[str],
-    context: int,
-    windows: int,
+    windows: TextWindows,
     importance: Importance | None,
     dtype: DType,
     options: Any,
     progress: Progress | None,
-) -> None:
+    nbytes: int,
+    kld: float | None,
+) -> tuple[Assignment, Estimate]:
+    """What the units cost; the mix, and how far it is as a whole."""
     import torch
 
     from uqff.parallel.model import load_model
     from uqff.planning.swapping import Swapper
 
-    cut = _windows(source, text, context, windows)
     model = load_model(source, dtype=torch.float32)
-    Swapper(model, cut, importance, dtype=dtype.torch, **options).measure(units, progress)
+    swapper = Swapper(model, windows, importance, dtype=dtype.torch, **options)
+    swapper.measure(units, progress)
 
+    def of(mix: Assignment) -> Estimate:
+        return swapper.divergence_of(units, [each.kind for each in mix.chosen])
 
-def _chosen(
-    units: Sequence[Unit], weights: int, bits: float | None, nbytes: int | None, kld: float | None
-) -> Assignment:
     if kld is not None:
-        return within_cost(units, kld)
-    return within_size(units, nbytes if nbytes is not None else int((bits or 0) * weights / 8))
+        return within_divergence(units, kld, of)
+    chosen = within_size(units, nbytes)
+    return chosen, of(chosen)
 
 
 def _point(name: str, assignment: Assignment, weights: int) -> PlanPoint:

@@ -11,7 +11,7 @@ import torch
 
 from uqff.errors import UnsupportedError
 from uqff.evaluation.evaluate import window_logits
-from uqff.evaluation.measures import Predictions, Reference
+from uqff.evaluation.measures import Estimate, Predictions, Reference
 from uqff.evaluation.windows import TextWindows
 from uqff.importance.matrix import Importance
 from uqff.importance.names import entry_names
@@ -63,7 +63,7 @@ class Swapper:
                 for name in entry_names(path):
                     self._paths.setdefault(name, []).append(path)
 
-    def kld(self) -> float:
+    def divergence(self) -> Estimate:
         """Mean divergence of the model as it is now from what it was at first."""
         found = []
         for ids, targets, plain in zip(self._windows, self._targets, self._plain, strict=True):
@@ -73,7 +73,16 @@ class Swapper:
 
             logits = window_logits(self._model, ids, self._windows.first)
             found.append(Predictions.of(logits, targets, self._windows.first, reference))
-        return float(Predictions.joined(found).kld.mean())
+        distances = Predictions.joined(found).distances
+        assert distances is not None
+        return distances.kld
+
+    def divergence_of(self, units: Sequence[Unit], kinds: Sequence[str]) -> Estimate:
+        """The same of the model with all units quantised."""
+        with contextlib.ExitStack() as stack:
+            for unit, kind in zip(units, kinds, strict=True):
+                stack.enter_context(self.swapped(unit, kind))
+            return self.divergence()
 
     @contextlib.contextmanager
     def swapped(self, unit: Unit, kind: str) -> Iterator[None]:
@@ -145,7 +154,7 @@ class Swapper:
             scale = 0.0
             if probe.error:
                 with self.swapped(unit, probe.kind):
-                    scale = max(0.0, self.kld()) / probe.error
+                    scale = max(0.0, self.divergence().value) / probe.error
             for candidate in unit.candidates.values():
                 candidate.cost = scale * candidate.error
             steps.add(unit.name, len(self._windows) * self._windows.context)
