@@ -100,6 +100,15 @@ def test_older_form_and_the_engines(importance: Importance, tmp_path: Path) -> N
         assert back.of(EXPERTS, (2, 3, 2)).shape == (2, 2)  # type: ignore[union-attr]
 
 
+def test_a_layer_without_tokens_is_left_out(tmp_path: Path) -> None:
+    """Of the older form, as llama.cpp does it, which would divide by no calls; GGUF has counts, of which 0 is one."""
+    entries = {Q: InputSquares(np.ones((1, 3), np.float32), np.array([512]))}
+    entries["lm_head"] = InputSquares(np.zeros((1, 2), np.float32), np.array([0]))
+    for name, kept in (("m.imatrix", {Q}), ("m.gguf", {Q, "lm_head"})):
+        Importance(entries).save(tmp_path / name)
+        assert set(Importance.open(tmp_path / name)) == kept
+
+
 def test_importance_of_a_module(importance: Importance) -> None:
     """By whatever name; experts without tokens count as the mean of the others; an expert by itself has its row."""
     assert importance.of(EXPERTS, (2, 3, 2)).tolist() == [[0.5, 1], [0.5, 1]]  # type: ignore[union-attr]

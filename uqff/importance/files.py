@@ -192,7 +192,7 @@ def _planned(name: str, array: npt.NDArray[np.float32]) -> PlannedTensor:
 
 
 def _write_legacy(importance: Importance, path: Path) -> None:
-    entries = _by_entry(importance)
+    entries = [(name, each) for name, each in _by_entry(importance) if each.counts.any()]  # as llama.cpp does
     with atomic_file(path) as file:
         file.write(struct.pack("<i", len(entries)))
         most = 0
