@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import uqff
+from tools.quality.optimum import LEAST
 from uqff import FormatError, ShapeError, UnsupportedError
 from uqff.families import QuantizedTensor
 from uqff.quantization.error import distance
@@ -81,38 +82,25 @@ def test_error_reached(kind: str) -> None:
     assert distance(w, uqff.quantize(w, kind, effort="best")).relative <= REACHED[kind]
 
 
-def test_near_the_optimum_of_afq2() -> None:
-    """Of sorted weights each code has a run: the best is among all ways to cut 64 into four, by least squares."""
-    w = normal((64, 64), seed=9)
-    x = np.sort(w.astype(np.float64), 1)
-    above = np.stack(np.meshgrid(*[np.arange(65)] * 3, indexing="ij"), -1).reshape(-1, 3)
-    above = above[(above[:, 0] <= above[:, 1]) & (above[:, 1] <= above[:, 2])]
-    sizes = 64 - above
-    codes, squares = sizes.sum(1), sizes @ np.array([1, 3, 5])
-    beyond = np.concatenate([np.zeros((64, 1)), np.cumsum(x[:, ::-1], 1)], 1)
-    products = beyond[:, sizes].sum(-1) - x.sum(1)[:, None] * codes / 64
-    variance = squares - codes * codes / 64
-    explained = np.where(variance > 0, products**2 / np.where(variance > 0, variance, 1), 0).max(1)
-    least = (x * x).sum() - (x.sum(1) ** 2).sum() / 64 - explained.sum()
-    made = errors(uqff.quantize(w, "afq2", effort="best"), w, np.ones_like(w), "afq2").sum()
+@pytest.mark.parametrize(("kind", "shape"), [("afq2", (64, 64)), ("q4_0", (8, 64))])
+def test_near_the_optimum(kind: str, shape: tuple[int, int]) -> None:
+    """Not below what all sets of codes with any scales attain, which would be a mistake of either, and little above."""
+    w = normal(shape, seed=9)
+    least = LEAST[kind](w)
+    made = errors(uqff.quantize(w, kind, effort="best"), w, np.ones_like(w), kind).sum()
     assert least * (1 - 1e-6) <= made <= least * 1.005
 
 
-def test_near_the_optimum_of_q4_0() -> None:
-    """Codes change where the inverse scale takes a weight half way between two: between these points lies the best."""
-    w = normal((8, 64), seed=9)
-    least = 0.0
-    for x in w.astype(np.float64).reshape(-1, 32):
-        explained = [0.0]
-        for signed in (x, -x):
-            high = np.where(signed > 0, 7, 8)
-            points = np.sort([(k + 0.5) / abs(v) for v, top in zip(signed, high, strict=True) for k in range(top)])
-            inverses = np.append((points[1:] + points[:-1]) / 2, points[-1] * 2)
-            q = np.clip(np.rint(signed * inverses[:, None]), -8, 7)
-            explained.extend((q @ signed) ** 2 / (q * q).sum(1))
-        least += (x * x).sum() - max(explained)
-    made = errors(uqff.quantize(w, "q4_0", effort="best"), w, np.ones_like(w), "q4_0").sum()
-    assert least * (1 - 1e-6) <= made <= least * 1.005
+def test_the_optimum_by_hand() -> None:
+    """Weights on a grid have no error; of 32 halves in two sizes that q4_0 cannot both meet, a little is left."""
+    grid = np.resize(np.arange(-8.0, 8), (1, 64))
+    assert LEAST["q4_0"](grid) == pytest.approx(0, abs=1e-9)
+    assert LEAST["afq2"](np.resize([5.0, 7, 9, 11], (1, 64))) == pytest.approx(0, abs=1e-9)
+    assert LEAST["q4_0"](np.zeros((1, 32))) == LEAST["afq2"](np.zeros((1, 64))) == 0
+    # One of 1 and one of 0.07 in a block: as q = 7 and 0, 0.07² is left; as 7 and 1 by 50 / 7.07 per weight, less.
+    two = np.zeros((1, 32))
+    two[0, :2] = 1, 0.07
+    assert LEAST["q4_0"](two) == pytest.approx(min(0.07**2, 1 + 0.07**2 - 7.07**2 / 50, 1 + 0.07**2 - 8.07**2 / 65))
 
 
 @settings(max_examples=4, deadline=None)
