@@ -62,7 +62,8 @@ def test_calibrated_layers(version: str, tmp_path: Path) -> None:
     An expert without tokens goes by those of the others; a layer that the file lacks is quantised without feedback.
     """
     source = tmp_path / "source"
-    weights, _ = write_checkpoint(TinyCase("qwen3_moe", "q4_0", (1, 2, 0)), source)
+    case = TinyCase("qwen3_moe", "q4_0", (1, 2, 0), expert_inner=64)
+    weights, _ = write_checkpoint(case, source, hidden_size=128, intermediate_size=128)
     rng = np.random.default_rng(2)
     experts = 1 + max(int(name.split(".experts.")[1].split(".")[0]) for name in weights if ".experts." in name)
     shapes: dict[str, tuple[int, ...]] = {}
