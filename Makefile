@@ -9,6 +9,8 @@ ifneq ($(PYTHONDONTWRITEBYTECODE),)
 unexport PYTHONDONTWRITEBYTECODE
 export PYTHONPYCACHEPREFIX := $(CURDIR)/$(VENV)/pycache
 endif
+# While it looks for functions, numba makes thousands of messages that nobody sees, where colorama is, in colours.
+export NUMBA_DISABLE_ERROR_MESSAGE_HIGHLIGHTING := 1
 INSTALL := $(PIP) install --no-compile --constraint constraints.txt
 
 # A directory with a Hugging Face safetensors checkpoint; empty: the sentence encoder that `make demo` installs.

@@ -364,7 +364,10 @@ def all_jobs(
             recipe = checkpoint / RECIPE if case.recipe else None
             jobs += [Job(VERSION, *about, kind, checkpoint, None, recipe) for kind in case.kinds]
     jobs = [job for job in jobs if not kinds or job.kind in kinds]
-    return few_of_each(jobs, lambda job: (job.version, *job.checkpoints), 3) if few else jobs
+    if not few:
+        return jobs
+    chosen = few_of_each((job for job in jobs if job.case), lambda job: (job.version, job.name), 5)
+    return chosen + few_of_each((job for job in jobs if not job.case), lambda job: job.checkpoints, 3)
 
 
 def check_all(
