@@ -23,7 +23,7 @@ from uqff.simd.floats import Floats
 if TYPE_CHECKING:
     import torch
 
-    from uqff.container.mapped import MappedFile
+    from uqff.container.mapped import ListedFile, MappedFile
 
 __all__ = ["NumberFiles"]
 
@@ -86,6 +86,11 @@ class NumberFiles(TensorFiles):
     def files(self) -> tuple[MappedFile, ...]:
         """The files themselves."""
         return self.tensors.files
+
+    @property
+    def listed(self) -> tuple[MappedFile | ListedFile, ...]:
+        """The files and what lies in each."""
+        return self.tensors.listed
 
     @property
     def config_path(self) -> Path:

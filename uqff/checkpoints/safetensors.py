@@ -26,7 +26,7 @@ from uqff.consolidated import CONSOLIDATED_NAME, PARAMS_NAME, is_read_as_consoli
 from uqff.container.beside import INDEX_NAME
 from uqff.container.closing import Closing
 from uqff.container.document import is_present, read_json, write_json
-from uqff.container.mapped import MappedFile, TensorMap
+from uqff.container.mapped import ListedFile, MappedFile, TensorMap
 from uqff.container.shards import PathLike
 from uqff.errors import FormatError, ShardError
 from uqff.hub.fetch import fetch, no_models
@@ -79,6 +79,11 @@ class TensorFiles(Mapping[str, "torch.Tensor"], Closing):
     def files(self) -> tuple[MappedFile, ...]:
         """The files themselves."""
         return tuple(self._files)
+
+    @property
+    def listed(self) -> tuple[MappedFile | ListedFile, ...]:
+        """The files and what lies in each, of whatever format they are."""
+        return self.files
 
     def raw(self, name: str) -> memoryview:
         """The bytes of a tensor; a view of the file, which does not import torch."""

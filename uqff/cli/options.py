@@ -162,11 +162,12 @@ def on_ranks(device: str | None, timeout: float) -> Iterator[tuple[Comm, torch.d
 
 def model_path(path: str, isq: str | None, metavar: str) -> tuple[str, str | None]:
     """Where a model is, fetched if it has to be, and the ``--isq`` that is left: of a checkpoint, what it becomes."""
+    from uqff.checkpoints.gguf.files import is_gguf
     from uqff.checkpoints.model import holds_checkpoint
     from uqff.container.shards import resolve
 
     path = fetched(path, isq)
-    if holds_checkpoint(path):
+    if holds_checkpoint(path) or is_gguf(path):
         return path, isq
     path = selected(path, isq, metavar)
     resolve(path)  # before what takes seconds to import

@@ -50,8 +50,8 @@ def run(
     """Let a model answer a prompt: greedy text.
 
     DIR is a model directory (.uqff files, residual.safetensors, config.json, tokenizer), or a .uqff file in one;
-    DIR:TYPE is one model of several. Or it is a checkpoint in safetensors files, plain or quantised by others, which
-    --isq quantises while it is loaded: to a type, or by the recipe in a file.
+    DIR:TYPE is one model of several. Or it is a GGUF file, or a checkpoint in safetensors files, plain or quantised by
+    others, which --isq quantises while it is loaded: to a type, or by the recipe in a file.
 
     On several ranks, each reading its share only, and rank 0 printing:
 

@@ -6,7 +6,7 @@ import mmap
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from uqff.container.document import check_regular
 from uqff.container.framing import Header, TensorEntry, parse_header
@@ -18,7 +18,7 @@ from uqff.system import advice as advice_number
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["MappedBytes", "MappedFile", "TensorMap"]
+__all__ = ["ListedFile", "MappedBytes", "MappedFile", "TensorMap"]
 
 _TORCH_NAMES = {
     "BOOL": "bool",
@@ -110,6 +110,13 @@ class MappedBytes:
         if self._memory is not None:
             self._memory.close()
             self._memory = None
+
+
+class ListedFile(NamedTuple):
+    """A file whose tensors are listed in it, of whatever format: all its bytes, and the list as of safetensors."""
+
+    view: memoryview
+    header: Header
 
 
 class MappedFile(MappedBytes):

@@ -274,7 +274,8 @@ def text_windows(
         text: the file.
         options: of :meth:`TextWindows.of`.
     """
-    tokenizer = Text(directory_of(path, isq))
+    with directory_of(path, isq) as directory:
+        tokenizer = Text(directory)
     ids = tokenizer.encode(read_text(Path(text), MAX_TEXT_BYTES), raw=True)
     return TextWindows.of(ids, tokenizer.begin, **options)
 

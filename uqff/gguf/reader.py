@@ -23,7 +23,8 @@ import numpy.typing as npt
 
 from uqff.codes import DType
 from uqff.container.closing import Closing
-from uqff.container.mapped import MappedBytes
+from uqff.container.framing import Header, TensorEntry
+from uqff.container.mapped import ListedFile, MappedBytes
 from uqff.container.shards import PathLike
 from uqff.errors import FormatError, ShapeError, ShardError, UnsupportedError, UqffError, located
 from uqff.families.gguf.blocks import BlockType, block_type_of_code
@@ -188,6 +189,19 @@ class GgufFile(Mapping[str, GgufTensor], Closing):
                 got=value.type.name.lower(),
             )
         return value.value
+
+    def listed(self) -> tuple[ListedFile, ...]:
+        """The files with what lies in each."""
+        entries: list[dict[str, TensorEntry]] = [{} for _ in self._files]
+        for tensor in self._tensors.values():
+            place = tensor.begin, tensor.begin + tensor.nbytes
+            found = TensorEntry(tensor.name, tensor.type_name, tensor.shape, *place)
+            entries[self._files.index(tensor.file)][tensor.name] = found
+        made = []
+        for file, each in zip(self._files, entries, strict=True):
+            begin = min((entry.begin for entry in each.values()), default=len(file.view))
+            made.append(ListedFile(file.view, Header(each, {}, begin)))
+        return tuple(made)
 
     def close(self) -> None:
         """Release the files. Tensors already taken out stay valid."""

@@ -57,10 +57,11 @@ class CheckpointSource(Closing):
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.checkpoint = open_checkpoint(path)
         try:
-            self.directory = self.checkpoint.path
-            self.name = str(self.directory)
+            place = self.checkpoint.path
+            self.directory = place if place.is_dir() else place.parent
+            self.name = str(place)
             config = self.directory / CONFIG_NAME
-            if not is_present(config):
+            if place.is_dir() and not is_present(config):
                 raise FormatError("no configuration beside the model", file=str(config), got="no such file")
             self.config: dict[str, Any] = self.checkpoint.config
             self.paths = ModulePaths(self.config)
@@ -146,7 +147,7 @@ class CheckpointSource(Closing):
             options: what else the ranks must agree on.
             everything: take in every byte.
         """
-        files = self.checkpoint.tensors.files
+        files = self.checkpoint.tensors.listed
         return digest(files, json.dumps(self.config).encode(), repr(options).encode(), everything=everything)
 
     def close(self) -> None:

@@ -16,7 +16,7 @@ from uqff.errors import ShardError
 if TYPE_CHECKING:
     import torch
 
-    from uqff.container.mapped import MappedFile
+    from uqff.container.mapped import ListedFile, MappedFile
     from uqff.parallel.comm import Comm
 
 __all__ = ["digest", "settle"]
@@ -68,7 +68,7 @@ def settle(comm: Comm, what: str, step: Callable[[], _T], device: torch.device |
     return result
 
 
-def digest(files: Iterable[MappedFile], *others: bytes, everything: bool = False) -> bytes:
+def digest(files: Iterable[MappedFile | ListedFile], *others: bytes, everything: bool = False) -> bytes:
     """What identifies a model: its headers and sizes, other documents, and a sample of every tensor's bytes.
 
     A page at the beginning and one at the middle of every tensor is taken in: two models of the same layout differ

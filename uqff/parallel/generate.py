@@ -155,15 +155,15 @@ def respond(
     start = time.perf_counter()
     how: dict[str, Any] = {"dtype": dtype, "check": check, "isq": isq, "workers": workers, "arithmetic": arithmetic}
     model = load_model(path, comm, device=device, lora=list(lora), **how)
-    directory = directory_of(path, isq)
 
     def read() -> tuple[Text, list[int]]:
-        text = Text(directory)
+        with directory_of(path, isq) as directory:
+            text = Text(directory)
         config: Any = model.config
         ids, count = text.encode(prompt, raw=raw), config.get_text_config().vocab_size
         if ids and max(ids) >= count:  # torch would look beyond the embedding
             raise FormatError(
-                "token outside of the vocabulary", file=str(directory), expected=f"below {count}", got=max(ids)
+                "token outside of the vocabulary", file=os.fspath(path), expected=f"below {count}", got=max(ids)
             )
         return text, ids
 

@@ -59,8 +59,8 @@ def load_model(
 
     Args:
         path: model directory of either generation, with ``config.json`` and ``residual.safetensors``; ``DIR:TYPE`` or a
-            ``.uqff`` file, if the directory holds several. Or a directory of a checkpoint, in safetensors files, if it
-            holds no ``.uqff``.
+            ``.uqff`` file, if the directory holds several. Or a GGUF file; or a directory of a checkpoint, in
+            safetensors files, if it holds no ``.uqff``.
         comm: the ranks, each of which calls this; a world of one if None.
         device: where the model goes.
         dtype: of activations, norms and products: float32, bfloat16 or float16; if None, that of the residual, in which

@@ -5,13 +5,19 @@ Both are a mapping from the path of a module to the layer that belongs there, wi
 
 from __future__ import annotations
 
+import contextlib
 import os
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
+from uqff.checkpoints.checkpoint import open_checkpoint
+from uqff.checkpoints.gguf.files import is_gguf
 from uqff.checkpoints.model import holds_checkpoint
+from uqff.codes import DType
 from uqff.container.shards import at_hand, select
-from uqff.errors import FormatError, UnsupportedError, located
+from uqff.errors import FormatError, UnsupportedError, UqffError, located
 from uqff.models.architectures import last_block
 from uqff.models.assets import CONFIG_NAME
 from uqff.parallel.checkpoint_source import CheckpointSource
@@ -28,6 +34,8 @@ if TYPE_CHECKING:
     from uqff.models.renaming import ModulePaths
     from uqff.parallel.immediate import Types
     from uqff.parallel.unloaded import Unloaded, UnloadedExperts
+
+TOKENIZER: Final = "tokenizer.json"
 
 __all__ = ["ModelSource", "check_depth", "directory_of", "open_source"]
 
@@ -113,7 +121,7 @@ def open_source(
 ) -> tuple[ModelSource, ImmediateIsq | None]:
     """The source that a path is, and what becomes of its layers while they are loaded.
 
-    It is a checkpoint if it is a directory without ``.uqff`` files, else UQFF.
+    It is a checkpoint if it is a directory without ``.uqff`` files or a GGUF file, else UQFF.
 
     Args:
         path: see :func:`~uqff.parallel.load_model`.
@@ -124,7 +132,7 @@ def open_source(
         OSError: a file cannot be read.
     """
     path = at_hand(path, isq if isinstance(isq, str) else None)
-    if holds_checkpoint(path):
+    if holds_checkpoint(path) or is_gguf(path):
         quantising = isq if isq is None or isinstance(isq, ImmediateIsq) else ImmediateIsq(isq)
         return CheckpointSource(path), quantising
     if isq is not None and not isinstance(isq, str):
@@ -153,14 +161,30 @@ def check_depth(source: ModelSource) -> None:
         )
 
 
-def directory_of(path: str | os.PathLike[str], isq: object = None) -> Path:
-    """The directory of a model, where its tokenizer is.
+@contextlib.contextmanager
+def directory_of(path: str | os.PathLike[str], isq: object = None) -> Iterator[Path]:
+    """The directory of a model, where its tokenizer is; of a GGUF file, a temporary one with what its metadata tell.
 
     Args:
         path: of UQFF or of a checkpoint; what names a repository is fetched.
         isq: which model of several, if it is a name.
+
+    Raises:
+        UqffError: the metadata of a GGUF file are not right, or make no tokenizer.
     """
     kind = isq if isinstance(isq, str) else None
     path = at_hand(path, kind)
+    if is_gguf(path):
+        with tempfile.TemporaryDirectory(prefix="uqff-") as made, open_checkpoint(path) as checkpoint:
+            written, missing = checkpoint.tensors.write_companions(Path(made), None, DType.F32)
+            if TOKENIZER not in written:
+                raise UnsupportedError("; ".join(missing) or "no tokenizer in the file", file=os.fspath(path))
+            try:
+                yield Path(made)
+            except UqffError as error:
+                if error.file is not None and error.file.startswith(made):  # which is gone when somebody reads it
+                    error.file = os.fspath(path)
+                raise
+        return
     place = Path(path) if holds_checkpoint(path) else select(path, kind)
-    return place if place.is_dir() else place.parent
+    yield place if place.is_dir() else place.parent

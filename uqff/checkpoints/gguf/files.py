@@ -33,6 +33,7 @@ from uqff.checkpoints.gguf.tokenizer import tokenizer_files
 from uqff.checkpoints.safetensors import TensorFiles
 from uqff.codes import DType
 from uqff.container.document import write_json
+from uqff.container.mapped import ListedFile, MappedFile
 from uqff.errors import FormatError, ShapeError, UnsupportedError, located
 from uqff.families.part import Part
 from uqff.gguf.reader import GgufFile, GgufTensor, open_gguf
@@ -242,6 +243,11 @@ class GgufTensors(TensorFiles):
         """The bytes of a tensor in the model's order; a view of the file where that is the file's."""
         raw: memoryview = self._by_name[name].raw().payload
         return raw
+
+    @property
+    def listed(self) -> tuple[MappedFile | ListedFile, ...]:
+        """See :attr:`TensorFiles.listed`."""
+        return self.file.listed()
 
     def file_of(self, name: str) -> Path:
         """The file that holds a tensor; the first, if none does."""
