@@ -119,6 +119,19 @@ def test_a_class_without_the_head_is_refused(name: str, tmp_path: Path) -> None:
         getattr(transformers, name).from_pretrained(directory, quantization_config=UqffConfig())
 
 
+@reads
+def test_layers_that_transformers_leaves_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of Gemma 3n, keys that a block takes from another: no file without them is one that the engine loads."""
+    directory, _ = write(TinyCase("llama", "q8_0", V1_2), tmp_path)
+    model = loaded(directory, quantization_config=UqffConfig())
+    left_out = {"model.layers.1.self_attn.k_proj", "model.layers.9.self_attn.k_proj"}
+    monkeypatch.setattr("uqff.integrations.saving.idle_paths", lambda config: left_out)
+    with pytest.raises(UnsupportedError, match=r"transformers leaves out layers .* got 1 left out") as caught:
+        model.save_pretrained(tmp_path / "saved")
+    assert caught.value.layer == "model.layers.9.self_attn.k_proj"
+    assert not (tmp_path / "saved").exists()
+
+
 def test_what_other_methods_are_told_is_not_ignored(tmp_path: Path) -> None:
     """A list of modules that stay plain would else be taken, and all be quantised; a recipe does what it asks."""
     with pytest.raises(UnsupportedError, match="a recipe says which layers stay as they are: expected its file"):

@@ -29,6 +29,7 @@ from uqff.families import stack
 from uqff.families.part import Part
 from uqff.inspection.report import report
 from uqff.integrations.whole import NAMES_KEY, WholeModel, WholePaths, is_known
+from uqff.models.architectures import idle_paths
 from uqff.models.config import config_to_write, read_config
 from uqff.models.renaming import ModulePaths
 from uqff.parallel.layer import QuantizedLayer
@@ -74,8 +75,8 @@ def save_pretrained(
         options: of ``save_pretrained`` of ``transformers``: those that change nothing here.
 
     Raises:
-        UnsupportedError: an option; the model is shared by several ranks, or a part of one with towers; the current
-            directory.
+        UnsupportedError: an option; the model is shared by several ranks, or a part of one with towers, or lacks layers
+            that the engine wants; the current directory.
         UqffError: a layer cannot be written.
     """
     unknown = sorted(name for name, value in options.items() if value and name not in WITHOUT_EFFECT)
@@ -94,6 +95,13 @@ def save_pretrained(
     paths = ModulePaths(named) if towers is None else WholePaths(named, towers)
     view = model if towers is None else WholeModel(model)
     layers = _layers(view, paths)
+    lost = sorted(idle_paths({**model.config.to_dict(), **named}) - set(layers))
+    if lost:
+        raise UnsupportedError(
+            "the model cannot be saved: transformers leaves out layers that files of it have, and that do nothing",
+            layer=lost[0],
+            got=f"{len(lost)} left out",
+        )
     version = LATEST
     embedding, head = view.get_submodule(EMBEDDING).rows, view.get_submodule(HEAD).rows
     taken = {f"{path}.weight" for path in layers}
