@@ -11,7 +11,8 @@ Registers of eight lanes, because that is what one instruction of AVX2 leaves: l
 ``evens_and_odds``   ``(I16) -> I16``: words 0, 2, ... 14, then 1, 3, ... 15
 ``first_half_twice`` ``(I16) -> I16``: words 0 to 7, twice
 ``last_half_doubled`` ``(I16) -> I16``: words 8, 8, 9, 9, ... 15, 15
-``load_words``       ``(bytes, at) -> I16``, from any address
+``load_codes``       ``(bytes, at) -> U8``, from any address
+``load_words``       ``(bytes, at) -> I16``, likewise
 ``load_u8_words``    ``(bytes, at) -> I16``: 16 bytes, widened; and ``load_i8_words``
 ``load_twice``       ``(bytes, at) -> U8``: 16 bytes, and once more
 ``picker``           a function ``(U8) -> I32_8``: chosen ones of such 16 bytes
@@ -28,6 +29,10 @@ Registers of eight lanes, because that is what one instruction of AVX2 leaves: l
 ``two_halves_8``     ``(bytes, at, float32) -> (F32_8, F32_8)``: likewise, and the next one
 ===================  ===================================================================================
 
+What has activations for its second argument takes those of several rows, too, that :func:`load_codes` and the like load
+from a tuple of arrays; then its result has the sums of as many rows, of which ``of_row`` takes one.  So what there is
+to do for a code is done once for all of them.
+
 Unsigned codes are below 128 and signed ones above -128 on one side, so that no sum of two products leaves 16 bits.
 All are the same numbers on every CPU.  AVX2 has instructions for them, which LLVM is told by name, and VNNI has one for
 ``quads``.
@@ -35,7 +40,7 @@ All are the same numbers on every CPU.  AVX2 has instructions for them, which LL
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from llvmlite import ir
@@ -46,7 +51,23 @@ from uqff.simd.compiling import inline
 from uqff.simd.cpu import HAS_HALF
 from uqff.simd.load_store import _address, _is_array
 from uqff.simd.output import f16
-from uqff.simd.vectors import F32_8, I16, I32, I32_8, LANES, LLVM, U8, broadcast, intrinsic, shuffled, signature
+from uqff.simd.vectors import (
+    F32_8,
+    I16,
+    I16_ROWS,
+    I32,
+    I32_8,
+    I32_8_ROWS,
+    LANES,
+    LLVM,
+    ROWS,
+    U8,
+    U8_ROWS,
+    broadcast,
+    intrinsic,
+    shuffled,
+    signature,
+)
 
 __all__ = [
     "as_words",
@@ -54,12 +75,14 @@ __all__ = [
     "first_half_twice",
     "half_8",
     "last_half_doubled",
+    "load_codes",
     "load_i8_words",
     "load_sums",
     "load_twice",
     "load_u8_words",
     "load_words",
     "masker",
+    "of_row",
     "pairs",
     "picker",
     "quads",
@@ -132,53 +155,89 @@ def _quads(builder: Any, codes: Any, others: Any) -> Any:
     return _word_products(builder, _byte_products(builder, codes, others), ir.Constant(_WORDS, [1] * LANES))
 
 
-@intrinsic
-def quads(_typing: Any, codes: Any, others: Any) -> Any:
-    """Codes below 128 times signed codes."""
+_SEVERAL = {U8: U8_ROWS, I16: I16_ROWS, I32_8: I32_8_ROWS}
+
+
+def _parts(builder: Any, rows: Any) -> list[Any]:
+    """The vectors of the rows that lie beside each other."""
+    lanes = rows.type.count // ROWS
+    return [shuffled(builder, rows, rows, list(range(lanes * i, lanes * (i + 1)))) for i in range(ROWS)]
+
+
+def _beside(builder: Any, parts: list[Any]) -> Any:
+    """Vectors of as many rows, beside each other."""
+    while len(parts) > 1:
+        lanes = list(range(2 * parts[0].type.count))
+        parts = [shuffled(builder, parts[i], parts[i + 1], lanes) for i in range(0, len(parts), 2)]
+    return parts[0]
+
+
+def _products(work: Callable[..., Any], *given: Any) -> Any:
+    """``(builder, *given) -> I32_8``, of which the second are activations; with those of several rows, of as many."""
+    several = (given[0], _SEVERAL[given[1]], *given[2:])
 
     def generate(_context: Any, builder: Any, _sig: Any, args: Any) -> Any:
-        return _quads(builder, *args)
+        return work(builder, *args)
 
-    return (signature(I32_8, U8, U8), generate) if codes is U8 and others is U8 else None
+    def generate_several(_context: Any, builder: Any, _sig: Any, args: Any) -> Any:
+        first, rows, *others = args
+        return _beside(builder, [work(builder, first, row, *others) for row in _parts(builder, rows)])
+
+    def typed(*args: Any) -> Any:
+        if args == several:
+            return signature(I32_8_ROWS, *several), generate_several
+        return (signature(I32_8, *given), generate) if args == given else None
+
+    # numba wants to know how many there are.
+    def multiply(_typing: Any, codes: Any, others: Any) -> Any:
+        return typed(codes, others)
+
+    def multiply_scaled(_typing: Any, codes: Any, others: Any, scales: Any) -> Any:
+        return typed(codes, others, scales)
+
+    return intrinsic(multiply if len(given) == 2 else multiply_scaled)
+
+
+quads = _products(_quads, U8, U8)
+"""Codes below 128 times signed codes."""
+
+
+def _scaled_quads(builder: Any, codes: Any, others: Any, scales: Any) -> Any:
+    return _word_products(builder, _byte_products(builder, codes, others), scales)
+
+
+scaled_quads = _products(_scaled_quads, U8, U8, I16)
+"""Codes below 128 times signed codes; each two products are multiplied with the scale of their lane."""
+
+
+def _signed_quads(builder: Any, codes: Any, others: Any) -> Any:
+    if HAS_AVX2:
+        function = ir.FunctionType(_BYTES, [_BYTES, _BYTES])
+        sign = builder.module.declare_intrinsic("llvm.x86.avx2.psign.b", (), function)
+        return _quads(builder, builder.call(sign, [codes, codes]), builder.call(sign, [others, codes]))
+    zero = ir.Constant(_BYTES, [0] * 2 * LANES)
+    negative = builder.icmp_signed("<", codes, zero)
+    magnitudes = builder.select(negative, builder.sub(zero, codes), codes)
+    signed = builder.select(negative, builder.sub(zero, others), others)
+    return _quads(builder, magnitudes, signed)
+
+
+signed_quads = _products(_signed_quads, U8, U8)
+"""Signed codes times signed codes, of which the others are never -128: magnitudes times what has their sign."""
+
+pairs = _products(_word_products, I16, I16)
+"""The products of 16 signed words, two to a lane."""
 
 
 @intrinsic
-def scaled_quads(_typing: Any, codes: Any, others: Any, scales: Any) -> Any:
-    """Codes below 128 times signed codes; each two products are multiplied with the scale of their lane."""
+def of_row(_typing: Any, rows: Any, at: Any) -> Any:
+    """The sums of one of several rows."""
 
-    def generate(_context: Any, builder: Any, _sig: Any, args: Any) -> Any:
-        return _word_products(builder, _byte_products(builder, args[0], args[1]), args[2])
+    def generate(_context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        return _parts(builder, args[0])[sig.args[1].literal_value]
 
-    return (signature(I32_8, U8, U8, I16), generate) if (codes, others, scales) == (U8, U8, I16) else None
-
-
-@intrinsic
-def signed_quads(_typing: Any, codes: Any, others: Any) -> Any:
-    """Signed codes times signed codes, of which the others are never -128: magnitudes times what has their sign."""
-
-    def generate(_context: Any, builder: Any, _sig: Any, args: Any) -> Any:
-        codes, others = args
-        if HAS_AVX2:
-            function = ir.FunctionType(_BYTES, [_BYTES, _BYTES])
-            sign = builder.module.declare_intrinsic("llvm.x86.avx2.psign.b", (), function)
-            return _quads(builder, builder.call(sign, [codes, codes]), builder.call(sign, [others, codes]))
-        zero = ir.Constant(_BYTES, [0] * 2 * LANES)
-        negative = builder.icmp_signed("<", codes, zero)
-        magnitudes = builder.select(negative, builder.sub(zero, codes), codes)
-        signed = builder.select(negative, builder.sub(zero, others), others)
-        return _quads(builder, magnitudes, signed)
-
-    return (signature(I32_8, U8, U8), generate) if codes is U8 and others is U8 else None
-
-
-@intrinsic
-def pairs(_typing: Any, a: Any, b: Any) -> Any:
-    """The products of 16 signed words, two to a lane."""
-
-    def generate(_context: Any, builder: Any, _sig: Any, args: Any) -> Any:
-        return _word_products(builder, *args)
-
-    return (signature(I32_8, I16, I16), generate) if a is I16 and b is I16 else None
+    fits = rows is I32_8_ROWS and isinstance(at, types.IntegerLiteral)
+    return (signature(I32_8, I32_8_ROWS, at), generate) if fits else None
 
 
 @intrinsic
@@ -279,12 +338,19 @@ def _loader(result: Any) -> Any:
         def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
             return builder.load(_address(context, builder, sig.args[0], args[0], args[1], LLVM[result]), align=1)
 
+        def generate_several(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+            arrays = [builder.extract_value(args[0], i) for i in range(ROWS)]
+            places = [_address(context, builder, sig.args[0].dtype, each, args[1], LLVM[result]) for each in arrays]
+            return _beside(builder, [builder.load(place, align=1) for place in places])
+
+        if isinstance(array, types.UniTuple) and array.count == ROWS and _is_array(array.dtype):
+            return signature(_SEVERAL[result], array, types.intp), generate_several
         return (signature(result, array, types.intp), generate) if _is_array(array) else None
 
     return intrinsic(load)
 
 
-load_words, load_sums = _loader(I16), _loader(I32_8)
+load_codes, load_words, load_sums = _loader(U8), _loader(I16), _loader(I32_8)
 
 
 def _widening_loader(widen: str) -> Any:

@@ -23,7 +23,7 @@ every CPU has in :mod:`uqff.simd.cpu`.
 ``signed_words``                ``(U8) -> U16``: signed bytes, widened
 ``lo_u16_to_i32`` ``hi_...``    ``(U16) -> I32``: the first or last 16, widened
 ``where_less``                  ``(a, b, x, y)``: x where a < b (signed), else y
-``+ - & | << >>``               of I32, U8, U16, I16 and I32_8, modulo their size; ``>>`` shifts zeros in
+``+ - & | << >>``               of I32, U8, U16, I16, I32_8 and I32_8_ROWS, modulo their size; ``>>`` shifts zeros in
 ``+ - * /``                     of F32 and F64
 ==============================  ==========================================================================
 """
@@ -45,12 +45,16 @@ __all__ = [
     "F32_8",
     "F64",
     "I16",
+    "I16_ROWS",
     "I32",
     "I32_8",
+    "I32_8_ROWS",
     "LANES",
     "LLVM",
     "MASK",
+    "ROWS",
     "U8",
+    "U8_ROWS",
     "U16",
     "SimdType",
     "as_f32",
@@ -112,6 +116,10 @@ MASK = SimdType(types.boolean, LANES)  # see uqff.simd.masks
 I16 = SimdType(types.int16, LANES)  # this and the next two: see uqff.simd.dots
 I32_8 = SimdType(types.int32, LANES // 2)
 F32_8 = SimdType(types.float32, LANES // 2)
+ROWS = 4  # and these of so many rows beside each other
+U8_ROWS = SimdType(types.uint8, ROWS * 2 * LANES)
+I16_ROWS = SimdType(types.int16, ROWS * LANES)
+I32_8_ROWS = SimdType(types.int32, ROWS * LANES // 2)
 
 _I1, _I8, _I16, _INT32, _FLOAT = (ir.IntType(1), ir.IntType(8), ir.IntType(16), ir.IntType(32), ir.FloatType())
 
@@ -123,6 +131,8 @@ def _of(element: ir.Type) -> ir.VectorType:
 LLVM = {I32: _of(_INT32), F32: _of(_FLOAT), F64: _of(ir.DoubleType()), MASK: _of(_I1)}
 LLVM |= {U8: ir.VectorType(_I8, 2 * LANES), U16: ir.VectorType(_I16, 2 * LANES)}
 LLVM |= {I16: _of(_I16), I32_8: ir.VectorType(_INT32, LANES // 2), F32_8: ir.VectorType(_FLOAT, LANES // 2)}
+LLVM |= {U8_ROWS: ir.VectorType(_I8, U8_ROWS.lanes), I16_ROWS: ir.VectorType(_I16, I16_ROWS.lanes)}
+LLVM |= {I32_8_ROWS: ir.VectorType(_INT32, I32_8_ROWS.lanes)}
 
 
 @register_model(SimdType)
@@ -330,6 +340,7 @@ for _function, _instruction in (
     _operator(_function, U8, types.Integer, _instruction)
     _operator(_function, U16, types.Integer, _instruction)
     _operator(_function, I32_8, types.Integer, _instruction)
+    _operator(_function, I32_8_ROWS, types.Integer, _instruction)
     _operator(_function, I16, types.Integer, _instruction)
 _FUNCTIONS = (operator.add, operator.sub, operator.mul, operator.truediv)
 for _function, _instruction in zip(_FUNCTIONS, ("fadd", "fsub", "fmul", "fdiv"), strict=True):

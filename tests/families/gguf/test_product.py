@@ -67,14 +67,16 @@ def test_it_is_the_exact_product_with_rounded_activations(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", TYPES)
 def test_kernels_are_equal_to_the_reference(kind: str) -> None:
-    """Several rows; zeros, large and tiny activations, and such that are no numbers."""
+    """Any number of rows; zeros, large and tiny activations, and such that are no numbers."""
     record, x = weight_of(kind, 11, 768), normal(5, 768)
     x[1, :300] = 0
     x[2] *= np.float32(2.0**60)
     x[3] *= np.float32(2.0**-140)
     x[4, 5], x[4, 700] = np.nan, np.inf
     expected = reference_product.multiply(x, record.blocks, record.block_type)
-    assert np.array_equal(cpu_product.product(record)(x).view(np.uint32), expected.view(np.uint32))
+    for rows in (1, 2, 3, 5):
+        made = cpu_product.product(record)(x[:rows])
+        assert np.array_equal(made.view(np.uint32), expected[:rows].view(np.uint32)), rows
 
 
 def test_tasks_of_a_chain_give_the_same_bits() -> None:

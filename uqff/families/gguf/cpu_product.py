@@ -31,12 +31,14 @@ from uqff.simd.dots import (
     first_half_twice,
     half_8,
     last_half_doubled,
+    load_codes,
     load_i8_words,
     load_sums,
     load_twice,
     load_u8_words,
     load_words,
     masker,
+    of_row,
     pairs,
     picker,
     quads,
@@ -52,7 +54,7 @@ from uqff.simd.dots import (
 )
 from uqff.simd.load_store import load_bytes, load_nibbles, load_u32
 from uqff.simd.output import f16, f32, read_ahead
-from uqff.simd.vectors import spread_bits
+from uqff.simd.vectors import ROWS, spread_bits
 
 if TYPE_CHECKING:
     from uqff.families.gguf.tensor import GGUF
@@ -67,6 +69,9 @@ GRAIN = 1 << 19
 
 AWAKE = 4
 """How much less that is in a chain, where threads are awake."""
+
+SEVERAL = 3
+"""Rows of activations from which codes are unpacked for :data:`ROWS` of them at once, even if one of these is twice."""
 
 NAN = np.float32(np.nan)
 
@@ -153,6 +158,54 @@ class Product:
         chosen.__qualname__ = f"gguf{types.name}.multiply"
         return Shared(chosen)
 
+    @property
+    def takes_several(self) -> bool:
+        """Whether there is :attr:`multiply_several`: not for those whose minimum is a float beside each sum."""
+        return self._minimum is None or self.block_type.block_size == QK_K
+
+    @cached_property
+    def multiply_several(self) -> Shared:
+        """:attr:`multiply` that unpacks the codes of a block once for :data:`ROWS` rows of activations, the same bits.
+
+        Where there are no such many left, the last one is taken again.
+        """
+        types, block, kept = self.block_type, self._block, BESIDE[ACTIVATIONS[self.block_type.name].name]
+        type_size, size = types.type_size, types.block_size
+        affine, whole = self._minimum is not None, types.name == "Q8K"
+        d_at = types.layout.offsets[[name for name, _, _ in types.layout.members].index("d")]
+        far = len(range(0, type_size, 64))
+
+        @inline
+        def added(sums, found, least, data, at, scale):
+            if affine:
+                d, m = two_halves_8(data, at + d_at, scale)
+                return sums + to_floats(found) * d - to_floats(least) * m
+            d = spread_8(f32(data, at + d_at) * scale) if whole else half_8(data, at + d_at, scale)
+            return sums + to_floats(found) * d
+
+        def multiply_several(data, codes, scales, beside, y, first, lo, hi):
+            blocks, last = scales.shape[1], len(y) - 1
+            for row in range(lo, hi):
+                for r in range(0, len(y), ROWS):
+                    r1, r2, r3 = min(r + 1, last), min(r + 2, last), min(r + 3, last)
+                    given = codes[r], codes[r1], codes[r2], codes[r3]
+                    more = beside[r], beside[r1], beside[r2], beside[r3]
+                    sums = sums1 = sums2 = sums3 = spread_8(ZERO)
+                    for b in range(blocks):
+                        at = type_size * ((first + row) * blocks + b)
+                        for k in range(far):
+                            read_ahead(data, at + 64 * k)
+                        found, least = block(data, at, given, size * b, more, kept * b)
+                        sums = added(sums, of_row(found, 0), of_row(least, 0), data, at, scales[r, b])
+                        sums1 = added(sums1, of_row(found, 1), of_row(least, 1), data, at, scales[r1, b])
+                        sums2 = added(sums2, of_row(found, 2), of_row(least, 2), data, at, scales[r2, b])
+                        sums3 = added(sums3, of_row(found, 3), of_row(least, 3), data, at, scales[r3, b])
+                    y[r, row], y[r1, row] = _number(total_8(sums)), _number(total_8(sums1))
+                    y[r2, row], y[r3, row] = _number(total_8(sums2)), _number(total_8(sums3))
+
+        multiply_several.__qualname__ = f"gguf{types.name}.multiply_several"
+        return Shared(multiply_several)
+
 
 PRODUCTS: dict[str, Product] = {}
 """By the type's name."""
@@ -170,49 +223,49 @@ def _product(name: str, minimum: int | None = None) -> Callable[[Callable[..., A
 
 @_product("Q4_0")
 def _q4_0(data, at, codes, i, beside, j):
-    found = quads(load_nibbles(data, at + at_.Q4_0_QS), load_bytes(codes, i))
+    found = quads(load_nibbles(data, at + at_.Q4_0_QS), load_codes(codes, i))
     return found - load_sums(beside, j), found
 
 
 @_product("Q4_1", at_.Q4_1_M)
 def _q4_1(data, at, codes, i, beside, j):
-    found = quads(load_nibbles(data, at + at_.Q4_1_QS), load_bytes(codes, i))
+    found = quads(load_nibbles(data, at + at_.Q4_1_QS), load_codes(codes, i))
     return found, found
 
 
 @_product("Q5_0")
 def _q5_0(data, at, codes, i, beside, j):
     given = load_nibbles(data, at + at_.Q5_0_QS) | spread_bits(load_u32(data, at + at_.Q5_0_QH), 16)
-    found = quads(given, load_bytes(codes, i))
+    found = quads(given, load_codes(codes, i))
     return found - load_sums(beside, j), found
 
 
 @_product("Q5_1", at_.Q5_1_M)
 def _q5_1(data, at, codes, i, beside, j):
     given = load_nibbles(data, at + at_.Q5_1_QS) | spread_bits(load_u32(data, at + at_.Q5_1_QH), 16)
-    found = quads(given, load_bytes(codes, i))
+    found = quads(given, load_codes(codes, i))
     return found, found
 
 
 @_product("Q8_0")
 def _q8_0(data, at, codes, i, beside, j):
-    found = signed_quads(load_bytes(data, at + at_.Q8_0_QS), load_bytes(codes, i))
+    found = signed_quads(load_bytes(data, at + at_.Q8_0_QS), load_codes(codes, i))
     return found, found
 
 
 @_product("Q8_1")
 def _q8_1(data, at, codes, i, beside, j):
-    found = signed_quads(load_bytes(data, at + at_.Q8_1_QS), load_bytes(codes, i))
+    found = signed_quads(load_bytes(data, at + at_.Q8_1_QS), load_codes(codes, i))
     return found, found
 
 
 @inline
 def _four_planes(qs, codes, i, scales, a, b, c, d):
     """Codes of two bits in four planes, those of 128 numbers; each has two scales."""
-    found = scaled_quads(qs & 3, load_bytes(codes, i), word_of_halves(scales, a))
-    found = found + scaled_quads(qs >> 2 & 3, load_bytes(codes, i + 32), word_of_halves(scales, b))
-    found = found + scaled_quads(qs >> 4 & 3, load_bytes(codes, i + 64), word_of_halves(scales, c))
-    return found + scaled_quads(qs >> 6, load_bytes(codes, i + 96), word_of_halves(scales, d))
+    found = scaled_quads(qs & 3, load_codes(codes, i), word_of_halves(scales, a))
+    found = found + scaled_quads(qs >> 2 & 3, load_codes(codes, i + 32), word_of_halves(scales, b))
+    found = found + scaled_quads(qs >> 4 & 3, load_codes(codes, i + 64), word_of_halves(scales, c))
+    return found + scaled_quads(qs >> 6, load_codes(codes, i + 96), word_of_halves(scales, d))
 
 
 _EVENS_AND_ODDS = (*range(0, 16, 2), *range(1, 16, 2))
@@ -246,10 +299,10 @@ def _scales_q3k(data, at):
 
 @inline
 def _q3k_half(qs, third, codes, i, scales, a, b, c, d):
-    found = scaled_quads(qs & 3 | (third & 1) << 2, load_bytes(codes, i), word_of_halves(scales, a))
-    found = found + scaled_quads(qs >> 2 & 3 | (third & 2) << 1, load_bytes(codes, i + 32), word_of_halves(scales, b))
-    found = found + scaled_quads(qs >> 4 & 3 | third & 4, load_bytes(codes, i + 64), word_of_halves(scales, c))
-    return found + scaled_quads(qs >> 6 | third >> 1 & 4, load_bytes(codes, i + 96), word_of_halves(scales, d))
+    found = scaled_quads(qs & 3 | (third & 1) << 2, load_codes(codes, i), word_of_halves(scales, a))
+    found = found + scaled_quads(qs >> 2 & 3 | (third & 2) << 1, load_codes(codes, i + 32), word_of_halves(scales, b))
+    found = found + scaled_quads(qs >> 4 & 3 | third & 4, load_codes(codes, i + 64), word_of_halves(scales, c))
+    return found + scaled_quads(qs >> 6 | third >> 1 & 4, load_codes(codes, i + 96), word_of_halves(scales, d))
 
 
 @_product("Q3K")
@@ -284,8 +337,8 @@ def _scales_q4k(data, at):
 @inline
 def _two_nibbles(qs, codes, i, scales, a, b):
     """64 codes: those in the low nibbles, then those in the high ones."""
-    found = scaled_quads(qs & 0x0F, load_bytes(codes, i), word_of_halves(scales, a))
-    return found + scaled_quads(qs >> 4, load_bytes(codes, i + 32), word_of_halves(scales, b))
+    found = scaled_quads(qs & 0x0F, load_codes(codes, i), word_of_halves(scales, a))
+    return found + scaled_quads(qs >> 4, load_codes(codes, i + 32), word_of_halves(scales, b))
 
 
 @_product("Q4K", at_.Q4K_DMIN)
@@ -300,8 +353,8 @@ def _q4k(data, at, codes, i, beside, j):
 
 @inline
 def _q5k_run(qs, fifth, codes, i, scales, a, b):
-    found = scaled_quads(qs & 0x0F | (fifth & 1) << 4, load_bytes(codes, i), word_of_halves(scales, a))
-    return found + scaled_quads(qs >> 4 | (fifth & 2) << 3, load_bytes(codes, i + 32), word_of_halves(scales, b))
+    found = scaled_quads(qs & 0x0F | (fifth & 1) << 4, load_codes(codes, i), word_of_halves(scales, a))
+    return found + scaled_quads(qs >> 4 | (fifth & 2) << 3, load_codes(codes, i + 32), word_of_halves(scales, b))
 
 
 @_product("Q5K", at_.Q5K_DMIN)
@@ -317,10 +370,10 @@ def _q5k(data, at, codes, i, beside, j):
 
 @inline
 def _q6k_half(a, b, qh, codes, i, scales, s, t, u, v):
-    found = scaled_quads(a & 0x0F | (qh & 0x03) << 4, load_bytes(codes, i), word_of_halves(scales, s))
-    found = found + scaled_quads(b & 0x0F | (qh & 0x0C) << 2, load_bytes(codes, i + 32), word_of_halves(scales, t))
-    found = found + scaled_quads(a >> 4 | qh & 0x30, load_bytes(codes, i + 64), word_of_halves(scales, u))
-    return found + scaled_quads(b >> 4 | qh >> 2 & 0x30, load_bytes(codes, i + 96), word_of_halves(scales, v))
+    found = scaled_quads(a & 0x0F | (qh & 0x03) << 4, load_codes(codes, i), word_of_halves(scales, s))
+    found = found + scaled_quads(b & 0x0F | (qh & 0x0C) << 2, load_codes(codes, i + 32), word_of_halves(scales, t))
+    found = found + scaled_quads(a >> 4 | qh & 0x30, load_codes(codes, i + 64), word_of_halves(scales, u))
+    return found + scaled_quads(b >> 4 | qh >> 2 & 0x30, load_codes(codes, i + 96), word_of_halves(scales, v))
 
 
 @_product("Q6K")
@@ -337,9 +390,9 @@ def _q6k(data, at, codes, i, beside, j):
 
 @_product("Q8K")
 def _q8k(data, at, codes, i, beside, j):
-    found = signed_quads(load_bytes(data, at + at_.Q8K_QS), load_bytes(codes, i))
+    found = signed_quads(load_bytes(data, at + at_.Q8K_QS), load_codes(codes, i))
     for k in range(32, QK_K, 32):
-        found = found + signed_quads(load_bytes(data, at + at_.Q8K_QS + k), load_bytes(codes, i + k))
+        found = found + signed_quads(load_bytes(data, at + at_.Q8K_QS + k), load_codes(codes, i + k))
     return found, found
 
 
@@ -347,10 +400,11 @@ def product(weight: GGUF) -> EngineProduct:
     """See :meth:`QuantizedTensor.engine_product`."""
     block_type, data = weight.block_type, weight.parts["data"].array()
     outputs, columns = weight.shape
-    shared = PRODUCTS[block_type.name].multiply
+    kernel = PRODUCTS[block_type.name]
 
     def multiply(x: F32) -> F32:
         rows = len(x)
+        shared = kernel.multiply_several if kernel.takes_several and rows >= SEVERAL else kernel.multiply
         y, (codes, scales, beside) = np.empty((rows, outputs), np.float32), lay_out(x, block_type)
         shared((data, codes, scales, beside, y, 0), outputs, grain=max(GRAIN // (columns * max(rows, 1)), 1))
         return y
