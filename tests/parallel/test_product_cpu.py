@@ -59,11 +59,20 @@ def test_products_are_within_the_bound(kind: str) -> None:
     for rows, columns in ((37, 256), (5, 1280)):
         record = weight_of(kind, rows, columns)
         dense = record.dequantize()
-        for batch in (1, 3, 8, 9, 64):
+        for batch in (1, 2, 3, 8, 9, 64):
             x = random(batch, columns, seed=batch)
             check(by_kernel(record, x), x, dense, (kind, rows, columns, batch))
         x = random(columns, seed=3).bfloat16()
         check(by_kernel(record, x), x, dense, (kind, "one dimension"))
+
+
+@pytest.mark.parametrize("kind", ["mxfp4", "hqq4"])
+def test_few_rows_are_multiplied_one_after_the_other(kind: str) -> None:
+    """Of these that is faster, and gives the bits of one row."""
+    record, x = weight_of(kind, 64, 256), random(3, 256, seed=5)
+    made = torch.cat([by_kernel(record, row[None]) for row in x])
+    for rows in (2, 3):
+        assert torch.equal(by_kernel(record, x[:rows]), made[:rows])
 
 
 def activations(columns: int) -> dict[str, torch.Tensor]:

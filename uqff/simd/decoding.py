@@ -64,16 +64,18 @@ class Decoder:
         decode: ``(parts, out, form, lo, hi)``: decode items ``[lo, hi)``.  ``parts`` is a tuple of arrays and numbers,
             as the family has it; number ``at`` of the whole weight, and 31 more, go to ``put_pair(out, at, ...)``.
         order: of the activations that :attr:`multiply_row` takes; None if there is none. See :meth:`by_row`.
+        few: up to so many rows of activations it is faster to multiply with one after the other.
     """
 
     def __init__(self, decode: Callable[..., Any]) -> None:
         """Nothing is compiled yet."""
         self.decode = inline(decode)
         self.order: npt.NDArray[np.int64] | None = None
+        self.few = 1
         self._row: Callable[..., Any] | None = None
         self._name = f"{decode.__module__.split('.')[-2]}{decode.__qualname__}"
 
-    def by_row(self, order: npt.NDArray[np.int64]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    def by_row(self, order: npt.NDArray[np.int64], few: int = 1) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
         """Give it a faster product with one row of activations, of codes in the order that is easiest.
 
         What it decorates is ``(parts, x, lo, hi) -> float32``: the product of items ``[lo, hi)``, a row of the weight,
@@ -81,10 +83,11 @@ class Decoder:
 
         Args:
             order: of as many activations as it takes at a time; ``x[i]`` is activation ``order[i]`` of them.
+            few: see :attr:`few`.
         """
 
         def keep(row: Callable[..., Any]) -> Callable[..., Any]:
-            self.order, self._row = order, inline(row)
+            self.order, self.few, self._row = order, few, inline(row)
             return row
 
         return keep
@@ -198,6 +201,7 @@ class Decoding(NamedTuple):
         planes: so many rows share their bytes, and are taken one after another; 1 if none do.
         stride: rows from one of them to the next.
         alone: ``(x, y)``: multiplies one row of activations with the whole weight; None if that is for the decoder.
+        few: see :attr:`Decoder.few`; of ``alone``.
     """
 
     decoder: Decoder
@@ -207,6 +211,7 @@ class Decoding(NamedTuple):
     planes: int = 1
     stride: int = 1
     alone: Callable[[Floats, Floats], None] | None = None
+    few: int = 1
 
     def dequantize(self, out: Bytes, form: int) -> None:
         """Write all numbers to the bytes of a result."""
@@ -226,6 +231,11 @@ class Decoding(NamedTuple):
             first: row of the weight to begin with.
             whole: whether these are all rows of the weight.
         """
+        few = self.decoder.few if self.alone is None else self.few if whole else 1
+        if 1 < len(x) <= few:
+            for i in range(len(x)):
+                self.multiply(x[i : i + 1], y[i : i + 1], first, whole=whole)
+            return
         if self.alone is not None and whole and len(x) == 1:
             self.alone(x, y)
             return

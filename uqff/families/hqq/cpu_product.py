@@ -60,7 +60,8 @@ def decoding(weight: HQQ) -> Decoding | None:
             rows = height * (columns // inputs)
             _BY_COLUMNS[bits]()((*given, x[0], y[0]), rows, grain=max(GRAIN // (inputs * planes), 1))
 
-    return Decoding(decoder, given, weight.numel // WIDTH, WIDTH, planes, height * columns // inputs, alone=alone)
+    stride = height * columns // inputs
+    return Decoding(decoder, given, weight.numel // WIDTH, WIDTH, planes, stride, alone=alone, few=3)
 
 
 @inline

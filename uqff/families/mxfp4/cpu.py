@@ -108,7 +108,7 @@ def _mxfp4_row(parts, x, lo, hi):
 
 
 if HAS_AVX2:
-    _mxfp4.by_row(PAIRS)(_mxfp4_row)
+    _mxfp4.by_row(PAIRS, few=3)(_mxfp4_row)
 
 
 F32: TypeAlias = npt.NDArray[np.float32]
