@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
 from tests.parallel.test_experts import HIDDEN, projections, routed, three
-from uqff import UnsupportedError
+from uqff import ShapeError, UnsupportedError
 from uqff.parallel import FusedExperts, PackedExperts
 
 
@@ -27,3 +29,18 @@ def test_experts_in_a_list_and_in_a_stack_see_the_same() -> None:
         assert one.products is not None
         assert other.products is not None
         assert torch.equal(one.products, other.products)
+
+
+def test_experts_in_a_list_are_quantised_by_what_each_saw() -> None:
+    """``[experts, in]``, as watching gives it, was refused by each expert; it is what a stack takes."""
+    listed = PackedExperts.from_layers(*three(each.unstack() for each in projections("q8_0"))).down_proj
+    experts, _, inputs = listed.size()
+    importance = torch.rand(experts, inputs, generator=torch.Generator().manual_seed(1))
+    for given in (importance, importance.numpy(), importance[0]):
+        made = listed.apply_isq("q4_0", imatrix_weight=given, effort="best")
+        for expert in range(experts):
+            row: Any = given if given.ndim == 1 else given[expert]
+            own = listed[expert].apply_isq("q4_0", imatrix_weight=row, effort="best")
+            assert torch.equal(made[expert].dequantize_w(), own.dequantize_w())
+    with pytest.raises(ShapeError, match="importance"):
+        listed.apply_isq("q4_0", imatrix_weight=importance[:-1])

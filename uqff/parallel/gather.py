@@ -318,9 +318,24 @@ class ExpertList(Gathering, torch.nn.ModuleList):
     def _activation_dtype(self) -> torch.dtype | None:
         return self[0]._activation_dtype()
 
-    def apply_isq(self, kind: str | int | None, device: torch.device | str | None = None, **kwargs: Any) -> ExpertList:
-        """New layers, each in another type; takes what :meth:`QuantizedLayer.apply_isq` does."""
-        return ExpertList([self[expert].apply_isq(kind, device, **kwargs) for expert in range(len(self))], self.key)
+    def apply_isq(
+        self,
+        kind: str | int | None,
+        device: torch.device | str | None = None,
+        *,
+        imatrix_weight: Any = None,
+        **kwargs: Any,
+    ) -> ExpertList:
+        """New layers, each in another type; takes what :meth:`QuantizedLayer.apply_isq` does.
+
+        The importance is ``[in]``, of all, or ``[experts, in]``, as :meth:`end_track_stats` gives it.
+        """
+        of_each = getattr(imatrix_weight, "ndim", 1) == 2 and len(imatrix_weight) == len(self)
+        rows = imatrix_weight if of_each else [imatrix_weight] * len(self)
+        made = [
+            self[expert].apply_isq(kind, device, imatrix_weight=rows[expert], **kwargs) for expert in range(len(self))
+        ]
+        return ExpertList(made, self.key)
 
     def _where(self) -> tuple[str | None, Comm, DistributedKind]:
         return self.key, self[0].comm, self[0].kind
