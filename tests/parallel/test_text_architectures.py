@@ -104,6 +104,27 @@ def on_ranks(comm: Comm, directories: dict[str, str]) -> dict[str, tuple[Any, li
     return made
 
 
+def _logits_of_a_tied_head(comm: Comm, directory: Path) -> list[list[float]]:
+    with torch.inference_mode():
+        logits: list[list[float]] = load_model(directory, comm)(input_ids=torch.tensor(PROMPT)).logits[0].tolist()
+    return logits
+
+
+def test_a_tied_head_keeps_its_bias(tmp_path: Path) -> None:
+    """Its rows are the embedding's, its bias is its own: on one rank, and where the vocabulary is cut among two."""
+    from transformers import PhiConfig, PhiForCausalLM
+
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 1, "num_attention_heads": 2}
+    model = PhiForCausalLM(PhiConfig(vocab_size=96, tie_word_embeddings=True, **sizes)).eval()
+    torch.nn.init.normal_(model.lm_head.bias)
+    model.save_pretrained(tmp_path)
+    with torch.inference_mode():
+        expected = model(input_ids=torch.tensor(PROMPT)).logits[0]
+    for got in (_logits_of_a_tied_head(Comm(), tmp_path), *run_ranks(2, _logits_of_a_tied_head, tmp_path)):
+        assert float((torch.tensor(got) - expected).abs().max()) <= CLOSE
+
+
 def test_roles() -> None:
     """Which architectures have layers that nothing says how to split, whatever their sizes."""
     names = [name for name in (*SPLIT, *PARTLY, *WHOLE) if text.has(name)]

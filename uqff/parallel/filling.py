@@ -249,12 +249,14 @@ class Filling:
         shape = tuple(held.weight.shape)
         rows, _, place = self._prepared(self._layer(EMBEDDING, shape), ())
         embedding = head = self._begin(EMBEDDING, rows, vocabulary(rows, self.comm), place, adapted=True)
+        of_head: Any = self.model.get_submodule(HEAD)
+        bias = getattr(of_head, "bias", None)  # a tied head may have one, too: the rows are the embedding's
         if HEAD in self.source or not config.tie_word_embeddings:
-            of_head: Any = self.model.get_submodule(HEAD).weight
-            rows, adapted, place = self._prepared(self._layer(HEAD, tuple(of_head.shape)), [HEAD])
+            bias = None
+            rows, adapted, place = self._prepared(self._layer(HEAD, tuple(of_head.weight.shape)), [HEAD])
             head = self._begin(HEAD, rows, vocabulary(rows, self.comm), place, adapted=adapted)
         self._begun.append((EMBEDDING, lambda: Embedding(embedding(), self.dtype, scale, norm)))
-        self._begun.append((HEAD, lambda: Head(head())))
+        self._begun.append((HEAD, lambda: Head(head(), bias)))
 
     def _layer(self, path: str, shape: tuple[int, ...]) -> Unloaded:
         return self.source.layer(path).fit(shape, self.source.name)

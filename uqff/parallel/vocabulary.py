@@ -45,14 +45,21 @@ def vocabulary(source: Unloaded, comm: Comm) -> Callable[[], QuantizedLinear]:
 class Head(torch.nn.Module):
     """Hidden states to logits: the whole vocabulary, the same on every rank."""
 
-    def __init__(self, rows: QuantizedLinear) -> None:
+    def __init__(self, rows: QuantizedLinear, bias: torch.nn.Parameter | None = None) -> None:
+        """A head.
+
+        Args:
+            rows: this rank's.
+            bias: of the whole vocabulary, if the rows have none of their own, as those of an embedding.
+        """
         super().__init__()
-        self.rows = rows
+        self.rows, self.bias = rows, bias
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """``[..., hidden]`` to ``[..., vocabulary]``."""
         y: torch.Tensor = self.rows(x)
-        return y if _is_whole(self.rows) else self.rows.comm.gather_last(y)
+        y = y if _is_whole(self.rows) else self.rows.comm.gather_last(y)
+        return y if self.bias is None else y + self.bias.to(y.dtype)
 
 
 class Embedding(torch.nn.Module):
