@@ -38,6 +38,7 @@ __all__ = [
     "open_to_lock",
     "ran_out_of_time",
     "ring",
+    "start_of_machine",
     "usable_cpus",
 ]
 
@@ -210,6 +211,15 @@ def advice(name: str) -> "int | None":
 def advise(mapping: "Any", value: int, start: int, length: int) -> None:
     """Tell the system how pages of an ``mmap.mmap`` or :class:`FreeMap` will be used: a number of :func:`advice`."""
     mapping.madvise(value, start, length)
+
+
+def start_of_machine() -> bytes:
+    """What processes of one machine have in common, and no others; nothing where that is not known."""
+    try:
+        with open("/proc/sys/kernel/random/boot_id", "rb") as file:
+            return file.read().strip()
+    except OSError:
+        return b""
 
 
 def usable_cpus() -> int:

@@ -153,6 +153,6 @@ def test_ranks_of_several_machines(monkeypatch: pytest.MonkeyPatch) -> None:
         return [data, bytes(driver.HANDLE) + b"another"] if len(asked) == 1 else [data, b"1"]
 
     monkeypatch.setattr(driver, "shared_memory", lambda *_: (16, bytes(driver.HANDLE)))
-    monkeypatch.setattr(peer, "_machine", lambda: b"this")
+    monkeypatch.setattr(peer, "start_of_machine", lambda: b"this")
     assert peer.Peers.of(0, 2, CPU, 1.0, exchange) is None
     assert asked == [bytes(driver.HANDLE) + b"this", b""]

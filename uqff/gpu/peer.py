@@ -10,7 +10,6 @@ import ctypes
 import math
 from collections.abc import Callable, Sequence
 from functools import cache
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from uqff.codes import DType
@@ -18,6 +17,7 @@ from uqff.errors import CommError, UqffError
 from uqff.gpu import compiling, driver
 from uqff.gpu.source import PRIMITIVES, peer_source
 from uqff.gpu.token import NORM_THREADS, Norm, fits_norm
+from uqff.system import start_of_machine
 
 if TYPE_CHECKING:
     import torch
@@ -87,7 +87,7 @@ class Peers:
             exchange: gives every rank's bytes to all.
         """
         mine: tuple[int, bytes] | None = None
-        if ranks <= RANKS and (machine := _machine()):
+        if ranks <= RANKS and (machine := start_of_machine()):
             try:
                 mine = driver.shared_memory(_bytes(), device)
             except (UqffError, OSError):
@@ -224,12 +224,6 @@ class Peers:
 def _bytes() -> int:
     """Of the memory that a rank shows: boards, and how often each rank has used them."""
     return 2 * (MOST_BYTES + WIDE) + 4 * (BOARDS + 1) * RANKS
-
-
-def _machine() -> bytes:
-    """What ranks of one machine have in common, and no others."""
-    place = Path("/proc/sys/kernel/random/boot_id")
-    return place.read_bytes().strip() if place.exists() else b""
 
 
 def _cannot(x: torch.Tensor) -> CommError:
