@@ -25,9 +25,16 @@ def test_of_a_model_with_few_rows_none_is_left_out() -> None:
     assert few_of_each(rows, lambda row: row[0], 3) == [("a", 0), ("b", 2)]
 
 
-@pytest.mark.parametrize("table", [reading, entries, running, architectures])
+def test_runs() -> None:
+    """All models; all types but three, of which quantisers and entries have rows."""
+    whole, few = running.all_jobs(), running.all_jobs(few=True)
+    assert {model for model, _ in few} == {model for model, _ in whole}
+    assert {kind for _, kind in few} == {kind for _, kind in whole} - {"mxfp4", "q4_0", "hqq8"}
+
+
+@pytest.mark.parametrize("table", [reading, entries, architectures])
 def test_tables_of_models_and_types(table: object) -> None:
-    """Files, entries, runs and architectures: all models, all types."""
+    """Files, entries and architectures: all models, all types."""
     whole = table.all_jobs()  # type: ignore[attr-defined]
     few = table.all_jobs(few=True)  # type: ignore[attr-defined]
     assert set(few) < set(whole)

@@ -2,7 +2,8 @@
 
 Most tables have a row for each model and type. Few of them: of each model every `turns`-th type, of the next model
 those that come one before, so that every model and every type is checked, though not every type of every model. All
-rows of a table remain where each is of another kind. `tests/interop/test_few.py` says what must be among the few.
+rows of a table remain where each is of another kind. Some tables are left out as a whole (`NIGHTLY` of the command),
+and of runs, three types. `tests/interop/test_few.py` says what must be among the few.
 """
 
 from __future__ import annotations

@@ -187,7 +187,7 @@ class Row:
 def all_jobs(kinds: Sequence[str] = (), *, few: bool = False) -> list[tuple[str, str]]:
     """Models and kinds, those in `kinds` if there are any there; `few` of them, if so asked."""
     jobs = [(name, kind) for name in MODELS for kind in KINDS.get(name, OTHER_KINDS) if not kinds or kind in kinds]
-    return few_of_each(jobs, lambda job: job[0], 2) if few else jobs
+    return few_of_each(jobs, lambda job: job[0], 4) if few else jobs
 
 
 def make_cases(clients: dict[str, Client], jobs: Sequence[tuple[str, str]], folder: Path) -> Iterator[Case]:
