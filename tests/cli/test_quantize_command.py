@@ -198,11 +198,13 @@ def test_no_such_source(tmp_path: Path) -> None:
 @pytest.mark.skipif(os.name == "nt", reason="no SIGTERM to catch")
 def test_a_termination_cleans_up(source: Path, tmp_path: Path) -> None:
     """SIGTERM in the middle: the exit code of a terminated process, nothing left."""
+    # In short turns: of a signal that comes before a sleep has begun, Python hears when that is over.
     code = (
         "import sys, time, uqff.quantization.run, uqff.cli\n"
         "encode = uqff.quantization.run.encode\n"
         "def slow(*a, **k):\n"
-        "    print('busy', flush=True); time.sleep(30)\n"
+        "    print('busy', flush=True)\n"
+        "    for _ in range(3000): time.sleep(0.01)\n"
         "uqff.quantization.run.encode = slow\n"
         "sys.argv = ['uqff', 'quantize', *sys.argv[1:]]\n"
         "uqff.cli.main()\n"
