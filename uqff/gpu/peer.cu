@@ -4,10 +4,10 @@
 //     wide    [2][WIDE]               a larger one
 //     turns   [BOARDS + 1][PEERS]     how often each rank has shown something there
 //
-// A block has one board, or the only one the wide board.  It puts its bytes there, tells every rank so, waits until all have told it, and reads theirs.
-// The next time it takes the other half: a rank that tells of turn n + 1 has read what was shown at turn n, so that when
-// all have, turn n + 2 may overwrite it.  A rank that waits in vain gives up, now and at all later turns, and tells its
-// host.
+// A block has one board, or the only one the wide board.  It puts its bytes there, tells every rank so, waits until all
+// have told it, and reads theirs.  The next time it takes the other half: a rank that tells of turn n + 1 has read what
+// was shown at turn n, so that when all have, turn n + 2 may overwrite it.  A rank that waits in vain gives up, now and at
+// all later turns, and tells its host.
 const int PEERS = 8, BOARDS = 64, BOARD = 8192, WIDE = 65536;
 
 struct Peer {
@@ -21,6 +21,11 @@ struct Peer {
     int bytes, each;     // of x; of them, a block's at most: a multiple of 16
     int rank, ranks;
 };
+
+__device__ inline int bytes_of_block(const Peer& peer) {
+    const int left = peer.bytes - (int)blockIdx.x * peer.each;
+    return left < peer.each ? left : peer.each;
+}
 
 // 4 or 16 bytes at such an address; those that another rank has shown have just been written.
 template <int UNIT>
@@ -44,7 +49,7 @@ __device__ inline void copy_shown(u8* to, const u8* from) {
 template <int UNIT>
 __device__ inline int show(const Peer& peer, int block, u32* turn) {
     const int begin = blockIdx.x * peer.each, half = (int)((*turn = peer.count[block] + 1) & 1);
-    const int count = peer.bytes - begin < peer.each ? peer.bytes - begin : peer.each;
+    const int count = bytes_of_block(peer);
     const int board = block < BOARDS ? (half * BOARDS + block) * BOARD : 2 * BOARDS * BOARD + half * WIDE;
     for (int at = UNIT * (int)threadIdx.x; at < count; at += UNIT * blockDim.x)
         copy_unit<UNIT>(peer.boards[peer.rank] + board + at, peer.x + begin + at);
@@ -88,7 +93,7 @@ __device__ inline void sum_of_ranks(const Peer& peer, int at, float* sums) {
 template <class T>
 __device__ inline void sum_ranks(const Peer& peer) {
     const int EACH = 16 / T::SIZE, begin = blockIdx.x * peer.each;
-    const int count = peer.bytes - begin < peer.each ? peer.bytes - begin : peer.each;
+    const int count = bytes_of_block(peer);
     u32 turn;
     const int board = show<16>(peer, blockIdx.x, &turn);
     for (int at = 16 * (int)threadIdx.x; at < count; at += 16 * blockDim.x) {
@@ -103,7 +108,7 @@ __device__ inline void sum_ranks(const Peer& peer) {
 template <class T, int UNIT>
 __device__ inline void gather_ranks(const Peer& peer) {
     const int begin = blockIdx.x * peer.each;
-    const int count = peer.bytes - begin < peer.each ? peer.bytes - begin : peer.each;
+    const int count = bytes_of_block(peer);
     u32 turn;
     const int board = show<UNIT>(peer, blockIdx.x, &turn);
     for (int rank = 0; rank < peer.ranks; rank++)

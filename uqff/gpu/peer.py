@@ -1,7 +1,7 @@
 """Sums and gathers of small tensors over ranks whose GPUs see each other's memory, as one kernel each.
 
-A CUDA graph can record them, and they take half of what NCCL takes for a row; ``peer.cu`` says how they work. Sums are
-those of :meth:`uqff.parallel.comm.Comm.sum_all_reduce`: in float32, in the order of ranks, rounded once.
+A CUDA graph can record them, and nobody waits for the host; ``peer.cu`` says how they work. Sums are those of
+:meth:`uqff.parallel.comm.Comm.sum_all_reduce`: in float32, in the order of ranks, rounded once.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Final
 
 from uqff.codes import DType
 from uqff.errors import CommError, UqffError
-from uqff.gpu import compiling, driver
-from uqff.gpu.source import PRIMITIVES, peer_source
-from uqff.gpu.token import NORM_THREADS, Norm, fits_norm
+from uqff.gpu import driver
+from uqff.gpu.source import peer_source
+from uqff.gpu.token import NORM_THREADS, Norm, fits_norm, kernel_of
 from uqff.system import start_of_machine
 
 if TYPE_CHECKING:
@@ -118,6 +118,7 @@ class Peers:
                 self._sum_kernel(x)
                 self._sum_kernel(x, "sum_add_norm")
                 self._gather_kernel(x)
+                self._gather_kernel(x[:1])  # of bytes that are no multiple of 16, as an id's are
         except UqffError:
             return False
         torch.cuda.synchronize(self._device)
@@ -233,11 +234,5 @@ def _cannot(x: torch.Tensor) -> CommError:
 
 @cache
 def _kernel(name: str, dtype: DType, how: tuple[int, ...], index: int) -> driver.Kernel:
-    import torch
-
-    compiling.LOGGER.info("compiling %s of %s for the GPU", name, dtype.name)
     threads, given = (NORM_THREADS, "PeerNorm") if name == "sum_add_norm" else (THREADS, "Peer")
-    source = PRIMITIVES.read_text() + peer_source(name, given, threads, dtype, how)
-    with torch.cuda.device(index):
-        code = compiling.compiled(source, torch.cuda.get_device_capability(index))
-        return driver.load(code, torch.device("cuda", index), f"uqff_{name}")
+    return kernel_of(peer_source(name, given, threads, dtype, how), name, dtype, index)

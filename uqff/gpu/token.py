@@ -17,7 +17,7 @@ from uqff.gpu.source import PRIMITIVES, token_source
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Attend", "Attention", "Gated", "Norm", "add_norm", "fits_attention", "fits_norm", "gate"]
+__all__ = ["Attend", "Attention", "Gated", "Norm", "add_norm", "fits_attention", "fits_norm", "gate", "kernel_of"]
 
 THREADS: Final = 256
 NORM_THREADS: Final = 512
@@ -180,10 +180,21 @@ def _known(dtype: torch.dtype) -> DType:
 
 @cache
 def _kernel(name: str, given: str, threads: int, dtype: DType, how: tuple[int, ...], index: int) -> driver.Kernel:
+    return kernel_of(token_source(name, given, threads, dtype, how), name, dtype, index)
+
+
+def kernel_of(source: str, name: str, dtype: DType, index: int) -> driver.Kernel:
+    """The function ``uqff_name`` of a source.
+
+    Args:
+        source: without the primitives.
+        name: of the function.
+        dtype: that it is for, for the log.
+        index: of the device.
+    """
     import torch
 
     compiling.LOGGER.info("compiling %s of %s for the GPU", name, dtype.name)
-    source = PRIMITIVES.read_text() + token_source(name, given, threads, dtype, how)
     with torch.cuda.device(index):
-        code = compiling.compiled(source, torch.cuda.get_device_capability(index))
+        code = compiling.compiled(PRIMITIVES.read_text() + source, torch.cuda.get_device_capability(index))
         return driver.load(code, torch.device("cuda", index), f"uqff_{name}")
