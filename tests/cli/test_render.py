@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 import sys
 
 import pytest
@@ -31,11 +29,12 @@ def test_columns_that_a_terminal_has_no_room_for(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """Optional columns go one after another, and are named; what is left stays whole."""
-    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
-    monkeypatch.setattr(shutil, "get_terminal_size", lambda: os.terminal_size((columns, 24)))
-    monkeypatch.setenv("NO_COLOR", "1")
-    monkeypatch.setenv("TERM", "dumb")
-    echo_table(COLUMNS, ROWS, optional=("bytes", "note"))
+    with monkeypatch.context() as until:  # pytest asks for the width as well, before the test has ended
+        until.setattr(sys.stdout, "isatty", lambda: True)
+        until.setenv("COLUMNS", str(columns))
+        until.setenv("NO_COLOR", "1")
+        until.setenv("TERM", "dumb")
+        echo_table(COLUMNS, ROWS, optional=("bytes", "note"))
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == header
     assert lines[1].startswith("model.layers.0")
