@@ -37,7 +37,7 @@ TESTS ?= $(TWO)
 # `make test` checks the vectors and the tables of the spec as well: where both are asked for at once, it alone does.
 TESTED_TOO := $(filter test,$(MAKECMDGOALS))
 
-.PHONY: help setup demo test test-gpu test-oldest test-newest cpus checks docs lint bench quality interop interop-few vectors golden crash fuzz clients clean
+.PHONY: help setup demo test test-gpu test-page test-oldest test-newest cpus checks docs lint bench quality interop interop-few vectors golden crash fuzz clients clean
 
 help:
 	@echo "make demo     quantise a real model, open it again, compare    (MODEL=DIR, TYPES=q8_0,q4k)"
@@ -45,6 +45,7 @@ help:
 	@echo "make clients  what interop compares with, which it installs itself otherwise; can run beside setup"
 	@echo "make test     the test suite"
 	@echo "make test-gpu tests that need an NVIDIA GPU, with the python3 at hand"
+	@echo "make test-page  the page of inspect --html in Chromium, which must be at hand    (CHROMIUM=/path)"
 	@echo "make cpus     tests of kernels and products, with features of this CPU hidden; nightly"
 	@echo "make checks   whether the vectors notice each check that a reader could forget, and mistakes of quantisers;"
 	@echo "              needs a C compiler; nightly"
@@ -71,6 +72,10 @@ test: $(VENV)/.test
 # Of the Python at hand, which has torch with CUDA; tests/README.md says what else it needs.
 test-gpu:
 	python3 -m pytest -n 4 -p no:benchmark -m cuda $$(grep -rl 'mark[.]cuda' tests --include='test_*.py')
+
+# A browser is to be at hand: the only one that pip installs comes with 200 MB of Qt.
+test-page: $(VENV)/.test
+	UQFF_TEST_BROWSER=1 $(BIN)/python -m pytest tests/inspection/test_page_in_browser.py
 
 cpus: $(VENV)/.test
 	$(BIN)/python -m tools.cpus

@@ -26,24 +26,39 @@ MAX_DETAILED: Final = 5000
 SHOWN_RAW: Final = 32
 """Bytes of a field that are shown."""
 
+COLUMNS: Final = (("", "layer"), ("", "type"), ("", "shape"), ("n", "bits/weight"), ("n", "bytes"))
+"""What is in the line of a layer, and whether it is a number."""
+
 STYLE: Final = """
-:root { color-scheme: light dark; --line: #8884; --faint: #888; }
+:root { color-scheme: light dark; --line: #8884; --faint: #666; --error: #c22; }
+@media (prefers-color-scheme: dark) { :root { --faint: #aaa; --error: #f77; } }
 body { font: 15px/1.45 system-ui, sans-serif; margin: 2rem auto; max-width: 72rem; padding: 0 1rem; }
 h1 { font-size: 1.4rem; overflow-wrap: anywhere; } h2 { font-size: 1.1rem; margin-top: 2rem; }
 table { border-collapse: collapse; width: 100%; } th { text-align: left; color: var(--faint); font-weight: 500; }
 th, td { padding: .2rem .6rem .2rem 0; border-bottom: 1px solid var(--line); vertical-align: top; }
 td.n, th.n { text-align: right; font-variant-numeric: tabular-nums; }
 td.k, code, pre { font-family: ui-monospace, monospace; font-size: .87em; overflow-wrap: anywhere; }
-dl { display: grid; grid-template-columns: max-content 1fr; gap: .1rem 1rem; } dt { color: var(--faint); }
-dd { margin: 0; overflow-wrap: anywhere; } svg { width: 100%; height: auto; display: block; }
+dl { display: grid; grid-template-columns: fit-content(45%) minmax(0, 1fr); gap: .1rem 1rem; align-items: start; }
+dt { color: var(--faint); overflow-wrap: anywhere; } dd { margin: 0; overflow-wrap: anywhere; }
+svg { width: 100%; height: auto; display: block; }
 .map { height: 34px; background: var(--line); } .histogram { max-width: 26rem; }
 i.t { display: inline-block; width: .8em; height: .8em; border-radius: .15em; margin-right: .4em; }
-details { border-bottom: 1px solid var(--line); } summary { cursor: pointer; display: grid; gap: 0 1rem;
-  grid-template-columns: minmax(10rem, 3fr) 7rem 9rem 5rem 8rem; padding: .25rem 0; }
-summary span.n { text-align: right; font-variant-numeric: tabular-nums; } .error { color: #c33; }
+details { border-bottom: 1px solid var(--line); } summary { cursor: pointer; }
+summary, .columns { display: grid; gap: 0 1rem; padding: .25rem 0;
+  grid-template-columns: minmax(10rem, 3fr) 7rem 9rem 5rem 8rem; }
+summary span.n, .columns span.n { text-align: right; font-variant-numeric: tabular-nums; }
+.error { color: var(--error); } .columns { color: var(--faint); border-bottom: 1px solid var(--line); }
 summary code::before { content: "\\25b8  "; color: var(--faint); }
-details[open] > summary code::before { content: "\\25be  "; } td:nth-child(-n+4).k { white-space: nowrap; }
-details > div { padding: .3rem 0 1rem 1rem; } .faint { color: var(--faint); }
+details[open] > summary code::before { content: "\\25be  "; }
+td:first-child, td:nth-child(-n+4).k { white-space: nowrap; } td:nth-child(5).k { min-width: 16rem; }
+details > div { padding: .3rem 0 1rem 1rem; } .faint { color: var(--faint); } .wide { overflow-x: auto; }
+@media (max-width: 50rem) {
+  summary, .columns { gap: 0 .3rem;
+    grid-template-columns: minmax(0, 5fr) minmax(0, 5fr) minmax(0, 6fr) minmax(0, 5fr); }
+  th, td { padding-right: .3rem; }
+  summary code, .columns span:first-child { grid-column: 1 / -1; } details > div { padding-left: 0; }
+  summary span, .columns span { overflow-wrap: anywhere; }
+}
 """
 
 
@@ -77,6 +92,7 @@ def page(
         yield f'<p class="error">The first {MAX_DETAILED:,} of {len(summary.layers):,} layers are shown in full.</p>\n'
     if not statistics:
         yield '<p class="faint">The weights were not read: no histograms.</p>\n'
+    yield f'<div class="columns">{_cells(COLUMNS)}</div>\n'
     steps = Steps(progress, "inspect", len(summary.layers), sum(row.nbytes for row in summary.layers), "bytes")
     for at, row in enumerate(summary.layers):
         report = report_layer(file, row.key, statistics=statistics) if at < MAX_DETAILED else None
@@ -99,6 +115,7 @@ def _facts(summary: FileSummary) -> str:
         ("size", f"{summary.nbytes:,} bytes in {len(summary.files)} file{'s' * (len(summary.files) != 1)}"),
         ("residual", residual if rest is None or rest.error is None else f"broken: {rest.error.problem}"),
         *(("layout", note) for note in summary.layout.notes),
+        *((("extra", f"{len(summary.extra):,} entries of no layer"),) if summary.extra else ()),
         *((f"metadata {name}", text) for name, text in summary.metadata.items()),
     ]
     return "<dl>\n" + "".join(f"<dt>{_text(name)}</dt><dd>{_text(text)}</dd>\n" for name, text in facts) + "</dl>\n"
@@ -110,7 +127,7 @@ def _types(summary: FileSummary, colours: dict[str, str]) -> str:
          f"{row.bits_per_weight:.4f}", f"{row.payload_bytes:,}")
         for row in summary.types
     ]  # fmt: skip
-    return "<h2>Types</h2>\n" + _table(("type", "layers", "weights", "bits/weight", "bytes"), rows)
+    return "<h2>Types</h2>\n" + _table(("type", "layers", "weights", "bits/weight", "payload bytes"), rows)
 
 
 def _maps(file: UqffFile, summary: FileSummary, colours: dict[str, str]) -> Iterator[str]:
@@ -128,7 +145,8 @@ def _maps(file: UqffFile, summary: FileSummary, colours: dict[str, str]) -> Iter
             )
     for name, size in sizes.items():
         yield f'<p class="faint">{_text(name)}: {size:,} bytes</p>\n'
-        yield '<svg class="map" viewBox="0 0 1000 34" preserveAspectRatio="none" role="img">'
+        what = _text(f"map of the bytes of {name}")
+        yield f'<svg class="map" viewBox="0 0 1000 34" preserveAspectRatio="none" role="img" aria-label="{what}">'
         yield f"{''.join(bars[name])}</svg>\n"
 
 
@@ -141,7 +159,7 @@ def _layer(row: LayerRow, report: LayerReport | None, colours: dict[str, str], w
         shape = " x ".join(map(str, meta.shape))
         cells = [("", f"{_dot(colours[meta.kind])}{_text(meta.kind)}"), ("", shape)]
         cells += [("n", f"{bits:.3f}"), ("n", f"{row.nbytes:,}")]
-    line = f"<code>{_text(name)}</code>" + "".join(f'<span class="{kind}">{text}</span>' for kind, text in cells)
+    line = f"<code>{_text(name)}</code>" + _cells(cells)
     if report is None:
         return f"<details><summary>{line}</summary></details>\n"
     parts = []
@@ -155,6 +173,11 @@ def _layer(row: LayerRow, report: LayerReport | None, colours: dict[str, str], w
     ]
     parts.append(_table(("offset", "bytes", "type", "field", "value"), fields, right=2, code=True))
     return f"<details><summary>{line}</summary><div>\n{''.join(parts)}</div></details>\n"
+
+
+def _cells(cells: Iterable[tuple[str, str]]) -> str:
+    """Cells of a line, of HTML, each with its class."""
+    return "".join(f'<span class="{kind}">{text}</span>' for kind, text in cells)
 
 
 def _value(field: FieldRow, weights: bool) -> str:
@@ -180,7 +203,7 @@ def _histogram(found: Statistics) -> str:
     text = ", ".join(f"{name} {number_text(value)}" for name, value in numbers if value is not None)
     odd = [f"{count:,} {name}" for name, count in (("NaN", found.nan), ("infinite", found.inf)) if count]
     return (
-        f'<svg class="histogram" viewBox="0 0 400 80" role="img">{"".join(bars)}</svg>\n'
+        f'<svg class="histogram" viewBox="0 0 400 80" role="img" aria-label="histogram">{"".join(bars)}</svg>\n'
         f'<p class="faint">{_text(", ".join([text, f"{found.zeros:,} zeros", *odd]))}</p>\n'
     )
 
@@ -198,7 +221,7 @@ def _table(
         "<tr>" + "".join(f'<td class="{kind(at)}">{cell}</td>' for at, cell in enumerate(row)) + "</tr>\n"
         for row in rows
     )
-    return f"<table>\n<tr>{head}</tr>\n{body}</table>\n"
+    return f'<div class="wide"><table>\n<tr>{head}</tr>\n{body}</table></div>\n'
 
 
 def _dot(colour: str) -> str:
