@@ -25,6 +25,7 @@ from uqff.errors import UnsupportedError
 from uqff.integrations.saving import save_pretrained
 from uqff.integrations.transformers import READS_SINCE, UqffConfig
 from uqff.parallel.comm import Comm
+from uqff.parallel.filling import STORED_KEY
 from uqff.parallel.layer import QuantizedLayer
 from uqff.quantization.run import quantize_model
 
@@ -278,9 +279,13 @@ def test_layers_do_not_stay_on_disk(tmp_path: Path) -> None:
 
 
 @reads
-@pytest.mark.parametrize("name", ["Mixtral", "Phi-3.5-MoE", "LFM2-MoE"])
+@pytest.mark.filterwarnings("ignore:.*is falling back to its reference")
+@pytest.mark.parametrize("name", ["Mixtral", "Phi-3.5-MoE", "LFM2-MoE", "Granite 4"])
 def test_modules_that_checkpoints_call_otherwise(name: str, tmp_path: Path) -> None:
-    """Routers that are layers of the file, that the model has to know not to be in training, or that have buffers."""
+    """Routers that are layers of the file, that the model has to know not to be in training, or that have buffers.
+
+    Gates and ups in one stack; and names of classes and of kinds of layers that the engine does not know.
+    """
     text.write(name, tmp_path / "model")
     quantize_model(tmp_path / "model", tmp_path / "uqff", ["q8_0"], dtype="f32")
     expected = uqff.load_model(tmp_path / "uqff")
@@ -288,6 +293,20 @@ def test_modules_that_checkpoints_call_otherwise(name: str, tmp_path: Path) -> N
     assert same_logits(model, expected)
     model.save_pretrained(tmp_path / "saved")
     assert same_logits(uqff.load_model(tmp_path / "saved"), expected)
+    with uqff.open(tmp_path / "uqff") as file, uqff.open(tmp_path / "saved") as saved:
+        assert {key: saved[key].weight for key in saved} == {key: file[key].weight for key in file}
+        assert sorted(saved.residual) == sorted(file.residual)
+    before, after = (json.loads((tmp_path / name / "config.json").read_text()) for name in ("model", "saved"))
+    named = {
+        key: before[key] for key in ("architectures", "layer_types") if name == "Granite 4" or key != "layer_types"
+    }
+    assert {key: after[key] for key in named} == named
+    routers = [module for module in model.modules() if hasattr(module, STORED_KEY)]
+    assert bool(routers) == (name in ("Mixtral", "Granite 4"))
+    for router in routers:
+        router.weight = torch.nn.Parameter(router.weight * 1.5, requires_grad=False)
+    model.save_pretrained(tmp_path / "saved")
+    assert same_logits(uqff.load_model(tmp_path / "saved"), model)  # what is changed is saved as it is
 
 
 def test_an_install_without_transformers_is_told_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -95,6 +95,13 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         },
     ),
     "dtype": (of("Gemma", dtype="bfloat16"), {"torch_dtype": "bfloat16"}),
+    "Granite 4": (
+        of("GraniteMoeHybrid", layer_types=["linear_attention", "full_attention"]),
+        {"layer_types": ["mamba", "attention"]},
+    ),
+    "Granite 4 of transformers 4": (of("GraniteMoeHybrid", layer_types=["mamba", "attention"]), {}),
+    "Granite 4 of no list": (of("GraniteMoeHybrid", layer_types=[1]), {}),
+    "Phi-3.5-MoE": (of("Phimoe"), {"architectures": ["PhiMoEForCausalLM"]}),
     "another": (of("Other", rope_parameters=1, num_local_experts=2), {}),
     "transformers 4": (of("Llama", rope_theta=1e4, rope_scaling=LLAMA3, torch_dtype="float16"), {}),
 }

@@ -24,14 +24,17 @@ from uqff.container.save import save
 from uqff.container.shards import SUFFIX
 from uqff.container.staging import changed_directory
 from uqff.container.tensors import TensorWriter
-from uqff.errors import UnsupportedError
+from uqff.errors import UnsupportedError, located
 from uqff.families import stack
 from uqff.families.part import Part
+from uqff.families.rows import joined_rows
 from uqff.inspection.report import report
 from uqff.integrations.whole import NAMES_KEY, WholeModel, WholePaths, is_known
 from uqff.models.architectures import idle_paths
 from uqff.models.config import config_to_write, read_config
 from uqff.models.renaming import ModulePaths
+from uqff.parallel.checkpoint_layers import GATE_UP
+from uqff.parallel.filling import STORED_KEY
 from uqff.parallel.layer import QuantizedLayer
 from uqff.parallel.mixture import Mixture
 from uqff.parallel.plan import EMBEDDING, HEAD
@@ -157,24 +160,42 @@ def _layers(model: Any, paths: ModulePaths) -> dict[str, Layer]:
     layers: dict[str, Layer] = {}
     for path, module in model.named_modules():
         if isinstance(module, Mixture):
-            if paths(f"{path}.down_proj") != f"{paths(path)}.down_proj":
-                expected = "a stack for each projection"
-                raise UnsupportedError("experts of this form cannot be saved", layer=path, expected=expected)
-            for name, _ in PROJECTIONS:
-                layers[f"{paths(path)}.{name}"] = _stacked(getattr(module, name))
+            layers |= _experts(path, module, paths)
         elif isinstance(module, Embedding | Head):
             layers[paths(path)] = _layer(module.rows)
         elif isinstance(module, QuantizedLayer) and ".experts." not in path and not path.endswith(".rows"):
             layers[paths(path)] = _layer(module)
+        elif _is_as_stored(module):
+            layers[paths(path)] = Layer(getattr(module, STORED_KEY))
     if model.get_submodule(HEAD).rows is model.get_submodule(EMBEDDING).rows:
         del layers[paths(HEAD)]
     return layers
+
+
+def _is_as_stored(module: Any) -> bool:
+    """Whether a module has the plain numbers of a layer, still: another weight may have been put in."""
+    stored = getattr(module, STORED_KEY, None)
+    return stored is not None and torch.equal(
+        stored.dequantize(module.weight.dtype).to(module.weight.device), module.weight
+    )
 
 
 def _layer(module: QuantizedLayer) -> Layer:
     if module.comm.world_size > 1:
         raise UnsupportedError("a model of several ranks cannot be saved", layer=module.key, expected="one rank")
     return Layer(module.weight, module.bias)
+
+
+def _experts(path: str, module: Mixture, paths: ModulePaths) -> dict[str, Layer]:
+    """A stack for each projection; of gate and up one, gates first, where files have it under a name of its own."""
+    gate, up, down = (_stacked(getattr(module, name)) for name, _ in PROJECTIONS)
+    fused, last = paths(f"{path}.{GATE_UP}"), paths(f"{path}.down_proj")
+    if last == f"{paths(path)}.down_proj":
+        return {f"{paths(path)}.{name}": each for (name, _), each in zip(PROJECTIONS, (gate, up, down), strict=True)}
+    if any(each.bias is not None for each in (gate, up)):
+        raise UnsupportedError("experts of this form cannot be saved with biases", layer=fused)
+    with located(layer=fused):
+        return {fused: Layer(joined_rows([gate.weight, up.weight], turns=False)), last: down}
 
 
 def _stacked(projection: Any) -> Layer:

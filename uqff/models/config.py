@@ -20,10 +20,15 @@ transformers 4 wrote, and the engine reads, the first; transformers 5 writes the
       numbers of the language model                   text_config
     of these and Qwen3-VL:
       rope_scaling {type: mrope, mrope_section}       rope_parameters.mrope_section
+    of Granite 4:
+      layer_types of mamba, attention                 layer_types of linear_attention, full_attention
+    of Phi-3.5-MoE:
+      architectures of PhiMoEForCausalLM              architectures of PhimoeForCausalLM
     torch_dtype                                       dtype
 
 What one form says and the other does not is added: whoever reads either finds the same model.  Nothing is taken away,
-but of the tower of Qwen2-VL what the engine stumbles over: ``in_chans`` beside ``in_channels``, and :data:`QUICK_GELU`.
+but what the engine stumbles over: of the tower of Qwen2-VL ``in_chans`` beside ``in_channels``, and :data:`QUICK_GELU`;
+of Granite 4 the newer names of layers, for the older ones; of Phi-3.5-MoE the class of transformers, for the authors'.
 A configuration of an unknown architecture stays as it is.
 
 Authority: transformers 5.23, ``modeling_rope_utils.py`` (``RotaryEmbeddingConfigMixin``) and the configuration of each
@@ -76,6 +81,10 @@ BY_LAYER: Final = ("Gemma 4", "DiffusionGemma")
 LAYER_TYPES: Final = ("full_attention", "sliding_attention")
 NESTED: Final = ("LFM2", "LFM2-MoE")
 """Architectures whose ``rope_theta`` the engine takes from ``rope_parameters`` alone; a million if there are none."""
+CLASSES: Final = {"PhimoeForCausalLM": "PhiMoEForCausalLM"}
+"""Classes by the names that transformers writes, which the engine does not know."""
+KINDS: Final = {"linear_attention": "mamba", "full_attention": "attention"}
+"""Kinds of layers of Granite 4 by their newer names; the engine refuses a configuration that has these."""
 FLAT: Final = ("Qwen2-VL", "Qwen2.5-VL")
 """Architectures whose language model the engine reads at the top, and newer configurations nest."""
 QUICK_GELU: Final = "quick_gelu"
@@ -234,6 +243,12 @@ class _Restated:
             (other,) = (key for key in EXPERT_COUNTS if key != expert_count)
             if other in self.made:
                 self._say(expert_count, self.made[other], f"{field}.{other}")
+        named = self.made.get("architectures")
+        if isinstance(named, list) and any(each in CLASSES for each in map(str, named)):
+            self.made["architectures"] = [CLASSES.get(str(each), each) for each in named]
+        kinds = self.made.get("layer_types")
+        if title == "Granite 4" and isinstance(kinds, list) and all(isinstance(kind, str) for kind in kinds):
+            self.made["layer_types"] = [KINDS.get(kind, kind) for kind in kinds]
         if title == "Qwen3-MoE" and "use_sliding_window" in self.made and "max_window_layers" not in self.made:
             # The engine gives the window to layers from this one on; transformers to all.
             windowed = self.made["use_sliding_window"] is True and self.made.get("sliding_window") is not None

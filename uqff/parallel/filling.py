@@ -34,8 +34,10 @@ if TYPE_CHECKING:
     from uqff.parallel.unloaded import Unloaded, UnloadedExperts
     from uqff.progress import Progress
 
-__all__ = ["Filling", "ReplicatedWarning"]
+__all__ = ["STORED_KEY", "Filling", "ReplicatedWarning"]
 
+STORED_KEY: Final = "_uqff_stored"
+"""Where a module that computes with plain numbers keeps the layer that they were made of."""
 
 UNPLANNED: Final = "transformers has no tensor-parallel plan for it that is known here"
 UNEVEN: Final = "heads or widths do not divide by {ranks}"
@@ -155,8 +157,10 @@ class Filling:
         loading = self._begin(path, source, partial(load, ReplicatedLayer, source, self.comm), place, adapted=adapted)
 
         def work() -> torch.nn.Module:
-            weight = loading().weight.dequantize(self.dtype).to(self.device)
+            stored = loading().weight
+            weight = stored.dequantize(self.dtype).to(self.device)
             module.weight = torch.nn.Parameter(weight, requires_grad=False)
+            setattr(module, STORED_KEY, stored)
             return module  # type: ignore[no-any-return]
 
         self._begun.append((path, work))
