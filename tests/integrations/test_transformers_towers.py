@@ -148,13 +148,13 @@ def test_a_whole_model_of_uqff(name: str, written: Written, tmp_path: Path) -> N
     model.save_pretrained(saved)
     assert uqff.verify(saved).clean
     with uqff.open(source) as before, uqff.open(saved) as after:
-        routers = {key for key in before if key.endswith(".router")}  # of which transformers has plain numbers
-        assert set(after) == set(before) - routers
-        assert sum(isinstance(each, QuantizedLayer) for each in model.modules()) == len(after)
+        assert set(after) == set(before)
+        routers = {key for key in after if key.endswith(".router")}  # transformers multiplies plain numbers
+        assert sum(isinstance(each, QuantizedLayer) for each in model.modules()) == len(after) - len(routers)
         for key in after:
             assert after[key].weight == before[key].weight, key
     residual, again = (load_file(each / "residual.safetensors") for each in (source, saved))
-    assert {f"{key}.weight" for key in routers} == set(again) - set(residual)
+    assert set(again) == set(residual)
     assert all(torch.equal(again[key], residual[key]) for key in residual)
 
 
@@ -169,7 +169,7 @@ def test_quantised_while_it_is_loaded(name: str, written: Written, tmp_path: Pat
     assert (logits - expected).abs().max() <= CLOSE
     model.save_pretrained(tmp_path / "saved")
     with uqff.open(folder / "uqff") as file, uqff.open(tmp_path / "saved") as saved:
-        assert set(file) - set(saved) == {key for key in file if key.endswith(".router")}
+        assert set(file) == set(saved)
         assert all(saved[key].weight == file[key].weight for key in saved)
     assert (_logits(_loaded(tmp_path / "saved"), asked) - expected).abs().max() <= CLOSE
 
