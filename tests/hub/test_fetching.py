@@ -19,6 +19,7 @@ from tests.support.small_models import files_of
 from tests.support.tiny_files import ROOT
 from tools.tiny import multimodal
 from tools.tiny.gguf import write_gguf
+from tools.tiny.mmproj import write_pair
 from uqff import FormatError, HubError, ShardError, UnsupportedError
 from uqff.checkpoints import open_tensors
 from uqff.container.shards import at_hand
@@ -154,14 +155,46 @@ def test_gguf_files(hub: Hub, tmp_path: Path) -> None:
     data = (tmp_path / "m-Q4_0.gguf").read_bytes()
     hub.put(NAME, {"m-Q4_0.gguf": data, "m-Q8_0.gguf": b"GGUF", "mmproj-m.gguf": b"GGUF"})
     for at, name in enumerate((f"{NAME}:Q4_0", f"{NAME}:q4_0", f"hf://{NAME}/m-Q4_0.gguf")):
-        assert call("convert", name, tmp_path / f"out{at}", "--quiet")[:2] == (0, "")
-    assert call("convert", NAME, tmp_path / "by-option", "--isq", "q4_0", "--quiet")[:2] == (0, "")
+        assert call("convert", name, tmp_path / f"out{at}", "--quiet", "--mmproj", "none")[:2] == (0, "")
+    options = ("--isq", "q4_0", "--mmproj", "none", "--quiet")
+    assert call("convert", NAME, tmp_path / "by-option", *options)[:2] == (0, "")
     assert files_of(tmp_path / "by-option") == files_of(tmp_path / "out0")
     assert fetched(hub) == {"m-Q4_0.gguf"}
     assert "no model of that type" in call("convert", NAME, tmp_path / "none", "--isq", "q2k")[2]
     code, _, errors = call("convert", NAME, tmp_path / "none")
     assert (code, f"choose one, such as hf://{NAME}/m-Q4_0.gguf" in errors) == (2, True)
     assert "no model of that type" in call("convert", f"{NAME}:q2k", tmp_path / "none")[2]
+
+
+def test_a_model_that_sees(hub: Hub, tmp_path: Path) -> None:
+    """With the only mmproj file of its folder, or the one that is named; or without. A plan reads heads only."""
+    write_pair("Qwen2.5-VL", tmp_path)
+    text, vision = ((tmp_path / each).read_bytes() for each in ("model.gguf", "mmproj-model.gguf"))
+    hub.put(NAME, {"q/m-F32.gguf": text, "q/mmproj-F32.gguf": vision})
+    assert call("quantize", tmp_path / "model.gguf", tmp_path / "here", "--isq", "q8_0", "--quiet")[0] == 0
+    name = f"hf://{NAME}/q"
+    assert call("plan", name, "--json")[1] == call("plan", tmp_path / "model.gguf", "--json")[1].replace(
+        str(tmp_path / "model.gguf"), name
+    )
+    assert 0 < hub.bytes_sent() < len(text + vision) / 2
+    hub.asked.clear()
+    assert call("quantize", name, tmp_path / "fetched", "--isq", "q8_0", "--quiet")[:2] == (0, "")
+    (left, right) = (files_of(tmp_path / each) for each in ("here", "fetched"))
+    assert {each for each in left if left[each] != right[each]} == {"uqff_report.json"}  # which names the repository
+    assert fetched(hub) == {"q/m-F32.gguf", "q/mmproj-F32.gguf"}
+
+    hub.put("owner/several", {"m.gguf": text, "mmproj-a.gguf": vision + bytes(32), "mmproj-b.gguf": vision})
+    for command in (["quantize", "--isq", "q8_0"], ["convert"], ["plan"]):
+        out = [] if command == ["plan"] else [tmp_path / "none"]
+        code, _, errors = call(*command, "owner/several", *out)
+        assert (code, "choose one (--mmproj mmproj-a.gguf)" in errors) == (2 if command == ["convert"] else 1, True)
+    for named, names in (("mmproj-b.gguf", {"m.gguf", "mmproj-b.gguf"}), ("none", {"m.gguf"})):
+        hub.asked.clear()
+        assert call("convert", "owner/several", tmp_path / named, "--mmproj", named, "--quiet")[:2] == (0, "")
+        assert (tmp_path / named / "preprocessor_config.json").exists() == (named != "none")
+        assert fetched(hub, "owner/several") <= names
+    code, _, errors = call("convert", "owner/several", tmp_path / "none2", "--mmproj", "mmproj-c.gguf")
+    assert (code, "no such file in the repository" in errors) == (2, True)
 
 
 def test_gguf_files_are_quantised(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -191,6 +191,7 @@ def test_a_plan_of_a_gguf_file(hub: Hub, tmp_path: Path, parts: int) -> None:
     hub.put("owner/several", {f"x-{kind}.gguf": files[source.name] for kind in ("Q4_0", "F16")})
     for options in ([], ["--ranks", "2"], ["--types", "q4_0,afq4"]):
         hub.asked.clear()
+        options = [*options, "--mmproj", "none"]
         ours, theirs = (call("plan", each, "--json", *options) for each in ("owner/name", source))
         assert ours[1] == theirs[1].replace(str(source), "owner/name")
         assert (ours[0], ours[2]) == (0, "")

@@ -27,6 +27,7 @@ name                     table
 ``GGUF_FILE.VALUES``     types of GGUF's metadata values
 ``GGUF_FILE.NAMES``      names of tensors in GGUF and in a model
 ``GGUF_FILE.MODELS``     architectures that are converted
+``GGUF_FILE.PROJECTORS`` kinds of ``mmproj`` files that are converted
 ``GGUF_FILE.FOREIGN``    GGUF's types that UQFF does not have
 ``LAYOUT_KEYS``          the engine's keys in ``config.json``
 ``TOOL.LAYOUT_KEYS``     what the commands make of them
@@ -63,6 +64,7 @@ from tools.generated import settle
 from tools.vectors.listings import LISTINGS, TAKEN_APART, VECTORS, markdown
 from uqff import limits
 from uqff.checkpoints.gguf import names
+from uqff.checkpoints.gguf.projectors import PROJECTORS
 from uqff.codes import ENTRY_VERSIONS, VERSIONS, DType, Family
 from uqff.container.framing import DTYPE_BITS
 from uqff.families import families
@@ -346,6 +348,13 @@ def gguf_name_table() -> str:
     return markdown(("GGUF", "model"), ((f"`{theirs}`", _names(ours)) for theirs, ours in found.items()))
 
 
+def gguf_projector_table() -> str:
+    """Kinds of ``mmproj`` files that are converted."""
+    heads = ("`clip.projector_type`", "beside `general.architecture`", "in `config.json`")
+    rows = ((f"`{a.kind}`", f"`{text}`", f"`{name}`") for a in PROJECTORS for text, name in a.texts.items())
+    return markdown(heads, rows)
+
+
 def gguf_model_table() -> str:
     """Architectures that are converted."""
     heads = ("`general.architecture`", "in `config.json`", "rows of Q and K", "biases", "norms of a layer")
@@ -397,6 +406,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "GGUF_FILE.VALUES": value_type_table,
     "GGUF_FILE.NAMES": gguf_name_table,
     "GGUF_FILE.MODELS": gguf_model_table,
+    "GGUF_FILE.PROJECTORS": gguf_projector_table,
     "GGUF_FILE.FOREIGN": gguf_foreign_table,
     "LAYOUT_KEYS": layout_key_table,
     "TOOL.LAYOUT_KEYS": handled_key_table,

@@ -271,7 +271,7 @@ def _in_order(roles: Found, tensors: TensorFiles) -> list[str]:
     return sorted(roles, key=lambda path: places[next(iter(roles[path].values()))])
 
 
-def open_checkpoint(source: PathLike, *, assets: PathLike | None = None) -> Checkpoint:
+def open_checkpoint(source: PathLike, *, assets: PathLike | None = None, mmproj: PathLike | None = None) -> Checkpoint:
     """Open a checkpoint for reading: plain, or quantised by one of the known methods.
 
     Args:
@@ -281,6 +281,8 @@ def open_checkpoint(source: PathLike, *, assets: PathLike | None = None) -> Chec
             the names and the order of rows that they have in a checkpoint.
         assets: of a GGUF file, a directory with the model's own configuration and tokenizer: see
             :func:`uqff.conversion.uqff_of_gguf`.
+        mmproj: of a GGUF file of a model that sees, the file of the part which does, or its name beside the other;
+            ``none`` for the text alone. None: the only one that is there, if there is one.
 
     Raises:
         FormatError: a file breaks a rule, or the configuration is not one.
@@ -297,13 +299,15 @@ def open_checkpoint(source: PathLike, *, assets: PathLike | None = None) -> Chec
     """
     name = hub_name(source)
     if name is not None:
-        source = fetch(name, no_models)
+        source = fetch(name, no_models, mmproj=mmproj)
     is_file = is_gguf(source)
     if holds_uqff(source):
         raise UnsupportedError("the model is UQFF, not a checkpoint", file=os.fspath(source))
     if assets is not None and not is_file:
         raise UnsupportedError("only GGUF files take another configuration", field="assets", got=str(source))
-    tensors: TensorFiles = open_gguf_tensors(source, assets) if is_file else open_tensors(source)
+    if mmproj is not None and not is_file:
+        raise UnsupportedError("only GGUF files have an mmproj file", field="mmproj", got=str(source))
+    tensors: TensorFiles = open_gguf_tensors(source, assets, mmproj) if is_file else open_tensors(source)
     try:
         return Checkpoint(tensors, GgufBlocks() if is_file else None)
     except BaseException:

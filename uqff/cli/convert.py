@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from uqff.cli.options import DtypeChoice, isq_option, kind_option, selected
+from uqff.cli.options import DtypeChoice, isq_option, kind_option, mmproj_option, selected
 from uqff.cli.progress import shown_progress, terminable
 from uqff.errors import printable
 
@@ -35,6 +35,7 @@ __all__ = ["convert"]
     type=click.Path(exists=True, file_okay=False),
     help="Directory with the model's own config.json and tokenizer: compared, and taken in place of metadata.",
 )
+@mmproj_option
 @click.option(
     "--dtype",
     type=DtypeChoice(),
@@ -59,6 +60,7 @@ def convert(
     to: str | None,
     version: str,
     assets: str | None,
+    mmproj: str | None,
     dtype: str,
     requantize: str | None,
     strict: bool,
@@ -77,7 +79,7 @@ def convert(
     from uqff.conversion import conversion_document
     from uqff.conversion import convert as converted
 
-    source = selected(source, isq, "SRC")
+    source = selected(source, isq, "SRC", mmproj=mmproj)
     with terminable(), shown_progress(shown=not quiet) as progress:
         result = converted(
             source,
@@ -85,6 +87,7 @@ def convert(
             to=to,
             version=version,
             assets=assets,
+            mmproj=mmproj,
             dtype=dtype,
             requantize=requantize,
             strict=strict,

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from uqff.errors import HubError, UqffError, printable
+from uqff.hub.names import NO_PROJECTOR
 
 __all__ = [
     "DtypeChoice",
@@ -19,6 +20,7 @@ __all__ = [
     "kind_option",
     "layers_option",
     "lora_option",
+    "mmproj_option",
     "model_path",
     "named",
     "on_ranks",
@@ -124,6 +126,13 @@ isq_option = click.option(
 )
 
 
+mmproj_option = click.option(
+    "--mmproj",
+    metavar="FILE|none",
+    help="Of a GGUF file of a model that sees: the file of the part that does, or its name beside the other; else the "
+    "only one that is there. none: the text alone.",
+)
+
 device_option = click.option("--device", help="cpu, cuda or cuda:N; CUDA if there is one.")
 
 
@@ -203,7 +212,9 @@ def fetched(path: str, isq: str | None = None) -> str:
     return fspath(at_hand(path, isq))
 
 
-def selected(path: str, isq: str | None, metavar: str, *, several: bool = False) -> str:
+def selected(
+    path: str, isq: str | None, metavar: str, *, several: bool = False, mmproj: str | None = NO_PROJECTOR
+) -> str:
     """The path of an argument, or that of the one model of several that ``DIR:TYPE`` or ``--isq`` choose.
 
     What names a repository is fetched; unless all its models may be meant, it must have one or one be named.
@@ -215,7 +226,7 @@ def selected(path: str, isq: str | None, metavar: str, *, several: bool = False)
 
     show_bars()
     try:
-        found = fspath(at_hand(path, isq, several=several))
+        found = fspath(at_hand(path, isq, several=several, mmproj=mmproj))
         chosen = select(found, isq if found == path else None)
     except HubError:
         raise

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from uqff.cli.options import DtypeChoice, size_option
+from uqff.cli.options import DtypeChoice, mmproj_option, size_option
 from uqff.cli.progress import shown_progress
 from uqff.errors import UqffError, printable
 
@@ -78,6 +78,7 @@ def _fixed(ctx: click.Context, parameter: click.Parameter, values: tuple[str, ..
 @click.option(
     "--dtype", type=DtypeChoice("auto"), default="auto", show_default=True, help="Load dtype, as for quantize."
 )
+@mmproj_option
 @click.option("--picture", type=click.Path(dir_okay=False), help="Draw size against quality: an SVG file.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def plan(
@@ -97,6 +98,7 @@ def plan(
     context: int,
     windows: int,
     dtype: str,
+    mmproj: str | None,
     picture: str | None,
     as_json: bool,
 ) -> None:
@@ -134,6 +136,7 @@ def plan(
             context=context,
             windows=windows,
             dtype=dtype,
+            mmproj=mmproj,
             progress=progress,
         )
     if out is not None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from uqff.cli.options import DtypeChoice, layers_option, lora_option, show_bars, size_option
+from uqff.cli.options import DtypeChoice, layers_option, lora_option, mmproj_option, show_bars, size_option
 from uqff.cli.progress import shown_progress, terminable
 from uqff.codes import FORMATS
 from uqff.errors import UqffError, printable
@@ -57,6 +57,7 @@ def _one_kind(ctx: click.Context, parameter: click.Parameter, value: str | None)
     type=click.Path(exists=True, file_okay=False),
     help="Of a GGUF file: directory with the model's own config.json and tokenizer, in place of metadata.",
 )
+@mmproj_option
 @click.option(
     "--recipe",
     type=click.Path(exists=True, dir_okay=False),
@@ -144,6 +145,7 @@ def quantize(
     fallback: str | None,
     requantize: bool,
     assets: str | None,
+    mmproj: str | None,
     recipe: str | None,
     layers: Any,
     version: str,
@@ -200,6 +202,7 @@ def quantize(
             fallback=fallback,
             requantize=requantize,
             assets=assets,
+            mmproj=mmproj,
             recipe=loaded,
             layers=layers,
             version=version,

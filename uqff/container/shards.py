@@ -14,7 +14,7 @@ from typing import TypeVar
 from uqff.container.document import is_present
 from uqff.errors import FormatError, ShardError
 from uqff.hub.fetch import fetch
-from uqff.hub.names import hub_name
+from uqff.hub.names import NO_PROJECTOR, hub_name
 from uqff.limits import MAX_SHARDS
 
 __all__ = [
@@ -104,7 +104,7 @@ def resolve(path: PathLike | Sequence[PathLike], isq: str | None = None) -> tupl
     return _resolve_set(path.parent, match["stem"])
 
 
-def select(path: PathLike, isq: str | None = None) -> Path:
+def select(path: PathLike, isq: str | None = None, *, mmproj: PathLike | None = NO_PROJECTOR) -> Path:
     """The model that is meant: one of its files if one of several is chosen, else the path as it is.
 
     Args:
@@ -112,12 +112,13 @@ def select(path: PathLike, isq: str | None = None) -> Path:
             repository of the hub, of which what is meant is fetched.
         isq: the type, for a path that names none: the stem of the model's files in upper or lower case, or the end of
             it after ``-``, ``.`` or ``_``.
+        mmproj: see :func:`uqff.hub.fetch.fetch`.
 
     Raises:
         ShardError: no model of that type, or several.
         FileNotFoundError: there is no such file or directory.
     """
-    place = Path(at_hand(path, isq, several=True))
+    place = Path(at_hand(path, isq, several=True, mmproj=mmproj))
     if not place.exists():
         before, colon, after = os.fspath(path).rpartition(":")
         if not (colon and before and after and Path(before).exists()):
@@ -143,13 +144,16 @@ def _of_type(models: Mapping[str, _File], isq: str, where: str) -> _File:
     raise ShardError("no model of that type", file=where, expected=" or ".join(models) or f"a {SUFFIX} file", got=isq)
 
 
-def at_hand(path: PathLike, isq: str | None = None, *, several: bool = False) -> PathLike:
+def at_hand(
+    path: PathLike, isq: str | None = None, *, several: bool = False, mmproj: PathLike | None = NO_PROJECTOR
+) -> PathLike:
     """A path as it is; of what names a repository of the Hugging Face hub, the path under which it has been fetched.
 
     Args:
         path: a path, or the name of a repository, see :mod:`uqff.hub.names`.
         isq: of several models or GGUF files, the type of the one that is meant, for a name without one.
         several: whether all may be meant if none is named; else that is refused before any is fetched.
+        mmproj: see :func:`uqff.hub.fetch.fetch`.
 
     Returns:
         A directory, of one model or, if several may be meant, of all; else one of its files; or a GGUF file.
@@ -176,7 +180,7 @@ def at_hand(path: PathLike, isq: str | None = None, *, several: bool = False) ->
         stems = {stem_of(each) for each in models.values() if each not in single}
         return [each for each in names if each in single or any(_is_of_set(each, stem) for stem in stems)]
 
-    found = fetch(name, choose, isq)
+    found = fetch(name, choose, isq, mmproj)
     if meant.kind is None or not found.is_dir():
         return found
     models = models_in(found)  # of the files that are here: if the hub could not be asked, nothing was chosen

@@ -20,6 +20,7 @@ def convert(
     to: str | None = None,
     version: str | tuple[int, int, int] = "1.2",
     assets: PathLike | None = None,
+    mmproj: PathLike | None = None,
     dtype: str = "f32",
     requantize: str | int | None = None,
     strict: bool = False,
@@ -34,6 +35,7 @@ def convert(
         to: ``uqff`` or ``gguf``, to be sure; None: what the source is not.
         version: of UQFF, if that is written.
         assets: see :func:`uqff.conversion.uqff_of_gguf`.
+        mmproj: of a GGUF file, see :func:`uqff.open_checkpoint`.
         dtype: of the residual, if UQFF is written.
         requantize: see :func:`uqff.conversion.uqff_of_gguf`.
         strict: refuse to write UQFF that the engine could not load or run, see :mod:`uqff.models.engine`.
@@ -49,7 +51,7 @@ def convert(
     >>> made.format, sorted(made.types)
     ('UQFF 1.2.0', ['q8_0'])
     """
-    source = select(source)
+    source = select(source, mmproj=mmproj)
     kind = "gguf" if is_gguf(source) else "uqff"
     if to == kind:
         raise UnsupportedError(f"is {kind.upper()} already", file=str(source))
@@ -59,10 +61,13 @@ def convert(
             target,
             version=version,
             assets=assets,
+            mmproj=mmproj,
             dtype=dtype,
             requantize=requantize,
             strict=strict,
             force=force,
             progress=progress,
         )
+    if mmproj is not None:
+        raise UnsupportedError("only GGUF files have an mmproj file", field="mmproj", got=str(source))
     return gguf_of_uqff(source, target, assets=assets, force=force, progress=progress)

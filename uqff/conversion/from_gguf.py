@@ -23,6 +23,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Final
 
@@ -75,6 +76,7 @@ def uqff_of_gguf(
     *,
     version: str | tuple[int, int, int] = "1.2",
     assets: PathLike | None = None,
+    mmproj: PathLike | None = None,
     dtype: str = "f32",
     requantize: str | int | None = None,
     strict: bool = False,
@@ -90,6 +92,7 @@ def uqff_of_gguf(
         version: of UQFF, ``1.2`` or ``0.2``.
         assets: a directory with the model's own ``config.json`` and tokenizer, which are compared with the file and
             copied. Without it, they are made from the file's metadata as far as that goes.
+        mmproj: the part of the model that sees, see :func:`uqff.open_checkpoint`.
         dtype: of the residual: ``f32`` (what GGUF files have), ``f16`` or ``bf16``, to which it is rounded.
         requantize: what layers become whose types UQFF does not have, such as IQ4_XS: they are dequantised in float32,
             and quantised anew. None: they are refused. MXFP4 needs none of it.
@@ -110,9 +113,11 @@ def uqff_of_gguf(
     if dtype.upper() not in LOADED_DTYPES:
         raise UnsupportedError("unknown dtype", field="dtype", expected="f32, f16 or bf16", got=dtype)
     kind = None if requantize is None else kind_name(requantize)
-    with open_gguf(source) as file, located(file=file.paths[0]):
+    with open_gguf(source) as file, located(file=file.paths[0]), ExitStack() as stack:
         _check_types(file, kind)
-        tensors = GgufTensors(file, None if assets is None else Path(assets))
+        tensors = stack.enter_context(GgufTensors(file, None if assets is None else Path(assets), mmproj))
+        if tensors.vision is not None:
+            _check_types(tensors.vision.file, kind)
         across = [name for name in tensors if tensors.is_across(name)]
         if across and kind is None:
             raise UnsupportedError(
@@ -219,7 +224,8 @@ class FromGgufJob(Job[Conversion]):
             shards.finish()
         self._write_residual(directory)
         written = self._write_companions(directory)
-        written.append(self._keep_metadata(directory))
+        if self.tensors.vision is None:
+            written.append(self._keep_metadata(directory))
         if self.version >= FIRST:
             self._write_report(directory, stem, metas)
             written.append(REPORT_NAME)
@@ -273,7 +279,7 @@ class FromGgufJob(Job[Conversion]):
 
     def _note(self) -> None:
         self.notes += map(str, self.limits)
-        config = self.tensors.config
+        config = self.tensors.text
         metas = [(goal, self._record(goal, planned=True)) for goal in self.goals]
         again = Counter(
             meta.kind.upper() if isinstance(meta, ForeignTensor) else "in another order"
@@ -283,7 +289,7 @@ class FromGgufJob(Job[Conversion]):
         if again:
             listed = ", ".join(f"{count} {name}" for name, count in again.items())
             self.notes.append(f"quantised anew, from types that UQFF does not have: {listed}")
-        name = f"{embedding_name(config)}.weight"
+        name = f"{embedding_name(self.tensors.config)}.weight"
         if name in self.residual and self.tensors.meta(name).plain is None:
             stored = self.tensors.gguf(name).type_name
             self.notes.append(f"the embedding is dequantised: 0.x has no quantised one (it was {stored})")
@@ -292,7 +298,7 @@ class FromGgufJob(Job[Conversion]):
             self.notes.append(window)
         if self.dtype is not DType.F32:
             self.notes.append(f"the residual is rounded to {self.dtype.safetensors}")
-        if self.tensors.assets is None and self.tensors.architecture.name == "llama":
+        if self.tensors.assets is None and self.tensors.architecture.name == "llama" and self.tensors.vision is None:
             self.notes.append(f"a GGUF file does not tell Llama from Mistral: taken as {config['architectures'][0]}")
 
 

@@ -5,7 +5,8 @@ What a repository holds decides what is fetched::
     *.uqff                   the shards of the models that are meant, their residual, and the documents
     *.safetensors            consolidated.safetensors where that is what is read, see uqff.consolidated; else
                              model.safetensors; or those of the index; or all: and the documents
-    *.gguf                   the only one, or the one of the type that is meant; of a split one, all parts
+    *.gguf                   the only one, or the one of the type that is meant; of a split one, all parts; and the
+                             mmproj file beside it, where that is wanted
 
 Files come from huggingface_hub's ``snapshot_download``: what is in the cache already is not fetched again, what broke
 off is gone on with, and several processes wait for each other.
@@ -16,6 +17,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import glob
+import os
 import re
 import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
@@ -29,10 +31,20 @@ from uqff.bounded_json import parse_json
 from uqff.consolidated import CONSOLIDATED_NAME, is_read_as_consolidated
 from uqff.errors import FormatError, HubError, ShardError
 from uqff.hub.client import RemoteFolder, Unreachable, hub_error, imported
-from uqff.hub.names import GGUF_PART, HubName
+from uqff.hub.names import GGUF_PART, NO_PROJECTOR, HubName, is_projector_name, several_projectors
 from uqff.limits import MAX_HEADER_BYTES, MAX_HUB_FILES
 
-__all__ = ["BARS", "INDEX", "Choice", "bars", "checkpoint_gguf", "checkpoint_weights", "fetch", "no_models"]
+__all__ = [
+    "BARS",
+    "INDEX",
+    "Choice",
+    "bars",
+    "checkpoint_gguf",
+    "checkpoint_weights",
+    "fetch",
+    "no_models",
+    "projectors",
+]
 
 DOCUMENTS: Final = (".json", ".jinja", ".model")
 """Endings of what stands beside weights and is read with them."""
@@ -60,13 +72,17 @@ def no_models(names: Collection[str]) -> list[str]:
     return []
 
 
-def fetch(name: HubName, choose: Choice, isq: str | None = None) -> Path:
+def fetch(
+    name: HubName, choose: Choice, isq: str | None = None, mmproj: str | os.PathLike[str] | None = NO_PROJECTOR
+) -> Path:
     """Have what a name means on this machine.
 
     Args:
         name: of a repository, a folder or a file in it.
         choose: which of the files are the model's.
         isq: of several GGUF files, the type of the one that is meant, for a name without one.
+        mmproj: beside a GGUF file, the one of this name, unless it is here; ``none`` for none. None: the only one, if
+            there is one.
 
     Returns:
         The folder, or the file if one is named, or if it is a GGUF file; in the hub's cache.
@@ -81,6 +97,8 @@ def fetch(name: HubName, choose: Choice, isq: str | None = None) -> Path:
     except Unreachable as error:
         return _cached(name, error, isq)
     wanted, meant = _wanted(folder, choose, isq)
+    if meant is not None and meant.endswith(".gguf"):
+        wanted += projectors(folder, mmproj)
     directory = _download(name, [f"{name.folder}/{each}" if name.folder else each for each in wanted])
     if directory.name != folder.commit:
         raise HubError("the repository was changed while it was read", file=str(name), got=directory.name)
@@ -109,6 +127,26 @@ def _wanted(folder: RemoteFolder, choose: Choice, isq: str | None) -> tuple[list
         raise HubError("no model in the repository", file=str(name), expected=".uqff, .safetensors or .gguf files")
     meant = _gguf(ggufs, name, isq)
     return _parts(meant, files), meant
+
+
+def projectors(folder: RemoteFolder, mmproj: str | os.PathLike[str] | None) -> list[str]:
+    """The ``mmproj`` file that goes with a GGUF file of a folder, see :func:`fetch`: one, or none.
+
+    Raises:
+        HubError: there is none of that name.
+        ShardError: there are several, and none was named.
+    """
+    there = [each for each in folder.files if is_projector_name(each)]
+    if mmproj is not None:
+        wanted = os.fspath(mmproj)
+        if wanted == NO_PROJECTOR or os.path.exists(wanted):
+            return []
+        if wanted not in folder.files:
+            raise HubError("no such file in the repository", file=folder.shown(wanted), expected=" or ".join(there))
+        return [wanted]
+    if len(there) > 1:
+        raise ShardError(several_projectors(there), file=str(folder.name), got=", ".join(there[:10]))
+    return there
 
 
 def checkpoint_weights(folder: RemoteFolder) -> list[str]:
@@ -157,7 +195,7 @@ def _weights(folder: RemoteFolder) -> list[str]:
 
 def _ggufs(files: Iterable[str]) -> list[str]:
     """The GGUF files of models, of a split one its first part."""
-    found = [each for each in files if each.endswith(".gguf") and each not in NAMED and not each.startswith("mmproj")]
+    found = [each for each in files if each.endswith(".gguf") and each not in NAMED and not is_projector_name(each)]
     return [each for each in found if (part := GGUF_PART.fullmatch(each)) is None or int(part["number"]) == 1]
 
 

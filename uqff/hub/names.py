@@ -13,13 +13,14 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 from urllib.parse import unquote
 
 from uqff.errors import UnsupportedError
 
-__all__ = ["GGUF_PART", "HubName", "hub_name", "is_hub_name"]
+__all__ = ["GGUF_PART", "NO_PROJECTOR", "HubName", "hub_name", "is_hub_name", "is_projector_name", "several_projectors"]
 
 SCHEME: Final = "hf://"
 
@@ -42,6 +43,9 @@ MODELS: Final = "models/"
 
 GGUF_PART: Final = re.compile(r"(?P<stem>.*)-(?P<number>[0-9]{5})-of-(?P<count>[0-9]{5})\.gguf", re.DOTALL)
 """The name of one file of a split GGUF file."""
+
+NO_PROJECTOR: Final = "none"
+"""In place of the name of an ``mmproj`` file."""
 
 OTHERS: Final = ("datasets/", "spaces/", "buckets/")
 
@@ -126,3 +130,13 @@ def _made(match: re.Match[str], path: str) -> HubName:
 def is_hub_name(source: object) -> bool:
     """Whether a source that may be a path names a repository of the hub."""
     return hub_name(source) is not None
+
+
+def is_projector_name(name: str) -> bool:
+    """Whether a file is called like the part of a model that sees or hears."""
+    return "mmproj" in name.lower() and name.endswith(".gguf")
+
+
+def several_projectors(names: Sequence[str]) -> str:
+    """What is to be said where there are several, and none was named."""
+    return f"several mmproj files: choose one (--mmproj {names[0]}), or the text model alone (--mmproj {NO_PROJECTOR})"

@@ -35,7 +35,7 @@ from uqff.container.shards import PathLike, models_in, resolve, select
 from uqff.errors import HubError, UqffError
 from uqff.gguf.reader import head_end, open_gguf
 from uqff.hub.client import RemoteFolder, Unreachable, Wanted, imported
-from uqff.hub.fetch import INDEX, checkpoint_gguf, checkpoint_weights
+from uqff.hub.fetch import INDEX, checkpoint_gguf, checkpoint_weights, projectors
 from uqff.hub.names import HubName, hub_name
 from uqff.inspection.digests import FileDigest, digest_files
 from uqff.inspection.spans import Spans
@@ -285,6 +285,19 @@ class CheckpointSkeleton(Skeleton):
 
     is_one = False
 
+    def __init__(self, name: HubName, mmproj: PathLike | None = None) -> None:
+        """Read the headers.
+
+        Args:
+            name: of the checkpoint.
+            mmproj: of a GGUF file, see :func:`uqff.hub.fetch.fetch`.
+
+        Raises:
+            UqffError: see :class:`Skeleton`.
+        """
+        self._mmproj = mmproj
+        super().__init__(name)
+
     def _choose(self, name: HubName) -> None:
         """The whole directory is one."""
 
@@ -294,7 +307,7 @@ class CheckpointSkeleton(Skeleton):
         self._read_headers([self._home / each for each in weights])
         if parts:
             self.path = self._home / parts[0]
-            self._read_gguf(parts)
+            self._read_gguf([*parts, *projectors(self._folder, self._mmproj)])
 
     def _read_gguf(self, parts: Sequence[str]) -> None:
         for part in parts:
@@ -420,19 +433,22 @@ def looked_into(path: PathLike, isq: str | None = None, *, structure: bool = Tru
 
 
 @contextlib.contextmanager
-def checkpoint_looked_into(path: PathLike, *, weights: bool = False) -> Iterator[Looked]:
+def checkpoint_looked_into(
+    path: PathLike, *, weights: bool = False, mmproj: PathLike | None = None
+) -> Iterator[Looked]:
     """A checkpoint whose tensors are to be listed: of one on the hub, headers are read and no weight.
 
     Args:
         path: what :func:`uqff.open_checkpoint` takes.
         weights: whether weights will be read, too; then all is left to it.
+        mmproj: see there, too.
 
     Raises:
         UqffError: the hub did not give it; and whatever the block raises, with the names that files have on the hub.
     """
     name = None if weights else hub_name(path)
     try:
-        skeleton = None if name is None else CheckpointSkeleton(name)
+        skeleton = None if name is None else CheckpointSkeleton(name, mmproj)
     except Unreachable:  # the cache may have it
         skeleton = None
     if skeleton is None:

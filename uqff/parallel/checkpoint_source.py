@@ -13,17 +13,20 @@ Layers are plain or quantised, see :mod:`uqff.checkpoints`.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
 
-from uqff.checkpoints.checkpoint import open_checkpoint
+from uqff.checkpoints.checkpoint import Checkpoint, open_checkpoint
+from uqff.checkpoints.gguf.files import is_gguf
 from uqff.codes import LOADED_DTYPES
 from uqff.container.closing import Closing
 from uqff.container.document import is_present
-from uqff.errors import FormatError
+from uqff.errors import FormatError, UqffError
+from uqff.hub.names import NO_PROJECTOR
 from uqff.models.architectures import layer_names
 from uqff.models.assets import CONFIG_NAME
 from uqff.models.layouts import WeightLayout
@@ -42,6 +45,15 @@ DTYPE_KEYS: Final = ("dtype", "torch_dtype")
 """What ``transformers`` calls the dtype of a model, from 5 on and before."""
 
 
+def _opened(path: str | os.PathLike[str]) -> Checkpoint:
+    """A checkpoint; of a GGUF file whose part that sees cannot be had, the text alone: only that is computed."""
+    if is_gguf(path):
+        with contextlib.suppress(UqffError):
+            return open_checkpoint(path)
+        return open_checkpoint(path, mmproj=NO_PROJECTOR)
+    return open_checkpoint(path)
+
+
 class CheckpointSource(Closing):
     """An open checkpoint; see :class:`~uqff.parallel.source.ModelSource` for the verbs.
 
@@ -55,7 +67,7 @@ class CheckpointSource(Closing):
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.checkpoint = open_checkpoint(path)
+        self.checkpoint = _opened(path)
         try:
             place = self.checkpoint.path
             self.directory = place if place.is_dir() else place.parent

@@ -18,6 +18,7 @@ from uqff.checkpoints.model import holds_checkpoint
 from uqff.codes import DType
 from uqff.container.shards import at_hand, select
 from uqff.errors import FormatError, UnsupportedError, UqffError, located
+from uqff.hub.names import NO_PROJECTOR
 from uqff.models.architectures import last_block
 from uqff.models.assets import CONFIG_NAME
 from uqff.parallel.checkpoint_source import CheckpointSource
@@ -175,7 +176,8 @@ def directory_of(path: str | os.PathLike[str], isq: object = None) -> Iterator[P
     kind = isq if isinstance(isq, str) else None
     path = at_hand(path, kind)
     if is_gguf(path):
-        with tempfile.TemporaryDirectory(prefix="uqff-") as made, open_checkpoint(path) as checkpoint:
+        checkpoint = open_checkpoint(path, mmproj=NO_PROJECTOR)
+        with tempfile.TemporaryDirectory(prefix="uqff-") as made, checkpoint:
             written, missing = checkpoint.tensors.write_companions(Path(made), None, DType.F32)
             if TOKENIZER not in written:
                 raise UnsupportedError("; ".join(missing) or "no tokenizer in the file", file=os.fspath(path))

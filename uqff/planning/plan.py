@@ -159,6 +159,7 @@ def plan_types(
     version: str | tuple[int, int, int] = "1.2",
     engine: Engine = "0.9",
     dtype: str = "auto",
+    mmproj: str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
 ) -> ModelPlan:
     """Find the best mix of types for a size, or the smallest one for a quality; or what each type alone takes.
@@ -190,6 +191,7 @@ def plan_types(
         version: of UQFF.
         engine: whose quantiser and rules.
         dtype: the load dtype, as for :func:`uqff.quantize_model`.
+        mmproj: of a GGUF file, see :func:`uqff.open_checkpoint`; not with a text.
         progress: is told of each layer.
 
     Raises:
@@ -213,14 +215,16 @@ def plan_types(
         raise UnsupportedError("divergence needs a text to be measured on", field="text", expected="a file")
     if kld is not None and measure != "kld":
         raise UnsupportedError("divergence is not measured", field="measure", expected="kld", got=measure)
+    if mmproj is not None and text is not None:
+        raise UnsupportedError("a text is measured with what is beside the model", field="mmproj", got=str(mmproj))
     check_effort(effort)
     if is_uqff(source):
         if targets or kinds is not None or fixed:
             raise UnsupportedError("the model is UQFF already", file=os.fspath(source), expected=INSTEAD)
         return ModelPlan(os.fspath(source), *uqff_sizes(source, ranks=ranks))
     version_ = Version.of(version)
-    looked_into = checkpoint_looked_into(source, weights=bool(targets))
-    with looked_into as looked, open_checkpoint(looked.path) as opened:
+    looked_into = checkpoint_looked_into(source, weights=bool(targets), mmproj=mmproj)
+    with looked_into as looked, open_checkpoint(looked.path, mmproj=mmproj) as opened:
         checkpoint = NumberFiles(opened)
         goals = plan_model(checkpoint, version_, None, promote=True)
         load = load_dtype(checkpoint, goals, dtype)

@@ -96,6 +96,7 @@ def quantize_model(
     fallback: str | int | None = None,
     requantize: bool = False,
     assets: PathLike | None = None,
+    mmproj: PathLike | None = None,
     recipe: Recipe | PathLike | None = None,
     layers: Pattern | Literal["auto"] | None = None,
     version: str | tuple[int, int, int] = "1.2",
@@ -131,6 +132,7 @@ def quantize_model(
         fallback: what layers become that cannot be kept.
         requantize: quantise blocks of a GGUF file again, where neither fallback nor recipe says so; else refused.
         assets: of a GGUF file, a directory with the model's own configuration and tokenizer.
+        mmproj: see :func:`uqff.open_checkpoint`.
         recipe: types of particular layers, or the file of it. The experts of a projection, one layer in 1.x, are called
             by the name of the first, or by that of the tensor which holds all of them.
         layers: which weights are layers, in place of the architecture's list: ``auto`` for those of linear layers, or
@@ -152,10 +154,8 @@ def quantize_model(
         strict: refuse what the engine would not load, or not run, whatever it is told: see :mod:`uqff.models.engine`.
         force: replace a model that is in ``target`` already.
         shard_bytes: payload after which a new shard begins.
-        measure: whether to find the error of each layer, which takes a quarter of the time or, of large models,
-            two fifths; else the report has NaN.
-        resume: if the run is interrupted, keep what is done; if one was, with the same arguments and this, go on from
-            there. The result is the same.
+        measure: find the error of each layer, in a quarter of the time, of large models two fifths; else it is NaN.
+        resume: keep what is done if the run is interrupted, and go on from what one with the same arguments has left.
         base_model: what the report of a 1.x directory calls the model that was quantised; if None, a checkpoint's name
             on the hub, and nothing for a directory.
         repo_id: what it says of where the files will be published.
@@ -179,7 +179,7 @@ def quantize_model(
     if recipe is not None and not isinstance(recipe, Recipe):
         recipe = load_recipe(recipe)
     known = Known.open(effort, imatrix, hessian)
-    with known, open_checkpoint(source, assets=assets) as checkpoint, Adapters.open(lora) as adapters:
+    with known, open_checkpoint(source, assets=assets, mmproj=mmproj) as checkpoint, Adapters.open(lora) as adapters:
         name = hub_name(source)
         if base_model is None and name is not None:
             base_model = name.repo

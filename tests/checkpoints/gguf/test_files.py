@@ -17,7 +17,7 @@ VISION = [pair("general.architecture", "text", "clip"), pair("clip.has_vision_en
 @pytest.mark.parametrize(
     ("pairs", "problem", "field", "got"),
     [
-        (VISION, "mmproj file: the vision or audio part of a model", "general.architecture", "vision"),
+        (VISION, "mmproj file: the part of a model that sees or hears", "general.architecture", "vision"),
         ([*VISION, pair("general.type", "text", "mmproj")], "mmproj file", "general.type", "vision"),
         ([pair("general.architecture", "text", "llama"), pair("general.type", "text", "adapter")], "no model",
          "general.type", "adapter"),

@@ -147,7 +147,7 @@ def test_architectures() -> None:
     for name in ("gemma3n", None, 3):
         with pytest.raises(
             UnsupportedError,
-            match="expected one of llama, mistral3, qwen2, qwen3, qwen3moe, smollm3, gemma, gemma2, gemma3, phi2",
+            match="expected one of llama, mistral3, qwen2, qwen2vl, qwen3, qwen3vl, qwen3moe, qwen3vlmoe, smollm3",
         ):
             architecture_of_name(name)
     with pytest.raises(UnsupportedError, match=r"architecture that is not converted: .*got Qwen3VLForConditional"):

@@ -20,6 +20,7 @@ from typing import Any, Final
 import numpy as np
 
 from uqff.checkpoints.gguf.names import ROPE_FACTORS, GgufArchitecture, architecture_of_name, inner_size
+from uqff.checkpoints.gguf.pairs import FLOATS, INTEGERS, Pairs
 from uqff.checkpoints.gguf.rope import (
     LOG_MULTIPLIER,
     LONGROPE_SCALES,
@@ -39,22 +40,9 @@ from uqff.checkpoints.gguf.rope import (
 from uqff.errors import FormatError, UnsupportedError, UqffError, located
 from uqff.gguf.reader import GgufFile
 from uqff.gguf.schema import Array, ValueType
-from uqff.limits import MAX_BLOCKS
 from uqff.models.architectures import is_tied_model
 
 __all__ = ["FLOAT32_MAX", "SECTIONS", "architecture_of_file", "check_config", "config_of"]
-
-_INTEGERS: Final = (
-    ValueType.U32,
-    ValueType.I32,
-    ValueType.U64,
-    ValueType.I64,
-    ValueType.U16,
-    ValueType.I16,
-    ValueType.U8,
-    ValueType.I8,
-)
-_FLOATS: Final = (ValueType.F32, ValueType.F64)
 
 _KNOWN: Final = (
     "block_count",
@@ -106,12 +94,11 @@ COMPARED: Final = (
 """What a given configuration and the metadata must agree in."""
 
 
-class _Metadata:
+class _Metadata(Pairs):
     """The metadata of a model's architecture."""
 
     def __init__(self, file: GgufFile, architecture: GgufArchitecture) -> None:
-        self.file = file
-        self.prefix = architecture.name
+        super().__init__(file, architecture.name)
         stated = (architecture.numbers, architecture.counts, architecture.listed)
         yarn = [f"rope.scaling.{key}" for key, _ in YARN.values()] if "yarn" in architecture.scalings else []
         yarn += [f"rope.scaling.{LOG_MULTIPLIER}"] if architecture.latent else []
@@ -121,48 +108,9 @@ class _Metadata:
         axes = [] if architecture.axes is None else [SECTIONS]
         self.own = (architecture.epsilon[1], *architecture.stated, *own, *yarn, *axes)
 
-    def get(self, key: str, types: tuple[ValueType, ...]) -> Any:
-        return self.file.get_value(f"{self.prefix}.{key}", *types)
-
-    def integer(self, key: str, *, least: int = 1, default: int | None = None) -> int:
-        """A count; of an array, the value that all its elements have."""
-        value = self.get(key, (*_INTEGERS, ValueType.ARRAY))
-        if isinstance(value, Array):
-            values = set(value.values()) if value.type in _INTEGERS else set()
-            if len(values) != 1:
-                raise self.error("layers differ", key, "one number for all layers", sorted(values)[:5])
-            value = values.pop()
-        if value is None and default is not None:
-            return default
-        if value is None or not least <= value < 2**31:
-            expected = f"a number from {least} to {2**31 - 1}"
-            raise self.error("not a count", key, expected, "none" if value is None else value)
-        return int(value)
-
-    def blocks(self) -> int:
-        """How many decoder layers there are: no more than a model has, as each of their tensors is looked for."""
-        announced = self.integer("block_count")
-        if announced > MAX_BLOCKS:
-            raise self.error("more layers than any model has", "block_count", f"at most {MAX_BLOCKS}", announced)
-        return announced - self.integer("nextn_predict_layers", least=0, default=0)
-
-    def number(self, key: str, default: float | None = None) -> float:
-        value = self.get(key, _FLOATS)
-        if value is None and default is not None:
-            return default
-        with np.errstate(over="ignore", under="ignore"):  # float64 has numbers that float32 makes infinite, or zero
-            rounded = np.float32(0 if value is None else value)
-        if not np.isfinite(rounded) or rounded <= 0:
-            raise self.error("not a number", key, "above 0, in float32", "none" if value is None else value)
-        return float(str(rounded))
-
-    def flag(self, key: str) -> bool | None:
-        value: bool | None = self.get(key, (ValueType.BOOL,))
-        return value
-
-    def error(self, problem: str, key: str, expected: object, got: object) -> FormatError:
-        path = str(self.file.paths[0])
-        return FormatError(problem, file=path, field=f"{self.prefix}.{key}", expected=expected, got=got)
+    def decoder_blocks(self) -> int:
+        """How many decoder layers there are, without those that predict further tokens."""
+        return self.blocks() - self.integer("nextn_predict_layers", least=0, default=0)
 
     def unknown(self) -> list[str]:
         known = {f"{self.prefix}.{key}" for key in (*_KNOWN, *self.own)}
@@ -176,7 +124,7 @@ def architecture_of_file(file: GgufFile) -> GgufArchitecture:
         UnsupportedError: see :func:`uqff.checkpoints.gguf.names.architecture_of_name`.
     """
     name = file.get_value("general.architecture")
-    experts, gating = (file.get_value(f"{name}.{key}", *_INTEGERS) for key in ("expert_count", "expert_gating_func"))
+    experts, gating = (file.get_value(f"{name}.{key}", *INTEGERS) for key in ("expert_count", "expert_gating_func"))
     return architecture_of_name(name, experts=bool(experts), gating=gating)
 
 
@@ -215,7 +163,7 @@ def config_of(file: GgufFile, architecture: GgufArchitecture, *, strict: bool = 
             "heads of several sizes", "attention.value_length", head_dim, metadata.integer("attention.value_length")
         )
     window = metadata.integer("attention.sliding_window", least=0, default=0)
-    blocks = metadata.blocks()
+    blocks = metadata.decoder_blocks()
     config: dict[str, Any] = {
         "architectures": [_class_of(architecture, window, not architecture.latent and head_dim * heads != hidden)],
         "head_dim": head_dim,
@@ -264,13 +212,13 @@ def config_of(file: GgufFile, architecture: GgufArchitecture, *, strict: bool = 
     if not architecture.biases:
         config["attention_bias"] = any(BIAS_OF_ATTENTION.fullmatch(name) is not None for name in file)
     for token, stored in (("bos", "bos"), ("eos", "eos"), ("pad", "padding")):
-        number = file.get_value(f"tokenizer.ggml.{stored}_token_id", *_INTEGERS)
+        number = file.get_value(f"tokenizer.ggml.{stored}_token_id", *INTEGERS)
         if number is not None:
             config[f"{token}_token_id"] = number
     with located(file=file.paths[0]) if strict else contextlib.suppress(UqffError):
         config["rope_scaling"] = _rope_scaling(metadata, architecture, config)
         for key, expected in architecture.stated.items():
-            said = metadata.get(key, (ValueType.BOOL,) if isinstance(expected, bool) else _INTEGERS)
+            said = metadata.get(key, (ValueType.BOOL,) if isinstance(expected, bool) else INTEGERS)
             if said not in (None, expected):
                 what = "way to choose experts" if key.startswith("expert") else "model of this architecture"
                 raise UnsupportedError(
@@ -302,11 +250,11 @@ def _class_of(architecture: GgufArchitecture, window: int, own_head_dim: bool) -
 def _heads_of_layers(metadata: _Metadata, architecture: GgufArchitecture, heads: int, blocks: int) -> dict[str, Any]:
     """The heads of keys and values, and which layers have any, where not all do: of the others, their number is 0."""
     key = "attention.head_count_kv"
-    stored = metadata.get(key, (*_INTEGERS, ValueType.ARRAY))
+    stored = metadata.get(key, (*INTEGERS, ValueType.ARRAY))
     if not architecture.kinds or not isinstance(stored, Array):
         types = {"layer_types": [architecture.kinds[0]] * blocks} if architecture.kinds else {}
         return {"num_key_value_heads": metadata.integer(key, default=heads), **types}
-    values = stored.values() if stored.type in _INTEGERS else []
+    values = stored.values() if stored.type in INTEGERS else []
     found = {value for value in values if value}
     if len(values) != blocks or len(found) != 1 or min(values) < 0:
         raise metadata.error("not the heads of the layers", key, f"{blocks} numbers, 0 or one other", values[:5])
@@ -340,7 +288,7 @@ def _rotated(metadata: _Metadata, architecture: GgufArchitecture, head_dim: int)
 def _axes(metadata: _Metadata, architecture: GgufArchitecture, config: Mapping[str, Any]) -> dict[str, Any]:
     """How many pairs of numbers turn with the position along each axis; of a text all axes say the same."""
     stored = metadata.get(SECTIONS, (ValueType.ARRAY,))
-    sections = stored.values() if isinstance(stored, Array) and stored.type in _INTEGERS else []
+    sections = stored.values() if isinstance(stored, Array) and stored.type in INTEGERS else []
     if len(sections) != 4 or min(sections) < 0 or sections[3]:
         raise metadata.error("not the axes of rotary positions", SECTIONS, "3 numbers and a 0", sections[:5] or "none")
     if not architecture.axes:
@@ -369,9 +317,9 @@ def _rope_scaling(
 ) -> dict[str, Any] | None:
     """Only what mistral.rs can do, too: ``linear`` and ``llama3`` of Llama, and what others declare."""
     kind = metadata.get("rope.scaling.type", (ValueType.TEXT,))
-    linear = metadata.get("rope.scale_linear", _FLOATS)
+    linear = metadata.get("rope.scale_linear", FLOATS)
     factors = metadata.file.get(ROPE_FACTORS)
-    if architecture.tempered and kind != "yarn" and metadata.get(TEMPERATURE, _FLOATS):
+    if architecture.tempered and kind != "yarn" and metadata.get(TEMPERATURE, FLOATS):
         raise metadata.error(
             "queries are scaled by a length that is not there", TEMPERATURE, "rope.scaling.type yarn", kind
         )
@@ -395,7 +343,7 @@ def _rope_scaling(
         scaling = llama3_scaling(values, config["rope_theta"], config["head_dim"])
     if "longrope" in architecture.scalings:
         scaling = longrope_scaling(metadata.file) or scaling
-        attention = metadata.get("rope.scaling.attn_factor", _FLOATS)
+        attention = metadata.get("rope.scaling.attn_factor", FLOATS)
         agrees = scaling is not None and longrope_agrees(attention, config)
         if scaling is not None and architecture.mscales and attention is not None and not agrees:
             scaling = {**scaling, **dict.fromkeys(LONGROPE_SCALES, metadata.number("rope.scaling.attn_factor"))}

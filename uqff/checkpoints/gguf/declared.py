@@ -141,6 +141,8 @@ class GgufArchitecture:
             ``mscale`` the second alone, as it is.
         axes: of rotary positions that have several, the key of ``config.json`` that says how they are divided; empty if
             none does. None: they have one.
+        only_read: whether no file is made of it: the text of a model that sees, which is computed as another
+            architecture's is.
     """
 
     name: str
@@ -185,6 +187,7 @@ class GgufArchitecture:
     mscales: bool = False
     tempered: bool = False
     axes: str | None = None
+    only_read: bool = False
 
     @property
     def stated_keys(self) -> tuple[str, ...]:

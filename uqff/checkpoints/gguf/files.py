@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from uqff.checkpoints.gguf.beside import check_text_model, open_vision, stated_text, text_paths
 from uqff.checkpoints.gguf.config import architecture_of_file, check_config, config_of
 from uqff.checkpoints.gguf.forms import AS_IS
 from uqff.checkpoints.gguf.latent import WHOLE, latent_names, latent_shapes
@@ -19,7 +20,6 @@ from uqff.checkpoints.gguf.names import (
     LONG_FACTORS,
     ROPE_FACTORS,
     SHORT_FACTORS,
-    architecture_of_config,
     columns_of,
     heads_of,
     joined_of,
@@ -68,11 +68,13 @@ class GgufTensors(TensorFiles):
     Attributes:
         file: the GGUF file.
         architecture: of its model.
+        vision: the part of the model that sees; None if there is none.
+        text: configuration of the text model; the whole one, if there is no other part.
         assets: directory of the model's own configuration and tokenizer; None if they are made of metadata.
         notes: what could not be compared with the model's own configuration, in sentences.
     """
 
-    def __init__(self, file: GgufFile, assets: Path | None = None) -> None:
+    def __init__(self, file: GgufFile, assets: Path | None = None, mmproj: PathLike | None = None) -> None:
         """Nothing but the list of tensors is read.
 
         Raises:
@@ -83,37 +85,62 @@ class GgufTensors(TensorFiles):
         self.assets = assets
         self.notes: list[str] = []
         self._files = []
-        _check_text_model(file)
+        check_text_model(file)
         self.architecture = architecture_of_file(file)
-        self.config = self._config()
-        plain = plain_tensors(self.architecture, self.config)
-        self._forms = {each.name: each.form for each in plain if each.form is not AS_IS}
-        self._by_name = {name: self._stored(name, tensors) for name, tensors in self._found().items()}
+        self.vision = open_vision(file.paths[0], mmproj)
+        try:
+            self.text, self.config = self._configs()
+            plain = plain_tensors(self.architecture, self.text)
+            self._forms = {each.name: each.form for each in plain if each.form is not AS_IS}
+            self._by_name = {name: self._stored(name, tensors) for name, tensors in self._found().items()}
+            if self.vision is not None:
+                within = text_paths(self.config)
+                self._by_name = {within(name): each for name, each in self._by_name.items()}
+                self._by_name |= self.vision.tensors()
+        except BaseException:
+            self._close_vision()
+            raise
 
-    def _config(self) -> dict[str, Any]:
+    def _configs(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The configuration of the text model, and that of the whole."""
+        vision, architecture = self.vision, self.architecture
+        name = None if vision is None else vision.class_of(architecture.name)
         if self.assets is None:
-            return config_of(self.file, self.architecture)
+            text = config_of(self.file, architecture)
+            if vision is None or name is None:
+                return text, text
+            vision.check_text(text)
+            return text, vision.config(name, text, self.file)
         path = self.assets / CONFIG_NAME
         companions_of(self.assets, leave=[KEPT_NAME])
         config = read_config(path)
         with located(file=path):
-            if architecture_of_config(config, self.architecture.name) is not self.architecture:
+            known = architecture_of(config)
+            allowed = architecture.classes if name is None else (name,)
+            fits = architecture.only_if is None or architecture.only_if(config)
+            if known.classes[0] not in allowed or (name is None and not fits):
                 raise FormatError(
                     "not the file's architecture",
                     field="architectures",
-                    expected=" or ".join(self.architecture.classes),
-                    got=architecture_of(config).classes[0],
+                    expected=" or ".join(allowed),
+                    got=known.classes[0],
                 )
             WeightLayout.of(config).check()
-            self.notes += check_config(config, self.file, self.architecture, str(path))
-        if config.get("num_key_value_heads") is None:
-            config = {**config, "num_key_value_heads": config["num_attention_heads"]}
-        return config
+        text = config
+        if vision is not None:
+            text = stated_text(config, config_of(self.file, architecture, strict=False))
+            vision.check_text(text)
+            vision.check_config(config, str(path))
+        with located(file=path):
+            self.notes += check_config(text, self.file, architecture, str(path))
+        if text.get("num_key_value_heads") is None:
+            text = {**text, "num_key_value_heads": text["num_attention_heads"]}
+        return text, text if vision is None else config
 
     def _found(self) -> dict[str, tuple[GgufTensor, ...]]:
         """Names in the checkpoint to the tensors that each is made of, in the order of the file."""
         found: dict[str, tuple[str, ...]] = {}
-        for name, stored, optional in wanted_names(self.architecture, self.config):
+        for name, stored, optional in wanted_names(self.architecture, self.text):
             if optional and not any(each in self.file for each in stored):
                 continue
             if self.architecture.latent and stored[0].endswith(f".{WHOLE}.weight") and stored[0] not in self.file:
@@ -146,43 +173,43 @@ class GgufTensors(TensorFiles):
         return {name: tuple(self.file[each] for each in stored) for name, stored in ordered}
 
     def _stored_shapes(self, name: str, stored: Sequence[str]) -> tuple[tuple[int, ...], ...]:
-        shape = shape_of(name, self.config)
+        shape = shape_of(name, self.text)
         if name in self._forms:
-            return self._forms[name].shapes(shape, self.config)
+            return self._forms[name].shapes(shape, self.text)
         if len(stored) == 1:
             return (shape,)
         if self.architecture.latent:
-            return latent_shapes(self.config)
+            return latent_shapes(self.text)
         joined = joined_of(name.removesuffix(".weight"), self.architecture)
         assert joined is not None
         *outer, rows, columns = shape
-        return tuple((*outer, each, columns) for each in joined.rows_of(rows, self.config))
+        return tuple((*outer, each, columns) for each in joined.rows_of(rows, self.text))
 
     def _is_ahead(self, name: str) -> bool:
         """Whether a tensor is of a layer after those that make the next token, which GLM-4-MoE has."""
         match = re.match(r"blk\.([0-9]{1,9})\.", name)
         said = self.file.get_value(f"{self.architecture.name}.nextn_predict_layers")
-        return bool(said) and match is not None and int(match[1]) >= self.config["num_hidden_layers"]
+        return bool(said) and match is not None and int(match[1]) >= self.text["num_hidden_layers"]
 
     def _stored(self, name: str, tensors: tuple[GgufTensor, ...]) -> InFile:
         """How a weight stands in the file, of the tensors that it is made of."""
         if name in self._forms:
-            return Formed(tensors, self._forms[name], shape_of(name, self.config), self.config)
-        runs = columns_of(name.removesuffix(".weight"), self.architecture, self.config)
+            return Formed(tensors, self._forms[name], shape_of(name, self.text), self.text)
+        runs = columns_of(name.removesuffix(".weight"), self.architecture, self.text)
         if runs is not None:
             return Columns(tensors[0], runs)
         if len(tensors) == 1:
             return AsIs(tensors[0], self._order(name, tensors[0].shape))
-        module, shape = name.removesuffix(".weight"), shape_of(name, self.config)
+        module, shape = name.removesuffix(".weight"), shape_of(name, self.text)
         joined = joined_of(module, self.architecture)
-        return Latent(tensors, shape) if joined is None else JoinedRows(tensors, joined, shape, self.config, module)
+        return Latent(tensors, shape) if joined is None else JoinedRows(tensors, joined, shape, self.text, module)
 
     def _order(self, name: str, shape: tuple[int, ...]) -> Order | None:
         """The order that makes the rows of a tensor those of the model; None if they are."""
         module = name.rpartition(".")[0]
-        heads = heads_of(self.architecture, self.config, module)
+        heads = heads_of(self.architecture, self.text, module)
         if heads is None:
-            return order_of(module, self.architecture, self.config)
+            return order_of(module, self.architecture, self.text)
         return half_split_order(shape[0], heads, layer=module)
 
     def gguf(self, name: str) -> GgufTensor:
@@ -247,7 +274,12 @@ class GgufTensors(TensorFiles):
     @property
     def listed(self) -> tuple[MappedFile | ListedFile, ...]:
         """See :attr:`TensorFiles.listed`."""
-        return self.file.listed()
+        return tuple(listed for file in self.ggufs for listed in file.listed())
+
+    @property
+    def ggufs(self) -> tuple[GgufFile, ...]:
+        """The GGUF file, and that of the part that sees, if there is one."""
+        return (self.file,) if self.vision is None else (self.file, self.vision.file)
 
     def file_of(self, name: str) -> Path:
         """The file that holds a tensor; the first, if none does."""
@@ -267,7 +299,7 @@ class GgufTensors(TensorFiles):
 
     def stamps(self) -> list[list[str | int]]:
         """See :meth:`TensorFiles.stamps`."""
-        status = [(path, path.stat()) for path in self.file.paths]
+        status = [(path, path.stat()) for file in self.ggufs for path in file.paths]
         return [[path.name, each.st_size, each.st_mtime_ns] for path, each in status]
 
     def _advise(self, name: str, advice: str, start: int = 0, stop: int | None = None) -> None:
@@ -296,7 +328,9 @@ class GgufTensors(TensorFiles):
         """See :meth:`TensorFiles.write_companions`; without assets, made of the metadata as far as that goes."""
         if self.assets is not None:
             return copy_companions(self.assets, directory, config=config, leave=[KEPT_NAME]), []
-        documents, missing = tokenizer_files(self.file, self.config)
+        documents, missing = tokenizer_files(self.file, self.text)
+        if self.vision is not None:
+            documents |= self.vision.documents(self.config["architectures"][0])
         documents = {CONFIG_NAME: {**(config or self.config), "torch_dtype": dtype.torch_name}, **documents}
         for name, document in documents.items():
             write_json(directory / name, document)
@@ -305,23 +339,14 @@ class GgufTensors(TensorFiles):
     def close(self) -> None:
         """Release the files. Tensors already taken out stay valid."""
         self.file.close()
+        self._close_vision()
+
+    def _close_vision(self) -> None:
+        if self.vision is not None:
+            self.vision.file.close()
 
     def __repr__(self) -> str:
         return f"<GgufTensors {self.path}: {len(self)} tensors>"
-
-
-def _check_text_model(file: GgufFile) -> None:
-    """A projector file has the vision or audio part of a model, without its layers."""
-    kind, name = (file.get_value(f"general.{key}") for key in ("type", "architecture"))
-    if name == "clip" or kind == "mmproj":
-        raise UnsupportedError(
-            "mmproj file: the vision or audio part of a model, whose tensors are not converted",
-            field="general.type" if kind == "mmproj" else "general.architecture",
-            expected="the GGUF file of the text model",
-            got=", ".join(key for key in ("vision", "audio") if file.get_value(f"clip.has_{key}_encoder")) or "neither",
-        )
-    if kind not in (None, "model"):
-        raise UnsupportedError("no model", field="general.type", expected="model", got=kind)
 
 
 def is_gguf(source: PathLike) -> bool:
@@ -335,23 +360,25 @@ def is_gguf(source: PathLike) -> bool:
         return file.read(4) == b"GGUF"
 
 
-def open_gguf_tensors(path: PathLike, assets: PathLike | None = None) -> GgufTensors:
+def open_gguf_tensors(path: PathLike, assets: PathLike | None = None, mmproj: PathLike | None = None) -> GgufTensors:
     """Open a GGUF file as a checkpoint's tensors.
 
     Args:
         path: the file, or one of a split set.
         assets: a directory with the model's own ``config.json`` and tokenizer, which are compared with the file. None:
             they are made of the metadata as far as that goes.
+        mmproj: the part of the model that sees, see :func:`uqff.checkpoints.gguf.beside.open_vision`.
 
     Raises:
         FormatError: the file breaks a rule, lacks a tensor, or is not the model of ``assets``.
+        ShardError: there are several ``mmproj`` files, and none was named.
         UnsupportedError: an architecture, a tensor or a rope scaling that is not known.
         OSError: a file cannot be read.
     """
     file = open_gguf(path)
     try:
         with located(file=file.paths[0]):
-            return GgufTensors(file, None if assets is None else Path(assets))
+            return GgufTensors(file, None if assets is None else Path(assets), mmproj)
     except BaseException:
         file.close()
         raise

@@ -10,6 +10,9 @@ form               in GGUF, of a tensor of a checkpoint           back
 :class:`Shaped`    the same numbers in another shape              the same numbers
 :class:`Rate`      -exp of it, perhaps as a column                log(-), rounded
 :class:`Ordered`   another form, its rows in another order        in order
+:data:`JOINED`     several tensors, one after the other           the same numbers
+:data:`FRAMES`     a tensor for each frame: of a video, two       the same numbers
+:data:`PIXELS`     of a patch, its pixels of one colour together  the same numbers
 =================  =============================================  ==========================
 
 Numbers are float32, which holds every float16 and bfloat16.  The logarithm of a rate is rounded to float32, and so is
@@ -29,7 +32,21 @@ import numpy.typing as npt
 from uqff.errors import FormatError
 from uqff.families.rows import Order
 
-__all__ = ["AS_IS", "COLUMN", "SQUEEZED", "TURNS", "Form", "Numbers", "Ordered", "Plus", "Rate", "Shaped"]
+__all__ = [
+    "AS_IS",
+    "COLUMN",
+    "FRAMES",
+    "JOINED",
+    "PIXELS",
+    "SQUEEZED",
+    "TURNS",
+    "Form",
+    "Numbers",
+    "Ordered",
+    "Plus",
+    "Rate",
+    "Shaped",
+]
 
 Numbers: TypeAlias = npt.NDArray[np.float32]
 Shape: TypeAlias = tuple[int, ...]
@@ -162,7 +179,56 @@ class Ordered(Form):
         return self.form.to_file(numbers[np.argsort(self.order_of(config))], shapes, config)
 
 
+@dataclass(frozen=True)
+class _Joined(Form):
+    """Tensors of as many numbers, one after the other.
+
+    Attributes:
+        count: of them.
+    """
+
+    count: int
+
+    def shapes(self, shape: Shape, config: Mapping[str, Any]) -> tuple[Shape, ...]:
+        return ((shape[0] // self.count, *shape[1:]),) * self.count
+
+    def to_model(self, stored: Sequence[Numbers], shape: Shape, config: Mapping[str, Any]) -> Numbers:
+        return np.concatenate([each.reshape(-1) for each in stored]).reshape(shape)
+
+    def to_file(self, numbers: Numbers, shapes: Sequence[Shape], config: Mapping[str, Any]) -> tuple[Numbers, ...]:
+        return tuple(np.split(numbers, self.count))
+
+
+class _Frames(Form):
+    def shapes(self, shape: Shape, config: Mapping[str, Any]) -> tuple[Shape, ...]:
+        return ((*shape[:2], *shape[3:]),) * shape[2]
+
+    def to_model(self, stored: Sequence[Numbers], shape: Shape, config: Mapping[str, Any]) -> Numbers:
+        frame = (*shape[:2], *shape[3:])
+        return np.stack([each.reshape(frame) for each in stored], 2)
+
+    def to_file(self, numbers: Numbers, shapes: Sequence[Shape], config: Mapping[str, Any]) -> tuple[Numbers, ...]:
+        return tuple(numbers[:, :, frame] for frame in range(len(shapes)))
+
+
+class _Pixels(Form):
+    def shapes(self, shape: Shape, config: Mapping[str, Any]) -> tuple[Shape, ...]:
+        return ((shape[0], config["colours"], config["patch"], config["patch"]),)
+
+    def to_model(self, stored: Sequence[Numbers], shape: Shape, config: Mapping[str, Any]) -> Numbers:
+        (there,) = self.shapes(shape, config)
+        made: Numbers = stored[0].reshape(there).transpose(0, 2, 3, 1).reshape(shape)
+        return made
+
+    def to_file(self, numbers: Numbers, shapes: Sequence[Shape], config: Mapping[str, Any]) -> tuple[Numbers, ...]:
+        rows, colours, height, width = shapes[0]
+        return (numbers.reshape(rows, height, width, colours).transpose(0, 3, 1, 2),)
+
+
 AS_IS: Final = Form()
+JOINED: Final[Form] = _Joined(3)
+FRAMES: Final[Form] = _Frames()
+PIXELS: Final[Form] = _Pixels()
 COLUMN: Final[Form] = Shaped(lambda shape, config: (*shape, 1))
 SQUEEZED: Final[Form] = _Squeezed()
 TURNS: Final[Form] = _InTurns()

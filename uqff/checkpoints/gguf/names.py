@@ -119,7 +119,7 @@ def architecture_of_config(config: Mapping[str, Any], name: object = None) -> Gg
         UnsupportedError: it is not one that is converted; those are listed.
     """
     known = architecture_of(config)
-    found = [architecture for architecture in ARCHITECTURES if known.classes[0] in architecture.classes]
+    found = [each for each in ARCHITECTURES if known.classes[0] in each.classes and not each.only_read]
     fitting = [each for each in found if each.only_if is None or each.only_if(config)]
     if fitting:
         return next((each for each in fitting if each.name == name), fitting[0])

@@ -58,7 +58,7 @@ TEMPERED: Final = {"mscale_all_dim": f"rope.scaling.{LOG_MULTIPLIER}", "llama_4_
 LONGROPE_SCALES: Final = ("short_mscale", "long_mscale")
 """Of Phi-3.5-MoE: what ``longrope`` multiplies queries and keys by, of texts of the original length and longer ones."""
 
-IGNORED: Final = ("rope_type", "type", "rope_theta", "original_max_position_embeddings")
+IGNORED: Final = ("rope_type", "type", "rope_theta", "original_max_position_embeddings", "max_position_embeddings")
 """What a scaling says that is looked at elsewhere."""
 
 TOLERANCE: Final = 1e-5

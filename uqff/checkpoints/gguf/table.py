@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
-from uqff.checkpoints.gguf.declared import BlockTensor, GgufArchitecture, SeveralMatrices
+from uqff.checkpoints.gguf.declared import BlockTensor, GgufArchitecture, OtherNumbers, SeveralMatrices
 from uqff.checkpoints.gguf.forms import SQUEEZED, TURNS
 from uqff.checkpoints.gguf.recurrent import GRANITES, QWEN3_NEXT, QWEN35
 from uqff.models.table import architecture_of
@@ -83,6 +83,9 @@ _DEEPSEEK: Final = {
     "q_lora_rank": None,
 }
 
+_DEEPSTACK: Final = OtherNumbers(("n_deepstack_layers",), (), lambda stored, config: {}, lambda config: {})
+"""How many layers take in states of the tower of Qwen3-VL, which says nothing of a text."""
+
 _LFM2: Final = (
     BlockTensor("self_attn.q_layernorm.weight", when=ATTENDS),
     BlockTensor("self_attn.k_layernorm.weight", when=ATTENDS),
@@ -117,7 +120,16 @@ ARCHITECTURES: Final = (
         tempered=True,
     ),
     GgufArchitecture("qwen2", ("Qwen2ForCausalLM",), biases=_QKV),
+    GgufArchitecture("qwen2vl", ("Qwen2ForCausalLM",), biases=_QKV, axes="", only_read=True),
     GgufArchitecture("qwen3", ("Qwen3ForCausalLM",), norms=(*_NORMS, *_QK_NORMS)),
+    GgufArchitecture(
+        "qwen3vl",
+        ("Qwen3ForCausalLM",),
+        norms=(*_NORMS, *_QK_NORMS),
+        derived=_DEEPSTACK,
+        axes="",
+        only_read=True,
+    ),
     GgufArchitecture(
         "qwen3moe",
         ("Qwen3MoeForCausalLM",),
@@ -126,6 +138,18 @@ ARCHITECTURES: Final = (
         expert_count="num_experts",
         expert_size="moe_intermediate_size",
         fixed={"decoder_sparse_step": 1, "mlp_only_layers": [], "model_type": "qwen3_moe", "norm_topk_prob": True},
+    ),
+    GgufArchitecture(
+        "qwen3vlmoe",
+        ("Qwen3MoeForCausalLM",),
+        norms=(*_NORMS, *_QK_NORMS),
+        plain=(BlockTensor("mlp.gate.weight"),),
+        expert_count="num_experts",
+        expert_size="moe_intermediate_size",
+        fixed={"decoder_sparse_step": 1, "mlp_only_layers": [], "model_type": "qwen3_moe", "norm_topk_prob": True},
+        derived=_DEEPSTACK,
+        axes="",
+        only_read=True,
     ),
     GgufArchitecture(
         "llama",

@@ -11,13 +11,13 @@ Authority: llama.cpp, ``conversion/base.py`` (``_set_vocab_gpt2``), ``src/llama-
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 from uqff.checkpoints.gguf.pretokenizers import pre_tokenizer_of_document, pre_tokenizer_of_name
 from uqff.container.document import is_present, read_json, read_text
-from uqff.errors import FormatError, UqffError
+from uqff.errors import FormatError, UnsupportedError, UqffError
 from uqff.gguf.reader import GgufFile
 from uqff.gguf.schema import Array, Value, ValueType
 from uqff.limits import (
@@ -29,7 +29,7 @@ from uqff.limits import (
     MAX_TOKENS_TEXT,
 )
 
-__all__ = ["tokenizer_files", "tokenizer_metadata"]
+__all__ = ["token_ids", "tokenizer_files", "tokenizer_metadata"]
 
 PREFIX: Final = "tokenizer.ggml"
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
@@ -114,6 +114,27 @@ def tokenizer_files(file: GgufFile, config: Mapping[str, Any]) -> tuple[dict[str
         return documents, ["the file has no chat template"]
     documents["tokenizer_config.json"]["chat_template"] = template
     return documents, []
+
+
+def token_ids(file: GgufFile, texts: Iterable[str]) -> dict[str, int]:
+    """The numbers of tokens, by their texts.
+
+    Raises:
+        UnsupportedError: one is not there.
+        FormatError: the tokenizer's metadata is not right.
+    """
+    ids = _Vocabulary(file).ids
+    found = {text: ids.get(text) for text in texts}
+    for text, number in found.items():
+        if number is None:
+            raise UnsupportedError(
+                "a token of images is not there; give the model's own configuration (--assets)",
+                file=str(file.paths[0]),
+                field=f"{PREFIX}.tokens",
+                expected=text,
+                got=f"{len(ids)} others",
+            )
+    return {text: number for text, number in found.items() if number is not None}
 
 
 def _settings(vocabulary: _Vocabulary, config: Mapping[str, Any]) -> dict[str, Any]:
