@@ -472,6 +472,6 @@ def test_every_model_of_a_directory(tmp_path: Path) -> None:
     (tmp_path / "c.uqff").write_bytes(b"GGUF")
     result = run(str(tmp_path))
     assert (result.exit_code, len(result.stdout.splitlines())) == (1, 3)
-    told = "a GGUF file, which uqff plan, convert, quantize and run take"
+    told = "a GGUF file, which uqff inspect, plan, convert, quantize and run take"
     assert result.stderr == f"uqff: not a UQFF file: {told} (file {tmp_path / 'c.uqff'}, offset 0)\n"
     assert run(str(tmp_path), "0").exit_code == 1

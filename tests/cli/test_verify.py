@@ -70,7 +70,7 @@ def test_a_container_that_does_not_open_is_one_violation(tmp_path: Path) -> None
     path.write_bytes(b"GGUF" + bytes(20))
     result = run(str(path))
     assert (result.exit_code, result.stderr) == (1, "")
-    told = "not a UQFF file: a GGUF file, which uqff plan, convert, quantize and run take"
+    told = "not a UQFF file: a GGUF file, which uqff inspect, plan, convert, quantize and run take"
     assert result.stdout == f"{path}: offset 0: {told}\n1 violation\n"
 
 

@@ -32,7 +32,7 @@ def saved_array() -> bytes:
 
 FOREIGN = [
     (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n", "a Git LFS pointer"),
-    (b"GGUF\3\0\0\0" + bytes(16), "a GGUF file, which uqff plan, convert, quantize and run take"),
+    (b"GGUF\3\0\0\0" + bytes(16), "a GGUF file, which uqff inspect, plan, convert, quantize and run take"),
     (zipped(), "a zip archive"),
     (b"PK\5\6" + bytes(18), "an empty zip archive"),
     (gzip.compress(b"text"), "a gzip archive"),

@@ -268,7 +268,7 @@ def test_a_set_that_is_replaced_while_it_is_opened(tmp_path: Path, times: int, m
 @pytest.mark.parametrize(
     ("name", "got"),
     [
-        ("m.gguf", "a GGUF file, which uqff plan, convert, quantize and run take"),
+        ("m.gguf", "a GGUF file, which uqff inspect, plan, convert, quantize and run take"),
         ("model.safetensors", "a checkpoint, which uqff plan, quantize and run take"),
         ("residual.safetensors", None),
     ],

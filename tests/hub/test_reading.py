@@ -18,6 +18,7 @@ import uqff
 from tests.support.command_line import call
 from tests.support.golden_models import TinyModel
 from tests.support.hub_server import Hub
+from tests.support.samples_gguf import ALL_KINDS, Q8_0, Tensor, gguf
 from tests.support.small_models import files_of
 from tests.support.tiny_files import ROOT
 from tools.tiny.gguf import write_gguf
@@ -26,6 +27,7 @@ from uqff.checkpoints.gguf.rope import llama3_factors
 from uqff.container.framing import build_header
 from uqff.hub.names import HubName, hub_name
 from uqff.inspection import remote
+from uqff.inspection.gguf import inspect_gguf
 
 pytestmark = pytest.mark.long
 
@@ -206,6 +208,25 @@ def test_a_plan_of_a_gguf_file(hub: Hub, tmp_path: Path, parts: int) -> None:
         code, _, errors = call("plan", "owner/broken")
         assert (code, f"owner/broken/{source.name}" in errors) == (1, True)
         assert hub.bytes_sent() < 2000
+
+
+def test_a_gguf_file_is_inspected(hub: Hub, tmp_path: Path) -> None:
+    """Its head is read by ranges; of several files, one must be named."""
+    sound = tmp_path / "m.gguf"
+    large = Tensor("large", (1 << 20, 1), 8, bytes((1 << 20) // 32 * 34))
+    data = gguf(ALL_KINDS, [Q8_0, large])
+    sound.write_bytes(data)
+    hub.put("owner/name", {"m.gguf": data, "mmproj-m.gguf": b"GGUF"})
+    for name in ("owner/name", "hf://owner/name/m.gguf"):
+        hub.asked.clear()
+        theirs, ours = (call("inspect", each, "--json") for each in (name, sound))
+        assert theirs == (0, ours[1].replace(str(sound), "hf://owner/name/m.gguf"), "")
+        assert 0 < hub.bytes_sent() < len(data) / 4
+    hub.put("owner/several", {"m-Q8_0.gguf": data, "m-F16.gguf": data})
+    code, _, errors = call("inspect", "owner/several")
+    assert (code, "several GGUF files: choose one" in errors) == (1, True)
+    assert call("inspect", "owner/several:q8_0")[:1] == (0,)
+    assert inspect_gguf("owner/several", isq="F16").files[0].path == "hf://owner/several/m-F16.gguf"
 
 
 def test_one_layer_is_read_by_ranges(hub: Hub, big: Path) -> None:

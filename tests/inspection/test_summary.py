@@ -94,4 +94,7 @@ def test_a_broken_residual_is_told(tmp_path: Path) -> None:
     assert residual is not None
     assert (residual.nbytes, residual.tensors) == (24, 0)
     assert residual.error is not None
-    assert residual.error.problem == "not a UQFF file: a GGUF file, which uqff plan, convert, quantize and run take"
+    assert (
+        residual.error.problem
+        == "not a UQFF file: a GGUF file, which uqff inspect, plan, convert, quantize and run take"
+    )

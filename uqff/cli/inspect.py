@@ -13,10 +13,12 @@ from uqff.cli.options import isq_option, named
 from uqff.container import open_uqff
 from uqff.container.shards import models_in
 from uqff.errors import UqffError, printable
+from uqff.inspection.gguf import gguf_meant
 from uqff.inspection.remote import looked_into
 
 if TYPE_CHECKING:
     from uqff.inspection import FieldRow, FileSummary, LayerReport, LayerRow, Statistics
+    from uqff.inspection.gguf import GgufSummary
     from uqff.inspection.remote import Looked
 
 __all__ = ["inspect"]
@@ -68,6 +70,8 @@ def inspect(
     its fields are shown with offset, size, type, bytes and value, and the dequantised weight is measured. Of a
     directory with several models, a line for each is shown; PATH:TYPE is one of them.
 
+    PATH may also be a GGUF file: its metadata and its tensors are listed.
+
     PATH may name a repository of the Hugging Face hub (owner/name, owner/name@revision, hf://owner/name/file): headers
     and small fields of it are read, and the bytes of the layer KEY.
 
@@ -78,6 +82,12 @@ def inspect(
     if html is not None and (key is not None or as_json):
         raise click.UsageError("--html shows a whole model: it goes with neither KEY nor --json")
     path = named(path, isq, "PATH")
+    summary = gguf_meant(path)
+    if summary is not None:
+        if key is not None or html is not None:
+            raise click.UsageError("of a GGUF file, tensors are listed: KEY and --html are for UQFF")
+        _show_gguf(summary, as_json)
+        return
     with looked_into(path) as looked:
         if html is not None:
             problem = _write_page(looked, html, stats)
@@ -230,6 +240,55 @@ def _show_summary(summary: FileSummary) -> None:
     print()
     _show_layers(summary)
 
+
+def _show_gguf(summary: GgufSummary, as_json: bool) -> None:
+    from uqff.cli.render import echo_heading, echo_pairs, echo_table, size
+    from uqff.inspection.gguf import gguf_document
+
+    if as_json:
+        _echo_json(gguf_document(summary))
+        return
+    bits = "-" if summary.bits_per_weight is None else f"{summary.bits_per_weight:.4f}"
+    echo_heading(summary.files[0].path)
+    pairs = [
+        ("format", f"GGUF {summary.version}"),
+        ("files", str(len(summary.files))),
+        ("tensors", str(len(summary.tensors))),
+        ("types", ", ".join(f"{row.layers} {row.kind}" for row in summary.types) or "-"),
+        ("weights", f"{summary.weights:,}"),
+        ("payload", size(summary.payload_bytes)),
+        ("bits/weight", bits),
+        ("size", size(summary.nbytes)),
+        *((f"metadata {name}", _metadata_text(value)) for name, value in summary.metadata.items()),
+    ]
+    echo_pairs([(printable(name), text) for name, text in pairs])
+    print()
+    columns = [("tensor", "left"), ("type", "left"), ("shape", "left")]
+    columns += [(name, "right") for name in ("weights", "bytes", "offset")]
+    columns += [("file", "left")] if len(summary.files) > 1 else []
+    rows = (
+        [row.name, row.type, _shape_text(row.shape), f"{row.weights:,}"]
+        + ["-" if row.nbytes is None else f"{row.nbytes:,}", f"{row.offset:,}"]
+        + ([row.path] if len(summary.files) > 1 else [])
+        for row in summary.tensors
+    )
+    echo_table(columns, rows, optional=("offset", "weights", "file"))
+
+
+def _metadata_text(value: Any) -> str:
+    """A value of metadata in one line, long texts cut."""
+    from uqff.inspection.gguf import ListedArray
+    from uqff.inspection.values import number_text
+
+    if isinstance(value, ListedArray):
+        more = ", ..." if value.count > len(value.first) else ""
+        return f"{value.count:,} {value.type}: [{', '.join(map(_metadata_text, value.first))}{more}]"
+    text = number_text(value) if isinstance(value, float) else str(value)
+    return text if len(text) <= _LONGEST_TEXT else f"{text[:_LONGEST_TEXT]}... ({len(text):,} characters)"
+
+
+_LONGEST_TEXT = 80
+"""Characters of a text of metadata that are shown."""
 
 _TYPE_COLUMNS = ("type", "layers", "weights", "bits/weight", "payload")
 

@@ -6,7 +6,7 @@ __all__ = ["identify"]
 
 _MAGICS = (
     (b"version https://git-lfs", "a Git LFS pointer; fetch the real file with `git lfs pull`"),
-    (b"GGUF", "a GGUF file, which uqff plan, convert, quantize and run take"),
+    (b"GGUF", "a GGUF file, which uqff inspect, plan, convert, quantize and run take"),
     (b"PK\x03\x04", "a zip archive (a PyTorch checkpoint is one)"),
     (b"PK\x05\x06", "an empty zip archive"),
     (b"\x1f\x8b", "a gzip archive"),

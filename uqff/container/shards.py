@@ -279,7 +279,7 @@ def _others(directory: Path) -> str | None:
     """What a directory without a model holds, if there are commands that take it."""
     names = [entry.name for entry in os.scandir(directory)]
     if any(name.endswith(".gguf") for name in names):
-        return "a GGUF file, which uqff plan, convert, quantize and run take"
+        return "a GGUF file, which uqff inspect, plan, convert, quantize and run take"
     if any(name.endswith(".safetensors") and name != "residual.safetensors" for name in names):
         return "a checkpoint, which uqff plan, quantize and run take"
     return None

@@ -189,16 +189,18 @@ class Array:
     count: int
     data: memoryview
 
-    def values(self) -> list[Any]:
-        """All elements.
+    def values(self, most: int | None = None) -> list[Any]:
+        """All elements, or the first ones.
 
         Raises:
             FormatError: a text is not UTF-8.
         """
+        count = self.count if most is None else min(most, self.count)
         if self.type is not ValueType.TEXT:
-            return [value for (value,) in self.type.struct.iter_unpack(self.data)]
+            unpacking = self.type.struct
+            return [value for (value,) in unpacking.iter_unpack(self.data[: count * unpacking.size])]
         texts, at, length = [], 0, ValueType.U64.struct
-        for _ in range(self.count):
+        for _ in range(count):
             (size,) = length.unpack_from(self.data, at)
             texts.append(_decoded(self.data[at + 8 : at + 8 + size]))
             at += 8 + size

@@ -24,6 +24,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, Final, TypeVar
 
+from uqff.checkpoints.gguf.files import is_gguf
 from uqff.consolidated import PARAMS_NAME
 from uqff.container.beside import CONFIG_NAME, LAYER_SUMS_NAME, SUMS_NAME
 from uqff.container.closing import Closing
@@ -31,12 +32,12 @@ from uqff.container.file import RESIDUAL_NAME, UqffFile, open_uqff
 from uqff.container.framing import LENGTH_BYTES
 from uqff.container.mapped import MappedFile
 from uqff.container.report import REPORT_NAME
-from uqff.container.shards import PathLike, models_in, resolve, select
+from uqff.container.shards import PathLike, at_hand, models_in, resolve, select
 from uqff.errors import HubError, UqffError
 from uqff.gguf.reader import head_end, open_gguf
 from uqff.hub.client import RemoteFolder, Unreachable, Wanted, imported
 from uqff.hub.fetch import INDEX, checkpoint_gguf, checkpoint_weights, projectors
-from uqff.hub.names import HubName, hub_name
+from uqff.hub.names import NO_PROJECTOR, HubName, hub_name
 from uqff.inspection.digests import FileDigest, digest_files
 from uqff.inspection.spans import Spans
 from uqff.limits import MAX_CONFIG_BYTES, MAX_HEADER_BYTES, MAX_REPORT_BYTES, MAX_SUMS_BYTES
@@ -430,6 +431,33 @@ def looked_into(path: PathLike, isq: str | None = None, *, structure: bool = Tru
         return
     with Skeleton(name.of(isq), structure=structure) as skeleton, skeleton.renaming():
         yield skeleton
+
+
+@contextlib.contextmanager
+def gguf_looked_into(path: PathLike, isq: str | None = None) -> Iterator[Looked | None]:
+    """A GGUF file that is to be looked into: of one on the hub, its head is read, and that of the other parts of a
+    split one.
+
+    Args:
+        path: of the file, or the name of a repository.
+        isq: of several files there, the type of the one that is meant.
+
+    Yields:
+        It; None if the path means something else.
+
+    Raises:
+        UqffError: the hub did not give it, or there are several; and whatever the block raises, with the names that
+            files have on the hub.
+    """
+    name = hub_name(path)
+    if name is None:
+        yield Looked(path) if is_gguf(path) else None
+    elif imported(str(name)).constants.HF_HUB_OFFLINE:
+        found = at_hand(path, isq)
+        yield Looked(found) if is_gguf(found) else None
+    else:
+        with CheckpointSkeleton(name.of(isq), NO_PROJECTOR) as skeleton, skeleton.renaming():
+            yield skeleton if is_gguf(skeleton.path) else None
 
 
 @contextlib.contextmanager
