@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,12 +18,13 @@ from tools.interop.architectures import NOT_WRITTEN, RENAMED, as_the_client
 from tools.tiny import text
 from tools.tiny.digests import digest
 from tools.tiny.models import TinyModel
+from uqff.errors import UnsupportedError
 from uqff.export.dequantize import dequantize_model
 from uqff.models.renaming import ModulePaths
 from uqff.models.text import TEXT
 from uqff.parallel import Comm, load_model
 from uqff.parallel.filling import ReplicatedWarning
-from uqff.parallel.transformers_model import build, linear_roles
+from uqff.parallel.transformers_model import build, expert_places, linear_roles
 
 DOCUMENT: dict[str, Any] = json.loads((GOLDEN / "v1" / "TEXT.json").read_text())
 KIND = DOCUMENT["isq"]
@@ -123,6 +125,20 @@ def test_a_tied_head_keeps_its_bias(tmp_path: Path) -> None:
         expected = model(input_ids=torch.tensor(PROMPT)).logits[0]
     for got in (_logits_of_a_tied_head(Comm(), tmp_path), *run_ranks(2, _logits_of_a_tied_head, tmp_path)):
         assert float((torch.tensor(got) - expected).abs().max()) <= CLOSE
+
+
+def test_experts_that_transformers_4_has_otherwise() -> None:
+    """Of Granite 4, each projection is a module of its own, which would stay plain: refused."""
+    stack: Any = torch.nn.Module()
+    stack.num_experts, stack.weight = 4, torch.nn.Parameter(torch.zeros(4, 2, 3))
+    model: Any = torch.nn.Module()
+    model.config, model.mlp = SimpleNamespace(model_type="granitemoehybrid"), torch.nn.Module()
+    model.mlp.input_linear = stack
+    with pytest.raises(UnsupportedError, match="experts of this form cannot be run") as caught:
+        expert_places(model)
+    assert caught.value.layer == "mlp.input_linear"
+    stack.weight = torch.nn.Parameter(torch.zeros(4, 3))
+    assert expert_places(model) == []
 
 
 def test_roles() -> None:

@@ -293,7 +293,9 @@ def expert_places(model: torch.nn.Module) -> list[ExpertsPlace]:
     config: Any = model.config
     places = []
     for path, block in model.named_modules():
-        experts = getattr(block, "experts", None)
+        # Of Granite 4, transformers 4 has a module for each projection of all experts.
+        is_stack = hasattr(block, "num_experts") and getattr(getattr(block, "weight", None), "ndim", 0) == 3
+        experts = block if is_stack else getattr(block, "experts", None)
         if not isinstance(experts, torch.nn.Module):
             continue
         if config.model_type in BY_BLOCK:
@@ -311,7 +313,7 @@ def expert_places(model: torch.nn.Module) -> list[ExpertsPlace]:
         else:
             raise UnsupportedError(
                 "experts of this form cannot be run",
-                layer=f"{path}.experts",
+                layer=path if is_stack else f"{path}.experts",
                 expected="transformers 5, and gate_up_proj [E, 2·inner, hidden] beside down_proj [E, hidden, inner]",
                 got=type(experts).__name__,
             )
