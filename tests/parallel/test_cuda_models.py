@@ -48,6 +48,23 @@ def test_a_token_in_few_launches(architecture: str, dtype: torch.dtype, tmp_path
         assert float((mine - theirs).abs().max()) <= bound * max(1.0, float(theirs.abs().max()))
 
 
+@pytest.mark.parametrize("kind", ["q4k", "afq4", "mxfp4", "q8_0"])
+@torch.inference_mode()
+def test_a_mixture_is_recorded(kind: str, tmp_path: Path) -> None:
+    """Experts are chosen on the device: the bits of a token are those of the same step, not recorded."""
+    directory, _ = write(TinyCase("qwen3_moe", kind, (1, 2, 0), expert_inner=512), tmp_path)
+    model: Any = load_model(directory, device="cuda", dtype=torch.bfloat16)
+    recorded, eager = (decoding.NextToken(model, Comm(), len(PROMPT) + 8) for _ in range(2))
+    assert recorded._replayed is not None
+    assert eager._replayed is not None
+    eager._replayed._refused = True
+    for ids in ([PROMPT], [[7]], [[50]], [[7]], [[33]], [[20]]):
+        given = torch.tensor(ids, device="cuda")
+        assert torch.equal(recorded(given), eager(given))
+    assert recorded._replayed._graph is not None
+    assert eager._replayed._graph is None
+
+
 @pytest.mark.parametrize("kind", ["q4k", "afq4", "mxfp4", "q8_0", "fp8", "hqq4"])
 def test_tokens_of_every_way(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Float32: those of the CPU, with joined projections and without, however long the cache is."""

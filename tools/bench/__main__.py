@@ -24,6 +24,7 @@ SECTIONS = {
     "engine": "mistral.rs, type by type: a model of 250 million weights",
     "sharding": "What one rank holds and reads of a file",
     "multiplying": "Products with 4096 × 4096 straight from the codes, float32 activations: medians (least)",
+    "scaling": "Products with 4096 × 4096 by number of threads, the least of several: milliseconds",
     "loading": "Loading a model of 1 GiB on ranks that share this machine, page cache warm",
     "immediate": "Quantising a checkpoint of 250 million weights to q4k while it is loaded (immediate ISQ)",
     "generating": "Tokens a second of a small model, one at a time",

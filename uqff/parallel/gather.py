@@ -63,12 +63,17 @@ def group_by_expert(indices: torch.Tensor, experts: int, *, layer: str | None = 
         expected = "[tokens, experts_per_token]"
         raise ShapeError("indices are not a matrix", layer=layer, expected=expected, got=list(indices.shape))
     indices = indices.to(torch.int64)
-    if indices.numel():
+    if indices.numel() and not _is_recorded(indices):
         low, high = torch.stack(indices.aminmax()).tolist()
         if low < 0 or high >= experts:
             got = low if low < 0 else high
             raise ShapeError("no such expert", layer=layer, field="indices", expected=f"0 to {experts - 1}", got=got)
     return ExpertGroups(indices, experts)
+
+
+def _is_recorded(indices: torch.Tensor) -> bool:
+    """Whether they have no values yet, as in a CUDA graph; kernels make zeros of what is no expert's number."""
+    return indices.is_cuda and torch.cuda.is_current_stream_capturing()
 
 
 class Gathering:

@@ -30,7 +30,7 @@ class Replayed:
 
     It must do the same for all inputs of one shape, and read and change no memory but that of tensors that stay where
     they are. Its first call is an ordinary one: kernels are compiled then, workspaces made. All are, if it cannot be
-    recorded, as what waits for the device cannot: experts that are counted on the host, for one.
+    recorded, as what waits for the device cannot: experts that no kernel gathers, which are counted on the host.
 
     Ranks replay their graphs together, and record them together or not at all.
     """
