@@ -20,11 +20,12 @@ import torch
 from uqff import simd
 from uqff.families.part import Part
 from uqff.parallel.weight import WeightBuffers, of_spec
+from uqff.simd.threads import num_threads
 
 if TYPE_CHECKING:
     from uqff.families import QuantizedTensor
     from uqff.families.multiplying import EngineProduct
-    from uqff.simd.chain import Task
+    from uqff.simd.chain import Prepared, Task
     from uqff.simd.decoding import Decoding
 
 __all__ = ["engine_task", "gather_linear", "linear", "linear_as_engine", "multiply"]
@@ -57,6 +58,7 @@ class _Ways(NamedTuple):
         decoding: how kernels decode it; None if they cannot multiply with it.
         engine: its product in the engine's arithmetic; None if that is the exact one.
         columns: of a matrix; None of a stack.
+        one: the product of one row, prepared, by the arithmetic; None if it cannot be.
     """
 
     shape: tuple[int, ...]
@@ -64,6 +66,63 @@ class _Ways(NamedTuple):
     decoding: Decoding | None
     engine: EngineProduct | None
     columns: int | None
+    one: dict[str, _OneRow | None]
+
+
+class _OneRow:
+    """The product of one row, of which all but the row is in its place: to begin is what a small product costs."""
+
+    def __init__(
+        self,
+        stages: list[list[Task]],
+        arrays: tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]],
+        fits: npt.NDArray[np.int64],
+    ) -> None:
+        """Nothing is compiled yet.
+
+        Args:
+            stages: of a chain.
+            arrays: where they have activations and product.
+            fits: where they say whether they are exact for the activations.
+        """
+        self._stages, self._arrays, self._fits, self._outputs = stages, arrays, fits, arrays[1].shape[1]
+        self._shared = any(task.n > task.grain for tasks in stages for task in tasks)
+        self._made: tuple[int, Prepared | None] = 0, None
+
+    @classmethod
+    def of(cls, ways: _Ways, arithmetic: str) -> _OneRow | None:
+        """That of a weight; None if there is no kernel that is all of it."""
+        x, y = np.empty((1, ways.shape[1]), np.float32), np.empty((1, ways.shape[0]), np.float32)
+        laid: dict[Hashable, Task] = {}
+        stages: list[list[Task]] = []
+        fits = np.ones(1, np.int64)
+        if ways.engine is not None and arithmetic == "engine":
+            task = ways.record.engine_task(x, y, laid)
+            stages = [] if task is None else [list(laid.values()), [task]]
+        elif ways.decoding is not None:
+            stages = ways.decoding.stages(x, y, fits)
+        return cls(stages, (x, y), fits) if stages else None
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor | None:
+        """``[..., out]``; None if it has to be made in another way."""
+        place = x.data_ptr()
+        if not place or not x.is_contiguous() or x.is_neg():
+            return None
+        threads = num_threads() if self._shared else 1
+        made = self._made[1]
+        if made is None or threads != self._made[0]:
+            from uqff.simd.chain import Prepared
+
+            made = Prepared(self._stages, threads, self._arrays)
+            self._made = threads, made
+        shape = (1, self._outputs) if x.ndim == 2 else (*x.shape[:-1], self._outputs)
+        y = torch.from_numpy(np.empty(shape, np.float32))  # half the time of torch.empty
+        try:
+            done = made((place, y.data_ptr()), threads, (x, y))
+        except BaseException:
+            self._made = 0, None
+            raise
+        return y if done and self._fits[0] else None
 
 
 _by_address: dict[tuple[object, ...], _Ways | None] = {}
@@ -87,22 +146,20 @@ def multiply(x: torch.Tensor, weight: WeightBuffers, arithmetic: str) -> torch.T
     if ways is None:
         return None
     if x.numel() == ways.columns and x.dtype is torch.float32 and x.shape[-1] == ways.columns:
-        return _one_row(x, ways, arithmetic)
+        y = _one_row(x, ways, arithmetic)
+        if y is not None:
+            return y
     y = _as_engine(x, ways) if arithmetic == "engine" else None
     return _exactly(x, ways) if y is None else y
 
 
 def _one_row(x: torch.Tensor, ways: _Ways, arithmetic: str) -> torch.Tensor | None:
-    """What a token takes, all else being known: as much as it takes to begin is what a small product costs."""
-    given = _floats(x)
-    if ways.engine is not None and arithmetic == "engine":
-        y = ways.engine(given)
-    elif ways.decoding is not None:
-        y = np.empty((1, ways.shape[0]), np.float32)
-        ways.decoding.multiply(given, y)
-    else:
-        return None
-    return torch.from_numpy(y if x.ndim == 2 else y.reshape(*x.shape[:-1], ways.shape[0]))
+    """What a token takes, all else being known."""
+    known = ways.one
+    if arithmetic not in known:
+        known[arithmetic] = _OneRow.of(ways, arithmetic)
+    one = known[arithmetic]
+    return None if one is None else one(x)
 
 
 def engine_task(
@@ -206,6 +263,8 @@ def _floats(x: torch.Tensor) -> npt.NDArray[np.float32]:
         x = x.detach()
     if x.dtype is not torch.float32 or not x.is_contiguous():
         x = x.to(torch.float32).contiguous()
+    if x.is_neg():  # a view of which the sign is still to be changed
+        x = x.resolve_neg()
     rows: npt.NDArray[np.float32] = x.numpy()
     if rows.ndim == 3 and len(rows) == 1:
         rows = rows[0]  # which takes half as long as to reshape
@@ -240,4 +299,4 @@ def _found(parts: Sequence[torch.Tensor], meta: QuantizedTensor) -> _Ways | None
     ):
         decoding = None
     columns = record.shape[1] if len(record.shape) == 2 else None
-    return _Ways(record.shape, record, decoding, record.engine_product(), columns)
+    return _Ways(record.shape, record, decoding, record.engine_product(), columns, {})

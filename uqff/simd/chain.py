@@ -6,15 +6,16 @@ result.  In a chain all of that is there beforehand, and threads wait in compile
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from uqff.simd import crew
-from uqff.simd.crew import RANGES, Shared
+from uqff.simd.crew import RANGES, Memory, Shared
 
-__all__ = ["Chain", "Task"]
+__all__ = ["Chain", "Prepared", "Task"]
 
 _RUN: Any = crew.run_stages
 
@@ -34,6 +35,10 @@ class Task(NamedTuple):
     n: int = 1
     grain: int = 1
 
+    def __call__(self) -> None:
+        """Do it now."""
+        self.shared(self.arguments, self.n, grain=self.grain)
+
 
 class Chain:
     """Stages of tasks: those of a stage are done at the same time.
@@ -51,6 +56,7 @@ class Chain:
             threads: that ranges are made for.
         """
         self._held: list[Any] = []
+        self._alone: Memory = np.zeros(crew.SIZE, np.int64)
         self._stages = np.array([word for stage in stages for word in self._stage(stage, threads)], np.int64)
 
     def _stage(self, tasks: Sequence[Task], threads: int) -> list[int]:
@@ -68,13 +74,60 @@ class Chain:
             words += [frame.ctypes.data, task.n, step, ranges]
         return [3 + len(words), threads - 1, ranges, *words]
 
-    def __call__(self, threads: int) -> None:
+    def __call__(self, threads: int, held: Any = None) -> None:
         """Do it.
 
         Args:
             threads: that take part at most, this one included.
+            held: what else is to be kept as long as they do.
         """
         if not len(self._stages):
             return
-        if threads <= 1 or not crew._crew().run(self._stages, self._held, threads - 1):
-            _RUN(np.zeros(crew.SIZE, np.int64), self._stages, 0, 0, 1)
+        if threads <= 1 or not crew._crew().run(self._stages, (self._held, held), threads - 1):
+            _RUN(self._alone, self._stages, 0, 0, 1)
+
+    def places(self, array: Any) -> list[tuple[Memory, int]]:
+        """Where the address of an array is kept: of each frame that has it, the frame and the number there."""
+        address = array.ctypes.data
+        return [(frame, int(at)) for frame, _ in self._held for at in np.flatnonzero(frame == address)]
+
+
+class Prepared:
+    """A chain of which some arrays lie elsewhere at each call: the arguments of a product, all else being in its place.
+
+    Example:
+        >>> from uqff.simd.chain import Prepared
+        >>> Prepared([], 1, ())((), 1)
+        True
+    """
+
+    def __init__(self, stages: Sequence[Sequence[Task]], threads: int, arrays: Sequence[Any]) -> None:
+        """Compile what has not been compiled.
+
+        Args:
+            stages: in order.
+            threads: that ranges are made for.
+            arrays: those of the tasks' that will lie elsewhere. Nothing is read or written there.
+        """
+        self._chain = Chain(stages, threads)
+        self._places = [self._chain.places(each) for each in arrays]
+        self._one = threading.Lock()
+
+    def __call__(self, addresses: Sequence[int], threads: int, held: Any = None) -> bool:
+        """Whether it was done: it cannot be while another thread does it.
+
+        Interrupted, it cannot be done again: threads may still be at it.
+
+        Args:
+            addresses: of each array, this time.
+            threads: that take part at most, this one included.
+            held: what keeps the memory there.
+        """
+        if not self._one.acquire(blocking=False):
+            return False
+        for places, address in zip(self._places, addresses, strict=True):
+            for frame, at in places:
+                frame[at] = address
+        self._chain(threads, held)
+        self._one.release()
+        return True

@@ -26,6 +26,7 @@ import numpy.typing as npt
 from numba import types
 
 from uqff.simd.bits import bits_of
+from uqff.simd.chain import Task
 from uqff.simd.compiling import inline, kernel, overload
 from uqff.simd.crew import Shared
 from uqff.simd.load_store import load_f32, store_f32
@@ -200,7 +201,7 @@ class Decoding(NamedTuple):
         size: numbers of each.
         planes: so many rows share their bytes, and are taken one after another; 1 if none do.
         stride: rows from one of them to the next.
-        alone: ``(x, y)``: multiplies one row of activations with the whole weight; None if that is for the decoder.
+        alone: ``(x, y)``: the product of one row of activations with the whole weight; None if that is for the decoder.
         few: see :attr:`Decoder.few`; of ``alone``.
     """
 
@@ -210,7 +211,7 @@ class Decoding(NamedTuple):
     size: int
     planes: int = 1
     stride: int = 1
-    alone: Callable[[Floats, Floats], None] | None = None
+    alone: Callable[[Floats, Floats], Task] | None = None
     few: int = 1
 
     def dequantize(self, out: Bytes, form: int) -> None:
@@ -221,6 +222,37 @@ class Decoding(NamedTuple):
     def fits(self, columns: int) -> bool:
         """Whether :meth:`multiply` works for a weight whose rows have so many numbers."""
         return columns >= WIDTH and columns % self.size == 0
+
+    def stages(self, x: Floats, y: Floats, fits: npt.NDArray[np.int64]) -> list[list[Task]]:
+        """:meth:`multiply` of one row with the whole weight, as stages of a chain; none where no kernel is all of it.
+
+        Args:
+            x: where the activations are going to be, ``[1, columns]``.
+            y: where the product goes, ``[1, rows]``.
+            fits: ``[1]``: 0 after activations that these stages are not exact for.
+        """
+        columns, order = x.shape[1], self.decoder.order
+        if self.alone is not None:
+            return [[self.alone(x, y)]]
+        if columns % WIDTH or (order is not None and not self.decoder.takes(columns)):
+            return []
+        places = self.planes * (self.stride if self.planes > 1 else y.shape[1])
+        grain = -(-GRAIN // (columns * self.planes)) * self.planes
+        shared, given, before = self.decoder.multiply, x, list[list[Task]]()
+        if order is not None:
+            shared, given = self.decoder.multiply_row, np.empty((1, self._ordered(columns)), np.float32)
+            before = [[Task(_ARRANGE, (x, order, given, fits))]]
+        stride = places // self.planes
+        return [
+            *before,
+            [Task(shared, (self.parts, given, y, 0, columns // self.size, self.planes, stride), places, grain)],
+        ]
+
+    def _ordered(self, columns: int) -> int:
+        """Activations of a row in an order, and what fills up the last of them."""
+        order = self.decoder.order
+        assert order is not None
+        return -(-columns // len(order)) * len(order)
 
     def multiply(self, x: Floats, y: Floats, first: int = 0, *, whole: bool = True) -> None:
         """Multiply with rows of the weight: ``y = x Wᵀ``, added up in float32.
@@ -237,7 +269,7 @@ class Decoding(NamedTuple):
                 self.multiply(x[i : i + 1], y[i : i + 1], first, whole=whole)
             return
         if self.alone is not None and whole and len(x) == 1:
-            self.alone(x, y)
+            self.alone(x, y)()
             return
         columns, rows, parts = x.shape[1], y.shape[1], self.parts
         items, planes = columns // self.size, self.planes if whole else 1
@@ -265,8 +297,7 @@ class Decoding(NamedTuple):
             return decoder.multiply, x
         if not decoder.takes(columns):
             return None
-        size = -(-columns // len(order)) * len(order)
-        given = np.empty((1, size), np.float32)
+        given = np.empty((1, self._ordered(columns)), np.float32)
         return (decoder.multiply_row, given) if arrange(x[0], order, given[0]) else None
 
 
@@ -292,6 +323,15 @@ def arrange(x, order, out):
         at = n - padded + i // size * size + order[i % size]
         out[i] = x[at] if at >= padded - size else _ZERO
     return True
+
+
+def _arrange_row(x, order, out, fits, lo, hi):
+    if lo < hi:
+        fits[0] = arrange(x[0], order, out[0])
+
+
+_arrange_row.__qualname__ = "arrange_row"
+_ARRANGE = Shared(_arrange_row)
 
 
 @inline

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from uqff.numerics.packing import PLANES
+from uqff.simd.chain import Task
 from uqff.simd.compiling import inline
 from uqff.simd.crew import Shared
 from uqff.simd.decoding import GRAIN, WIDTH, Decoder, Decoding, add_part
@@ -57,8 +58,8 @@ def decoding(weight: HQQ) -> Decoding | None:
     if axis == 0 and bits in _BY_COLUMNS and inputs % 64 == 0 and group_size % planes == 0:
 
         def alone(x, y):
-            rows = height * (columns // inputs)
-            _BY_COLUMNS[bits]()((*given, x[0], y[0]), rows, grain=max(GRAIN // (inputs * planes), 1))
+            rows, grain = height * (columns // inputs), max(GRAIN // (inputs * planes), 1)
+            return Task(_BY_COLUMNS[bits](), (*given, x[0], y[0]), rows, grain)
 
     stride = height * columns // inputs
     return Decoding(decoder, given, weight.numel // WIDTH, WIDTH, planes, stride, alone=alone, few=3)
