@@ -22,7 +22,7 @@ from uqff.parallel.fallback import every_rank_can
 from uqff.parallel.linear import ColumnParallelLayer, DistributedKind, ReplicatedLayer
 from uqff.parallel.loading import load
 from uqff.parallel.shard import Shard
-from uqff.parallel.weight import dequantize, to_spec
+from uqff.parallel.weight import dequantize, record_of_bytes, to_spec
 
 if TYPE_CHECKING:
     from uqff.families import QuantizedTensor
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from uqff.parallel.layer import QuantizedLinear
     from uqff.parallel.unloaded import Unloaded
 
-__all__ = ["Embedding", "Head", "RowsOnDemand", "vocabulary"]
+__all__ = ["Embedding", "Head", "RowsOnDemand", "rows_of", "vocabulary"]
 
 
 def vocabulary(source: Unloaded, comm: Comm) -> Callable[[], QuantizedLinear]:
@@ -130,17 +130,10 @@ class Embedding(torch.nn.Module):
         scaled or normalised.
         """
         weight, count, comm = self.rows.weight, self.rows.weight.shape[0], self.rows.comm
-        if weight.alignment(0) != 1 or self.scale is not None or self.norm is not None:
+        tables = _tables(weight)
+        if tables is None or self.scale is not None or self.norm is not None:
             return None
-        last = weight.narrow(0, count - 1, 1)  # of views, if its bytes lie together
-        tables = []
-        for part, mine in zip(weight.parts.values(), last.parts.values(), strict=True):
-            rows = count if mine.nbytes * count == part.nbytes else 1
-            table = part.as_bytes().tensor().view(rows, -1)
-            if table[-1].nbytes != mine.nbytes or table[-1].data_ptr() != mine.as_bytes().tensor().data_ptr():
-                return None
-            tables.append(table)
-        spec = to_spec(last.meta())
+        spec = to_spec(weight.resized(1).meta())
 
         def row(index: torch.Tensor) -> torch.Tensor:
             parts = [(table[index] if len(table) == count else table).view(-1) for table in tables]
@@ -196,6 +189,42 @@ class RowsOnDemand:
 
 def _is_whole(rows: QuantizedLinear) -> bool:
     return rows.is_distributed() is DistributedKind.REPLICATED
+
+
+def _tables(weight: QuantizedTensor) -> list[torch.Tensor] | None:
+    """The bytes of each part, a row for each of the weight's, or one for all; None if they do not lie so."""
+    count = weight.shape[0]
+    if weight.alignment(0) != 1:
+        return None
+    last = weight.narrow(0, count - 1, 1)  # of views, if its bytes lie together
+    tables = []
+    for part, mine in zip(weight.parts.values(), last.parts.values(), strict=True):
+        rows = count if mine.nbytes * count == part.nbytes else 1
+        table = part.as_bytes().tensor().view(rows, -1)
+        if table[-1].nbytes != mine.nbytes or table[-1].data_ptr() != mine.as_bytes().tensor().data_ptr():
+            return None
+        tables.append(table)
+    return tables
+
+
+def rows_of(weight: QuantizedTensor, ids: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Some rows as plain numbers, without asking the host which, if they lie as :func:`_tables` has it.
+
+    Args:
+        weight: ``[rows, in]``.
+        ids: int64 ``[...]``, of rows that there are.
+        dtype: of the result.
+
+    Returns:
+        ``[..., in]``.
+    """
+    index, tables = ids.reshape(-1), _tables(weight)
+    if tables is None or not len(index):
+        return _rows(weight, index.tolist(), dtype).view(*ids.shape, weight.shape[1])
+    count = weight.shape[0]
+    parts = [(table[index] if len(table) == count else table).reshape(-1) for table in tables]
+    made = record_of_bytes(weight.resized(len(index)).meta(), parts).dequantize(dtype)
+    return made.view(*ids.shape, weight.shape[1])
 
 
 def _rows(weight: QuantizedTensor, indices: list[int], dtype: torch.dtype) -> torch.Tensor:
