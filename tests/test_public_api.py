@@ -62,7 +62,12 @@ def test_every_public_name_exists_and_is_documented(name: str) -> None:
 @pytest.mark.parametrize("module", MODULES)
 def test_all_of_every_module_names_what_is_there(module: str) -> None:
     """``__all__`` of the inner packages does not drift either."""
-    loaded = importlib.import_module(module)
+    try:
+        loaded = importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name != "vllm":
+            raise
+        pytest.skip("needs vLLM")
     assert loaded.__doc__
     names = getattr(loaded, "__all__", [])
     assert [name for name in names if not hasattr(loaded, name)] == []

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from uqff.errors import ShapeError
+from uqff.errors import ShapeError, UnsupportedError
 from uqff.parallel.fallback import every_rank_can
 from uqff.parallel.linear import ColumnParallelLayer, DistributedKind, ReplicatedLayer
 from uqff.parallel.loading import load
@@ -133,7 +133,7 @@ class Embedding(torch.nn.Module):
         tables = _tables(weight)
         if tables is None or self.scale is not None or self.norm is not None:
             return None
-        spec = to_spec(weight.resized(1).meta())
+        spec = to_spec(weight.narrow(0, count - 1, 1).meta())
 
         def row(index: torch.Tensor) -> torch.Tensor:
             parts = [(table[index] if len(table) == count else table).view(-1) for table in tables]
@@ -218,13 +218,16 @@ def rows_of(weight: QuantizedTensor, ids: torch.Tensor, dtype: torch.dtype) -> t
     Returns:
         ``[..., in]``.
     """
-    index, tables = ids.reshape(-1), _tables(weight)
-    if tables is None or not len(index):
+    index, count = ids.reshape(-1), weight.shape[0]
+    tables = _tables(weight) if len(index) else None
+    try:
+        meta = None if tables is None else weight.resized(len(index)).meta()
+    except UnsupportedError:
+        meta = None
+    if tables is None or meta is None:
         return _rows(weight, index.tolist(), dtype).view(*ids.shape, weight.shape[1])
-    count = weight.shape[0]
     parts = [(table[index] if len(table) == count else table).reshape(-1) for table in tables]
-    made = record_of_bytes(weight.resized(len(index)).meta(), parts).dequantize(dtype)
-    return made.view(*ids.shape, weight.shape[1])
+    return record_of_bytes(meta, parts).dequantize(dtype).view(*ids.shape, weight.shape[1])
 
 
 def _rows(weight: QuantizedTensor, indices: list[int], dtype: torch.dtype) -> torch.Tensor:

@@ -15,22 +15,11 @@ from uqff.integrations.vllm.linear import UqffLinearMethod
 from uqff.integrations.vllm.vocabulary import UqffEmbeddingMethod
 from uqff.models.config import QUANT_METHOD
 
-__all__ = ["UqffConfig"]
+__all__ = ["UqffQuantizationConfig"]
 
 
-class UqffConfig(QuantizationConfig):  # type: ignore[misc]
-    """How vLLM is told of UQFF.
-
-    Attributes:
-        isq: which type of a directory that holds several models; None if there is one.
-    """
-
-    def __init__(self, isq: str | None = None) -> None:
-        super().__init__()
-        self.isq = isq
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}(isq={self.isq!r})"
+class UqffQuantizationConfig(QuantizationConfig):  # type: ignore[misc]
+    """How vLLM is told of UQFF."""
 
     def get_name(self) -> str:
         """``uqff``."""
@@ -51,9 +40,9 @@ class UqffConfig(QuantizationConfig):  # type: ignore[misc]
         return []
 
     @classmethod
-    def from_config(cls, config: dict[str, Any]) -> UqffConfig:
-        """Of ``quantization_config``."""
-        return cls(config.get("isq"))
+    def from_config(cls, config: dict[str, Any]) -> UqffQuantizationConfig:
+        """Of ``quantization_config``, of which the loader reads which files are meant."""
+        return cls()
 
     def get_quant_method(self, layer: torch.nn.Module, prefix: str) -> Any:
         """What holds the weights of a layer; None of one that has none."""

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any, Final
 
 import torch
 from vllm.model_executor.layers.fused_moe.fused_moe_method_base import FusedMoEMethodBase
 
-from uqff.errors import FormatError, ShardError, UnsupportedError
-from uqff.integrations.vllm.part import buffers_of
+from uqff.errors import FormatError, UnsupportedError
+from uqff.integrations.vllm.part import ExpertsPart
 from uqff.integrations.vllm.stored import unloaded_of
-from uqff.parallel.product import gather_multiply
 from uqff.parallel.shard import Slice
 from uqff.parallel.unloaded import Unloaded
 
 __all__ = ["UqffExpertsMethod"]
 
-ACTIVATIONS: Final = {
+ACTIVATIONS: Final[dict[str, Callable[[torch.Tensor], torch.Tensor]]] = {
     "silu": torch.nn.functional.silu,
     "gelu": torch.nn.functional.gelu,
     "gelu_tanh": partial(torch.nn.functional.gelu, approximate="tanh"),
@@ -67,7 +67,7 @@ class UqffExpertsMethod(FusedMoEMethodBase):  # type: ignore[misc]
 
         Raises:
             FormatError: the files lack an expert.
-            ShardError: their types cannot be cut among the ranks.
+            ShapeError: they have other shapes than the configuration says.
         """
         inner = self.moe.intermediate_size_per_partition
         parallel = self.moe.moe_parallel_config
@@ -76,16 +76,14 @@ class UqffExpertsMethod(FusedMoEMethodBase):  # type: ignore[misc]
         for name, experts in layer.uqff_experts.items():
             if len(experts) != layer.local_num_experts:
                 expected, got = f"{layer.local_num_experts} experts", len(experts)
-                raise FormatError("model lacks a weight", layer=f"{layer.layer_name} {name}", expected=expected, got=got)
-            given = [experts[at].fit(shapes[name]) for at in range(len(experts))]
-            stack = Unloaded.stack(given, f"{layer.layer_name}.{name}")
-            cut = Slice(2 if name == DOWN else 1, parallel.tp_rank * inner, inner)
-            if parallel.tp_size == 1:
-                cut = stack.whole()
-            elif not stack.weight.can_narrow(*cut):
-                expected, got = f"a type that can be cut in {parallel.tp_size}", stack.weight.kind
-                raise ShardError("experts do not divide among the ranks", layer=stack.key, expected=expected, got=got)
-            layer.uqff_stacks[name] = buffers_of(stack.take(cut).weight, layer.w13_weight)
+                raise FormatError(
+                    "model lacks a weight", layer=f"{layer.layer_name} {name}", expected=expected, got=got
+                )
+            stack = Unloaded.stack([experts[at] for at in range(len(experts))], f"{layer.layer_name}.{name}")
+            cut = stack.whole()
+            if parallel.tp_size != 1:
+                cut = Slice(2 if name == DOWN else 1, parallel.tp_rank * inner, inner)
+            layer.uqff_stacks[name] = ExpertsPart(stack, (len(experts), *shapes[name]), cut, layer.w13_weight)
         layer.uqff_experts = {}
 
     def get_fused_moe_quant_config(self, layer: Any) -> None:
@@ -100,14 +98,14 @@ class UqffExpertsMethod(FusedMoEMethodBase):  # type: ignore[misc]
         shared_experts: Any,
         shared_experts_input: torch.Tensor | None,
     ) -> torch.Tensor:
-        """This rank's share of what the experts of each token answer, weighted and added up."""
+        """The share of this rank of what the experts of each token answer, weighted and added up."""
         held, ids = layer.uqff_stacks, topk_ids.long()
         weights = topk_weights.to(x.dtype).unsqueeze(-1)
         given = x.unsqueeze(1)
         if layer.apply_router_weight_on_input:
             given = given * weights
-        gate = ACTIVATIONS[layer.activation.value](gather_multiply(given, ids, held[GATE]))
-        y = gather_multiply(gate * gather_multiply(given, ids, held[UP]), ids, held[DOWN])
+        gate = ACTIVATIONS[layer.activation.value](held[GATE](given, ids))
+        y: torch.Tensor = held[DOWN](gate * held[UP](given, ids), ids)
         return y.sum(1) if layer.apply_router_weight_on_input else (y * weights).sum(1)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from functools import partial
-from itertools import accumulate
 from typing import Any, Final
 
 import torch
@@ -13,7 +12,6 @@ from uqff.errors import FormatError
 from uqff.integrations.vllm.part import LinearPart
 from uqff.integrations.vllm.stored import unloaded_of
 from uqff.parallel.shard import Slice
-from uqff.parallel.unloaded import Unloaded
 
 __all__ = ["UqffLinearMethod"]
 
@@ -100,19 +98,15 @@ def _load(layer: Any, param: torch.Tensor, loaded_weight: torch.Tensor, shard_id
         layer.uqff_parts[ALL] = LinearPart(source, shape, whole, param)
         return
     parts = _parts(shard_id, len(sizes))
-    starts = accumulate((sizes[part] for part in parts), initial=0)
-    for part, start in zip(parts, starts, strict=False):
-        single = source if len(parts) == 1 else source.narrow(0, start, sizes[part])
-        layer.uqff_parts[str(part)] = _share(layer, part, sizes[part], single, param)
+    shape, start = (sum(sizes[part] for part in parts), layer.uqff_input_size), 0
+    for part in parts:
+        mine = layer.uqff_sizes[part]
+        cut = Slice(0, start if mine == sizes[part] else start + _rank(layer, part) * mine, mine)
+        layer.uqff_parts[f"{part:02}"] = LinearPart(source, shape, cut, param)
+        start += sizes[part]
 
 
 def _parts(shard_id: Any, count: int) -> list[int]:
     if shard_id is None:
         return list(range(count))
     return list(shard_id) if isinstance(shard_id, tuple) else [QKV.get(shard_id, shard_id)]
-
-
-def _share(layer: Any, part: int, size: int, source: Unloaded, param: torch.Tensor) -> LinearPart:
-    mine = layer.uqff_sizes[part]
-    cut = Slice(0, 0 if mine == size else _rank(layer, part) * mine, mine)
-    return LinearPart(source, (size, layer.uqff_input_size), cut, param)

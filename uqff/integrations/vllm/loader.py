@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,9 @@ from uqff.parallel.shard import Slice
 from uqff.parallel.source import open_source
 from uqff.parallel.unloaded import Unloaded
 from uqff.parallel.uqff_source import UqffSource
+from uqff.parallel.weight import to_spec
 
-__all__ = ["UqffModelLoader"]
+__all__ = ["UqffModelLoader", "layers_digest"]
 
 WEIGHT, BIAS = ".weight", ".bias"
 
@@ -55,6 +57,17 @@ def _open(model_config: Any) -> UqffSource:
         source.close()
         raise UnsupportedError("the plug-in for vLLM reads UQFF only", file=name, expected="a directory of UQFF")
     return source
+
+
+def layers_digest(model_config: Any) -> str:
+    """What all layers of a model are but for their bytes: compiled programs have that in them.
+
+    Raises:
+        UqffError: the files are not valid.
+    """
+    with _open(model_config) as source:
+        specs = [f"{name} {to_spec(source.layer(name).weight)}" for name in source.keys]
+    return sha256("\n".join(sorted(specs)).encode()).hexdigest()
 
 
 class Giving:

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import torch
 
-from uqff.errors import ShapeError, located
+from uqff.errors import located
 from uqff.families import QuantizedTensor
-from uqff.parallel.product import multiply
+from uqff.parallel.product import gather_multiply, multiply
 from uqff.parallel.shard import Slice
 from uqff.parallel.unloaded import Unloaded
 from uqff.parallel.weight import WeightBuffers
 
-__all__ = ["LinearPart", "buffers_of", "take"]
+__all__ = ["ExpertsPart", "LinearPart"]
 
 
-def take(source: Unloaded, cut: Slice) -> tuple[QuantizedTensor, Slice | None]:
+def _take(source: Unloaded, cut: Slice) -> tuple[QuantizedTensor, Slice | None]:
     """The slice of a layer; or all of it, and the slice that remains to be cut, if the family cannot.
 
     Args:
@@ -30,7 +30,7 @@ def take(source: Unloaded, cut: Slice) -> tuple[QuantizedTensor, Slice | None]:
         return source.take(whole).weight, cut
 
 
-def buffers_of(weight: QuantizedTensor, like: torch.Tensor) -> WeightBuffers:
+def _buffers_of(weight: QuantizedTensor, like: torch.Tensor) -> WeightBuffers:
     """A weight as a module.
 
     Args:
@@ -41,43 +41,55 @@ def buffers_of(weight: QuantizedTensor, like: torch.Tensor) -> WeightBuffers:
     return made.to(like.device, like.dtype) if made.numbers is not None else made.to(like.device)
 
 
-class LinearPart(torch.nn.Module):
-    """Some outputs, or the product with some inputs, of a layer.
+class _RankPart(torch.nn.Module):
+    """Some outputs of a layer, or its product with some inputs.
 
     Attributes:
         codes: of the layer, or of the share alone.
-        rest: the slice that is cut when multiplying; None if the codes are those of the slice.
+        rest: the slice that is cut when multiplying; None if the codes are those of the share.
     """
 
-    def __init__(self, source: Unloaded, shape: tuple[int, int], cut: Slice, like: torch.Tensor) -> None:
+    def __init__(self, source: Unloaded, shape: tuple[int, ...], cut: Slice, like: torch.Tensor) -> None:
         """The share of a rank.
 
         Args:
             source: the whole layer.
             shape: of the whole layer, as vLLM has it.
             cut: the share.
-            like: see :func:`buffers_of`.
+            like: of the device where it goes, and of the dtype of numbers that are not quantised.
 
         Raises:
             ShapeError: the layer has another shape.
         """
         super().__init__()
-        if source.weight.shape != shape:
-            raise ShapeError(
-                "layer does not fit the configuration",
-                layer=source.key,
-                expected=list(shape),
-                got=list(source.weight.shape),
-            )
-        weight, self.rest = take(source, cut)
-        self.codes = buffers_of(weight, like)
+        weight, self.rest = _take(source.fit(shape), cut)
+        self.codes = _buffers_of(weight, like)
+
+    def _inputs(self, x: torch.Tensor) -> torch.Tensor:
+        """The inputs of this rank among those of all, which are zeros, if the codes are those of all."""
+        if self.rest is None or self.rest.dim != len(self.codes.shape) - 1:
+            return x
+        _, start, length = self.rest
+        return torch.nn.functional.pad(x, (start, self.codes.shape[-1] - start - length))
+
+    def _outputs(self, y: torch.Tensor) -> torch.Tensor:
+        """The outputs of this rank."""
+        if self.rest is None or self.rest.dim != len(self.codes.shape) - 2:
+            return y
+        return y.narrow(-1, self.rest.start, self.rest.length)
+
+
+class LinearPart(_RankPart):
+    """A share of a layer ``[out, in]``."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """``x Wᵀ`` of the share."""
-        if self.rest is None:
-            return multiply(x, self.codes)
-        dim, start, length = self.rest
-        if dim == 0:
-            return multiply(x, self.codes).narrow(-1, start, length)
-        inputs = self.codes.shape[1]
-        return multiply(torch.nn.functional.pad(x, (start, inputs - start - length)), self.codes)
+        return self._outputs(multiply(self._inputs(x), self.codes))
+
+
+class ExpertsPart(_RankPart):
+    """A share of a stack ``[experts, out, in]``."""
+
+    def forward(self, x: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+        """The product of each token with the shares of its experts: :func:`~uqff.parallel.product.gather_multiply`."""
+        return self._outputs(gather_multiply(self._inputs(x), ids, self.codes))

@@ -1,7 +1,7 @@
 """What stands for a layer of a file while vLLM hands out the tensors of a checkpoint.
 
-vLLM calls ``weight_loader(param, tensor, ...)``, and on the way there renames tensors, takes stacks of experts apart and
-halves of fused ones.  A :class:`StoredWeight` can be cut like that, which cuts codes, and has no numbers.
+vLLM calls ``weight_loader(param, tensor, ...)``, and on the way there renames tensors, and takes apart stacks and what
+is fused.  A :class:`StoredWeight` can be cut like that, which cuts codes, and has no numbers.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ class StoredWeight(torch.Tensor):
         if name in _CUTS:
             return _CUTS[name](*args, **kwargs)
         if name in _LOOKS:
-            return super().__torch_function__(func, types, args, kwargs)
+            return super().__torch_function__(func, types, args, kwargs)  # type: ignore[no-untyped-call]
         first = next((each for each in args if isinstance(each, StoredWeight)), None)
         raise UnsupportedError(
             "a model of vLLM changes a weight that is quantised",
@@ -124,7 +124,9 @@ _CUTS: dict[str, Callable[..., Any]] = {
     "detach": _detach,
 }
 
-_LOOKS = frozenset({"__get__", "__set__", "dim", "size", "numel", "is_floating_point", "nelement", "__repr__", "__len__"})
+_LOOKS = frozenset(
+    {"__get__", "__set__", "dim", "size", "numel", "is_floating_point", "nelement", "__repr__", "__len__"}
+)
 """What looks at shape, dtype and the like."""
 
 
