@@ -87,7 +87,9 @@ def test_it_is_run(tmp_path: Path) -> None:
 def test_a_directory_of_them_is_none(tmp_path: Path) -> None:
     """Which of them is meant would be a guess."""
     write_gguf(MODEL, tmp_path / "m.gguf", "q8_0")
-    with pytest.raises(uqff.ShardError, match=r"no \.uqff file in the directory: got a GGUF file, which uqff plan"):
+    with pytest.raises(
+        uqff.ShardError, match=r"no \.uqff file in the directory: got a GGUF file, which uqff inspect, plan"
+    ):
         uqff.load_model(tmp_path)
     with pytest.raises(UnsupportedError, match="the layer is quantised already"):
         uqff.quantize_model(tmp_path / "m.gguf", tmp_path / "out", "q4_0", measure=False)

@@ -17,7 +17,7 @@ import json
 import sys
 import tempfile
 import types
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
@@ -28,7 +28,7 @@ import numpy.typing as npt
 from tools.tiny.architectures import GOLDEN, HIDDEN, VOCABULARY
 from tools.tiny.models import TinyModel
 from tools.tiny.multimodal import MULTIMODALS, write
-from tools.tiny.text import values_of
+from tools.tiny.text import EXPERTS, values_of
 from tools.tiny.towers import END_TOKEN, IMAGE_TOKEN, START_TOKEN, VIDEO_TOKEN, Multimodal
 
 __all__ = ["CASES", "GOLDEN_FILE", "checkpoint_of", "write_checkpoint", "write_pair"]
@@ -57,6 +57,8 @@ CASES: Final[dict[str, dict[int, str]]] = {
     "Qwen2.5-VL": _QWEN,
     "Qwen3-VL": _QWEN,
     "Qwen3-VL-MoE": _QWEN,
+    "Qwen3.5 with vision": _QWEN,
+    "Qwen3.5-MoE": _QWEN,
 }
 """Titles of `tools.tiny.multimodal`, and the tokens of images by number."""
 
@@ -80,7 +82,11 @@ def case_of(name: str) -> Multimodal:
 
 
 def values(key: str, shape: tuple[int, ...]) -> Numbers:
-    """Of a tensor: of Gemma's norms, to which 1 is added, numbers that come back; of its projection, in F16."""
+    """Of a tensor: of norms to which 1 is added, numbers that come back; of Gemma's projection, in F16; of rates,
+    logarithms of powers of two.
+    """
+    if key.endswith(".A_log"):
+        return np.array([np.log(2) * power for power in (2, -3, 1, 0)], np.float32)
     made = values_of(key, shape)
     if "mm_" in key or "layernorm" in key or ".norm." in key or "_norm." in key:
         made = made.astype(np.float16).astype(np.float32) / np.float32(2) + np.float32(1)
@@ -140,7 +146,11 @@ def write_pair(name: str, folder: Path, *, dtype: str = "F32", only: str = "") -
     import gguf
 
     golden = _golden()[name]
-    stored = {digest(each): each for key, each in checkpoint_of(name).items() for each in forms(key, each, golden)}
+    tensors = checkpoint_of(name)
+    for key in [each for each in tensors if ".experts.0." in each]:
+        experts = [tensors[key.replace(".experts.0.", f".experts.{expert}.")] for expert in range(EXPERTS)]
+        tensors[key.replace(".experts.0.", ".experts.")] = np.stack(experts)
+    stored = {digest(each): each for key, each in tensors.items() for each in forms(key, each)}
     for file in [only] if only else ["model.gguf", "mmproj-model.gguf"]:
         there = golden[file]
         writer = gguf.GGUFWriter(folder / file, "", endianess=gguf.GGUFEndian.LITTLE)
@@ -160,7 +170,7 @@ def write_pair(name: str, folder: Path, *, dtype: str = "F32", only: str = "") -
         writer.close()
 
 
-def forms(key: str, numbers: Numbers, golden: Mapping[str, Any]) -> Iterator[Numbers]:
+def forms(key: str, numbers: Numbers) -> Iterator[Numbers]:
     """What a tensor may have become: itself, one more than it, rows that take turns, parts of it, other orders."""
     yield numbers
     yield numbers + np.float32(1)
@@ -175,10 +185,25 @@ def forms(key: str, numbers: Numbers, golden: Mapping[str, Any]) -> Iterator[Num
         yield from numbers.swapaxes(0, 2).swapaxes(1, 2)
     if numbers.ndim == 2 and numbers.shape[1] == 3 * 16**2:
         yield numbers.reshape(rows, 16, 16, 3).transpose(0, 3, 1, 2)
+    if key.endswith(".A_log"):
+        yield -np.exp(numbers.astype(np.float64)).astype(np.float32)
+        yield tiled(-np.exp(numbers.astype(np.float64)).astype(np.float32), rows)
+    if ".linear_attn." in key:  # of two value heads each, the first of both key heads before the second ones
+        yield tiled(numbers, rows)
+        yield tiled(numbers.T, numbers.shape[-1]).T
     if numbers.ndim == 3:
         middle = numbers.shape[2] // 2
         for part in (numbers, numbers[:, :, :middle], numbers[:, :, middle:]):  # inputs first
             yield part.swapaxes(1, 2)
+
+
+def tiled(numbers: Numbers, rows: int) -> Numbers:
+    """Rows of four value heads, the last ones of a tensor that may have those of keys before, in GGUF's order."""
+    heads, before = (4 if rows == 4 else 64), (rows - 64 if rows > 64 else 0)
+    if rows != before + heads:
+        return numbers
+    values = numbers[before:].reshape(2, 2, heads // 4, -1).swapaxes(0, 1).reshape(numbers[before:].shape)
+    return np.concatenate((numbers[:before], values))
 
 
 def digest(numbers: Numbers) -> str:
@@ -223,11 +248,21 @@ def converted(name: str, base: Any, conversion: Any, gguf: Any) -> dict[str, Any
             numbers = base.ModelBase.load_hparams(folder, False)
             architecture = base.get_model_architecture(numbers, kind)
             converter = conversion.get_model_class(architecture, mmproj=kind is conversion.ModelType.MMPROJ)
+            converter.no_mtp = True  # there are no layers that predict further tokens
             with torch.inference_mode():
                 target = Path(scratch) / file
                 converter(folder, gguf.LlamaFileType.ALL_F32, target, model_name=name).write()
             made[file] = read(target, gguf)
     return made
+
+
+def vocabulary(model: Any) -> tuple[list[str], list[int], str]:
+    """Tokens, their types and the way of cutting texts: the converter knows that of no tiny tokenizer."""
+    tokenizer = json.loads((model.dir_model / "tokenizer.json").read_text())
+    ids = tokenizer["model"]["vocab"]
+    special = {each["id"] for each in tokenizer["added_tokens"]}
+    tokens = sorted(ids, key=ids.__getitem__)
+    return tokens, [3 if number in special else 1 for number in range(len(tokens))], "gpt-2"
 
 
 @click.command()
@@ -241,7 +276,7 @@ def main(tree: Path) -> None:
     pieces: Any = types.ModuleType("sentencepiece")  # asked for before it is seen that there are none
     pieces.SentencePieceProcessor = None
     sys.modules.setdefault("sentencepiece", pieces)
-    base.TextModel.get_vocab_base_pre = lambda self, tokenizer: "gpt-2"
+    base.TextModel.get_vocab_base = vocabulary
     models = {name: converted(name, base, conversion, gguf) for name in CASES}
     source = {"source": SOURCE, "command": "python -m tools.tiny.mmproj LLAMA_CPP"}
     lines = [f"{json.dumps(name)}: {json.dumps(model, separators=(',', ':'))}" for name, model in models.items()]

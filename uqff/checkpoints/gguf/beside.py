@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from uqff.checkpoints.gguf.names import NEWEST
 from uqff.checkpoints.gguf.vision import Vision, vision_of
 from uqff.errors import ShardError, UnsupportedError, located
 from uqff.gguf.reader import open_gguf
 from uqff.hub.names import NO_PROJECTOR, is_projector_name, several_projectors
-from uqff.models.architectures import architecture_of, is_tied_model
+from uqff.models.architectures import EntryName, architecture_of, entry_names, is_tied_model
+from uqff.models.renaming import ModulePaths
 
 if TYPE_CHECKING:
     from uqff.container.shards import PathLike
     from uqff.gguf.reader import GgufFile
 
-__all__ = ["check_text_model", "open_vision", "stated_text", "text_paths"]
+__all__ = ["check_text_model", "open_vision", "stated_text", "text_entries", "text_paths"]
 
 
 def check_text_model(file: GgufFile) -> None:
@@ -90,6 +93,13 @@ def text_paths(config: Mapping[str, Any]) -> Callable[[str], str]:
         return architecture.decoder + name.removeprefix("model")
 
     return within
+
+
+def text_entries(config: Mapping[str, Any]) -> list[EntryName]:
+    """The layers of a text model by their names there, of the configuration of the whole that it is a part of."""
+    paths, architecture = ModulePaths(config), architecture_of(config)
+    found = [entry for entry in entry_names(config, NEWEST) if entry.role is None and paths.is_of_text(entry.key)]
+    return [replace(entry, key=f"model{entry.key.removeprefix(architecture.decoder)}") for entry in found]
 
 
 def stated_text(config: Mapping[str, Any], said: Mapping[str, Any]) -> dict[str, Any]:

@@ -76,6 +76,11 @@ _KNOWN: Final = (
 SECTIONS: Final = "rope.dimension_sections"
 """Of rotary positions with several axes."""
 
+INTERVAL: Final = "full_attention_interval"
+"""After how many layers of linear attention there is one of full attention, in a configuration."""
+RECURRENT: Final = "attention.recurrent_layers"
+"""The same of newer files, as a flag of each layer."""
+
 FLOAT32_MAX: Final = float(np.finfo(np.float32).max)
 
 BIAS_OF_ATTENTION: Final = re.compile(r"blk\.[0-9]+\.attn_(q|k|v|output)\.bias")
@@ -106,6 +111,7 @@ class _Metadata(Pairs):
         yarn += [] if architecture.derived is None else architecture.derived.stored
         own = (key for each in stated for key in each.values())
         axes = [] if architecture.axes is None else [SECTIONS]
+        axes += [RECURRENT] if INTERVAL in architecture.counts else []
         self.own = (architecture.epsilon[1], *architecture.stated, *own, *yarn, *axes)
 
     def decoder_blocks(self) -> int:
@@ -197,6 +203,13 @@ def config_of(file: GgufFile, architecture: GgufArchitecture, *, strict: bool = 
     if architecture.axes is not None:
         config |= _axes(metadata, architecture, config)
     config |= architecture.implied(config)
+    flags = metadata.get(RECURRENT, (ValueType.ARRAY,)) if INTERVAL in architecture.counts else None
+    if flags is not None:
+        kinds = {True: "linear_attention", False: "full_attention"}
+        values = flags.values(blocks) if flags.type is ValueType.BOOL else []
+        if len(values) != blocks:
+            raise metadata.error("not the kinds of the layers", RECURRENT, f"{blocks} flags", len(values))
+        config["layer_types"] = [kinds[value] for value in values]
     if architecture.latent:
         config |= {"head_dim": config["qk_rope_head_dim"], "num_key_value_heads": heads}
     if not architecture.own_head_size:

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from uqff.checkpoints.gguf.beside import check_text_model, open_vision, stated_text, text_paths
+from uqff.checkpoints.gguf.beside import check_text_model, open_vision, stated_text, text_entries, text_paths
 from uqff.checkpoints.gguf.config import architecture_of_file, check_config, config_of
 from uqff.checkpoints.gguf.forms import AS_IS
 from uqff.checkpoints.gguf.latent import WHOLE, latent_names, latent_shapes
@@ -88,6 +88,8 @@ class GgufTensors(TensorFiles):
         check_text_model(file)
         self.architecture = architecture_of_file(file)
         self.vision = open_vision(file.paths[0], mmproj)
+        if self.vision is not None:
+            self.architecture = self.vision.architecture_of(self.architecture)
         try:
             self.text, self.config = self._configs()
             plain = plain_tensors(self.architecture, self.text)
@@ -140,7 +142,8 @@ class GgufTensors(TensorFiles):
     def _found(self) -> dict[str, tuple[GgufTensor, ...]]:
         """Names in the checkpoint to the tensors that each is made of, in the order of the file."""
         found: dict[str, tuple[str, ...]] = {}
-        for name, stored, optional in wanted_names(self.architecture, self.text):
+        entries = None if self.vision is None else text_entries(self.config)
+        for name, stored, optional in wanted_names(self.architecture, self.text, entries):
             if optional and not any(each in self.file for each in stored):
                 continue
             if self.architecture.latent and stored[0].endswith(f".{WHOLE}.weight") and stored[0] not in self.file:

@@ -26,7 +26,7 @@ mistral.rs, ``mistralrs-core/src/gguf/normal_registry.rs`` (``RopePairing``).
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -46,6 +46,7 @@ __all__ = [
     "ARCHITECTURES",
     "BLOCK",
     "LONG_FACTORS",
+    "NEWEST",
     "ROOT",
     "ROPE_FACTORS",
     "SHORT_FACTORS",
@@ -212,15 +213,20 @@ def stack_name(entry: EntryName) -> str:
 
 
 def wanted_names(
-    architecture: GgufArchitecture, config: Mapping[str, Any]
+    architecture: GgufArchitecture, config: Mapping[str, Any], entries: Iterable[EntryName] | None = None
 ) -> Iterator[tuple[str, tuple[str, ...], bool]]:
     """The tensors that a file of a model has: name in the checkpoint, names in the file of what it is made of, whether
     it may be absent.
+
+    Args:
+        architecture: of the file.
+        config: of the model.
+        entries: its layers, if the configuration is not of a class that says which there are.
     """
     layers: list[tuple[str, tuple[str, ...], bool]] = [("model.embed_tokens", ("token_embd",), False)]
     if not architecture.headless:
         layers.append(("lm_head", ("output",), bool(config.get("tie_word_embeddings"))))
-    for entry in entry_names(config, NEWEST):
+    for entry in entry_names(config, NEWEST) if entries is None else entries:
         if entry.role is None:
             layers.append((stack_name(entry), gguf_names(entry.key, architecture), False))
     for path, stored, optional in layers:

@@ -285,7 +285,12 @@ _DEEP: Final = f"{_QWEN3}.deepstack_merger_list.{{place}}"
 
 QWEN3: Final = Projector(
     "qwen3vl_merger",
-    {"qwen3vl": "Qwen3VLForConditionalGeneration", "qwen3vlmoe": "Qwen3VLMoeForConditionalGeneration"},
+    {
+        "qwen3vl": "Qwen3VLForConditionalGeneration",
+        "qwen3vlmoe": "Qwen3VLMoeForConditionalGeneration",
+        "qwen35": "Qwen3_5ForConditionalGeneration",
+        "qwen35moe": "Qwen3_5MoeForConditionalGeneration",
+    },
     (
         _frames(_QWEN3),
         TowerTensor(f"{_QWEN3}.patch_embed.proj.bias", ("v.patch_embd.bias",), ("hidden",)),

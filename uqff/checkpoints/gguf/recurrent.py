@@ -33,7 +33,7 @@ from uqff.errors import FormatError
 from uqff.families.rows import Order
 from uqff.models.text import ATTENDS, ATTENDS_FULLY, ATTENDS_LINEARLY, RECURS, count
 
-__all__ = ["GRANITES", "QWEN3_NEXT", "QWEN35", "recurrent_shape"]
+__all__ = ["GRANITES", "QWEN3_NEXT", "QWEN35", "QWEN35_MOE", "recurrent_shape"]
 
 
 def _all_attend(config: Mapping[str, Any]) -> bool:
@@ -352,6 +352,18 @@ QWEN35: Final = (
     ),
 )
 """Qwen3.5: its model with experts is Qwen3-Next's in other tensors, as which the engine takes it, too."""
+
+QWEN35_MOE: Final = dataclasses.replace(
+    QWEN35[0],
+    name="qwen35moe",
+    classes=("Qwen3_5MoeForConditionalGeneration",),
+    plain=QWEN35[1].plain,
+    expert_count=QWEN35[1].expert_count,
+    expert_size=QWEN35[1].expert_size,
+    fixed={**QWEN35[1].fixed, "model_type": "qwen3_5_moe_text"},
+    counts=QWEN35[1].counts,
+)
+"""The same beside a part that sees, which makes it Qwen3.5-MoE, of whose text alone the engine knows nothing."""
 
 
 def recurrent_shape(name: str, config: Mapping[str, Any]) -> tuple[int, ...] | None:

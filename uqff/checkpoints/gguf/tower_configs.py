@@ -184,6 +184,13 @@ _QWEN_TOKENS: Final = {
 }
 _QWEN_PIXELS: Final = ("image_min_pixels", "image_max_pixels")
 _QWEN: Final = {"in_channels": COLOURS, "spatial_merge_size": 2, "temporal_patch_size": 2}
+_QWEN3: Final = {
+    "Qwen3VLForConditionalGeneration": ("qwen3_vl", "qwen3_vl_text"),
+    "Qwen3VLMoeForConditionalGeneration": ("qwen3_vl_moe", "qwen3_vl_moe_text"),
+    "Qwen3_5ForConditionalGeneration": ("qwen3_5", "qwen3_5_text"),
+    "Qwen3_5MoeForConditionalGeneration": ("qwen3_5_moe", "qwen3_5_moe_text"),
+}
+"""Kinds of models and of their texts, by class."""
 _SIGLIP: Final = {"hidden_act": "gelu_pytorch_tanh", "num_channels": COLOURS}
 
 TOWER_CONFIGS: Final = {
@@ -294,21 +301,16 @@ TOWER_CONFIGS: Final = {
         keys=(*_QWEN_PIXELS, _WINDOWS),
     ),
     QWEN3.kind: TowerConfig(
-        {"Qwen3VLForConditionalGeneration": "qwen3_vl", "Qwen3VLMoeForConditionalGeneration": "qwen3_vl_moe"},
+        {name: kind for name, (kind, _) in _QWEN3.items()},
         _qwen3,
         {"hidden_act": "gelu_pytorch_tanh", "in_channels": COLOURS, "temporal_patch_size": 2},
         _QWEN_TOKENS,
         _qwen_processor,
-        text_types={
-            "Qwen3VLForConditionalGeneration": "qwen3_vl_text",
-            "Qwen3VLMoeForConditionalGeneration": "qwen3_vl_moe_text",
-        },
+        text_types={name: text for name, (_, text) in _QWEN3.items()},
         axes={"mrope_interleaved": True},
         flags={"use_gelu": True},
         keys=(*_QWEN_PIXELS, MARKED, MERGE),
-        processors=dict.fromkeys(
-            ("Qwen3VLForConditionalGeneration", "Qwen3VLMoeForConditionalGeneration"), "Qwen3VLProcessor"
-        ),
+        processors=dict.fromkeys(_QWEN3, "Qwen3VLProcessor"),
     ),
 }
 """By ``clip.projector_type``."""

@@ -21,10 +21,11 @@ from typing import Any, Final
 import numpy as np
 
 from uqff.checkpoints.gguf.config import SECTIONS
-from uqff.checkpoints.gguf.declared import SeveralMatrices
+from uqff.checkpoints.gguf.declared import GgufArchitecture, SeveralMatrices
 from uqff.checkpoints.gguf.forms import AS_IS
 from uqff.checkpoints.gguf.pairs import Pairs
 from uqff.checkpoints.gguf.projectors import PROJECTORS, Projector, TowerTensor
+from uqff.checkpoints.gguf.recurrent import QWEN35_MOE
 from uqff.checkpoints.gguf.stored import AsIs, Formed, InFile, JoinedRows
 from uqff.checkpoints.gguf.tokenizer import token_ids
 from uqff.checkpoints.gguf.tower_configs import COLOURS, MARKED, MERGE, SCALE, TOWER_CONFIGS, Values
@@ -164,6 +165,10 @@ class Vision(Pairs):
         """Whether a tensor is there."""
         return name in self.file
 
+    def architecture_of(self, text: GgufArchitecture) -> GgufArchitecture:
+        """The text model that a file holds which holds another one by itself."""
+        return next((each for each in (QWEN35_MOE,) if each.name == text.name), text)
+
     def class_of(self, architecture: str) -> str:
         """What the whole model is called in ``config.json``.
 
@@ -219,7 +224,10 @@ class Vision(Pairs):
         inner = {key: value for key, value in text.items() if key != "architectures"}
         if told.axes is not None:
             stored = file.get_value(f"{file.get_value('general.architecture')}.{SECTIONS}", ValueType.ARRAY)
-            inner["rope_scaling"] = {**told.axes, "rope_type": "default", "mrope_section": stored.values()[:3]}
+            if "rope_parameters" in inner:
+                inner["rope_parameters"] = {**inner["rope_parameters"], **told.axes}
+            else:
+                inner["rope_scaling"] = {**told.axes, "rope_type": "default", "mrope_section": stored.values()[:3]}
         if not told.text_types:
             return dict(sorted({**inner, **whole, **own}.items()))
         inner["model_type"] = told.text_types.get(name, inner["model_type"])
