@@ -12,6 +12,7 @@ import uqff
 from tests.checkpoints.gguf.test_tokenizers import trained
 from tests.support.command_line import call
 from tools.tiny.gguf import write_gguf
+from tools.tiny.mmproj import write_pair
 from tools.tiny.models import TinyModel
 from uqff.checkpoints.gguf.pretokenizers import PRE_TOKENIZERS
 from uqff.errors import UnsupportedError
@@ -46,6 +47,18 @@ def test_the_same_as_what_is_converted(parts: int, tmp_path: Path) -> None:
     assert torch.equal(logits(file), logits(tmp_path / "model"))
     assert kinds(uqff.load_model(file)) == {"q8_0"}
     assert kinds(uqff.load_model(file, isq="fp8")) == {"fp8"}
+
+
+def test_the_text_of_a_model_that_sees(tmp_path: Path) -> None:
+    """Computes the same with the other file beside it, without it, and beside one that cannot be had."""
+    write_pair("Qwen2.5-VL", tmp_path)
+    with CheckpointSource(tmp_path / "model.gguf") as source:
+        assert source.config["model_type"] == "qwen2_5_vl"
+    seen = logits(tmp_path / "model.gguf")
+    (tmp_path / "mmproj-model.gguf").write_bytes(b"GGUF")
+    with CheckpointSource(tmp_path / "model.gguf") as source:
+        assert source.config["model_type"] == "qwen2"
+    assert torch.equal(logits(tmp_path / "model.gguf"), seen)
 
 
 def test_ranks_tell_files_apart(tmp_path: Path) -> None:

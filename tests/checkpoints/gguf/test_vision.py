@@ -16,7 +16,9 @@ import uqff
 from tests.support.samples_gguf import F32, Tensor, gguf, pair
 from tools.tiny.mmproj import CASES, checkpoint_of, write_checkpoint, write_pair
 from tools.tiny.text import EXPERTS
+from uqff.checkpoints.gguf import files
 from uqff.checkpoints.gguf.files import open_gguf_tensors
+from uqff.codes import DType
 from uqff.conversion import uqff_of_gguf
 from uqff.errors import FormatError, ShapeError, ShardError, UnsupportedError, UqffError
 from uqff.quantization.run import quantize_model
@@ -160,6 +162,28 @@ def test_what_stands_beside_the_model(pairs: Path, tmp_path: Path) -> None:
     copied, own = (each / "preprocessor_config.json" for each in (tmp_path / "copied", source / "checkpoint"))
     assert copied.read_bytes() == own.read_bytes()
     assert uqff.verify(tmp_path / "made", deep=True).clean
+
+
+def test_what_the_tokenizer_is_told(pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The class of the processor, and of Gemma 3 tokens by names, which its processor asks for."""
+    made = {"tokenizer_config.json": {"eos_token": "</s>"}}
+    monkeypatch.setattr(files, "tokenizer_files", lambda file, config: (dict(made), []))
+    with open_gguf_tensors(pairs / "Gemma 3" / TEXT) as tensors:
+        tensors.write_companions(tmp_path, None, DType.F32)
+    assert json.loads((tmp_path / "tokenizer_config.json").read_text()) == {
+        "eos_token": "</s>",
+        "extra_special_tokens": {
+            "boi_token": "<start_of_image>",
+            "eoi_token": "<end_of_image>",
+            "image_token": "<image_soft_token>",
+        },
+        "processor_class": "Gemma3Processor",
+    }
+    with open_gguf_tensors(pairs / "Mistral 3" / TEXT) as tensors:
+        (tmp_path / "other").mkdir()
+        tensors.write_companions(tmp_path / "other", None, DType.F32)
+    told = json.loads((tmp_path / "other" / "tokenizer_config.json").read_text())
+    assert told == {"eos_token": "</s>", "processor_class": "PixtralProcessor"}
 
 
 @pytest.mark.parametrize("name", ["Qwen2.5-VL", "Mistral 3"])

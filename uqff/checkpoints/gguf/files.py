@@ -58,6 +58,8 @@ KEPT_NAME = "metadata.gguf"
 """Metadata of a GGUF file beside a UQFF model that was made of it: see :mod:`uqff.conversion.kept`."""
 
 
+TOKENIZER_CONFIG = "tokenizer_config.json"
+
 FACTORS = (ROPE_FACTORS, LONG_FACTORS, SHORT_FACTORS)
 """Tensors that stand in the configuration."""
 
@@ -333,7 +335,10 @@ class GgufTensors(TensorFiles):
             return copy_companions(self.assets, directory, config=config, leave=[KEPT_NAME]), []
         documents, missing = tokenizer_files(self.file, self.text)
         if self.vision is not None:
-            documents |= self.vision.documents(self.config["architectures"][0])
+            name = self.config["architectures"][0]
+            documents |= self.vision.documents(name)
+            if (settings := documents.get(TOKENIZER_CONFIG)) is not None:
+                documents[TOKENIZER_CONFIG] = {**settings, **self.vision.tokenizer_settings(name)}
         documents = {CONFIG_NAME: {**(config or self.config), "torch_dtype": dtype.torch_name}, **documents}
         for name, document in documents.items():
             write_json(directory / name, document)

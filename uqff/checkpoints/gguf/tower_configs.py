@@ -48,6 +48,7 @@ class TowerConfig:
         processor: what ``preprocessor_config.json`` has beside what all have.
         beside: what ``processor_config.json`` has; None if there is none.
         processors: classes of processors that are not called like the model's.
+        special: tokens that ``tokenizer_config.json`` must name for processors, by their names.
     """
 
     model_types: Mapping[str, str]
@@ -65,6 +66,7 @@ class TowerConfig:
     keys: tuple[str, ...] = ()
     beside: Callable[[Vision], Values | None] = lambda vision: None
     processors: Mapping[str, str] = field(default_factory=dict)
+    special: Mapping[str, str] = field(default_factory=dict)
 
 
 def _encoder(vision: Vision) -> Values:
@@ -216,6 +218,11 @@ TOWER_CONFIGS: Final = {
         flags={"use_gelu": True},
         keys=(SCALE,),
         beside=lambda vision: {"image_seq_length": _tokens_of_image(vision)},
+        special={
+            "boi_token": "<start_of_image>",
+            "eoi_token": "<end_of_image>",
+            "image_token": "<image_soft_token>",
+        },
     ),
     IDEFICS3.kind: TowerConfig(
         {"Idefics3ForConditionalGeneration": "idefics3"},

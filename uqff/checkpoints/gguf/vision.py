@@ -31,7 +31,7 @@ from uqff.checkpoints.gguf.tokenizer import token_ids
 from uqff.checkpoints.gguf.tower_configs import COLOURS, MARKED, MERGE, SCALE, TOWER_CONFIGS, Values
 from uqff.errors import FormatError, ShapeError, UnsupportedError
 from uqff.gguf.reader import GgufFile
-from uqff.gguf.schema import Array, ValueType
+from uqff.gguf.schema import ValueType
 from uqff.models.layouts import half_split_order
 
 __all__ = ["Vision", "vision_of"]
@@ -110,10 +110,12 @@ class Vision(Pairs):
     def marked(self) -> list[int]:
         """The blocks whose states go into the text, too."""
         stored = self.get(MARKED, (ValueType.ARRAY,))
-        values = stored.values() if isinstance(stored, Array) and stored.type is ValueType.BOOL else []
-        if stored is not None and len(values) != self.blocks():
-            raise self.error("not the blocks", MARKED, f"{self.blocks()} flags", len(values))
-        return [block for block, value in enumerate(values) if value]
+        if stored is None:
+            return []
+        blocks, count = self.blocks(), stored.count if stored.type is ValueType.BOOL else 0
+        if count != blocks:
+            raise self.error("not the blocks", MARKED, f"{blocks} flags", count)
+        return [block for block, value in enumerate(stored.values()) if value]
 
     def tensors(self) -> dict[str, InFile]:
         """How each tensor of the part stands in the file, by its name in the checkpoint.
@@ -227,7 +229,7 @@ class Vision(Pairs):
             if "rope_parameters" in inner:
                 inner["rope_parameters"] = {**inner["rope_parameters"], **told.axes}
             else:
-                inner["rope_scaling"] = {**told.axes, "rope_type": "default", "mrope_section": stored.values()[:3]}
+                inner["rope_scaling"] = {**told.axes, "rope_type": "default", "mrope_section": stored.values(3)}
         if not told.text_types:
             return dict(sorted({**inner, **whole, **own}.items()))
         inner["model_type"] = told.text_types.get(name, inner["model_type"])
@@ -253,6 +255,15 @@ class Vision(Pairs):
                 if got is not None and not _same(expected, got):
                     raise FormatError("not the file's model", file=path, field=prefix + key, expected=expected, got=got)
 
+    def processor_of(self, name: str) -> str:
+        """The class of the processor of a model."""
+        return self._told.processors.get(name, f"{name.removesuffix('ForConditionalGeneration')}Processor")
+
+    def tokenizer_settings(self, name: str) -> Values:
+        """What ``tokenizer_config.json`` says beside what that of the text does."""
+        special = {"extra_special_tokens": dict(self._told.special)} if self._told.special else {}
+        return {"processor_class": self.processor_of(name), **special}
+
     def documents(self, name: str) -> dict[str, Values]:
         """What else stands beside the model, of a class."""
         told = self._told
@@ -266,8 +277,7 @@ class Vision(Pairs):
             "rescale_factor": 1 / 255,
             **told.processor(self),
         }
-        kind = f"{name.removesuffix('ForConditionalGeneration')}Processor"
-        kind = told.processors.get(name, kind)
+        kind = self.processor_of(name)
         documents = {"preprocessor_config.json": {**values, "processor_class": kind}}
         if (beside := told.beside(self)) is not None:
             documents["processor_config.json"] = {**beside, "processor_class": kind}
