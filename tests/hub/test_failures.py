@@ -7,7 +7,9 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from email.utils import formatdate
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from click.testing import CliRunner
@@ -184,6 +186,9 @@ def test_what_passes_is_asked_for_again(hub: Hub, times: int) -> None:
         hub.fault = on(WRONG, answer, times)
         result = CliRunner().invoke(main, ["inspect", f"{NAME}:fp8"])
         assert result.output == expected.replace(str(MODEL), f"hf://{NAME}")
+    for answer in (status(500), status(503), status(429, Retry_After="0")):
+        hub.fault = on("/api/", answer, times)
+        assert uqff.verify(f"hf://{NAME}", isq="fp8").clean
     seen: list[str] = []
 
     def expired(handler: Handler, asked: Asked) -> bool:
@@ -196,6 +201,20 @@ def test_what_passes_is_asked_for_again(hub: Hub, times: int) -> None:
     hub.fault = expired
     assert CliRunner().invoke(main, ["inspect", f"{NAME}:fp8"]).exit_code == 0
     assert [each for each in seen if "/resolve/" in each and each.endswith("fp8-0.uqff")][1:]
+
+
+def test_a_hub_is_left_alone_as_long_as_it_asks(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In seconds or until a date, and half a minute at most; an answer that says neither counts for nothing."""
+    slept: list[float] = []
+    clock = SimpleNamespace(sleep=slept.append, time=time.time, monotonic=time.monotonic)
+    monkeypatch.setattr("uqff.hub.client.time", clock)
+    date = formatdate(time.time() + 12, usegmt=True)
+    for place in ("/api/", WRONG):
+        for said, low, high in (("7", 7, 7), (date, 5, 12), ("86400", 30, 30), ("soon", 0, 0), ("-1", 0, 0)):
+            hub.fault = on(place, status(429, Retry_After=said), 1)
+            assert uqff.verify(f"hf://{NAME}", isq="fp8").clean
+            assert low <= slept.pop() <= high
+    assert not slept
 
 
 def test_a_slow_hub_is_given_up(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -255,3 +274,5 @@ def test_what_is_secret_is_struck_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", "unusual-token")
     said = f"Bearer unusual-token, {TOKEN}x at https://cdn.example/a/b?X-Amz-Signature=1&b=2 and https://x.example/y"
     assert redacted(said) == "Bearer ***, hf_*** at https://cdn.example/a/b?... and https://x.example/y"
+    assert redacted("(…)84538?X-Signature=1). Is it so? Yes=no") == "(…)84538?...). Is it so? Yes=no"
+    assert redacted("a/b?c=d'), 'e'") == "a/b?...'), 'e'"

@@ -13,7 +13,7 @@ import pytest
 import uqff
 from tests.support.command_line import call
 from tests.support.golden_models import TinyModel
-from tests.support.hub_server import LARGE, TOKEN, Asked, Handler, Hub
+from tests.support.hub_server import LARGE, SIGNATURE, TOKEN, Asked, Handler, Hub
 from tests.support.lora_files import factors, write_adapter
 from tests.support.small_models import files_of
 from tests.support.tiny_files import ROOT
@@ -317,6 +317,38 @@ def test_without_the_hub_a_type_is_looked_into_alone(hub: Hub, monkeypatch: pyte
     assert [each.quant for each in uqff.report(NAME, isq="fp8").report.outputs] == ["fp8"]
     assert uqff.inspect(NAME, isq="fp8").types[0].kind == "fp8"
     assert uqff.inspect(NAME, 0, isq="fp8", statistics=False).row.path.endswith("fp8-0.uqff")
+
+
+def test_a_download_that_breaks_off_is_gone_on_with(hub: Hub, caplog: pytest.LogCaptureFixture) -> None:
+    """The hub's package says so, and names the address; whoever reads the log cannot take it. A busy hub is waited for.
+
+    The package asks what there is once more, and does not ask again.
+    """
+    hub.put(NAME, files_of(GOLDEN / "v1" / "1.2.0" / "qwen2-f16") | {"config.json": b"{}"})
+    lists: list[str] = []
+    broken: list[str] = []
+
+    def fault(handler: Handler, asked: Asked) -> bool:
+        if asked.path.startswith("/api/"):
+            lists.append(asked.path)
+            if len(lists) == 2:
+                handler.send(429, b"{}", {"Retry-After": "0"})
+            return len(lists) == 2
+        if "/cdn/" not in asked.path or broken:
+            return False
+        broken.append(asked.path)
+        data = hub.objects[asked.path.rpartition("/")[2]]
+        handler.send(200, data[:-9], {"Content-Length": str(len(data))})
+        handler.close_connection = True
+        return True
+
+    hub.fault = fault
+    with caplog.at_level("WARNING"), uqff.open(f"hf://{NAME}:fp8") as file:
+        assert len(file) == 9
+    assert len(lists) > 2
+    said = [record.getMessage() for record in caplog.records if record.name.startswith("huggingface_hub")]
+    assert any("/cdn/" in text and "?..." in text for text in said)
+    assert SIGNATURE not in str(said)
 
 
 def test_failures_are_one_line(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

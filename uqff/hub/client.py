@@ -11,11 +11,13 @@ Authority: huggingface_hub, ``hf_api.py`` (``model_info``), ``file_download.py``
 from __future__ import annotations
 
 import contextlib
+import logging
 import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
 from types import ModuleType
 from typing import Any, Final, NamedTuple
 from urllib.parse import urlsplit
@@ -25,10 +27,23 @@ from uqff.errors import HubError, UnsupportedError
 from uqff.hub.names import HubName
 from uqff.limits import MAX_HUB_FILES
 
-__all__ = ["DELAYS", "RemoteFile", "RemoteFolder", "Unreachable", "Wanted", "hub_error", "imported", "redacted"]
+__all__ = [
+    "DELAYS",
+    "RemoteFile",
+    "RemoteFolder",
+    "Unreachable",
+    "Wanted",
+    "hub_error",
+    "imported",
+    "passes",
+    "redacted",
+    "redacted_logs",
+]
 
 DELAYS: Final = [0.5, 1.0, 2.0]
 """Seconds before each further attempt."""
+
+PACKAGE: Final = "huggingface_hub"
 
 LONGEST_WAIT: Final = 30.0
 """Seconds that a server may ask to be left alone for."""
@@ -85,10 +100,10 @@ class Unreachable(HubError):
 
 
 class _Passing(Exception):
-    """An answer that may be another soon; how long the server asks to wait, if it says."""
+    """An answer that may be another soon, and its headers, which may say how long to wait."""
 
-    def __init__(self, reason: str, wait: float = 0.0) -> None:
-        self.reason, self.wait = reason, wait
+    def __init__(self, reason: str, headers: Mapping[str, str] | None = None) -> None:
+        self.reason, self.headers = reason, headers or {}
         super().__init__(reason)
 
 
@@ -113,16 +128,24 @@ class RemoteFolder:
         self._places: dict[str, str] = {}
         if self._hub.constants.HF_HUB_OFFLINE:
             raise Unreachable("the hub may not be asked: HF_HUB_OFFLINE is set", file=str(name))
-        try:
-            found = self._hub.HfApi().model_info(
-                name.repo, revision=name.revision, files_metadata=True, timeout=self._hub.constants.HF_HUB_ETAG_TIMEOUT
-            )
-        except Exception as error:  # noqa: BLE001  (of two libraries of HTTP; none is of this machine's files)
-            raise hub_error(error, name) from None
+        found = self._info()
         self.commit = str(found.sha)
         if not re.fullmatch(r"[0-9a-f]{40}", self.commit):
             raise HubError("not a commit", file=str(name), expected="40 hexadecimal digits", got=self.commit)
         self.files = {each.path.rpartition("/")[2]: each for each in _listed(name, found.siblings or ())}
+
+    def _info(self) -> Any:
+        """What the hub says of the repository; asked for again as ranges are, but where there is no hub to answer."""
+        name, timeout = self.name, self._hub.constants.HF_HUB_ETAG_TIMEOUT
+        for attempt in range(len(DELAYS) + 1):
+            try:
+                return self._hub.HfApi().model_info(
+                    name.repo, revision=name.revision, files_metadata=True, timeout=timeout
+                )
+            except Exception as error:  # noqa: BLE001  (of two libraries of HTTP; none is of this machine's files)
+                if not passes(error, attempt):
+                    raise hub_error(error, name) from None
+        raise AssertionError("unreachable")
 
     def read(self, name: str, most: int) -> bytes:
         """A whole file of the folder.
@@ -163,7 +186,7 @@ class RemoteFolder:
             except _Passing as passing:
                 if attempt == len(DELAYS):
                     raise self._wrong(wanted, f"the hub failed {attempt + 1} times", passing.reason) from None
-                time.sleep(max(DELAYS[attempt], min(passing.wait, LONGEST_WAIT)))
+                _pause(attempt, passing.headers)
         raise AssertionError("unreachable")
 
     def _wrong(self, wanted: Wanted, problem: str, got: object) -> HubError:
@@ -192,8 +215,7 @@ class RemoteFolder:
         """The bytes of an answer, if it is the one to the question."""
         status, headers = answer.status, answer.headers
         if status in PASSING:
-            after = headers.get("Retry-After") or ""
-            raise _Passing(f"status {status}, {REASONS.get(status, 'an error of its own')}", _seconds(after))
+            raise _Passing(f"status {status}, {REASONS.get(status, 'an error of its own')}", headers)
         if status not in (200, 206):
             raise self._wrong(wanted, "the hub refuses", f"status {status}, {REASONS.get(status, 'without a reason')}")
         for commit in answer.commits:
@@ -245,8 +267,43 @@ def _is_same_host(url: str, other: str) -> bool:
     return urlsplit(url)[:2] == urlsplit(other)[:2]
 
 
+def passes(error: Exception, attempt: int) -> bool:
+    """Whether what the hub's package raised may be another answer soon; if so, wait for it.
+
+    Args:
+        error: of the package.
+        attempt: how many there were before this one, of which there are ``len(DELAYS) + 1``.
+    """
+    answer = _answer_of(error)
+    if answer is None or answer.status_code not in PASSING or attempt >= len(DELAYS):
+        return False
+    _pause(attempt, answer.headers)
+    return True
+
+
+def _answer_of(error: BaseException | None) -> Any:
+    """The answer that an error is about, or that it was made of; None if there is none."""
+    while error is not None:
+        answer = getattr(error, "response", None)
+        if answer is not None:
+            return answer
+        error = error.__cause__
+    return None
+
+
+def _pause(attempt: int, headers: Mapping[str, str]) -> None:
+    """Wait before the next attempt, as long as the server asks for, within bounds."""
+    time.sleep(max(DELAYS[attempt], min(_seconds(headers.get("Retry-After") or ""), LONGEST_WAIT)))
+
+
 def _seconds(text: str) -> float:
-    return float(text) if re.fullmatch(r"[0-9]{1,6}", text.strip()) else 0.0
+    """How long ``Retry-After`` says to wait, in seconds or by a date (RFC 9110, 10.2.3); 0 if neither."""
+    if re.fullmatch(r"[0-9]{1,6}", text.strip()):
+        return float(text)
+    try:
+        return parsedate_to_datetime(text).timestamp() - time.time()
+    except (TypeError, ValueError, OverflowError):
+        return 0.0
 
 
 @contextlib.contextmanager
@@ -309,7 +366,26 @@ def redacted(text: str) -> str:
         token = huggingface_hub.get_token()
         text = text.replace(token, "***") if token else text
     text = re.sub(r"(?<![A-Za-z0-9_])hf_[A-Za-z0-9_]{8,}", "hf_***", text)
-    return re.sub(r"(https?://[^\s?'\"<>)]+)\?[^\s'\"<>)]*", r"\1?...", text)
+    return re.sub(r"([\w%/.-])\?[\w%.-]+=[^\s'\"<>)]*", r"\1?...", text)
+
+
+@contextlib.contextmanager
+def redacted_logs() -> Iterator[None]:
+    """What the package logs, without what gives access: it names addresses as they are, when it asks again."""
+    import huggingface_hub.file_download  # noqa: F401  (which has its logger from then on)
+
+    def redact(record: logging.LogRecord) -> bool:
+        record.msg, record.args = redacted(record.getMessage()), ()
+        return True
+
+    loggers = [logging.getLogger(name) for name in logging.root.manager.loggerDict if name.startswith(PACKAGE)]
+    for logger in loggers:
+        logger.addFilter(redact)
+    try:
+        yield
+    finally:
+        for logger in loggers:
+            logger.removeFilter(redact)
 
 
 def hub_error(error: Exception, name: HubName | str, doing: str = "the hub did not answer as it should") -> HubError:
@@ -329,7 +405,7 @@ def hub_error(error: Exception, name: HubName | str, doing: str = "the hub did n
         return HubError("no such repository, or it is private", file=str(name))
     if "RevisionNotFoundError" in kinds:
         return HubError("no such revision of the repository", file=str(name))
-    status = getattr(getattr(error, "response", None), "status_code", None)
+    status = getattr(_answer_of(error), "status_code", None)
     if status in REASONS:
         return HubError("the hub refuses", file=str(name), got=f"status {status}, {REASONS[status]}")
     reason = redacted(str(error)).strip().partition("\n")[0].removeprefix("Got: ")

@@ -17,6 +17,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import glob
+import itertools
 import os
 import re
 import warnings
@@ -30,7 +31,7 @@ from uqff._version import __version__
 from uqff.bounded_json import parse_json
 from uqff.consolidated import CONSOLIDATED_NAME, is_read_as_consolidated
 from uqff.errors import FormatError, HubError, ShardError
-from uqff.hub.client import RemoteFolder, Unreachable, hub_error, imported
+from uqff.hub.client import RemoteFolder, Unreachable, hub_error, imported, passes, redacted_logs
 from uqff.hub.names import GGUF_PART, NO_PROJECTOR, HubName, is_projector_name, several_projectors
 from uqff.limits import MAX_HEADER_BYTES, MAX_HUB_FILES
 
@@ -228,22 +229,25 @@ def _download(name: HubName, wanted: Iterable[str]) -> Path:
     patterns = [glob.escape(each) for each in wanted]
     if len(patterns) > MAX_HUB_FILES:
         raise HubError("too many files", file=str(name), expected=f"at most {MAX_HUB_FILES}", got=len(patterns))
-    try:
-        with bars(hub):
-            return Path(
-                hub.snapshot_download(
-                    name.repo,
-                    revision=name.revision,
-                    allow_patterns=patterns,
-                    library_name="uqff",
-                    library_version=__version__,
-                    etag_timeout=hub.constants.HF_HUB_ETAG_TIMEOUT,
+    for attempt in itertools.count():
+        try:
+            with bars(hub), redacted_logs():
+                return Path(
+                    hub.snapshot_download(
+                        name.repo,
+                        revision=name.revision,
+                        allow_patterns=patterns,
+                        library_name="uqff",
+                        library_version=__version__,
+                        etag_timeout=hub.constants.HF_HUB_ETAG_TIMEOUT,
+                    )
                 )
-            )
-    except Exception as error:
-        if isinstance(error, OSError) and error.errno in LOCAL_ERRORS:
-            raise
-        raise hub_error(error, name, "the hub did not give the files") from None
+        except Exception as error:
+            if isinstance(error, OSError) and error.errno in LOCAL_ERRORS:
+                raise
+            if not passes(error, attempt):
+                raise hub_error(error, name, "the hub did not give the files") from None
+    raise AssertionError("unreachable")
 
 
 @contextlib.contextmanager

@@ -24,7 +24,7 @@ from uqff.container.file import open_uqff
 from uqff.container.report import Report, read_report
 from uqff.container.shards import PathLike, check_inside, models_in
 from uqff.errors import FormatError, HubError, ShardError, UnsupportedError
-from uqff.hub.client import RemoteFolder, hub_error, imported
+from uqff.hub.client import RemoteFolder, hub_error, imported, redacted_logs
 from uqff.hub.fetch import bars
 from uqff.hub.names import BARE, HubName
 from uqff.inspection.checksum import encoded, read_sums, sums_text
@@ -217,7 +217,7 @@ class _Remote:
 
     def _ask(self, what: str, **options: Any) -> Any:
         try:
-            with bars(self._hub):
+            with bars(self._hub), redacted_logs():
                 return getattr(self._api, what)(self._name.repo, **options)
         except Exception as error:
             if isinstance(error, OSError) and error.filename is not None:  # of a file here
