@@ -465,7 +465,7 @@ def test_the_report_is_the_results(untied: Path, tmp_path: Path) -> None:
 
 def test_names_in_the_report(untied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is said; else the name that the checkpoint has on the hub."""
-    monkeypatch.setattr("uqff.checkpoints.checkpoint.fetch", lambda name, choose: untied)
+    monkeypatch.setattr("uqff.checkpoints.checkpoint.fetch", lambda name, choose, **_: untied)
     for name, source, given, expected in (
         ("said", untied, {"base_model": "a/b", "repo_id": "c/d"}, ("a/b", "c/d")),
         ("hub", "who/what", {}, ("who/what", None)),
