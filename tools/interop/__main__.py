@@ -7,7 +7,8 @@ Files (`reading`): the 0.6.0 client must take the files that this package writes
 weights, the package must make every byte that the 0.6.0 and 0.9.5 clients store, for every type, several shapes and
 load dtypes. Migration (`migration`): the 0.9.5 client must run migrated pre-1.0 models as it runs its own, and
 as the 0.6.0 client runs the originals; and the other way round. Converted (`gguf`): the 0.9.5 client must say
-the same with a GGUF file and with the UQFF that it is converted to, there and back. Running (`running`): from
+the same with a GGUF file and with the UQFF that it is converted to, there and back; and of models that see, with UQFF
+of both files and of the checkpoint (`seeing`). Running (`running`): from
 the clients' files, the package must generate what they do, on 1, 2 and 4 ranks. Kept (`kept`): what other libraries
 quantised and this package keeps, the 0.9.5 client must run as it is. Configurations (`configs`):
 from the `config.json` of either generation of transformers, the package must write one that the 0.9.5 client and both
@@ -179,9 +180,11 @@ def check_migration(clients: dict[str, Client], chosen: Chosen, console: Console
 def check_converted(clients: dict[str, Client], console: Console) -> bool:
     """Print the table of the conversions and what differs; return whether anything does."""
     from tools.interop import gguf as converting  # models run in it, whose libraries other tables do not wait for
+    from tools.interop import seeing
 
     with tempfile.TemporaryDirectory() as folder:
-        rows = list(converting.check_all(clients[converting.CLIENT_VERSION], Path(folder)))
+        client = clients[converting.CLIENT_VERSION]
+        rows = [*converting.check_all(client, Path(folder)), *seeing.check_all(client, Path(folder))]
     console.print(converting.table_of(rows))
     failed = [row for row in rows if row.problem is not None]
     for row in failed:

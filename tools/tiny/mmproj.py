@@ -72,6 +72,8 @@ def case_of(name: str) -> Multimodal:
     vision = made.values["vision_config"]
     vision["depth" if "depth" in vision else "num_hidden_layers"] = BLOCKS
     made.preprocessor.update(image_seq_length=1)
+    if name == "Gemma 3":
+        made.values["text_config"]["sliding_window_pattern"] = 6  # which llama.cpp takes for granted
     if name == "LFM2-VL":
         vision["patch_size"] = 16  # which the converter writes into its code
     if name == "Qwen3-VL-MoE":

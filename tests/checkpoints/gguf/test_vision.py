@@ -104,7 +104,7 @@ GRANTED = {
 }
 """What a configuration may say or not: of these models, it goes without saying."""
 OTHERS = {
-    "Gemma 3": {"text_config.hidden_act", "text_config.sliding_window_pattern"},
+    "Gemma 3": {"text_config.hidden_act"},
     "LFM2-VL": {
         *(f"text_config.block_{each}" for each in ("ff_dim", "ffn_dim_multiplier", "multiple_of")),
         "text_config.rms_norm_eps",
