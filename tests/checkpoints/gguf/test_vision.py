@@ -259,7 +259,13 @@ def test_projectors_that_are_not_converted(
 
 
 def changed(
-    path: Path, target: Path, *, drop: str = "", add: bytes = b"", values: dict[str, Any] | None = None
+    path: Path,
+    target: Path,
+    *,
+    drop: str = "",
+    add: bytes = b"",
+    values: dict[str, Any] | None = None,
+    renamed: tuple[str, str] = ("", ""),
 ) -> None:
     """A GGUF file with other metadata, or other tensors."""
     import gguf as package
@@ -278,7 +284,8 @@ def changed(
             writer.add_key_value(key, value, package.GGUFValueType.UINT32)
     for tensor in reader.tensors:
         if tensor.name != drop:
-            writer.add_tensor(tensor.name, np.array(tensor.data))
+            here, there = renamed if renamed[0] and renamed[0] in tensor.name else renamed[::-1]
+            writer.add_tensor(tensor.name.replace(here, there) if here else tensor.name, np.array(tensor.data))
     if add:
         writer.add_tensor(add.decode(), np.zeros(3, np.float32))
     writer.write_header_to_file()
@@ -321,6 +328,19 @@ def test_files_that_are_not_right(
     assert caught.value.field == field
     assert got is None or str(caught.value.got) == got
     assert caught.value.file == str(tmp_path / VISION)
+
+
+@pytest.mark.parametrize("name", ["Idefics3", "Qwen2.5-VL"])
+def test_older_files(pairs: Path, tmp_path: Path, name: str) -> None:
+    """In which two matrices of an MLP are called by each other's names; newer kinds never were."""
+    swapped = ("ffn_up", "ffn_down")
+    changed(pairs / name / VISION, tmp_path / VISION, renamed=swapped)
+    with open_gguf_tensors(pairs / name / TEXT, mmproj=tmp_path / VISION) as tensors:
+        for key, numbers in checkpoint_of(name).items():
+            assert np.array_equal(tensors.numbers(key).array().view(np.float32).reshape(numbers.shape), numbers), key
+    changed(pairs / "Qwen3-VL" / VISION, tmp_path / VISION, renamed=swapped)
+    with pytest.raises(ShapeError, match="does not fit the metadata"):
+        open_gguf_tensors(pairs / "Qwen3-VL" / TEXT, mmproj=tmp_path / VISION)
 
 
 def test_the_models_own_configuration(pairs: Path, tmp_path: Path) -> None:

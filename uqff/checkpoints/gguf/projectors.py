@@ -61,6 +61,8 @@ class Projector:
             the marked ones.
         told: sizes that the metadata does not say, and which dimension of which tensor does.
         superfluous: tensors that are made of others.
+        once_swapped: whether older files call the first and the last matrix of an MLP by each other's names; llama.cpp
+            tells them by their shapes (``tools/mtmd/clip.cpp``, ``is_ffn_swapped``).
     """
 
     kind: str
@@ -70,6 +72,7 @@ class Projector:
     lists: tuple[TowerTensor, ...] = ()
     told: dict[str, tuple[str, int]] = field(default_factory=dict)
     superfluous: tuple[str, ...] = ()
+    once_swapped: bool = False
 
     def tensors(self, blocks: int, marked: list[int]) -> Iterator[TowerTensor]:
         """All tensors of a tower.
@@ -182,6 +185,7 @@ GEMMA3: Final = Projector(
     ),
     _encoder(_SIGLIP),
     told=_POSITIONS,
+    once_swapped=True,
 )
 
 IDEFICS3: Final = Projector(
@@ -193,6 +197,7 @@ IDEFICS3: Final = Projector(
     ),
     _encoder(_IDEFICS3),
     told=_POSITIONS,
+    once_swapped=True,
 )
 
 LFM2: Final = Projector(
@@ -263,6 +268,7 @@ QWEN2: Final = Projector(
         *_linear(f"{_VISUAL}.mlp.fc1", f"{_BLOCK}.ffn_up", "inner", "hidden"),
         *_linear(f"{_VISUAL}.mlp.fc2", f"{_BLOCK}.ffn_down", "hidden", "inner"),
     ),
+    once_swapped=True,
 )
 
 QWEN25: Final = Projector(
@@ -278,6 +284,7 @@ QWEN25: Final = Projector(
         *_linear(f"{_VISUAL}.mlp.up_proj", f"{_BLOCK}.ffn_up", "inner", "hidden"),
         *_linear(f"{_VISUAL}.mlp.down_proj", f"{_BLOCK}.ffn_down", "hidden", "inner"),
     ),
+    once_swapped=True,
 )
 
 _QWEN3: Final = "model.visual"

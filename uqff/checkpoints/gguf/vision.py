@@ -40,6 +40,7 @@ _COMMON: Final = (
     "has_vision_encoder",
     "has_audio_encoder",
     "has_llava_projector",
+    "has_text_encoder",
     "projector_type",
     "use_gelu",
     "use_silu",
@@ -127,7 +128,10 @@ class Vision(Pairs):
         """
         found: dict[str, InFile] = {}
         taken = set(self.projector.superfluous)
+        swapped = self._is_swapped()
         for wanted in self.projector.tensors(self.blocks(), self.marked):
+            if swapped:
+                wanted = wanted._replace(stored=tuple(map(_swapped, wanted.stored)))
             if wanted.optional and wanted.stored[0] not in self.file:
                 continue
             found[wanted.name] = self._stored(wanted)
@@ -140,6 +144,12 @@ class Vision(Pairs):
                 got=", ".join(left[:20]),
             )
         return found
+
+    def _is_swapped(self) -> bool:
+        """Whether the file is an older one, see :attr:`Projector.once_swapped`."""
+        first, hidden, inner = self.file.get("v.blk.0.ffn_down.weight"), self.sizes["hidden"], self.sizes["inner"]
+        is_first = first is not None and first.shape == (inner, hidden) and inner != hidden
+        return self.projector.once_swapped and is_first
 
     def _stored(self, wanted: TowerTensor) -> InFile:
         shape = tuple(each if isinstance(each, int) else self.sizes[each] for each in wanted.shape)
@@ -282,6 +292,12 @@ class Vision(Pairs):
         if (beside := told.beside(self)) is not None:
             documents["processor_config.json"] = {**beside, "processor_class": kind}
         return documents
+
+
+def _swapped(name: str) -> str:
+    if ".ffn_up." in name:
+        return name.replace(".ffn_up.", ".ffn_down.")
+    return name.replace(".ffn_down.", ".ffn_up.")
 
 
 def _same(one: Any, other: Any) -> bool:
