@@ -54,7 +54,7 @@ def loaded(directory: Path, **options: Any) -> Any:
 
 def same_logits(model: Any, other: Any) -> bool:
     """Whether two models say the same of the prompt, to the bit."""
-    ids = torch.tensor([PROMPT])
+    ids = torch.tensor([PROMPT], device=model.device)
     with torch.inference_mode():
         return torch.equal(model(ids).logits, other(ids).logits)
 
@@ -245,11 +245,12 @@ def _shared(comm: Comm, directory: Path) -> tuple[bool, list[int], bytes]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # newer releases call the option by another name
         model = transformers.AutoModelForCausalLM.from_pretrained(directory, tp_plan="auto")
-    ids = torch.tensor([PROMPT])
+    ids = torch.tensor([PROMPT], device=model.device)
     with torch.inference_mode():
-        logits = model(ids).logits
+        logits = model(ids).logits.cpu()
     shape = model.model.layers[0].self_attn.q_proj.weight.shape
-    return same_logits(model, uqff.load_model(directory, comm)), list(shape), logits.numpy().tobytes()
+    same = same_logits(model, uqff.load_model(directory, comm, device=model.device))
+    return same, list(shape), logits.numpy().tobytes()
 
 
 @reads

@@ -109,8 +109,8 @@ def _skip_unmade(name: str) -> None:
 
 def _logits(model: Any, asked: dict[str, torch.Tensor]) -> torch.Tensor:
     with torch.inference_mode():
-        logits: torch.Tensor = model(**asked).logits
-    return logits
+        logits: torch.Tensor = model(**{name: each.to(model.device) for name, each in asked.items()}).logits
+    return logits.cpu()
 
 
 @pytest.fixture(scope="module")

@@ -100,11 +100,12 @@ def test_joined_layers_are_one_weight(kind: str) -> None:
 
 
 def test_what_cannot_be_joined_is_multiplied_one_by_one() -> None:
-    """One scale for a whole weight; codes of rows far apart; two types; plain numbers."""
+    """One scale for a whole weight; codes of rows far apart, or scales that rows share; two types; plain numbers."""
     plain = torch.nn.Linear(512, 8)
     for layers in (
         [layer(16, "fp8"), layer(8, "fp8")],
         [layer(64, "hqq4"), layer(64, "hqq4")],
+        [layer(64, "hqq8"), layer(64, "hqq8")],
         [layer(16, "q4k"), layer(16, "q6k")],
         [layer(16, "q4k"), plain],
     ):

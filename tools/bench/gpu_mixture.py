@@ -1,7 +1,7 @@
 """``python -m tools.bench.gpu_mixture``: a mixture of experts of ten billion weights on the GPU at hand.
 
 As Qwen3-30B-A3B has them, a third of its layers: 128 experts, of which a token uses 8.  Tokens a second after a prompt
-of 16, recorded in a CUDA graph and launched one by one.
+of 16, recorded in a CUDA graph.
 """
 
 from __future__ import annotations
@@ -88,8 +88,9 @@ def write(directory: Path, kind: str, kept: Path) -> int:
 @click.command()
 @click.option("--kind", "kinds", multiple=True, default=KINDS, help="Only these.")
 @click.option("--kept", type=click.Path(path_type=Path), default=Path("/tmp/tiles"), help="Where quantised rows lie.")
+@click.option("--each", is_flag=True, help="Also launched one by one.")
 @click.option("--profile", is_flag=True, help="Also what the GPU does for a token.")
-def main(kinds: tuple[str, ...], kept: Path, *, profile: bool) -> None:
+def main(kinds: tuple[str, ...], kept: Path, *, each: bool, profile: bool) -> None:
     """Print the table of tokens a second."""
     print(json.dumps(facts() | {"gpu": torch.cuda.get_device_name()}))
     rows: list[dict[str, object]] = []
@@ -100,7 +101,7 @@ def main(kinds: tuple[str, ...], kept: Path, *, profile: bool) -> None:
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()
             model = load_model(scratch, Comm(), device="cuda", dtype=torch.bfloat16)
-        found = rates(model, each=True)
+        found = rates(model, each=each)
         row: dict[str, object] = {"type": kind, **{name: round(value, 1) for name, value in found.items()}}
         row["GiB"] = round(size / 2**30, 2)
         row["peak / file"] = round(torch.cuda.max_memory_allocated() / size, 3)

@@ -12,6 +12,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 
+from uqff.errors import UnsupportedError
 from uqff.parallel.layer import QuantizedLinear
 from uqff.parallel.product import multiply
 from uqff.parallel.weight import WeightBuffers, to_spec
@@ -108,7 +109,10 @@ def _join(layers: Sequence[Any]) -> WeightBuffers | None:
     rows = [each.shape[0] for each in weights]
     if any(each.alignment(0) != 1 or each.kind != weights[0].kind for each in weights):
         return None
-    plans = [each.resized(sum(rows)) for each in weights]
+    try:
+        plans = [each.resized(sum(rows)) for each in weights]
+    except UnsupportedError:  # rows share scales
+        return None
     if any(to_spec(each.meta()) != to_spec(plans[0].meta()) for each in plans):
         return None
     parts = {}
