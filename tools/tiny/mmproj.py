@@ -51,6 +51,7 @@ CASES: Final[dict[str, dict[int, str]]] = {
     "Gemma 3": {IMAGE_TOKEN: "<image_soft_token>", START_TOKEN: "<start_of_image>", END_TOKEN: "<end_of_image>"},
     "Idefics3": {IMAGE_TOKEN: "<image>"},
     "LFM2-VL": {IMAGE_TOKEN: "<image>"},
+    "Llama 4": {IMAGE_TOKEN: "<|patch|>", START_TOKEN: "<|image_start|>", END_TOKEN: "<|image_end|>"},
     "Ministral 3": _MISTRAL,
     "Mistral 3": _MISTRAL,
     "Qwen2-VL": _QWEN,
@@ -74,6 +75,8 @@ def case_of(name: str) -> Multimodal:
     made.preprocessor.update(image_seq_length=1)
     if name == "Gemma 3":
         made.values["text_config"]["sliding_window_pattern"] = 6  # which llama.cpp takes for granted
+    if name == "Llama 4":  # likewise
+        made.values["text_config"].update(attention_chunk_size=8192, no_rope_layers=[1, 1])
     if name == "LFM2-VL":
         vision["patch_size"] = 16  # which the converter writes into its code
     if name == "Qwen3-VL-MoE":

@@ -183,9 +183,19 @@ def test_factors_of_llama_3() -> None:
         llama3_scaling(ours * np.array([1, 1, 1, 1.001, 1, 1, 1, 1], np.float32), THETA, HEAD_DIM)
     with pytest.raises(UnsupportedError, match="not of Llama 3"):
         llama3_scaling(ours[:-1], THETA, HEAD_DIM)
-    for change in ({"factor": 0}, {"factor": None}, {"low_freq_factor": 4.0}, {"high_freq_factor": "4"}):
+    for change in ({"factor": 0}, {"factor": None}, {"low_freq_factor": 4.5}, {"high_freq_factor": "4"}):
         with pytest.raises(FormatError, match="rope_scaling"):
             llama3_factors({**SCALING, **change}, THETA, HEAD_DIM)
+
+
+def test_factors_of_llama_4() -> None:
+    """Whose bounds are one: a frequency is stretched, or it is not."""
+    scaling = {**SCALING, "factor": 16.0, "high_freq_factor": 1.0}
+    ours = llama3_factors(scaling, THETA, HEAD_DIM)
+    wavelengths = 2 * np.pi * THETA ** (np.arange(0, HEAD_DIM, 2) / HEAD_DIM)
+    assert ours.tolist() == np.where(wavelengths > 8192, 16, 1).tolist()
+    assert set(ours.tolist()) == {1, 16}
+    assert llama3_scaling(ours, THETA, HEAD_DIM) == scaling
 
 
 def test_a_given_configuration_is_compared(tmp_path: Path) -> None:

@@ -102,16 +102,18 @@ def text_entries(config: Mapping[str, Any]) -> list[EntryName]:
     return [replace(entry, key=f"model{entry.key.removeprefix(architecture.decoder)}") for entry in found]
 
 
-def stated_text(config: Mapping[str, Any], said: Mapping[str, Any]) -> dict[str, Any]:
+def stated_text(config: Mapping[str, Any], said: Mapping[str, Any], sizes: Mapping[str, str]) -> dict[str, Any]:
     """The configuration of a text model in that of the whole.
 
     Args:
         config: of the whole.
         said: what the GGUF file says of the text model, which counts where the other says nothing.
+        sizes: see :attr:`uqff.checkpoints.gguf.vision.Vision.text_sizes`.
     """
     architecture = architecture_of(config)
     nested = config.get(architecture.text_config) if architecture.text_config else config
     given = {key: value for key, value in nested.items() if value is not None} if isinstance(nested, Mapping) else {}
+    given |= {here: given[there] for here, there in sizes.items() if there in given}
     scaling = given.get("rope_scaling")
     if isinstance(scaling, Mapping) and "mrope_section" in scaling:  # of a text, all axes say the same
         scaling = None

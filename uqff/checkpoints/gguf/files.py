@@ -28,6 +28,7 @@ from uqff.checkpoints.gguf.names import (
     shape_of,
     wanted_names,
 )
+from uqff.checkpoints.gguf.seeing import SEEING
 from uqff.checkpoints.gguf.stored import AsIs, Columns, Formed, InFile, JoinedRows, Latent
 from uqff.checkpoints.gguf.tokenizer import tokenizer_files
 from uqff.checkpoints.safetensors import TensorFiles
@@ -88,11 +89,10 @@ class GgufTensors(TensorFiles):
         self.notes: list[str] = []
         self._files = []
         check_text_model(file)
-        self.architecture = architecture_of_file(file)
         self.vision = open_vision(file.paths[0], mmproj)
-        if self.vision is not None:
-            self.architecture = self.vision.architecture_of(self.architecture)
         try:
+            seeing = None if self.vision is None else SEEING.get(file.get_value("general.architecture"))
+            self.architecture = seeing or architecture_of_file(file)
             self.text, self.config = self._configs()
             plain = plain_tensors(self.architecture, self.text)
             self._forms = {each.name: each.form for each in plain if each.form is not AS_IS}
@@ -132,7 +132,7 @@ class GgufTensors(TensorFiles):
             WeightLayout.of(config).check()
         text = config
         if vision is not None:
-            text = stated_text(config, config_of(self.file, architecture, strict=False))
+            text = stated_text(config, config_of(self.file, architecture, strict=False), vision.text_sizes)
             vision.check_text(text)
             vision.check_config(config, str(path))
         with located(file=path):

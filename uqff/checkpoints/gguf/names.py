@@ -263,7 +263,7 @@ def shape_of(name: str, config: Mapping[str, Any]) -> tuple[int, ...]:
     if ".block_sparse_moe." in name and last in ("input_linear", "output_linear"):
         matrix = ("2 inner", "hidden") if last == "input_linear" else ("hidden", "inner")
         return (sizes["experts"], *(sizes[each] for each in matrix))
-    if ".shared_experts." in name:
+    if ".shared_experts." in name or ".shared_expert." in name:
         matrix = ("hidden", "shared") if last == "down_proj" else ("shared", "hidden")
     elif ".conv." in name:
         matrix = ("3 hidden" if last == "in_proj" else "hidden", "hidden")

@@ -12,7 +12,7 @@ Each kind of projector (``clip.projector_type``) is one :class:`Projector` in :d
 metadata says is read in :mod:`uqff.checkpoints.gguf.vision`.
 
 Authority: llama.cpp, ``conversion/qwenvl.py``, ``qwen3vl.py``, ``gemma.py`` (``Gemma3VisionModel``), ``smolvlm.py``,
-``llava.py``, ``lfm2.py``; ``gguf-py/gguf/tensor_mapping.py``.
+``llava.py``, ``lfm2.py``, ``llama4.py``; ``gguf-py/gguf/tensor_mapping.py``.
 """
 
 from __future__ import annotations
@@ -221,6 +221,35 @@ LFM2: Final = Projector(
     told={**_POSITIONS, "projector": ("mm.1.weight", 0)},
 )
 
+_LLAMA4: Final = "vision_model.model.layers.{block}"
+
+LLAMA4: Final = Projector(
+    "llama4",
+    {"llama4": "Llama4ForConditionalGeneration"},
+    (
+        TowerTensor("vision_model.class_embedding", ("v.class_embd",), ("hidden",)),
+        TowerTensor("vision_model.patch_embedding.linear.weight", ("v.patch_embd.weight",), ("hidden", "pixels")),
+        TowerTensor("vision_model.positional_embedding_vlm", ("v.position_embd.weight",), ("positions", "hidden")),
+        *_norm("vision_model.layernorm_pre", "v.pre_ln"),
+        *_norm("vision_model.layernorm_post", "v.post_ln"),
+        *_linear("vision_model.vision_adapter.mlp.fc1", "mm.model.mlp.1", "adapted", "merged", bias=False),
+        *_linear("vision_model.vision_adapter.mlp.fc2", "mm.model.mlp.2", "seen", "adapted", bias=False),
+        *_linear("multi_modal_projector.linear_1", "mm.model.fc", "text", "seen", bias=False),
+    ),
+    (
+        *_norm(f"{_LLAMA4}.input_layernorm", f"{_BLOCK}.ln1"),
+        *_norm(f"{_LLAMA4}.post_attention_layernorm", f"{_BLOCK}.attn_post_norm"),
+        *(
+            tensor
+            for name, stored in {"q": "attn_q", "k": "attn_k", "v": "attn_v", "o": "attn_out"}.items()
+            for tensor in _linear(f"{_LLAMA4}.self_attn.{name}_proj", f"{_BLOCK}.{stored}", "hidden", "hidden")
+        ),
+        *_linear(f"{_LLAMA4}.mlp.fc1", f"{_BLOCK}.ffn_up", "inner", "hidden"),
+        *_linear(f"{_LLAMA4}.mlp.fc2", f"{_BLOCK}.ffn_down", "hidden", "inner"),
+    ),
+    told={**_POSITIONS, "adapted": ("mm.model.mlp.1.weight", 0), "seen": ("mm.model.mlp.2.weight", 0)},
+)
+
 PIXTRAL: Final = Projector(
     "pixtral",
     dict.fromkeys(("mistral3", "llama"), "Mistral3ForConditionalGeneration"),
@@ -322,4 +351,4 @@ QWEN3: Final = Projector(
     told=_POSITIONS,
 )
 
-PROJECTORS: Final = (GEMMA3, IDEFICS3, LFM2, PIXTRAL, QWEN2, QWEN25, QWEN3)
+PROJECTORS: Final = (GEMMA3, IDEFICS3, LFM2, LLAMA4, PIXTRAL, QWEN2, QWEN25, QWEN3)

@@ -41,6 +41,9 @@ Factors: TypeAlias = npt.NDArray[np.float32]
 LLAMA3: Final = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
 """The numbers of all models that Meta published (3.1 to 3.3); ``factor`` differs."""
 
+LLAMA4: Final = {**LLAMA3, "high_freq_factor": 1.0}
+"""Of Llama 4, which has nothing between stretched frequencies and those that are not."""
+
 YARN: Final = {
     "beta_fast": ("yarn_beta_fast", 32.0),
     "beta_slow": ("yarn_beta_slow", 1.0),
@@ -88,15 +91,17 @@ def llama3_factors(scaling: Mapping[str, Any], theta: float, head_dim: int) -> F
 
     factor, low, high = number("factor"), number("low_freq_factor"), number("high_freq_factor")
     context = number("original_max_position_embeddings")
-    if not low < high:
+    if not low <= high:
         raise FormatError(
-            "bounds in the wrong order", field="config.rope_scaling", expected=f"below {high:g}", got=f"{low:g}"
+            "bounds in the wrong order", field="config.rope_scaling", expected=f"at most {high:g}", got=f"{low:g}"
         )
     exponents = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
     powers = np.power(theta, exponents.astype(np.float64)).astype(np.float32)  # float32's own power varies with the CPU
     wavelengths = np.float32(2 * math.pi) / (np.float32(1) / powers)
-    smooth = (np.float32(context) / wavelengths - np.float32(low)) / np.float32(high - low)
-    made: Factors = np.float32(1) / ((np.float32(1) - smooth) / np.float32(factor) + smooth)
+    made: Factors = np.ones_like(wavelengths)
+    if low < high:
+        smooth = (np.float32(context) / wavelengths - np.float32(low)) / np.float32(high - low)
+        made = np.float32(1) / ((np.float32(1) - smooth) / np.float32(factor) + smooth)
     made[wavelengths < np.float32(context / high)] = 1
     made[wavelengths > np.float32(context / low)] = factor
     return made
@@ -108,13 +113,14 @@ def llama3_scaling(factors: Factors, theta: float, head_dim: int) -> dict[str, A
     Raises:
         UnsupportedError: it is not one of Llama 3's.
     """
-    scaling = {"rope_type": "llama3", "factor": float(factors.max()), **LLAMA3}
-    if tuple(factors.shape) != (head_dim // 2,) or not agree(factors, llama3_factors(scaling, theta, head_dim)):
-        raise UnsupportedError(
-            "rotary factors that are not of Llama 3; give the model's own configuration (--assets)",
-            field="rope_freqs.weight",
-        )
-    return scaling
+    for numbers in (LLAMA3, LLAMA4):
+        scaling = {"rope_type": "llama3", "factor": float(factors.max()), **numbers}
+        if tuple(factors.shape) == (head_dim // 2,) and agree(factors, llama3_factors(scaling, theta, head_dim)):
+            return scaling
+    raise UnsupportedError(
+        "rotary factors that are not of Llama 3; give the model's own configuration (--assets)",
+        field="rope_freqs.weight",
+    )
 
 
 def agree(factors: Factors, others: Factors) -> bool:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 from uqff.checkpoints.gguf.pairs import INTEGERS
-from uqff.checkpoints.gguf.projectors import GEMMA3, IDEFICS3, LFM2, PIXTRAL, QWEN2, QWEN3, QWEN25
+from uqff.checkpoints.gguf.projectors import GEMMA3, IDEFICS3, LFM2, LLAMA4, PIXTRAL, QWEN2, QWEN3, QWEN25
 from uqff.errors import UnsupportedError
 
 if TYPE_CHECKING:
@@ -48,6 +48,7 @@ class TowerConfig:
         processor: what ``preprocessor_config.json`` has beside what all have.
         beside: what ``processor_config.json`` has; None if there is none.
         processors: classes of processors that are not called like the model's.
+        sizes: numbers of the text that ``text_config`` calls otherwise: names in a text model, and there.
         special: tokens that ``tokenizer_config.json`` must name for processors, by their names.
     """
 
@@ -66,6 +67,7 @@ class TowerConfig:
     keys: tuple[str, ...] = ()
     beside: Callable[[Vision], Values | None] = lambda vision: None
     processors: Mapping[str, str] = field(default_factory=dict)
+    sizes: Mapping[str, str] = field(default_factory=dict)
     special: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -146,6 +148,18 @@ def _pixtral_whole(vision: Vision) -> Values:
 def _lfm2(vision: Vision) -> Values:
     epsilon = vision.number("attention.layer_norm_epsilon")
     return {**_encoder(vision), "layer_norm_eps": epsilon, "num_patches": vision.sizes["positions"]}
+
+
+def _llama4(vision: Vision) -> Values:
+    return {
+        **_encoder(vision),
+        "image_size": vision.integer("image_size"),
+        "norm_eps": vision.number("attention.layer_norm_epsilon"),
+        "pixel_shuffle_ratio": 1 / vision.scale,
+        "projector_input_dim": vision.sizes["adapted"],
+        "projector_output_dim": vision.sizes["seen"],
+        "vision_output_dim": vision.sizes["seen"],
+    }
 
 
 def _lfm2_whole(vision: Vision) -> Values:
@@ -261,6 +275,28 @@ TOWER_CONFIGS: Final = {
         text_types={"Lfm2VlForConditionalGeneration": "lfm2"},
         flags={"use_gelu": True},
         keys=(SCALE,),
+    ),
+    LLAMA4.kind: TowerConfig(
+        {"Llama4ForConditionalGeneration": "llama4"},
+        _llama4,
+        {"hidden_act": "gelu", "num_channels": COLOURS, "rope_theta": 10000.0, "vision_feature_layer": -1},
+        {
+            "boi_token_index": "<|image_start|>",
+            "eoi_token_index": "<|image_end|>",
+            "image_token_index": "<|patch|>",
+        },
+        lambda vision: {
+            "image_processor_type": "Llama4ImageProcessorFast",
+            "max_patches": 16,
+            "resample": 2,
+            **_square(vision),
+        },
+        vision_type="llama4_vision_model",
+        text_types={"Llama4ForConditionalGeneration": "llama4_text"},
+        sizes={"intermediate_size": "intermediate_size_mlp", "moe_intermediate_size": "intermediate_size"},
+        flags={"use_gelu": True},
+        keys=(SCALE,),
+        beside=lambda vision: {"patch_size": vision.sizes["patch"], "pixel_shuffle_ratio": 1 / vision.scale},
     ),
     PIXTRAL.kind: TowerConfig(
         {"Mistral3ForConditionalGeneration": "mistral3"},

@@ -21,11 +21,10 @@ from typing import Any, Final
 import numpy as np
 
 from uqff.checkpoints.gguf.config import SECTIONS
-from uqff.checkpoints.gguf.declared import GgufArchitecture, SeveralMatrices
+from uqff.checkpoints.gguf.declared import SeveralMatrices
 from uqff.checkpoints.gguf.forms import AS_IS
 from uqff.checkpoints.gguf.pairs import Pairs
 from uqff.checkpoints.gguf.projectors import PROJECTORS, Projector, TowerTensor
-from uqff.checkpoints.gguf.recurrent import QWEN35_MOE
 from uqff.checkpoints.gguf.stored import AsIs, Formed, InFile, JoinedRows
 from uqff.checkpoints.gguf.tokenizer import token_ids
 from uqff.checkpoints.gguf.tower_configs import COLOURS, MARKED, MERGE, SCALE, TOWER_CONFIGS, Values
@@ -177,9 +176,10 @@ class Vision(Pairs):
         """Whether a tensor is there."""
         return name in self.file
 
-    def architecture_of(self, text: GgufArchitecture) -> GgufArchitecture:
-        """The text model that a file holds which holds another one by itself."""
-        return next((each for each in (QWEN35_MOE,) if each.name == text.name), text)
+    @property
+    def text_sizes(self) -> Mapping[str, str]:
+        """Numbers that ``text_config`` calls otherwise than a text model: names there, and here."""
+        return self._told.sizes
 
     def class_of(self, architecture: str) -> str:
         """What the whole model is called in ``config.json``.
@@ -240,6 +240,7 @@ class Vision(Pairs):
                 inner["rope_parameters"] = {**inner["rope_parameters"], **told.axes}
             else:
                 inner["rope_scaling"] = {**told.axes, "rope_type": "default", "mrope_section": stored.values(3)}
+        inner = {told.sizes.get(key, key): value for key, value in inner.items()}
         if not told.text_types:
             return dict(sorted({**inner, **whole, **own}.items()))
         inner["model_type"] = told.text_types.get(name, inner["model_type"])
