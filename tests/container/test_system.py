@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import mmap
 import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -102,6 +103,7 @@ def hide(monkeypatch: pytest.MonkeyPatch) -> None:
                 monkeypatch.delattr(module, name)
     for name in ("O_NOFOLLOW", "O_NONBLOCK", "O_DIRECTORY", "RTLD_NOLOAD", *MISSING):
         monkeypatch.delattr(os, name, raising=False)
+    monkeypatch.setattr(shutil, "_use_fd_functions", False)  # as there; newer Pythons would ask for O_NONBLOCK
     monkeypatch.setattr("uqff.container.staging.exchange", lambda one, other: False)
 
 
