@@ -380,4 +380,5 @@ def test_failures_are_one_line(hub: Hub, tmp_path: Path, monkeypatch: pytest.Mon
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", full)
-    assert call("migrate", f"{NAME}:fp8", tmp_path / "out")[1:] == ("", f"uqff: {os.strerror(errno.ENOSPC)}\n")
+    said = f"uqff: {os.strerror(errno.ENOSPC)}: {tmp_path / 'cache'}\n"
+    assert call("migrate", f"{NAME}:fp8", tmp_path / "out")[1:] == ("", said)

@@ -62,7 +62,7 @@ NO_ANSWER: Final = ("ConnectError", "NetworkError", "TimeoutException", "Connect
 
 REASONS: Final = {
     401: "it does not exist, or it is private and the token that is set, if any, may not read it",
-    403: "access is forbidden: it must be asked for on the page of the repository, or the token may not read it",
+    403: "access is forbidden: it must be asked for on the page of the repository, or the token does not allow it",
     404: "there is no such thing",
     429: "too many requests",
 }

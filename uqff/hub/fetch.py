@@ -244,6 +244,8 @@ def _download(name: HubName, wanted: Iterable[str]) -> Path:
                 )
         except Exception as error:
             if isinstance(error, OSError) and error.errno in LOCAL_ERRORS:
+                if error.filename is None:
+                    error.filename = hub.constants.HF_HUB_CACHE  # a full disk does not say which
                 raise
             if not passes(error, attempt):
                 raise hub_error(error, name, "the hub did not give the files") from None
