@@ -133,6 +133,15 @@ def test_layers_that_transformers_leaves_out(tmp_path: Path, monkeypatch: pytest
     assert not (tmp_path / "saved").exists()
 
 
+@reads
+def test_an_architecture_that_is_unknown_is_said_to_be(tmp_path: Path) -> None:
+    """One without a head by the name that is known, of which a class with a head could not be told."""
+    sizes = {"hidden_size": 32, "attention_hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2}
+    transformers.RwkvForCausalLM(transformers.RwkvConfig(vocab_size=32, **sizes)).save_pretrained(tmp_path / "model")
+    with pytest.raises(UnsupportedError, match=r"unknown architecture: .* got \['RwkvForCausalLM'\]"):
+        transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "model", quantization_config=UqffConfig("q8_0"))
+
+
 def test_what_other_methods_are_told_is_not_ignored(tmp_path: Path) -> None:
     """A list of modules that stay plain would else be taken, and all be quantised; a recipe does what it asks."""
     with pytest.raises(UnsupportedError, match="a recipe says which layers stay as they are: expected its file"):

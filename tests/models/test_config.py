@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from tools.tiny.models import TinyModel
 from uqff.codes import Version
 from uqff.errors import FormatError, UnsupportedError
 from uqff.migration import migrate
-from uqff.models.config import METHOD_KEY, config_to_write, read_config, restated
+from uqff.models.config import METHOD_KEY, config_to_write, numbers_of, read_config, restated
 from uqff.quantization.run import quantize_model
 
 V0, V1_1, V1 = Version(0, 2, 0), Version(1, 1, 0), Version(1, 2, 0)
@@ -116,6 +117,17 @@ def test_what_is_added(name: str) -> None:
     assert made == given | added
     assert given == before
     assert restated(made) == made
+
+
+def test_numbers_that_json_has_not() -> None:
+    """As transformers 5 writes them; what only looks like one stays."""
+    assert numbers_of({"a": [0.0, {"__float__": "Infinity"}], "b": {"c": {"__float__": "-Infinity"}}}) == {
+        "a": [0.0, math.inf],
+        "b": {"c": -math.inf},
+    }
+    assert math.isnan(numbers_of({"__float__": "NaN"}))
+    for other in ({"__float__": "1"}, {"__float__": "Infinity", "a": 1}, {"__float__": ["Infinity"]}, "Infinity"):
+        assert numbers_of(other) == other
 
 
 def test_the_text_part_of_a_larger_model() -> None:

@@ -246,7 +246,6 @@ TEXTS: dict[str, Text] = {
             "residual_multiplier": 1.0,
             "attention_multiplier": 0.25,
             "position_embedding_type": "rope",
-            "time_step_limit": [0.0, 1e30],
             "head_dim": WITHOUT,
         },
         "GraniteMoeHybrid",

@@ -44,6 +44,7 @@ from uqff.integrations.auto import explain_refusals
 from uqff.integrations.saving import save_pretrained
 from uqff.integrations.whole import NAMES_KEY, WholeModel, WholePaths, is_known, is_whole, tower_layers
 from uqff.models.config import QUANT_METHOD, read_config
+from uqff.models.table import architecture_of
 from uqff.parallel import transformers_model
 from uqff.parallel.comm import Comm
 from uqff.parallel.model import Loading, load_into
@@ -179,9 +180,10 @@ class UqffHfQuantizer(HfQuantizer):  # type: ignore[misc]
         """Empty the places of layers, so that nothing is loaded into them.
 
         Raises:
-            UnsupportedError: the class is that of another model, or of a part of one.
+            UnsupportedError: the class is that of another model, or of a part of one; the architecture is unknown.
         """
         if not (is_known(model) or hasattr(model, HEAD)):
+            architecture_of(_config(model, _directory(model, checkpoint_files)))
             raise UnsupportedError(
                 "UQFF has the whole of a language model, with its head",
                 file=str(model.config.name_or_path),

@@ -55,6 +55,7 @@ __all__ = [
     "QUANT_METHOD",
     "config_to_write",
     "names_uqff",
+    "numbers_of",
     "read_config",
     "restated",
     "text_of",
@@ -83,6 +84,8 @@ NESTED: Final = ("LFM2", "LFM2-MoE")
 """Architectures whose ``rope_theta`` the engine takes from ``rope_parameters`` alone; a million if there are none."""
 CLASSES: Final = {"PhimoeForCausalLM": "PhiMoEForCausalLM"}
 """Classes by the names that transformers writes, which the engine does not know."""
+FLOAT_KEY: Final = "__float__"
+FLOATS: Final = ("Infinity", "-Infinity", "NaN")
 KINDS: Final = {"linear_attention": "mamba", "full_attention": "attention"}
 """Kinds of layers of Granite 4 by their newer names; the engine refuses a configuration that has these."""
 FLAT: Final = ("Qwen2-VL", "Qwen2.5-VL")
@@ -167,6 +170,19 @@ def text_of(path: Path, config: Mapping[str, Any]) -> bytes | None:
             if json.loads(made) == config:
                 return made
     return None
+
+
+def numbers_of(value: Any) -> Any:
+    """A part of a configuration with numbers for what newer ones say in place of those that JSON has not.
+
+    Authority: transformers 5.23, ``configuration_utils.py`` (``_encode_special_floats``).
+    """
+    if isinstance(value, dict):
+        name = value.get(FLOAT_KEY) if len(value) == 1 else None
+        if isinstance(name, str) and name in FLOATS:
+            return float(name)
+        return {key: numbers_of(each) for key, each in value.items()}
+    return [numbers_of(each) for each in value] if isinstance(value, list) else value
 
 
 def names_uqff(quantization: Any) -> bool:

@@ -18,6 +18,7 @@ import torch
 
 from uqff.errors import FormatError, ShapeError, UnsupportedError
 from uqff.models.architectures import is_tied_model, text_values
+from uqff.models.config import numbers_of
 from uqff.models.multimodal import MULTIMODAL
 from uqff.models.table import architecture_of
 from uqff.models.text import TEXT
@@ -175,7 +176,7 @@ def known_values(values: Mapping[str, Any], kind: str | None = None) -> dict[str
         kind: the architecture, whose own numbers are told, too.
     """
     known = {*VALUES, *(() if kind is None else _own_values(kind))}
-    return {name: value for name, value in values.items() if name in known}
+    return {name: numbers_of(value) for name, value in values.items() if name in known}
 
 
 def _own_values(kind: str) -> set[str]:

@@ -15,6 +15,7 @@ from typing import Any, Final
 
 from uqff.errors import FormatError, UnsupportedError
 from uqff.limits import MAX_BLOCKS
+from uqff.models.config import numbers_of
 
 __all__ = ["AUTO", "NamedWeights", "linear_weights"]
 
@@ -139,7 +140,7 @@ def _outline(config: Mapping[str, Any]) -> Any:
         )
     values = _told(config, "config")
     try:
-        made = transformers.CONFIG_MAPPING[kind].from_dict(values)
+        made = transformers.CONFIG_MAPPING[kind].from_dict(numbers_of(values))
         with torch.device("meta"):
             return getattr(transformers, str(name))(made)
     except Exception as error:
