@@ -16,14 +16,17 @@ import uqff
 from tools.fuzz import gguf
 from tools.fuzz.target import Target, seed_of
 from tools.fuzz.written import targets_of_written
+from tools.tiny.mmproj import write_pair
 from tools.tiny.models import TinyModel
 from tools.tiny.quantised import METHODS, save_tensors, write_quantised
+from uqff.checkpoints.gguf.files import open_gguf_tensors
 from uqff.checkpoints.gguf.tokenizer import tokenizer_files
 from uqff.container.framing import parse_header
-from uqff.gguf.reader import open_gguf
+from uqff.gguf.reader import head_end, open_gguf
 from uqff.importance.files import WRITERS
 from uqff.importance.matrix import Importance, InputSquares
 from uqff.inspection.checksum import read_sums
+from uqff.inspection.gguf import gguf_document, summarize_gguf
 from uqff.models.names import parse_names
 from uqff.quantization.recipe import parse_recipe
 
@@ -32,6 +35,11 @@ __all__ = ["targets"]
 VECTORS = Path(__file__).resolve().parents[2] / "spec" / "vectors"
 MOST_SEED = 20_000
 """Bytes of the longest seed: what is long is slow, and no more hostile."""
+
+SEEING = ("Mistral 3", "Qwen3-VL")
+"""Models that see, of whose files with towers the heads are changed."""
+ZEROS = 1 << 19
+"""Bytes of the tensors of these: there are enough."""
 
 ALL_OF = 16
 """One in so many inputs is read to the last byte of the model that it lies in, the others as far as they matter."""
@@ -129,9 +137,16 @@ class _Directory:
             uqff.checksum(self.home, layers=True)
         return ", ".join(sorted({violation.problem for violation in found}))
 
+    def seeing(self, data: bytes) -> None:
+        self.path.write_bytes(data + bytes(ZEROS))
+        with open_gguf_tensors(self.home / "model.gguf") as tensors:
+            assert tensors.vision is not None
+            tensors.vision.documents(tensors.config["architectures"][0])
+
     def gguf(self, data: bytes) -> None:
         self.path.write_bytes(data)
         with open_gguf(self.path) as file:
+            gguf_document(summarize_gguf(file))
             for tensor in file.values():
                 if tensor.block_type is not None and tensor.shape and tensor.nbytes < 1 << 20:
                     tensor.record().dequantize()
@@ -240,6 +255,12 @@ def _of_models(folder: Path) -> Iterator[Target]:
     yield Target("GGUF", "gguf", made, _Directory(folder, None, "m.gguf").gguf)
     yield Target("GGUF, conversion", "gguf", made, _Directory(folder, None, "m.gguf").conversion)
     yield Target("GGUF, types", "gguf", gguf.of_each_type(folder), _Directory(folder, None, "m.gguf").gguf)
+    for name in SEEING:
+        (folder / name).mkdir()
+        write_pair(name, folder / name)
+        vision = folder / name / "mmproj-model.gguf"
+        head = vision.read_bytes()[: head_end(memoryview(vision.read_bytes()))]
+        yield Target(f"GGUF, {name}", "gguf", [head], _Directory(folder, folder / name, vision.name).seeing)
     for path in gguf.split(folder / "split"):
         read = _Directory(folder, folder / "split", path.name).gguf
         yield Target(f"GGUF, {path.stem[2:]}", "gguf", [path.read_bytes()], read)
