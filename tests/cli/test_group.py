@@ -70,6 +70,9 @@ def test_completion(shell: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert {"--deep", "--strict"} <= answers("verify", "--")
     assert {"uqff", "gguf"} <= answers("convert", "--to", "")
     assert "file" in answers("inspect", "mod")
+    assert {"q4_0", "q4_1", "q4k"} == answers("quantize", "SRC", "OUT", "--isq", "q4") - {"plain", "", "_"}
+    assert "q8_0" in answers("run", "MODEL", "--isq", "")
+    assert "q4_0" in answers("plan", "SRC", "--types", "q8_0,q4_")  # "q8_0,q4_0", but for the comma
 
 
 @pytest.mark.parametrize("name", COMMANDS)

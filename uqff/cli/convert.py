@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from uqff.cli.options import DtypeChoice, isq_option, kind_option, mmproj_option, selected
+from uqff.cli.options import DtypeChoice, complete_kind, isq_option, kind_option, mmproj_option, selected
 from uqff.cli.progress import shown_progress, terminable
 from uqff.errors import printable
 
@@ -46,6 +46,7 @@ __all__ = ["convert"]
 @click.option(
     "--requantize",
     callback=kind_option,
+    shell_complete=complete_kind,
     metavar="KIND",
     help="Type of layers whose own UQFF does not have (IQ4_XS, TQ1_0, ...): they are quantised again. Else refused.",
 )

@@ -14,6 +14,7 @@ from uqff.hub.names import NO_PROJECTOR
 
 __all__ = [
     "DtypeChoice",
+    "complete_kind",
     "device_option",
     "fetched",
     "isq_option",
@@ -79,6 +80,14 @@ def kind_option(ctx: click.Context, parameter: click.Parameter, value: str | Non
         raise click.BadParameter(str(error), ctx, parameter) from None
 
 
+def complete_kind(ctx: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
+    """For a shell: the types whose names begin so; of several with commas, the last."""
+    from uqff.quantization.types import kinds
+
+    before, comma, begun = incomplete.rpartition(",")
+    return [f"{before}{comma}{kind}" for kind in kinds() if kind.startswith(begun.lower())]
+
+
 def pattern_option(ctx: click.Context, parameter: click.Parameter, value: str | None) -> Any:
     """Compile the pattern of an option."""
     from uqff.models.patterns import Pattern
@@ -122,7 +131,10 @@ lora_option = click.option(
 )
 
 isq_option = click.option(
-    "--isq", metavar="TYPE", help="Of a directory with several models, the one of that type; also as MODEL:TYPE."
+    "--isq",
+    metavar="TYPE",
+    shell_complete=complete_kind,
+    help="Of a directory with several models, the one of that type; also as MODEL:TYPE.",
 )
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from uqff.cli.options import DtypeChoice, mmproj_option, size_option
+from uqff.cli.options import DtypeChoice, complete_kind, mmproj_option, size_option
 from uqff.cli.progress import shown_progress
 from uqff.errors import UqffError, printable
 
@@ -70,7 +70,15 @@ def _fixed(ctx: click.Context, parameter: click.Parameter, values: tuple[str, ..
     help="As for quantize, which must be given the same. Not calibrated, which takes too long to try on every type of "
     "every layer: plan with best, and quantize the mix with calibrated.",
 )
-@click.option("--types", "kinds", multiple=True, callback=_kinds, metavar="TYPE,...", help="Types that may be used.")
+@click.option(
+    "--types",
+    "kinds",
+    multiple=True,
+    callback=_kinds,
+    shell_complete=complete_kind,
+    metavar="TYPE,...",
+    help="Types that may be used.",
+)
 @click.option("--fix", "fixed", multiple=True, callback=_fixed, metavar="MODULE=TYPE", help="As --fix lm_head=q6k.")
 @click.option("--ranks", default=1, show_default=True, type=click.IntRange(1), help="Also say what each rank holds.")
 @click.option("--context", default=512, show_default=True, type=int, help="Tokens of a window of a text.")

@@ -12,7 +12,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from uqff.cli.options import DtypeChoice, layers_option, lora_option, mmproj_option, show_bars, size_option
+from uqff.cli.options import (
+    DtypeChoice,
+    complete_kind,
+    layers_option,
+    lora_option,
+    mmproj_option,
+    show_bars,
+    size_option,
+)
 from uqff.cli.progress import shown_progress, terminable
 from uqff.codes import FORMATS
 from uqff.errors import UqffError, printable
@@ -46,10 +54,15 @@ def _one_kind(ctx: click.Context, parameter: click.Parameter, value: str | None)
     multiple=True,
     required=True,
     callback=_kind,
+    shell_complete=complete_kind,
     help="Type; may be given several times. Or keep: layers stay as SRC has them, where UQFF has a form for that.",
 )
 @click.option(
-    "--fallback", callback=_one_kind, metavar="KIND", help="With --isq keep: type of layers that cannot stay."
+    "--fallback",
+    callback=_one_kind,
+    shell_complete=complete_kind,
+    metavar="KIND",
+    help="With --isq keep: type of layers that cannot stay.",
 )
 @click.option("--requantize", is_flag=True, help="Quantise blocks of a GGUF file again; else they are only kept.")
 @click.option(
