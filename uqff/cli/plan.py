@@ -213,4 +213,5 @@ def _show_mix(made: ModelPlan, out: str | None, effort: str, imatrix: str | None
         words = ["uqff", "quantize", made.source, "OUT", "--isq", made.kind, "--recipe", out]
         words += ["--effort", effort] if effort != "engine" else []
         words += ["--imatrix", imatrix] if imatrix is not None else []
+        words += ["--mmproj", mmproj] if mmproj is not None else []
         print(printable(shlex.join(words)))

@@ -124,7 +124,7 @@ def architecture_of_config(config: Mapping[str, Any], name: object = None) -> Gg
     fitting = [each for each in found if each.only_if is None or each.only_if(config)]
     if fitting:
         return next((each for each in fitting if each.name == name), fitting[0])
-    expected = ", ".join(name for architecture in ARCHITECTURES for name in architecture.classes)
+    expected = ", ".join(dict.fromkeys(name for each in ARCHITECTURES if not each.only_read for name in each.classes))
     raise UnsupportedError(
         "architecture that is not converted",
         field="config.architectures",
