@@ -158,7 +158,7 @@ def plan(
     elif made.mix is None:
         _show_sizes(made, ranks)
     else:
-        _show_mix(made, out, effort, imatrix)
+        _show_mix(made, out, effort, imatrix, mmproj)
     for each in made.doubts:
         click.echo(f"uqff: note: {printable(each)}", err=True)
 
@@ -182,7 +182,7 @@ def _show_sizes(made: ModelPlan, ranks: int) -> None:
     echo_table(columns, rows)
 
 
-def _show_mix(made: ModelPlan, out: str | None, effort: str, imatrix: str | None) -> None:
+def _show_mix(made: ModelPlan, out: str | None, effort: str, imatrix: str | None, mmproj: str | None) -> None:
     from uqff.cli.render import echo_heading, echo_pairs, echo_table, number, size
 
     mix = made.mix
