@@ -94,3 +94,27 @@ def test_nothing_that_loads_code_is_told() -> None:
         "_attn_implementation": "x",
     }
     assert linear_weights(NEOX | more, {"embed_out.weight": (96, 64)}).names == {"embed_out.weight"}
+
+
+def test_a_model_without_linear_layers() -> None:
+    """GPT-2 has matrices of a class of its own, inputs first; the error says what is looked for."""
+    config = {"architectures": ["GPT2Model"], "model_type": "gpt2", "n_embd": 32, "n_layer": 1, "n_head": 2}
+    with pytest.raises(UnsupportedError, match=r"no linear layer .*: expected torch.nn.Linear, or a pattern"):
+        linear_weights(config, {"h.0.attn.c_attn.weight": (32, 96)})
+
+
+def test_infinite_numbers_of_a_configuration() -> None:
+    """As transformers 5 writes them; Mamba 2 has one unless it is told otherwise."""
+    config = {
+        "architectures": ["Mamba2ForCausalLM"],
+        "model_type": "mamba2",
+        "vocab_size": 32,
+        "hidden_size": 32,
+        "num_heads": 4,
+        "head_dim": 16,
+        "state_size": 8,
+        "n_groups": 1,
+        "num_hidden_layers": 1,
+        "time_step_limit": [0.0, {"__float__": "Infinity"}],
+    }
+    assert linear_weights(config, {"lm_head.weight": (32, 32)}).names == {"lm_head.weight"}

@@ -51,7 +51,7 @@ def linear_weights(config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ..
         shapes: of the tensors, by name.
 
     Raises:
-        UnsupportedError: there is no ``transformers``, or it has no such architecture.
+        UnsupportedError: there is no ``transformers``, or it has no such architecture, or none of it is such a weight.
         FormatError: it does not take the configuration.
     """
     linear, others = _matrices(_outline(config))
@@ -64,6 +64,13 @@ def linear_weights(config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ..
         alike = _likeness(path, linear.get(shape, ()))
         if alike and alike > _likeness(path, others.get(shape, ())):
             chosen.add(name)
+    if not chosen:
+        raise UnsupportedError(
+            "the model has no linear layer whose weight is in the checkpoint",
+            field="layers",
+            expected="torch.nn.Linear, or a pattern for the names of layers",
+            got=config.get("architectures"),
+        )
     return NamedWeights(frozenset(chosen))
 
 
