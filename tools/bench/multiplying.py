@@ -21,7 +21,7 @@ from uqff.families import QuantizedTensor
 from uqff.parallel import ReplicatedLayer
 from uqff.simd.threads import run_ranges
 
-__all__ = ["measure", "read_of", "summary"]
+__all__ = ["measure", "summary"]
 
 SIDE = 4096
 ROUNDS = 21
@@ -49,7 +49,7 @@ def measure() -> list[dict[str, object]]:
                 "linear": partial(torch.nn.functional.linear, x, plain),
                 "half": partial(torch.nn.functional.linear, x.bfloat16(), half),
                 "dequantised": partial(_dequantised, record, x),
-                "read": read_of(record),
+                "read": _read(record),
             }
             if integers and batch == 1:
                 # Behind a read, as the other is: after each of its products torch's threads spin for a while.
@@ -103,7 +103,7 @@ def _dequantised(record: QuantizedTensor, x: torch.Tensor) -> torch.Tensor:
     return torch.nn.functional.linear(x, record.dequantize())
 
 
-def read_of(record: QuantizedTensor) -> Callable[[], None]:
+def _read(record: QuantizedTensor) -> Callable[[], None]:
     """Every stored byte, eight at a time."""
     words = [part.array()[: part.nbytes // 8 * 8].copy().view(np.uint64) for part in record.parts.values()]
 

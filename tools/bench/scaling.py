@@ -1,4 +1,4 @@
-"""Products by number of threads: of one weight, one and 64 rows, beside a read of the stored bytes and float32.
+"""Products by number of threads: of one weight, one and 64 rows, beside those of plain float32.
 
 As many threads as there are CPUs at most, each number twice the one before.
 """
@@ -12,7 +12,6 @@ import torch
 
 from tools.bench.dequantising import records
 from tools.bench.machine import in_turn
-from tools.bench.multiplying import read_of
 from uqff.parallel import ReplicatedLayer
 from uqff.system import usable_cpus
 
@@ -39,8 +38,6 @@ def measure() -> list[dict[str, object]]:
             ways: dict[str, Callable[[], object]] = {"exact": partial(layer, x)}
             if isinstance(as_engine.quantized_act_type(), str):
                 ways["engine's"] = partial(as_engine, x)
-            if batch == 1:
-                ways["read"] = read_of(record)
             ways["float32"] = partial(torch.nn.functional.linear, x, plain)
             found: dict[tuple[str, int], float] = {}
             for threads in counts:

@@ -28,6 +28,7 @@ from numba import types
 from uqff.simd.bits import bits_of
 from uqff.simd.chain import Task
 from uqff.simd.compiling import inline, kernel, overload
+from uqff.simd.cpu import HAS_PERMUTE
 from uqff.simd.crew import Shared
 from uqff.simd.load_store import load_f32, store_f32
 from uqff.simd.output import F32, Bytes, over, put_pair
@@ -48,6 +49,8 @@ PITCH: Final = CHUNK + WIDTH
 TILE: Final = ROWS * PITCH
 PAIR: Final = 2
 """Rows of activations that are multiplied together."""
+QUADS: Final = HAS_PERMUTE
+"""Whether twice as many are, where there are: AVX-512 has registers for twelve sums, and six at once leave it idle."""
 
 GRAIN: Final = 1 << 18
 """Products of two numbers that a range has at least: some 30 µs, about what a second thread costs."""
@@ -183,9 +186,15 @@ class Decoder:
                         decode(parts, (tile, i * PITCH - at), F32, item, item + width // size)
                         for j in range(width, -(-width // LANES) * LANES):
                             tile[i * PITCH + j] = _ZERO
-                    for row in range(0, len(x), PAIR):
+                    row = 0
+                    while row < len(x):
+                        four = QUADS and len(x) - row > PAIR
                         for i in range(0, count, 3):
-                            _multiply_tile(tile, rows, i, min(3, count - i), x, row, start, width, y)
+                            if four:
+                                _multiply_tile_by_4(tile, rows, i, min(3, count - i), x, row, start, width, y)
+                            else:
+                                _multiply_tile(tile, rows, i, min(3, count - i), x, row, start, width, y)
+                        row += 2 * PAIR if four else PAIR
                     start += width
 
         return self._shared(multiply_many)
@@ -351,17 +360,45 @@ def _multiply_tile(tile, rows, i, known, x, row, start, width, y):
         b0, b1 = multiply_add(w, u, b0), multiply_add(w, v, b1)
         w = load_f32(tile, c + j)
         c0, c1 = multiply_add(w, u, c0), multiply_add(w, v, c1)
-    add_part(y[row], rows[i], total(a0), start)
-    if known > 1:
-        add_part(y[row], rows[i + 1], total(b0), start)
-    if known > 2:
-        add_part(y[row], rows[i + 2], total(c0), start)
+    _add_three(y[row], rows, i, known, a0, b0, c0, start)
     if other > row:
-        add_part(y[other], rows[i], total(a1), start)
-        if known > 1:
-            add_part(y[other], rows[i + 1], total(b1), start)
-        if known > 2:
-            add_part(y[other], rows[i + 2], total(c1), start)
+        _add_three(y[other], rows, i, known, a1, b1, c1, start)
+
+
+@inline
+def _multiply_tile_by_4(tile, rows, i, known, x, row, start, width, y):
+    """:func:`_multiply_tile` with four rows of activations, or the three that there are: the same bits."""
+    last = len(x) - 1
+    fourth = min(row + 3, last)
+    a, b, c = i * PITCH, (i + min(1, known - 1)) * PITCH, (i + min(2, known - 1)) * PITCH
+    a0, a1, a2, a3 = splat(_ZERO), splat(_ZERO), splat(_ZERO), splat(_ZERO)
+    b0, b1, b2, b3 = splat(_ZERO), splat(_ZERO), splat(_ZERO), splat(_ZERO)
+    c0, c1, c2, c3 = splat(_ZERO), splat(_ZERO), splat(_ZERO), splat(_ZERO)
+    x0, x1, x2, x3 = x[row], x[row + 1], x[row + 2], x[fourth]
+    for j in range(0, width, LANES):
+        p, q = load_f32(x0, start + j), load_f32(x1, start + j)
+        r, s = load_f32(x2, start + j), load_f32(x3, start + j)
+        w = load_f32(tile, a + j)
+        a0, a1, a2, a3 = multiply_add(w, p, a0), multiply_add(w, q, a1), multiply_add(w, r, a2), multiply_add(w, s, a3)
+        w = load_f32(tile, b + j)
+        b0, b1, b2, b3 = multiply_add(w, p, b0), multiply_add(w, q, b1), multiply_add(w, r, b2), multiply_add(w, s, b3)
+        w = load_f32(tile, c + j)
+        c0, c1, c2, c3 = multiply_add(w, p, c0), multiply_add(w, q, c1), multiply_add(w, r, c2), multiply_add(w, s, c3)
+    _add_three(y[row], rows, i, known, a0, b0, c0, start)
+    _add_three(y[row + 1], rows, i, known, a1, b1, c1, start)
+    _add_three(y[row + 2], rows, i, known, a2, b2, c2, start)
+    if fourth == row + 3:
+        _add_three(y[fourth], rows, i, known, a3, b3, c3, start)
+
+
+@inline
+def _add_three(y, rows, i, known, a, b, c, start):
+    """The sums of parts of three rows of the weight, or those that there are."""
+    add_part(y, rows[i], total(a), start)
+    if known > 1:
+        add_part(y, rows[i + 1], total(b), start)
+    if known > 2:
+        add_part(y, rows[i + 2], total(c), start)
 
 
 @inline
