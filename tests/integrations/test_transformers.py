@@ -24,6 +24,7 @@ from tools.tiny import text
 from uqff.errors import UnsupportedError
 from uqff.integrations.saving import save_pretrained
 from uqff.integrations.transformers import READS_SINCE, UqffConfig
+from uqff.integrations.whole import IDLE_KEY
 from uqff.parallel.comm import Comm
 from uqff.parallel.filling import STORED_KEY
 from uqff.parallel.layer import QuantizedLayer
@@ -122,15 +123,32 @@ def test_a_class_without_the_head_is_refused(name: str, tmp_path: Path) -> None:
 
 @reads
 def test_layers_that_transformers_leaves_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of Gemma 3n, keys that a block takes from another: no file without them is one that the engine loads."""
+    """Of Gemma 3n, keys that a block takes from another: no file without them is one that the engine loads.
+
+    Those of a file are kept, quantised or not; a checkpoint's are not quantised, and such a model not saved.
+    """
     directory, _ = write(TinyCase("llama", "q8_0", V1_2), tmp_path)
-    model = loaded(directory, quantization_config=UqffConfig())
-    left_out = {"model.layers.1.self_attn.k_proj", "model.layers.9.self_attn.k_proj"}
-    monkeypatch.setattr("uqff.integrations.saving.idle_paths", lambda config: left_out)
-    with pytest.raises(UnsupportedError, match=r"transformers leaves out layers .* got 1 left out") as caught:
-        model.save_pretrained(tmp_path / "saved")
-    assert caught.value.layer == "model.layers.9.self_attn.k_proj"
-    assert not (tmp_path / "saved").exists()
+    idle = {f"model.layers.9.self_attn.{name}" for name in ("k_proj", "k_norm")}
+    (tmp_path / "more").mkdir()
+    with uqff.open(directory) as file:
+        extra = {"model.layers.9.self_attn.k_proj": uqff.Layer(uqff.quantize(torch.ones(32, 64), "q4_0"))}
+        uqff.save({**dict(file.items()), **extra}, tmp_path / "more" / "q8_0-0.uqff", version=(1, 2, 0))
+        rest = {name: tensor.clone() for name, tensor in file.residual.items()}
+    save_file(rest | {"model.layers.9.self_attn.k_norm.weight": torch.ones(16)}, tmp_path / "more/residual.safetensors")
+    (tmp_path / "more" / "config.json").write_bytes((directory / "config.json").read_bytes())
+    for module in ("uqff.integrations.saving", "uqff.models.renaming"):
+        monkeypatch.setattr(f"{module}.idle_paths", lambda config: idle)
+    model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "more", quantization_config=UqffConfig())
+    model.save_pretrained(tmp_path / "saved")
+    with uqff.open(tmp_path / "more") as before, uqff.open(tmp_path / "saved") as after:
+        assert {key: after[key].weight for key in after} == {key: before[key].weight for key in before}
+        assert set(after.residual) == set(before.residual) > set(rest)
+    assert same_logits(uqff.load_model(tmp_path / "saved"), model)
+    delattr(model, IDLE_KEY)  # as of one that was quantised while it was loaded
+    with pytest.raises(UnsupportedError, match=r"leaves out layers .* loaded from UQFF, .* got 2 left out") as caught:
+        model.save_pretrained(tmp_path / "never")
+    assert caught.value.layer == "model.layers.9.self_attn.k_norm"
+    assert not (tmp_path / "never").exists()
 
 
 @reads

@@ -29,7 +29,7 @@ from uqff.families import stack
 from uqff.families.part import Part
 from uqff.families.rows import joined_rows
 from uqff.inspection.report import report
-from uqff.integrations.whole import NAMES_KEY, WholeModel, WholePaths, is_known
+from uqff.integrations.whole import IDLE_KEY, NAMES_KEY, WholeModel, WholePaths, is_known
 from uqff.models.architectures import idle_paths
 from uqff.models.config import config_to_write, read_config
 from uqff.models.renaming import ModulePaths
@@ -98,13 +98,17 @@ def save_pretrained(
     paths = ModulePaths(named) if towers is None else WholePaths(named, towers)
     view = model if towers is None else WholeModel(model)
     layers = _layers(view, paths)
-    lost = sorted(idle_paths({**model.config.to_dict(), **named}) - set(layers))
+    idle, idle_tensors = getattr(model, IDLE_KEY, ({}, {}))
+    kept = set(layers) | set(idle) | {name.removesuffix(".weight") for name in idle_tensors}
+    lost = sorted(idle_paths({**model.config.to_dict(), **named}) - kept)
     if lost:
         raise UnsupportedError(
             "the model cannot be saved: transformers leaves out layers that files of it have, and that do nothing",
             layer=lost[0],
+            expected="a model that was loaded from UQFF, which has them",
             got=f"{len(lost)} left out",
         )
+    layers |= idle
     version = LATEST
     embedding, head = view.get_submodule(EMBEDDING).rows, view.get_submodule(HEAD).rows
     taken = {f"{path}.weight" for path in layers}
@@ -113,7 +117,7 @@ def save_pretrained(
         rest = view.named_as_saved(rest)
     else:
         rest = {paths(name): each for name, each in rest.items()}
-    residual = {name: each for name, each in rest.items() if name not in taken}
+    residual = {name: each for name, each in rest.items() if name not in taken} | idle_tensors
     if view.config.tie_word_embeddings and head is not embedding:
         version = TIED_APART
         residual[f"{paths(EMBEDDING)}.weight"] = layers.pop(paths(EMBEDDING)).weight.dequantize(model.dtype)

@@ -42,7 +42,7 @@ from uqff.container.file import RESIDUAL_NAME
 from uqff.errors import ShardError, UnsupportedError
 from uqff.integrations.auto import explain_refusals
 from uqff.integrations.saving import save_pretrained
-from uqff.integrations.whole import NAMES_KEY, WholeModel, WholePaths, is_known, is_whole, tower_layers
+from uqff.integrations.whole import IDLE_KEY, NAMES_KEY, WholeModel, WholePaths, is_known, is_whole, tower_layers
 from uqff.models.config import QUANT_METHOD, read_config
 from uqff.models.table import architecture_of
 from uqff.parallel import transformers_model
@@ -50,6 +50,7 @@ from uqff.parallel.comm import Comm
 from uqff.parallel.model import Loading, load_into
 from uqff.parallel.plan import HEAD
 from uqff.parallel.source import ModelSource, open_source
+from uqff.parallel.uqff_source import UqffSource
 
 __all__ = ["UqffConfig", "UqffHfQuantizer"]
 
@@ -244,6 +245,8 @@ class UqffHfQuantizer(HfQuantizer):  # type: ignore[misc]
             for name, held in view.state_dict().items():
                 if not held.is_meta and (towers is None or view.is_of_text(name)):
                     source.tensor(name)  # transformers has taken it
+            if isinstance(source, UqffSource):
+                setattr(model, IDLE_KEY, source.idle())
             return view  # type: ignore[no-any-return]
 
         load_into(

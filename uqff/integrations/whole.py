@@ -29,12 +29,14 @@ from uqff.parallel.plan import EMBEDDING, HEAD
 from uqff.parallel.source import ModelSource
 from uqff.parallel.uqff_source import UqffSource
 
-__all__ = ["NAMES_KEY", "WholeModel", "WholePaths", "is_known", "is_whole", "tower_layers"]
+__all__ = ["IDLE_KEY", "NAMES_KEY", "WholeModel", "WholePaths", "is_known", "is_whole", "tower_layers"]
 
 DECODER: Final = EMBEDDING.partition(".")[0]
 WHOLE: Final = "whole."
 NAMES_KEY: Final = "_uqff_names"
 """Where a model keeps what files call the layers of its towers."""
+IDLE_KEY: Final = "_uqff_idle"
+"""Where a model keeps what its file has and it has no module for: layers and tensors, by their names there."""
 
 
 class WholePaths(ModulePaths):

@@ -99,6 +99,12 @@ class UqffSource(Closing):
         left = (module for module in self.keys if module not in self._taken | self.paths.idle)
         return next(filter(self.paths.is_of_text, left), None)
 
+    def idle(self) -> tuple[dict[str, Layer], dict[str, torch.Tensor]]:
+        """Layers that nothing computes with, and tensors, by their names; views."""
+        layers = {path: self.file[self.keys[path]] for path in self.paths.idle if path in self.keys}
+        names = {f"{path}.weight" for path in self.paths.idle - set(layers)}
+        return layers, {name: self.residual[name] for name in names if name in self.residual}
+
     def layer(self, module: str) -> Unloaded:
         """The layer of a module as it is stored; touches no payload.
 
