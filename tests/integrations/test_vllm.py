@@ -5,6 +5,7 @@ They need vLLM for CPUs: ``make test-vllm``.  What of the plug-in needs no vLLM 
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 import inspect
 import json
@@ -21,6 +22,7 @@ import torch
 
 import uqff
 from tests.parallel.models import PROMPT, TinyCase, write
+from tools.tiny import text
 from uqff.errors import FormatError, ShapeError, UnsupportedError
 from uqff.integrations.vllm.stored import StoredWeight
 from uqff.parallel.unloaded import Unloaded
@@ -40,6 +42,10 @@ CASES = [
     TinyCase("qwen3_moe", "fp8", V0),  # experts one by one
     TinyCase("mistral", "f8q8", V1_2, tied=True),
 ]
+OTHERS = (
+    *("Mixtral", "Phi-2", "Phi-3", "Gemma", "Gemma 2", "StarCoder2", "GLM-4", "GLM-4-MoE", "SmolLM3", "Granite 4"),
+    *("HunYuan dense", "HunYuan MoE"),
+)
 GOLDEN = Path(__file__).parents[1] / "golden" / "gguf"
 COUNT = 6
 NEAR = 1e-5
@@ -147,6 +153,19 @@ def test_the_engine_says_what_load_model_says(case: TinyCase, tmp_path: Path) ->
     """Of either generation, tied or not, with biases and with experts."""
     directory, _ = write(case, tmp_path)
     assert_same(answered(directory), expected(directory))
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_other_architectures(name: str, tmp_path: Path) -> None:
+    """Fused and parallel layers, other norms, embeddings that vLLM keeps as plain numbers, experts by other names."""
+    kind = text.TEXTS[name]
+    changes: dict[str, Any] = {"num_attention_heads": 2, "num_key_value_heads": 2 if name == "Phi-2" else 1}
+    if "head_dim" in kind.config():
+        changes["head_dim"] = 32  # the least that vLLM has kernels for
+    text.write_text(dataclasses.replace(kind, values=kind.values | changes), tmp_path / "checkpoint")
+    uqff.quantize_model(tmp_path / "checkpoint", tmp_path / "model", "q8_0")
+    wanted = expected(tmp_path / "model")  # before vLLM has put its activations into transformers
+    assert_same(answered(tmp_path / "model"), wanted)
 
 
 def test_config_json_says_enough(tmp_path: Path) -> None:

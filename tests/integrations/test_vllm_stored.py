@@ -43,18 +43,33 @@ def test_it_is_cut_as_a_tensor_is() -> None:
         (weight.chunk(2, dim=1)[1].unbind()[3], values[3, 32:]),
         (weight.unbind()[2].unsqueeze(0).unbind()[0], values[2]),
         (torch.narrow(weight, 0, 1, 2), values[1:3]),
+        (weight[3], values[3]),
+        (weight[1:3, :, :], values[1:3]),
+        (weight[2].chunk(2)[1][8:], values[2, 40:]),
     ):
         assert cut.shape == wanted.shape
         assert torch.equal(numbers(cut), wanted)
     assert weight.unbind()[0].unsqueeze(0).shape == (1, 64, 32)
 
 
+def test_a_place_of_plain_numbers_is_filled() -> None:
+    """In the dtype of the place, and of a part that was cut out before."""
+    taken: list[int] = []
+    weight = of(uqff.quantize(torch.randn(64, 32), "q8_0"), lambda: taken.append(1))
+    place = torch.empty(32, 32, dtype=torch.float16)
+    place.copy_(weight.narrow(0, 32, 32))
+    assert torch.equal(place, numbers(weight)[32:].half())
+    assert taken
+
+
 def test_what_needs_numbers_is_an_error() -> None:
     """It says of which layer; a cut that the type does not permit is one, too."""
     weight = of(uqff.quantize(torch.ones(64, 256), "q4k"))
-    for change in (torch.Tensor.t, lambda each: each + 1, lambda each: each[:2], lambda each: each.to(torch.float32)):
+    for change in (torch.Tensor.t, lambda each: each + 1, lambda each: each.to(torch.float32)):
         with pytest.raises(UnsupportedError, match=r"a model of vLLM changes a weight that is quantised.*up_proj"):
             change(weight)
+    with pytest.raises(UnsupportedError, match="picks out of"):
+        weight[::2]
     with pytest.raises(UnsupportedError, match="turns"):
         weight.unsqueeze(1)
     with pytest.raises(UnsupportedError, match="no stack"):

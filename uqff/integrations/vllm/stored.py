@@ -67,7 +67,7 @@ class StoredWeight(torch.Tensor):
     def __torch_function__(
         cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        """Cut codes; what needs numbers is an error.
+        """Cut codes, or fill a place of plain numbers; what else needs numbers is an error.
 
         Raises:
             UnsupportedError: a model of vLLM does with its weights what codes do not permit.
@@ -112,6 +112,26 @@ def _unbind(weight: StoredWeight, dim: int = 0) -> list[StoredWeight]:
     return [weight.instead(each) for each in weight.layer.unstack()]
 
 
+def _item(weight: StoredWeight, index: Any) -> StoredWeight:
+    """One expert of a stack, or a range of each dimension."""
+    if type(index) is int and weight.dim() == 3 and not weight.lifted:
+        return weight.instead(weight.layer.unstack()[index])
+    made = weight
+    for dim, each in enumerate(index if isinstance(index, tuple) else (index,)):
+        if not isinstance(each, slice) or each.step not in (None, 1):
+            raise UnsupportedError("a model of vLLM picks out of a weight that is quantised", layer=weight.layer.key)
+        start, stop, _ = each.indices(weight.shape[dim])
+        made = made if stop - start == weight.shape[dim] else made.cut(dim, start, stop - start)
+    return made
+
+
+def _copy(place: torch.Tensor, weight: torch.Tensor, non_blocking: bool = False) -> torch.Tensor:
+    """Of layers that vLLM does not ask a method of quantisation about, such as some embeddings and routers."""
+    layer = unloaded_of(weight, "")
+    made = layer.take(layer.whole()).weight.dequantize(place.dtype)
+    return place.copy_(made.view(weight.shape))
+
+
 def _detach(weight: StoredWeight) -> StoredWeight:
     return weight.instead(weight.layer, lifted=weight.lifted)
 
@@ -122,6 +142,8 @@ _CUTS: dict[str, Callable[..., Any]] = {
     "unsqueeze": _unsqueeze,
     "unbind": _unbind,
     "detach": _detach,
+    "copy_": _copy,
+    "__getitem__": _item,
 }
 
 _LOOKS = frozenset(

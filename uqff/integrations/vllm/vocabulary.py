@@ -56,7 +56,10 @@ class UqffEmbeddingMethod(QuantizeMethodBase):  # type: ignore[misc]
 
     def apply(self, layer: Any, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
         """Hidden states to the logits of this rank, with zeros for what vLLM adds to the vocabulary."""
-        y: torch.Tensor = _held(layer)(x)
+        held = _held(layer)
+        if held is None:  # of an embedding that vLLM did not ask a method about
+            return torch.nn.functional.linear(x, layer.uqff_tied[0].weight, bias)
+        y: torch.Tensor = held(x)
         missing = layer.num_embeddings_per_partition - y.shape[-1]
         if missing:
             y = torch.nn.functional.pad(y, (0, missing))
@@ -64,7 +67,7 @@ class UqffEmbeddingMethod(QuantizeMethodBase):  # type: ignore[misc]
 
     def embedding(self, layer: Any, input_: torch.Tensor) -> torch.Tensor:
         """Tokens, counted from this rank's first, to hidden states."""
-        held, dtype = _held(layer), layer.weight.dtype
+        held, dtype = layer.uqff_rows, layer.weight.dtype
         buffers, start = held.codes, 0 if held.rest is None else held.rest.start
         if buffers.numbers is not None:
             return torch.nn.functional.embedding(input_, buffers.numbers)
@@ -82,8 +85,13 @@ def give_head(layer: Any, weight: torch.Tensor) -> None:
     _load(layer, layer.weight, weight)
 
 
-def _held(layer: Any) -> Any:
-    return layer.uqff_tied[0].uqff_rows if layer.uqff_rows is None else layer.uqff_rows
+def _held(layer: Any) -> LinearPart | None:
+    """The rows of a layer, or those of the embedding that it is tied to; None if that has plain numbers."""
+    if layer.uqff_rows is None and layer.uqff_tied:
+        held: LinearPart | None = getattr(layer.uqff_tied[0], "uqff_rows", None)
+    else:
+        held = layer.uqff_rows
+    return held
 
 
 def _load(layer: Any, param: torch.Tensor, loaded_weight: torch.Tensor) -> None:
