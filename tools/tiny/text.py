@@ -322,9 +322,18 @@ def write_text(text: Text, folder: Path) -> None:
         shapes = {key: tuple(saved.get_slice(key).get_shape()) for key in saved.keys()}  # noqa: SIM118
     save_file({key: values_of(key, shape) for key, shape in shapes.items()}, path)
     named = {"architectures": [text.architecture], "model_type": text.model_type, "torch_dtype": "float32"}
-    made = config.to_dict() | values | named
+    made = _json_numbers(config.to_dict() | values | named)
     made.pop("transformers_version", None)
     (folder / "config.json").write_text(json.dumps(made, indent=2))
+
+
+def _json_numbers(value: Any) -> Any:
+    """A part of a configuration with what transformers 5 writes in place of infinity, which JSON has not."""
+    if isinstance(value, dict):
+        return {key: _json_numbers(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_json_numbers(each) for each in value]
+    return {"__float__": "Infinity"} if value == float("inf") else value
 
 
 def values_of(name: str, shape: tuple[int, ...]) -> np.ndarray[Any, np.dtype[np.float32]]:
