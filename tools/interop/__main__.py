@@ -8,13 +8,13 @@ weights, the package must make every byte that the 0.6.0 and 0.9.5 clients store
 load dtypes. Migration (`migration`): the 0.9.5 client must run migrated pre-1.0 models as it runs its own, and
 as the 0.6.0 client runs the originals; and the other way round. Converted (`gguf`): the 0.9.5 client must say
 the same with a GGUF file and with the UQFF that it is converted to, there and back; and of models that see, with UQFF
-of both files and of the checkpoint (`seeing`). Running (`running`): from
-the clients' files, the package must generate what they do, on 1, 2 and 4 ranks. Kept (`kept`): what other libraries
-quantised and this package keeps, the 0.9.5 client must run as it is. Configurations (`configs`):
-from the `config.json` of either generation of transformers, the package must write one that the 0.9.5 client and both
-generations read as the same model. llama.cpp (`llamacpp`): it and the package must generate the same from GGUF
-files, a real model's among them, which must come back from UQFF as they were. The second reader (`reader`): what
-is written in C from the spec alone must find in every vector what the spec says. Schemas (`schemas`): so must what
+of both files and of the checkpoint (`seeing`); and with what transformers saves of UQFF (`saving`).
+Running (`running`): from the clients' files, the package must generate what they do, on 1, 2 and 4 ranks. Kept
+(`kept`): what other libraries quantised and this package keeps, the 0.9.5 client must run as it is. Configurations
+(`configs`): from the `config.json` of either generation of transformers, the package must write one that the 0.9.5
+client and both generations read as the same model. llama.cpp (`llamacpp`): it and the package must generate the same
+from GGUF files, a real model's among them, which must come back from UQFF as they were. The second reader (`reader`):
+what is written in C from the spec alone must find in every vector what the spec says. Schemas (`schemas`): so must what
 Kaitai Struct's compiler makes of `spec/schemas/uqff.ksy`.
 
 The clients are installed once, into `.venvs/` at the root of the repository.
@@ -180,11 +180,11 @@ def check_migration(clients: dict[str, Client], chosen: Chosen, console: Console
 def check_converted(clients: dict[str, Client], console: Console) -> bool:
     """Print the table of the conversions and what differs; return whether anything does."""
     from tools.interop import gguf as converting  # models run in it, whose libraries other tables do not wait for
-    from tools.interop import seeing
+    from tools.interop import saving, seeing
 
     with tempfile.TemporaryDirectory() as folder:
         client = clients[converting.CLIENT_VERSION]
-        rows = [*converting.check_all(client, Path(folder)), *seeing.check_all(client, Path(folder))]
+        rows = [row for table in (converting, seeing, saving) for row in table.check_all(client, Path(folder))]
     console.print(converting.table_of(rows))
     failed = [row for row in rows if row.problem is not None]
     for row in failed:

@@ -359,7 +359,7 @@ def plain(values: torch.Tensor, kind: str) -> Any:
 
 def table_of(rows: list[Row]) -> Table:
     """The rows as a table."""
-    table = Table(title=f"uqff convert in mistralrs {CLIENT_VERSION}")
+    table = Table(title=f"uqff convert, and what transformers saves, in mistralrs {CLIENT_VERSION}")
     for column in ("model", "types", "compared", "logprobs differ by"):
         table.add_column(column)
     for row in rows:
