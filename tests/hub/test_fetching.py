@@ -8,6 +8,7 @@ import json
 import os
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 
 import uqff
@@ -347,7 +348,8 @@ def test_a_download_that_breaks_off_is_gone_on_with(hub: Hub, caplog: pytest.Log
         assert len(file) == 9
     assert len(lists) > 2
     said = [record.getMessage() for record in caplog.records if record.name.startswith("huggingface_hub")]
-    assert any("/cdn/" in text and "?..." in text for text in said)
+    if int(huggingface_hub.__version__.partition(".")[0]):  # before 1.0, it says nothing
+        assert any("/cdn/" in text and "?..." in text for text in said)
     assert SIGNATURE not in str(said)
 
 

@@ -60,6 +60,9 @@ PASSING: Final = (408, 425, 429, 500, 502, 503, 504)
 NO_ANSWER: Final = ("ConnectError", "NetworkError", "TimeoutException", "ConnectionError", "Timeout")
 """What either library calls errors of a connection."""
 
+BROKEN_OFF: Final = ("ChunkedEncodingError", "RemoteProtocolError")
+"""What they call an answer that ended too soon; huggingface_hub goes on with it by itself since 1.0."""
+
 REASONS: Final = {
     401: "it does not exist, or it is private and the token that is set, if any, may not read it",
     403: "access is forbidden: it must be asked for on the page of the repository, or the token does not allow it",
@@ -275,9 +278,10 @@ def passes(error: Exception, attempt: int) -> bool:
         attempt: how many there were before this one, of which there are ``len(DELAYS) + 1``.
     """
     answer = _answer_of(error)
-    if answer is None or answer.status_code not in PASSING or attempt >= len(DELAYS):
+    broke_off = any(kind.__name__ in BROKEN_OFF for kind in type(error).__mro__)
+    if attempt >= len(DELAYS) or not (broke_off or getattr(answer, "status_code", None) in PASSING):
         return False
-    _pause(attempt, answer.headers)
+    _pause(attempt, getattr(answer, "headers", {}))
     return True
 
 
