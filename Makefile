@@ -37,7 +37,7 @@ TESTS ?= $(TWO)
 # `make test` checks the vectors and the tables of the spec as well: where both are asked for at once, it alone does.
 TESTED_TOO := $(filter test,$(MAKECMDGOALS))
 
-.PHONY: help setup demo test test-gpu test-page test-vllm test-oldest test-newest cpus checks docs lint bench quality interop interop-few vectors golden crash fuzz clients clean
+.PHONY: help setup demo test test-gpu test-page test-vllm test-oldest test-newest cpus checks docs lint bench quality interop interop-few vectors golden crash fuzz clients clients-few clean
 
 help:
 	@echo "make demo     quantise a real model, open it again, compare    (MODEL=DIR, TYPES=q8_0,q4k)"
@@ -125,6 +125,9 @@ quality: $(VENV)/.test
 # The clients of interop, which needs nothing of setup: with two cores, both at once.
 clients: | $(VENV)/.created
 	$(BIN)/python -m tools.interop.install
+
+clients-few: | $(VENV)/.created
+	$(BIN)/python -m tools.interop.install --few
 
 interop: $(VENV)/.demo $(VENV)/.test
 	$(BIN)/python -m tools.interop --two

@@ -42,6 +42,9 @@ MISSING = {
 METHODS = {"madvise", "sendmsg", "recvmsg"}
 """Of objects."""
 
+LOOKING = {"getattr", "hasattr", "CDLL"}
+"""Calls that find what is not named."""
+
 ALONE = "system.py"
 """The module that may use all else, after it has asked whether it is there."""
 
@@ -60,7 +63,7 @@ def used(path: Path) -> set[str]:
             found |= {node.attr} & METHODS
             if isinstance(node.value, ast.Name) and (name := node.value.id.removeprefix("_")) in EVERYWHERE:
                 found |= {f"{name}.{node.attr}"} - _everywhere(name)
-        elif isinstance(node, ast.Call) and ast.unparse(node.func) in ("getattr", "hasattr", "ctypes.CDLL"):
+        elif isinstance(node, ast.Call) and getattr(node.func, "attr", getattr(node.func, "id", "")) in LOOKING:
             found |= {ast.unparse(node)} & {"ctypes.CDLL(None, use_errno=True)"}
             if ast.unparse(node.args[0]).removeprefix("_") in EVERYWHERE:
                 found.add(ast.unparse(node))

@@ -1,6 +1,7 @@
 """The clients, each in a virtual environment of its own.
 
     python -m tools.interop.install            # make clients
+    python -m tools.interop.install --few      # make clients-few: without llama.cpp, which make interop-few leaves out
 
 That needs nothing but Python and pip, so that it can run while `make setup` installs what all else needs.
 """
@@ -67,7 +68,8 @@ def main() -> None:
     for version in MISTRALRS:
         install_client(version)
     install_client(TRANSFORMERS["4"], "transformers")
-    install_llamacpp()
+    if "--few" not in sys.argv[1:]:
+        install_llamacpp()
 
 
 if __name__ == "__main__":
