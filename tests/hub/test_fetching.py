@@ -280,7 +280,11 @@ def test_without_the_hub(hub: Hub, checkpoint: Path, monkeypatch: pytest.MonkeyP
         return True
 
     hub.fault = hung_up
-    with pytest.raises(HubError, match=f"hf://{NAME}"):
+    with uqff.open(f"{NAME}:fp8") as file:
+        assert dict(file) == first
+    with pytest.raises(HubError, match="hf://owner/other"):
+        uqff.open("owner/other")
+    with pytest.raises(ShardError, match=f"no model of that type: expected fp8, got afq4 .*hf://{NAME}"):
         uqff.open(f"{NAME}:afq4", isq=None)
 
 

@@ -57,7 +57,9 @@ THREADS: Final = 8
 PASSING: Final = (408, 425, 429, 500, 502, 503, 504)
 """Answers that may be others soon."""
 
-NO_ANSWER: Final = ("ConnectError", "NetworkError", "TimeoutException", "ConnectionError", "Timeout")
+NO_ANSWER: Final = (
+    "ConnectError", "NetworkError", "RemoteProtocolError", "TimeoutException", "ConnectionError", "Timeout",
+)  # fmt: skip
 """What either library calls errors of a connection."""
 
 BROKEN_OFF: Final = ("ChunkedEncodingError", "RemoteProtocolError")
