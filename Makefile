@@ -47,7 +47,7 @@ help:
 	@echo "make test-gpu tests that need an NVIDIA GPU, with the python3 at hand"
 	@echo "make test-page  the page of inspect --html in Chromium, which must be at hand    (CHROMIUM=/path)"
 	@echo "make test-vllm"
-	@echo "              tests that need vLLM, with its build for CPUs, two gigabytes; Python 3.11, x86; nightly"
+	@echo "              tests that need vLLM, with its build for CPUs, three gigabytes; Python 3.11, x86; nightly"
 	@echo "make cpus     tests of kernels and products, with features of this CPU hidden; nightly"
 	@echo "make checks   whether the vectors notice each check that a reader could forget, and mistakes of quantisers;"
 	@echo "              needs a C compiler; nightly"

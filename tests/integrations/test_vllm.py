@@ -98,10 +98,13 @@ def assert_same(got: list[tuple[int, float]], wanted: list[tuple[int, float]]) -
 
 
 @pytest.fixture(scope="module", autouse=True)
-def registered() -> None:
-    """What vLLM does when it begins."""
+def registered(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What vLLM does when it begins; what it compiles stays here."""
     (found,) = entry_points(group="vllm.general_plugins", name="uqff")
     found.load()()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("VLLM_CACHE_ROOT", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 def test_classes_leave_nothing_of_those_of_vllm_abstract() -> None:
@@ -180,14 +183,17 @@ def test_config_json_says_enough(tmp_path: Path) -> None:
 
 
 def test_compiled_programs_are_those_of_the_types_at_hand(tmp_path: Path) -> None:
-    """What vLLM has compiled, it keeps by the path of a model: of another type at that path, it must not be taken."""
+    """What vLLM has compiled, it keeps by a hash of a model's configuration: of other types it must be another."""
+    place, hashes = tmp_path / "model", set()
     for kind in ("q4_0", "q8_0"):
         directory, _ = write(TinyCase("llama", kind, V1_2), tmp_path / kind)
-        place = tmp_path / "model"
         if place.exists():
             place.rename(tmp_path / "before")
         directory.rename(place)
-        assert_same(answered(place, enforce_eager=False), expected(place))
+        arguments = vllm.EngineArgs(model=str(place), quantization="uqff", skip_tokenizer_init=True)
+        hashes.add(arguments.create_model_config().compute_hash())
+    assert len(hashes) == 2
+    assert_same(answered(place, enforce_eager=False), expected(place))
 
 
 @pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="a rank has a CPU of its own")
