@@ -43,6 +43,8 @@ help:
 	@echo "make demo     quantise a real model, open it again, compare    (MODEL=DIR, TYPES=q8_0,q4k)"
 	@echo "make setup    what these need, at once: demo, docs, interop, lint, test; then they can run side by side (make -j2 ...)"
 	@echo "make clients  what interop compares with, which it installs itself otherwise; can run beside setup"
+	@echo "make clients-few"
+	@echo "              what interop-few does"
 	@echo "make test     the test suite"
 	@echo "make test-gpu tests that need an NVIDIA GPU, with the python3 at hand"
 	@echo "make test-page  the page of inspect --html in Chromium, which must be at hand    (CHROMIUM=/path)"
@@ -126,6 +128,7 @@ quality: $(VENV)/.test
 clients: | $(VENV)/.created
 	$(BIN)/python -m tools.interop.install
 
+# Those of interop-few.
 clients-few: | $(VENV)/.created
 	$(BIN)/python -m tools.interop.install --few
 
