@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
+from importlib import metadata
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -77,9 +78,25 @@ def _renamed(path: Path, made: Path, own: str, other: str) -> Path:
     return made
 
 
+STACKS = int(metadata.version("transformers").partition(".")[0]) >= 5
+REASON = "experts of transformers 4 are not run"
+MIXTURES = (
+    "Mixtral",
+    "Phi-3.5-MoE",
+    "Qwen3-Next",
+    "GLM-4-MoE",
+    "Granite 4",
+    "DeepSeek V2",
+    "DeepSeek V3",
+    "HunYuan MoE",
+)
+
+
 @pytest.mark.parametrize("name", text.TEXTS)
 def test_logits_are_those_of_the_dequantised_checkpoint(name: str, written: Written, tmp_path: Path) -> None:
     """As transformers computes them; so are those of a checkpoint that is quantised while it is loaded."""
+    if name in MIXTURES and not STACKS:
+        pytest.skip(REASON)
     from transformers import AutoModelForCausalLM
 
     folder = written(name)
@@ -141,6 +158,7 @@ def test_experts_that_transformers_4_has_otherwise() -> None:
     assert expert_places(model) == []
 
 
+@pytest.mark.skipif(not STACKS, reason=REASON)
 def test_roles() -> None:
     """Which architectures have layers that nothing says how to split, whatever their sizes."""
     names = [name for name in (*SPLIT, *PARTLY, *WHOLE) if text.has(name)]
@@ -159,6 +177,7 @@ def test_roles() -> None:
 UNEVEN = "model.layers.0.{} and {} more: whole on every rank, because heads or widths do not divide by 2"
 
 
+@pytest.mark.skipif(not STACKS, reason=REASON)
 def test_two_ranks_agree_with_one(written: Written, tmp_path: Path) -> None:
     """One architecture of each form; layers that ranks cannot share are whole on both, and that is told."""
     names = [name for name in FORMS if text.has(name)]
