@@ -77,7 +77,7 @@ def test_threads_share_it(kind: str, arithmetic: str, monkeypatch: pytest.Monkey
         monkeypatch.setenv("UQFF_NUM_THREADS", str(threads))
         x = row(1, 1024, seed=threads)
         assert same(product_cpu.multiply(x, weight, arithmetic), anew(x, weight, arithmetic))
-        assert one_of(weight, arithmetic)._made[0] == threads
+        assert one_of(weight, arithmetic)._threads == threads
 
 
 def test_callers_at_the_same_time() -> None:
@@ -98,6 +98,29 @@ def test_callers_at_the_same_time() -> None:
     assert wrong == []
 
 
+def test_nobody_else_is_at_it_until_it_is_known_whether_it_is_exact(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A caller that comes while a chain is made, or done, has its product made the other way: they share their room."""
+    weight = buffers("q4k")
+    huge, found = row() * 1e30, list[Any]()
+    assert same(product_cpu.multiply(huge, weight, "exact"), anew(huge, weight, "exact"))
+    one = one_of(weight, "exact")
+    done = type(one._chain).__call__
+
+    def beside(self: Any, *given: Any) -> None:
+        done(self, *given)
+        found.append(one(row()))
+
+    monkeypatch.setattr(type(one._chain), "__call__", beside)
+    assert one(huge) is None
+    assert found == [None]
+    monkeypatch.undo()
+    made = type(one)._made
+    monkeypatch.setattr(type(one), "_made", lambda self, threads: (found.append(self(row())), made(self, threads))[1])
+    one._chain = None
+    assert same(one(row()), anew(row(), weight, "exact"))
+    assert found == [None, None]
+
+
 def test_rows_that_do_not_lie_there_as_they_are() -> None:
     """Every other number; a view of which the sign is still to be changed."""
     weight, x = buffers("q4k"), row(1, 2 * SHAPE[1])
@@ -113,8 +136,7 @@ def test_an_interrupted_product_is_not_gone_on_with(monkeypatch: pytest.MonkeyPa
     weight = buffers("q4k")
     expected = anew(row(), weight, "exact")
     assert same(product_cpu.multiply(row(), weight, "exact"), expected)
-    one = one_of(weight, "exact")
-    before = one._made[1]
+    before = one_of(weight, "exact")
 
     def interrupted(*_: Any) -> None:
         raise KeyboardInterrupt
@@ -124,8 +146,8 @@ def test_an_interrupted_product_is_not_gone_on_with(monkeypatch: pytest.MonkeyPa
         product_cpu.multiply(row(), weight, "exact")
     monkeypatch.undo()
     assert same(product_cpu.multiply(row(), weight, "exact"), expected)
-    assert one._made[1] is not before
-    assert not before((0, 0), 1)  # nor is it ever
+    assert one_of(weight, "exact") is not before
+    assert before(row()) is None  # nor is it ever
 
 
 def test_stacks_are_left_to_others() -> None:

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import ctypes
 import math
+import threading
 from collections.abc import Hashable, Sequence
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from weakref import ReferenceType, ref
 
 import numpy as np
@@ -25,7 +26,7 @@ from uqff.simd.threads import num_threads
 if TYPE_CHECKING:
     from uqff.families import QuantizedTensor
     from uqff.families.multiplying import EngineProduct
-    from uqff.simd.chain import Prepared, Task
+    from uqff.simd.chain import Chain, Task
     from uqff.simd.decoding import Decoding
 
 __all__ = ["engine_task", "gather_linear", "linear", "linear_as_engine", "multiply"]
@@ -70,7 +71,10 @@ class _Ways(NamedTuple):
 
 
 class _OneRow:
-    """The product of one row, of which all but the row is in its place: to begin is what a small product costs."""
+    """The product of one row, of which all but the row is in its place: to begin is what a small product costs.
+
+    What stages leave for each other has its place, too, so that it is made by one thread at a time.
+    """
 
     def __init__(
         self,
@@ -82,12 +86,15 @@ class _OneRow:
 
         Args:
             stages: of a chain.
-            arrays: where they have activations and product.
+            arrays: where they have activations and product; nothing is read or written there.
             fits: where they say whether they are exact for the activations.
         """
         self._stages, self._arrays, self._fits, self._outputs = stages, arrays, fits, arrays[1].shape[1]
         self._shared = any(task.n > task.grain for tasks in stages for task in tasks)
-        self._made: tuple[int, Prepared | None] = 0, None
+        self._one = threading.Lock()
+        self._threads = 0
+        self._chain: Chain | None = None
+        self._places: list[list[tuple[Any, int]]] = []
 
     @classmethod
     def of(cls, ways: _Ways, arithmetic: str) -> _OneRow | None:
@@ -104,25 +111,33 @@ class _OneRow:
         return cls(stages, (x, y), fits) if stages else None
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor | None:
-        """``[..., out]``; None if it has to be made in another way."""
+        """``[..., out]``; None if it has to be made in another way, as while another thread is at it.
+
+        Interrupted, it is never made again: threads may still be at it.
+        """
         place = x.data_ptr()
-        if not place or not x.is_contiguous() or x.is_neg():
+        if not place or not x.is_contiguous() or x.is_neg() or not self._one.acquire(blocking=False):
             return None
         threads = num_threads() if self._shared else 1
-        made = self._made[1]
-        if made is None or threads != self._made[0]:
-            from uqff.simd.chain import Prepared
-
-            made = Prepared(self._stages, threads, self._arrays)
-            self._made = threads, made
+        chain = self._chain if threads == self._threads else None
+        if chain is None:
+            chain = self._made(threads)
         shape = (1, self._outputs) if x.ndim == 2 else (*x.shape[:-1], self._outputs)
         y = torch.from_numpy(np.empty(shape, np.float32))  # half the time of torch.empty
-        try:
-            done = made((place, y.data_ptr()), threads, (x, y))
-        except BaseException:
-            self._made = 0, None
-            raise
-        return y if done and self._fits[0] else None
+        for places, address in zip(self._places, (place, y.data_ptr()), strict=True):
+            for frame, at in places:
+                frame[at] = address
+        chain(threads, (x, y))
+        fits = self._fits[0]
+        self._one.release()
+        return y if fits else None
+
+    def _made(self, threads: int) -> Chain:
+        from uqff.simd.chain import Chain
+
+        self._threads, self._chain = threads, Chain(self._stages, threads)
+        self._places = [self._chain.places(each) for each in self._arrays]
+        return self._chain
 
 
 _by_address: dict[tuple[object, ...], _Ways | None] = {}
@@ -159,7 +174,11 @@ def _one_row(x: torch.Tensor, ways: _Ways, arithmetic: str) -> torch.Tensor | No
     if arithmetic not in known:
         known[arithmetic] = _OneRow.of(ways, arithmetic)
     one = known[arithmetic]
-    return None if one is None else one(x)
+    try:
+        return None if one is None else one(x)
+    except BaseException:
+        known.pop(arithmetic, None)
+        raise
 
 
 def engine_task(

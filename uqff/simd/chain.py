@@ -6,7 +6,6 @@ result.  In a chain all of that is there beforehand, and threads wait in compile
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -15,7 +14,7 @@ import numpy as np
 from uqff.simd import crew
 from uqff.simd.crew import RANGES, Memory, Shared
 
-__all__ = ["Chain", "Prepared", "Task"]
+__all__ = ["Chain", "Task"]
 
 _RUN: Any = crew.run_stages
 
@@ -87,47 +86,9 @@ class Chain:
             _RUN(self._alone, self._stages, 0, 0, 1)
 
     def places(self, array: Any) -> list[tuple[Memory, int]]:
-        """Where the address of an array is kept: of each frame that has it, the frame and the number there."""
+        """Where the address of an array is kept: of each frame that has it, the frame and the number there.
+
+        Another address may be put there, between one call and the next.
+        """
         address = array.ctypes.data
         return [(frame, int(at)) for frame, _ in self._held for at in np.flatnonzero(frame == address)]
-
-
-class Prepared:
-    """A chain of which some arrays lie elsewhere at each call: the arguments of a product, all else being in its place.
-
-    Example:
-        >>> from uqff.simd.chain import Prepared
-        >>> Prepared([], 1, ())((), 1)
-        True
-    """
-
-    def __init__(self, stages: Sequence[Sequence[Task]], threads: int, arrays: Sequence[Any]) -> None:
-        """Compile what has not been compiled.
-
-        Args:
-            stages: in order.
-            threads: that ranges are made for.
-            arrays: those of the tasks' that will lie elsewhere. Nothing is read or written there.
-        """
-        self._chain = Chain(stages, threads)
-        self._places = [self._chain.places(each) for each in arrays]
-        self._one = threading.Lock()
-
-    def __call__(self, addresses: Sequence[int], threads: int, held: Any = None) -> bool:
-        """Whether it was done: it cannot be while another thread does it.
-
-        Interrupted, it cannot be done again: threads may still be at it.
-
-        Args:
-            addresses: of each array, this time.
-            threads: that take part at most, this one included.
-            held: what keeps the memory there.
-        """
-        if not self._one.acquire(blocking=False):
-            return False
-        for places, address in zip(self._places, addresses, strict=True):
-            for frame, at in places:
-                frame[at] = address
-        self._chain(threads, held)
-        self._one.release()
-        return True

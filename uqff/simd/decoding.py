@@ -245,17 +245,28 @@ class Decoding(NamedTuple):
             return [[self.alone(x, y)]]
         if columns % WIDTH or (order is not None and not self.decoder.takes(columns)):
             return []
-        places = self.planes * (self.stride if self.planes > 1 else y.shape[1])
-        grain = -(-GRAIN // (columns * self.planes)) * self.planes
-        shared, given, before = self.decoder.multiply, x, list[list[Task]]()
-        if order is not None:
-            shared, given = self.decoder.multiply_row, np.empty((1, self._ordered(columns)), np.float32)
-            before = [[Task(_ARRANGE, (x, order, given, fits))]]
-        stride = places // self.planes
-        return [
-            *before,
-            [Task(shared, (self.parts, given, y, 0, columns // self.size, self.planes, stride), places, grain)],
-        ]
+        if order is None:
+            return [[self._task(self.decoder.multiply, x, y, columns)]]
+        given = np.empty((1, self._ordered(columns)), np.float32)
+        return [[Task(_ARRANGE, (x, order, given, fits))], [self._task(self.decoder.multiply_row, given, y, columns)]]
+
+    def _task(
+        self, shared: Shared, given: Floats, y: Floats, columns: int, first: int = 0, *, whole: bool = True
+    ) -> Task:
+        """The product of one row, by :attr:`Decoder.multiply` or :attr:`Decoder.multiply_row`.
+
+        Args:
+            shared: which.
+            given: the activations that it takes.
+            y: see :meth:`multiply`, and so are the others.
+            columns: numbers of a row of the weight.
+            first: row to begin with.
+            whole: whether these are all rows.
+        """
+        planes = self.planes if whole else 1
+        stride = self.stride if planes > 1 else y.shape[1]
+        grain = -(-GRAIN // (columns * planes)) * planes
+        return Task(shared, (self.parts, given, y, first, columns // self.size, planes, stride), planes * stride, grain)
 
     def _ordered(self, columns: int) -> int:
         """Activations of a row in an order, and what fills up the last of them."""
@@ -281,14 +292,12 @@ class Decoding(NamedTuple):
             self.alone(x, y)()
             return
         columns, rows, parts = x.shape[1], y.shape[1], self.parts
-        items, planes = columns // self.size, self.planes if whole else 1
-        stride = self.stride if planes > 1 else rows
-        grain = -(-GRAIN // (columns * planes)) * planes
         by_row = self._by_row(x)
         if by_row is not None:
-            one, given = by_row
-            one((parts, given, y, first, items, planes, stride), planes * stride, grain=grain)
+            self._task(*by_row, y, columns, first, whole=whole)()
             return
+        items, planes = columns // self.size, self.planes if whole else 1
+        stride = self.stride if planes > 1 else rows
         if columns % LANES:
             padded = np.zeros((len(x), -(-columns // LANES) * LANES), np.float32)
             padded[:, :columns] = x
