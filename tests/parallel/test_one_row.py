@@ -115,7 +115,12 @@ def test_nobody_else_is_at_it_until_it_is_known_whether_it_is_exact(monkeypatch:
     assert found == [None]
     monkeypatch.undo()
     made = type(one)._made
-    monkeypatch.setattr(type(one), "_made", lambda self, threads: (found.append(self(row())), made(self, threads))[1])
+
+    def while_made(self: Any, threads: int) -> Any:
+        found.append(self(row()))
+        return made(self, threads)
+
+    monkeypatch.setattr(type(one), "_made", while_made)
     one._chain = None
     assert same(one(row()), anew(row(), weight, "exact"))
     assert found == [None, None]

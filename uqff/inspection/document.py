@@ -7,10 +7,10 @@ from typing import Any
 from uqff.errors import UqffError
 from uqff.inspection.layer import LayerReport
 from uqff.inspection.statistics import Statistics
-from uqff.inspection.summary import FileSummary, LayerRow
+from uqff.inspection.summary import FileSummary, LayerRow, Totals
 from uqff.inspection.values import json_value
 
-__all__ = ["SCHEMA", "layer_document", "summary_document"]
+__all__ = ["SCHEMA", "layer_document", "summary_document", "totals_document", "types_document"]
 
 SCHEMA = 1
 """Raised when a member is renamed, removed or changes its meaning; new members do not raise it."""
@@ -36,25 +36,42 @@ def summary_document(summary: FileSummary) -> dict[str, Any]:
         "totals": {
             "layers": len(summary.layers),
             "broken": len(summary.broken),
-            "bytes": summary.nbytes,
-            "weights": summary.weights,
-            "payload_bytes": summary.payload_bytes,
-            "bits_per_weight": summary.bits_per_weight,
+            **totals_document(summary),
         },
-        "types": [
-            {
-                "type": row.kind,
-                "layers": row.layers,
-                "weights": row.weights,
-                "payload_bytes": row.payload_bytes,
-                "bits_per_weight": row.bits_per_weight,
-            }
-            for row in summary.types
-        ],
+        "types": types_document(summary, "layers"),
         "layers": [_layer(row) for row in summary.layers],
         "layout": summary.layout.keys,
         "extra": [{"name": row.name, "dtype": row.dtype, "shape": list(row.shape)} for row in summary.extra],
     }
+
+
+def totals_document(totals: Totals) -> dict[str, Any]:
+    """What the weights of a model take together."""
+    return {
+        "bytes": totals.nbytes,
+        "weights": totals.weights,
+        "payload_bytes": totals.payload_bytes,
+        "bits_per_weight": totals.bits_per_weight,
+    }
+
+
+def types_document(totals: Totals, counted: str) -> list[dict[str, Any]]:
+    """The same by types.
+
+    Args:
+        totals: of a model.
+        counted: what its weights are called.
+    """
+    return [
+        {
+            "type": row.kind,
+            counted: row.layers,
+            "weights": row.weights,
+            "payload_bytes": row.payload_bytes,
+            "bits_per_weight": row.bits_per_weight,
+        }
+        for row in totals.types
+    ]
 
 
 def layer_document(report: LayerReport) -> dict[str, Any]:

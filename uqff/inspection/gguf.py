@@ -15,9 +15,9 @@ from uqff.gguf.reader import GgufFile, open_gguf
 from uqff.gguf.schema import Array, Value
 from uqff.hub.client import RemoteFolder, Unreachable
 from uqff.hub.names import hub_name
-from uqff.inspection.document import SCHEMA
+from uqff.inspection.document import SCHEMA, totals_document, types_document
 from uqff.inspection.remote import gguf_looked_into
-from uqff.inspection.summary import FileRow, TypeRow
+from uqff.inspection.summary import FileRow, Totals
 from uqff.inspection.values import json_value
 
 __all__ = ["GgufSummary", "ListedArray", "TensorRow", "gguf_document", "gguf_meant", "inspect_gguf", "summarize_gguf"]
@@ -56,13 +56,23 @@ class TensorRow:
     nbytes: int | None
 
     @property
+    def kind(self) -> str:
+        """See :attr:`type`."""
+        return self.type
+
+    @property
     def weights(self) -> int:
         """Number of elements."""
         return math.prod(self.shape)
 
+    @property
+    def payload_bytes(self) -> int:
+        """Bytes of its blocks; 0 of a type that is not read."""
+        return self.nbytes or 0
+
 
 @dataclass(frozen=True)
-class GgufSummary:
+class GgufSummary(Totals):
     """A GGUF file: its files, the version of the format, its metadata, its tensors in their order."""
 
     files: tuple[FileRow, ...]
@@ -71,41 +81,9 @@ class GgufSummary:
     tensors: tuple[TensorRow, ...]
 
     @property
-    def read(self) -> list[TensorRow]:
+    def stored(self) -> list[TensorRow]:
         """The tensors of types that are read."""
         return [row for row in self.tensors if row.nbytes is not None]
-
-    @property
-    def types(self) -> list[TypeRow]:
-        """The types that occur and are read, most elements first."""
-        by_type: dict[str, list[TensorRow]] = {}
-        for row in self.read:
-            by_type.setdefault(row.type, []).append(row)
-        rows = [
-            TypeRow(name, len(group), sum(row.weights for row in group), sum(row.nbytes or 0 for row in group))
-            for name, group in by_type.items()
-        ]
-        return sorted(rows, key=lambda row: (-row.weights, row.kind))
-
-    @property
-    def nbytes(self) -> int:
-        """Size of all files."""
-        return sum(file.nbytes for file in self.files)
-
-    @property
-    def weights(self) -> int:
-        """Number of elements of the tensors that are read."""
-        return sum(row.weights for row in self.read)
-
-    @property
-    def payload_bytes(self) -> int:
-        """Bytes of the same."""
-        return sum(row.nbytes or 0 for row in self.read)
-
-    @property
-    def bits_per_weight(self) -> float | None:
-        """Stored bits per element; None if there is none."""
-        return 8 * self.payload_bytes / self.weights if self.weights else None
 
 
 def inspect_gguf(path: PathLike, *, isq: str | None = None) -> GgufSummary:
@@ -191,21 +169,9 @@ def gguf_document(summary: GgufSummary) -> dict[str, Any]:
         "metadata": {key: _metadata(value) for key, value in summary.metadata.items()},
         "totals": {
             "tensors": len(summary.tensors),
-            "bytes": summary.nbytes,
-            "weights": summary.weights,
-            "payload_bytes": summary.payload_bytes,
-            "bits_per_weight": summary.bits_per_weight,
+            **totals_document(summary),
         },
-        "types": [
-            {
-                "type": row.kind,
-                "tensors": row.layers,
-                "weights": row.weights,
-                "payload_bytes": row.payload_bytes,
-                "bits_per_weight": row.bits_per_weight,
-            }
-            for row in summary.types
-        ],
+        "types": types_document(summary, "tensors"),
         "tensors": [
             {
                 "name": row.name,

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import Protocol
 
 from uqff.codes import Version
 from uqff.container import UqffFile
@@ -16,11 +19,13 @@ from uqff.progress import Progress, Steps
 from uqff.schema.bricks import FieldTrace
 
 __all__ = [
+    "CountedWeight",
     "ExtraRow",
     "FileRow",
     "FileSummary",
     "LayerRow",
     "ResidualRow",
+    "Totals",
     "TypeRow",
     "layer_row",
     "module_names",
@@ -102,8 +107,71 @@ class ExtraRow:
     shape: tuple[int, ...]
 
 
+class CountedWeight(Protocol):
+    """A weight that is counted."""
+
+    @property
+    def kind(self) -> str:
+        """Its type."""
+
+    @property
+    def weights(self) -> int:
+        """Number of elements."""
+
+    @property
+    def payload_bytes(self) -> int:
+        """What they take, without framing and biases."""
+
+
+class Totals:
+    """What the weights of a model take together, by their types too.
+
+    Attributes:
+        files: of the model.
+    """
+
+    files: tuple[FileRow, ...]
+
+    @property
+    @abstractmethod
+    def stored(self) -> Sequence[CountedWeight]:
+        """The weights that could be read."""
+
+    @property
+    def types(self) -> list[TypeRow]:
+        """The types that occur, most weights first."""
+        by_kind: dict[str, list[CountedWeight]] = {}
+        for each in self.stored:
+            by_kind.setdefault(each.kind, []).append(each)
+        rows = [
+            TypeRow(kind, len(group), sum(o.weights for o in group), sum(o.payload_bytes for o in group))
+            for kind, group in by_kind.items()
+        ]
+        return sorted(rows, key=lambda row: (-row.weights, row.kind))
+
+    @property
+    def nbytes(self) -> int:
+        """Size of all files."""
+        return sum(file.nbytes for file in self.files)
+
+    @property
+    def weights(self) -> int:
+        """Number of weights of what could be read."""
+        return sum(each.weights for each in self.stored)
+
+    @property
+    def payload_bytes(self) -> int:
+        """Stored bytes of the same, without framing and biases."""
+        return sum(each.payload_bytes for each in self.stored)
+
+    @property
+    def bits_per_weight(self) -> float | None:
+        """Stored bits per weight over all of them; None if there is none."""
+        return 8 * self.payload_bytes / self.weights if self.weights else None
+
+
 @dataclass(frozen=True)
-class FileSummary:
+class FileSummary(Totals):
     """A model: its files, its layers in the order of their keys, whatever else its files hold, and how its rows lie."""
 
     files: tuple[FileRow, ...]
@@ -130,36 +198,9 @@ class FileSummary:
         return sorted({meta.version for meta in self.metas})
 
     @property
-    def types(self) -> list[TypeRow]:
-        """The types that occur, most weights first."""
-        by_kind: dict[str, list[LayerMeta]] = {}
-        for meta in self.metas:
-            by_kind.setdefault(meta.kind, []).append(meta)
-        rows = [
-            TypeRow(kind, len(group), sum(o.weights for o in group), sum(o.payload_bytes for o in group))
-            for kind, group in by_kind.items()
-        ]
-        return sorted(rows, key=lambda row: (-row.weights, row.kind))
-
-    @property
-    def nbytes(self) -> int:
-        """Size of all shards."""
-        return sum(file.nbytes for file in self.files)
-
-    @property
-    def weights(self) -> int:
-        """Number of weights of the readable layers."""
-        return sum(meta.weights for meta in self.metas)
-
-    @property
-    def payload_bytes(self) -> int:
-        """Stored bytes of the readable weights, without framing and biases."""
-        return sum(meta.payload_bytes for meta in self.metas)
-
-    @property
-    def bits_per_weight(self) -> float | None:
-        """Stored bits per weight over all readable layers; None if there is none."""
-        return 8 * self.payload_bytes / self.weights if self.weights else None
+    def stored(self) -> list[LayerMeta]:
+        """See :class:`Totals`."""
+        return self.metas
 
 
 def summarize(file: UqffFile, *, progress: Progress | None = None) -> FileSummary:

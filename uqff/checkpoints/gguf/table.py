@@ -10,6 +10,7 @@ Authority: llama.cpp, ``gguf-py/gguf/tensor_mapping.py``, ``conversion/*.py``, `
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, Final
 
 from uqff.checkpoints.gguf.declared import BlockTensor, GgufArchitecture, OtherNumbers, SeveralMatrices
@@ -100,6 +101,18 @@ def _is_ministral(config: Mapping[str, Any]) -> bool:
     return named and isinstance(scaling, Mapping) and scaling.get("mscale_all_dim") is not None
 
 
+_QWEN2: Final = GgufArchitecture("qwen2", ("Qwen2ForCausalLM",), biases=_QKV)
+_QWEN3: Final = GgufArchitecture("qwen3", ("Qwen3ForCausalLM",), norms=(*_NORMS, *_QK_NORMS))
+_QWEN3_MOE: Final = GgufArchitecture(
+    "qwen3moe",
+    ("Qwen3MoeForCausalLM",),
+    norms=(*_NORMS, *_QK_NORMS),
+    plain=(BlockTensor("mlp.gate.weight"),),
+    expert_count="num_experts",
+    expert_size="moe_intermediate_size",
+    fixed={"decoder_sparse_step": 1, "mlp_only_layers": [], "model_type": "qwen3_moe", "norm_topk_prob": True},
+)
+
 ARCHITECTURES: Final = (
     GgufArchitecture(
         "llama",
@@ -119,38 +132,12 @@ ARCHITECTURES: Final = (
         yarn={"mscale": 1.0},
         tempered=True,
     ),
-    GgufArchitecture("qwen2", ("Qwen2ForCausalLM",), biases=_QKV),
-    GgufArchitecture("qwen2vl", ("Qwen2ForCausalLM",), biases=_QKV, axes="", only_read=True),
-    GgufArchitecture("qwen3", ("Qwen3ForCausalLM",), norms=(*_NORMS, *_QK_NORMS)),
-    GgufArchitecture(
-        "qwen3vl",
-        ("Qwen3ForCausalLM",),
-        norms=(*_NORMS, *_QK_NORMS),
-        derived=_DEEPSTACK,
-        axes="",
-        only_read=True,
-    ),
-    GgufArchitecture(
-        "qwen3moe",
-        ("Qwen3MoeForCausalLM",),
-        norms=(*_NORMS, *_QK_NORMS),
-        plain=(BlockTensor("mlp.gate.weight"),),
-        expert_count="num_experts",
-        expert_size="moe_intermediate_size",
-        fixed={"decoder_sparse_step": 1, "mlp_only_layers": [], "model_type": "qwen3_moe", "norm_topk_prob": True},
-    ),
-    GgufArchitecture(
-        "qwen3vlmoe",
-        ("Qwen3MoeForCausalLM",),
-        norms=(*_NORMS, *_QK_NORMS),
-        plain=(BlockTensor("mlp.gate.weight"),),
-        expert_count="num_experts",
-        expert_size="moe_intermediate_size",
-        fixed={"decoder_sparse_step": 1, "mlp_only_layers": [], "model_type": "qwen3_moe", "norm_topk_prob": True},
-        derived=_DEEPSTACK,
-        axes="",
-        only_read=True,
-    ),
+    _QWEN2,
+    replace(_QWEN2, name="qwen2vl", axes="", only_read=True),
+    _QWEN3,
+    replace(_QWEN3, name="qwen3vl", derived=_DEEPSTACK, axes="", only_read=True),
+    _QWEN3_MOE,
+    replace(_QWEN3_MOE, name="qwen3vlmoe", derived=_DEEPSTACK, axes="", only_read=True),
     GgufArchitecture(
         "llama",
         ("MixtralForCausalLM",),

@@ -10,7 +10,7 @@ import torch
 from vllm.model_executor.layers.fused_moe.fused_moe_method_base import FusedMoEMethodBase
 
 from uqff.errors import FormatError, UnsupportedError
-from uqff.integrations.vllm.part import ExpertsPart
+from uqff.integrations.vllm.part import ExpertsPart, make_place
 from uqff.integrations.vllm.stored import unloaded_of
 from uqff.parallel.shard import Slice
 from uqff.parallel.unloaded import Unloaded
@@ -58,9 +58,7 @@ class UqffExpertsMethod(FusedMoEMethodBase):  # type: ignore[misc]
         layer.uqff_experts = {GATE: {}, DOWN: {}, UP: {}}
         layer.uqff_stacks = torch.nn.ModuleDict()
         for name in ("w13_weight", "w2_weight"):
-            weight = torch.nn.Parameter(torch.empty(0, dtype=params_dtype), requires_grad=False)
-            weight.weight_loader = partial(_load, layer)  # type: ignore[attr-defined]
-            layer.register_parameter(name, weight)
+            make_place(layer, name, params_dtype, _load)
 
     def process_weights_after_loading(self, layer: Any) -> None:
         """Stack the shares of all experts.

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any, Final
 
 import torch
 from vllm.model_executor.layers.linear import LinearMethodBase, QKVParallelLinear
 
 from uqff.errors import FormatError
-from uqff.integrations.vllm.part import LinearPart
+from uqff.integrations.vllm.part import LinearPart, make_place
 from uqff.integrations.vllm.stored import unloaded_of
 from uqff.parallel.shard import Slice
 
@@ -33,9 +32,7 @@ class UqffLinearMethod(LinearMethodBase):  # type: ignore[misc]
         **extra_weight_attrs: Any,
     ) -> None:
         """Make a parameter without numbers, whose ``weight_loader`` takes the layers."""
-        weight = torch.nn.Parameter(torch.empty(0, dtype=params_dtype), requires_grad=False)
-        weight.weight_loader = partial(_load, layer)  # type: ignore[attr-defined]
-        layer.register_parameter("weight", weight)
+        make_place(layer, "weight", params_dtype, _load)
         layer.uqff_inputs = Slice(1, 0, input_size)
         if input_size_per_partition != input_size:
             layer.uqff_inputs = Slice(1, layer.tp_rank * input_size_per_partition, input_size_per_partition)

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
 import torch
 
 from uqff.errors import located
@@ -11,7 +15,21 @@ from uqff.parallel.shard import Slice
 from uqff.parallel.unloaded import Unloaded
 from uqff.parallel.weight import WeightBuffers
 
-__all__ = ["ExpertsPart", "LinearPart"]
+__all__ = ["ExpertsPart", "LinearPart", "make_place"]
+
+
+def make_place(layer: Any, name: str, dtype: torch.dtype, load: Callable[..., Any]) -> None:
+    """Give a layer of vLLM a parameter without numbers, whose ``weight_loader`` takes what files hold.
+
+    Args:
+        layer: of vLLM.
+        name: of the parameter.
+        dtype: of activations.
+        load: ``(layer, parameter, weight, ...)``: takes a weight.
+    """
+    weight = torch.nn.Parameter(torch.empty(0, dtype=dtype), requires_grad=False)
+    weight.weight_loader = partial(load, layer)  # type: ignore[attr-defined]
+    layer.register_parameter(name, weight)
 
 
 def _take(source: Unloaded, cut: Slice) -> tuple[QuantizedTensor, Slice | None]:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 import torch
 from vllm.model_executor.layers.quantization.base_config import QuantizeMethodBase
 
 from uqff.errors import FormatError
-from uqff.integrations.vllm.part import LinearPart
+from uqff.integrations.vllm.part import LinearPart, make_place
 from uqff.integrations.vllm.stored import unloaded_of
 from uqff.parallel.shard import Slice
 from uqff.parallel.vocabulary import rows_of
@@ -33,9 +32,7 @@ class UqffEmbeddingMethod(QuantizeMethodBase):  # type: ignore[misc]
         **extra_weight_attrs: Any,
     ) -> None:
         """Make a parameter without numbers, whose ``weight_loader`` takes the layer."""
-        weight = torch.nn.Parameter(torch.empty(0, dtype=params_dtype), requires_grad=False)
-        weight.weight_loader = partial(_load, layer)  # type: ignore[attr-defined]
-        layer.register_parameter("weight", weight)
+        make_place(layer, "weight", params_dtype, _load)
         layer.uqff_rows = None
         layer.uqff_tied = ()  # no module of the layer
 
